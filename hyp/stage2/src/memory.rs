@@ -1,0 +1,172 @@
+//! Where tables live, who works on them, and when their frames may be used again.
+
+use crate::address::{Level, Pa, TABLE_ENTRIES};
+use crate::descriptor::Descriptor;
+use crate::entry::{Entry, Unlinked};
+use crate::tlb::Tlb;
+use core::ptr::NonNull;
+use core::slice;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Sole ownership of the frame of one table (or of the run of frames of a root): no entry leads to it yet, or no more.
+#[must_use = "dropping a table frame leaks it"]
+#[derive(Debug, PartialEq, Eq)]
+pub struct TableFrame {
+    pa: Pa,
+    tables: usize,
+}
+
+impl TableFrame {
+    /// Takes ownership of the zeroed frame at `pa`.
+    pub const fn new(pa: Pa) -> Self {
+        Self { pa, tables: 1 }
+    }
+
+    /// Takes ownership of the run of `tables` zeroed frames at `pa`, for a root.
+    pub const fn root(pa: Pa, tables: usize) -> Self {
+        Self { pa, tables }
+    }
+
+    /// Ownership of a frame that a link led to: for whoever froze all of it, or never showed it.
+    pub(crate) const fn from_linked(pa: Pa) -> Self {
+        Self::new(pa)
+    }
+
+    /// The (first) frame's address.
+    pub const fn pa(&self) -> Pa {
+        self.pa
+    }
+
+    /// How many frames these are.
+    pub const fn tables(&self) -> usize {
+        self.tables
+    }
+}
+
+/// The frames that tables are made of. Every CPU uses its own.
+///
+/// # Safety
+/// [`allocate`](Self::allocate) returns frames that nobody else uses, zeroed, aligned to a page, and
+/// [`entries`](Self::entries) maps the address of each one to memory that stays valid for shared access as
+/// [`TABLE_ENTRIES`] [`Entry`] values until the frame is freed. The same holds for the frames of a root.
+pub unsafe trait TableMemory {
+    /// A zeroed frame, or `None` where there are none left. Called in the fault path: no lock, no shared cache line.
+    fn allocate(&self) -> Option<TableFrame>;
+
+    /// Takes back a frame that no walker can have seen.
+    fn free(&self, frame: TableFrame);
+
+    /// Where the table at `pa` is reachable.
+    fn entries(&self, pa: Pa) -> NonNull<Entry>;
+}
+
+/// Deferred reclamation: an epoch that the caller entered before its walk and leaves after it.
+pub trait Epoch {
+    /// Frees the frame once every CPU that is inside an epoch now has left it (rule 7).
+    fn retire(&self, unlinked: Unlinked);
+}
+
+/// The CPU that works on the tables: its frames, its TLB instructions, its stay in the epoch, its counters.
+#[derive(Debug)]
+pub struct Worker<'w, M, T, E> {
+    /// Source of table frames.
+    pub memory: &'w M,
+    /// TLB maintenance.
+    pub tlb: &'w T,
+    /// The epoch that this CPU is in: tables that it sees stay valid for `'w`.
+    pub epoch: &'w E,
+    /// What this CPU did.
+    pub counters: &'w Counters,
+}
+
+impl<'w, M: TableMemory, T: Tlb, E: Epoch> Worker<'w, M, T, E> {
+    /// The table at `pa`, which lasts as long as this CPU's stay in the epoch.
+    pub(crate) fn table(&self, pa: Pa) -> &'w [Entry] {
+        table_entries(self.memory, pa)
+    }
+
+    /// Builds a table that nobody can reach yet. `None` without a frame.
+    pub(crate) fn build_table(
+        &self,
+        mut entry: impl FnMut(usize) -> Descriptor,
+    ) -> Option<TableFrame> {
+        let frame = self.memory.allocate()?;
+        for (index, slot) in self.table(frame.pa()).iter().enumerate() {
+            slot.store_unshared(entry(index));
+        }
+        Some(frame)
+    }
+}
+
+/// The entries of a table that is linked, or owned.
+pub(crate) fn table_entries<M: TableMemory>(memory: &M, pa: Pa) -> &[Entry] {
+    // SAFETY: `pa` was read from a table descriptor, or belongs to a `TableFrame`; its frame is freed only after an
+    // epoch that this CPU is in has passed, and `TableMemory` promises that the memory is valid until then.
+    unsafe { slice::from_raw_parts(memory.entries(pa).as_ptr(), TABLE_ENTRIES) }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// What one CPU's operations did, counted. One writer (that CPU), any readers: plain loads and stores on a line
+        /// of its own, so that counting costs no shared cache line.
+        #[derive(Debug, Default)]
+        #[repr(align(64))]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: Counter,)*
+        }
+
+        impl Counters {
+            /// Calls `each` with every counter's name and value.
+            pub fn for_each(&self, mut each: impl FnMut(&'static str, u64)) {
+                $(each(stringify!($name), self.$name.get());)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// Tables linked into the tree.
+    tables_linked,
+    /// Tables taken out of the tree and handed to the epoch.
+    tables_unlinked,
+    /// Blocks split into a table.
+    splits,
+    /// Tables merged into a block.
+    collapses,
+    /// Entries made writable by a single exchange.
+    relaxed,
+    /// Writable entries made read-only.
+    write_protected,
+    /// Exchanges that found the entry changed.
+    lost_exchanges,
+    /// Entries met locked by another CPU.
+    met_locked,
+    /// Walks that met a frozen table and started again at the root.
+    restarts,
+    /// Broadcast TLB invalidations.
+    tlbi_broadcast,
+    /// TLB invalidations of one CPU.
+    tlbi_local,
+}
+
+/// A count with one writer.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the owning CPU calls this.
+    pub fn add(&self, n: u64) {
+        self.0
+            .store(self.0.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+    }
+
+    /// The count so far; a reader on another CPU may be a moment behind.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The level's table index of an address.
+pub(crate) const fn index_at(address: u64, level: Level) -> usize {
+    (address >> level.shift()) as usize % TABLE_ENTRIES
+}

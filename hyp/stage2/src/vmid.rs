@@ -1,0 +1,170 @@
+//! VMIDs, with rollover: which VM's entries are which in the TLBs (VTTBR_EL2.VMID, 8 or 16 bits).
+//!
+//! There are more VMs over time than VMIDs. A VMID belongs to a generation; when all are used up, a new generation begins
+//! with an invalidation of every TLB entry of every VM. What a CPU is running then keeps its VMID into the new
+//! generation. The same scheme as Linux's ASID and KVM's VMID allocators.
+//!
+//! [`VmidAllocator::activate`] may be called by all CPUs at once. It takes a lock only where the VM has no VMID of the
+//! current generation, or a rollover has just happened; it isn't called on faults or exits, only when a vCPU starts on a CPU.
+
+use crate::address::Vmid;
+use crate::tlb::Tlb;
+use alloc::vec::Vec;
+use spin::Mutex;
+
+use crate::sync::{AtomicU64, Ordering};
+
+const NUMBER_BITS: u32 = 16;
+
+/// A VMID and the generation that it was given in; zero is none.
+fn number(vmid: u64) -> u16 {
+    vmid as u16
+}
+
+fn generation(vmid: u64) -> u64 {
+    vmid >> NUMBER_BITS
+}
+
+/// A VM's VMID. VMID 0 is never given out, so a VM that has none yet shares TLB entries with nobody.
+#[derive(Debug)]
+pub struct VmidHolder(AtomicU64);
+
+impl VmidHolder {
+    /// A VM without a VMID.
+    pub fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// The VMID. It stays the same while any vCPU of the VM is active on a CPU.
+    pub fn current(&self) -> Vmid {
+        Vmid(number(self.0.load(Ordering::Relaxed)))
+    }
+}
+
+impl Default for VmidHolder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Gives VMIDs to VMs.
+#[derive(Debug)]
+pub struct VmidAllocator {
+    generation: AtomicU64,
+    /// What each CPU runs, or 0 since the last rollover.
+    active: Vec<AtomicU64>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    used: Vec<u64>,
+    next: u16,
+    /// VMIDs of the last rollover that CPUs were running with.
+    reserved: Vec<u64>,
+}
+
+impl VmidAllocator {
+    /// For `cpus` CPUs whose VMIDs have `bits` bits (8 or 16). There must be more VMIDs than CPUs.
+    pub fn new(cpus: usize, bits: u32) -> Self {
+        debug_assert!(cpus < (1 << bits) - 1);
+        Self {
+            generation: AtomicU64::new(1),
+            active: (0..cpus).map(|_| AtomicU64::new(0)).collect(),
+            state: Mutex::new(State {
+                used: core::iter::repeat_n(0, (1usize << bits).div_ceil(64)).collect(),
+                next: 1,
+                reserved: core::iter::repeat_n(0, cpus).collect(),
+            }),
+        }
+    }
+
+    /// Sees to it that the VM has a VMID, and remembers that `cpu` runs it from now on. At a rollover, invalidates all
+    /// TLBs before it returns.
+    pub fn activate(&self, cpu: usize, holder: &VmidHolder, tlb: &impl Tlb) -> Vmid {
+        let active = &self.active[cpu];
+        let held = holder.0.load(Ordering::Acquire);
+        let was = active.load(Ordering::Relaxed);
+        // SeqCst with the rollover's increment and swap: either this exchange sees that the rollover took `was` away, or
+        // the rollover sees `held` and reserves it.
+        if was != 0
+            && generation(held) == self.generation.load(Ordering::SeqCst)
+            && active
+                .compare_exchange(was, held, Ordering::SeqCst, Ordering::Relaxed)
+                .is_ok()
+        {
+            return Vmid(number(held));
+        }
+        let mut state = self.state.lock();
+        let mut held = holder.0.load(Ordering::Relaxed);
+        if generation(held) != self.generation.load(Ordering::Relaxed) {
+            held = self.renew(&mut state, held, tlb);
+            holder.0.store(held, Ordering::Release);
+        }
+        active.store(held, Ordering::SeqCst);
+        Vmid(number(held))
+    }
+
+    fn renew(&self, state: &mut State, old: u64, tlb: &impl Tlb) -> u64 {
+        let current = self.generation.load(Ordering::Relaxed);
+        if old != 0 {
+            let renewed = current << NUMBER_BITS | u64::from(number(old));
+            let mut kept = false;
+            for reserved in state
+                .reserved
+                .iter_mut()
+                .filter(|reserved| **reserved == old)
+            {
+                *reserved = renewed;
+                kept = true;
+            }
+            if kept || state.take(number(old)) {
+                return renewed;
+            }
+        }
+        if let Some(fresh) = state.take_any() {
+            return current << NUMBER_BITS | u64::from(fresh);
+        }
+        let next = current + 1;
+        self.generation.store(next, Ordering::SeqCst);
+        self.begin_generation(state);
+        tlb.invalidate_all_vmids();
+        // There are more VMIDs than CPUs, so the reserved ones leave some.
+        let fresh = state.take_any().unwrap_or(1);
+        next << NUMBER_BITS | u64::from(fresh)
+    }
+
+    fn begin_generation(&self, state: &mut State) {
+        state.used.fill(0);
+        state.next = 1;
+        for (cpu, active) in self.active.iter().enumerate() {
+            let running = match active.swap(0, Ordering::SeqCst) {
+                0 => state.reserved[cpu],
+                vmid => vmid,
+            };
+            if running != 0 {
+                state.take(number(running));
+            }
+            state.reserved[cpu] = running;
+        }
+    }
+}
+
+impl State {
+    /// Marks a VMID as used; whether it was free.
+    fn take(&mut self, vmid: u16) -> bool {
+        let (word, bit) = (usize::from(vmid) / 64, 1 << (vmid % 64));
+        let free = self.used[word] & bit == 0;
+        self.used[word] |= bit;
+        free
+    }
+
+    fn take_any(&mut self) -> Option<u16> {
+        let count = self.used.len() * 64;
+        let vmid =
+            (usize::from(self.next)..count).find(|&v| self.used[v / 64] & 1 << (v % 64) == 0)?;
+        // VMID 0 is skipped by `next` starting at 1. Wraps only from 65535, after which the search finds nothing.
+        self.next = (vmid as u16).saturating_add(1);
+        self.take(vmid as u16).then_some(vmid as u16)
+    }
+}
