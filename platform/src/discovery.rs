@@ -1,0 +1,167 @@
+//! What the machine consists of, read once from its device tree into plain values.
+//!
+//! The tree is input from outside: [`Fdt::new`] checks its structure before anything is read, every number is checked here,
+//! and what contradicts itself is an error that names the node. Runs once on the boot CPU; tested on the host.
+
+mod cpus;
+mod devices;
+mod guests;
+mod memory;
+mod tree;
+
+pub use cpus::{Cpu, Mpidr};
+pub use devices::{Conduit, Gic, Interrupt, TimerInterrupts, Uart};
+pub use guests::{GuestModule, ModuleKind};
+pub use memory::Reservation;
+
+use crate::range::{PhysicalRange, RangeSet};
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+use dtoolkit::error::FdtParseError;
+use dtoolkit::fdt::Fdt;
+use dtoolkit::{Node, Property};
+
+/// Most CPUs that are brought up.
+pub const MAX_CPUS: usize = 512;
+
+/// The machine as its device tree describes it.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Memory, all banks.
+    pub memory: RangeSet,
+    /// Memory that somebody else keeps.
+    pub reservations: Vec<Reservation>,
+    /// The CPUs, the one that boots first.
+    pub cpus: Vec<Cpu>,
+    /// How firmware is called, if it offers PSCI.
+    pub conduit: Option<Conduit>,
+    /// The interrupt controller.
+    pub gic: Gic,
+    /// The generic timer's interrupts.
+    pub timer: Option<TimerInterrupts>,
+    /// Where to print.
+    pub console: Option<Uart>,
+    /// The hypervisor's own options.
+    pub bootargs: String,
+    /// What was loaded to be run as a guest.
+    pub modules: Vec<GuestModule>,
+}
+
+impl Machine {
+    /// Reads the tree. `boot_cpu` is the affinity of the CPU that this runs on.
+    ///
+    /// # Errors
+    /// The tree lacks something that Parvisor can't do without, or contradicts itself.
+    pub fn discover(tree: Fdt<'_>, boot_cpu: Mpidr) -> Result<Self, DiscoveryError> {
+        Ok(Self {
+            memory: memory::banks(tree)?,
+            reservations: memory::reservations(tree)?,
+            cpus: cpus::cpus(tree, boot_cpu)?,
+            conduit: devices::conduit(tree),
+            gic: devices::gic(tree)?,
+            timer: devices::timer(tree),
+            console: devices::console(tree),
+            bootargs: bootargs(tree)?,
+            modules: guests::modules(tree)?,
+        })
+    }
+
+    /// The registers that the hypervisor itself uses, each with the device's name.
+    pub fn devices(&self) -> Vec<(&'static str, PhysicalRange)> {
+        let mut devices = Vec::new();
+        devices.extend(self.console.map(|uart| ("console UART", uart.registers)));
+        match &self.gic {
+            Gic::V2 { distributor, cpu_interface, .. } => {
+                devices.push(("GIC distributor", *distributor));
+                devices.push(("GIC CPU interface", *cpu_interface));
+            }
+            Gic::V3 { distributor, redistributors } => {
+                devices.push(("GIC distributor", *distributor));
+                devices.extend(redistributors.iter().map(|region| ("GIC redistributors", *region)));
+            }
+        }
+        devices
+    }
+}
+
+/// Checks that `blob` begins with a whole device tree, all of whose contents may then be read without a panic.
+///
+/// # Errors
+/// It isn't a tree, or its structure is broken.
+pub fn parse(blob: &[u8]) -> Result<Fdt<'_>, DiscoveryError> {
+    Fdt::new(blob).map_err(DiscoveryError::Tree)
+}
+
+/// The console's UART, for those who can't go on and only want to say why. Allocates nothing.
+pub fn find_console(tree: Fdt<'_>) -> Option<Uart> {
+    devices::console(tree)
+}
+
+/// The PSCI conduit, for those who can't go on. Allocates nothing.
+pub fn find_conduit(tree: Fdt<'_>) -> Option<Conduit> {
+    devices::conduit(tree)
+}
+
+fn bootargs(tree: Fdt<'_>) -> Result<String, DiscoveryError> {
+    let Some(property) = tree.find_node("/chosen").and_then(|chosen| chosen.property("bootargs")) else {
+        return Ok(String::new());
+    };
+    text(property.value()).ok_or(DiscoveryError::BadProperty { node: "/chosen".to_string(), property: "bootargs" })
+}
+
+/// A string property's text without its NUL, or `None` if it isn't text.
+fn text(value: &[u8]) -> Option<String> {
+    let text = core::str::from_utf8(value.strip_suffix(b"\0").unwrap_or(value)).ok()?;
+    if text.contains('\0') { None } else { Some(text.into()) }
+}
+
+/// Why a device tree can't be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiscoveryError {
+    /// Its structure is broken.
+    Tree(FdtParseError),
+    /// No memory node with anything in it.
+    NoMemory,
+    /// A node's property doesn't hold what it should.
+    BadProperty {
+        /// The node's name.
+        node: String,
+        /// The property's name.
+        property: &'static str,
+    },
+    /// More of something than any machine has.
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// The most that is possible.
+        most: usize,
+    },
+    /// The CPU that reads the tree isn't in it.
+    NoBootCpu(Mpidr),
+    /// Two CPUs have the same affinity.
+    DuplicateCpu(Mpidr),
+    /// No interrupt controller of a known kind.
+    NoGic,
+}
+
+impl fmt::Display for DiscoveryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tree(error) => write!(f, "the device tree is corrupt: {error}"),
+            Self::NoMemory => f.write_str("the device tree describes no memory"),
+            Self::BadProperty { node, property } => {
+                write!(f, "device tree node {node}: property {property} is malformed")
+            }
+            Self::TooMany { what, most } => write!(f, "the device tree describes more than {most} {what}"),
+            Self::NoBootCpu(mpidr) => write!(f, "the device tree doesn't describe the boot CPU, {mpidr}"),
+            Self::DuplicateCpu(mpidr) => write!(f, "the device tree describes CPU {mpidr} twice"),
+            Self::NoGic => f.write_str("the device tree describes no GICv2 or GICv3"),
+        }
+    }
+}
+
+impl core::error::Error for DiscoveryError {}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! The devices that the hypervisor itself uses: GIC, generic timer, console UART, and PSCI.
+
+use super::DiscoveryError;
+use super::tree::{Place, is_enabled};
+use crate::range::PhysicalRange;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use core::ops::ControlFlow;
+use dtoolkit::fdt::Fdt;
+use dtoolkit::{Node, Property};
+
+const MAX_REDISTRIBUTOR_REGIONS: usize = 32;
+const GICV2: [&str; 6] = [
+    "arm,gic-400",
+    "arm,cortex-a15-gic",
+    "arm,cortex-a7-gic",
+    "arm,cortex-a9-gic",
+    "arm,pl390",
+    "brcm,brahma-b15-gic",
+];
+
+/// The instruction that calls PSCI.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Conduit {
+    /// SMC, to EL3: what a hypervisor can use.
+    Smc,
+    /// HVC, to EL2: for those who were started below a hypervisor.
+    Hvc,
+}
+
+/// A PL011 UART.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Uart {
+    /// Its registers.
+    pub registers: PhysicalRange,
+}
+
+/// The interrupt controller's registers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Gic {
+    /// GICv2.
+    V2 {
+        /// GICD.
+        distributor: PhysicalRange,
+        /// GICC.
+        cpu_interface: PhysicalRange,
+        /// GICH, where there is one.
+        virtual_control: Option<PhysicalRange>,
+        /// GICV, to be mapped to guests, where there is one.
+        virtual_cpu_interface: Option<PhysicalRange>,
+    },
+    /// GICv3 or v4 with system registers.
+    V3 {
+        /// GICD.
+        distributor: PhysicalRange,
+        /// GICR, in one region or several.
+        redistributors: Vec<PhysicalRange>,
+    },
+}
+
+/// An interrupt's number (INTID).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Interrupt(pub u32);
+
+/// The generic timer's interrupts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TimerInterrupts {
+    /// EL1's physical timer, non-secure.
+    pub physical: Interrupt,
+    /// EL1's virtual timer.
+    pub virtual_timer: Interrupt,
+    /// EL2's physical timer.
+    pub hypervisor: Interrupt,
+}
+
+/// The conduit of a PSCI 0.2 or later; older ones have no standard function numbers.
+pub fn conduit(tree: Fdt<'_>) -> Option<Conduit> {
+    find(tree, &mut |place| {
+        if !place.is_enabled_and_compatible(&["arm,psci-1.0", "arm,psci-0.2"]) {
+            return None;
+        }
+        match place.node.property("method")?.value() {
+            b"smc\0" => Some(Conduit::Smc),
+            b"hvc\0" => Some(Conduit::Hvc),
+            _ => None,
+        }
+    })
+}
+
+/// The GIC. A machine with several has the one that CPUs are connected to first.
+pub fn gic(tree: Fdt<'_>) -> Result<Gic, DiscoveryError> {
+    find(tree, &mut |place| {
+        if place.is_enabled_and_compatible(&["arm,gic-v3"]) {
+            Some(gic_v3(place))
+        } else if place.is_enabled_and_compatible(&GICV2) {
+            Some(gic_v2(place))
+        } else {
+            None
+        }
+    })
+    .unwrap_or(Err(DiscoveryError::NoGic))
+}
+
+fn gic_v2(place: &Place<'_, '_>) -> Result<Gic, DiscoveryError> {
+    Ok(Gic::V2 {
+        distributor: required_registers(place, 0)?,
+        cpu_interface: required_registers(place, 1)?,
+        virtual_control: place.registers(2),
+        virtual_cpu_interface: place.registers(3),
+    })
+}
+
+fn gic_v3(place: &Place<'_, '_>) -> Result<Gic, DiscoveryError> {
+    let count = match place.node.property("#redistributor-regions") {
+        None => 1,
+        Some(property) => property.value_as::<u32>().map_err(|_| malformed(place, "#redistributor-regions"))? as usize,
+    };
+    if count > MAX_REDISTRIBUTOR_REGIONS {
+        return Err(DiscoveryError::TooMany { what: "redistributor regions", most: MAX_REDISTRIBUTOR_REGIONS });
+    }
+    let redistributors = (1..=count.max(1)).map(|index| required_registers(place, index)).collect::<Result<_, _>>()?;
+    Ok(Gic::V3 { distributor: required_registers(place, 0)?, redistributors })
+}
+
+fn required_registers(place: &Place<'_, '_>, index: usize) -> Result<PhysicalRange, DiscoveryError> {
+    place.registers(index).ok_or_else(|| malformed(place, "reg"))
+}
+
+fn malformed(place: &Place<'_, '_>, property: &'static str) -> DiscoveryError {
+    DiscoveryError::BadProperty { node: place.node.name().to_string(), property }
+}
+
+/// The timer's interrupts: cells (kind, number, flags, ..) for secure, physical, virtual and EL2 timer.
+pub fn timer(tree: Fdt<'_>) -> Option<TimerInterrupts> {
+    const KIND_PPI: u32 = 1;
+    const FIRST_PPI: u32 = 16;
+    find(tree, &mut |place| {
+        if !place.is_enabled_and_compatible(&["arm,armv8-timer", "arm,armv7-timer"]) {
+            return None;
+        }
+        let property = place.node.property("interrupts")?;
+        let (words, _) = property.value().as_chunks::<4>();
+        let cells = if words.len() % 4 == 0 && words.len() >= 16 { words.len() / 4 } else { 3 };
+        let interrupt = |index: usize| {
+            let kind = u32::from_be_bytes(*words.get(index * cells)?);
+            let number = u32::from_be_bytes(*words.get(index * cells + 1)?);
+            (kind == KIND_PPI && number < 16).then_some(Interrupt(FIRST_PPI + number))
+        };
+        Some(TimerInterrupts { physical: interrupt(1)?, virtual_timer: interrupt(2)?, hypervisor: interrupt(3)? })
+    })
+}
+
+/// The UART that /chosen names, if it is a PL011, or else the first PL011 there is.
+pub fn console(tree: Fdt<'_>) -> Option<Uart> {
+    chosen_console(tree).or_else(|| find(tree, &mut pl011))
+}
+
+fn chosen_console(tree: Fdt<'_>) -> Option<Uart> {
+    let chosen = tree.find_node("/chosen")?;
+    let property = chosen.property("stdout-path").or_else(|| chosen.property("linux,stdout-path"))?;
+    // What follows a colon are line settings.
+    let name = string(property.value())?.split(':').next()?;
+    let root = Place::root(tree);
+    if name.starts_with('/') {
+        return root.at_path(name, &mut pl011);
+    }
+    let aliases = tree.find_node("/aliases")?;
+    root.at_path(string(aliases.property(name)?.value())?, &mut pl011)
+}
+
+fn pl011(place: &Place<'_, '_>) -> Option<Uart> {
+    if !is_enabled(&place.node) || !place.is_enabled_and_compatible(&["arm,pl011"]) {
+        return None;
+    }
+    Some(Uart { registers: place.registers(0)? })
+}
+
+fn string(value: &[u8]) -> Option<&str> {
+    core::str::from_utf8(value.strip_suffix(b"\0")?).ok()
+}
+
+/// The first node that `want` makes something of.
+fn find<R>(tree: Fdt<'_>, want: &mut dyn FnMut(&Place<'_, '_>) -> Option<R>) -> Option<R> {
+    let outcome = Place::root(tree).walk(&mut |place| match want(place) {
+        Some(found) => ControlFlow::Break(found),
+        None => ControlFlow::Continue(()),
+    });
+    match outcome {
+        ControlFlow::Break(found) => Some(found),
+        ControlFlow::Continue(()) => None,
+    }
+}

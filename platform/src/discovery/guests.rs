@@ -1,0 +1,81 @@
+//! What was loaded beside the hypervisor to be run as a guest: the nodes under /chosen that QEMU's `guest-loader` device
+//! and Xen-aware boot loaders write.
+
+use super::{DiscoveryError, text};
+use crate::range::PhysicalRange;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::standard::NodeStandard;
+use dtoolkit::{Node, Property, ToCellInt};
+
+const MAX_MODULES: usize = 16;
+
+/// What a module is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ModuleKind {
+    /// A guest's kernel.
+    Kernel,
+    /// A guest's initial ramdisk.
+    Ramdisk,
+    /// Something else.
+    Other,
+}
+
+/// A file in memory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GuestModule {
+    /// The node's name.
+    pub name: String,
+    /// What it is.
+    pub kind: ModuleKind,
+    /// Where it is.
+    pub range: PhysicalRange,
+    /// The module's own arguments.
+    pub bootargs: Option<String>,
+}
+
+/// All modules, in the tree's order.
+pub fn modules(tree: Fdt<'_>) -> Result<Vec<GuestModule>, DiscoveryError> {
+    let mut modules = Vec::new();
+    let chosen = tree.find_node("/chosen");
+    for node in chosen.iter().flat_map(|chosen| chosen.children()) {
+        if !node.is_compatible("multiboot,module") {
+            continue;
+        }
+        if modules.len() == MAX_MODULES {
+            return Err(DiscoveryError::TooMany { what: "guest modules", most: MAX_MODULES });
+        }
+        modules.push(module(&node)?);
+    }
+    Ok(modules)
+}
+
+fn module(node: &FdtNode<'_>) -> Result<GuestModule, DiscoveryError> {
+    let malformed = |property| DiscoveryError::BadProperty { node: node.name().to_string(), property };
+    let reg = node.reg().map_err(|_| malformed("reg"))?.and_then(|mut regs| regs.next());
+    let reg = reg.ok_or_else(|| malformed("reg"))?;
+    let (Ok(address), Ok(size)) = (reg.address.to_int::<u64>(), reg.size.to_int::<u64>()) else {
+        return Err(malformed("reg"));
+    };
+    let bootargs = match node.property("bootargs") {
+        None => None,
+        Some(property) => Some(text(property.value()).ok_or_else(|| malformed("bootargs"))?),
+    };
+    Ok(GuestModule {
+        name: node.name().to_string(),
+        kind: kind(node),
+        range: PhysicalRange::sized(address, size).ok_or_else(|| malformed("reg"))?,
+        bootargs,
+    })
+}
+
+fn kind(node: &FdtNode<'_>) -> ModuleKind {
+    if node.is_compatible("multiboot,kernel") {
+        ModuleKind::Kernel
+    } else if node.is_compatible("multiboot,ramdisk") {
+        ModuleKind::Ramdisk
+    } else {
+        ModuleKind::Other
+    }
+}

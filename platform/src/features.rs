@@ -1,0 +1,259 @@
+//! What the CPU has beyond Armv8.0, probed once from the ID registers (Arm ARM D23.2) into one struct.
+//!
+//! Code asks this struct, never an ID register, and never a control register's read-back: VTCR_EL2 shows bits of features
+//! that Cortex-A53 and A72 lack. Decoding is plain arithmetic and tested on the host.
+
+use core::fmt;
+
+/// The ID registers that features are decoded from.
+#[derive(Clone, Copy, Default, Debug)]
+#[allow(missing_docs, reason = "each is the register of that name")]
+pub struct IdRegisters {
+    pub aa64pfr0: u64,
+    pub aa64pfr1: u64,
+    pub aa64dfr0: u64,
+    pub aa64isar0: u64,
+    pub aa64isar1: u64,
+    pub aa64isar2: u64,
+    pub aa64mmfr0: u64,
+    pub aa64mmfr1: u64,
+    pub aa64mmfr2: u64,
+    pub aa64mmfr3: u64,
+}
+
+/// What a CPU has. The versions are the ID registers' field values: 0 where the feature is missing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CpuFeatures {
+    /// ID_AA64MMFR0_EL1.PARange as it is, for TCR_EL2.PS and VTCR_EL2.PS.
+    pub pa_range: u8,
+    /// Bits of a physical address, 32 to 52.
+    pub pa_bits: u8,
+    /// Bits of a VMID: 8 or 16.
+    pub vmid_bits: u8,
+    /// FEAT_LSE: single-instruction atomics.
+    pub lse: bool,
+    /// FEAT_TLBIRANGE: TLB invalidation by range.
+    pub tlbi_range: bool,
+    /// FEAT_VHE: EL2 with the EL2&0 regime.
+    pub vhe: bool,
+    /// FEAT_BBM level: 0, 1 or 2.
+    pub bbm: u8,
+    /// FEAT_S2FWB: stage 2 can force write-back cacheability.
+    pub fwb: bool,
+    /// FEAT_TTL: TLB invalidations take the level as a hint.
+    pub ttl: bool,
+    /// FEAT_HAFDBS: 1 = hardware sets the access flag, 2 = dirty state too.
+    pub hafdbs: u8,
+    /// FEAT_XNX: stage 2 tells EL1's execution from EL0's.
+    pub xnx: bool,
+    /// FEAT_PAN version.
+    pub pan: u8,
+    /// FEAT_PAuth: address authentication by any algorithm.
+    pub pauth_address: bool,
+    /// FEAT_PAuth: generic authentication by any algorithm.
+    pub pauth_generic: bool,
+    /// FEAT_SVE.
+    pub sve: bool,
+    /// FEAT_SME version.
+    pub sme: u8,
+    /// FEAT_MTE version.
+    pub mte: u8,
+    /// FEAT_ECV: 1 = counter traps, 2 = CNTPOFF_EL2.
+    pub ecv: u8,
+    /// FEAT_FGT: 1, or 2 with FEAT_FGT2.
+    pub fgt: u8,
+    /// FEAT_HCX: HCRX_EL2 exists.
+    pub hcx: bool,
+    /// FEAT_MOPS: memory copy and set instructions.
+    pub mops: bool,
+    /// FEAT_RAS version.
+    pub ras: u8,
+    /// FEAT_AMU version.
+    pub amu: u8,
+    /// FEAT_MPAM, as major version.
+    pub mpam: u8,
+    /// FEAT_NV: 1, or 2 with FEAT_NV2.
+    pub nv: u8,
+    /// FEAT_TCR2: TCR2_ELx exist.
+    pub tcr2: bool,
+    /// FEAT_SCTLR2: SCTLR2_ELx exist.
+    pub sctlr2: bool,
+    /// FEAT_S1PIE or FEAT_S2PIE: permission indirection.
+    pub permission_indirection: bool,
+    /// The PMU's architecture version, 0 without one.
+    pub pmu: u8,
+    /// System registers of GICv3 or later.
+    pub gic_registers: bool,
+}
+
+const fn field(register: u64, low_bit: u32) -> u8 {
+    (register >> low_bit & 0xf) as u8
+}
+
+impl CpuFeatures {
+    /// Decodes the registers.
+    pub const fn from_registers(id: &IdRegisters) -> Self {
+        let pa_range = field(id.aa64mmfr0, 0);
+        let pmu = field(id.aa64dfr0, 8);
+        let apa3 = field(id.aa64isar2, 12);
+        let gpa3 = field(id.aa64isar2, 8);
+        Self {
+            pa_range,
+            pa_bits: match pa_range {
+                0 => 32,
+                1 => 36,
+                2 => 40,
+                3 => 42,
+                4 => 44,
+                5 => 48,
+                _ => 52,
+            },
+            vmid_bits: if field(id.aa64mmfr1, 4) == 2 { 16 } else { 8 },
+            lse: field(id.aa64isar0, 20) >= 2,
+            tlbi_range: field(id.aa64isar0, 56) >= 2,
+            vhe: field(id.aa64mmfr1, 8) != 0,
+            bbm: field(id.aa64mmfr2, 52),
+            fwb: field(id.aa64mmfr2, 40) != 0,
+            ttl: field(id.aa64mmfr2, 48) != 0,
+            hafdbs: field(id.aa64mmfr1, 0),
+            xnx: field(id.aa64mmfr1, 28) != 0,
+            pan: field(id.aa64mmfr1, 20),
+            pauth_address: field(id.aa64isar1, 4) != 0 || field(id.aa64isar1, 8) != 0 || apa3 != 0,
+            pauth_generic: field(id.aa64isar1, 24) != 0 || field(id.aa64isar1, 28) != 0 || gpa3 != 0,
+            sve: field(id.aa64pfr0, 32) != 0,
+            sme: field(id.aa64pfr1, 24),
+            mte: field(id.aa64pfr1, 8),
+            ecv: field(id.aa64mmfr0, 60),
+            fgt: field(id.aa64mmfr0, 56),
+            hcx: field(id.aa64mmfr1, 40) != 0,
+            mops: field(id.aa64isar2, 16) != 0,
+            ras: field(id.aa64pfr0, 28),
+            amu: field(id.aa64pfr0, 44),
+            mpam: field(id.aa64pfr0, 40),
+            nv: field(id.aa64mmfr2, 24),
+            tcr2: field(id.aa64mmfr3, 0) != 0,
+            sctlr2: field(id.aa64mmfr3, 4) != 0,
+            permission_indirection: field(id.aa64mmfr3, 8) != 0 || field(id.aa64mmfr3, 12) != 0,
+            pmu: if pmu == 0xf { 0 } else { pmu },
+            gic_registers: field(id.aa64pfr0, 24) != 0,
+        }
+    }
+
+    /// The name of a feature that this system relies on and `other`, another CPU of it, lacks or has differently.
+    pub fn missing_on(&self, other: &Self) -> Option<&'static str> {
+        let relied_on = [
+            ("physical address size", self.pa_range <= other.pa_range),
+            ("16-bit VMIDs", self.vmid_bits <= other.vmid_bits),
+            ("LSE atomics", self.lse <= other.lse),
+            ("TLB invalidation by range", self.tlbi_range <= other.tlbi_range),
+            ("break-before-make level", self.bbm <= other.bbm),
+            ("forced write-back", self.fwb == other.fwb),
+            ("hardware access flag and dirty state", self.hafdbs <= other.hafdbs),
+            ("XNX", self.xnx <= other.xnx),
+            ("pointer authentication", self.pauth_address == other.pauth_address),
+            ("GIC system registers", self.gic_registers == other.gic_registers),
+        ];
+        relied_on.iter().find(|(_, present)| !present).map(|(name, _)| *name)
+    }
+
+    /// Reads and decodes the ID registers of the CPU that this runs on.
+    #[cfg(target_os = "none")]
+    pub fn probe() -> Self {
+        use crate::register::read_register;
+        Self::from_registers(&IdRegisters {
+            aa64pfr0: read_register!("id_aa64pfr0_el1"),
+            aa64pfr1: read_register!("id_aa64pfr1_el1"),
+            aa64dfr0: read_register!("id_aa64dfr0_el1"),
+            aa64isar0: read_register!("id_aa64isar0_el1"),
+            aa64isar1: read_register!("id_aa64isar1_el1"),
+            // Newer ones by encoding: the ID space reads as zero where a register isn't defined.
+            aa64isar2: read_register!("s3_0_c0_c6_2"),
+            aa64mmfr0: read_register!("id_aa64mmfr0_el1"),
+            aa64mmfr1: read_register!("id_aa64mmfr1_el1"),
+            aa64mmfr2: read_register!("s3_0_c0_c7_2"),
+            aa64mmfr3: read_register!("s3_0_c0_c7_3"),
+        })
+    }
+}
+
+impl fmt::Display for CpuFeatures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-bit physical addresses, {}-bit VMIDs", self.pa_bits, self.vmid_bits)?;
+        let flags = [
+            ("LSE", self.lse),
+            ("TLBIRANGE", self.tlbi_range),
+            ("VHE", self.vhe),
+            ("FWB", self.fwb),
+            ("TTL", self.ttl),
+            ("XNX", self.xnx),
+            ("PAuth", self.pauth_address),
+            ("SVE", self.sve),
+            ("SME", self.sme != 0),
+            ("HCX", self.hcx),
+            ("MOPS", self.mops),
+        ];
+        for (name, _) in flags.iter().filter(|(_, present)| *present) {
+            write!(f, ", {name}")?;
+        }
+        for (name, version) in
+            [("HAFDBS", self.hafdbs), ("BBM", self.bbm), ("NV", self.nv), ("ECV", self.ecv), ("FGT", self.fgt)]
+        {
+            if version != 0 {
+                write!(f, ", {name} {version}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Cortex-A72's ID registers (its technical reference manual, 4.3).
+    const CORTEX_A72: IdRegisters = IdRegisters {
+        aa64pfr0: 0x0100_2222,
+        aa64pfr1: 0,
+        aa64dfr0: 0x1030_5106,
+        aa64isar0: 0x0001_1120,
+        aa64isar1: 0,
+        aa64isar2: 0,
+        aa64mmfr0: 0x0000_1124,
+        aa64mmfr1: 0,
+        aa64mmfr2: 0,
+        aa64mmfr3: 0,
+    };
+
+    #[test]
+    fn an_armv8_0_cpu_has_no_optional_feature() {
+        let features = CpuFeatures::from_registers(&CORTEX_A72);
+        assert_eq!((features.pa_bits, features.vmid_bits), (44, 8));
+        assert!(!features.lse && !features.tlbi_range && !features.vhe && !features.fwb && !features.pauth_address);
+        assert_eq!((features.hafdbs, features.bbm, features.fgt, features.pmu), (0, 0, 0, 1));
+        assert!(features.gic_registers);
+    }
+
+    #[test]
+    fn fields_are_taken_from_their_bits() {
+        let features = CpuFeatures::from_registers(&IdRegisters {
+            aa64isar0: 2 << 20 | 2 << 56,
+            aa64isar1: 1 << 8,
+            aa64mmfr0: 6 | 1 << 56 | 2 << 60,
+            aa64mmfr1: 2 | 2 << 4 | 1 << 8 | 1 << 28 | 1 << 40,
+            aa64mmfr2: 1 << 40 | 1 << 48 | 2 << 52,
+            ..IdRegisters::default()
+        });
+        assert_eq!((features.pa_bits, features.vmid_bits, features.hafdbs, features.bbm), (52, 16, 2, 2));
+        assert_eq!((features.fgt, features.ecv), (1, 2));
+        assert!(features.lse && features.tlbi_range && features.vhe && features.xnx && features.hcx);
+        assert!(features.fwb && features.ttl && features.pauth_address && !features.pauth_generic);
+    }
+
+    #[test]
+    fn a_cpu_that_lacks_what_the_boot_cpu_has_is_named() {
+        let boot = CpuFeatures::from_registers(&IdRegisters { aa64isar0: 2 << 20, ..CORTEX_A72 });
+        let other = CpuFeatures::from_registers(&CORTEX_A72);
+        assert_eq!(boot.missing_on(&other), Some("LSE atomics"));
+        assert_eq!(other.missing_on(&boot), None);
+    }
+}

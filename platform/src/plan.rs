@@ -1,0 +1,212 @@
+//! Who gets which memory: what EL2 maps, where its heap and stacks are, what is left for guests.
+//!
+//! Computed once, from values that come from outside, before anything is mapped; tested on the host.
+
+use crate::discovery::{GuestModule, Machine};
+use crate::range::{PAGE_SIZE, PhysicalRange, RangeSet};
+use alloc::string::{String, ToString};
+use core::fmt;
+
+/// The memory of one CPU's stacks. Each has a page below it that is never mapped.
+pub mod stack {
+    use crate::range::PAGE_SIZE;
+
+    /// Bytes of the stack that a CPU normally runs on.
+    pub const NORMAL: u64 = 64 << 10;
+    /// Bytes of the stack that a fatal exception is reported on.
+    pub const EMERGENCY: u64 = 16 << 10;
+    /// Where the normal stack ends, from the start of the CPU's share.
+    pub const NORMAL_TOP: u64 = PAGE_SIZE + NORMAL;
+    /// Where the emergency stack ends, which is the end of the CPU's share.
+    pub const TOTAL: u64 = NORMAL_TOP + PAGE_SIZE + EMERGENCY;
+    /// Where the guard pages are, from the start of the CPU's share.
+    pub const GUARDS: [u64; 2] = [0, NORMAL_TOP];
+}
+
+const HEAP_SHARE: u64 = 64;
+const HEAP_MIN: u64 = 8 << 20;
+const HEAP_MAX: u64 = 64 << 20;
+const HEAP_ALIGN: u64 = 2 << 20;
+/// Addresses that EL2's tables can map, in bits.
+const MAPPABLE_BITS: u8 = 48;
+
+/// Who gets which memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// What EL2 maps as memory.
+    pub mapped: RangeSet,
+    /// EL2's heap.
+    pub heap: PhysicalRange,
+    /// The stacks of all CPUs but the boot CPU, [`stack::TOTAL`] bytes each. `None` with one CPU.
+    pub stacks: Option<PhysicalRange>,
+    /// Whole pages that nobody uses.
+    pub free: RangeSet,
+}
+
+impl MemoryPlan {
+    /// Plans for a machine whose CPUs have `pa_bits` address bits, with the hypervisor's `image` and its device `tree` where
+    /// they are now.
+    ///
+    /// # Errors
+    /// Something is where it can't be, or memory is too small.
+    pub fn new(machine: &Machine, pa_bits: u8, image: PhysicalRange, tree: PhysicalRange) -> Result<Self, PlanError> {
+        let mapped = mappable(machine, pa_bits);
+        if !mapped.contains(image) {
+            return Err(PlanError::ImageOutsideMemory(image));
+        }
+        check_devices(machine, pa_bits)?;
+        let mut free = mapped.clone();
+        for taken in [image, tree].into_iter().chain(machine.reservations.iter().map(|reserved| reserved.range)) {
+            free.remove(taken.grow_to(PAGE_SIZE));
+        }
+        for (index, module) in machine.modules.iter().enumerate() {
+            check_module(module, &mapped, image, tree)?;
+            if let Some(other) = machine.modules[..index].iter().find(|other| other.range.overlaps(module.range)) {
+                return Err(PlanError::module(module, ModuleFault::OverlapsModule(other.name.clone())));
+            }
+            free.remove(module.range.grow_to(PAGE_SIZE));
+        }
+        free = free.shrink_to(PAGE_SIZE);
+
+        let wanted = (machine.memory.bytes() / HEAP_SHARE).clamp(HEAP_MIN, HEAP_MAX) & !(HEAP_ALIGN - 1);
+        let heap = free.take(wanted, HEAP_ALIGN).ok_or(PlanError::NoRoom { what: "heap", size: wanted })?;
+        let stacks = match machine.cpus.len() as u64 - 1 {
+            0 => None,
+            others => {
+                let size = others * stack::TOTAL;
+                Some(free.take(size, PAGE_SIZE).ok_or(PlanError::NoRoom { what: "CPUs' stacks", size })?)
+            }
+        };
+        Ok(Self { mapped, heap, stacks, free })
+    }
+}
+
+/// All memory that may be mapped: whole pages, without page 0, so that a null pointer is never valid.
+fn mappable(machine: &Machine, pa_bits: u8) -> RangeSet {
+    let mut mapped = machine.memory.shrink_to(PAGE_SIZE);
+    let out_of_reach = PhysicalRange::new(reach(pa_bits), u64::MAX);
+    let page_0 = PhysicalRange::new(0, PAGE_SIZE);
+    let not_to_map = machine.reservations.iter().filter(|reserved| reserved.no_map);
+    for hole in out_of_reach.into_iter().chain(page_0).chain(not_to_map.map(|reserved| reserved.range)) {
+        mapped.remove(hole.grow_to(PAGE_SIZE));
+    }
+    mapped
+}
+
+fn reach(pa_bits: u8) -> u64 {
+    1 << pa_bits.min(MAPPABLE_BITS)
+}
+
+fn check_devices(machine: &Machine, pa_bits: u8) -> Result<(), PlanError> {
+    for (device, registers) in machine.devices() {
+        if machine.memory.overlaps(registers.grow_to(PAGE_SIZE)) {
+            return Err(PlanError::DeviceInMemory { device, registers });
+        }
+        if registers.end() > reach(pa_bits) || registers.start() < PAGE_SIZE {
+            return Err(PlanError::DeviceOutOfReach { device, registers });
+        }
+    }
+    Ok(())
+}
+
+fn check_module(
+    module: &GuestModule,
+    mapped: &RangeSet,
+    image: PhysicalRange,
+    tree: PhysicalRange,
+) -> Result<(), PlanError> {
+    let fault = if module.range.overlaps(image) {
+        ModuleFault::OverlapsHypervisor(image)
+    } else if module.range.overlaps(tree) {
+        ModuleFault::OverlapsTree(tree)
+    } else if !mapped.contains(module.range) {
+        ModuleFault::OutsideMemory
+    } else {
+        return Ok(());
+    };
+    Err(PlanError::module(module, fault))
+}
+
+/// Why memory can't be shared out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PlanError {
+    /// The hypervisor runs where the device tree knows of no memory that may be used.
+    ImageOutsideMemory(PhysicalRange),
+    /// A guest module lies where it can't.
+    Module {
+        /// The module's node.
+        module: String,
+        /// Where it lies.
+        range: PhysicalRange,
+        /// Why that can't be.
+        fault: ModuleFault,
+    },
+    /// A device's registers lie where memory is.
+    DeviceInMemory {
+        /// The device.
+        device: &'static str,
+        /// Its registers.
+        registers: PhysicalRange,
+    },
+    /// A device's registers lie where the CPU can't reach them.
+    DeviceOutOfReach {
+        /// The device.
+        device: &'static str,
+        /// Its registers.
+        registers: PhysicalRange,
+    },
+    /// No free memory for something that is needed.
+    NoRoom {
+        /// For what.
+        what: &'static str,
+        /// How many bytes.
+        size: u64,
+    },
+}
+
+/// What is wrong with a guest module's place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModuleFault {
+    /// The hypervisor is there.
+    OverlapsHypervisor(PhysicalRange),
+    /// The device tree is there.
+    OverlapsTree(PhysicalRange),
+    /// Another module is there.
+    OverlapsModule(String),
+    /// No memory is there, or none that may be used.
+    OutsideMemory,
+}
+
+impl PlanError {
+    fn module(module: &GuestModule, fault: ModuleFault) -> Self {
+        Self::Module { module: module.name.to_string(), range: module.range, fault }
+    }
+}
+
+impl fmt::Display for PlanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ImageOutsideMemory(image) => {
+                write!(f, "no memory bank in the device tree holds the hypervisor's image at {image}")
+            }
+            Self::Module { module, range, fault } => {
+                write!(f, "guest module {module} at {range} ")?;
+                match fault {
+                    ModuleFault::OverlapsHypervisor(image) => write!(f, "overlaps the hypervisor at {image}"),
+                    ModuleFault::OverlapsTree(tree) => write!(f, "overlaps the device tree at {tree}"),
+                    ModuleFault::OverlapsModule(other) => write!(f, "overlaps guest module {other}"),
+                    ModuleFault::OutsideMemory => f.write_str("is not in usable memory"),
+                }
+            }
+            Self::DeviceInMemory { device, registers } => {
+                write!(f, "the device tree places the {device} at {registers}, where memory is")
+            }
+            Self::DeviceOutOfReach { device, registers } => {
+                write!(f, "the device tree places the {device} at {registers}, where this CPU can't reach it")
+            }
+            Self::NoRoom { what, size } => write!(f, "not enough memory: no free {size} bytes for the {what}"),
+        }
+    }
+}
+
+impl core::error::Error for PlanError {}
