@@ -1,0 +1,20 @@
+# Shared by the scripts beside it: starts the command $1 of the Rust tool with the other arguments.
+front_end() {
+    scripts=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd -P) || exit 2
+    if ! command -v cargo >/dev/null 2>&1 && [ -x "$HOME/.cargo/bin/cargo" ]; then
+        PATH=$HOME/.cargo/bin:$PATH
+    fi
+    if ! command -v cargo >/dev/null 2>&1; then
+        echo "error: cargo is missing: install Rust's stable toolchain with rustup (https://rustup.rs)" >&2
+        exit 2
+    fi
+    if ! command -v cc >/dev/null 2>&1; then
+        echo "error: a C compiler is missing, which Rust links with: install gcc (on macOS: xcode-select --install)" >&2
+        exit 2
+    fi
+    # Cargo is silent unless it builds the tool for the first time, which takes a while.
+    quiet=--quiet
+    [ -d "${CARGO_TARGET_DIR:-$scripts/../target}/debug" ] || quiet=
+    unset CARGO_BUILD_TARGET
+    exec cargo run $quiet --manifest-path "$scripts/../Cargo.toml" -p tool -- "$@"
+}

@@ -1,0 +1,261 @@
+//! Runs a machine from its start to its end and collects what it says: records, errors, the exit status.
+//!
+//! A machine always ends: by itself, at the host's time limit, or soon after it gave its exit status. Several may run
+//! at once, each driven by a thread of its own.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::console::{Line, Splitter};
+use crate::process::Group;
+use crate::record::Record;
+
+/// How many lines of the console are kept.
+const MOST_LINES: usize = 20_000;
+/// How long the emulator may take to end after the hypervisor gave its exit status.
+const GRACE: Duration = Duration::from_secs(15);
+/// How long the readers of a dead group's pipes may take to end.
+const READERS_END: Duration = Duration::from_secs(1);
+/// How far ahead "no limit" is.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// How a machine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The emulator ended by itself.
+    Ended(ExitStatus),
+    /// It went on after the exit status and was ended.
+    EndedAfterStatus,
+    /// It reached the host's time limit and was ended.
+    TimedOut,
+}
+
+/// What a machine said until its end.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// How it ended.
+    pub end: End,
+    /// The exit status that the hypervisor gave, if it came to that.
+    pub status: Option<i32>,
+    /// The measured runs.
+    pub records: Vec<Record>,
+    /// The hypervisor's errors, one line each, and lines that couldn't be read.
+    pub errors: Vec<String>,
+    /// The report on a fatal exception or a panic, from its first line on.
+    pub fatal: Vec<String>,
+    /// The lines of the console; of very many, the last ones.
+    pub lines: VecDeque<String>,
+    /// What the emulator itself had to say.
+    pub complaints: Vec<String>,
+}
+
+/// One event of a running machine.
+enum Event {
+    Console(String),
+    Complaint(String),
+    ConsoleEnded,
+}
+
+/// Starts `command` and follows it to its end, at the latest `limit` from now. `observe` sees every line of the console as
+/// it comes, `complain` every line that the emulator prints on standard error.
+///
+/// # Errors
+///
+/// If the program can't be started or waited for.
+pub fn run(
+    command: &mut Command,
+    limit: Option<Duration>,
+    mut observe: impl FnMut(&Line, &str),
+    mut complain: impl FnMut(&str),
+) -> io::Result<Outcome> {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut group = Group::spawn(command)?;
+    let events = follow(&mut group);
+    let mut deadline = Instant::now() + limit.unwrap_or(FOREVER);
+    let mut outcome = Outcome::new();
+    loop {
+        match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Event::Console(text)) => {
+                let line = Line::parse(&text);
+                observe(&line, &text);
+                if outcome.take(line, text) {
+                    deadline = deadline.min(Instant::now() + GRACE);
+                }
+            }
+            Ok(Event::Complaint(text)) => {
+                complain(&text);
+                outcome.complaints.push(text);
+            }
+            Ok(Event::ConsoleEnded) | Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => break,
+        }
+    }
+    outcome.end = match group.wait_until(deadline.min(Instant::now() + GRACE))? {
+        Some(status) => End::Ended(status),
+        None if outcome.status.is_some() => End::EndedAfterStatus,
+        None => End::TimedOut,
+    };
+    group.kill();
+    // The readers end when the last of the group has gone; what they still hold is wanted.
+    while let Ok(event) = events.recv_timeout(READERS_END) {
+        if let Event::Complaint(text) = event {
+            complain(&text);
+            outcome.complaints.push(text);
+        }
+    }
+    Ok(outcome)
+}
+
+impl Outcome {
+    fn new() -> Self {
+        Self {
+            end: End::TimedOut,
+            status: None,
+            records: Vec::new(),
+            errors: Vec::new(),
+            fatal: Vec::new(),
+            lines: VecDeque::new(),
+            complaints: Vec::new(),
+        }
+    }
+
+    /// Files one line; true if it is the exit status.
+    fn take(&mut self, line: Line, text: String) -> bool {
+        let mut is_status = false;
+        match line {
+            Line::Record(record) => self.records.push(*record),
+            Line::Error(error) | Line::Unreadable(error) => self.errors.push(error),
+            Line::Fatal(_) if self.fatal.is_empty() => self.fatal.push(text.clone()),
+            Line::ExitStatus(status) => {
+                self.status = Some(status);
+                is_status = true;
+            }
+            _ if !self.fatal.is_empty() => self.fatal.push(text.clone()),
+            _ => {}
+        }
+        if self.lines.len() == MOST_LINES {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(text);
+        is_status
+    }
+
+    /// The first line of the console that contains `text`.
+    pub fn line_with(&self, text: &str) -> Option<&str> {
+        self.lines
+            .iter()
+            .map(String::as_str)
+            .find(|line| line.contains(text))
+    }
+
+    /// The last `count` lines of the console.
+    pub fn last_lines(&self, count: usize) -> impl Iterator<Item = &str> {
+        self.lines
+            .iter()
+            .skip(self.lines.len().saturating_sub(count))
+            .map(String::as_str)
+    }
+}
+
+/// Starts the threads that read the child's pipes.
+fn follow(group: &mut Group) -> Receiver<Event> {
+    let (sender, events) = mpsc::channel();
+    if let Some(stdout) = group.child().stdout.take() {
+        let sender = sender.clone();
+        thread::spawn(move || {
+            read_lines(stdout, &sender, Event::Console);
+            // Whoever listened may have gone; so may this thread.
+            let _ = sender.send(Event::ConsoleEnded);
+        });
+    }
+    if let Some(stderr) = group.child().stderr.take() {
+        thread::spawn(move || read_lines(stderr, &sender, Event::Complaint));
+    }
+    events
+}
+
+fn read_lines(mut pipe: impl Read, sender: &Sender<Event>, event: fn(String) -> Event) {
+    let mut splitter = Splitter::default();
+    let mut buffer = [0; 4096];
+    // The receiver goes away when the machine is ended; then nobody wants the rest.
+    let send = |line: &str| {
+        let _ = sender.send(event(line.to_string()));
+    };
+    while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+        splitter.push(&buffer[..count], send);
+    }
+    splitter.end(send);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::console::tests::RECORD;
+
+    fn shell(script: &str, limit: Duration) -> Outcome {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        run(&mut command, Some(limit), |_, _| {}, |_| {}).expect("sh starts")
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_run_that_ends_well_gives_its_records_and_status() {
+        let script = format!(
+            "echo '[ 0.1 cpu0] INFO hello'; echo '@record {RECORD}'; echo 'parvisor: exit status 0'"
+        );
+        let outcome = shell(&script, LONG);
+        assert_eq!(outcome.status, Some(0));
+        assert_eq!(outcome.records.len(), 1);
+        assert_eq!(outcome.lines.len(), 3);
+        assert!(matches!(outcome.end, End::Ended(status) if status.success()));
+    }
+
+    #[test]
+    fn errors_and_complaints_are_kept() {
+        let outcome = shell(
+            "echo 'parvisor: error: mode=x: unknown'; echo 'qemu: bad' >&2; exit 1",
+            LONG,
+        );
+        assert_eq!(outcome.status, None);
+        assert_eq!(outcome.errors, ["mode=x: unknown"]);
+        assert_eq!(outcome.complaints, ["qemu: bad"]);
+    }
+
+    #[test]
+    fn a_fatal_report_is_kept_from_its_first_line_on() {
+        let outcome = shell(
+            "echo before; echo 'parvisor: FATAL abort'; echo x0; echo 'parvisor: exit status 3'",
+            LONG,
+        );
+        assert_eq!(outcome.fatal, ["parvisor: FATAL abort", "x0"]);
+        assert_eq!(outcome.status, Some(3));
+    }
+
+    #[test]
+    fn a_machine_that_never_ends_is_ended_at_the_limit() {
+        let started = Instant::now();
+        let outcome = shell("echo hello; sleep 1000", Duration::from_millis(300));
+        assert_eq!(outcome.end, End::TimedOut);
+        assert_eq!(outcome.status, None);
+        assert!(started.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn of_endless_output_the_last_lines_are_kept() {
+        let outcome = shell(
+            "i=0; while [ $i -lt 20100 ]; do echo $i; i=$((i+1)); done",
+            LONG,
+        );
+        assert_eq!(outcome.lines.len(), MOST_LINES);
+        assert_eq!(outcome.last_lines(1).next(), Some("20099"));
+    }
+}

@@ -1,0 +1,18 @@
+//! What stands behind `scripts/run` and `scripts/test`: installs what is missing, builds the images, starts the
+//! emulator, reads the console, and shows the results. The system tests under `tests/qemu` boot machines with the
+//! same parts.
+
+pub mod boot;
+pub mod checks;
+pub mod console;
+pub mod error;
+pub mod flat;
+pub mod images;
+pub mod options;
+pub mod process;
+pub mod qemu;
+pub mod record;
+pub mod run;
+pub mod setup;
+pub mod size;
+pub mod table;

@@ -1,0 +1,25 @@
+//! The commands behind the scripts: `tool run …` is `scripts/run …`, `tool test …` is `scripts/test …`.
+
+use std::env;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use tool::{checks, error, process, run};
+
+fn main() -> ExitCode {
+    if let Err(error) = process::end_groups_on_signals() {
+        eprintln!("error: signals can't be handled: {error}");
+        return ExitCode::from(error::FAILED);
+    }
+    let mut arguments = env::args_os().skip(1);
+    let command = arguments.next().unwrap_or_default();
+    let named = |name: &str| std::iter::once(OsString::from(name)).chain(arguments);
+    ExitCode::from(match command.to_str() {
+        Some("run") => run::main(named("scripts/run")),
+        Some("test") => checks::main(named("scripts/test")),
+        _ => {
+            eprintln!("error: use scripts/run or scripts/test");
+            error::USAGE
+        }
+    })
+}

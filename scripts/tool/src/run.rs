@@ -1,0 +1,277 @@
+//! `scripts/run`: set-up, build, one boot that runs every mode, then the comparison.
+
+use std::ffi::OsString;
+use std::fs::{self, OpenOptions};
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::boot::{self, End, Outcome};
+use crate::console::Line;
+use crate::error::{FAILED, ToolError, USAGE};
+use crate::images::{self, Images};
+use crate::options::{Plan, RunOptions, one_line};
+use crate::qemu::{Machine, Module};
+use crate::record::Record;
+use crate::setup::system::{Package, System};
+use crate::setup::{self, find_program};
+use crate::table::comparison;
+
+/// How much of the console is shown when the machine ended without an exit status.
+const LAST_LINES: usize = 20;
+/// Where QEMU's `-kernel` puts the image in RAM of `virt`.
+const LOAD_ADDRESS: u64 = 0x4020_0000;
+
+/// Runs the command with these arguments, the first of which is its name. Gives the exit status.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let options = match RunOptions::parse_arguments(arguments) {
+        Ok(options) => options,
+        Err(error) if !error.use_stderr() => {
+            // `--help`. If nobody reads it, nobody misses it.
+            let _ = error.print();
+            return 0;
+        }
+        Err(error) => {
+            eprintln!("error: {} (see scripts/run --help)", one_line(&error));
+            return USAGE;
+        }
+    };
+    run(&options).unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        error.exit_status()
+    })
+}
+
+fn run(options: &RunOptions) -> Result<u8, ToolError> {
+    let plan = options.plan()?;
+    check_files(options)?;
+    setup::rust_target()?;
+    let emulator = setup::emulator()?;
+    let images = images::build()?;
+    let machine = Machine {
+        emulator,
+        cpu: options.cpu.clone(),
+        gic: plan.gic,
+        cpus: plan.cpus,
+        memory: plan.memory,
+        el2: true,
+        kernel: Some(images.hypervisor.clone()),
+        append: plan.append.clone(),
+        modules: vec![Module {
+            image: options
+                .guest
+                .clone()
+                .unwrap_or_else(|| images.dirty_log.clone()),
+            address: Machine::module_address(plan.memory),
+            bootargs: options.guest_append.clone(),
+        }],
+        debugger: options.gdb,
+        extra: options.qemu.clone(),
+    };
+    if options.gdb {
+        announce_debugger(&images);
+    }
+    let outcome = follow(&machine, options, &plan)?;
+    finish(options, &plan, outcome)
+}
+
+/// Checks the files that the user named before anything is built.
+fn check_files(options: &RunOptions) -> Result<(), ToolError> {
+    if let Some(guest) = &options.guest {
+        let readable = fs::File::open(guest).and_then(|file| file.metadata());
+        match readable {
+            Ok(metadata) if metadata.is_file() => {}
+            Ok(_) => {
+                return Err(ToolError::Usage(format!(
+                    "--guest {}: not a file",
+                    guest.display()
+                )));
+            }
+            Err(error) => {
+                return Err(ToolError::Usage(format!(
+                    "--guest {}: {error}",
+                    guest.display()
+                )));
+            }
+        }
+    }
+    if let Some(json) = &options.json {
+        let writable = OpenOptions::new().create(true).append(true).open(json);
+        writable
+            .map_err(|error| ToolError::Usage(format!("--json {}: {error}", json.display())))?;
+    }
+    Ok(())
+}
+
+/// Says how to attach gdb; the emulator then waits for it.
+fn announce_debugger(images: &Images) {
+    let symbols = images.symbols.display();
+    let gdb = [
+        "gdb-multiarch",
+        "aarch64-linux-gnu-gdb",
+        "aarch64-elf-gdb",
+        "aarch64-none-elf-gdb",
+        "gdb",
+    ]
+    .into_iter()
+    .find(|name| find_program(name.as_ref()).is_some());
+    if gdb.is_none_or(|name| name == "gdb") {
+        let advice = System::detect().advice(Package::Gdb);
+        eprintln!("note: gdb must know arm64; if this system's doesn't, {advice}");
+    }
+    eprintln!("The machine waits for gdb on port 1234. Attach with:\n");
+    eprintln!(
+        "  {} -ex 'set architecture aarch64' -ex 'target remote :1234' -ex 'add-symbol-file {symbols} -o {LOAD_ADDRESS:#x}'\n",
+        gdb.unwrap_or("gdb-multiarch")
+    );
+}
+
+/// Starts the machine and shows the user how it comes on.
+fn follow(machine: &Machine, options: &RunOptions, plan: &Plan) -> Result<Outcome, ToolError> {
+    let bar = progress_bar(options, plan);
+    let mut last_mode = String::new();
+    let mut modes_begun = 0;
+    let observe = |line: &Line, text: &str| {
+        if let Line::Progress(progress) = line {
+            if progress.mode != last_mode {
+                last_mode.clone_from(&progress.mode);
+                modes_begun += 1;
+            }
+            bar.set_length(progress.steps * plan.modes.len() as u64);
+            bar.set_position(
+                progress.steps * (modes_begun - 1) + progress.step.min(progress.steps),
+            );
+            bar.set_message(progress.mode.clone());
+        }
+        if let Some(shown) = shown(line, text, options) {
+            bar.suspend(|| print_line(shown));
+        }
+    };
+    let complain = |text: &str| {
+        if options.verbose {
+            bar.suspend(|| eprintln!("{text}"));
+        }
+    };
+    let limit = plan.host_seconds.map(Duration::from_secs);
+    let outcome = boot::run(&mut machine.command(), limit, observe, complain);
+    bar.finish_and_clear();
+    outcome.map_err(|error| {
+        ToolError::Io(format!(
+            "{} can't be run: {error}",
+            machine.emulator.display()
+        ))
+    })
+}
+
+fn progress_bar(options: &RunOptions, plan: &Plan) -> ProgressBar {
+    if options.verbose || options.gdb || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(plan.modes.len() as u64);
+    let style = ProgressStyle::with_template("[{elapsed_precise}] {bar:40} {pos}/{len} {msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_message("booting");
+    bar.enable_steady_tick(Duration::from_millis(250));
+    bar
+}
+
+/// What the user sees of a line, if anything.
+fn shown<'a>(line: &'a Line, text: &'a str, options: &RunOptions) -> Option<&'a str> {
+    match line {
+        _ if options.verbose => Some(text),
+        Line::Result(result) => Some(result),
+        Line::Guest(printed) if options.guest.is_some() => Some(printed),
+        _ => None,
+    }
+}
+
+/// Prints a line on standard output; whoever closed it doesn't want it.
+fn print_line(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Tells how it ended, writes the records, and decides on the exit status.
+fn finish(options: &RunOptions, plan: &Plan, mut outcome: Outcome) -> Result<u8, ToolError> {
+    for record in &mut outcome.records {
+        record.cpu.clone_from(&options.cpu);
+        record.gic = plan.gic.version();
+    }
+    if !outcome.records.is_empty() {
+        print_line(&format!("\n{}", comparison(&outcome.records)));
+    }
+    if let Some(json) = &options.json {
+        write_records(json, &outcome.records)?;
+    }
+    for line in &outcome.errors {
+        eprintln!("error: {line}");
+    }
+    for line in &outcome.fatal {
+        eprintln!("{line}");
+    }
+    match outcome.status {
+        Some(0) => complete(options, plan, &outcome).map(|()| 0),
+        Some(status) => Ok(u8::try_from(status).unwrap_or(FAILED)),
+        None => Err(no_status(&outcome, plan)),
+    }
+}
+
+fn write_records(path: &Path, records: &[Record]) -> Result<(), ToolError> {
+    let failed = |error: &dyn std::fmt::Display| {
+        ToolError::Io(format!("--json {}: {error}", path.display()))
+    };
+    let mut text = serde_json::to_string_pretty(records).map_err(|error| failed(&error))?;
+    text.push('\n');
+    fs::write(path, text).map_err(|error| failed(&error))
+}
+
+/// Checks that a run which calls itself good has brought all that it should.
+fn complete(options: &RunOptions, plan: &Plan, outcome: &Outcome) -> Result<(), ToolError> {
+    let failed = |text: String| Err(ToolError::Io(text));
+    if options.guest.is_some() {
+        return Ok(());
+    }
+    for mode in &plan.modes {
+        match outcome
+            .records
+            .iter()
+            .find(|record| record.mode == mode.to_string())
+        {
+            None => return failed(format!("mode {mode}: the hypervisor gave no result")),
+            Some(record) if !record.verified => {
+                return failed(format!("mode {mode}: the result isn't verified"));
+            }
+            Some(_) => {}
+        }
+    }
+    match outcome.errors.first() {
+        Some(error) => failed(format!("the hypervisor ended well in spite of: {error}")),
+        None => Ok(()),
+    }
+}
+
+/// The account of a machine that gave no exit status; shows what it said last.
+fn no_status(outcome: &Outcome, plan: &Plan) -> ToolError {
+    let refused =
+        matches!(outcome.end, End::Ended(status) if !status.success()) && outcome.lines.is_empty();
+    if let (true, Some(reason)) = (refused, outcome.complaints.last()) {
+        return ToolError::Usage(format!("the emulator refused to start: {reason}"));
+    }
+    for line in outcome
+        .last_lines(LAST_LINES)
+        .filter(|line| !line.starts_with('@'))
+        .chain(outcome.complaints.iter().map(String::as_str))
+    {
+        eprintln!("  | {line}");
+    }
+    ToolError::NoStatus(match (outcome.end, plan.host_seconds) {
+        (End::TimedOut, Some(seconds)) => {
+            format!("the machine didn't end within {seconds} s and was ended")
+        }
+        (End::Ended(status), _) => {
+            format!("the emulator ended without an exit status of the hypervisor ({status})")
+        }
+        _ => "the emulator ended without an exit status of the hypervisor".into(),
+    })
+}

@@ -1,0 +1,212 @@
+//! The comparison at the end of a run: one column per mode; one row per phase, then counters, then whether the run was
+//! verified. A pure function of the records.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::record::Record;
+use crate::size::Size;
+
+/// Up to this many iterations each has a row of its own; beyond it, the first one and the median of the others.
+const MOST_DIRTY_ROWS: u64 = 8;
+
+/// The counters that are worth a row, where a record has them.
+const COUNTERS: [&str; 9] = [
+    "exits",
+    "faults",
+    "retries",
+    "met_locked",
+    "tlbi_broadcast",
+    "tlbi_local",
+    "tables_allocated",
+    "tables_freed",
+    "tables_pending",
+];
+
+/// The table, with a line above it that says what was measured.
+pub fn comparison(records: &[Record]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header(std::iter::once("").chain(records.iter().map(|record| record.mode.as_str())));
+    for (label, cells) in phase_rows(records).into_iter().chain(counter_rows(records)) {
+        table.add_row(std::iter::once(label).chain(cells));
+    }
+    let verified = records
+        .iter()
+        .map(|record| if record.verified { "yes" } else { "NO" }.to_string());
+    table.add_row(std::iter::once("verified".to_string()).chain(verified));
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    format!("{}\n\n{table}", heading(records))
+}
+
+type Row = (String, Vec<String>);
+
+fn heading(records: &[Record]) -> String {
+    let Some(record) = records.first() else {
+        return "nothing was measured".into();
+    };
+    format!(
+        "{} vCPUs x {}, {} iterations, backing {}, {} % writes; {}, GICv{}; times in ms, measured with {}",
+        record.vcpus,
+        Size::from_bytes(record.bytes_per_vcpu).in_words(),
+        record.iterations,
+        record.backing,
+        record.write_percent,
+        record.cpu,
+        record.gic,
+        record.clock
+    )
+}
+
+fn phase_rows(records: &[Record]) -> Vec<Row> {
+    let iterations = records
+        .iter()
+        .map(|record| record.iterations)
+        .max()
+        .unwrap_or(0);
+    let mut rows = vec![row(records, "populate", |record| {
+        phase(record, "populate", |_| true)
+    })];
+    rows.push(row(records, "enable logging", |record| {
+        phase(record, "enable", |_| true)
+    }));
+    if iterations <= MOST_DIRTY_ROWS {
+        for iteration in 1..=iterations {
+            let dirty = |record: &Record| phase(record, "dirty", |other| other == iteration);
+            rows.push(row(records, &format!("dirty {iteration}"), dirty));
+        }
+    } else {
+        rows.push(row(records, "dirty 1", |record| {
+            phase(record, "dirty", |iteration| iteration == 1)
+        }));
+        let label = format!("dirty 2 to {iterations}, median");
+        rows.push(row(records, &label, |record| {
+            phase(record, "dirty", |iteration| iteration > 1)
+        }));
+    }
+    let several = if iterations > 1 { ", median" } else { "" };
+    for name in ["get", "clear"] {
+        rows.push(row(records, &format!("{name} log{several}"), |record| {
+            phase(record, name, |_| true)
+        }));
+    }
+    rows.push(row(records, "disable logging", |record| {
+        phase(record, "disable", |_| true)
+    }));
+    rows
+}
+
+fn row(records: &[Record], label: &str, nanoseconds: impl Fn(&Record) -> Option<u64>) -> Row {
+    let cell = |record| nanoseconds(record).map_or_else(|| "-".into(), milliseconds);
+    (label.to_string(), records.iter().map(cell).collect())
+}
+
+/// The median of the phases called `name` whose iteration is wanted.
+fn phase(record: &Record, name: &str, wanted: impl Fn(u64) -> bool) -> Option<u64> {
+    let chosen = record
+        .phases
+        .iter()
+        .filter(|phase| phase.name == name && wanted(phase.iteration));
+    let mut times: Vec<u64> = chosen.map(|phase| phase.ns).collect();
+    times.sort_unstable();
+    let middle = times.len() / 2;
+    match times.len() {
+        0 => None,
+        length if length % 2 == 1 => Some(times[middle]),
+        _ => Some(times[middle - 1].midpoint(times[middle])),
+    }
+}
+
+fn milliseconds(nanoseconds: u64) -> String {
+    format!(
+        "{}.{:03}",
+        nanoseconds / 1_000_000,
+        nanoseconds / 1000 % 1000
+    )
+}
+
+fn counter_rows(records: &[Record]) -> Vec<Row> {
+    let known = COUNTERS.into_iter().filter(|name| {
+        records
+            .iter()
+            .any(|record| record.counters.contains_key(*name))
+    });
+    let cells = |name: &str| -> Vec<String> {
+        let cell = |record: &Record| {
+            record
+                .counters
+                .get(name)
+                .map_or_else(|| "-".into(), u64::to_string)
+        };
+        records.iter().map(cell).collect()
+    };
+    known
+        .map(|name| (name.replace('_', " "), cells(name)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::console::tests::RECORD;
+    use crate::record::Phase;
+
+    fn record(mode: &str) -> Record {
+        let record: Record = serde_json::from_str(RECORD).expect("the sample is a record");
+        Record {
+            mode: mode.into(),
+            ..record
+        }
+    }
+
+    fn cells(table: &str, label: &str) -> Vec<String> {
+        let line = table
+            .lines()
+            .find(|line| line.starts_with(&format!("| {label} ")))
+            .expect(label);
+        line.split('|')
+            .map(|cell| cell.trim().to_string())
+            .filter(|cell| !cell.is_empty())
+            .skip(1)
+            .collect()
+    }
+
+    #[test]
+    fn the_table_has_a_column_per_mode_and_a_row_per_phase() {
+        let mut slow = record("mutex");
+        slow.phases[2].ns = 400_500_000;
+        slow.verified = false;
+        let table = comparison(&[slow, record("parallel")]);
+        assert!(
+            table.starts_with("4 vCPUs x 64 MiB, 1 iterations, backing 2M"),
+            "{table}"
+        );
+        assert_eq!(cells(&table, "populate"), ["100.000", "100.000"]);
+        assert_eq!(cells(&table, "dirty 1"), ["400.500", "40.000"]);
+        assert_eq!(cells(&table, "faults"), ["65536", "65536"]);
+        assert_eq!(cells(&table, "verified"), ["NO", "yes"]);
+        assert!(!table.contains("tlbi"), "{table}");
+    }
+
+    #[test]
+    fn of_many_iterations_the_median_is_shown() {
+        let mut long = record("parallel");
+        long.iterations = 10;
+        let dirty = |iteration| Phase {
+            name: "dirty".into(),
+            iteration,
+            ns: iteration * 1_000_000,
+        };
+        long.phases = (1..=10).map(dirty).collect();
+        let table = comparison(&[long]);
+        assert_eq!(cells(&table, "dirty 1"), ["1.000"]);
+        assert_eq!(cells(&table, "dirty 2 to 10, median"), ["6.000"]);
+        assert_eq!(cells(&table, "populate"), ["-"]);
+    }
+
+    #[test]
+    fn no_records_make_no_panic() {
+        assert!(comparison(&[]).contains("nothing was measured"));
+    }
+}
