@@ -20,7 +20,7 @@ _start:
     b 1f
     .long 0
     .quad 0                             // text_offset
-    .quad __image_end - __image_start   // image_size, with what isn't in the file
+    .quad __image_size                  // image_size, with what isn't in the file
     .quad 0xa                           // little-endian, 4 KiB pages, anywhere in memory
     .quad 0
     .quad 0
@@ -68,7 +68,7 @@ _start:
     cmp x0, x1
     b.lo 5b
 
-    // R_AARCH64_RELATIVE entries only: { offset, type, addend }.
+    // R_AARCH64_RELATIVE entries only: offset, type, addend.
     adrp x0, __rela_start
     add x0, x0, :lo12:__rela_start
     adrp x1, __rela_end
@@ -94,7 +94,7 @@ _start:
 
     adrp x0, {boot_stacks}
     add x0, x0, :lo12:{boot_stacks}
-    mov x1, #{boot_stack_top}
+    ldr x1, ={boot_stack_top}
     add x0, x0, x1
     mov x29, xzr
     mov x30, xzr
@@ -110,7 +110,6 @@ _start:
     mov sp, x0
     bl set_el2_controls
     mov x0, x20
-    mov x1, x21
     bl {build_early_tables}
     mov x23, x0
     adrp x0, __text_end
@@ -163,11 +162,11 @@ secondary_start:
 
 // The controls without which nothing below may be assumed: EL2 translation regime without VHE, MMU and caches off.
 set_el2_controls:
-    mov x0, #{hcr_boot}
+    ldr x0, ={hcr_boot}
     msr hcr_el2, x0
-    movz x0, #{sctlr_off_high}, lsl #16
-    movk x0, #{sctlr_off_low}
+    ldr x0, ={sctlr_off}
     msr sctlr_el2, x0
+    msr tpidr_el2, xzr
     isb
     mrs x0, hcr_el2
     tbnz x0, #34, 9f
@@ -222,6 +221,7 @@ invalidate_dcache:
     b.lo 1b
     dsb sy
     ret
+.ltorg
 
 .section .text.vectors, "ax"
 .balign 0x800

@@ -72,13 +72,24 @@ impl Machine {
         let mut devices = Vec::new();
         devices.extend(self.console.map(|uart| ("console UART", uart.registers)));
         match &self.gic {
-            Gic::V2 { distributor, cpu_interface, .. } => {
+            Gic::V2 {
+                distributor,
+                cpu_interface,
+                ..
+            } => {
                 devices.push(("GIC distributor", *distributor));
                 devices.push(("GIC CPU interface", *cpu_interface));
             }
-            Gic::V3 { distributor, redistributors } => {
+            Gic::V3 {
+                distributor,
+                redistributors,
+            } => {
                 devices.push(("GIC distributor", *distributor));
-                devices.extend(redistributors.iter().map(|region| ("GIC redistributors", *region)));
+                devices.extend(
+                    redistributors
+                        .iter()
+                        .map(|region| ("GIC redistributors", *region)),
+                );
             }
         }
         devices
@@ -104,16 +115,26 @@ pub fn find_conduit(tree: Fdt<'_>) -> Option<Conduit> {
 }
 
 fn bootargs(tree: Fdt<'_>) -> Result<String, DiscoveryError> {
-    let Some(property) = tree.find_node("/chosen").and_then(|chosen| chosen.property("bootargs")) else {
+    let Some(property) = tree
+        .find_node("/chosen")
+        .and_then(|chosen| chosen.property("bootargs"))
+    else {
         return Ok(String::new());
     };
-    text(property.value()).ok_or(DiscoveryError::BadProperty { node: "/chosen".to_string(), property: "bootargs" })
+    text(property.value()).ok_or(DiscoveryError::BadProperty {
+        node: "/chosen".to_string(),
+        property: "bootargs",
+    })
 }
 
 /// A string property's text without its NUL, or `None` if it isn't text.
 fn text(value: &[u8]) -> Option<String> {
     let text = core::str::from_utf8(value.strip_suffix(b"\0").unwrap_or(value)).ok()?;
-    if text.contains('\0') { None } else { Some(text.into()) }
+    if text.contains('\0') {
+        None
+    } else {
+        Some(text.into())
+    }
 }
 
 /// Why a device tree can't be used.
@@ -151,10 +172,17 @@ impl fmt::Display for DiscoveryError {
             Self::Tree(error) => write!(f, "the device tree is corrupt: {error}"),
             Self::NoMemory => f.write_str("the device tree describes no memory"),
             Self::BadProperty { node, property } => {
-                write!(f, "device tree node {node}: property {property} is malformed")
+                write!(
+                    f,
+                    "device tree node {node}: property {property} is malformed"
+                )
             }
-            Self::TooMany { what, most } => write!(f, "the device tree describes more than {most} {what}"),
-            Self::NoBootCpu(mpidr) => write!(f, "the device tree doesn't describe the boot CPU, {mpidr}"),
+            Self::TooMany { what, most } => {
+                write!(f, "the device tree describes more than {most} {what}")
+            }
+            Self::NoBootCpu(mpidr) => {
+                write!(f, "the device tree doesn't describe the boot CPU, {mpidr}")
+            }
             Self::DuplicateCpu(mpidr) => write!(f, "the device tree describes CPU {mpidr} twice"),
             Self::NoGic => f.write_str("the device tree describes no GICv2 or GICv3"),
         }

@@ -119,7 +119,9 @@ impl CpuFeatures {
             xnx: field(id.aa64mmfr1, 28) != 0,
             pan: field(id.aa64mmfr1, 20),
             pauth_address: field(id.aa64isar1, 4) != 0 || field(id.aa64isar1, 8) != 0 || apa3 != 0,
-            pauth_generic: field(id.aa64isar1, 24) != 0 || field(id.aa64isar1, 28) != 0 || gpa3 != 0,
+            pauth_generic: field(id.aa64isar1, 24) != 0
+                || field(id.aa64isar1, 28) != 0
+                || gpa3 != 0,
             sve: field(id.aa64pfr0, 32) != 0,
             sme: field(id.aa64pfr1, 24),
             mte: field(id.aa64pfr1, 8),
@@ -145,15 +147,30 @@ impl CpuFeatures {
             ("physical address size", self.pa_range <= other.pa_range),
             ("16-bit VMIDs", self.vmid_bits <= other.vmid_bits),
             ("LSE atomics", self.lse <= other.lse),
-            ("TLB invalidation by range", self.tlbi_range <= other.tlbi_range),
+            (
+                "TLB invalidation by range",
+                self.tlbi_range <= other.tlbi_range,
+            ),
             ("break-before-make level", self.bbm <= other.bbm),
             ("forced write-back", self.fwb == other.fwb),
-            ("hardware access flag and dirty state", self.hafdbs <= other.hafdbs),
+            (
+                "hardware access flag and dirty state",
+                self.hafdbs <= other.hafdbs,
+            ),
             ("XNX", self.xnx <= other.xnx),
-            ("pointer authentication", self.pauth_address == other.pauth_address),
-            ("GIC system registers", self.gic_registers == other.gic_registers),
+            (
+                "pointer authentication",
+                self.pauth_address == other.pauth_address,
+            ),
+            (
+                "GIC system registers",
+                self.gic_registers == other.gic_registers,
+            ),
         ];
-        relied_on.iter().find(|(_, present)| !present).map(|(name, _)| *name)
+        relied_on
+            .iter()
+            .find(|(_, present)| !present)
+            .map(|(name, _)| *name)
     }
 
     /// Reads and decodes the ID registers of the CPU that this runs on.
@@ -178,7 +195,11 @@ impl CpuFeatures {
 
 impl fmt::Display for CpuFeatures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-bit physical addresses, {}-bit VMIDs", self.pa_bits, self.vmid_bits)?;
+        write!(
+            f,
+            "{}-bit physical addresses, {}-bit VMIDs",
+            self.pa_bits, self.vmid_bits
+        )?;
         let flags = [
             ("LSE", self.lse),
             ("TLBIRANGE", self.tlbi_range),
@@ -195,9 +216,13 @@ impl fmt::Display for CpuFeatures {
         for (name, _) in flags.iter().filter(|(_, present)| *present) {
             write!(f, ", {name}")?;
         }
-        for (name, version) in
-            [("HAFDBS", self.hafdbs), ("BBM", self.bbm), ("NV", self.nv), ("ECV", self.ecv), ("FGT", self.fgt)]
-        {
+        for (name, version) in [
+            ("HAFDBS", self.hafdbs),
+            ("BBM", self.bbm),
+            ("NV", self.nv),
+            ("ECV", self.ecv),
+            ("FGT", self.fgt),
+        ] {
             if version != 0 {
                 write!(f, ", {name} {version}")?;
             }
@@ -228,8 +253,17 @@ mod tests {
     fn an_armv8_0_cpu_has_no_optional_feature() {
         let features = CpuFeatures::from_registers(&CORTEX_A72);
         assert_eq!((features.pa_bits, features.vmid_bits), (44, 8));
-        assert!(!features.lse && !features.tlbi_range && !features.vhe && !features.fwb && !features.pauth_address);
-        assert_eq!((features.hafdbs, features.bbm, features.fgt, features.pmu), (0, 0, 0, 1));
+        assert!(
+            !features.lse
+                && !features.tlbi_range
+                && !features.vhe
+                && !features.fwb
+                && !features.pauth_address
+        );
+        assert_eq!(
+            (features.hafdbs, features.bbm, features.fgt, features.pmu),
+            (0, 0, 0, 1)
+        );
         assert!(features.gic_registers);
     }
 
@@ -243,15 +277,28 @@ mod tests {
             aa64mmfr2: 1 << 40 | 1 << 48 | 2 << 52,
             ..IdRegisters::default()
         });
-        assert_eq!((features.pa_bits, features.vmid_bits, features.hafdbs, features.bbm), (52, 16, 2, 2));
+        assert_eq!(
+            (
+                features.pa_bits,
+                features.vmid_bits,
+                features.hafdbs,
+                features.bbm
+            ),
+            (52, 16, 2, 2)
+        );
         assert_eq!((features.fgt, features.ecv), (1, 2));
-        assert!(features.lse && features.tlbi_range && features.vhe && features.xnx && features.hcx);
+        assert!(
+            features.lse && features.tlbi_range && features.vhe && features.xnx && features.hcx
+        );
         assert!(features.fwb && features.ttl && features.pauth_address && !features.pauth_generic);
     }
 
     #[test]
     fn a_cpu_that_lacks_what_the_boot_cpu_has_is_named() {
-        let boot = CpuFeatures::from_registers(&IdRegisters { aa64isar0: 2 << 20, ..CORTEX_A72 });
+        let boot = CpuFeatures::from_registers(&IdRegisters {
+            aa64isar0: 2 << 20,
+            ..CORTEX_A72
+        });
         let other = CpuFeatures::from_registers(&CORTEX_A72);
         assert_eq!(boot.missing_on(&other), Some("LSE atomics"));
         assert_eq!(other.missing_on(&boot), None);

@@ -3,6 +3,10 @@
 //!
 //! The other crates don't know this one: they name what they need of a machine as traits, and this crate implements them.
 //! On a host only the parts without hardware exist: [`discovery`], [`plan`], [`range`], [`features`], [`syndrome`].
+//!
+//! The way through it: the boot loader enters `boot.S`, which ends in [`boot`]; that calls the function named by [`entry!`]
+//! with a [`boot::Boot`], which [takes over](boot::Boot::take_over) the machine and gives back a [`boot::System`].
+//! [`cpus::start_secondaries`] brings up the rest.
 
 #![no_std]
 
@@ -13,3 +17,37 @@ pub mod features;
 pub mod plan;
 pub mod range;
 pub mod syndrome;
+
+#[cfg(target_os = "none")]
+mod address_space;
+#[cfg(target_os = "none")]
+pub mod boot;
+#[cfg(target_os = "none")]
+pub mod console;
+#[cfg(target_os = "none")]
+pub mod cpus;
+#[cfg(target_os = "none")]
+mod early_map;
+#[cfg(target_os = "none")]
+mod el2;
+#[cfg(target_os = "none")]
+mod exceptions;
+#[cfg(target_os = "none")]
+mod fatal;
+#[cfg(target_os = "none")]
+pub mod gic;
+#[cfg(target_os = "none")]
+pub mod heap;
+#[cfg(target_os = "none")]
+pub mod image;
+#[cfg(target_os = "none")]
+mod percpu;
+#[cfg(target_os = "none")]
+pub mod psci;
+#[cfg(target_os = "none")]
+mod register;
+#[cfg(target_os = "none")]
+pub mod timer;
+
+#[cfg(target_os = "none")]
+pub use percpu::CpuId;

@@ -49,35 +49,74 @@ impl MemoryPlan {
     ///
     /// # Errors
     /// Something is where it can't be, or memory is too small.
-    pub fn new(machine: &Machine, pa_bits: u8, image: PhysicalRange, tree: PhysicalRange) -> Result<Self, PlanError> {
+    pub fn new(
+        machine: &Machine,
+        pa_bits: u8,
+        image: PhysicalRange,
+        tree: PhysicalRange,
+    ) -> Result<Self, PlanError> {
         let mapped = mappable(machine, pa_bits);
         if !mapped.contains(image) {
             return Err(PlanError::ImageOutsideMemory(image));
         }
         check_devices(machine, pa_bits)?;
         let mut free = mapped.clone();
-        for taken in [image, tree].into_iter().chain(machine.reservations.iter().map(|reserved| reserved.range)) {
+        for taken in [image, tree]
+            .into_iter()
+            .chain(machine.reservations.iter().map(|reserved| reserved.range))
+        {
             free.remove(taken.grow_to(PAGE_SIZE));
         }
         for (index, module) in machine.modules.iter().enumerate() {
             check_module(module, &mapped, image, tree)?;
-            if let Some(other) = machine.modules[..index].iter().find(|other| other.range.overlaps(module.range)) {
-                return Err(PlanError::module(module, ModuleFault::OverlapsModule(other.name.clone())));
+            if let Some(other) = machine.modules[..index]
+                .iter()
+                .find(|other| other.range.overlaps(module.range))
+            {
+                return Err(PlanError::module(
+                    module,
+                    ModuleFault::OverlapsModule(other.name.clone()),
+                ));
             }
             free.remove(module.range.grow_to(PAGE_SIZE));
         }
         free = free.shrink_to(PAGE_SIZE);
 
-        let wanted = (machine.memory.bytes() / HEAP_SHARE).clamp(HEAP_MIN, HEAP_MAX) & !(HEAP_ALIGN - 1);
-        let heap = free.take(wanted, HEAP_ALIGN).ok_or(PlanError::NoRoom { what: "heap", size: wanted })?;
+        let wanted =
+            (machine.memory.bytes() / HEAP_SHARE).clamp(HEAP_MIN, HEAP_MAX) & !(HEAP_ALIGN - 1);
+        let heap = free.take(wanted, HEAP_ALIGN).ok_or(PlanError::NoRoom {
+            what: "heap",
+            size: wanted,
+        })?;
         let stacks = match machine.cpus.len() as u64 - 1 {
             0 => None,
             others => {
                 let size = others * stack::TOTAL;
-                Some(free.take(size, PAGE_SIZE).ok_or(PlanError::NoRoom { what: "CPUs' stacks", size })?)
+                Some(free.take(size, PAGE_SIZE).ok_or(PlanError::NoRoom {
+                    what: "CPUs' stacks",
+                    size,
+                })?)
             }
         };
-        Ok(Self { mapped, heap, stacks, free })
+        Ok(Self {
+            mapped,
+            heap,
+            stacks,
+            free,
+        })
+    }
+
+    /// The pages below the stacks in [`stacks`](Self::stacks), never to be mapped.
+    pub fn guard_pages(&self) -> impl Iterator<Item = PhysicalRange> {
+        let shares = self
+            .stacks
+            .into_iter()
+            .flat_map(|all| (all.start()..all.end()).step_by(stack::TOTAL as usize));
+        shares.flat_map(|share| {
+            stack::GUARDS
+                .into_iter()
+                .filter_map(move |at| PhysicalRange::sized(share + at, PAGE_SIZE))
+        })
     }
 }
 
@@ -86,8 +125,15 @@ fn mappable(machine: &Machine, pa_bits: u8) -> RangeSet {
     let mut mapped = machine.memory.shrink_to(PAGE_SIZE);
     let out_of_reach = PhysicalRange::new(reach(pa_bits), u64::MAX);
     let page_0 = PhysicalRange::new(0, PAGE_SIZE);
-    let not_to_map = machine.reservations.iter().filter(|reserved| reserved.no_map);
-    for hole in out_of_reach.into_iter().chain(page_0).chain(not_to_map.map(|reserved| reserved.range)) {
+    let not_to_map = machine
+        .reservations
+        .iter()
+        .filter(|reserved| reserved.no_map);
+    for hole in out_of_reach
+        .into_iter()
+        .chain(page_0)
+        .chain(not_to_map.map(|reserved| reserved.range))
+    {
         mapped.remove(hole.grow_to(PAGE_SIZE));
     }
     mapped
@@ -179,7 +225,11 @@ pub enum ModuleFault {
 
 impl PlanError {
     fn module(module: &GuestModule, fault: ModuleFault) -> Self {
-        Self::Module { module: module.name.to_string(), range: module.range, fault }
+        Self::Module {
+            module: module.name.to_string(),
+            range: module.range,
+            fault,
+        }
     }
 }
 
@@ -187,24 +237,45 @@ impl fmt::Display for PlanError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ImageOutsideMemory(image) => {
-                write!(f, "no memory bank in the device tree holds the hypervisor's image at {image}")
+                write!(
+                    f,
+                    "no memory bank in the device tree holds the hypervisor's image at {image}"
+                )
             }
-            Self::Module { module, range, fault } => {
+            Self::Module {
+                module,
+                range,
+                fault,
+            } => {
                 write!(f, "guest module {module} at {range} ")?;
                 match fault {
-                    ModuleFault::OverlapsHypervisor(image) => write!(f, "overlaps the hypervisor at {image}"),
-                    ModuleFault::OverlapsTree(tree) => write!(f, "overlaps the device tree at {tree}"),
-                    ModuleFault::OverlapsModule(other) => write!(f, "overlaps guest module {other}"),
+                    ModuleFault::OverlapsHypervisor(image) => {
+                        write!(f, "overlaps the hypervisor at {image}")
+                    }
+                    ModuleFault::OverlapsTree(tree) => {
+                        write!(f, "overlaps the device tree at {tree}")
+                    }
+                    ModuleFault::OverlapsModule(other) => {
+                        write!(f, "overlaps guest module {other}")
+                    }
                     ModuleFault::OutsideMemory => f.write_str("is not in usable memory"),
                 }
             }
             Self::DeviceInMemory { device, registers } => {
-                write!(f, "the device tree places the {device} at {registers}, where memory is")
+                write!(
+                    f,
+                    "the device tree places the {device} at {registers}, where memory is"
+                )
             }
             Self::DeviceOutOfReach { device, registers } => {
-                write!(f, "the device tree places the {device} at {registers}, where this CPU can't reach it")
+                write!(
+                    f,
+                    "the device tree places the {device} at {registers}, where this CPU can't reach it"
+                )
             }
-            Self::NoRoom { what, size } => write!(f, "not enough memory: no free {size} bytes for the {what}"),
+            Self::NoRoom { what, size } => {
+                write!(f, "not enough memory: no free {size} bytes for the {what}")
+            }
         }
     }
 }

@@ -18,7 +18,11 @@ pub struct PhysicalRange {
 impl PhysicalRange {
     /// From `start` up to `end` (exclusive). `None` if that is empty or backwards.
     pub const fn new(start: u64, end: u64) -> Option<Self> {
-        if start < end { Some(Self { start, end }) } else { None }
+        if start < end {
+            Some(Self { start, end })
+        } else {
+            None
+        }
     }
 
     /// The `size` bytes at `start`. `None` if there are none, or if they reach past the end of 64 bits.
@@ -62,7 +66,10 @@ impl PhysicalRange {
             Some(end) => end & !mask,
             None => !mask,
         };
-        Self { start: self.start & !mask, end: if end > self.end { end } else { self.end } }
+        Self {
+            start: self.start & !mask,
+            end: if end > self.end { end } else { self.end },
+        }
     }
 
     /// The largest range of whole units of `unit` bytes (a power of two) within this one, if there is any.
@@ -104,7 +111,9 @@ impl RangeSet {
 
     /// The number of addresses in the set. Saturates.
     pub fn bytes(&self) -> u64 {
-        self.0.iter().fold(0, |sum: u64, range| sum.saturating_add(range.size()))
+        self.0
+            .iter()
+            .fold(0, |sum: u64, range| sum.saturating_add(range.size()))
     }
 
     /// Whether all of `range` is in the set.
@@ -149,7 +158,12 @@ impl RangeSet {
     /// The set cut down to whole units of `unit` bytes (a power of two).
     #[must_use]
     pub fn shrink_to(&self, unit: u64) -> Self {
-        Self(self.0.iter().filter_map(|range| range.shrink_to(unit)).collect())
+        Self(
+            self.0
+                .iter()
+                .filter_map(|range| range.shrink_to(unit))
+                .collect(),
+        )
     }
 
     /// Takes `size` bytes, aligned to `align` (a power of two), out of the set: from the top of the largest range that
@@ -157,9 +171,18 @@ impl RangeSet {
     pub fn take(&mut self, size: u64, align: u64) -> Option<PhysicalRange> {
         let fitting = |range: &PhysicalRange| {
             let start = range.end.checked_sub(size)? & !(align - 1);
-            if start < range.start { None } else { PhysicalRange::sized(start, size) }
+            if start < range.start {
+                None
+            } else {
+                PhysicalRange::sized(start, size)
+            }
         };
-        let taken = self.0.iter().filter(|range| fitting(range).is_some()).max_by_key(|range| range.size()).and_then(fitting)?;
+        let taken = self
+            .0
+            .iter()
+            .filter(|range| fitting(range).is_some())
+            .max_by_key(|range| range.size())
+            .and_then(fitting)?;
         self.remove(taken);
         Some(taken)
     }
@@ -186,7 +209,13 @@ mod tests {
 
     #[test]
     fn ranges_that_touch_become_one() {
-        let set: RangeSet = [range(0x3000, 0x4000), range(0x1000, 0x2000), range(0x2000, 0x3000)].into_iter().collect();
+        let set: RangeSet = [
+            range(0x3000, 0x4000),
+            range(0x1000, 0x2000),
+            range(0x2000, 0x3000),
+        ]
+        .into_iter()
+        .collect();
         assert_eq!(set.ranges(), [range(0x1000, 0x4000)]);
     }
 
@@ -209,7 +238,9 @@ mod tests {
 
     #[test]
     fn taking_comes_from_the_top_of_the_largest_range() {
-        let mut set: RangeSet = [range(0x1000, 0x9000), range(0x10_0000, 0x10_2000)].into_iter().collect();
+        let mut set: RangeSet = [range(0x1000, 0x9000), range(0x10_0000, 0x10_2000)]
+            .into_iter()
+            .collect();
         assert_eq!(set.take(0x2000, 0x4000), Some(range(0x4000, 0x6000)));
         assert_eq!(set.take(0x10_0000, 0x1000), None);
         assert_eq!(set.bytes(), 0x8000);

@@ -89,7 +89,11 @@ impl fmt::Display for Syndrome {
                 self.write_fault_status(f)
             }
             0x24 | 0x25 => {
-                f.write_str(if self.iss() & 1 << 6 != 0 { " on a write, " } else { " on a read, " })?;
+                f.write_str(if self.iss() & 1 << 6 != 0 {
+                    " on a write, "
+                } else {
+                    " on a read, "
+                })?;
                 self.write_fault_status(f)
             }
             0x15..=0x17 | 0x3c => write!(f, " #{:#x}", self.iss() & 0xffff),
@@ -114,13 +118,25 @@ mod tests {
     #[test]
     fn syndromes_read_as_sentences() {
         for (esr, expected) in [
-            (0x9600_0047, "data abort on a write, translation fault at level 3"),
-            (0x9600_000f, "data abort on a read, permission fault at level 3"),
-            (0x8600_000e, "instruction abort, permission fault at level 2"),
+            (
+                0x9600_0047,
+                "data abort on a write, translation fault at level 3",
+            ),
+            (
+                0x9600_000f,
+                "data abort on a read, permission fault at level 3",
+            ),
+            (
+                0x8600_000e,
+                "instruction abort, permission fault at level 2",
+            ),
             (0x0200_0000, "undefined instruction"),
             (0xf200_0001, "BRK instruction #0x1"),
             (0x5a00_0003, "HVC #0x3"),
-            (0x6238_0801, "trapped system register access, read of s3_0_c2_c0_4"),
+            (
+                0x6238_0801,
+                "trapped system register access, read of s3_0_c2_c0_4",
+            ),
             (0xfe00_0000, "unknown exception class 0x3f"),
         ] {
             assert_eq!(Syndrome(esr).to_string(), expected);

@@ -17,7 +17,11 @@ impl Mpidr {
 
     /// From an affinity value. `None` if it has bits that no affinity has.
     pub const fn from_affinity(affinity: u64) -> Option<Self> {
-        if affinity & !Self::AFFINITY == 0 { Some(Self(affinity)) } else { None }
+        if affinity & !Self::AFFINITY == 0 {
+            Some(Self(affinity))
+        } else {
+            None
+        }
     }
 
     /// From what MPIDR_EL1 holds.
@@ -32,7 +36,12 @@ impl Mpidr {
 
     /// The four affinity fields, 0 to 3.
     pub const fn fields(self) -> [u8; 4] {
-        [self.0 as u8, (self.0 >> 8) as u8, (self.0 >> 16) as u8, (self.0 >> 32) as u8]
+        [
+            self.0 as u8,
+            (self.0 >> 8) as u8,
+            (self.0 >> 16) as u8,
+            (self.0 >> 32) as u8,
+        ]
     }
 }
 
@@ -61,18 +70,31 @@ pub struct Cpu {
 pub fn cpus(tree: Fdt<'_>, boot: Mpidr) -> Result<Vec<Cpu>, DiscoveryError> {
     let mut cpus: Vec<Cpu> = Vec::new();
     let parent = tree.find_node("/cpus");
-    for node in parent.iter().flat_map(|parent| parent.children()).filter(is_usable_cpu) {
+    for node in parent
+        .iter()
+        .flat_map(|parent| parent.children())
+        .filter(is_usable_cpu)
+    {
         for mpidr in affinities(&node)? {
             if cpus.len() == MAX_CPUS {
-                return Err(DiscoveryError::TooMany { what: "CPUs", most: MAX_CPUS });
+                return Err(DiscoveryError::TooMany {
+                    what: "CPUs",
+                    most: MAX_CPUS,
+                });
             }
             if cpus.iter().any(|cpu| cpu.mpidr == mpidr) {
                 return Err(DiscoveryError::DuplicateCpu(mpidr));
             }
-            cpus.push(Cpu { mpidr, by_psci: starts_by_psci(&node) });
+            cpus.push(Cpu {
+                mpidr,
+                by_psci: starts_by_psci(&node),
+            });
         }
     }
-    let at = cpus.iter().position(|cpu| cpu.mpidr == boot).ok_or(DiscoveryError::NoBootCpu(boot))?;
+    let at = cpus
+        .iter()
+        .position(|cpu| cpu.mpidr == boot)
+        .ok_or(DiscoveryError::NoBootCpu(boot))?;
     cpus[..=at].rotate_right(1);
     Ok(cpus)
 }
@@ -80,19 +102,34 @@ pub fn cpus(tree: Fdt<'_>, boot: Mpidr) -> Result<Vec<Cpu>, DiscoveryError> {
 /// A CPU that is "disabled" is only not running yet; one that failed is "fail" (Devicetree Specification 3.8.1).
 fn is_usable_cpu(node: &FdtNode<'_>) -> bool {
     let is_cpu = node.name_without_address() == "cpu"
-        || node.property("device_type").is_some_and(|kind| kind.value() == b"cpu\0");
-    is_cpu && node.property("status").is_none_or(|status| !status.value().starts_with(b"fail"))
+        || node
+            .property("device_type")
+            .is_some_and(|kind| kind.value() == b"cpu\0");
+    is_cpu
+        && node
+            .property("status")
+            .is_none_or(|status| !status.value().starts_with(b"fail"))
 }
 
 fn starts_by_psci(node: &FdtNode<'_>) -> bool {
-    node.property("enable-method").is_some_and(|method| method.value() == b"psci\0")
+    node.property("enable-method")
+        .is_some_and(|method| method.value() == b"psci\0")
 }
 
 /// A node's affinities: one for each thread.
 fn affinities(node: &FdtNode<'_>) -> Result<Vec<Mpidr>, DiscoveryError> {
-    let malformed = || DiscoveryError::BadProperty { node: node.name().to_string(), property: "reg" };
+    let malformed = || DiscoveryError::BadProperty {
+        node: node.name().to_string(),
+        property: "reg",
+    };
     let regs = node.reg().map_err(|_| malformed())?.ok_or_else(malformed)?;
     regs.take(MAX_CPUS + 1)
-        .map(|reg| reg.address.to_int::<u64>().ok().and_then(Mpidr::from_affinity).ok_or_else(malformed))
+        .map(|reg| {
+            reg.address
+                .to_int::<u64>()
+                .ok()
+                .and_then(Mpidr::from_affinity)
+                .ok_or_else(malformed)
+        })
         .collect()
 }

@@ -113,21 +113,40 @@ fn gic_v2(place: &Place<'_, '_>) -> Result<Gic, DiscoveryError> {
 fn gic_v3(place: &Place<'_, '_>) -> Result<Gic, DiscoveryError> {
     let count = match place.node.property("#redistributor-regions") {
         None => 1,
-        Some(property) => property.value_as::<u32>().map_err(|_| malformed(place, "#redistributor-regions"))? as usize,
+        Some(property) => property
+            .value_as::<u32>()
+            .map_err(|_| malformed(place, "#redistributor-regions"))?
+            as usize,
     };
     if count > MAX_REDISTRIBUTOR_REGIONS {
-        return Err(DiscoveryError::TooMany { what: "redistributor regions", most: MAX_REDISTRIBUTOR_REGIONS });
+        return Err(DiscoveryError::TooMany {
+            what: "redistributor regions",
+            most: MAX_REDISTRIBUTOR_REGIONS,
+        });
     }
-    let redistributors = (1..=count.max(1)).map(|index| required_registers(place, index)).collect::<Result<_, _>>()?;
-    Ok(Gic::V3 { distributor: required_registers(place, 0)?, redistributors })
+    let redistributors = (1..=count.max(1))
+        .map(|index| required_registers(place, index))
+        .collect::<Result<_, _>>()?;
+    Ok(Gic::V3 {
+        distributor: required_registers(place, 0)?,
+        redistributors,
+    })
 }
 
-fn required_registers(place: &Place<'_, '_>, index: usize) -> Result<PhysicalRange, DiscoveryError> {
-    place.registers(index).ok_or_else(|| malformed(place, "reg"))
+fn required_registers(
+    place: &Place<'_, '_>,
+    index: usize,
+) -> Result<PhysicalRange, DiscoveryError> {
+    place
+        .registers(index)
+        .ok_or_else(|| malformed(place, "reg"))
 }
 
 fn malformed(place: &Place<'_, '_>, property: &'static str) -> DiscoveryError {
-    DiscoveryError::BadProperty { node: place.node.name().to_string(), property }
+    DiscoveryError::BadProperty {
+        node: place.node.name().to_string(),
+        property,
+    }
 }
 
 /// The timer's interrupts: cells (kind, number, flags, ..) for secure, physical, virtual and EL2 timer.
@@ -140,13 +159,21 @@ pub fn timer(tree: Fdt<'_>) -> Option<TimerInterrupts> {
         }
         let property = place.node.property("interrupts")?;
         let (words, _) = property.value().as_chunks::<4>();
-        let cells = if words.len() % 4 == 0 && words.len() >= 16 { words.len() / 4 } else { 3 };
+        let cells = if words.len() % 4 == 0 && words.len() >= 16 {
+            words.len() / 4
+        } else {
+            3
+        };
         let interrupt = |index: usize| {
             let kind = u32::from_be_bytes(*words.get(index * cells)?);
             let number = u32::from_be_bytes(*words.get(index * cells + 1)?);
             (kind == KIND_PPI && number < 16).then_some(Interrupt(FIRST_PPI + number))
         };
-        Some(TimerInterrupts { physical: interrupt(1)?, virtual_timer: interrupt(2)?, hypervisor: interrupt(3)? })
+        Some(TimerInterrupts {
+            physical: interrupt(1)?,
+            virtual_timer: interrupt(2)?,
+            hypervisor: interrupt(3)?,
+        })
     })
 }
 
@@ -157,7 +184,9 @@ pub fn console(tree: Fdt<'_>) -> Option<Uart> {
 
 fn chosen_console(tree: Fdt<'_>) -> Option<Uart> {
     let chosen = tree.find_node("/chosen")?;
-    let property = chosen.property("stdout-path").or_else(|| chosen.property("linux,stdout-path"))?;
+    let property = chosen
+        .property("stdout-path")
+        .or_else(|| chosen.property("linux,stdout-path"))?;
     // What follows a colon are line settings.
     let name = string(property.value())?.split(':').next()?;
     let root = Place::root(tree);
@@ -172,7 +201,9 @@ fn pl011(place: &Place<'_, '_>) -> Option<Uart> {
     if !is_enabled(&place.node) || !place.is_enabled_and_compatible(&["arm,pl011"]) {
         return None;
     }
-    Some(Uart { registers: place.registers(0)? })
+    Some(Uart {
+        registers: place.registers(0)?,
+    })
 }
 
 fn string(value: &[u8]) -> Option<&str> {

@@ -44,7 +44,10 @@ pub fn modules(tree: Fdt<'_>) -> Result<Vec<GuestModule>, DiscoveryError> {
             continue;
         }
         if modules.len() == MAX_MODULES {
-            return Err(DiscoveryError::TooMany { what: "guest modules", most: MAX_MODULES });
+            return Err(DiscoveryError::TooMany {
+                what: "guest modules",
+                most: MAX_MODULES,
+            });
         }
         modules.push(module(&node)?);
     }
@@ -52,8 +55,14 @@ pub fn modules(tree: Fdt<'_>) -> Result<Vec<GuestModule>, DiscoveryError> {
 }
 
 fn module(node: &FdtNode<'_>) -> Result<GuestModule, DiscoveryError> {
-    let malformed = |property| DiscoveryError::BadProperty { node: node.name().to_string(), property };
-    let reg = node.reg().map_err(|_| malformed("reg"))?.and_then(|mut regs| regs.next());
+    let malformed = |property| DiscoveryError::BadProperty {
+        node: node.name().to_string(),
+        property,
+    };
+    let reg = node
+        .reg()
+        .map_err(|_| malformed("reg"))?
+        .and_then(|mut regs| regs.next());
     let reg = reg.ok_or_else(|| malformed("reg"))?;
     let (Ok(address), Ok(size)) = (reg.address.to_int::<u64>(), reg.size.to_int::<u64>()) else {
         return Err(malformed("reg"));

@@ -25,7 +25,10 @@ pub struct Reservation {
 pub fn banks(tree: Fdt<'_>) -> Result<RangeSet, DiscoveryError> {
     let root = tree.root();
     let mut banks = Vec::new();
-    for node in root.children().filter(|node| is_memory(node) && is_enabled(node)) {
+    for node in root
+        .children()
+        .filter(|node| is_memory(node) && is_enabled(node))
+    {
         ranges_of(&node, "memory banks", MAX_BANKS, &mut banks)?;
     }
     if banks.is_empty() {
@@ -35,7 +38,8 @@ pub fn banks(tree: Fdt<'_>) -> Result<RangeSet, DiscoveryError> {
 }
 
 fn is_memory(node: &FdtNode<'_>) -> bool {
-    node.property("device_type").is_some_and(|kind| kind.value() == b"memory\0")
+    node.property("device_type")
+        .is_some_and(|kind| kind.value() == b"memory\0")
         || node.name_without_address() == "memory"
 }
 
@@ -62,9 +66,16 @@ pub fn reservations(tree: Fdt<'_>) -> Result<Vec<Reservation>, DiscoveryError> {
     Ok(found)
 }
 
-fn push(range: Option<PhysicalRange>, no_map: bool, to: &mut Vec<Reservation>) -> Result<(), DiscoveryError> {
+fn push(
+    range: Option<PhysicalRange>,
+    no_map: bool,
+    to: &mut Vec<Reservation>,
+) -> Result<(), DiscoveryError> {
     if to.len() == MAX_RESERVATIONS {
-        return Err(DiscoveryError::TooMany { what: "reserved regions", most: MAX_RESERVATIONS });
+        return Err(DiscoveryError::TooMany {
+            what: "reserved regions",
+            most: MAX_RESERVATIONS,
+        });
     }
     to.extend(range.map(|range| Reservation { range, no_map }));
     Ok(())
@@ -89,10 +100,16 @@ fn ranges_of(
     most: usize,
     to: &mut Vec<PhysicalRange>,
 ) -> Result<(), DiscoveryError> {
-    let malformed = || DiscoveryError::BadProperty { node: node.name().to_string(), property: "reg" };
-    let Some(regs) = node.reg().map_err(|_| malformed())? else { return Ok(()) };
+    let malformed = || DiscoveryError::BadProperty {
+        node: node.name().to_string(),
+        property: "reg",
+    };
+    let Some(regs) = node.reg().map_err(|_| malformed())? else {
+        return Ok(());
+    };
     for reg in regs {
-        let (Ok(address), Ok(size)) = (reg.address.to_int::<u64>(), reg.size.to_int::<u64>()) else {
+        let (Ok(address), Ok(size)) = (reg.address.to_int::<u64>(), reg.size.to_int::<u64>())
+        else {
             return Err(malformed());
         };
         if size == 0 {

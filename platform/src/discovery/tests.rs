@@ -1,8 +1,8 @@
 //! Trees built here, and what must come out of them; whatever is done to a tree's bytes, nothing panics.
 
 use super::*;
-use alloc::{format, vec};
 use crate::plan::{MemoryPlan, ModuleFault, PlanError};
+use alloc::{format, vec};
 use dtoolkit::memreserve::MemoryReservation;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use dtoolkit::{ToPropertyValue, fdt};
@@ -28,7 +28,11 @@ fn cells(node: &mut DeviceTreeNode, address: u32, size: u32) {
     set(node, "#size-cells", size);
 }
 
-fn child<'a>(parent: &'a mut DeviceTreeNode, name: &str, compatible: &str) -> &'a mut DeviceTreeNode {
+fn child<'a>(
+    parent: &'a mut DeviceTreeNode,
+    name: &str,
+    compatible: &str,
+) -> &'a mut DeviceTreeNode {
     let mut node = DeviceTreeNode::new(name).unwrap();
     if !compatible.is_empty() {
         set(&mut node, "compatible", compatible);
@@ -57,18 +61,39 @@ fn virt() -> DeviceTree {
     set(psci, "compatible", &["arm,psci-1.0", "arm,psci-0.2"][..]);
     set(psci, "method", "smc");
     let timer = child(root, "timer", "arm,armv8-timer");
-    set(timer, "interrupts", [1u32, 13, 4, 1, 14, 4, 1, 11, 4, 1, 10, 4]);
+    set(
+        timer,
+        "interrupts",
+        [1u32, 13, 4, 1, 14, 4, 1, 11, 4, 1, 10, 4],
+    );
     let gic = child(root, "intc@8000000", "arm,gic-v3");
     set(gic, "#redistributor-regions", 2u32);
     set(
         gic,
         "reg",
-        [0u32, 0x0800_0000, 0, 0x1_0000, 0, 0x080a_0000, 0, 0xf6_0000, 0x40, 0, 0, 0x400_0000],
+        [
+            0u32,
+            0x0800_0000,
+            0,
+            0x1_0000,
+            0,
+            0x080a_0000,
+            0,
+            0xf6_0000,
+            0x40,
+            0,
+            0,
+            0x400_0000,
+        ],
     );
     for address in ["9000000", "9040000"] {
         let uart = child(root, &format!("pl011@{address}"), "");
         set(uart, "compatible", &["arm,pl011", "arm,primecell"][..]);
-        set(uart, "reg", [0, u32::from_str_radix(address, 16).unwrap(), 0, 0x1000]);
+        set(
+            uart,
+            "reg",
+            [0, u32::from_str_radix(address, 16).unwrap(), 0, 0x1000],
+        );
     }
     let chosen = child(root, "chosen", "");
     set(chosen, "stdout-path", "/pl011@9040000:115200n8");
@@ -80,7 +105,11 @@ fn add_module(tree: &mut DeviceTree, start: u32, size: u32) {
     let chosen = tree.find_node_mut("/chosen").unwrap();
     cells(chosen, 2, 2);
     let module = child(chosen, &format!("module@{start:x}"), "");
-    set(module, "compatible", &["multiboot,module", "multiboot,kernel"][..]);
+    set(
+        module,
+        "compatible",
+        &["multiboot,module", "multiboot,kernel"][..],
+    );
     set(module, "reg", [0u32, start, 0, size]);
     set(module, "bootargs", "quiet");
 }
@@ -101,17 +130,29 @@ fn a_virt_machine_is_described_in_full() {
     assert_eq!(machine.cpus[33].mpidr.affinity(), 0x201);
     assert!(machine.cpus.iter().all(|cpu| cpu.by_psci));
     assert_eq!(machine.conduit, Some(Conduit::Smc));
-    assert_eq!(machine.console, Some(Uart { registers: range(0x904_0000, 0x904_1000) }));
+    assert_eq!(
+        machine.console,
+        Some(Uart {
+            registers: range(0x904_0000, 0x904_1000)
+        })
+    );
     assert_eq!(machine.bootargs, "mode=parallel vcpus=4");
     assert_eq!(
         machine.timer,
-        Some(TimerInterrupts { physical: Interrupt(30), virtual_timer: Interrupt(27), hypervisor: Interrupt(26) })
+        Some(TimerInterrupts {
+            physical: Interrupt(30),
+            virtual_timer: Interrupt(27),
+            hypervisor: Interrupt(26)
+        })
     );
     assert_eq!(
         machine.gic,
         Gic::V3 {
             distributor: range(0x800_0000, 0x801_0000),
-            redistributors: vec![range(0x80a_0000, 0x900_0000), range(0x40_0000_0000, 0x40_0400_0000)],
+            redistributors: vec![
+                range(0x80a_0000, 0x900_0000),
+                range(0x40_0000_0000, 0x40_0400_0000)
+            ],
         }
     );
     assert!(machine.modules.is_empty());
@@ -120,7 +161,8 @@ fn a_virt_machine_is_described_in_full() {
 #[test]
 fn the_boot_cpu_comes_first_whatever_its_place() {
     let dtb = virt().to_dtb();
-    let machine = Machine::discover(parse(&dtb).unwrap(), Mpidr::from_register(0x8000_0105)).unwrap();
+    let machine =
+        Machine::discover(parse(&dtb).unwrap(), Mpidr::from_register(0x8000_0105)).unwrap();
     assert_eq!(machine.cpus[0].mpidr.affinity(), 0x105);
     assert_eq!(machine.cpus[1].mpidr.affinity(), 0);
     assert_eq!(machine.cpus.len(), 34);
@@ -140,13 +182,47 @@ fn registers_are_translated_through_every_bus() {
     tree.root.remove_child("pl011@9040000");
     let soc = child(&mut tree.root, "soc", "simple-bus");
     cells(soc, 1, 1);
-    set(soc, "ranges", [0x7e00_0000u32, 0, 0xfe00_0000, 0x180_0000, 0x4000_0000, 0, 0xff80_0000, 0x80_0000]);
+    set(
+        soc,
+        "ranges",
+        [
+            0x7e00_0000u32,
+            0,
+            0xfe00_0000,
+            0x180_0000,
+            0x4000_0000,
+            0,
+            0xff80_0000,
+            0x80_0000,
+        ],
+    );
     let gic = child(soc, "interrupt-controller@40041000", "arm,gic-400");
-    set(gic, "reg", [0x4004_1000u32, 0x1000, 0x4004_2000, 0x2000, 0x4004_4000, 0x2000, 0x4004_6000, 0x2000]);
+    set(
+        gic,
+        "reg",
+        [
+            0x4004_1000u32,
+            0x1000,
+            0x4004_2000,
+            0x2000,
+            0x4004_4000,
+            0x2000,
+            0x4004_6000,
+            0x2000,
+        ],
+    );
     let uart = child(soc, "serial@7e201000", "arm,pl011");
     set(uart, "reg", [0x7e20_1000u32, 0x200]);
-    set(child(&mut tree.root, "aliases", ""), "serial0", "/soc/serial@7e201000");
-    set(tree.find_node_mut("/chosen").unwrap(), "stdout-path", "serial0:115200n8");
+    set(
+        child(&mut tree.root, "aliases", ""),
+        "serial0",
+        "/soc/serial@7e201000",
+    );
+    set(
+        tree.find_node_mut("/chosen").unwrap(),
+        "stdout-path",
+        "serial0:115200n8",
+    );
     let machine = discover(&tree).unwrap();
     assert_eq!(
         machine.gic,
@@ -157,7 +233,12 @@ fn registers_are_translated_through_every_bus() {
             virtual_cpu_interface: Some(range(0xff84_6000, 0xff84_8000)),
         }
     );
-    assert_eq!(machine.console, Some(Uart { registers: range(0xfe20_1000, 0xfe20_1200) }));
+    assert_eq!(
+        machine.console,
+        Some(Uart {
+            registers: range(0xfe20_1000, 0xfe20_1200)
+        })
+    );
 }
 
 #[test]
@@ -167,30 +248,54 @@ fn a_uart_behind_a_bus_without_ranges_is_no_console() {
     tree.root.remove_child("pl011@9000000");
     let bus = child(&mut tree.root, "i2c", "");
     cells(bus, 2, 2);
-    set(child(bus, "pl011@9000000", "arm,pl011"), "reg", [0u32, 0x900_0000, 0, 0x1000]);
+    set(
+        child(bus, "pl011@9000000", "arm,pl011"),
+        "reg",
+        [0u32, 0x900_0000, 0, 0x1000],
+    );
     assert_eq!(discover(&tree).unwrap().console, None);
 }
 
 #[test]
 fn a_disabled_uart_gives_way_to_one_that_works() {
     let mut tree = virt();
-    set(tree.find_node_mut("/pl011@9040000").unwrap(), "status", "disabled");
-    assert_eq!(discover(&tree).unwrap().console, Some(Uart { registers: range(0x900_0000, 0x900_1000) }));
+    set(
+        tree.find_node_mut("/pl011@9040000").unwrap(),
+        "status",
+        "disabled",
+    );
+    assert_eq!(
+        discover(&tree).unwrap().console,
+        Some(Uart {
+            registers: range(0x900_0000, 0x900_1000)
+        })
+    );
 }
 
 #[test]
 fn a_tree_without_memory_is_refused() {
     let mut tree = virt();
-    set(tree.find_node_mut("/memory@40000000").unwrap(), "reg", [0u32, 0x4000_0000, 0, 0]);
+    set(
+        tree.find_node_mut("/memory@40000000").unwrap(),
+        "reg",
+        [0u32, 0x4000_0000, 0, 0],
+    );
     assert_eq!(discover(&tree).unwrap_err(), DiscoveryError::NoMemory);
     tree.root.remove_child("memory@40000000");
-    assert_eq!(discover(&tree).unwrap_err().to_string(), "the device tree describes no memory");
+    assert_eq!(
+        discover(&tree).unwrap_err().to_string(),
+        "the device tree describes no memory"
+    );
 }
 
 #[test]
 fn memory_past_the_end_of_64_bits_is_refused() {
     let mut tree = virt();
-    set(tree.find_node_mut("/memory@40000000").unwrap(), "reg", [u32::MAX, 0, u32::MAX, 0]);
+    set(
+        tree.find_node_mut("/memory@40000000").unwrap(),
+        "reg",
+        [u32::MAX, 0, u32::MAX, 0],
+    );
     assert_eq!(
         discover(&tree).unwrap_err().to_string(),
         "device tree node memory@40000000: property reg is malformed"
@@ -201,7 +306,10 @@ fn memory_past_the_end_of_64_bits_is_refused() {
 fn two_cpus_of_one_affinity_are_refused() {
     let mut tree = virt();
     set(tree.find_node_mut("/cpus/cpu@1").unwrap(), "reg", 3u32);
-    assert!(matches!(discover(&tree).unwrap_err(), DiscoveryError::DuplicateCpu(_)));
+    assert!(matches!(
+        discover(&tree).unwrap_err(),
+        DiscoveryError::DuplicateCpu(_)
+    ));
 }
 
 #[test]
@@ -214,11 +322,24 @@ fn a_tree_without_a_gic_is_refused() {
 #[test]
 fn failed_cpus_are_left_out_and_spin_table_ones_are_not_psci_s() {
     let mut tree = virt();
-    set(tree.find_node_mut("/cpus/cpu@1").unwrap(), "status", "fail-cache");
-    set(tree.find_node_mut("/cpus/cpu@2").unwrap(), "enable-method", "spin-table");
+    set(
+        tree.find_node_mut("/cpus/cpu@1").unwrap(),
+        "status",
+        "fail-cache",
+    );
+    set(
+        tree.find_node_mut("/cpus/cpu@2").unwrap(),
+        "enable-method",
+        "spin-table",
+    );
     let machine = discover(&tree).unwrap();
     assert_eq!(machine.cpus.len(), 33);
-    assert!(machine.cpus.iter().all(|cpu| cpu.by_psci == (cpu.mpidr.affinity() != 2)));
+    assert!(
+        machine
+            .cpus
+            .iter()
+            .all(|cpu| cpu.by_psci == (cpu.mpidr.affinity() != 2))
+    );
 }
 
 #[test]
@@ -241,7 +362,8 @@ fn modules_are_found_as_guest_loader_writes_them() {
 fn what_is_in_use_is_never_free() {
     let mut tree = virt();
     add_module(&mut tree, 0x5000_0000, 0x12345);
-    tree.memory_reservations.push(MemoryReservation::new(0x6000_0800, 0x10));
+    tree.memory_reservations
+        .push(MemoryReservation::new(0x6000_0800, 0x10));
     let parent = child(&mut tree.root, "reserved-memory", "");
     cells(parent, 2, 2);
     set(parent, "ranges", &[][..] as &[u8]);
@@ -250,28 +372,61 @@ fn what_is_in_use_is_never_free() {
     set(secret, "no-map", &[][..] as &[u8]);
     let plan = plan(&tree).unwrap();
     let secure = range(0x7000_0000, 0x7010_0000);
-    for used in [IMAGE, TREE, range(0x5000_0000, 0x5001_3000), range(0x6000_0000, 0x6000_1000), secure, plan.heap] {
+    for used in [
+        IMAGE,
+        TREE,
+        range(0x5000_0000, 0x5001_3000),
+        range(0x6000_0000, 0x6000_1000),
+        secure,
+        plan.heap,
+    ] {
         assert!(!plan.free.overlaps(used), "{used}");
     }
     assert!(!plan.mapped.overlaps(secure));
     assert!(plan.mapped.contains(range(0x6000_0000, 0x6000_1000)));
     assert_eq!(plan.heap.size(), 16 << 20);
-    assert!(plan.stacks.is_some_and(|stacks| stacks.size() == 33 * crate::plan::stack::TOTAL));
-    let in_use = 0x20_0000 + 0x10_0000 + 0x1_3000 + 0x1000 + 0x10_0000 + plan.heap.size() + plan.stacks.unwrap().size();
+    assert!(
+        plan.stacks
+            .is_some_and(|stacks| stacks.size() == 33 * crate::plan::stack::TOTAL)
+    );
+    let in_use = 0x20_0000
+        + 0x10_0000
+        + 0x1_3000
+        + 0x1000
+        + 0x10_0000
+        + plan.heap.size()
+        + plan.stacks.unwrap().size();
     assert_eq!(plan.free.bytes(), 0x4000_0000 - in_use);
 }
 
 #[test]
 fn page_0_is_never_mapped() {
     let mut tree = virt();
-    set(tree.find_node_mut("/memory@40000000").unwrap(), "reg", [0u32, 0, 0, 0x8000_0000]);
+    set(
+        tree.find_node_mut("/memory@40000000").unwrap(),
+        "reg",
+        [0u32, 0, 0, 0x8000_0000],
+    );
     for device in ["pl011@9000000", "pl011@9040000"] {
         tree.root.remove_child(device);
     }
     set(
         tree.find_node_mut("/intc@8000000").unwrap(),
         "reg",
-        [0u32, 0xf000_0000, 0, 0x1_0000, 0, 0xf10a_0000, 0, 0xf6_0000, 0x40, 0, 0, 0x400_0000],
+        [
+            0u32,
+            0xf000_0000,
+            0,
+            0x1_0000,
+            0,
+            0xf10a_0000,
+            0,
+            0xf6_0000,
+            0x40,
+            0,
+            0,
+            0x400_0000,
+        ],
     );
     let plan = plan(&tree).unwrap();
     assert_eq!(plan.mapped.ranges(), [range(0x1000, 0x8000_0000)]);
@@ -293,35 +448,67 @@ fn modules_in_the_wrong_place_are_refused_by_name() {
         let mut tree = virt();
         add_module(&mut tree, start, size);
         match plan(&tree).unwrap_err() {
-            PlanError::Module { module, fault, .. } if module == format!("module@{start:x}") => fault,
+            PlanError::Module { module, fault, .. } if module == format!("module@{start:x}") => {
+                fault
+            }
             other => panic!("{other}"),
         }
     };
-    assert_eq!(misplaced(0x4030_0000, 0x1000), ModuleFault::OverlapsHypervisor(IMAGE));
-    assert_eq!(misplaced(0x47ff_f000, 0x2000), ModuleFault::OverlapsTree(TREE));
+    assert_eq!(
+        misplaced(0x4030_0000, 0x1000),
+        ModuleFault::OverlapsHypervisor(IMAGE)
+    );
+    assert_eq!(
+        misplaced(0x47ff_f000, 0x2000),
+        ModuleFault::OverlapsTree(TREE)
+    );
     assert_eq!(misplaced(0x7fff_f000, 0x2000), ModuleFault::OutsideMemory);
     let mut tree = virt();
     add_module(&mut tree, 0x5000_0000, 0x2000);
     add_module(&mut tree, 0x5000_1000, 0x1000);
-    assert!(plan(&tree).unwrap_err().to_string().ends_with("overlaps guest module module@50000000"));
+    assert!(
+        plan(&tree)
+            .unwrap_err()
+            .to_string()
+            .ends_with("overlaps guest module module@50000000")
+    );
 }
 
 #[test]
 fn devices_where_memory_is_are_refused() {
     let mut tree = virt();
-    set(tree.find_node_mut("/pl011@9040000").unwrap(), "reg", [0u32, 0x4500_0000, 0, 0x1000]);
-    assert!(matches!(plan(&tree).unwrap_err(), PlanError::DeviceInMemory { device: "console UART", .. }));
+    set(
+        tree.find_node_mut("/pl011@9040000").unwrap(),
+        "reg",
+        [0u32, 0x4500_0000, 0, 0x1000],
+    );
+    assert!(matches!(
+        plan(&tree).unwrap_err(),
+        PlanError::DeviceInMemory {
+            device: "console UART",
+            ..
+        }
+    ));
 }
 
 #[test]
 fn memory_too_small_for_the_heap_is_refused() {
     let mut tree = virt();
-    set(tree.find_node_mut("/memory@40000000").unwrap(), "reg", [0u32, 0x4000_0000, 0, 0x60_0000]);
-    assert!(matches!(plan(&tree).unwrap_err(), PlanError::NoRoom { what: "heap", .. }));
+    set(
+        tree.find_node_mut("/memory@40000000").unwrap(),
+        "reg",
+        [0u32, 0x4000_0000, 0, 0x60_0000],
+    );
+    assert!(matches!(
+        plan(&tree).unwrap_err(),
+        PlanError::NoRoom { what: "heap", .. }
+    ));
 }
 
 fn examine(blob: &[u8]) {
-    let Ok(tree) = fdt::Fdt::new(blob) else { return };
+    let Ok(tree) = fdt::Fdt::new(blob) else {
+        return;
+    };
     let _ = (find_console(tree), find_conduit(tree));
     match Machine::discover(tree, BOOT) {
         Err(error) => drop(error.to_string()),

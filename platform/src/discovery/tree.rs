@@ -23,7 +23,10 @@ pub struct Place<'t, 'p> {
 impl<'t, 'p> Place<'t, 'p> {
     /// The root of a tree.
     pub fn root(tree: Fdt<'t>) -> Self {
-        Self { node: tree.root(), parent: None }
+        Self {
+            node: tree.root(),
+            parent: None,
+        }
     }
 
     /// The register range number `index`, as CPU addresses. `None` if there is no such range, it is malformed or empty, or
@@ -40,7 +43,10 @@ impl<'t, 'p> Place<'t, 'p> {
     }
 
     /// Calls `visit` for this node and all below it, parents first, until it breaks.
-    pub fn walk<B>(&self, visit: &mut dyn FnMut(&Place<'t, '_>) -> ControlFlow<B>) -> ControlFlow<B> {
+    pub fn walk<B>(
+        &self,
+        visit: &mut dyn FnMut(&Place<'t, '_>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
         self.walk_to_depth(MAX_DEPTH, visit)
     }
 
@@ -54,13 +60,21 @@ impl<'t, 'p> Place<'t, 'p> {
             return ControlFlow::Continue(());
         }
         for node in self.node.children() {
-            Place { node, parent: Some(self) }.walk_to_depth(depth - 1, visit)?;
+            Place {
+                node,
+                parent: Some(self),
+            }
+            .walk_to_depth(depth - 1, visit)?;
         }
         ControlFlow::Continue(())
     }
 
     /// Calls `found` for the node at `path` ("/a/b@1/c") below this one.
-    pub fn at_path<R>(&self, path: &str, found: &mut dyn FnMut(&Place<'t, '_>) -> Option<R>) -> Option<R> {
+    pub fn at_path<R>(
+        &self,
+        path: &str,
+        found: &mut dyn FnMut(&Place<'t, '_>) -> Option<R>,
+    ) -> Option<R> {
         self.at_components(path, MAX_DEPTH, found)
     }
 
@@ -76,7 +90,11 @@ impl<'t, 'p> Place<'t, 'p> {
         }
         let (name, rest) = path.split_once('/').unwrap_or((path, ""));
         let node = self.node.child(name)?;
-        Place { node, parent: Some(self) }.at_components(rest, depth.checked_sub(1)?, found)
+        Place {
+            node,
+            parent: Some(self),
+        }
+        .at_components(rest, depth.checked_sub(1)?, found)
     }
 
     /// Whether the node is compatible with any of `names` and isn't switched off.
@@ -87,7 +105,8 @@ impl<'t, 'p> Place<'t, 'p> {
 
 /// Whether a node's status says that it may be used. Trees in the field write "ok" too.
 pub fn is_enabled(node: &FdtNode<'_>) -> bool {
-    node.property("status").is_none_or(|status| matches!(status.value(), b"okay\0" | b"ok\0" | b"okay" | b"ok"))
+    node.property("status")
+        .is_none_or(|status| matches!(status.value(), b"okay\0" | b"ok\0" | b"okay" | b"ok"))
 }
 
 /// `range` on the bus below `bus`, as it appears on the bus above. Without `ranges` nothing is passed on; an empty one
@@ -98,11 +117,17 @@ fn translate(bus: &FdtNode<'_>, range: PhysicalRange) -> Option<PhysicalRange> {
         return Some(range);
     }
     bus.ranges().ok()??.find_map(|window| {
-        let child = PhysicalRange::sized(window.child_bus_address::<u64>().ok()?, window.length::<u64>().ok()?)?;
+        let child = PhysicalRange::sized(
+            window.child_bus_address::<u64>().ok()?,
+            window.length::<u64>().ok()?,
+        )?;
         if !child.contains(range) {
             return None;
         }
-        let above = window.parent_bus_address::<u64>().ok()?.checked_add(range.start() - child.start())?;
+        let above = window
+            .parent_bus_address::<u64>()
+            .ok()?
+            .checked_add(range.start() - child.start())?;
         PhysicalRange::sized(above, range.size())
     })
 }

@@ -1,0 +1,67 @@
+//! Failures on purpose, to see how the hypervisor reports them: the boot option `selftest=KIND`.
+//!
+//! Each kind ends in a fatal report and status 3; one that doesn't shows that a protection is missing, which is a panic.
+
+use core::hint::black_box;
+
+/// Fails as the option asks, if it is there.
+pub fn run(bootargs: &str) {
+    let Some(kind) = bootargs
+        .split_ascii_whitespace()
+        .find_map(|option| option.strip_prefix("selftest="))
+    else {
+        return;
+    };
+    match kind {
+        "panic" => panic!("as asked by selftest=panic"),
+        "undef" => undefined_instruction(),
+        "stack" => overflow_stack(0),
+        "null" => read_null(),
+        "wx" => write_text(),
+        "nx" => execute_data(),
+        "nested" => panic!("as asked: {}", FaultingText),
+        _ => panic!("unknown selftest={kind}"),
+    };
+    panic!("selftest={kind}: nothing happened")
+}
+
+fn undefined_instruction() -> u64 {
+    // SAFETY: it is undefined by the architecture, so it is reported.
+    unsafe { core::arch::asm!("udf #0", options(nomem, nostack)) };
+    0
+}
+
+#[expect(unconditional_recursion, reason = "to overflow the stack")]
+fn overflow_stack(depth: u64) -> u64 {
+    let frame = black_box([depth; 64]);
+    overflow_stack(depth + 1) + frame[0]
+}
+
+fn read_null() -> u64 {
+    // SAFETY: page 0 is never mapped, so it is reported.
+    unsafe { core::ptr::without_provenance::<u64>(black_box(8)).read_volatile() }
+}
+
+fn write_text() -> u64 {
+    let text = write_text as fn() -> u64 as usize as *mut u32;
+    // SAFETY: instructions aren't writable, so it is reported.
+    unsafe { text.write_volatile(0) };
+    0
+}
+
+fn execute_data() -> u64 {
+    const RET: u32 = 0xd65f_03c0;
+    let code = black_box([RET; 4]);
+    // SAFETY: data isn't executable, so it is reported.
+    let function: extern "C" fn() -> u64 = unsafe { core::mem::transmute(code.as_ptr()) };
+    function()
+}
+
+/// A text that faults when it is printed.
+struct FaultingText;
+
+impl core::fmt::Display for FaultingText {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{}", read_null())
+    }
+}

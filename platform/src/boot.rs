@@ -1,0 +1,308 @@
+//! From the boot loader to a running hypervisor: early tables, console, then the machine as the device tree describes it,
+//! EL2's own address space, heap and interrupt controller. Runs on the boot CPU alone.
+//!
+//! A CPU that can't even say what is wrong is parked with a [`ParkCode`] in x19.
+
+use crate::address_space::AddressSpace;
+use crate::cpus;
+use crate::discovery::{self, DiscoveryError, Machine, Mpidr};
+use crate::early_map::{self, Kind};
+use crate::features::CpuFeatures;
+use crate::gic::{self, GicError};
+use crate::plan::{MemoryPlan, PlanError};
+use crate::range::{PhysicalRange, RangeSet};
+use crate::register::read_register;
+use crate::timer::{self, UnknownFrequency};
+use crate::{console, el2, heap, image, percpu, psci};
+use aarch64_paging::MapError;
+use core::arch::{asm, global_asm};
+use core::fmt::{self, Write};
+use core::mem::offset_of;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+use dtoolkit::fdt::Fdt;
+
+global_asm!(
+    include_str!("boot.S"),
+    boot_stacks = sym percpu::BOOT_STACKS,
+    boot_stack_top = const crate::plan::stack::NORMAL_TOP,
+    boot_context = sym BOOT_CONTEXT,
+    context_ttbr = const offset_of!(BootContext, ttbr),
+    context_mair = const offset_of!(BootContext, mair),
+    context_sctlr = const offset_of!(BootContext, sctlr),
+    percpu_stack_top = const offset_of!(percpu::PerCpu, stack_top),
+    hcr_boot = const el2::HCR_BOOT,
+    sctlr_off = const el2::SCTLR_OFF,
+    wrong_level = sym wrong_exception_level,
+    build_early_tables = sym build_early_tables,
+    boot_main = sym boot_main,
+    secondary_main = sym cpus::secondary_main,
+);
+
+/// What a CPU needs to switch its MMU on. Read with the MMU off.
+#[repr(C, align(128))]
+pub(crate) struct BootContext {
+    ttbr: AtomicU64,
+    mair: AtomicU64,
+    tcr: AtomicU64,
+    sctlr: AtomicU64,
+}
+
+pub(crate) static BOOT_CONTEXT: BootContext = BootContext {
+    ttbr: AtomicU64::new(0),
+    mair: AtomicU64::new(0),
+    tcr: AtomicU64::new(0),
+    sctlr: AtomicU64::new(0),
+};
+
+/// Why a CPU is parked: the low half of x19, with "PARV" in ASCII in the high half.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u16)]
+pub enum ParkCode {
+    /// Entered at EL1, with no console to say so.
+    EnteredAtEl1 = 1,
+    /// Entered at EL3.
+    EnteredAtEl3 = 3,
+    /// x0 holds no valid device tree.
+    NoDeviceTree = 0x10,
+    /// An exception before it could be reported, or while it was.
+    EarlyFault = 0x11,
+    /// The image has a relocation of an unknown type.
+    BadRelocation = 0x12,
+    /// The CPU has no EL2 without VHE.
+    VheOnly = 0x13,
+}
+
+/// Parks this CPU for ever.
+pub(crate) fn park(code: ParkCode) -> ! {
+    const MAGIC: u64 = 0x5041_5256_0000_0000;
+    // SAFETY: nothing runs on this CPU after it.
+    unsafe { asm!("mov x19, {}", "b boot_park", in(reg) MAGIC | code as u64, options(noreturn)) }
+}
+
+/// The tree that the boot loader left, whose header the entry code has checked.
+///
+/// # Safety
+/// `tree` is what the entry code was given, and that memory is accessible.
+unsafe fn blob(tree: *const u8) -> &'static [u8] {
+    // SAFETY: by the caller; the second word is the tree's size, at most 2 MiB.
+    unsafe {
+        let size = u32::from_be(tree.cast::<u32>().add(1).read());
+        core::slice::from_raw_parts(tree, size as usize)
+    }
+}
+
+/// Says, with the MMU off, that this isn't EL2. Uses no atomic instruction.
+extern "C" fn wrong_exception_level(tree: *const u8, level: u64) -> ! {
+    let code = if level == 1 {
+        ParkCode::EnteredAtEl1
+    } else {
+        ParkCode::EnteredAtEl3
+    };
+    // SAFETY: called by the entry code with what it was given.
+    let Ok(tree) = discovery::parse(unsafe { blob(tree) }) else {
+        park(ParkCode::NoDeviceTree)
+    };
+    let registers = discovery::find_console(tree)
+        .and_then(|uart| NonNull::new(uart.registers.start() as *mut _));
+    let Some(registers) = registers else {
+        park(code)
+    };
+    // SAFETY: with the MMU off all is accessible, and this CPU is alone.
+    let mut port = unsafe { console::Port::new(registers) };
+    let _ = writeln!(
+        port,
+        "parvisor: error: entered at EL{level}, but a hypervisor runs at EL2"
+    );
+    let _ = writeln!(port, "parvisor: exit status 1");
+    port.flush();
+    if level == 1 {
+        psci::init(discovery::find_conduit(tree), level);
+        psci::power_off();
+    }
+    park(code)
+}
+
+/// Maps image and tree and says how to switch the MMU on. Runs with the MMU off; returns the root's address.
+extern "C" fn build_early_tables(tree: *const u8) -> u64 {
+    // SAFETY: called by the entry code with what it was given.
+    let tree = unsafe { blob(tree) };
+    let tree = PhysicalRange::sized(tree.as_ptr() as u64, tree.len() as u64);
+    let Some(tree) = tree else {
+        park(ParkCode::NoDeviceTree)
+    };
+    // SAFETY: this CPU is alone.
+    let mapped = unsafe {
+        early_map::map(image::whole(), Kind::Memory) && early_map::map(tree, Kind::Memory)
+    };
+    if !mapped {
+        park(ParkCode::NoDeviceTree);
+    }
+    set_boot_context(early_map::root(), el2::SCTLR_EARLY);
+    early_map::root()
+}
+
+fn set_boot_context(ttbr: u64, sctlr: u64) {
+    let pa_range = CpuFeatures::probe().pa_range;
+    BOOT_CONTEXT.ttbr.store(ttbr, Ordering::Relaxed);
+    BOOT_CONTEXT.mair.store(el2::MAIR, Ordering::Relaxed);
+    BOOT_CONTEXT
+        .tcr
+        .store(el2::tcr(pa_range), Ordering::Relaxed);
+    BOOT_CONTEXT.sctlr.store(sctlr, Ordering::Relaxed);
+}
+
+unsafe extern "Rust" {
+    safe fn parvisor_main(boot: Boot) -> !;
+}
+
+/// Names the function, `fn(Boot) -> !`, that the boot CPU runs.
+#[macro_export]
+macro_rules! entry {
+    ($main:path) => {
+        #[unsafe(no_mangle)]
+        fn parvisor_main(boot: $crate::boot::Boot) -> ! {
+            const MAIN: fn($crate::boot::Boot) -> ! = $main;
+            MAIN(boot)
+        }
+    };
+}
+
+/// The first Rust function with MMU and caches on.
+extern "C" fn boot_main(tree: *const u8) -> ! {
+    percpu::init_boot_cpu(own_mpidr());
+    let features = CpuFeatures::probe();
+    el2::set_registers(&features);
+    heap::init_early();
+    // SAFETY: called by the entry code with what it was given; the early tables map it.
+    let blob = unsafe { blob(tree) };
+    let Ok(tree) = discovery::parse(blob) else {
+        park(ParkCode::NoDeviceTree)
+    };
+    psci::init(discovery::find_conduit(tree), 2);
+    let clock = timer::init();
+    if let Some(uart) = discovery::find_console(tree) {
+        // SAFETY: this CPU is alone.
+        if unsafe { early_map::map(uart.registers, Kind::Device) } {
+            console::init(uart);
+        }
+    }
+    parvisor_main(Boot {
+        tree,
+        features,
+        clock,
+    })
+}
+
+pub(crate) fn own_mpidr() -> Mpidr {
+    Mpidr::from_register(read_register!("mpidr_el1"))
+}
+
+/// A machine of which only the device tree is known. The console works, if there is one.
+pub struct Boot {
+    tree: Fdt<'static>,
+    features: CpuFeatures,
+    clock: Result<(), UnknownFrequency>,
+}
+
+/// A machine that is under control: final address space, heap, interrupt controller. One CPU runs.
+pub struct System {
+    /// What there is.
+    pub machine: Machine,
+    /// What the CPUs have.
+    pub features: CpuFeatures,
+    /// Memory that nobody uses, in whole pages, mapped at its own address. Its contents are undefined.
+    pub memory: RangeSet,
+}
+
+impl Boot {
+    /// Takes the machine over.
+    ///
+    /// # Errors
+    /// The device tree is unusable, or the machine isn't what it says.
+    pub fn take_over(self) -> Result<System, BootError> {
+        self.clock.map_err(BootError::Clock)?;
+        let mut machine =
+            Machine::discover(self.tree, own_mpidr()).map_err(BootError::Discovery)?;
+        leave_unstartable_cpus(&mut machine);
+        let blob = self.tree.data();
+        let Some(tree) = PhysicalRange::sized(blob.as_ptr() as u64, blob.len() as u64) else {
+            park(ParkCode::NoDeviceTree)
+        };
+        let plan = MemoryPlan::new(&machine, self.features.pa_bits, image::whole(), tree)
+            .map_err(BootError::Memory)?;
+        let root = address_space(&machine, &plan)
+            .map_err(BootError::Map)?
+            .activate();
+        // SAFETY: the new tables map the heap, which is no part of `plan.free` nor of anything else.
+        unsafe { heap::extend(plan.heap) };
+        set_boot_context(root, el2::SCTLR_FINAL);
+        percpu::init_secondary_cpus(
+            machine.cpus.iter().skip(1).map(|cpu| cpu.mpidr),
+            plan.stacks,
+        );
+        gic::init(&machine.gic, self.features.gic_registers).map_err(BootError::Gic)?;
+        cpus::set_features(self.features);
+        Ok(System {
+            machine,
+            features: self.features,
+            memory: plan.free,
+        })
+    }
+}
+
+fn address_space(machine: &Machine, plan: &MemoryPlan) -> Result<AddressSpace, MapError> {
+    let boot_guards = percpu::all().flat_map(|cpu| cpu.guard_pages());
+    let devices = machine
+        .devices()
+        .into_iter()
+        .map(|(_, registers)| registers);
+    AddressSpace::new(
+        plan.mapped.ranges(),
+        devices,
+        boot_guards.chain(plan.guard_pages()),
+    )
+}
+
+/// CPUs that need another method than PSCI stay off, and don't count.
+fn leave_unstartable_cpus(machine: &mut Machine) {
+    let psci = psci::version().is_some();
+    let boot = own_mpidr();
+    let before = machine.cpus.len();
+    machine
+        .cpus
+        .retain(|cpu| cpu.mpidr == boot || cpu.by_psci && psci);
+    let left = before - machine.cpus.len();
+    if left != 0 {
+        log::warn!("{left} CPUs stay off: the device tree doesn't start them by PSCI");
+    }
+}
+
+/// Why a machine can't be taken over.
+#[derive(Debug)]
+pub enum BootError {
+    /// By its device tree.
+    Discovery(DiscoveryError),
+    /// By its memory.
+    Memory(PlanError),
+    /// By its clock.
+    Clock(UnknownFrequency),
+    /// By its interrupt controller.
+    Gic(GicError),
+    /// The tables of the hypervisor's address space can't be built.
+    Map(MapError),
+}
+
+impl fmt::Display for BootError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Discovery(error) => error.fmt(f),
+            Self::Memory(error) => error.fmt(f),
+            Self::Clock(error) => error.fmt(f),
+            Self::Gic(error) => error.fmt(f),
+            Self::Map(error) => write!(f, "the hypervisor's tables can't be built: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for BootError {}

@@ -1,0 +1,144 @@
+//! The console, a PL011, and the log that goes to it.
+//!
+//! Whoever prints takes the lock for a whole line, so lines don't mix. Fatal reports use [`emergency_line`], which takes no
+//! lock and silences everybody else. Waiting for room in the FIFO is bounded: a stuck UART loses output, nothing more.
+
+use crate::discovery;
+use crate::percpu::CpuId;
+use crate::timer;
+use arm_pl011_uart::{PL011Registers, UniqueMmioPointer};
+use core::fmt::{self, Write};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use log::{LevelFilter, Log, Metadata, Record};
+use spin::Mutex;
+
+const PATIENCE: u32 = 10_000_000;
+
+static CONSOLE: Mutex<Option<Port>> = Mutex::new(None);
+/// The registers' address for fatal reports, 0 without a console.
+static REGISTERS: AtomicUsize = AtomicUsize::new(0);
+static SILENCED: AtomicBool = AtomicBool::new(false);
+
+/// A PL011 that bytes are written to.
+pub(crate) struct Port {
+    uart: arm_pl011_uart::Uart<'static>,
+}
+
+impl Port {
+    /// # Safety
+    /// A PL011's registers are mapped at `registers`, and nobody else writes to them while this exists, except that a fatal
+    /// report may cut in on those it silences.
+    pub unsafe fn new(registers: NonNull<PL011Registers>) -> Self {
+        // SAFETY: as promised by the caller.
+        Self {
+            uart: arm_pl011_uart::Uart::new(unsafe { UniqueMmioPointer::new(registers) }),
+        }
+    }
+
+    fn write_byte(&mut self, byte: u8) {
+        let has_room = wait_while(|| self.uart.is_tx_fifo_full());
+        if has_room {
+            self.uart.write_word(byte);
+        }
+    }
+
+    /// Waits until everything has been sent.
+    pub fn flush(&self) {
+        wait_while(|| self.uart.is_busy());
+    }
+}
+
+fn wait_while(busy: impl Fn() -> bool) -> bool {
+    (0..PATIENCE).any(|_| !busy())
+}
+
+impl Write for Port {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            if byte == b'\n' {
+                self.write_byte(b'\r');
+            }
+            self.write_byte(byte);
+        }
+        Ok(())
+    }
+}
+
+/// Starts using the UART, whose registers are mapped; line settings stay as firmware left them. Log lines are printed from
+/// here on.
+pub(crate) fn init(uart: discovery::Uart) {
+    static LOGGER: Logger = Logger;
+    let address = uart.registers.start() as usize;
+    let Some(registers) = NonNull::new(address as *mut PL011Registers) else {
+        return;
+    };
+    // SAFETY: the device tree says that a PL011 is there, the caller mapped it, and only this module uses it.
+    *CONSOLE.lock() = Some(unsafe { Port::new(registers) });
+    REGISTERS.store(address, Ordering::Relaxed);
+    // Fails only if a logger is set already, which is this one.
+    let _ = log::set_logger(&LOGGER);
+    log::set_max_level(LevelFilter::Info);
+}
+
+/// Prints one line.
+pub fn write_line(line: fmt::Arguments<'_>) {
+    if let Some(port) = CONSOLE.lock().as_mut() {
+        // After a fatal report nobody adds to it.
+        while SILENCED.load(Ordering::Relaxed) {
+            aarch64_cpu::asm::wfe();
+        }
+        // The port itself never fails.
+        let _ = writeln!(port, "{line}");
+    }
+}
+
+/// Prints a line after which nobody prints any more, and waits until all has left the UART.
+pub(crate) fn write_last_line(line: fmt::Arguments<'_>) {
+    if let Some(port) = CONSOLE.lock().as_mut() {
+        let _ = writeln!(port, "{line}");
+        port.flush();
+        SILENCED.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Stops everybody else from printing. False if another CPU has done so before.
+pub(crate) fn silence_others() -> bool {
+    !SILENCED.swap(true, Ordering::Relaxed)
+}
+
+/// Prints one line without the lock, in a fatal report.
+pub(crate) fn emergency_line(line: fmt::Arguments<'_>) {
+    if let Some(registers) = NonNull::new(REGISTERS.load(Ordering::Relaxed) as *mut PL011Registers)
+    {
+        // SAFETY: the address is the console's, which stays mapped; whoever else was printing is silenced, and at worst
+        // mixes the rest of a line into this one.
+        let mut port = unsafe { Port::new(registers) };
+        let _ = writeln!(port, "{line}");
+        port.flush();
+    }
+}
+
+/// Lines of the form `[   1.234567 cpu0] INFO text`.
+struct Logger;
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let microseconds = timer::now_ns() / 1000;
+            let (seconds, rest) = (microseconds / 1_000_000, microseconds % 1_000_000);
+            let cpu = CpuId::current();
+            write_line(format_args!(
+                "[{seconds:>4}.{rest:06} {cpu}] {} {}",
+                record.level(),
+                record.args()
+            ));
+        }
+    }
+
+    fn flush(&self) {}
+}

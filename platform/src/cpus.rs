@@ -1,0 +1,185 @@
+//! Bringing up the other CPUs, by PSCI. Each comes up on the final tables, checks that it is like the boot CPU, and enters
+//! the function that it is given.
+
+use crate::boot::{self, BOOT_CONTEXT};
+use crate::discovery::Mpidr;
+use crate::features::CpuFeatures;
+use crate::gic::{self, GicError};
+use crate::percpu::{self, CpuId, PerCpu};
+use crate::register::read_register;
+use crate::{el2, psci, timer};
+use aarch64_cpu::asm::barrier;
+use core::arch::asm;
+use core::fmt;
+use core::sync::atomic::Ordering;
+use spin::{Mutex, Once};
+
+/// States of a CPU, in [`PerCpu::state`].
+const OFF: u8 = 0;
+const ONLINE: u8 = 1;
+const FAILED: u8 = 2;
+
+/// Longest that a CPU may take to answer after all those before it did.
+const PATIENCE_NS: u64 = 10_000_000_000;
+
+static FEATURES: Once<CpuFeatures> = Once::new();
+static ENTRY: Once<fn(CpuId) -> !> = Once::new();
+static FAULT: Mutex<Option<CpuStartError>> = Mutex::new(None);
+
+/// What all CPUs have.
+///
+/// # Panics
+/// Before [`Boot::take_over`](crate::boot::Boot::take_over).
+pub fn features() -> &'static CpuFeatures {
+    FEATURES
+        .get()
+        .expect("the boot CPU's features are probed first of all")
+}
+
+pub(crate) fn set_features(features: CpuFeatures) {
+    FEATURES.call_once(|| features);
+}
+
+/// Why a CPU doesn't come up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CpuStartError {
+    /// Firmware refuses.
+    Refused {
+        /// To start which CPU.
+        cpu: CpuId,
+        /// Its affinity.
+        mpidr: Mpidr,
+        /// Why.
+        error: psci::Error,
+    },
+    /// It was started, and isn't heard of.
+    NoAnswer {
+        /// Which CPU.
+        cpu: CpuId,
+        /// Its affinity.
+        mpidr: Mpidr,
+    },
+    /// It lacks what the boot CPU has.
+    Unlike {
+        /// Which CPU.
+        cpu: CpuId,
+        /// Its affinity.
+        mpidr: Mpidr,
+        /// What it lacks.
+        feature: &'static str,
+    },
+    /// Its part of the interrupt controller can't be used.
+    Gic(GicError),
+}
+
+impl fmt::Display for CpuStartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused { cpu, mpidr, error } => {
+                write!(f, "firmware doesn't start {cpu} ({mpidr}): {error}")
+            }
+            Self::NoAnswer { cpu, mpidr } => {
+                write!(f, "{cpu} ({mpidr}) was started but doesn't come up")
+            }
+            Self::Unlike {
+                cpu,
+                mpidr,
+                feature,
+            } => {
+                write!(f, "{cpu} ({mpidr}) differs from the boot CPU in {feature}")
+            }
+            Self::Gic(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for CpuStartError {}
+
+/// Starts all other CPUs; each runs `entry` with its number, interrupts masked. Returns when all of them are up.
+/// To be called once, by the boot CPU.
+///
+/// # Errors
+/// One doesn't come up.
+pub fn start_secondaries(entry: fn(CpuId) -> !) -> Result<(), CpuStartError> {
+    unsafe extern "C" {
+        safe static secondary_start: u8;
+    }
+    ENTRY.call_once(|| entry);
+    clean_to_memory(&BOOT_CONTEXT);
+    let start = (&raw const secondary_start) as u64;
+    for cpu in percpu::secondaries() {
+        let context = core::ptr::from_ref(cpu) as u64;
+        psci::cpu_on(cpu.mpidr, start, context).map_err(|error| CpuStartError::Refused {
+            cpu: cpu.id,
+            mpidr: cpu.mpidr,
+            error,
+        })?;
+    }
+    percpu::secondaries().iter().try_for_each(wait_until_online)
+}
+
+/// The number of CPUs, all of them running.
+pub fn count() -> usize {
+    1 + percpu::secondaries().len()
+}
+
+fn wait_until_online(cpu: &PerCpu) -> Result<(), CpuStartError> {
+    let deadline = timer::now_ns().saturating_add(PATIENCE_NS);
+    loop {
+        match cpu.state.load(Ordering::Acquire) {
+            ONLINE => return Ok(()),
+            OFF if timer::now_ns() < deadline => core::hint::spin_loop(),
+            _ => break,
+        }
+    }
+    let failure = FAULT.lock().take();
+    Err(failure.unwrap_or(CpuStartError::NoAnswer {
+        cpu: cpu.id,
+        mpidr: cpu.mpidr,
+    }))
+}
+
+/// Where a started CPU comes from the entry code, on its own stack.
+pub(crate) extern "C" fn secondary_main(cpu: &'static PerCpu) -> ! {
+    let features = CpuFeatures::probe();
+    el2::set_registers(&features);
+    match check(cpu, &features) {
+        Ok(entry) => {
+            cpu.state.store(ONLINE, Ordering::Release);
+            entry(cpu.id)
+        }
+        Err(error) => {
+            FAULT.lock().get_or_insert(error);
+            cpu.state.store(FAILED, Ordering::Release);
+            boot::park(boot::ParkCode::EarlyFault)
+        }
+    }
+}
+
+fn check(cpu: &PerCpu, own: &CpuFeatures) -> Result<fn(CpuId) -> !, CpuStartError> {
+    if let Some(feature) = features().missing_on(own) {
+        return Err(CpuStartError::Unlike {
+            cpu: cpu.id,
+            mpidr: cpu.mpidr,
+            feature,
+        });
+    }
+    gic::init_cpu().map_err(CpuStartError::Gic)?;
+    ENTRY.get().copied().ok_or(CpuStartError::NoAnswer {
+        cpu: cpu.id,
+        mpidr: cpu.mpidr,
+    })
+}
+
+/// Writes a value back to memory, for CPUs that read it with their caches off.
+fn clean_to_memory<T>(value: &T) {
+    let line = 4u64 << (read_register!("ctr_el0") >> 16 & 0xf);
+    let start = core::ptr::from_ref(value) as u64;
+    let mut address = start & !(line - 1);
+    while address < start + size_of::<T>() as u64 {
+        // SAFETY: writing a cache line back changes no value.
+        unsafe { asm!("dc cvac, {}", in(reg) address, options(nostack, preserves_flags)) };
+        address += line;
+    }
+    barrier::dsb(barrier::SY);
+}

@@ -1,0 +1,22 @@
+//! Exceptions taken at EL2. Those of guests go to the world switch; all others are fatal and end in [`crate::fatal`].
+
+use crate::fatal;
+use crate::percpu::PerCpu;
+use core::arch::global_asm;
+use core::mem::offset_of;
+
+global_asm!(
+    include_str!("exceptions.S"),
+    frame = const offset_of!(PerCpu, frame),
+    depth = const offset_of!(PerCpu, fatal_depth),
+    emergency_top = const offset_of!(PerCpu, emergency_top),
+    report = sym fatal::report_exception,
+);
+
+/// The vectors' address, for VBAR_EL2.
+pub(crate) fn vectors() -> u64 {
+    unsafe extern "C" {
+        safe static el2_vectors: u8;
+    }
+    (&raw const el2_vectors) as u64
+}

@@ -1,0 +1,127 @@
+//! The interrupt controller, as far as the hypervisor itself needs it: one software-generated interrupt that kicks a CPU out of
+//! a guest or of waiting. All other interrupts are off.
+//!
+//! Interrupts are always masked at EL2, so a kick is never taken there: it ends a WFI, or a guest's run. Any CPU may kick any
+//! other at any time.
+
+mod v2;
+mod v3;
+
+use crate::discovery;
+use crate::percpu::{self, CpuId};
+use crate::range::PhysicalRange;
+use aarch64_cpu::asm::barrier;
+use arm_gic::IntId;
+use core::fmt;
+use spin::Once;
+use v2::V2;
+use v3::V3;
+
+/// The interrupt that kicks.
+const KICK: IntId = IntId::sgi(0);
+/// No priority masks interrupts.
+const LOWEST_PRIORITY: u8 = 0xff;
+
+static GIC: Once<Gic> = Once::new();
+
+enum Gic {
+    V2(V2),
+    V3(V3),
+}
+
+/// Why the interrupt controller can't be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GicError {
+    /// The tree describes a GICv3, but the CPU has no registers for it.
+    NoSystemRegisters,
+    /// No redistributor belongs to this CPU.
+    NoRedistributor(CpuId),
+    /// Redistributors of an unknown layout.
+    UnknownLayout(PhysicalRange),
+    /// GICv2 serves 8 CPUs.
+    TooManyCpus(usize),
+    /// The CPU's affinity level 0 is above 15, which kicks don't reach.
+    Affinity(CpuId),
+}
+
+impl fmt::Display for GicError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSystemRegisters => {
+                f.write_str("the device tree describes a GICv3 but the CPU can't talk to one")
+            }
+            Self::NoRedistributor(cpu) => write!(f, "no GIC redistributor belongs to {cpu}"),
+            Self::UnknownLayout(region) => write!(
+                f,
+                "the GIC redistributors at {region} have an unknown layout"
+            ),
+            Self::TooManyCpus(count) => write!(f, "GICv2 can't serve {count} CPUs"),
+            Self::Affinity(cpu) => write!(
+                f,
+                "{cpu} has an affinity that interrupts between CPUs don't reach"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for GicError {}
+
+/// Starts the interrupt controller, and this CPU's part of it. Called by the boot CPU, with the registers mapped.
+pub(crate) fn init(gic: &discovery::Gic, has_system_registers: bool) -> Result<(), GicError> {
+    let gic = match gic {
+        discovery::Gic::V2 {
+            distributor,
+            cpu_interface,
+            ..
+        } => Gic::V2(V2::new(*distributor, *cpu_interface)?),
+        discovery::Gic::V3 { .. } if !has_system_registers => {
+            return Err(GicError::NoSystemRegisters);
+        }
+        discovery::Gic::V3 {
+            distributor,
+            redistributors,
+        } => Gic::V3(V3::new(*distributor, redistributors)),
+    };
+    GIC.call_once(|| gic);
+    init_cpu()
+}
+
+/// Starts this CPU's part.
+pub(crate) fn init_cpu() -> Result<(), GicError> {
+    let cpu = CpuId::current();
+    match GIC.get() {
+        Some(Gic::V2(gic)) => gic.init_cpu(cpu),
+        Some(Gic::V3(gic)) => gic.init_cpu(cpu),
+        None => Ok(()),
+    }
+}
+
+/// Makes `cpu` leave its guest, or wake up, now or the next time it tries. What was written before is visible to it
+/// then. Kicks that come before the CPU [acknowledges](acknowledge) merge into one.
+pub fn kick(cpu: CpuId) {
+    let Some(target) = percpu::get(cpu) else {
+        return;
+    };
+    barrier::dsb(barrier::ISHST);
+    match GIC.get() {
+        Some(Gic::V2(gic)) => gic.kick(cpu),
+        Some(Gic::V3(gic)) => gic.kick(target.mpidr),
+        None => {}
+    }
+}
+
+/// Takes and ends the interrupts that are pending for this CPU, so that it can wait, or run a guest, again.
+pub fn acknowledge() {
+    match GIC.get() {
+        Some(Gic::V2(gic)) => gic.acknowledge(),
+        Some(Gic::V3(gic)) => gic.acknowledge(),
+        None => {}
+    }
+}
+
+/// Waits until this CPU is kicked (or was, since it last acknowledged), and acknowledges. May return early.
+pub fn wait() {
+    barrier::dsb(barrier::SY);
+    aarch64_cpu::asm::wfi();
+    acknowledge();
+}

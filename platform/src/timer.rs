@@ -1,0 +1,55 @@
+//! Time since power-on, from the generic timer's physical counter (Arm ARM D12).
+//!
+//! All CPUs read one counter, so their times compare. Reading takes no lock and no division.
+
+use crate::register::read_register;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+const NS_PER_SECOND: u64 = 1_000_000_000;
+const FRACTION_BITS: u32 = 32;
+
+/// Nanoseconds per tick, as a fixed-point number with [`FRACTION_BITS`].
+static NS_PER_TICK: AtomicU64 = AtomicU64::new(0);
+
+/// Firmware hasn't said how fast the counter ticks (CNTFRQ_EL0 is 0), or says something impossible.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UnknownFrequency(u64);
+
+impl fmt::Display for UnknownFrequency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the generic timer's frequency, {} Hz by CNTFRQ_EL0, can't be right",
+            self.0
+        )
+    }
+}
+
+impl core::error::Error for UnknownFrequency {}
+
+/// Reads the counter's frequency. Until then the time is 0.
+///
+/// # Errors
+/// The frequency isn't known.
+pub(crate) fn init() -> Result<(), UnknownFrequency> {
+    let frequency = frequency();
+    if !(1_000..=1 << 40).contains(&frequency) {
+        return Err(UnknownFrequency(frequency));
+    }
+    let scaled = (u128::from(NS_PER_SECOND) << FRACTION_BITS) / u128::from(frequency);
+    NS_PER_TICK.store(scaled as u64, Ordering::Relaxed);
+    Ok(())
+}
+
+/// The counter's ticks per second.
+pub fn frequency() -> u64 {
+    read_register!("cntfrq_el0")
+}
+
+/// Nanoseconds since the counter started. The read isn't moved before earlier instructions.
+pub fn now_ns() -> u64 {
+    aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
+    let ticks = read_register!("cntpct_el0");
+    (u128::from(ticks) * u128::from(NS_PER_TICK.load(Ordering::Relaxed)) >> FRACTION_BITS) as u64
+}
