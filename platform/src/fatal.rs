@@ -1,7 +1,7 @@
 //! The end of a machine whose hypervisor failed: what happened, where, and how it came there; then power-off with status 3.
 //!
 //! Runs on a CPU that can't be trusted any more, so it takes no lock, allocates nothing and follows no pointer that it hasn't
-//! checked. A second failure on the way powers off in silence, a third one stops the CPU (exceptions.S). Only one CPU
+//! checked. A second failure on the way powers off at once, a third one stops the CPU (exceptions.S). Only one CPU
 //! reports; others that fail meanwhile wait for the power-off.
 
 use crate::console::{self, emergency_line};
@@ -22,14 +22,21 @@ pub(crate) extern "C" fn report_exception(cpu: &'static PerCpu) -> ! {
     // SAFETY: the vector of this CPU wrote the frame before it came here, and nothing writes it while this runs.
     let frame = unsafe { &*cpu.frame.get() };
     print_exception(cpu, frame);
-    print_backtrace(cpu, Some(frame.elr), frame.x[29]);
+    // Where the PC isn't in the text, a wrong call led to it.
+    let pc = if image::text().contains_address(frame.elr) {
+        frame.elr
+    } else {
+        frame.x[30].wrapping_sub(4)
+    };
+    print_backtrace(cpu, Some(pc), frame.x[29]);
     end()
 }
 
 /// Goes on only as the first failure of the first CPU to fail.
 fn begin(depth: u64) {
     if depth > 1 {
-        psci::power_off();
+        emergency_line(format_args!("... and failed again while reporting that"));
+        end();
     }
     if !console::silence_others() {
         loop {
@@ -85,8 +92,9 @@ fn print_exception(cpu: &PerCpu, frame: &FatalFrame) {
 /// Says so if the fault is one of a stack that has run full.
 fn guard(cpu: &PerCpu, frame: &FatalFrame) -> &'static str {
     let at_guard = Syndrome(frame.esr).has_fault_address()
-        && PhysicalRange::sized(frame.far, 1)
-            .is_some_and(|address| cpu.guard_pages().any(|guard| guard.contains(address)));
+        && cpu
+            .guard_pages()
+            .any(|guard| guard.contains_address(frame.far));
     if at_guard { ": stack overflow" } else { "" }
 }
 

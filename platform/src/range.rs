@@ -53,6 +53,11 @@ impl PhysicalRange {
         self.start <= other.start && other.end <= self.end
     }
 
+    /// Whether `address` lies in this range.
+    pub const fn contains_address(self, address: u64) -> bool {
+        self.start <= address && address < self.end
+    }
+
     /// Whether the two share an address.
     pub const fn overlaps(self, other: Self) -> bool {
         self.start < other.end && other.start < self.end
