@@ -1,0 +1,114 @@
+//! The machine's memory by frames: who has how many, and for what.
+//!
+//! - [`FramePool`] holds what is free, behind a lock that no fault takes.
+//! - [`FrameCache`] holds a few zeroed frames for one CPU, so that a fault that needs a table takes it without a lock and
+//!   without writing a line that another CPU uses.
+//! - A table that the epoch has let go of comes back through [`FramePool::release_deferred`], which may run inside any
+//!   CPU's fault and so takes no lock either; [`FramePool::reclaim_released`] carries it home from idle time.
+//!
+//! Every frame is counted all the time in exactly one place; [`Counts`] adds the places up.
+//!
+//! Physical memory is reached at its own address: EL2 maps it so. On a host the addresses are those of an
+//! [`arena`].
+
+#[cfg(any(test, feature = "arena"))]
+pub mod arena;
+mod cache;
+mod counts;
+mod physical;
+mod pool;
+mod released;
+
+pub use cache::FrameCache;
+pub use counts::{Counts, Unbalanced, VmCounts};
+pub use physical::{read_bytes, write_bytes, zero};
+pub use pool::{FramePool, MAX_RUN};
+
+use core::fmt;
+use stage2::{Level, PAGE_SIZE};
+
+/// How many VMs there can be at the same time.
+pub const MAX_VMS: usize = 16;
+
+/// A VM's number among those that exist at the same time.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct VmId(u8);
+
+impl VmId {
+    /// The VM of this number, or `None` from [`MAX_VMS`] on.
+    pub const fn new(number: usize) -> Option<Self> {
+        if number < MAX_VMS {
+            Some(Self(number as u8))
+        } else {
+            None
+        }
+    }
+
+    /// Its number, below [`MAX_VMS`].
+    #[inline]
+    pub const fn number(self) -> usize {
+        self.0 as usize % MAX_VMS
+    }
+}
+
+impl fmt::Display for VmId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VM {}", self.0)
+    }
+}
+
+/// Whose frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Owner {
+    /// The hypervisor itself.
+    Hypervisor,
+    /// A VM.
+    Vm(VmId),
+}
+
+/// What frames are for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// Translation tables.
+    Table,
+    /// Memory of a guest.
+    Guest,
+    /// The hypervisor's heap.
+    Heap,
+}
+
+/// The sizes in which guest memory is backed. Frames of each size are aligned to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FrameSize {
+    /// 4 KiB.
+    Page4K,
+    /// 2 MiB.
+    Block2M,
+    /// 1 GiB.
+    Block1G,
+}
+
+impl FrameSize {
+    /// What one leaf of `level` maps; of level 0, which has no leaves, the largest there is.
+    pub const fn of_level(level: Level) -> Self {
+        match level {
+            Level::L3 => Self::Page4K,
+            Level::L2 => Self::Block2M,
+            Level::L1 | Level::L0 => Self::Block1G,
+        }
+    }
+
+    /// Its size in 4 KiB frames.
+    pub const fn frames(self) -> usize {
+        match self {
+            Self::Page4K => 1,
+            Self::Block2M => 1 << 9,
+            Self::Block1G => 1 << 18,
+        }
+    }
+
+    /// Its size in bytes.
+    pub const fn bytes(self) -> u64 {
+        self.frames() as u64 * PAGE_SIZE
+    }
+}

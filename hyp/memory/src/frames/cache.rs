@@ -1,0 +1,314 @@
+//! A CPU's own few frames for tables, zeroed beforehand.
+//!
+//! Owned by one CPU. [`FrameCache::take_table`] and [`FrameCache::give_back_table`] run in its faults: no lock, and no
+//! cache line that another CPU writes. [`FrameCache::refill`] and [`FrameCache::drain`] take the pool's lock and run outside.
+
+use crate::frames::{FramePool, MAX_VMS, VmId, zero};
+use alloc::sync::Arc;
+use core::cell::Cell;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+use stage2::{PAGE_SIZE, Pa};
+
+/// Frames in a full cache.
+const CAPACITY: usize = 64;
+/// Frames below which a cache asks to be refilled. One fault takes at most three.
+const LOW: usize = 16;
+
+/// What a cache counts. Written by its CPU only, read by whoever adds up; the counts wrap.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct CacheCounters {
+    /// Frames from the pool, less those given back to it.
+    filled: Tally,
+    /// By VM: frames that became tables, less tables that were given back.
+    tables: [Tally; MAX_VMS],
+}
+
+/// A number with one writer, which may go below zero here as long as it doesn't in the sum over all CPUs.
+#[derive(Debug, Default)]
+struct Tally(AtomicU64);
+
+impl Tally {
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, n: u64) {
+        self.0.store(self.get().wrapping_add(n), Ordering::Relaxed);
+    }
+
+    fn subtract(&self, n: u64) {
+        self.0.store(self.get().wrapping_sub(n), Ordering::Relaxed);
+    }
+}
+
+impl CacheCounters {
+    pub(super) fn tables(&self, vm: usize) -> u64 {
+        self.tables[vm].get()
+    }
+
+    /// Frames in the cache.
+    pub(super) fn cached(&self) -> u64 {
+        self.tables.iter().fold(self.filled.get(), |rest, tables| {
+            rest.wrapping_sub(tables.get())
+        })
+    }
+}
+
+/// Zeroed frames for one CPU's use.
+#[repr(align(128))]
+pub struct FrameCache {
+    count: Cell<usize>,
+    counters: Arc<CacheCounters>,
+    pool: &'static FramePool,
+    frames: [Cell<Pa>; CAPACITY],
+}
+
+impl FrameCache {
+    /// An empty cache of frames from `pool`.
+    pub fn new(pool: &'static FramePool) -> Self {
+        let counters = Arc::new(CacheCounters::default());
+        pool.register_cache(counters.clone());
+        Self {
+            count: Cell::new(0),
+            counters,
+            pool,
+            frames: [const { Cell::new(Pa::new(0)) }; CAPACITY],
+        }
+    }
+
+    /// A zeroed frame for a table of `vm`, or `None` if the cache is empty.
+    #[inline]
+    pub fn take_table(&self, vm: VmId) -> Option<Pa> {
+        let rest = self.count.get().checked_sub(1)?;
+        let frame = self.frames.get(rest)?.get();
+        self.count.set(rest);
+        self.counters.tables[vm.number()].add(1);
+        Some(frame)
+    }
+
+    /// Takes back a table of `vm`.
+    ///
+    /// # Safety
+    /// The frame came from [`Self::take_table`] for the same VM, perhaps on another CPU, and no CPU and no table walker has
+    /// ever been able to reach it.
+    pub unsafe fn give_back_table(&self, frame: Pa, vm: VmId) {
+        self.counters.tables[vm.number()].subtract(1);
+        let count = self.count.get();
+        match self.frames.get(count) {
+            Some(slot) => {
+                // SAFETY: the frame is nobody's but this cache's, and the pool's memory is mapped.
+                unsafe { zero(frame, PAGE_SIZE) };
+                slot.set(frame);
+                self.count.set(count + 1);
+            }
+            None => {
+                self.counters.filled.subtract(1);
+                // SAFETY: as above; the counters have just let go of it.
+                unsafe { self.pool.release(frame) };
+            }
+        }
+    }
+
+    /// Whether it is time to [`Self::refill`].
+    #[inline]
+    pub fn is_low(&self) -> bool {
+        self.count.get() < LOW
+    }
+
+    /// Fills the cache from the pool, as far as that has frames. Whether there is a frame in it afterwards.
+    pub fn refill(&self) -> bool {
+        self.pool.reclaim_released();
+        let count = self.count.get();
+        let mut fresh = [Pa::new(0); CAPACITY];
+        let taken = self.pool.take_for_cache(&mut fresh[..CAPACITY - count]);
+        for (slot, frame) in self.frames[count..].iter().zip(&fresh[..taken]) {
+            // SAFETY: the frame has just come from the pool, whose memory is mapped.
+            unsafe { zero(*frame, PAGE_SIZE) };
+            slot.set(*frame);
+        }
+        self.counters.filled.add(taken as u64);
+        self.count.set(count + taken);
+        self.count.get() > 0
+    }
+
+    /// Gives all frames back to the pool.
+    pub fn drain(&self) {
+        for slot in &self.frames[..self.count.take()] {
+            self.counters.filled.subtract(1);
+            self.pool.return_from_cache(slot.get());
+        }
+    }
+
+    /// Frames in it.
+    pub fn len(&self) -> usize {
+        self.count.get()
+    }
+
+    /// Whether no frame is in it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Drop for FrameCache {
+    fn drop(&mut self) {
+        self.drain();
+    }
+}
+
+impl fmt::Debug for FrameCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FrameCache")
+            .field("frames", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frames::{Counts, VmCounts, arena, write_bytes};
+    use std::boxed::Box;
+    use std::thread;
+
+    const VM: VmId = VmId::new(5).unwrap();
+
+    fn pool_of(frames: usize) -> &'static FramePool {
+        let pool = Box::leak(Box::new(FramePool::new()));
+        // SAFETY: the arena is this pool's alone.
+        unsafe { pool.add(arena::leak(frames)) };
+        pool
+    }
+
+    fn is_zeroed(frame: Pa) -> bool {
+        let mut bytes = [1; PAGE_SIZE as usize];
+        // SAFETY: the caller has the frame from a cache.
+        unsafe { crate::frames::read_bytes(frame, &mut bytes) };
+        bytes.iter().all(|byte| *byte == 0)
+    }
+
+    #[test]
+    fn frames_are_zeroed_again_when_they_come_back() {
+        let pool = pool_of(4);
+        let cache = FrameCache::new(pool);
+        assert!(cache.is_low() && cache.take_table(VM).is_none());
+        assert!(cache.refill());
+        let frame = cache.take_table(VM).unwrap();
+        assert!(is_zeroed(frame));
+        assert_eq!(
+            pool.counts(),
+            Counts {
+                table: 1,
+                cached: 3,
+                total: 4,
+                ..Counts::default()
+            }
+        );
+        // SAFETY: the frame is this test's.
+        unsafe {
+            write_bytes(frame, &[7; 64]);
+            cache.give_back_table(frame, VM);
+        }
+        assert_eq!(
+            pool.counts(),
+            Counts {
+                cached: 4,
+                total: 4,
+                ..Counts::default()
+            }
+        );
+        assert!(is_zeroed(cache.take_table(VM).unwrap()));
+    }
+
+    #[test]
+    fn an_empty_pool_leaves_the_cache_as_it_is() {
+        let pool = pool_of(1);
+        let (first, second) = (FrameCache::new(pool), FrameCache::new(pool));
+        assert!(first.refill());
+        assert!(!second.refill());
+        assert!(first.refill());
+        first.drain();
+        assert!(second.refill());
+        drop(second);
+        assert_eq!(
+            pool.counts(),
+            Counts {
+                free: 1,
+                total: 1,
+                ..Counts::default()
+            }
+        );
+    }
+
+    #[test]
+    fn a_full_cache_passes_frames_on() {
+        let pool = pool_of(2 * CAPACITY);
+        let (giver, taker) = (FrameCache::new(pool), FrameCache::new(pool));
+        giver.refill();
+        taker.refill();
+        let frame = giver.take_table(VM).unwrap();
+        assert_eq!(
+            pool.counts_of(VM),
+            VmCounts {
+                table: 1,
+                ..VmCounts::default()
+            }
+        );
+        // SAFETY: the frame is this test's.
+        unsafe { taker.give_back_table(frame, VM) };
+        assert!(pool.counts_of(VM).is_zero());
+        assert_eq!(pool.counts().check(), Ok(()));
+        assert_eq!(pool.reclaim_released(), 1);
+        assert_eq!(pool.counts().free, 1);
+    }
+
+    /// CPUs take tables, give some back at once, and hand the others to the epoch, which releases them on another CPU.
+    #[test]
+    fn every_frame_comes_back_from_many_cpus() {
+        const CPUS: usize = 4;
+        const ROUNDS: usize = if cfg!(miri) { 3 } else { 500 };
+        const FRAMES: usize = 512;
+        let pool = pool_of(FRAMES);
+        thread::scope(|scope| {
+            for cpu in 0..CPUS {
+                scope.spawn(move || {
+                    let cache = FrameCache::new(pool);
+                    let vm = VmId::new(cpu % 2).unwrap();
+                    for round in 0..ROUNDS {
+                        if cache.is_low() {
+                            cache.refill();
+                        }
+                        let Some(frame) = cache.take_table(vm) else {
+                            continue;
+                        };
+                        assert!(is_zeroed(frame));
+                        // SAFETY: the frame is this thread's, and dirtied as a table would be.
+                        unsafe {
+                            write_bytes(frame, &[0xaa; 4096]);
+                            if round % 3 == 0 {
+                                cache.give_back_table(frame, vm);
+                            } else {
+                                pool.note_pending(vm, 1);
+                                pool.release_deferred(frame, 1, vm);
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        pool.reclaim_released();
+        assert_eq!(
+            pool.counts(),
+            Counts {
+                free: FRAMES as u64,
+                total: FRAMES as u64,
+                ..Counts::default()
+            }
+        );
+        for vm in 0..2 {
+            assert!(pool.counts_of(VmId::new(vm).unwrap()).is_zero());
+        }
+    }
+}

@@ -1,0 +1,524 @@
+//! The machine's free frames, and whose the others are.
+//!
+//! A buddy allocator behind a spin lock. Whoever holds the lock may use the heap (the allocator's sets live there), and
+//! the heap's lock is taken inside it, never the other way round. No fault takes it: faults use a [`FrameCache`]'s frames,
+//! and give tables back through [`FramePool::release_deferred`].
+//!
+//! [`FrameCache`]: crate::frames::FrameCache
+
+use crate::frames::cache::CacheCounters;
+use crate::frames::counts::{Counts, VmCounts};
+use crate::frames::released::Released;
+use crate::frames::{FrameSize, MAX_VMS, Owner, Purpose, VmId, zero};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use buddy_system_allocator::FrameAllocator;
+use core::fmt;
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
+use spin::Mutex;
+use stage2::{PAGE_SHIFT, PAGE_SIZE, Pa};
+
+/// The longest run of frames, in frames: 1 GiB.
+pub const MAX_RUN: usize = FrameSize::Block1G.frames();
+/// How many orders the buddy allocator keeps: runs of 1 to [`MAX_RUN`] frames.
+const ORDERS: usize = MAX_RUN.trailing_zeros() as usize + 1;
+/// Frames that are given back under one hold of the lock.
+const RECLAIM_BATCH: usize = 64;
+
+/// All frames that the hypervisor may hand out.
+pub struct FramePool {
+    state: Mutex<State>,
+    released: Released,
+    /// Frames in `released`.
+    returning: AtomicU64,
+    /// By VM.
+    deferred: [Deferred; MAX_VMS],
+}
+
+struct State {
+    free: FrameAllocator<ORDERS>,
+    free_frames: u64,
+    total: u64,
+    hypervisor: Held,
+    vms: [Held; MAX_VMS],
+    caches: Vec<Arc<CacheCounters>>,
+}
+
+/// What an owner holds that didn't come from a CPU's cache, in frames by purpose.
+#[derive(Clone, Copy, Default)]
+struct Held {
+    table: u64,
+    guest: u64,
+    heap: u64,
+}
+
+impl Held {
+    const NONE: Self = Self {
+        table: 0,
+        guest: 0,
+        heap: 0,
+    };
+
+    fn of(&mut self, purpose: Purpose) -> &mut u64 {
+        match purpose {
+            Purpose::Table => &mut self.table,
+            Purpose::Guest => &mut self.guest,
+            Purpose::Heap => &mut self.heap,
+        }
+    }
+}
+
+/// A VM's tables that were handed to the epoch. Written where tables are unlinked and freed, which no page fault does.
+struct Deferred {
+    /// Ever handed to the epoch.
+    unlinked: AtomicU64,
+    /// Ever let go by it.
+    released: AtomicU64,
+}
+
+impl FramePool {
+    /// An empty pool.
+    pub const fn new() -> Self {
+        Self {
+            state: Mutex::new(State {
+                free: FrameAllocator::new(),
+                free_frames: 0,
+                total: 0,
+                hypervisor: Held::NONE,
+                vms: [Held::NONE; MAX_VMS],
+                caches: Vec::new(),
+            }),
+            released: Released::new(),
+            returning: AtomicU64::new(0),
+            deferred: [const {
+                Deferred {
+                    unlinked: AtomicU64::new(0),
+                    released: AtomicU64::new(0),
+                }
+            }; MAX_VMS],
+        }
+    }
+
+    /// Adds the whole frames of a range, except frame 0.
+    ///
+    /// # Safety
+    /// The memory is RAM, mapped at its own address for ever, nobody's, and not in the pool yet.
+    pub unsafe fn add(&self, range: Range<Pa>) {
+        let first =
+            frame_number(range.start.checked_add(PAGE_SIZE - 1).unwrap_or(range.end)).max(1);
+        let end = frame_number(range.end);
+        if first < end {
+            let mut state = self.state.lock();
+            state.free.add_frame(first, end);
+            state.free_frames += (end - first) as u64;
+            state.total += (end - first) as u64;
+        }
+    }
+
+    /// Counts frames that the heap was given without passing through the pool.
+    pub fn count_heap(&self, frames: u64) {
+        let mut state = self.state.lock();
+        state.total += frames;
+        state.hypervisor.heap += frames;
+    }
+
+    /// A frame of the given size, aligned to it, with whatever it holds. `None` where there is none left.
+    pub fn allocate(&self, size: FrameSize, owner: Owner, purpose: Purpose) -> Option<Pa> {
+        self.allocate_run(size.frames(), owner, purpose)
+    }
+
+    /// A run of frames, aligned to its size, with whatever they hold. `frames` is a power of two up to [`MAX_RUN`]; `None`
+    /// otherwise, or where there is no such run left.
+    pub fn allocate_run(&self, frames: usize, owner: Owner, purpose: Purpose) -> Option<Pa> {
+        if !frames.is_power_of_two() || frames > MAX_RUN {
+            return None;
+        }
+        let mut state = self.state.lock();
+        let pa = state.take(frames)?;
+        *state.held(owner).of(purpose) += frames as u64;
+        Some(pa)
+    }
+
+    /// Zeroed frames for a VM's root table: a run aligned to its size, as [`Self::allocate_run`].
+    pub fn allocate_root(&self, frames: usize, vm: VmId) -> Option<Pa> {
+        let root = self.allocate_run(frames, Owner::Vm(vm), Purpose::Table)?;
+        // SAFETY: the frames have just come from the pool, whose memory is mapped.
+        unsafe { zero(root, frames as u64 * PAGE_SIZE) };
+        Some(root)
+    }
+
+    /// Gives back what [`Self::allocate`] gave for the same size, owner and purpose. Nobody uses it any more.
+    pub fn free(&self, pa: Pa, size: FrameSize, owner: Owner, purpose: Purpose) {
+        self.free_run(pa, size.frames(), owner, purpose);
+    }
+
+    /// Gives back what [`Self::allocate_run`] gave for the same number, owner and purpose. Nobody uses it any more.
+    pub fn free_run(&self, pa: Pa, frames: usize, owner: Owner, purpose: Purpose) {
+        let mut state = self.state.lock();
+        let held = state.held(owner).of(purpose);
+        debug_assert!(
+            *held >= frames as u64,
+            "{owner:?} gives back frames that it doesn't hold"
+        );
+        *held = held.wrapping_sub(frames as u64);
+        state.put(pa, frames);
+    }
+
+    /// Notes that a VM handed `frames` table frames to the epoch.
+    pub fn note_pending(&self, vm: VmId, frames: usize) {
+        self.deferred[vm.number()]
+            .unlinked
+            .fetch_add(frames as u64, Ordering::Relaxed);
+    }
+
+    /// Takes back a run of a VM's table frames that the epoch has let go of, as announced by [`Self::note_pending`].
+    /// Runs on whichever CPU collects, perhaps in its fault: takes no lock.
+    ///
+    /// # Safety
+    /// The frames came from this pool, and nobody can reach them any more.
+    pub unsafe fn release_deferred(&self, pa: Pa, frames: usize, vm: VmId) {
+        self.deferred[vm.number()]
+            .released
+            .fetch_add(frames as u64, Ordering::Relaxed);
+        for frame in 0..frames as u64 {
+            // SAFETY: the pool's memory is mapped, never holds frame 0, and the caller gives up each frame of the run.
+            unsafe { self.release(pa.offset(frame * PAGE_SIZE)) };
+        }
+    }
+
+    /// Takes back a frame without a lock.
+    ///
+    /// # Safety
+    /// The frame came from this pool, isn't counted as anybody's, and nobody can reach it any more.
+    pub(super) unsafe fn release(&self, frame: Pa) {
+        self.returning.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as the caller promised.
+        unsafe { self.released.push(frame) };
+    }
+
+    /// Makes the frames that were released free again. Holds the lock for a bounded number of them at a time; not for a
+    /// fault. Returns how many there were.
+    pub fn reclaim_released(&self) -> usize {
+        if self.released.is_empty() {
+            return 0;
+        }
+        let mut chain = self.released.take().peekable();
+        let mut reclaimed = 0;
+        while chain.peek().is_some() {
+            let mut state = self.state.lock();
+            for frame in chain.by_ref().take(RECLAIM_BATCH) {
+                state.put(frame, 1);
+                reclaimed += 1;
+            }
+        }
+        self.returning
+            .fetch_sub(reclaimed as u64, Ordering::Relaxed);
+        reclaimed
+    }
+
+    /// Takes single frames for a CPU's cache, as many as there are up to the slice's length, under one hold of the lock.
+    pub(super) fn take_for_cache(&self, frames: &mut [Pa]) -> usize {
+        let mut state = self.state.lock();
+        let mut taken = 0;
+        for slot in frames {
+            let Some(pa) = state.take(1) else { break };
+            *slot = pa;
+            taken += 1;
+        }
+        taken
+    }
+
+    pub(super) fn return_from_cache(&self, frame: Pa) {
+        self.state.lock().put(frame, 1);
+    }
+
+    /// Makes a cache's counters part of the sums, for ever: a cache that is gone leaves what it had counted.
+    pub(super) fn register_cache(&self, counters: Arc<CacheCounters>) {
+        self.state.lock().caches.push(counters);
+    }
+
+    /// Where all frames are.
+    pub fn counts(&self) -> Counts {
+        let state = self.state.lock();
+        let mut counts = Counts {
+            heap: state.hypervisor.heap,
+            guest: state.hypervisor.guest,
+            table: state.hypervisor.table,
+            cached: self.returning.load(Ordering::Relaxed),
+            free: state.free_frames,
+            total: state.total,
+            pending: 0,
+        };
+        for (number, held) in state.vms.iter().enumerate() {
+            let vm = self.vm_counts(&state, number);
+            counts.table = counts.table.wrapping_add(vm.table);
+            counts.guest += vm.guest;
+            counts.heap += held.heap;
+            counts.pending = counts.pending.wrapping_add(vm.pending);
+        }
+        for cache in &state.caches {
+            counts.cached = counts.cached.wrapping_add(cache.cached());
+        }
+        counts
+    }
+
+    /// What one VM has.
+    pub fn counts_of(&self, vm: VmId) -> VmCounts {
+        self.vm_counts(&self.state.lock(), vm.number())
+    }
+
+    /// The counts wrap: a table that one CPU took may be given back by another.
+    fn vm_counts(&self, state: &State, number: usize) -> VmCounts {
+        let released = self.deferred[number].released.load(Ordering::Relaxed);
+        let unlinked = self.deferred[number].unlinked.load(Ordering::Relaxed);
+        let held = &state.vms[number];
+        let taken = state.caches.iter().fold(held.table, |sum, cache| {
+            sum.wrapping_add(cache.tables(number))
+        });
+        VmCounts {
+            table: taken.wrapping_sub(unlinked),
+            guest: held.guest,
+            pending: unlinked.wrapping_sub(released),
+        }
+    }
+}
+
+impl Default for FramePool {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for FramePool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FramePool")
+            .field("counts", &self.counts())
+            .finish_non_exhaustive()
+    }
+}
+
+impl State {
+    fn take(&mut self, frames: usize) -> Option<Pa> {
+        let first = self.free.alloc(frames)?;
+        self.free_frames -= frames as u64;
+        Some(Pa::new((first as u64) << PAGE_SHIFT))
+    }
+
+    fn put(&mut self, pa: Pa, frames: usize) {
+        self.free.dealloc(frame_number(pa), frames);
+        self.free_frames += frames as u64;
+    }
+
+    fn held(&mut self, owner: Owner) -> &mut Held {
+        match owner {
+            Owner::Hypervisor => &mut self.hypervisor,
+            Owner::Vm(vm) => &mut self.vms[vm.number()],
+        }
+    }
+}
+
+fn frame_number(pa: Pa) -> usize {
+    (pa.get() >> PAGE_SHIFT) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frames::arena;
+    use proptest::prelude::*;
+
+    const VM: VmId = VmId::new(3).unwrap();
+
+    fn pool_of(frames: usize) -> (FramePool, Range<Pa>) {
+        let pool = FramePool::new();
+        let range = arena::leak(frames);
+        // SAFETY: the arena is this pool's alone.
+        unsafe { pool.add(range.clone()) };
+        (pool, range)
+    }
+
+    #[test]
+    fn frame_0_and_broken_frames_are_never_handed_out() {
+        let pool = FramePool::new();
+        // SAFETY: nothing is accessed, only numbers are allocated.
+        unsafe {
+            pool.add(Pa::new(0)..Pa::new(2 * PAGE_SIZE + 5));
+            pool.add(Pa::new(0x10_0001)..Pa::new(0x10_2fff));
+            pool.add(Pa::new(0x20_0001)..Pa::new(0x20_0002));
+            pool.add(Pa::new(u64::MAX - 5)..Pa::new(u64::MAX));
+        }
+        let mut all: Vec<u64> = core::iter::from_fn(|| {
+            pool.allocate(FrameSize::Page4K, Owner::Hypervisor, Purpose::Heap)
+        })
+        .map(Pa::get)
+        .collect();
+        all.sort();
+        assert_eq!(all, [0x1000, 0x10_1000]);
+        assert_eq!(pool.counts().total, 2);
+    }
+
+    #[test]
+    fn a_gibibyte_comes_in_one_aligned_piece() {
+        let (pool, range) = pool_of(MAX_RUN);
+        assert_eq!(
+            pool.allocate(FrameSize::Block1G, Owner::Vm(VM), Purpose::Guest),
+            Some(range.start)
+        );
+        assert_eq!(
+            pool.allocate(FrameSize::Page4K, Owner::Vm(VM), Purpose::Guest),
+            None
+        );
+        assert_eq!(
+            pool.counts_of(VM),
+            VmCounts {
+                table: 0,
+                guest: MAX_RUN as u64,
+                pending: 0
+            }
+        );
+        pool.free(
+            range.start,
+            FrameSize::Block1G,
+            Owner::Vm(VM),
+            Purpose::Guest,
+        );
+        assert!(pool.counts_of(VM).is_zero());
+        assert_eq!(pool.allocate_run(3, Owner::Vm(VM), Purpose::Guest), None);
+        assert_eq!(
+            pool.allocate_run(MAX_RUN * 2, Owner::Vm(VM), Purpose::Guest),
+            None
+        );
+        assert_eq!(pool.allocate_run(0, Owner::Vm(VM), Purpose::Guest), None);
+    }
+
+    #[test]
+    fn a_root_is_zeroed_and_is_pending_until_the_epoch_lets_go() {
+        let (pool, range) = pool_of(32);
+        // SAFETY: the arena is in nobody's use yet.
+        unsafe { crate::frames::write_bytes(range.start, &[0xff; 32 * PAGE_SIZE as usize]) };
+        let root = pool.allocate_root(16, VM).unwrap();
+        assert!(root.is_aligned(16 * PAGE_SIZE));
+        let mut word = [0xff; 128];
+        // SAFETY: the root is this test's.
+        unsafe { crate::frames::read_bytes(root, &mut word) };
+        assert_eq!(word, [0; 128]);
+        assert_eq!(
+            pool.counts_of(VM),
+            VmCounts {
+                table: 16,
+                guest: 0,
+                pending: 0
+            }
+        );
+
+        pool.note_pending(VM, 16);
+        assert_eq!(
+            pool.counts_of(VM),
+            VmCounts {
+                table: 0,
+                guest: 0,
+                pending: 16
+            }
+        );
+        // SAFETY: nobody uses the root.
+        unsafe { pool.release_deferred(root, 16, VM) };
+        assert!(pool.counts_of(VM).is_zero());
+        assert_eq!(
+            pool.counts(),
+            Counts {
+                cached: 16,
+                free: 16,
+                total: 32,
+                ..Counts::default()
+            }
+        );
+
+        assert_eq!(pool.reclaim_released(), 16);
+        assert_eq!(pool.reclaim_released(), 0);
+        assert_eq!(
+            pool.counts(),
+            Counts {
+                free: 32,
+                total: 32,
+                ..Counts::default()
+            }
+        );
+        assert!(
+            pool.allocate_run(32, Owner::Hypervisor, Purpose::Heap)
+                .is_some(),
+            "the run has merged again"
+        );
+    }
+
+    #[test]
+    fn the_early_heap_is_counted() {
+        let (pool, _) = pool_of(4);
+        pool.count_heap(7);
+        assert_eq!(
+            pool.counts(),
+            Counts {
+                heap: 7,
+                free: 4,
+                total: 11,
+                ..Counts::default()
+            }
+        );
+        assert_eq!(pool.counts().check(), Ok(()));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 256 }))]
+        /// Allocates (even steps) and frees (odd) runs of all sizes, by different owners, from a pool with a hole in it.
+        #[test]
+        fn runs_never_overlap_and_all_come_back(steps in prop::collection::vec((any::<bool>(), 0u32..12, 0usize..4), 1..200)) {
+            const FRAMES: usize = 4096;
+            let base = Pa::new(1 << 30);
+            let pool = FramePool::new();
+            // SAFETY: nothing is accessed, only numbers are allocated.
+            unsafe {
+                pool.add(base..base.offset(1000 * PAGE_SIZE));
+                pool.add(base.offset(1001 * PAGE_SIZE)..base.offset(FRAMES as u64 * PAGE_SIZE));
+            }
+            let owners = [
+                (Owner::Hypervisor, Purpose::Heap),
+                (Owner::Vm(VM), Purpose::Guest),
+                (Owner::Vm(VM), Purpose::Table),
+                (Owner::Vm(VmId::new(0).unwrap()), Purpose::Guest),
+            ];
+            let mut held: Vec<(u64, usize, usize)> = Vec::new();
+            for (allocate, order, which) in steps {
+                let frames = 1 << order;
+                if allocate {
+                    let (owner, purpose) = owners[which];
+                    if let Some(pa) = pool.allocate_run(frames, owner, purpose) {
+                        let bytes = frames as u64 * PAGE_SIZE;
+                        prop_assert!(pa.is_aligned(bytes));
+                        let hole = base.get() + 1000 * PAGE_SIZE;
+                        let within = |start: u64, size: u64, at: u64| start <= at && at < start + size;
+                        prop_assert!(!within(pa.get(), bytes, hole));
+                        for (start, size, _) in &held {
+                            let size = *size as u64 * PAGE_SIZE;
+                            prop_assert!(!within(pa.get(), bytes, *start) && !within(*start, size, pa.get()));
+                        }
+                        held.push((pa.get(), frames, which));
+                    }
+                } else if !held.is_empty() {
+                    let (start, frames, which) = held.swap_remove(order as usize * 7 % held.len());
+                    pool.free_run(Pa::new(start), frames, owners[which].0, owners[which].1);
+                }
+                let of = |which: usize| held.iter().filter(|run| run.2 == which).map(|run| run.1 as u64).sum::<u64>();
+                let counts = pool.counts();
+                prop_assert_eq!(counts.check(), Ok(()));
+                prop_assert_eq!((counts.heap, counts.guest, counts.table), (of(0), of(1) + of(3), of(2)));
+                prop_assert_eq!(pool.counts_of(VM), VmCounts { table: of(2), guest: of(1), pending: 0 });
+            }
+            for (start, frames, which) in held {
+                pool.free_run(Pa::new(start), frames, owners[which].0, owners[which].1);
+            }
+            let counts = pool.counts();
+            prop_assert_eq!((counts.free, counts.total), (FRAMES as u64 - 1, FRAMES as u64 - 1));
+            prop_assert!(pool.allocate_run(2048, Owner::Hypervisor, Purpose::Heap).is_some());
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Frames on their way home: a stack that any CPU may push to at any time, without a lock, and that is taken as a whole.
+//!
+//! The link is the first word of the frame itself, so nothing is allocated for it. There is no pop, and so no ABA:
+//! whoever takes, takes all.
+
+use core::ptr::with_exposed_provenance_mut;
+use core::sync::atomic::{AtomicU64, Ordering};
+use stage2::Pa;
+
+/// Frame 0 is never handed out, so address 0 ends the chain.
+const END: u64 = 0;
+
+/// The stack.
+#[derive(Debug)]
+pub(super) struct Released {
+    top: AtomicU64,
+}
+
+impl Released {
+    pub(super) const fn new() -> Self {
+        Self {
+            top: AtomicU64::new(END),
+        }
+    }
+
+    /// Pushes a frame.
+    ///
+    /// # Safety
+    /// The frame is mapped at its own address, isn't frame 0, and nobody uses it any more.
+    pub(super) unsafe fn push(&self, frame: Pa) {
+        let mut top = self.top.load(Ordering::Relaxed);
+        loop {
+            // SAFETY: the caller gives the frame up, and it isn't in the chain yet.
+            unsafe { with_exposed_provenance_mut::<u64>(frame.get() as usize).write(top) };
+            // Release: the link above is written before the frame can be found. Later pushes keep this one's release
+            // going, as they are read-modify-writes.
+            match self.top.compare_exchange_weak(
+                top,
+                frame.get(),
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return,
+                Err(now) => top = now,
+            }
+        }
+    }
+
+    /// Whether there is nothing to take; may be outdated at once.
+    pub(super) fn is_empty(&self) -> bool {
+        self.top.load(Ordering::Relaxed) == END
+    }
+
+    /// Takes all frames.
+    pub(super) fn take(&self) -> Chain {
+        // Acquire: pairs with the release of every push in the chain.
+        Chain(self.top.swap(END, Ordering::Acquire))
+    }
+}
+
+/// Frames taken from the stack. To be used up: what is left in it when it is dropped is lost.
+#[must_use]
+pub(super) struct Chain(u64);
+
+impl Iterator for Chain {
+    type Item = Pa;
+
+    fn next(&mut self) -> Option<Pa> {
+        if self.0 == END {
+            return None;
+        }
+        let frame = Pa::new(self.0);
+        // SAFETY: `push` left the link in the frame, and the chain owns it until it is handed out here.
+        self.0 = unsafe { with_exposed_provenance_mut::<u64>(frame.get() as usize).read() };
+        Some(frame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frames::arena;
+    use stage2::PAGE_SIZE;
+    use std::collections::BTreeSet;
+    use std::thread;
+
+    #[test]
+    fn frames_pushed_by_many_threads_are_each_taken_once() {
+        const THREADS: u64 = 4;
+        const EACH: u64 = if cfg!(miri) { 8 } else { 2000 };
+        let start = arena::leak((THREADS * EACH) as usize).start;
+        let released = Released::new();
+        let mut seen = Vec::new();
+        thread::scope(|scope| {
+            let pushers: Vec<_> = (0..THREADS)
+                .map(|thread| {
+                    let released = &released;
+                    scope.spawn(move || {
+                        for frame in thread * EACH..(thread + 1) * EACH {
+                            // SAFETY: each frame of the arena is pushed once.
+                            unsafe { released.push(start.offset(frame * PAGE_SIZE)) }
+                        }
+                    })
+                })
+                .collect();
+            while pushers.iter().any(|pusher| !pusher.is_finished()) {
+                seen.extend(released.take());
+            }
+        });
+        seen.extend(released.take());
+        assert!(released.is_empty());
+        assert_eq!(seen.len() as u64, THREADS * EACH);
+        assert_eq!(seen.iter().collect::<BTreeSet<_>>().len(), seen.len());
+    }
+}
