@@ -1,6 +1,6 @@
 //! The console, a PL011, and the log that goes to it.
 //!
-//! Whoever prints takes the lock for a whole line, so lines don't mix. Fatal reports use [`emergency_line`], which takes no
+//! Whoever prints takes the lock for a whole line, so lines don't mix. Fatal reports use `emergency_line`, which takes no
 //! lock and silences everybody else. Waiting for room in the FIFO is bounded: a stuck UART loses output, nothing more.
 
 use crate::discovery;
@@ -31,8 +31,9 @@ impl Port {
     /// report may cut in on those it silences.
     pub unsafe fn new(registers: NonNull<PL011Registers>) -> Self {
         // SAFETY: as promised by the caller.
+        let registers = unsafe { UniqueMmioPointer::new(registers) };
         Self {
-            uart: arm_pl011_uart::Uart::new(unsafe { UniqueMmioPointer::new(registers) }),
+            uart: arm_pl011_uart::Uart::new(registers),
         }
     }
 

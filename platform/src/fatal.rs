@@ -139,7 +139,7 @@ impl Iterator for Frames {
 
     fn next(&mut self) -> Option<u64> {
         let record = PhysicalRange::sized(self.fp, 16)?;
-        if self.fp % 8 != 0
+        if !self.fp.is_multiple_of(8)
             || !self
                 .stacks
                 .iter()

@@ -4,9 +4,8 @@
 //! The other crates don't know this one: they name what they need of a machine as traits, and this crate implements them.
 //! On a host only the parts without hardware exist: [`discovery`], [`plan`], [`range`], [`features`], [`syndrome`].
 //!
-//! The way through it: the boot loader enters `boot.S`, which ends in [`boot`]; that calls the function named by [`entry!`]
-//! with a [`boot::Boot`], which [takes over](boot::Boot::take_over) the machine and gives back a [`boot::System`].
-//! [`cpus::start_secondaries`] brings up the rest.
+//! The way through it: the boot loader enters `boot.S`, which ends in `boot`; that calls the function named by `entry!` with a
+//! `boot::Boot`, whose `take_over` gives a `boot::System`. `cpus::start_secondaries` brings up the rest.
 
 #![no_std]
 
@@ -48,6 +47,10 @@ pub mod psci;
 mod register;
 #[cfg(target_os = "none")]
 pub mod timer;
+#[cfg(target_os = "none")]
+pub mod tlb;
+#[cfg(any(test, target_os = "none"))]
+mod tlb_operand;
 
 #[cfg(target_os = "none")]
 pub use percpu::CpuId;

@@ -51,5 +51,6 @@ pub fn frequency() -> u64 {
 pub fn now_ns() -> u64 {
     aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
     let ticks = read_register!("cntpct_el0");
-    (u128::from(ticks) * u128::from(NS_PER_TICK.load(Ordering::Relaxed)) >> FRACTION_BITS) as u64
+    let scaled = u128::from(ticks) * u128::from(NS_PER_TICK.load(Ordering::Relaxed));
+    (scaled >> FRACTION_BITS) as u64
 }

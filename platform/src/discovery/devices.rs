@@ -153,6 +153,7 @@ fn malformed(place: &Place<'_, '_>, property: &'static str) -> DiscoveryError {
 pub fn timer(tree: Fdt<'_>) -> Option<TimerInterrupts> {
     const KIND_PPI: u32 = 1;
     const FIRST_PPI: u32 = 16;
+    const PPIS: u32 = 16;
     find(tree, &mut |place| {
         if !place.is_enabled_and_compatible(&["arm,armv8-timer", "arm,armv7-timer"]) {
             return None;
@@ -167,7 +168,7 @@ pub fn timer(tree: Fdt<'_>) -> Option<TimerInterrupts> {
         let interrupt = |index: usize| {
             let kind = u32::from_be_bytes(*words.get(index * cells)?);
             let number = u32::from_be_bytes(*words.get(index * cells + 1)?);
-            (kind == KIND_PPI && number < 16).then_some(Interrupt(FIRST_PPI + number))
+            (kind == KIND_PPI && number < PPIS).then(|| Interrupt(FIRST_PPI + number))
         };
         Some(TimerInterrupts {
             physical: interrupt(1)?,

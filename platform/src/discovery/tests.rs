@@ -51,7 +51,7 @@ fn virt() -> DeviceTree {
     let cpus = child(root, "cpus", "");
     cells(cpus, 1, 0);
     for index in 0..34u32 {
-        let mpidr = index / 16 << 8 | index % 16;
+        let mpidr = ((index / 16) << 8) | (index % 16);
         let cpu = child(cpus, &format!("cpu@{mpidr:x}"), "arm,cortex-a72");
         set(cpu, "device_type", "cpu");
         set(cpu, "enable-method", "psci");
@@ -300,6 +300,18 @@ fn memory_past_the_end_of_64_bits_is_refused() {
         discover(&tree).unwrap_err().to_string(),
         "device tree node memory@40000000: property reg is malformed"
     );
+}
+
+#[test]
+fn a_timer_interrupt_of_an_impossible_number_is_none() {
+    let mut tree = virt();
+    let timer = tree.find_node_mut("/timer").unwrap();
+    set(
+        timer,
+        "interrupts",
+        [1u32, 13, 4, 1, u32::MAX, 4, 1, 11, 4, 1, 10, 4],
+    );
+    assert_eq!(discover(&tree).unwrap().timer, None);
 }
 
 #[test]
