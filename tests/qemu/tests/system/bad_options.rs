@@ -1,0 +1,103 @@
+//! Options that are unknown, malformed, contradictory or can't be served: one line that names the culprit, status 1.
+
+use qemu_tests::raw::RawFiles;
+use qemu_tests::{Boot, images};
+use tool::size::Size;
+
+fn refused(append: &str, words: &[&str]) {
+    Boot::benchmark(append).run_refused(words);
+}
+
+#[test]
+fn unknown_options_are_refused() {
+    refused("colour=red", &["colour"]);
+    refused("vcpus=2 randomly", &["randomly"]);
+}
+
+#[test]
+fn malformed_values_are_refused() {
+    for option in [
+        "mode=fast",
+        "mode=",
+        "vcpus=many",
+        "vcpus=-1",
+        "vcpus=99999999999999999999",
+        "bytes=64T",
+        "bytes=",
+        "bytes",
+        "backing=8M",
+        "iterations=0",
+        "write_percent=101",
+        "write_percent=x",
+        "seed=x",
+        "ipa_bits=64",
+        "ipa_bits=12",
+        "timeout=0",
+        "log=loud",
+        "guest=nobody",
+        "random=maybe",
+    ] {
+        let name = option.split('=').next().unwrap_or(option);
+        refused(option, &[name]);
+    }
+}
+
+#[test]
+fn options_that_are_given_twice_are_refused() {
+    refused("vcpus=1 vcpus=1", &["vcpus"]);
+    refused("mode=parallel,parallel", &["mode"]);
+}
+
+#[test]
+fn sizes_that_make_no_sense_are_refused() {
+    refused("bytes=0", &["bytes"]);
+    refused("bytes=5000", &["bytes"]);
+    refused("bytes=18446744073709551615", &["bytes"]);
+    refused("bytes=17179869183G vcpus=2", &["bytes"]);
+}
+
+#[test]
+fn more_vcpus_than_cpus_are_refused() {
+    Boot::benchmark("vcpus=3").cpus(3).run_refused(&["vcpus"]);
+    Boot::benchmark("vcpus=1").cpus(1).run_refused(&["vcpus"]);
+    refused("vcpus=0", &["vcpus"]);
+    refused("vcpus=4294967297", &["vcpus"]);
+}
+
+#[test]
+fn bytes_that_do_not_fit_are_refused() {
+    Boot::benchmark("vcpus=2 bytes=256M").run_refused(&["memory"]);
+    Boot::benchmark("vcpus=2 bytes=64G").run_refused(&["memory"]);
+}
+
+#[test]
+fn a_missing_guest_is_named() {
+    Boot::without_guest("vcpus=2 bytes=4M").run_refused(&["no guest"]);
+    Boot::without_guest("guest=program vcpus=1").run_refused(&["no guest"]);
+}
+
+#[test]
+fn a_truncated_guest_is_refused() {
+    let whole = std::fs::read(&images().dirty_log).expect("the image was built");
+    for length in [whole.len() / 2, 64, 63, 1] {
+        let files = RawFiles::new();
+        let image = files.write("short.img", &whole[..length]);
+        let boot = Boot::without_guest("vcpus=1 bytes=4M timeout=20").guest(&image, None);
+        boot.run_refused(&["guest"]);
+    }
+}
+
+#[test]
+fn a_guest_that_is_no_image_is_refused() {
+    let files = RawFiles::new();
+    let image = files.write("text.img", &b"not an image at all\n".repeat(500));
+    Boot::without_guest("vcpus=1 bytes=4M timeout=20")
+        .guest(&image, None)
+        .run_refused(&["guest"]);
+}
+
+#[test]
+fn a_guest_program_must_fit_into_its_memory() {
+    let boot = Boot::without_guest("guest=program vcpus=1 bytes=4K").memory(Size::mib(512));
+    boot.guest(&images().probe, None).run_refused(&["guest"]);
+}

@@ -1,0 +1,159 @@
+//! The dirty-log benchmark: every mode, backing and way to choose pages, each verified by the hypervisor, and nothing left
+//! of the VM afterwards.
+
+use qemu_tests::{Boot, SHORT, assert_verified, describe};
+use tool::boot::Outcome;
+use tool::record::Record;
+use tool::size::Size;
+
+fn run(options: &str) -> Outcome {
+    Boot::benchmark(options).run_well()
+}
+
+#[test]
+fn every_mode_is_verified_in_one_boot() {
+    let outcome = run(&format!("mode=mutex,rwlock,parallel {SHORT}"));
+    assert_verified(&outcome, &["mutex", "rwlock", "parallel"]);
+    for record in &outcome.records {
+        assert_eq!(
+            (record.vcpus, record.bytes_per_vcpu, record.iterations),
+            (2, 4 << 20, 2)
+        );
+        assert_eq!((record.backing.as_str(), record.write_percent), ("2M", 100));
+        assert_eq!(
+            phase_names(record),
+            expected_phases(2),
+            "{}",
+            describe(&outcome)
+        );
+        assert!(
+            record.phases.iter().all(|phase| phase.ns > 0),
+            "{:?}",
+            record.phases
+        );
+        assert!(record.counters.values().any(|count| *count > 0));
+    }
+}
+
+fn phase_names(record: &Record) -> Vec<(String, u64)> {
+    record
+        .phases
+        .iter()
+        .map(|phase| (phase.name.clone(), phase.iteration))
+        .collect()
+}
+
+fn expected_phases(iterations: u64) -> Vec<(String, u64)> {
+    let mut names = vec![("populate".to_string(), 0), ("enable".to_string(), 0)];
+    for iteration in 1..=iterations {
+        names.extend(["dirty", "get", "clear"].map(|name| (name.to_string(), iteration)));
+    }
+    names.push(("disable".to_string(), 0));
+    names
+}
+
+#[test]
+fn the_result_lines_are_those_of_dirty_log_perf_test() {
+    let outcome = run(SHORT);
+    for start in [
+        "Populate memory time: ",
+        "Enabling dirty logging time: ",
+        "Iteration 1 dirty memory time: ",
+        "Iteration 2 get dirty log time: ",
+        "Iteration 2 clear dirty log time: ",
+        "Disabling dirty logging time: ",
+    ] {
+        let found = outcome
+            .lines
+            .iter()
+            .any(|line| line.starts_with(start) && line.ends_with('s'));
+        assert!(found, "{start}: {}", describe(&outcome));
+    }
+}
+
+#[test]
+fn small_pages_back_a_guest() {
+    assert_verified(&run(&format!("backing=4K {SHORT}")), &["parallel"]);
+}
+
+#[test]
+fn gigabyte_blocks_back_a_guest() {
+    let options = "backing=1G mode=mutex,rwlock,parallel vcpus=2 bytes=8M iterations=2 timeout=60";
+    let boot = Boot::benchmark(options).memory(Size::mib(3072));
+    assert_verified(&boot.run_well(), &["mutex", "rwlock", "parallel"]);
+}
+
+#[test]
+fn reads_and_random_pages_are_told_apart_from_writes() {
+    for options in [
+        "write_percent=20",
+        "random seed=7",
+        "random write_percent=50 seed=1",
+    ] {
+        for backing in ["4K", "2M"] {
+            let outcome = run(&format!("backing={backing} {options} {SHORT}"));
+            assert_verified(&outcome, &["parallel"]);
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_writes_nothing_dirties_nothing() {
+    assert_verified(&run(&format!("write_percent=0 {SHORT}")), &["parallel"]);
+}
+
+#[test]
+fn one_page_per_vcpu_is_enough() {
+    assert_verified(
+        &run("vcpus=2 bytes=4K iterations=3 backing=4K timeout=40"),
+        &["parallel"],
+    );
+    assert_verified(
+        &run("vcpus=2 bytes=4K iterations=3 timeout=40"),
+        &["parallel"],
+    );
+}
+
+#[test]
+fn every_size_of_guest_address_space_works() {
+    for bits in [32, 36, 40, 44] {
+        let outcome = Boot::benchmark(&format!("ipa_bits={bits} {SHORT}")).run_well();
+        assert_verified(&outcome, &["parallel"]);
+    }
+    let outcome = Boot::benchmark(&format!("ipa_bits=48 {SHORT}"))
+        .cpu("neoverse-n2")
+        .run_well();
+    assert_verified(&outcome, &["parallel"]);
+}
+
+#[test]
+fn nothing_is_left_of_a_destroyed_vm() {
+    let outcome = run(&format!("mode=mutex,rwlock,parallel {SHORT}"));
+    for record in &outcome.records {
+        for counter in ["frames_table", "frames_pending", "frames_guest"] {
+            let left = record.counters.get(counter);
+            assert_eq!(left, Some(&0), "{counter}: {}", describe(&outcome));
+        }
+    }
+}
+
+#[test]
+fn a_run_that_takes_too_long_is_ended() {
+    let boot = Boot::benchmark("vcpus=2 bytes=64M iterations=10000 timeout=3");
+    let outcome = boot.run();
+    assert_eq!(outcome.status, Some(1), "{}", describe(&outcome));
+    assert!(
+        outcome
+            .errors
+            .iter()
+            .any(|error| error.contains("timeout") || error.contains("time"))
+    );
+}
+
+#[test]
+fn sixteen_vcpus_write_at_once() {
+    let boot = Boot::benchmark("vcpus=16 bytes=2M iterations=2 timeout=100")
+        .cpus(17)
+        .limit(150);
+    assert_verified(&boot.run_well(), &["parallel"]);
+}

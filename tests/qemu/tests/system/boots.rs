@@ -1,0 +1,106 @@
+//! One image for every CPU model, interrupt controller, load address and number of CPUs.
+
+use std::fs;
+
+use qemu_tests::raw::RawFiles;
+use qemu_tests::{Boot, SHORT, assert_verified, describe, images};
+use tool::qemu::Gic;
+use tool::size::Size;
+
+fn benchmark_on(cpu: &str, gic: Gic) {
+    let outcome = Boot::benchmark(SHORT).cpu(cpu).gic(gic).run_well();
+    assert_verified(&outcome, &["parallel"]);
+    let gics = outcome
+        .records
+        .iter()
+        .map(|record| record.gic)
+        .collect::<Vec<_>>();
+    assert_eq!(gics, [gic.version()], "{}", describe(&outcome));
+}
+
+#[test]
+fn cortex_a53_runs_it() {
+    benchmark_on("cortex-a53", Gic::V2);
+    benchmark_on("cortex-a53", Gic::V3);
+}
+
+#[test]
+fn cortex_a72_runs_it() {
+    benchmark_on("cortex-a72", Gic::V2);
+    benchmark_on("cortex-a72", Gic::V3);
+}
+
+#[test]
+fn neoverse_n1_runs_it() {
+    benchmark_on("neoverse-n1", Gic::V2);
+    benchmark_on("neoverse-n1", Gic::V3);
+}
+
+#[test]
+fn neoverse_n2_runs_it() {
+    benchmark_on("neoverse-n2", Gic::V2);
+    benchmark_on("neoverse-n2", Gic::V3);
+}
+
+#[test]
+fn max_runs_it() {
+    benchmark_on("max", Gic::V2);
+    benchmark_on("max", Gic::V3);
+}
+
+/// The arm64 Image header has the offset from the start of RAM, at which QEMU then loads it, in its second word.
+#[test]
+fn it_runs_wherever_it_is_loaded() {
+    let image = fs::read(&images().hypervisor).expect("the image was built");
+    for offset in [0x20_0000_u64, 0x460_0000, 0x1000_0000] {
+        let mut moved = image.clone();
+        moved[8..16].copy_from_slice(&offset.to_le_bytes());
+        let files = RawFiles::new();
+        let boot = Boot::benchmark(SHORT).kernel(&files.write("moved.img", &moved));
+        let outcome = boot.append("log=info").run_well();
+        assert_verified(&outcome, &["parallel"]);
+    }
+}
+
+#[test]
+fn all_of_128_cpus_come_up() {
+    let boot = Boot::benchmark(SHORT)
+        .cpus(128)
+        .memory(Size::GIB)
+        .append("log=info")
+        .limit(180);
+    let outcome = boot.run_well();
+    assert!(
+        outcome.line_with("128 CPUs online").is_some(),
+        "{}",
+        describe(&outcome)
+    );
+    assert_verified(&outcome, &["parallel"]);
+}
+
+#[test]
+fn eight_cpus_come_up_with_gicv2() {
+    let outcome = Boot::benchmark(SHORT)
+        .cpus(8)
+        .gic(Gic::V2)
+        .append("log=info")
+        .run_well();
+    assert!(
+        outcome.line_with("8 CPUs online").is_some(),
+        "{}",
+        describe(&outcome)
+    );
+}
+
+#[test]
+fn more_than_4_gigabytes_of_memory_are_used() {
+    let outcome = Boot::benchmark(SHORT).memory(Size::mib(6144)).run_well();
+    assert_verified(&outcome, &["parallel"]);
+}
+
+#[test]
+fn little_memory_is_enough() {
+    let mut boot = Boot::without_guest(SHORT).memory(Size::mib(128));
+    boot = boot.guest(&images().dirty_log, None);
+    assert_verified(&boot.run_well(), &["parallel"]);
+}

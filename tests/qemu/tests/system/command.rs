@@ -1,0 +1,153 @@
+//! `scripts/run` as a user types it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use qemu_tests::images;
+use tempfile::TempDir;
+use tool::images::repository;
+use tool::record::Record;
+
+fn script(arguments: &[&str], folder: &Path, emulator: Option<&Path>) -> Output {
+    // Built beforehand, so that the scripts don't build while other tests boot.
+    images();
+    let mut command = Command::new(repository().join("scripts/run"));
+    command
+        .args(arguments)
+        .current_dir(folder)
+        .stdin(Stdio::null());
+    if let Some(emulator) = emulator {
+        command.env("QEMU", emulator);
+    }
+    command.output().expect("scripts/run can be run")
+}
+
+fn refused(arguments: &[&str]) -> String {
+    let folder = TempDir::new().expect("room for a folder");
+    let output = script(arguments, folder.path(), None);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+    assert_eq!(text.lines().count(), 1, "{arguments:?}: {text}");
+    text
+}
+
+#[test]
+fn bad_options_are_refused_in_one_line() {
+    assert!(refused(&["--frobnicate"]).contains("--frobnicate"));
+    assert!(refused(&["--vcpus", "4", "--smp", "4"]).contains("--vcpus"));
+    assert!(refused(&["--gic", "2", "--smp", "9"]).contains("--gic"));
+    assert!(refused(&["--bytes", "64M", "--mem", "128M"]).contains("--mem"));
+    assert!(refused(&["--json", "/nowhere/at/all"]).contains("/nowhere/at/all"));
+    assert!(refused(&["--guest", "/nowhere/at/all"]).contains("/nowhere/at/all"));
+}
+
+#[test]
+fn an_unknown_cpu_model_is_refused() {
+    assert!(refused(&["--cpu", "no-such-cpu"]).contains("no-such-cpu"));
+}
+
+#[test]
+fn the_results_are_compared_and_written_as_json() {
+    let folder = TempDir::new().expect("room for a folder");
+    let arguments = [
+        "--vcpus",
+        "2",
+        "--bytes",
+        "4M",
+        "--iterations",
+        "2",
+        "--mode",
+        "rwlock",
+        "--mode",
+        "parallel",
+        "--cpu",
+        "max",
+        "--json",
+        "out.json",
+    ];
+    let output = script(&arguments, folder.path(), None);
+    let (text, complaints) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert_eq!(output.status.code(), Some(0), "{text}{complaints}");
+    for words in [
+        "Populate memory time: ",
+        "| rwlock | parallel |",
+        "| dirty 2 ",
+        "| verified ",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    let json = fs::read_to_string(folder.path().join("out.json")).expect("the file was written");
+    let records: Vec<Record> = serde_json::from_str(&json).expect("an array of records");
+    let modes: Vec<&str> = records.iter().map(|record| record.mode.as_str()).collect();
+    assert_eq!(modes, ["rwlock", "parallel"]);
+    assert!(
+        records
+            .iter()
+            .all(|record| record.verified && record.cpu == "max" && record.gic == 3)
+    );
+}
+
+/// A wrapper that stands in for the emulator and says these lines.
+fn wrapper(folder: &Path, script: &str) -> PathBuf {
+    let path = folder.join("emulator");
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("room for a file");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("the file is ours");
+    path
+}
+
+fn status_with(script_text: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let folder = TempDir::new().expect("room for a folder");
+    let emulator = wrapper(folder.path(), script_text);
+    let output = script(arguments, folder.path(), Some(&emulator));
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+#[test]
+fn the_exit_status_is_the_hypervisors() {
+    assert_eq!(
+        status_with("echo 'parvisor: exit status 3'", &[]).0,
+        Some(3)
+    );
+    let (status, text) = status_with(
+        "echo 'parvisor: error: x=1: bad'; echo 'parvisor: exit status 1'",
+        &[],
+    );
+    assert_eq!((status, text.as_str()), (Some(1), "error: x=1: bad\n"));
+}
+
+#[test]
+fn an_emulator_that_dies_is_status_4() {
+    let (status, text) = status_with("echo hello; exit 1", &[]);
+    assert_eq!(status, Some(4), "{text}");
+    assert!(text.contains("hello"), "{text}");
+}
+
+#[test]
+fn an_emulator_that_hangs_is_ended() {
+    let (status, text) = status_with("echo hello; sleep 1000", &["--host-timeout", "1"]);
+    assert_eq!(status, Some(4), "{text}");
+}
+
+#[test]
+fn a_run_that_claims_to_be_good_without_results_fails() {
+    assert_eq!(
+        status_with("echo 'parvisor: exit status 0'", &[]).0,
+        Some(1)
+    );
+}
+
+#[test]
+fn a_missing_emulator_is_named() {
+    let folder = TempDir::new().expect("room for a folder");
+    let output = script(&[], folder.path(), Some(Path::new("/nowhere/qemu")));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/nowhere/qemu"));
+}

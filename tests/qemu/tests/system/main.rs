@@ -1,0 +1,9 @@
+//! System tests: the images of this tree under QEMU, and what comes out.
+
+mod bad_options;
+mod bad_trees;
+mod benchmark;
+mod boots;
+mod command;
+mod fatal;
+mod guests;
