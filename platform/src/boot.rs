@@ -251,6 +251,27 @@ impl Boot {
     }
 }
 
+/// One line on what there is.
+impl fmt::Display for System {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gic = match self.machine.gic {
+            discovery::Gic::V2 { .. } => "GICv2",
+            discovery::Gic::V3 { .. } => "GICv3",
+        };
+        let mib = |bytes| bytes >> 20;
+        let (all, free) = (mib(self.machine.memory.bytes()), mib(self.memory.bytes()));
+        write!(
+            f,
+            "{} CPUs, {all} MiB of memory ({free} free), {gic}",
+            self.machine.cpus.len()
+        )?;
+        if let Some(version) = psci::version() {
+            write!(f, ", PSCI {version}")?;
+        }
+        write!(f, ", timer at {} Hz, {}", timer::frequency(), self.features)
+    }
+}
+
 fn address_space(machine: &Machine, plan: &MemoryPlan) -> Result<AddressSpace, MapError> {
     let boot_guards = percpu::all().flat_map(|cpu| cpu.guard_pages());
     let devices = machine

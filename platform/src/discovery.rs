@@ -7,6 +7,7 @@ mod cpus;
 mod devices;
 mod guests;
 mod memory;
+mod structure;
 mod tree;
 
 pub use cpus::{Cpu, Mpidr};
@@ -18,7 +19,7 @@ use crate::range::{PhysicalRange, RangeSet};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
-use dtoolkit::error::FdtParseError;
+use dtoolkit::error::{FdtErrorKind, FdtParseError};
 use dtoolkit::fdt::Fdt;
 use dtoolkit::{Node, Property};
 
@@ -101,7 +102,15 @@ impl Machine {
 /// # Errors
 /// It isn't a tree, or its structure is broken.
 pub fn parse(blob: &[u8]) -> Result<Fdt<'_>, DiscoveryError> {
-    Fdt::new(blob).map_err(DiscoveryError::Tree)
+    Fdt::new(blob).or_else(|error| match error.kind {
+        // Not a reason to refuse a machine; but the rest is then unchecked.
+        FdtErrorKind::InvalidNodeName | FdtErrorKind::InvalidPropertyName
+            if structure::is_well_formed(blob) =>
+        {
+            Ok(Fdt::new_unchecked(blob))
+        }
+        _ => Err(DiscoveryError::Tree(error)),
+    })
 }
 
 /// The console's UART, for those who can't go on and only want to say why. Allocates nothing.

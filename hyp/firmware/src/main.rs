@@ -25,13 +25,8 @@ fn main(boot: Boot) -> ! {
 
 fn run(boot: Boot) -> Result<(), Error> {
     let system = boot.take_over().map_err(Error::Boot)?;
-    log::info!("{}", system.features);
     cpus::start_secondaries(idle).map_err(Error::Cpu)?;
-    log::info!(
-        "{} CPUs online, {} bytes of memory free",
-        cpus::count(),
-        system.memory.bytes()
-    );
+    log::info!("{system}");
     selftest::run(&system.machine.bootargs);
     Ok(())
 }

@@ -59,14 +59,6 @@ fn module(node: &FdtNode<'_>) -> Result<GuestModule, DiscoveryError> {
         node: node.name().to_string(),
         property,
     };
-    let reg = node
-        .reg()
-        .map_err(|_| malformed("reg"))?
-        .and_then(|mut regs| regs.next());
-    let reg = reg.ok_or_else(|| malformed("reg"))?;
-    let (Ok(address), Ok(size)) = (reg.address.to_int::<u64>(), reg.size.to_int::<u64>()) else {
-        return Err(malformed("reg"));
-    };
     let bootargs = match node.property("bootargs") {
         None => None,
         Some(property) => Some(text(property.value()).ok_or_else(|| malformed("bootargs"))?),
@@ -74,9 +66,22 @@ fn module(node: &FdtNode<'_>) -> Result<GuestModule, DiscoveryError> {
     Ok(GuestModule {
         name: node.name().to_string(),
         kind: kind(node),
-        range: PhysicalRange::sized(address, size).ok_or_else(|| malformed("reg"))?,
+        range: range(node).ok_or_else(|| malformed("reg"))?,
         bootargs,
     })
+}
+
+/// QEMU writes two 64-bit numbers and no cell sizes into /chosen, whose defaults are others.
+fn range(node: &FdtNode<'_>) -> Option<PhysicalRange> {
+    if let Some(mut regs) = node.reg().ok().flatten() {
+        let reg = regs.next()?;
+        return PhysicalRange::sized(reg.address.to_int().ok()?, reg.size.to_int().ok()?);
+    }
+    let property = node.property("reg")?;
+    let ([address, size], []) = property.value().as_chunks::<8>() else {
+        return None;
+    };
+    PhysicalRange::sized(u64::from_be_bytes(*address), u64::from_be_bytes(*size))
 }
 
 fn kind(node: &FdtNode<'_>) -> ModuleKind {

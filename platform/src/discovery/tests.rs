@@ -103,7 +103,6 @@ fn virt() -> DeviceTree {
 
 fn add_module(tree: &mut DeviceTree, start: u32, size: u32) {
     let chosen = tree.find_node_mut("/chosen").unwrap();
-    cells(chosen, 2, 2);
     let module = child(chosen, &format!("module@{start:x}"), "");
     set(
         module,
@@ -314,6 +313,26 @@ fn a_timer_interrupt_of_an_impossible_number_is_none() {
     assert_eq!(discover(&tree).unwrap().timer, None);
 }
 
+/// The tree of [`virt`] with names that the specification forbids.
+fn with_long_names() -> DeviceTree {
+    let mut tree = virt();
+    let name = "a-property-name-of-more-than-31-characters";
+    tree.root
+        .add_property(DeviceTreeProperty::new_unchecked(name, "value"));
+    tree.root.add_child(DeviceTreeNode::new_unchecked(
+        "a,node;with(odd)characters-in-its-name",
+    ));
+    tree
+}
+
+#[test]
+fn names_that_break_the_specification_do_not_keep_a_machine_from_booting() {
+    let dtb = with_long_names().to_dtb();
+    assert!(fdt::Fdt::new(&dtb).is_err());
+    let machine = Machine::discover(parse(&dtb).unwrap(), BOOT).unwrap();
+    assert_eq!(machine.cpus.len(), 34);
+}
+
 #[test]
 fn two_cpus_of_one_affinity_are_refused() {
     let mut tree = virt();
@@ -368,6 +387,23 @@ fn modules_are_found_as_guest_loader_writes_them() {
             bootargs: Some("quiet".into()),
         }]
     );
+}
+
+#[test]
+fn modules_follow_the_cell_sizes_of_chosen_if_it_has_them() {
+    let mut tree = virt();
+    let chosen = tree.find_node_mut("/chosen").unwrap();
+    cells(chosen, 2, 1);
+    let module = child(chosen, "module@50000000", "");
+    set(
+        module,
+        "compatible",
+        &["multiboot,module", "multiboot,ramdisk"][..],
+    );
+    set(module, "reg", [0u32, 0x5000_0000, 0x1000]);
+    let module = &discover(&tree).unwrap().modules[0];
+    assert_eq!(module.kind, ModuleKind::Ramdisk);
+    assert_eq!(module.range, range(0x5000_0000, 0x5000_1000));
 }
 
 #[test]
@@ -518,9 +554,7 @@ fn memory_too_small_for_the_heap_is_refused() {
 }
 
 fn examine(blob: &[u8]) {
-    let Ok(tree) = fdt::Fdt::new(blob) else {
-        return;
-    };
+    let Ok(tree) = parse(blob) else { return };
     let _ = (find_console(tree), find_conduit(tree));
     match Machine::discover(tree, BOOT) {
         Err(error) => drop(error.to_string()),
@@ -550,6 +584,18 @@ proptest! {
         }
         if truncate {
             blob.truncate(cut.index(blob.len()));
+        }
+        examine(&blob);
+    }
+
+    #[test]
+    fn nor_of_one_that_only_its_structure_keeps_from_a_panic(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), prop_oneof![0u8..12, any::<u8>()]), 1..4),
+    ) {
+        let mut blob = with_long_names().to_dtb();
+        for (at, byte) in changes {
+            let at = at.index(blob.len());
+            blob[at] = byte;
         }
         examine(&blob);
     }
