@@ -6,10 +6,7 @@ use crate::discovery::Mpidr;
 use crate::features::CpuFeatures;
 use crate::gic::{self, GicError};
 use crate::percpu::{self, CpuId, PerCpu};
-use crate::register::read_register;
-use crate::{el2, psci, timer};
-use aarch64_cpu::asm::barrier;
-use core::arch::asm;
+use crate::{caches, el2, psci, timer};
 use core::fmt;
 use core::sync::atomic::Ordering;
 use spin::{Mutex, Once};
@@ -105,7 +102,7 @@ pub fn start_secondaries(entry: fn(CpuId) -> !) -> Result<(), CpuStartError> {
         safe static secondary_start: u8;
     }
     ENTRY.call_once(|| entry);
-    clean_to_memory(&BOOT_CONTEXT);
+    caches::clean_value(&BOOT_CONTEXT);
     let start = (&raw const secondary_start) as u64;
     for cpu in percpu::secondaries() {
         let context = core::ptr::from_ref(cpu) as u64;
@@ -169,17 +166,4 @@ fn check(cpu: &PerCpu, own: &CpuFeatures) -> Result<fn(CpuId) -> !, CpuStartErro
         cpu: cpu.id,
         mpidr: cpu.mpidr,
     })
-}
-
-/// Writes a value back to memory, for CPUs that read it with their caches off.
-fn clean_to_memory<T>(value: &T) {
-    let line = 4u64 << (read_register!("ctr_el0") >> 16 & 0xf);
-    let start = core::ptr::from_ref(value) as u64;
-    let mut address = start & !(line - 1);
-    while address < start + size_of::<T>() as u64 {
-        // SAFETY: writing a cache line back changes no value.
-        unsafe { asm!("dc cvac, {}", in(reg) address, options(nostack, preserves_flags)) };
-        address += line;
-    }
-    barrier::dsb(barrier::SY);
 }
