@@ -11,9 +11,14 @@
     b fatal_entry
 .endm
 
+// Without a world switch in the image no guest can run, and the branch goes to the instruction behind it.
 .macro guest_vector target
+    .weak \target
     .balign 0x80
     b \target
+    msr tpidr_el0, x0
+    mov x0, #8
+    b fatal_entry
 .endm
 
 .section .text.vectors, "ax"
