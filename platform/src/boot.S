@@ -5,7 +5,7 @@
 //
 // Until the MMU is on, memory is accessed past the caches: what may sit in them for the memory that is written here is
 // invalidated before and after (Arm ARM B2.12). No atomic instruction runs before that.
-// x19 to x28 hold: x19 park code, x20 tree, x21 address of the image, x22 exception level.
+// x20 holds the tree, x21 the image's address, x22 the exception level; TPIDR_EL1 the park code of a fault.
 
 .macro park code
     movz x19, #0x5041, lsl #48
@@ -42,7 +42,9 @@ _start:
 2:  msr vbar_el2, x0
     b 4f
 3:  msr vbar_el3, x0
-4:  isb
+4:  mov x1, #0x10                       // faults mean that there is no tree at x0, until it has been read
+    msr tpidr_el1, x1
+    isb
 
     // The tree's magic number; a tree is 8-byte aligned and at most 2 MiB (Linux booting.rst).
     tst x20, #7
@@ -58,6 +60,8 @@ _start:
     mov w3, #0x200000
     cmp w2, w3
     b.hi no_tree
+    mov x1, #0x11
+    msr tpidr_el1, x1
 
     adrp x0, __bss_start
     adrp x1, __image_end
@@ -128,7 +132,11 @@ no_tree:
 bad_relocation:
     park 0x12
 boot_fault:
-    park 0x11
+    mrs x0, tpidr_el1
+    movz x19, #0x5041, lsl #48
+    movk x19, #0x5256, lsl #32
+    orr x19, x19, x0
+    b boot_park
 
 // Waits for ever, with the code in x19 for whoever looks with a debugger.
 .global boot_park
@@ -141,6 +149,8 @@ boot_park:
 secondary_start:
     msr daifset, #0xf
     mov x20, x0
+    mov x1, #0x11
+    msr tpidr_el1, x1
     adr x1, boot_vectors
     mrs x2, CurrentEL
     cmp x2, #(2 << 2)

@@ -171,6 +171,13 @@ pub enum DiscoveryError {
     NoBootCpu(Mpidr),
     /// Two CPUs have the same affinity.
     DuplicateCpu(Mpidr),
+    /// A guest module's property doesn't hold what it should.
+    BadModule {
+        /// The module's node.
+        module: String,
+        /// The property's name.
+        property: &'static str,
+    },
     /// No interrupt controller of a known kind.
     NoGic,
 }
@@ -190,10 +197,21 @@ impl fmt::Display for DiscoveryError {
                 write!(f, "the device tree describes more than {most} {what}")
             }
             Self::NoBootCpu(mpidr) => {
-                write!(f, "the device tree doesn't describe the boot CPU, {mpidr}")
+                write!(
+                    f,
+                    "no node in /cpus of the device tree describes the boot CPU, {mpidr}"
+                )
             }
             Self::DuplicateCpu(mpidr) => write!(f, "the device tree describes CPU {mpidr} twice"),
-            Self::NoGic => f.write_str("the device tree describes no GICv2 or GICv3"),
+            Self::BadModule { module, property } => {
+                write!(
+                    f,
+                    "guest module {module} in the device tree: property {property} is malformed"
+                )
+            }
+            Self::NoGic => {
+                f.write_str("the device tree describes no interrupt controller (GICv2 or GICv3)")
+            }
         }
     }
 }

@@ -55,8 +55,8 @@ pub fn modules(tree: Fdt<'_>) -> Result<Vec<GuestModule>, DiscoveryError> {
 }
 
 fn module(node: &FdtNode<'_>) -> Result<GuestModule, DiscoveryError> {
-    let malformed = |property| DiscoveryError::BadProperty {
-        node: node.name().to_string(),
+    let malformed = |property| DiscoveryError::BadModule {
+        module: node.name().to_string(),
         property,
     };
     let bootargs = match node.property("bootargs") {
