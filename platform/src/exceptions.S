@@ -11,14 +11,9 @@
     b fatal_entry
 .endm
 
-// Without a world switch in the image no guest can run, and the branch goes to the instruction behind it.
 .macro guest_vector target
-    .weak \target
     .balign 0x80
     b \target
-    msr tpidr_el0, x0
-    mov x0, #8
-    b fatal_entry
 .endm
 
 .section .text.vectors, "ax"
@@ -45,6 +40,13 @@ el2_vectors:
     guest_vector guest_exit_irq
     guest_vector guest_exit_serror
     .balign 0x80
+
+// Where an image without a world switch sends exceptions from lower levels (the linker script says so).
+.global no_guest_exit
+no_guest_exit:
+    msr tpidr_el0, x0
+    mov x0, #8
+    b fatal_entry
 
 // x0 = vector, the interrupted x0 in TPIDR_EL0.
 fatal_entry:
