@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::console::{Line, Splitter};
 use crate::process::Group;
-use crate::record::Record;
+use monitor::record::Record;
 
 /// How many lines of the console are kept.
 const MOST_LINES: usize = 20_000;

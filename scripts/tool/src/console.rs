@@ -6,7 +6,7 @@
 
 use serde::Deserialize;
 
-use crate::record::Record;
+use monitor::record::Record;
 
 /// The longest line that is kept; of a longer one the rest counts as further lines.
 pub const LONGEST_LINE: usize = 64 << 10;

@@ -21,6 +21,9 @@ const PACKAGES: [(&str, &str, &str); 3] = [
     ("probe-guest", "tests/guests/probe", "probe"),
 ];
 
+/// rustc says of the target features in `.cargo/config.toml`, at every crate, that their names may change one day.
+const EXPECTED_WARNING: &str = "feature specified for `-Ctarget-feature`";
+
 /// The files that a build leaves.
 #[derive(Clone, Debug)]
 pub struct Images {
@@ -108,10 +111,12 @@ fn run_cargo() -> Result<Vec<Built>, ToolError> {
     for (package, _, _) in PACKAGES {
         command.args(["-p", package]);
     }
-    command.arg("--message-format=json-render-diagnostics");
     without_foreign_flags(&mut command);
     if std::io::stderr().is_terminal() {
         command.env("CARGO_TERM_COLOR", "always");
+        command.arg("--message-format=json-diagnostic-rendered-ansi");
+    } else {
+        command.arg("--message-format=json");
     }
     command
         .stdin(Stdio::null())
@@ -130,10 +135,14 @@ fn run_cargo() -> Result<Vec<Built>, ToolError> {
         .map(|stdout| BufReader::new(stdout).lines())
         .into_iter()
         .flatten();
-    let executables = reports
-        .map_while(Result::ok)
-        .filter_map(|line| parse_artifact(&line))
-        .collect();
+    let mut executables = Vec::new();
+    for report in reports.map_while(Result::ok) {
+        match parse_report(&report) {
+            Some(Report::Built(built)) => executables.push(built),
+            Some(Report::Diagnostic(text)) => eprint!("{text}"),
+            None => {}
+        }
+    }
     let status = child
         .wait()
         .map_err(|error| ToolError::Build(format!("cargo was lost: {error}")))?;
@@ -148,29 +157,44 @@ fn run_cargo() -> Result<Vec<Built>, ToolError> {
     }
 }
 
-/// Shows what cargo prints, except the line by which it says that all is well.
+/// Shows what cargo prints, except the lines that only sum up: that all is well, or how many warnings there were.
 fn show_messages(messages: impl BufRead) {
+    let sums_up = |line: &str| {
+        line.contains("Finished") || (line.contains(" generated ") && line.contains(" warning"))
+    };
     for line in messages
         .lines()
         .map_while(Result::ok)
-        .filter(|line| !line.contains("Finished"))
+        .filter(|line| !sums_up(line))
     {
         eprintln!("{line}");
     }
 }
 
-fn parse_artifact(line: &str) -> Option<Built> {
-    let message: serde_json::Value = serde_json::from_str(line).ok()?;
+/// What a line of cargo's reports is good for.
+enum Report {
+    Built(Built),
+    Diagnostic(String),
+}
+
+fn parse_report(line: &str) -> Option<Report> {
+    let report: serde_json::Value = serde_json::from_str(line).ok()?;
+    if let Some(rendered) = report
+        .pointer("/message/rendered")
+        .and_then(|text| text.as_str())
+    {
+        return (!rendered.contains(EXPECTED_WARNING)).then(|| Report::Diagnostic(rendered.into()));
+    }
     let path = |field: &str| {
-        message
+        report
             .get(field)
             .and_then(|value| value.as_str())
             .map(PathBuf::from)
     };
-    Some(Built {
+    Some(Report::Built(Built {
         manifest: path("manifest_path")?,
         executable: path("executable")?,
-    })
+    }))
 }
 
 /// Writes `<name>.img` and `<name>.elf` of an executable into `folder`.
@@ -212,11 +236,26 @@ mod tests {
     #[test]
     fn executables_are_read_from_cargos_reports() {
         let line = r#"{"reason":"compiler-artifact","manifest_path":"/r/hyp/firmware/Cargo.toml","executable":"/t/a/firmware/parvisor"}"#;
-        let built = parse_artifact(line).expect("an artifact");
+        let Some(Report::Built(built)) = parse_report(line) else {
+            panic!("not an artifact")
+        };
         assert_eq!(built.executable, Path::new("/t/a/firmware/parvisor"));
         assert!(built.manifest.ends_with("hyp/firmware/Cargo.toml"));
-        assert!(parse_artifact(r#"{"reason":"compiler-artifact","executable":null}"#).is_none());
-        assert!(parse_artifact(r#"{"reason":"build-finished","success":true}"#).is_none());
+        assert!(parse_report(r#"{"reason":"compiler-artifact","executable":null}"#).is_none());
+        assert!(parse_report(r#"{"reason":"build-finished","success":true}"#).is_none());
+    }
+
+    #[test]
+    fn diagnostics_are_shown_but_for_the_expected_one() {
+        let report = |text: &str| {
+            parse_report(&serde_json::json!({ "message": { "rendered": text } }).to_string())
+        };
+        assert!(
+            matches!(report("warning: unused"), Some(Report::Diagnostic(text)) if text == "warning: unused")
+        );
+        assert!(
+            report("warning: unstable feature specified for `-Ctarget-feature`: `x`").is_none()
+        );
     }
 
     #[test]

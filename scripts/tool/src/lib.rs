@@ -11,7 +11,6 @@ pub mod images;
 pub mod options;
 pub mod process;
 pub mod qemu;
-pub mod record;
 pub mod run;
 pub mod setup;
 pub mod size;

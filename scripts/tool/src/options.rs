@@ -10,18 +10,20 @@ use clap::{Parser, ValueEnum};
 
 use crate::error::ToolError;
 use crate::qemu::Gic;
-use crate::size::Size;
+use crate::size::{self, Size, mib};
 
 /// The most CPUs that the hypervisor brings up.
 pub const MOST_CPUS: u32 = 128;
 /// What the hypervisor, the guest's program and the device tree need at least, beside the memory that is written.
-const LEAST_OVERHEAD: Size = Size::mib(64);
+const LEAST_OVERHEAD: Size = mib(64);
 /// What they are given where the user doesn't say how much memory the machine has.
-const USUAL_OVERHEAD: Size = Size::mib(192);
+const USUAL_OVERHEAD: Size = mib(192);
+/// No machine has less RAM where the user doesn't say how much.
+const LEAST_RAM: Size = mib(512);
 /// RAM comes in multiples of this where the user doesn't say how much.
-const MEMORY_STEP: Size = Size::mib(256);
+const MEMORY_STEP: Size = mib(256);
 /// The smallest page.
-const PAGE: Size = Size::from_bytes(4096);
+const PAGE: Size = Size(4096);
 /// How long beyond the hypervisor's own limits a run may take: the boot, and the verification.
 const HOST_MARGIN_SECONDS: u64 = 60;
 
@@ -43,7 +45,7 @@ pub struct RunOptions {
     pub vcpus: u32,
 
     /// The memory that each vCPU writes: a multiple of 4K. With --guest, all the memory that the guest has.
-    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = size::parse)]
     pub bytes: Size,
 
     /// How often the memory is dirtied and its log harvested.
@@ -84,7 +86,7 @@ pub struct RunOptions {
     pub smp: Option<u32>,
 
     /// How much RAM the machine has. [default: what the other options need]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub mem: Option<Size>,
 
     /// How long the guest of one run may take before the hypervisor ends it, on the machine's own clock.
@@ -166,12 +168,23 @@ pub enum Backing {
 
 impl Backing {
     /// The size of one page or block.
-    pub fn size(self) -> Size {
+    fn size(self) -> Size {
         match self {
             Self::Page4K => PAGE,
-            Self::Block2M => Size::mib(2),
-            Self::Block1G => Size::GIB,
+            Self::Block2M => mib(2),
+            Self::Block1G => mib(1024),
         }
+    }
+}
+
+/// Its name in options and results.
+impl fmt::Display for Backing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Page4K => "4K",
+            Self::Block2M => "2M",
+            Self::Block1G => "1G",
+        })
     }
 }
 
@@ -270,50 +283,54 @@ impl RunOptions {
     }
 
     fn checked_memory(&self) -> Result<Size, ToolError> {
-        if self.bytes.bytes() == 0 || !self.bytes.is_multiple_of(PAGE) {
-            return usage(format!("--bytes {}: not a multiple of 4K", self.bytes));
+        let Size(bytes) = self.bytes;
+        if bytes == 0 || !bytes.is_multiple_of(PAGE.0) {
+            return usage(format!("--bytes: {} are no multiple of {PAGE}", self.bytes));
         }
         let sharers = if self.guest.is_some() {
             1
         } else {
             u64::from(self.vcpus)
         };
-        let Some(written) = self.bytes.checked_mul(sharers) else {
-            return usage(format!("--bytes {}: more than any machine has", self.bytes));
+        let written = bytes.checked_mul(sharers);
+        let Some(usual) = written.and_then(|written| self.usual_memory(written)) else {
+            return usage(format!(
+                "--bytes: {} are more than any machine has",
+                self.bytes
+            ));
         };
-        match self.mem {
-            Some(memory) if !memory.is_multiple_of(Size::MIB) => {
-                usage(format!("--mem {memory}: not a multiple of 1M"))
-            }
-            Some(memory) => match written.checked_add(LEAST_OVERHEAD) {
-                Some(least) if least <= memory => Ok(memory),
-                _ => usage(format!(
-                    "--mem {memory}: {sharers} times {} and {} for everything else don't fit",
-                    self.bytes, LEAST_OVERHEAD
-                )),
-            },
-            None => match self.usual_memory(written) {
-                Some(memory) => Ok(memory),
-                None => usage(format!("--bytes {}: more than any machine has", self.bytes)),
-            },
+        let Some(memory) = self.mem else {
+            return Ok(usual);
+        };
+        if !memory.0.is_multiple_of(mib(1).0) {
+            return usage(format!("--mem: {memory} are no multiple of {}", mib(1)));
         }
+        if memory.0 < bytes * sharers + LEAST_OVERHEAD.0 {
+            return usage(format!(
+                "--mem: {sharers} times {} and {LEAST_OVERHEAD} for all else don't fit into {memory}",
+                self.bytes
+            ));
+        }
+        Ok(memory)
     }
 
     /// RAM that is enough for `written` bytes of guest memory, page tables, and blocks that must be aligned.
-    fn usual_memory(&self, written: Size) -> Option<Size> {
-        let aligned = written.round_up(self.backing.size())?;
-        let tables = Size::from_bytes(written.bytes() / 64);
+    fn usual_memory(&self, written: u64) -> Option<Size> {
+        let Size(block) = self.backing.size();
+        let aligned = written.checked_next_multiple_of(block)?;
+        let tables = written / 64;
         // The first gigabyte of RAM holds the hypervisor and can't be one block.
-        let whole_blocks = if self.backing == Backing::Block1G {
-            Size::GIB
+        let first = if self.backing == Backing::Block1G {
+            block
         } else {
-            Size::default()
+            0
         };
         let sum = aligned
             .checked_add(tables)?
-            .checked_add(whole_blocks)?
-            .checked_add(USUAL_OVERHEAD)?;
-        sum.max(Size::mib(512)).round_up(MEMORY_STEP)
+            .checked_add(first + USUAL_OVERHEAD.0)?;
+        sum.max(LEAST_RAM.0)
+            .checked_next_multiple_of(MEMORY_STEP.0)
+            .map(Size)
     }
 
     fn hypervisor_options(&self, modes: &[Mode]) -> String {
@@ -323,14 +340,11 @@ impl RunOptions {
             .collect::<Vec<_>>()
             .join(",");
         let mut options = vec![format!(
-            "mode={modes} vcpus={} bytes={}",
-            self.vcpus, self.bytes
+            "mode={modes} vcpus={} bytes={}K",
+            self.vcpus,
+            self.bytes.0 >> 10
         )];
-        options.push(format!(
-            "backing={} timeout={}",
-            self.backing.size(),
-            self.timeout
-        ));
+        options.push(format!("backing={} timeout={}", self.backing, self.timeout));
         if self.guest.is_some() {
             options.push("guest=program".into());
         } else {
@@ -397,13 +411,10 @@ mod tests {
     fn the_defaults_compare_the_three_modes() {
         let plan = plan(&[]).expect("the defaults are sound");
         assert_eq!(plan.modes, [Mode::Mutex, Mode::Rwlock, Mode::Parallel]);
-        assert_eq!(
-            (plan.cpus, plan.gic, plan.memory),
-            (5, Gic::V3, Size::mib(512))
-        );
+        assert_eq!((plan.cpus, plan.gic, plan.memory), (5, Gic::V3, mib(512)));
         assert_eq!(
             plan.append,
-            "mode=mutex,rwlock,parallel vcpus=4 bytes=64M backing=2M timeout=120 iterations=3 write_percent=100"
+            "mode=mutex,rwlock,parallel vcpus=4 bytes=65536K backing=2M timeout=120 iterations=3 write_percent=100"
         );
         assert_eq!(plan.host_seconds, Some(420));
     }
@@ -426,10 +437,10 @@ mod tests {
             "--timeout=9",
         ]);
         let plan = plan.expect("sound options");
-        assert_eq!((plan.cpus, plan.memory), (4, Size::GIB));
+        assert_eq!((plan.cpus, plan.memory), (4, mib(1024)));
         assert_eq!(
             plan.append,
-            "mode=parallel,mutex vcpus=2 bytes=8M backing=4K timeout=9 iterations=5 write_percent=50 random seed=7 \
+            "mode=parallel,mutex vcpus=2 bytes=8192K backing=4K timeout=9 iterations=5 write_percent=50 random seed=7 \
              log=debug"
         );
     }
@@ -439,7 +450,7 @@ mod tests {
         let plan = plan(&["--guest", "some.img", "--vcpus=1"]).expect("sound options");
         assert_eq!(
             plan.append,
-            "mode=parallel vcpus=1 bytes=64M backing=2M timeout=120 guest=program"
+            "mode=parallel vcpus=1 bytes=65536K backing=2M timeout=120 guest=program"
         );
         assert!(refused(&["--guest", "a.img", "--json", "x"]).contains("--json"));
         assert!(refused(&["--guest", "a.img", "--mode=mutex,parallel"]).contains("one mode"));
@@ -468,10 +479,10 @@ mod tests {
         assert!(refused(&["--vcpus", "4", "--smp", "4"]).contains("room for 3"));
         assert!(refused(&["--smp", "1"]).contains("room for 0"));
         assert!(refused(&["--gic", "2", "--vcpus", "8"]).contains("at most 8"));
-        assert!(refused(&["--bytes", "0"]).contains("4K"));
-        assert!(refused(&["--bytes", "6000"]).contains("4K"));
+        assert!(refused(&["--bytes", "0"]).contains("4 KiB"));
+        assert!(refused(&["--bytes", "6000"]).contains("4 KiB"));
         assert!(refused(&["--mem", "256M"]).contains("don't fit"));
-        assert!(refused(&["--mem", "5000"]).contains("1M"));
+        assert!(refused(&["--mem", "5000"]).contains("1 MiB"));
         assert!(refused(&["--bytes", "17179869183G"]).contains("any machine"));
         assert!(refused(&["--mode=mutex", "--mode=mutex"]).contains("twice"));
         assert!(refused(&["--gdb", "--host-timeout=5"]).contains("--gdb"));
@@ -480,9 +491,9 @@ mod tests {
     #[test]
     fn memory_leaves_room_for_aligned_blocks() {
         let memory = |arguments: &[&str]| plan(arguments).expect("sound options").memory;
-        assert_eq!(memory(&["--backing=1G"]), Size::mib(2304));
-        assert_eq!(memory(&["--bytes=1G", "--vcpus=2"]), Size::mib(2304));
-        assert!(memory(&["--bytes=8M", "--vcpus=32"]) >= Size::mib(448));
+        assert_eq!(memory(&["--backing=1G"]), mib(2304));
+        assert_eq!(memory(&["--bytes=1G", "--vcpus=2"]), mib(2304));
+        assert!(memory(&["--bytes=8M", "--vcpus=32"]) >= mib(448));
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub struct Machine {
     pub gic: Gic,
     /// The number of CPUs.
     pub cpus: u32,
-    /// The size of RAM.
+    /// The size of RAM, in whole MiB.
     pub memory: Size,
     /// Whether CPUs have EL2.
     pub el2: bool,
@@ -81,8 +81,8 @@ impl Machine {
     /// The address for a guest image that is clear of the hypervisor and the device tree in RAM of this size. QEMU
     /// puts the kernel at the start and the tree in the middle of RAM or 128 MiB into it, whichever is lower.
     pub fn module_address(memory: Size) -> u64 {
-        let tree = (memory.bytes() / 2).min(128 << 20);
-        let offset = (tree + (32 << 20)).min(memory.bytes() / 4 * 3);
+        let tree = (memory.0 / 2).min(128 << 20);
+        let offset = (tree + (32 << 20)).min(memory.0 / 4 * 3);
         RAM_BASE + offset / MODULE_ALIGNMENT * MODULE_ALIGNMENT
     }
 
@@ -96,7 +96,7 @@ impl Machine {
         ));
         command.args(["-cpu", &self.cpu]);
         command.arg("-smp").arg(self.cpus.to_string());
-        command.arg("-m").arg(self.memory.to_string());
+        command.arg("-m").arg(format!("{}M", self.memory.0 >> 20));
         if let Some(kernel) = &self.kernel {
             command
                 .arg("-kernel")
@@ -143,6 +143,7 @@ fn escape_commas(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::size::mib;
 
     fn machine() -> Machine {
         Machine {
@@ -150,7 +151,7 @@ mod tests {
             cpu: "max".into(),
             gic: Gic::V3,
             cpus: 5,
-            memory: Size::mib(512),
+            memory: mib(512),
             el2: true,
             kernel: Some("parvisor.img".into()),
             append: "mode=mutex,parallel vcpus=4".into(),
@@ -201,15 +202,15 @@ mod tests {
 
     #[test]
     fn a_module_is_clear_of_image_and_tree() {
-        for mib in [128, 192, 256, 512, 1024, 65536] {
-            let memory = Size::mib(mib);
+        for count in [128, 192, 256, 512, 1024, 65536] {
+            let memory = mib(count);
             let address = Machine::module_address(memory);
-            let tree = RAM_BASE + (memory.bytes() / 2).min(128 << 20);
+            let tree = RAM_BASE + (memory.0 / 2).min(128 << 20);
             assert_eq!(address % MODULE_ALIGNMENT, 0);
-            assert!(address >= tree + (2 << 20), "{mib} MiB: {address:#x}");
+            assert!(address >= tree + (2 << 20), "{count} MiB: {address:#x}");
             assert!(
-                address + (16 << 20) <= RAM_BASE + memory.bytes(),
-                "{mib} MiB: {address:#x}"
+                address + (16 << 20) <= RAM_BASE + memory.0,
+                "{count} MiB: {address:#x}"
             );
         }
     }

@@ -14,10 +14,10 @@ use crate::error::{FAILED, ToolError, USAGE};
 use crate::images::{self, Images};
 use crate::options::{Plan, RunOptions, one_line};
 use crate::qemu::{Machine, Module};
-use crate::record::Record;
 use crate::setup::system::{Package, System};
 use crate::setup::{self, find_program};
 use crate::table::comparison;
+use monitor::record::Record;
 
 /// How much of the console is shown when the machine ended without an exit status.
 const LAST_LINES: usize = 20;

@@ -3,8 +3,8 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::record::Record;
 use crate::size::Size;
+use monitor::record::{PhaseName, Record};
 
 /// Up to this many iterations each has a row of its own; beyond it, the first one and the median of the others.
 const MOST_DIRTY_ROWS: u64 = 8;
@@ -49,7 +49,7 @@ fn heading(records: &[Record]) -> String {
     format!(
         "{} vCPUs x {}, {} iterations, backing {}, {} % writes; {}, GICv{}; times in ms, measured with {}",
         record.vcpus,
-        Size::from_bytes(record.bytes_per_vcpu).in_words(),
+        Size(record.bytes_per_vcpu),
         record.iterations,
         record.backing,
         record.write_percent,
@@ -66,33 +66,34 @@ fn phase_rows(records: &[Record]) -> Vec<Row> {
         .max()
         .unwrap_or(0);
     let mut rows = vec![row(records, "populate", |record| {
-        phase(record, "populate", |_| true)
+        phase(record, PhaseName::Populate, |_| true)
     })];
     rows.push(row(records, "enable logging", |record| {
-        phase(record, "enable", |_| true)
+        phase(record, PhaseName::Enable, |_| true)
     }));
     if iterations <= MOST_DIRTY_ROWS {
         for iteration in 1..=iterations {
-            let dirty = |record: &Record| phase(record, "dirty", |other| other == iteration);
+            let dirty =
+                |record: &Record| phase(record, PhaseName::Dirty, |other| other == iteration);
             rows.push(row(records, &format!("dirty {iteration}"), dirty));
         }
     } else {
         rows.push(row(records, "dirty 1", |record| {
-            phase(record, "dirty", |iteration| iteration == 1)
+            phase(record, PhaseName::Dirty, |iteration| iteration == 1)
         }));
         let label = format!("dirty 2 to {iterations}, median");
         rows.push(row(records, &label, |record| {
-            phase(record, "dirty", |iteration| iteration > 1)
+            phase(record, PhaseName::Dirty, |iteration| iteration > 1)
         }));
     }
     let several = if iterations > 1 { ", median" } else { "" };
-    for name in ["get", "clear"] {
-        rows.push(row(records, &format!("{name} log{several}"), |record| {
+    for (name, label) in [(PhaseName::Get, "get"), (PhaseName::Clear, "clear")] {
+        rows.push(row(records, &format!("{label} log{several}"), |record| {
             phase(record, name, |_| true)
         }));
     }
     rows.push(row(records, "disable logging", |record| {
-        phase(record, "disable", |_| true)
+        phase(record, PhaseName::Disable, |_| true)
     }));
     rows
 }
@@ -103,7 +104,7 @@ fn row(records: &[Record], label: &str, nanoseconds: impl Fn(&Record) -> Option<
 }
 
 /// The median of the phases called `name` whose iteration is wanted.
-fn phase(record: &Record, name: &str, wanted: impl Fn(u64) -> bool) -> Option<u64> {
+fn phase(record: &Record, name: PhaseName, wanted: impl Fn(u64) -> bool) -> Option<u64> {
     let chosen = record
         .phases
         .iter()
@@ -150,7 +151,7 @@ fn counter_rows(records: &[Record]) -> Vec<Row> {
 mod tests {
     use super::*;
     use crate::console::tests::RECORD;
-    use crate::record::Phase;
+    use monitor::record::Phase;
 
     fn record(mode: &str) -> Record {
         let record: Record = serde_json::from_str(RECORD).expect("the sample is a record");
@@ -194,9 +195,10 @@ mod tests {
         let mut long = record("parallel");
         long.iterations = 10;
         let dirty = |iteration| Phase {
-            name: "dirty".into(),
+            name: PhaseName::Dirty,
             iteration,
             ns: iteration * 1_000_000,
+            counters: [].into(),
         };
         long.phases = (1..=10).map(dirty).collect();
         let table = comparison(&[long]);

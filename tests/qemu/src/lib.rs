@@ -16,7 +16,7 @@ use tool::boot::{self, Outcome};
 use tool::images::{self, Images};
 use tool::qemu::{Gic, Machine, Module};
 use tool::setup;
-use tool::size::Size;
+use tool::size::{Size, mib};
 
 /// No machine may take longer unless its test says so.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -58,7 +58,7 @@ impl Boot {
             cpu: "neoverse-n1".into(),
             gic: Gic::V3,
             cpus: 3,
-            memory: Size::mib(512),
+            memory: mib(512),
             el2: true,
             kernel: Some(images().hypervisor.clone()),
             append: append.into(),
@@ -77,10 +77,10 @@ impl Boot {
         Self::without_guest(append).guest(&images().dirty_log, None)
     }
 
-    /// The hypervisor with one vCPU of the guest that misbehaves: `probe` chooses how.
-    pub fn probe(probe: &str) -> Self {
-        Self::without_guest("guest=program vcpus=1 bytes=16M timeout=20")
-            .guest(&images().probe, Some(probe))
+    /// The hypervisor with one vCPU of the guest that misbehaves, `probe` chooses how, for at most `seconds`.
+    pub fn probe(probe: &str, seconds: u64) -> Self {
+        let append = format!("guest=program vcpus=1 bytes=16M timeout={seconds}");
+        Self::without_guest(&append).guest(&images().probe, Some(probe))
     }
 
     /// Adds a guest image at an address that is free.

@@ -2,7 +2,7 @@
 
 use qemu_tests::raw::RawFiles;
 use qemu_tests::{Boot, images};
-use tool::size::Size;
+use tool::size::mib;
 
 fn refused(append: &str, words: &[&str]) {
     Boot::benchmark(append).run_refused(words);
@@ -98,6 +98,6 @@ fn a_guest_that_is_no_image_is_refused() {
 
 #[test]
 fn a_guest_program_must_fit_into_its_memory() {
-    let boot = Boot::without_guest("guest=program vcpus=1 bytes=4K").memory(Size::mib(512));
+    let boot = Boot::without_guest("guest=program vcpus=1 bytes=4K").memory(mib(512));
     boot.guest(&images().probe, None).run_refused(&["guest"]);
 }

@@ -15,6 +15,7 @@ const PARKED: u64 = 0x5041_5256_0000_0000;
 /// Why a CPU is parked, as the README lists it.
 const ENTERED_AT_EL3: u64 = 3;
 const NO_DEVICE_TREE: u64 = 0x10;
+const EARLY_FAULT: u64 = 0x11;
 
 /// Boots a machine that is expected to park its CPU, and gives the code.
 fn park_code(boot: &Boot) -> (u64, Outcome) {
@@ -86,10 +87,17 @@ fn a_good_tree_from_any_boot_loader_is_enough() {
 #[test]
 fn without_a_tree_it_parks() {
     let files = RawFiles::new();
-    for x0 in [0, TREE, TREE + 4, 0x1_0000_0000_0000] {
+    for x0 in [0, TREE, TREE + 4] {
         let (code, _) = park_code(&files.machine(Boot::without_guest(""), x0, None));
         assert_eq!(code, NO_DEVICE_TREE, "x0 = {x0:#x}");
     }
+}
+
+#[test]
+fn with_a_tree_outside_all_memory_it_parks() {
+    let files = RawFiles::new();
+    let (code, _) = park_code(&files.machine(Boot::without_guest(""), 0x1_0000_0000_0000, None));
+    assert_eq!(code, EARLY_FAULT);
 }
 
 /// What is wrong with a tree, and how it is made so.
@@ -157,7 +165,7 @@ fn memory_that_wraps_around_is_refused() {
 
 #[test]
 fn a_tree_without_cpus_or_interrupt_controller_is_refused() {
-    refused_with(|tree| drop(tree.root.remove_child("cpus")), &["cpu"]);
+    refused_with(|tree| drop(tree.root.remove_child("cpus")), &["CPU"]);
     refused_with(
         |tree| drop(tree.root.remove_child("intc@8000000")),
         &["interrupt controller"],
@@ -176,7 +184,7 @@ fn a_guest_that_overlaps_the_hypervisor_is_refused() {
     );
     refused_with(
         |tree| tree::add_module(tree, u64::MAX - 0xfff, 0x10000),
-        &["guest"],
+        &["module"],
     );
     refused_with(
         |tree| tree::add_module(tree, 0x1000, 0x10000),

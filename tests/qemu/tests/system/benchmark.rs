@@ -1,10 +1,10 @@
 //! The dirty-log benchmark: every mode, backing and way to choose pages, each verified by the hypervisor, and nothing left
 //! of the VM afterwards.
 
+use monitor::record::{PhaseName, Record};
 use qemu_tests::{Boot, SHORT, assert_verified, describe};
 use tool::boot::Outcome;
-use tool::record::Record;
-use tool::size::Size;
+use tool::size::mib;
 
 fn run(options: &str) -> Outcome {
     Boot::benchmark(options).run_well()
@@ -35,20 +35,22 @@ fn every_mode_is_verified_in_one_boot() {
     }
 }
 
-fn phase_names(record: &Record) -> Vec<(String, u64)> {
+fn phase_names(record: &Record) -> Vec<(PhaseName, u64)> {
     record
         .phases
         .iter()
-        .map(|phase| (phase.name.clone(), phase.iteration))
+        .map(|phase| (phase.name, phase.iteration))
         .collect()
 }
 
-fn expected_phases(iterations: u64) -> Vec<(String, u64)> {
-    let mut names = vec![("populate".to_string(), 0), ("enable".to_string(), 0)];
+fn expected_phases(iterations: u64) -> Vec<(PhaseName, u64)> {
+    let mut names = vec![(PhaseName::Populate, 0), (PhaseName::Enable, 0)];
     for iteration in 1..=iterations {
-        names.extend(["dirty", "get", "clear"].map(|name| (name.to_string(), iteration)));
+        names.extend(
+            [PhaseName::Dirty, PhaseName::Get, PhaseName::Clear].map(|name| (name, iteration)),
+        );
     }
-    names.push(("disable".to_string(), 0));
+    names.push((PhaseName::Disable, 0));
     names
 }
 
@@ -79,7 +81,7 @@ fn small_pages_back_a_guest() {
 #[test]
 fn gigabyte_blocks_back_a_guest() {
     let options = "backing=1G mode=mutex,rwlock,parallel vcpus=2 bytes=8M iterations=2 timeout=60";
-    let boot = Boot::benchmark(options).memory(Size::mib(3072));
+    let boot = Boot::benchmark(options).memory(mib(3072));
     assert_verified(&boot.run_well(), &["mutex", "rwlock", "parallel"]);
 }
 

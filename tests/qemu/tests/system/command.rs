@@ -5,10 +5,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use monitor::record::Record;
 use qemu_tests::images;
 use tempfile::TempDir;
 use tool::images::repository;
-use tool::record::Record;
 
 fn script(arguments: &[&str], folder: &Path, emulator: Option<&Path>) -> Output {
     // Built beforehand, so that the scripts don't build while other tests boot.

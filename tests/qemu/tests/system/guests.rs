@@ -2,23 +2,21 @@
 
 use qemu_tests::{Boot, describe};
 
+/// What a guest gets to find that all is well.
+const PATIENCE: u64 = 20;
+
 /// The guest finds nothing wrong with what it was answered.
 fn passes(probe: &str) {
-    let outcome = Boot::probe(probe).run();
-    let is_well = outcome.status == Some(0) && outcome.fatal.is_empty();
-    assert!(is_well, "{probe}: {}", describe(&outcome));
+    Boot::probe(probe, PATIENCE).run_well();
 }
 
-/// The VM ends with an error that contains `word`.
-fn ends_with(probe: &str, options: &str, word: &str) {
-    let outcome = Boot::probe(probe).append(options).run();
-    assert_eq!(outcome.status, Some(1), "{probe}: {}", describe(&outcome));
-    assert!(outcome.fatal.is_empty(), "{probe}: {}", describe(&outcome));
-    assert!(
-        outcome.errors.iter().any(|error| error.contains(word)),
-        "{probe}: {}",
-        describe(&outcome)
-    );
+/// The guest's VM is ended with an error that contains `word`.
+fn ends_with(probe: &str, seconds: u64, word: &str) {
+    let outcome = Boot::probe(probe, seconds).run();
+    let is_clean = outcome.status == Some(1) && outcome.fatal.is_empty();
+    assert!(is_clean, "{probe}: {}", describe(&outcome));
+    let is_named = outcome.errors.iter().any(|error| error.contains(word));
+    assert!(is_named, "{probe}: {}", describe(&outcome));
 }
 
 #[test]
@@ -44,4 +42,14 @@ fn a_jump_to_nowhere_is_an_external_abort() {
 #[test]
 fn a_guest_may_power_off() {
     passes("off");
+}
+
+#[test]
+fn a_guest_that_never_ends_is_ended() {
+    ends_with("spin", 2, "time");
+}
+
+#[test]
+fn a_guest_that_fails_is_a_failure() {
+    ends_with("fail", PATIENCE, "fail");
 }
