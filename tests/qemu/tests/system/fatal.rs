@@ -86,7 +86,7 @@ fn an_execution_of_data_is_reported() {
 #[test]
 fn a_fault_within_a_report_ends_the_machine() {
     let outcome = Boot::without_guest("selftest=nested").run();
-    assert_ne!(outcome.status, Some(0), "{}", describe(&outcome));
+    assert_eq!(outcome.status, Some(3), "{}", describe(&outcome));
     assert!(
         matches!(outcome.end, tool::boot::End::Ended(_)),
         "{}",
