@@ -1,0 +1,106 @@
+//! What can be wrong with the options: each error is one line that names the culprit.
+
+use crate::quote::Quoted;
+use crate::size::Size;
+use core::fmt;
+
+/// Why the options can't be used.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum OptionError<'t> {
+    /// No option has this name.
+    Unknown(&'t str),
+    /// The option was given before.
+    Twice(&'static str),
+    /// A list names the same thing twice.
+    Repeated {
+        /// The option.
+        key: &'static str,
+        /// What is named twice.
+        text: &'t str,
+    },
+    /// The option needs a value.
+    NoValue(&'static str),
+    /// The option's value isn't one.
+    Malformed {
+        /// The option.
+        key: &'static str,
+        /// Its value.
+        text: &'t str,
+        /// What it could be.
+        expected: &'static str,
+    },
+    /// A guest program was given an option of the benchmark.
+    BenchmarkOnly(&'static str),
+    /// A guest program was to run in several modes.
+    OneMode,
+    /// The memory isn't a whole number of pages.
+    NotWholePages(Size),
+    /// The memory of all vCPUs exceeds any address space.
+    TooMuchMemory {
+        /// vCPUs.
+        vcpus: usize,
+        /// Memory of each.
+        bytes: Size,
+    },
+    /// The memory of all vCPUs exceeds the given address space.
+    BeyondIpaSpace {
+        /// vCPUs.
+        vcpus: usize,
+        /// Memory of each.
+        bytes: Size,
+        /// The address space.
+        bits: u32,
+    },
+}
+
+impl fmt::Display for OptionError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(key) => write!(f, "unknown option {}", Quoted(key)),
+            Self::Twice(key) => write!(f, "option '{key}' is given twice"),
+            Self::Repeated { key, text } => {
+                write!(f, "option '{key}' names {} twice", Quoted(text))
+            }
+            Self::NoValue(key) => write!(f, "option '{key}' needs a value: {key}=..."),
+            Self::Malformed {
+                key,
+                text,
+                expected,
+            } => {
+                write!(
+                    f,
+                    "malformed value {} for option '{key}': expected {expected}",
+                    Quoted(text)
+                )
+            }
+            Self::BenchmarkOnly(key) => write!(
+                f,
+                "option '{key}' contradicts guest=program: it is the benchmark's"
+            ),
+            Self::OneMode => f.write_str("several modes contradict guest=program, which runs once"),
+            Self::NotWholePages(bytes) => {
+                write!(
+                    f,
+                    "malformed value '{}' for option 'bytes': expected whole pages of 4K",
+                    bytes.0
+                )
+            }
+            Self::TooMuchMemory { vcpus, bytes } => {
+                write!(
+                    f,
+                    "bytes={} for each of {vcpus} vCPUs is more than any machine has",
+                    bytes.0
+                )
+            }
+            Self::BeyondIpaSpace { vcpus, bytes, bits } => {
+                write!(
+                    f,
+                    "ipa_bits={bits} contradicts bytes={} for each of {vcpus} vCPUs: they don't fit",
+                    bytes.0
+                )
+            }
+        }
+    }
+}
+
+impl core::error::Error for OptionError<'_> {}

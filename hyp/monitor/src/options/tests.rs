@@ -1,0 +1,186 @@
+//! What is understood, and what every mistake is called.
+
+use super::*;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use proptest::prelude::*;
+
+fn refused(bootargs: &str) -> String {
+    Options::parse(bootargs).expect_err(bootargs).to_string()
+}
+
+#[test]
+fn without_options_the_defaults_hold() {
+    assert_eq!(Options::parse(""), Ok(Options::default()));
+    assert_eq!(Options::parse(" \t\n"), Ok(Options::default()));
+}
+
+#[test]
+fn every_option_is_read() {
+    let text = "mode=mutex,rwlock,parallel vcpus=8 bytes=8M backing=1G iterations=5 write_percent=30 random seed=9 \
+                ipa_bits=40 timeout=7 log=debug guest=dirty_log";
+    let options = Options::parse(text).unwrap();
+    assert_eq!(
+        options,
+        Options {
+            guest: GuestKind::DirtyLog,
+            modes: vec![Mode::Mutex, Mode::RwLock, Mode::Parallel],
+            vcpus: 8,
+            bytes: Size(8 << 20),
+            backing: Backing::Block1G,
+            iterations: 5,
+            write_percent: 30,
+            random: true,
+            seed: 9,
+            ipa_bits: Some(40),
+            timeout: 7,
+            log: LevelFilter::Debug,
+        }
+    );
+    assert_eq!(
+        options.test_bytes(),
+        Some(1 << 30),
+        "rounded up to the backing"
+    );
+}
+
+#[test]
+fn unknown_options_are_named() {
+    assert_eq!(refused("vcpus=2 speed=fast"), "unknown option 'speed'");
+    assert_eq!(refused("quiet"), "unknown option 'quiet'");
+    assert_eq!(refused("=5"), "unknown option ''");
+    assert_eq!(refused("VCPUS=5"), "unknown option 'VCPUS'");
+    assert_eq!(refused("a\u{7}b"), r"unknown option 'a\u{7}b'");
+}
+
+#[test]
+fn malformed_values_are_named_with_what_is_expected() {
+    assert_eq!(
+        refused("vcpus=0"),
+        "malformed value '0' for option 'vcpus': expected a number from 1 on"
+    );
+    assert_eq!(
+        refused("vcpus=two"),
+        "malformed value 'two' for option 'vcpus': expected a number from 1 on"
+    );
+    assert_eq!(
+        refused("vcpus=-1"),
+        "malformed value '-1' for option 'vcpus': expected a number from 1 on"
+    );
+    assert_eq!(refused("vcpus="), "option 'vcpus' needs a value: vcpus=...");
+    assert_eq!(refused("vcpus"), "option 'vcpus' needs a value: vcpus=...");
+    assert_eq!(
+        refused("random=1"),
+        "malformed value '1' for option 'random': expected the word alone"
+    );
+    assert_eq!(
+        refused("mode=fast"),
+        "malformed value 'fast' for option 'mode': expected parallel, rwlock or mutex"
+    );
+    assert_eq!(
+        refused("mode=mutex,"),
+        "malformed value '' for option 'mode': expected parallel, rwlock or mutex"
+    );
+    assert_eq!(
+        refused("backing=3M"),
+        "malformed value '3M' for option 'backing': expected 4K, 2M or 1G"
+    );
+    assert_eq!(
+        refused("bytes=64X"),
+        "malformed value '64X' for option 'bytes': expected bytes, or a number with K, M or G"
+    );
+    assert_eq!(
+        refused("bytes=5000"),
+        "malformed value '5000' for option 'bytes': expected whole pages of 4K"
+    );
+    assert_eq!(
+        refused("bytes=0"),
+        "malformed value '0' for option 'bytes': expected whole pages of 4K"
+    );
+    assert_eq!(
+        refused("write_percent=101"),
+        "malformed value '101' for option 'write_percent': expected a number from 0 to 100"
+    );
+    assert_eq!(
+        refused("ipa_bits=31"),
+        "malformed value '31' for option 'ipa_bits': expected a number from 32 to 48"
+    );
+    assert_eq!(
+        refused("iterations=65536"),
+        "malformed value '65536' for option 'iterations': expected a number from 1 to 65535"
+    );
+    assert_eq!(
+        refused("log=loud"),
+        "malformed value 'loud' for option 'log': expected error, warn, info, debug or trace"
+    );
+    assert_eq!(
+        refused("guest=linux"),
+        "malformed value 'linux' for option 'guest': expected dirty_log or program"
+    );
+    assert_eq!(
+        refused("timeout=0"),
+        "malformed value '0' for option 'timeout': expected seconds, from 1 to 1000000"
+    );
+}
+
+#[test]
+fn contradictions_are_named() {
+    assert_eq!(refused("vcpus=2 vcpus=2"), "option 'vcpus' is given twice");
+    assert_eq!(refused("random random"), "option 'random' is given twice");
+    assert_eq!(
+        refused("mode=mutex,mutex"),
+        "option 'mode' names 'mutex' twice"
+    );
+    let only = "contradicts guest=program: it is the benchmark's";
+    assert_eq!(
+        refused("guest=program random"),
+        ["option 'random' ", only].concat()
+    );
+    assert_eq!(
+        refused("write_percent=100 guest=program"),
+        ["option 'write_percent' ", only].concat()
+    );
+    assert_eq!(
+        refused("guest=program iterations=3"),
+        ["option 'iterations' ", only].concat()
+    );
+    assert_eq!(
+        refused("guest=program mode=mutex,rwlock"),
+        "several modes contradict guest=program, which runs once"
+    );
+    assert_eq!(
+        refused("ipa_bits=32 vcpus=4 bytes=1G"),
+        "ipa_bits=32 contradicts bytes=1073741824 for each of 4 vCPUs: they don't fit"
+    );
+    assert_eq!(
+        refused("vcpus=4096 bytes=16777215G"),
+        "bytes=18014397435740160 for each of 4096 vCPUs is more than any machine has"
+    );
+}
+
+#[test]
+fn a_program_may_have_what_a_vm_has() {
+    let options =
+        Options::parse("mode=parallel vcpus=1 bytes=64M backing=2M timeout=120 guest=program")
+            .unwrap();
+    assert_eq!((options.guest, options.vcpus), (GuestKind::Program, 1));
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_read_without_a_panic_and_refused_in_one_line(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        if let Err(error) = Options::parse(&String::from_utf8_lossy(&bytes)) {
+            prop_assert!(!error.to_string().contains('\n'));
+        }
+    }
+
+    #[test]
+    fn words_of_options_are_read_without_a_panic(
+        words in prop::collection::vec((prop::sample::select(&KEYS[..]), "[=,0-9a-zKMG]{0,24}"), 0..6),
+    ) {
+        let text: String = words.iter().map(|(key, value)| [*key, "=", value, " "].concat()).collect();
+        if let Err(error) = Options::parse(&text) {
+            prop_assert!(!error.to_string().contains('\n'));
+        }
+    }
+}
