@@ -26,7 +26,7 @@ pub enum Line {
     Fatal(String),
     /// The exit status: nothing follows.
     ExitStatus(i32),
-    /// A result of the benchmark or the heading of a run.
+    /// A result of the benchmark, the heading of a run, or the account of the frames after it.
     Result(String),
     /// What a guest printed.
     Guest(String),
@@ -77,7 +77,8 @@ impl Line {
         if let Some(printed) = text.strip_prefix("guest: ") {
             return Self::Guest(printed.to_string());
         }
-        if text.starts_with("== mode ") || is_result(text) {
+        let is_account = text.starts_with("frames: ") || text.contains(" after its end: ");
+        if text.starts_with("== mode ") || is_account || is_result(text) {
             return Self::Result(text.to_string());
         }
         Self::Other(text.to_string())
@@ -132,7 +133,7 @@ impl Splitter {
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) const RECORD: &str = r#"{"mode":"parallel","vcpus":4,"bytes_per_vcpu":67108864,"backing":"2M","iterations":1,"write_percent":100,"cpu":"","gic":3,"clock":"counter","phases":[{"name":"populate","iteration":0,"ns":100000000},{"name":"enable","iteration":0,"ns":1500000},{"name":"dirty","iteration":1,"ns":40000000},{"name":"get","iteration":1,"ns":10000},{"name":"clear","iteration":1,"ns":20000},{"name":"disable","iteration":0,"ns":1000000}],"counters":{"exits":70000,"faults":65536,"retries":3},"verified":true}"#;
+    pub(crate) const RECORD: &str = r#"{"mode":"parallel","vcpus":4,"bytes_per_vcpu":67108864,"backing":"2M","iterations":1,"write_percent":100,"cpu":"","gic":3,"clock":"counter","phases":[{"name":"populate","iteration":0,"ns":100000000},{"name":"enable","iteration":0,"ns":1500000},{"name":"dirty","iteration":1,"ns":40000000},{"name":"get","iteration":1,"ns":10000},{"name":"clear","iteration":1,"ns":20000},{"name":"disable","iteration":0,"ns":1000000}],"counters":{"exits_hypercall":4464,"exits_permission_fault":65536,"faults_relaxed":65536,"faults_retried":3},"verified":true}"#;
 
     #[test]
     fn every_form_of_line_is_told_apart() {
@@ -165,6 +166,10 @@ pub(crate) mod tests {
         ));
         assert!(matches!(
             Line::parse("Iteration 1 dirty memory time: 0.123456789s"),
+            Line::Result(_)
+        ));
+        assert!(matches!(
+            Line::parse("vm1 after its end: table 0 guest 0 pending 0"),
             Line::Result(_)
         ));
         assert!(matches!(
