@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
+use monitor::options::MOST_ITERATIONS;
 
 use crate::error::ToolError;
 use crate::qemu::Gic;
@@ -49,8 +50,8 @@ pub struct RunOptions {
     pub bytes: Size,
 
     /// How often the memory is dirtied and its log harvested.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub iterations: u32,
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=MOST_ITERATIONS))]
+    pub iterations: u64,
 
     /// The size of the pages that guest memory is made of.
     #[arg(long, value_name = "SIZE", value_enum, default_value_t = Backing::Block2M, ignore_case = true)]

@@ -9,6 +9,7 @@ pub mod tree;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -38,8 +39,24 @@ pub fn images() -> &'static Images {
 /// # Panics
 ///
 /// If there is none.
-pub fn emulator() -> PathBuf {
-    setup::emulator().unwrap_or_else(|error| panic!("{error}"))
+pub fn emulator() -> &'static Path {
+    static EMULATOR: OnceLock<PathBuf> = OnceLock::new();
+    EMULATOR.get_or_init(|| setup::emulator().unwrap_or_else(|error| panic!("{error}")))
+}
+
+/// Whether the emulator knows this CPU model; older ones don't know all.
+///
+/// # Panics
+///
+/// If the emulator can't be run.
+pub fn emulates(cpu: &str) -> bool {
+    let output = Command::new(emulator())
+        .args(["-M", "virt", "-cpu", "help"])
+        .output();
+    let models = output.expect("the emulator can be run").stdout;
+    String::from_utf8_lossy(&models)
+        .split_whitespace()
+        .any(|model| model == cpu)
 }
 
 /// A machine to boot: 3 CPUs of the model neoverse-n1 with GICv3 and 512 MiB, unless a test wants something else.
@@ -54,7 +71,7 @@ impl Boot {
     /// The hypervisor with these options and no guest.
     pub fn without_guest(append: &str) -> Self {
         let machine = Machine {
-            emulator: emulator(),
+            emulator: emulator().into(),
             cpu: "neoverse-n1".into(),
             gic: Gic::V3,
             cpus: 3,

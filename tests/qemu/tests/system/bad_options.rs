@@ -49,6 +49,19 @@ fn options_that_are_given_twice_are_refused() {
 }
 
 #[test]
+fn contradictions_are_refused() {
+    refused(
+        "guest=program iterations=2",
+        &["iterations", "guest=program"],
+    );
+    refused(
+        "guest=program mode=mutex,parallel",
+        &["mode", "guest=program"],
+    );
+    refused("ipa_bits=32 vcpus=2 bytes=2G", &["ipa_bits=32"]);
+}
+
+#[test]
 fn sizes_that_make_no_sense_are_refused() {
     refused("bytes=0", &["bytes"]);
     refused("bytes=5000", &["bytes"]);

@@ -3,11 +3,15 @@
 use std::fs;
 
 use qemu_tests::raw::RawFiles;
-use qemu_tests::{Boot, SHORT, assert_verified, describe, images};
+use qemu_tests::{Boot, SHORT, assert_verified, describe, emulates, images};
 use tool::qemu::Gic;
 use tool::size::mib;
 
 fn benchmark_on(cpu: &str, gic: Gic) {
+    if !emulates(cpu) {
+        eprintln!("this QEMU has no {cpu}");
+        return;
+    }
     let outcome = Boot::benchmark(SHORT).cpu(cpu).gic(gic).run_well();
     assert_verified(&outcome, &["parallel"]);
     let gics = outcome
