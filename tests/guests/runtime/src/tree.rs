@@ -1,0 +1,57 @@
+//! What a guest's device tree says.
+
+use dtoolkit::fdt::Fdt;
+use dtoolkit::{Node, Property, ToCellInt};
+
+/// The device tree, if there is a sound one.
+#[derive(Clone, Copy, Debug)]
+pub struct Tree(Option<Fdt<'static>>);
+
+impl Tree {
+    /// The tree at an address.
+    ///
+    /// # Safety
+    /// It is null, or a tree lies there that nobody changes.
+    pub(crate) unsafe fn new(address: *const u8) -> Self {
+        if address.is_null() {
+            return Self(None);
+        }
+        // SAFETY: the caller's promise.
+        Self(unsafe { Fdt::from_raw(address) }.ok())
+    }
+
+    /// The command line; empty if there is none.
+    pub fn bootargs(self) -> &'static str {
+        let property = self
+            .0
+            .and_then(|tree| tree.find_node("/chosen")?.property("bootargs"));
+        property
+            .and_then(|property| property.value_as::<&'static str>().ok())
+            .unwrap_or("")
+    }
+
+    /// How many vCPUs there are.
+    pub fn vcpus(self) -> usize {
+        let cpus = self.0.and_then(|tree| tree.find_node("/cpus"));
+        cpus.map_or(0, |cpus| {
+            cpus.children()
+                .filter(|cpu| cpu.name().starts_with("cpu@"))
+                .count()
+        })
+    }
+
+    /// The size of the memory that begins at an address, in bytes; 0 if none does.
+    pub fn memory_at(self, address: u64) -> u64 {
+        let Some(tree) = self.0 else { return 0 };
+        let memory = tree
+            .root()
+            .children()
+            .filter(|node| node.name().starts_with("memory@"));
+        memory
+            .filter_map(|node| node.reg().ok().flatten())
+            .flatten()
+            .filter(|reg| reg.address.to_int() == Ok(address))
+            .find_map(|reg| reg.size.to_int().ok())
+            .unwrap_or(0)
+    }
+}
