@@ -18,7 +18,8 @@ use aarch64_paging::MapError;
 use core::arch::{asm, global_asm};
 use core::fmt::{self, Write};
 use core::mem::offset_of;
-use core::ptr::NonNull;
+use core::ptr::{NonNull, with_exposed_provenance};
+use core::slice;
 use core::sync::atomic::{AtomicU64, Ordering};
 use dtoolkit::fdt::Fdt;
 
@@ -242,12 +243,25 @@ impl Boot {
             plan.stacks,
         );
         gic::init(&machine.gic, self.features.gic_registers).map_err(BootError::Gic)?;
+        if let Some(timer) = &machine.timer {
+            gic::enable_private(timer.hypervisor);
+        }
         cpus::set_features(self.features);
         Ok(System {
             machine,
             features: self.features,
             memory: plan.free,
         })
+    }
+}
+
+impl System {
+    /// The bytes of a module of this machine: what a boot loader left in memory that nobody else gets.
+    pub fn module(&self, index: usize) -> Option<&'static [u8]> {
+        let range = self.machine.modules.get(index)?.range;
+        // SAFETY: the memory plan has found the module to lie in RAM, mapped, and has kept it out of what is free; nobody
+        // writes to it.
+        Some(unsafe { slice::from_raw_parts(with_exposed_provenance(range.start() as usize), range.size() as usize) })
     }
 }
 

@@ -3,9 +3,10 @@
 
 use crate::boot::{self, BOOT_CONTEXT};
 use crate::discovery::Mpidr;
-use crate::features::CpuFeatures;
+use crate::features::{self, CpuFeatures};
 use crate::gic::{self, GicError};
 use crate::percpu::{self, CpuId, PerCpu};
+use crate::register::read_register;
 use crate::{caches, el2, psci, timer};
 use core::fmt;
 use core::sync::atomic::Ordering;
@@ -113,6 +114,11 @@ pub fn start_secondaries(entry: fn(CpuId) -> !) -> Result<(), CpuStartError> {
         })?;
     }
     percpu::secondaries().iter().try_for_each(wait_until_online)
+}
+
+/// The model of the CPU that this runs on.
+pub fn model() -> &'static str {
+    features::model_name(read_register!("midr_el1"))
 }
 
 /// The number of CPUs, all of them running.

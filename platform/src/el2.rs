@@ -88,8 +88,8 @@ fn debug_traps(features: &CpuFeatures) -> u64 {
 fn set_timer_registers(features: &CpuFeatures) {
     // SAFETY: the counter's offset and the traps of EL1; EL2's own timer is switched off.
     unsafe {
-        // EL1 may read the physical counter and use its physical timer (EL1PCTEN, EL1PCEN).
-        write_register!("cnthctl_el2", 0b11);
+        // EL1 may read the physical counter (EL1PCTEN); its physical timer traps (EL1PCEN).
+        write_register!("cnthctl_el2", 0b01);
         write_register!("cntvoff_el2", 0);
         write_register!("cnthp_ctl_el2", 0);
         if features.ecv >= 2 {

@@ -41,13 +41,6 @@ el2_vectors:
     guest_vector guest_exit_serror
     .balign 0x80
 
-// Where an image without a world switch sends exceptions from lower levels (the linker script says so).
-.global no_guest_exit
-no_guest_exit:
-    msr tpidr_el0, x0
-    mov x0, #8
-    b fatal_entry
-
 // x0 = vector, the interrupted x0 in TPIDR_EL0.
 fatal_entry:
     msr tpidrro_el0, x1

@@ -21,6 +21,24 @@ pub struct IdRegisters {
     pub aa64mmfr3: u64,
 }
 
+/// The model of a CPU by its MIDR_EL1 (implementer and part number), as QEMU and Linux call it.
+pub const fn model_name(midr: u64) -> &'static str {
+    match (midr >> 24 & 0xff, midr >> 4 & 0xfff) {
+        (0x41, 0xd03) => "cortex-a53",
+        (0x41, 0xd04) => "cortex-a35",
+        (0x41, 0xd05) => "cortex-a55",
+        (0x41, 0xd07) => "cortex-a57",
+        (0x41, 0xd08) => "cortex-a72",
+        (0x41, 0xd0b) => "cortex-a76",
+        (0x41, 0xd0c) => "neoverse-n1",
+        (0x41, 0xd40) => "neoverse-v1",
+        (0x41, 0xd47) => "cortex-a710",
+        (0x41, 0xd49) => "neoverse-n2",
+        (0x00, 0x051) => "max",
+        _ => "unknown",
+    }
+}
+
 /// What a CPU has. The versions are the ID registers' field values: 0 where the feature is missing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CpuFeatures {
@@ -46,6 +64,8 @@ pub struct CpuFeatures {
     pub hafdbs: u8,
     /// FEAT_XNX: stage 2 tells EL1's execution from EL0's.
     pub xnx: bool,
+    /// FEAT_LOR: limited ordering regions.
+    pub lor: bool,
     /// FEAT_PAN version.
     pub pan: u8,
     /// FEAT_PAuth: address authentication by any algorithm.
@@ -117,6 +137,7 @@ impl CpuFeatures {
             ttl: field(id.aa64mmfr2, 48) != 0,
             hafdbs: field(id.aa64mmfr1, 0),
             xnx: field(id.aa64mmfr1, 28) != 0,
+            lor: field(id.aa64mmfr1, 16) != 0,
             pan: field(id.aa64mmfr1, 20),
             pauth_address: field(id.aa64isar1, 4) != 0 || field(id.aa64isar1, 8) != 0 || apa3 != 0,
             pauth_generic: field(id.aa64isar1, 24) != 0

@@ -10,6 +10,7 @@ mod v3;
 use crate::discovery;
 use crate::percpu::{self, CpuId};
 use crate::range::PhysicalRange;
+use crate::timer;
 use aarch64_cpu::asm::barrier;
 use arm_gic::IntId;
 use core::fmt;
@@ -86,6 +87,19 @@ pub(crate) fn init(gic: &discovery::Gic, has_system_registers: bool) -> Result<(
     init_cpu()
 }
 
+/// Lets an interrupt that is private to this CPU end its waits.
+pub(crate) fn enable_private(interrupt: discovery::Interrupt) {
+    const FIRST_PRIVATE: u32 = 16;
+    let Some(number) = interrupt.0.checked_sub(FIRST_PRIVATE).filter(|number| *number < FIRST_PRIVATE) else {
+        return;
+    };
+    match GIC.get() {
+        Some(Gic::V2(gic)) => gic.enable_private(IntId::ppi(number)),
+        Some(Gic::V3(gic)) => gic.enable_private(IntId::ppi(number)),
+        None => {}
+    }
+}
+
 /// Starts this CPU's part.
 pub(crate) fn init_cpu() -> Result<(), GicError> {
     let cpu = CpuId::current();
@@ -117,6 +131,16 @@ pub fn acknowledge() {
         Some(Gic::V3(gic)) => gic.acknowledge(),
         None => {}
     }
+}
+
+/// As [`wait`], but no longer than until [`timer::now_ns`] reaches `deadline_ns`, where the timer's interrupt is known.
+pub fn wait_until(deadline_ns: u64) {
+    timer::arm(deadline_ns);
+    barrier::dsb(barrier::SY);
+    aarch64_cpu::asm::wfi();
+    // Before the interrupt is ended: it stays pending for as long as the timer asks for it.
+    timer::disarm();
+    acknowledge();
 }
 
 /// Waits until this CPU is kicked (or was, since it last acknowledged), and acknowledges. May return early.

@@ -53,6 +53,8 @@ pub mod timer;
 pub mod tlb;
 #[cfg(any(test, target_os = "none"))]
 mod tlb_operand;
+#[cfg(target_os = "none")]
+pub mod world;
 
 #[cfg(target_os = "none")]
 pub use percpu::CpuId;

@@ -3,11 +3,17 @@
 
 /// Reads a system register. The name is a string literal.
 macro_rules! read_register {
-    ($name:literal) => {{
+    ($name:ident) => {
+        read_register!(@ stringify!($name))
+    };
+    ($name:literal) => {
+        read_register!(@ $name)
+    };
+    (@ $($name:tt)+) => {{
         let value: u64;
         // SAFETY: reading this register has no side effect on memory; whoever names one that the CPU lacks gets an
         // undefined-instruction exception, which is reported, not undefined behaviour.
-        unsafe { core::arch::asm!(concat!("mrs {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags)) };
+        unsafe { core::arch::asm!(concat!("mrs {}, ", $($name)+), out(reg) value, options(nomem, nostack, preserves_flags)) };
         value
     }};
 }
@@ -15,9 +21,15 @@ macro_rules! read_register {
 /// Writes a system register; its effect is certain only after an ISB. To be called in an `unsafe` block that says why
 /// the value keeps everything running.
 macro_rules! write_register {
-    ($name:literal, $value:expr) => {{
+    ($name:ident, $value:expr) => {
+        write_register!(@ $value, stringify!($name))
+    };
+    ($name:literal, $value:expr) => {
+        write_register!(@ $value, $name)
+    };
+    (@ $value:expr, $($name:tt)+) => {{
         let value: u64 = $value;
-        core::arch::asm!(concat!("msr ", $name, ", {}"), in(reg) value, options(nostack, preserves_flags))
+        core::arch::asm!(concat!("msr ", $($name)+, ", {}"), in(reg) value, options(nostack, preserves_flags))
     }};
 }
 

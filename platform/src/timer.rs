@@ -2,7 +2,7 @@
 //!
 //! All CPUs read one counter, so their times compare. Reading takes no lock and no division.
 
-use crate::register::read_register;
+use crate::register::{read_register, write_register};
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -53,4 +53,29 @@ pub fn now_ns() -> u64 {
     let ticks = read_register!("cntpct_el0");
     let scaled = u128::from(ticks) * u128::from(NS_PER_TICK.load(Ordering::Relaxed));
     (scaled >> FRACTION_BITS) as u64
+}
+
+/// The counter itself, which guests see less their VM's offset.
+pub fn counter() -> u64 {
+    aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
+    read_register!("cntpct_el0")
+}
+
+/// Raises this CPU's EL2 timer interrupt when [`now_ns`] reaches `deadline_ns`, or at once if it has.
+pub(crate) fn arm(deadline_ns: u64) {
+    const ENABLE: u64 = 1;
+    let ticks = u128::from(deadline_ns) * u128::from(frequency()) / u128::from(NS_PER_SECOND);
+    let ticks = u64::try_from(ticks).unwrap_or(u64::MAX).saturating_add(1);
+    // SAFETY: EL2's own timer, whose interrupt is never taken: it only ends a wait.
+    unsafe {
+        write_register!("cnthp_cval_el2", ticks);
+        write_register!("cnthp_ctl_el2", ENABLE);
+    }
+}
+
+/// Ends what [`arm`] has begun: the interrupt isn't raised any more.
+pub(crate) fn disarm() {
+    // SAFETY: as in `arm`.
+    unsafe { write_register!("cnthp_ctl_el2", 0) };
+    aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
 }

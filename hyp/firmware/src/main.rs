@@ -3,18 +3,45 @@
 #![no_std]
 #![no_main]
 
+extern crate alloc;
+
+mod machine;
 mod selftest;
 
-use platform::boot::{Boot, BootError};
+use alloc::boxed::Box;
+use core::fmt;
+
+use machine::Board;
+use memory::frames::FramePool;
+use memory::{CpuCounters, CpuMemory, MemorySystem};
+use monitor::{Crew, Host, Machine, Module, OwnCpu};
+use platform::boot::{Boot, BootError, System};
 use platform::cpus::CpuStartError;
-use platform::{CpuId, console, cpus, gic, psci};
+use platform::discovery::ModuleKind;
+use platform::tlb::Maintenance;
+use platform::world::HardwareCpu;
+use platform::{CpuId, console, cpus, gic, heap, psci};
+use spin::Once;
+use stage2::{PAGE_SIZE, Pa};
 
 platform::entry!(main);
+
+static POOL: FramePool = FramePool::new();
+static SHARED: Once<Shared> = Once::new();
+
+/// What all CPUs work with.
+struct Shared {
+    board: Board,
+    crew: Crew<Board>,
+    memory: MemorySystem,
+    counters: Box<[CpuCounters]>,
+}
 
 /// Runs on the boot CPU, once there is a console.
 fn main(boot: Boot) -> ! {
     let status = match run(boot) {
         Ok(()) => 0,
+        Err(Error::Run(status)) => status,
         Err(error) => {
             console::write_line(format_args!("parvisor: error: {error}"));
             1
@@ -25,31 +52,87 @@ fn main(boot: Boot) -> ! {
 
 fn run(boot: Boot) -> Result<(), Error> {
     let system = boot.take_over().map_err(Error::Boot)?;
-    cpus::start_secondaries(idle).map_err(Error::Cpu)?;
+    fill_pool(&system);
+    cpus::start_secondaries(attend).map_err(Error::Cpu)?;
     log::info!("{system}");
     selftest::run(&system.machine.bootargs);
-    Ok(())
+    let shared = SHARED.call_once(|| Shared {
+        board: Board::new(&system),
+        crew: Crew::new(cpus::count()),
+        memory: MemorySystem::new(
+            &POOL,
+            cpus::count(),
+            system.features.pa_range.into(),
+            system.features.vmid_bits.into(),
+        ),
+        counters: (0..cpus::count()).map(|_| CpuCounters::default()).collect(),
+    });
+    let mut own = shared.own_cpu(CpuId::BOOT);
+    let mut host =
+        Host { machine: &shared.board, crew: &shared.crew, counters: &shared.counters, own: &mut own };
+    let guest = system.machine.modules.iter().position(|module| module.kind == ModuleKind::Kernel);
+    let module = guest.and_then(|index| {
+        let bootargs = system.machine.modules[index].bootargs.as_deref().unwrap_or_default();
+        Some(Module { bytes: system.module(index)?, bootargs })
+    });
+    monitor::run(&mut host, &system.machine.bootargs, module).map_err(|error| {
+        console::write_line(format_args!("parvisor: error: {error}"));
+        Error::Run(1)
+    })
+}
+
+/// Hands what memory nobody uses to the pool, and counts what the heap has.
+fn fill_pool(system: &System) {
+    for range in system.memory.ranges() {
+        // SAFETY: the platform has found this memory to be RAM, mapped at its own address, and nobody's.
+        unsafe { POOL.add(Pa::new(range.start())..Pa::new(range.end())) };
+    }
+    POOL.count_heap(heap::usage().total as u64 / PAGE_SIZE);
 }
 
 /// What the other CPUs run.
-fn idle(_cpu: CpuId) -> ! {
+fn attend(cpu: CpuId) -> ! {
+    let shared = loop {
+        match SHARED.get() {
+            Some(shared) => break shared,
+            None => gic::wait(),
+        }
+    };
+    let mut own = shared.own_cpu(cpu);
     loop {
+        shared.crew.attend(&shared.board, &mut own);
         gic::wait();
     }
 }
 
-/// Why the machine can't be used.
+impl Shared {
+    /// What the calling CPU has for itself.
+    fn own_cpu(&'static self, cpu: CpuId) -> OwnCpu<Board> {
+        let features = cpus::features();
+        let counters = &self.counters[cpu.index()];
+        OwnCpu {
+            id: vm::CpuId(cpu.index()),
+            cpu: HardwareCpu::new(features),
+            memory: CpuMemory::new(&self.memory, cpu.index(), Maintenance::new(features), counters),
+        }
+    }
+}
+
+/// Why the machine ends with a failing status.
 #[derive(Debug)]
 enum Error {
     Boot(BootError),
     Cpu(CpuStartError),
+    /// What the monitor has reported already.
+    Run(u8),
 }
 
-impl core::fmt::Display for Error {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Boot(error) => error.fmt(f),
             Self::Cpu(error) => error.fmt(f),
+            Self::Run(status) => write!(f, "the run failed with status {status}"),
         }
     }
 }

@@ -1,14 +1,13 @@
 //! One VM's stage-2 translation: its root, and what its owner does with it as a whole.
 
-use crate::address::Level;
-use crate::address::{Ipa, IpaRange, Vttbr};
-use crate::descriptor::Leaf;
+use crate::address::{Ipa, IpaRange, Level, PAGE_SIZE, Vttbr};
+use crate::descriptor::{Descriptor, Leaf};
 use crate::entry::Unlinked;
 use crate::memory::{Epoch, TableFrame, TableMemory, Worker};
 use crate::root::RootShape;
 use crate::tlb::Tlb;
 use crate::vmid::VmidHolder;
-use crate::walk::Root;
+use crate::walk::{Root, Step};
 use core::mem::ManuallyDrop;
 
 /// There was no frame for a table.
@@ -74,6 +73,30 @@ impl Stage2 {
             pa: self.frame.pa(),
             shape: self.shape,
         }
+    }
+
+    /// What maps `ipa` at this moment, and at which level. A locked entry maps nothing.
+    pub fn lookup<M: TableMemory, T: Tlb, E: Epoch>(
+        &self,
+        worker: &Worker<'_, M, T, E>,
+        ipa: Ipa,
+    ) -> Option<(Leaf, Level)> {
+        let page = ipa.align_down(PAGE_SIZE);
+        let mut found = None;
+        self.root().walk(
+            worker,
+            page..page.offset(PAGE_SIZE),
+            |context| match context.descriptor {
+                Descriptor::Table(_) => Step::Descend,
+                Descriptor::Frozen => Step::Restart,
+                Descriptor::Leaf(leaf) => {
+                    found = Some((leaf, context.level));
+                    Step::Stop
+                }
+                Descriptor::Invalid | Descriptor::Locked => Step::Stop,
+            },
+        );
+        found
     }
 
     /// Unmaps everything and hands all tables, the root last, to the epoch. No vCPU of this VM runs or will run.

@@ -3,7 +3,7 @@
 use super::{GicError, KICK, LOWEST_PRIORITY};
 use crate::percpu::CpuId;
 use crate::range::PhysicalRange;
-use arm_gic::InterruptGroup;
+use arm_gic::{IntId, InterruptGroup};
 use arm_gic::gicv2::registers::{Gicc, Gicd};
 use arm_gic::gicv2::{GicV2, SgiTarget, SgiTargetListFilter};
 use core::sync::atomic::{AtomicU8, Ordering};
@@ -54,6 +54,12 @@ impl V2 {
         let _ = driver.enable_interrupt(KICK, true);
         target.store(self.own_target(), Ordering::Relaxed);
         Ok(())
+    }
+
+    pub fn enable_private(&self, interrupt: IntId) {
+        let mut driver = self.driver.lock();
+        driver.set_interrupt_priority(interrupt, 0);
+        let _ = driver.enable_interrupt(interrupt, true);
     }
 
     /// This CPU's bit in target lists: the targets of its private interrupts read as itself.

@@ -12,7 +12,7 @@ use arm_gic::gicv3::{
     GicCpuInterface, GicDistributor, GicRedistributor, GicRedistributorIterator,
     HIGHEST_NS_PRIORITY, SgiTarget, SgiTargetGroup,
 };
-use arm_gic::{InterruptGroup, UniqueMmioPointer};
+use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
 use core::ptr::NonNull;
 
 /// The targets that one write to ICC_SGI1R_EL1 can list.
@@ -67,6 +67,14 @@ impl V3 {
         GicCpuInterface::set_priority_mask(LOWEST_PRIORITY);
         GicCpuInterface::enable_group1(true);
         Ok(())
+    }
+
+    pub fn enable_private(&self, interrupt: IntId) {
+        let Some(mpidr) = PerCpu::try_current().map(|data| data.mpidr) else { return };
+        if let Ok(Some(mut redistributor)) = self.redistributor(mpidr) {
+            let _ = redistributor.set_interrupt_priority(interrupt, HIGHEST_NS_PRIORITY);
+            let _ = redistributor.enable_interrupt(interrupt, true);
+        }
     }
 
     /// This CPU's redistributor, found by its affinity: their order is nobody's promise.

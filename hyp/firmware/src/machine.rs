@@ -1,0 +1,59 @@
+//! The machine that the monitor works with: the platform behind the monitor's trait.
+
+use core::fmt;
+
+use monitor::{Facts, Machine};
+use platform::boot::System;
+use platform::discovery::Gic;
+use platform::tlb::Maintenance;
+use platform::world::HardwareCpu;
+use platform::{CpuId, console, cpus, gic, timer};
+
+/// This machine.
+#[derive(Debug)]
+pub struct Board(Facts);
+
+impl Board {
+    /// All of its CPUs are up.
+    pub fn new(system: &System) -> Self {
+        Self(Facts {
+            cpus: cpus::count(),
+            pa_bits: system.features.pa_bits.into(),
+            cpu_model: cpus::model(),
+            gic: match system.machine.gic {
+                Gic::V2 { .. } => 2,
+                Gic::V3 { .. } => 3,
+            },
+            clock: "cntpct",
+        })
+    }
+}
+
+impl Machine for Board {
+    type Cpu = HardwareCpu;
+    type Hardware = Maintenance;
+
+    fn facts(&self) -> &Facts {
+        &self.0
+    }
+
+    fn now_ns(&self) -> u64 {
+        timer::now_ns()
+    }
+
+    fn counter(&self) -> u64 {
+        timer::counter()
+    }
+
+    fn write_line(&self, line: fmt::Arguments<'_>) {
+        console::write_line(line);
+    }
+
+    fn kick(&self, cpu: vm::CpuId) {
+        gic::kick(CpuId::new(cpu.0));
+    }
+
+    fn wait(&self, deadline_ns: u64) {
+        gic::wait_until(deadline_ns);
+    }
+}

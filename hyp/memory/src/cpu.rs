@@ -1,0 +1,195 @@
+//! What one CPU brings to the memory of VMs: its cache of frames, its place in the epoch, its TLB instructions, its
+//! counters. Nothing here is shared, so a fault that uses it touches no other CPU's cache lines.
+
+use crate::frames::{FrameCache, FramePool, VmId};
+use crate::reclaim::{Retirement, Tables};
+use alloc::sync::Arc;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
+use crossbeam_epoch::{Collector, Guard, LocalHandle};
+use stage2::{Counter, Counters, Pa, RootShape, Tlb, VmidAllocator, VmidHolder, Worker};
+
+/// The machine's caches, as far as guests with their MMU off can see past them.
+pub trait Caches {
+    /// Makes what was written at `pa` visible to non-cacheable accesses and to instruction fetches (clean and invalidate
+    /// to the point of coherency, then the instruction caches).
+    fn clean_for_guest(&self, pa: Pa, bytes: u64);
+}
+
+/// How one CPU's faults ended, counted.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct FaultCounters {
+    /// A page or block was mapped where nothing was.
+    pub mapped: Counter,
+    /// A mapping was made writable.
+    pub relaxed: Counter,
+    /// A block was split.
+    pub split: Counter,
+    /// Nothing was to be done: another CPU was first.
+    pub spurious: Counter,
+    /// The entry was locked by another CPU for too long.
+    pub busy: Counter,
+    /// The grounds for the fault had changed when its entry was locked.
+    pub retried: Counter,
+}
+
+impl FaultCounters {
+    /// Calls `each` with every counter's name and value.
+    pub fn for_each(&self, mut each: impl FnMut(&'static str, u64)) {
+        each("faults_mapped", self.mapped.get());
+        each("faults_relaxed", self.relaxed.get());
+        each("faults_split", self.split.get());
+        each("faults_spurious", self.spurious.get());
+        each("faults_busy", self.busy.get());
+        each("faults_retried", self.retried.get());
+    }
+}
+
+/// One CPU's means to work on the memory of VMs. Used only by that CPU; its counters may be read by any.
+pub struct CpuMemory<T> {
+    number: usize,
+    system: &'static MemorySystem,
+    cache: FrameCache,
+    epoch: LocalHandle,
+    hardware: T,
+    counters: &'static CpuCounters,
+}
+
+/// What all CPUs share to work on the memory of VMs. Read-only in the fault path, but for the epoch's own upkeep.
+#[derive(Debug)]
+pub struct MemorySystem {
+    pool: &'static FramePool,
+    collector: Collector,
+    vmids: VmidAllocator,
+    pa_range: u64,
+    vmid_bits: u32,
+}
+
+impl MemorySystem {
+    /// For a machine of `cpus` CPUs with `vmid_bits` bits of VMID (8 or 16) and physical addresses as
+    /// ID_AA64MMFR0_EL1.PARange says.
+    pub fn new(pool: &'static FramePool, cpus: usize, pa_range: u64, vmid_bits: u32) -> Self {
+        let vmids = VmidAllocator::new(cpus, vmid_bits);
+        Self { pool, collector: Collector::new(), vmids, pa_range, vmid_bits }
+    }
+
+    /// VTCR_EL2 for a VM.
+    pub(crate) fn vtcr(&self, shape: RootShape) -> u64 {
+        shape.vtcr(self.pa_range, self.vmid_bits)
+    }
+}
+
+/// What a CPU counts, for others to read.
+#[derive(Debug, Default)]
+pub struct CpuCounters {
+    /// The engine's.
+    pub stage2: Counters,
+    /// The faults'.
+    pub faults: FaultCounters,
+}
+
+impl<T> CpuMemory<T> {
+    /// For the calling CPU, `number` among those of `system`, which takes part in the epochs from now on. Its cache of
+    /// frames is filled.
+    pub fn new(system: &'static MemorySystem, number: usize, hardware: T, counters: &'static CpuCounters) -> Self {
+        let cache = FrameCache::new(system.pool);
+        let cpu = Self { number, system, cache, epoch: system.collector.register(), hardware, counters };
+        cpu.refill();
+        cpu
+    }
+
+    /// The global pool of frames.
+    pub fn pool(&self) -> &'static FramePool {
+        self.system.pool
+    }
+
+    /// The TLB and cache instructions.
+    pub fn hardware(&self) -> &T {
+        &self.hardware
+    }
+
+    /// Enters the epoch (rule 7). Not to be held while a guest runs, or while waiting for anybody.
+    #[inline]
+    pub fn pin(&self) -> Guard {
+        self.epoch.pin()
+    }
+
+    /// What all CPUs share.
+    pub(crate) fn system(&self) -> &'static MemorySystem {
+        self.system
+    }
+
+    #[inline]
+    pub(crate) fn fault_counters(&self) -> &'static FaultCounters {
+        &self.counters.faults
+    }
+
+    /// Frames for the tables of `vm`.
+    pub(crate) fn tables(&self, vm: VmId) -> Tables<'_> {
+        Tables { cache: &self.cache, vm }
+    }
+
+    /// Deferred frees for the tables of `vm`.
+    pub(crate) fn retirement<'g>(&self, vm: VmId, guard: &'g Guard) -> Retirement<'g> {
+        Retirement { guard, pool: self.system.pool, vm }
+    }
+
+    /// Fills the cache of frames from the pool, under the pool's lock. Whether there is a frame in it afterwards.
+    pub fn refill(&self) -> bool {
+        self.cache.refill()
+    }
+
+    /// Whether it is time for [`Self::upkeep`]: the cache of frames runs low.
+    #[inline]
+    pub fn needs_upkeep(&self) -> bool {
+        self.cache.is_low()
+    }
+
+    /// A bounded share of housekeeping, for an exit that is not a fault or after a fault is served.
+    #[cold]
+    pub fn upkeep(&self) {
+        self.refill();
+    }
+
+    /// Housekeeping for a CPU that has nothing else to do: hands its garbage to the epoch, frees what has passed it, fills
+    /// the cache of frames.
+    pub fn idle(&self) {
+        self.pin().flush();
+        self.refill();
+    }
+
+    /// Waits until every CPU that is in the epoch now has left it once, and what was deferred before has been done.
+    /// The caller holds no guard.
+    pub fn wait_for_epoch(&self) {
+        let passed = Arc::new(AtomicBool::new(false));
+        let signal = passed.clone();
+        self.pin().defer(move || signal.store(true, Ordering::Release));
+        while !passed.load(Ordering::Acquire) {
+            self.pin().flush();
+            core::hint::spin_loop();
+        }
+        self.pool().reclaim_released();
+    }
+}
+
+impl<T: Tlb> CpuMemory<T> {
+    /// Gives the VM a VMID that is good on this CPU, which is about to run it.
+    pub(crate) fn activate(&self, holder: &VmidHolder) {
+        self.system.vmids.activate(self.number, holder, &self.hardware);
+    }
+
+    pub(crate) fn worker<'w>(
+        &'w self,
+        tables: &'w Tables<'w>,
+        epoch: &'w Retirement<'w>,
+    ) -> Worker<'w, Tables<'w>, T, Retirement<'w>> {
+        Worker { memory: tables, tlb: &self.hardware, epoch, counters: &self.counters.stage2 }
+    }
+}
+
+impl<T> fmt::Debug for CpuMemory<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CpuMemory").field("cache", &self.cache).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,53 @@
+//! Table frames between the pool, the tables and the epoch.
+
+use crate::frames::{FrameCache, FramePool, VmId};
+use core::ptr::{NonNull, with_exposed_provenance_mut};
+use crossbeam_epoch::Guard;
+use stage2::{Entry, Epoch, Pa, TableFrame, TableMemory, Unlinked};
+
+/// The frames that one CPU makes one VM's tables of.
+#[derive(Debug)]
+pub struct Tables<'c> {
+    pub(crate) cache: &'c FrameCache,
+    pub(crate) vm: VmId,
+}
+
+// SAFETY: frames come from the pool through the CPU's cache: nobody else has them, they are zeroed and page-aligned.
+// Physical memory is mapped at its own address for as long as the hypervisor runs (on a host: the pool's arena is).
+unsafe impl TableMemory for Tables<'_> {
+    #[inline]
+    fn allocate(&self) -> Option<TableFrame> {
+        self.cache.take_table(self.vm).map(TableFrame::new)
+    }
+
+    fn free(&self, frame: TableFrame) {
+        // SAFETY: the caller owns the frame, which `allocate` took from a CPU's cache, and no walker has seen it.
+        unsafe { self.cache.give_back_table(frame.pa(), self.vm) };
+    }
+
+    #[inline]
+    fn entries(&self, pa: Pa) -> NonNull<Entry> {
+        let address = with_exposed_provenance_mut(pa.get() as usize);
+        // SAFETY: tables never lie in frame 0, which the pool doesn't hold.
+        unsafe { NonNull::new_unchecked(address) }
+    }
+}
+
+/// A CPU's stay in the epoch, through which it gives up tables of one VM.
+#[derive(Debug)]
+pub struct Retirement<'g> {
+    pub(crate) guard: &'g Guard,
+    pub(crate) pool: &'static FramePool,
+    pub(crate) vm: VmId,
+}
+
+impl Epoch for Retirement<'_> {
+    fn retire(&self, unlinked: Unlinked) {
+        let (pool, vm, frame) = (self.pool, self.vm, unlinked.into_frame());
+        let (pa, frames) = (frame.pa(), frame.tables());
+        pool.note_pending(vm, frames);
+        // The closure's three words lie in the epoch's own bag: nothing is allocated for it.
+        // SAFETY: the table is unlinked, its invalidation is complete, and the epoch has passed when this runs (rule 7).
+        self.guard.defer(move || unsafe { pool.release_deferred(pa, frames, vm) });
+    }
+}

@@ -1,0 +1,201 @@
+//! Slots: which pieces of a guest's physical address space are backed, by what, and whether writes to them are logged.
+//!
+//! The slots of a VM are an immutable sorted array behind an epoch-protected pointer (rule 10): a fault reads it without
+//! a lock; a change publishes a new array.
+
+use crate::dirty_log::DirtyLog;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::Ordering;
+use crossbeam_epoch::{Atomic, Guard, Shared};
+use stage2::{Ipa, IpaRange, Level, PAGE_SHIFT, PAGE_SIZE, Pa};
+
+/// Names a slot of a VM.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct SlotId(pub u32);
+
+impl fmt::Display for SlotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "slot {}", self.0)
+    }
+}
+
+/// Memory behind a slot: equal, naturally aligned pieces.
+#[derive(Debug)]
+pub(crate) struct Backing {
+    pub(crate) piece: Level,
+    pub(crate) pieces: Vec<Pa>,
+}
+
+/// A piece of guest memory.
+#[derive(Debug)]
+pub struct Slot {
+    id: SlotId,
+    start: Ipa,
+    backing: Backing,
+    read_only: bool,
+    /// Null while writes aren't logged. What a fault decides on (rule 8).
+    log: Atomic<DirtyLog>,
+}
+
+impl Slot {
+    pub(crate) fn new(id: SlotId, start: Ipa, backing: Backing, read_only: bool) -> Self {
+        Self { id, start, backing, read_only, log: Atomic::null() }
+    }
+
+    /// Its name.
+    pub fn id(&self) -> SlotId {
+        self.id
+    }
+
+    /// The addresses that it covers.
+    pub fn range(&self) -> IpaRange {
+        self.start..self.start.offset(self.backing.pieces.len() as u64 * self.backing.piece.span())
+    }
+
+    /// Its size in pages.
+    pub fn pages(&self) -> u64 {
+        (self.backing.pieces.len() as u64) << (self.backing.piece.shift() - PAGE_SHIFT)
+    }
+
+    /// Whether guest writes are refused.
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The largest block that maps it.
+    pub(crate) fn largest(&self) -> Level {
+        self.backing.piece
+    }
+
+    pub(crate) fn backing(&self) -> &Backing {
+        &self.backing
+    }
+
+    /// What backs the page at `ipa`, which lies in the slot.
+    #[inline]
+    pub(crate) fn frame_of(&self, ipa: Ipa) -> Pa {
+        let offset = ipa.get() - self.start.get();
+        let piece = self.backing.pieces[(offset >> self.backing.piece.shift()) as usize];
+        piece.offset(offset & (self.backing.piece.span() - 1) & !(PAGE_SIZE - 1))
+    }
+
+    /// The number within the slot of the page at `ipa`, which lies in it.
+    #[inline]
+    pub(crate) fn page_of(&self, ipa: Ipa) -> u64 {
+        (ipa.get() - self.start.get()) >> PAGE_SHIFT
+    }
+
+    /// The log, while logging is enabled. Acquire: pairs with the release that published it.
+    #[inline]
+    pub(crate) fn log<'g>(&self, guard: &'g Guard) -> Option<&'g DirtyLog> {
+        // SAFETY: a log is unpublished before it is handed to the epoch that `guard` stays in.
+        unsafe { self.log.load(Ordering::Acquire, guard).as_ref() }
+    }
+
+    /// Publishes a log (or none) and returns the old one, which only CPUs inside an epoch can still be using.
+    pub(crate) fn swap_log<'g>(&self, log: Option<DirtyLog>, guard: &'g Guard) -> Shared<'g, DirtyLog> {
+        let new = log.map_or(Shared::null(), |log| crossbeam_epoch::Owned::new(log).into_shared(guard));
+        self.log.swap(new, Ordering::AcqRel, guard)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // SAFETY: a slot is dropped by its last owner, after an epoch: nobody can be using the log.
+        let log = unsafe { core::mem::replace(&mut self.log, Atomic::null()).try_into_owned() };
+        drop(log);
+    }
+}
+
+/// All slots of a VM, sorted by address.
+#[derive(Debug, Default)]
+pub(crate) struct SlotArray(Vec<Arc<Slot>>);
+
+/// A slot can't be added.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SlotError {
+    /// The id is taken.
+    Exists(SlotId),
+    /// It would overlap this one.
+    Overlaps(SlotId),
+    /// No slot has this id.
+    Unknown(SlotId),
+    /// The start or the size isn't a multiple of the backing's piece size.
+    Unaligned {
+        /// The piece size in bytes.
+        piece: u64,
+    },
+    /// It has no page.
+    Empty,
+    /// It ends beyond the VM's IPA space.
+    BeyondIpaSpace {
+        /// The IPA space's size in bits.
+        bits: u32,
+    },
+    /// There are not enough frames for its memory, or not enough heap for its description.
+    OutOfMemory {
+        /// The bytes that were to be had.
+        bytes: u64,
+    },
+}
+
+impl fmt::Display for SlotError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exists(id) => write!(f, "{id} exists already"),
+            Self::Overlaps(id) => write!(f, "the addresses overlap {id}"),
+            Self::Unknown(id) => write!(f, "there is no {id}"),
+            Self::Unaligned { piece } => write!(f, "start and size must be multiples of the backing's {piece:#x} bytes"),
+            Self::Empty => f.write_str("the slot is empty"),
+            Self::BeyondIpaSpace { bits } => write!(f, "the slot ends beyond the VM's {bits}-bit address space"),
+            Self::OutOfMemory { bytes } => write!(f, "not enough memory to back {} MiB", bytes.div_ceil(1 << 20)),
+        }
+    }
+}
+
+impl core::error::Error for SlotError {}
+
+impl SlotArray {
+    /// The slot that covers `ipa`.
+    #[inline]
+    pub(crate) fn find(&self, ipa: Ipa) -> Option<&Arc<Slot>> {
+        let after = self.0.partition_point(|slot| slot.start <= ipa);
+        let slot = self.0.get(after.checked_sub(1)?)?;
+        (ipa < slot.range().end).then_some(slot)
+    }
+
+    pub(crate) fn get(&self, id: SlotId) -> Result<&Arc<Slot>, SlotError> {
+        self.0.iter().find(|slot| slot.id == id).ok_or(SlotError::Unknown(id))
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Slot>> {
+        self.0.iter()
+    }
+
+    /// Whether a slot could be added.
+    pub(crate) fn check(&self, id: SlotId, range: &IpaRange) -> Result<(), SlotError> {
+        for slot in &self.0 {
+            if slot.id == id {
+                return Err(SlotError::Exists(id));
+            }
+            let other = slot.range();
+            if range.start < other.end && other.start < range.end {
+                return Err(SlotError::Overlaps(slot.id));
+            }
+        }
+        Ok(())
+    }
+
+    /// This array and one slot more; `None` without heap.
+    pub(crate) fn with(&self, slot: Arc<Slot>) -> Option<Self> {
+        let mut all = Vec::new();
+        all.try_reserve_exact(self.0.len() + 1).ok()?;
+        let at = self.0.partition_point(|other| other.start < slot.start);
+        all.extend_from_slice(&self.0[..at]);
+        all.push(slot);
+        all.extend_from_slice(&self.0[at..]);
+        Some(Self(all))
+    }
+}

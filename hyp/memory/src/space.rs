@@ -1,0 +1,365 @@
+//! A VM's physical address space: its slots, its stage-2 tables, its dirty logs.
+//!
+//! Faults ([`AddressSpace::fault`]) run on any number of CPUs beside everything else here. What changes slots excludes
+//! only other such changes, and harvests of dirty logs exclude each other (rule 9), by locks that no fault takes.
+
+use crate::cpu::{Caches, CpuMemory};
+use crate::dirty_log::{BYTES_PER_WORD, DirtyLog, PAGES_PER_WORD};
+use crate::frames::{FrameSize, Owner, Purpose, VmId};
+use crate::locks::MmuLock;
+use crate::slots::{Backing, Slot, SlotArray, SlotError, SlotId};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::Range;
+use core::sync::atomic::{Ordering, fence};
+use crossbeam_epoch::{Atomic, Guard, Owned};
+use spin::Mutex;
+use stage2::{
+    Collapsed, Ipa, IpaRange, Level, OutOfFrames, PAGE_SIZE, Pa, Permissions, RootShape, Stage2, TableFrame, Tlb, Vttbr,
+};
+
+/// One VM's memory.
+#[derive(Debug)]
+pub struct AddressSpace<L> {
+    vm: VmId,
+    stage2: Stage2,
+    slots: Atomic<SlotArray>,
+    lock: L,
+    /// Held by whoever changes slots or takes from a dirty log. No fault takes it.
+    control: Mutex<()>,
+}
+
+/// A dirty log can't be switched, read or cleared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogError {
+    /// No such slot.
+    Unknown(SlotId),
+    /// Logging is enabled already, or the slot is read-only.
+    NotPossible(SlotId),
+    /// Logging isn't enabled.
+    Disabled(SlotId),
+    /// The bitmap reaches beyond the slot, or doesn't begin at a multiple of 64 pages.
+    OutOfRange(SlotId),
+    /// No heap for the bitmap.
+    OutOfMemory(SlotId),
+}
+
+impl fmt::Display for LogError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(id) => write!(f, "there is no {id}"),
+            Self::NotPossible(id) => write!(f, "dirty logging of {id} is enabled already, or the slot is read-only"),
+            Self::Disabled(id) => write!(f, "dirty logging of {id} isn't enabled"),
+            Self::OutOfRange(id) => write!(f, "the bitmap doesn't lie within {id}"),
+            Self::OutOfMemory(id) => write!(f, "no memory for the dirty log of {id}"),
+        }
+    }
+}
+
+impl core::error::Error for LogError {}
+
+/// Guest memory can't be reached: no slot covers all of the range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NotBacked {
+    /// The first address that isn't backed.
+    pub ipa: Ipa,
+}
+
+impl fmt::Display for NotBacked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "guest address {} is not backed by memory", self.ipa)
+    }
+}
+
+impl core::error::Error for NotBacked {}
+
+impl<L: MmuLock> AddressSpace<L> {
+    /// An empty address space. Its root comes from the pool.
+    pub fn new<T>(cpu: &CpuMemory<T>, vm: VmId, shape: RootShape) -> Result<Self, OutOfFrames> {
+        let root = cpu.pool().allocate_root(shape.frames(), vm).ok_or(OutOfFrames)?;
+        Ok(Self {
+            vm,
+            stage2: Stage2::new(TableFrame::root(root, shape.frames()), shape),
+            slots: Atomic::new(SlotArray::default()),
+            lock: L::default(),
+            control: Mutex::new(()),
+        })
+    }
+
+    /// Gives the VM a VMID that is good on the calling CPU, and returns what VTTBR_EL2 and VTCR_EL2 are to hold there.
+    pub fn activate<T: Tlb>(&self, cpu: &CpuMemory<T>) -> (Vttbr, u64) {
+        cpu.activate(self.stage2.vmid());
+        (self.stage2.vttbr(), cpu.system().vtcr(self.stage2.shape()))
+    }
+
+    /// The VM that it belongs to.
+    pub fn vm(&self) -> VmId {
+        self.vm
+    }
+
+    /// The tables.
+    pub fn stage2(&self) -> &Stage2 {
+        &self.stage2
+    }
+
+    pub(crate) fn lock(&self) -> &L {
+        &self.lock
+    }
+
+    #[inline]
+    pub(crate) fn slots<'g>(&self, guard: &'g Guard) -> &'g SlotArray {
+        // SAFETY: the pointer is never null, and an array is unpublished before it is handed to the epoch that `guard`
+        // stays in. Acquire: pairs with the release of `publish`.
+        unsafe { self.slots.load(Ordering::Acquire, guard).deref() }
+    }
+
+    /// Backs `bytes` from `start` on with zeroed memory, in pieces of the span of `piece`, which are also the largest
+    /// blocks that map it. vCPUs may be running.
+    pub fn add_slot<T: Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        start: Ipa,
+        bytes: u64,
+        piece: Level,
+        read_only: bool,
+    ) -> Result<(), SlotError> {
+        let _control = self.control.lock();
+        let range = self.checked_range(start, bytes, piece)?;
+        let guard = cpu.pin();
+        let slots = self.slots(&guard);
+        slots.check(id, &range)?;
+        let backing = self.allocate_backing(cpu, bytes, piece)?;
+        let slot = Arc::new(Slot::new(id, start, backing, read_only));
+        let Some(with_slot) = slots.with(slot.clone()) else {
+            self.free_backing(cpu, slot.backing());
+            return Err(SlotError::OutOfMemory { bytes });
+        };
+        self.publish(with_slot, &guard);
+        Ok(())
+    }
+
+    fn checked_range(&self, start: Ipa, bytes: u64, piece: Level) -> Result<IpaRange, SlotError> {
+        let bits = self.stage2.shape().ipa_bits();
+        if bytes == 0 {
+            return Err(SlotError::Empty);
+        }
+        if !start.is_aligned(piece.span()) || !bytes.is_multiple_of(piece.span()) {
+            return Err(SlotError::Unaligned { piece: piece.span() });
+        }
+        let end = start.checked_add(bytes).ok_or(SlotError::BeyondIpaSpace { bits })?;
+        if !self.stage2.contains(&(start..end)) {
+            return Err(SlotError::BeyondIpaSpace { bits });
+        }
+        Ok(start..end)
+    }
+
+    fn allocate_backing<T: Caches>(&self, cpu: &CpuMemory<T>, bytes: u64, piece: Level) -> Result<Backing, SlotError> {
+        let out_of_memory = SlotError::OutOfMemory { bytes };
+        let count = usize::try_from(bytes / piece.span()).map_err(|_| out_of_memory)?;
+        let mut backing = Backing { piece, pieces: Vec::new() };
+        backing.pieces.try_reserve_exact(count).map_err(|_| out_of_memory)?;
+        for _ in 0..count {
+            let Some(pa) = cpu.pool().allocate(FrameSize::of_level(piece), Owner::Vm(self.vm), Purpose::Guest) else {
+                self.free_backing(cpu, &backing);
+                return Err(out_of_memory);
+            };
+            // SAFETY: the frames have just come from the pool, whose memory is mapped.
+            unsafe { crate::frames::zero(pa, piece.span()) };
+            cpu.hardware().clean_for_guest(pa, piece.span());
+            backing.pieces.push(pa);
+        }
+        Ok(backing)
+    }
+
+    fn free_backing<T>(&self, cpu: &CpuMemory<T>, backing: &Backing) {
+        for pa in &backing.pieces {
+            cpu.pool().free(*pa, FrameSize::of_level(backing.piece), Owner::Vm(self.vm), Purpose::Guest);
+        }
+    }
+
+    /// Release: pairs with the acquire in [`Self::slots`].
+    fn publish(&self, slots: SlotArray, guard: &Guard) {
+        let old = self.slots.swap(Owned::new(slots), Ordering::AcqRel, guard);
+        fence(Ordering::SeqCst);
+        // SAFETY: the array is unpublished, and only CPUs that are in an epoch now can still be using it.
+        unsafe { guard.defer_destroy(old) };
+    }
+
+    /// Starts logging writes to a slot, page by page: every mapping of it becomes read-only. When this returns, every
+    /// further write is logged. vCPUs may be running; a write that races with this call may or may not be logged.
+    pub fn enable_dirty_log<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, id: SlotId) -> Result<(), LogError> {
+        let _control = self.control.lock();
+        let guard = cpu.pin();
+        let slot = self.slots(&guard).get(id).map_err(|_| LogError::Unknown(id))?;
+        if slot.read_only() || slot.log(&guard).is_some() {
+            return Err(LogError::NotPossible(id));
+        }
+        let log = DirtyLog::new(slot.pages()).ok_or(LogError::OutOfMemory(id))?;
+        slot.swap_log(Some(log), &guard);
+        fence(Ordering::SeqCst);
+        self.write_protect(cpu, &guard, slot.range(), |_, _| true);
+        Ok(())
+    }
+
+    /// Copies the log of the pages from `first_page` (a multiple of 64) on into `bitmap`, and changes nothing.
+    pub fn get_dirty_log<T>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        first_page: u64,
+        bitmap: &mut [u64],
+    ) -> Result<(), LogError> {
+        let guard = cpu.pin();
+        let slot = self.slots(&guard).get(id).map_err(|_| LogError::Unknown(id))?;
+        let log = slot.log(&guard).ok_or(LogError::Disabled(id))?;
+        log.copy(words_of(log, id, first_page, bitmap)?.start, bitmap);
+        Ok(())
+    }
+
+    /// Takes the pages that `bitmap` names, from `first_page` (a multiple of 64) on, out of the log, and write-protects
+    /// them. On return `bitmap` names those that were dirty, and no vCPU can write to them unlogged: now they may be copied.
+    /// vCPUs may be running; harvests of one VM exclude each other.
+    pub fn clear_dirty_log<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        first_page: u64,
+        bitmap: &mut [u64],
+    ) -> Result<(), LogError> {
+        let _control = self.control.lock();
+        let guard = cpu.pin();
+        let slot = self.slots(&guard).get(id).map_err(|_| LogError::Unknown(id))?;
+        let log = slot.log(&guard).ok_or(LogError::Disabled(id))?;
+        let words = words_of(log, id, first_page, bitmap)?;
+        log.take(words.start, bitmap);
+        fence(Ordering::SeqCst);
+        let start = slot.range().start.offset(words.start as u64 * BYTES_PER_WORD);
+        let end = start.offset(words.len() as u64 * BYTES_PER_WORD).min(slot.range().end);
+        self.write_protect(cpu, &guard, start..end, |ipa, level| {
+            // A block has no bit of its own; it is only met where one was made writable by a race with enabling.
+            let page = ipa.get().wrapping_sub(start.get()) / PAGE_SIZE;
+            level != Level::L3 || bitmap[(page / PAGES_PER_WORD) as usize] & 1 << (page % PAGES_PER_WORD) != 0
+        });
+        Ok(())
+    }
+
+    /// Stops logging and restores blocks where logging has split them. vCPUs may be running.
+    pub fn disable_dirty_log<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, id: SlotId) -> Result<Collapsed, LogError> {
+        let _control = self.control.lock();
+        let guard = cpu.pin();
+        let slot = self.slots(&guard).get(id).map_err(|_| LogError::Unknown(id))?;
+        let log = slot.swap_log(None, &guard);
+        if log.is_null() {
+            return Err(LogError::Disabled(id));
+        }
+        fence(Ordering::SeqCst);
+        let (tables, epoch) = (cpu.tables(self.vm), cpu.retirement(self.vm, &guard));
+        let worker = cpu.worker(&tables, &epoch);
+        let mut collapsed = Collapsed::default();
+        let mut to = Level::L3;
+        while let Some(above) = to.above().filter(|above| *above >= slot.largest()) {
+            let _lock = self.lock.exclusive();
+            collapsed += self.stage2.collapse(&worker, slot.range(), above, || match slot.log(&guard) {
+                None => Permissions::RAM,
+                Some(_) => Permissions::LOGGED,
+            });
+            to = above;
+        }
+        // SAFETY: the log is unpublished, and only CPUs that are in an epoch now can still be using it.
+        unsafe { guard.defer_destroy(log) };
+        Ok(collapsed)
+    }
+
+    fn write_protect<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        guard: &Guard,
+        range: IpaRange,
+        wanted: impl FnMut(Ipa, Level) -> bool,
+    ) {
+        let (tables, epoch) = (cpu.tables(self.vm), cpu.retirement(self.vm, guard));
+        let _lock = self.lock.exclusive();
+        self.stage2.write_protect(&cpu.worker(&tables, &epoch), range, wanted);
+    }
+
+    /// Copies bytes into guest memory, as a device would: read-only slots too, and marked in the dirty log.
+    /// Nothing is written unless all of the range is backed. vCPUs that use the same bytes meanwhile see some mixture.
+    pub fn write_guest<T: Caches>(&self, cpu: &CpuMemory<T>, ipa: Ipa, bytes: &[u8]) -> Result<(), NotBacked> {
+        let guard = cpu.pin();
+        self.for_each_page(&guard, ipa, bytes.len(), |_, _, _, _| {})?;
+        self.for_each_page(&guard, ipa, bytes.len(), |slot, page, pa, part| {
+            // SAFETY: the slot's frames back the guest, and stay its own in the epoch that `guard` holds.
+            unsafe { crate::frames::write_bytes(pa, &bytes[part.clone()]) };
+            cpu.hardware().clean_for_guest(pa, part.len() as u64);
+            if let Some(log) = slot.log(&guard) {
+                log.mark(page, 1);
+            }
+        })
+    }
+
+    /// Copies bytes out of guest memory. vCPUs that write them meanwhile may leave any mixture.
+    pub fn read_guest<T>(&self, cpu: &CpuMemory<T>, ipa: Ipa, bytes: &mut [u8]) -> Result<(), NotBacked> {
+        let guard = cpu.pin();
+        let length = bytes.len();
+        self.for_each_page(&guard, ipa, length, |_, _, pa, part| {
+            // SAFETY: as for `write_guest`.
+            unsafe { crate::frames::read_bytes(pa, &mut bytes[part]) }
+        })
+    }
+
+    /// Calls `each` with the slot, the page's number in it, the physical address and the part of the buffer, for every
+    /// page that the range touches.
+    fn for_each_page(
+        &self,
+        guard: &Guard,
+        ipa: Ipa,
+        length: usize,
+        mut each: impl FnMut(&Slot, u64, Pa, Range<usize>),
+    ) -> Result<(), NotBacked> {
+        let slots = self.slots(guard);
+        let mut done = 0;
+        while done < length {
+            let at = ipa.checked_add(done as u64).ok_or(NotBacked { ipa })?;
+            let slot = slots.find(at).ok_or(NotBacked { ipa: at })?;
+            let offset = at.offset_in(PAGE_SIZE);
+            let part = done..length.min(done + (PAGE_SIZE - offset) as usize);
+            done = part.end;
+            each(slot, slot.page_of(at), slot.frame_of(at).offset(offset), part);
+        }
+        Ok(())
+    }
+
+    /// Tears everything down and returns when every frame of the VM is back in the pool, but for tables that other CPUs
+    /// have yet to let go of their epoch for; those are counted as pending until then. No vCPU of this VM runs or will run.
+    pub fn destroy<T: Tlb + Caches>(self, cpu: &CpuMemory<T>) {
+        let Self { vm, stage2, slots, .. } = self;
+        {
+            let guard = cpu.pin();
+            let (tables, epoch) = (cpu.tables(vm), cpu.retirement(vm, &guard));
+            stage2.destroy(&cpu.worker(&tables, &epoch), |_, _, _| {});
+        }
+        // Rule 10: frames go back after the invalidation and an epoch.
+        cpu.wait_for_epoch();
+        // SAFETY: the address space is owned, so nobody else can reach the array, and the pointer is never null.
+        let slots = unsafe { slots.into_owned() };
+        for slot in slots.iter() {
+            let backing = slot.backing();
+            for pa in &backing.pieces {
+                cpu.pool().free(*pa, FrameSize::of_level(backing.piece), Owner::Vm(vm), Purpose::Guest);
+            }
+        }
+    }
+}
+
+/// The words of `log` that a bitmap of this length from `first_page` on stands for.
+fn words_of(log: &DirtyLog, id: SlotId, first_page: u64, bitmap: &[u64]) -> Result<Range<usize>, LogError> {
+    let out_of_range = LogError::OutOfRange(id);
+    if !first_page.is_multiple_of(PAGES_PER_WORD) {
+        return Err(out_of_range);
+    }
+    let first = usize::try_from(first_page / PAGES_PER_WORD).map_err(|_| out_of_range)?;
+    let end = first.checked_add(bitmap.len()).filter(|end| *end <= log.len()).ok_or(out_of_range)?;
+    Ok(first..end)
+}

@@ -1,0 +1,56 @@
+//! The numbers of Parvisor's own hypercalls: what a guest and the hypervisor must agree on.
+//!
+//! They lie in the vendor-specific hypervisor range of the Arm SMC Calling Convention (DEN0028, 1.4: owner 6) and are
+//! made by HVC with immediate 0: the function in w0, arguments in x1 to x6, results in x0 to x3. x0 is 0 for success or
+//! [`NOT_SUPPORTED`]. A crate of its own, so that guests need nothing else of the hypervisor. Constants only.
+
+#![no_std]
+
+/// What x0 holds after a call that isn't known (SMCCC 1.4, section 5.2).
+pub const NOT_SUPPORTED: u64 = -1i64 as u64;
+/// What x0 holds after a call that worked, unless the call says otherwise.
+pub const SUCCESS: u64 = 0;
+
+/// First function of the fast 64-bit vendor-specific hypervisor range.
+pub const VENDOR_FAST64: u32 = 0xC600_0000;
+/// First function of the fast 32-bit vendor-specific hypervisor range.
+pub const VENDOR_FAST32: u32 = 0x8600_0000;
+/// Asks whose range this is: [`UID`] in w0 to w3.
+pub const VENDOR_UID: u32 = 0x8600_FF01;
+/// Asks for the revision of the range: [`REVISION`] in w0 and w1.
+pub const VENDOR_REVISION: u32 = 0x8600_FF03;
+
+/// Parvisor's identity, the UUID 7a8f5e20-6c41-4f0b-9d3e-504152564953, in the byte order of SMCCC (5.3).
+pub const UID: [u32; 4] = [0x205e_8f7a, 0x0b4f_416c, 0x4150_3e9d, 0x5349_5652];
+/// Major and minor revision of the calls below.
+pub const REVISION: [u32; 2] = [1, 0];
+
+/// Writes the byte in x1 to the hypervisor's console, which prints whole lines.
+pub const CONSOLE_PUT: u32 = VENDOR_FAST64;
+/// Announces the benchmark guest, by its first vCPU. x1: IPA of the vCPUs' journals, which follow each other; x2: bytes of
+/// one vCPU's journal. Returns x1: number of vCPUs; x2: bytes of test memory per vCPU; x3: IPA of the test memory.
+pub const BENCH_HELLO: u32 = VENDOR_FAST64 + 1;
+/// Ends this vCPU's step and waits for the next. x1: pages that it wrote. Returns x0: the step, one of [`step`]; x1: the
+/// iteration, from 1.
+pub const BENCH_NEXT: u32 = VENDOR_FAST64 + 2;
+/// A test program's verdict, which ends the VM. x1: 0 if it passed, else its own failure code; x2, x3: details.
+pub const REPORT: u32 = VENDOR_FAST64 + 3;
+/// Asks for the benchmark's parameters. Returns x1: percentage of accesses that write; x2: 1 if pages are chosen at random,
+/// else 0; x3: seed.
+pub const BENCH_PARAMS: u32 = VENDOR_FAST64 + 4;
+
+/// What [`BENCH_NEXT`] tells a vCPU to do.
+pub mod step {
+    /// End: the first vCPU turns the VM off, the others themselves.
+    pub const STOP: u64 = 0;
+    /// Write [`pattern`](crate::pattern) of iteration 0 to every page of the vCPU's share.
+    pub const POPULATE: u64 = 1;
+    /// Access every page of the share once, and write the pattern of the iteration to those that the write percentage picks.
+    pub const DIRTY: u64 = 2;
+}
+
+/// The word that the benchmark guest writes to the start of a page: `iteration` (16 bits) and the page's index within the
+/// test memory.
+pub const fn pattern(iteration: u64, page: u64) -> u64 {
+    iteration << 48 | page
+}

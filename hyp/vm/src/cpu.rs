@@ -1,0 +1,116 @@
+//! What the run loop needs of a CPU that has EL2: the world switch and a few registers. `platform` implements it on
+//! hardware, tests by a script.
+//!
+//! One value per physical CPU, used by the one thread that runs there.
+
+use stage2::Ipa;
+
+use crate::state::{GuestRegs, VcpuState};
+use crate::sysreg::SystemRegister;
+
+/// A physical CPU's logical number: its place in the machine's device tree, the boot CPU's being 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CpuId(pub usize);
+
+/// Why the CPU came back from the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum ExitReason {
+    /// A synchronous exception; ESR_EL2 tells which.
+    Synchronous = 0,
+    /// A physical IRQ or FIQ: somebody kicked this CPU.
+    Interrupt = 1,
+    /// A system error.
+    SystemError = 2,
+}
+
+/// The syndrome registers after an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawExit {
+    /// Which exception it was.
+    pub reason: ExitReason,
+    /// ESR_EL2; meaningless after an interrupt.
+    pub esr: u64,
+    /// FAR_EL2; valid for aborts.
+    pub far: u64,
+    /// HPFAR_EL2; valid for stage-2 faults other than permission faults of the guest's own access.
+    pub hpfar: u64,
+}
+
+/// The registers that select a VM's stage-2 translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stage2Registers {
+    /// VTTBR_EL2: root table and VMID.
+    pub vttbr: u64,
+    /// VTCR_EL2: IPA size, granule and walk attributes.
+    pub vtcr: u64,
+}
+
+/// What EL2 decides about a vCPU, beside its own state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VcpuControls {
+    /// The VM's stage-2 translation.
+    pub stage2: Stage2Registers,
+    /// What MPIDR_EL1 reads (VMPIDR_EL2).
+    pub mpidr: u64,
+    /// What is subtracted from the counter for CNTVCT_EL0, in ticks (CNTVOFF_EL2).
+    pub counter_offset: u64,
+}
+
+/// The registers of the loaded guest that decide how it takes an exception.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExceptionControls {
+    /// VBAR_EL1.
+    pub vbar: u64,
+    /// SCTLR_EL1.
+    pub sctlr: u64,
+}
+
+/// What the guest's handler finds in the exception registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExceptionRecord {
+    /// ELR_EL1.
+    pub elr: u64,
+    /// SPSR_EL1.
+    pub spsr: u64,
+    /// ESR_EL1.
+    pub esr: u64,
+    /// FAR_EL1, or `None` to leave it alone.
+    pub far: Option<u64>,
+}
+
+/// A CPU at EL2.
+pub trait Cpu {
+    /// Puts a vCPU's EL1, FP and key registers into the CPU, and sets the traps.
+    fn load(&mut self, state: &VcpuState, controls: &VcpuControls);
+
+    /// Takes the loaded vCPU's registers back into `state` (all but the general ones, which every exit saves) and leaves
+    /// the CPU without a guest: no stage-2 translation is active afterwards.
+    fn put(&mut self, state: &mut VcpuState);
+
+    /// Runs the loaded guest until it exits.
+    fn enter(&mut self, regs: &mut GuestRegs) -> RawExit;
+
+    /// Where the loaded guest's stage 1 maps the virtual address `va` for a read at EL1 (AT S1E1R), or `None` if it
+    /// doesn't, or doesn't any more. The guest's PAR_EL1 is kept.
+    fn translate_read(&mut self, va: u64) -> Option<Ipa>;
+
+    /// How the loaded guest takes exceptions.
+    fn exception_controls(&mut self) -> ExceptionControls;
+
+    /// Fills the loaded guest's exception registers.
+    fn set_exception(&mut self, record: &ExceptionRecord);
+
+    /// What the CPU's own ID register holds; 0 for one that the CPU doesn't have.
+    fn id_register(&self, register: SystemRegister) -> u64;
+
+    /// Makes CPU `target` leave its guest or its wait, by an interrupt. All that this CPU wrote before is visible to the
+    /// target when it comes out.
+    fn kick(&mut self, target: CpuId);
+
+    /// Takes and ends the interrupts that are pending for this CPU: kicks, and any strays.
+    fn acknowledge_interrupts(&mut self);
+
+    /// Sleeps until an interrupt is pending. Returns at once if one is already, and may return for no reason.
+    fn wait_for_interrupt(&mut self);
+}

@@ -1,0 +1,38 @@
+//! Virtual machines and their vCPUs: run loop, exit decoding, PSCI, system registers.
+//!
+//! A guest is hostile: whatever it does ends in emulation, an exception at its own EL1, an error code, or its VM stopped
+//! with a reason. Nothing here touches a CPU's registers: the world switch comes in through [`Cpu`], memory through
+//! [`GuestMemory`], the control plane through [`Service`]; so all of it runs on a host.
+//!
+//! One vCPU runs on one physical CPU, by the one thread there ([`Vcpu::run`]); what vCPUs share is in [`Vm`].
+
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+mod cpu;
+mod exits;
+mod id;
+mod power;
+mod psci;
+mod pstate;
+mod service;
+mod space;
+mod state;
+mod stop;
+mod sync;
+mod syndrome;
+mod sysreg;
+mod vcpu;
+mod vm;
+
+pub use cpu::{Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers, VcpuControls};
+pub use exits::{ExitCounts, ExitKind};
+pub use power::{PowerState, Start};
+pub use service::{Service, ServiceReply};
+pub use space::GuestMemory;
+pub use state::{El1State, FpState, GuestRegs, PacKeys, VcpuState};
+pub use stop::StopReason;
+pub use sysreg::{Direction, SystemRegister};
+pub use vcpu::Vcpu;
+pub use vm::{BadVcpuCount, MAX_VCPUS, VcpuId, Vm, VmConfig};

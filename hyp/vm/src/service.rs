@@ -1,0 +1,26 @@
+//! Hypercalls that aren't the run loop's own business: what `monitor` offers to guests in the vendor-specific range.
+
+use crate::stop::StopReason;
+use crate::vm::VcpuId;
+
+/// Answers vendor-specific hypercalls. Every vCPU of a VM calls at once, each with arguments that may be anything.
+pub trait Service: Sync {
+    /// A vCPU calls `function` (one of the vendor-specific hypervisor range) with x1 to x6.
+    fn call(&self, vcpu: VcpuId, function: u32, args: [u64; 6]) -> ServiceReply;
+
+    /// Asked while a vCPU waits, each time its CPU is kicked: what the call that [`ServiceReply::Wait`] answered returns now.
+    fn poll(&self, vcpu: VcpuId) -> ServiceReply;
+}
+
+/// What a vendor-specific hypercall comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServiceReply {
+    /// The vCPU goes on with these in x0 to x3.
+    Return([u64; 4]),
+    /// There is no such function: the vCPU goes on with NOT_SUPPORTED in x0.
+    NotSupported,
+    /// The vCPU sleeps, and [`Service::poll`] is asked again whenever its CPU is kicked.
+    Wait,
+    /// The VM ends.
+    Stop(StopReason),
+}

@@ -1,0 +1,168 @@
+//! What makes up a vCPU: every register that a guest can see and change, and that must survive a world switch.
+//!
+//! Plain data. The world switch reads and writes it at offsets taken from these structs (`repr(C)`), so their layout is
+//! fixed; everything else uses the fields. A vCPU's state belongs to the thread that runs it.
+
+/// SCTLR_EL1 after reset, as the arm64 boot protocol wants it: MMU and caches off, the bits that are RES1 in Armv8.0 set
+/// (LSMAOE, nTLSMD, SPAN, EIS, TSCXT, EOS; Arm ARM D23.2.151).
+const SCTLR_EL1_RESET: u64 = 1 << 29 | 1 << 28 | 1 << 23 | 1 << 22 | 1 << 20 | 1 << 11;
+
+/// The general registers, which every exit saves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct GuestRegs {
+    /// x0 to x30.
+    pub x: [u64; 31],
+    /// Where the guest continues (ELR_EL2).
+    pub pc: u64,
+    /// The guest's PSTATE (SPSR_EL2).
+    pub pstate: u64,
+}
+
+impl GuestRegs {
+    /// Register `index` as an operand names it: 31 is the zero register.
+    pub fn operand(&self, index: u8) -> u64 {
+        self.x.get(usize::from(index)).copied().unwrap_or(0)
+    }
+
+    /// Writes register `index` as an operand names it: to 31 (the zero register) without effect.
+    pub fn set_operand(&mut self, index: u8, value: u64) {
+        if let Some(register) = self.x.get_mut(usize::from(index)) {
+            *register = value;
+        }
+    }
+}
+
+/// The EL1 and EL0 system registers, switched when a vCPU is loaded or put.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[repr(C)]
+#[expect(missing_docs, reason = "each field is the register of its name, Arm ARM D23")]
+pub struct El1State {
+    pub sctlr_el1: u64,
+    pub cpacr_el1: u64,
+    pub ttbr0_el1: u64,
+    pub ttbr1_el1: u64,
+    pub tcr_el1: u64,
+    pub mair_el1: u64,
+    pub amair_el1: u64,
+    pub vbar_el1: u64,
+    pub contextidr_el1: u64,
+    pub esr_el1: u64,
+    pub far_el1: u64,
+    pub afsr0_el1: u64,
+    pub afsr1_el1: u64,
+    pub elr_el1: u64,
+    pub spsr_el1: u64,
+    pub sp_el0: u64,
+    pub sp_el1: u64,
+    pub tpidr_el0: u64,
+    pub tpidrro_el0: u64,
+    pub tpidr_el1: u64,
+    pub par_el1: u64,
+    pub csselr_el1: u64,
+    pub cntkctl_el1: u64,
+    pub cntv_ctl_el0: u64,
+    pub cntv_cval_el0: u64,
+}
+
+impl El1State {
+    /// The registers after reset.
+    pub const fn reset() -> Self {
+        Self {
+            sctlr_el1: SCTLR_EL1_RESET,
+            cpacr_el1: 0,
+            ttbr0_el1: 0,
+            ttbr1_el1: 0,
+            tcr_el1: 0,
+            mair_el1: 0,
+            amair_el1: 0,
+            vbar_el1: 0,
+            contextidr_el1: 0,
+            esr_el1: 0,
+            far_el1: 0,
+            afsr0_el1: 0,
+            afsr1_el1: 0,
+            elr_el1: 0,
+            spsr_el1: 0,
+            sp_el0: 0,
+            sp_el1: 0,
+            tpidr_el0: 0,
+            tpidrro_el0: 0,
+            tpidr_el1: 0,
+            par_el1: 0,
+            csselr_el1: 0,
+            cntkctl_el1: 0,
+            cntv_ctl_el0: 0,
+            cntv_cval_el0: 0,
+        }
+    }
+}
+
+/// The FP and SIMD registers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(16))]
+pub struct FpState {
+    /// q0 to q31.
+    pub q: [u128; 32],
+    /// FPCR.
+    pub fpcr: u64,
+    /// FPSR.
+    pub fpsr: u64,
+}
+
+/// The keys of pointer authentication (FEAT_PAuth), each as its low and high half.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+#[expect(missing_docs, reason = "each field is the key of its name, Arm ARM D8.10")]
+pub struct PacKeys {
+    pub apia: [u64; 2],
+    pub apib: [u64; 2],
+    pub apda: [u64; 2],
+    pub apdb: [u64; 2],
+    pub apga: [u64; 2],
+}
+
+/// All of a vCPU's registers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct VcpuState {
+    /// General registers, program counter and PSTATE.
+    pub regs: GuestRegs,
+    /// EL1 and EL0 system registers.
+    pub el1: El1State,
+    /// FP and SIMD registers.
+    pub fp: FpState,
+    /// Pointer-authentication keys; unused on a CPU without them.
+    pub pac: PacKeys,
+}
+
+impl VcpuState {
+    /// A vCPU out of reset, about to execute `entry` with `x0` in x0 as both the arm64 boot protocol and PSCI CPU_ON
+    /// demand: at EL1 on its own stack pointer, everything masked, MMU off.
+    pub fn starting_at(entry: u64, x0: u64) -> Self {
+        let mut regs = GuestRegs { pc: entry, pstate: crate::pstate::EL1H | crate::pstate::DAIF, ..Default::default() };
+        regs.x[0] = x0;
+        Self { regs, el1: El1State::reset(), fp: FpState::default(), pac: PacKeys::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operand_31_is_the_zero_register() {
+        let mut regs = GuestRegs::default();
+        regs.set_operand(31, 5);
+        regs.set_operand(30, 6);
+        assert_eq!((regs.operand(31), regs.operand(30), regs.pc), (0, 6, 0));
+    }
+
+    #[test]
+    fn a_vcpu_starts_as_the_boot_protocol_says() {
+        let state = VcpuState::starting_at(0x4020_0000, 0x4800_0000);
+        assert_eq!((state.regs.pc, state.regs.x[0], state.regs.x[1]), (0x4020_0000, 0x4800_0000, 0));
+        assert_eq!(state.regs.pstate, 0x3c5);
+        assert_eq!(state.el1.sctlr_el1, 0x30d0_0800);
+    }
+}

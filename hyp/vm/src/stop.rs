@@ -1,0 +1,71 @@
+//! Why a VM ended. It ends once: the first reason stays.
+
+use core::fmt;
+
+use stage2::Ipa;
+
+use crate::vm::VcpuId;
+
+/// Why a VM ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// The guest turned itself off (PSCI SYSTEM_OFF).
+    PoweredOff,
+    /// The guest asked for a reset (PSCI SYSTEM_RESET).
+    Reset,
+    /// The guest's last vCPU turned itself off, and nobody is left to turn one on.
+    AllVcpusOff,
+    /// A test program gave its verdict.
+    Reported {
+        /// Who.
+        vcpu: VcpuId,
+        /// 0 if it passed, else its own failure code.
+        code: u64,
+        /// Details, by the program's own convention.
+        details: [u64; 2],
+    },
+    /// A system error came while the guest ran.
+    SystemError {
+        /// Where.
+        vcpu: VcpuId,
+        /// The syndrome (ESR_EL2).
+        esr: u64,
+    },
+    /// The guest's translations conflict in the TLB.
+    TlbConflict {
+        /// Where.
+        vcpu: VcpuId,
+        /// The virtual address.
+        va: u64,
+    },
+    /// No frame is left to resolve a fault with.
+    OutOfFrames {
+        /// Whose fault.
+        vcpu: VcpuId,
+        /// Where.
+        ipa: Ipa,
+    },
+    /// The VM didn't end by itself in the time that it had.
+    TimedOut,
+    /// Somebody outside the VM wanted it to end.
+    Requested,
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PoweredOff => f.write_str("the guest powered off"),
+            Self::Reset => f.write_str("the guest asked for a reset"),
+            Self::AllVcpusOff => f.write_str("the guest's last vCPU turned itself off"),
+            Self::Reported { code: 0, .. } => f.write_str("the guest program passed"),
+            Self::Reported { vcpu, code, details: [a, b] } => {
+                write!(f, "the guest program failed on {vcpu} with code {code:#x} ({a:#x}, {b:#x})")
+            }
+            Self::SystemError { vcpu, esr } => write!(f, "a system error came in the guest on {vcpu} (ESR_EL2 {esr:#x})"),
+            Self::TlbConflict { vcpu, va } => write!(f, "the guest made a TLB conflict on {vcpu} at address {va:#x}"),
+            Self::OutOfFrames { vcpu, ipa } => write!(f, "no memory was left for the guest's access to {ipa} on {vcpu}"),
+            Self::TimedOut => f.write_str("the guest didn't end in the time it had"),
+            Self::Requested => f.write_str("the guest was stopped"),
+        }
+    }
+}

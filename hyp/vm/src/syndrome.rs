@@ -1,0 +1,254 @@
+//! Exception syndromes: ESR_EL2 decoded once, and ESR_EL1 values for what a guest is made to take (Arm ARM D24.2.40).
+//!
+//! Everything here comes from a guest's instruction, so every value is possible and none may be more than a wrong guess:
+//! pure functions that decode any 64 bits.
+
+use memory::{Access, FaultKind};
+
+use crate::sysreg::{Direction, SystemRegister};
+
+const IL: u64 = 1 << 25;
+const CLASS_SHIFT: u32 = 26;
+const CLASS_MASK: u64 = 0x3f;
+
+const CLASS_UNKNOWN: u64 = 0x00;
+const CLASS_WF: u64 = 0x01;
+const CLASS_HVC64: u64 = 0x16;
+const CLASS_SMC64: u64 = 0x17;
+const CLASS_SYSTEM: u64 = 0x18;
+const CLASS_INSTRUCTION_ABORT: u64 = 0x20;
+const CLASS_INSTRUCTION_ABORT_SAME: u64 = 0x21;
+const CLASS_DATA_ABORT: u64 = 0x24;
+const CLASS_DATA_ABORT_SAME: u64 = 0x25;
+
+const ISS_WNR: u32 = 1 << 6;
+const ISS_S1PTW: u32 = 1 << 7;
+const ISS_CM: u32 = 1 << 8;
+const FSC_MASK: u32 = 0x3f;
+const FSC_EXTERNAL: u64 = 0x10;
+
+/// Why a guest came out synchronously.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// A load, store or cache operation aborted.
+    DataAbort(Abort),
+    /// An instruction fetch aborted.
+    InstructionAbort(Abort),
+    /// HVC; the program counter is past it.
+    Hypercall {
+        /// The instruction's immediate.
+        immediate: u16,
+    },
+    /// SMC, trapped; the program counter is at it.
+    SecureCall {
+        /// The instruction's immediate.
+        immediate: u16,
+    },
+    /// MSR, MRS or a system instruction, trapped.
+    SystemRegister(SystemAccess),
+    /// WFI or WFE, with or without a timeout.
+    Wait,
+    /// Anything else: of no meaning to Parvisor's guests, and so undefined.
+    Other,
+}
+
+impl Cause {
+    /// Decodes ESR_EL2.
+    #[inline]
+    pub fn decode(esr: u64) -> Self {
+        let iss = esr as u32 & 0x1ff_ffff;
+        match esr >> CLASS_SHIFT & CLASS_MASK {
+            CLASS_DATA_ABORT => Self::DataAbort(Abort(iss)),
+            CLASS_INSTRUCTION_ABORT => Self::InstructionAbort(Abort(iss)),
+            CLASS_HVC64 => Self::Hypercall { immediate: iss as u16 },
+            CLASS_SMC64 => Self::SecureCall { immediate: iss as u16 },
+            CLASS_SYSTEM => Self::SystemRegister(SystemAccess::decode(iss)),
+            CLASS_WF => Self::Wait,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The instruction-specific syndrome of an abort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abort(u32);
+
+/// What an abort's fault status says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AbortKind {
+    /// Stage 2 didn't let it through.
+    Stage2(FaultKind),
+    /// The IPA is larger than the VM has.
+    AddressSize,
+    /// The TLB held two entries for one address.
+    TlbConflict,
+    /// Anything else, external aborts among them.
+    Other,
+}
+
+impl Abort {
+    /// What happened.
+    #[inline]
+    pub fn kind(self) -> AbortKind {
+        match self.0 & FSC_MASK {
+            0b00_0100..=0b00_0111 | 0b10_1011 => AbortKind::Stage2(FaultKind::Translation),
+            0b00_1000..=0b00_1011 => AbortKind::Stage2(FaultKind::AccessFlag),
+            0b00_1100..=0b00_1111 => AbortKind::Stage2(FaultKind::Permission),
+            0b00_0000..=0b00_0011 | 0b10_1001 => AbortKind::AddressSize,
+            0b11_0000 => AbortKind::TlbConflict,
+            _ => AbortKind::Other,
+        }
+    }
+
+    /// Whether the guest's stage-1 table walk faulted, not its access.
+    #[inline]
+    pub const fn on_table_walk(self) -> bool {
+        self.0 & ISS_S1PTW != 0
+    }
+
+    /// What a data abort's access was. A permission fault of a stage-1 walk is the walker's update of a descriptor: reading
+    /// tables is always permitted where anything is, and WnR tells of the instruction, not of the walk.
+    #[inline]
+    pub fn data_access(self) -> Access {
+        let write = match self.on_table_walk() {
+            true => self.kind() == AbortKind::Stage2(FaultKind::Permission),
+            false => self.0 & ISS_WNR != 0,
+        };
+        if write { Access::Write } else { Access::Read }
+    }
+
+    /// What an instruction abort's access was.
+    #[inline]
+    pub fn fetch_access(self) -> Access {
+        match (self.on_table_walk(), self.kind()) {
+            (false, _) => Access::Execute,
+            (true, AbortKind::Stage2(FaultKind::Permission)) => Access::Write,
+            (true, _) => Access::Read,
+        }
+    }
+}
+
+/// A trapped access to a system register or a system instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SystemAccess {
+    /// Which.
+    pub register: SystemRegister,
+    /// Read or write.
+    pub direction: Direction,
+    /// The general register: 0 to 30, or 31 for the zero register.
+    pub operand: u8,
+}
+
+impl SystemAccess {
+    fn decode(iss: u32) -> Self {
+        let field = |shift: u32, bits: u32| (iss >> shift & ((1 << bits) - 1)) as u8;
+        Self {
+            register: SystemRegister::new(field(20, 2), field(14, 3), field(10, 4), field(1, 4), field(17, 3)),
+            direction: if iss & 1 != 0 { Direction::Read } else { Direction::Write },
+            operand: field(5, 5),
+        }
+    }
+}
+
+/// The page of HPFAR_EL2's IPA: FIPA, bits 47 to 4, holds IPA bits 55 to 12.
+#[inline]
+pub const fn fault_page(hpfar: u64) -> u64 {
+    (hpfar & 0xffff_ffff_fff0) << 8
+}
+
+/// ESR_EL1 of an undefined instruction, for a guest whose ESR_EL2 was `esr`.
+pub const fn undefined(esr: u64) -> u64 {
+    // An A64 instruction is always 32 bits long; ESR_EL2 tells of AArch32 ones.
+    CLASS_UNKNOWN << CLASS_SHIFT | esr & IL
+}
+
+/// ESR_EL1 of a synchronous external abort, for an abort whose ESR_EL2 was `esr`, from EL0 or EL1. It says whether the access
+/// wrote and whether it was cache maintenance, and nothing of what only EL2 may know.
+pub const fn external_abort(esr: u64, from_el0: bool) -> u64 {
+    let is_fetch = esr >> CLASS_SHIFT & CLASS_MASK == CLASS_INSTRUCTION_ABORT;
+    let class = match (is_fetch, from_el0) {
+        (true, true) => CLASS_INSTRUCTION_ABORT,
+        (true, false) => CLASS_INSTRUCTION_ABORT_SAME,
+        (false, true) => CLASS_DATA_ABORT,
+        (false, false) => CLASS_DATA_ABORT_SAME,
+    };
+    let access = if is_fetch { 0 } else { esr & (ISS_WNR | ISS_CM) as u64 };
+    // IL is 1 for all data aborts without a valid syndrome, and tells of the instruction's length for fetches.
+    let length = if is_fetch { esr & IL } else { IL };
+    class << CLASS_SHIFT | length | access | FSC_EXTERNAL
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn data_abort(iss: u64) -> Abort {
+        match Cause::decode(CLASS_DATA_ABORT << CLASS_SHIFT | IL | iss) {
+            Cause::DataAbort(abort) => abort,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn fault_status_is_told_by_kind_at_every_level() {
+        for level in 0..4 {
+            assert_eq!(data_abort(0x04 | level).kind(), AbortKind::Stage2(FaultKind::Translation));
+            assert_eq!(data_abort(0x08 | level).kind(), AbortKind::Stage2(FaultKind::AccessFlag));
+            assert_eq!(data_abort(0x0c | level).kind(), AbortKind::Stage2(FaultKind::Permission));
+            assert_eq!(data_abort(level).kind(), AbortKind::AddressSize);
+        }
+        assert_eq!(data_abort(0x10).kind(), AbortKind::Other);
+        assert_eq!(data_abort(0x30).kind(), AbortKind::TlbConflict);
+    }
+
+    #[test]
+    fn a_walk_writes_only_where_reading_is_permitted_already() {
+        assert_eq!(data_abort(0x07 | 1 << 6).data_access(), Access::Write);
+        assert_eq!(data_abort(0x07).data_access(), Access::Read);
+        assert_eq!(data_abort(0x07 | 1 << 7 | 1 << 6).data_access(), Access::Read);
+        assert_eq!(data_abort(0x0f | 1 << 7).data_access(), Access::Write);
+        assert_eq!(data_abort(0x0f | 1 << 7).fetch_access(), Access::Write);
+        assert_eq!(data_abort(0x07).fetch_access(), Access::Execute);
+    }
+
+    #[test]
+    fn a_system_access_names_its_register() {
+        // MRS x3, ID_AA64MMFR0_EL1 (3, 0, 0, 7, 0).
+        let iss = 3 << 20 | 3 << 5 | 7 << 1 | 1;
+        let Cause::SystemRegister(access) = Cause::decode(CLASS_SYSTEM << CLASS_SHIFT | IL | iss) else { panic!() };
+        assert_eq!(access.register, SystemRegister::new(3, 0, 0, 7, 0));
+        assert_eq!((access.direction, access.operand), (Direction::Read, 3));
+    }
+
+    #[test]
+    fn hpfar_holds_the_page_from_bit_4() {
+        assert_eq!(fault_page(0x8000_0000 >> 8), 0x8000_0000);
+        assert_eq!(fault_page(1 << 63 | 0xf), 0);
+    }
+
+    #[test]
+    fn an_external_abort_tells_what_the_guest_may_know() {
+        let esr = 0x9342_0047; // data abort, lower EL, ISV, SRT 2, write, translation level 3
+        assert_eq!(external_abort(esr, false), 0x25 << 26 | 1 << 25 | 1 << 6 | 0x10);
+        assert_eq!(external_abort(esr, true), 0x24 << 26 | 1 << 25 | 1 << 6 | 0x10);
+        let fetch = 0x8200_0006;
+        assert_eq!(external_abort(fetch, false), 0x21 << 26 | 1 << 25 | 0x10);
+        assert_eq!(external_abort(fetch, true), 0x20 << 26 | 1 << 25 | 0x10);
+    }
+
+    proptest! {
+        #[test]
+        fn any_syndrome_decodes(esr: u64) {
+            match Cause::decode(esr) {
+                Cause::DataAbort(abort) | Cause::InstructionAbort(abort) => {
+                    let _ = (abort.kind(), abort.data_access(), abort.fetch_access());
+                }
+                Cause::SystemRegister(access) => prop_assert!(access.operand < 32),
+                _ => {}
+            }
+            prop_assert_eq!(external_abort(esr, esr & 1 != 0) & 0x3f, 0x10);
+            prop_assert_eq!(external_abort(esr, false) >> 24 & 1, 0);
+        }
+    }
+}

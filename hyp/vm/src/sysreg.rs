@@ -1,0 +1,145 @@
+//! System registers that trap to EL2, and what a guest gets from them.
+//!
+//! Three groups exist for a guest: the ID registers, filtered (`id`); registers that may be touched but do nothing here
+//! (debug, ACTLR_EL1, set/way maintenance); and the rest, which is undefined. Pure functions.
+
+use core::fmt;
+
+/// A system register or instruction by its encoding.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SystemRegister(u16);
+
+/// The way of an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// MRS.
+    Read,
+    /// MSR, or a system instruction.
+    Write,
+}
+
+impl SystemRegister {
+    /// The register with these fields of the instruction; bits beyond a field's width are dropped.
+    pub const fn new(op0: u8, op1: u8, crn: u8, crm: u8, op2: u8) -> Self {
+        let (op0, op1, crn, crm, op2) = (op0 as u16 & 3, op1 as u16 & 7, crn as u16 & 15, crm as u16 & 15, op2 as u16 & 7);
+        Self(op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2)
+    }
+
+    /// op0, op1, CRn, CRm, op2.
+    pub const fn fields(self) -> (u8, u8, u8, u8, u8) {
+        let bits = self.0;
+        ((bits >> 14) as u8, (bits >> 11) as u8 & 7, (bits >> 7) as u8 & 15, (bits >> 3) as u8 & 15, bits as u8 & 7)
+    }
+
+    /// Whether the register lies in the space of ID registers that HCR_EL2.TID3 traps.
+    pub const fn is_id(self) -> bool {
+        matches!(self.fields(), (3, 0, 0, 1..=7, _))
+    }
+}
+
+impl fmt::Debug for SystemRegister {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (op0, op1, crn, crm, op2) = self.fields();
+        write!(f, "S{op0}_{op1}_C{crn}_C{crm}_{op2}")
+    }
+}
+
+/// What becomes of an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Emulation {
+    /// A read gives this, filtered from what the CPU's own register holds.
+    Id,
+    /// Reads give this value, writes have no effect.
+    Fixed(u64),
+    /// The guest takes an undefined instruction.
+    Undefined,
+}
+
+/// Breakpoints and watchpoints that the ID registers claim, the least that the architecture allows (and that do nothing).
+pub const DEBUG_POINTS: u8 = 2;
+
+/// What becomes of a guest's trapped access to `register`.
+pub const fn emulate(register: SystemRegister, direction: Direction) -> Emulation {
+    let ignored = Emulation::Fixed(0);
+    match (register.fields(), direction) {
+        ((3, 0, 0, 1..=7, _), Direction::Read) => Emulation::Id,
+        // ACTLR_EL1.
+        ((3, 0, 1, 0, 1), _) => ignored,
+        // DC ISW, CSW, CISW. Guest memory is coherent; nobody may clean a machine's caches by set and way.
+        ((1, 0, 7, 6 | 10 | 14, 2), Direction::Write) => ignored,
+        // MDCCINT_EL1, MDSCR_EL1, OSDTRRX_EL1, OSDTRTX_EL1, OSECCR_EL1.
+        ((2, 0, 0, 0 | 2 | 3, 2) | (2, 0, 0, 2, 0) | (2, 0, 0, 6, 2), _) => ignored,
+        // DBGBVR, DBGBCR, DBGWVR, DBGWCR.
+        ((2, 0, 0, point, 4..=7), _) if point < DEBUG_POINTS => ignored,
+        // MDRAR_EL1, OSLSR_EL1, DBGAUTHSTATUS_EL1, MDCCSR_EL0.
+        ((2, 0, 1, 0, 0) | (2, 0, 7, 14, 6) | (2, 3, 0, 1, 0), Direction::Read) => ignored,
+        // The OS lock is implemented (OSLM = 0b10) and never locked.
+        ((2, 0, 1, 1, 4), Direction::Read) => Emulation::Fixed(1 << 3),
+        // OSLAR_EL1.
+        ((2, 0, 1, 0, 4), Direction::Write) => ignored,
+        // OSDLR_EL1, DBGPRCR_EL1, DBGCLAIMSET_EL1, DBGCLAIMCLR_EL1.
+        ((2, 0, 1, 3 | 4, 4) | (2, 0, 7, 8 | 9, 6), _) => ignored,
+        _ => Emulation::Undefined,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_encoding_keeps_its_fields() {
+        assert_eq!(SystemRegister::new(3, 7, 15, 14, 6).fields(), (3, 7, 15, 14, 6));
+        assert_eq!(SystemRegister::new(3, 0, 0, 4, 0), SystemRegister::new(7, 8, 16, 20, 8));
+    }
+
+    #[test]
+    fn id_registers_can_be_read_only() {
+        let id = SystemRegister::new(3, 0, 0, 4, 0);
+        assert!(id.is_id());
+        assert_eq!(emulate(id, Direction::Read), Emulation::Id);
+        assert_eq!(emulate(id, Direction::Write), Emulation::Undefined);
+        assert!(!SystemRegister::new(3, 0, 0, 0, 0).is_id());
+    }
+
+    #[test]
+    fn what_a_guest_is_not_offered_is_undefined() {
+        let hidden = [
+            (3, 3, 9, 12, 0),  // PMCR_EL0
+            (3, 0, 12, 12, 5), // ICC_SRE_EL1
+            (3, 0, 1, 2, 0),   // ZCR_EL1
+            (3, 3, 14, 2, 1),  // CNTP_CTL_EL0
+            (3, 0, 10, 4, 0),  // LORSA_EL1
+            (3, 0, 5, 3, 0),   // ERRIDR_EL1
+            (3, 0, 15, 0, 0),  // implementation defined
+            (3, 4, 1, 1, 0),   // HCR_EL2
+            (1, 0, 7, 6, 4),   // DC IGSW
+            (2, 0, 0, 2, 5),   // DBGBCR2_EL1
+        ];
+        for (op0, op1, crn, crm, op2) in hidden {
+            let register = SystemRegister::new(op0, op1, crn, crm, op2);
+            assert_eq!(emulate(register, Direction::Read), Emulation::Undefined, "{register:?}");
+            assert_eq!(emulate(register, Direction::Write), Emulation::Undefined, "{register:?}");
+        }
+    }
+
+    #[test]
+    fn what_an_operating_system_touches_early_does_no_harm() {
+        let mdscr = SystemRegister::new(2, 0, 0, 2, 2);
+        let oslar = SystemRegister::new(2, 0, 1, 0, 4);
+        let dc_cisw = SystemRegister::new(1, 0, 7, 14, 2);
+        assert_eq!(emulate(mdscr, Direction::Write), Emulation::Fixed(0));
+        assert_eq!(emulate(oslar, Direction::Write), Emulation::Fixed(0));
+        assert_eq!(emulate(dc_cisw, Direction::Write), Emulation::Fixed(0));
+    }
+
+    proptest! {
+        #[test]
+        fn any_encoding_is_decided(op0: u8, op1: u8, crn: u8, crm: u8, op2: u8) {
+            let register = SystemRegister::new(op0, op1, crn, crm, op2);
+            let _ = emulate(register, Direction::Read);
+            prop_assert_ne!(emulate(register, Direction::Write), Emulation::Id);
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! A virtual machine: its memory, its vCPUs' shared state, and whether it still runs.
+//!
+//! Shared by the threads of all its vCPUs and whoever watches them. What the run loop looks at on each exit lies in a
+//! cache line that only turning vCPUs on and off and the end of the VM write; each vCPU's own lies in lines of its own.
+
+use alloc::boxed::Box;
+use core::fmt;
+use core::sync::atomic::{AtomicUsize, Ordering, fence};
+
+use spin::Once;
+
+use crate::cpu::CpuId;
+use crate::exits::{ExitCounters, ExitCounts};
+use crate::power::{PowerState, PowerSwitch, Start};
+use crate::stop::StopReason;
+
+/// vCPUs of one cluster: the values that affinity level 0 takes.
+const CLUSTER: usize = 16;
+/// The most vCPUs that a VM may have: those with affinity levels 0 and 1.
+pub const MAX_VCPUS: usize = CLUSTER * 256;
+/// MPIDR_EL1 bit 31, RES1.
+const MPIDR_RES1: u64 = 1 << 31;
+/// The affinity fields of MPIDR_EL1, as PSCI takes them.
+const AFFINITY: u64 = 0xff_00ff_ffff;
+/// `VcpuShared::cpu` of a vCPU that no CPU runs.
+const NOWHERE: usize = usize::MAX;
+
+/// A vCPU's number within its VM, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VcpuId(pub usize);
+
+impl VcpuId {
+    /// The affinity that this vCPU reads in MPIDR_EL1, and by which guests name it: 16 to a cluster.
+    pub const fn affinity(self) -> u64 {
+        ((self.0 / CLUSTER) as u64) << 8 | (self.0 % CLUSTER) as u64
+    }
+
+    /// MPIDR_EL1 of this vCPU.
+    pub const fn mpidr(self) -> u64 {
+        MPIDR_RES1 | self.affinity()
+    }
+}
+
+impl fmt::Display for VcpuId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vCPU {}", self.0)
+    }
+}
+
+/// What a VM is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct VmConfig {
+    /// Number of vCPUs.
+    pub vcpus: usize,
+    /// Size of the guest's physical address space.
+    pub ipa_bits: u32,
+    /// The physical counter's value at which the guest's virtual counter is 0.
+    pub counter_offset: u64,
+}
+
+/// A VM can't have this many vCPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadVcpuCount(pub usize);
+
+impl fmt::Display for BadVcpuCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a VM can't have {} vCPUs: 1 to {MAX_VCPUS}", self.0)
+    }
+}
+
+impl core::error::Error for BadVcpuCount {}
+
+/// What all threads know of one vCPU.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(crate) struct VcpuShared {
+    pub(crate) power: PowerSwitch,
+    cpu: AtomicUsize,
+    pub(crate) exits: ExitCounters,
+}
+
+/// What every exit looks at, and what changes only with it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Life {
+    ended: Once<StopReason>,
+    vcpus_on: AtomicUsize,
+}
+
+/// A virtual machine whose memory is an `S`.
+#[derive(Debug)]
+pub struct Vm<S> {
+    life: Life,
+    vcpus: Box<[VcpuShared]>,
+    config: VmConfig,
+    /// The guest's memory.
+    pub space: S,
+}
+
+impl<S> Vm<S> {
+    /// A VM with all its vCPUs off.
+    pub fn new(config: VmConfig, space: S) -> Result<Self, BadVcpuCount> {
+        if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
+            return Err(BadVcpuCount(config.vcpus));
+        }
+        let vcpu = |_| VcpuShared {
+            power: PowerSwitch::new(),
+            cpu: AtomicUsize::new(NOWHERE),
+            exits: ExitCounters::default(),
+        };
+        Ok(Self { life: Life::default(), vcpus: (0..config.vcpus).map(vcpu).collect(), config, space })
+    }
+
+    /// The VM's vCPUs.
+    pub fn vcpus(&self) -> impl Iterator<Item = VcpuId> + use<S> {
+        (0..self.vcpus.len()).map(VcpuId)
+    }
+
+    /// Size of the guest's physical address space.
+    pub fn ipa_bits(&self) -> u32 {
+        self.config.ipa_bits
+    }
+
+    /// See [`VmConfig::counter_offset`].
+    pub fn counter_offset(&self) -> u64 {
+        self.config.counter_offset
+    }
+
+    /// The vCPU with this affinity, as PSCI names it.
+    pub fn vcpu_at(&self, affinity: u64) -> Option<VcpuId> {
+        let (cluster, core) = ((affinity >> 8 & 0xff) as usize, (affinity & 0xff) as usize);
+        let vcpu = VcpuId(cluster * CLUSTER + core);
+        let exists = affinity & !AFFINITY == 0 && vcpu.0 < self.vcpus.len() && vcpu.affinity() == affinity;
+        exists.then_some(vcpu)
+    }
+
+    /// Turns a vCPU on: its thread will start it. Tells what the vCPU is if it isn't off. Panics if there is no such vCPU.
+    ///
+    /// The CPU that runs the vCPU's thread, if [`cpu_of`](Self::cpu_of) names one, has to be kicked afterwards.
+    pub fn turn_on(&self, vcpu: VcpuId, start: Start) -> Result<(), PowerState> {
+        // Counted first: the vCPU may be off again before this returns.
+        self.life.vcpus_on.fetch_add(1, Ordering::Relaxed);
+        let turned_on = self.shared(vcpu).power.turn_on(start);
+        if turned_on.is_err() {
+            self.life.vcpus_on.fetch_sub(1, Ordering::Relaxed);
+        }
+        turned_on
+    }
+
+    /// Turns a vCPU off, by its own thread. Whether it was the last.
+    pub(crate) fn turn_off(&self, vcpu: VcpuId) -> bool {
+        self.shared(vcpu).power.turn_off();
+        self.life.vcpus_on.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Whether a vCPU is on. Panics if there is no such vCPU.
+    pub fn power_state(&self, vcpu: VcpuId) -> PowerState {
+        self.shared(vcpu).power.state()
+    }
+
+    /// The CPU whose thread runs a vCPU at this moment, or waits for it to be turned on.
+    pub fn cpu_of(&self, vcpu: VcpuId) -> Option<CpuId> {
+        match self.shared(vcpu).cpu.load(Ordering::SeqCst) {
+            NOWHERE => None,
+            cpu => Some(CpuId(cpu)),
+        }
+    }
+
+    /// Gives a vCPU to the thread on `cpu`, unless another one has it.
+    pub(crate) fn bind(&self, vcpu: VcpuId, cpu: CpuId) -> bool {
+        let shared = self.shared(vcpu);
+        shared.cpu.compare_exchange(NOWHERE, cpu.0, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    }
+
+    pub(crate) fn unbind(&self, vcpu: VcpuId) {
+        self.shared(vcpu).cpu.store(NOWHERE, Ordering::SeqCst);
+    }
+
+    pub(crate) fn shared(&self, vcpu: VcpuId) -> &VcpuShared {
+        &self.vcpus[vcpu.0]
+    }
+
+    /// Ends the VM, unless it has ended already, and calls `kick` for each CPU that runs one of its vCPUs. Each vCPU's
+    /// thread comes back with the reason as soon as its CPU has been kicked.
+    pub fn stop(&self, reason: StopReason, mut kick: impl FnMut(CpuId)) {
+        self.life.ended.call_once(|| reason);
+        // A thread that binds itself after this looks at the line above.
+        fence(Ordering::SeqCst);
+        for vcpu in self.vcpus() {
+            if let Some(cpu) = self.cpu_of(vcpu) {
+                kick(cpu);
+            }
+        }
+    }
+
+    /// Why the VM has ended, if it has.
+    #[inline]
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        self.life.ended.get().copied()
+    }
+
+    #[inline]
+    pub(crate) fn has_ended(&self) -> bool {
+        self.life.ended.is_completed()
+    }
+
+    /// A vCPU's exits so far.
+    pub fn exits_of(&self, vcpu: VcpuId) -> ExitCounts {
+        self.shared(vcpu).exits.snapshot()
+    }
+
+    /// The exits of all vCPUs so far.
+    pub fn exits(&self) -> ExitCounts {
+        let mut sum = ExitCounts::default();
+        self.vcpus().for_each(|vcpu| sum.add(&self.exits_of(vcpu)));
+        sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    fn vm(vcpus: usize) -> Vm<()> {
+        Vm::new(VmConfig { vcpus, ipa_bits: 40, counter_offset: 0 }, ()).unwrap()
+    }
+
+    #[test]
+    fn vcpus_are_grouped_by_sixteen() {
+        let vm = vm(40);
+        assert_eq!(VcpuId(17).mpidr(), 0x8000_0101);
+        assert_eq!(vm.vcpu_at(0x101), Some(VcpuId(17)));
+        assert_eq!(vm.vcpu_at(0x207), Some(VcpuId(39)));
+        assert_eq!(vm.vcpu_at(0x208), None);
+        assert_eq!(vm.vcpu_at(0x10), None, "affinity 0 counts to 15 only");
+        assert_eq!(vm.vcpu_at(0x8000_0000), None, "not an affinity field");
+        assert_eq!(vm.vcpu_at(0x1_0000), None);
+        assert_eq!(vm.vcpu_at(u64::MAX), None);
+        assert!(vm.vcpus().all(|vcpu| vm.vcpu_at(vcpu.affinity()) == Some(vcpu)));
+    }
+
+    #[test]
+    fn a_vm_has_at_least_one_vcpu_and_not_too_many() {
+        let config = |vcpus| VmConfig { vcpus, ipa_bits: 40, counter_offset: 0 };
+        assert!(matches!(Vm::new(config(0), ()), Err(BadVcpuCount(0))));
+        assert!(Vm::new(config(MAX_VCPUS + 1), ()).is_err());
+    }
+
+    #[test]
+    fn the_first_reason_to_end_stays_and_everybody_is_kicked() {
+        let vm = vm(3);
+        assert!(vm.bind(VcpuId(0), CpuId(4)));
+        assert!(vm.bind(VcpuId(2), CpuId(6)));
+        assert!(!vm.bind(VcpuId(2), CpuId(7)), "a vCPU runs on one CPU at a time");
+        assert_eq!(vm.stop_reason(), None);
+        let mut kicked = Vec::new();
+        vm.stop(StopReason::PoweredOff, |cpu| kicked.push(cpu));
+        vm.stop(StopReason::TimedOut, |_| {});
+        assert_eq!(kicked, vec![CpuId(4), CpuId(6)]);
+        assert_eq!(vm.stop_reason(), Some(StopReason::PoweredOff));
+        vm.unbind(VcpuId(2));
+        assert_eq!(vm.cpu_of(VcpuId(2)), None);
+    }
+
+    #[test]
+    fn the_last_vcpu_to_go_off_is_told() {
+        let vm = vm(2);
+        let start = Start { entry: 0, context: 0 };
+        vm.turn_on(VcpuId(0), start).unwrap();
+        vm.turn_on(VcpuId(1), start).unwrap();
+        assert_eq!(vm.turn_on(VcpuId(1), start), Err(PowerState::OnPending));
+        assert!(!vm.turn_off(VcpuId(1)));
+        assert!(vm.turn_off(VcpuId(0)));
+    }
+}

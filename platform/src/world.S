@@ -1,0 +1,121 @@
+// The world switch (Arm ARM D1.4): what every entry to and exit from a guest does. System registers and FP registers
+// are the guest's all the time that it is loaded; only the general ones change hands here.
+
+// x0 = the guest's general registers. Returns, after the guest has exited, why: an ExitReason in x0.
+.global world_enter
+world_enter:
+    stp x29, x30, [sp, #-112]!
+    mov x29, sp
+    stp x19, x20, [sp, #16]
+    stp x21, x22, [sp, #32]
+    stp x23, x24, [sp, #48]
+    stp x25, x26, [sp, #64]
+    stp x27, x28, [sp, #80]
+    str x0, [sp, #96]
+    ldp x1, x2, [x0, #{pc}]
+    msr elr_el2, x1
+    msr spsr_el2, x2
+    ldp x2, x3, [x0, #{x} + 16]
+    ldp x4, x5, [x0, #{x} + 32]
+    ldp x6, x7, [x0, #{x} + 48]
+    ldp x8, x9, [x0, #{x} + 64]
+    ldp x10, x11, [x0, #{x} + 80]
+    ldp x12, x13, [x0, #{x} + 96]
+    ldp x14, x15, [x0, #{x} + 112]
+    ldp x16, x17, [x0, #{x} + 128]
+    ldp x18, x19, [x0, #{x} + 144]
+    ldp x20, x21, [x0, #{x} + 160]
+    ldp x22, x23, [x0, #{x} + 176]
+    ldp x24, x25, [x0, #{x} + 192]
+    ldp x26, x27, [x0, #{x} + 208]
+    ldp x28, x29, [x0, #{x} + 224]
+    ldr x30, [x0, #{x} + 240]
+    ldp x0, x1, [x0, #{x}]
+    eret
+    // Nothing is to be speculated past an exception return.
+    dsb nsh
+    isb
+
+// The guest's exits, from the lower-level vectors: on the stack of `world_enter`, all other registers the guest's.
+.macro guest_exit name, reason
+.global \name
+\name:
+    str x1, [sp, #104]
+    ldr x1, [sp, #96]
+    str x0, [x1, #{x}]
+    mov x0, #\reason
+    b guest_exit
+.endm
+
+    guest_exit guest_exit_sync, {synchronous}
+    guest_exit guest_exit_irq, {interrupt}
+    guest_exit guest_exit_serror, {system_error}
+
+guest_exit:
+    stp x2, x3, [x1, #{x} + 16]
+    ldr x2, [sp, #104]
+    mrs x3, elr_el2
+    str x2, [x1, #{x} + 8]
+    mrs x2, spsr_el2
+    stp x4, x5, [x1, #{x} + 32]
+    stp x6, x7, [x1, #{x} + 48]
+    stp x8, x9, [x1, #{x} + 64]
+    stp x10, x11, [x1, #{x} + 80]
+    stp x12, x13, [x1, #{x} + 96]
+    stp x14, x15, [x1, #{x} + 112]
+    stp x16, x17, [x1, #{x} + 128]
+    stp x18, x19, [x1, #{x} + 144]
+    stp x20, x21, [x1, #{x} + 160]
+    stp x22, x23, [x1, #{x} + 176]
+    stp x24, x25, [x1, #{x} + 192]
+    stp x26, x27, [x1, #{x} + 208]
+    stp x28, x29, [x1, #{x} + 224]
+    str x30, [x1, #{x} + 240]
+    stp x3, x2, [x1, #{pc}]
+    ldp x19, x20, [sp, #16]
+    ldp x21, x22, [sp, #32]
+    ldp x23, x24, [sp, #48]
+    ldp x25, x26, [sp, #64]
+    ldp x27, x28, [sp, #80]
+    ldp x29, x30, [sp], #112
+    ret
+
+// x0 = an FpState. q0 to q31, FPCR, FPSR.
+.arch_extension fp
+.arch_extension simd
+.macro fp_registers operation
+    \operation q0, q1, [x0, #{q}]
+    \operation q2, q3, [x0, #{q} + 32]
+    \operation q4, q5, [x0, #{q} + 64]
+    \operation q6, q7, [x0, #{q} + 96]
+    \operation q8, q9, [x0, #{q} + 128]
+    \operation q10, q11, [x0, #{q} + 160]
+    \operation q12, q13, [x0, #{q} + 192]
+    \operation q14, q15, [x0, #{q} + 224]
+    \operation q16, q17, [x0, #{q} + 256]
+    \operation q18, q19, [x0, #{q} + 288]
+    \operation q20, q21, [x0, #{q} + 320]
+    \operation q22, q23, [x0, #{q} + 352]
+    \operation q24, q25, [x0, #{q} + 384]
+    \operation q26, q27, [x0, #{q} + 416]
+    \operation q28, q29, [x0, #{q} + 448]
+    \operation q30, q31, [x0, #{q} + 480]
+.endm
+
+.global world_load_fp
+world_load_fp:
+    fp_registers ldp
+    ldp x1, x2, [x0, #{fpcr}]
+    msr fpcr, x1
+    msr fpsr, x2
+    ret
+
+.global world_save_fp
+world_save_fp:
+    fp_registers stp
+    mrs x1, fpcr
+    mrs x2, fpsr
+    stp x1, x2, [x0, #{fpcr}]
+    ret
+.arch_extension nosimd
+.arch_extension nofp

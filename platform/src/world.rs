@@ -1,0 +1,275 @@
+//! The world switch: one CPU between EL2 and the guest that it runs.
+//!
+//! A vCPU keeps its CPU, so its system, FP and key registers change hands only when it is loaded and put; an exit saves
+//! the general registers and nothing else (`world.S`). Each CPU has its own [`HardwareCpu`]; nothing here is shared.
+
+use core::arch::{asm, global_asm};
+use core::mem::offset_of;
+
+use aarch64_cpu::asm::barrier::{self, SY};
+use aarch64_cpu::asm::wfi;
+use aarch64_cpu::registers::HCR_EL2;
+use stage2::{Ipa, PAGE_SIZE};
+use vm::{
+    Cpu, El1State, ExceptionControls, ExceptionRecord, ExitReason, FpState, GuestRegs, PacKeys, RawExit,
+    SystemRegister, VcpuControls, VcpuState,
+};
+
+use crate::el2::HCR_BOOT;
+use crate::features::CpuFeatures;
+use crate::percpu::CpuId;
+use crate::register::{read_register, write_register};
+use crate::gic;
+
+global_asm!(
+    include_str!("world.S"),
+    x = const offset_of!(GuestRegs, x),
+    pc = const offset_of!(GuestRegs, pc),
+    q = const offset_of!(FpState, q),
+    fpcr = const offset_of!(FpState, fpcr),
+    synchronous = const ExitReason::Synchronous as u64,
+    interrupt = const ExitReason::Interrupt as u64,
+    system_error = const ExitReason::SystemError as u64,
+);
+
+const _: () = assert!(
+    offset_of!(GuestRegs, pstate) == offset_of!(GuestRegs, pc) + 8
+        && offset_of!(FpState, fpsr) == offset_of!(FpState, fpcr) + 8,
+    "world.S loads and stores these as pairs"
+);
+
+unsafe extern "C" {
+    fn world_enter(regs: *mut GuestRegs) -> ExitReason;
+    fn world_load_fp(state: *const FpState);
+    fn world_save_fp(state: *mut FpState);
+}
+
+/// HCR_EL2 bits that aarch64-cpu doesn't name: no access to what isn't offered, nor to what acts on the whole machine
+/// (Arm ARM D23.2.53).
+const HCR_TWI: u64 = 1 << 13;
+const HCR_TID3: u64 = 1 << 18;
+const HCR_TIDCP: u64 = 1 << 20;
+const HCR_TACR: u64 = 1 << 21;
+const HCR_TSW: u64 = 1 << 22;
+const HCR_TLOR: u64 = 1 << 35;
+const HCR_TERR: u64 = 1 << 36;
+const HCR_TEA: u64 = 1 << 37;
+const HCR_APK: u64 = 1 << 40;
+const HCR_API: u64 = 1 << 41;
+const HCR_TID5: u64 = 1 << 58;
+
+/// HCR_EL2 while a guest is loaded.
+const HCR_GUEST: u64 = HCR_BOOT
+    | HCR_EL2::VM::Enable.value
+    | HCR_EL2::SWIO::SET.value
+    | HCR_TWI
+    | HCR_TID3
+    | HCR_TIDCP
+    | HCR_TACR
+    | HCR_TSW;
+
+/// ICH_HCR_EL2: no virtual interrupts, all of EL1's accesses to the CPU interface trap (IHI 0069, 12.4.7).
+const ICH_HCR_TRAPS: u64 = 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14;
+const ICC_SRE_ENABLE: u64 = 1 << 3;
+const ICC_SRE: u64 = 1;
+
+/// PAR_EL1: translation failed; else the address that it gave (D23.2.122).
+const PAR_FAILED: u64 = 1;
+const PAR_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// This CPU, as it runs guests.
+#[derive(Debug)]
+pub struct HardwareCpu {
+    hcr: u64,
+    pauth: bool,
+    gic_registers: bool,
+}
+
+impl HardwareCpu {
+    /// For the calling CPU, whose features are `features`.
+    pub fn new(features: &CpuFeatures) -> Self {
+        let pauth = features.pauth_address || features.pauth_generic;
+        let mut hcr = HCR_GUEST;
+        if pauth {
+            hcr |= HCR_API | HCR_APK;
+        }
+        if features.ras != 0 {
+            hcr |= HCR_TERR | HCR_TEA;
+        }
+        if features.mte != 0 {
+            hcr |= HCR_TID5;
+        }
+        if features.lor {
+            hcr |= HCR_TLOR;
+        }
+        Self { hcr, pauth, gic_registers: features.gic_registers }
+    }
+
+    fn set_interrupt_traps(&self) {
+        if !self.gic_registers {
+            return;
+        }
+        let sre = read_register!("s3_4_c12_c9_5"); // ICC_SRE_EL2
+        // SAFETY: these act on EL1's view of the CPU interface; ICH_HCR_EL2 exists while system registers are in use.
+        unsafe {
+            write_register!("s3_4_c12_c9_5", sre & !ICC_SRE_ENABLE);
+            if sre & ICC_SRE != 0 {
+                write_register!("s3_4_c12_c11_0", ICH_HCR_TRAPS); // ICH_HCR_EL2
+            }
+        }
+    }
+}
+
+macro_rules! el1_registers {
+    ($each:ident, $state:expr) => {
+        $each!($state,
+            sctlr_el1, cpacr_el1, ttbr0_el1, ttbr1_el1, tcr_el1, mair_el1, amair_el1, vbar_el1, contextidr_el1,
+            esr_el1, far_el1, afsr0_el1, afsr1_el1, elr_el1, spsr_el1, sp_el0, sp_el1, tpidr_el0, tpidrro_el0,
+            tpidr_el1, par_el1, csselr_el1, cntkctl_el1, cntv_cval_el0, cntv_ctl_el0)
+    };
+}
+
+macro_rules! load_each {
+    ($state:expr, $($register:ident),*) => {{
+        let El1State { $($register),* } = $state;
+        // SAFETY: EL1's registers, which nothing at EL2 relies on.
+        unsafe { $(write_register!($register, *$register);)* }
+    }};
+}
+
+macro_rules! save_each {
+    ($state:expr, $($register:ident),*) => {
+        *$state = El1State { $($register: read_register!($register)),* }
+    };
+}
+
+macro_rules! key_registers {
+    ($each:ident, $keys:expr) => {
+        $each!($keys,
+            apia "s3_0_c2_c1_0" "s3_0_c2_c1_1", apib "s3_0_c2_c1_2" "s3_0_c2_c1_3",
+            apda "s3_0_c2_c2_0" "s3_0_c2_c2_1", apdb "s3_0_c2_c2_2" "s3_0_c2_c2_3",
+            apga "s3_0_c2_c3_0" "s3_0_c2_c3_1")
+    };
+}
+
+macro_rules! load_keys {
+    ($keys:expr, $($key:ident $low:literal $high:literal),*) => {{
+        let PacKeys { $($key),* } = $keys;
+        // SAFETY: EL2 uses no pointer authentication; the CPU has the registers, the caller has checked.
+        unsafe { $(write_register!($low, $key[0]); write_register!($high, $key[1]);)* }
+    }};
+}
+
+macro_rules! save_keys {
+    ($keys:expr, $($key:ident $low:literal $high:literal),*) => {
+        *$keys = PacKeys { $($key: [read_register!($low), read_register!($high)]),* }
+    };
+}
+
+macro_rules! id_registers {
+    ($register:expr, $($crm:literal $op2:literal $name:literal),*) => {
+        match $register.fields() {
+            $((3, 0, 0, $crm, $op2) => read_register!($name),)*
+            _ => 0,
+        }
+    };
+}
+
+impl Cpu for HardwareCpu {
+    fn load(&mut self, state: &VcpuState, controls: &VcpuControls) {
+        el1_registers!(load_each, &state.el1);
+        if self.pauth {
+            key_registers!(load_keys, &state.pac);
+        }
+        self.set_interrupt_traps();
+        // SAFETY: FP registers are the guest's alone, as EL2 is compiled without; the controls act on EL1 only. Stage 2 is
+        // switched on last, when all that EL1 translates by is this guest's.
+        unsafe {
+            world_load_fp(&raw const state.fp);
+            write_register!("vmpidr_el2", controls.mpidr);
+            write_register!("cntvoff_el2", controls.counter_offset);
+            barrier::isb(SY);
+            write_register!("vtcr_el2", controls.stage2.vtcr);
+            write_register!("vttbr_el2", controls.stage2.vttbr);
+            barrier::isb(SY);
+            write_register!("hcr_el2", self.hcr);
+        }
+        barrier::isb(SY);
+    }
+
+    fn put(&mut self, state: &mut VcpuState) {
+        el1_registers!(save_each, &mut state.el1);
+        // SAFETY: as in `load`; the guest doesn't run any more.
+        unsafe {
+            world_save_fp(&raw mut state.fp);
+            write_register!("cntv_ctl_el0", 0);
+            write_register!("hcr_el2", HCR_BOOT);
+            write_register!("vttbr_el2", 0);
+        }
+        if self.pauth {
+            key_registers!(save_keys, &mut state.pac);
+        }
+        barrier::isb(SY);
+    }
+
+    #[inline]
+    fn enter(&mut self, regs: &mut GuestRegs) -> RawExit {
+        // SAFETY: a guest is loaded. `world_enter` comes back as a function does: what it may change of EL2's registers it
+        // saves, and of memory it writes only `regs`, which is lent to it exclusively.
+        let reason = unsafe { world_enter(regs) };
+        RawExit {
+            reason,
+            esr: read_register!("esr_el2"),
+            far: read_register!("far_el2"),
+            hpfar: read_register!("hpfar_el2"),
+        }
+    }
+
+    #[inline]
+    fn translate_read(&mut self, va: u64) -> Option<Ipa> {
+        let kept = read_register!("par_el1");
+        // SAFETY: the translation's only effect is on PAR_EL1.
+        unsafe { asm!("at s1e1r, {}", in(reg) va, options(nostack, preserves_flags)) };
+        barrier::isb(SY);
+        let result = read_register!("par_el1");
+        // SAFETY: the guest's own value.
+        unsafe { write_register!("par_el1", kept) };
+        (result & PAR_FAILED == 0).then(|| Ipa::new(result & PAR_ADDRESS | va % PAGE_SIZE))
+    }
+
+    fn exception_controls(&mut self) -> ExceptionControls {
+        ExceptionControls { vbar: read_register!("vbar_el1"), sctlr: read_register!("sctlr_el1") }
+    }
+
+    fn set_exception(&mut self, record: &ExceptionRecord) {
+        // SAFETY: EL1's registers, which nothing at EL2 relies on.
+        unsafe {
+            write_register!("elr_el1", record.elr);
+            write_register!("spsr_el1", record.spsr);
+            write_register!("esr_el1", record.esr);
+            if let Some(far) = record.far {
+                write_register!("far_el1", far);
+            }
+        }
+    }
+
+    fn id_register(&self, register: SystemRegister) -> u64 {
+        id_registers!(register,
+            4 0 "id_aa64pfr0_el1", 4 1 "id_aa64pfr1_el1", 5 0 "id_aa64dfr0_el1", 6 0 "id_aa64isar0_el1",
+            6 1 "id_aa64isar1_el1", 6 2 "s3_0_c0_c6_2", 7 0 "id_aa64mmfr0_el1", 7 1 "id_aa64mmfr1_el1",
+            7 2 "s3_0_c0_c7_2")
+    }
+
+    fn kick(&mut self, target: vm::CpuId) {
+        gic::kick(CpuId::new(target.0));
+    }
+
+    fn acknowledge_interrupts(&mut self) {
+        gic::acknowledge();
+    }
+
+    fn wait_for_interrupt(&mut self) {
+        barrier::dsb(SY);
+        wfi();
+    }
+}
