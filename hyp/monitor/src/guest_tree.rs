@@ -89,7 +89,6 @@ fn node<const N: usize>(
 mod tests {
     use super::*;
     use dtoolkit::fdt::Fdt;
-    use dtoolkit::standard::NodeStandard;
     use dtoolkit::{Node, Property, ToCellInt};
     use stage2::Ipa;
 

@@ -185,11 +185,11 @@ pub(crate) mod tests {
         #[test]
         fn whatever_fits_lies_within_ram(offset: u64, announced: u64, ram: u64, others: u64, length in 64usize..200, whole: bool) {
             let bytes = image(length, offset, announced);
-            if let Ok(image) = GuestImage::check(&bytes, whole) {
-                if image.check_fits(ram, others).is_ok() {
-                    let end = u128::from(image.offset) + u128::from(image.size) + u128::from(others);
-                    prop_assert!(end <= u128::from(ram) && image.bytes.len() as u64 <= image.size);
-                }
+            if let Ok(image) = GuestImage::check(&bytes, whole)
+                && image.check_fits(ram, others).is_ok()
+            {
+                let end = u128::from(image.offset) + u128::from(image.size) + u128::from(others);
+                prop_assert!(end <= u128::from(ram) && image.bytes.len() as u64 <= image.size);
             }
         }
 

@@ -1,13 +1,35 @@
 //! The control plane: what the user wants, and the guests that are run for it.
+//!
+//! CPU 0 runs [`run`]; every other CPU calls [`Crew::attend`] whenever it is kicked, and is given vCPUs to run. What this
+//! crate needs of the machine is the [`Machine`] trait.
 
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
 
+mod bench;
+mod counters;
+mod crew;
+mod dirty_log;
+mod error;
+mod guest;
+mod guest_console;
 pub mod guest_tree;
 pub mod image;
+mod machine;
 pub mod options;
+mod program;
 mod quote;
 pub mod record;
+mod report;
+mod run;
 pub mod size;
+mod steps;
 pub mod verify;
+
+pub use bench::Complaint;
+pub use crew::{BOOT_CPU, Crew, Job};
+pub use error::RunError;
+pub use guest::Host;
+pub use machine::{Facts, Machine, OwnCpu};
+pub use run::{Error, Module, run};

@@ -13,10 +13,12 @@ use alloc::vec::Vec;
 use log::LevelFilter;
 use stage2::PAGE_SIZE;
 
+/// Where a guest's RAM begins.
+pub const RAM: u64 = 0x4000_0000;
 /// Where the guest's test memory begins: the start of the slot that is logged.
 pub const TEST_MEMORY: u64 = 0x8000_0000;
-/// The most vCPUs: 16 for each value of affinity level 1.
-const MOST_VCPUS: u64 = 16 * 256;
+/// The most vCPUs.
+const MOST_VCPUS: u64 = vm::MAX_VCPUS as u64;
 /// The most iterations: the guest's pattern has 16 bits for them.
 pub const MOST_ITERATIONS: u64 = u16::MAX as u64;
 
@@ -170,31 +172,37 @@ impl Options {
         if !self.bytes.0.is_multiple_of(PAGE_SIZE) || self.bytes.0 == 0 {
             return Err(OptionError::NotWholePages(self.bytes));
         }
-        let Some(end) = self
-            .test_bytes()
-            .and_then(|bytes| bytes.checked_add(TEST_MEMORY))
-        else {
-            return Err(OptionError::TooMuchMemory {
-                vcpus: self.vcpus,
-                bytes: self.bytes,
-            });
-        };
+        let (vcpus, bytes) = (self.vcpus, self.bytes);
+        let end = self
+            .memory_end()
+            .ok_or(OptionError::TooMuchMemory { vcpus, bytes })?;
         match self.ipa_bits {
-            Some(bits) if end > 1 << bits => Err(OptionError::BeyondIpaSpace {
-                vcpus: self.vcpus,
-                bytes: self.bytes,
-                bits,
-            }),
+            Some(bits) if end > 1 << bits => {
+                Err(OptionError::BeyondIpaSpace { vcpus, bytes, bits })
+            }
             _ => Ok(()),
         }
     }
 
-    /// The size of the slot of test memory: all vCPUs' shares, rounded up to what backs it. `None` beyond 64 bits.
+    fn memory_end(&self) -> Option<u64> {
+        match self.guest {
+            GuestKind::DirtyLog => self.test_bytes()?.checked_add(TEST_MEMORY),
+            GuestKind::Program => self.program_bytes()?.checked_add(RAM),
+        }
+    }
+
+    /// The size of the benchmark's slot of test memory: all vCPUs' shares, rounded up to what backs it. `None` beyond 64
+    /// bits, which [`Self::parse`] refuses.
     pub fn test_bytes(&self) -> Option<u64> {
         self.bytes
             .0
             .checked_mul(self.vcpus as u64)?
             .checked_next_multiple_of(self.backing.bytes())
+    }
+
+    /// The size of a guest program's RAM: rounded up to what backs it. `None` beyond 64 bits, which [`Self::parse`] refuses.
+    pub fn program_bytes(&self) -> Option<u64> {
+        self.bytes.0.checked_next_multiple_of(self.backing.bytes())
     }
 }
 

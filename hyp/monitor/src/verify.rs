@@ -170,7 +170,7 @@ impl Contents {
     }
 
     /// How many pages there are.
-    pub fn len(&self) -> u64 {
+    pub fn pages(&self) -> u64 {
         self.iterations.len() as u64
     }
 }

@@ -88,14 +88,14 @@ impl fmt::Display for OptionError<'_> {
             Self::TooMuchMemory { vcpus, bytes } => {
                 write!(
                     f,
-                    "bytes={} for each of {vcpus} vCPUs is more than any machine has",
+                    "vcpus={vcpus} bytes={} is more memory than any machine has",
                     bytes.0
                 )
             }
             Self::BeyondIpaSpace { vcpus, bytes, bits } => {
                 write!(
                     f,
-                    "ipa_bits={bits} contradicts bytes={} for each of {vcpus} vCPUs: they don't fit",
+                    "ipa_bits={bits} contradicts vcpus={vcpus} bytes={}: the memory doesn't fit",
                     bytes.0
                 )
             }

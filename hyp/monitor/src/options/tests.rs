@@ -150,11 +150,21 @@ fn contradictions_are_named() {
     );
     assert_eq!(
         refused("ipa_bits=32 vcpus=4 bytes=1G"),
-        "ipa_bits=32 contradicts bytes=1073741824 for each of 4 vCPUs: they don't fit"
+        "ipa_bits=32 contradicts vcpus=4 bytes=1073741824: the memory doesn't fit"
     );
     assert_eq!(
+        refused("ipa_bits=32 guest=program vcpus=1 bytes=4G"),
+        "ipa_bits=32 contradicts vcpus=1 bytes=4294967296: the memory doesn't fit"
+    );
+    assert!(Options::parse("ipa_bits=32 guest=program vcpus=4 bytes=3G").is_ok());
+    let too_much = "is more memory than any machine has";
+    assert_eq!(
         refused("vcpus=4096 bytes=16777215G"),
-        "bytes=18014397435740160 for each of 4096 vCPUs is more than any machine has"
+        ["vcpus=4096 bytes=18014397435740160 ", too_much].concat()
+    );
+    assert_eq!(
+        refused("guest=program vcpus=1 bytes=18446744073709547520"),
+        ["vcpus=1 bytes=18446744073709547520 ", too_much].concat()
     );
 }
 

@@ -1,0 +1,259 @@
+//! What the benchmark's guest may call: the other side of its hypercalls.
+//!
+//! All vCPUs call at once, with anything. What the guest says is an allegation: it is checked here, or it is compared with
+//! what the hypervisor knows. A guest that breaks the rules is stopped, and the first breach is remembered.
+
+use crate::crew::BOOT_CPU;
+use crate::guest::RAM;
+use crate::guest_console::GuestConsole;
+use crate::machine::Machine;
+use crate::options::{Options, TEST_MEMORY};
+use crate::steps::{Arrival, Steps};
+use core::fmt;
+use hypercall::{BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, CONSOLE_PUT, REPORT, SUCCESS};
+use spin::Once;
+use stage2::{Ipa, PAGE_SIZE};
+use vm::{Service, ServiceReply, StopReason, VcpuId};
+
+const WORD_BYTES: u64 = size_of::<u64>() as u64;
+
+/// Where the guest keeps its journals: one bitmap per vCPU, one after the other. It lies in the guest's RAM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Journals {
+    start: Ipa,
+    bytes_per_vcpu: u64,
+}
+
+impl Journals {
+    /// Checks what a guest alleges, against RAM of `ram` bytes and `pages` pages per vCPU.
+    fn check(start: u64, bytes_per_vcpu: u64, vcpus: usize, pages: u64, ram: u64) -> Option<Self> {
+        let room =
+            bytes_per_vcpu >= journal_bytes(pages) && bytes_per_vcpu.is_multiple_of(WORD_BYTES);
+        let end = bytes_per_vcpu
+            .checked_mul(vcpus as u64)?
+            .checked_add(start)?;
+        let inside =
+            start >= RAM.get() && end <= RAM.get() + ram && start.is_multiple_of(WORD_BYTES);
+        (room && inside).then_some(Self {
+            start: Ipa::new(start),
+            bytes_per_vcpu,
+        })
+    }
+
+    /// Where a vCPU's journal is.
+    pub fn of(&self, vcpu: usize) -> Ipa {
+        self.start.offset(self.bytes_per_vcpu * vcpu as u64)
+    }
+}
+
+/// The bytes of a journal of so many pages.
+pub fn journal_bytes(pages: u64) -> u64 {
+    pages.div_ceil(u64::BITS.into()) * WORD_BYTES
+}
+
+/// How the guest broke the rules.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Complaint {
+    /// Its journals are too small, or don't lie in its RAM.
+    BadJournals {
+        /// Where they are.
+        start: u64,
+        /// The size of one.
+        bytes_per_vcpu: u64,
+        /// The size that one needs.
+        needed: u64,
+    },
+    /// It announced itself twice, or not by its first vCPU.
+    SecondHello(VcpuId),
+    /// It asked for a step before it announced itself.
+    NoHello(VcpuId),
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the guest breaks the benchmark's rules: ")?;
+        match self {
+            Self::BadJournals {
+                start,
+                bytes_per_vcpu,
+                needed,
+            } => write!(
+                f,
+                "its journals at {start:#x}, {bytes_per_vcpu} bytes each, must have {needed} bytes and lie in its RAM"
+            ),
+            Self::SecondHello(vcpu) => write!(f, "{vcpu} announces it, which vCPU 0 does once"),
+            Self::NoHello(vcpu) => write!(
+                f,
+                "{vcpu} wants a step before the guest has announced itself"
+            ),
+        }
+    }
+}
+
+/// The benchmark's side of the hypercalls.
+#[derive(Debug)]
+pub struct Bench<M: Machine> {
+    machine: &'static M,
+    console: GuestConsole,
+    steps: Steps,
+    journals: Once<Journals>,
+    complaint: Once<Complaint>,
+    vcpus: usize,
+    bytes_per_vcpu: u64,
+    ram: u64,
+    write_percent: u64,
+    random: bool,
+    seed: u64,
+}
+
+impl<M: Machine> Bench<M> {
+    /// For a guest with these options and `ram` bytes of RAM.
+    pub fn new(machine: &'static M, options: &Options, ram: u64) -> Self {
+        Self {
+            machine,
+            console: GuestConsole::new(),
+            steps: Steps::new(options.vcpus),
+            journals: Once::new(),
+            complaint: Once::new(),
+            vcpus: options.vcpus,
+            bytes_per_vcpu: options.bytes.0,
+            ram,
+            write_percent: options.write_percent,
+            random: options.random,
+            seed: options.seed,
+        }
+    }
+
+    /// Where the harness meets the vCPUs.
+    pub fn steps(&self) -> &Steps {
+        &self.steps
+    }
+
+    /// The journals, from the guest's announcement on.
+    pub fn journals(&self) -> Option<Journals> {
+        self.journals.get().copied()
+    }
+
+    /// What the guest did wrong first.
+    pub fn complaint(&self) -> Option<Complaint> {
+        self.complaint.get().copied()
+    }
+
+    /// Prints what the guest hasn't ended.
+    pub fn flush(&self) {
+        self.console.flush(|line| self.machine.write_line(line));
+    }
+
+    fn hello(&self, vcpu: VcpuId, start: u64, bytes_per_vcpu: u64) -> ServiceReply {
+        if vcpu != VcpuId(0) || self.journals.is_completed() {
+            return self.complain(Complaint::SecondHello(vcpu));
+        }
+        let pages = self.bytes_per_vcpu / PAGE_SIZE;
+        match Journals::check(start, bytes_per_vcpu, self.vcpus, pages, self.ram) {
+            Some(journals) => {
+                self.journals.call_once(|| journals);
+                ServiceReply::Return([SUCCESS, self.vcpus as u64, self.bytes_per_vcpu, TEST_MEMORY])
+            }
+            None => {
+                let needed = journal_bytes(pages);
+                self.complain(Complaint::BadJournals {
+                    start,
+                    bytes_per_vcpu,
+                    needed,
+                })
+            }
+        }
+    }
+
+    fn next(&self, vcpu: VcpuId, written: u64) -> ServiceReply {
+        if !self.journals.is_completed() {
+            return self.complain(Complaint::NoHello(vcpu));
+        }
+        let at_ns = self.machine.now_ns();
+        if self.steps.arrive(vcpu.0, Arrival { written, at_ns }) {
+            self.machine.kick(BOOT_CPU);
+        }
+        self.poll(vcpu)
+    }
+
+    fn complain(&self, complaint: Complaint) -> ServiceReply {
+        self.complaint.call_once(|| complaint);
+        ServiceReply::Stop(StopReason::Requested)
+    }
+}
+
+impl<M: Machine> Service for Bench<M> {
+    fn call(&self, vcpu: VcpuId, function: u32, args: [u64; 6]) -> ServiceReply {
+        match function {
+            CONSOLE_PUT => {
+                self.console
+                    .put(args[0] as u8, |line| self.machine.write_line(line));
+                ServiceReply::Return([SUCCESS, 0, 0, 0])
+            }
+            BENCH_HELLO => self.hello(vcpu, args[0], args[1]),
+            BENCH_PARAMS => ServiceReply::Return([
+                SUCCESS,
+                self.write_percent,
+                u64::from(self.random),
+                self.seed,
+            ]),
+            BENCH_NEXT => self.next(vcpu, args[0]),
+            REPORT => ServiceReply::Stop(StopReason::Reported {
+                vcpu,
+                code: args[0],
+                details: [args[1], args[2]],
+            }),
+            _ => ServiceReply::NotSupported,
+        }
+    }
+
+    fn poll(&self, vcpu: VcpuId) -> ServiceReply {
+        match self.steps.answer(vcpu.0) {
+            Some(step) => ServiceReply::Return([step.code, step.iteration, 0, 0]),
+            None => ServiceReply::Wait,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn journals_must_lie_in_ram_and_hold_every_page() {
+        let ram = RAM.get();
+        assert_eq!(journal_bytes(64), 8);
+        assert_eq!(journal_bytes(65), 16);
+        let journals = Journals::check(ram + 8, 16, 3, 65, 56).unwrap();
+        assert_eq!(journals.of(2), RAM.offset(8 + 32));
+        assert_eq!(
+            Journals::check(ram + 8, 16, 3, 65, 55),
+            None,
+            "beyond the end"
+        );
+        assert_eq!(
+            Journals::check(ram - 8, 16, 3, 65, 56),
+            None,
+            "before the start"
+        );
+        assert_eq!(Journals::check(ram + 4, 16, 3, 65, 56), None, "unaligned");
+        assert_eq!(Journals::check(ram, 8, 3, 65, 56), None, "too small");
+        assert_eq!(Journals::check(ram, 20, 2, 65, 56), None, "no whole words");
+        assert_eq!(
+            Journals::check(ram, u64::MAX - 7, 2, 65, 56),
+            None,
+            "overflow"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn accepted_journals_lie_in_ram(start: u64, bytes: u64, vcpus in 1usize..64, ram in 0u64..1 << 40) {
+            if let Some(journals) = Journals::check(start, bytes, vcpus, 1, ram) {
+                let last = journals.of(vcpus - 1).get() + bytes;
+                prop_assert!(journals.of(0) >= RAM && last <= RAM.get() + ram);
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Why a run failed: each error is one line that names the culprit.
+
+use crate::bench::Complaint;
+use crate::image::ImageError;
+use crate::verify::{BeyondShare, Mismatch, WrongContent};
+use core::fmt;
+use dtoolkit::error::ModelError;
+use memory::frames::{Unbalanced, VmCounts};
+use memory::{LogError, NotBacked, SlotError};
+use stage2::{BadIpaSize, OutOfFrames};
+use vm::{BadVcpuCount, StopReason, VcpuId};
+
+/// Why a run failed.
+#[derive(Debug)]
+pub enum RunError {
+    /// The guest's image can't be used.
+    Image(ImageError),
+    /// There are not enough CPUs.
+    TooFewCpus {
+        /// The vCPUs that are wanted.
+        vcpus: usize,
+        /// The CPUs that there are.
+        cpus: usize,
+    },
+    /// The VM can't have so many vCPUs.
+    Vcpus(BadVcpuCount),
+    /// The guest's address space can't have this size.
+    IpaSize(BadIpaSize),
+    /// There is no frame for the root table.
+    Frames(OutOfFrames),
+    /// The guest's memory can't be had.
+    Slot(SlotError),
+    /// The heap is exhausted.
+    Heap,
+    /// The guest's memory isn't where it should be.
+    NotBacked(NotBacked),
+    /// The guest's device tree can't be written.
+    Tree(ModelError),
+    /// The dirty log doesn't work as it should.
+    Log(LogError),
+    /// The guest ended before it was done.
+    Ended(StopReason),
+    /// A guest program ended, and not well.
+    Program(StopReason),
+    /// The guest took too long.
+    TimedOut {
+        /// How long it had, in seconds.
+        seconds: u64,
+    },
+    /// Only some vCPUs were done with a step in time.
+    StepTimedOut {
+        /// How long the VM had, in seconds.
+        seconds: u64,
+        /// vCPUs that were done.
+        arrived: usize,
+        /// vCPUs.
+        vcpus: usize,
+    },
+    /// CPUs don't come back from the guest.
+    Stuck,
+    /// The guest doesn't keep to the benchmark's rules.
+    Guest(Complaint),
+    /// A vCPU counts other pages than its journal names.
+    WrongCount {
+        /// Which vCPU.
+        vcpu: VcpuId,
+        /// How many pages it says that it has written.
+        counted: u64,
+        /// How many its journal names, or it has to write.
+        expected: u64,
+    },
+    /// A vCPU's journal is wrong in itself.
+    Journal {
+        /// Which vCPU.
+        vcpu: VcpuId,
+        /// How.
+        error: BeyondShare,
+    },
+    /// The harvest isn't what was written.
+    Harvest {
+        /// In which iteration.
+        iteration: u64,
+        /// What was harvested: by `get` or by `clear`.
+        by: &'static str,
+        /// The difference.
+        mismatch: Mismatch,
+    },
+    /// Guest memory doesn't hold what was written.
+    Content {
+        /// After which iteration.
+        iteration: u64,
+        /// What is wrong.
+        error: WrongContent,
+    },
+    /// The VM was destroyed, and frames of it remain.
+    Leak(VmCounts),
+    /// The machine's frames don't add up.
+    Unbalanced(Unbalanced),
+    /// The record can't be written as JSON.
+    Record(serde_json::Error),
+}
+
+impl RunError {
+    /// Whether the benchmark ran to a result that is wrong.
+    pub fn is_mismatch(&self) -> bool {
+        matches!(
+            self,
+            Self::WrongCount { .. }
+                | Self::Journal { .. }
+                | Self::Harvest { .. }
+                | Self::Content { .. }
+        )
+    }
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Image(error) => error.fmt(f),
+            Self::TooFewCpus { vcpus, cpus } => {
+                write!(
+                    f,
+                    "vcpus={vcpus} needs {} CPUs, one of them for the monitor, but there are {cpus}",
+                    vcpus + 1
+                )
+            }
+            Self::Vcpus(error) => error.fmt(f),
+            Self::IpaSize(error) => error.fmt(f),
+            Self::Frames(error) => error.fmt(f),
+            Self::Slot(error) => write!(f, "the guest's memory can't be had: {error}"),
+            Self::Heap => f.write_str("the heap is too small for this much guest memory"),
+            Self::NotBacked(error) => error.fmt(f),
+            Self::Tree(error) => write!(f, "the guest's device tree can't be written: {error}"),
+            Self::Log(error) => error.fmt(f),
+            Self::Ended(reason) => write!(f, "the guest ended too early: {reason}"),
+            Self::Program(reason) => write!(f, "{reason}"),
+            Self::TimedOut { seconds } => write!(
+                f,
+                "the guest didn't end within its timeout={seconds} seconds"
+            ),
+            Self::StepTimedOut {
+                seconds,
+                arrived,
+                vcpus,
+            } => write!(
+                f,
+                "the guest didn't finish within its timeout={seconds} seconds: {arrived} of {vcpus} vCPUs are done"
+            ),
+            Self::Stuck => f.write_str("CPUs don't come back from the guest"),
+            Self::Guest(complaint) => complaint.fmt(f),
+            Self::WrongCount {
+                vcpu,
+                counted,
+                expected,
+            } => {
+                write!(
+                    f,
+                    "{vcpu} says it wrote {counted} pages, but it is {expected}"
+                )
+            }
+            Self::Journal { vcpu, error } => write!(f, "{vcpu}: {error}"),
+            Self::Harvest {
+                iteration,
+                by,
+                mismatch,
+            } => {
+                write!(
+                    f,
+                    "iteration {iteration}: the dirty log ({by}) is wrong: {mismatch}"
+                )
+            }
+            Self::Content { iteration, error } => {
+                write!(f, "iteration {iteration}: guest memory is wrong: {error}")
+            }
+            Self::Leak(counts) => write!(f, "the VM was destroyed but has frames: {counts}"),
+            Self::Unbalanced(error) => error.fmt(f),
+            Self::Record(error) => write!(f, "the record can't be written: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for RunError {}
+
+macro_rules! from {
+    ($($error:ty => $variant:ident),* $(,)?) => {
+        $(impl From<$error> for RunError {
+            fn from(error: $error) -> Self {
+                Self::$variant(error)
+            }
+        })*
+    };
+}
+
+from! {
+    ImageError => Image,
+    BadVcpuCount => Vcpus,
+    BadIpaSize => IpaSize,
+    OutOfFrames => Frames,
+    SlotError => Slot,
+    NotBacked => NotBacked,
+    ModelError => Tree,
+    LogError => Log,
+    Unbalanced => Unbalanced,
+    serde_json::Error => Record,
+}

@@ -1,0 +1,351 @@
+//! One guest from its image to the last of its frames: its memory, its start on CPUs 1 and up, its end.
+//!
+//! CPU 0 does all of this, while the other CPUs run the vCPUs; whoever drives the guest meanwhile gets a [`Watch`].
+
+use crate::counters::Snapshot;
+use crate::crew::Crew;
+use crate::error::RunError;
+use crate::guest_tree::GuestDescription;
+use crate::image::GuestImage;
+use crate::machine::{Machine, OwnCpu};
+use crate::options::{self, Backing, Options, TEST_MEMORY};
+use crate::record::CounterMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use memory::frames::{Counts, VmCounts};
+use memory::{AddressSpace, CpuCounters, MmuLock, SlotError, SlotId, VmId};
+use stage2::{Ipa, IpaRange, PAGE_SIZE, RootShape};
+use vm::{Service, Start, StopReason, Vcpu, VcpuId, Vm, VmConfig};
+
+/// Where a guest's RAM begins.
+pub const RAM: Ipa = Ipa::new(options::RAM);
+/// The slot of RAM.
+pub const RAM_SLOT: SlotId = SlotId(0);
+/// The slot of test memory.
+pub const TEST_SLOT: SlotId = SlotId(1);
+/// The address space that a guest gets unless it needs a larger one, in bits: Linux KVM's choice too.
+const USUAL_IPA_BITS: u32 = 40;
+/// How long CPUs may take to come back from a guest that was stopped.
+const PATIENCE_NS: u64 = 10_000_000_000;
+const NS_PER_SECOND: u64 = 1_000_000_000;
+
+/// The machine, as CPU 0 works with it.
+pub struct Host<'h, M: Machine> {
+    /// The machine.
+    pub machine: &'static M,
+    /// The CPUs that run vCPUs.
+    pub crew: &'static Crew<M>,
+    /// What each CPU counts.
+    pub counters: &'static [CpuCounters],
+    /// CPU 0's own.
+    pub own: &'h mut OwnCpu<M>,
+}
+
+/// A guest to run.
+#[derive(Clone, Debug)]
+pub struct GuestPlan<'p> {
+    /// Its number among the VMs.
+    pub vm: VmId,
+    /// Its image.
+    pub image: GuestImage<'p>,
+    /// Its command line.
+    pub bootargs: &'p str,
+    /// Its vCPUs.
+    pub vcpus: usize,
+    /// The size of its RAM, a multiple of the backing's.
+    pub ram: u64,
+    /// What its RAM is made of.
+    pub ram_backing: Backing,
+    /// The size of its test memory, a multiple of the backing's, if it has any.
+    pub test: Option<u64>,
+    /// What its test memory is made of.
+    pub test_backing: Backing,
+    /// The size of its address space, if that was asked for.
+    pub ipa_bits: Option<u32>,
+    /// How long it may take, in seconds.
+    pub timeout: u64,
+}
+
+/// What remains to be said of a guest that has ended.
+#[derive(Debug)]
+pub struct Remains {
+    /// All that was counted.
+    pub counters: CounterMap,
+    /// The VM's frames after it was destroyed.
+    pub frames: VmCounts,
+    /// The machine's frames after it was destroyed.
+    pub machine_frames: Counts,
+}
+
+/// A guest that runs, seen from CPU 0.
+pub struct Watch<'w, M: Machine, L> {
+    /// The machine.
+    pub machine: &'static M,
+    /// CPU 0's own.
+    pub own: &'w OwnCpu<M>,
+    /// The guest.
+    pub vm: &'w Vm<AddressSpace<L>>,
+    counters: &'static [CpuCounters],
+    deadline_ns: u64,
+    timeout: u64,
+}
+
+impl GuestPlan<'_> {
+    fn memory(&self) -> Vec<IpaRange> {
+        let test = Ipa::new(TEST_MEMORY);
+        let mut memory = Vec::from([RAM..RAM.offset(self.ram)]);
+        memory.extend(self.test.map(|bytes| test..test.offset(bytes)));
+        memory
+    }
+
+    fn shape(&self, pa_bits: u32) -> Result<RootShape, RunError> {
+        let end = self
+            .memory()
+            .iter()
+            .map(|range| range.end.get())
+            .max()
+            .unwrap_or(0);
+        let needed = u64::BITS - end.saturating_sub(1).leading_zeros();
+        let usual = USUAL_IPA_BITS.max(needed).min(pa_bits);
+        Ok(RootShape::new(self.ipa_bits.unwrap_or(usual), pa_bits)?)
+    }
+}
+
+impl<M: Machine> Host<'_, M> {
+    /// Checks that there is a CPU for every vCPU.
+    pub fn check_cpus(&self, options: &Options) -> Result<(), RunError> {
+        let cpus = self.machine.facts().cpus;
+        if options.vcpus < cpus {
+            Ok(())
+        } else {
+            Err(RunError::TooFewCpus {
+                vcpus: options.vcpus,
+                cpus,
+            })
+        }
+    }
+
+    /// Runs a guest, whose hypercalls `service` answers, under `drive`, which returns when the guest has ended or is to be
+    /// stopped. In any case nothing is left of it afterwards.
+    pub fn run<L, S, R>(
+        &mut self,
+        plan: &GuestPlan<'_>,
+        service: &Arc<S>,
+        drive: impl FnOnce(&Watch<'_, M, L>) -> Result<R, RunError>,
+    ) -> (Result<R, RunError>, Option<Remains>)
+    where
+        L: MmuLock + 'static,
+        S: Service + Send + Sync + 'static,
+    {
+        let before = Snapshot::take(Default::default(), self.counters);
+        let vm = match self.create::<L>(plan) {
+            Ok(vm) => Arc::new(vm),
+            Err(error) => return (Err(error), None),
+        };
+        let started_ns = self.machine.now_ns();
+        let watch = Watch {
+            machine: self.machine,
+            own: self.own,
+            vm: &vm,
+            counters: self.counters,
+            deadline_ns: started_ns.saturating_add(plan.timeout.saturating_mul(NS_PER_SECOND)),
+            timeout: plan.timeout,
+        };
+        let outcome = self
+            .start(&vm, service, plan.vcpus)
+            .and_then(|()| drive(&watch));
+        if !self.stop(&vm) {
+            return (Err(RunError::Stuck), None);
+        }
+        let counters = Snapshot::take(vm.exits(), self.counters).since(&before);
+        let remains = self.destroy(vm, plan.vm, counters);
+        match remains {
+            Ok(remains) => (outcome, Some(remains)),
+            Err(error) => (outcome.and(Err(error)), None),
+        }
+    }
+
+    fn create<L: MmuLock>(&self, plan: &GuestPlan<'_>) -> Result<Vm<AddressSpace<L>>, RunError> {
+        let shape = plan.shape(self.machine.facts().pa_bits)?;
+        let space = AddressSpace::<L>::new(&self.own.memory, plan.vm, shape)?;
+        let start = match self.fill(&space, plan) {
+            Ok(start) => start,
+            Err(error) => {
+                space.destroy(&self.own.memory);
+                return Err(error);
+            }
+        };
+        let config = VmConfig {
+            vcpus: plan.vcpus,
+            ipa_bits: shape.ipa_bits(),
+            counter_offset: self.machine.counter(),
+        };
+        let vm = Vm::new(config, space)?;
+        // The VM is new, so its first vCPU is off.
+        let _ = vm.turn_on(VcpuId(0), start);
+        Ok(vm)
+    }
+
+    /// Gives the guest its memory and puts the image and the device tree there.
+    fn fill<L: MmuLock>(
+        &self,
+        space: &AddressSpace<L>,
+        plan: &GuestPlan<'_>,
+    ) -> Result<Start, RunError> {
+        let affinities: Vec<u64> = (0..plan.vcpus)
+            .map(|vcpu| VcpuId(vcpu).affinity())
+            .collect();
+        let memory = plan.memory();
+        let tree = GuestDescription {
+            memory: &memory,
+            affinities: &affinities,
+            bootargs: plan.bootargs,
+        }
+        .to_tree()?;
+        let tree_bytes = (tree.len() as u64).next_multiple_of(PAGE_SIZE);
+        plan.image.check_fits(plan.ram, tree_bytes)?;
+
+        let own = &self.own.memory;
+        let bytes = plan.ram.saturating_add(plan.test.unwrap_or(0));
+        if bytes / PAGE_SIZE > own.pool().counts().free {
+            // Before any of it is zeroed in vain.
+            return Err(RunError::Slot(SlotError::OutOfMemory { bytes }));
+        }
+        space.add_slot(
+            own,
+            RAM_SLOT,
+            RAM,
+            plan.ram,
+            plan.ram_backing.level(),
+            false,
+        )?;
+        if let Some(bytes) = plan.test {
+            space.add_slot(
+                own,
+                TEST_SLOT,
+                Ipa::new(TEST_MEMORY),
+                bytes,
+                plan.test_backing.level(),
+                false,
+            )?;
+        }
+        let entry = RAM.offset(plan.image.offset);
+        let tree_at = RAM.offset(plan.ram - tree_bytes);
+        space.write_guest(own, entry, plan.image.bytes)?;
+        space.write_guest(own, tree_at, &tree)?;
+        Ok(Start {
+            entry: entry.get(),
+            context: tree_at.get(),
+        })
+    }
+
+    fn start<L, S>(
+        &self,
+        vm: &Arc<Vm<AddressSpace<L>>>,
+        service: &Arc<S>,
+        vcpus: usize,
+    ) -> Result<(), RunError>
+    where
+        L: MmuLock + 'static,
+        S: Service + Send + Sync + 'static,
+    {
+        let (vm, service) = (vm.clone(), service.clone());
+        let job = move |own: &mut OwnCpu<M>| {
+            let vcpu = VcpuId(own.id.0 - 1);
+            Vcpu::new(vcpu).run(&vm, own.id, &mut own.cpu, &own.memory, &*service);
+        };
+        if self.crew.post(self.machine, vcpus, Arc::new(job)) {
+            Ok(())
+        } else {
+            Err(RunError::Stuck)
+        }
+    }
+
+    /// Ends the VM if it hasn't ended, and waits until all CPUs have come back from it. False if they don't.
+    fn stop<L>(&self, vm: &Vm<AddressSpace<L>>) -> bool {
+        let deadline = self.machine.now_ns().saturating_add(PATIENCE_NS);
+        vm.stop(StopReason::Requested, |cpu| self.machine.kick(cpu));
+        while !self.crew.is_idle() {
+            if self.machine.now_ns() >= deadline {
+                return false;
+            }
+            self.machine.wait(deadline);
+        }
+        true
+    }
+
+    fn destroy<L: MmuLock>(
+        &self,
+        vm: Arc<Vm<AddressSpace<L>>>,
+        id: VmId,
+        counters: CounterMap,
+    ) -> Result<Remains, RunError> {
+        let memory = &self.own.memory;
+        // No CPU has the job any more, so nobody has the VM.
+        let vm = Arc::into_inner(vm).ok_or(RunError::Stuck)?;
+        vm.space.destroy(memory);
+        let frames = self.settled(id);
+        let machine_frames = memory.pool().counts();
+        if !frames.is_zero() {
+            return Err(RunError::Leak(frames));
+        }
+        machine_frames.check()?;
+        Ok(Remains {
+            counters,
+            frames,
+            machine_frames,
+        })
+    }
+
+    /// The VM's frames once the epoch has let go of them, or after a while.
+    fn settled(&self, id: VmId) -> VmCounts {
+        let deadline = self.machine.now_ns().saturating_add(PATIENCE_NS);
+        loop {
+            self.own.memory.idle();
+            let frames = self.own.memory.pool().counts_of(id);
+            if frames.is_zero() || self.machine.now_ns() >= deadline {
+                return frames;
+            }
+        }
+    }
+}
+
+impl<M: Machine, L> Watch<'_, M, L> {
+    /// The counters now.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::take(self.vm.exits(), self.counters)
+    }
+
+    /// Waits until `done`, which becomes true before this CPU is kicked.
+    ///
+    /// # Errors
+    /// The guest has ended before, or its time is up.
+    pub fn wait_until(&self, mut done: impl FnMut() -> bool) -> Result<(), RunError> {
+        loop {
+            if done() {
+                return Ok(());
+            }
+            if let Some(reason) = self.vm.stop_reason() {
+                return Err(RunError::Ended(reason));
+            }
+            if self.machine.now_ns() >= self.deadline_ns {
+                return Err(RunError::TimedOut {
+                    seconds: self.timeout,
+                });
+            }
+            self.machine.wait(self.deadline_ns);
+        }
+    }
+
+    /// Waits until the guest has ended by itself.
+    ///
+    /// # Errors
+    /// Its time is up.
+    pub fn wait_for_end(&self) -> Result<StopReason, RunError> {
+        match self.wait_until(|| false) {
+            Err(RunError::Ended(reason)) => Ok(reason),
+            Err(error) => Err(error),
+            Ok(()) => Ok(StopReason::Requested),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What a guest prints: whole lines, marked as a guest's, so that it can't be taken for the hypervisor's own words.
+//!
+//! All vCPUs of a VM share one; each byte is put under a lock that only printing takes.
+
+use core::fmt;
+use spin::Mutex;
+
+/// The longest line; what follows becomes the next one.
+const LONGEST: usize = 256;
+
+/// Collects a guest's bytes into lines.
+#[derive(Debug)]
+pub struct GuestConsole {
+    line: Mutex<Line>,
+}
+
+#[derive(Clone, Debug)]
+struct Line {
+    bytes: [u8; LONGEST],
+    length: usize,
+}
+
+impl GuestConsole {
+    /// An empty line.
+    pub const fn new() -> Self {
+        Self {
+            line: Mutex::new(Line {
+                bytes: [0; LONGEST],
+                length: 0,
+            }),
+        }
+    }
+
+    /// Takes a byte, and passes a line that it completes to `print`, with everything unprintable escaped.
+    pub fn put(&self, byte: u8, print: impl FnOnce(fmt::Arguments<'_>)) {
+        let mut line = self.line.lock();
+        if byte != b'\n' {
+            let length = line.length;
+            line.bytes[length] = byte;
+            line.length += 1;
+            if line.length < LONGEST {
+                return;
+            }
+        }
+        line.print(print);
+    }
+
+    /// Prints what hasn't been ended.
+    pub fn flush(&self, print: impl FnOnce(fmt::Arguments<'_>)) {
+        let mut line = self.line.lock();
+        if line.length > 0 {
+            line.print(print);
+        }
+    }
+}
+
+impl Default for GuestConsole {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Line {
+    fn print(&mut self, print: impl FnOnce(fmt::Arguments<'_>)) {
+        let bytes = &self.bytes[..self.length];
+        let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
+        print(format_args!("guest: {}", Escaped(bytes)));
+        self.length = 0;
+    }
+}
+
+/// Bytes as printable ASCII. A backslash stays one: a guest may write what looks like an escape.
+struct Escaped<'b>(&'b [u8]);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| match byte {
+            b' '..=b'~' => fmt::Write::write_char(f, char::from(*byte)),
+            other => write!(f, "\\x{other:02x}"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::{String, ToString};
+    use alloc::vec::Vec;
+
+    fn lines(text: &[u8]) -> Vec<String> {
+        let console = GuestConsole::new();
+        let mut lines = Vec::new();
+        for byte in text {
+            console.put(*byte, |line| lines.push(line.to_string()));
+        }
+        console.flush(|line| lines.push(line.to_string()));
+        lines
+    }
+
+    #[test]
+    fn lines_are_whole_and_marked() {
+        assert_eq!(
+            lines(b"one\r\n\ntwo"),
+            ["guest: one", "guest: ", "guest: two"]
+        );
+        assert_eq!(lines(b""), [""; 0]);
+    }
+
+    #[test]
+    fn a_guest_cant_forge_the_hypervisors_lines() {
+        assert_eq!(
+            lines(b"\rparvisor: exit status 0\x1b[A\0\xff\n"),
+            ["guest: \\x0dparvisor: exit status 0\\x1b[A\\x00\\xff"]
+        );
+    }
+
+    #[test]
+    fn an_endless_line_is_cut() {
+        let lines = lines(&[b'x'; 2 * LONGEST + 1]);
+        assert_eq!(
+            lines
+                .iter()
+                .map(|line| line.len() - "guest: ".len())
+                .collect::<Vec<_>>(),
+            [LONGEST, LONGEST, 1]
+        );
+    }
+}

@@ -1,0 +1,83 @@
+//! Runs a guest program until it ends by itself: it powers off, gives its verdict, or is out of time.
+
+use crate::error::RunError;
+use crate::guest::{GuestPlan, Host};
+use crate::guest_console::GuestConsole;
+use crate::image::GuestImage;
+use crate::machine::Machine;
+use crate::options::Options;
+use alloc::sync::Arc;
+use hypercall::{CONSOLE_PUT, REPORT, SUCCESS};
+use memory::{MmuLock, VmId};
+use vm::{Service, ServiceReply, StopReason, VcpuId};
+
+/// What a guest program may call.
+pub(crate) struct ProgramService<M: Machine> {
+    machine: &'static M,
+    console: GuestConsole,
+}
+
+impl<M: Machine> Service for ProgramService<M> {
+    fn call(&self, vcpu: VcpuId, function: u32, args: [u64; 6]) -> ServiceReply {
+        match function {
+            CONSOLE_PUT => {
+                self.console
+                    .put(args[0] as u8, |line| self.machine.write_line(line));
+                ServiceReply::Return([SUCCESS, 0, 0, 0])
+            }
+            REPORT => ServiceReply::Stop(StopReason::Reported {
+                vcpu,
+                code: args[0],
+                details: [args[1], args[2]],
+            }),
+            _ => ServiceReply::NotSupported,
+        }
+    }
+
+    fn poll(&self, _vcpu: VcpuId) -> ServiceReply {
+        // No call waits.
+        ServiceReply::NotSupported
+    }
+}
+
+/// Runs the program and says how it ended.
+///
+/// # Errors
+/// It couldn't be started, or it didn't end well.
+pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
+    host: &mut Host<'_, M>,
+    options: &Options,
+    vm: VmId,
+    image: GuestImage<'_>,
+    bootargs: &str,
+) -> Result<(), RunError> {
+    let plan = GuestPlan {
+        vm,
+        image,
+        bootargs,
+        vcpus: options.vcpus,
+        ram: options.program_bytes().unwrap_or(0),
+        ram_backing: options.backing,
+        test: None,
+        test_backing: options.backing,
+        ipa_bits: options.ipa_bits,
+        timeout: options.timeout,
+    };
+    let machine = host.machine;
+    let service = Arc::new(ProgramService {
+        machine,
+        console: GuestConsole::new(),
+    });
+    let (ended, remains) = host.run::<L, _, _>(&plan, &service, |watch| watch.wait_for_end());
+    service.console.flush(|line| machine.write_line(line));
+    if let Some(remains) = remains {
+        crate::report::remains(machine, vm, &remains);
+    }
+    match ended? {
+        reason @ (StopReason::PoweredOff | StopReason::Reported { code: 0, .. }) => {
+            machine.write_line(format_args!("program: {reason}"));
+            Ok(())
+        }
+        reason => Err(RunError::Program(reason)),
+    }
+}

@@ -1,0 +1,41 @@
+//! What the monitor prints for the host tool and for people, beside the results themselves.
+
+use crate::counters::Listed;
+use crate::guest::Remains;
+use crate::machine::Machine;
+use crate::options::Options;
+use crate::record::{Progress, Record};
+use memory::VmId;
+
+/// What is about to run.
+pub(crate) fn heading<M: Machine>(machine: &M, mode: &str, options: &Options) {
+    let (vcpus, bytes, iterations) = (options.vcpus, options.bytes, options.iterations);
+    let backing = options.backing.name();
+    machine.write_line(format_args!(
+        "== mode {mode}: {vcpus} vCPUs x {bytes}, backing {backing}, {iterations} iterations =="
+    ));
+}
+
+/// How far it has come. What can't be said as JSON isn't said.
+pub(crate) fn progress<M: Machine>(machine: &M, progress: &Progress) {
+    if let Ok(json) = serde_json::to_string(progress) {
+        machine.write_line(format_args!("@progress {json}"));
+    }
+}
+
+/// The result for programs.
+///
+/// # Errors
+/// It can't be said as JSON.
+pub(crate) fn record<M: Machine>(machine: &M, record: &Record) -> Result<(), serde_json::Error> {
+    let json = serde_json::to_string(record)?;
+    machine.write_line(format_args!("@record {json}"));
+    Ok(())
+}
+
+/// The counter dump at the end of a run.
+pub(crate) fn remains<M: Machine>(machine: &M, vm: VmId, remains: &Remains) {
+    machine.write_line(format_args!("{}", Listed(&remains.counters)));
+    machine.write_line(format_args!("{vm} after its end: {}", remains.frames));
+    machine.write_line(format_args!("{}", remains.machine_frames));
+}

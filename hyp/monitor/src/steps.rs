@@ -1,0 +1,207 @@
+//! Lock step between a benchmark's harness and its vCPUs: the harness posts a step, every vCPU does it and arrives, the
+//! harness goes on when all have.
+//!
+//! One harness, any number of vCPUs. Each vCPU has a seat in cache lines of its own; the shared lines are written once per
+//! vCPU and step.
+
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// What all vCPUs are to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// One of [`hypercall::step`].
+    pub code: u64,
+    /// The iteration, from 1, or 0.
+    pub iteration: u64,
+}
+
+/// The meeting point.
+#[derive(Debug)]
+pub struct Steps {
+    /// How many steps were posted. Published after the step itself.
+    posted: AtomicU64,
+    code: AtomicU64,
+    iteration: AtomicU64,
+    arrived: AtomicUsize,
+    seats: Box<[Seat]>,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Seat {
+    /// The step that the vCPU waits for, by its number from 1.
+    waits_for: AtomicU64,
+    written: AtomicU64,
+    at_ns: AtomicU64,
+}
+
+/// How a vCPU arrived.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Arrival {
+    /// How many pages it says that it has written.
+    pub written: u64,
+    /// When it arrived.
+    pub at_ns: u64,
+}
+
+impl Steps {
+    /// For `vcpus` vCPUs, none of which has arrived.
+    pub fn new(vcpus: usize) -> Self {
+        Self {
+            posted: AtomicU64::new(0),
+            code: AtomicU64::new(0),
+            iteration: AtomicU64::new(0),
+            arrived: AtomicUsize::new(0),
+            seats: (0..vcpus).map(|_| Seat::default()).collect(),
+        }
+    }
+
+    /// A vCPU has done its step, or has just started. Whether it was the last to arrive. Its next step is what
+    /// [`Self::answer`] says. Called by the vCPU's own thread; a vCPU that there isn't never arrives.
+    pub fn arrive(&self, vcpu: usize, arrival: Arrival) -> bool {
+        let Some(seat) = self.seats.get(vcpu) else {
+            return false;
+        };
+        // The harness posts nothing before this vCPU has arrived, so this is the step that the vCPU has just done.
+        let next = self.posted.load(Ordering::Acquire) + 1;
+        if seat.waits_for.swap(next, Ordering::Relaxed) == next {
+            return false;
+        }
+        seat.written.store(arrival.written, Ordering::Relaxed);
+        seat.at_ns.store(arrival.at_ns, Ordering::Relaxed);
+        // Release: the seat, and all that the vCPU did, come before. Acquire for the last one's sake.
+        self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.seats.len()
+    }
+
+    /// The step that a vCPU which has arrived waits for, once it was posted.
+    pub fn answer(&self, vcpu: usize) -> Option<Step> {
+        let seat = self.seats.get(vcpu)?;
+        // Acquire: pairs with the release of `post`.
+        let posted = self.posted.load(Ordering::Acquire);
+        (posted >= seat.waits_for.load(Ordering::Relaxed)).then(|| Step {
+            code: self.code.load(Ordering::Relaxed),
+            iteration: self.iteration.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Whether all vCPUs have arrived. Acquire: what they did is visible to the caller.
+    pub fn all_arrived(&self) -> bool {
+        self.arrived.load(Ordering::Acquire) == self.seats.len()
+    }
+
+    /// How many vCPUs have arrived.
+    pub fn arrived(&self) -> usize {
+        self.arrived.load(Ordering::Acquire)
+    }
+
+    /// Posts the next step, when all vCPUs have arrived. They look at it when they are kicked.
+    pub fn post(&self, step: Step) {
+        debug_assert!(self.all_arrived());
+        self.arrived.store(0, Ordering::Relaxed);
+        self.code.store(step.code, Ordering::Relaxed);
+        self.iteration.store(step.iteration, Ordering::Relaxed);
+        self.posted.fetch_add(1, Ordering::Release);
+    }
+
+    /// How each vCPU arrived, when all have.
+    pub fn arrivals(&self) -> impl Iterator<Item = Arrival> + '_ {
+        self.seats.iter().map(|seat| Arrival {
+            written: seat.written.load(Ordering::Relaxed),
+            at_ns: seat.at_ns.load(Ordering::Relaxed),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+    use std::hint;
+    use std::thread;
+
+    const ARRIVAL: Arrival = Arrival {
+        written: 0,
+        at_ns: 0,
+    };
+
+    #[test]
+    fn a_step_is_seen_by_those_who_wait_for_it_only() {
+        let steps = Steps::new(2);
+        assert!(!steps.arrive(0, ARRIVAL));
+        assert_eq!(steps.answer(0), None);
+        assert!(!steps.arrive(0, ARRIVAL), "a vCPU arrives once");
+        assert!(!steps.all_arrived());
+        assert!(steps.arrive(
+            1,
+            Arrival {
+                written: 7,
+                at_ns: 9
+            }
+        ));
+        assert!(steps.all_arrived());
+        assert_eq!(
+            steps
+                .arrivals()
+                .map(|arrival| arrival.written)
+                .collect::<Vec<_>>(),
+            [0, 7]
+        );
+        let step = Step {
+            code: 2,
+            iteration: 5,
+        };
+        steps.post(step);
+        assert_eq!(
+            (steps.answer(0), steps.answer(1), steps.answer(2)),
+            (Some(step), Some(step), None)
+        );
+        assert!(!steps.arrive(0, ARRIVAL));
+        assert_eq!(steps.answer(0), None);
+        assert!(!steps.arrive(5, ARRIVAL));
+    }
+
+    #[test]
+    fn threads_stay_in_step() {
+        const VCPUS: usize = 4;
+        const STEPS: u64 = 200;
+        let steps = Steps::new(VCPUS);
+        let done: Vec<AtomicU64> = (0..VCPUS).map(|_| AtomicU64::new(0)).collect();
+        thread::scope(|scope| {
+            for vcpu in 0..VCPUS {
+                let (steps, done) = (&steps, &done);
+                scope.spawn(move || {
+                    loop {
+                        let written = done[vcpu].load(Ordering::Relaxed);
+                        steps.arrive(vcpu, Arrival { written, at_ns: 0 });
+                        let step = loop {
+                            match steps.answer(vcpu) {
+                                Some(step) => break step,
+                                None => thread::yield_now(),
+                            }
+                        };
+                        if step.code == 0 {
+                            return;
+                        }
+                        done[vcpu].store(step.iteration, Ordering::Relaxed);
+                    }
+                });
+            }
+            for iteration in 0..STEPS {
+                while !steps.all_arrived() {
+                    hint::spin_loop();
+                }
+                assert!(steps.arrivals().all(|arrival| arrival.written == iteration));
+                assert!(
+                    done.iter()
+                        .all(|done| done.load(Ordering::Relaxed) == iteration)
+                );
+                let last = iteration + 1 == STEPS;
+                steps.post(Step {
+                    code: u64::from(!last),
+                    iteration: iteration + 1,
+                });
+            }
+        });
+    }
+}

@@ -1,0 +1,360 @@
+//! Guests: functions that run on threads of their own, and come out of the guest by handing over an exit.
+
+use crate::machine::Threads;
+use hypercall::{BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, CONSOLE_PUT, REPORT, pattern, step};
+use std::panic;
+use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use vm::{CpuId, ExitReason, GuestRegs, RawExit, VcpuControls};
+
+const CPU_OFF: u32 = 0x8400_0002;
+const CPU_ON: u32 = 0xc400_0003;
+const SYSTEM_OFF: u32 = 0x8400_0008;
+/// Behind the image.
+const JOURNALS: u64 = 0x4010_0000;
+const JOURNAL_BYTES: u64 = 4096;
+
+/// Which guest to run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Guest {
+    /// Does what it should.
+    Honest,
+    /// Does one thing wrong.
+    Sinner(Sin),
+    /// Calls with garbage, then reports.
+    Program {
+        /// Its verdict.
+        code: u64,
+    },
+}
+
+/// What a guest does wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sin {
+    HidesAPage,
+    InventsAPage,
+    WritesRubbish,
+    Miscounts,
+    NoHello,
+    HelloTwice,
+    BadJournals,
+    PowersOff,
+    AllOff,
+    ReportsFailure,
+    Hangs,
+}
+
+/// Where a vCPU starts.
+#[derive(Clone, Copy)]
+pub struct Entry {
+    pub machine: &'static Threads,
+    pub cpu: CpuId,
+    pub controls: VcpuControls,
+}
+
+/// The hypervisor's end of a guest's thread.
+pub struct GuestCpu {
+    entry: Entry,
+    resume: SyncSender<GuestRegs>,
+    exits: Receiver<(GuestRegs, RawExit)>,
+}
+
+impl GuestCpu {
+    pub fn start(guest: Guest, entry: Entry) -> Self {
+        let (resume, resumed) = sync_channel(1);
+        let (exit, exits) = sync_channel(1);
+        thread::spawn(move || {
+            let Ok(regs) = resumed.recv() else { return };
+            let vcpu = (entry.controls.mpidr & 0xff) as usize;
+            Vcpu {
+                entry,
+                vcpu,
+                regs,
+                resumed,
+                exit,
+            }
+            .run(guest);
+        });
+        Self {
+            entry,
+            resume,
+            exits,
+        }
+    }
+
+    pub fn resume(&mut self, regs: &mut GuestRegs) -> RawExit {
+        if self.entry.machine.is_kicked(self.entry.cpu) {
+            return RawExit {
+                reason: ExitReason::Interrupt,
+                esr: 0,
+                far: 0,
+                hpfar: 0,
+            };
+        }
+        self.resume
+            .send(regs.clone())
+            .expect("the guest waits to be resumed");
+        let (after, exit) = self.exits.recv().expect("the guest exits");
+        *regs = after;
+        exit
+    }
+}
+
+/// The guest's end.
+struct Vcpu {
+    entry: Entry,
+    vcpu: usize,
+    regs: GuestRegs,
+    resumed: Receiver<GuestRegs>,
+    exit: SyncSender<(GuestRegs, RawExit)>,
+}
+
+impl Vcpu {
+    fn exit(&mut self, exit: RawExit) {
+        let handed_over = self.exit.send((self.regs.clone(), exit));
+        match handed_over.ok().and_then(|()| self.resumed.recv().ok()) {
+            Some(regs) => self.regs = regs,
+            // The VM has ended: so does its thread, without a message.
+            None => panic::resume_unwind(Box::new(())),
+        }
+    }
+
+    fn call<const N: usize>(&mut self, function: u32, args: [u64; N]) -> [u64; 4] {
+        self.regs.x[0] = function.into();
+        self.regs.x[1..=N].copy_from_slice(&args);
+        self.exit(RawExit {
+            reason: ExitReason::Synchronous,
+            esr: 0x16 << 26 | 1 << 25,
+            far: 0,
+            hpfar: 0,
+        });
+        self.regs.x[..4].try_into().unwrap()
+    }
+
+    /// The word at `ipa`, once stage 2 lets this vCPU have it.
+    fn word(&mut self, ipa: u64, write: bool) -> &'static AtomicU64 {
+        loop {
+            let fault = match walk(&self.entry.controls, ipa) {
+                Some((pa, writable)) if writable || !write => {
+                    // SAFETY: the arena's memory stays for ever, and the VM's frames are its own while its vCPUs run.
+                    return unsafe { &*ptr::with_exposed_provenance(pa as usize) };
+                }
+                Some(_) => 0x0f,
+                None => 0x07,
+            };
+            let esr = 0x24 << 26 | 1 << 25 | u64::from(write) << 6 | fault;
+            self.exit(RawExit {
+                reason: ExitReason::Synchronous,
+                esr,
+                far: ipa,
+                hpfar: ipa >> 12 << 4,
+            });
+        }
+    }
+
+    fn print(&mut self, text: &str) {
+        for byte in text.bytes() {
+            self.call(CONSOLE_PUT, [byte.into()]);
+        }
+    }
+
+    fn run(mut self, guest: Guest) {
+        match guest {
+            Guest::Honest => self.benchmark(None),
+            Guest::Sinner(Sin::Hangs) => self.hang(),
+            Guest::Sinner(sin) => self.benchmark(Some(sin)),
+            Guest::Program { code } => self.program(code),
+        }
+    }
+
+    fn hang(&mut self) {
+        if self.vcpu == 0 {
+            self.call(BENCH_HELLO, [JOURNALS, JOURNAL_BYTES]);
+            self.call(CPU_ON, [1, 0x4000_0000, 1]);
+            self.call(BENCH_NEXT, [0]);
+        }
+        loop {
+            if self.entry.machine.is_kicked(self.entry.cpu) {
+                self.exit(RawExit {
+                    reason: ExitReason::Interrupt,
+                    esr: 0,
+                    far: 0,
+                    hpfar: 0,
+                });
+            }
+            thread::yield_now();
+        }
+    }
+
+    fn program(&mut self, code: u64) {
+        for function in (0..=0xff)
+            .chain([0xff01, 0xff03, 0xffff])
+            .flat_map(|n| [0xc600_0000 + n, 0x8600_0000 + n])
+        {
+            if ![CONSOLE_PUT, REPORT].contains(&function) {
+                self.call(function, [u64::MAX, u64::MAX - 7, 1 << 63, 0, 5, 6]);
+            }
+        }
+        self.print("garbage in\n");
+        self.call(REPORT, [code, 1, 2]);
+    }
+
+    fn benchmark(&mut self, sin: Option<Sin>) {
+        if self.vcpu == 0 {
+            self.begin(sin);
+        }
+        let [_, percent, random, seed] = self.call(BENCH_PARAMS, []);
+        let share = self.entry.machine.share.load(Ordering::Acquire);
+        let first = share * self.vcpu as u64;
+        let mut generator = seed
+            .wrapping_mul(0x9e37_79b9)
+            .wrapping_add(self.vcpu as u64 + 1);
+        let mut written = 0;
+        loop {
+            let [code, iteration, ..] = self.call(BENCH_NEXT, [written]);
+            match code {
+                step::POPULATE => {
+                    for page in first..first + share {
+                        self.write(page, pattern(0, page));
+                    }
+                    written = share;
+                }
+                step::DIRTY => {
+                    let accesses = (0..share).map(|access| {
+                        generator = generator
+                            .wrapping_mul(6364136223846793005)
+                            .wrapping_add(1442695040888963407);
+                        let draw = generator >> 33;
+                        (
+                            if random == 1 { draw % share } else { access },
+                            draw / 1000 % 100 < percent,
+                        )
+                    });
+                    let accesses: Vec<_> = accesses.collect();
+                    written = self.dirty(iteration, first, share, &accesses, sin);
+                }
+                _ if self.vcpu == 0 => {
+                    self.call(SYSTEM_OFF, []);
+                }
+                _ => {
+                    self.call(CPU_OFF, []);
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, sin: Option<Sin>) {
+        self.print("vCPU 0 is up\n");
+        match sin {
+            Some(Sin::NoHello) => {
+                self.call(BENCH_NEXT, [0]);
+            }
+            Some(Sin::BadJournals) => {
+                self.call(BENCH_HELLO, [u64::MAX - 7, 4096]);
+            }
+            Some(Sin::PowersOff) => {
+                self.call(SYSTEM_OFF, []);
+            }
+            Some(Sin::AllOff) => {
+                self.call(CPU_OFF, []);
+            }
+            Some(Sin::ReportsFailure) => {
+                self.call(REPORT, [7, 8, 9]);
+            }
+            _ => {}
+        }
+        let [_, vcpus, bytes, _] = self.call(BENCH_HELLO, [JOURNALS, JOURNAL_BYTES]);
+        if sin == Some(Sin::HelloTwice) {
+            self.call(BENCH_HELLO, [JOURNALS, JOURNAL_BYTES]);
+        }
+        self.entry
+            .machine
+            .share
+            .store(bytes / 4096, Ordering::Release);
+        for vcpu in 1..vcpus {
+            assert_eq!(self.call(CPU_ON, [vcpu, 0x4000_0000, vcpu])[0], 0);
+        }
+    }
+
+    fn write(&mut self, page: u64, value: u64) {
+        self.word(0x8000_0000 + page * 4096, true)
+            .store(value, Ordering::Relaxed);
+    }
+
+    /// Returns the number of pages written.
+    fn dirty(
+        &mut self,
+        iteration: u64,
+        first: u64,
+        share: u64,
+        accesses: &[(u64, bool)],
+        sin: Option<Sin>,
+    ) -> u64 {
+        let sin = sin.filter(|_| iteration == 2 && self.vcpu == 0);
+        let journal = JOURNALS + JOURNAL_BYTES * self.vcpu as u64;
+        for word in 0..share.div_ceil(64) {
+            self.word(journal + word * 8, true)
+                .store(0, Ordering::Relaxed);
+        }
+        for (page, is_write) in accesses {
+            if !is_write {
+                self.word(0x8000_0000 + (first + page) * 4096, false);
+                continue;
+            }
+            let sins_here = sin.filter(|_| *page == 7);
+            if sins_here != Some(Sin::InventsAPage) {
+                self.write(first + page, pattern(iteration, first + page));
+            }
+            if sins_here == Some(Sin::WritesRubbish) {
+                self.write(first + page, 0x1234);
+            }
+            if sins_here != Some(Sin::HidesAPage) {
+                self.word(journal + page / 64 * 8, true)
+                    .fetch_or(1 << (page % 64), Ordering::Relaxed);
+            }
+        }
+        let mut count = 0;
+        for word in 0..share.div_ceil(64) {
+            count += u64::from(
+                self.word(journal + word * 8, false)
+                    .load(Ordering::Relaxed)
+                    .count_ones(),
+            );
+        }
+        match sin {
+            Some(Sin::Miscounts) => count - 1,
+            Some(Sin::HidesAPage) => count + 1,
+            _ => count,
+        }
+    }
+}
+
+/// Where stage 2 maps `ipa`, and whether for writes, as the hardware walks it (Arm ARM D8.3).
+fn walk(controls: &VcpuControls, ipa: u64) -> Option<(u64, bool)> {
+    const ADDRESS: u64 = 0xffff_ffff_f000;
+    let mut level = 2 - (controls.stage2.vtcr >> 6 & 3);
+    let mut table = controls.stage2.vttbr & ADDRESS;
+    let mut index_mask = u64::MAX;
+    loop {
+        let shift = 12 + 9 * (3 - level);
+        let entry = table + ((ipa >> shift) & index_mask) * 8;
+        // SAFETY: tables lie in the arena, which stays for ever.
+        let entry = unsafe { &*ptr::with_exposed_provenance::<AtomicU64>(entry as usize) }
+            .load(Ordering::Acquire);
+        if entry & 1 == 0 {
+            return None;
+        }
+        if level == 3 || entry & 2 == 0 {
+            let offset = ipa & ((1 << shift) - 1);
+            return Some((
+                entry & ADDRESS & !((1 << shift) - 1) | offset,
+                entry >> 7 & 1 != 0,
+            ));
+        }
+        table = entry & ADDRESS;
+        index_mask = 0x1ff;
+        level += 1;
+    }
+}

@@ -1,0 +1,262 @@
+//! A machine whose CPUs are threads: kicks are flags, stage 2 is walked in software, a guest is a function.
+
+use crate::guests::{Entry, Guest, GuestCpu};
+use memory::frames::{Counts, FramePool, arena};
+use memory::{Caches, CpuCounters, CpuMemory, MemorySystem};
+use monitor::{Crew, Facts, Host, Machine, Module, OwnCpu};
+use stage2::{Ipa, IpaRange, Level, Pa, Tlb, Vttbr};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+use vm::{
+    Cpu, CpuId, ExceptionControls, ExceptionRecord, GuestRegs, RawExit, SystemRegister,
+    VcpuControls, VcpuState,
+};
+
+const CPUS: usize = 4;
+const FRAMES: usize = 32 << 8;
+
+pub struct Threads {
+    facts: Facts,
+    start: Instant,
+    kicks: Vec<Kick>,
+    lines: Mutex<Vec<String>>,
+    guest: Guest,
+    /// The pages of a vCPU's share: where vCPU 0 leaves them for the others.
+    pub share: AtomicU64,
+}
+
+#[derive(Default)]
+struct Kick {
+    pending: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Threads {
+    pub fn is_kicked(&self, cpu: CpuId) -> bool {
+        *self.kicks[cpu.0].pending.lock().unwrap()
+    }
+
+    fn wait_for_kick(&self, cpu: CpuId, most: Duration) {
+        let kick = &self.kicks[cpu.0];
+        let pending = kick.pending.lock().unwrap();
+        let _ = kick
+            .changed
+            .wait_timeout_while(pending, most, |pending| !*pending)
+            .unwrap();
+    }
+
+    fn acknowledge(&self, cpu: CpuId) {
+        *self.kicks[cpu.0].pending.lock().unwrap() = false;
+    }
+}
+
+impl Machine for Threads {
+    type Cpu = ThreadCpu;
+    type Hardware = NoTlb;
+
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+
+    fn counter(&self) -> u64 {
+        self.now_ns()
+    }
+
+    fn write_line(&self, line: fmt::Arguments<'_>) {
+        self.lines.lock().unwrap().push(line.to_string());
+    }
+
+    fn kick(&self, cpu: CpuId) {
+        *self.kicks[cpu.0].pending.lock().unwrap() = true;
+        self.kicks[cpu.0].changed.notify_all();
+    }
+
+    fn wait(&self, deadline_ns: u64) {
+        let most = Duration::from_nanos(deadline_ns.saturating_sub(self.now_ns()));
+        self.wait_for_kick(monitor::BOOT_CPU, most);
+        self.acknowledge(monitor::BOOT_CPU);
+    }
+}
+
+/// TLBs that hold nothing.
+pub struct NoTlb;
+
+impl Tlb for NoTlb {
+    fn invalidate_leaf(&self, _: Vttbr, _: Ipa, _: Level) {}
+    fn invalidate_range(&self, _: Vttbr, _: IpaRange, _: bool) {}
+    fn invalidate_vmid(&self, _: Vttbr) {}
+    fn invalidate_all_vmids(&self) {}
+    fn invalidate_local(&self, _: Vttbr, _: Ipa, _: Level, _: Option<u64>) {}
+    fn publish_tables(&self) {}
+}
+
+impl Caches for NoTlb {
+    fn clean_for_guest(&self, _: Pa, _: u64) {}
+}
+
+/// A CPU that runs a guest's function on a thread of its own, in turns.
+pub struct ThreadCpu {
+    machine: &'static Threads,
+    id: CpuId,
+    guest: Option<GuestCpu>,
+}
+
+impl Cpu for ThreadCpu {
+    fn load(&mut self, _: &VcpuState, controls: &VcpuControls) {
+        let entry = Entry {
+            machine: self.machine,
+            cpu: self.id,
+            controls: *controls,
+        };
+        self.guest = Some(GuestCpu::start(self.machine.guest, entry));
+    }
+
+    fn put(&mut self, _: &mut VcpuState) {
+        self.guest = None;
+    }
+
+    fn enter(&mut self, regs: &mut GuestRegs) -> RawExit {
+        self.guest.as_mut().expect("a vCPU is loaded").resume(regs)
+    }
+
+    fn translate_read(&mut self, va: u64) -> Option<Ipa> {
+        Some(Ipa::new(va))
+    }
+
+    fn exception_controls(&mut self) -> ExceptionControls {
+        ExceptionControls { vbar: 0, sctlr: 0 }
+    }
+
+    fn set_exception(&mut self, record: &ExceptionRecord) {
+        panic!("these guests take no exceptions: {record:?}");
+    }
+
+    fn id_register(&self, _: SystemRegister) -> u64 {
+        0
+    }
+
+    fn kick(&mut self, target: CpuId) {
+        self.machine.kick(target);
+    }
+
+    fn acknowledge_interrupts(&mut self) {
+        self.machine.acknowledge(self.id);
+    }
+
+    fn wait_for_interrupt(&mut self) {
+        self.machine.wait_for_kick(self.id, Duration::from_secs(60));
+    }
+}
+
+/// What came of a run.
+pub struct Outcome {
+    pub error: Option<String>,
+    pub lines: Vec<String>,
+    pub frames: Counts,
+}
+
+impl Outcome {
+    pub fn count(&self, line: &str) -> usize {
+        self.lines.iter().filter(|other| *other == line).count()
+    }
+
+    pub fn starting(&self, start: &str) -> usize {
+        self.lines
+            .iter()
+            .filter(|line| line.starts_with(start))
+            .count()
+    }
+}
+
+/// Runs the monitor with these options and this guest.
+pub fn run(options: &str, guest: Guest) -> Outcome {
+    let mut image = vec![0; 4096];
+    image[16..24].copy_from_slice(&4096u64.to_le_bytes());
+    image[56..60].copy_from_slice(b"ARM\x64");
+    boot(
+        options,
+        guest,
+        Some(Module {
+            bytes: &image,
+            bootargs: "",
+        }),
+    )
+}
+
+pub fn run_without_guest(options: &str) -> Outcome {
+    boot(options, Guest::Honest, None)
+}
+
+fn boot(options: &str, guest: Guest, module: Option<Module<'_>>) -> Outcome {
+    let facts = Facts {
+        cpus: CPUS,
+        pa_bits: 44,
+        cpu_model: "threads",
+        gic: 3,
+        clock: "host",
+    };
+    let machine: &'static Threads = Box::leak(Box::new(Threads {
+        facts,
+        start: Instant::now(),
+        kicks: (0..CPUS).map(|_| Kick::default()).collect(),
+        lines: Mutex::default(),
+        guest,
+        share: AtomicU64::new(0),
+    }));
+    let pool: &'static FramePool = Box::leak(Box::new(FramePool::new()));
+    // SAFETY: the arena is this pool's alone.
+    unsafe { pool.add(arena::leak(FRAMES)) };
+    let system: &'static MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, CPUS, 4, 16)));
+    let counters: &'static [CpuCounters] = (0..CPUS)
+        .map(|_| CpuCounters::default())
+        .collect::<Vec<_>>()
+        .leak();
+    let crew: &'static Crew<Threads> = Box::leak(Box::new(Crew::new(CPUS)));
+    let own = move |cpu: usize| OwnCpu {
+        id: CpuId(cpu),
+        cpu: ThreadCpu {
+            machine,
+            id: CpuId(cpu),
+            guest: None,
+        },
+        memory: CpuMemory::new(system, cpu, NoTlb, &counters[cpu]),
+    };
+    let over = AtomicBool::new(false);
+    let error = thread::scope(|scope| {
+        for cpu in 1..CPUS {
+            let over = &over;
+            scope.spawn(move || {
+                let mut own = own(cpu);
+                while !over.load(Ordering::Acquire) {
+                    crew.attend(machine, &mut own);
+                    machine.wait_for_kick(own.id, Duration::from_secs(60));
+                    machine.acknowledge(own.id);
+                }
+            });
+        }
+        let mut own = own(0);
+        let mut host = Host {
+            machine,
+            crew,
+            counters,
+            own: &mut own,
+        };
+        let result = monitor::run(&mut host, options, module);
+        over.store(true, Ordering::Release);
+        (1..CPUS).for_each(|cpu| machine.kick(CpuId(cpu)));
+        result.err().map(|error| error.to_string())
+    });
+    let lines = machine.lines.lock().unwrap().clone();
+    Outcome {
+        error,
+        lines,
+        frames: pool.counts(),
+    }
+}

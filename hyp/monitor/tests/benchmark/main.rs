@@ -1,0 +1,232 @@
+//! The benchmark from its command line to its record, on a machine of threads: real monitor, real vCPU threads, real stage-2
+//! tables, and guests that are Rust functions.
+
+mod guests;
+mod machine;
+
+use guests::{Guest, Sin};
+use machine::{Outcome, run, run_without_guest};
+use monitor::record::{PhaseName, Record};
+
+fn records(outcome: &Outcome) -> Vec<Record> {
+    let json = outcome
+        .lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("@record "));
+    json.map(|json| serde_json::from_str(json).expect("a record is JSON"))
+        .collect()
+}
+
+fn assert_nothing_left(outcome: &Outcome) {
+    let ends: Vec<_> = outcome
+        .lines
+        .iter()
+        .filter(|line| line.contains("after its end"))
+        .collect();
+    assert!(
+        ends.iter()
+            .all(|line| line.ends_with(": table 0 guest 0 pending 0")),
+        "{ends:?}"
+    );
+    assert_eq!(
+        (
+            outcome.frames.table,
+            outcome.frames.guest,
+            outcome.frames.pending
+        ),
+        (0, 0, 0)
+    );
+    assert_eq!(outcome.frames.check(), Ok(()));
+}
+
+#[test]
+fn every_mode_gives_a_verified_record_and_leaves_nothing() {
+    let options = "mode=mutex,rwlock,parallel vcpus=3 bytes=3M iterations=2 timeout=60";
+    let outcome = run(options, Guest::Honest);
+    assert_eq!(outcome.error, None, "{:#?}", outcome.lines);
+    let records = records(&outcome);
+    assert_eq!(
+        records
+            .iter()
+            .map(|record| &record.mode[..])
+            .collect::<Vec<_>>(),
+        ["mutex", "rwlock", "parallel"]
+    );
+    for record in &records {
+        assert!(record.verified);
+        assert_eq!(
+            (record.vcpus, record.bytes_per_vcpu, &record.backing[..]),
+            (3, 3 << 20, "2M")
+        );
+        let phases: Vec<_> = record
+            .phases
+            .iter()
+            .map(|phase| (phase.name, phase.iteration))
+            .collect();
+        use PhaseName::{Clear, Dirty, Disable, Enable, Get, Populate};
+        let iterations = [
+            (Dirty, 1),
+            (Get, 1),
+            (Clear, 1),
+            (Dirty, 2),
+            (Get, 2),
+            (Clear, 2),
+        ];
+        assert_eq!(
+            phases,
+            [
+                &[(Populate, 0), (Enable, 0)][..],
+                &iterations,
+                &[(Disable, 0)]
+            ]
+            .concat()
+        );
+        // 9 MiB: five blocks, split in the first iteration, and 2304 pages.
+        assert_eq!(record.phases[2].counters["faults_split"], 5);
+        assert_eq!(record.phases[2].counters["exits_permission_fault"], 2304);
+        assert_eq!(record.phases[5].counters["exits_permission_fault"], 2304);
+        assert_eq!(record.phases[7].counters["write_protected"], 2304);
+    }
+    assert_eq!(
+        outcome.count("== mode parallel: 3 vCPUs x 3 MiB, backing 2M, 2 iterations =="),
+        1
+    );
+    assert_eq!(
+        outcome.count(r#"@progress {"mode":"mutex","step":5,"steps":5}"#),
+        1
+    );
+    assert_eq!(outcome.starting("Iteration 2 clear dirty log time: "), 3);
+    assert_eq!(outcome.starting("counters: "), 3);
+    assert_eq!(outcome.starting("guest: vCPU 0 is up"), 3);
+    assert_nothing_left(&outcome);
+}
+
+#[test]
+fn shares_that_are_no_multiple_of_anything_are_verified_too() {
+    for options in [
+        "vcpus=3 bytes=300K iterations=3 backing=4K write_percent=40 timeout=60",
+        "vcpus=2 bytes=20K iterations=2 backing=2M random seed=5 timeout=60",
+        "vcpus=1 bytes=4K iterations=1 backing=4K write_percent=0 timeout=60",
+    ] {
+        let outcome = run(options, Guest::Honest);
+        assert_eq!(outcome.error, None, "{options}: {:#?}", outcome.lines);
+        assert!(records(&outcome).iter().all(|record| record.verified));
+        assert_nothing_left(&outcome);
+    }
+}
+
+#[test]
+fn a_result_that_is_wrong_fails_the_run_and_says_where() {
+    let options = "vcpus=2 bytes=1M iterations=2 timeout=60";
+    for (sin, says) in [
+        (
+            Sin::HidesAPage,
+            "iteration 2: the dirty log (get) is wrong: 0 written pages were lost and 1 unwritten ones were harvested, the first is page 7",
+        ),
+        (
+            Sin::InventsAPage,
+            "iteration 2: the dirty log (get) is wrong: 1 written pages were lost and 0 unwritten ones were harvested, the first is page 7",
+        ),
+        (
+            Sin::WritesRubbish,
+            "iteration 2: guest memory is wrong: page 7 holds 0x1234 instead of 0x2000000000007",
+        ),
+        (
+            Sin::Miscounts,
+            "vCPU 0 says it wrote 255 pages, but it is 256",
+        ),
+    ] {
+        let outcome = run(options, Guest::Sinner(sin));
+        assert_eq!(outcome.error.as_deref(), Some(says));
+        assert_eq!(
+            records(&outcome)
+                .iter()
+                .map(|record| record.verified)
+                .collect::<Vec<_>>(),
+            [false]
+        );
+        assert_nothing_left(&outcome);
+    }
+}
+
+#[test]
+fn a_guest_that_breaks_the_rules_ends_its_own_vm_only() {
+    let options = "vcpus=2 bytes=1M iterations=2 timeout=60";
+    let rules = "the guest breaks the benchmark's rules: ";
+    for (sin, says) in [
+        (Sin::NoHello, [rules, "vCPU 0 wants a step before the guest has announced itself"].concat()),
+        (Sin::HelloTwice, [rules, "vCPU 0 announces it, which vCPU 0 does once"].concat()),
+        (
+            Sin::BadJournals,
+            [rules, "its journals at 0xfffffffffffffff8, 4096 bytes each, must have 32 bytes and lie in its RAM"].concat(),
+        ),
+        (Sin::PowersOff, "the guest ended too early: the guest powered off".into()),
+        (Sin::AllOff, "the guest ended too early: the guest's last vCPU turned itself off".into()),
+        (Sin::ReportsFailure, "the guest ended too early: the guest program failed on vCPU 0 with code 0x7 (0x8, 0x9)".into()),
+    ] {
+        let outcome = run(options, Guest::Sinner(sin));
+        assert_eq!(outcome.error, Some(says));
+        assert_eq!(records(&outcome), []);
+        assert_nothing_left(&outcome);
+    }
+}
+
+#[test]
+fn a_guest_that_hangs_is_out_of_time() {
+    let outcome = run("vcpus=2 bytes=1M timeout=1", Guest::Sinner(Sin::Hangs));
+    let says = "the guest didn't finish within its timeout=1 seconds: 1 of 2 vCPUs are done";
+    assert_eq!(outcome.error.as_deref(), Some(says));
+    assert_nothing_left(&outcome);
+    let outcome = run(
+        "vcpus=1 bytes=2M timeout=1 guest=program",
+        Guest::Sinner(Sin::Hangs),
+    );
+    assert_eq!(
+        outcome.error.as_deref(),
+        Some("the guest didn't end within its timeout=1 seconds")
+    );
+    assert_nothing_left(&outcome);
+}
+
+#[test]
+fn a_program_ends_by_its_verdict() {
+    let outcome = run("guest=program vcpus=1 bytes=4M", Guest::Program { code: 0 });
+    assert_eq!(outcome.error, None);
+    assert_eq!(outcome.count("program: the guest program passed"), 1);
+    assert_eq!(outcome.count("guest: garbage in"), 1);
+    assert_nothing_left(&outcome);
+    let outcome = run("guest=program vcpus=1 bytes=4M", Guest::Program { code: 3 });
+    assert_eq!(
+        outcome.error.as_deref(),
+        Some("the guest program failed on vCPU 0 with code 0x3 (0x1, 0x2)")
+    );
+    assert_nothing_left(&outcome);
+}
+
+#[test]
+fn what_cant_be_run_is_refused_before_anything_starts() {
+    let refused = |options: &str| run(options, Guest::Honest).error.unwrap();
+    assert_eq!(refused("vcpus=2 speed=1"), "unknown option 'speed'");
+    assert_eq!(
+        refused("vcpus=4"),
+        "vcpus=4 needs 5 CPUs, one of them for the monitor, but there are 4"
+    );
+    assert_eq!(
+        refused("vcpus=2 bytes=1G"),
+        "the guest's memory can't be had: not enough memory to back 2052 MiB"
+    );
+    assert_eq!(
+        refused("vcpus=2 ipa_bits=48"),
+        "an IPA size of 48 bits is not possible here: 32 to 44"
+    );
+    assert_eq!(
+        refused("guest=program vcpus=1 bytes=16M backing=1G"),
+        "the guest's memory can't be had: not enough memory to back 1024 MiB"
+    );
+    let no_guest =
+        "no guest: the device tree has no multiboot,module with multiboot,kernel under /chosen";
+    assert_eq!(
+        run_without_guest("vcpus=2").error.as_deref(),
+        Some(no_guest)
+    );
+}
