@@ -131,6 +131,6 @@ impl Choice {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;
         self.state ^= self.state << 17;
-        (self.state >> 32) * bound >> 32
+        ((self.state >> 32) * bound) >> 32
     }
 }

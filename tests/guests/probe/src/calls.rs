@@ -1,0 +1,155 @@
+//! Hypercalls: the known ones, then thousands of unknown ones with garbage. None may do harm; what is unknown is not
+//! supported; x4 to x17 are preserved (SMCCC 1.4, section 2.6).
+
+use crate::wrong;
+use core::arch::asm;
+use guest_runtime::{expect_exception, println};
+use hypercall::{BENCH_NEXT, NOT_SUPPORTED, REPORT, REVISION, UID, VENDOR_REVISION, VENDOR_UID};
+
+const PSCI_VERSION: u32 = 0x8400_0000;
+const PSCI_CPU_ON: [u32; 2] = [0x8400_0003, 0xC400_0003];
+const PSCI_FEATURES: u32 = 0x8400_000A;
+const SMCCC_VERSION: u32 = 0x8000_0000;
+/// Functions of PSCI, without their width, that end or stop the caller: CPU_SUSPEND, CPU_OFF, SYSTEM_OFF, SYSTEM_RESET,
+/// CPU_FREEZE, CPU_DEFAULT_SUSPEND, SYSTEM_SUSPEND, SYSTEM_RESET2.
+const ENDS: [u32; 8] = [1, 2, 8, 9, 0xB, 0xC, 0xE, 0x12];
+const WIDTH: u32 = 1 << 30;
+const FAST: u32 = 1 << 31;
+const ROUNDS: u32 = 4000;
+
+type Conduit = fn(u32, [u64; 17]) -> [u64; 18];
+
+/// Makes all of the calls, by HVC and by SMC.
+pub fn probe() {
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let conduits: [Conduit; 2] = [smccc::hvc64, smccc::smc64];
+    for conduit in conduits {
+        known(conduit);
+        for _ in 0..ROUNDS {
+            garbage(conduit, &mut random);
+        }
+        known(conduit);
+    }
+    // Calls with an immediate are nobody's.
+    expect_exception(|| {
+        // SAFETY: whatever it is, it isn't a call that ends the VM.
+        unsafe {
+            asm!("hvc #1", "smc #0xffff", inout("x0") u64::from(PSCI_VERSION) => _, clobber_abi("C"))
+        };
+    });
+    println!("hypercalls: done");
+}
+
+fn known(conduit: Conduit) {
+    let call = |function, argument| {
+        let mut arguments = [0; 17];
+        arguments[0] = argument;
+        let results = conduit(function, arguments);
+        [results[0], results[1], results[2], results[3]]
+    };
+    let expect = |what: &str, is_right: bool, found: [u64; 4]| {
+        if !is_right {
+            wrong(format_args!("{what}: {found:x?}"));
+        }
+    };
+    let found = call(PSCI_VERSION, 0);
+    expect("PSCI_VERSION", found[0] >= 0x1_0000, found);
+    let found = call(PSCI_FEATURES, PSCI_CPU_ON[1].into());
+    expect("PSCI_FEATURES", found[0] == 0, found);
+    let found = call(SMCCC_VERSION, 0);
+    expect(
+        "SMCCC_VERSION",
+        (0x1_0001..0x8000_0000).contains(&found[0]),
+        found,
+    );
+    let found = call(VENDOR_UID, 0);
+    expect("the vendor's UID", found == UID.map(u64::from), found);
+    let found = call(VENDOR_REVISION, 0);
+    expect(
+        "the vendor's revision",
+        found[..2] == REVISION.map(u64::from),
+        found,
+    );
+}
+
+fn garbage(conduit: Conduit, random: &mut Random) {
+    let function = function(random);
+    let mut arguments = [0; 17].map(|_: u64| random.argument());
+    if ends(function) {
+        return;
+    }
+    if PSCI_CPU_ON.contains(&function) {
+        // No vCPU can start at an odd address.
+        arguments[1] |= 1;
+    }
+    let results = conduit(function, arguments);
+    if results[4..] != arguments[3..] {
+        wrong(format_args!(
+            "call {function:#x} changed x4 to x17: {:x?}, {:x?}",
+            &arguments[3..],
+            &results[4..]
+        ));
+    }
+    let answer = if function & WIDTH == 0 {
+        i64::from(results[0] as i32) as u64
+    } else {
+        results[0]
+    };
+    if is_unknown(function) && answer != NOT_SUPPORTED {
+        wrong(format_args!(
+            "call {function:#x} returned {:#x}",
+            results[0]
+        ));
+    }
+}
+
+/// A function that may be anyone's, with a number near those that are known in half of the cases.
+fn function(random: &mut Random) -> u32 {
+    let owners = [
+        0x80, 0x81, 0x82, 0x84, 0x85, 0x86, 0xC0, 0xC4, 0xC6, 0xC6, 0xBF, 0x04,
+    ];
+    let bits = random.next();
+    let number = if bits & 1 == 0 {
+        bits >> 8 & 0x3f
+    } else {
+        bits >> 8 & 0xffff
+    };
+    match bits >> 32 & 0xf {
+        owner @ 0..12 => owners[owner as usize] << 24 | number as u32,
+        _ => random.next() as u32,
+    }
+}
+
+/// Whether the call would end this probe.
+fn ends(function: u32) -> bool {
+    let is_psci = function & !(WIDTH | 0x1f) == 0x8400_0000;
+    is_psci && ENDS.contains(&(function & 0x1f)) || [REPORT, BENCH_NEXT].contains(&function)
+}
+
+/// Whether nobody knows the function: it isn't fast, or its owner isn't Arm, the standard services, or this hypervisor.
+fn is_unknown(function: u32) -> bool {
+    function & FAST == 0 || !matches!(function >> 24 & 0x3f, 0 | 4 | 6)
+}
+
+/// A pseudo-random sequence (xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// Small numbers, addresses and any 64 bits.
+    fn argument(&mut self) -> u64 {
+        let bits = self.next();
+        match bits & 3 {
+            0 => bits >> 60,
+            1 => 0x4000_0000 | (bits >> 34),
+            2 => u64::MAX << (bits >> 58),
+            _ => bits,
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! The guest that misbehaves: does what its command line names, checks what comes of it, and reports.
+//!
+//! | name | what it does | how it ends |
+//! |---|---|---|
+//! | `outside` | all kinds of accesses outside every slot | passes |
+//! | `jump` | calls code that isn't there | passes |
+//! | `sysregs` | reads and clears every system register, executes every system instruction | passes |
+//! | `hypercalls` | known calls, and unknown ones with garbage | passes |
+//! | `smp` | starts and stops all vCPUs, rightly and wrongly | passes |
+//! | `fp` | keeps values in the FP registers of all vCPUs through exits of all kinds | passes |
+//! | `off`, `reset` | what they say | by the call |
+//! | `fail` | reports a failure | fails |
+//! | `spin`, `storm`, `wfi` | compute, fault or wait for ever | never |
+
+#![no_std]
+#![no_main]
+
+mod access;
+mod calls;
+mod fp;
+mod registers;
+mod smp;
+
+use core::fmt::Arguments;
+use guest_runtime::{Tree, println, report};
+use smccc::Hvc;
+
+guest_runtime::entry!(main, smp::secondary);
+
+/// A probe found something wrong.
+const WRONG: u64 = 16;
+/// The probe `fail`.
+const ASKED_FOR: u64 = 17;
+/// There is no such probe.
+const UNKNOWN: u64 = 18;
+
+fn main(tree: Tree) -> ! {
+    match tree.bootargs() {
+        "outside" => access::outside(tree),
+        "jump" => access::jump(),
+        "storm" => access::storm(),
+        "sysregs" => registers::probe(),
+        "hypercalls" => calls::probe(),
+        "smp" => smp::probe(tree),
+        "fp" => fp::probe(tree),
+        "off" => guest_runtime::power_off(),
+        "reset" => {
+            let _ = smccc::psci::system_reset::<Hvc>();
+            wrong(format_args!("the reset returned"))
+        }
+        "fail" => report(ASKED_FOR, 0, 0),
+        "wfi" => guest_runtime::rest(),
+        "spin" => loop {
+            core::hint::spin_loop();
+        },
+        unknown => {
+            println!("there is no probe {unknown:?}");
+            report(UNKNOWN, 0, 0)
+        }
+    }
+    report(0, 0, 0)
+}
+
+/// Says what isn't as it should be, and ends the VM.
+fn wrong(what: Arguments<'_>) -> ! {
+    println!("wrong: {what}");
+    report(WRONG, 0, 0)
+}
