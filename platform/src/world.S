@@ -105,7 +105,8 @@ guest_exit:
 .global world_load_fp
 world_load_fp:
     fp_registers ldp
-    ldp x1, x2, [x0, #{fpcr}]
+    add x0, x0, #{fpcr}
+    ldp x1, x2, [x0]
     msr fpcr, x1
     msr fpsr, x2
     ret
@@ -115,7 +116,8 @@ world_save_fp:
     fp_registers stp
     mrs x1, fpcr
     mrs x2, fpsr
-    stp x1, x2, [x0, #{fpcr}]
+    add x0, x0, #{fpcr}
+    stp x1, x2, [x0]
     ret
 .arch_extension nosimd
 .arch_extension nofp

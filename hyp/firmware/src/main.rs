@@ -14,7 +14,7 @@ use core::fmt;
 use machine::Board;
 use memory::frames::FramePool;
 use memory::{CpuCounters, CpuMemory, MemorySystem};
-use monitor::{Crew, Host, Machine, Module, OwnCpu};
+use monitor::{Crew, Host, Module, OwnCpu};
 use platform::boot::{Boot, BootError, System};
 use platform::cpus::CpuStartError;
 use platform::discovery::ModuleKind;

@@ -251,8 +251,7 @@ impl<M: Machine> Host<'_, M> {
     {
         let (vm, service) = (vm.clone(), service.clone());
         let job = move |own: &mut OwnCpu<M>| {
-            let vcpu = VcpuId(own.id.0 - 1);
-            Vcpu::new(vcpu).run(&vm, own.id, &mut own.cpu, &own.memory, &*service);
+            Vcpu::new(VcpuId(own.id.0 - 1)).run(&vm, own.id, &mut own.cpu, &own.memory, &*service);
         };
         if self.crew.post(self.machine, vcpus, Arc::new(job)) {
             Ok(())
