@@ -4,7 +4,6 @@ use crate::bench::Complaint;
 use crate::image::ImageError;
 use crate::verify::{BeyondShare, Mismatch, WrongContent};
 use core::fmt;
-use dtoolkit::error::ModelError;
 use memory::frames::{Unbalanced, VmCounts};
 use memory::{LogError, NotBacked, SlotError};
 use stage2::{BadIpaSize, OutOfFrames};
@@ -35,7 +34,7 @@ pub enum RunError {
     /// The guest's memory isn't where it should be.
     NotBacked(NotBacked),
     /// The guest's device tree can't be written.
-    Tree(ModelError),
+    Tree(vm_fdt::Error),
     /// The dirty log doesn't work as it should.
     Log(LogError),
     /// The guest ended before it was done.
@@ -198,7 +197,7 @@ from! {
     OutOfFrames => Frames,
     SlotError => Slot,
     NotBacked => NotBacked,
-    ModelError => Tree,
+    vm_fdt::Error => Tree,
     LogError => Log,
     Unbalanced => Unbalanced,
     serde_json::Error => Record,

@@ -1,11 +1,9 @@
 //! The device tree that a guest is given: its memory, its vCPUs, PSCI, its arguments.
 
 use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
-use dtoolkit::error::ModelError;
-use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use stage2::IpaRange;
+use vm_fdt::{Error, FdtWriter};
 
 /// What a guest is told.
 #[derive(Clone, Debug)]
@@ -22,72 +20,67 @@ impl GuestDescription<'_> {
     /// The flattened tree.
     ///
     /// # Errors
-    /// A name or value that a tree can't hold: `bootargs` with a NUL in it.
-    pub fn to_tree(&self) -> Result<Vec<u8>, ModelError> {
-        let mut tree = DeviceTree::new();
-        let root = &mut tree.root;
-        root.add_property(DeviceTreeProperty::new("#address-cells", 2u32)?);
-        root.add_property(DeviceTreeProperty::new("#size-cells", 2u32)?);
-        root.add_property(DeviceTreeProperty::new("compatible", "parvisor,guest")?);
-        root.add_property(DeviceTreeProperty::new("model", "Parvisor guest")?);
-        root.add_child(node("chosen", [("bootargs", self.bootargs)])?);
-        root.add_child(node(
+    /// A value that a tree can't hold: `bootargs` with a NUL in it.
+    pub fn to_tree(&self) -> Result<Vec<u8>, Error> {
+        let mut tree = FdtWriter::new()?;
+        let root = tree.begin_node("")?;
+        tree.property_u32("#address-cells", 2)?;
+        tree.property_u32("#size-cells", 2)?;
+        tree.property_string("compatible", "parvisor,guest")?;
+        tree.property_string("model", "Parvisor guest")?;
+        node(&mut tree, "chosen", &[("bootargs", self.bootargs)])?;
+        node(
+            &mut tree,
             "psci",
-            [("compatible", "arm,psci-1.0"), ("method", "hvc")],
-        )?);
-        root.add_child(self.cpus()?);
+            &[("compatible", "arm,psci-1.0"), ("method", "hvc")],
+        )?;
+        self.write_cpus(&mut tree)?;
         for range in self.memory {
-            root.add_child(memory(range)?);
+            write_memory(&mut tree, range)?;
         }
-        Ok(tree.to_dtb())
+        tree.end_node(root)?;
+        tree.finish()
     }
 
-    fn cpus(&self) -> Result<DeviceTreeNode, ModelError> {
-        let mut cpus = DeviceTreeNode::new("cpus")?;
-        cpus.add_property(DeviceTreeProperty::new("#address-cells", 2u32)?);
-        cpus.add_property(DeviceTreeProperty::new("#size-cells", 0u32)?);
+    fn write_cpus(&self, tree: &mut FdtWriter) -> Result<(), Error> {
+        let cpus = tree.begin_node("cpus")?;
+        tree.property_u32("#address-cells", 2)?;
+        tree.property_u32("#size-cells", 0)?;
         for affinity in self.affinities {
-            let properties = [
-                ("device_type", "cpu"),
-                ("compatible", "arm,armv8"),
-                ("enable-method", "psci"),
-            ];
-            let mut cpu = node(format!("cpu@{affinity:x}"), properties)?;
-            cpu.add_property(DeviceTreeProperty::new("reg", *affinity)?);
-            cpus.add_child(cpu);
+            let cpu = tree.begin_node(&format!("cpu@{affinity:x}"))?;
+            tree.property_string("device_type", "cpu")?;
+            tree.property_string("compatible", "arm,armv8")?;
+            tree.property_string("enable-method", "psci")?;
+            tree.property_u64("reg", *affinity)?;
+            tree.end_node(cpu)?;
         }
-        Ok(cpus)
+        tree.end_node(cpus)
     }
 }
 
-fn memory(range: &IpaRange) -> Result<DeviceTreeNode, ModelError> {
+fn write_memory(tree: &mut FdtWriter, range: &IpaRange) -> Result<(), Error> {
     let (start, size) = (
         range.start.get(),
         range.end.get().saturating_sub(range.start.get()),
     );
-    let mut memory = node(format!("memory@{start:x}"), [("device_type", "memory")])?;
-    let reg: Vec<u8> = [start, size]
-        .into_iter()
-        .flat_map(u64::to_be_bytes)
-        .collect();
-    memory.add_property(DeviceTreeProperty::new("reg", reg.as_slice())?);
-    Ok(memory)
+    let memory = tree.begin_node(&format!("memory@{start:x}"))?;
+    tree.property_string("device_type", "memory")?;
+    tree.property_array_u64("reg", &[start, size])?;
+    tree.end_node(memory)
 }
 
-fn node<const N: usize>(
-    name: impl Into<String>,
-    properties: [(&str, &str); N],
-) -> Result<DeviceTreeNode, ModelError> {
-    let mut node = DeviceTreeNode::new(name)?;
-    for (name, value) in properties {
-        node.add_property(DeviceTreeProperty::new(name, value)?);
+fn node(tree: &mut FdtWriter, name: &str, properties: &[(&str, &str)]) -> Result<(), Error> {
+    let node = tree.begin_node(name)?;
+    for (property, value) in properties {
+        tree.property_string(property, value)?;
     }
-    Ok(node)
+    tree.end_node(node)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::string::String;
     use dtoolkit::fdt::Fdt;
     use dtoolkit::{Node, Property, ToCellInt};
     use stage2::Ipa;
