@@ -14,13 +14,6 @@ use crate::error::ToolError;
 use crate::flat::flat_binary;
 use crate::setup::{TARGET, cargo};
 
-/// The packages that are built, the folders that hold them, and the names of their images.
-const PACKAGES: [(&str, &str, &str); 3] = [
-    ("firmware", "hyp/firmware", "parvisor"),
-    ("dirty-log-guest", "tests/guests/dirty_log", "dirty_log"),
-    ("probe-guest", "tests/guests/probe", "probe"),
-];
-
 /// rustc says of the target features in `.cargo/config.toml`, at every crate, that their names may change one day.
 const EXPECTED_WARNING: &str = "feature specified for `-Ctarget-feature`";
 
@@ -62,55 +55,38 @@ pub fn without_foreign_flags(command: &mut Command) -> &mut Command {
 ///
 /// [`ToolError::Build`] after cargo has said why.
 pub fn build() -> Result<Images, ToolError> {
-    let executables = run_cargo()?;
-    let mut folder = PathBuf::new();
-    let mut lay_out =
-        |name: &str, manifest_folder: &str| -> Result<(PathBuf, PathBuf), ToolError> {
-            let executable = executables
-                .iter()
-                .find(|built| {
-                    built
-                        .manifest
-                        .ends_with(Path::new(manifest_folder).join("Cargo.toml"))
-                })
-                .map(|built| &built.executable)
-                .ok_or_else(|| ToolError::Build(format!("cargo built no {name} image")))?;
-            // <target folder>/<triple>/<profile>/<executable>
-            let target = executable.ancestors().nth(3).unwrap_or(executable);
-            folder = target.join("parvisor");
-            install(executable, &folder, name)
-        };
-    let (mut images, mut elves) = (Vec::new(), Vec::new());
-    for (_, manifest_folder, name) in PACKAGES {
-        let (image, elf) = lay_out(name, manifest_folder)?;
-        images.push(image);
-        elves.push(elf);
-    }
-    let [hypervisor, dirty_log, probe] = images
-        .try_into()
-        .map_err(|_| ToolError::Build("cargo built too few images".into()))?;
+    let (hypervisor, symbols) = build_image("firmware", "parvisor")?;
+    let (dirty_log, _) = build_image("dirty-log-guest", "dirty_log")?;
+    let (probe, _) = build_image("probe-guest", "probe")?;
     Ok(Images {
         hypervisor,
-        symbols: elves.swap_remove(0),
+        symbols,
         dirty_log,
         probe,
     })
 }
 
-/// An executable that cargo reported.
-struct Built {
-    manifest: PathBuf,
-    executable: PathBuf,
+/// Builds one package and lays out its image; gives the flat image and the one with symbols. Each package is built by
+/// itself: built together, they would share the features of the crates that they use, and a guest has no heap.
+fn build_image(package: &str, name: &str) -> Result<(PathBuf, PathBuf), ToolError> {
+    let executable = run_cargo(package)?;
+    // <target folder>/<triple>/<profile>/<executable>
+    let target = executable.ancestors().nth(3).unwrap_or(&executable);
+    install(&executable, &target.join("parvisor"), name)
 }
 
-fn run_cargo() -> Result<Vec<Built>, ToolError> {
+/// Builds one package and gives its executable.
+fn run_cargo(package: &str) -> Result<PathBuf, ToolError> {
     let mut command = Command::new(cargo());
-    command
-        .current_dir(repository())
-        .args(["build", "--profile", "firmware", "--target", TARGET]);
-    for (package, _, _) in PACKAGES {
-        command.args(["-p", package]);
-    }
+    command.current_dir(repository()).args([
+        "build",
+        "--profile",
+        "firmware",
+        "--target",
+        TARGET,
+        "-p",
+        package,
+    ]);
     without_foreign_flags(&mut command);
     if std::io::stderr().is_terminal() {
         command.env("CARGO_TERM_COLOR", "always");
@@ -122,9 +98,8 @@ fn run_cargo() -> Result<Vec<Built>, ToolError> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut child = command
-        .spawn()
-        .map_err(|error| ToolError::Build(format!("cargo can't be run: {error}")))?;
+    let lost = |error| ToolError::Build(format!("cargo can't be run: {error}"));
+    let mut child = command.spawn().map_err(lost)?;
     let messages = child
         .stderr
         .take()
@@ -135,26 +110,21 @@ fn run_cargo() -> Result<Vec<Built>, ToolError> {
         .map(|stdout| BufReader::new(stdout).lines())
         .into_iter()
         .flatten();
-    let mut executables = Vec::new();
+    let mut executable = None;
     for report in reports.map_while(Result::ok) {
         match parse_report(&report) {
-            Some(Report::Built(built)) => executables.push(built),
+            Some(Report::Executable(path)) => executable = Some(path),
             Some(Report::Diagnostic(text)) => eprint!("{text}"),
             None => {}
         }
     }
-    let status = child
-        .wait()
-        .map_err(|error| ToolError::Build(format!("cargo was lost: {error}")))?;
+    let status = child.wait().map_err(lost)?;
     if let Some(messages) = messages {
         // A thread that only copies lines has no result.
         let _ = messages.join();
     }
-    if status.success() {
-        Ok(executables)
-    } else {
-        Err(ToolError::Build("the images could not be built".into()))
-    }
+    let executable = executable.filter(|_| status.success());
+    executable.ok_or_else(|| ToolError::Build(format!("the package {package} could not be built")))
 }
 
 /// Shows what cargo prints, except the lines that only sum up: that all is well, or how many warnings there were.
@@ -173,7 +143,7 @@ fn show_messages(messages: impl BufRead) {
 
 /// What a line of cargo's reports is good for.
 enum Report {
-    Built(Built),
+    Executable(PathBuf),
     Diagnostic(String),
 }
 
@@ -185,16 +155,10 @@ fn parse_report(line: &str) -> Option<Report> {
     {
         return (!rendered.contains(EXPECTED_WARNING)).then(|| Report::Diagnostic(rendered.into()));
     }
-    let path = |field: &str| {
-        report
-            .get(field)
-            .and_then(|value| value.as_str())
-            .map(PathBuf::from)
-    };
-    Some(Report::Built(Built {
-        manifest: path("manifest_path")?,
-        executable: path("executable")?,
-    }))
+    report
+        .get("executable")
+        .and_then(|path| path.as_str())
+        .map(|path| Report::Executable(path.into()))
 }
 
 /// Writes `<name>.img` and `<name>.elf` of an executable into `folder`.
@@ -236,11 +200,10 @@ mod tests {
     #[test]
     fn executables_are_read_from_cargos_reports() {
         let line = r#"{"reason":"compiler-artifact","manifest_path":"/r/hyp/firmware/Cargo.toml","executable":"/t/a/firmware/parvisor"}"#;
-        let Some(Report::Built(built)) = parse_report(line) else {
-            panic!("not an artifact")
-        };
-        assert_eq!(built.executable, Path::new("/t/a/firmware/parvisor"));
-        assert!(built.manifest.ends_with("hyp/firmware/Cargo.toml"));
+        let path = Path::new("/t/a/firmware/parvisor");
+        assert!(
+            matches!(parse_report(line), Some(Report::Executable(executable)) if executable == path)
+        );
         assert!(parse_report(r#"{"reason":"compiler-artifact","executable":null}"#).is_none());
         assert!(parse_report(r#"{"reason":"build-finished","success":true}"#).is_none());
     }
