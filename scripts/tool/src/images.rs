@@ -88,6 +88,8 @@ fn run_cargo(package: &str) -> Result<PathBuf, ToolError> {
         package,
     ]);
     without_foreign_flags(&mut command);
+    // The same warning about target features, as a report on what a future rustc may refuse.
+    command.env("CARGO_FUTURE_INCOMPAT_REPORT_FREQUENCY", "never");
     if std::io::stderr().is_terminal() {
         command.env("CARGO_TERM_COLOR", "always");
         command.arg("--message-format=json-diagnostic-rendered-ansi");

@@ -1,6 +1,7 @@
 //! Guests that misbehave: each ends its own VM at worst, never the machine.
 
-use qemu_tests::{Boot, describe};
+use qemu_tests::{Boot, describe, emulates, images};
+use tool::qemu::Gic;
 
 /// What a guest gets to find that all is well.
 const PATIENCE: u64 = 20;
@@ -45,8 +46,57 @@ fn a_guest_may_power_off() {
 }
 
 #[test]
+fn a_guest_that_resets_itself_ends() {
+    ends_with("reset", PATIENCE, "reset");
+}
+
+#[test]
 fn a_guest_that_never_ends_is_ended() {
-    ends_with("spin", 2, "time");
+    for probe in ["spin", "storm", "wfi"] {
+        ends_with(probe, 2, "timeout=2");
+    }
+}
+
+#[test]
+fn an_unknown_probe_is_a_failure() {
+    ends_with("no-such-probe", PATIENCE, "fail");
+}
+
+/// On the oldest and on the newest CPU, and with both interrupt controllers.
+fn passes_with_all_vcpus(probe: &str) {
+    for (cpu, gic) in [
+        ("cortex-a53", Gic::V2),
+        ("cortex-a53", Gic::V3),
+        ("max", Gic::V2),
+        ("max", Gic::V3),
+    ] {
+        let boot = Boot::without_guest("guest=program vcpus=4 bytes=16M timeout=40").cpus(5);
+        boot.cpu(cpu)
+            .gic(gic)
+            .guest(&images().probe, Some(probe))
+            .run_well();
+    }
+}
+
+#[test]
+fn vcpus_start_and_stop() {
+    passes_with_all_vcpus("smp");
+}
+
+#[test]
+fn fp_registers_survive_exits() {
+    passes_with_all_vcpus("fp");
+}
+
+#[test]
+fn registers_and_calls_are_harmless_on_every_cpu() {
+    for cpu in ["cortex-a53", "cortex-a72", "neoverse-n2", "max"] {
+        if emulates(cpu) {
+            for probe in ["sysregs", "hypercalls", "outside", "jump"] {
+                Boot::probe(probe, PATIENCE).cpu(cpu).run_well();
+            }
+        }
+    }
 }
 
 #[test]
