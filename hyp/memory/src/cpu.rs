@@ -71,7 +71,13 @@ impl MemorySystem {
     /// ID_AA64MMFR0_EL1.PARange says.
     pub fn new(pool: &'static FramePool, cpus: usize, pa_range: u64, vmid_bits: u32) -> Self {
         let vmids = VmidAllocator::new(cpus, vmid_bits);
-        Self { pool, collector: Collector::new(), vmids, pa_range, vmid_bits }
+        Self {
+            pool,
+            collector: Collector::new(),
+            vmids,
+            pa_range,
+            vmid_bits,
+        }
     }
 
     /// VTCR_EL2 for a VM.
@@ -92,9 +98,21 @@ pub struct CpuCounters {
 impl<T> CpuMemory<T> {
     /// For the calling CPU, `number` among those of `system`, which takes part in the epochs from now on. Its cache of
     /// frames is filled.
-    pub fn new(system: &'static MemorySystem, number: usize, hardware: T, counters: &'static CpuCounters) -> Self {
+    pub fn new(
+        system: &'static MemorySystem,
+        number: usize,
+        hardware: T,
+        counters: &'static CpuCounters,
+    ) -> Self {
         let cache = FrameCache::new(system.pool);
-        let cpu = Self { number, system, cache, epoch: system.collector.register(), hardware, counters };
+        let cpu = Self {
+            number,
+            system,
+            cache,
+            epoch: system.collector.register(),
+            hardware,
+            counters,
+        };
         cpu.refill();
         cpu
     }
@@ -127,12 +145,19 @@ impl<T> CpuMemory<T> {
 
     /// Frames for the tables of `vm`.
     pub(crate) fn tables(&self, vm: VmId) -> Tables<'_> {
-        Tables { cache: &self.cache, vm }
+        Tables {
+            cache: &self.cache,
+            vm,
+        }
     }
 
     /// Deferred frees for the tables of `vm`.
     pub(crate) fn retirement<'g>(&self, vm: VmId, guard: &'g Guard) -> Retirement<'g> {
-        Retirement { guard, pool: self.system.pool, vm }
+        Retirement {
+            guard,
+            pool: self.system.pool,
+            vm,
+        }
     }
 
     /// Fills the cache of frames from the pool, under the pool's lock. Whether there is a frame in it afterwards.
@@ -164,7 +189,8 @@ impl<T> CpuMemory<T> {
     pub fn wait_for_epoch(&self) {
         let passed = Arc::new(AtomicBool::new(false));
         let signal = passed.clone();
-        self.pin().defer(move || signal.store(true, Ordering::Release));
+        self.pin()
+            .defer(move || signal.store(true, Ordering::Release));
         while !passed.load(Ordering::Acquire) {
             self.pin().flush();
             core::hint::spin_loop();
@@ -176,7 +202,9 @@ impl<T> CpuMemory<T> {
 impl<T: Tlb> CpuMemory<T> {
     /// Gives the VM a VMID that is good on this CPU, which is about to run it.
     pub(crate) fn activate(&self, holder: &VmidHolder) {
-        self.system.vmids.activate(self.number, holder, &self.hardware);
+        self.system
+            .vmids
+            .activate(self.number, holder, &self.hardware);
     }
 
     pub(crate) fn worker<'w>(
@@ -184,12 +212,19 @@ impl<T: Tlb> CpuMemory<T> {
         tables: &'w Tables<'w>,
         epoch: &'w Retirement<'w>,
     ) -> Worker<'w, Tables<'w>, T, Retirement<'w>> {
-        Worker { memory: tables, tlb: &self.hardware, epoch, counters: &self.counters.stage2 }
+        Worker {
+            memory: tables,
+            tlb: &self.hardware,
+            epoch,
+            counters: &self.counters.stage2,
+        }
     }
 }
 
 impl<T> fmt::Debug for CpuMemory<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CpuMemory").field("cache", &self.cache).finish_non_exhaustive()
+        f.debug_struct("CpuMemory")
+            .field("cache", &self.cache)
+            .finish_non_exhaustive()
     }
 }

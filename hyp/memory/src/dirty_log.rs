@@ -3,8 +3,8 @@
 //! vCPUs mark, one harvester at a time takes; marks and takes may meet in a word at any time.
 
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
 use stage2::PAGE_SIZE;
+use stage2::sync::{AtomicU64, Ordering};
 
 /// Pages per word of a bitmap.
 pub const PAGES_PER_WORD: u64 = 64;
@@ -21,7 +21,7 @@ impl DirtyLog {
         let count = usize::try_from(pages.div_ceil(PAGES_PER_WORD)).ok()?;
         let mut words = Vec::new();
         words.try_reserve_exact(count).ok()?;
-        words.resize_with(count, AtomicU64::default);
+        words.resize_with(count, || AtomicU64::new(0));
         Some(Self { words })
     }
 
@@ -32,7 +32,8 @@ impl DirtyLog {
     #[inline]
     pub(crate) fn mark(&self, first: u64, count: u64) {
         if count == 1 {
-            self.words[(first / PAGES_PER_WORD) as usize].fetch_or(1 << (first % PAGES_PER_WORD), Ordering::Release);
+            self.words[(first / PAGES_PER_WORD) as usize]
+                .fetch_or(1 << (first % PAGES_PER_WORD), Ordering::Release);
         } else {
             self.mark_span(first, count);
         }
@@ -41,7 +42,8 @@ impl DirtyLog {
     #[cold]
     fn mark_span(&self, first: u64, count: u64) {
         // Spans are whole blocks: powers of two of at least 512 pages, aligned to their size.
-        let words = (first / PAGES_PER_WORD) as usize..((first + count).div_ceil(PAGES_PER_WORD)) as usize;
+        let words =
+            (first / PAGES_PER_WORD) as usize..((first + count).div_ceil(PAGES_PER_WORD)) as usize;
         for word in &self.words[words.start..words.end.min(self.words.len())] {
             word.fetch_or(u64::MAX, Ordering::Release);
         }
@@ -72,7 +74,7 @@ impl DirtyLog {
 /// Bytes that one word of a bitmap stands for.
 pub const BYTES_PER_WORD: u64 = PAGES_PER_WORD * PAGE_SIZE;
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use alloc::vec;

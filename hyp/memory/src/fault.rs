@@ -9,9 +9,11 @@ use crate::locks::MmuLock;
 use crate::slots::Slot;
 use crate::space::AddressSpace;
 use core::ptr;
-use core::sync::atomic::{Ordering, fence};
 use crossbeam_epoch::Guard;
-use stage2::{Access, Broken, Descriptor, Ipa, Level, PAGE_SIZE, Permissions, Request, Resolution, Tlb};
+use stage2::sync::full_barrier;
+use stage2::{
+    Access, Broken, Descriptor, Ipa, Level, PAGE_SIZE, Permissions, Request, Resolution, Tlb,
+};
 
 /// Why stage 2 refused an access (Arm ARM, ESR_EL2.ISS.DFSC).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,13 +62,24 @@ impl<L: MmuLock> AddressSpace<L> {
         let guard = cpu.pin();
         let outcome = self.fault_in_epoch(cpu, fault, &guard);
         drop(guard);
-        if outcome == FaultOutcome::OutOfFrames && cpu.refill() { FaultOutcome::Retry } else { outcome }
+        if outcome == FaultOutcome::OutOfFrames && cpu.refill() {
+            FaultOutcome::Retry
+        } else {
+            outcome
+        }
     }
 
     #[inline]
-    fn fault_in_epoch<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, fault: &Fault, guard: &Guard) -> FaultOutcome {
+    fn fault_in_epoch<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        fault: &Fault,
+        guard: &Guard,
+    ) -> FaultOutcome {
         let published = self.slots(guard);
-        let Some(slot) = published.find(fault.ipa) else { return FaultOutcome::NoSlot };
+        let Some(slot) = published.find(fault.ipa) else {
+            return FaultOutcome::NoSlot;
+        };
         if slot.read_only() && fault.access == Access::Write {
             return FaultOutcome::NotPermitted;
         }
@@ -78,8 +91,9 @@ impl<L: MmuLock> AddressSpace<L> {
         let _lock = self.lock().shared();
         let writable = match self.stage2().fault(&worker, &request) {
             Resolution::Vacant(broken) => {
-                fence(Ordering::SeqCst);
-                let unchanged = ptr::eq(self.slots(guard), published) && slot.log(guard).is_some() == log.is_some();
+                full_barrier();
+                let unchanged = ptr::eq(self.slots(guard), published)
+                    && slot.log(guard).is_some() == log.is_some();
                 let Some(level) = fill(broken, &request, unchanged) else {
                     counters.retried.add(1);
                     return FaultOutcome::Retry;
@@ -125,7 +139,11 @@ fn request_for(slot: &Slot, log: Option<&DirtyLog>, fault: &Fault) -> Request {
         va: fault.va,
         access: fault.access,
         pa: slot.frame_of(fault.ipa),
-        largest: if log.is_some() { Level::L3 } else { slot.largest() },
+        largest: if log.is_some() {
+            Level::L3
+        } else {
+            slot.largest()
+        },
         permissions,
         split: log.is_some(),
     }
@@ -137,7 +155,10 @@ fn request_for(slot: &Slot, log: Option<&DirtyLog>, fault: &Fault) -> Request {
 fn fill(broken: Broken<'_>, request: &Request, unchanged: bool) -> Option<Level> {
     let level = broken.level();
     if unchanged {
-        broken.make(Descriptor::Leaf(request.leaf(level))).ok().map(|()| level)
+        broken
+            .make(Descriptor::Leaf(request.leaf(level)))
+            .ok()
+            .map(|()| level)
     } else {
         // Lost only to an unmap of the whole table, which leaves nothing to restore.
         let _ = broken.restore();
@@ -149,7 +170,7 @@ fn fill(broken: Broken<'_>, request: &Request, unchanged: bool) -> Option<Level>
 /// logging that was switched on in between is seen here or sees the entry (rule 8).
 #[inline]
 fn mark_after_write(slot: &Slot, ipa: Ipa, level: Level, guard: &Guard) {
-    fence(Ordering::SeqCst);
+    full_barrier();
     if let Some(log) = slot.log(guard) {
         let span = level.span();
         log.mark(slot.page_of(ipa.align_down(span)), span / PAGE_SIZE);

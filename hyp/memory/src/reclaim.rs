@@ -17,7 +17,9 @@ pub struct Tables<'c> {
 unsafe impl TableMemory for Tables<'_> {
     #[inline]
     fn allocate(&self) -> Option<TableFrame> {
-        self.cache.take_table(self.vm).map(TableFrame::new)
+        let pa = self.cache.take_table(self.vm)?;
+        prepare_tables(pa, 1);
+        Some(TableFrame::new(pa))
     }
 
     fn free(&self, frame: TableFrame) {
@@ -30,6 +32,21 @@ unsafe impl TableMemory for Tables<'_> {
         let address = with_exposed_provenance_mut(pa.get() as usize);
         // SAFETY: tables never lie in frame 0, which the pool doesn't hold.
         unsafe { NonNull::new_unchecked(address) }
+    }
+}
+
+/// Makes zeroed frames a run of empty tables, which they are already: an invalid descriptor is zero.
+#[cfg(not(loom))]
+#[inline]
+pub(crate) fn prepare_tables(_: Pa, _: usize) {}
+
+/// The model checker's atomics have to be made one by one.
+#[cfg(loom)]
+pub(crate) fn prepare_tables(pa: Pa, tables: usize) {
+    for index in 0..tables * stage2::TABLE_ENTRIES {
+        let entry = with_exposed_provenance_mut::<Entry>(pa.get() as usize).wrapping_add(index);
+        // SAFETY: the frames are the caller's alone, and large enough for the few entries of a model's tables.
+        unsafe { entry.write(Entry::new(stage2::Descriptor::Invalid)) };
     }
 }
 
@@ -48,6 +65,7 @@ impl Epoch for Retirement<'_> {
         pool.note_pending(vm, frames);
         // The closure's three words lie in the epoch's own bag: nothing is allocated for it.
         // SAFETY: the table is unlinked, its invalidation is complete, and the epoch has passed when this runs (rule 7).
-        self.guard.defer(move || unsafe { pool.release_deferred(pa, frames, vm) });
+        self.guard
+            .defer(move || unsafe { pool.release_deferred(pa, frames, vm) });
     }
 }

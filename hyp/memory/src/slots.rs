@@ -41,7 +41,13 @@ pub struct Slot {
 
 impl Slot {
     pub(crate) fn new(id: SlotId, start: Ipa, backing: Backing, read_only: bool) -> Self {
-        Self { id, start, backing, read_only, log: Atomic::null() }
+        Self {
+            id,
+            start,
+            backing,
+            read_only,
+            log: Atomic::null(),
+        }
     }
 
     /// Its name.
@@ -51,7 +57,10 @@ impl Slot {
 
     /// The addresses that it covers.
     pub fn range(&self) -> IpaRange {
-        self.start..self.start.offset(self.backing.pieces.len() as u64 * self.backing.piece.span())
+        self.start
+            ..self
+                .start
+                .offset(self.backing.pieces.len() as u64 * self.backing.piece.span())
     }
 
     /// Its size in pages.
@@ -95,8 +104,14 @@ impl Slot {
     }
 
     /// Publishes a log (or none) and returns the old one, which only CPUs inside an epoch can still be using.
-    pub(crate) fn swap_log<'g>(&self, log: Option<DirtyLog>, guard: &'g Guard) -> Shared<'g, DirtyLog> {
-        let new = log.map_or(Shared::null(), |log| crossbeam_epoch::Owned::new(log).into_shared(guard));
+    pub(crate) fn swap_log<'g>(
+        &self,
+        log: Option<DirtyLog>,
+        guard: &'g Guard,
+    ) -> Shared<'g, DirtyLog> {
+        let new = log.map_or(Shared::null(), |log| {
+            crossbeam_epoch::Owned::new(log).into_shared(guard)
+        });
         self.log.swap(new, Ordering::AcqRel, guard)
     }
 }
@@ -147,10 +162,19 @@ impl fmt::Display for SlotError {
             Self::Exists(id) => write!(f, "{id} exists already"),
             Self::Overlaps(id) => write!(f, "the addresses overlap {id}"),
             Self::Unknown(id) => write!(f, "there is no {id}"),
-            Self::Unaligned { piece } => write!(f, "start and size must be multiples of the backing's {piece:#x} bytes"),
+            Self::Unaligned { piece } => write!(
+                f,
+                "start and size must be multiples of the backing's {piece:#x} bytes"
+            ),
             Self::Empty => f.write_str("the slot is empty"),
-            Self::BeyondIpaSpace { bits } => write!(f, "the slot ends beyond the VM's {bits}-bit address space"),
-            Self::OutOfMemory { bytes } => write!(f, "not enough memory to back {} MiB", bytes.div_ceil(1 << 20)),
+            Self::BeyondIpaSpace { bits } => {
+                write!(f, "the slot ends beyond the VM's {bits}-bit address space")
+            }
+            Self::OutOfMemory { bytes } => write!(
+                f,
+                "not enough memory to back {} MiB",
+                bytes.div_ceil(1 << 20)
+            ),
         }
     }
 }
@@ -167,7 +191,10 @@ impl SlotArray {
     }
 
     pub(crate) fn get(&self, id: SlotId) -> Result<&Arc<Slot>, SlotError> {
-        self.0.iter().find(|slot| slot.id == id).ok_or(SlotError::Unknown(id))
+        self.0
+            .iter()
+            .find(|slot| slot.id == id)
+            .ok_or(SlotError::Unknown(id))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Slot>> {

@@ -7,16 +7,19 @@ use crate::cpu::{Caches, CpuMemory};
 use crate::dirty_log::{BYTES_PER_WORD, DirtyLog, PAGES_PER_WORD};
 use crate::frames::{FrameSize, Owner, Purpose, VmId};
 use crate::locks::MmuLock;
+use crate::reclaim::prepare_tables;
 use crate::slots::{Backing, Slot, SlotArray, SlotError, SlotId};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
-use core::sync::atomic::{Ordering, fence};
+use core::sync::atomic::Ordering;
 use crossbeam_epoch::{Atomic, Guard, Owned};
 use spin::Mutex;
+use stage2::sync::full_barrier;
 use stage2::{
-    Collapsed, Ipa, IpaRange, Level, OutOfFrames, PAGE_SIZE, Pa, Permissions, RootShape, Stage2, TableFrame, Tlb, Vttbr,
+    Collapsed, Ipa, IpaRange, Leaf, Level, OutOfFrames, PAGE_SIZE, Pa, Permissions, RootShape,
+    Stage2, TableFrame, Tlb, Vttbr,
 };
 
 /// One VM's memory.
@@ -49,7 +52,10 @@ impl fmt::Display for LogError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unknown(id) => write!(f, "there is no {id}"),
-            Self::NotPossible(id) => write!(f, "dirty logging of {id} is enabled already, or the slot is read-only"),
+            Self::NotPossible(id) => write!(
+                f,
+                "dirty logging of {id} is enabled already, or the slot is read-only"
+            ),
             Self::Disabled(id) => write!(f, "dirty logging of {id} isn't enabled"),
             Self::OutOfRange(id) => write!(f, "the bitmap doesn't lie within {id}"),
             Self::OutOfMemory(id) => write!(f, "no memory for the dirty log of {id}"),
@@ -77,7 +83,11 @@ impl core::error::Error for NotBacked {}
 impl<L: MmuLock> AddressSpace<L> {
     /// An empty address space. Its root comes from the pool.
     pub fn new<T>(cpu: &CpuMemory<T>, vm: VmId, shape: RootShape) -> Result<Self, OutOfFrames> {
-        let root = cpu.pool().allocate_root(shape.frames(), vm).ok_or(OutOfFrames)?;
+        let root = cpu
+            .pool()
+            .allocate_root(shape.frames(), vm)
+            .ok_or(OutOfFrames)?;
+        prepare_tables(root, shape.frames());
         Ok(Self {
             vm,
             stage2: Stage2::new(TableFrame::root(root, shape.frames()), shape),
@@ -114,6 +124,13 @@ impl<L: MmuLock> AddressSpace<L> {
         unsafe { self.slots.load(Ordering::Acquire, guard).deref() }
     }
 
+    /// What the tables map `ipa` to at this moment, and at which level.
+    pub fn lookup<T: Tlb>(&self, cpu: &CpuMemory<T>, ipa: Ipa) -> Option<(Leaf, Level)> {
+        let guard = cpu.pin();
+        let (tables, epoch) = (cpu.tables(self.vm), cpu.retirement(self.vm, &guard));
+        self.stage2.lookup(&cpu.worker(&tables, &epoch), ipa)
+    }
+
     /// Backs `bytes` from `start` on with zeroed memory, in pieces of the span of `piece`, which are also the largest
     /// blocks that map it. vCPUs may be running.
     pub fn add_slot<T: Caches>(
@@ -146,22 +163,41 @@ impl<L: MmuLock> AddressSpace<L> {
             return Err(SlotError::Empty);
         }
         if !start.is_aligned(piece.span()) || !bytes.is_multiple_of(piece.span()) {
-            return Err(SlotError::Unaligned { piece: piece.span() });
+            return Err(SlotError::Unaligned {
+                piece: piece.span(),
+            });
         }
-        let end = start.checked_add(bytes).ok_or(SlotError::BeyondIpaSpace { bits })?;
+        let end = start
+            .checked_add(bytes)
+            .ok_or(SlotError::BeyondIpaSpace { bits })?;
         if !self.stage2.contains(&(start..end)) {
             return Err(SlotError::BeyondIpaSpace { bits });
         }
         Ok(start..end)
     }
 
-    fn allocate_backing<T: Caches>(&self, cpu: &CpuMemory<T>, bytes: u64, piece: Level) -> Result<Backing, SlotError> {
+    fn allocate_backing<T: Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        bytes: u64,
+        piece: Level,
+    ) -> Result<Backing, SlotError> {
         let out_of_memory = SlotError::OutOfMemory { bytes };
         let count = usize::try_from(bytes / piece.span()).map_err(|_| out_of_memory)?;
-        let mut backing = Backing { piece, pieces: Vec::new() };
-        backing.pieces.try_reserve_exact(count).map_err(|_| out_of_memory)?;
+        let mut backing = Backing {
+            piece,
+            pieces: Vec::new(),
+        };
+        backing
+            .pieces
+            .try_reserve_exact(count)
+            .map_err(|_| out_of_memory)?;
         for _ in 0..count {
-            let Some(pa) = cpu.pool().allocate(FrameSize::of_level(piece), Owner::Vm(self.vm), Purpose::Guest) else {
+            let Some(pa) = cpu.pool().allocate(
+                FrameSize::of_level(piece),
+                Owner::Vm(self.vm),
+                Purpose::Guest,
+            ) else {
                 self.free_backing(cpu, &backing);
                 return Err(out_of_memory);
             };
@@ -175,30 +211,42 @@ impl<L: MmuLock> AddressSpace<L> {
 
     fn free_backing<T>(&self, cpu: &CpuMemory<T>, backing: &Backing) {
         for pa in &backing.pieces {
-            cpu.pool().free(*pa, FrameSize::of_level(backing.piece), Owner::Vm(self.vm), Purpose::Guest);
+            cpu.pool().free(
+                *pa,
+                FrameSize::of_level(backing.piece),
+                Owner::Vm(self.vm),
+                Purpose::Guest,
+            );
         }
     }
 
     /// Release: pairs with the acquire in [`Self::slots`].
     fn publish(&self, slots: SlotArray, guard: &Guard) {
         let old = self.slots.swap(Owned::new(slots), Ordering::AcqRel, guard);
-        fence(Ordering::SeqCst);
+        full_barrier();
         // SAFETY: the array is unpublished, and only CPUs that are in an epoch now can still be using it.
         unsafe { guard.defer_destroy(old) };
     }
 
     /// Starts logging writes to a slot, page by page: every mapping of it becomes read-only. When this returns, every
     /// further write is logged. vCPUs may be running; a write that races with this call may or may not be logged.
-    pub fn enable_dirty_log<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, id: SlotId) -> Result<(), LogError> {
+    pub fn enable_dirty_log<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+    ) -> Result<(), LogError> {
         let _control = self.control.lock();
         let guard = cpu.pin();
-        let slot = self.slots(&guard).get(id).map_err(|_| LogError::Unknown(id))?;
+        let slot = self
+            .slots(&guard)
+            .get(id)
+            .map_err(|_| LogError::Unknown(id))?;
         if slot.read_only() || slot.log(&guard).is_some() {
             return Err(LogError::NotPossible(id));
         }
         let log = DirtyLog::new(slot.pages()).ok_or(LogError::OutOfMemory(id))?;
         slot.swap_log(Some(log), &guard);
-        fence(Ordering::SeqCst);
+        full_barrier();
         self.write_protect(cpu, &guard, slot.range(), |_, _| true);
         Ok(())
     }
@@ -212,7 +260,10 @@ impl<L: MmuLock> AddressSpace<L> {
         bitmap: &mut [u64],
     ) -> Result<(), LogError> {
         let guard = cpu.pin();
-        let slot = self.slots(&guard).get(id).map_err(|_| LogError::Unknown(id))?;
+        let slot = self
+            .slots(&guard)
+            .get(id)
+            .map_err(|_| LogError::Unknown(id))?;
         let log = slot.log(&guard).ok_or(LogError::Disabled(id))?;
         log.copy(words_of(log, id, first_page, bitmap)?.start, bitmap);
         Ok(())
@@ -230,41 +281,59 @@ impl<L: MmuLock> AddressSpace<L> {
     ) -> Result<(), LogError> {
         let _control = self.control.lock();
         let guard = cpu.pin();
-        let slot = self.slots(&guard).get(id).map_err(|_| LogError::Unknown(id))?;
+        let slot = self
+            .slots(&guard)
+            .get(id)
+            .map_err(|_| LogError::Unknown(id))?;
         let log = slot.log(&guard).ok_or(LogError::Disabled(id))?;
         let words = words_of(log, id, first_page, bitmap)?;
         log.take(words.start, bitmap);
-        fence(Ordering::SeqCst);
-        let start = slot.range().start.offset(words.start as u64 * BYTES_PER_WORD);
-        let end = start.offset(words.len() as u64 * BYTES_PER_WORD).min(slot.range().end);
+        full_barrier();
+        let start = slot
+            .range()
+            .start
+            .offset(words.start as u64 * BYTES_PER_WORD);
+        let end = start
+            .offset(words.len() as u64 * BYTES_PER_WORD)
+            .min(slot.range().end);
         self.write_protect(cpu, &guard, start..end, |ipa, level| {
             // A block has no bit of its own; it is only met where one was made writable by a race with enabling.
             let page = ipa.get().wrapping_sub(start.get()) / PAGE_SIZE;
-            level != Level::L3 || bitmap[(page / PAGES_PER_WORD) as usize] & 1 << (page % PAGES_PER_WORD) != 0
+            level != Level::L3
+                || bitmap[(page / PAGES_PER_WORD) as usize] & 1 << (page % PAGES_PER_WORD) != 0
         });
         Ok(())
     }
 
     /// Stops logging and restores blocks where logging has split them. vCPUs may be running.
-    pub fn disable_dirty_log<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, id: SlotId) -> Result<Collapsed, LogError> {
+    pub fn disable_dirty_log<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+    ) -> Result<Collapsed, LogError> {
         let _control = self.control.lock();
         let guard = cpu.pin();
-        let slot = self.slots(&guard).get(id).map_err(|_| LogError::Unknown(id))?;
+        let slot = self
+            .slots(&guard)
+            .get(id)
+            .map_err(|_| LogError::Unknown(id))?;
         let log = slot.swap_log(None, &guard);
         if log.is_null() {
             return Err(LogError::Disabled(id));
         }
-        fence(Ordering::SeqCst);
+        full_barrier();
         let (tables, epoch) = (cpu.tables(self.vm), cpu.retirement(self.vm, &guard));
         let worker = cpu.worker(&tables, &epoch);
         let mut collapsed = Collapsed::default();
         let mut to = Level::L3;
         while let Some(above) = to.above().filter(|above| *above >= slot.largest()) {
             let _lock = self.lock.exclusive();
-            collapsed += self.stage2.collapse(&worker, slot.range(), above, || match slot.log(&guard) {
-                None => Permissions::RAM,
-                Some(_) => Permissions::LOGGED,
-            });
+            collapsed +=
+                self.stage2
+                    .collapse(&worker, slot.range(), above, || match slot.log(&guard) {
+                        None => Permissions::RAM,
+                        Some(_) => Permissions::LOGGED,
+                    });
             to = above;
         }
         // SAFETY: the log is unpublished, and only CPUs that are in an epoch now can still be using it.
@@ -281,12 +350,18 @@ impl<L: MmuLock> AddressSpace<L> {
     ) {
         let (tables, epoch) = (cpu.tables(self.vm), cpu.retirement(self.vm, guard));
         let _lock = self.lock.exclusive();
-        self.stage2.write_protect(&cpu.worker(&tables, &epoch), range, wanted);
+        self.stage2
+            .write_protect(&cpu.worker(&tables, &epoch), range, wanted);
     }
 
     /// Copies bytes into guest memory, as a device would: read-only slots too, and marked in the dirty log.
     /// Nothing is written unless all of the range is backed. vCPUs that use the same bytes meanwhile see some mixture.
-    pub fn write_guest<T: Caches>(&self, cpu: &CpuMemory<T>, ipa: Ipa, bytes: &[u8]) -> Result<(), NotBacked> {
+    pub fn write_guest<T: Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        ipa: Ipa,
+        bytes: &[u8],
+    ) -> Result<(), NotBacked> {
         let guard = cpu.pin();
         self.for_each_page(&guard, ipa, bytes.len(), |_, _, _, _| {})?;
         self.for_each_page(&guard, ipa, bytes.len(), |slot, page, pa, part| {
@@ -300,7 +375,12 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 
     /// Copies bytes out of guest memory. vCPUs that write them meanwhile may leave any mixture.
-    pub fn read_guest<T>(&self, cpu: &CpuMemory<T>, ipa: Ipa, bytes: &mut [u8]) -> Result<(), NotBacked> {
+    pub fn read_guest<T>(
+        &self,
+        cpu: &CpuMemory<T>,
+        ipa: Ipa,
+        bytes: &mut [u8],
+    ) -> Result<(), NotBacked> {
         let guard = cpu.pin();
         let length = bytes.len();
         self.for_each_page(&guard, ipa, length, |_, _, pa, part| {
@@ -326,7 +406,12 @@ impl<L: MmuLock> AddressSpace<L> {
             let offset = at.offset_in(PAGE_SIZE);
             let part = done..length.min(done + (PAGE_SIZE - offset) as usize);
             done = part.end;
-            each(slot, slot.page_of(at), slot.frame_of(at).offset(offset), part);
+            each(
+                slot,
+                slot.page_of(at),
+                slot.frame_of(at).offset(offset),
+                part,
+            );
         }
         Ok(())
     }
@@ -334,7 +419,9 @@ impl<L: MmuLock> AddressSpace<L> {
     /// Tears everything down and returns when every frame of the VM is back in the pool, but for tables that other CPUs
     /// have yet to let go of their epoch for; those are counted as pending until then. No vCPU of this VM runs or will run.
     pub fn destroy<T: Tlb + Caches>(self, cpu: &CpuMemory<T>) {
-        let Self { vm, stage2, slots, .. } = self;
+        let Self {
+            vm, stage2, slots, ..
+        } = self;
         {
             let guard = cpu.pin();
             let (tables, epoch) = (cpu.tables(vm), cpu.retirement(vm, &guard));
@@ -347,19 +434,32 @@ impl<L: MmuLock> AddressSpace<L> {
         for slot in slots.iter() {
             let backing = slot.backing();
             for pa in &backing.pieces {
-                cpu.pool().free(*pa, FrameSize::of_level(backing.piece), Owner::Vm(vm), Purpose::Guest);
+                cpu.pool().free(
+                    *pa,
+                    FrameSize::of_level(backing.piece),
+                    Owner::Vm(vm),
+                    Purpose::Guest,
+                );
             }
         }
     }
 }
 
 /// The words of `log` that a bitmap of this length from `first_page` on stands for.
-fn words_of(log: &DirtyLog, id: SlotId, first_page: u64, bitmap: &[u64]) -> Result<Range<usize>, LogError> {
+fn words_of(
+    log: &DirtyLog,
+    id: SlotId,
+    first_page: u64,
+    bitmap: &[u64],
+) -> Result<Range<usize>, LogError> {
     let out_of_range = LogError::OutOfRange(id);
     if !first_page.is_multiple_of(PAGES_PER_WORD) {
         return Err(out_of_range);
     }
     let first = usize::try_from(first_page / PAGES_PER_WORD).map_err(|_| out_of_range)?;
-    let end = first.checked_add(bitmap.len()).filter(|end| *end <= log.len()).ok_or(out_of_range)?;
+    let end = first
+        .checked_add(bitmap.len())
+        .filter(|end| *end <= log.len())
+        .ok_or(out_of_range)?;
     Ok(first..end)
 }

@@ -39,7 +39,7 @@ mod fault;
 mod memory;
 mod root;
 mod stage2;
-mod sync;
+pub mod sync;
 mod tlb;
 mod vmid;
 mod walk;

@@ -1,4 +1,5 @@
-//! The atomics that the protocol runs on: the machine's, or the model checker's.
+//! The atomics that the protocol runs on: the machine's, or the model checker's. Crates that carry rules of the protocol
+//! use them too, so that the checker sees all of it.
 
 #[cfg(not(loom))]
 pub use core::sync::atomic::{AtomicU64, Ordering, fence};

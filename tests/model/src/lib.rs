@@ -8,8 +8,10 @@ use std::alloc::{self, Layout};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ptr::{NonNull, with_exposed_provenance_mut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use stage2::sync::full_barrier;
 use stage2::{
     Access, Counters, Descriptor, Entry, Epoch, Ipa, IpaRange, Leaf, Level, PAGE_SIZE, Pa,
     Permissions, Request, Resolution, RootShape, Stage2, TABLE_ENTRIES, TableFrame, TableMemory,
@@ -58,6 +60,11 @@ impl Frames {
         Pa::new(address)
     }
 
+    fn entries_of(&self, frame: &TableFrame) -> &[Entry; TABLE_ENTRIES] {
+        // SAFETY: a frame that somebody owns is live.
+        unsafe { self.entries(frame.pa()).cast().as_ref() }
+    }
+
     fn release(&self, frame: &TableFrame) {
         let tables = locked(&self.live).remove(&frame.pa().get());
         assert_eq!(
@@ -90,6 +97,12 @@ unsafe impl TableMemory for Frames {
     }
 
     fn free(&self, frame: TableFrame) {
+        let last = &self.entries_of(&frame)[TABLE_ENTRIES - 1];
+        let frozen = last.observe(Level::L3).descriptor() == Descriptor::Frozen;
+        assert!(
+            !frozen,
+            "rule 7: {frame:?} was linked, and must go through the epoch"
+        );
         self.release(&frame);
     }
 
@@ -122,6 +135,8 @@ type Cached = HashMap<(usize, u64), Leaf>;
 #[derive(Debug, Default)]
 pub struct Tlbs {
     cached: Mutex<Cached>,
+    /// How many there were. Changes under the lock of `cached`.
+    invalidations: AtomicU64,
     log: Mutex<Vec<Invalidation>>,
 }
 
@@ -147,7 +162,11 @@ impl Tlbs {
     }
 
     fn note(&self, what: Invalidation, gone: impl Fn(usize, Ipa) -> bool) {
-        locked(&self.cached).retain(|(cpu, page), _| !gone(*cpu, Ipa::new(*page)));
+        full_barrier();
+        let mut cached = locked(&self.cached);
+        cached.retain(|(cpu, page), _| !gone(*cpu, Ipa::new(*page)));
+        self.invalidations.fetch_add(1, Ordering::Relaxed);
+        drop(cached);
         locked(&self.log).push(what);
     }
 }
@@ -309,9 +328,18 @@ impl Machine {
         if let Some(leaf) = locked(&self.tlbs.cached).get(&key) {
             return Some(*leaf);
         }
-        let (leaf, _) = self.lookup(ipa)?;
-        locked(&self.tlbs.cached).insert(key, leaf);
-        Some(leaf)
+        loop {
+            let before = self.tlbs.invalidations.load(Ordering::Relaxed);
+            // A walk that begins after an invalidation sees what was written before it.
+            full_barrier();
+            let (leaf, _) = self.lookup(ipa)?;
+            let mut cached = locked(&self.tlbs.cached);
+            // An invalidation completes only when the walks that it overtakes have: their result is as if never walked.
+            if self.tlbs.invalidations.load(Ordering::Relaxed) == before {
+                cached.insert(key, leaf);
+                return Some(leaf);
+            }
+        }
     }
 
     /// What the tables say about `ipa`.
