@@ -31,6 +31,8 @@ const OWNER: u32 = 0xbf00_0000;
 const OWNER_PSCI: u32 = 0x8400_0000;
 const OWNER_VENDOR: u32 = 0x8600_0000;
 const INSTRUCTION: u64 = 4;
+/// The address bits of VBAR_EL1.
+const VECTOR_BASE: u64 = !0x7ff;
 
 /// A vCPU, for the thread that runs it.
 #[derive(Debug)]
@@ -176,7 +178,7 @@ impl Vcpu {
                 }
             }
         } else {
-            Ipa::new(fault_page(exit.hpfar) | exit.far % PAGE_SIZE)
+            Ipa::new(fault_page(exit.hpfar) | (exit.far % PAGE_SIZE))
         };
         let fault = Fault { ipa, va: own_access.then_some(exit.far), access, kind };
         match thread.vm.space.fault(thread.memory, &fault) {
@@ -385,7 +387,7 @@ impl Vcpu {
         let controls = cpu.exception_controls();
         let regs = &mut self.state.regs;
         cpu.set_exception(&ExceptionRecord { elr: regs.pc, spsr: regs.pstate, esr, far });
-        regs.pc = controls.vbar.wrapping_add(pstate::synchronous_vector(regs.pstate));
+        regs.pc = (controls.vbar & VECTOR_BASE).wrapping_add(pstate::synchronous_vector(regs.pstate));
         regs.pstate = pstate::on_exception(regs.pstate, controls.sctlr);
         Next::Enter
     }

@@ -1,0 +1,254 @@
+//! Hypercalls: PSCI, and the services that a vCPU may have to wait for.
+
+use super::*;
+use crate::power::PowerState;
+use std::vec::Vec;
+
+#[test]
+fn psci_and_the_calling_convention_tell_their_versions_and_features() {
+    let features = |function| call(0x8400_000a, [function, 0, 0]);
+    run_alone([
+        call(PSCI_VERSION, [0; 3]),
+        returns(0x1_0001),
+        features(CPU_ON),
+        returns(0),
+        features(0x8000_0000),
+        returns(0),
+        features(0x8400_000e),
+        returns(-1),
+        call(0x8400_0006, [0; 3]),
+        returns(2),
+        call(0x8400_0007, [0; 3]),
+        returns(-1),
+        call(0x8000_0000, [0; 3]),
+        returns(0x1_0004),
+        call(0x8000_0001, [0x8000_0001, 0, 0]),
+        returns(0),
+        call(0x8000_0001, [0x8000_8000, 0, 0]),
+        returns(-1),
+    ]);
+}
+
+#[test]
+fn every_wrong_way_to_turn_a_vcpu_on_has_its_error() {
+    let vm = vm(2);
+    run(
+        &vm,
+        [
+            call(CPU_ON, [0, ENTRY, 0]),
+            returns(-4), // ALREADY_ON
+            call(CPU_ON, [2, ENTRY, 0]),
+            returns(-2), // INVALID_PARAMETERS: no such vCPU
+            call(CPU_ON, [0x8000_0001, ENTRY, 0]),
+            returns(-2), // INVALID_PARAMETERS: not an affinity
+            call(CPU_ON, [1, ENTRY + 2, 0]),
+            returns(-9), // INVALID_ADDRESS: no instruction can be there
+            call(CPU_ON, [1, 0x1000, 0]),
+            returns(-9), // INVALID_ADDRESS: no memory
+            call(AFFINITY_INFO, [1, 0, 0]),
+            returns(1), // off
+            call(CPU_ON, [1, ENTRY + 4, 7]),
+            returns(0),
+            call(AFFINITY_INFO, [1, 0, 0]),
+            returns(2), // pending
+            call(CPU_ON, [1, ENTRY, 8]),
+            returns(-5), // ON_PENDING
+            call(AFFINITY_INFO, [0, 0, 0]),
+            returns(0), // on
+            call(AFFINITY_INFO, [0, 1, 0]),
+            returns(-2), // INVALID_PARAMETERS: a cluster
+        ],
+    );
+    assert_eq!(vm.power_state(VcpuId(1)), PowerState::OnPending);
+    assert_eq!(vm.shared(VcpuId(1)).power.take_start(), Some(Start { entry: ENTRY + 4, context: 7 }));
+}
+
+#[test]
+fn a_32_bit_call_has_32_bit_arguments() {
+    let vm = vm(2);
+    let garbage = 0xdead_beef_0000_0000;
+    run(&vm, [call(0x8400_0003, [garbage | 1, garbage | ENTRY, garbage | 9]), returns(0)]);
+    assert_eq!(vm.shared(VcpuId(1)).power.take_start(), Some(Start { entry: ENTRY, context: 9 }));
+}
+
+#[test]
+fn a_function_number_is_32_bits_of_its_register() {
+    run_alone([call(0xffff_ffff_0000_0000 | PSCI_VERSION, [0; 3]), returns(0x1_0001)]);
+}
+
+#[test]
+fn suspending_is_standby_and_nothing_deeper() {
+    let vm = vm(1);
+    let lines = Lines::new(1);
+    lines.kick(CpuId(0));
+    let script = [
+        call(CPU_SUSPEND, [1, 0, 0]),
+        returns(0),
+        call(CPU_SUSPEND, [1 << 16, ENTRY, 0]),
+        returns(-2),
+        call(CPU_SUSPEND, [1 << 31, ENTRY, 0]),
+        returns(-2),
+    ];
+    let cpu = run_on(&vm, &FakeService::default(), FakeCpu::new(0, &lines, script));
+    assert_eq!(cpu.sleeps, 1);
+}
+
+#[test]
+fn turning_off_the_last_vcpu_ends_the_vm() {
+    let (_, _, reason) = run_alone([call(CPU_OFF, [0; 3])]);
+    assert_eq!(reason, Some(StopReason::AllVcpusOff));
+}
+
+#[test]
+fn a_reset_ends_the_vm() {
+    let (_, _, reason) = run_alone([call(0x8400_0009, [0; 3])]);
+    assert_eq!(reason, Some(StopReason::Reset));
+}
+
+#[test]
+fn an_smc_is_a_hypercall_that_the_program_counter_goes_past() {
+    let turn = |regs: &mut GuestRegs| {
+        regs.x[0] = PSCI_VERSION;
+        exit(SMC)
+    };
+    run_alone([Box::new(turn) as Turn, check(|regs| assert_eq!((regs.x[0], regs.pc), (0x1_0001, ENTRY + 4)))]);
+}
+
+#[test]
+fn an_immediate_other_than_0_is_no_known_call() {
+    let turn = |regs: &mut GuestRegs| {
+        regs.x[0] = SYSTEM_OFF;
+        exit(HVC | 1)
+    };
+    run_alone([Box::new(turn) as Turn, returns(-1)]);
+}
+
+#[test]
+fn an_unknown_call_changes_nothing_but_x0() {
+    let turn = |regs: &mut GuestRegs| {
+        regs.x = core::array::from_fn(|index| 0x100 + index as u64);
+        regs.x[0] = 0xc300_1234;
+        exit(HVC)
+    };
+    run_alone([
+        Box::new(turn) as Turn,
+        check(|regs| {
+            assert_eq!(regs.x[0], NOT_SUPPORTED);
+            assert!((1..31).all(|index| regs.x[index] == 0x100 + index as u64));
+        }),
+    ]);
+}
+
+#[test]
+fn the_vendor_range_names_itself_and_goes_to_the_service() {
+    let vm = vm(1);
+    let service = FakeService::answering([ServiceReply::Return([1, 2, 3, 4])]);
+    let script = [
+        call(0x8600_ff01, [0; 3]),
+        check(|regs| assert_eq!(regs.x[..4], hypercall::UID.map(u64::from))),
+        call(0x8600_ff03, [0; 3]),
+        check(|regs| assert_eq!(regs.x[..2], hypercall::REVISION.map(u64::from))),
+        call(0xc600_0002, [7, 8, 9]),
+        check(|regs| assert_eq!(regs.x[..4], [1, 2, 3, 4])),
+        call(0xc600_1234, [7, 8, 9]),
+        check(|regs| assert_eq!(regs.x[..4], [NOT_SUPPORTED, 7, 8, 9])),
+    ];
+    run_on(&vm, &service, FakeCpu::new(0, &Lines::new(1), script));
+    let calls = service.calls.lock().unwrap();
+    assert_eq!(calls.iter().map(|call| call.0).collect::<Vec<_>>(), [0xc600_0002, 0xc600_1234]);
+    assert_eq!(calls[0].1[..3], [7, 8, 9]);
+}
+
+#[test]
+fn a_service_may_end_the_vm() {
+    let vm = vm(1);
+    let verdict = StopReason::Reported { vcpu: VcpuId(0), code: 3, details: [1, 2] };
+    let service = FakeService::answering([ServiceReply::Stop(verdict)]);
+    run_on(&vm, &service, FakeCpu::new(0, &Lines::new(1), [call(0xc600_0003, [3, 1, 2])]));
+    assert_eq!(vm.stop_reason(), Some(verdict));
+}
+
+#[test]
+fn a_waiting_vcpu_sleeps_until_it_is_kicked_and_its_condition_holds() {
+    let vm = vm(1);
+    let service = FakeService::answering([ServiceReply::Wait, ServiceReply::Wait]);
+    let lines = Lines::new(1);
+    let script = [call(0xc600_0002, [0; 3]), check(|regs| assert_eq!(regs.x[..2], [2, 1]))];
+    let cpu = FakeCpu::new(0, &lines, script);
+    let cpu = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| run_on(&vm, &service, cpu));
+        while service.left() > 1 {
+            std::thread::yield_now();
+        }
+        service.replies.lock().unwrap().push_back(ServiceReply::Return([2, 1, 0, 0]));
+        while service.left() > 0 {
+            lines.kick(CpuId(0));
+            std::thread::yield_now();
+        }
+        thread.join().unwrap()
+    });
+    assert!(cpu.sleeps >= 2, "one sleep for each time that it had to wait");
+    assert_eq!(vm.stop_reason(), Some(StopReason::PoweredOff));
+}
+
+#[test]
+fn a_waiting_vcpu_comes_back_when_the_vm_ends() {
+    let vm = vm(1);
+    let service = FakeService::answering([ServiceReply::Wait; 1000]);
+    let lines = Lines::new(1);
+    let cpu = FakeCpu::new(0, &lines, [call(0xc600_0002, [0; 3])]);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| run_on(&vm, &service, cpu));
+        while service.left() > 999 {
+            std::thread::yield_now();
+        }
+        vm.stop(StopReason::TimedOut, |cpu| lines.kick(cpu));
+        thread.join().unwrap();
+    });
+    assert_eq!(vm.stop_reason(), Some(StopReason::TimedOut));
+    assert!(service.left() > 900, "it slept instead of asking all the time");
+}
+
+#[test]
+fn a_vcpu_that_is_off_sleeps_until_it_is_turned_on_or_the_vm_ends() {
+    let vm = vm(2);
+    let lines = Lines::new(2);
+    let idle = FakeCpu::new(1, &lines, []);
+    let (done, caller) = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| run_on(&vm, &FakeService::default(), idle));
+        let caller = FakeCpu::new(0, &lines, [call(CPU_ON, [9, ENTRY, 0]), returns(-2)]);
+        let caller = run_on(&vm, &FakeService::default(), caller);
+        (thread.join().unwrap(), caller)
+    });
+    assert_eq!((done.loads.len(), caller.loads.len()), (0, 1));
+    assert_eq!(vm.stop_reason(), Some(StopReason::PoweredOff));
+}
+
+/// The third turns itself off each time. Every answer is one that was true.
+#[test]
+fn of_two_that_turn_a_vcpu_on_at_once_one_succeeds() {
+    for round in 0..200 {
+        let vm = vm(3);
+        vm.turn_on(VcpuId(1), Start { entry: ENTRY, context: 0 }).unwrap();
+        let lines = Lines::new(3);
+        let answers = Arc::new(Mutex::new(Vec::new()));
+        let caller = |id: usize| {
+            let answers = answers.clone();
+            let note = check(move |regs| answers.lock().unwrap().push(regs.x[0] as i64));
+            FakeCpu::new(id, &lines, [call(CPU_ON, [2, ENTRY, 40 + id as u64]), note, call(CPU_OFF, [0; 3])])
+        };
+        let target = FakeCpu::new(2, &lines, (0..2).map(|_| call(CPU_OFF, [0; 3])));
+        let done = std::thread::scope(|scope| {
+            let vm = &vm;
+            let threads =
+                [caller(0), caller(1), target].map(|cpu| scope.spawn(|| run_on(vm, &FakeService::default(), cpu)));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        assert_eq!(vm.stop_reason(), Some(StopReason::AllVcpusOff), "round {round}");
+        let answers = answers.lock().unwrap();
+        let successes = answers.iter().filter(|&&answer| answer == 0).count();
+        assert!(answers.iter().all(|answer| [0, -4, -5].contains(answer)), "{answers:?}");
+        assert!(successes >= 1 && done[2].loads.len() == successes, "{answers:?}");
+        assert!(done[2].loads.iter().all(|(state, _)| [40, 41].contains(&state.regs.x[0])));
+    }
+}

@@ -1,0 +1,183 @@
+//! The world of a scripted vCPU: a CPU, memory and services that do as they are told.
+
+use std::boxed::Box;
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex};
+use std::vec::Vec;
+
+use memory::{Fault, FaultOutcome};
+use stage2::{Ipa, PAGE_SIZE};
+
+use crate::cpu::{Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers, VcpuControls};
+use crate::service::{Service, ServiceReply};
+use crate::space::GuestMemory;
+use crate::state::{GuestRegs, VcpuState};
+use crate::sysreg::SystemRegister;
+use crate::vm::VcpuId;
+
+/// The page that has code.
+pub const ENTRY: u64 = 0x4000_0000;
+/// Where the guest has its vectors.
+pub const VBAR: u64 = 0xffff_0000_0000_1800;
+const SPAN: u64 = 1 << 23;
+const HVC: u64 = 0x16 << 26 | 1 << 25;
+const SYSTEM_OFF: u64 = 0x8400_0008;
+
+/// One turn of the guest: what it does to its registers, and how it comes out.
+pub type Turn = Box<dyn FnMut(&mut GuestRegs) -> RawExit + Send>;
+
+/// Memory that answers faults by a list, resolves them when that is used up, and has one page of code.
+#[derive(Default)]
+pub struct FakeSpace {
+    pub outcomes: Mutex<VecDeque<FaultOutcome>>,
+    pub faults: Mutex<Vec<Fault>>,
+}
+
+impl GuestMemory<()> for FakeSpace {
+    fn activate(&self, _: &()) -> Stage2Registers {
+        Stage2Registers { vttbr: 1, vtcr: 2 }
+    }
+
+    fn fault(&self, _: &(), fault: &Fault) -> FaultOutcome {
+        self.faults.lock().unwrap().push(*fault);
+        self.outcomes.lock().unwrap().pop_front().unwrap_or(FaultOutcome::Resolved)
+    }
+
+    fn is_backed(&self, _: &(), ipa: Ipa) -> bool {
+        ipa.align_down(PAGE_SIZE) == Ipa::new(ENTRY)
+    }
+
+    fn idle(&self, _: &()) {}
+}
+
+/// Answers calls and polls by a list, then by NotSupported.
+#[derive(Default)]
+pub struct FakeService {
+    pub replies: Mutex<VecDeque<ServiceReply>>,
+    pub calls: Mutex<Vec<(u32, [u64; 6])>>,
+}
+
+impl FakeService {
+    pub fn answering(replies: impl IntoIterator<Item = ServiceReply>) -> Self {
+        Self { replies: Mutex::new(replies.into_iter().collect()), calls: Mutex::default() }
+    }
+
+    fn next(&self) -> ServiceReply {
+        self.replies.lock().unwrap().pop_front().unwrap_or(ServiceReply::NotSupported)
+    }
+
+    pub fn left(&self) -> usize {
+        self.replies.lock().unwrap().len()
+    }
+}
+
+impl Service for FakeService {
+    fn call(&self, _: VcpuId, function: u32, args: [u64; 6]) -> ServiceReply {
+        self.calls.lock().unwrap().push((function, args));
+        self.next()
+    }
+
+    fn poll(&self, _: VcpuId) -> ServiceReply {
+        self.next()
+    }
+}
+
+/// The interrupt lines of the machine's CPUs.
+pub struct Lines {
+    pending: Mutex<Vec<bool>>,
+    raised: Condvar,
+}
+
+impl Lines {
+    pub fn new(cpus: usize) -> Arc<Self> {
+        Arc::new(Self { pending: Mutex::new(vec![false; cpus]), raised: Condvar::new() })
+    }
+
+    pub fn kick(&self, target: CpuId) {
+        self.pending.lock().unwrap()[target.0] = true;
+        self.raised.notify_all();
+    }
+}
+
+/// A CPU whose guest follows a script, and then turns its VM off.
+pub struct FakeCpu {
+    pub id: CpuId,
+    lines: Arc<Lines>,
+    pub script: VecDeque<Turn>,
+    pub translation: Option<Ipa>,
+    pub records: Vec<ExceptionRecord>,
+    pub loads: Vec<(VcpuState, VcpuControls)>,
+    pub loaded: bool,
+    pub sleeps: usize,
+}
+
+impl FakeCpu {
+    pub fn new(id: usize, lines: &Arc<Lines>, script: impl IntoIterator<Item = Turn>) -> Self {
+        Self {
+            id: CpuId(id),
+            lines: lines.clone(),
+            script: script.into_iter().collect(),
+            translation: None,
+            records: Vec::new(),
+            loads: Vec::new(),
+            loaded: false,
+            sleeps: 0,
+        }
+    }
+}
+
+impl Cpu for FakeCpu {
+    fn load(&mut self, state: &VcpuState, controls: &VcpuControls) {
+        assert!(!self.loaded);
+        self.loaded = true;
+        self.loads.push((state.clone(), *controls));
+    }
+
+    fn put(&mut self, _: &mut VcpuState) {
+        assert!(self.loaded);
+        self.loaded = false;
+    }
+
+    fn enter(&mut self, regs: &mut GuestRegs) -> RawExit {
+        assert!(self.loaded, "entered a guest that isn't loaded");
+        match self.script.pop_front() {
+            Some(mut turn) => turn(regs),
+            None => {
+                regs.x[0] = SYSTEM_OFF;
+                RawExit { reason: ExitReason::Synchronous, esr: HVC, far: 0, hpfar: 0 }
+            }
+        }
+    }
+
+    fn translate_read(&mut self, _: u64) -> Option<Ipa> {
+        self.translation
+    }
+
+    fn exception_controls(&mut self) -> ExceptionControls {
+        ExceptionControls { vbar: VBAR, sctlr: SPAN }
+    }
+
+    fn set_exception(&mut self, record: &ExceptionRecord) {
+        self.records.push(*record);
+    }
+
+    fn id_register(&self, _: SystemRegister) -> u64 {
+        u64::MAX
+    }
+
+    fn kick(&mut self, target: CpuId) {
+        self.lines.kick(target);
+    }
+
+    fn acknowledge_interrupts(&mut self) {
+        self.lines.pending.lock().unwrap()[self.id.0] = false;
+    }
+
+    fn wait_for_interrupt(&mut self) {
+        self.sleeps += 1;
+        let mut pending = self.lines.pending.lock().unwrap();
+        while !pending[self.id.0] {
+            pending = self.lines.raised.wait(pending).unwrap();
+        }
+    }
+}
