@@ -8,8 +8,9 @@ use serde::Deserialize;
 
 use monitor::record::Record;
 
-/// The longest line that is kept; of a longer one the rest counts as further lines.
-pub const LONGEST_LINE: usize = 64 << 10;
+/// The longest line that is kept; of a longer one the rest counts as further lines. A record has some 700 bytes for each
+/// iteration, of which there are at most 65,535.
+pub const LONGEST_LINE: usize = 64 << 20;
 
 /// One line of the console.
 #[derive(Clone, Debug, PartialEq)]
