@@ -9,7 +9,7 @@
 //! Every frame is counted all the time in exactly one place; [`Counts`] adds the places up.
 //!
 //! Physical memory is reached at its own address: EL2 maps it so. On a host the addresses are those of an
-//! [`arena`].
+//! `arena`, a leaked allocation.
 
 #[cfg(any(test, feature = "arena"))]
 pub mod arena;
