@@ -92,14 +92,18 @@ impl<L: MmuLock> AddressSpace<L> {
         let writable = match self.stage2().fault(&worker, &request) {
             Resolution::Vacant(broken) => {
                 full_barrier();
-                let unchanged = ptr::eq(self.slots(guard), published)
-                    && slot.log(guard).is_some() == log.is_some();
-                let Some(level) = fill(broken, &request, unchanged) else {
+                let unchanged =
+                    ptr::eq(self.slots(guard), published) && same_log(slot.log(guard), log);
+                if !fill(broken, &request, unchanged) {
                     counters.retried.add(1);
                     return FaultOutcome::Retry;
-                };
+                }
                 counters.mapped.add(1);
-                request.permissions.write.then_some(level)
+                // Whoever switches logging on from here on finds the entry and protects it.
+                if let (Some(log), Access::Write) = (log, fault.access) {
+                    log.mark(slot.page_of(fault.ipa), 1);
+                }
+                return FaultOutcome::Resolved;
             }
             Resolution::Relaxed(level) => {
                 counters.relaxed.add(1);
@@ -149,21 +153,24 @@ fn request_for(slot: &Slot, log: Option<&DirtyLog>, fault: &Fault) -> Request {
     }
 }
 
-/// Maps what backs the fault, or leaves the entry as it was if the grounds for it have gone (rule 8).
-/// The level that was mapped, or `None` to try again.
+/// Maps what backs the fault, or leaves the entry as it was if the grounds for it have gone (rule 8). Whether it is mapped
+/// now.
 #[inline]
-fn fill(broken: Broken<'_>, request: &Request, unchanged: bool) -> Option<Level> {
-    let level = broken.level();
+fn fill(broken: Broken<'_>, request: &Request, unchanged: bool) -> bool {
     if unchanged {
-        broken
-            .make(Descriptor::Leaf(request.leaf(level)))
-            .ok()
-            .map(|()| level)
+        let leaf = request.leaf(broken.level());
+        broken.make(Descriptor::Leaf(leaf)).is_ok()
     } else {
         // Lost only to an unmap of the whole table, which leaves nothing to restore.
         let _ = broken.restore();
-        None
+        false
     }
+}
+
+/// Whether logging is as it was: off, or into the same log.
+#[inline]
+fn same_log(now: Option<&DirtyLog>, before: Option<&DirtyLog>) -> bool {
+    now.map(ptr::from_ref) == before.map(ptr::from_ref)
 }
 
 /// Marks what has just become writable, if writes are logged by now: the entry came first, the bit is second (rule 9), and

@@ -12,7 +12,7 @@ use model::{Machine, Served, backing_of, request};
 use stage2::{
     Access, Descriptor, Ipa, Level, PAGE_SIZE, Permissions, Resolution, RootShape, TABLE_ENTRIES,
 };
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 const PAGES: u64 = TABLE_ENTRIES as u64;
 
@@ -268,25 +268,39 @@ fn rule_5_a_fault_in_a_table_that_is_collapsed_ends_with_the_access_allowed() {
 }
 
 #[test]
-fn rule_5_and_7_a_fault_in_a_table_that_is_unmapped_maps_into_the_living_tree_only() {
+fn rule_5_whoever_unmaps_a_table_gets_all_that_a_late_fault_put_into_it() {
     explore(|| {
         let machine = machine();
         machine.access(0, &write(0, Level::L3, false));
+        let removed = Arc::new(Mutex::new(HashSet::new()));
+        let mapped = Arc::new(Mutex::new(false));
+        let (collect, outcome) = (removed.clone(), mapped.clone());
         race(
             &machine,
-            |machine| {
+            move |machine| {
                 machine.on(1, |worker| {
-                    machine.stage2.unmap(worker, block(), |_, _, _| {})
+                    machine.stage2.unmap(worker, block(), |_, ipa, _| {
+                        collect.lock().unwrap().insert(ipa);
+                    })
                 });
                 assert!(!machine.stale_writable(&HashSet::from([page(0).get()])));
             },
-            |machine| {
-                machine.fault(2, &write(1, Level::L3, false));
+            move |machine| {
+                *outcome.lock().unwrap() =
+                    machine.fault(2, &write(1, Level::L3, false)) == Served::Mapped;
             },
         );
-        // What is linked, and what the epoch will free, are all frames there are.
-        let linked = 1 + u64::from(machine.lookup(page(1)).is_some());
-        assert!(machine.frames.live() as u64 >= linked + machine.retired.pending() as u64);
+        let removed = removed.lock().unwrap();
+        assert!(removed.contains(&page(0)));
+        let (in_tree, taken) = (
+            machine.lookup(page(1)).is_some(),
+            removed.contains(&page(1)),
+        );
+        assert_eq!(
+            *mapped.lock().unwrap(),
+            in_tree || taken,
+            "a mapping is lost in a dead table"
+        );
         finish(machine);
     });
 }

@@ -5,7 +5,7 @@
 //! tried. At most three preemptions per execution.
 #![cfg(loom)]
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use loom::thread;
 use memory::frames::{FramePool, arena};
@@ -95,6 +95,15 @@ fn is_marked(space: &Space, cpu: &CpuMemory<NoTlb>) -> bool {
     word[0] & 1 != 0
 }
 
+/// Tries every execution of `scenario`. One at a time, as all share the pool and its accounts.
+fn check_all(scenario: impl Fn() + Sync + Send + 'static) {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(scenario);
+}
+
 /// Runs `prepare` on CPU 0, then `first` and `second` at once on CPUs 1 and 2, then `check` on CPU 0.
 fn explore(
     prepare: impl Fn(&Space, &CpuMemory<NoTlb>) + Copy + Sync + Send + 'static,
@@ -102,9 +111,7 @@ fn explore(
     second: impl Fn(&Space, &CpuMemory<NoTlb>) + Copy + Sync + Send + 'static,
     check: impl Fn(&Space, &CpuMemory<NoTlb>) + Copy + Sync + Send + 'static,
 ) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(move || {
+    check_all(move || {
         let own = cpu(0);
         let space = space(&own);
         prepare(&space, &own);
@@ -172,9 +179,7 @@ fn rule_9_a_harvest_beside_a_write_fault_loses_nothing() {
 
 #[test]
 fn rule_9_what_was_written_is_harvested_or_still_in_the_log() {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(|| {
+    check_all(|| {
         let own = cpu(0);
         let space = space(&own);
         log(&space, &own);
