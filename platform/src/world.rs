@@ -11,15 +11,15 @@ use aarch64_cpu::asm::wfi;
 use aarch64_cpu::registers::HCR_EL2;
 use stage2::{Ipa, PAGE_SIZE};
 use vm::{
-    Cpu, El1State, ExceptionControls, ExceptionRecord, ExitReason, FpState, GuestRegs, PacKeys, RawExit,
-    SystemRegister, VcpuControls, VcpuState,
+    Cpu, El1State, ExceptionControls, ExceptionRecord, ExitReason, FpState, GuestRegs, PacKeys,
+    RawExit, SystemRegister, VcpuControls, VcpuState,
 };
 
 use crate::el2::HCR_BOOT;
 use crate::features::CpuFeatures;
+use crate::gic;
 use crate::percpu::CpuId;
 use crate::register::{read_register, write_register};
-use crate::gic;
 
 global_asm!(
     include_str!("world.S"),
@@ -82,6 +82,7 @@ const PAR_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 pub struct HardwareCpu {
     hcr: u64,
     pauth: bool,
+    ras: bool,
     gic_registers: bool,
 }
 
@@ -93,7 +94,8 @@ impl HardwareCpu {
         if pauth {
             hcr |= HCR_API | HCR_APK;
         }
-        if features.ras != 0 {
+        let ras = features.ras != 0;
+        if ras {
             hcr |= HCR_TERR | HCR_TEA;
         }
         if features.mte != 0 {
@@ -102,7 +104,12 @@ impl HardwareCpu {
         if features.lor {
             hcr |= HCR_TLOR;
         }
-        Self { hcr, pauth, gic_registers: features.gic_registers }
+        Self {
+            hcr,
+            pauth,
+            ras,
+            gic_registers: features.gic_registers,
+        }
     }
 
     fn set_interrupt_traps(&self) {
@@ -122,10 +129,34 @@ impl HardwareCpu {
 
 macro_rules! el1_registers {
     ($each:ident, $state:expr) => {
-        $each!($state,
-            sctlr_el1, cpacr_el1, ttbr0_el1, ttbr1_el1, tcr_el1, mair_el1, amair_el1, vbar_el1, contextidr_el1,
-            esr_el1, far_el1, afsr0_el1, afsr1_el1, elr_el1, spsr_el1, sp_el0, sp_el1, tpidr_el0, tpidrro_el0,
-            tpidr_el1, par_el1, csselr_el1, cntkctl_el1, cntv_cval_el0, cntv_ctl_el0)
+        $each!(
+            $state,
+            sctlr_el1,
+            cpacr_el1,
+            ttbr0_el1,
+            ttbr1_el1,
+            tcr_el1,
+            mair_el1,
+            amair_el1,
+            vbar_el1,
+            contextidr_el1,
+            esr_el1,
+            far_el1,
+            afsr0_el1,
+            afsr1_el1,
+            elr_el1,
+            spsr_el1,
+            sp_el0,
+            sp_el1,
+            tpidr_el0,
+            tpidrro_el0,
+            tpidr_el1,
+            par_el1,
+            csselr_el1,
+            cntkctl_el1,
+            cntv_cval_el0,
+            cntv_ctl_el0
+        )
     };
 }
 
@@ -188,6 +219,10 @@ impl Cpu for HardwareCpu {
             world_load_fp(&raw const state.fp);
             write_register!("vmpidr_el2", controls.mpidr);
             write_register!("cntvoff_el2", controls.counter_offset);
+            if self.ras {
+                // What the guest takes for DISR_EL1.
+                write_register!("s3_4_c12_c1_1", 0); // VDISR_EL2
+            }
             barrier::isb(SY);
             write_register!("vtcr_el2", controls.stage2.vtcr);
             write_register!("vttbr_el2", controls.stage2.vttbr);
@@ -238,7 +273,10 @@ impl Cpu for HardwareCpu {
     }
 
     fn exception_controls(&mut self) -> ExceptionControls {
-        ExceptionControls { vbar: read_register!("vbar_el1"), sctlr: read_register!("sctlr_el1") }
+        ExceptionControls {
+            vbar: read_register!("vbar_el1"),
+            sctlr: read_register!("sctlr_el1"),
+        }
     }
 
     fn set_exception(&mut self, record: &ExceptionRecord) {

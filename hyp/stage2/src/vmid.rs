@@ -168,3 +168,101 @@ impl State {
         self.take(vmid as u16).then_some(vmid as u16)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::address::{Ipa, IpaRange, Level, Vttbr};
+    use core::sync::atomic::AtomicUsize;
+    use proptest::prelude::*;
+
+    /// Counts what a rollover invalidates.
+    #[derive(Default)]
+    struct Flushes(AtomicUsize);
+
+    impl Tlb for Flushes {
+        fn invalidate_leaf(&self, _: Vttbr, _: Ipa, _: Level) {}
+        fn invalidate_range(&self, _: Vttbr, _: IpaRange, _: bool) {}
+        fn invalidate_vmid(&self, _: Vttbr) {}
+        fn invalidate_all_vmids(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        fn invalidate_local(&self, _: Vttbr, _: Ipa, _: Level, _: Option<u64>) {}
+        fn publish_tables(&self) {}
+    }
+
+    #[test]
+    fn all_vmids_but_zero_are_given_out_before_a_rollover() {
+        for bits in [8, 16] {
+            let (allocator, flushes) = (VmidAllocator::new(2, bits), Flushes::default());
+            let mut seen = alloc::vec![false; 1 << bits];
+            for _ in 1..1 << bits {
+                let vmid = allocator.activate(0, &VmidHolder::new(), &flushes);
+                assert!(!core::mem::replace(&mut seen[usize::from(vmid.0)], true));
+            }
+            assert!(!seen[0] && flushes.0.load(Ordering::Relaxed) == 0);
+            allocator.activate(0, &VmidHolder::new(), &flushes);
+            assert_eq!(flushes.0.load(Ordering::Relaxed), 1);
+        }
+    }
+
+    #[test]
+    fn a_vm_that_runs_through_rollovers_keeps_its_vmid() {
+        let (allocator, flushes) = (VmidAllocator::new(2, 8), Flushes::default());
+        let runs = VmidHolder::new();
+        let vmid = allocator.activate(1, &runs, &flushes);
+        for _ in 0..1000 {
+            assert_ne!(allocator.activate(0, &VmidHolder::new(), &flushes), vmid);
+        }
+        assert!(flushes.0.load(Ordering::Relaxed) >= 3);
+        assert_eq!(allocator.activate(1, &runs, &flushes), vmid);
+    }
+
+    #[test]
+    fn cpus_that_start_vms_at_once_never_share_a_vmid() {
+        extern crate std;
+        const CPUS: usize = 4;
+        let (allocator, flushes) = (VmidAllocator::new(CPUS, 8), Flushes::default());
+        let running: [AtomicU64; CPUS] = [const { AtomicU64::new(0) }; CPUS];
+        std::thread::scope(|scope| {
+            for cpu in 0..CPUS {
+                let (allocator, flushes, running) = (&allocator, &flushes, &running);
+                scope.spawn(move || {
+                    for _ in 0..5000 {
+                        running[cpu].store(0, Ordering::SeqCst);
+                        let vmid = allocator.activate(cpu, &VmidHolder::new(), flushes);
+                        running[cpu].store(vmid.0.into(), Ordering::SeqCst);
+                        let others = (0..CPUS).filter(|other| *other != cpu);
+                        for other in others {
+                            assert_ne!(running[other].load(Ordering::SeqCst), u64::from(vmid.0));
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    proptest! {
+        #[test]
+        fn a_vmid_changes_hands_only_over_an_invalidation(
+            starts in prop::collection::vec((0..3usize, 0..400usize), 1..2000),
+        ) {
+            let (allocator, flushes) = (VmidAllocator::new(3, 8), Flushes::default());
+            let vms: alloc::vec::Vec<_> = (0..400).map(|_| VmidHolder::new()).collect();
+            let mut last_user = [None::<(usize, usize)>; 256];
+            let mut runs = [None; 3];
+            for (cpu, vm) in starts {
+                let vmid = allocator.activate(cpu, &vms[vm], &flushes);
+                runs[cpu] = Some(vm);
+                let flushed = flushes.0.load(Ordering::Relaxed);
+                if let Some((user, then)) = last_user[usize::from(vmid.0)] {
+                    prop_assert!(user == vm || flushed > then);
+                }
+                last_user[usize::from(vmid.0)] = Some((vm, flushed));
+                for other in runs.iter().flatten() {
+                    prop_assert!(*other == vm || vms[*other].current() != vmid);
+                }
+            }
+        }
+    }
+}

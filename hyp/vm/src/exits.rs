@@ -70,7 +70,10 @@ impl ExitCounters {
     #[inline]
     pub fn count(&self, kind: ExitKind) {
         let counter = &self.0[kind as usize];
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        counter.store(
+            counter.load(Ordering::Relaxed).wrapping_add(1),
+            Ordering::Relaxed,
+        );
     }
 
     /// The counters as they are now.

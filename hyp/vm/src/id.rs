@@ -157,7 +157,10 @@ fn granule_4k(own: u64) -> u64 {
 /// PARange: the largest size that neither the CPU nor the VM's address space exceeds, at least the smallest encoding.
 fn pa_range(own: u64, ipa_bits: u32) -> u64 {
     const SIZES: [u32; 7] = [32, 36, 40, 42, 44, 48, 52];
-    let fitting = SIZES.iter().rposition(|&bits| bits <= ipa_bits).unwrap_or(0) as u64;
+    let fitting = SIZES
+        .iter()
+        .rposition(|&bits| bits <= ipa_bits)
+        .unwrap_or(0) as u64;
     fitting.min(own & FIELD)
 }
 
@@ -181,7 +184,11 @@ mod tests {
         assert_eq!(pfr0 >> 56 & 0xf, 1, "CSV2 without SCXTNUM");
         let pfr1 = guest_view(id(4, 1), u64::MAX, 40);
         assert_eq!(pfr1, 0xff, "only BTI and SSBS");
-        assert_eq!(guest_view(id(5, 0), u64::MAX, 40), 0x10_1006, "no PMU, trace, SPE or TRBE");
+        assert_eq!(
+            guest_view(id(5, 0), u64::MAX, 40),
+            0x10_1006,
+            "no PMU, trace, SPE or TRBE"
+        );
         assert_eq!(guest_view(id(4, 4), u64::MAX, 40), 0, "ID_AA64ZFR0_EL1");
         assert_eq!(guest_view(id(4, 5), u64::MAX, 40), 0, "ID_AA64SMFR0_EL1");
         assert_eq!(guest_view(id(6, 2), u64::MAX, 40) >> 16 & 0xf, 0, "MOPS");

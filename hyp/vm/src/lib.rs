@@ -26,7 +26,10 @@ mod sysreg;
 mod vcpu;
 mod vm;
 
-pub use cpu::{Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers, VcpuControls};
+pub use cpu::{
+    Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers,
+    VcpuControls,
+};
 pub use exits::{ExitCounts, ExitKind};
 pub use power::{PowerState, Start};
 pub use service::{Service, ServiceReply};

@@ -41,13 +41,21 @@ pub enum PowerState {
 impl PowerSwitch {
     /// A vCPU that is off.
     pub fn new() -> Self {
-        Self { state: AtomicU64::new(OFF), entry: AtomicU64::new(0), context: AtomicU64::new(0) }
+        Self {
+            state: AtomicU64::new(OFF),
+            entry: AtomicU64::new(0),
+            context: AtomicU64::new(0),
+        }
     }
 
     /// Turns the vCPU on, to start at `start`; or tells what it is if it isn't off.
     pub fn turn_on(&self, start: Start) -> Result<(), PowerState> {
         // Acquire: the writes below come after what the last turn_off has published.
-        if self.state.compare_exchange(OFF, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        if self
+            .state
+            .compare_exchange(OFF, CLAIMED, Ordering::Acquire, Ordering::Relaxed)
+            .is_err()
+        {
             return Err(match self.state() {
                 PowerState::On => PowerState::On,
                 // It has gone off since: it was on or about to be when the exchange looked.
@@ -66,8 +74,10 @@ impl PowerSwitch {
         if self.state.load(Ordering::SeqCst) != PENDING {
             return None;
         }
-        let start =
-            Start { entry: self.entry.load(Ordering::Relaxed), context: self.context.load(Ordering::Relaxed) };
+        let start = Start {
+            entry: self.entry.load(Ordering::Relaxed),
+            context: self.context.load(Ordering::Relaxed),
+        };
         self.state.store(ON, Ordering::Release);
         Some(start)
     }
@@ -91,7 +101,10 @@ impl PowerSwitch {
 mod tests {
     use super::*;
 
-    const START: Start = Start { entry: 0x4000_0000, context: 7 };
+    const START: Start = Start {
+        entry: 0x4000_0000,
+        context: 7,
+    };
 
     #[test]
     fn a_vcpu_is_turned_on_once() {
@@ -99,7 +112,13 @@ mod tests {
         assert_eq!(switch.state(), PowerState::Off);
         assert_eq!(switch.take_start(), None);
         assert_eq!(switch.turn_on(START), Ok(()));
-        assert_eq!(switch.turn_on(Start { entry: 1, context: 2 }), Err(PowerState::OnPending));
+        assert_eq!(
+            switch.turn_on(Start {
+                entry: 1,
+                context: 2
+            }),
+            Err(PowerState::OnPending)
+        );
         assert_eq!(switch.state(), PowerState::OnPending);
         assert_eq!(switch.take_start(), Some(START));
         assert_eq!(switch.take_start(), None);
@@ -121,7 +140,14 @@ mod model {
             let switch = Arc::new(PowerSwitch::new());
             let callers: [_; 2] = core::array::from_fn(|i| {
                 let switch = switch.clone();
-                thread::spawn(move || switch.turn_on(Start { entry: i as u64 + 1, context: i as u64 + 1 }).is_ok())
+                thread::spawn(move || {
+                    switch
+                        .turn_on(Start {
+                            entry: i as u64 + 1,
+                            context: i as u64 + 1,
+                        })
+                        .is_ok()
+                })
             });
             let mut start = switch.take_start();
             let wins = callers.map(|caller| caller.join().unwrap());
@@ -137,7 +163,12 @@ mod model {
     fn a_vcpu_that_goes_off_can_be_turned_on_with_a_new_start() {
         loom::model(|| {
             let switch = Arc::new(PowerSwitch::new());
-            switch.turn_on(Start { entry: 1, context: 1 }).unwrap();
+            switch
+                .turn_on(Start {
+                    entry: 1,
+                    context: 1,
+                })
+                .unwrap();
             let own = {
                 let switch = switch.clone();
                 thread::spawn(move || {
@@ -146,13 +177,28 @@ mod model {
                     (first, switch.take_start())
                 })
             };
-            let again = switch.turn_on(Start { entry: 2, context: 2 });
+            let again = switch.turn_on(Start {
+                entry: 2,
+                context: 2,
+            });
             let (first, second) = own.join().unwrap();
-            assert_eq!(first, Start { entry: 1, context: 1 });
+            assert_eq!(
+                first,
+                Start {
+                    entry: 1,
+                    context: 1
+                }
+            );
             match again {
                 Ok(()) => {
                     let second = second.or_else(|| switch.take_start());
-                    assert_eq!(second, Some(Start { entry: 2, context: 2 }));
+                    assert_eq!(
+                        second,
+                        Some(Start {
+                            entry: 2,
+                            context: 2
+                        })
+                    );
                 }
                 Err(_) => assert_eq!(second, None),
             }

@@ -3,10 +3,13 @@
 //! The calls that change power states act on the VM's switches; what the calling vCPU has to do itself is its reply's
 //! business. All vCPUs call at once, with any arguments.
 
-use smccc::psci::error::{ALREADY_ON, INVALID_ADDRESS, INVALID_PARAMETERS, NOT_SUPPORTED, ON_PENDING};
+use smccc::psci::error::{
+    ALREADY_ON, INVALID_ADDRESS, INVALID_PARAMETERS, NOT_SUPPORTED, ON_PENDING,
+};
 use smccc::psci::{
-    PSCI_AFFINITY_INFO_32, PSCI_AFFINITY_INFO_64, PSCI_CPU_OFF, PSCI_CPU_ON_32, PSCI_CPU_ON_64, PSCI_CPU_SUSPEND_32,
-    PSCI_CPU_SUSPEND_64, PSCI_FEATURES, PSCI_MIGRATE_INFO_TYPE, PSCI_SYSTEM_OFF, PSCI_SYSTEM_RESET, PSCI_VERSION,
+    PSCI_AFFINITY_INFO_32, PSCI_AFFINITY_INFO_64, PSCI_CPU_OFF, PSCI_CPU_ON_32, PSCI_CPU_ON_64,
+    PSCI_CPU_SUSPEND_32, PSCI_CPU_SUSPEND_64, PSCI_FEATURES, PSCI_MIGRATE_INFO_TYPE,
+    PSCI_SYSTEM_OFF, PSCI_SYSTEM_RESET, PSCI_VERSION,
 };
 use stage2::Ipa;
 
@@ -40,16 +43,29 @@ pub enum Reply {
 /// Answers a call of the standard secure service range.
 ///
 /// `is_backed` tells whether a vCPU could start at an address.
-pub fn call<S>(vm: &Vm<S>, function: u32, args: [u64; 3], is_backed: impl FnOnce(Ipa) -> bool) -> Reply {
+pub fn call<S>(
+    vm: &Vm<S>,
+    function: u32,
+    args: [u64; 3],
+    is_backed: impl FnOnce(Ipa) -> bool,
+) -> Reply {
     match function {
         PSCI_VERSION => Reply::Return(VERSION),
         PSCI_FEATURES => Reply::Return(features(args[0] as u32)),
-        PSCI_CPU_ON_32 | PSCI_CPU_ON_64 => {
-            cpu_on(vm, args[0], Start { entry: args[1], context: args[2] }, is_backed)
-        }
+        PSCI_CPU_ON_32 | PSCI_CPU_ON_64 => cpu_on(
+            vm,
+            args[0],
+            Start {
+                entry: args[1],
+                context: args[2],
+            },
+            is_backed,
+        ),
         PSCI_CPU_OFF => Reply::Off,
         PSCI_CPU_SUSPEND_32 | PSCI_CPU_SUSPEND_64 => cpu_suspend(args[0]),
-        PSCI_AFFINITY_INFO_32 | PSCI_AFFINITY_INFO_64 => Reply::Return(affinity_info(vm, args[0], args[1])),
+        PSCI_AFFINITY_INFO_32 | PSCI_AFFINITY_INFO_64 => {
+            Reply::Return(affinity_info(vm, args[0], args[1]))
+        }
         PSCI_MIGRATE_INFO_TYPE => Reply::Return(NO_MIGRATION),
         PSCI_SYSTEM_OFF => Reply::Stop(StopReason::PoweredOff),
         PSCI_SYSTEM_RESET => Reply::Stop(StopReason::Reset),
@@ -59,16 +75,27 @@ pub fn call<S>(vm: &Vm<S>, function: u32, args: [u64; 3], is_backed: impl FnOnce
 
 fn features(function: u32) -> i32 {
     match function {
-        PSCI_VERSION | PSCI_FEATURES | PSCI_CPU_ON_32 | PSCI_CPU_ON_64 | PSCI_CPU_OFF | PSCI_CPU_SUSPEND_32
-        | PSCI_CPU_SUSPEND_64 | PSCI_AFFINITY_INFO_32 | PSCI_AFFINITY_INFO_64 | PSCI_MIGRATE_INFO_TYPE
-        | PSCI_SYSTEM_OFF | PSCI_SYSTEM_RESET => 0,
+        PSCI_VERSION
+        | PSCI_FEATURES
+        | PSCI_CPU_ON_32
+        | PSCI_CPU_ON_64
+        | PSCI_CPU_OFF
+        | PSCI_CPU_SUSPEND_32
+        | PSCI_CPU_SUSPEND_64
+        | PSCI_AFFINITY_INFO_32
+        | PSCI_AFFINITY_INFO_64
+        | PSCI_MIGRATE_INFO_TYPE
+        | PSCI_SYSTEM_OFF
+        | PSCI_SYSTEM_RESET => 0,
         smccc::arch::SMCCC_VERSION => 0,
         _ => NOT_SUPPORTED,
     }
 }
 
 fn cpu_on<S>(vm: &Vm<S>, target: u64, start: Start, is_backed: impl FnOnce(Ipa) -> bool) -> Reply {
-    let Some(target) = vm.vcpu_at(target) else { return Reply::Return(INVALID_PARAMETERS) };
+    let Some(target) = vm.vcpu_at(target) else {
+        return Reply::Return(INVALID_PARAMETERS);
+    };
     if !start.entry.is_multiple_of(4) || !is_backed(Ipa::new(start.entry)) {
         return Reply::Return(INVALID_ADDRESS);
     }
@@ -90,7 +117,9 @@ fn cpu_suspend(power_state: u64) -> Reply {
 
 fn affinity_info<S>(vm: &Vm<S>, target: u64, lowest_level: u64) -> i32 {
     // From PSCI 1.0 on only single cores need be told of.
-    let Some(target) = vm.vcpu_at(target).filter(|_| lowest_level == 0) else { return INVALID_PARAMETERS };
+    let Some(target) = vm.vcpu_at(target).filter(|_| lowest_level == 0) else {
+        return INVALID_PARAMETERS;
+    };
     match vm.power_state(target) {
         PowerState::On => 0,
         PowerState::Off => 1,

@@ -23,7 +23,16 @@ const SCTLR_DSSBS: u64 = 1 << 44;
 
 /// Bits of PSTATE after an instruction that EL2 has emulated: as if it had executed (no branch type, step done).
 pub const fn after_instruction(pstate: u64) -> u64 {
-    if pstate & AARCH32 != 0 { pstate } else { pstate & !(BTYPE | SINGLE_STEP) }
+    if pstate & AARCH32 != 0 {
+        pstate
+    } else {
+        pstate & !(BTYPE | SINGLE_STEP)
+    }
+}
+
+/// Whether the guest was executing AArch64, the only state that it is offered.
+pub const fn is_aarch64(pstate: u64) -> bool {
+    pstate & AARCH32 == 0
 }
 
 /// Whether the guest was at EL0.
@@ -82,12 +91,18 @@ mod tests {
     fn pan_and_ssbs_follow_the_guests_sctlr() {
         assert_eq!(on_exception(0, 0), PAN | DAIF | EL1H);
         assert_eq!(on_exception(SSBS, SCTLR_SPAN), DAIF | EL1H);
-        assert_eq!(on_exception(0, SCTLR_SPAN | SCTLR_DSSBS), SSBS | DAIF | EL1H);
+        assert_eq!(
+            on_exception(0, SCTLR_SPAN | SCTLR_DSSBS),
+            SSBS | DAIF | EL1H
+        );
         assert_eq!(on_exception(PAN, SCTLR_SPAN), PAN | DAIF | EL1H);
     }
 
     #[test]
     fn an_emulated_instruction_leaves_no_branch_type_or_step() {
-        assert_eq!(after_instruction(BTYPE | SINGLE_STEP | NZCV | EL1H), NZCV | EL1H);
+        assert_eq!(
+            after_instruction(BTYPE | SINGLE_STEP | NZCV | EL1H),
+            NZCV | EL1H
+        );
     }
 }

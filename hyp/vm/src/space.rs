@@ -26,7 +26,10 @@ pub trait GuestMemory<C> {
 impl<L: MmuLock, T: Tlb + Caches> GuestMemory<CpuMemory<T>> for AddressSpace<L> {
     fn activate(&self, cpu: &CpuMemory<T>) -> Stage2Registers {
         let (vttbr, vtcr) = self.activate(cpu);
-        Stage2Registers { vttbr: vttbr.bits(), vtcr }
+        Stage2Registers {
+            vttbr: vttbr.bits(),
+            vtcr,
+        }
     }
 
     #[inline]

@@ -36,7 +36,10 @@ impl GuestRegs {
 /// The EL1 and EL0 system registers, switched when a vCPU is loaded or put.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[repr(C)]
-#[expect(missing_docs, reason = "each field is the register of its name, Arm ARM D23")]
+#[expect(
+    missing_docs,
+    reason = "each field is the register of its name, Arm ARM D23"
+)]
 pub struct El1State {
     pub sctlr_el1: u64,
     pub cpacr_el1: u64,
@@ -113,7 +116,10 @@ pub struct FpState {
 /// The keys of pointer authentication (FEAT_PAuth), each as its low and high half.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-#[expect(missing_docs, reason = "each field is the key of its name, Arm ARM D8.10")]
+#[expect(
+    missing_docs,
+    reason = "each field is the key of its name, Arm ARM D8.10"
+)]
 pub struct PacKeys {
     pub apia: [u64; 2],
     pub apib: [u64; 2],
@@ -140,9 +146,18 @@ impl VcpuState {
     /// A vCPU out of reset, about to execute `entry` with `x0` in x0 as both the arm64 boot protocol and PSCI CPU_ON
     /// demand: at EL1 on its own stack pointer, everything masked, MMU off.
     pub fn starting_at(entry: u64, x0: u64) -> Self {
-        let mut regs = GuestRegs { pc: entry, pstate: crate::pstate::EL1H | crate::pstate::DAIF, ..Default::default() };
+        let mut regs = GuestRegs {
+            pc: entry,
+            pstate: crate::pstate::EL1H | crate::pstate::DAIF,
+            ..Default::default()
+        };
         regs.x[0] = x0;
-        Self { regs, el1: El1State::reset(), fp: FpState::default(), pac: PacKeys::default() }
+        Self {
+            regs,
+            el1: El1State::reset(),
+            fp: FpState::default(),
+            pac: PacKeys::default(),
+        }
     }
 }
 
@@ -161,7 +176,10 @@ mod tests {
     #[test]
     fn a_vcpu_starts_as_the_boot_protocol_says() {
         let state = VcpuState::starting_at(0x4020_0000, 0x4800_0000);
-        assert_eq!((state.regs.pc, state.regs.x[0], state.regs.x[1]), (0x4020_0000, 0x4800_0000, 0));
+        assert_eq!(
+            (state.regs.pc, state.regs.x[0], state.regs.x[1]),
+            (0x4020_0000, 0x4800_0000, 0)
+        );
         assert_eq!(state.regs.pstate, 0x3c5);
         assert_eq!(state.el1.sctlr_el1, 0x30d0_0800);
     }

@@ -58,12 +58,28 @@ impl fmt::Display for StopReason {
             Self::Reset => f.write_str("the guest asked for a reset"),
             Self::AllVcpusOff => f.write_str("the guest's last vCPU turned itself off"),
             Self::Reported { code: 0, .. } => f.write_str("the guest program passed"),
-            Self::Reported { vcpu, code, details: [a, b] } => {
-                write!(f, "the guest program failed on {vcpu} with code {code:#x} ({a:#x}, {b:#x})")
+            Self::Reported {
+                vcpu,
+                code,
+                details: [a, b],
+            } => {
+                write!(
+                    f,
+                    "the guest program failed on {vcpu} with code {code:#x} ({a:#x}, {b:#x})"
+                )
             }
-            Self::SystemError { vcpu, esr } => write!(f, "a system error came in the guest on {vcpu} (ESR_EL2 {esr:#x})"),
-            Self::TlbConflict { vcpu, va } => write!(f, "the guest made a TLB conflict on {vcpu} at address {va:#x}"),
-            Self::OutOfFrames { vcpu, ipa } => write!(f, "no memory was left for the guest's access to {ipa} on {vcpu}"),
+            Self::SystemError { vcpu, esr } => write!(
+                f,
+                "a system error came in the guest on {vcpu} (ESR_EL2 {esr:#x})"
+            ),
+            Self::TlbConflict { vcpu, va } => write!(
+                f,
+                "the guest made a TLB conflict on {vcpu} at address {va:#x}"
+            ),
+            Self::OutOfFrames { vcpu, ipa } => write!(
+                f,
+                "no memory was left for the guest's access to {ipa} on {vcpu}"
+            ),
             Self::TimedOut => f.write_str("the guest didn't end in the time it had"),
             Self::Requested => f.write_str("the guest was stopped"),
         }

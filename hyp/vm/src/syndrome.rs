@@ -60,8 +60,12 @@ impl Cause {
         match esr >> CLASS_SHIFT & CLASS_MASK {
             CLASS_DATA_ABORT => Self::DataAbort(Abort(iss)),
             CLASS_INSTRUCTION_ABORT => Self::InstructionAbort(Abort(iss)),
-            CLASS_HVC64 => Self::Hypercall { immediate: iss as u16 },
-            CLASS_SMC64 => Self::SecureCall { immediate: iss as u16 },
+            CLASS_HVC64 => Self::Hypercall {
+                immediate: iss as u16,
+            },
+            CLASS_SMC64 => Self::SecureCall {
+                immediate: iss as u16,
+            },
             CLASS_SYSTEM => Self::SystemRegister(SystemAccess::decode(iss)),
             CLASS_WF => Self::Wait,
             _ => Self::Other,
@@ -143,8 +147,18 @@ impl SystemAccess {
     fn decode(iss: u32) -> Self {
         let field = |shift: u32, bits: u32| (iss >> shift & ((1 << bits) - 1)) as u8;
         Self {
-            register: SystemRegister::new(field(20, 2), field(14, 3), field(10, 4), field(1, 4), field(17, 3)),
-            direction: if iss & 1 != 0 { Direction::Read } else { Direction::Write },
+            register: SystemRegister::new(
+                field(20, 2),
+                field(14, 3),
+                field(10, 4),
+                field(1, 4),
+                field(17, 3),
+            ),
+            direction: if iss & 1 != 0 {
+                Direction::Read
+            } else {
+                Direction::Write
+            },
             operand: field(5, 5),
         }
     }
@@ -172,7 +186,11 @@ pub const fn external_abort(esr: u64, from_el0: bool) -> u64 {
         (false, true) => CLASS_DATA_ABORT,
         (false, false) => CLASS_DATA_ABORT_SAME,
     };
-    let access = if is_fetch { 0 } else { esr & (ISS_WNR | ISS_CM) as u64 };
+    let access = if is_fetch {
+        0
+    } else {
+        esr & (ISS_WNR | ISS_CM) as u64
+    };
     // IL is 1 for all data aborts without a valid syndrome, and tells of the instruction's length for fetches.
     let length = if is_fetch { esr & IL } else { IL };
     class << CLASS_SHIFT | length | access | FSC_EXTERNAL
@@ -193,9 +211,18 @@ mod tests {
     #[test]
     fn fault_status_is_told_by_kind_at_every_level() {
         for level in 0..4 {
-            assert_eq!(data_abort(0x04 | level).kind(), AbortKind::Stage2(FaultKind::Translation));
-            assert_eq!(data_abort(0x08 | level).kind(), AbortKind::Stage2(FaultKind::AccessFlag));
-            assert_eq!(data_abort(0x0c | level).kind(), AbortKind::Stage2(FaultKind::Permission));
+            assert_eq!(
+                data_abort(0x04 | level).kind(),
+                AbortKind::Stage2(FaultKind::Translation)
+            );
+            assert_eq!(
+                data_abort(0x08 | level).kind(),
+                AbortKind::Stage2(FaultKind::AccessFlag)
+            );
+            assert_eq!(
+                data_abort(0x0c | level).kind(),
+                AbortKind::Stage2(FaultKind::Permission)
+            );
             assert_eq!(data_abort(level).kind(), AbortKind::AddressSize);
         }
         assert_eq!(data_abort(0x10).kind(), AbortKind::Other);
@@ -206,7 +233,10 @@ mod tests {
     fn a_walk_writes_only_where_reading_is_permitted_already() {
         assert_eq!(data_abort(0x07 | 1 << 6).data_access(), Access::Write);
         assert_eq!(data_abort(0x07).data_access(), Access::Read);
-        assert_eq!(data_abort(0x07 | 1 << 7 | 1 << 6).data_access(), Access::Read);
+        assert_eq!(
+            data_abort(0x07 | 1 << 7 | 1 << 6).data_access(),
+            Access::Read
+        );
         assert_eq!(data_abort(0x0f | 1 << 7).data_access(), Access::Write);
         assert_eq!(data_abort(0x0f | 1 << 7).fetch_access(), Access::Write);
         assert_eq!(data_abort(0x07).fetch_access(), Access::Execute);
@@ -216,7 +246,10 @@ mod tests {
     fn a_system_access_names_its_register() {
         // MRS x3, ID_AA64MMFR0_EL1 (3, 0, 0, 7, 0).
         let iss = 3 << 20 | 3 << 5 | 7 << 1 | 1;
-        let Cause::SystemRegister(access) = Cause::decode(CLASS_SYSTEM << CLASS_SHIFT | IL | iss) else { panic!() };
+        let Cause::SystemRegister(access) = Cause::decode(CLASS_SYSTEM << CLASS_SHIFT | IL | iss)
+        else {
+            panic!()
+        };
         assert_eq!(access.register, SystemRegister::new(3, 0, 0, 7, 0));
         assert_eq!((access.direction, access.operand), (Direction::Read, 3));
     }
@@ -230,8 +263,14 @@ mod tests {
     #[test]
     fn an_external_abort_tells_what_the_guest_may_know() {
         let esr = 0x9342_0047; // data abort, lower EL, ISV, SRT 2, write, translation level 3
-        assert_eq!(external_abort(esr, false), 0x25 << 26 | 1 << 25 | 1 << 6 | 0x10);
-        assert_eq!(external_abort(esr, true), 0x24 << 26 | 1 << 25 | 1 << 6 | 0x10);
+        assert_eq!(
+            external_abort(esr, false),
+            0x25 << 26 | 1 << 25 | 1 << 6 | 0x10
+        );
+        assert_eq!(
+            external_abort(esr, true),
+            0x24 << 26 | 1 << 25 | 1 << 6 | 0x10
+        );
         let fetch = 0x8200_0006;
         assert_eq!(external_abort(fetch, false), 0x21 << 26 | 1 << 25 | 0x10);
         assert_eq!(external_abort(fetch, true), 0x20 << 26 | 1 << 25 | 0x10);

@@ -21,14 +21,26 @@ pub enum Direction {
 impl SystemRegister {
     /// The register with these fields of the instruction; bits beyond a field's width are dropped.
     pub const fn new(op0: u8, op1: u8, crn: u8, crm: u8, op2: u8) -> Self {
-        let (op0, op1, crn, crm, op2) = (op0 as u16 & 3, op1 as u16 & 7, crn as u16 & 15, crm as u16 & 15, op2 as u16 & 7);
+        let (op0, op1, crn, crm, op2) = (
+            op0 as u16 & 3,
+            op1 as u16 & 7,
+            crn as u16 & 15,
+            crm as u16 & 15,
+            op2 as u16 & 7,
+        );
         Self(op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2)
     }
 
     /// op0, op1, CRn, CRm, op2.
     pub const fn fields(self) -> (u8, u8, u8, u8, u8) {
         let bits = self.0;
-        ((bits >> 14) as u8, (bits >> 11) as u8 & 7, (bits >> 7) as u8 & 15, (bits >> 3) as u8 & 15, bits as u8 & 7)
+        (
+            (bits >> 14) as u8,
+            (bits >> 11) as u8 & 7,
+            (bits >> 7) as u8 & 15,
+            (bits >> 3) as u8 & 15,
+            bits as u8 & 7,
+        )
     }
 
     /// Whether the register lies in the space of ID registers that HCR_EL2.TID3 traps.
@@ -90,8 +102,14 @@ mod tests {
 
     #[test]
     fn an_encoding_keeps_its_fields() {
-        assert_eq!(SystemRegister::new(3, 7, 15, 14, 6).fields(), (3, 7, 15, 14, 6));
-        assert_eq!(SystemRegister::new(3, 0, 0, 4, 0), SystemRegister::new(7, 8, 16, 20, 8));
+        assert_eq!(
+            SystemRegister::new(3, 7, 15, 14, 6).fields(),
+            (3, 7, 15, 14, 6)
+        );
+        assert_eq!(
+            SystemRegister::new(3, 0, 0, 4, 0),
+            SystemRegister::new(7, 8, 16, 20, 8)
+        );
     }
 
     #[test]
@@ -119,8 +137,16 @@ mod tests {
         ];
         for (op0, op1, crn, crm, op2) in hidden {
             let register = SystemRegister::new(op0, op1, crn, crm, op2);
-            assert_eq!(emulate(register, Direction::Read), Emulation::Undefined, "{register:?}");
-            assert_eq!(emulate(register, Direction::Write), Emulation::Undefined, "{register:?}");
+            assert_eq!(
+                emulate(register, Direction::Read),
+                Emulation::Undefined,
+                "{register:?}"
+            );
+            assert_eq!(
+                emulate(register, Direction::Write),
+                Emulation::Undefined,
+                "{register:?}"
+            );
         }
     }
 

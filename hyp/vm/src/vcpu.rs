@@ -17,7 +17,9 @@ use crate::service::{Service, ServiceReply};
 use crate::space::GuestMemory;
 use crate::state::VcpuState;
 use crate::stop::StopReason;
-use crate::syndrome::{Abort, AbortKind, Cause, SystemAccess, external_abort, fault_page, undefined};
+use crate::syndrome::{
+    Abort, AbortKind, Cause, SystemAccess, external_abort, fault_page, undefined,
+};
 use crate::sysreg::{Direction, Emulation, emulate};
 use crate::vm::{VcpuId, Vm};
 
@@ -60,7 +62,10 @@ struct Thread<'t, S, C, K, V: ?Sized> {
 impl Vcpu {
     /// vCPU `id`, off.
     pub fn new(id: VcpuId) -> Self {
-        Self { id, state: VcpuState::starting_at(0, 0) }
+        Self {
+            id,
+            state: VcpuState::starting_at(0, 0),
+        }
     }
 
     /// The vCPU's thread on CPU `here`. Returns when the VM has ended; at once if another thread runs this vCPU.
@@ -75,7 +80,12 @@ impl Vcpu {
         }
         // Whoever ends the VM either finds this CPU to kick, or is seen below.
         fence(Ordering::SeqCst);
-        let mut thread = Thread { vm, cpu, memory, service };
+        let mut thread = Thread {
+            vm,
+            cpu,
+            memory,
+            service,
+        };
         while !vm.has_ended() {
             match vm.shared(self.id).power.take_start() {
                 Some(start) => {
@@ -125,7 +135,9 @@ impl Vcpu {
         match exit.reason {
             ExitReason::Synchronous => match Cause::decode(exit.esr) {
                 Cause::DataAbort(abort) => self.abort(thread, exit, abort, abort.data_access()),
-                Cause::InstructionAbort(abort) => self.abort(thread, exit, abort, abort.fetch_access()),
+                Cause::InstructionAbort(abort) => {
+                    self.abort(thread, exit, abort, abort.fetch_access())
+                }
                 other => self.instruction(thread, exit, other),
             },
             ExitReason::Interrupt => {
@@ -135,7 +147,10 @@ impl Vcpu {
             }
             ExitReason::SystemError => {
                 self.count(thread.vm, ExitKind::SystemError);
-                Next::Stop(StopReason::SystemError { vcpu: self.id, esr: exit.esr })
+                Next::Stop(StopReason::SystemError {
+                    vcpu: self.id,
+                    esr: exit.esr,
+                })
             }
         }
     }
@@ -158,7 +173,9 @@ impl Vcpu {
         K: Cpu,
         V: Service + ?Sized,
     {
-        let AbortKind::Stage2(kind) = abort.kind() else { return self.other_abort(thread, exit, abort) };
+        let AbortKind::Stage2(kind) = abort.kind() else {
+            return self.other_abort(thread, exit, abort);
+        };
         self.count(
             thread.vm,
             match kind {
@@ -180,10 +197,17 @@ impl Vcpu {
         } else {
             Ipa::new(fault_page(exit.hpfar) | (exit.far % PAGE_SIZE))
         };
-        let fault = Fault { ipa, va: own_access.then_some(exit.far), access, kind };
+        let fault = Fault {
+            ipa,
+            va: own_access.then_some(exit.far),
+            access,
+            kind,
+        };
         match thread.vm.space.fault(thread.memory, &fault) {
             FaultOutcome::Resolved | FaultOutcome::Retry => Next::Enter,
-            FaultOutcome::NoSlot | FaultOutcome::NotPermitted => self.inject_external_abort(thread, exit),
+            FaultOutcome::NoSlot | FaultOutcome::NotPermitted => {
+                self.inject_external_abort(thread, exit)
+            }
             FaultOutcome::OutOfFrames => Next::Stop(StopReason::OutOfFrames { vcpu: self.id, ipa }),
         }
     }
@@ -201,7 +225,10 @@ impl Vcpu {
     {
         self.count(thread.vm, ExitKind::OtherAbort);
         match abort.kind() {
-            AbortKind::TlbConflict => Next::Stop(StopReason::TlbConflict { vcpu: self.id, va: exit.far }),
+            AbortKind::TlbConflict => Next::Stop(StopReason::TlbConflict {
+                vcpu: self.id,
+                va: exit.far,
+            }),
             _ => self.inject_external_abort(thread, exit),
         }
     }
@@ -232,13 +259,13 @@ impl Vcpu {
                 self.count(thread.vm, ExitKind::SystemRegister);
                 self.system_register(thread, exit, access)
             }
-            Cause::Wait => {
+            Cause::Wait if pstate::is_aarch64(self.state.regs.pstate) => {
                 self.count(thread.vm, ExitKind::WaitForInterrupt);
                 self.skip_instruction();
                 thread.sleep();
                 Next::Enter
             }
-            Cause::DataAbort(_) | Cause::InstructionAbort(_) | Cause::Other => {
+            Cause::Wait | Cause::DataAbort(_) | Cause::InstructionAbort(_) | Cause::Other => {
                 self.count(thread.vm, ExitKind::Other);
                 self.inject_undefined(thread, exit)
             }
@@ -284,7 +311,11 @@ impl Vcpu {
     {
         let x = &self.state.regs.x;
         let function = x[0] as u32;
-        let mask = if function & CALL_64 != 0 { u64::MAX } else { u64::from(u32::MAX) };
+        let mask = if function & CALL_64 != 0 {
+            u64::MAX
+        } else {
+            u64::from(u32::MAX)
+        };
         let args: [u64; 6] = core::array::from_fn(|index| x[index + 1] & mask);
         if immediate != 0 {
             return self.answer([hypercall::NOT_SUPPORTED]);
@@ -341,7 +372,11 @@ impl Vcpu {
         }
     }
 
-    fn served<S, C, K, V>(&mut self, thread: &mut Thread<'_, S, C, K, V>, mut reply: ServiceReply) -> Next
+    fn served<S, C, K, V>(
+        &mut self,
+        thread: &mut Thread<'_, S, C, K, V>,
+        mut reply: ServiceReply,
+    ) -> Next
     where
         S: GuestMemory<C>,
         K: Cpu,
@@ -362,7 +397,11 @@ impl Vcpu {
     }
 
     #[cold]
-    fn inject_external_abort<S, C, K, V>(&mut self, thread: &mut Thread<'_, S, C, K, V>, exit: &RawExit) -> Next
+    fn inject_external_abort<S, C, K, V>(
+        &mut self,
+        thread: &mut Thread<'_, S, C, K, V>,
+        exit: &RawExit,
+    ) -> Next
     where
         K: Cpu,
         V: ?Sized,
@@ -373,7 +412,11 @@ impl Vcpu {
     }
 
     #[cold]
-    fn inject_undefined<S, C, K, V>(&mut self, thread: &mut Thread<'_, S, C, K, V>, exit: &RawExit) -> Next
+    fn inject_undefined<S, C, K, V>(
+        &mut self,
+        thread: &mut Thread<'_, S, C, K, V>,
+        exit: &RawExit,
+    ) -> Next
     where
         K: Cpu,
         V: ?Sized,
@@ -386,8 +429,14 @@ impl Vcpu {
     fn inject(&mut self, cpu: &mut impl Cpu, esr: u64, far: Option<u64>) -> Next {
         let controls = cpu.exception_controls();
         let regs = &mut self.state.regs;
-        cpu.set_exception(&ExceptionRecord { elr: regs.pc, spsr: regs.pstate, esr, far });
-        regs.pc = (controls.vbar & VECTOR_BASE).wrapping_add(pstate::synchronous_vector(regs.pstate));
+        cpu.set_exception(&ExceptionRecord {
+            elr: regs.pc,
+            spsr: regs.pstate,
+            esr,
+            far,
+        });
+        regs.pc =
+            (controls.vbar & VECTOR_BASE).wrapping_add(pstate::synchronous_vector(regs.pstate));
         regs.pstate = pstate::on_exception(regs.pstate, controls.sctlr);
         Next::Enter
     }

@@ -108,7 +108,12 @@ impl<S> Vm<S> {
             cpu: AtomicUsize::new(NOWHERE),
             exits: ExitCounters::default(),
         };
-        Ok(Self { life: Life::default(), vcpus: (0..config.vcpus).map(vcpu).collect(), config, space })
+        Ok(Self {
+            life: Life::default(),
+            vcpus: (0..config.vcpus).map(vcpu).collect(),
+            config,
+            space,
+        })
     }
 
     /// The VM's vCPUs.
@@ -130,7 +135,8 @@ impl<S> Vm<S> {
     pub fn vcpu_at(&self, affinity: u64) -> Option<VcpuId> {
         let (cluster, core) = ((affinity >> 8 & 0xff) as usize, (affinity & 0xff) as usize);
         let vcpu = VcpuId(cluster * CLUSTER + core);
-        let exists = affinity & !AFFINITY == 0 && vcpu.0 < self.vcpus.len() && vcpu.affinity() == affinity;
+        let exists =
+            affinity & !AFFINITY == 0 && vcpu.0 < self.vcpus.len() && vcpu.affinity() == affinity;
         exists.then_some(vcpu)
     }
 
@@ -169,7 +175,10 @@ impl<S> Vm<S> {
     /// Gives a vCPU to the thread on `cpu`, unless another one has it.
     pub(crate) fn bind(&self, vcpu: VcpuId, cpu: CpuId) -> bool {
         let shared = self.shared(vcpu);
-        shared.cpu.compare_exchange(NOWHERE, cpu.0, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+        shared
+            .cpu
+            .compare_exchange(NOWHERE, cpu.0, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
     }
 
     pub(crate) fn unbind(&self, vcpu: VcpuId) {
@@ -224,7 +233,15 @@ mod tests {
     use alloc::vec::Vec;
 
     fn vm(vcpus: usize) -> Vm<()> {
-        Vm::new(VmConfig { vcpus, ipa_bits: 40, counter_offset: 0 }, ()).unwrap()
+        Vm::new(
+            VmConfig {
+                vcpus,
+                ipa_bits: 40,
+                counter_offset: 0,
+            },
+            (),
+        )
+        .unwrap()
     }
 
     #[test]
@@ -238,12 +255,19 @@ mod tests {
         assert_eq!(vm.vcpu_at(0x8000_0000), None, "not an affinity field");
         assert_eq!(vm.vcpu_at(0x1_0000), None);
         assert_eq!(vm.vcpu_at(u64::MAX), None);
-        assert!(vm.vcpus().all(|vcpu| vm.vcpu_at(vcpu.affinity()) == Some(vcpu)));
+        assert!(
+            vm.vcpus()
+                .all(|vcpu| vm.vcpu_at(vcpu.affinity()) == Some(vcpu))
+        );
     }
 
     #[test]
     fn a_vm_has_at_least_one_vcpu_and_not_too_many() {
-        let config = |vcpus| VmConfig { vcpus, ipa_bits: 40, counter_offset: 0 };
+        let config = |vcpus| VmConfig {
+            vcpus,
+            ipa_bits: 40,
+            counter_offset: 0,
+        };
         assert!(matches!(Vm::new(config(0), ()), Err(BadVcpuCount(0))));
         assert!(Vm::new(config(MAX_VCPUS + 1), ()).is_err());
     }
@@ -253,7 +277,10 @@ mod tests {
         let vm = vm(3);
         assert!(vm.bind(VcpuId(0), CpuId(4)));
         assert!(vm.bind(VcpuId(2), CpuId(6)));
-        assert!(!vm.bind(VcpuId(2), CpuId(7)), "a vCPU runs on one CPU at a time");
+        assert!(
+            !vm.bind(VcpuId(2), CpuId(7)),
+            "a vCPU runs on one CPU at a time"
+        );
         assert_eq!(vm.stop_reason(), None);
         let mut kicked = Vec::new();
         vm.stop(StopReason::PoweredOff, |cpu| kicked.push(cpu));
@@ -267,7 +294,10 @@ mod tests {
     #[test]
     fn the_last_vcpu_to_go_off_is_told() {
         let vm = vm(2);
-        let start = Start { entry: 0, context: 0 };
+        let start = Start {
+            entry: 0,
+            context: 0,
+        };
         vm.turn_on(VcpuId(0), start).unwrap();
         vm.turn_on(VcpuId(1), start).unwrap();
         assert_eq!(vm.turn_on(VcpuId(1), start), Err(PowerState::OnPending));

@@ -7,7 +7,6 @@ use model::{Invalidation, Machine, Served, backing_of, request};
 use proptest::prelude::*;
 use stage2::{Access, Ipa, Level, PAGE_SIZE, Permissions, RootShape};
 
-const BLOCK: u64 = 2 << 20;
 const GIB: u64 = 1 << 30;
 
 fn machine() -> Machine {

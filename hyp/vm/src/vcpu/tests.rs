@@ -34,7 +34,12 @@ const AFFINITY_INFO: u64 = 0xc400_0004;
 const SYSTEM_OFF: u64 = 0x8400_0008;
 
 fn exit(esr: u64) -> RawExit {
-    RawExit { reason: ExitReason::Synchronous, esr, far: 0, hpfar: 0 }
+    RawExit {
+        reason: ExitReason::Synchronous,
+        esr,
+        far: 0,
+        hpfar: 0,
+    }
 }
 
 /// The guest calls `function`.
@@ -58,7 +63,12 @@ fn check(look: impl FnOnce(&GuestRegs) + Send + 'static) -> Turn {
         if let Some(look) = look.take() {
             look(regs);
         }
-        RawExit { reason: ExitReason::Interrupt, esr: 0, far: 0, hpfar: 0 }
+        RawExit {
+            reason: ExitReason::Interrupt,
+            esr: 0,
+            far: 0,
+            hpfar: 0,
+        }
     })
 }
 
@@ -69,13 +79,37 @@ fn returns(value: i64) -> Turn {
 
 /// The guest reads or writes a system register, with x5.
 fn system((op0, op1, crn, crm, op2): (u64, u64, u64, u64, u64), read: bool) -> Turn {
-    out(exit(SYSTEM | op0 << 20 | op2 << 17 | op1 << 14 | crn << 10 | 5 << 5 | crm << 1 | u64::from(read)))
+    out(exit(
+        SYSTEM
+            | op0 << 20
+            | op2 << 17
+            | op1 << 14
+            | crn << 10
+            | 5 << 5
+            | crm << 1
+            | u64::from(read),
+    ))
 }
 
 /// A VM with vCPU 0 turned on.
 fn vm(vcpus: usize) -> Vm<FakeSpace> {
-    let vm = Vm::new(VmConfig { vcpus, ipa_bits: 40, counter_offset: 5 }, FakeSpace::default()).unwrap();
-    vm.turn_on(VcpuId(0), Start { entry: ENTRY, context: 0x4800_0000 }).unwrap();
+    let vm = Vm::new(
+        VmConfig {
+            vcpus,
+            ipa_bits: 40,
+            counter_offset: 5,
+        },
+        FakeSpace::default(),
+    )
+    .unwrap();
+    vm.turn_on(
+        VcpuId(0),
+        Start {
+            entry: ENTRY,
+            context: 0x4800_0000,
+        },
+    )
+    .unwrap();
     vm
 }
 
@@ -89,7 +123,11 @@ fn run_on(vm: &Vm<FakeSpace>, service: &FakeService, mut cpu: FakeCpu) -> FakeCp
 
 /// Runs vCPU 0 through a script, without services.
 fn run(vm: &Vm<FakeSpace>, script: impl IntoIterator<Item = Turn>) -> FakeCpu {
-    run_on(vm, &FakeService::default(), FakeCpu::new(0, &Lines::new(1), script))
+    run_on(
+        vm,
+        &FakeService::default(),
+        FakeCpu::new(0, &Lines::new(1), script),
+    )
 }
 
 /// Runs the only vCPU of a VM through a script, and tells what was counted and why the VM ended.
@@ -105,7 +143,14 @@ fn a_vcpu_starts_where_it_was_turned_on_and_ends_with_its_vm() {
     assert_eq!(reason, Some(StopReason::PoweredOff));
     let (state, controls) = &cpu.loads[0];
     assert_eq!((state.regs.pc, state.regs.x[0]), (ENTRY, 0x4800_0000));
-    assert_eq!((controls.mpidr, controls.counter_offset, controls.stage2.vttbr), (0x8000_0000, 5, 1));
+    assert_eq!(
+        (
+            controls.mpidr,
+            controls.counter_offset,
+            controls.stage2.vttbr
+        ),
+        (0x8000_0000, 5, 1)
+    );
     assert_eq!(exits.of(ExitKind::Hypercall), 1);
 }
 
@@ -120,7 +165,11 @@ fn an_ended_vm_is_not_entered() {
 #[test]
 fn a_guest_that_faults_for_ever_ends_with_its_vm() {
     let vm = Arc::new(vm(1));
-    vm.space.outcomes.lock().unwrap().extend([FaultOutcome::NoSlot; 1000]);
+    vm.space
+        .outcomes
+        .lock()
+        .unwrap()
+        .extend([FaultOutcome::NoSlot; 1000]);
     let script = (0..1000).map(|round| {
         let vm = vm.clone();
         Box::new(move |_: &mut GuestRegs| {
@@ -131,7 +180,11 @@ fn a_guest_that_faults_for_ever_ends_with_its_vm() {
         }) as Turn
     });
     let cpu = run(&vm, script);
-    assert_eq!(cpu.script.len(), 499, "the exit after the end is the last one");
+    assert_eq!(
+        cpu.script.len(),
+        499,
+        "the exit after the end is the last one"
+    );
 }
 
 #[test]
@@ -144,14 +197,31 @@ fn a_vcpu_is_run_by_one_thread_only() {
 
 fn any_exit() -> impl Strategy<Value = RawExit> {
     let class = prop::sample::select(vec![0x01u64, 0x16, 0x17, 0x18, 0x20, 0x24, 0x3f]);
-    let esr = prop_oneof![any::<u64>(), (class, any::<u64>()).prop_map(|(class, iss)| class << 26 | iss & 0x3ff_ffff)];
+    let esr = prop_oneof![
+        any::<u64>(),
+        (class, any::<u64>()).prop_map(|(class, iss)| class << 26 | iss & 0x3ff_ffff)
+    ];
     let reason = prop_oneof![8 => Just(ExitReason::Synchronous), 1 => Just(ExitReason::Interrupt)];
-    (reason, esr, any::<u64>(), any::<u64>()).prop_map(|(reason, esr, far, hpfar)| RawExit { reason, esr, far, hpfar })
+    (reason, esr, any::<u64>(), any::<u64>()).prop_map(|(reason, esr, far, hpfar)| RawExit {
+        reason,
+        esr,
+        far,
+        hpfar,
+    })
 }
 
 fn any_function() -> impl Strategy<Value = u64> {
-    let range = prop::sample::select(vec![0x8000_0000u64, 0x8400_0000, 0xc400_0000, 0x8600_ff00, 0xc600_0000]);
-    prop_oneof![any::<u64>(), (range, 0u64..0x20).prop_map(|(range, function)| range + function)]
+    let range = prop::sample::select(vec![
+        0x8000_0000u64,
+        0x8400_0000,
+        0xc400_0000,
+        0x8600_ff00,
+        0xc600_0000,
+    ]);
+    prop_oneof![
+        any::<u64>(),
+        (range, 0u64..0x20).prop_map(|(range, function)| range + function)
+    ]
 }
 
 fn any_outcome() -> impl Strategy<Value = FaultOutcome> {

@@ -60,20 +60,41 @@ fn every_wrong_way_to_turn_a_vcpu_on_has_its_error() {
         ],
     );
     assert_eq!(vm.power_state(VcpuId(1)), PowerState::OnPending);
-    assert_eq!(vm.shared(VcpuId(1)).power.take_start(), Some(Start { entry: ENTRY + 4, context: 7 }));
+    assert_eq!(
+        vm.shared(VcpuId(1)).power.take_start(),
+        Some(Start {
+            entry: ENTRY + 4,
+            context: 7
+        })
+    );
 }
 
 #[test]
 fn a_32_bit_call_has_32_bit_arguments() {
     let vm = vm(2);
     let garbage = 0xdead_beef_0000_0000;
-    run(&vm, [call(0x8400_0003, [garbage | 1, garbage | ENTRY, garbage | 9]), returns(0)]);
-    assert_eq!(vm.shared(VcpuId(1)).power.take_start(), Some(Start { entry: ENTRY, context: 9 }));
+    run(
+        &vm,
+        [
+            call(0x8400_0003, [garbage | 1, garbage | ENTRY, garbage | 9]),
+            returns(0),
+        ],
+    );
+    assert_eq!(
+        vm.shared(VcpuId(1)).power.take_start(),
+        Some(Start {
+            entry: ENTRY,
+            context: 9
+        })
+    );
 }
 
 #[test]
 fn a_function_number_is_32_bits_of_its_register() {
-    run_alone([call(0xffff_ffff_0000_0000 | PSCI_VERSION, [0; 3]), returns(0x1_0001)]);
+    run_alone([
+        call(0xffff_ffff_0000_0000 | PSCI_VERSION, [0; 3]),
+        returns(0x1_0001),
+    ]);
 }
 
 #[test]
@@ -89,7 +110,11 @@ fn suspending_is_standby_and_nothing_deeper() {
         call(CPU_SUSPEND, [1 << 31, ENTRY, 0]),
         returns(-2),
     ];
-    let cpu = run_on(&vm, &FakeService::default(), FakeCpu::new(0, &lines, script));
+    let cpu = run_on(
+        &vm,
+        &FakeService::default(),
+        FakeCpu::new(0, &lines, script),
+    );
     assert_eq!(cpu.sleeps, 1);
 }
 
@@ -111,7 +136,10 @@ fn an_smc_is_a_hypercall_that_the_program_counter_goes_past() {
         regs.x[0] = PSCI_VERSION;
         exit(SMC)
     };
-    run_alone([Box::new(turn) as Turn, check(|regs| assert_eq!((regs.x[0], regs.pc), (0x1_0001, ENTRY + 4)))]);
+    run_alone([
+        Box::new(turn) as Turn,
+        check(|regs| assert_eq!((regs.x[0], regs.pc), (0x1_0001, ENTRY + 4))),
+    ]);
 }
 
 #[test]
@@ -155,16 +183,27 @@ fn the_vendor_range_names_itself_and_goes_to_the_service() {
     ];
     run_on(&vm, &service, FakeCpu::new(0, &Lines::new(1), script));
     let calls = service.calls.lock().unwrap();
-    assert_eq!(calls.iter().map(|call| call.0).collect::<Vec<_>>(), [0xc600_0002, 0xc600_1234]);
+    assert_eq!(
+        calls.iter().map(|call| call.0).collect::<Vec<_>>(),
+        [0xc600_0002, 0xc600_1234]
+    );
     assert_eq!(calls[0].1[..3], [7, 8, 9]);
 }
 
 #[test]
 fn a_service_may_end_the_vm() {
     let vm = vm(1);
-    let verdict = StopReason::Reported { vcpu: VcpuId(0), code: 3, details: [1, 2] };
+    let verdict = StopReason::Reported {
+        vcpu: VcpuId(0),
+        code: 3,
+        details: [1, 2],
+    };
     let service = FakeService::answering([ServiceReply::Stop(verdict)]);
-    run_on(&vm, &service, FakeCpu::new(0, &Lines::new(1), [call(0xc600_0003, [3, 1, 2])]));
+    run_on(
+        &vm,
+        &service,
+        FakeCpu::new(0, &Lines::new(1), [call(0xc600_0003, [3, 1, 2])]),
+    );
     assert_eq!(vm.stop_reason(), Some(verdict));
 }
 
@@ -173,21 +212,31 @@ fn a_waiting_vcpu_sleeps_until_it_is_kicked_and_its_condition_holds() {
     let vm = vm(1);
     let service = FakeService::answering([ServiceReply::Wait, ServiceReply::Wait]);
     let lines = Lines::new(1);
-    let script = [call(0xc600_0002, [0; 3]), check(|regs| assert_eq!(regs.x[..2], [2, 1]))];
+    let script = [
+        call(0xc600_0002, [0; 3]),
+        check(|regs| assert_eq!(regs.x[..2], [2, 1])),
+    ];
     let cpu = FakeCpu::new(0, &lines, script);
     let cpu = std::thread::scope(|scope| {
         let thread = scope.spawn(|| run_on(&vm, &service, cpu));
         while service.left() > 1 {
             std::thread::yield_now();
         }
-        service.replies.lock().unwrap().push_back(ServiceReply::Return([2, 1, 0, 0]));
+        service
+            .replies
+            .lock()
+            .unwrap()
+            .push_back(ServiceReply::Return([2, 1, 0, 0]));
         while service.left() > 0 {
             lines.kick(CpuId(0));
             std::thread::yield_now();
         }
         thread.join().unwrap()
     });
-    assert!(cpu.sleeps >= 2, "one sleep for each time that it had to wait");
+    assert!(
+        cpu.sleeps >= 2,
+        "one sleep for each time that it had to wait"
+    );
     assert_eq!(vm.stop_reason(), Some(StopReason::PoweredOff));
 }
 
@@ -206,7 +255,10 @@ fn a_waiting_vcpu_comes_back_when_the_vm_ends() {
         thread.join().unwrap();
     });
     assert_eq!(vm.stop_reason(), Some(StopReason::TimedOut));
-    assert!(service.left() > 900, "it slept instead of asking all the time");
+    assert!(
+        service.left() > 900,
+        "it slept instead of asking all the time"
+    );
 }
 
 #[test]
@@ -229,26 +281,56 @@ fn a_vcpu_that_is_off_sleeps_until_it_is_turned_on_or_the_vm_ends() {
 fn of_two_that_turn_a_vcpu_on_at_once_one_succeeds() {
     for round in 0..200 {
         let vm = vm(3);
-        vm.turn_on(VcpuId(1), Start { entry: ENTRY, context: 0 }).unwrap();
+        vm.turn_on(
+            VcpuId(1),
+            Start {
+                entry: ENTRY,
+                context: 0,
+            },
+        )
+        .unwrap();
         let lines = Lines::new(3);
         let answers = Arc::new(Mutex::new(Vec::new()));
         let caller = |id: usize| {
             let answers = answers.clone();
             let note = check(move |regs| answers.lock().unwrap().push(regs.x[0] as i64));
-            FakeCpu::new(id, &lines, [call(CPU_ON, [2, ENTRY, 40 + id as u64]), note, call(CPU_OFF, [0; 3])])
+            FakeCpu::new(
+                id,
+                &lines,
+                [
+                    call(CPU_ON, [2, ENTRY, 40 + id as u64]),
+                    note,
+                    call(CPU_OFF, [0; 3]),
+                ],
+            )
         };
         let target = FakeCpu::new(2, &lines, (0..2).map(|_| call(CPU_OFF, [0; 3])));
         let done = std::thread::scope(|scope| {
             let vm = &vm;
-            let threads =
-                [caller(0), caller(1), target].map(|cpu| scope.spawn(|| run_on(vm, &FakeService::default(), cpu)));
+            let threads = [caller(0), caller(1), target]
+                .map(|cpu| scope.spawn(|| run_on(vm, &FakeService::default(), cpu)));
             threads.map(|thread| thread.join().unwrap())
         });
-        assert_eq!(vm.stop_reason(), Some(StopReason::AllVcpusOff), "round {round}");
+        assert_eq!(
+            vm.stop_reason(),
+            Some(StopReason::AllVcpusOff),
+            "round {round}"
+        );
         let answers = answers.lock().unwrap();
         let successes = answers.iter().filter(|&&answer| answer == 0).count();
-        assert!(answers.iter().all(|answer| [0, -4, -5].contains(answer)), "{answers:?}");
-        assert!(successes >= 1 && done[2].loads.len() == successes, "{answers:?}");
-        assert!(done[2].loads.iter().all(|(state, _)| [40, 41].contains(&state.regs.x[0])));
+        assert!(
+            answers.iter().all(|answer| [0, -4, -5].contains(answer)),
+            "{answers:?}"
+        );
+        assert!(
+            successes >= 1 && done[2].loads.len() == successes,
+            "{answers:?}"
+        );
+        assert!(
+            done[2]
+                .loads
+                .iter()
+                .all(|(state, _)| [40, 41].contains(&state.regs.x[0]))
+        );
     }
 }

@@ -8,7 +8,10 @@ use std::vec::Vec;
 use memory::{Fault, FaultOutcome};
 use stage2::{Ipa, PAGE_SIZE};
 
-use crate::cpu::{Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers, VcpuControls};
+use crate::cpu::{
+    Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers,
+    VcpuControls,
+};
 use crate::service::{Service, ServiceReply};
 use crate::space::GuestMemory;
 use crate::state::{GuestRegs, VcpuState};
@@ -40,7 +43,11 @@ impl GuestMemory<()> for FakeSpace {
 
     fn fault(&self, _: &(), fault: &Fault) -> FaultOutcome {
         self.faults.lock().unwrap().push(*fault);
-        self.outcomes.lock().unwrap().pop_front().unwrap_or(FaultOutcome::Resolved)
+        self.outcomes
+            .lock()
+            .unwrap()
+            .pop_front()
+            .unwrap_or(FaultOutcome::Resolved)
     }
 
     fn is_backed(&self, _: &(), ipa: Ipa) -> bool {
@@ -59,11 +66,18 @@ pub struct FakeService {
 
 impl FakeService {
     pub fn answering(replies: impl IntoIterator<Item = ServiceReply>) -> Self {
-        Self { replies: Mutex::new(replies.into_iter().collect()), calls: Mutex::default() }
+        Self {
+            replies: Mutex::new(replies.into_iter().collect()),
+            calls: Mutex::default(),
+        }
     }
 
     fn next(&self) -> ServiceReply {
-        self.replies.lock().unwrap().pop_front().unwrap_or(ServiceReply::NotSupported)
+        self.replies
+            .lock()
+            .unwrap()
+            .pop_front()
+            .unwrap_or(ServiceReply::NotSupported)
     }
 
     pub fn left(&self) -> usize {
@@ -90,7 +104,10 @@ pub struct Lines {
 
 impl Lines {
     pub fn new(cpus: usize) -> Arc<Self> {
-        Arc::new(Self { pending: Mutex::new(vec![false; cpus]), raised: Condvar::new() })
+        Arc::new(Self {
+            pending: Mutex::new(vec![false; cpus]),
+            raised: Condvar::new(),
+        })
     }
 
     pub fn kick(&self, target: CpuId) {
@@ -144,7 +161,12 @@ impl Cpu for FakeCpu {
             Some(mut turn) => turn(regs),
             None => {
                 regs.x[0] = SYSTEM_OFF;
-                RawExit { reason: ExitReason::Synchronous, esr: HVC, far: 0, hpfar: 0 }
+                RawExit {
+                    reason: ExitReason::Synchronous,
+                    esr: HVC,
+                    far: 0,
+                    hpfar: 0,
+                }
             }
         }
     }
@@ -154,7 +176,10 @@ impl Cpu for FakeCpu {
     }
 
     fn exception_controls(&mut self) -> ExceptionControls {
-        ExceptionControls { vbar: VBAR, sctlr: SPAN }
+        ExceptionControls {
+            vbar: VBAR,
+            sctlr: SPAN,
+        }
     }
 
     fn set_exception(&mut self, record: &ExceptionRecord) {

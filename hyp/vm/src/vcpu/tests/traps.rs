@@ -6,51 +6,105 @@ use super::*;
 fn a_translation_fault_is_told_with_its_address() {
     let vm = vm(1);
     let far = 0xffff_8000_0000_1238;
-    let write = RawExit { far, hpfar: 0x80_0010, ..exit(DATA_ABORT | WRITE | 0x06) };
-    let fetch = RawExit { far, hpfar: 0x80_0010, ..exit(FETCH_ABORT | 0x07) };
+    let write = RawExit {
+        far,
+        hpfar: 0x80_0010,
+        ..exit(DATA_ABORT | WRITE | 0x06)
+    };
+    let fetch = RawExit {
+        far,
+        hpfar: 0x80_0010,
+        ..exit(FETCH_ABORT | 0x07)
+    };
     run(&vm, [out(write), out(fetch)]);
     let faults = vm.space.faults.lock().unwrap();
-    let expected = |access| Fault { ipa: Ipa::new(0x8000_1238), va: Some(far), access, kind: FaultKind::Translation };
-    assert_eq!(*faults, [expected(Access::Write), expected(Access::Execute)]);
+    let expected = |access| Fault {
+        ipa: Ipa::new(0x8000_1238),
+        va: Some(far),
+        access,
+        kind: FaultKind::Translation,
+    };
+    assert_eq!(
+        *faults,
+        [expected(Access::Write), expected(Access::Execute)]
+    );
     assert_eq!(vm.exits().of(ExitKind::TranslationFault), 2);
 }
 
 #[test]
 fn a_permission_faults_address_is_looked_up_in_stage_1() {
     let vm = vm(1);
-    let write = RawExit { far: 0x1238, hpfar: u64::MAX, ..exit(DATA_ABORT | WRITE | 0x0f) };
+    let write = RawExit {
+        far: 0x1238,
+        hpfar: u64::MAX,
+        ..exit(DATA_ABORT | WRITE | 0x0f)
+    };
     let mut cpu = FakeCpu::new(0, &Lines::new(1), [out(write)]);
     let ipa = Ipa::new(0x9000_0238);
     cpu.translation = Some(ipa);
     run_on(&vm, &FakeService::default(), cpu);
-    let expected = Fault { ipa, va: Some(0x1238), access: Access::Write, kind: FaultKind::Permission };
+    let expected = Fault {
+        ipa,
+        va: Some(0x1238),
+        access: Access::Write,
+        kind: FaultKind::Permission,
+    };
     assert_eq!(*vm.space.faults.lock().unwrap(), [expected]);
 }
 
 #[test]
 fn a_permission_fault_whose_translation_has_gone_is_tried_again() {
-    let (cpu, exits, _) = run_alone([out(RawExit { far: 0x1238, ..exit(DATA_ABORT | WRITE | 0x0f) })]);
-    assert_eq!((exits.of(ExitKind::PermissionFault), exits.of(ExitKind::LostTranslation)), (1, 1));
+    let (cpu, exits, _) = run_alone([out(RawExit {
+        far: 0x1238,
+        ..exit(DATA_ABORT | WRITE | 0x0f)
+    })]);
+    assert_eq!(
+        (
+            exits.of(ExitKind::PermissionFault),
+            exits.of(ExitKind::LostTranslation)
+        ),
+        (1, 1)
+    );
     assert!(cpu.records.is_empty());
 }
 
 #[test]
 fn a_fault_of_the_guests_table_walk_tells_the_tables_page() {
     let vm = vm(1);
-    run(&vm, [out(RawExit { far: 0x1238, hpfar: 0x80_0010, ..exit(DATA_ABORT | TABLE_WALK | 0x0f) })]);
+    run(
+        &vm,
+        [out(RawExit {
+            far: 0x1238,
+            hpfar: 0x80_0010,
+            ..exit(DATA_ABORT | TABLE_WALK | 0x0f)
+        })],
+    );
     let fault = vm.space.faults.lock().unwrap()[0];
     assert_eq!(fault.ipa.align_down(PAGE_SIZE), Ipa::new(0x8000_1000));
-    assert_eq!((fault.va, fault.access, fault.kind), (None, Access::Write, FaultKind::Permission));
+    assert_eq!(
+        (fault.va, fault.access, fault.kind),
+        (None, Access::Write, FaultKind::Permission)
+    );
 }
 
 #[test]
 fn an_access_to_nothing_is_an_external_abort_at_el1() {
     let vm = vm(1);
-    vm.space.outcomes.lock().unwrap().extend([FaultOutcome::NoSlot, FaultOutcome::NotPermitted]);
-    let write = RawExit { far: 0xdead_0008, ..exit(0x9343_0046) };
+    vm.space
+        .outcomes
+        .lock()
+        .unwrap()
+        .extend([FaultOutcome::NoSlot, FaultOutcome::NotPermitted]);
+    let write = RawExit {
+        far: 0xdead_0008,
+        ..exit(0x9343_0046)
+    };
     let fetch_at_el0 = |regs: &mut GuestRegs| {
         (regs.pc, regs.pstate) = (0xdead_0000, 0xf000_0000);
-        RawExit { far: 0xdead_0000, ..exit(FETCH_ABORT | 0x06) }
+        RawExit {
+            far: 0xdead_0000,
+            ..exit(FETCH_ABORT | 0x06)
+        }
     };
     let cpu = run(
         &vm,
@@ -61,29 +115,73 @@ fn an_access_to_nothing_is_an_external_abort_at_el1() {
             check(|regs| assert_eq!((regs.pc, regs.pstate), (VBAR + 0x400, 0xf000_03c5))),
         ],
     );
-    let abort = |esr, elr, spsr, far| ExceptionRecord { elr, spsr, esr, far: Some(far) };
-    assert_eq!(cpu.records[0], abort(0x25 << 26 | IL | WRITE | 0x10, ENTRY, 0x3c5, 0xdead_0008));
-    assert_eq!(cpu.records[1], abort(0x20 << 26 | IL | 0x10, 0xdead_0000, 0xf000_0000, 0xdead_0000));
+    let abort = |esr, elr, spsr, far| ExceptionRecord {
+        elr,
+        spsr,
+        esr,
+        far: Some(far),
+    };
+    assert_eq!(
+        cpu.records[0],
+        abort(0x25 << 26 | IL | WRITE | 0x10, ENTRY, 0x3c5, 0xdead_0008)
+    );
+    assert_eq!(
+        cpu.records[1],
+        abort(
+            0x20 << 26 | IL | 0x10,
+            0xdead_0000,
+            0xf000_0000,
+            0xdead_0000
+        )
+    );
     assert_eq!(vm.exits().of(ExitKind::InjectedAbort), 2);
 }
 
 #[test]
 fn an_address_beyond_the_ipa_space_is_an_external_abort_too() {
-    let (cpu, exits, _) = run_alone([out(RawExit { far: 8, ..exit(DATA_ABORT) })]);
+    let (cpu, exits, _) = run_alone([out(RawExit {
+        far: 8,
+        ..exit(DATA_ABORT)
+    })]);
     assert_eq!(cpu.records[0].esr, 0x25 << 26 | IL | 0x10);
-    assert_eq!((exits.of(ExitKind::OtherAbort), exits.of(ExitKind::InjectedAbort)), (1, 1));
+    assert_eq!(
+        (
+            exits.of(ExitKind::OtherAbort),
+            exits.of(ExitKind::InjectedAbort)
+        ),
+        (1, 1)
+    );
 }
 
 #[test]
 fn what_cannot_be_resolved_ends_the_vm() {
     let vm = vm(1);
-    vm.space.outcomes.lock().unwrap().push_back(FaultOutcome::OutOfFrames);
-    run(&vm, [out(RawExit { hpfar: 0x40_0000, ..exit(DATA_ABORT | 0x06) })]);
+    vm.space
+        .outcomes
+        .lock()
+        .unwrap()
+        .push_back(FaultOutcome::OutOfFrames);
+    run(
+        &vm,
+        [out(RawExit {
+            hpfar: 0x40_0000,
+            ..exit(DATA_ABORT | 0x06)
+        })],
+    );
     let (vcpu, ipa) = (VcpuId(0), Ipa::new(0x4000_0000));
-    assert_eq!(vm.stop_reason(), Some(StopReason::OutOfFrames { vcpu, ipa }));
-    let (_, _, reason) = run_alone([out(RawExit { far: 5, ..exit(DATA_ABORT | 0x30) })]);
+    assert_eq!(
+        vm.stop_reason(),
+        Some(StopReason::OutOfFrames { vcpu, ipa })
+    );
+    let (_, _, reason) = run_alone([out(RawExit {
+        far: 5,
+        ..exit(DATA_ABORT | 0x30)
+    })]);
     assert_eq!(reason, Some(StopReason::TlbConflict { vcpu, va: 5 }));
-    let (_, _, reason) = run_alone([out(RawExit { reason: ExitReason::SystemError, ..exit(7) })]);
+    let (_, _, reason) = run_alone([out(RawExit {
+        reason: ExitReason::SystemError,
+        ..exit(7)
+    })]);
     assert_eq!(reason, Some(StopReason::SystemError { vcpu, esr: 7 }));
 }
 
@@ -99,9 +197,23 @@ fn id_registers_are_filtered_and_what_is_not_offered_is_undefined() {
         check(|regs| assert_eq!((regs.x[5], regs.pc), (0xff, VBAR + 0x200))),
         out(exit(SVE)),
     ]);
-    assert_eq!(cpu.records[0], ExceptionRecord { elr: ENTRY + 8, spsr: 0x3c5, esr: IL, far: None });
+    assert_eq!(
+        cpu.records[0],
+        ExceptionRecord {
+            elr: ENTRY + 8,
+            spsr: 0x3c5,
+            esr: IL,
+            far: None
+        }
+    );
     assert_eq!(cpu.records[1].esr, IL);
-    assert_eq!((exits.of(ExitKind::SystemRegister), exits.of(ExitKind::InjectedUndefined)), (3, 2));
+    assert_eq!(
+        (
+            exits.of(ExitKind::SystemRegister),
+            exits.of(ExitKind::InjectedUndefined)
+        ),
+        (3, 2)
+    );
 }
 
 #[test]
@@ -110,6 +222,35 @@ fn wfi_sleeps_until_the_cpu_is_kicked() {
     let lines = Lines::new(1);
     lines.kick(CpuId(0));
     let script = [out(exit(WFI)), check(|regs| assert_eq!(regs.pc, ENTRY + 4))];
-    let cpu = run_on(&vm, &FakeService::default(), FakeCpu::new(0, &lines, script));
-    assert_eq!((cpu.sleeps, vm.exits().of(ExitKind::WaitForInterrupt)), (1, 1));
+    let cpu = run_on(
+        &vm,
+        &FakeService::default(),
+        FakeCpu::new(0, &lines, script),
+    );
+    assert_eq!(
+        (cpu.sleeps, vm.exits().of(ExitKind::WaitForInterrupt)),
+        (1, 1)
+    );
+}
+
+#[test]
+fn what_traps_in_aarch32_is_undefined() {
+    let wait = |regs: &mut GuestRegs| {
+        (regs.pc, regs.pstate) = (0x1000, 0x10);
+        exit(0x01 << 26)
+    };
+    let (cpu, exits, _) = run_alone([
+        Box::new(wait) as Turn,
+        check(|regs| assert_eq!(regs.pc, VBAR + 0x600)),
+    ]);
+    assert_eq!(
+        cpu.records[0],
+        ExceptionRecord {
+            elr: 0x1000,
+            spsr: 0x10,
+            esr: 0,
+            far: None
+        }
+    );
+    assert_eq!((cpu.sleeps, exits.of(ExitKind::Other)), (0, 1));
 }
