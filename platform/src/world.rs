@@ -269,7 +269,7 @@ impl Cpu for HardwareCpu {
         let result = read_register!("par_el1");
         // SAFETY: the guest's own value.
         unsafe { write_register!("par_el1", kept) };
-        (result & PAR_FAILED == 0).then(|| Ipa::new(result & PAR_ADDRESS | va % PAGE_SIZE))
+        (result & PAR_FAILED == 0).then(|| Ipa::new(result & PAR_ADDRESS | (va % PAGE_SIZE)))
     }
 
     fn exception_controls(&mut self) -> ExceptionControls {
