@@ -261,7 +261,12 @@ impl System {
         let range = self.machine.modules.get(index)?.range;
         // SAFETY: the memory plan has found the module to lie in RAM, mapped, and has kept it out of what is free; nobody
         // writes to it.
-        Some(unsafe { slice::from_raw_parts(with_exposed_provenance(range.start() as usize), range.size() as usize) })
+        Some(unsafe {
+            slice::from_raw_parts(
+                with_exposed_provenance(range.start() as usize),
+                range.size() as usize,
+            )
+        })
     }
 }
 

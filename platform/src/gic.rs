@@ -90,7 +90,11 @@ pub(crate) fn init(gic: &discovery::Gic, has_system_registers: bool) -> Result<(
 /// Lets an interrupt that is private to this CPU end its waits.
 pub(crate) fn enable_private(interrupt: discovery::Interrupt) {
     const FIRST_PRIVATE: u32 = 16;
-    let Some(number) = interrupt.0.checked_sub(FIRST_PRIVATE).filter(|number| *number < FIRST_PRIVATE) else {
+    let Some(number) = interrupt
+        .0
+        .checked_sub(FIRST_PRIVATE)
+        .filter(|number| *number < FIRST_PRIVATE)
+    else {
         return;
     };
     match GIC.get() {

@@ -68,12 +68,26 @@ fn run(boot: Boot) -> Result<(), Error> {
         counters: (0..cpus::count()).map(|_| CpuCounters::default()).collect(),
     });
     let mut own = shared.own_cpu(CpuId::BOOT);
-    let mut host =
-        Host { machine: &shared.board, crew: &shared.crew, counters: &shared.counters, own: &mut own };
-    let guest = system.machine.modules.iter().position(|module| module.kind == ModuleKind::Kernel);
+    let mut host = Host {
+        machine: &shared.board,
+        crew: &shared.crew,
+        counters: &shared.counters,
+        own: &mut own,
+    };
+    let guest = system
+        .machine
+        .modules
+        .iter()
+        .position(|module| module.kind == ModuleKind::Kernel);
     let module = guest.and_then(|index| {
-        let bootargs = system.machine.modules[index].bootargs.as_deref().unwrap_or_default();
-        Some(Module { bytes: system.module(index)?, bootargs })
+        let bootargs = system.machine.modules[index]
+            .bootargs
+            .as_deref()
+            .unwrap_or_default();
+        Some(Module {
+            bytes: system.module(index)?,
+            bootargs,
+        })
     });
     monitor::run(&mut host, &system.machine.bootargs, module).map_err(|error| {
         console::write_line(format_args!("parvisor: error: {error}"));
@@ -113,7 +127,12 @@ impl Shared {
         OwnCpu {
             id: vm::CpuId(cpu.index()),
             cpu: HardwareCpu::new(features),
-            memory: CpuMemory::new(&self.memory, cpu.index(), Maintenance::new(features), counters),
+            memory: CpuMemory::new(
+                &self.memory,
+                cpu.index(),
+                Maintenance::new(features),
+                counters,
+            ),
         }
     }
 }

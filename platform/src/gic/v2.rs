@@ -3,9 +3,9 @@
 use super::{GicError, KICK, LOWEST_PRIORITY};
 use crate::percpu::CpuId;
 use crate::range::PhysicalRange;
-use arm_gic::{IntId, InterruptGroup};
 use arm_gic::gicv2::registers::{Gicc, Gicd};
 use arm_gic::gicv2::{GicV2, SgiTarget, SgiTargetListFilter};
+use arm_gic::{IntId, InterruptGroup};
 use core::sync::atomic::{AtomicU8, Ordering};
 use spin::Mutex;
 

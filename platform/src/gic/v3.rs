@@ -70,7 +70,9 @@ impl V3 {
     }
 
     pub fn enable_private(&self, interrupt: IntId) {
-        let Some(mpidr) = PerCpu::try_current().map(|data| data.mpidr) else { return };
+        let Some(mpidr) = PerCpu::try_current().map(|data| data.mpidr) else {
+            return;
+        };
         if let Ok(Some(mut redistributor)) = self.redistributor(mpidr) {
             let _ = redistributor.set_interrupt_priority(interrupt, HIGHEST_NS_PRIORITY);
             let _ = redistributor.enable_interrupt(interrupt, true);

@@ -11,7 +11,7 @@ use std::ptr::{NonNull, with_exposed_provenance_mut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use stage2::sync::full_barrier;
+use stage2::sync::{self, full_barrier};
 use stage2::{
     Access, Counters, Descriptor, Entry, Epoch, Ipa, IpaRange, Leaf, Level, PAGE_SIZE, Pa,
     Permissions, Request, Resolution, RootShape, Stage2, TABLE_ENTRIES, TableFrame, TableMemory,
@@ -132,9 +132,11 @@ impl Epoch for Retired {
 type Cached = HashMap<(usize, u64), Leaf>;
 
 /// TLBs of several CPUs, by page.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tlbs {
     cached: Mutex<Cached>,
+    /// What `cached` is to the model checker, which doesn't see into that: written by invalidations, read by accesses.
+    contents: sync::AtomicU64,
     /// How many there were. Changes under the lock of `cached`.
     invalidations: AtomicU64,
     log: Mutex<Vec<Invalidation>>,
@@ -155,6 +157,17 @@ pub enum Invalidation {
     Local(usize, Ipa, Level),
 }
 
+impl Default for Tlbs {
+    fn default() -> Self {
+        Self {
+            cached: Mutex::default(),
+            contents: sync::AtomicU64::new(0),
+            invalidations: AtomicU64::new(0),
+            log: Mutex::default(),
+        }
+    }
+}
+
 impl Tlbs {
     /// What was asked for since the last call.
     pub fn take_log(&self) -> Vec<Invalidation> {
@@ -162,6 +175,7 @@ impl Tlbs {
     }
 
     fn note(&self, what: Invalidation, gone: impl Fn(usize, Ipa) -> bool) {
+        self.contents.fetch_add(1, Ordering::Relaxed);
         full_barrier();
         let mut cached = locked(&self.cached);
         cached.retain(|(cpu, page), _| !gone(*cpu, Ipa::new(*page)));
@@ -325,6 +339,7 @@ impl Machine {
     /// What CPU `cpu` translates `ipa` to, filling its TLB.
     pub fn translate(&self, cpu: usize, ipa: Ipa) -> Option<Leaf> {
         let key = (cpu, ipa.align_down(PAGE_SIZE).get());
+        self.tlbs.contents.load(Ordering::Relaxed);
         if let Some(leaf) = locked(&self.tlbs.cached).get(&key) {
             return Some(*leaf);
         }
@@ -349,6 +364,7 @@ impl Machine {
 
     /// Whether any CPU's TLB holds a writable entry for a page of `pages`.
     pub fn stale_writable(&self, pages: &HashSet<u64>) -> bool {
+        self.tlbs.contents.load(Ordering::Relaxed);
         locked(&self.tlbs.cached)
             .iter()
             .any(|((_, page), leaf)| pages.contains(page) && leaf.writable())

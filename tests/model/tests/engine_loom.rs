@@ -198,10 +198,23 @@ fn rule_4_a_fault_on_a_locked_entry_returns_to_the_guest() {
 
 #[test]
 fn rule_5_a_walker_in_a_table_that_is_collapsed_starts_again() {
-    explore(|| {
+    logging_begins_while_a_table_is_merged(Access::Write);
+}
+
+#[test]
+fn rule_8_a_table_that_is_merged_while_logging_begins_decides_on_what_is_published() {
+    logging_begins_while_a_table_is_merged(Access::Read);
+}
+
+/// `before` made the table's pages: writable, or read-only as logging once left them.
+fn logging_begins_while_a_table_is_merged(before: Access) {
+    explore(move || {
         let machine = machine();
         for index in 0..PAGES {
-            machine.access(0, &write(index, Level::L3, false));
+            machine.access(
+                0,
+                &request(page(index), before, Level::L3, before == Access::Read),
+            );
         }
         // Logging is switched on while the table is being merged (rule 8): publish, full barrier, walk.
         let logging = Arc::new(AtomicBool::new(false));
