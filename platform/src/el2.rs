@@ -73,7 +73,7 @@ pub(crate) fn set_registers(features: &CpuFeatures) {
 /// CPTR_EL2 without VHE: RES1 bits (SVE and SME trap), trace and activity monitors trap, FP doesn't.
 const CPTR_BOOT: u64 = 0x33ff | 1 << 20 | 1 << 30;
 
-/// MDCR_EL2: debug, OS lock and PMU accesses of guests trap; all counters belong to HPMN's range.
+/// MDCR_EL2: debug, OS lock, PMU, profiling and trace-filter accesses of guests trap; all counters belong to HPMN's range.
 fn debug_traps(features: &CpuFeatures) -> u64 {
     const TPMCR_TPM: u64 = 0b11 << 5;
     const TDA_TDOSA_TDRA: u64 = 0b111 << 9;
@@ -82,7 +82,9 @@ fn debug_traps(features: &CpuFeatures) -> u64 {
     } else {
         read_register!("pmcr_el0") >> 11 & 0x1f
     };
-    TPMCR_TPM | TDA_TDOSA_TDRA | counters
+    let profiling = u64::from(features.spe) << 14; // TPMS
+    let trace_filter = u64::from(features.trace_filter) << 19; // TTRF
+    TPMCR_TPM | TDA_TDOSA_TDRA | profiling | trace_filter | counters
 }
 
 fn set_timer_registers(features: &CpuFeatures) {

@@ -102,6 +102,10 @@ pub struct CpuFeatures {
     pub permission_indirection: bool,
     /// The PMU's architecture version, 0 without one.
     pub pmu: u8,
+    /// FEAT_SPE: statistical profiling.
+    pub spe: bool,
+    /// FEAT_TRF: trace filter controls.
+    pub trace_filter: bool,
     /// System registers of GICv3 or later.
     pub gic_registers: bool,
 }
@@ -158,6 +162,8 @@ impl CpuFeatures {
             sctlr2: field(id.aa64mmfr3, 4) != 0,
             permission_indirection: field(id.aa64mmfr3, 8) != 0 || field(id.aa64mmfr3, 12) != 0,
             pmu: if pmu == 0xf { 0 } else { pmu },
+            spe: field(id.aa64dfr0, 32) != 0,
+            trace_filter: field(id.aa64dfr0, 40) != 0,
             gic_registers: field(id.aa64pfr0, 24) != 0,
         }
     }
