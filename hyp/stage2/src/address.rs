@@ -88,8 +88,11 @@ address! {
 }
 
 /// A level of the translation: 0 is the topmost, 3 holds pages (Arm ARM D8.2).
+///
+/// A whole word, so that what holds one has no padding: copying odd bytes is a call on targets that align strictly, and
+/// levels are passed around in the fault path.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-#[repr(u8)]
+#[repr(u64)]
 pub enum Level {
     /// Each entry spans 512 GiB; never a leaf with the 4 KiB granule.
     L0 = 0,
