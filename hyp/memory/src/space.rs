@@ -237,10 +237,7 @@ impl<L: MmuLock> AddressSpace<L> {
     ) -> Result<(), LogError> {
         let _control = self.control.lock();
         let guard = cpu.pin();
-        let slot = self
-            .slots(&guard)
-            .get(id)
-            .map_err(|_| LogError::Unknown(id))?;
+        let slot = self.slot(id, &guard)?;
         if slot.read_only() || slot.log(&guard).is_some() {
             return Err(LogError::NotPossible(id));
         }
@@ -260,11 +257,7 @@ impl<L: MmuLock> AddressSpace<L> {
         bitmap: &mut [u64],
     ) -> Result<(), LogError> {
         let guard = cpu.pin();
-        let slot = self
-            .slots(&guard)
-            .get(id)
-            .map_err(|_| LogError::Unknown(id))?;
-        let log = slot.log(&guard).ok_or(LogError::Disabled(id))?;
+        let (_, log) = self.logged_slot(id, &guard)?;
         log.copy(words_of(log, id, first_page, bitmap)?.start, bitmap);
         Ok(())
     }
@@ -281,11 +274,7 @@ impl<L: MmuLock> AddressSpace<L> {
     ) -> Result<(), LogError> {
         let _control = self.control.lock();
         let guard = cpu.pin();
-        let slot = self
-            .slots(&guard)
-            .get(id)
-            .map_err(|_| LogError::Unknown(id))?;
-        let log = slot.log(&guard).ok_or(LogError::Disabled(id))?;
+        let (slot, log) = self.logged_slot(id, &guard)?;
         let words = words_of(log, id, first_page, bitmap)?;
         log.take(words.start, bitmap);
         full_barrier();
@@ -313,10 +302,7 @@ impl<L: MmuLock> AddressSpace<L> {
     ) -> Result<Collapsed, LogError> {
         let _control = self.control.lock();
         let guard = cpu.pin();
-        let slot = self
-            .slots(&guard)
-            .get(id)
-            .map_err(|_| LogError::Unknown(id))?;
+        let slot = self.slot(id, &guard)?;
         let log = slot.swap_log(None, &guard);
         if log.is_null() {
             return Err(LogError::Disabled(id));
@@ -339,6 +325,21 @@ impl<L: MmuLock> AddressSpace<L> {
         // SAFETY: the log is unpublished, and only CPUs that are in an epoch now can still be using it.
         unsafe { guard.defer_destroy(log) };
         Ok(collapsed)
+    }
+
+    fn slot<'g>(&self, id: SlotId, guard: &'g Guard) -> Result<&'g Slot, LogError> {
+        let slot = self.slots(guard).get(id);
+        slot.map(|slot| &**slot).map_err(|_| LogError::Unknown(id))
+    }
+
+    /// A slot whose writes are logged, with its log.
+    fn logged_slot<'g>(
+        &self,
+        id: SlotId,
+        guard: &'g Guard,
+    ) -> Result<(&'g Slot, &'g DirtyLog), LogError> {
+        let slot = self.slot(id, guard)?;
+        Ok((slot, slot.log(guard).ok_or(LogError::Disabled(id))?))
     }
 
     fn write_protect<T: Tlb + Caches>(

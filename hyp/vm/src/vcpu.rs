@@ -53,6 +53,7 @@ enum Next {
 
 /// All that the thread of a vCPU works with.
 struct Thread<'t, S, C, K, V: ?Sized> {
+    vcpu: Vcpu,
     vm: &'t Vm<S>,
     cpu: &'t mut K,
     memory: &'t C,
@@ -69,7 +70,7 @@ impl Vcpu {
     }
 
     /// The vCPU's thread on CPU `here`. Returns when the VM has ended; at once if another thread runs this vCPU.
-    pub fn run<S, C, K, V>(mut self, vm: &Vm<S>, here: CpuId, cpu: &mut K, memory: &C, service: &V)
+    pub fn run<S, C, K, V>(self, vm: &Vm<S>, here: CpuId, cpu: &mut K, memory: &C, service: &V)
     where
         S: GuestMemory<C>,
         K: Cpu,
@@ -80,75 +81,76 @@ impl Vcpu {
         }
         // Whoever ends the VM either finds this CPU to kick, or is seen below.
         fence(Ordering::SeqCst);
-        let mut thread = Thread {
+        let id = self.id;
+        Thread {
+            vcpu: self,
             vm,
             cpu,
             memory,
             service,
-        };
-        while !vm.has_ended() {
-            match vm.shared(self.id).power.take_start() {
+        }
+        .run();
+        vm.unbind(id);
+    }
+}
+
+impl<S, C, K, V> Thread<'_, S, C, K, V>
+where
+    S: GuestMemory<C>,
+    K: Cpu,
+    V: Service + ?Sized,
+{
+    fn run(&mut self) {
+        while !self.vm.has_ended() {
+            match self.vm.shared(self.vcpu.id).power.take_start() {
                 Some(start) => {
-                    self.state = VcpuState::starting_at(start.entry, start.context);
-                    self.run_guest(&mut thread);
+                    self.vcpu.state = VcpuState::starting_at(start.entry, start.context);
+                    self.run_guest();
                 }
-                None => thread.sleep(),
+                None => self.sleep(),
             }
         }
-        vm.unbind(self.id);
     }
 
     /// Runs the guest until the vCPU goes off or the VM ends.
-    fn run_guest<S, C, K, V>(&mut self, thread: &mut Thread<'_, S, C, K, V>)
-    where
-        S: GuestMemory<C>,
-        K: Cpu,
-        V: Service + ?Sized,
-    {
-        let vm = thread.vm;
+    fn run_guest(&mut self) {
+        let vm = self.vm;
         let controls = VcpuControls {
-            stage2: vm.space.activate(thread.memory),
-            mpidr: self.id.mpidr(),
+            stage2: vm.space.activate(self.memory),
+            mpidr: self.vcpu.id.mpidr(),
             counter_offset: vm.counter_offset(),
         };
-        thread.cpu.load(&self.state, &controls);
+        self.cpu.load(&self.vcpu.state, &controls);
         let mut next = Next::Enter;
         while next == Next::Enter && !vm.has_ended() {
-            let exit = thread.cpu.enter(&mut self.state.regs);
-            next = self.handle(thread, &exit);
+            let exit = self.cpu.enter(&mut self.vcpu.state.regs);
+            next = self.handle(&exit);
         }
-        thread.cpu.put(&mut self.state);
+        self.cpu.put(&mut self.vcpu.state);
         match next {
-            Next::TurnOff if vm.turn_off(self.id) => thread.stop(StopReason::AllVcpusOff),
-            Next::Stop(reason) => thread.stop(reason),
+            Next::TurnOff if vm.turn_off(self.vcpu.id) => self.stop(StopReason::AllVcpusOff),
+            Next::Stop(reason) => self.stop(reason),
             Next::Enter | Next::TurnOff => {}
         }
     }
 
     #[inline]
-    fn handle<S, C, K, V>(&mut self, thread: &mut Thread<'_, S, C, K, V>, exit: &RawExit) -> Next
-    where
-        S: GuestMemory<C>,
-        K: Cpu,
-        V: Service + ?Sized,
-    {
+    fn handle(&mut self, exit: &RawExit) -> Next {
         match exit.reason {
             ExitReason::Synchronous => match Cause::decode(exit.esr) {
-                Cause::DataAbort(abort) => self.abort(thread, exit, abort, abort.data_access()),
-                Cause::InstructionAbort(abort) => {
-                    self.abort(thread, exit, abort, abort.fetch_access())
-                }
-                other => self.instruction(thread, exit, other),
+                Cause::DataAbort(abort) => self.abort(exit, abort, abort.data_access()),
+                Cause::InstructionAbort(abort) => self.abort(exit, abort, abort.fetch_access()),
+                other => self.instruction(exit, other),
             },
             ExitReason::Interrupt => {
-                self.count(thread.vm, ExitKind::Interrupt);
-                thread.cpu.acknowledge_interrupts();
+                self.count(ExitKind::Interrupt);
+                self.cpu.acknowledge_interrupts();
                 Next::Enter
             }
             ExitReason::SystemError => {
-                self.count(thread.vm, ExitKind::SystemError);
+                self.count(ExitKind::SystemError);
                 Next::Stop(StopReason::SystemError {
-                    vcpu: self.id,
+                    vcpu: self.vcpu.id,
                     esr: exit.esr,
                 })
             }
@@ -156,41 +158,27 @@ impl Vcpu {
     }
 
     #[inline]
-    fn count<S>(&self, vm: &Vm<S>, kind: ExitKind) {
-        vm.shared(self.id).exits.count(kind);
+    fn count(&self, kind: ExitKind) {
+        self.vm.shared(self.vcpu.id).exits.count(kind);
     }
 
     #[inline]
-    fn abort<S, C, K, V>(
-        &mut self,
-        thread: &mut Thread<'_, S, C, K, V>,
-        exit: &RawExit,
-        abort: Abort,
-        access: Access,
-    ) -> Next
-    where
-        S: GuestMemory<C>,
-        K: Cpu,
-        V: Service + ?Sized,
-    {
+    fn abort(&mut self, exit: &RawExit, abort: Abort, access: Access) -> Next {
         let AbortKind::Stage2(kind) = abort.kind() else {
-            return self.other_abort(thread, exit, abort);
+            return self.other_abort(exit, abort);
         };
-        self.count(
-            thread.vm,
-            match kind {
-                FaultKind::Translation => ExitKind::TranslationFault,
-                FaultKind::AccessFlag => ExitKind::AccessFlagFault,
-                FaultKind::Permission => ExitKind::PermissionFault,
-            },
-        );
+        self.count(match kind {
+            FaultKind::Translation => ExitKind::TranslationFault,
+            FaultKind::AccessFlag => ExitKind::AccessFlagFault,
+            FaultKind::Permission => ExitKind::PermissionFault,
+        });
         let own_access = !abort.on_table_walk();
         let ipa = if kind == FaultKind::Permission && own_access {
             // HPFAR_EL2 isn't valid then (Arm ARM D24.2.66).
-            match thread.cpu.translate_read(exit.far) {
+            match self.cpu.translate_read(exit.far) {
                 Some(ipa) => ipa,
                 None => {
-                    self.count(thread.vm, ExitKind::LostTranslation);
+                    self.count(ExitKind::LostTranslation);
                     return Next::Enter;
                 }
             }
@@ -203,113 +191,81 @@ impl Vcpu {
             access,
             kind,
         };
-        match thread.vm.space.fault(thread.memory, &fault) {
+        match self.vm.space.fault(self.memory, &fault) {
             FaultOutcome::Resolved | FaultOutcome::Retry => Next::Enter,
-            FaultOutcome::NoSlot | FaultOutcome::NotPermitted => {
-                self.inject_external_abort(thread, exit)
-            }
-            FaultOutcome::OutOfFrames => Next::Stop(StopReason::OutOfFrames { vcpu: self.id, ipa }),
+            FaultOutcome::NoSlot | FaultOutcome::NotPermitted => self.inject_external_abort(exit),
+            FaultOutcome::OutOfFrames => Next::Stop(StopReason::OutOfFrames {
+                vcpu: self.vcpu.id,
+                ipa,
+            }),
         }
     }
 
     #[cold]
-    fn other_abort<S, C, K, V>(
-        &mut self,
-        thread: &mut Thread<'_, S, C, K, V>,
-        exit: &RawExit,
-        abort: Abort,
-    ) -> Next
-    where
-        K: Cpu,
-        V: ?Sized,
-    {
-        self.count(thread.vm, ExitKind::OtherAbort);
+    fn other_abort(&mut self, exit: &RawExit, abort: Abort) -> Next {
+        self.count(ExitKind::OtherAbort);
         match abort.kind() {
             AbortKind::TlbConflict => Next::Stop(StopReason::TlbConflict {
-                vcpu: self.id,
+                vcpu: self.vcpu.id,
                 va: exit.far,
             }),
-            _ => self.inject_external_abort(thread, exit),
+            _ => self.inject_external_abort(exit),
         }
     }
 
     #[cold]
-    fn instruction<S, C, K, V>(
-        &mut self,
-        thread: &mut Thread<'_, S, C, K, V>,
-        exit: &RawExit,
-        cause: Cause,
-    ) -> Next
-    where
-        S: GuestMemory<C>,
-        K: Cpu,
-        V: Service + ?Sized,
-    {
+    fn instruction(&mut self, exit: &RawExit, cause: Cause) -> Next {
         match cause {
             Cause::Hypercall { immediate } => {
-                self.count(thread.vm, ExitKind::Hypercall);
-                self.hypercall(thread, immediate)
+                self.count(ExitKind::Hypercall);
+                self.hypercall(immediate)
             }
             Cause::SecureCall { immediate } => {
-                self.count(thread.vm, ExitKind::Hypercall);
+                self.count(ExitKind::Hypercall);
                 self.skip_instruction();
-                self.hypercall(thread, immediate)
+                self.hypercall(immediate)
             }
             Cause::SystemRegister(access) => {
-                self.count(thread.vm, ExitKind::SystemRegister);
-                self.system_register(thread, exit, access)
+                self.count(ExitKind::SystemRegister);
+                self.system_register(exit, access)
             }
-            Cause::Wait if pstate::is_aarch64(self.state.regs.pstate) => {
-                self.count(thread.vm, ExitKind::WaitForInterrupt);
+            Cause::Wait if pstate::is_aarch64(self.vcpu.state.regs.pstate) => {
+                self.count(ExitKind::WaitForInterrupt);
                 self.skip_instruction();
-                thread.sleep();
+                self.sleep();
                 Next::Enter
             }
             Cause::Wait | Cause::DataAbort(_) | Cause::InstructionAbort(_) | Cause::Other => {
-                self.count(thread.vm, ExitKind::Other);
-                self.inject_undefined(thread, exit)
+                self.count(ExitKind::Other);
+                self.inject_undefined(exit)
             }
         }
     }
 
     fn skip_instruction(&mut self) {
-        let regs = &mut self.state.regs;
+        let regs = &mut self.vcpu.state.regs;
         regs.pc = regs.pc.wrapping_add(INSTRUCTION);
         regs.pstate = pstate::after_instruction(regs.pstate);
     }
 
-    fn system_register<S, C, K, V>(
-        &mut self,
-        thread: &mut Thread<'_, S, C, K, V>,
-        exit: &RawExit,
-        access: SystemAccess,
-    ) -> Next
-    where
-        K: Cpu,
-        V: ?Sized,
-    {
+    fn system_register(&mut self, exit: &RawExit, access: SystemAccess) -> Next {
         let value = match emulate(access.register, access.direction) {
-            Emulation::Undefined => return self.inject_undefined(thread, exit),
+            Emulation::Undefined => return self.inject_undefined(exit),
             Emulation::Fixed(value) => value,
             Emulation::Id => {
-                let own = thread.cpu.id_register(access.register);
-                id::guest_view(access.register, own, thread.vm.ipa_bits())
+                let own = self.cpu.id_register(access.register);
+                id::guest_view(access.register, own, self.vm.ipa_bits())
             }
         };
         if access.direction == Direction::Read {
-            self.state.regs.set_operand(access.operand, value);
+            self.vcpu.state.regs.set_operand(access.operand, value);
         }
         self.skip_instruction();
         Next::Enter
     }
 
-    fn hypercall<S, C, K, V>(&mut self, thread: &mut Thread<'_, S, C, K, V>, immediate: u16) -> Next
-    where
-        S: GuestMemory<C>,
-        K: Cpu,
-        V: Service + ?Sized,
-    {
-        let x = &self.state.regs.x;
+    fn hypercall(&mut self, immediate: u16) -> Next {
+        let x = &self.vcpu.state.regs.x;
         let function = x[0] as u32;
         let mask = if function & CALL_64 != 0 {
             u64::MAX
@@ -326,12 +282,12 @@ impl Vcpu {
                 SMCCC_VERSION | SMCCC_ARCH_FEATURES => 0,
                 _ => hypercall::NOT_SUPPORTED,
             }]),
-            (_, OWNER_PSCI) => self.psci(thread, function, [args[0], args[1], args[2]]),
+            (_, OWNER_PSCI) => self.psci(function, [args[0], args[1], args[2]]),
             (hypercall::VENDOR_UID, _) => self.answer(hypercall::UID.map(u64::from)),
             (hypercall::VENDOR_REVISION, _) => self.answer(hypercall::REVISION.map(u64::from)),
             (_, OWNER_VENDOR) => {
-                let reply = thread.service.call(self.id, function, args);
-                self.served(thread, reply)
+                let reply = self.service.call(self.vcpu.id, function, args);
+                self.served(reply)
             }
             _ => self.answer([hypercall::NOT_SUPPORTED]),
         }
@@ -339,32 +295,22 @@ impl Vcpu {
 
     /// Results go to x0 and up; every other register keeps its value (SMCCC 1.4, section 2.6).
     fn answer<const N: usize>(&mut self, values: [u64; N]) -> Next {
-        self.state.regs.x[..N].copy_from_slice(&values);
+        self.vcpu.state.regs.x[..N].copy_from_slice(&values);
         Next::Enter
     }
 
-    fn psci<S, C, K, V>(
-        &mut self,
-        thread: &mut Thread<'_, S, C, K, V>,
-        function: u32,
-        args: [u64; 3],
-    ) -> Next
-    where
-        S: GuestMemory<C>,
-        K: Cpu,
-        V: Service + ?Sized,
-    {
-        let (vm, memory) = (thread.vm, thread.memory);
+    fn psci(&mut self, function: u32, args: [u64; 3]) -> Next {
+        let (vm, memory) = (self.vm, self.memory);
         match psci::call(vm, function, args, |ipa| vm.space.is_backed(memory, ipa)) {
             psci::Reply::Return(value) => self.answer([i64::from(value) as u64]),
             psci::Reply::TurnedOn(target) => {
                 if let Some(cpu) = vm.cpu_of(target) {
-                    thread.cpu.kick(cpu);
+                    self.cpu.kick(cpu);
                 }
                 self.answer([hypercall::SUCCESS])
             }
             psci::Reply::Standby => {
-                thread.sleep();
+                self.sleep();
                 self.answer([hypercall::SUCCESS])
             }
             psci::Reply::Off => Next::TurnOff,
@@ -372,64 +318,39 @@ impl Vcpu {
         }
     }
 
-    fn served<S, C, K, V>(
-        &mut self,
-        thread: &mut Thread<'_, S, C, K, V>,
-        mut reply: ServiceReply,
-    ) -> Next
-    where
-        S: GuestMemory<C>,
-        K: Cpu,
-        V: Service + ?Sized,
-    {
+    fn served(&mut self, mut reply: ServiceReply) -> Next {
         loop {
             match reply {
                 ServiceReply::Return(values) => return self.answer(values),
                 ServiceReply::NotSupported => return self.answer([hypercall::NOT_SUPPORTED]),
                 ServiceReply::Stop(reason) => return Next::Stop(reason),
-                ServiceReply::Wait if thread.vm.has_ended() => return Next::Enter,
+                ServiceReply::Wait if self.vm.has_ended() => return Next::Enter,
                 ServiceReply::Wait => {
-                    thread.sleep();
-                    reply = thread.service.poll(self.id);
+                    self.sleep();
+                    reply = self.service.poll(self.vcpu.id);
                 }
             }
         }
     }
 
     #[cold]
-    fn inject_external_abort<S, C, K, V>(
-        &mut self,
-        thread: &mut Thread<'_, S, C, K, V>,
-        exit: &RawExit,
-    ) -> Next
-    where
-        K: Cpu,
-        V: ?Sized,
-    {
-        self.count(thread.vm, ExitKind::InjectedAbort);
-        let esr = external_abort(exit.esr, pstate::is_el0(self.state.regs.pstate));
-        self.inject(thread.cpu, esr, Some(exit.far))
+    fn inject_external_abort(&mut self, exit: &RawExit) -> Next {
+        self.count(ExitKind::InjectedAbort);
+        let esr = external_abort(exit.esr, pstate::is_el0(self.vcpu.state.regs.pstate));
+        self.inject(esr, Some(exit.far))
     }
 
     #[cold]
-    fn inject_undefined<S, C, K, V>(
-        &mut self,
-        thread: &mut Thread<'_, S, C, K, V>,
-        exit: &RawExit,
-    ) -> Next
-    where
-        K: Cpu,
-        V: ?Sized,
-    {
-        self.count(thread.vm, ExitKind::InjectedUndefined);
-        self.inject(thread.cpu, undefined(exit.esr), None)
+    fn inject_undefined(&mut self, exit: &RawExit) -> Next {
+        self.count(ExitKind::InjectedUndefined);
+        self.inject(undefined(exit.esr), None)
     }
 
     /// Makes the guest take a synchronous exception to EL1 (Arm ARM, AArch64.TakeException).
-    fn inject(&mut self, cpu: &mut impl Cpu, esr: u64, far: Option<u64>) -> Next {
-        let controls = cpu.exception_controls();
-        let regs = &mut self.state.regs;
-        cpu.set_exception(&ExceptionRecord {
+    fn inject(&mut self, esr: u64, far: Option<u64>) -> Next {
+        let controls = self.cpu.exception_controls();
+        let regs = &mut self.vcpu.state.regs;
+        self.cpu.set_exception(&ExceptionRecord {
             elr: regs.pc,
             spsr: regs.pstate,
             esr,
@@ -440,14 +361,9 @@ impl Vcpu {
         regs.pstate = pstate::on_exception(regs.pstate, controls.sctlr);
         Next::Enter
     }
-}
 
-impl<S, C, K: Cpu, V: ?Sized> Thread<'_, S, C, K, V> {
     /// Sleeps until this CPU is kicked. The caller looks at what it waits for before and after.
-    fn sleep(&mut self)
-    where
-        S: GuestMemory<C>,
-    {
+    fn sleep(&mut self) {
         self.vm.space.idle(self.memory);
         self.cpu.wait_for_interrupt();
         self.cpu.acknowledge_interrupts();
