@@ -88,18 +88,9 @@ impl Step {
                 &deny,
             ),
             Self::Host => tests(CargoCommand::new(["test", "--no-fail-fast"]).args(host())),
-            Self::Loom => tests(
-                CargoCommand::new([
-                    "test",
-                    "--release",
-                    "-p",
-                    "model",
-                    "--target-dir",
-                    "target/loom",
-                ])
-                .arg("--no-fail-fast")
-                .env("RUSTFLAGS", "--cfg loom"),
-            ),
+            // vm's other tests use its atomics outside of a model.
+            Self::Loom => tests(loom("model").arg("--no-fail-fast"))
+                .plus(tests(loom("vm").args(["--lib", "model::"]))),
             Self::Docs => {
                 let docs =
                     || CargoCommand::new(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
@@ -115,6 +106,19 @@ impl Step {
             ),
         }
     }
+}
+
+/// The tests of a package, built for the model checker.
+fn loom(package: &'static str) -> CargoCommand {
+    CargoCommand::new([
+        "test",
+        "--release",
+        "--target-dir",
+        "target/loom",
+        "-p",
+        package,
+    ])
+    .env("RUSTFLAGS", "--cfg loom")
 }
 
 /// How many tests and checks passed and failed.
