@@ -20,7 +20,6 @@ mod service;
 mod space;
 mod state;
 mod stop;
-mod sync;
 mod syndrome;
 mod sysreg;
 mod vcpu;

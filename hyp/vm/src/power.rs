@@ -3,7 +3,7 @@
 //! Off → claimed → pending → on → off. Only one of several that turn the same vCPU on at once wins the claim; it then
 //! writes where to start, and publishes that as pending. The vCPU's own thread does the last two steps.
 
-use crate::sync::{AtomicU64, Ordering};
+use stage2::sync::{AtomicU64, Ordering};
 
 const OFF: u64 = 0;
 const CLAIMED: u64 = 1;
