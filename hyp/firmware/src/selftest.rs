@@ -20,7 +20,8 @@ pub fn run(bootargs: &str) {
         "wx" => write_text(),
         "nx" => execute_data(),
         "nested" => panic!("as asked: {}", FaultingText),
-        _ => panic!("unknown selftest={kind}"),
+        // The monitor refuses it, as any option that it doesn't know.
+        _ => return,
     };
     panic!("selftest={kind}: nothing happened")
 }

@@ -150,7 +150,7 @@ impl<L: MmuLock> AddressSpace<L> {
         let backing = self.allocate_backing(cpu, bytes, piece)?;
         let slot = Arc::new(Slot::new(id, start, backing, read_only));
         let Some(with_slot) = slots.with(slot.clone()) else {
-            self.free_backing(cpu, slot.backing());
+            free_backing(cpu, self.vm, slot.backing());
             return Err(SlotError::OutOfMemory { bytes });
         };
         self.publish(with_slot, &guard);
@@ -198,7 +198,7 @@ impl<L: MmuLock> AddressSpace<L> {
                 Owner::Vm(self.vm),
                 Purpose::Guest,
             ) else {
-                self.free_backing(cpu, &backing);
+                free_backing(cpu, self.vm, &backing);
                 return Err(out_of_memory);
             };
             // SAFETY: the frames have just come from the pool, whose memory is mapped.
@@ -207,17 +207,6 @@ impl<L: MmuLock> AddressSpace<L> {
             backing.pieces.push(pa);
         }
         Ok(backing)
-    }
-
-    fn free_backing<T>(&self, cpu: &CpuMemory<T>, backing: &Backing) {
-        for pa in &backing.pieces {
-            cpu.pool().free(
-                *pa,
-                FrameSize::of_level(backing.piece),
-                Owner::Vm(self.vm),
-                Purpose::Guest,
-            );
-        }
     }
 
     /// Release: pairs with the acquire in [`Self::slots`].
@@ -433,16 +422,16 @@ impl<L: MmuLock> AddressSpace<L> {
         // SAFETY: the address space is owned, so nobody else can reach the array, and the pointer is never null.
         let slots = unsafe { slots.into_owned() };
         for slot in slots.iter() {
-            let backing = slot.backing();
-            for pa in &backing.pieces {
-                cpu.pool().free(
-                    *pa,
-                    FrameSize::of_level(backing.piece),
-                    Owner::Vm(vm),
-                    Purpose::Guest,
-                );
-            }
+            free_backing(cpu, vm, slot.backing());
         }
+    }
+}
+
+/// Gives a slot's memory back to the pool. No guest reaches it any more.
+fn free_backing<T>(cpu: &CpuMemory<T>, vm: VmId, backing: &Backing) {
+    for pa in &backing.pieces {
+        let size = FrameSize::of_level(backing.piece);
+        cpu.pool().free(*pa, size, Owner::Vm(vm), Purpose::Guest);
     }
 }
 

@@ -12,6 +12,7 @@ fn refused(append: &str, words: &[&str]) {
 fn unknown_options_are_refused() {
     refused("colour=red", &["colour"]);
     refused("vcpus=2 randomly", &["randomly"]);
+    refused("selftest=nonsense", &["selftest"]);
 }
 
 #[test]
