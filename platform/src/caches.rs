@@ -3,7 +3,7 @@
 //! Any CPU may do it at any time; what it costs grows with the bytes.
 
 use crate::register::read_register;
-use crate::tlb::Maintenance;
+use crate::tlb::CpuInstructions;
 use aarch64_cpu::asm::barrier::{self, ISH, SY};
 use core::arch::asm;
 use stage2::Pa;
@@ -13,16 +13,23 @@ fn line_size() -> u64 {
     4 << ((read_register!("ctr_el0") >> 16) & 0xf)
 }
 
-/// Writes the lines of `bytes` from `start` back to memory and drops them.
-fn clean_and_invalidate(start: u64, bytes: u64) {
+/// Calls `each` with the address of every line of `bytes` from `start` on.
+fn for_each_line(start: u64, bytes: u64, each: impl Fn(u64)) {
     let line = line_size();
     let end = start.saturating_add(bytes);
     let mut address = start & !(line - 1);
     while address < end {
-        // SAFETY: writing a line back changes no value.
-        unsafe { asm!("dc civac, {}", in(reg) address, options(nostack, preserves_flags)) };
+        each(address);
         address += line;
     }
+}
+
+/// Writes the lines of `bytes` from `start` back to memory and drops them.
+fn clean_and_invalidate(start: u64, bytes: u64) {
+    for_each_line(start, bytes, |address| {
+        // SAFETY: writing a line back changes no value.
+        unsafe { asm!("dc civac, {}", in(reg) address, options(nostack, preserves_flags)) };
+    });
 }
 
 /// Makes a value visible to CPUs that read it with their caches off.
@@ -31,13 +38,36 @@ pub(crate) fn clean_value<T>(value: &T) {
     barrier::dsb(SY);
 }
 
-impl memory::Caches for Maintenance {
+/// Drops all instruction cache lines of all CPUs.
+fn invalidate_instructions() {
+    barrier::dsb(ISH);
+    // SAFETY: dropping instruction cache lines changes no instruction.
+    unsafe { asm!("ic ialluis", options(nostack, preserves_flags)) };
+    barrier::dsb(ISH);
+    barrier::isb(SY);
+}
+
+impl memory::Caches for CpuInstructions {
     fn clean_for_guest(&self, pa: Pa, bytes: u64) {
         clean_and_invalidate(pa.get(), bytes);
-        barrier::dsb(ISH);
-        // SAFETY: dropping instruction cache lines changes no instruction.
-        unsafe { asm!("ic ialluis", options(nostack, preserves_flags)) };
-        barrier::dsb(ISH);
-        barrier::isb(SY);
+        invalidate_instructions();
+    }
+
+    fn clean_for_fetches(&self, pa: Pa, bytes: u64) {
+        // CTR_EL0: no cleaning, or no invalidation, is needed for instructions to be coherent with data (FEAT_IDC, FEAT_DIC).
+        const IDC: u64 = 1 << 28;
+        const DIC: u64 = 1 << 29;
+        let cache_type = read_register!("ctr_el0");
+        if cache_type & IDC == 0 {
+            for_each_line(pa.get(), bytes, |address| {
+                // SAFETY: writing a line back changes no value.
+                unsafe { asm!("dc cvau, {}", in(reg) address, options(nostack, preserves_flags)) };
+            });
+        }
+        if cache_type & DIC == 0 {
+            invalidate_instructions();
+        } else {
+            barrier::dsb(ISH);
+        }
     }
 }

@@ -3,12 +3,14 @@
 //! Code asks this struct, never an ID register, and never a control register's read-back: VTCR_EL2 shows bits of features
 //! that Cortex-A53 and A72 lack. Decoding is plain arithmetic and tested on the host.
 
+use crate::translation::{GranuleSupport, granules, never_conflicts};
 use core::fmt;
 
 /// The ID registers that features are decoded from.
 #[derive(Clone, Copy, Default, Debug)]
 #[allow(missing_docs, reason = "each is the register of that name")]
 pub struct IdRegisters {
+    pub midr: u64,
     pub aa64pfr0: u64,
     pub aa64pfr1: u64,
     pub aa64dfr0: u64,
@@ -54,8 +56,12 @@ pub struct CpuFeatures {
     pub tlbi_range: bool,
     /// FEAT_VHE: EL2 with the EL2&0 regime.
     pub vhe: bool,
-    /// FEAT_BBM level: 0, 1 or 2.
+    /// FEAT_BBM level: 0, 1, 2, or more.
     pub bbm: u8,
+    /// A change of a mapping's size never ends in a TLB conflict abort.
+    pub no_conflict_abort: bool,
+    /// What stage 2 can have pages of 4, 16 and 64 KiB for.
+    pub granules: [GranuleSupport; 3],
     /// FEAT_S2FWB: stage 2 can force write-back cacheability.
     pub fwb: bool,
     /// FEAT_TTL: TLB invalidations take the level as a hint.
@@ -137,6 +143,8 @@ impl CpuFeatures {
             tlbi_range: field(id.aa64isar0, 56) >= 2,
             vhe: field(id.aa64mmfr1, 8) != 0,
             bbm: field(id.aa64mmfr2, 52),
+            no_conflict_abort: never_conflicts(id.midr, field(id.aa64mmfr2, 52)),
+            granules: granules(id.aa64mmfr0),
             fwb: field(id.aa64mmfr2, 40) != 0,
             ttl: field(id.aa64mmfr2, 48) != 0,
             hafdbs: field(id.aa64mmfr1, 0),
@@ -179,6 +187,14 @@ impl CpuFeatures {
                 self.tlbi_range <= other.tlbi_range,
             ),
             ("break-before-make level", self.bbm <= other.bbm),
+            (
+                "TLB conflict aborts",
+                self.no_conflict_abort <= other.no_conflict_abort,
+            ),
+            (
+                "52-bit addresses with 4 KiB pages",
+                self.granules[0] <= other.granules[0],
+            ),
             ("forced write-back", self.fwb == other.fwb),
             (
                 "hardware access flag and dirty state",
@@ -205,6 +221,7 @@ impl CpuFeatures {
     pub fn probe() -> Self {
         use crate::register::read_register;
         Self::from_registers(&IdRegisters {
+            midr: read_register!("midr_el1"),
             aa64pfr0: read_register!("id_aa64pfr0_el1"),
             aa64pfr1: read_register!("id_aa64pfr1_el1"),
             aa64dfr0: read_register!("id_aa64dfr0_el1"),
@@ -264,6 +281,7 @@ mod tests {
 
     /// Cortex-A72's ID registers (its technical reference manual, 4.3).
     const CORTEX_A72: IdRegisters = IdRegisters {
+        midr: 0x410f_d083,
         aa64pfr0: 0x0100_2222,
         aa64pfr1: 0,
         aa64dfr0: 0x1030_5106,

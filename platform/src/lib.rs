@@ -2,7 +2,8 @@
 //! controller, timer, console, firmware calls, and the discovery of all this from the device tree.
 //!
 //! The other crates don't know this one: they name what they need of a machine as traits, and this crate implements them.
-//! On a host only the parts without hardware exist: [`discovery`], [`plan`], [`range`], [`features`], [`syndrome`].
+//! On a host only the parts without hardware exist: [`discovery`], [`plan`], [`range`], [`features`], [`translation`],
+//! [`calibration`], [`syndrome`].
 //!
 //! The way through it: the boot loader enters `boot.S`, which ends in `boot`; that calls the function named by `entry!` with a
 //! `boot::Boot`, whose `take_over` gives a `boot::System`. `cpus::start_secondaries` brings up the rest.
@@ -11,11 +12,13 @@
 
 extern crate alloc;
 
+pub mod calibration;
 pub mod discovery;
 pub mod features;
 pub mod plan;
 pub mod range;
 pub mod syndrome;
+pub mod translation;
 
 #[cfg(target_os = "none")]
 mod address_space;
@@ -51,8 +54,8 @@ mod register;
 pub mod timer;
 #[cfg(target_os = "none")]
 pub mod tlb;
-#[cfg(any(test, target_os = "none"))]
-mod tlb_operand;
+#[cfg(target_os = "none")]
+pub mod walker;
 #[cfg(target_os = "none")]
 pub mod world;
 

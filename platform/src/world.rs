@@ -20,6 +20,7 @@ use crate::features::CpuFeatures;
 use crate::gic;
 use crate::percpu::CpuId;
 use crate::register::{read_register, write_register};
+use crate::walker::HCR_FWB;
 
 global_asm!(
     include_str!("world.S"),
@@ -213,6 +214,11 @@ impl Cpu for HardwareCpu {
             key_registers!(load_keys, &state.pac);
         }
         self.set_interrupt_traps();
+        let forced_write_back = if controls.stage2.forced_write_back {
+            HCR_FWB
+        } else {
+            0
+        };
         // SAFETY: FP registers are the guest's alone, as EL2 is compiled without; the controls act on EL1 only. Stage 2 is
         // switched on last, when all that EL1 translates by is this guest's.
         unsafe {
@@ -227,7 +233,7 @@ impl Cpu for HardwareCpu {
             write_register!("vtcr_el2", controls.stage2.vtcr);
             write_register!("vttbr_el2", controls.stage2.vttbr);
             barrier::isb(SY);
-            write_register!("hcr_el2", self.hcr);
+            write_register!("hcr_el2", self.hcr | forced_write_back);
         }
         barrier::isb(SY);
     }

@@ -5,20 +5,22 @@ use core::fmt;
 use monitor::{Facts, Machine};
 use platform::boot::System;
 use platform::discovery::Gic;
-use platform::tlb::Maintenance;
-use platform::world::HardwareCpu;
 use platform::{CpuId, console, cpus, gic, timer};
+use stage2::Features;
+
+use crate::watch::{GuestCpu, Hardware};
 
 /// This machine.
 #[derive(Debug)]
 pub struct Board(Facts);
 
 impl Board {
-    /// All of its CPUs are up.
-    pub fn new(system: &System) -> Self {
+    /// All of its CPUs are up, and have `stage2` with pages of 4 KiB.
+    pub fn new(system: &System, stage2: Features, most_tlbi: u32) -> Self {
         Self(Facts {
             cpus: cpus::count(),
-            pa_bits: system.features.pa_bits.into(),
+            stage2,
+            most_tlbi,
             cpu_model: cpus::model(),
             gic: match system.machine.gic {
                 Gic::V2 { .. } => 2,
@@ -30,8 +32,8 @@ impl Board {
 }
 
 impl Machine for Board {
-    type Cpu = HardwareCpu;
-    type Hardware = Maintenance;
+    type Cpu = GuestCpu;
+    type Hardware = Hardware;
 
     fn facts(&self) -> &Facts {
         &self.0

@@ -5,8 +5,11 @@
 
 extern crate alloc;
 
+mod calibration;
 mod machine;
 mod selftest;
+mod tables;
+mod watch;
 
 use alloc::boxed::Box;
 use core::fmt;
@@ -14,15 +17,13 @@ use core::fmt;
 use machine::Board;
 use memory::frames::FramePool;
 use memory::{CpuCounters, CpuMemory, MemorySystem};
-use monitor::{Crew, Host, Module, OwnCpu};
+use monitor::{Crew, Host, Machine, Module, OwnCpu};
 use platform::boot::{Boot, BootError, System};
 use platform::cpus::CpuStartError;
 use platform::discovery::ModuleKind;
-use platform::tlb::Maintenance;
-use platform::world::HardwareCpu;
 use platform::{CpuId, console, cpus, gic, heap, psci};
 use spin::Once;
-use stage2::{PAGE_SIZE, Pa};
+use stage2::{Granule, PAGE_SIZE, Pa};
 
 platform::entry!(main);
 
@@ -55,9 +56,17 @@ fn run(boot: Boot) -> Result<(), Error> {
     fill_pool(&system);
     cpus::start_secondaries(attend).map_err(Error::Cpu)?;
     log::info!("{system}");
-    selftest::run(&system.machine.bootargs);
+    if selftest::run(&system.machine.bootargs) {
+        return Ok(());
+    }
+    let stage2 = system.features.stage2(Granule::Size4K);
+    let stage2 = stage2.ok_or(Error::NoGranule)?;
+    let calibration = calibration::run(&system.features);
+    log::info!("{calibration}");
+    let most_tlbi = calibration.most_instructions();
+    let bootargs = watch::start(&system.machine.bootargs).map_err(Error::Option)?;
     let shared = SHARED.call_once(|| Shared {
-        board: Board::new(&system),
+        board: Board::new(&system, stage2, most_tlbi),
         crew: Crew::new(cpus::count()),
         memory: MemorySystem::new(
             &POOL,
@@ -89,7 +98,7 @@ fn run(boot: Boot) -> Result<(), Error> {
             bootargs,
         })
     });
-    monitor::run(&mut host, &system.machine.bootargs, module).map_err(|error| {
+    monitor::run(&mut host, &bootargs, module).map_err(|error| {
         console::write_line(format_args!("parvisor: error: {error}"));
         Error::Run(1)
     })
@@ -126,11 +135,11 @@ impl Shared {
         let counters = &self.counters[cpu.index()];
         OwnCpu {
             id: vm::CpuId(cpu.index()),
-            cpu: HardwareCpu::new(features),
+            cpu: watch::guest_cpu(features),
             memory: CpuMemory::new(
                 &self.memory,
                 cpu.index(),
-                Maintenance::new(features),
+                watch::hardware(features, self.board.facts().most_tlbi),
                 counters,
             ),
         }
@@ -142,6 +151,10 @@ impl Shared {
 enum Error {
     Boot(BootError),
     Cpu(CpuStartError),
+    /// An option of this build only that can't be used.
+    Option(&'static str),
+    /// The CPUs' stage 2 has no pages of 4 KiB.
+    NoGranule,
     /// What the monitor has reported already.
     Run(u8),
 }
@@ -151,6 +164,8 @@ impl fmt::Display for Error {
         match self {
             Self::Boot(error) => error.fmt(f),
             Self::Cpu(error) => error.fmt(f),
+            Self::Option(error) => f.write_str(error),
+            Self::NoGranule => f.write_str("these CPUs' stage 2 has no pages of 4 KiB"),
             Self::Run(status) => write!(f, "the run failed with status {status}"),
         }
     }

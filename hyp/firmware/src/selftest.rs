@@ -1,16 +1,20 @@
-//! Failures on purpose, to see how the hypervisor reports them: the boot option `selftest=KIND`.
+//! The boot option `selftest=KIND`: failures on purpose, to see how the hypervisor reports them, and the comparison of the
+//! engine's tables with this CPU's table walker ([`stage2`]).
 //!
-//! Each kind ends in a fatal report and status 3; one that doesn't shows that a protection is missing, which is a panic.
+//! Each failure ends in a fatal report and status 3; one that doesn't shows that a protection is missing, which is a panic.
+//! `stage2` ends well, or in a panic that says what differs.
+
+mod stage2;
 
 use core::hint::black_box;
 
-/// Fails as the option asks, if it is there.
-pub fn run(bootargs: &str) {
+/// Does as the option asks, if it is there; then there is nothing more to run.
+pub fn run(bootargs: &str) -> bool {
     let Some(kind) = bootargs
         .split_ascii_whitespace()
         .find_map(|option| option.strip_prefix("selftest="))
     else {
-        return;
+        return false;
     };
     match kind {
         "panic" => panic!("as asked by selftest=panic"),
@@ -19,9 +23,13 @@ pub fn run(bootargs: &str) {
         "null" => read_null(),
         "wx" => write_text(),
         "nx" => execute_data(),
+        "stage2" => {
+            stage2::run();
+            return true;
+        }
         "nested" => panic!("as asked: {}", FaultingText),
         // The monitor refuses it, as any option that it doesn't know.
-        _ => return,
+        _ => return false,
     };
     panic!("selftest={kind}: nothing happened")
 }

@@ -1,19 +1,43 @@
 //! What one CPU brings to the memory of VMs: its cache of frames, its place in the epoch, its TLB instructions, its
 //! counters. Nothing here is shared, so a fault that uses it touches no other CPU's cache lines.
 
-use crate::frames::{FrameCache, FramePool, VmId};
+use crate::frames::{FrameCache, FramePool, MOST_PENDING, VmId};
 use crate::reclaim::{Retirement, Tables};
 use alloc::sync::Arc;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_epoch::{Collector, Guard, LocalHandle};
-use stage2::{Counter, Counters, Pa, RootShape, Tlb, VmidAllocator, VmidHolder, Worker};
+use stage2::{
+    Counter, Counters, Instructions, Layout, Maintenance, NoTlb, Pa, Tlb, VmidAllocator,
+    VmidHolder, Worker,
+};
 
 /// The machine's caches, as far as guests with their MMU off can see past them.
 pub trait Caches {
     /// Makes what was written at `pa` visible to non-cacheable accesses and to instruction fetches (clean and invalidate
     /// to the point of coherency, then the instruction caches).
     fn clean_for_guest(&self, pa: Pa, bytes: u64);
+
+    /// Makes what was written at `pa` visible to instruction fetches (clean to the point of unification, then the
+    /// instruction caches): all there is to do where stage 2 forces write-back (FEAT_S2FWB), as no guest can look past the
+    /// data caches then.
+    fn clean_for_fetches(&self, pa: Pa, bytes: u64) {
+        self.clean_for_guest(pa, bytes);
+    }
+}
+
+impl<I: Instructions + Caches> Caches for Maintenance<I> {
+    fn clean_for_guest(&self, pa: Pa, bytes: u64) {
+        self.instructions().clean_for_guest(pa, bytes);
+    }
+
+    fn clean_for_fetches(&self, pa: Pa, bytes: u64) {
+        self.instructions().clean_for_fetches(pa, bytes);
+    }
+}
+
+impl Caches for NoTlb {
+    fn clean_for_guest(&self, _: Pa, _: u64) {}
 }
 
 /// How one CPU's faults ended, counted.
@@ -81,8 +105,8 @@ impl MemorySystem {
     }
 
     /// VTCR_EL2 for a VM.
-    pub(crate) fn vtcr(&self, shape: RootShape) -> u64 {
-        shape.vtcr(self.pa_range, self.vmid_bits)
+    pub(crate) fn vtcr(&self, layout: &Layout) -> u64 {
+        layout.vtcr(self.pa_range, self.vmid_bits)
     }
 }
 
@@ -130,7 +154,11 @@ impl<T> CpuMemory<T> {
     /// Enters the epoch (rule 7). Not to be held while a guest runs, or while waiting for anybody.
     #[inline]
     pub fn pin(&self) -> Guard {
-        self.epoch.pin()
+        let guard = self.epoch.pin();
+        // The model checker doesn't see the epoch's own barrier.
+        #[cfg(loom)]
+        stage2::sync::full_barrier();
+        guard
     }
 
     /// What all CPUs share.
@@ -182,6 +210,16 @@ impl<T> CpuMemory<T> {
     pub fn idle(&self) {
         self.pin().flush();
         self.refill();
+    }
+
+    /// For whoever is about to unlink tables: waits until few enough await their epoch ([`MOST_PENDING`]). The caller holds
+    /// no guard. CPUs leave the epoch before they run a guest or wait for anybody, so this isn't long.
+    pub(crate) fn settle(&self) {
+        while self.pool().pending() > MOST_PENDING {
+            self.pin().flush();
+            core::hint::spin_loop();
+        }
+        self.pool().reclaim_released();
     }
 
     /// Waits until every CPU that is in the epoch now has left it once, and what was deferred before has been done.

@@ -5,6 +5,7 @@
 
 use crate::cpu::{Caches, CpuMemory};
 use crate::dirty_log::DirtyLog;
+use crate::frames::GRANULE;
 use crate::locks::MmuLock;
 use crate::slots::Slot;
 use crate::space::AddressSpace;
@@ -12,7 +13,8 @@ use core::ptr;
 use crossbeam_epoch::Guard;
 use stage2::sync::full_barrier;
 use stage2::{
-    Access, Broken, Descriptor, Ipa, Level, PAGE_SIZE, Permissions, Request, Resolution, Tlb,
+    Access, Attributes, Broken, Descriptor, Ipa, Level, PAGE_SIZE, Permissions, Request,
+    Resolution, Tlb,
 };
 
 /// Why stage 2 refused an access (Arm ARM, ESR_EL2.ISS.DFSC).
@@ -94,7 +96,8 @@ impl<L: MmuLock> AddressSpace<L> {
                 full_barrier();
                 let unchanged =
                     ptr::eq(self.slots(guard), published) && same_log(slot.log(guard), log);
-                if !fill(broken, &request, unchanged) {
+                let leaf = self.stage2().leaf_for(&request, broken.level());
+                if !fill(broken, leaf, unchanged) {
                     counters.retried.add(1);
                     return FaultOutcome::Retry;
                 }
@@ -113,7 +116,7 @@ impl<L: MmuLock> AddressSpace<L> {
                 counters.split.add(1);
                 Some(Level::L3)
             }
-            Resolution::Spurious => {
+            Resolution::Spurious | Resolution::Accessed => {
                 counters.spurious.add(1);
                 None
             }
@@ -148,7 +151,7 @@ fn request_for(slot: &Slot, log: Option<&DirtyLog>, fault: &Fault) -> Request {
         } else {
             slot.largest()
         },
-        permissions,
+        attributes: Attributes::memory(permissions),
         split: log.is_some(),
     }
 }
@@ -156,10 +159,9 @@ fn request_for(slot: &Slot, log: Option<&DirtyLog>, fault: &Fault) -> Request {
 /// Maps what backs the fault, or leaves the entry as it was if the grounds for it have gone (rule 8). Whether it is mapped
 /// now.
 #[inline]
-fn fill(broken: Broken<'_>, request: &Request, unchanged: bool) -> bool {
+fn fill(broken: Broken<'_>, leaf: Descriptor, unchanged: bool) -> bool {
     if unchanged {
-        let leaf = request.leaf(broken.level());
-        broken.make(Descriptor::Leaf(leaf)).is_ok()
+        broken.make(leaf).is_ok()
     } else {
         // Lost only to an unmap of the whole table, which leaves nothing to restore.
         let _ = broken.restore();
@@ -179,7 +181,7 @@ fn same_log(now: Option<&DirtyLog>, before: Option<&DirtyLog>) -> bool {
 fn mark_after_write(slot: &Slot, ipa: Ipa, level: Level, guard: &Guard) {
     full_barrier();
     if let Some(log) = slot.log(guard) {
-        let span = level.span();
+        let span = GRANULE.span(level);
         log.mark(slot.page_of(ipa.align_down(span)), span / PAGE_SIZE);
     }
 }

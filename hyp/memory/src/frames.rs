@@ -22,10 +22,13 @@ mod released;
 pub use cache::FrameCache;
 pub use counts::{Counts, Unbalanced, VmCounts};
 pub use physical::{read_bytes, write_bytes, zero};
-pub use pool::{FramePool, MAX_RUN};
+pub use pool::{FramePool, MAX_RUN, MOST_PENDING};
 
 use core::fmt;
-use stage2::{Level, PAGE_SIZE};
+use stage2::{Granule, Level, PAGE_SIZE};
+
+/// The granule of every VM's tables: frames are handed out by its pages.
+pub(crate) const GRANULE: Granule = Granule::Size4K;
 
 /// How many VMs there can be at the same time.
 pub const MAX_VMS: usize = 16;

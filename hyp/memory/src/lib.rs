@@ -22,9 +22,12 @@ mod dirty_log;
 mod fault;
 pub mod frames;
 mod locks;
+mod published;
 mod reclaim;
 mod slots;
 mod space;
+#[cfg(feature = "watch")]
+pub mod watch;
 
 pub use cpu::{Caches, CpuCounters, CpuMemory, FaultCounters, MemorySystem};
 pub use dirty_log::{BYTES_PER_WORD, PAGES_PER_WORD};
@@ -32,5 +35,5 @@ pub use fault::{Fault, FaultKind, FaultOutcome};
 pub use frames::VmId;
 pub use locks::{MmuLock, Mutexed, Parallel, RwLocked};
 pub use slots::{Slot, SlotError, SlotId};
-pub use space::{AddressSpace, LogError, NotBacked};
+pub use space::{AddressSpace, LogError, NotBacked, UNLINKED_AT_ONCE};
 pub use stage2::Access;

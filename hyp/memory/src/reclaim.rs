@@ -19,10 +19,14 @@ unsafe impl TableMemory for Tables<'_> {
     fn allocate(&self) -> Option<TableFrame> {
         let pa = self.cache.take_table(self.vm)?;
         prepare_tables(pa, 1);
+        #[cfg(feature = "watch")]
+        crate::watch::allocated(pa);
         Some(TableFrame::new(pa))
     }
 
     fn free(&self, frame: TableFrame) {
+        #[cfg(feature = "watch")]
+        crate::watch::freed(frame.pa());
         // SAFETY: the caller owns the frame, which `allocate` took from a CPU's cache, and no walker has seen it.
         unsafe { self.cache.give_back_table(frame.pa(), self.vm) };
     }
@@ -40,13 +44,15 @@ unsafe impl TableMemory for Tables<'_> {
 #[inline]
 pub(crate) fn prepare_tables(_: Pa, _: usize) {}
 
-/// The model checker's atomics have to be made one by one.
+/// The model checker's atomics have to be made one by one, and are larger: a frame holds the few entries of a model's
+/// tables.
 #[cfg(loom)]
 pub(crate) fn prepare_tables(pa: Pa, tables: usize) {
-    for index in 0..tables * stage2::TABLE_ENTRIES {
+    const ENTRIES: usize = 4;
+    for index in 0..tables * ENTRIES {
         let entry = with_exposed_provenance_mut::<Entry>(pa.get() as usize).wrapping_add(index);
         // SAFETY: the frames are the caller's alone, and large enough for the few entries of a model's tables.
-        unsafe { entry.write(Entry::new(stage2::Descriptor::Invalid)) };
+        unsafe { entry.write(Entry::vacant()) };
     }
 }
 
@@ -65,7 +71,10 @@ impl Epoch for Retirement<'_> {
         pool.note_pending(vm, frames);
         // The closure's three words lie in the epoch's own bag: nothing is allocated for it.
         // SAFETY: the table is unlinked, its invalidation is complete, and the epoch has passed when this runs (rule 7).
-        self.guard
-            .defer(move || unsafe { pool.release_deferred(pa, frames, vm) });
+        self.guard.defer(move || unsafe {
+            #[cfg(feature = "watch")]
+            crate::watch::freed(pa);
+            pool.release_deferred(pa, frames, vm)
+        });
     }
 }

@@ -4,11 +4,12 @@
 //! a lock; a change publishes a new array.
 
 use crate::dirty_log::DirtyLog;
+use crate::frames::GRANULE;
+use crate::published::Published;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::Ordering;
-use crossbeam_epoch::{Atomic, Guard, Shared};
+use crossbeam_epoch::Guard;
 use stage2::{Ipa, IpaRange, Level, PAGE_SHIFT, PAGE_SIZE, Pa};
 
 /// Names a slot of a VM.
@@ -35,8 +36,8 @@ pub struct Slot {
     start: Ipa,
     backing: Backing,
     read_only: bool,
-    /// Null while writes aren't logged. What a fault decides on (rule 8).
-    log: Atomic<DirtyLog>,
+    /// None while writes aren't logged. What a fault decides on (rule 8).
+    log: Published<DirtyLog>,
 }
 
 impl Slot {
@@ -46,7 +47,7 @@ impl Slot {
             start,
             backing,
             read_only,
-            log: Atomic::null(),
+            log: Published::new(None),
         }
     }
 
@@ -60,12 +61,12 @@ impl Slot {
         self.start
             ..self
                 .start
-                .offset(self.backing.pieces.len() as u64 * self.backing.piece.span())
+                .offset(self.backing.pieces.len() as u64 * GRANULE.span(self.backing.piece))
     }
 
     /// Its size in pages.
     pub fn pages(&self) -> u64 {
-        (self.backing.pieces.len() as u64) << (self.backing.piece.shift() - PAGE_SHIFT)
+        (self.backing.pieces.len() as u64) << (GRANULE.shift(self.backing.piece) - PAGE_SHIFT)
     }
 
     /// Whether guest writes are refused.
@@ -86,8 +87,9 @@ impl Slot {
     #[inline]
     pub(crate) fn frame_of(&self, ipa: Ipa) -> Pa {
         let offset = ipa.get() - self.start.get();
-        let piece = self.backing.pieces[(offset >> self.backing.piece.shift()) as usize];
-        piece.offset(offset & (self.backing.piece.span() - 1) & !(PAGE_SIZE - 1))
+        let shift = GRANULE.shift(self.backing.piece);
+        let piece = self.backing.pieces[(offset >> shift) as usize];
+        piece.offset(offset & ((1 << shift) - 1) & !(PAGE_SIZE - 1))
     }
 
     /// The number within the slot of the page at `ipa`, which lies in it.
@@ -96,36 +98,21 @@ impl Slot {
         (ipa.get() - self.start.get()) >> PAGE_SHIFT
     }
 
-    /// The log, while logging is enabled. Acquire: pairs with the release that published it.
+    /// The log, while logging is enabled.
     #[inline]
     pub(crate) fn log<'g>(&self, guard: &'g Guard) -> Option<&'g DirtyLog> {
-        // SAFETY: a log is unpublished before it is handed to the epoch that `guard` stays in.
-        unsafe { self.log.load(Ordering::Acquire, guard).as_ref() }
+        self.log.load(guard)
     }
 
-    /// Publishes a log (or none) and returns the old one, which only CPUs inside an epoch can still be using.
-    pub(crate) fn swap_log<'g>(
-        &self,
-        log: Option<DirtyLog>,
-        guard: &'g Guard,
-    ) -> Shared<'g, DirtyLog> {
-        let new = log.map_or(Shared::null(), |log| {
-            crossbeam_epoch::Owned::new(log).into_shared(guard)
-        });
-        self.log.swap(new, Ordering::AcqRel, guard)
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        // SAFETY: a slot is dropped by its last owner, after an epoch: nobody can be using the log.
-        let log = unsafe { core::mem::replace(&mut self.log, Atomic::null()).try_into_owned() };
-        drop(log);
+    /// Publishes a log, or none, so that whoever walks the entries afterwards is seen by faults or sees them (rule 8).
+    /// Whether there was one.
+    pub(crate) fn replace_log(&self, log: Option<DirtyLog>, guard: &Guard) -> bool {
+        self.log.replace(log, guard)
     }
 }
 
 /// All slots of a VM, sorted by address.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct SlotArray(Vec<Arc<Slot>>);
 
 /// A slot can't be added.
@@ -182,6 +169,11 @@ impl fmt::Display for SlotError {
 impl core::error::Error for SlotError {}
 
 impl SlotArray {
+    /// No slots.
+    pub(crate) const fn new() -> Self {
+        Self(Vec::new())
+    }
+
     /// The slot that covers `ipa`.
     #[inline]
     pub(crate) fn find(&self, ipa: Ipa) -> Option<&Arc<Slot>> {

@@ -5,29 +5,34 @@
 
 use crate::cpu::{Caches, CpuMemory};
 use crate::dirty_log::{BYTES_PER_WORD, DirtyLog, PAGES_PER_WORD};
-use crate::frames::{FrameSize, Owner, Purpose, VmId};
+use crate::frames::{FrameSize, GRANULE, Owner, Purpose, VmId};
 use crate::locks::MmuLock;
+use crate::published::Published;
 use crate::reclaim::prepare_tables;
 use crate::slots::{Backing, Slot, SlotArray, SlotError, SlotId};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
-use core::sync::atomic::Ordering;
-use crossbeam_epoch::{Atomic, Guard, Owned};
+use crossbeam_epoch::Guard;
 use spin::Mutex;
 use stage2::sync::full_barrier;
 use stage2::{
-    Collapsed, Ipa, IpaRange, Leaf, Level, OutOfFrames, PAGE_SIZE, Pa, Permissions, RootShape,
-    Stage2, TableFrame, Tlb, Vttbr,
+    Collapsed, Ipa, IpaRange, Layout, Leaf, Level, OutOfFrames, PAGE_SIZE, Pa, Permissions, Stage2,
+    TableFrame, Tlb, Vttbr,
 };
+
+/// Tables that one step of an operation unlinks at most, before it looks whether too many await their epoch.
+pub const UNLINKED_AT_ONCE: u64 = 64;
+/// Entries of a table, for the length of a step.
+const TABLE_ENTRIES: usize = 512;
 
 /// One VM's memory.
 #[derive(Debug)]
 pub struct AddressSpace<L> {
     vm: VmId,
     stage2: Stage2,
-    slots: Atomic<SlotArray>,
+    slots: Published<SlotArray>,
     lock: L,
     /// Held by whoever changes slots or takes from a dirty log. No fault takes it.
     control: Mutex<()>,
@@ -81,17 +86,17 @@ impl fmt::Display for NotBacked {
 impl core::error::Error for NotBacked {}
 
 impl<L: MmuLock> AddressSpace<L> {
-    /// An empty address space. Its root comes from the pool.
-    pub fn new<T>(cpu: &CpuMemory<T>, vm: VmId, shape: RootShape) -> Result<Self, OutOfFrames> {
+    /// An empty address space, whose tables have 4 KiB pages. Its root comes from the pool.
+    pub fn new<T>(cpu: &CpuMemory<T>, vm: VmId, layout: Layout) -> Result<Self, OutOfFrames> {
         let root = cpu
             .pool()
-            .allocate_root(shape.frames(), vm)
+            .allocate_root(layout.root_tables(), vm)
             .ok_or(OutOfFrames)?;
-        prepare_tables(root, shape.frames());
+        prepare_tables(root, layout.root_tables());
         Ok(Self {
             vm,
-            stage2: Stage2::new(TableFrame::root(root, shape.frames()), shape),
-            slots: Atomic::new(SlotArray::default()),
+            stage2: Stage2::new(TableFrame::root(root, layout.root_tables()), layout),
+            slots: Published::new(None),
             lock: L::default(),
             control: Mutex::new(()),
         })
@@ -100,7 +105,7 @@ impl<L: MmuLock> AddressSpace<L> {
     /// Gives the VM a VMID that is good on the calling CPU, and returns what VTTBR_EL2 and VTCR_EL2 are to hold there.
     pub fn activate<T: Tlb>(&self, cpu: &CpuMemory<T>) -> (Vttbr, u64) {
         cpu.activate(self.stage2.vmid());
-        (self.stage2.vttbr(), cpu.system().vtcr(self.stage2.shape()))
+        (self.stage2.vttbr(), cpu.system().vtcr(self.stage2.layout()))
     }
 
     /// The VM that it belongs to.
@@ -119,9 +124,8 @@ impl<L: MmuLock> AddressSpace<L> {
 
     #[inline]
     pub(crate) fn slots<'g>(&self, guard: &'g Guard) -> &'g SlotArray {
-        // SAFETY: the pointer is never null, and an array is unpublished before it is handed to the epoch that `guard`
-        // stays in. Acquire: pairs with the release of `publish`.
-        unsafe { self.slots.load(Ordering::Acquire, guard).deref() }
+        static NONE: SlotArray = SlotArray::new();
+        self.slots.load(guard).unwrap_or(&NONE)
     }
 
     /// What the tables map `ipa` to at this moment, and at which level.
@@ -153,24 +157,24 @@ impl<L: MmuLock> AddressSpace<L> {
             free_backing(cpu, self.vm, slot.backing());
             return Err(SlotError::OutOfMemory { bytes });
         };
-        self.publish(with_slot, &guard);
+        self.slots.replace(Some(with_slot), &guard);
         Ok(())
     }
 
     fn checked_range(&self, start: Ipa, bytes: u64, piece: Level) -> Result<IpaRange, SlotError> {
-        let bits = self.stage2.shape().ipa_bits();
+        let bits = self.stage2.layout().ipa_bits();
         if bytes == 0 {
             return Err(SlotError::Empty);
         }
-        if !start.is_aligned(piece.span()) || !bytes.is_multiple_of(piece.span()) {
+        if !start.is_aligned(GRANULE.span(piece)) || !bytes.is_multiple_of(GRANULE.span(piece)) {
             return Err(SlotError::Unaligned {
-                piece: piece.span(),
+                piece: GRANULE.span(piece),
             });
         }
         let end = start
             .checked_add(bytes)
             .ok_or(SlotError::BeyondIpaSpace { bits })?;
-        if !self.stage2.contains(&(start..end)) {
+        if !self.stage2.layout().contains(&(start..end)) {
             return Err(SlotError::BeyondIpaSpace { bits });
         }
         Ok(start..end)
@@ -183,7 +187,7 @@ impl<L: MmuLock> AddressSpace<L> {
         piece: Level,
     ) -> Result<Backing, SlotError> {
         let out_of_memory = SlotError::OutOfMemory { bytes };
-        let count = usize::try_from(bytes / piece.span()).map_err(|_| out_of_memory)?;
+        let count = usize::try_from(bytes / GRANULE.span(piece)).map_err(|_| out_of_memory)?;
         let mut backing = Backing {
             piece,
             pieces: Vec::new(),
@@ -202,19 +206,20 @@ impl<L: MmuLock> AddressSpace<L> {
                 return Err(out_of_memory);
             };
             // SAFETY: the frames have just come from the pool, whose memory is mapped.
-            unsafe { crate::frames::zero(pa, piece.span()) };
-            cpu.hardware().clean_for_guest(pa, piece.span());
+            unsafe { crate::frames::zero(pa, GRANULE.span(piece)) };
+            self.show_guest(cpu, pa, GRANULE.span(piece));
             backing.pieces.push(pa);
         }
         Ok(backing)
     }
 
-    /// Release: pairs with the acquire in [`Self::slots`].
-    fn publish(&self, slots: SlotArray, guard: &Guard) {
-        let old = self.slots.swap(Owned::new(slots), Ordering::AcqRel, guard);
-        full_barrier();
-        // SAFETY: the array is unpublished, and only CPUs that are in an epoch now can still be using it.
-        unsafe { guard.defer_destroy(old) };
+    /// Makes what was written at `pa` visible to the guest, however it looks at it.
+    fn show_guest<T: Caches>(&self, cpu: &CpuMemory<T>, pa: Pa, bytes: u64) {
+        if self.stage2.layout().features().fwb {
+            cpu.hardware().clean_for_fetches(pa, bytes);
+        } else {
+            cpu.hardware().clean_for_guest(pa, bytes);
+        }
     }
 
     /// Starts logging writes to a slot, page by page: every mapping of it becomes read-only. When this returns, every
@@ -231,8 +236,7 @@ impl<L: MmuLock> AddressSpace<L> {
             return Err(LogError::NotPossible(id));
         }
         let log = DirtyLog::new(slot.pages()).ok_or(LogError::OutOfMemory(id))?;
-        slot.swap_log(Some(log), &guard);
-        full_barrier();
+        slot.replace_log(Some(log), &guard);
         self.write_protect(cpu, &guard, slot.range(), |_, _| true);
         Ok(())
     }
@@ -290,30 +294,55 @@ impl<L: MmuLock> AddressSpace<L> {
         id: SlotId,
     ) -> Result<Collapsed, LogError> {
         let _control = self.control.lock();
-        let guard = cpu.pin();
-        let slot = self.slot(id, &guard)?;
-        let log = slot.swap_log(None, &guard);
-        if log.is_null() {
-            return Err(LogError::Disabled(id));
-        }
-        full_barrier();
-        let (tables, epoch) = (cpu.tables(self.vm), cpu.retirement(self.vm, &guard));
-        let worker = cpu.worker(&tables, &epoch);
+        let slot = {
+            let guard = cpu.pin();
+            let slot = self.slots(&guard).get(id);
+            let slot = slot.map_err(|_| LogError::Unknown(id))?.clone();
+            if !slot.replace_log(None, &guard) {
+                return Err(LogError::Disabled(id));
+            }
+            slot
+        };
         let mut collapsed = Collapsed::default();
         let mut to = Level::L3;
         while let Some(above) = to.above().filter(|above| *above >= slot.largest()) {
-            let _lock = self.lock.exclusive();
-            collapsed +=
-                self.stage2
-                    .collapse(&worker, slot.range(), above, || match slot.log(&guard) {
-                        None => Permissions::RAM,
-                        Some(_) => Permissions::LOGGED,
-                    });
+            let step = GRANULE.span(above) * UNLINKED_AT_ONCE;
+            let range = slot.range();
+            let mut at = range.start;
+            while at < range.end {
+                let end = at.align_down(step).offset(step).min(range.end);
+                cpu.settle();
+                collapsed += self.collapse(cpu, &slot, at..end, above);
+                at = end;
+            }
             to = above;
         }
-        // SAFETY: the log is unpublished, and only CPUs that are in an epoch now can still be using it.
-        unsafe { guard.defer_destroy(log) };
         Ok(collapsed)
+    }
+
+    /// Restores blocks of a level in a part of a slot.
+    fn collapse<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        slot: &Slot,
+        range: IpaRange,
+        to: Level,
+    ) -> Collapsed {
+        let guard = cpu.pin();
+        let (tables, epoch) = (cpu.tables(self.vm), cpu.retirement(self.vm, &guard));
+        let worker = cpu.worker(&tables, &epoch);
+        let _lock = self.lock.exclusive();
+        self.stage2.collapse(
+            &worker,
+            range,
+            to,
+            |_| match slot.log(&guard) {
+                None => Permissions::RAM,
+                Some(_) => Permissions::LOGGED,
+            },
+            // The slot holds its frames, mapped or not.
+            |_, _, _| {},
+        )
     }
 
     fn slot<'g>(&self, id: SlotId, guard: &'g Guard) -> Result<&'g Slot, LogError> {
@@ -336,12 +365,16 @@ impl<L: MmuLock> AddressSpace<L> {
         cpu: &CpuMemory<T>,
         guard: &Guard,
         range: IpaRange,
-        wanted: impl FnMut(Ipa, Level) -> bool,
+        wanted: impl Fn(Ipa, Level) -> bool,
     ) {
         let (tables, epoch) = (cpu.tables(self.vm), cpu.retirement(self.vm, guard));
         let _lock = self.lock.exclusive();
-        self.stage2
-            .write_protect(&cpu.worker(&tables, &epoch), range, wanted);
+        let worker = cpu.worker(&tables, &epoch);
+        let protect = || (self.stage2).write_protect(&worker, range.clone(), &wanted, |_, _| {});
+        #[cfg(feature = "watch")]
+        crate::watch::write_protects(self.stage2.vttbr(), &range, &wanted, &mut || protect());
+        #[cfg(not(feature = "watch"))]
+        protect();
     }
 
     /// Copies bytes into guest memory, as a device would: read-only slots too, and marked in the dirty log.
@@ -357,7 +390,7 @@ impl<L: MmuLock> AddressSpace<L> {
         self.for_each_page(&guard, ipa, bytes.len(), |slot, page, pa, part| {
             // SAFETY: the slot's frames back the guest, and stay its own in the epoch that `guard` holds.
             unsafe { crate::frames::write_bytes(pa, &bytes[part.clone()]) };
-            cpu.hardware().clean_for_guest(pa, part.len() as u64);
+            self.show_guest(cpu, pa, part.len() as u64);
             if let Some(log) = slot.log(&guard) {
                 log.mark(page, 1);
             }
@@ -412,16 +445,23 @@ impl<L: MmuLock> AddressSpace<L> {
         let Self {
             vm, stage2, slots, ..
         } = self;
-        {
+        let mut teardown = {
             let guard = cpu.pin();
             let (tables, epoch) = (cpu.tables(vm), cpu.retirement(vm, &guard));
-            stage2.destroy(&cpu.worker(&tables, &epoch), |_, _, _| {});
+            stage2.destroy(&cpu.worker(&tables, &epoch))
+        };
+        let mut ended = false;
+        while !ended {
+            cpu.settle();
+            let guard = cpu.pin();
+            let (tables, epoch) = (cpu.tables(vm), cpu.retirement(vm, &guard));
+            let entries = UNLINKED_AT_ONCE as usize * TABLE_ENTRIES;
+            ended = teardown.step(&cpu.worker(&tables, &epoch), entries, |_, _, _| {});
         }
         // Rule 10: frames go back after the invalidation and an epoch.
         cpu.wait_for_epoch();
-        // SAFETY: the address space is owned, so nobody else can reach the array, and the pointer is never null.
-        let slots = unsafe { slots.into_owned() };
-        for slot in slots.iter() {
+        let guard = cpu.pin();
+        for slot in slots.load(&guard).into_iter().flat_map(SlotArray::iter) {
             free_backing(cpu, vm, slot.backing());
         }
     }

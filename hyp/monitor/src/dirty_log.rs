@@ -7,14 +7,15 @@
 use crate::bench::{Bench, journal_bytes};
 use crate::counters::Snapshot;
 use crate::error::RunError;
-use crate::guest::{GuestPlan, Host, TEST_SLOT, Watch};
+use crate::guest::{GuestPlan, Host, Remains, TEST_SLOT, Watch};
 use crate::image::GuestImage;
 use crate::machine::Machine;
 use crate::options::{Backing, Options, TEST_MEMORY};
-use crate::record::{CounterMap, Phase, PhaseName, Progress, Record};
+use crate::record::{Phase, PhaseName, Progress, Record};
 use crate::report;
 use crate::steps::Step;
 use crate::verify::{self, Contents};
+use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use hypercall::step;
@@ -57,7 +58,7 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
         if verified || outcome.as_ref().is_err_and(RunError::is_mismatch) {
             report::record(
                 machine,
-                &record::<M, L>(machine, options, results, remains.counters, verified),
+                &record::<M, L>(machine, options, results, remains, verified),
             )?;
         }
     }
@@ -92,7 +93,7 @@ fn record<M: Machine, L: MmuLock>(
     machine: &M,
     options: &Options,
     results: Results,
-    counters: CounterMap,
+    remains: Remains,
     verified: bool,
 ) -> Record {
     let facts = machine.facts();
@@ -106,8 +107,10 @@ fn record<M: Machine, L: MmuLock>(
         cpu: facts.cpu_model.into(),
         gic: facts.gic,
         clock: facts.clock.into(),
+        stage2: report::Stage2Use(&remains.stage2).to_string(),
+        most_tlbi: facts.most_tlbi.into(),
         phases: results.phases,
-        counters,
+        counters: remains.counters,
         verified,
     }
 }
@@ -319,6 +322,8 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
             .counts_of(self.watch.vm.space.vm());
         counters.insert("frames_table".into(), frames.table);
         counters.insert("frames_pending".into(), frames.pending);
+        let pool = self.watch.own.memory.pool();
+        counters.insert("frames_pending_most".into(), pool.most_pending());
         let phase = Phase {
             name,
             iteration,

@@ -6,7 +6,7 @@ use crate::verify::{BeyondShare, Mismatch, WrongContent};
 use core::fmt;
 use memory::frames::{Unbalanced, VmCounts};
 use memory::{LogError, NotBacked, SlotError};
-use stage2::{BadIpaSize, OutOfFrames};
+use stage2::{BadLayout, OutOfFrames};
 use vm::{BadVcpuCount, StopReason, VcpuId};
 
 /// Why a run failed.
@@ -24,7 +24,7 @@ pub enum RunError {
     /// The VM can't have so many vCPUs.
     Vcpus(BadVcpuCount),
     /// The guest's address space can't have this size.
-    IpaSize(BadIpaSize),
+    Layout(BadLayout),
     /// There is no frame for the root table.
     Frames(OutOfFrames),
     /// The guest's memory can't be had.
@@ -124,7 +124,7 @@ impl fmt::Display for RunError {
                 )
             }
             Self::Vcpus(error) => error.fmt(f),
-            Self::IpaSize(error) => error.fmt(f),
+            Self::Layout(error) => error.fmt(f),
             Self::Frames(error) => error.fmt(f),
             Self::Slot(error) => write!(f, "the guest's memory can't be had: {error}"),
             Self::Heap => f.write_str("the heap is too small for this much guest memory"),
@@ -193,7 +193,7 @@ macro_rules! from {
 from! {
     ImageError => Image,
     BadVcpuCount => Vcpus,
-    BadIpaSize => IpaSize,
+    BadLayout => Layout,
     OutOfFrames => Frames,
     SlotError => Slot,
     NotBacked => NotBacked,

@@ -10,11 +10,12 @@ use crate::image::GuestImage;
 use crate::machine::{Machine, OwnCpu};
 use crate::options::{self, Backing, Options, TEST_MEMORY};
 use crate::record::CounterMap;
+use crate::report::Stage2Use;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use memory::frames::{Counts, VmCounts};
 use memory::{AddressSpace, CpuCounters, MmuLock, SlotError, SlotId, VmId};
-use stage2::{Ipa, IpaRange, PAGE_SIZE, RootShape};
+use stage2::{Features, Ipa, IpaRange, Layout, PAGE_SIZE};
 use vm::{Service, Start, StopReason, Vcpu, VcpuId, Vm, VmConfig};
 
 /// Where a guest's RAM begins.
@@ -25,6 +26,8 @@ pub const RAM_SLOT: SlotId = SlotId(0);
 pub const TEST_SLOT: SlotId = SlotId(1);
 /// The address space that a guest gets unless it needs a larger one, in bits: Linux KVM's choice too.
 const USUAL_IPA_BITS: u32 = 40;
+/// The most bits of an address in descriptors that aren't those of FEAT_LPA2.
+const NARROW_BITS: u32 = 48;
 /// How long CPUs may take to come back from a guest that was stopped.
 const PATIENCE_NS: u64 = 10_000_000_000;
 const NS_PER_SECOND: u64 = 1_000_000_000;
@@ -69,6 +72,8 @@ pub struct GuestPlan<'p> {
 /// What remains to be said of a guest that has ended.
 #[derive(Debug)]
 pub struct Remains {
+    /// What its tables used of the architecture.
+    pub stage2: Features,
     /// All that was counted.
     pub counters: CounterMap,
     /// The VM's frames after it was destroyed.
@@ -98,7 +103,9 @@ impl GuestPlan<'_> {
         memory
     }
 
-    fn shape(&self, pa_bits: u32) -> Result<RootShape, RunError> {
+    /// The layout of its tables, of what a machine can have. Larger descriptors' addresses only where its own address space needs
+    /// them; and dirty state and contiguous groups not yet, as nothing here makes use of them.
+    fn layout(&self, possible: &Features) -> Result<Layout, RunError> {
         let end = self
             .memory()
             .iter()
@@ -106,8 +113,15 @@ impl GuestPlan<'_> {
             .max()
             .unwrap_or(0);
         let needed = u64::BITS - end.saturating_sub(1).leading_zeros();
-        let usual = USUAL_IPA_BITS.max(needed).min(pa_bits);
-        Ok(RootShape::new(self.ipa_bits.unwrap_or(usual), pa_bits)?)
+        let usual = USUAL_IPA_BITS.max(needed).min(possible.ipa_bits);
+        let ipa_bits = self.ipa_bits.unwrap_or(usual);
+        Ok(Layout::new(Features {
+            ipa_bits,
+            lpa2: possible.lpa2 && ipa_bits > NARROW_BITS,
+            hardware_dirty: false,
+            contiguous: false,
+            ..*possible
+        })?)
     }
 }
 
@@ -166,8 +180,9 @@ impl<M: Machine> Host<'_, M> {
     }
 
     fn create<L: MmuLock>(&self, plan: &GuestPlan<'_>) -> Result<Vm<AddressSpace<L>>, RunError> {
-        let shape = plan.shape(self.machine.facts().pa_bits)?;
-        let space = AddressSpace::<L>::new(&self.own.memory, plan.vm, shape)?;
+        let layout = plan.layout(&self.machine.facts().stage2)?;
+        log::info!("{}: {}", plan.vm, Stage2Use(layout.features()));
+        let space = AddressSpace::<L>::new(&self.own.memory, plan.vm, layout)?;
         let start = match self.fill(&space, plan) {
             Ok(start) => start,
             Err(error) => {
@@ -177,7 +192,7 @@ impl<M: Machine> Host<'_, M> {
         };
         let config = VmConfig {
             vcpus: plan.vcpus,
-            ipa_bits: shape.ipa_bits(),
+            ipa_bits: layout.ipa_bits(),
             counter_offset: self.machine.counter(),
         };
         let vm = Vm::new(config, space)?;
@@ -282,6 +297,7 @@ impl<M: Machine> Host<'_, M> {
         let memory = &self.own.memory;
         // No CPU has the job any more, so nobody has the VM.
         let vm = Arc::into_inner(vm).ok_or(RunError::Stuck)?;
+        let stage2 = *vm.space.stage2().layout().features();
         vm.space.destroy(memory);
         let frames = self.settled(id);
         let machine_frames = memory.pool().counts();
@@ -290,6 +306,7 @@ impl<M: Machine> Host<'_, M> {
         }
         machine_frames.check()?;
         Ok(Remains {
+            stage2,
             counters,
             frames,
             machine_frames,

@@ -4,7 +4,7 @@
 
 use core::fmt;
 use memory::{Caches, CpuMemory};
-use stage2::Tlb;
+use stage2::{Features, Tlb};
 use vm::{Cpu, CpuId};
 
 /// A machine with CPUs that run guests.
@@ -39,8 +39,10 @@ pub trait Machine: Sync + 'static {
 pub struct Facts {
     /// CPUs, all of them up. CPU 0 runs the monitor.
     pub cpus: usize,
-    /// Bits of a physical address.
-    pub pa_bits: u32,
+    /// All that stage 2 can use with pages of 4 KiB, with the largest address space.
+    pub stage2: Features,
+    /// The most instructions that one TLB invalidation is made of; beyond, all of a VM's entries go.
+    pub most_tlbi: u32,
     /// The CPUs' model.
     pub cpu_model: &'static str,
     /// The version of the interrupt controller's architecture.

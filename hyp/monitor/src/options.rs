@@ -149,7 +149,7 @@ impl Options {
             "seed" => self.seed = value::number(key, text, 0, u64::MAX, "a number")?,
             "ipa_bits" => {
                 self.ipa_bits =
-                    Some(value::number(key, text, 32, 48, "a number from 32 to 48")? as u32)
+                    Some(value::number(key, text, 32, 52, "a number from 32 to 52")? as u32)
             }
             "timeout" => {
                 self.timeout = value::number(key, text, 1, 1_000_000, "seconds, from 1 to 1000000")?

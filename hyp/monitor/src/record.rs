@@ -33,6 +33,12 @@ pub struct Record {
     pub gic: u64,
     /// What the times were measured with.
     pub clock: String,
+    /// What of the architecture the VM's tables used.
+    #[serde(default)]
+    pub stage2: String,
+    /// The most instructions that one TLB invalidation was made of, as measured at boot.
+    #[serde(default)]
+    pub most_tlbi: u64,
     /// What was done, in the order in which it was done.
     pub phases: Vec<Phase>,
     /// What was counted from the VM's start to its end.
@@ -167,6 +173,8 @@ mod tests {
             cpu: "neoverse-n1".into(),
             gic: 3,
             clock: "CNTPCT".into(),
+            stage2: "40-bit IPA, 4K pages".into(),
+            most_tlbi: 16,
             phases: vec![Phase {
                 counters: [("faults_mapped".into(), 3)].into(),
                 ..phase(PhaseName::Populate, 0)

@@ -5,7 +5,9 @@ use crate::guest::Remains;
 use crate::machine::Machine;
 use crate::options::Options;
 use crate::record::{Progress, Record};
+use core::fmt;
 use memory::VmId;
+use stage2::{Bbm, Features};
 
 /// What is about to run.
 pub(crate) fn heading<M: Machine>(machine: &M, mode: &str, options: &Options) {
@@ -38,4 +40,29 @@ pub(crate) fn remains<M: Machine>(machine: &M, vm: VmId, remains: &Remains) {
     machine.write_line(format_args!("{}", Listed(&remains.counters)));
     machine.write_line(format_args!("{vm} after its end: {}", remains.frames));
     machine.write_line(format_args!("{}", remains.machine_frames));
+}
+
+/// What of the architecture a VM's tables use, for people.
+pub(crate) struct Stage2Use<'f>(pub(crate) &'f Features);
+
+impl fmt::Display for Stage2Use<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let features = self.0;
+        let kib = 1u32 << (features.granule.page_shift() - 10);
+        write!(f, "{}-bit IPA, {kib}K pages", features.ipa_bits)?;
+        let used = [
+            (features.lpa2, "LPA2"),
+            (features.fwb, "FWB"),
+            (features.xnx, "XNX"),
+            (features.hardware_access, "hardware access flag"),
+            (features.hardware_dirty, "hardware dirty state"),
+            (features.contiguous, "contiguous groups"),
+            (features.bbm == Bbm::Level1, "BBM level 1"),
+            (features.bbm == Bbm::Level2, "BBM level 2"),
+        ];
+        for (_, name) in used.iter().filter(|(used, _)| *used) {
+            write!(f, ", {name}")?;
+        }
+        Ok(())
+    }
 }

@@ -1,4 +1,4 @@
-//! Addresses, levels and the geometry of a translation table (4 KiB granule).
+//! Addresses, levels and granules.
 //!
 //! An [`Ipa`] and a [`Pa`] are different types, so that a guest's address can't be mistaken for a machine's. All of it
 //! is plain arithmetic; nothing here is shared.
@@ -6,16 +6,10 @@
 use core::fmt;
 use core::ops::Range;
 
-/// Bytes of a page, as a power of two (4 KiB granule; Arm ARM D8.2).
+/// Bytes of the smallest granule's page, as a power of two: what owners of guest memory count in.
 pub const PAGE_SHIFT: u32 = 12;
-/// Bytes of a page.
+/// Bytes of the smallest granule's page.
 pub const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
-/// Address bits that one level of table resolves. Model checking uses tables of four entries: the protocol doesn't
-/// depend on their number, and 512 entries are too many to explore.
-pub const STRIDE: u32 = if cfg!(loom) { 2 } else { 9 };
-/// Entries of one table.
-pub const TABLE_ENTRIES: usize = 1 << STRIDE;
-
 macro_rules! address {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -87,41 +81,36 @@ address! {
     Pa
 }
 
-/// A level of the translation: 0 is the topmost, 3 holds pages (Arm ARM D8.2).
+/// A level of the translation: 0 is the topmost, 3 holds pages (Arm ARM D8.2). A stage 2 needs no level -1: sixteen
+/// concatenated tables at level 0 resolve 52 bits.
 ///
-/// A whole word, so that what holds one has no padding: copying odd bytes is a call on targets that align strictly, and
-/// levels are passed around in the fault path.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-#[repr(u64)]
+/// A 32-bit word, so that what holds one beside a [`Format`](crate::Format) has no padding: copying odd bytes is a call on
+/// targets that align strictly, and levels are passed around in the fault path.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u32)]
 pub enum Level {
-    /// Each entry spans 512 GiB; never a leaf with the 4 KiB granule.
+    /// With 4 KiB pages each entry spans 512 GiB.
     L0 = 0,
-    /// Each entry spans 1 GiB.
+    /// With 4 KiB pages each entry spans 1 GiB.
     L1 = 1,
-    /// Each entry spans 2 MiB.
+    /// With 4 KiB pages each entry spans 2 MiB.
     L2 = 2,
-    /// Each entry is a 4 KiB page.
+    /// Each entry is a page.
     L3 = 3,
 }
 
 impl Level {
-    /// The address bits below an entry of this level.
-    pub const fn shift(self) -> u32 {
-        PAGE_SHIFT + STRIDE * (3 - self as u32)
-    }
-
-    /// The bytes that one entry of this level spans.
-    pub const fn span(self) -> u64 {
-        1 << self.shift()
-    }
+    /// All levels, from the top down.
+    pub const ALL: [Self; 4] = [Self::L0, Self::L1, Self::L2, Self::L3];
 
     /// The level below, or `None` from the lowest one.
+    #[inline]
     pub const fn below(self) -> Option<Self> {
-        match self {
-            Self::L0 => Some(Self::L1),
-            Self::L1 => Some(Self::L2),
-            Self::L2 => Some(Self::L3),
-            Self::L3 => None,
+        let next = self as usize + 1;
+        if next < Self::ALL.len() {
+            Some(Self::ALL[next])
+        } else {
+            None
         }
     }
 
@@ -134,10 +123,45 @@ impl Level {
             Self::L3 => Some(Self::L2),
         }
     }
+}
 
-    /// Whether an entry of this level may map memory (4 KiB granule: 1 GiB and 2 MiB blocks, pages).
-    pub const fn may_be_leaf(self) -> bool {
-        !matches!(self, Self::L0)
+/// The translation granule: the size of a page and of a table (Arm ARM D8.2, VTCR_EL2.TG0).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Granule {
+    /// 4 KiB.
+    Size4K,
+    /// 16 KiB.
+    Size16K,
+    /// 64 KiB.
+    Size64K,
+}
+
+impl Granule {
+    /// All granules.
+    pub const ALL: [Self; 3] = [Self::Size4K, Self::Size16K, Self::Size64K];
+
+    /// The bytes of a page, as a power of two.
+    pub const fn page_shift(self) -> u32 {
+        match self {
+            Self::Size4K => 12,
+            Self::Size16K => 14,
+            Self::Size64K => 16,
+        }
+    }
+
+    /// Address bits that one level resolves: a table fills a page with 8-byte entries.
+    pub const fn stride(self) -> u32 {
+        self.page_shift() - 3
+    }
+
+    /// Address bits below an entry of `level`.
+    pub const fn shift(self, level: Level) -> u32 {
+        self.page_shift() + self.stride() * (3 - level as u32)
+    }
+
+    /// The bytes that one entry of `level` spans.
+    pub const fn span(self, level: Level) -> u64 {
+        1 << self.shift(level)
     }
 }
 
@@ -151,9 +175,11 @@ pub struct Vmid(pub u16);
 pub struct Vttbr(u64);
 
 impl Vttbr {
-    /// The register's value for a root table and a VMID.
+    /// The register's value for a root table and a VMID. A root above 48 bits has its top bits in `BADDR[5:2]`, so it is
+    /// aligned to 64 bytes at least, as every root is.
     pub const fn new(root: Pa, vmid: Vmid) -> Self {
-        Self(root.get() | (vmid.0 as u64) << 48)
+        const LOW: u64 = (1 << 48) - 1;
+        Self(root.get() & LOW | (root.get() >> 48 & 0xf) << 2 | (vmid.0 as u64) << 48)
     }
 
     /// The bits to write to VTTBR_EL2.
@@ -170,11 +196,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_are_those_of_the_4k_granule() {
-        assert_eq!(Level::L3.span(), 4 << 10);
-        assert_eq!(Level::L2.span(), 2 << 20);
-        assert_eq!(Level::L1.span(), 1 << 30);
-        assert_eq!(Level::L0.span(), 512 << 30);
+    fn spans_are_those_of_the_manual() {
+        let spans = |granule: Granule| Level::ALL.map(|level| granule.span(level));
+        assert_eq!(
+            spans(Granule::Size4K),
+            [512 << 30, 1 << 30, 2 << 20, 4 << 10]
+        );
+        assert_eq!(
+            spans(Granule::Size16K),
+            [128 << 40, 64 << 30, 32 << 20, 16 << 10]
+        );
+        assert_eq!(spans(Granule::Size64K)[1..], [4 << 40, 512 << 20, 64 << 10]);
     }
 
     #[test]

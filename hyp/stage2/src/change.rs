@@ -1,21 +1,56 @@
-//! Changes of whole ranges: write protection and unmapping.
+//! Changes of leaves where they are: permissions, access flags, dirty state. None of them needs a break (rule 3).
 //!
-//! Both may run at any time beside faults, splits, collapses and each other.
+//! All may run at any time beside every other operation and each other. What they owe the TLBs is invalidated at the end
+//! of the range, before they return.
 
 use crate::address::{Ipa, IpaRange, Level};
-use crate::descriptor::{Descriptor, Leaf};
-use crate::entry::{Broken, Unflushed};
+use crate::descriptor::{Descriptor, Leaf, Permissions};
+use crate::entry::{Entry, Observed};
+use crate::fault::lost;
+use crate::group::dissolve;
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::stage2::Stage2;
 use crate::tlb::Tlb;
-use crate::walk::Step;
+use crate::walk::{Step, VisitContext};
 
-/// Entries that an unmap holds locked at a time: one TLB invalidation serves them all.
-const UNMAP_BATCH: usize = if cfg!(loom) { 2 } else { 32 };
+/// What is to become of a leaf.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Verdict {
+    /// It stays, and what TLBs hold of it is right.
+    Keep,
+    /// It stays, but TLBs may hold what it was before (another CPU has changed it, and may not have got to the
+    /// invalidation).
+    Stale,
+    /// It becomes this; TLBs must forget what it was.
+    Tighten(Leaf),
+    /// It becomes this; what TLBs hold of it does no harm.
+    Loosen(Leaf),
+}
+
+/// The addresses whose invalidation is owed.
+struct Owed {
+    start: Ipa,
+    end: Ipa,
+}
+
+impl Owed {
+    const NOTHING: Self = Self {
+        start: Ipa::new(u64::MAX),
+        end: Ipa::new(0),
+    };
+
+    /// Leaves come in address order.
+    #[inline(always)]
+    fn add(&mut self, ipa: Ipa, end: Ipa) {
+        self.start = self.start.min(ipa);
+        self.end = end;
+    }
+}
 
 impl Stage2 {
-    /// Makes the leaves in `range` that `wanted` names (by their first IPA and level) read-only until a fault relaxes
-    /// them. Leaves that the range covers in part count as in it.
+    /// Makes the leaves in `range` that `wanted` names (by their first IPA and level; it may be asked more than once) read-only
+    /// until a fault relaxes them. Leaves that the range covers in part count as in it. `was_dirty` gets those whose writes hardware had
+    /// tracked and seen, which are tracked no more.
     ///
     /// When this returns, no TLB holds a writable entry for any of them, also where another CPU made the change and has
     /// not finished its invalidation (rule 3). It never waits for more than one entry, and maps or unmaps nothing.
@@ -23,117 +58,344 @@ impl Stage2 {
         &'w self,
         worker: &Worker<'w, M, T, E>,
         range: IpaRange,
-        mut wanted: impl FnMut(Ipa, Level) -> bool,
+        wanted: impl Fn(Ipa, Level) -> bool,
+        mut was_dirty: impl FnMut(Ipa, Level),
     ) {
-        debug_assert!(self.contains(&range));
-        let mut owed: Option<IpaRange> = None;
-        let mut protected = 0;
-        self.root().walk(worker, range, |context| {
-            let leaf = match context.descriptor {
-                Descriptor::Table(_) => return Step::Descend,
-                Descriptor::Leaf(leaf) if wanted(context.ipa, context.level) => leaf,
-                Descriptor::Leaf(_) | Descriptor::Invalid => return Step::Continue,
-                Descriptor::Locked => return Step::Wait,
-                Descriptor::Frozen => return Step::Restart,
-            };
-            if leaf.writable() {
-                if context
-                    .entry
-                    .exchange(context.observed, Descriptor::Leaf(leaf.without_write()))
-                    .is_err()
-                {
-                    worker.counters.lost_exchanges.add(1);
-                    return Step::Again;
+        let protected = self.change_leaves(
+            worker,
+            range,
+            |ipa, page| {
+                let protected = page.plain_page_protected()?;
+                wanted(ipa, Level::L3).then_some(protected)
+            },
+            |context: &Found, leaf| {
+                if !wanted(context.ipa, context.level) {
+                    Verdict::Keep
+                } else if leaf.writable() || leaf.hardware_dirty() {
+                    Verdict::Tighten(leaf.write_protected())
+                } else {
+                    Verdict::Stale
                 }
-                protected += 1;
-            }
-            let end = context.ipa.offset(context.level.span());
-            let start = owed.as_ref().map_or(context.ipa, |range| range.start);
-            owed = Some(start..end);
-            Step::Continue
-        });
+            },
+            |context, leaf| {
+                if leaf.dirty() {
+                    was_dirty(context.ipa, context.level);
+                }
+            },
+        );
         worker.counters.write_protected.add(protected);
-        if let Some(range) = owed {
-            worker.counters.tlbi_broadcast.add(1);
-            worker.tlb.invalidate_range(self.vttbr(), range, false);
-        }
     }
 
-    /// Removes every mapping in `range` and every table whose whole span lies in it. Blocks must not straddle its ends.
+    /// Gives the leaves in `range` these permissions: tightens, relaxes, or both. A leaf that the range covers in part is
+    /// left alone where that would give a right to the rest of it, and tightened as a whole otherwise. `changed` gets
+    /// each leaf that was changed, as it was: its dirty state is the caller's now.
     ///
-    /// `removed` gets each leaf after its TLB invalidation: no guest reaches that memory through it any more. Faults that run
-    /// beside it may map anew; whoever wants the range to stay empty takes away their grounds first (rule 10).
-    pub fn unmap<'w, M: TableMemory, T: Tlb, E: Epoch>(
+    /// When this returns, no TLB holds an entry with a right that these permissions don't have, for any leaf that was in
+    /// the range, also where another CPU has changed it and not finished its invalidation (rule 3). TLBs may hold entries
+    /// with fewer rights: a CPU that runs into one faults, which drops it. It maps or unmaps nothing.
+    pub fn protect<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         range: IpaRange,
-        mut removed: impl FnMut(Level, Ipa, Leaf),
+        permissions: Permissions,
+        mut changed: impl FnMut(Ipa, Level, Leaf),
     ) {
-        debug_assert!(self.contains(&range));
-        let mut at = range.start;
-        while at < range.end {
-            let mut batch = [const { None }; UNMAP_BATCH];
-            let mut locked = 0;
-            let mut covered: Option<IpaRange> = None;
-            at = self.root().walk(worker, at..range.end, |context| {
-                match context.descriptor {
-                    Descriptor::Invalid => return Step::Continue,
-                    Descriptor::Table(_) if !context.is_whole() => return Step::Descend,
-                    // A locked entry may become valid again, so it can't be passed over; but this walk must not wait while it
-                    // holds entries itself (rule 4).
-                    Descriptor::Locked if locked > 0 => return Step::Stop,
-                    Descriptor::Locked => return Step::Wait,
-                    Descriptor::Frozen => return Step::Restart,
-                    Descriptor::Leaf(_) | Descriptor::Table(_) => {}
+        let layout = self.layout();
+        self.change_leaves(
+            worker,
+            range,
+            |_, _| None,
+            |context: &Found, leaf| {
+                let new = leaf.with_permissions(layout, permissions);
+                if !context.whole && gives_rights(leaf, new) {
+                    return Verdict::Keep;
                 }
-                debug_assert!(
-                    context.is_whole(),
-                    "unmap cuts a block at {:?}",
-                    context.ipa
-                );
-                if locked == UNMAP_BATCH {
-                    return Step::Stop;
+                // What the range is to lose, another CPU may have just taken from it, and not told the TLBs.
+                let owed = takes_rights(leaf, new) || withholds_rights(new);
+                match (new == leaf, owed) {
+                    (true, _) => Verdict::Stale,
+                    (false, true) => Verdict::Tighten(new),
+                    (false, false) => Verdict::Loosen(new),
                 }
-                let Ok(unflushed) = context.entry.lock(context.observed, context.ipa) else {
-                    worker.counters.lost_exchanges.add(1);
-                    return Step::Again;
-                };
-                let taken = unflushed.range();
-                covered =
-                    Some(covered.as_ref().map_or(taken.start, |c: &IpaRange| c.start)..taken.end);
-                batch[locked] = Some(unflushed);
-                locked += 1;
-                Step::Continue
+            },
+            |context, leaf| changed(context.ipa, context.level, leaf),
+        );
+    }
+
+    /// Clears the access flags in `range` and calls `accessed` with each leaf that had it, by its first IPA and level.
+    ///
+    /// Invalidates nothing: an access through what a TLB holds goes unnoticed until that is gone, which makes a page look
+    /// older than it is. For certainty, follow with [`Self::invalidate`]. Never takes a right away; where hardware doesn't
+    /// set the flag, the next access that misses the TLB faults.
+    pub fn age<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        range: IpaRange,
+        mut accessed: impl FnMut(Ipa, Level),
+    ) {
+        self.change_leaves(
+            worker,
+            range,
+            |_, _| None,
+            |_: &Found, leaf| {
+                if leaf.accessed() {
+                    Verdict::Loosen(leaf.without_accessed())
+                } else {
+                    Verdict::Keep
+                }
+            },
+            |context, _| accessed(context.ipa, context.level),
+        );
+    }
+
+    /// Whether anything in `range` was accessed since [`Self::age`]. Changes nothing.
+    pub fn test_age<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        range: IpaRange,
+    ) -> bool {
+        let end = range.end;
+        let stopped = self.walk(worker, range, |context| match context.descriptor {
+            Descriptor::Table(_) => Step::Descend,
+            Descriptor::Leaf(leaf) if leaf.accessed() => Step::Stop,
+            Descriptor::Leaf(_) | Descriptor::Invalid => Step::Continue,
+            Descriptor::Locked => Step::Wait,
+            Descriptor::Frozen => Step::Restart,
+        });
+        stopped < end
+    }
+
+    /// Collects what hardware has noted as written in `range` (FEAT_HAFDBS): calls `dirty` with each such leaf, by its
+    /// first IPA and level, and makes it clean.
+    ///
+    /// When this returns, no TLB holds a writable entry for a leaf that it reported: every later write is noted again. Of
+    /// two that harvest one range at once, each reports a part, and only what it reported itself is clean to it; so
+    /// harvests exclude each other (rule 9).
+    pub fn harvest_dirty<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        range: IpaRange,
+        mut dirty: impl FnMut(Ipa, Level),
+    ) {
+        self.change_leaves(
+            worker,
+            range,
+            |_, _| None,
+            |_: &Found, leaf| {
+                if leaf.dirty() {
+                    Verdict::Tighten(leaf.without_write())
+                } else {
+                    Verdict::Keep
+                }
+            },
+            |context, _| dirty(context.ipa, context.level),
+        );
+    }
+
+    /// Changes the leaves in `range` as `decide` says and tells `changed` of each one, as it was. Invalidates what is
+    /// owed. Returns how many were changed.
+    ///
+    /// `plain` is the short cut for pages that come in numbers: what they become, TLBs having to forget what they were, and
+    /// `changed` not wanting to know.
+    #[inline(always)]
+    fn change_leaves<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        range: IpaRange,
+        plain: impl Fn(Ipa, Observed) -> Option<Leaf>,
+        mut decide: impl FnMut(&Found, Leaf) -> Verdict,
+        mut changed: impl FnMut(&Found, Leaf),
+    ) -> u64 {
+        debug_assert!(self.layout().contains(&range));
+        let mut pass = Pass {
+            owed: Owed::NOTHING,
+            changed: 0,
+            decide: &mut decide,
+            tell: &mut changed,
+        };
+        self.root()
+            .walk(worker, range, |context| match context.descriptor {
+                Descriptor::Table(pa) if context.level == Level::L2 => {
+                    let pages = worker.table(self.layout(), pa);
+                    match pass.change_run(self, context, pages, &plain) {
+                        Some(done) if done > context.start => Step::DoneTo(done),
+                        _ => Step::Descend,
+                    }
+                }
+                Descriptor::Table(_) => Step::Descend,
+                Descriptor::Leaf(leaf) => pass.change_one(worker, self, context, leaf),
+                Descriptor::Invalid => Step::Continue,
+                Descriptor::Locked => Step::Wait,
+                Descriptor::Frozen => Step::Restart,
             });
-            if let Some(covered) = covered {
-                worker.counters.tlbi_broadcast.add(1);
-                Unflushed::flush_all(
-                    batch.into_iter().flatten(),
-                    covered,
-                    worker.tlb,
-                    self.vttbr(),
-                    |broken| {
-                        remove(worker, broken, &mut removed);
-                    },
-                );
-            }
+        if pass.owed.start < pass.owed.end {
+            worker.counters.tlbi_broadcast.add(1);
+            let range = pass.owed.start..pass.owed.end;
+            worker.tlb.invalidate_range(self.regime(), range, false);
         }
+        pass.changed
     }
 }
 
-/// Ends what a broken entry stood for and leaves nothing in its place.
-fn remove<M: TableMemory, T: Tlb, E: Epoch>(
-    worker: &Worker<'_, M, T, E>,
-    broken: Broken<'_>,
-    removed: &mut impl FnMut(Level, Ipa, Leaf),
-) {
-    if let Descriptor::Leaf(leaf) = broken.old() {
-        removed(broken.level(), broken.ipa(), leaf);
+/// A leaf that a pass has come to.
+struct Found {
+    ipa: Ipa,
+    level: Level,
+    /// Whether the range covers all of it.
+    whole: bool,
+}
+
+/// One walk that changes leaves.
+struct Pass<'p, D, C> {
+    owed: Owed,
+    changed: u64,
+    decide: &'p mut D,
+    tell: &'p mut C,
+}
+
+impl<D: FnMut(&Found, Leaf) -> Verdict, C: FnMut(&Found, Leaf)> Pass<'_, D, C> {
+    /// Changes pages of a table, one after the other, as far as nothing unusual is in the way. Where that is; `None` at
+    /// once.
+    #[inline(always)]
+    fn change_run(
+        &mut self,
+        stage2: &Stage2,
+        context: &VisitContext<'_>,
+        pages: &[Entry],
+        plain: &impl Fn(Ipa, Observed) -> Option<Leaf>,
+    ) -> Option<Ipa> {
+        let layout = stage2.layout();
+        let (format, shift) = (layout.format(), layout.shift(Level::L3));
+        let first = layout.index(context.start, shift);
+        let count = ((context.end.get() - context.start.get()) >> shift) as usize;
+        let pages = pages.get(first..first + count)?;
+        let ipa_of = |index: usize| context.start.offset((index as u64) << shift);
+        let mut index = 0;
+        loop {
+            let begin = index;
+            while let Some(entry) = pages.get(index) {
+                let observed = entry.observe(Level::L3, format);
+                let Some(new) = plain(ipa_of(index), observed) else {
+                    break;
+                };
+                if entry.exchange(observed, Descriptor::Leaf(new)).is_err() {
+                    break;
+                }
+                index += 1;
+            }
+            if index > begin {
+                self.owed.add(ipa_of(begin), ipa_of(index));
+                self.changed += (index - begin) as u64;
+            }
+            let Some(entry) = pages.get(index) else {
+                return Some(context.end);
+            };
+            let observed = entry.observe(Level::L3, format);
+            let found = Found {
+                ipa: ipa_of(index),
+                level: Level::L3,
+                whole: true,
+            };
+            index += 1;
+            match observed.descriptor() {
+                Descriptor::Leaf(leaf)
+                    if self.change(entry, observed, &found, ipa_of(index), leaf)
+                        == Change::Done => {}
+                Descriptor::Invalid => {}
+                _ => return Some(found.ipa),
+            }
+        }
     }
-    broken.freeze_subtree(worker.memory, &mut *removed, |unlinked| {
-        worker.counters.tables_unlinked.add(1);
-        worker.epoch.retire(unlinked);
-    });
-    // Lost only if the table above was unlinked meanwhile: then the entry is gone as well.
-    let _ = broken.make(Descriptor::Invalid);
+
+    fn change_one<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &mut self,
+        worker: &Worker<'w, M, T, E>,
+        stage2: &Stage2,
+        context: &VisitContext<'w>,
+        leaf: Leaf,
+    ) -> Step {
+        let found = Found {
+            ipa: context.ipa,
+            level: context.level,
+            whole: context.is_whole(),
+        };
+        match self.change(
+            context.entry,
+            context.observed,
+            &found,
+            context.ipa_end,
+            leaf,
+        ) {
+            Change::Done => Step::Continue,
+            Change::Lost => lost(worker),
+            Change::Grouped => dissolve(worker, stage2, context),
+        }
+    }
+
+    /// Changes one leaf, which reaches to `end`.
+    fn change(
+        &mut self,
+        entry: &Entry,
+        observed: Observed,
+        found: &Found,
+        end: Ipa,
+        leaf: Leaf,
+    ) -> Change {
+        let (new, owed) = match (self.decide)(found, leaf) {
+            Verdict::Keep => return Change::Done,
+            Verdict::Stale => {
+                self.owed.add(found.ipa, end);
+                return Change::Done;
+            }
+            Verdict::Tighten(new) => (new, true),
+            Verdict::Loosen(new) => (new, false),
+        };
+        // Leaves of a group may differ in their access flags only.
+        if leaf.contiguous() && leaf.with_accessed() != new.with_accessed() {
+            return Change::Grouped;
+        }
+        if entry.exchange(observed, Descriptor::Leaf(new)).is_err() {
+            return Change::Lost;
+        }
+        if owed {
+            self.owed.add(found.ipa, end);
+        }
+        self.changed += 1;
+        (self.tell)(found, leaf);
+        Change::Done
+    }
+}
+
+/// How the change of a leaf went.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    /// It is as it was to be.
+    Done,
+    /// It has changed meanwhile.
+    Lost,
+    /// Its group has to be taken apart first.
+    Grouped,
+}
+
+/// Whether `new` allows what `old` doesn't, now or after a fault.
+fn gives_rights(old: Leaf, new: Leaf) -> bool {
+    takes_rights(new, old)
+}
+
+/// Whether `new` doesn't allow what `old` does, now or after a fault.
+fn takes_rights(old: Leaf, new: Leaf) -> bool {
+    use crate::Access::{Execute, ExecuteAtEl0, Write};
+    let lost = |access: crate::Access| access.allowed_by(old) && !access.allowed_by(new);
+    lost(Write)
+        || lost(Execute)
+        || lost(ExecuteAtEl0)
+        || old.may_write() && !new.may_write()
+        || old.hardware_dirty() && !new.hardware_dirty()
+}
+
+/// Whether there is an access that `leaf` doesn't allow.
+fn withholds_rights(leaf: Leaf) -> bool {
+    use crate::Access::{Execute, ExecuteAtEl0, Write};
+    let accesses = [Write, Execute, ExecuteAtEl0];
+    accesses.iter().any(|access| !access.allowed_by(leaf))
 }

@@ -2,8 +2,11 @@
 //!
 //! May run at any time beside faults, write protection, unmaps and splits.
 
-use crate::address::{IpaRange, Level};
-use crate::descriptor::{Descriptor, Leaf, Permissions};
+use crate::address::{Ipa, IpaRange, Level};
+use crate::descriptor::{Attributes, Descriptor, Leaf, Permissions};
+use crate::entry::Entry;
+use crate::fault::lost;
+use crate::layout::Layout;
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::stage2::Stage2;
 use crate::sync;
@@ -29,33 +32,46 @@ impl AddAssign for Collapsed {
 
 impl Stage2 {
     /// Turns each table under an entry of level `to` in `range` into a block, where all its entries map one aligned,
-    /// contiguous piece of memory.
+    /// contiguous piece of memory alike. The block is accessed if any of them was, and dirty if any of them was and
+    /// hardware still tracks that.
     ///
-    /// `permissions` says what the block allows. It is asked while the entry is locked and after a full barrier, so that it
-    /// decides on what is published then (rule 8). If a racing unmap took something out of the table after it was looked
-    /// at, all of its span is unmapped and faults in again. Needs no memory, so it can't fail.
+    /// `permissions` says what the block allows, told whether hardware has noted a write that nobody has collected. It is
+    /// asked while the entry is locked and after a full barrier, so that it decides on what is published then (rule 8).
+    ///
+    /// If another CPU took something out of the table after it was looked at, or the table above, all of its span is
+    /// unmapped and faults in again. `removed` gets each leaf that was still there, as from [`unmap`](Self::unmap); each may
+    /// count as accessed or dirty where another one of them was.
+    ///
+    /// When this returns, no TLB holds an entry for any page or table that it replaced. Needs no memory, so it can't fail.
+    /// The break can't be spared even where FEAT_BBM would: the entries below are frozen before the block may exist, as a
+    /// fault could change them behind its back, and frozen entries translate nothing.
     pub fn collapse<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         range: IpaRange,
         to: Level,
-        mut permissions: impl FnMut() -> Permissions,
+        mut permissions: impl FnMut(bool) -> Permissions,
+        mut removed: impl FnMut(Level, Ipa, Leaf),
     ) -> Collapsed {
-        debug_assert!(self.contains(&range) && to.may_be_leaf());
+        debug_assert!(self.layout().contains(&range) && to >= self.layout().largest_leaf());
         let mut collapsed = Collapsed::default();
         self.root()
             .walk(worker, range, |context| match context.descriptor {
                 Descriptor::Table(_) if context.level < to => Step::Descend,
                 Descriptor::Table(_) if !context.is_whole() => Step::Continue,
                 Descriptor::Table(pa) => {
-                    let Some(first) = block_under(
-                        worker.table(pa).iter().map(|e| (e, context.level.below())),
-                        to,
-                    ) else {
+                    let entries = worker.table(self.layout(), pa);
+                    let Some(first) = block_under(self.layout(), entries, context.level) else {
                         collapsed.left += 1;
                         return Step::Continue;
                     };
-                    match self.collapse_table(worker, context, first, &mut permissions) {
+                    match self.collapse_table(
+                        worker,
+                        context,
+                        first,
+                        &mut permissions,
+                        &mut removed,
+                    ) {
                         Ok(merged) => {
                             collapsed += merged;
                             Step::Continue
@@ -75,22 +91,26 @@ impl Stage2 {
         worker: &Worker<'w, M, T, E>,
         context: &VisitContext<'w>,
         first: Leaf,
-        permissions: &mut impl FnMut() -> Permissions,
+        permissions: &mut impl FnMut(bool) -> Permissions,
+        removed: &mut impl FnMut(Level, Ipa, Leaf),
     ) -> Result<Collapsed, Step> {
-        let Ok(unflushed) = context.entry.lock(context.observed, context.ipa) else {
-            worker.counters.lost_exchanges.add(1);
-            return Err(Step::Again);
+        let layout = self.layout();
+        let (Some(level), Ok(unflushed)) = (
+            context.level.below(),
+            context.entry.lock(context.observed, context.ipa),
+        ) else {
+            return Err(lost(worker));
         };
         worker.counters.tlbi_broadcast.add(1);
-        let broken = unflushed.flush(worker.tlb, self.vttbr());
-        let mut contiguous = 0;
+        let broken = unflushed.flush(worker.tlb, self.regime(), layout);
+        let mut pieces = Pieces::new(context.ipa, level, layout.span(level), first);
         broken.freeze_subtree(
             worker.memory,
+            layout,
             |level, ipa, leaf| {
-                let offset = ipa.get() - context.ipa.get();
-                let in_place =
-                    Some(level) == context.level.below() && leaf.pa() == first.pa().offset(offset);
-                contiguous += if in_place { level.span() } else { 0 };
+                if !pieces.take(level, ipa, leaf) {
+                    removed(level, ipa, leaf);
+                }
             },
             |unlinked| {
                 worker.counters.tables_unlinked.add(1);
@@ -98,9 +118,21 @@ impl Stage2 {
             },
         );
         sync::full_barrier();
-        let complete = contiguous == context.level.span();
+        let complete = pieces.bytes == layout.span(context.level);
         let new = if complete {
-            Descriptor::Leaf(Leaf::new(context.level, first.pa(), permissions()))
+            let mut permissions = permissions(pieces.dirty);
+            permissions.write |=
+                permissions.may_write && permissions.hardware_dirty && pieces.dirty;
+            let attributes = Attributes {
+                memory: first.memory(),
+                permissions,
+            };
+            let block = layout.leaf(context.level, first.pa(), attributes);
+            Descriptor::Leaf(if pieces.accessed {
+                block
+            } else {
+                block.without_accessed()
+            })
         } else {
             Descriptor::Invalid
         };
@@ -109,24 +141,84 @@ impl Stage2 {
             worker.counters.collapses.add(1);
             return Ok(Collapsed { blocks: 1, left: 0 });
         }
+        pieces.give_up(removed);
         Err(Step::Again)
     }
 }
 
-/// The first leaf of a table, if all of its entries, taken together, could be one block of level `to`.
-fn block_under<'t>(
-    entries: impl Iterator<Item = (&'t crate::entry::Entry, Option<Level>)>,
-    to: Level,
-) -> Option<Leaf> {
+/// What a table that is to become a block held, as far as it fits together from the start.
+struct Pieces {
+    start: Ipa,
+    level: Level,
+    span: u64,
+    first: Leaf,
+    bytes: u64,
+    accessed: bool,
+    dirty: bool,
+}
+
+impl Pieces {
+    fn new(start: Ipa, level: Level, span: u64, first: Leaf) -> Self {
+        Self {
+            start,
+            level,
+            span,
+            first,
+            bytes: 0,
+            accessed: false,
+            dirty: false,
+        }
+    }
+
+    /// Whether the leaf is the next piece.
+    fn take(&mut self, level: Level, ipa: Ipa, leaf: Leaf) -> bool {
+        let fits = level == self.level
+            && ipa == self.start.offset(self.bytes)
+            && leaf.pa() == self.first.pa().offset(self.bytes)
+            && leaf.is_like(self.first);
+        if fits {
+            self.bytes += self.span;
+            self.accessed |= leaf.accessed();
+            self.dirty |= leaf.dirty();
+        }
+        fits
+    }
+
+    /// Reports the pieces that have become no block.
+    fn give_up(self, removed: &mut impl FnMut(Level, Ipa, Leaf)) {
+        let mut piece = self.first.without_accessed();
+        if self.accessed {
+            piece = piece.with_accessed();
+        }
+        if piece.hardware_dirty() {
+            piece = piece.without_write();
+        }
+        if self.dirty {
+            piece = piece.with_write();
+        }
+        for offset in (0..self.bytes).step_by(self.span as usize) {
+            removed(
+                self.level,
+                self.start.offset(offset),
+                piece.advanced(offset),
+            );
+        }
+    }
+}
+
+/// The first leaf of a table under an entry of level `to`, if all of its entries, taken together, could be one block.
+fn block_under(layout: &Layout, entries: &[Entry], to: Level) -> Option<Leaf> {
+    let level = to.below()?;
     let mut first: Option<Leaf> = None;
-    for (index, (entry, level)) in entries.enumerate() {
-        let level = level?;
-        let Descriptor::Leaf(leaf) = entry.observe(level).descriptor() else {
+    for (index, entry) in entries.iter().enumerate() {
+        let observed = entry.observe(level, layout.format());
+        let Descriptor::Leaf(leaf) = observed.descriptor() else {
             return None;
         };
         let first = *first.get_or_insert(leaf);
-        let expected = first.pa().offset(index as u64 * level.span());
-        if leaf.pa() != expected || !first.pa().is_aligned(to.span()) {
+        let expected = first.pa().offset((index as u64) << layout.shift(level));
+        if leaf.pa() != expected || !first.pa().is_aligned(layout.span(to)) || !leaf.is_like(first)
+        {
             return None;
         }
     }

@@ -1,37 +1,106 @@
 //! Stage-2 descriptors: every attribute bit is written out here and nowhere else.
 //!
-//! A 64-bit word is decoded once into a [`Descriptor`], together with the level that it was read at; what isn't one of
-//! its variants can't be expressed. Source: Arm ARM D8.3, VMSAv8-64 stage-2 descriptors, 4 KiB granule.
+//! A 64-bit word is decoded once into a [`Descriptor`], together with the level and the format that it was read in; what
+//! isn't one of its variants can't be expressed. Source: Arm ARM D8.3, VMSAv8-64 stage-2 descriptors.
 
 use crate::address::{Level, Pa};
+use crate::layout::{Bbm, Features, Format, Layout};
+use core::fmt;
 
 const VALID: u64 = 1 << 0;
 /// With VALID: a table (levels 0 to 2) or a page (level 3). Clear: a block.
 const TABLE_OR_PAGE: u64 = 1 << 1;
-/// Invalid descriptors are told apart by these bits, which hardware ignores as VALID is clear.
+/// Invalid descriptors are told apart by these bits, which hardware ignores as VALID is clear. A locked one may keep the
+/// other bits of the leaf that it was.
 const LOCKED: u64 = 1 << 1;
 const FROZEN: u64 = 1 << 2;
-/// MemAttr[3:0] = 0b1111: normal memory, inner and outer write-back cacheable (D8.6.5, without FEAT_S2FWB).
-const NORMAL_WRITE_BACK: u64 = 0b1111 << 2;
+/// MemAttr[3:0] (D8.6.5; with FEAT_S2FWB D8.6.6).
+const MEMORY_TYPE_SHIFT: u32 = 2;
+const MEMORY_TYPE: u64 = 0b1111 << MEMORY_TYPE_SHIFT;
+const FORCED_WRITE_BACK: u64 = 0b0110 << MEMORY_TYPE_SHIFT;
 const S2AP_READ: u64 = 1 << 6;
 const S2AP_WRITE: u64 = 1 << 7;
+/// SH, but with FEAT_LPA2, where VTCR_EL2.SH0 holds for all and the bits are the address's.
 const INNER_SHAREABLE: u64 = 0b11 << 8;
 const ACCESSED: u64 = 1 << 10;
-/// XN[1]: no execution at EL1 or EL0 (XN[0] stays clear, as CPUs without FEAT_XNX demand).
-const EXECUTE_NEVER: u64 = 1 << 54;
+/// FEAT_BBM level 1: the block is kept in TLBs only in ways that its replacement by a table can't conflict with.
+const NO_TRANSLATION: u64 = 1 << 16;
+/// Dirty bit modifier: hardware may set S2AP_WRITE (FEAT_HAFDBS, D8.5.2).
+const HARDWARE_DIRTY: u64 = 1 << 51;
+const CONTIGUOUS: u64 = 1 << 52;
+/// XN[1:0] (D8.4.2). XN[0] stays clear where FEAT_XNX is missing.
+const EXECUTE_SHIFT: u32 = 53;
+const EXECUTE_NEVER: u64 = 0b11 << EXECUTE_SHIFT;
 /// Software: a fault may make this entry writable by a single exchange (rule 3).
 const MAY_WRITE: u64 = 1 << 55;
+/// Software: the block is marked with NO_TRANSLATION. Said twice, as in a page, and in the small blocks of a tree for model
+/// checking, that bit is one of the address.
+const MARKED: u64 = 1 << 56;
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 
+impl Format {
+    #[inline(always)]
+    const fn address(self, word: u64) -> Pa {
+        match self {
+            Self::Narrow => Pa::new(word & ADDRESS),
+            Self::Lpa2 | Self::Lpa64K => self.wide_address(word),
+        }
+    }
+
+    /// Rare enough to be kept out of the fault path's way.
+    #[cold]
+    const fn wide_address(self, word: u64) -> Pa {
+        Pa::new(match self {
+            Self::Narrow | Self::Lpa2 => word & 0x0003_ffff_ffff_f000 | (word >> 8 & 0b11) << 50,
+            Self::Lpa64K => word & 0x0000_ffff_ffff_0000 | (word >> 12 & 0xf) << 48,
+        })
+    }
+
+    #[inline(always)]
+    const fn address_bits(self, pa: Pa) -> u64 {
+        match self {
+            Self::Narrow => pa.get() & ADDRESS,
+            Self::Lpa2 | Self::Lpa64K => self.wide_address_bits(pa),
+        }
+    }
+
+    #[cold]
+    const fn wide_address_bits(self, pa: Pa) -> u64 {
+        let pa = pa.get();
+        match self {
+            Self::Narrow | Self::Lpa2 => pa & 0x0003_ffff_ffff_f000 | (pa >> 50 & 0b11) << 8,
+            Self::Lpa64K => pa & 0x0000_ffff_ffff_0000 | (pa >> 48 & 0xf) << 12,
+        }
+    }
+}
+
+/// Who may execute from a mapping. At EL0 and EL1 apart only with FEAT_XNX; without it, what isn't for both is for none.
+/// The values are those of `XN[1:0]`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum Execute {
+    /// EL0 and EL1.
+    Everywhere = 0b00,
+    /// EL0 only.
+    AtEl0 = 0b01,
+    /// Nobody.
+    Nowhere = 0b10,
+    /// EL1 only.
+    AtEl1 = 0b11,
+}
+
 /// What a guest may do with a mapping.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Permissions {
-    /// Writable now.
+    /// Writable now. With `hardware_dirty`: written to.
     pub write: bool,
     /// A fault may make it writable. Always set where `write` is.
     pub may_write: bool,
-    /// Executable.
-    pub execute: bool,
+    /// Who executes.
+    pub execute: Execute,
+    /// Hardware makes it writable at the first write, which shows as `write` (FEAT_HAFDBS). Without that feature it means
+    /// nothing, and the first write faults.
+    pub hardware_dirty: bool,
 }
 
 impl Permissions {
@@ -39,79 +108,256 @@ impl Permissions {
     pub const RAM: Self = Self {
         write: true,
         may_write: true,
-        execute: true,
+        execute: Execute::Everywhere,
+        hardware_dirty: false,
     };
     /// As [`Self::RAM`], but the first write faults: RAM whose writes are logged.
     pub const LOGGED: Self = Self {
         write: false,
-        may_write: true,
-        execute: true,
+        ..Self::RAM
+    };
+    /// As [`Self::RAM`], but the first write is recorded by hardware.
+    pub const LOGGED_BY_HARDWARE: Self = Self {
+        hardware_dirty: true,
+        ..Self::LOGGED
     };
     /// Never writable.
     pub const READ_ONLY: Self = Self {
-        write: false,
         may_write: false,
-        execute: true,
+        ..Self::LOGGED
     };
 }
 
+/// What kind of memory a guest sees (stage 1 can only make it stricter, but for FEAT_S2FWB's forced write-back). The values
+/// are those of `MemAttr[3:0]` without FEAT_S2FWB.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum MemoryType {
+    /// Device-nGnRnE: the strictest.
+    DeviceNgnrne = 0b0000,
+    /// Device-nGnRE: early write acknowledgement allowed.
+    DeviceNgnre = 0b0001,
+    /// Normal, not cacheable.
+    NonCacheable = 0b0101,
+    /// Normal, inner and outer write-back cacheable; forced where the layout has FEAT_S2FWB.
+    WriteBack = 0b1111,
+}
+
+/// All that a mapping is beside its address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Attributes {
+    /// The memory type.
+    pub memory: MemoryType,
+    /// What the guest may do.
+    pub permissions: Permissions,
+}
+
+impl Attributes {
+    /// Write-back memory.
+    pub const fn memory(permissions: Permissions) -> Self {
+        Self {
+            memory: MemoryType::WriteBack,
+            permissions,
+        }
+    }
+}
+
 /// A valid leaf: block or page.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Leaf {
+    word: u64,
+    format: Format,
+}
+
+impl Layout {
+    /// A leaf of `level` that maps `pa` (aligned to the level's span), accessed, in no contiguous group.
+    #[inline]
+    pub const fn leaf(&self, level: Level, pa: Pa, attributes: Attributes) -> Leaf {
+        debug_assert!(pa.is_aligned(self.span(level)));
+        let format = self.format();
+        let kind = if matches!(level, Level::L3) {
+            TABLE_OR_PAGE
+        } else {
+            0
+        };
+        let memory = match attributes.memory {
+            MemoryType::WriteBack => self.bits().write_back,
+            memory => (memory as u64) << MEMORY_TYPE_SHIFT,
+        };
+        let permissions = self.permission_bits(attributes.permissions);
+        Leaf {
+            word: self.bits().leaf | kind | memory | permissions | format.address_bits(pa),
+            format,
+        }
+    }
+
+    #[inline(always)]
+    const fn permission_bits(&self, permissions: Permissions) -> u64 {
+        self.bits().permissions[permissions.number()]
+    }
+}
+
+impl Permissions {
+    /// How many there are.
+    const COUNT: usize = 1 << 5;
+
+    /// A number of their own for all permissions there are.
+    #[inline(always)]
+    const fn number(self) -> usize {
+        (self.write as usize
+            | (self.may_write as usize) << 1
+            | (self.hardware_dirty as usize) << 2
+            | (self.execute as usize) << 3)
+            % Self::COUNT
+    }
+
+    /// The descriptor's bits for the permissions with a number.
+    const fn encode(number: usize, xnx: bool, tracking: bool) -> u64 {
+        let write = number & 1 != 0;
+        let may_write = write || number & 1 << 1 != 0;
+        let execute = (number >> 3) as u64;
+        let execute = if xnx || execute == 0 {
+            execute
+        } else {
+            Execute::Nowhere as u64
+        };
+        let mut bits = execute << EXECUTE_SHIFT;
+        if write {
+            bits |= S2AP_WRITE;
+        }
+        if may_write {
+            bits |= MAY_WRITE;
+        }
+        if may_write && tracking && number & 1 << 2 != 0 {
+            bits |= HARDWARE_DIRTY;
+        }
+        bits
+    }
+}
+
+/// What the words of leaves are put together from, worked out once for a layout: mapping is in the fault path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Leaf(u64);
+pub(crate) struct LeafBits {
+    /// Of every leaf: valid, readable, accessed, shareability.
+    leaf: u64,
+    /// The memory type of write-back memory.
+    write_back: u64,
+    /// Permissions, by their numbers.
+    permissions: [u64; Permissions::COUNT],
+}
+
+impl LeafBits {
+    pub(crate) const fn new(format: Format, features: &Features) -> Self {
+        let mut permissions = [0; Permissions::COUNT];
+        let mut number = 0;
+        while number < permissions.len() {
+            permissions[number] =
+                Permissions::encode(number, features.xnx, features.hardware_dirty);
+            number += 1;
+        }
+        let shareable = if matches!(format, Format::Lpa2) {
+            0
+        } else {
+            INNER_SHAREABLE
+        };
+        Self {
+            leaf: VALID | S2AP_READ | ACCESSED | shareable,
+            write_back: if features.fwb {
+                FORCED_WRITE_BACK
+            } else {
+                (MemoryType::WriteBack as u64) << MEMORY_TYPE_SHIFT
+            },
+            permissions,
+        }
+    }
+}
 
 impl Leaf {
-    /// A leaf of `level` that maps `pa` (aligned to the level's span) as normal write-back memory, accessed.
-    pub const fn new(level: Level, pa: Pa, permissions: Permissions) -> Self {
-        debug_assert!(level.may_be_leaf() && pa.is_aligned(level.span()));
-        let kind = if matches!(level, Level::L3) {
-            VALID | TABLE_OR_PAGE
-        } else {
-            VALID
-        };
-        let mut word =
-            pa.get() & ADDRESS | kind | NORMAL_WRITE_BACK | S2AP_READ | INNER_SHAREABLE | ACCESSED;
-        if permissions.write {
-            word |= S2AP_WRITE;
+    const fn with(self, bits: u64) -> Self {
+        Self {
+            word: self.word | bits,
+            ..self
         }
-        if permissions.may_write || permissions.write {
-            word |= MAY_WRITE;
+    }
+
+    const fn without(self, bits: u64) -> Self {
+        Self {
+            word: self.word & !bits,
+            ..self
         }
-        if !permissions.execute {
-            word |= EXECUTE_NEVER;
-        }
-        Self(word)
+    }
+
+    const fn has(self, bit: u64) -> bool {
+        self.word & bit != 0
     }
 
     /// The first byte that is mapped.
     pub const fn pa(self) -> Pa {
-        Pa::new(self.0 & ADDRESS)
+        if self.no_translation() {
+            self.format.address(self.word & !NO_TRANSLATION)
+        } else {
+            self.format.address(self.word)
+        }
     }
 
-    /// Whether the guest can write through it.
+    /// Whether the guest can write through it now, without a fault and without hardware noting it.
     pub const fn writable(self) -> bool {
-        self.0 & S2AP_WRITE != 0
+        self.has(S2AP_WRITE)
     }
 
     /// Whether a fault may make it writable by a single exchange (rule 3).
     pub const fn may_write(self) -> bool {
-        self.0 & MAY_WRITE != 0
+        self.has(MAY_WRITE)
     }
 
-    /// Whether the guest can fetch instructions through it.
-    pub const fn executable(self) -> bool {
-        self.0 & EXECUTE_NEVER == 0
+    /// Whether hardware makes it writable at the first write.
+    pub const fn hardware_dirty(self) -> bool {
+        self.has(HARDWARE_DIRTY)
     }
 
-    /// The same mapping, writable.
-    #[must_use]
-    pub const fn with_write(self) -> Self {
-        Self(self.0 | S2AP_WRITE)
+    /// Whether hardware has seen a write through it that nobody has collected yet.
+    pub const fn dirty(self) -> bool {
+        self.word & (HARDWARE_DIRTY | S2AP_WRITE) == HARDWARE_DIRTY | S2AP_WRITE
     }
 
-    /// The same mapping, read-only until a fault relaxes it.
-    #[must_use]
-    pub const fn without_write(self) -> Self {
-        Self(self.0 & !S2AP_WRITE)
+    /// Whether anything was accessed through it since its access flag was last cleared.
+    pub const fn accessed(self) -> bool {
+        self.has(ACCESSED)
+    }
+
+    /// Whether it is one of a group of adjacent leaves that TLBs may keep as one.
+    pub const fn contiguous(self) -> bool {
+        self.has(CONTIGUOUS)
+    }
+
+    /// Whether a single exchange makes it writable, and only that is asked for.
+    #[inline(always)]
+    pub(crate) const fn can_be_relaxed(self) -> bool {
+        self.word & (MAY_WRITE | S2AP_WRITE | CONTIGUOUS) == MAY_WRITE
+    }
+
+    pub(crate) const fn no_translation(self) -> bool {
+        self.has(MARKED)
+    }
+
+    /// The memory type.
+    pub const fn memory(self) -> MemoryType {
+        match (self.word & MEMORY_TYPE) >> MEMORY_TYPE_SHIFT {
+            0b0000 => MemoryType::DeviceNgnrne,
+            0b0001 => MemoryType::DeviceNgnre,
+            0b0101 => MemoryType::NonCacheable,
+            _ => MemoryType::WriteBack,
+        }
+    }
+
+    /// Who may execute.
+    pub const fn execute(self) -> Execute {
+        match (self.word & EXECUTE_NEVER) >> EXECUTE_SHIFT {
+            0b00 => Execute::Everywhere,
+            0b01 => Execute::AtEl0,
+            0b10 => Execute::Nowhere,
+            _ => Execute::AtEl1,
+        }
     }
 
     /// The permissions that it carries.
@@ -119,13 +365,122 @@ impl Leaf {
         Permissions {
             write: self.writable(),
             may_write: self.may_write(),
-            execute: self.executable(),
+            execute: self.execute(),
+            hardware_dirty: self.hardware_dirty(),
         }
     }
 
-    /// A leaf of `level` with this one's attributes that maps `pa`.
+    /// All that it is beside its address.
+    pub const fn attributes(self) -> Attributes {
+        Attributes {
+            memory: self.memory(),
+            permissions: self.permissions(),
+        }
+    }
+
+    /// The same mapping with these permissions, as far as `layout` has the features for them.
+    #[must_use]
+    pub const fn with_permissions(self, layout: &Layout, permissions: Permissions) -> Self {
+        self.without(EXECUTE_NEVER | S2AP_WRITE | MAY_WRITE | HARDWARE_DIRTY)
+            .with(layout.permission_bits(permissions))
+    }
+
+    /// The same mapping, writable (and dirty, where hardware tracks that).
+    #[must_use]
+    pub const fn with_write(self) -> Self {
+        self.with(S2AP_WRITE)
+    }
+
+    /// The same mapping, read-only until a fault relaxes it; or, where hardware tracks writes, clean.
+    #[must_use]
+    pub const fn without_write(self) -> Self {
+        self.without(S2AP_WRITE)
+    }
+
+    /// The same mapping, read-only until a fault relaxes it, also where hardware tracks writes.
+    #[must_use]
+    pub const fn write_protected(self) -> Self {
+        self.without(S2AP_WRITE | HARDWARE_DIRTY)
+    }
+
+    /// The same mapping, accessed.
+    #[must_use]
+    pub const fn with_accessed(self) -> Self {
+        self.with(ACCESSED)
+    }
+
+    /// The same mapping, not accessed: the next access faults, or hardware sets the flag.
+    #[must_use]
+    pub const fn without_accessed(self) -> Self {
+        self.without(ACCESSED)
+    }
+
+    pub(crate) const fn with_contiguous(self) -> Self {
+        self.with(CONTIGUOUS)
+    }
+
+    pub(crate) const fn without_contiguous(self) -> Self {
+        self.without(CONTIGUOUS)
+    }
+
+    pub(crate) const fn with_no_translation(self) -> Self {
+        self.with(NO_TRANSLATION | MARKED)
+    }
+
+    /// The bits of this leaf that don't depend on its address or level.
+    const fn kept_by_size_change(self) -> u64 {
+        const KEPT: u64 = MEMORY_TYPE
+            | S2AP_READ
+            | S2AP_WRITE
+            | ACCESSED
+            | HARDWARE_DIRTY
+            | EXECUTE_NEVER
+            | MAY_WRITE
+            | VALID;
+        self.word & KEPT
+    }
+
+    /// A leaf of `level` with this one's attributes, access and dirty state included, that maps `pa`. In no group.
+    #[must_use]
     pub const fn moved_to(self, level: Level, pa: Pa) -> Self {
-        Self::new(level, pa, self.permissions())
+        let mut word = self.kept_by_size_change() | self.format.address_bits(pa);
+        if matches!(level, Level::L3) {
+            word |= TABLE_OR_PAGE;
+        }
+        if !matches!(self.format, Format::Lpa2) {
+            word |= INNER_SHAREABLE;
+        }
+        Self { word, ..self }
+    }
+
+    /// The leaf of the same level that maps the memory `bytes` further on, where both lie in one aligned block: so all of
+    /// the difference is in address bits that every format keeps in place.
+    pub(crate) const fn advanced(self, bytes: u64) -> Self {
+        Self {
+            word: self.word + bytes,
+            ..self
+        }
+    }
+
+    /// Whether the two differ, beside their addresses, only in what hardware and faults change.
+    pub(crate) const fn is_like(self, other: Self) -> bool {
+        const CHANGES: u64 = S2AP_WRITE | ACCESSED;
+        (self.kept_by_size_change() ^ other.kept_by_size_change()) & !CHANGES == 0
+    }
+}
+
+impl fmt::Debug for Leaf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = [
+            (self.accessed(), "accessed"),
+            (self.dirty(), "dirty"),
+            (self.contiguous(), "contiguous"),
+        ];
+        write!(f, "Leaf({} {:?}", self.pa(), self.attributes())?;
+        for (_, name) in state.iter().filter(|(set, _)| *set) {
+            write!(f, " {name}")?;
+        }
+        f.write_str(")")
     }
 }
 
@@ -145,110 +500,105 @@ pub enum Descriptor {
 }
 
 impl Descriptor {
-    /// Decodes a word that was read from a table of `level`. Words that the engine never writes count as invalid.
-    pub const fn decode(word: u64, level: Level) -> Self {
+    /// Decodes a word that was read from a table of `level`. Words that the engine never writes count as invalid, but for
+    /// blocks of sizes that only other granules have.
+    #[inline]
+    pub const fn decode(word: u64, level: Level, format: Format) -> Self {
         if word & VALID == 0 {
             return match word {
-                LOCKED => Self::Locked,
                 FROZEN => Self::Frozen,
+                _ if word & LOCKED != 0 => Self::Locked,
                 _ => Self::Invalid,
             };
         }
         match (word & TABLE_OR_PAGE != 0, level) {
-            (true, Level::L3) | (false, Level::L1 | Level::L2) => Self::Leaf(Leaf(word)),
-            (true, _) => Self::Table(Pa::new(word & ADDRESS)),
-            (false, Level::L0 | Level::L3) => Self::Invalid,
+            (true, Level::L3) | (false, Level::L0 | Level::L1 | Level::L2) => {
+                Self::Leaf(Leaf { word, format })
+            }
+            (true, _) => Self::Table(format.address(word)),
+            (false, Level::L3) => Self::Invalid,
+        }
+    }
+
+    /// The word that locks an entry and says that its holder keeps `leaf` mapped: who ends the entry meanwhile has the leaf.
+    pub(crate) const fn locked_keeping(leaf: Leaf) -> u64 {
+        leaf.word & !VALID | LOCKED
+    }
+
+    /// The leaf that the holder of a locked entry keeps mapped.
+    pub(crate) const fn kept(word: u64, level: Level, format: Format) -> Option<Leaf> {
+        if word & (VALID | LOCKED) != LOCKED || word == LOCKED {
+            return None;
+        }
+        let word = match level {
+            Level::L3 => word | VALID | TABLE_OR_PAGE,
+            Level::L0 | Level::L1 | Level::L2 => word & !LOCKED | VALID,
+        };
+        Some(Leaf { word, format })
+    }
+
+    /// The table that a word of `level` leads to, if that is what it does: the walker's question, in as few instructions as
+    /// it takes.
+    #[inline(always)]
+    pub(crate) const fn link(word: u64, level: Level, format: Format) -> Option<Pa> {
+        const LINK: u64 = VALID | TABLE_OR_PAGE;
+        if word & LINK == LINK && !matches!(level, Level::L3) {
+            Some(format.address(word))
+        } else {
+            None
+        }
+    }
+
+    /// What write protection makes of a word of level 3, if that is a page, writable, in no group and untracked: what a
+    /// harvest is made of, in as few instructions as it takes.
+    #[inline(always)]
+    pub(crate) const fn plain_page_protected(word: u64, format: Format) -> Option<Leaf> {
+        const PLAIN: u64 = VALID | TABLE_OR_PAGE | S2AP_WRITE;
+        if word & (PLAIN | HARDWARE_DIRTY | CONTIGUOUS) == PLAIN {
+            let word = word - S2AP_WRITE;
+            Some(Leaf { word, format })
+        } else {
+            None
         }
     }
 
     /// The word to store.
-    pub const fn encode(self) -> u64 {
+    #[inline]
+    pub const fn encode(self, format: Format) -> u64 {
         match self {
             Self::Invalid => 0,
             Self::Locked => LOCKED,
             Self::Frozen => FROZEN,
-            Self::Leaf(leaf) => leaf.0,
-            Self::Table(pa) => pa.get() & ADDRESS | VALID | TABLE_OR_PAGE,
+            Self::Leaf(leaf) => leaf.word,
+            Self::Table(pa) => format.address_bits(pa) | VALID | TABLE_OR_PAGE,
         }
     }
 
     /// Whether going from `self` to `new` at one level needs break-before-make (Arm ARM D8.17.1): a change of output
-    /// address, of size (block against table), of memory type. Permissions, the access flag and software bits don't.
-    pub const fn change_needs_break(self, new: Self) -> bool {
+    /// address, of memory type, and, as far as `bbm` doesn't spare it, of size (block against table) and of the contiguous
+    /// bit. Permissions, the access flag and software bits don't.
+    pub const fn change_needs_break(self, new: Self, bbm: Bbm) -> bool {
         match (self, new) {
             (Self::Leaf(old), Self::Leaf(new)) => {
-                const FREE: u64 = S2AP_READ | S2AP_WRITE | ACCESSED | EXECUTE_NEVER | MAY_WRITE;
-                old.0 & !FREE != new.0 & !FREE
+                old.pa().get() != new.pa().get()
+                    || (old.word ^ new.word) & MEMORY_TYPE != 0
+                    || ((old.word ^ new.word) & CONTIGUOUS != 0 && matches!(bbm, Bbm::Level0))
             }
             (Self::Table(old), Self::Table(new)) => old.get() != new.get(),
-            (Self::Leaf(_), Self::Table(_)) | (Self::Table(_), Self::Leaf(_)) => true,
+            (Self::Leaf(old), Self::Table(_)) => match bbm {
+                Bbm::Level0 => true,
+                Bbm::Level1 => !old.no_translation(),
+                Bbm::Level2 => false,
+            },
+            (Self::Table(_), Self::Leaf(new)) => match bbm {
+                Bbm::Level0 => true,
+                Bbm::Level1 => !new.no_translation(),
+                Bbm::Level2 => false,
+            },
             _ => false,
         }
     }
 }
 
 #[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const PAGE: Leaf = Leaf::new(Level::L3, Pa::new(0x8000_1000), Permissions::LOGGED);
-
-    #[test]
-    fn relaxing_and_tightening_a_permission_needs_no_break() {
-        let (ro, rw) = (Descriptor::Leaf(PAGE), Descriptor::Leaf(PAGE.with_write()));
-        assert!(!ro.change_needs_break(rw) && !rw.change_needs_break(ro));
-    }
-
-    #[test]
-    fn address_size_and_table_changes_need_a_break() {
-        let block = Leaf::new(Level::L2, Pa::new(0x8000_0000), Permissions::RAM);
-        let other = Leaf::new(Level::L2, Pa::new(0x8020_0000), Permissions::RAM);
-        let table = Descriptor::Table(Pa::new(0x9000_0000));
-        assert!(Descriptor::Leaf(block).change_needs_break(Descriptor::Leaf(other)));
-        assert!(Descriptor::Leaf(block).change_needs_break(table));
-        assert!(table.change_needs_break(Descriptor::Leaf(block)));
-        assert!(table.change_needs_break(Descriptor::Table(Pa::new(0x9000_1000))));
-        assert!(!Descriptor::Invalid.change_needs_break(table));
-        assert!(!table.change_needs_break(Descriptor::Invalid));
-    }
-
-    #[test]
-    fn markers_are_invalid_to_hardware() {
-        for marker in [Descriptor::Invalid, Descriptor::Locked, Descriptor::Frozen] {
-            assert_eq!(marker.encode() & VALID, 0);
-            assert_eq!(Descriptor::decode(marker.encode(), Level::L2), marker);
-        }
-    }
-
-    #[test]
-    fn the_words_are_those_of_the_manual() {
-        assert_eq!(
-            Descriptor::Leaf(PAGE.with_write()).encode(),
-            0x0080_0000_8000_17ff
-        );
-        let block = Leaf::new(Level::L1, Pa::new(0x4000_0000), Permissions::READ_ONLY);
-        assert_eq!(Descriptor::Leaf(block).encode(), 0x0000_0000_4000_077d);
-        assert_eq!(
-            Descriptor::Table(Pa::new(0x4000_1000)).encode(),
-            0x4000_1003
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn every_word_decodes_and_leaves_keep_their_meaning(word: u64, level in 0..4usize) {
-            let level = [Level::L0, Level::L1, Level::L2, Level::L3][level];
-            match Descriptor::decode(word, level) {
-                Descriptor::Leaf(leaf) => {
-                    prop_assert!(leaf.with_write().writable());
-                    prop_assert!(!leaf.without_write().writable());
-                    prop_assert_eq!(leaf.with_write().pa(), leaf.pa());
-                    prop_assert_eq!(Descriptor::Leaf(leaf).encode(), word);
-                }
-                Descriptor::Table(pa) => prop_assert!(pa.is_aligned(4096)),
-                Descriptor::Invalid | Descriptor::Locked | Descriptor::Frozen => {}
-            }
-        }
-    }
-}
+mod tests;

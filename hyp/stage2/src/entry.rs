@@ -4,12 +4,17 @@
 //! the change was decided on (rule 1). Orderings: an observation acquires, an exchange releases, so whoever sees a link
 //! sees the table behind it (rule 11). The unconditional swap exists only for freezing (rule 5).
 
-use crate::address::{Ipa, IpaRange, Level, Pa, Vttbr};
+use crate::address::{Ipa, Level, Pa};
 use crate::descriptor::{Descriptor, Leaf};
+use crate::layout::{Bbm, Format, Layout};
 use crate::memory::{TableFrame, TableMemory, table_entries};
 use crate::sync::{AtomicU64, Ordering};
-use crate::tlb::Tlb;
+use crate::tlb::{Regime, Tlb};
 use core::mem;
+
+/// What owners of frames fill freed ones with, in debug builds: hardware finds no valid descriptor in it, and a walker that
+/// meets it panics, as its epoch has not kept the table for it (rule 7).
+pub const POISON: u64 = 0xdead_f4ee_dead_f4ee;
 
 /// A slot of a translation table.
 #[repr(transparent)]
@@ -21,12 +26,36 @@ pub struct Entry(AtomicU64);
 pub struct Observed {
     word: u64,
     level: Level,
+    format: Format,
 }
 
 impl Observed {
     /// The decoded value.
+    #[inline]
     pub const fn descriptor(self) -> Descriptor {
-        Descriptor::decode(self.word, self.level)
+        Descriptor::decode(self.word, self.level, self.format)
+    }
+
+    /// The table that the entry leads to, if it does.
+    #[inline(always)]
+    pub(crate) const fn link(self) -> Option<Pa> {
+        Descriptor::link(self.word, self.level, self.format)
+    }
+
+    /// What write protection makes of the entry of a lowest table, if that maps a page, writable, in no group and untracked.
+    #[inline(always)]
+    pub(crate) const fn plain_page_protected(self) -> Option<Leaf> {
+        Descriptor::plain_page_protected(self.word, self.format)
+    }
+
+    /// The level of the table that holds the entry.
+    pub const fn level(self) -> Level {
+        self.level
+    }
+
+    /// The leaf that the holder of a locked entry keeps mapped ([`Entry::lock_to_change`]).
+    const fn kept(self) -> Option<Leaf> {
+        Descriptor::kept(self.word, self.level, self.format)
     }
 }
 
@@ -35,75 +64,161 @@ impl Observed {
 pub struct Lost;
 
 impl Entry {
-    /// An entry that holds `descriptor`, for building tables off-line.
-    pub fn new(descriptor: Descriptor) -> Self {
-        Self(AtomicU64::new(descriptor.encode()))
+    /// An entry that holds nothing, for making tables.
+    pub fn vacant() -> Self {
+        Self(AtomicU64::new(Descriptor::Invalid.encode(Format::Narrow)))
     }
 
     /// Reads the entry once. Acquire: pairs with the release of the exchange that linked a table or leaf here.
-    pub fn observe(&self, level: Level) -> Observed {
+    #[inline]
+    pub fn observe(&self, level: Level, format: Format) -> Observed {
+        pause();
+        let word = self.0.load(Ordering::Acquire);
+        debug_assert!(word != POISON, "rule 7: a walker is in a freed table");
         Observed {
-            word: self.0.load(Ordering::Acquire),
+            word,
             level,
+            format,
         }
     }
 
-    /// Changes the entry from what was observed. For changes that need no break; debug builds check that.
-    /// Release on success: pairs with [`Self::observe`].
-    pub fn exchange(&self, from: Observed, to: Descriptor) -> Result<(), Lost> {
+    /// Changes the entry from what was observed and returns what it holds now. For changes that need no break; debug
+    /// builds check that. Release on success: pairs with [`Self::observe`].
+    #[inline]
+    pub fn exchange(&self, from: Observed, to: Descriptor) -> Result<Observed, Lost> {
+        self.exchange_sparing_break(from, to, Bbm::Level0)
+    }
+
+    /// As [`Self::exchange`], for changes that `bbm` spares the break.
+    #[inline]
+    pub(crate) fn exchange_sparing_break(
+        &self,
+        from: Observed,
+        to: Descriptor,
+        bbm: Bbm,
+    ) -> Result<Observed, Lost> {
         debug_assert!(
-            !from.descriptor().change_needs_break(to),
+            !from.descriptor().change_needs_break(to, bbm),
             "{from:?} to {to:?} needs a break"
         );
-        self.compare_exchange(from.word, to.encode())
+        let word = to.encode(from.format);
+        self.compare_exchange(from, from.word, word)?;
+        Ok(Observed { word, ..from })
     }
 
-    fn compare_exchange(&self, from: u64, to: u64) -> Result<(), Lost> {
-        match self
-            .0
-            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
-        {
-            Ok(_) => Ok(()),
-            Err(_) => Err(Lost),
-        }
+    /// Exchanges `word` at the place that `at` was observed at.
+    #[inline]
+    fn compare_exchange(&self, at: Observed, word: u64, new: u64) -> Result<(), Lost> {
+        let succeeded = watched(self, at.level, || {
+            let exchanged = self
+                .0
+                .compare_exchange(word, new, Ordering::AcqRel, Ordering::Acquire);
+            (exchanged.is_ok(), exchanged.ok().map(|old| (old, new)))
+        });
+        if succeeded { Ok(()) } else { Err(Lost) }
     }
 
-    /// Takes the entry for a break, from what was observed (rule 2).
+    /// Takes the entry for a break, from what was observed (rule 2), to remove what it stood for: that is the caller's now,
+    /// even if the table is unlinked before it makes the entry (rule 5).
     ///
     /// Nothing is invalidated yet: the [`Unflushed`] has to go through one of its invalidations.
     pub fn lock(&self, from: Observed, ipa: Ipa) -> Result<Unflushed<'_>, Lost> {
-        self.compare_exchange(from.word, Descriptor::Locked.encode())?;
+        self.lock_with(Descriptor::Locked.encode(from.format), from, ipa)
+    }
+
+    /// As [`Self::lock`], to put something else in its place that maps the same. If the table is unlinked meanwhile, so that
+    /// nothing can be put there, a leaf that the entry stood for is its unlinker's.
+    pub fn lock_to_change(&self, from: Observed, ipa: Ipa) -> Result<Unflushed<'_>, Lost> {
+        match from.descriptor() {
+            Descriptor::Leaf(leaf) => self.lock_with(Descriptor::locked_keeping(leaf), from, ipa),
+            _ => self.lock(from, ipa),
+        }
+    }
+
+    fn lock_with(&self, locked: u64, from: Observed, ipa: Ipa) -> Result<Unflushed<'_>, Lost> {
+        self.compare_exchange(from, from.word, locked)?;
         Ok(Unflushed {
             entry: self,
             observed: from,
+            locked,
             ipa,
         })
     }
 
     /// Takes an invalid entry so that only its holder may fill it (rule 8). There is nothing to invalidate.
+    #[inline]
     pub fn lock_vacant(&self, from: Observed, ipa: Ipa) -> Result<Broken<'_>, Lost> {
         debug_assert!(matches!(from.descriptor(), Descriptor::Invalid));
-        self.compare_exchange(from.word, Descriptor::Locked.encode())?;
+        let locked = Descriptor::Locked.encode(from.format);
+        self.compare_exchange(from, from.word, locked)?;
         Ok(Broken {
             entry: self,
             observed: from,
+            locked,
             ipa,
         })
     }
 
     /// Ends this entry for ever and returns what it stood for, which the caller now owns (rule 5).
     /// AcqRel: the returned value is the last one that anybody else wrote, and no later exchange can succeed.
-    fn freeze(&self, level: Level) -> Observed {
+    pub(crate) fn freeze(&self, level: Level, format: Format) -> Observed {
+        let new = Descriptor::Frozen.encode(format);
+        pause();
+        let word = watched(self, level, || {
+            let old = self.0.swap(new, Ordering::AcqRel);
+            (old, Some((old, new)))
+        });
         Observed {
-            word: self.0.swap(Descriptor::Frozen.encode(), Ordering::AcqRel),
+            word,
             level,
+            format,
         }
     }
 
     /// Writes an entry of a table that nobody else can reach.
-    pub(crate) fn store_unshared(&self, descriptor: Descriptor) {
-        self.0.store(descriptor.encode(), Ordering::Relaxed);
+    #[inline]
+    pub(crate) fn store_unshared(&self, descriptor: Descriptor, format: Format) {
+        self.0.store(descriptor.encode(format), Ordering::Relaxed);
     }
+
+    /// The bare word, as the hardware walker updates it and a watcher reads it.
+    #[cfg(feature = "watch")]
+    pub fn word(&self) -> &AtomicU64 {
+        &self.0
+    }
+}
+
+/// Lets a watcher choose who runs next.
+#[inline(always)]
+fn pause() {
+    #[cfg(feature = "watch")]
+    if let Some(watcher) = crate::watch::watcher() {
+        watcher.pause();
+    }
+}
+
+/// Runs `access`, which says what it changed beside its result, and reports it to the watcher.
+#[cfg(not(feature = "watch"))]
+#[inline(always)]
+fn watched<R>(_: &Entry, _: Level, access: impl FnOnce() -> (R, Option<(u64, u64)>)) -> R {
+    access().0
+}
+
+/// Runs `access`, which says what it changed beside its result, and reports it to the watcher.
+#[cfg(feature = "watch")]
+fn watched<R>(entry: &Entry, level: Level, access: impl Fn() -> (R, Option<(u64, u64)>)) -> R {
+    let Some(watcher) = crate::watch::watcher() else {
+        return access().0;
+    };
+    let mut result = None;
+    watcher.pause();
+    watcher.change(entry, level, &mut || {
+        let (value, change) = access();
+        result = Some(value);
+        change
+    });
+    // A watcher that doesn't run the access is broken; the entry isn't to suffer for it.
+    result.unwrap_or_else(|| access().0)
 }
 
 /// An entry that was locked and whose old value may still be in TLBs.
@@ -112,46 +227,39 @@ impl Entry {
 pub struct Unflushed<'t> {
     entry: &'t Entry,
     observed: Observed,
+    /// The word that it is locked with.
+    locked: u64,
     ipa: Ipa,
 }
 
 impl<'t> Unflushed<'t> {
-    /// The IPAs that the entry covers.
-    pub fn range(&self) -> IpaRange {
-        self.ipa..self.ipa.offset(self.observed.level.span())
-    }
-
     /// Invalidates what the old value left in TLBs: the leaf, or everything under the table.
-    pub fn flush(self, tlb: &impl Tlb, vm: Vttbr) -> Broken<'t> {
+    pub fn flush(self, tlb: &impl Tlb, vm: Regime, layout: &Layout) -> Broken<'t> {
+        let level = self.observed.level;
         match self.observed.descriptor() {
-            Descriptor::Table(_) => tlb.invalidate_range(vm, self.range(), true),
-            _ => tlb.invalidate_leaf(vm, self.ipa, self.observed.level),
+            Descriptor::Table(_) => {
+                let end = self.ipa.offset(layout.span(level));
+                tlb.invalidate_range(vm, self.ipa..end, true);
+            }
+            _ => tlb.invalidate_leaf(vm, self.ipa, vm.hint(level)),
         }
-        self.into_broken()
+        self.flushed()
     }
 
-    /// Flushes many entries at once, which together lie in `range`. Calls `each` with every one of them.
-    pub fn flush_all(
-        batch: impl IntoIterator<Item = Self>,
-        range: IpaRange,
-        tlb: &impl Tlb,
-        vm: Vttbr,
-        mut each: impl FnMut(Broken<'t>),
-    ) {
-        tlb.invalidate_range(vm, range.clone(), true);
-        for unflushed in batch {
-            debug_assert!(range.start <= unflushed.ipa && unflushed.range().end <= range.end);
-            each(unflushed.into_broken());
-        }
-    }
-
-    fn into_broken(self) -> Broken<'t> {
+    /// For whoever has invalidated many entries at once.
+    pub(crate) fn flushed(self) -> Broken<'t> {
         let this = mem::ManuallyDrop::new(self);
         Broken {
             entry: this.entry,
             observed: this.observed,
+            locked: this.locked,
             ipa: this.ipa,
         }
+    }
+
+    /// Gives the entry its old value back, which needs no invalidation. Fails as [`Broken::make`] does.
+    pub(crate) fn restore(self) -> Result<(), Lost> {
+        self.flushed().restore()
     }
 }
 
@@ -159,7 +267,7 @@ impl Drop for Unflushed<'_> {
     /// Forgetting one is a bug that debug builds report. In a release build the entry gets its old value back, which
     /// is right whether or not anything was invalidated.
     fn drop(&mut self) {
-        forgotten(self.entry, self.observed);
+        forgotten(self.entry, self.observed, self.locked);
     }
 }
 
@@ -169,6 +277,8 @@ impl Drop for Unflushed<'_> {
 pub struct Broken<'t> {
     entry: &'t Entry,
     observed: Observed,
+    /// The word that it is locked with.
+    locked: u64,
     ipa: Ipa,
 }
 
@@ -190,10 +300,11 @@ impl<'t> Broken<'t> {
 
     /// Publishes the new value. Fails if the table was unlinked meanwhile (the entry is frozen): restart from the root.
     /// Release: pairs with [`Entry::observe`].
+    #[inline]
     pub fn make(self, new: Descriptor) -> Result<(), Lost> {
         let this = mem::ManuallyDrop::new(self);
-        this.entry
-            .compare_exchange(Descriptor::Locked.encode(), new.encode())
+        let new = new.encode(this.observed.format);
+        this.entry.compare_exchange(this.observed, this.locked, new)
     }
 
     /// Gives the entry its old value back. Fails as [`Self::make`] does.
@@ -208,11 +319,12 @@ impl<'t> Broken<'t> {
     pub(crate) fn freeze_subtree(
         &self,
         memory: &impl TableMemory,
+        layout: &Layout,
         mut leaf: impl FnMut(Level, Ipa, Leaf),
         mut retire: impl FnMut(Unlinked),
     ) {
         if let (Descriptor::Table(pa), Some(level)) = (self.old(), self.observed.level.below()) {
-            freeze_table(pa, level, self.ipa, memory, &mut leaf, &mut retire);
+            freeze_table(pa, level, self.ipa, memory, layout, &mut leaf, &mut retire);
         }
     }
 }
@@ -220,14 +332,14 @@ impl<'t> Broken<'t> {
 impl Drop for Broken<'_> {
     /// As for [`Unflushed`].
     fn drop(&mut self) {
-        forgotten(self.entry, self.observed);
+        forgotten(self.entry, self.observed, self.locked);
     }
 }
 
 #[cold]
-fn forgotten(entry: &Entry, observed: Observed) {
+fn forgotten(entry: &Entry, observed: Observed, locked: u64) {
     // The exchange fails only if the table was unlinked, and then the entry is nobody's.
-    let _ = entry.compare_exchange(Descriptor::Locked.encode(), observed.word);
+    let _ = entry.compare_exchange(observed, locked, observed.word);
     debug_assert!(false, "a locked entry was forgotten; it was {observed:?}");
 }
 
@@ -236,16 +348,23 @@ fn freeze_table(
     level: Level,
     first: Ipa,
     memory: &impl TableMemory,
+    layout: &Layout,
     leaf: &mut dyn FnMut(Level, Ipa, Leaf),
     retire: &mut dyn FnMut(Unlinked),
 ) {
-    let entries = table_entries(memory, pa);
+    let entries = table_entries(memory, layout, pa);
     for (index, entry) in entries.iter().enumerate() {
-        let ipa = first.offset(index as u64 * level.span());
-        match (entry.freeze(level).descriptor(), level.below()) {
+        let ipa = first.offset((index as u64) << layout.shift(level));
+        let was = entry.freeze(level, layout.format());
+        match (was.descriptor(), level.below()) {
             (Descriptor::Leaf(found), _) => leaf(level, ipa, found),
             (Descriptor::Table(child), Some(below)) => {
-                freeze_table(child, below, ipa, memory, leaf, retire)
+                freeze_table(child, below, ipa, memory, layout, leaf, retire)
+            }
+            (Descriptor::Locked, _) => {
+                if let Some(kept) = was.kept() {
+                    leaf(level, ipa, kept);
+                }
             }
             _ => {}
         }
@@ -267,8 +386,8 @@ impl Unlinked {
         self.0
     }
 
-    /// A root that its owner gives up after invalidating the whole VMID.
-    pub(crate) fn root(frame: TableFrame) -> Self {
+    /// A table of a tree whose VMID was invalidated as a whole, and which nobody walks any more.
+    pub(crate) fn of_dead_tree(frame: TableFrame) -> Self {
         Self(frame)
     }
 }

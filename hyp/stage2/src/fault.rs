@@ -2,10 +2,12 @@
 //!
 //! Any number of faults run at once, on the same entry too, and beside every other operation.
 
-use crate::address::{Ipa, Level, PAGE_SIZE, Pa, TABLE_ENTRIES, Vttbr};
-use crate::descriptor::{Descriptor, Leaf, Permissions};
+use crate::address::{Ipa, Level, Pa};
+use crate::descriptor::{Attributes, Descriptor, Execute, Leaf};
 use crate::entry::Broken;
-use crate::memory::{Epoch, TableFrame, TableMemory, Worker, index_at};
+use crate::group::dissolve;
+use crate::memory::{Epoch, TableMemory, Worker};
+use crate::split::Cut;
 use crate::stage2::Stage2;
 use crate::tlb::Tlb;
 use crate::walk::{Step, VisitContext};
@@ -14,22 +16,26 @@ use crate::walk::{Step, VisitContext};
 const LOOKS_AT_LOCKED: u32 = if cfg!(loom) { 2 } else { 200 };
 
 /// What the guest tried to do.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Access {
     /// A load, or a hardware walk of the guest's own tables.
     Read,
     /// A store, an atomic, or a hardware update of the guest's own tables.
     Write,
-    /// An instruction fetch.
+    /// An instruction fetch at EL1.
     Execute,
+    /// An instruction fetch at EL0.
+    ExecuteAtEl0,
 }
 
 impl Access {
-    const fn allowed_by(self, leaf: Leaf) -> bool {
+    /// Whether `leaf`, if accessed already, allows it without a fault.
+    pub const fn allowed_by(self, leaf: Leaf) -> bool {
         match self {
             Self::Read => true,
             Self::Write => leaf.writable(),
-            Self::Execute => leaf.executable(),
+            Self::Execute => matches!(leaf.execute(), Execute::Everywhere | Execute::AtEl1),
+            Self::ExecuteAtEl0 => matches!(leaf.execute(), Execute::Everywhere | Execute::AtEl0),
         }
     }
 }
@@ -45,19 +51,12 @@ pub struct Request {
     pub access: Access,
     /// What backs the page of `ipa`.
     pub pa: Pa,
-    /// The largest block that alignment and backing allow at `ipa`.
+    /// The largest block that alignment and backing allow at `ipa`. Where the granule has none so large, the next smaller.
     pub largest: Level,
-    /// What a new mapping allows.
-    pub permissions: Permissions,
+    /// What a new mapping is to be.
+    pub attributes: Attributes,
     /// Writes are logged page by page: the first write to a block splits it.
     pub split: bool,
-}
-
-impl Request {
-    /// The leaf of `level` that serves this fault.
-    pub const fn leaf(&self, level: Level) -> Leaf {
-        Leaf::new(level, self.pa.align_down(level.span()), self.permissions)
-    }
 }
 
 /// How a fault ended.
@@ -65,10 +64,12 @@ impl Request {
 #[derive(Debug)]
 pub enum Resolution<'t> {
     /// Nothing was mapped. The caller holds the entry, looks at its grounds again (rule 8), and makes it
-    /// ([`Request::leaf`]) or restores it.
+    /// ([`Stage2::leaf_for`]) or restores it.
     Vacant(Broken<'t>),
     /// The entry was made writable; the caller marks what this level spans dirty, if it logs (rule 9).
     Relaxed(Level),
+    /// The access flag was set; all else allowed the access.
+    Accessed,
     /// A block was split, the page that faulted is writable.
     Split,
     /// The entry already allowed the access: another CPU was first, or this CPU's TLB was behind.
@@ -82,197 +83,207 @@ pub enum Resolution<'t> {
 }
 
 impl Stage2 {
+    /// The leaf of `level` that serves a fault on which nothing was mapped.
+    #[inline]
+    pub fn leaf_for(&self, request: &Request, level: Level) -> Descriptor {
+        let pa = request.pa.align_down(self.layout().span(level));
+        Descriptor::Leaf(self.layout().leaf(level, pa, request.attributes))
+    }
+
     /// Serves a fault. `request.ipa` lies within the IPA space. On return, this CPU's TLB holds no entry that denies
-    /// what the tables now allow.
+    /// what the tables now allow; those of other CPUs may, until they fault as well. Never waits for another CPU for long
+    /// (rule 4), never makes anything more permissive than the entry says it may be (rule 3).
+    #[inline(always)]
     pub fn fault<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         request: &Request,
     ) -> Resolution<'w> {
-        debug_assert!(self.contains(&(request.ipa..request.ipa)));
-        let vm = self.vttbr();
-        let page = request.ipa.align_down(PAGE_SIZE);
-        let mut looks = LOOKS_AT_LOCKED;
-        let mut resolution = Resolution::Busy;
-        self.root()
-            .walk(worker, page..page.offset(PAGE_SIZE), |context| {
-                let outcome = match context.descriptor {
-                    Descriptor::Table(_) => return Step::Descend,
-                    Descriptor::Leaf(leaf) => fault_on_leaf(worker, vm, request, context, leaf),
-                    Descriptor::Invalid if context.level < request.largest => {
-                        link_empty_table(worker, context)
-                    }
-                    Descriptor::Invalid => {
-                        match context.entry.lock_vacant(context.observed, context.ipa) {
-                            Ok(broken) => Ok(Resolution::Vacant(broken)),
-                            Err(_) => Err(lost(worker)),
-                        }
-                    }
-                    Descriptor::Frozen => Err(Step::Restart),
-                    Descriptor::Locked if looks == 0 => Ok(Resolution::Busy),
-                    Descriptor::Locked => {
-                        looks -= 1;
-                        Err(Step::Wait)
-                    }
-                };
-                match outcome {
-                    Ok(done) => {
-                        resolution = done;
-                        Step::Stop
-                    }
-                    Err(step) => step,
+        debug_assert!(self.layout().contains(&(request.ipa..request.ipa)));
+        // The two that a running guest is made of come first: a page that nobody has touched, a page that is logged.
+        let place = self.root().seek(worker, request.ipa);
+        let level = place.observed.level();
+        match place.observed.descriptor() {
+            Descriptor::Leaf(leaf)
+                if leaf.can_be_relaxed()
+                    && request.access == Access::Write
+                    && (level == Level::L3 || !request.split) =>
+            {
+                let writable = Descriptor::Leaf(leaf.with_write().with_accessed());
+                if place.entry().exchange(place.observed, writable).is_ok() {
+                    worker.counters.relaxed.add(1);
+                    self.invalidate_faulted(worker, request, level);
+                    return Resolution::Relaxed(level);
                 }
-            });
-        resolution
+            }
+            Descriptor::Invalid if level == Level::L3 => {
+                let page = request.ipa.align_down(self.layout().page_size());
+                if let Ok(broken) = place.entry().lock_vacant(place.observed, page) {
+                    return Resolution::Vacant(broken);
+                }
+            }
+            _ => {}
+        }
+        self.fault_slowly(worker, request)
+    }
+
+    /// Drops what this CPU's TLB may hold of the leaf of `level` that was in the way.
+    #[inline(always)]
+    fn invalidate_faulted<M: TableMemory, T: Tlb, E: Epoch>(
+        &self,
+        worker: &Worker<'_, M, T, E>,
+        request: &Request,
+        level: Level,
+    ) {
+        worker.counters.tlbi_local.add(1);
+        let vm = self.regime();
+        let ipa = request.ipa.align_down(self.layout().page_size());
+        let hint = vm.hint(level);
+        worker.tlb.invalidate_local(vm, ipa, hint, request.va);
+    }
+
+    /// Serves any fault, however often it takes to look.
+    #[inline(never)]
+    fn fault_slowly<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        request: &Request,
+    ) -> Resolution<'w> {
+        let mut looks = LOOKS_AT_LOCKED;
+        loop {
+            let place = self.root().seek(worker, request.ipa);
+            let context = place.context(self.layout(), request.ipa);
+            let outcome = match context.descriptor {
+                Descriptor::Leaf(leaf) => self.fault_on_leaf(worker, request, &context, leaf),
+                Descriptor::Invalid => self.fault_on_nothing(worker, request, &context),
+                Descriptor::Locked if looks == 0 => Ok(Resolution::Busy),
+                Descriptor::Locked => {
+                    looks -= 1;
+                    Err(Step::Wait)
+                }
+                // The tree is dead.
+                Descriptor::Frozen if context.level == self.layout().start() => {
+                    Ok(Resolution::Busy)
+                }
+                Descriptor::Frozen | Descriptor::Table(_) => Err(Step::Restart),
+            };
+            match outcome {
+                Ok(resolution) => return resolution,
+                Err(step) => worker.before(step),
+            }
+        }
+    }
+
+    fn fault_on_nothing<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &self,
+        worker: &Worker<'w, M, T, E>,
+        request: &Request,
+        context: &VisitContext<'w>,
+    ) -> Result<Resolution<'w>, Step> {
+        if context.level < request.largest.max(self.layout().largest_leaf()) {
+            return match self.link_empty_table(worker, context) {
+                Ok(()) => Err(Step::Again),
+                Err(None) => Ok(Resolution::OutOfFrames),
+                Err(Some(step)) => Err(step),
+            };
+        }
+        match context.entry.lock_vacant(context.observed, context.ipa) {
+            Ok(broken) => Ok(Resolution::Vacant(broken)),
+            Err(_) => Err(lost(worker)),
+        }
+    }
+
+    fn fault_on_leaf<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &self,
+        worker: &Worker<'w, M, T, E>,
+        request: &Request,
+        context: &VisitContext<'w>,
+        leaf: Leaf,
+    ) -> Result<Resolution<'w>, Step> {
+        let resolution = if request.access.allowed_by(leaf) {
+            if !leaf.accessed() {
+                return set_accessed(worker, context, leaf);
+            }
+            Resolution::Spurious
+        } else if request.access != Access::Write || !leaf.may_write() {
+            return Ok(Resolution::NotPermitted);
+        } else if leaf.contiguous() {
+            return Err(dissolve(worker, self, context));
+        } else if request.split && context.level != Level::L3 {
+            return self.split_for_write(worker, request, context, leaf);
+        } else if context
+            .entry
+            .exchange(
+                context.observed,
+                Descriptor::Leaf(leaf.with_write().with_accessed()),
+            )
+            .is_ok()
+        {
+            worker.counters.relaxed.add(1);
+            Resolution::Relaxed(context.level)
+        } else {
+            return Err(lost(worker));
+        };
+        self.invalidate_faulted(worker, request, context.level);
+        Ok(resolution)
+    }
+
+    /// Replaces a block by tables that map the same memory read-only, but for the page that is being written.
+    #[cold]
+    fn split_for_write<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &self,
+        worker: &Worker<'w, M, T, E>,
+        request: &Request,
+        context: &VisitContext<'w>,
+        block: Leaf,
+    ) -> Result<Resolution<'w>, Step> {
+        let cut = Cut::AlongWritten(request.ipa);
+        match self.split_block(worker, context, block.write_protected(), cut) {
+            Ok(()) => Ok(Resolution::Split),
+            Err(Some(step)) => Err(step),
+            Err(None) => Ok(Resolution::OutOfFrames),
+        }
+    }
+
+    /// Puts an empty table where nothing was (rule 6). `None`: no frame.
+    #[cold]
+    pub(crate) fn link_empty_table<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &self,
+        worker: &Worker<'w, M, T, E>,
+        context: &VisitContext<'w>,
+    ) -> Result<(), Option<Step>> {
+        let frame = worker.memory.allocate().ok_or(None)?;
+        worker.tlb.publish_tables();
+        let link = Descriptor::Table(frame.pa());
+        if context.entry.exchange(context.observed, link).is_err() {
+            worker.memory.free(frame);
+            return Err(Some(lost(worker)));
+        }
+        worker.counters.tables_linked.add(1);
+        Ok(())
     }
 }
 
+/// An entry without the access flag is in no TLB, so there is nothing to invalidate.
 #[cold]
-fn lost<M: TableMemory, T: Tlb, E: Epoch>(worker: &Worker<'_, M, T, E>) -> Step {
-    worker.counters.lost_exchanges.add(1);
-    Step::Again
-}
-
-/// Puts an empty table where nothing was (rule 6).
-#[cold]
-fn link_empty_table<'w, M: TableMemory, T: Tlb, E: Epoch>(
+fn set_accessed<'w, M: TableMemory, T: Tlb, E: Epoch>(
     worker: &Worker<'w, M, T, E>,
-    context: &VisitContext<'w>,
-) -> Result<Resolution<'w>, Step> {
-    let Some(frame) = worker.memory.allocate() else {
-        return Ok(Resolution::OutOfFrames);
-    };
-    worker.tlb.publish_tables();
-    if context
-        .entry
-        .exchange(context.observed, Descriptor::Table(frame.pa()))
-        .is_err()
-    {
-        worker.memory.free(frame);
-        return Err(lost(worker));
-    }
-    worker.counters.tables_linked.add(1);
-    Err(Step::Again)
-}
-
-#[inline(always)]
-fn fault_on_leaf<'w, M: TableMemory, T: Tlb, E: Epoch>(
-    worker: &Worker<'w, M, T, E>,
-    vm: Vttbr,
-    request: &Request,
     context: &VisitContext<'w>,
     leaf: Leaf,
 ) -> Result<Resolution<'w>, Step> {
-    let resolution = if request.access.allowed_by(leaf) {
-        Resolution::Spurious
-    } else if request.access != Access::Write || !leaf.may_write() {
-        return Ok(Resolution::NotPermitted);
-    } else if request.split && context.level != Level::L3 {
-        return split_for_write(worker, vm, request.ipa, context, leaf);
-    } else if context
-        .entry
-        .exchange(context.observed, Descriptor::Leaf(leaf.with_write()))
-        .is_ok()
-    {
-        worker.counters.relaxed.add(1);
-        Resolution::Relaxed(context.level)
-    } else {
-        return Err(lost(worker));
-    };
-    worker.counters.tlbi_local.add(1);
-    worker
-        .tlb
-        .invalidate_local(vm, context.ipa, context.level, request.va);
-    Ok(resolution)
+    let accessed = Descriptor::Leaf(leaf.with_accessed());
+    match context.entry.exchange(context.observed, accessed) {
+        Ok(_) => {
+            worker.counters.accessed.add(1);
+            Ok(Resolution::Accessed)
+        }
+        Err(_) => Err(lost(worker)),
+    }
 }
 
-/// Replaces a block by tables that map the same memory read-only, but for the page that is being written: the subtree is
-/// built off-line, then linked with one break and one make (rule 6).
+/// An exchange was lost: counted, and looked at again (rule 1).
 #[cold]
-fn split_for_write<'w, M: TableMemory, T: Tlb, E: Epoch>(
-    worker: &Worker<'w, M, T, E>,
-    vm: Vttbr,
-    written: Ipa,
-    context: &VisitContext<'w>,
-    block: Leaf,
-) -> Result<Resolution<'w>, Step> {
-    let Some(subtree) = build_subtree(worker, context.level, block, written) else {
-        return Ok(Resolution::OutOfFrames);
-    };
-    let Ok(unflushed) = context.entry.lock(context.observed, context.ipa) else {
-        free_subtree(worker, context.level, subtree, written);
-        return Err(lost(worker));
-    };
-    worker.counters.tlbi_broadcast.add(1);
-    let broken = unflushed.flush(worker.tlb, vm);
-    worker.tlb.publish_tables();
-    if broken.make(Descriptor::Table(subtree.pa())).is_err() {
-        free_subtree(worker, context.level, subtree, written);
-        return Err(Step::Restart);
-    }
-    worker.counters.splits.add(1);
-    worker
-        .counters
-        .tables_linked
-        .add(tables_below(context.level));
-    Ok(Resolution::Split)
-}
-
-/// Tables that a split of a block of `level` links: one for each level below, along the written page.
-const fn tables_below(level: Level) -> u64 {
-    3 - level as u64
-}
-
-/// The tables that replace `block`, an entry of `level`, by entries down to the page at `written`.
-fn build_subtree<M: TableMemory, T: Tlb, E: Epoch>(
-    worker: &Worker<'_, M, T, E>,
-    level: Level,
-    block: Leaf,
-    written: Ipa,
-) -> Option<TableFrame> {
-    let below = level.below()?;
-    let target = index_at(written.get(), below);
-    let piece = |index: usize| {
-        block
-            .without_write()
-            .moved_to(below, block.pa().offset(index as u64 * below.span()))
-    };
-    let mut child = None;
-    let entry = if below == Level::L3 {
-        Descriptor::Leaf(piece(target).with_write())
-    } else {
-        let table = build_subtree(worker, below, piece(target), written)?;
-        let link = Descriptor::Table(table.pa());
-        child = Some(table);
-        link
-    };
-    let table = worker.build_table(|index| {
-        if index == target {
-            entry
-        } else {
-            Descriptor::Leaf(piece(index))
-        }
-    });
-    if table.is_none()
-        && let Some(child) = child
-    {
-        free_subtree(worker, below, child, written);
-    }
-    table
-}
-
-/// Gives back what [`build_subtree`] built and nobody saw.
-fn free_subtree<M: TableMemory, T: Tlb, E: Epoch>(
-    worker: &Worker<'_, M, T, E>,
-    level: Level,
-    table: TableFrame,
-    written: Ipa,
-) {
-    if let Some(below) = level.below() {
-        let entry = &worker.table(table.pa())[index_at(written.get(), below) % TABLE_ENTRIES];
-        if let Descriptor::Table(child) = entry.observe(below).descriptor() {
-            free_subtree(worker, below, TableFrame::from_linked(child), written);
-        }
-    }
-    worker.memory.free(table);
+pub(crate) fn lost<M: TableMemory, T: Tlb, E: Epoch>(worker: &Worker<'_, M, T, E>) -> Step {
+    worker.counters.lost_exchanges.add(1);
+    Step::Again
 }

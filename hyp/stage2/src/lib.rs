@@ -15,6 +15,9 @@
 //!    no entry itself meanwhile.
 //! 5. **Unlinking a table.** Its parent entry is broken; then every entry below is *frozen* by swap; then the parent's new
 //!    value is made and the frames go to the epoch. Whoever meets *frozen*, or loses an exchange to it, starts at the root.
+//!    Whose exchange removed a leaf owns what it stood for: its access and dirty state, its hold on memory. Only a leaf that
+//!    was locked to be replaced by something that maps the same ([`Entry::lock_to_change`]) goes to whoever freezes it, who
+//!    finds it in the locked word.
 //! 6. **Installing a table** is one exchange of a fully built table; the loser gives its frame back.
 //! 7. **Epochs.** Every walk runs inside an epoch ([`Worker::epoch`]); an [`Unlinked`] table is freed after it.
 //! 11. **Contents before links.** What a link leads to is visible to all CPUs and walkers before the link is.
@@ -22,9 +25,61 @@
 //! Rules 8 to 10 (decisions and their grounds, the dirty log, slots) belong to whoever decides what to map. For them
 //! [`Stage2::fault`] hands out the locked entry, so that its caller can look again before it makes it.
 //!
-//! # Parts
-//! [`Descriptor`] and [`Leaf`] know the bits; [`Entry`] the verbs; [`Stage2`] the operations. The machine comes in through
-//! [`Tlb`], [`TableMemory`] and [`Epoch`], so all of it runs on a host, under tests, Miri and the loom model checker.
+//! # Operations
+//! All of [`Stage2`], by `&self`, on any CPU at any time, beside each other and themselves; only [`destroy`] takes the whole.
+//! None of them takes a lock, and a fault never waits for long.
+//!
+//! | operation | when it returns | what it never does | frames it takes |
+//! |---|---|---|---|
+//! | [`fault`] | this CPU's TLB holds no entry that denies what the tables allow; other CPUs may, until they fault too | give a right that the entry doesn't say it may have | a table for each level that is missing; for a split one for each level |
+//! | [`map`] | nothing that a TLB held has changed | touch what is mapped already | as a fault, for each table |
+//! | [`unmap`] | no TLB holds anything of what was mapped | fail | none |
+//! | [`protect`] | no TLB holds a right that was taken away, whoever took it | map, unmap, split | none |
+//! | [`write_protect`] | no TLB holds a writable entry for a leaf that was named, whoever tightened it | as `protect` | none |
+//! | [`harvest_dirty`] | no TLB holds a writable entry for a leaf that was reported | touch what isn't dirty | none |
+//! | [`age`] | TLBs may hold what was accessed | invalidate; take a right away | none |
+//! | [`test_age`], [`lookup`], [`clean_caches`] | nothing has changed | change anything | none |
+//! | [`split`] | no TLB holds an entry for a block that was replaced | change what a page maps or allows | a table for each block; for blocks of more levels all of their tables, or one by one where there are too few |
+//! | [`collapse`] | no TLB holds an entry for what was replaced | merge what isn't complete, contiguous and alike | none |
+//! | [`invalidate`] | no TLB holds anything of the range that the tables don't say | change anything | none |
+//! | [`walk`] | as its visitor does | | none |
+//! | [`destroy`] | no TLB holds anything of the VM; [`Teardown::step`] then takes bounded time | wait for anybody | none |
+//!
+//! An operation that has run out of frames leaves all that it has done, says how far it came, and goes on from there when it
+//! is called again. Tables that were taken out of the tree are not free before the [`Epoch`] says so.
+//!
+//! [`fault`]: Stage2::fault
+//! [`map`]: Stage2::map
+//! [`unmap`]: Stage2::unmap
+//! [`protect`]: Stage2::protect
+//! [`write_protect`]: Stage2::write_protect
+//! [`harvest_dirty`]: Stage2::harvest_dirty
+//! [`age`]: Stage2::age
+//! [`test_age`]: Stage2::test_age
+//! [`lookup`]: Stage2::lookup
+//! [`clean_caches`]: Stage2::clean_caches
+//! [`split`]: Stage2::split
+//! [`collapse`]: Stage2::collapse
+//! [`invalidate`]: Stage2::invalidate
+//! [`walk`]: Stage2::walk
+//! [`destroy`]: Stage2::destroy
+//!
+//! # What it needs
+//! [`TableMemory`] is where tables live, [`Epoch`] when their frames may be used again, [`Tlb`] what invalidates; a
+//! [`Worker`] is the three of them on one CPU, with its [`Counters`]. [`Maintenance`] makes a [`Tlb`] of the architecture's
+//! [`Instructions`]. A [`Layout`] is worked out of the [`Features`] that are to be used: granule, address sizes, FEAT_LPA2,
+//! FEAT_S2FWB, FEAT_XNX, FEAT_BBM, FEAT_HAFDBS, contiguous groups. [`VmidAllocator`] gives VMIDs to more VMs than there are.
+//!
+//! Inside, [`Descriptor`] and [`Leaf`] know the bits, [`Entry`] the verbs, [`Stage2`] the operations. All of it runs on a
+//! host, under tests, Miri and the loom model checker. The crate is `no_std` and allocates nothing but the bookkeeping of
+//! [`VmidAllocator`]. Its feature `watch` reports every change of a shared entry to a watcher, for tests and debug builds.
+//!
+//! # Example
+//! All of it on a host, which is `examples/host.rs`:
+//!
+//! ```
+#![doc = include_str!("../examples/host.rs")]
+//! ```
 
 #![no_std]
 
@@ -36,24 +91,53 @@ mod collapse;
 mod descriptor;
 mod entry;
 mod fault;
+mod group;
+mod layout;
+mod maintenance;
+mod map;
 mod memory;
-mod root;
+mod operand;
+mod split;
 mod stage2;
 pub mod sync;
+mod teardown;
 mod tlb;
+mod unmap;
 mod vmid;
 mod walk;
+#[cfg(feature = "watch")]
+pub mod watch;
 
-pub use address::{
-    Ipa, IpaRange, Level, PAGE_SHIFT, PAGE_SIZE, Pa, STRIDE, TABLE_ENTRIES, Vmid, Vttbr,
-};
+pub use address::{Granule, Ipa, IpaRange, Level, PAGE_SHIFT, PAGE_SIZE, Pa, Vmid, Vttbr};
 pub use collapse::Collapsed;
-pub use descriptor::{Descriptor, Leaf, Permissions};
-pub use entry::{Broken, Entry, Lost, Observed, Unflushed, Unlinked};
+pub use descriptor::{Attributes, Descriptor, Execute, Leaf, MemoryType, Permissions};
+pub use entry::{Broken, Entry, Lost, Observed, POISON, Unflushed, Unlinked};
 pub use fault::{Access, Request, Resolution};
+pub use layout::{BadLayout, Bbm, Features, Format, Layout};
+pub use maintenance::{Barrier, Instructions, Maintenance, TlbPolicy, Tlbi};
+pub use map::{MapFailed, MapStopped, Mapped, Mapping};
 pub use memory::{Counter, Counters, Epoch, TableFrame, TableMemory, Worker};
-pub use root::{BadIpaSize, RootShape};
+pub use split::{Split, SplitFailed};
 pub use stage2::{OutOfFrames, Stage2};
-pub use tlb::Tlb;
+pub use teardown::Teardown;
+pub use tlb::{NoTlb, Regime, Tlb};
 pub use vmid::{VmidAllocator, VmidHolder};
 pub use walk::{Step, VisitContext};
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use proptest::prelude::ProptestConfig;
+
+    /// How often a property is tried: less often under Miri, which is slow and has no files to note failures in.
+    pub fn cases() -> ProptestConfig {
+        if cfg!(miri) {
+            ProptestConfig {
+                cases: 4,
+                failure_persistence: None,
+                ..ProptestConfig::default()
+            }
+        } else {
+            ProptestConfig::default()
+        }
+    }
+}

@@ -1,9 +1,12 @@
 //! Where tables live, who works on them, and when their frames may be used again.
 
-use crate::address::{Level, Pa, TABLE_ENTRIES};
+use crate::address::Pa;
 use crate::descriptor::Descriptor;
 use crate::entry::{Entry, Unlinked};
+use crate::layout::Layout;
+use crate::sync;
 use crate::tlb::Tlb;
+use crate::walk::Step;
 use core::ptr::NonNull;
 use core::slice;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -45,10 +48,12 @@ impl TableFrame {
 
 /// The frames that tables are made of. Every CPU uses its own.
 ///
+/// One source serves trees of one granule: its frames have the granule's size ([`Layout::table_size`]).
+///
 /// # Safety
-/// [`allocate`](Self::allocate) returns frames that nobody else uses, zeroed, aligned to a page, and
+/// [`allocate`](Self::allocate) returns frames that nobody else uses, zeroed, aligned to their size, and
 /// [`entries`](Self::entries) maps the address of each one to memory that stays valid for shared access as
-/// [`TABLE_ENTRIES`] [`Entry`] values until the frame is freed. The same holds for the frames of a root.
+/// [`Layout::table_entries`] [`Entry`] values until the frame is freed. The same holds for the frames of a root.
 pub unsafe trait TableMemory {
     /// A zeroed frame, or `None` where there are none left. Called in the fault path: no lock, no shared cache line.
     fn allocate(&self) -> Option<TableFrame>;
@@ -81,28 +86,52 @@ pub struct Worker<'w, M, T, E> {
 
 impl<'w, M: TableMemory, T: Tlb, E: Epoch> Worker<'w, M, T, E> {
     /// The table at `pa`, which lasts as long as this CPU's stay in the epoch.
-    pub(crate) fn table(&self, pa: Pa) -> &'w [Entry] {
-        table_entries(self.memory, pa)
+    #[inline]
+    pub(crate) fn table(&self, layout: &Layout, pa: Pa) -> &'w [Entry] {
+        table_entries(self.memory, layout, pa)
+    }
+
+    /// What has to be done before an entry is looked at again, as `step` says.
+    #[cold]
+    pub(crate) fn before(&self, step: Step) {
+        match step {
+            Step::Wait => {
+                self.counters.met_locked.add(1);
+                sync::relax();
+            }
+            Step::Restart => {
+                self.counters.restarts.add(1);
+                sync::relax();
+            }
+            _ => {}
+        }
     }
 
     /// Builds a table that nobody can reach yet. `None` without a frame.
+    #[inline]
     pub(crate) fn build_table(
         &self,
+        layout: &Layout,
         mut entry: impl FnMut(usize) -> Descriptor,
     ) -> Option<TableFrame> {
         let frame = self.memory.allocate()?;
-        for (index, slot) in self.table(frame.pa()).iter().enumerate() {
-            slot.store_unshared(entry(index));
+        for (index, slot) in self.table(layout, frame.pa()).iter().enumerate() {
+            slot.store_unshared(entry(index), layout.format());
         }
         Some(frame)
     }
 }
 
 /// The entries of a table that is linked, or owned.
-pub(crate) fn table_entries<M: TableMemory>(memory: &M, pa: Pa) -> &[Entry] {
+#[inline]
+pub(crate) fn table_entries<'t, M: TableMemory>(
+    memory: &'t M,
+    layout: &Layout,
+    pa: Pa,
+) -> &'t [Entry] {
     // SAFETY: `pa` was read from a table descriptor, or belongs to a `TableFrame`; its frame is freed only after an
     // epoch that this CPU is in has passed, and `TableMemory` promises that the memory is valid until then.
-    unsafe { slice::from_raw_parts(memory.entries(pa).as_ptr(), TABLE_ENTRIES) }
+    unsafe { slice::from_raw_parts(memory.entries(pa).as_ptr(), layout.table_entries()) }
 }
 
 macro_rules! counters {
@@ -133,8 +162,14 @@ counters! {
     splits,
     /// Tables merged into a block.
     collapses,
+    /// Contiguous groups taken apart.
+    groups_dissolved,
     /// Entries made writable by a single exchange.
     relaxed,
+    /// Access flags that a fault set.
+    accessed,
+    /// Leaves mapped by [`map`](crate::Stage2::map).
+    mapped,
     /// Writable entries made read-only.
     write_protected,
     /// Exchanges that found the entry changed.
@@ -155,18 +190,15 @@ pub struct Counter(AtomicU64);
 
 impl Counter {
     /// Adds `n`. Only the owning CPU calls this.
+    #[inline]
     pub fn add(&self, n: u64) {
         self.0
             .store(self.0.load(Ordering::Relaxed) + n, Ordering::Relaxed);
     }
 
     /// The count so far; a reader on another CPU may be a moment behind.
+    #[inline]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
-}
-
-/// The level's table index of an address.
-pub(crate) const fn index_at(address: u64, level: Level) -> usize {
-    (address >> level.shift()) as usize % TABLE_ENTRIES
 }

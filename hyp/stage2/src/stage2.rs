@@ -1,13 +1,15 @@
-//! One VM's stage-2 translation: its root, and what its owner does with it as a whole.
+//! One VM's stage-2 translation: its root, and what can be asked of it as a whole.
+//!
+//! The operations on its tables are in modules of their own: faults, maps, changes of leaves, unmaps, splits, collapses,
+//! teardown. All take `&self` and may run on any CPU at any time.
 
-use crate::address::{Ipa, IpaRange, Level, PAGE_SIZE, Vttbr};
+use crate::address::{Ipa, IpaRange, Level, Vttbr};
 use crate::descriptor::{Descriptor, Leaf};
-use crate::entry::Unlinked;
+use crate::layout::Layout;
 use crate::memory::{Epoch, TableFrame, TableMemory, Worker};
-use crate::root::RootShape;
-use crate::tlb::Tlb;
+use crate::tlb::{Regime, Tlb};
 use crate::vmid::VmidHolder;
-use crate::walk::{Root, Step};
+use crate::walk::{Root, Step, VisitContext};
 use core::mem::ManuallyDrop;
 
 /// There was no frame for a table.
@@ -22,30 +24,36 @@ impl core::fmt::Display for OutOfFrames {
 
 impl core::error::Error for OutOfFrames {}
 
-/// The stage-2 tables of one VM. All operations take `&self` and may run on any CPU at any time; only
-/// [`destroy`](Self::destroy), which nobody can be racing with, takes the whole.
+/// The stage-2 tables of one VM. Its end is [`destroy`](Self::destroy), which nobody can be racing with, as it takes the
+/// whole; merely dropping one leaks its tables.
 #[derive(Debug)]
 pub struct Stage2 {
     frame: ManuallyDrop<TableFrame>,
-    shape: RootShape,
+    layout: Layout,
     vmid: VmidHolder,
 }
 
 impl Stage2 {
-    /// An empty translation with a root of the given shape. `root` are `shape.frames()` zeroed frames in one run that is
-    /// aligned to its size.
-    pub fn new(root: TableFrame, shape: RootShape) -> Self {
-        debug_assert!(root.pa().is_aligned(shape.bytes()) && root.tables() == shape.frames());
+    /// An empty translation. `root` are [`Layout::root_tables`] zeroed frames in one run that is aligned to its size.
+    pub fn new(root: TableFrame, layout: Layout) -> Self {
+        debug_assert!(
+            root.pa().is_aligned(layout.root_bytes()) && root.tables() == layout.root_tables()
+        );
+        #[cfg(feature = "watch")]
+        if let Some(watcher) = crate::watch::watcher() {
+            watcher.root(root.pa(), &layout, true);
+        }
         Self {
             frame: ManuallyDrop::new(root),
-            shape,
+            layout,
             vmid: VmidHolder::new(),
         }
     }
 
-    /// The shape of the root.
-    pub fn shape(&self) -> RootShape {
-        self.shape
+    /// How the tables are laid out.
+    #[inline]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     /// What gives this VM its VMID.
@@ -54,68 +62,101 @@ impl Stage2 {
     }
 
     /// What VTTBR_EL2 holds while this VM runs or is invalidated.
+    #[inline]
     pub fn vttbr(&self) -> Vttbr {
         Vttbr::new(self.frame.pa(), self.vmid.current())
     }
 
-    /// Whether a range lies within the IPA space.
-    pub fn contains(&self, range: &IpaRange) -> bool {
-        range.start <= range.end && range.end.get() <= 1 << self.shape.ipa_bits()
+    /// Whose translations its invalidations are about.
+    #[inline]
+    pub(crate) fn regime(&self) -> Regime {
+        Regime::new(self.vttbr(), &self.layout)
     }
 
-    /// The whole IPA space.
-    pub fn all(&self) -> IpaRange {
-        Ipa::new(0)..Ipa::new(1 << self.shape.ipa_bits())
-    }
-
-    pub(crate) fn root(&self) -> Root {
+    #[inline]
+    pub(crate) fn root(&self) -> Root<'_> {
         Root {
             pa: self.frame.pa(),
-            shape: self.shape,
+            layout: &self.layout,
         }
     }
 
-    /// What maps `ipa` at this moment, and at which level. A locked entry maps nothing.
+    pub(crate) fn into_root(self) -> (TableFrame, Layout) {
+        (ManuallyDrop::into_inner(self.frame), self.layout)
+    }
+
+    /// Visits the entries that cover `range`, in address order, from the root down as the visitor says: for operations that
+    /// this crate doesn't have. Returns where the visitor stopped, or the range's end.
+    ///
+    /// The visitor changes entries by [`Entry`](crate::Entry)'s verbs only, from what it was shown; what it owes the TLBs
+    /// is its own business. It runs inside the caller's epoch, beside every other operation.
+    pub fn walk<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        range: IpaRange,
+        visit: impl FnMut(&VisitContext<'w>) -> Step,
+    ) -> Ipa {
+        debug_assert!(self.layout.contains(&range));
+        self.root().walk(worker, range, visit)
+    }
+
+    /// What maps `ipa` at this moment, and at which level. A locked entry maps nothing. Changes nothing, and promises
+    /// nothing of TLBs.
     pub fn lookup<M: TableMemory, T: Tlb, E: Epoch>(
         &self,
         worker: &Worker<'_, M, T, E>,
         ipa: Ipa,
     ) -> Option<(Leaf, Level)> {
-        let page = ipa.align_down(PAGE_SIZE);
-        let mut found = None;
-        self.root().walk(
-            worker,
-            page..page.offset(PAGE_SIZE),
-            |context| match context.descriptor {
-                Descriptor::Table(_) => Step::Descend,
-                Descriptor::Frozen => Step::Restart,
-                Descriptor::Leaf(leaf) => {
-                    found = Some((leaf, context.level));
-                    Step::Stop
-                }
-                Descriptor::Invalid | Descriptor::Locked => Step::Stop,
-            },
-        );
-        found
+        loop {
+            let observed = self.root().seek(worker, ipa).observed;
+            match observed.descriptor() {
+                Descriptor::Leaf(leaf) => return Some((leaf, observed.level())),
+                Descriptor::Invalid | Descriptor::Locked => return None,
+                // The tree is dead.
+                Descriptor::Frozen if observed.level() == self.layout.start() => return None,
+                Descriptor::Frozen | Descriptor::Table(_) => worker.before(Step::Restart),
+            }
+        }
     }
 
-    /// Unmaps everything and hands all tables, the root last, to the epoch. No vCPU of this VM runs or will run.
-    /// `removed` gets every leaf, as in [`unmap`](Self::unmap).
-    pub fn destroy<M: TableMemory, T: Tlb, E: Epoch>(
-        self,
+    /// Drops all that any TLB holds of `range`: on return every CPU translates it by the tables as they are. For owners
+    /// that let [`age`](Self::age) run without, and want to be sure once.
+    pub fn invalidate<M: TableMemory, T: Tlb, E: Epoch>(
+        &self,
         worker: &Worker<'_, M, T, E>,
-        removed: impl FnMut(Level, Ipa, Leaf),
+        range: IpaRange,
     ) {
-        let vm = self.vttbr();
-        self.unmap(worker, self.all(), removed);
         worker.counters.tlbi_broadcast.add(1);
-        worker.tlb.invalidate_vmid(vm);
-        worker
-            .counters
-            .tables_unlinked
-            .add(self.shape.frames() as u64);
-        worker
-            .epoch
-            .retire(Unlinked::root(ManuallyDrop::into_inner(self.frame)));
+        worker.tlb.invalidate_range(self.regime(), range, false);
+    }
+
+    /// Calls `clean` with the address and size of each piece of write-back memory mapped in `range`, so that accesses of
+    /// the guest that bypass the caches (its MMU or caches being off, or after a set/way operation) see what was written
+    /// through them. Nothing to do where the layout has FEAT_S2FWB, as no such access exists then.
+    ///
+    /// What is mapped or unmapped meanwhile may be missed or cleaned in vain.
+    pub fn clean_caches<M: TableMemory, T: Tlb, E: Epoch>(
+        &self,
+        worker: &Worker<'_, M, T, E>,
+        range: IpaRange,
+        mut clean: impl FnMut(crate::Pa, u64),
+    ) {
+        debug_assert!(self.layout.contains(&range));
+        if self.layout.features().fwb {
+            return;
+        }
+        self.root()
+            .walk(worker, range, |context| match context.descriptor {
+                Descriptor::Table(_) => Step::Descend,
+                Descriptor::Locked => Step::Wait,
+                Descriptor::Frozen => Step::Restart,
+                Descriptor::Leaf(leaf) if leaf.memory() == crate::MemoryType::WriteBack => {
+                    let within = context.start.get() - context.ipa.get();
+                    let bytes = context.end.get() - context.start.get();
+                    clean(leaf.pa().offset(within), bytes);
+                    Step::Continue
+                }
+                Descriptor::Leaf(_) | Descriptor::Invalid => Step::Continue,
+            });
     }
 }

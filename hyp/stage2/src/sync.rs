@@ -2,19 +2,47 @@
 //! use them too, so that the checker sees all of it.
 
 #[cfg(not(loom))]
-pub use core::sync::atomic::{AtomicU64, Ordering, fence};
+pub use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering, fence};
 #[cfg(loom)]
-pub use loom::sync::atomic::{AtomicU64, Ordering, fence};
+pub use loom::sync::atomic::{AtomicPtr, AtomicU64, Ordering, fence};
 
 /// Tells the CPU (or the model checker) that this is a wait for another one.
 pub fn relax() {
+    #[cfg(feature = "watch")]
+    if let Some(watcher) = crate::watch::watcher() {
+        return watcher.pause();
+    }
     #[cfg(not(loom))]
     core::hint::spin_loop();
     #[cfg(loom)]
-    loom::thread::yield_now();
+    checked::relax();
 }
 
 /// Orders everything before it against everything after it, for all CPUs (DMB ISH): the barrier of rule 8.
 pub fn full_barrier() {
     fence(Ordering::SeqCst);
+}
+
+#[cfg(loom)]
+mod checked {
+    // The model checker runs on a host.
+    extern crate std;
+
+    use core::cell::Cell;
+
+    /// How often each CPU may wait in an execution before that is only run to its end, without being varied any further: two
+    /// that wait for a third could take turns for ever, and the checker would try every number of turns.
+    const WAITS_VARIED: u32 = 2;
+
+    loom::thread_local! {
+        static WAITS: Cell<u32> = Cell::new(0);
+    }
+
+    pub(super) fn relax() {
+        let waits = WAITS.with(|waits| waits.replace(waits.get() + 1));
+        if waits >= WAITS_VARIED {
+            loom::skip_branch();
+        }
+        loom::thread::yield_now();
+    }
 }

@@ -7,9 +7,8 @@
 use crate::address::{Ipa, IpaRange, Level, Pa};
 use crate::descriptor::Descriptor;
 use crate::entry::{Entry, Observed};
-use crate::memory::{Epoch, TableMemory, Worker, index_at};
-use crate::root::RootShape;
-use crate::sync;
+use crate::layout::Layout;
+use crate::memory::{Epoch, TableMemory, Worker};
 use crate::tlb::Tlb;
 use core::slice;
 
@@ -26,16 +25,22 @@ pub struct VisitContext<'t> {
     pub level: Level,
     /// The first IPA that it covers, which may lie below the walk's range.
     pub ipa: Ipa,
-    /// The end of what it covers, or of the walk's range if that comes first.
-    pub end: Ipa,
+    /// The first IPA behind what it covers, which may lie beyond the walk's range.
+    pub ipa_end: Ipa,
     /// The first IPA of interest within it.
     pub start: Ipa,
+    /// The end of what it covers, or of the walk's range if that comes first.
+    pub end: Ipa,
+    /// The table that holds it.
+    pub(crate) table: &'t [Entry],
+    /// Its place in the table.
+    pub(crate) index: usize,
 }
 
 impl VisitContext<'_> {
     /// Whether the walk's range covers all of the entry.
     pub fn is_whole(&self) -> bool {
-        self.start == self.ipa && self.end == self.ipa.offset(self.level.span())
+        self.start == self.ipa && self.end == self.ipa_end
     }
 }
 
@@ -46,35 +51,99 @@ pub enum Step {
     Continue,
     /// Into the table that the entry leads to.
     Descend,
+    /// All below this address is done, which lies within what the entry covers or at its end: on from there.
+    DoneTo(Ipa),
     /// Look at the same entry again: an exchange was lost, or something was installed.
     Again,
     /// As `Again`, after giving another CPU a moment: the entry is locked.
     Wait,
-    /// From the root again: the table is no longer part of the tree.
+    /// From the root again: the table is no longer part of the tree. If that was the root, the walk ends here.
     Restart,
     /// End the walk here.
     Stop,
 }
 
-/// The root of a tree, with its shape.
+/// Where the translation of an address ends.
 #[derive(Clone, Copy)]
-pub(crate) struct Root {
-    pub(crate) pa: Pa,
-    pub(crate) shape: RootShape,
+pub(crate) struct Place<'t> {
+    table: &'t [Entry],
+    index: usize,
+    pub(crate) observed: Observed,
 }
 
-impl Root {
+impl<'t> Place<'t> {
+    #[inline(always)]
+    pub(crate) fn entry(&self) -> &'t Entry {
+        &self.table[self.index]
+    }
+
+    /// The visit of a walk over the page of `ipa`, which led here.
+    pub(crate) fn context(&self, layout: &Layout, ipa: Ipa) -> VisitContext<'t> {
+        let level = self.observed.level();
+        let first = ipa.align_down(layout.span(level));
+        let page = ipa.align_down(layout.page_size());
+        VisitContext {
+            entry: self.entry(),
+            observed: self.observed,
+            descriptor: self.observed.descriptor(),
+            level,
+            ipa: first,
+            ipa_end: first.offset(layout.span(level)),
+            start: page,
+            end: page.offset(layout.page_size()),
+            table: self.table,
+            index: self.index,
+        }
+    }
+}
+
+/// The root of a tree, with its layout.
+#[derive(Clone, Copy)]
+pub(crate) struct Root<'s> {
+    pub(crate) pa: Pa,
+    pub(crate) layout: &'s Layout,
+}
+
+impl Root<'_> {
+    #[inline]
     fn entries<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &self,
         worker: &Worker<'w, M, T, E>,
     ) -> &'w [Entry] {
-        // SAFETY: the root's frames are one run of `shape.frames()` tables, owned by the `Stage2` that lends this `Root`,
-        // and freed only through an epoch after that is gone.
+        // SAFETY: the root's frames are one run of `layout.root_tables()` tables, owned by the `Stage2` that lends this
+        // `Root`, and freed only through an epoch after that is gone.
         unsafe {
             slice::from_raw_parts(
                 worker.memory.entries(self.pa).as_ptr(),
-                self.shape.entries(),
+                self.layout.root_entries(),
             )
+        }
+    }
+
+    /// The entry that ends the translation of `ipa`: no table.
+    #[inline(always)]
+    pub(crate) fn seek<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &self,
+        worker: &Worker<'w, M, T, E>,
+        ipa: Ipa,
+    ) -> Place<'w> {
+        let mut level = self.layout.start();
+        let mut shift = self.layout.shift(level);
+        let mut table = self.entries(worker);
+        let mut index = (ipa.get() >> shift) as usize;
+        loop {
+            let observed = table[index].observe(level, self.layout.format());
+            let (Some(pa), Some(below)) = (observed.link(), level.below()) else {
+                return Place {
+                    table,
+                    index,
+                    observed,
+                };
+            };
+            level = below;
+            shift -= self.layout.stride();
+            table = worker.table(self.layout, pa);
+            index = self.layout.index(ipa, shift);
         }
     }
 
@@ -87,25 +156,31 @@ impl Root {
         range: IpaRange,
         mut visit: impl FnMut(&VisitContext<'w>) -> Step,
     ) -> Ipa {
+        let format = self.layout.format();
         let mut at = range.start;
         'root: while at < range.end {
-            let mut level = self.shape.level();
+            let mut level = self.layout.start();
             let mut table = self.entries(worker);
-            let mut index = (at.get() >> level.shift()) as usize;
+            let mut index = (at.get() >> self.layout.shift(level)) as usize;
             loop {
+                let span = self.layout.span(level);
                 let entry = &table[index];
-                let observed = entry.observe(level);
+                let observed = entry.observe(level, format);
                 let descriptor = observed.descriptor();
-                let ipa = at.align_down(level.span());
-                let end = ipa.offset(level.span()).min(range.end);
+                let ipa = at.align_down(span);
+                let ipa_end = ipa.offset(span);
+                let end = ipa_end.min(range.end);
                 match visit(&VisitContext {
                     entry,
                     observed,
                     descriptor,
                     level,
                     ipa,
-                    end,
+                    ipa_end,
                     start: at,
+                    end,
+                    table,
+                    index,
                 }) {
                     Step::Continue => {
                         at = end;
@@ -123,19 +198,25 @@ impl Root {
                             continue;
                         };
                         level = below;
-                        table = worker.table(pa);
-                        index = index_at(at.get(), level);
+                        table = worker.table(self.layout, pa);
+                        index = self.layout.index(at, self.layout.shift(level));
                     }
-                    Step::Again => {}
-                    Step::Wait => {
-                        worker.counters.met_locked.add(1);
-                        sync::relax();
-                    }
-                    Step::Restart => {
-                        worker.counters.restarts.add(1);
-                        sync::relax();
+                    Step::DoneTo(done) => {
+                        debug_assert!(at < done && done <= ipa_end);
+                        at = done;
                         continue 'root;
                     }
+                    // The whole tree is dead: a walker of the last moment would restart for ever.
+                    Step::Restart
+                        if level == self.layout.start() && descriptor == Descriptor::Frozen =>
+                    {
+                        return at;
+                    }
+                    Step::Restart => {
+                        worker.before(Step::Restart);
+                        continue 'root;
+                    }
+                    again @ (Step::Again | Step::Wait) => worker.before(again),
                     Step::Stop => return at,
                 }
             }

@@ -44,6 +44,8 @@ pub struct Stage2Registers {
     pub vttbr: u64,
     /// VTCR_EL2: IPA size, granule and walk attributes.
     pub vtcr: u64,
+    /// HCR_EL2.FWB: the tables' memory types are those of FEAT_S2FWB.
+    pub forced_write_back: bool,
 }
 
 /// What EL2 decides about a vCPU, beside its own state.

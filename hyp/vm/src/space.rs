@@ -29,6 +29,7 @@ impl<L: MmuLock, T: Tlb + Caches> GuestMemory<CpuMemory<T>> for AddressSpace<L> 
         Stage2Registers {
             vttbr: vttbr.bits(),
             vtcr,
+            forced_write_back: self.stage2().layout().features().fwb,
         }
     }
 

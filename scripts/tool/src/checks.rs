@@ -1,20 +1,21 @@
 //! `scripts/test`: everything that has to hold, step by step. A step that fails doesn't keep the next ones from
 //! running; what they found is summed up in the last line.
 //!
-//! Each step has a time limit, so that a test that hangs fails instead of holding everything up.
+//! Each command has a time limit, so that a test that hangs fails instead of holding everything up.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
 
+use crate::cargo::CargoCommand;
 use crate::error::{FAILED, ToolError, USAGE};
-use crate::images::{self, repository, without_foreign_flags};
+use crate::images::{self, repository};
+use crate::instructions;
+use crate::mutants;
 use crate::options::one_line;
-use crate::process::Group;
 use crate::setup::{self, TARGET, cargo};
 
 /// The packages that exist for the bare-metal target, with what they are built from. Checked apart, as they are built
@@ -25,11 +26,14 @@ const TARGET_PACKAGES: [&[&str]; 2] = [
 ];
 /// The package of the system tests, which have a step of their own.
 const SYSTEM_TESTS: &str = "qemu-tests";
-/// No step may take longer.
-const STEP_LIMIT: Duration = Duration::from_secs(15 * 60);
+/// The crate of the fuzz targets, which is no member of the workspace.
+const FUZZ: &str = "tests/fuzz";
+/// Miri's flags: no pointer is made of an integer, physical addresses lead to the frames of tests by number.
+const MIRI: &str = "-Zmiri-strict-provenance";
 
 /// Checks everything that has to hold: formatting, lints, host tests, model checking, documentation, the bare-metal
-/// build, and system tests under QEMU. Installs what is missing. The last line counts: `N passed, N failed`.
+/// build, and system tests under QEMU; with --slow also Miri, fuzzing and mutants. Installs what is missing. The last line
+/// counts: `N passed, N failed`.
 #[derive(Debug, Parser)]
 #[command(
     bin_name = "scripts/test",
@@ -37,9 +41,25 @@ const STEP_LIMIT: Duration = Duration::from_secs(15 * 60);
     max_term_width = 120
 )]
 struct TestOptions {
-    /// Run this step alone; may be given several times.
+    /// Run the slow steps too: miri, fuzz, mutants.
+    #[arg(long)]
+    slow: bool,
+
+    /// Run this step alone, slow or not; may be given several times.
     #[arg(long, value_name = "STEP", value_enum)]
     only: Vec<Step>,
+}
+
+impl TestOptions {
+    /// The steps that are wanted, in their order.
+    fn steps(&self) -> Vec<Step> {
+        let is_wanted = |step: &Step| match self.only.as_slice() {
+            [] => self.slow || !step.is_slow(),
+            only => only.contains(step),
+        };
+        let steps = Step::value_variants().iter().copied();
+        steps.filter(is_wanted).collect()
+    }
 }
 
 /// The steps, in their order.
@@ -59,8 +79,16 @@ enum Step {
     Docs,
     /// The bare-metal images.
     Build,
+    /// Instructions and cache lines of the fast paths, against their limits.
+    Instructions,
     /// System tests: boots under QEMU.
     Qemu,
+    /// Slow: Miri over the tests of the page tables.
+    Miri,
+    /// Slow: each fuzz target for a minute.
+    Fuzz,
+    /// Slow: deliberate bugs, each of which a test has to catch (see scripts/mutate).
+    Mutants,
 }
 
 impl Step {
@@ -73,7 +101,26 @@ impl Step {
             Self::Loom => "model checking",
             Self::Docs => "documentation",
             Self::Build => "bare-metal images",
+            Self::Instructions => "instructions",
             Self::Qemu => "system tests under QEMU",
+            Self::Miri => "Miri",
+            Self::Fuzz => "fuzzing",
+            Self::Mutants => "mutants",
+        }
+    }
+
+    fn is_slow(self) -> bool {
+        matches!(self, Self::Miri | Self::Fuzz | Self::Mutants)
+    }
+
+    /// Installs what the step needs beyond what every step does.
+    fn set_up(self) -> Result<(), ToolError> {
+        match self {
+            Self::Qemu => setup::emulator().map(|_| ()),
+            Self::Instructions => setup::valgrind(),
+            Self::Miri => setup::nightly(),
+            Self::Fuzz => setup::nightly().and_then(|()| setup::cargo_fuzz()),
+            _ => Ok(()),
         }
     }
 
@@ -81,16 +128,17 @@ impl Step {
         let host = || selected(host_packages);
         let deny = ["--", "-D", "warnings"];
         match self {
-            Self::Format => check(CargoCommand::new(["fmt", "--all", "--check"])),
+            Self::Format => check(CargoCommand::new(["fmt", "--all", "--check"]))
+                .plus(check(in_fuzz(CargoCommand::new(["fmt", "--check"])))),
             Self::LintHost => check(CargoCommand::new(["clippy", "--all-targets"]).args(deny)),
             Self::LintTarget => on_target(
                 || CargoCommand::new(["clippy", "--profile", "firmware"]),
                 &deny,
             ),
             Self::Host => tests(CargoCommand::new(["test", "--no-fail-fast"]).args(host())),
-            // vm's other tests use its atomics outside of a model.
-            Self::Loom => tests(loom("model").arg("--no-fail-fast"))
-                .plus(tests(loom("vm").args(["--lib", "model::"]))),
+            // Examples in the documentation are built without the flag. vm's other tests use its atomics outside of a model.
+            Self::Loom => tests(CargoCommand::loom("model").args(["--tests", "--no-fail-fast"]))
+                .plus(tests(CargoCommand::loom("vm").args(["--lib", "model::"]))),
             Self::Docs => {
                 let docs =
                     || CargoCommand::new(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
@@ -104,21 +152,78 @@ impl Step {
                 CargoCommand::new(["test", "--no-fail-fast", "-p", SYSTEM_TESTS])
                     .env("RUST_TEST_THREADS", "2"),
             ),
+            Self::Instructions => counted(),
+            Self::Miri => miri(),
+            Self::Fuzz => fuzz(),
+            Self::Mutants => match mutants::run_all() {
+                Ok(tally) => Counts {
+                    passed: tally.caught,
+                    failed: tally.survived + tally.broken,
+                },
+                Err(error) => failed(&error.to_string()),
+            },
         }
     }
 }
 
-/// The tests of a package, built for the model checker.
-fn loom(package: &'static str) -> CargoCommand {
-    CargoCommand::new([
-        "test",
-        "--release",
-        "--target-dir",
-        "target/loom",
-        "-p",
-        package,
-    ])
-    .env("RUSTFLAGS", "--cfg loom")
+/// Builds the programs that are looked at, and looks.
+fn counted() -> Counts {
+    let build = CargoCommand::new(["build", "--release", "--bins", "-p", instructions::PACKAGE]);
+    if !build
+        .args(["--target-dir", "target/instructions"])
+        .run(|_| {})
+    {
+        return Counts::FAILED;
+    }
+    let mut counts = Counts::default();
+    let programs = repository().join("target/instructions/release");
+    let measured = instructions::measure(&programs, |finding| {
+        let (verdict, count) = match finding.holds {
+            true => ("ok", Counts::PASSED),
+            false => ("TOO MUCH", Counts::FAILED),
+        };
+        say(&format!("{} ... {verdict}", finding.text));
+        counts = counts.plus(count);
+    });
+    match measured {
+        Ok(()) => counts,
+        Err(error) => counts.plus(failed(&error.to_string())),
+    }
+}
+
+/// Miri over the page tables' unit tests and their tests on a machine, which have few cases for it.
+fn miri() -> Counts {
+    let miri = |package: &str| {
+        CargoCommand::nightly(["miri", "test", "--no-fail-fast"])
+            .args(["--target-dir", "target/miri", "-p", package])
+            .env("MIRIFLAGS", MIRI)
+    };
+    tests(miri("stage2").arg("--lib"))
+        .plus(tests(miri("watcher").args(["--lib", "--tests"])))
+        .plus(tests(miri("model")))
+}
+
+/// Each fuzz target for a minute. What it finds is kept under the crate's `artifacts`; what it tried, under `corpus`.
+fn fuzz() -> Counts {
+    let lints = CargoCommand::new(["clippy", "--all-targets", "--target-dir", "target/fuzz"]);
+    let mut counts = check(in_fuzz(lints).args(["--", "-D", "warnings"]));
+    let mut targets = Vec::new();
+    let list = CargoCommand::nightly(["fuzz", "list", "--fuzz-dir", FUZZ]);
+    if !list.run(|line| targets.push(line.trim().to_string())) || targets.is_empty() {
+        return counts.plus(failed("cargo fuzz knows no targets"));
+    }
+    for target in &targets {
+        let run = CargoCommand::nightly(["fuzz", "run", "--target-dir", "target/fuzz"])
+            .args(["--fuzz-dir", FUZZ, target, "--"])
+            .args(["-max_total_time=60", "-timeout=10", "-print_final_stats=1"]);
+        counts = counts.plus(check(run));
+    }
+    counts
+}
+
+/// A command on the crate of the fuzz targets.
+fn in_fuzz(command: CargoCommand) -> CargoCommand {
+    command.args(["--manifest-path", &format!("{FUZZ}/Cargo.toml")])
 }
 
 /// How many tests and checks passed and failed.
@@ -176,15 +281,15 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
 }
 
 fn run(options: &TestOptions) -> Result<Counts, ToolError> {
-    let wanted = |step: &Step| options.only.is_empty() || options.only.contains(step);
+    let steps = options.steps();
     setup::rust_components()?;
     setup::rust_target()?;
-    if wanted(&Step::Qemu) {
-        setup::emulator()?;
+    for step in &steps {
+        step.set_up()?;
     }
     let host_packages = host_packages()?;
     let mut sum = Counts::default();
-    for step in Step::value_variants().iter().filter(|step| wanted(step)) {
+    for step in steps {
         say(&format!("\n== {} ==", step.heading()));
         let started = Instant::now();
         let counts = step.run(&host_packages);
@@ -236,78 +341,6 @@ fn selected<S: ToString>(packages: impl IntoIterator<Item = S>) -> impl Iterator
     packages
         .into_iter()
         .flat_map(|package| ["-p".to_string(), package.to_string()])
-}
-
-/// A cargo command that is run in the repository, with the environment that the workspace's settings expect.
-struct CargoCommand {
-    command: Command,
-}
-
-impl CargoCommand {
-    fn new<const N: usize>(arguments: [&str; N]) -> Self {
-        let mut command = Command::new(cargo());
-        command
-            .args(arguments)
-            .current_dir(repository())
-            .stdin(Stdio::null());
-        without_foreign_flags(&mut command);
-        Self { command }
-    }
-
-    fn arg(mut self, argument: &str) -> Self {
-        self.command.arg(argument);
-        self
-    }
-
-    fn args<S: AsRef<std::ffi::OsStr>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
-        self.command.args(arguments);
-        self
-    }
-
-    fn env(mut self, name: &str, value: &str) -> Self {
-        self.command.env(name, value);
-        self
-    }
-
-    /// Runs it, shows what it prints, and gives each line of its standard output to `line`. Whether it succeeded.
-    fn run(mut self, mut line: impl FnMut(&str) + Send) -> bool {
-        self.command.stdout(Stdio::piped());
-        let mut group = match Group::spawn(&mut self.command) {
-            Ok(group) => group,
-            Err(error) => {
-                eprintln!("error: cargo can't be run: {error}");
-                return false;
-            }
-        };
-        let output = group.child().stdout.take();
-        let ended = thread::scope(|scope| {
-            scope.spawn(move || {
-                for text in output
-                    .map(|pipe| BufReader::new(pipe).lines())
-                    .into_iter()
-                    .flatten()
-                    .map_while(Result::ok)
-                {
-                    say(&text);
-                    line(&text);
-                }
-            });
-            let ended = group.wait_until(Instant::now() + STEP_LIMIT);
-            group.kill();
-            ended
-        });
-        match ended {
-            Ok(Some(status)) => status.success(),
-            Ok(None) => {
-                eprintln!("error: ended after {} minutes", STEP_LIMIT.as_secs() / 60);
-                false
-            }
-            Err(error) => {
-                eprintln!("error: cargo was lost: {error}");
-                false
-            }
-        }
-    }
 }
 
 /// Runs a command that as a whole holds or doesn't.
@@ -389,6 +422,22 @@ mod tests {
     }
 
     #[test]
+    fn slow_steps_run_when_they_are_asked_for() {
+        let steps = |arguments: &[&str]| {
+            let arguments = ["scripts/test"].iter().chain(arguments);
+            TestOptions::try_parse_from(arguments)
+                .expect("the options are right")
+                .steps()
+        };
+        assert!(!steps(&[]).contains(&Step::Miri));
+        assert_eq!(steps(&["--slow"]), Step::value_variants());
+        assert_eq!(
+            steps(&["--only", "fuzz", "--only", "host"]),
+            [Step::Host, Step::Fuzz]
+        );
+    }
+
+    #[test]
     fn the_host_packages_leave_out_bare_metal_and_system_tests() {
         let packages = host_packages().expect("cargo metadata works");
         assert!(packages.iter().any(|name| name == "tool"));
@@ -401,8 +450,7 @@ mod tests {
 
     #[test]
     fn a_command_that_fails_without_a_failed_test_counts_as_one() {
-        let mut unknown = CargoCommand::new(["no-such-subcommand"]);
-        unknown.command.stderr(Stdio::null());
+        let unknown = CargoCommand::new(["no-such-subcommand"]).quiet();
         assert_eq!(tests(unknown), Counts::FAILED);
         assert_eq!(check(CargoCommand::new(["--version"])), Counts::PASSED);
     }

@@ -21,6 +21,8 @@ pub enum ToolError {
     Build(String),
     /// A file or a program couldn't be used.
     Io(String),
+    /// A mutant can't be applied, or the suites don't pass without one.
+    Mutants(String),
     /// The emulator ended, or was ended, and the hypervisor had given no exit status.
     NoStatus(String),
 }
@@ -30,7 +32,7 @@ impl ToolError {
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::Usage(_) => USAGE,
-            Self::Setup(_) | Self::Build(_) | Self::Io(_) => FAILED,
+            Self::Setup(_) | Self::Build(_) | Self::Io(_) | Self::Mutants(_) => FAILED,
             Self::NoStatus(_) => NO_STATUS,
         }
     }
@@ -43,6 +45,7 @@ impl fmt::Display for ToolError {
             | Self::Setup(text)
             | Self::Build(text)
             | Self::Io(text)
+            | Self::Mutants(text)
             | Self::NoStatus(text) => f.write_str(text),
         }
     }

@@ -66,17 +66,42 @@ pub fn build() -> Result<Images, ToolError> {
     })
 }
 
+/// Builds the hypervisor with the break-before-make monitor; gives the images with that in its place. It has a target folder
+/// of its own, as cargo would replace the other executable.
+///
+/// # Errors
+///
+/// [`ToolError::Build`] after cargo has said why.
+pub fn build_watched(images: Images) -> Result<Images, ToolError> {
+    let usual = images.hypervisor.parent().unwrap_or(Path::new("."));
+    let target = usual.join("monitor");
+    let folder = OsStr::new("--target-dir");
+    let arguments = [
+        folder,
+        target.as_os_str(),
+        "--features=monitor".as_ref(),
+        "--config=profile.firmware.debug-assertions=true".as_ref(),
+    ];
+    let executable = run_cargo("firmware", &arguments)?;
+    let (hypervisor, symbols) = install(&executable, usual, "parvisor-monitor")?;
+    Ok(Images {
+        hypervisor,
+        symbols,
+        ..images
+    })
+}
+
 /// Builds one package and lays out its image; gives the flat image and the one with symbols. Each package is built by
 /// itself: built together, they would share the features of the crates that they use, and a guest has no heap.
 fn build_image(package: &str, name: &str) -> Result<(PathBuf, PathBuf), ToolError> {
-    let executable = run_cargo(package)?;
+    let executable = run_cargo(package, &[])?;
     // <target folder>/<triple>/<profile>/<executable>
     let target = executable.ancestors().nth(3).unwrap_or(&executable);
     install(&executable, &target.join("parvisor"), name)
 }
 
 /// Builds one package and gives its executable.
-fn run_cargo(package: &str) -> Result<PathBuf, ToolError> {
+fn run_cargo(package: &str, arguments: &[&OsStr]) -> Result<PathBuf, ToolError> {
     let mut command = Command::new(cargo());
     command.current_dir(repository()).args([
         "build",
@@ -87,6 +112,7 @@ fn run_cargo(package: &str) -> Result<PathBuf, ToolError> {
         "-p",
         package,
     ]);
+    command.args(arguments);
     without_foreign_flags(&mut command);
     // The same warning about target features, as a report on what a future rustc may refuse.
     command.env("CARGO_FUTURE_INCOMPAT_REPORT_FREQUENCY", "never");

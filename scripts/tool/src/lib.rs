@@ -1,13 +1,16 @@
-//! What stands behind `scripts/run` and `scripts/test`: installs what is missing, builds the images, starts the
-//! emulator, reads the console, and shows the results. The system tests under `tests/qemu` boot machines with the
-//! same parts.
+//! What stands behind `scripts/run`, `scripts/test` and `scripts/mutate`: installs what is missing, builds the images,
+//! starts the emulator, reads the console, runs the tests, and shows the results. The system tests under `tests/qemu`
+//! boot machines with the same parts.
 
 pub mod boot;
+pub mod cargo;
 pub mod checks;
 pub mod console;
 pub mod error;
 pub mod flat;
 pub mod images;
+pub mod instructions;
+pub mod mutants;
 pub mod options;
 pub mod process;
 pub mod qemu;

@@ -1,10 +1,10 @@
-//! The commands behind the scripts: `tool run …` is `scripts/run …`, `tool test …` is `scripts/test …`.
+//! The commands behind the scripts: `tool run …` is `scripts/run …`, `tool test …` is `scripts/test …`, and so on.
 
 use std::env;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use tool::{checks, error, process, run};
+use tool::{checks, error, mutants, process, run};
 
 fn main() -> ExitCode {
     if let Err(error) = process::end_groups_on_signals() {
@@ -17,8 +17,9 @@ fn main() -> ExitCode {
     ExitCode::from(match command.to_str() {
         Some("run") => run::main(named("scripts/run")),
         Some("test") => checks::main(named("scripts/test")),
+        Some("mutate") => mutants::main(named("scripts/mutate")),
         _ => {
-            eprintln!("error: use scripts/run or scripts/test");
+            eprintln!("error: use scripts/run, scripts/test or scripts/mutate");
             error::USAGE
         }
     })

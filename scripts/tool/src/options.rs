@@ -114,6 +114,12 @@ pub struct RunOptions {
     #[arg(long, conflicts_with = "host_timeout")]
     pub gdb: bool,
 
+    /// Run a debug build, in which a break-before-make monitor watches every change of the tables and ends the run at the
+    /// first rule that is broken. Slow: its times mean nothing. With --append inject=no-flush, no-break, local or
+    /// no-publish it has a bug to find.
+    #[arg(long)]
+    pub monitor: bool,
+
     /// Further options for the hypervisor, as they are.
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub append: Option<String>,

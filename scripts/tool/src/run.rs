@@ -49,7 +49,10 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
     check_files(options)?;
     setup::rust_target()?;
     let emulator = setup::emulator()?;
-    let images = images::build()?;
+    let mut images = images::build()?;
+    if options.monitor {
+        images = images::build_watched(images)?;
+    }
     let machine = Machine {
         emulator,
         cpu: options.cpu.clone(),

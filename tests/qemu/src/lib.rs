@@ -34,6 +34,19 @@ pub fn images() -> &'static Images {
     IMAGES.get_or_init(|| images::build().unwrap_or_else(|error| panic!("{error}")))
 }
 
+/// The hypervisor with the break-before-make monitor, built at the first call.
+///
+/// # Panics
+///
+/// If it can't be built.
+pub fn watched_hypervisor() -> &'static Path {
+    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
+    IMAGE.get_or_init(|| {
+        let images = images::build_watched(images().clone());
+        images.unwrap_or_else(|error| panic!("{error}")).hypervisor
+    })
+}
+
 /// The emulator of this machine.
 ///
 /// # Panics

@@ -19,6 +19,20 @@ pub unsafe fn zero(pa: Pa, bytes: u64) {
     unsafe { start.write_bytes(0, bytes as usize) }
 }
 
+/// Fills memory that nobody uses any more with what no walker may ever meet. In debug builds only.
+///
+/// # Safety
+/// As for [`zero`].
+pub(super) unsafe fn poison(pa: Pa, bytes: u64) {
+    if cfg!(all(debug_assertions, not(loom))) {
+        let start = with_exposed_provenance_mut::<u64>(pa.get() as usize);
+        for index in 0..bytes as usize / WORD {
+            // SAFETY: the caller owns the range.
+            unsafe { start.add(index).write(stage2::POISON) };
+        }
+    }
+}
+
 /// Writes `bytes` from `pa` on.
 ///
 /// # Safety

@@ -8,6 +8,7 @@
 
 use crate::frames::cache::CacheCounters;
 use crate::frames::counts::{Counts, VmCounts};
+use crate::frames::physical::poison;
 use crate::frames::released::Released;
 use crate::frames::{FrameSize, MAX_VMS, Owner, Purpose, VmId, zero};
 use alloc::sync::Arc;
@@ -23,6 +24,9 @@ use stage2::{PAGE_SHIFT, PAGE_SIZE, Pa};
 pub const MAX_RUN: usize = FrameSize::Block1G.frames();
 /// How many orders the buddy allocator keeps: runs of 1 to [`MAX_RUN`] frames.
 const ORDERS: usize = MAX_RUN.trailing_zeros() as usize + 1;
+/// How many table frames may await an epoch when somebody sets about to unlink more. Each CPU that does may add
+/// [`UNLINKED_AT_ONCE`](crate::UNLINKED_AT_ONCE) to it.
+pub const MOST_PENDING: u64 = 1024;
 /// Frames that are given back under one hold of the lock.
 const RECLAIM_BATCH: usize = 64;
 
@@ -34,6 +38,9 @@ pub struct FramePool {
     returning: AtomicU64,
     /// By VM.
     deferred: [Deferred; MAX_VMS],
+    /// Table frames that await an epoch, of all VMs, now and at most since the pool was made.
+    pending: AtomicU64,
+    most_pending: AtomicU64,
 }
 
 struct State {
@@ -97,6 +104,8 @@ impl FramePool {
                     released: AtomicU64::new(0),
                 }
             }; MAX_VMS],
+            pending: AtomicU64::new(0),
+            most_pending: AtomicU64::new(0),
         }
     }
 
@@ -170,6 +179,19 @@ impl FramePool {
         self.deferred[vm.number()]
             .unlinked
             .fetch_add(frames as u64, Ordering::Relaxed);
+        let before = self.pending.fetch_add(frames as u64, Ordering::Relaxed);
+        self.most_pending
+            .fetch_max(before + frames as u64, Ordering::Relaxed);
+    }
+
+    /// Table frames that await an epoch, of all VMs.
+    pub fn pending(&self) -> u64 {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// The most table frames that ever awaited an epoch at the same time.
+    pub fn most_pending(&self) -> u64 {
+        self.most_pending.load(Ordering::Relaxed)
     }
 
     /// Takes back a run of a VM's table frames that the epoch has let go of, as announced by [`Self::note_pending`].
@@ -181,6 +203,7 @@ impl FramePool {
         self.deferred[vm.number()]
             .released
             .fetch_add(frames as u64, Ordering::Relaxed);
+        self.pending.fetch_sub(frames as u64, Ordering::Relaxed);
         for frame in 0..frames as u64 {
             // SAFETY: the pool's memory is mapped, never holds frame 0, and the caller gives up each frame of the run.
             unsafe { self.release(pa.offset(frame * PAGE_SIZE)) };
@@ -194,7 +217,10 @@ impl FramePool {
     pub(super) unsafe fn release(&self, frame: Pa) {
         self.returning.fetch_add(1, Ordering::Relaxed);
         // SAFETY: as the caller promised.
-        unsafe { self.released.push(frame) };
+        unsafe {
+            poison(frame, PAGE_SIZE);
+            self.released.push(frame);
+        }
     }
 
     /// Makes the frames that were released free again. Holds the lock for a bounded number of them at a time; not for a

@@ -103,7 +103,7 @@ fn malformed_values_are_named_with_what_is_expected() {
     );
     assert_eq!(
         refused("ipa_bits=31"),
-        "malformed value '31' for option 'ipa_bits': expected a number from 32 to 48"
+        "malformed value '31' for option 'ipa_bits': expected a number from 32 to 52"
     );
     assert_eq!(
         refused("iterations=65536"),

@@ -64,7 +64,7 @@ impl Backing {
 
     /// The size of a piece.
     pub const fn bytes(self) -> u64 {
-        self.level().span()
+        stage2::Granule::Size4K.span(self.level())
     }
 }
 

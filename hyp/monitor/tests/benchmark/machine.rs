@@ -2,9 +2,9 @@
 
 use crate::guests::{Entry, Guest, GuestCpu};
 use memory::frames::{Counts, FramePool, arena};
-use memory::{Caches, CpuCounters, CpuMemory, MemorySystem};
+use memory::{CpuCounters, CpuMemory, MemorySystem};
 use monitor::{Crew, Facts, Host, Machine, Module, OwnCpu};
-use stage2::{Ipa, IpaRange, Level, Pa, Tlb, Vttbr};
+use stage2::{Features, Ipa, NoTlb};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
@@ -83,22 +83,6 @@ impl Machine for Threads {
         self.wait_for_kick(monitor::BOOT_CPU, most);
         self.acknowledge(monitor::BOOT_CPU);
     }
-}
-
-/// TLBs that hold nothing.
-pub struct NoTlb;
-
-impl Tlb for NoTlb {
-    fn invalidate_leaf(&self, _: Vttbr, _: Ipa, _: Level) {}
-    fn invalidate_range(&self, _: Vttbr, _: IpaRange, _: bool) {}
-    fn invalidate_vmid(&self, _: Vttbr) {}
-    fn invalidate_all_vmids(&self) {}
-    fn invalidate_local(&self, _: Vttbr, _: Ipa, _: Level, _: Option<u64>) {}
-    fn publish_tables(&self) {}
-}
-
-impl Caches for NoTlb {
-    fn clean_for_guest(&self, _: Pa, _: u64) {}
 }
 
 /// A CPU that runs a guest's function on a thread of its own, in turns.
@@ -197,7 +181,8 @@ pub fn run_without_guest(options: &str) -> Outcome {
 fn boot(options: &str, guest: Guest, module: Option<Module<'_>>) -> Outcome {
     let facts = Facts {
         cpus: CPUS,
-        pa_bits: 44,
+        stage2: Features::armv8_0(44, 44),
+        most_tlbi: 16,
         cpu_model: "threads",
         gic: 3,
         clock: "host",

@@ -1,4 +1,4 @@
-//! Installs QEMU on Debian: 10.0 from the backports suite where the release needs it and the suite can be had, else
+//! Installs packages on Debian. QEMU: 10.0 from the backports suite where the release needs it and the suite can be had, else
 //! what the release itself carries.
 //!
 //! Needs root or sudo without a password. Adds at most one file to the machine's package sources, and takes it away
@@ -120,10 +120,7 @@ fn succeed(output: std::io::Result<Output>, program: &str) -> Result<(), String>
 ///
 /// A sentence with apt's last lines if no QEMU could be installed.
 pub fn install_qemu(rights: Rights, codename: &str) -> Result<(), String> {
-    eprintln!("setup: updating the package lists");
-    if let Err(reason) = rights.apt_get(&["update"]) {
-        eprintln!("setup: {reason}; going on with the lists that are there");
-    }
+    update(rights);
     if codename == RELEASE_WITH_BACKPORT {
         match install_from_backports(rights, codename) {
             Ok(()) => return Ok(()),
@@ -132,8 +129,29 @@ pub fn install_qemu(rights: Rights, codename: &str) -> Result<(), String> {
             }
         }
     }
-    eprintln!("setup: installing {PACKAGE} from {codename}");
-    rights.apt_get(&["install", "--no-install-recommends", PACKAGE])
+    install(rights, codename, PACKAGE)
+}
+
+/// Installs valgrind on the Debian release `codename`, saying on standard error what it does.
+///
+/// # Errors
+///
+/// A sentence with apt's last lines if it couldn't be installed.
+pub fn install_valgrind(rights: Rights, codename: &str) -> Result<(), String> {
+    update(rights);
+    install(rights, codename, "valgrind")
+}
+
+fn update(rights: Rights) {
+    eprintln!("setup: updating the package lists");
+    if let Err(reason) = rights.apt_get(&["update"]) {
+        eprintln!("setup: {reason}; going on with the lists that are there");
+    }
+}
+
+fn install(rights: Rights, codename: &str, package: &str) -> Result<(), String> {
+    eprintln!("setup: installing {package} from {codename}");
+    rights.apt_get(&["install", "--no-install-recommends", package])
 }
 
 fn install_from_backports(rights: Rights, codename: &str) -> Result<(), String> {

@@ -1,9 +1,11 @@
-//! Finds what a run needs and installs what is missing: the Rust target and, on Debian, QEMU. Says what it installs
-//! and asks nothing; where it can't install, it names what is missing in the words of the system at hand.
+//! Finds what a run needs and installs what is missing: the Rust target and, on Debian, QEMU; for slow tests, Rust's
+//! nightly toolchain and cargo-fuzz. Says what it installs and asks nothing; where it can't install, it names what is
+//! missing in the words of the system at hand.
 //!
 //! Installing changes the machine and must not run twice at once; cargo's and apt's own locks see to that.
 
 pub mod apt;
+mod nightly;
 pub mod sources;
 pub mod system;
 
@@ -12,6 +14,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+pub use self::nightly::{NIGHTLY, cargo_fuzz, nightly};
 use self::system::{Package, System};
 use crate::error::ToolError;
 
@@ -76,13 +79,7 @@ pub fn rust_target() -> Result<(), ToolError> {
 /// As [`rust_target`].
 pub fn rust_components() -> Result<(), ToolError> {
     for (component, subcommand) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
-        let mut probe = Command::new(cargo());
-        probe
-            .args([subcommand, "--version"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        if !probe.status().is_ok_and(|status| status.success()) {
+        if !succeeds(Command::new(cargo()).args([subcommand, "--version"])) {
             eprintln!("setup: installing the Rust component {component}");
             rustup(
                 &["component", "add", component],
@@ -96,6 +93,15 @@ pub fn rust_components() -> Result<(), ToolError> {
 /// The cargo that runs this tool.
 pub fn cargo() -> std::ffi::OsString {
     env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// Whether a command ends well. Nothing is shown of it.
+fn succeeds(probe: &mut Command) -> bool {
+    probe
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    probe.status().is_ok_and(|status| status.success())
 }
 
 fn rustup(arguments: &[&str], missing: &str) -> Result<(), ToolError> {
@@ -145,7 +151,7 @@ pub fn emulator() -> Result<PathBuf, ToolError> {
         check_version(&path)?;
         return Ok(path);
     }
-    install_emulator()?;
+    install("qemu-system-aarch64", Package::Qemu, apt::install_qemu)?;
     let path = find_program(name).ok_or_else(|| {
         ToolError::Setup("QEMU was installed, but qemu-system-aarch64 isn't in PATH".into())
     })?;
@@ -153,11 +159,28 @@ pub fn emulator() -> Result<PathBuf, ToolError> {
     Ok(path)
 }
 
-fn install_emulator() -> Result<(), ToolError> {
+/// Finds valgrind, and installs it where that is possible.
+///
+/// # Errors
+///
+/// What is missing and how to get it.
+pub fn valgrind() -> Result<(), ToolError> {
+    if find_program(OsStr::new("valgrind")).is_some() {
+        return Ok(());
+    }
+    install("valgrind", Package::Valgrind, apt::install_valgrind)
+}
+
+/// Installs `program`, which `package` holds, by `by_apt` on Debian.
+fn install(
+    program: &str,
+    package: Package,
+    by_apt: impl Fn(apt::Rights, &str) -> Result<(), String>,
+) -> Result<(), ToolError> {
     let system = System::detect();
     let missing = |why: &str| {
-        let advice = system.advice(Package::Qemu);
-        ToolError::Setup(format!("qemu-system-aarch64 is missing{why}; {advice}"))
+        let advice = system.advice(package);
+        ToolError::Setup(format!("{program} is missing{why}; {advice}"))
     };
     let Some(codename) = &system.debian else {
         return Err(missing(&format!(
@@ -170,7 +193,7 @@ fn install_emulator() -> Result<(), ToolError> {
             " and installing it needs root or sudo without a password",
         ));
     };
-    apt::install_qemu(rights, codename)
+    by_apt(rights, codename)
         .map_err(|reason| missing(&format!(" and couldn't be installed ({reason})")))
 }
 

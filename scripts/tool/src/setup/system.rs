@@ -9,6 +9,8 @@ pub enum Package {
     Qemu,
     /// A debugger that knows arm64.
     Gdb,
+    /// The instruction counter and memory tracer.
+    Valgrind,
 }
 
 /// The package manager of a system.
@@ -93,6 +95,7 @@ impl Package {
         match self {
             Self::Qemu => "the package that holds qemu-system-aarch64, 7.2 or later",
             Self::Gdb => "a gdb that knows arm64",
+            Self::Valgrind => "valgrind",
         }
     }
 }
@@ -107,7 +110,11 @@ impl Manager {
             Self::Apk => ("apk add", "qemu-system-aarch64", "gdb-multiarch"),
             Self::Brew => ("brew install", "qemu", "aarch64-elf-gdb"),
         };
-        let name = if package == Package::Qemu { qemu } else { gdb };
+        let name = match package {
+            Package::Qemu => qemu,
+            Package::Gdb => gdb,
+            Package::Valgrind => "valgrind",
+        };
         format!("{command} {name}")
     }
 }

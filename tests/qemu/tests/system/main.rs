@@ -7,3 +7,5 @@ mod boots;
 mod command;
 mod fatal;
 mod guests;
+mod monitor;
+mod stage2;

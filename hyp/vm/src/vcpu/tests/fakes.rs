@@ -38,7 +38,11 @@ pub struct FakeSpace {
 
 impl GuestMemory<()> for FakeSpace {
     fn activate(&self, _: &()) -> Stage2Registers {
-        Stage2Registers { vttbr: 1, vtcr: 2 }
+        Stage2Registers {
+            vttbr: 1,
+            vtcr: 2,
+            forced_write_back: false,
+        }
     }
 
     fn fault(&self, _: &(), fault: &Fault) -> FaultOutcome {

@@ -1,0 +1,90 @@
+//! Tables of the hypervisor's heap, for trees that no guest runs on: self-tests and measurements. One CPU works on them, so
+//! that a table is free as soon as it is unlinked.
+
+use alloc::alloc::{Layout as Allocation, alloc_zeroed, dealloc, handle_alloc_error};
+use core::cell::Cell;
+use core::ptr::{NonNull, with_exposed_provenance_mut};
+use stage2::{Entry, Epoch, Layout, Pa, TableFrame, TableMemory, Unlinked};
+
+/// Most bytes of one tree's tables, so that enough of the heap is left: room for what a split of the largest block takes,
+/// level by level, and not for more.
+const MOST_BYTES: usize = 3 << 20;
+
+/// The frames of one tree.
+#[derive(Debug)]
+pub struct HeapTables {
+    table: Allocation,
+    frames: Cell<usize>,
+}
+
+impl HeapTables {
+    /// For trees laid out like this.
+    pub fn new(layout: &Layout) -> Self {
+        let bytes = layout.table_size() as usize;
+        Self {
+            table: Allocation::from_size_align(bytes, bytes)
+                .expect("a table's size is a small power of two"),
+            frames: Cell::new(0),
+        }
+    }
+
+    /// The frames that are in use.
+    pub fn frames(&self) -> usize {
+        self.frames.get()
+    }
+
+    /// Frames for the root of such a tree.
+    pub fn root(&self, layout: &Layout) -> TableFrame {
+        let tables = layout.root_tables();
+        let root = self.take(tables);
+        TableFrame::root(
+            root.unwrap_or_else(|| handle_alloc_error(self.run(tables))),
+            tables,
+        )
+    }
+
+    /// The memory of a run of tables, which is aligned to its size: `tables` is a power of two.
+    fn run(&self, tables: usize) -> Allocation {
+        let bytes = self.table.size() * tables;
+        Allocation::from_size_align(bytes, bytes).expect("a root's size is a small power of two")
+    }
+
+    fn take(&self, tables: usize) -> Option<Pa> {
+        let frames = self.frames.get() + tables;
+        if frames * self.table.size() > MOST_BYTES {
+            return None;
+        }
+        // SAFETY: a table's size isn't 0.
+        let memory = unsafe { alloc_zeroed(self.run(tables)) };
+        if memory.is_null() {
+            return None;
+        }
+        self.frames.set(frames);
+        Some(Pa::new(memory.expose_provenance() as u64))
+    }
+}
+
+// SAFETY: the heap gives each frame to nobody else, zeroed and aligned as asked; EL2 maps it at its own address.
+unsafe impl TableMemory for HeapTables {
+    fn allocate(&self) -> Option<TableFrame> {
+        self.take(1).map(TableFrame::new)
+    }
+
+    fn free(&self, frame: TableFrame) {
+        let memory = with_exposed_provenance_mut(frame.pa().get() as usize);
+        self.frames.set(self.frames.get() - frame.tables());
+        // SAFETY: the frame came from `take` with as many tables, and is the caller's alone.
+        unsafe { dealloc(memory, self.run(frame.tables())) };
+    }
+
+    fn entries(&self, pa: Pa) -> NonNull<Entry> {
+        NonNull::new(with_exposed_provenance_mut(pa.get() as usize))
+            .expect("the heap has no memory at address 0")
+    }
+}
+
+impl Epoch for HeapTables {
+    fn retire(&self, unlinked: Unlinked) {
+        self.free(unlinked.into_frame());
+    }
+}

@@ -1,0 +1,129 @@
+//! A CPU whose TLB instructions, barriers and loaded VM are told to the monitor, after the hardware has done them: so
+//! nothing counts as complete before it is.
+
+use memory::Caches;
+use platform::features::CpuFeatures;
+use platform::tlb::{self, CpuInstructions};
+use platform::world::HardwareCpu;
+use stage2::{Barrier, Instructions, Ipa, Maintenance, Pa, Tlbi};
+use vm::{
+    Cpu, CpuId, ExceptionControls, ExceptionRecord, GuestRegs, RawExit, SystemRegister,
+    VcpuControls, VcpuState,
+};
+
+use super::inject;
+use super::live::{MONITOR, report, this_cpu};
+
+/// The calling CPU's TLB and cache instructions.
+pub type Hardware = Maintenance<WatchedInstructions>;
+
+/// The calling CPU's instructions, an invalidation consisting of at most so many.
+pub fn hardware(features: &CpuFeatures, most_instructions: u32) -> Hardware {
+    let policy = tlb::policy(features, most_instructions);
+    Maintenance::new(WatchedInstructions(CpuInstructions::new()), policy)
+}
+
+/// The calling CPU, to run guests.
+pub fn guest_cpu(features: &CpuFeatures) -> GuestCpu {
+    GuestCpu {
+        cpu: HardwareCpu::new(features),
+        vttbr: 0,
+    }
+}
+
+/// Instructions that the monitor hears of.
+#[derive(Clone, Copy, Debug)]
+pub struct WatchedInstructions(CpuInstructions);
+
+impl Instructions for WatchedInstructions {
+    fn tlbi(&self, operation: Tlbi) {
+        let Some(operation) = inject::tlbi(operation) else {
+            return;
+        };
+        self.0.tlbi(operation);
+        MONITOR.tlbi(this_cpu(), operation.into());
+    }
+
+    fn barrier(&self, barrier: Barrier) {
+        if !inject::keeps(barrier) {
+            return;
+        }
+        self.0.barrier(barrier);
+        MONITOR.barrier(this_cpu(), barrier.into());
+    }
+
+    fn vttbr(&self) -> u64 {
+        self.0.vttbr()
+    }
+
+    fn set_vttbr(&self, value: u64) {
+        self.0.set_vttbr(value);
+        report(MONITOR.vttbr(this_cpu(), value));
+    }
+}
+
+impl Caches for WatchedInstructions {
+    fn clean_for_guest(&self, pa: Pa, bytes: u64) {
+        self.0.clean_for_guest(pa, bytes);
+    }
+
+    fn clean_for_fetches(&self, pa: Pa, bytes: u64) {
+        self.0.clean_for_fetches(pa, bytes);
+    }
+}
+
+/// A world switch that the monitor hears of.
+#[derive(Debug)]
+pub struct GuestCpu {
+    cpu: HardwareCpu,
+    /// What the loaded guest's VTTBR_EL2 is.
+    vttbr: u64,
+}
+
+impl Cpu for GuestCpu {
+    fn load(&mut self, state: &VcpuState, controls: &VcpuControls) {
+        self.vttbr = controls.stage2.vttbr;
+        report(MONITOR.vttbr(this_cpu(), self.vttbr));
+        self.cpu.load(state, controls);
+    }
+
+    fn put(&mut self, state: &mut VcpuState) {
+        self.cpu.put(state);
+        self.vttbr = 0;
+        report(MONITOR.vttbr(this_cpu(), 0));
+    }
+
+    fn enter(&mut self, regs: &mut GuestRegs) -> RawExit {
+        // What a CPU has loaded only to invalidate isn't walked; that the guest goes on is news.
+        report(MONITOR.vttbr(this_cpu(), self.vttbr));
+        self.cpu.enter(regs)
+    }
+
+    fn translate_read(&mut self, va: u64) -> Option<Ipa> {
+        self.cpu.translate_read(va)
+    }
+
+    fn exception_controls(&mut self) -> ExceptionControls {
+        self.cpu.exception_controls()
+    }
+
+    fn set_exception(&mut self, record: &ExceptionRecord) {
+        self.cpu.set_exception(record);
+    }
+
+    fn id_register(&self, register: SystemRegister) -> u64 {
+        self.cpu.id_register(register)
+    }
+
+    fn kick(&mut self, target: CpuId) {
+        self.cpu.kick(target);
+    }
+
+    fn acknowledge_interrupts(&mut self) {
+        self.cpu.acknowledge_interrupts();
+    }
+
+    fn wait_for_interrupt(&mut self) {
+        self.cpu.wait_for_interrupt();
+    }
+}

@@ -1,0 +1,110 @@
+//! What the break-before-make monitor is told of: changes of entries, frames of tables, trees, promises. And what becomes of what it
+//! finds: it is printed, and the machine ends with a failing status, as nothing that is measured afterwards would count.
+//!
+//! Every CPU calls at any time. Each call takes the monitor's lock, so this is for debugging, not for measuring.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::ptr::with_exposed_provenance;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use memory::watch::MemoryWatcher;
+use platform::{CpuId, console, psci};
+use stage2::watch::Watcher;
+use stage2::{Entry, IpaRange, Layout, Level, Pa, Vttbr};
+use watcher::{Memory, Monitor, Promise, Violation};
+
+use super::inject;
+
+/// The exit status of a run in which a rule was broken.
+const FAILED: u8 = 1;
+
+/// The monitor of all trees.
+pub static MONITOR: Monitor<Tables> = Monitor::new(Tables);
+
+static LIVE: Live = Live;
+
+struct Live;
+
+/// Tables at their own addresses, as EL2 maps them.
+#[derive(Debug)]
+pub struct Tables;
+
+impl Memory for Tables {
+    fn load(&self, address: u64) -> u64 {
+        // SAFETY: the monitor reads entries of linked tables only, whose frames stay mapped for ever.
+        let entry = unsafe { &*with_exposed_provenance::<AtomicU64>(address as usize) };
+        entry.load(Ordering::Acquire)
+    }
+}
+
+/// Has all trees that are made from now on watched, with the bug that the option `inject=` asks for. Returns the other
+/// options.
+///
+/// # Errors
+/// There is no such bug.
+pub fn start(bootargs: &str) -> Result<String, &'static str> {
+    let rest = inject::choose(bootargs)?;
+    stage2::watch::install(&LIVE);
+    memory::watch::install(&LIVE);
+    log::info!("break-before-make monitor: on");
+    Ok(rest)
+}
+
+/// The calling CPU's number.
+pub fn this_cpu() -> usize {
+    CpuId::current().index()
+}
+
+/// Prints what was found, if anything, and ends the machine.
+pub fn report(found: Vec<Violation>) {
+    if found.is_empty() {
+        return;
+    }
+    for violation in found {
+        console::write_line(format_args!(
+            "parvisor: error: break-before-make: {violation}"
+        ));
+    }
+    psci::exit(FAILED)
+}
+
+impl Watcher for Live {
+    fn pause(&self) {}
+
+    fn change(&self, entry: &Entry, level: Level, access: &mut dyn FnMut() -> Option<(u64, u64)>) {
+        let address = entry.word().as_ptr().expose_provenance() as u64;
+        let mut access = || inject::change(entry.word(), level, access);
+        report(MONITOR.change(this_cpu(), address, &mut access));
+    }
+
+    fn root(&self, root: Pa, layout: &Layout, created: bool) {
+        if created {
+            MONITOR.root_created(root.get(), layout.into());
+        } else {
+            report(MONITOR.root_retired(root.get()));
+        }
+    }
+}
+
+impl MemoryWatcher for Live {
+    fn allocated(&self, frame: Pa) {
+        MONITOR.table_allocated(this_cpu(), frame.get());
+    }
+
+    fn freed(&self, frame: Pa) {
+        report(MONITOR.table_freed(this_cpu(), frame.get()));
+    }
+
+    fn write_protects(&self, vttbr: Vttbr, ranges: &[IpaRange], work: &mut dyn FnMut()) {
+        // EL2 maps no memory above 48 bits, so that a root's address has no bits elsewhere.
+        const ROOT: u64 = (1 << 48) - 64;
+        let since = MONITOR.now();
+        work();
+        for range in ranges {
+            let range = range.start.get()..range.end.get();
+            let root = vttbr.bits() & ROOT;
+            report(MONITOR.promised(root, Promise::NoWrite, range, since));
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Nobody watches.
+
+use alloc::string::String;
+use platform::features::CpuFeatures;
+use platform::tlb;
+use platform::world::HardwareCpu;
+
+/// The calling CPU's world switch.
+pub type GuestCpu = HardwareCpu;
+/// The calling CPU's TLB and cache instructions.
+pub type Hardware = tlb::Maintenance;
+
+/// The calling CPU, to run guests.
+pub fn guest_cpu(features: &CpuFeatures) -> GuestCpu {
+    HardwareCpu::new(features)
+}
+
+/// The calling CPU's instructions, an invalidation consisting of at most so many.
+pub fn hardware(features: &CpuFeatures, most_instructions: u32) -> Hardware {
+    tlb::maintenance(features, most_instructions)
+}
+
+/// The options for the monitor of guests: all of them.
+pub fn start(bootargs: &str) -> Result<String, &'static str> {
+    Ok(bootargs.into())
+}

@@ -1,0 +1,66 @@
+//! A way in for whoever checks the protocol from outside, in debug firmware: told of every frame that becomes a table and
+//! ceases to be one, and of what is promised to whoever harvests a dirty log. With [`stage2::watch`] it sees whether a table is
+//! freed while anybody can reach it, and whether a page is copied while anybody can write to it unseen.
+//!
+//! Only with the feature `watch`. There is one watcher per process, installed once.
+
+use alloc::vec::Vec;
+use spin::Once;
+use stage2::{Ipa, IpaRange, Level, PAGE_SIZE, Pa, Vttbr};
+
+/// Hears of tables' frames and of promises. Called by all CPUs at once, in the fault path too.
+pub trait MemoryWatcher: Sync {
+    /// The calling CPU has taken a frame to build a table in.
+    fn allocated(&self, frame: Pa);
+
+    /// A table's frame (a root's: its first) is about to go back to whoever asks for one.
+    fn freed(&self, frame: Pa);
+
+    /// Runs `work`. When that returns, no CPU can write through the tables that VTTBR_EL2 has here to the pages of
+    /// `ranges` without a fault, but for those that a fault has made writable meanwhile.
+    fn write_protects(&self, vttbr: Vttbr, ranges: &[IpaRange], work: &mut dyn FnMut());
+}
+
+static WATCHER: Once<&'static dyn MemoryWatcher> = Once::new();
+
+/// Has every table's frame reported to `watcher` from now on. Only the first call counts.
+pub fn install(watcher: &'static dyn MemoryWatcher) {
+    WATCHER.call_once(|| watcher);
+}
+
+pub(crate) fn allocated(frame: Pa) {
+    if let Some(watcher) = WATCHER.get() {
+        watcher.allocated(frame);
+    }
+}
+
+pub(crate) fn freed(frame: Pa) {
+    if let Some(watcher) = WATCHER.get() {
+        watcher.freed(frame);
+    }
+}
+
+/// Runs `work`, which write-protects the pages in `range` that are `wanted`.
+pub(crate) fn write_protects(
+    vttbr: Vttbr,
+    range: &IpaRange,
+    wanted: impl Fn(Ipa, Level) -> bool,
+    work: &mut dyn FnMut(),
+) {
+    let Some(watcher) = WATCHER.get() else {
+        return work();
+    };
+    let mut ranges: Vec<IpaRange> = Vec::new();
+    let mut page = range.start;
+    while page < range.end {
+        let next = page.offset(PAGE_SIZE);
+        if wanted(page, Level::L3) {
+            match ranges.last_mut() {
+                Some(last) if last.end == page => last.end = next,
+                _ => ranges.push(page..next),
+            }
+        }
+        page = next;
+    }
+    watcher.write_protects(vttbr, &ranges, work);
+}

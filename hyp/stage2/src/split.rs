@@ -1,0 +1,290 @@
+//! Splitting blocks into tables, at a write fault or ahead of it.
+//!
+//! The subtree is built off-line, then linked with one break and one make (rule 6), or without a break where the CPUs
+//! spare it. May run at any time beside every other operation.
+
+use crate::address::{Ipa, IpaRange, Level};
+use crate::descriptor::{Descriptor, Leaf};
+use crate::entry::{Lost, Observed};
+use crate::fault::lost;
+use crate::group::dissolve;
+use crate::layout::{Bbm, Layout};
+use crate::memory::{Epoch, TableFrame, TableMemory, Worker};
+use crate::stage2::{OutOfFrames, Stage2};
+use crate::tlb::Tlb;
+use crate::walk::{Step, VisitContext};
+
+/// How far down the pieces of a block are cut.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Cut {
+    /// All of them, to leaves of this level.
+    AllTo(Level),
+    /// To a page at this address, which alone is made writable; what lies beside stays as large as it can.
+    AlongWritten(Ipa),
+}
+
+/// What a split did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Split {
+    /// All below this address is split; the end of the range if all of it is.
+    pub done_to: Ipa,
+    /// Blocks that were replaced.
+    pub blocks: u64,
+}
+
+/// Why a split ended before the end of its range. What it did until then stays, and all else is as it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SplitFailed {
+    /// How far it came.
+    pub split: Split,
+    /// What was missing.
+    pub reason: OutOfFrames,
+}
+
+impl Stage2 {
+    /// Splits the blocks in `range` into leaves of `to`, with the block's permissions, access and dirty state; blocks that
+    /// the range covers in part too. At most `blocks` of them: the caller leaves its epoch, lets others through and
+    /// comes back with the rest. Frames come from the worker's memory, and so out of the caller's budget.
+    ///
+    /// A block is replaced as a whole, a block of 1 GiB by one break for all its pages, or, if there aren't frames for
+    /// that, level by level. When this returns, no TLB holds an entry for any block that it replaced. It never makes
+    /// anything more or less permissive, and leaves alone what is smaller already.
+    pub fn split<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        range: IpaRange,
+        to: Level,
+        blocks: u64,
+    ) -> Result<Split, SplitFailed> {
+        debug_assert!(self.layout().contains(&range));
+        let mut done = 0;
+        let mut failed = false;
+        let done_to = self
+            .root()
+            .walk(worker, range, |context| match context.descriptor {
+                Descriptor::Table(_) if context.level.below() < Some(to) => Step::Descend,
+                Descriptor::Leaf(_) if context.level < to && done == blocks => Step::Stop,
+                Descriptor::Leaf(block) if context.level < to => {
+                    match self.split_as_far_as_possible(worker, context, block, to) {
+                        Ok(()) => {
+                            done += 1;
+                            // Level by level, the pieces come next.
+                            Step::Again
+                        }
+                        Err(Some(step)) => step,
+                        Err(None) => {
+                            failed = true;
+                            Step::Stop
+                        }
+                    }
+                }
+                Descriptor::Table(_) | Descriptor::Leaf(_) | Descriptor::Invalid => Step::Continue,
+                Descriptor::Locked => Step::Wait,
+                Descriptor::Frozen => Step::Restart,
+            });
+        let split = Split {
+            done_to,
+            blocks: done,
+        };
+        if failed {
+            let reason = OutOfFrames;
+            return Err(SplitFailed { split, reason });
+        }
+        Ok(split)
+    }
+
+    fn split_as_far_as_possible<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &self,
+        worker: &Worker<'w, M, T, E>,
+        context: &VisitContext<'w>,
+        block: Leaf,
+        to: Level,
+    ) -> Result<(), Option<Step>> {
+        let all = self.split_block(worker, context, block, Cut::AllTo(to));
+        match (all, context.level.below()) {
+            (Err(None), Some(below)) if below < to => {
+                self.split_block(worker, context, block, Cut::AllTo(below))
+            }
+            _ => all,
+        }
+    }
+
+    /// Replaces the context's leaf by tables whose leaves are pieces of `pieces_of`, which maps the same. `None`: no frame.
+    pub(crate) fn split_block<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &self,
+        worker: &Worker<'w, M, T, E>,
+        context: &VisitContext<'w>,
+        pieces_of: Leaf,
+        cut: Cut,
+    ) -> Result<(), Option<Step>> {
+        if pieces_of.contiguous() {
+            return Err(Some(dissolve(worker, self, context)));
+        }
+        let layout = self.layout();
+        let mut tables = 0;
+        let subtree = build(worker, layout, context, pieces_of, cut, &mut tables)
+            .map_err(|OutOfFrames| None)?;
+        worker.tlb.publish_tables();
+        let link = Descriptor::Table(subtree.pa());
+        let linked = match layout.features().bbm {
+            Bbm::Level0 => self.link_by_break(worker, context, link),
+            Bbm::Level1 => self.link_by_mark(worker, context, link),
+            Bbm::Level2 => self.link_in_place(worker, context, context.observed, link),
+        };
+        match linked {
+            Ok(()) => {
+                worker.counters.splits.add(1);
+                worker.counters.tables_linked.add(tables);
+                Ok(())
+            }
+            Err(step) => {
+                if let Some(below) = context.level.below() {
+                    free(worker, layout, below, subtree);
+                }
+                Err(Some(step))
+            }
+        }
+    }
+
+    fn link_by_break<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &self,
+        worker: &Worker<'w, M, T, E>,
+        context: &VisitContext<'w>,
+        link: Descriptor,
+    ) -> Result<(), Step> {
+        let Ok(unflushed) = context.entry.lock_to_change(context.observed, context.ipa) else {
+            return Err(lost(worker));
+        };
+        worker.counters.tlbi_broadcast.add(1);
+        let broken = unflushed.flush(worker.tlb, self.regime(), self.layout());
+        broken.make(link).map_err(|Lost| Step::Restart)
+    }
+
+    /// By way of the block's nT bit: once no TLB holds it without, it can be replaced (FEAT_BBM level 1). Whoever finds the
+    /// bit set by another CPU invalidates too, as that one may not have got there.
+    fn link_by_mark<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &self,
+        worker: &Worker<'w, M, T, E>,
+        context: &VisitContext<'w>,
+        link: Descriptor,
+    ) -> Result<(), Step> {
+        let Descriptor::Leaf(block) = context.descriptor else {
+            return Err(Step::Again);
+        };
+        let marked = Descriptor::Leaf(block.with_no_translation());
+        let Ok(observed) = context.entry.exchange(context.observed, marked) else {
+            return Err(lost(worker));
+        };
+        self.invalidate_block(worker, context);
+        self.link_in_place(worker, context, observed, link)
+    }
+
+    /// By one exchange (FEAT_BBM level 2). Until the invalidation is complete, TLBs may translate by the block, which maps
+    /// the same; invalidations of its pieces reach it, as they come without a hint of the level.
+    fn link_in_place<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &self,
+        worker: &Worker<'w, M, T, E>,
+        context: &VisitContext<'w>,
+        observed: Observed,
+        link: Descriptor,
+    ) -> Result<(), Step> {
+        let bbm = self.layout().features().bbm;
+        if context
+            .entry
+            .exchange_sparing_break(observed, link, bbm)
+            .is_err()
+        {
+            return Err(lost(worker));
+        }
+        self.invalidate_block(worker, context);
+        Ok(())
+    }
+
+    fn invalidate_block<M: TableMemory, T: Tlb, E: Epoch>(
+        &self,
+        worker: &Worker<'_, M, T, E>,
+        context: &VisitContext<'_>,
+    ) {
+        worker.counters.tlbi_broadcast.add(1);
+        let vm = self.regime();
+        worker
+            .tlb
+            .invalidate_leaf(vm, context.ipa, vm.hint(context.level));
+    }
+}
+
+/// Builds the tables that replace the context's entry, and counts them in `tables`.
+fn build<M: TableMemory, T: Tlb, E: Epoch>(
+    worker: &Worker<'_, M, T, E>,
+    layout: &Layout,
+    context: &VisitContext<'_>,
+    block: Leaf,
+    cut: Cut,
+    tables: &mut u64,
+) -> Result<TableFrame, OutOfFrames> {
+    let below = context.level.below().ok_or(OutOfFrames)?;
+    build_table(worker, layout, below, block, cut, tables)
+}
+
+/// A table of `level` that maps what `block` does. What was built of it before frames ran out is given back.
+fn build_table<M: TableMemory, T: Tlb, E: Epoch>(
+    worker: &Worker<'_, M, T, E>,
+    layout: &Layout,
+    level: Level,
+    block: Leaf,
+    cut: Cut,
+    tables: &mut u64,
+) -> Result<TableFrame, OutOfFrames> {
+    let first = block.moved_to(level, block.pa());
+    let span = layout.span(level);
+    let mut next = first;
+    let table = worker
+        .build_table(layout, |_| {
+            let piece = next;
+            next = piece.advanced(span);
+            Descriptor::Leaf(piece)
+        })
+        .ok_or(OutOfFrames)?;
+    *tables += 1;
+    let entries = worker.table(layout, table.pa());
+    let deeper = match cut {
+        Cut::AllTo(to) if level >= to => 0..0,
+        Cut::AllTo(_) => 0..entries.len(),
+        Cut::AlongWritten(written) => {
+            let index = layout.index(written, layout.shift(level));
+            index..index + 1
+        }
+    };
+    for index in deeper {
+        let piece = first.advanced(index as u64 * span);
+        let descriptor = match level.below() {
+            None => Descriptor::Leaf(piece.with_write().with_accessed()),
+            Some(below) => match build_table(worker, layout, below, piece, cut, tables) {
+                Ok(child) => Descriptor::Table(child.pa()),
+                Err(OutOfFrames) => {
+                    free(worker, layout, level, table);
+                    return Err(OutOfFrames);
+                }
+            },
+        };
+        entries[index].store_unshared(descriptor, layout.format());
+    }
+    Ok(table)
+}
+
+/// Gives back tables that nobody saw, `table` being one of `level`.
+fn free<M: TableMemory, T: Tlb, E: Epoch>(
+    worker: &Worker<'_, M, T, E>,
+    layout: &Layout,
+    level: Level,
+    table: TableFrame,
+) {
+    if let Some(below) = level.below() {
+        for entry in worker.table(layout, table.pa()) {
+            if let Descriptor::Table(child) = entry.observe(level, layout.format()).descriptor() {
+                free(worker, layout, below, TableFrame::from_linked(child));
+            }
+        }
+    }
+    worker.memory.free(table);
+}

@@ -1,0 +1,161 @@
+//! Unmapping ranges, and giving up a whole tree.
+//!
+//! An unmap may run at any time beside faults and every other operation.
+
+use crate::address::{Ipa, IpaRange, Level};
+use crate::descriptor::{Descriptor, Leaf};
+use crate::entry::{Broken, Unflushed};
+use crate::fault::lost;
+use crate::group::dissolve;
+use crate::layout::Layout;
+use crate::memory::{Epoch, TableMemory, Worker};
+use crate::stage2::Stage2;
+use crate::tlb::Tlb;
+use crate::walk::{Step, VisitContext};
+
+/// Entries that an unmap holds locked at a time: one TLB invalidation serves them all.
+const BATCH: usize = if cfg!(loom) { 2 } else { 32 };
+
+impl Stage2 {
+    /// Removes every mapping in `range` and every table whose whole span lies in it. A block that the range covers in part
+    /// goes as a whole: what was outside faults in again, or is split off before.
+    ///
+    /// `removed` gets each leaf after its TLB invalidation: no guest reaches that memory through it any more, and its
+    /// access and dirty state are the caller's. When this returns, no TLB holds anything of what was mapped. Faults that run
+    /// beside it may map anew; whoever wants the range to stay empty takes away their grounds first (rule 10). It needs no
+    /// memory, so it can't fail. It takes time in proportion to the range, all in one epoch: large ranges are better
+    /// unmapped piece by piece.
+    pub fn unmap<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        range: IpaRange,
+        mut removed: impl FnMut(Level, Ipa, Leaf),
+    ) {
+        debug_assert!(self.layout().contains(&range));
+        // Lower tables first, so that a fault waits for no more than one table's contents; those above are empty by then,
+        // but for what came back.
+        let bytes = range.end.get().saturating_sub(range.start.get());
+        self.unmap_pass(worker, &range, Level::L2, &mut removed);
+        for unlinked in [Level::L1, Level::L0] {
+            if unlinked >= self.layout().start() && bytes >= self.layout().span(unlinked) {
+                self.unmap_pass(worker, &range, unlinked, &mut removed);
+            }
+        }
+    }
+
+    /// Removes the tables under entries of level `unlinked`; and the leaves, if that is the lowest.
+    fn unmap_pass<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        range: &IpaRange,
+        unlinked: Level,
+        removed: &mut impl FnMut(Level, Ipa, Leaf),
+    ) {
+        let mut at = range.start;
+        while at < range.end {
+            let mut batch = Batch::default();
+            at = self.root().walk(worker, at..range.end, |context| {
+                let is_whole = context.is_whole();
+                match context.descriptor {
+                    Descriptor::Invalid => return Step::Continue,
+                    Descriptor::Table(_) if context.level < unlinked => return Step::Descend,
+                    Descriptor::Table(_) if !is_whole && unlinked == Level::L2 => {
+                        return Step::Descend;
+                    }
+                    Descriptor::Table(_) if !is_whole => return Step::Continue,
+                    // Faults put it there after the first pass.
+                    Descriptor::Leaf(_) if unlinked != Level::L2 => return Step::Continue,
+                    // A locked entry may become valid again, so it can't be passed over; but this walk must not wait while it
+                    // holds entries itself (rule 4). Nor does the locking of a group begin while it does.
+                    Descriptor::Locked if batch.is_empty() => return Step::Wait,
+                    Descriptor::Leaf(leaf) if leaf.contiguous() && batch.is_empty() => {
+                        return dissolve(worker, self, context);
+                    }
+                    Descriptor::Locked => return Step::Stop,
+                    Descriptor::Leaf(leaf) if leaf.contiguous() => return Step::Stop,
+                    Descriptor::Frozen => return Step::Restart,
+                    Descriptor::Leaf(_) | Descriptor::Table(_) => {}
+                }
+                batch.take(worker, context)
+            });
+            batch.remove(worker, self, removed);
+        }
+    }
+}
+
+/// Entries that are locked, to be invalidated together.
+struct Batch<'w> {
+    entries: [Option<Unflushed<'w>>; BATCH],
+    taken: usize,
+    range: IpaRange,
+}
+
+impl Default for Batch<'_> {
+    fn default() -> Self {
+        Self {
+            entries: [const { None }; BATCH],
+            taken: 0,
+            range: Ipa::new(u64::MAX)..Ipa::new(0),
+        }
+    }
+}
+
+impl<'w> Batch<'w> {
+    fn is_empty(&self) -> bool {
+        self.taken == 0
+    }
+
+    fn take<M: TableMemory, T: Tlb, E: Epoch>(
+        &mut self,
+        worker: &Worker<'w, M, T, E>,
+        context: &VisitContext<'w>,
+    ) -> Step {
+        let Some(slot) = self.entries.get_mut(self.taken) else {
+            return Step::Stop;
+        };
+        let Ok(unflushed) = context.entry.lock(context.observed, context.ipa) else {
+            return lost(worker);
+        };
+        *slot = Some(unflushed);
+        self.taken += 1;
+        self.range.start = self.range.start.min(context.ipa);
+        self.range.end = context.ipa_end;
+        Step::Continue
+    }
+
+    fn remove<M: TableMemory, T: Tlb, E: Epoch>(
+        self,
+        worker: &Worker<'w, M, T, E>,
+        stage2: &Stage2,
+        removed: &mut impl FnMut(Level, Ipa, Leaf),
+    ) {
+        if self.is_empty() {
+            return;
+        }
+        worker.counters.tlbi_broadcast.add(1);
+        worker
+            .tlb
+            .invalidate_range(stage2.regime(), self.range, true);
+        for unflushed in self.entries.into_iter().flatten() {
+            remove(worker, stage2.layout(), unflushed.flushed(), removed);
+        }
+    }
+}
+
+/// Ends what a broken entry stood for and leaves nothing in its place.
+fn remove<M: TableMemory, T: Tlb, E: Epoch>(
+    worker: &Worker<'_, M, T, E>,
+    layout: &Layout,
+    broken: Broken<'_>,
+    removed: &mut impl FnMut(Level, Ipa, Leaf),
+) {
+    if let Descriptor::Leaf(leaf) = broken.old() {
+        removed(broken.level(), broken.ipa(), leaf);
+    }
+    broken.freeze_subtree(worker.memory, layout, &mut *removed, |unlinked| {
+        worker.counters.tables_unlinked.add(1);
+        worker.epoch.retire(unlinked);
+    });
+    // Lost only if the table above was unlinked meanwhile: then the entry is gone as well.
+    let _ = broken.make(Descriptor::Invalid);
+}

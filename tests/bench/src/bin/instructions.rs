@@ -1,0 +1,117 @@
+//! One engine operation, for an instruction counter to look at: `instructions OPERATION` prepares it and calls the
+//! function of that name in [`measured`] once. Prints by how many pages its instructions are to be divided.
+
+use std::process::ExitCode;
+
+use engine_bench::{BLOCK_PAGES, Cpu, fill, page, tree, write};
+use memory::frames::FramePool;
+use memory::{CpuMemory, MemorySystem};
+use stage2::{Level, NoTlb, Permissions, Stage2};
+
+/// What is measured. Never inlined, so that the counter finds them by name.
+mod measured {
+    use engine_bench::{BLOCK_PAGES, BenchWorker, page};
+    use memory::CpuMemory;
+    use stage2::{Level, NoTlb, Request, Resolution, Stage2};
+
+    #[inline(never)]
+    pub fn relax(stage2: &Stage2, worker: &BenchWorker<'_>, request: &Request) -> bool {
+        matches!(stage2.fault(worker, request), Resolution::Relaxed(_))
+    }
+
+    #[inline(never)]
+    pub fn map_page(stage2: &Stage2, worker: &BenchWorker<'_>, request: &Request) -> bool {
+        let Resolution::Vacant(broken) = stage2.fault(worker, request) else {
+            return false;
+        };
+        let leaf = stage2.leaf_for(request, broken.level());
+        broken.make(leaf).is_ok()
+    }
+
+    #[inline(never)]
+    pub fn split_block(stage2: &Stage2, worker: &BenchWorker<'_>) -> bool {
+        let block = page(0)..page(BLOCK_PAGES);
+        stage2
+            .split(worker, block, Level::L3, 1)
+            .is_ok_and(|split| split.blocks == 1)
+    }
+
+    #[inline(never)]
+    pub fn epoch(cpu: &CpuMemory<NoTlb>, faults: u64) -> bool {
+        for _ in 0..faults {
+            drop(cpu.pin());
+        }
+        true
+    }
+
+    #[inline(never)]
+    pub fn harvest(stage2: &Stage2, worker: &BenchWorker<'_>, pages: u64) -> bool {
+        stage2.write_protect(worker, page(0)..page(pages), |_, _| true, |_, _| {});
+        true
+    }
+}
+
+/// The operations, with what each divides its instructions by.
+const OPERATIONS: [(&str, u64); 5] = [
+    ("relax", 1),
+    ("map_page", 1),
+    ("split_block", 1),
+    ("harvest", 8 * BLOCK_PAGES),
+    ("epoch", EPOCH_FAULTS),
+];
+
+/// Faults whose stays in the epoch are measured together: its upkeep comes at every 128th.
+const EPOCH_FAULTS: u64 = 1024;
+/// CPUs that take part in the epoch meanwhile: the upkeep looks at each.
+const EPOCH_CPUS: usize = 4;
+
+static POOL: FramePool = FramePool::new();
+
+/// Whether the operation did what it was to do.
+fn run(operation: &str, pages: u64, stage2: &Stage2, cpu: &Cpu) -> bool {
+    let worker = cpu.worker();
+    match operation {
+        "relax" => {
+            fill(stage2, cpu, BLOCK_PAGES, Level::L3, Permissions::LOGGED);
+            measured::relax(stage2, &worker, &write(7))
+        }
+        "map_page" => {
+            fill(stage2, cpu, 7, Level::L3, Permissions::RAM);
+            measured::map_page(stage2, &worker, &write(7))
+        }
+        "split_block" => {
+            fill(stage2, cpu, BLOCK_PAGES, Level::L2, Permissions::RAM);
+            measured::split_block(stage2, &worker)
+        }
+        "epoch" => {
+            let system = &*Box::leak(Box::new(MemorySystem::new(&POOL, EPOCH_CPUS, 2, 8)));
+            let cpus: Vec<_> = (0..EPOCH_CPUS)
+                .map(|number| CpuMemory::new(system, number, NoTlb, Box::leak(Box::default())))
+                .collect();
+            measured::epoch(&cpus[0], pages)
+        }
+        _ => {
+            fill(stage2, cpu, pages, Level::L3, Permissions::RAM);
+            measured::harvest(stage2, &worker, pages)
+                && stage2
+                    .lookup(&worker, page(pages - 1))
+                    .is_some_and(|(leaf, _)| !leaf.writable())
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let operation = std::env::args().nth(1).unwrap_or_default();
+    let Some((name, pages)) = OPERATIONS.iter().find(|(name, _)| *name == operation) else {
+        let names = OPERATIONS.map(|(name, _)| name).join(", ");
+        eprintln!("error: {operation:?} is none of {names}");
+        return ExitCode::from(2);
+    };
+    let (stage2, cpu) = (tree(), Cpu::new(64));
+    if !run(name, *pages, &stage2, &cpu) {
+        eprintln!("error: {name} didn't do what it was to do");
+        return ExitCode::FAILURE;
+    }
+    println!("{pages}");
+    ExitCode::SUCCESS
+}

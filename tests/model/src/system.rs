@@ -1,0 +1,350 @@
+//! The machine model: CPUs, table frames, epochs, and the monitor that watches all of it.
+//!
+//! There may be many at a time, in tests that run in parallel; the engine's one watcher finds out by the table's address
+//! whose entry it is. What the monitor reports is kept until [`System::check`], as a panic in the middle of the engine's
+//! work would only hide it behind others.
+
+use crate::cpu::{Cpu, current, run_on};
+use crate::epochs::Epochs;
+use crate::frames::Frames;
+use crate::schedule::{pause, trace};
+use crate::{Served, locked, serve};
+use stage2::watch::{self, Watcher};
+use stage2::{
+    Counters, Entry, Ipa, IpaRange, Layout, Leaf, Level, Maintenance, Pa, Request, Stage2,
+    TableFrame, TableMemory, Tlb, TlbPolicy, VmidAllocator, Worker,
+};
+use std::collections::BTreeMap;
+use std::mem;
+use std::ptr::{NonNull, with_exposed_provenance};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Once};
+use watcher::{Memory, Monitor, Promise, Stamp, Violation};
+
+/// The words of table frames, as the monitor reads them. What isn't a frame reads as zero, so that a tree that leads
+/// nowhere does no harm to the test.
+#[derive(Debug)]
+pub struct Physical;
+
+impl Memory for Physical {
+    fn load(&self, address: u64) -> u64 {
+        if shared_by(address).is_none() {
+            return 0;
+        }
+        let word: *const AtomicU64 = with_exposed_provenance(address as usize);
+        // SAFETY: the address is in a frame that is registered, so allocated and made of entries, which are such words.
+        unsafe { &*word }.load(Ordering::Relaxed)
+    }
+}
+
+/// Every frame of every machine: its end, and whose it is.
+static REGISTRY: Mutex<BTreeMap<u64, (u64, Arc<Shared>)>> = Mutex::new(BTreeMap::new());
+
+fn shared_by(address: u64) -> Option<Arc<Shared>> {
+    let registry = locked(&REGISTRY);
+    let (_, (end, shared)) = registry.range(..=address).next_back()?;
+    (address < *end).then(|| shared.clone())
+}
+
+/// What of a machine its watcher needs.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) monitor: Monitor<Physical>,
+    pub(crate) found: Mutex<Vec<Violation>>,
+}
+
+impl Shared {
+    pub(crate) fn note(&self, found: Vec<Violation>) {
+        for violation in &found {
+            trace(current(), || format!("violation: {violation}"));
+        }
+        locked(&self.found).extend(found);
+    }
+}
+
+/// The engine's watcher, for all machines.
+struct Dispatch;
+
+impl Watcher for Dispatch {
+    fn pause(&self) {
+        pause();
+    }
+
+    fn change(&self, entry: &Entry, level: Level, access: &mut dyn FnMut() -> Option<(u64, u64)>) {
+        let address = std::ptr::from_ref(entry).expose_provenance() as u64;
+        match shared_by(address) {
+            Some(shared) => {
+                let cpu = current();
+                let found = shared.monitor.change(cpu, address, &mut || {
+                    let changed = access();
+                    if let Some((old, new)) = changed {
+                        trace(cpu, || {
+                            format!("{address:#x} of {level:?}: {old:#x} to {new:#x}")
+                        });
+                    }
+                    changed
+                });
+                shared.note(found);
+            }
+            None => {
+                access();
+            }
+        }
+    }
+
+    fn root(&self, root: Pa, layout: &Layout, created: bool) {
+        let Some(shared) = shared_by(root.get()) else {
+            return;
+        };
+        if created {
+            shared.monitor.root_created(root.get(), layout.into());
+        } else {
+            let found = shared.monitor.root_retired(root.get());
+            shared.note(found);
+        }
+    }
+}
+
+/// Frames that the monitor hears about.
+#[derive(Debug)]
+pub struct WatchedFrames {
+    frames: Frames,
+    shared: Arc<Shared>,
+    bytes: u64,
+}
+
+impl WatchedFrames {
+    fn register(&self, pa: Pa, tables: usize) {
+        let end = pa.get() + tables as u64 * self.bytes;
+        locked(&REGISTRY).insert(pa.get(), (end, self.shared.clone()));
+        self.shared.monitor.table_allocated(current(), pa.get());
+    }
+
+    fn unregister(&self, pa: Pa) {
+        let found = self.shared.monitor.table_freed(current(), pa.get());
+        self.shared.note(found);
+        locked(&REGISTRY).remove(&pa.get());
+    }
+
+    fn release(&self, frame: &TableFrame) {
+        self.unregister(frame.pa());
+        self.frames.release(frame);
+    }
+
+    /// Frames that are allocated now.
+    pub fn live(&self) -> usize {
+        self.frames.live()
+    }
+
+    /// Lets `count` more allocations succeed.
+    pub fn limit(&self, count: usize) {
+        self.frames.limit(count);
+    }
+}
+
+// SAFETY: `Frames` is as the trait demands, and this adds nothing to it.
+unsafe impl TableMemory for WatchedFrames {
+    fn allocate(&self) -> Option<TableFrame> {
+        let frame = self.frames.allocate()?;
+        self.register(frame.pa(), 1);
+        Some(frame)
+    }
+
+    fn free(&self, frame: TableFrame) {
+        self.unregister(frame.pa());
+        self.frames.free(frame);
+    }
+
+    fn entries(&self, pa: Pa) -> NonNull<Entry> {
+        self.frames.entries(pa)
+    }
+}
+
+/// What an operation of the engine runs with on a CPU of this machine.
+pub type OnCpu<'w> = Worker<'w, WatchedFrames, Maintenance<Cpu<'w>>, EpochsHere>;
+
+/// The machine's epochs, as the engine sees them.
+#[derive(Debug)]
+pub struct EpochsHere(Epochs);
+
+impl stage2::Epoch for EpochsHere {
+    fn retire(&self, unlinked: stage2::Unlinked) {
+        self.0.retire(unlinked);
+    }
+}
+
+/// A machine with one VM, which every CPU has loaded.
+#[derive(Debug)]
+pub struct System {
+    pub(crate) shared: Arc<Shared>,
+    frames: WatchedFrames,
+    epochs: EpochsHere,
+    vttbr: Vec<AtomicU64>,
+    policy: TlbPolicy,
+    stage2: Option<Stage2>,
+}
+
+impl System {
+    /// With `cpus` CPUs, whose TLB instructions `policy` chooses from, and an empty translation of the given layout.
+    pub fn new(layout: Layout, cpus: usize, policy: TlbPolicy) -> Self {
+        static INSTALLED: Once = Once::new();
+        INSTALLED.call_once(|| watch::install(&Dispatch));
+        let shared = Arc::new(Shared {
+            monitor: Monitor::new(Physical),
+            found: Mutex::default(),
+        });
+        let frames = WatchedFrames {
+            frames: Frames::at_their_addresses(layout),
+            shared: shared.clone(),
+            bytes: layout.table_size(),
+        };
+        let run = frames.frames.allocate_run(layout.root_tables());
+        frames.register(run, layout.root_tables());
+        let root = TableFrame::root(run, layout.root_tables());
+        let stage2 = Stage2::new(root, layout);
+        let system = Self {
+            shared,
+            frames,
+            epochs: EpochsHere(Epochs::default()),
+            vttbr: (0..cpus).map(|_| AtomicU64::new(0)).collect(),
+            policy,
+            stage2: Some(stage2),
+        };
+        let vmids = VmidAllocator::new(cpus, 8);
+        for cpu in 0..cpus {
+            let tlb = system.tlb(cpu);
+            vmids.activate(cpu, system.stage2().vmid(), &tlb);
+            system.load(cpu, system.stage2().vttbr().bits());
+        }
+        system
+    }
+
+    /// The VM's translation.
+    pub fn stage2(&self) -> &Stage2 {
+        self.stage2.as_ref().expect("it is there until the end")
+    }
+
+    /// The root's address, by which the monitor knows the tree.
+    pub fn root(&self) -> u64 {
+        self.stage2().vttbr().bits() & ((1 << 48) - 1) & !0x3f
+    }
+
+    /// The monitor.
+    pub fn monitor(&self) -> &Monitor<Physical> {
+        &self.shared.monitor
+    }
+
+    /// The table frames.
+    pub fn frames(&self) -> &WatchedFrames {
+        &self.frames
+    }
+
+    /// Frames that wait for an epoch.
+    pub fn pending(&self) -> usize {
+        self.epochs.0.pending()
+    }
+
+    /// How many CPUs there are.
+    pub fn cpus(&self) -> usize {
+        self.vttbr.len()
+    }
+
+    fn tlb(&self, cpu: usize) -> Maintenance<Cpu<'_>> {
+        let cpu = Cpu {
+            monitor: &self.shared.monitor,
+            found: &self.shared.found,
+            vttbr: &self.vttbr[cpu],
+            number: cpu,
+        };
+        Maintenance::new(cpu, self.policy)
+    }
+
+    /// Has `cpu` load another VTTBR_EL2: 0 for none.
+    pub fn load(&self, cpu: usize, vttbr: u64) {
+        use stage2::Instructions;
+        self.tlb(cpu).instructions().set_vttbr(vttbr);
+    }
+
+    /// Runs `work` on a CPU, inside an epoch.
+    pub fn on<R>(&self, cpu: usize, work: impl FnOnce(&OnCpu<'_>) -> R) -> R {
+        run_on(cpu, || {
+            let guard = self.epochs.0.enter();
+            let counters = Counters::default();
+            let result = work(&Worker {
+                memory: &self.frames,
+                tlb: &self.tlb(cpu),
+                epoch: &self.epochs,
+                counters: &counters,
+            });
+            for frame in self.epochs.0.leave(guard) {
+                self.frames.release(&frame);
+            }
+            result
+        })
+    }
+
+    /// Serves one fault, as the owner of the memory does.
+    pub fn fault(&self, cpu: usize, request: &Request) -> Served {
+        self.on(cpu, |worker| {
+            let resolution = self.stage2().fault(worker, request);
+            serve(self.stage2(), request, resolution)
+        })
+    }
+
+    /// What the tables say about `ipa`.
+    pub fn lookup(&self, ipa: Ipa) -> Option<(Leaf, Level)> {
+        self.on(current(), |worker| self.stage2().lookup(worker, ipa))
+    }
+
+    /// This moment, for [`Self::promised`].
+    pub fn now(&self) -> Stamp {
+        self.shared.monitor.now()
+    }
+
+    /// An operation on `range` that began at `since` has returned and promises this.
+    pub fn promised(&self, promise: Promise, range: IpaRange, since: Stamp) {
+        let range = range.start.get()..range.end.get();
+        let found = self
+            .shared
+            .monitor
+            .promised(self.root(), promise, range, since);
+        self.shared.note(found);
+    }
+
+    /// What the monitor has reported since this was last asked.
+    pub fn take_violations(&self) -> Vec<Violation> {
+        mem::take(&mut locked(&self.shared.found))
+    }
+
+    /// Panics if the monitor has reported anything.
+    pub fn check(&self) {
+        let found = self.take_violations();
+        if let Some(first) = found.first() {
+            panic!("{first}\n({} violations in all)", found.len());
+        }
+    }
+
+    /// Destroys the VM, and checks all that is to be checked.
+    pub fn destroy(mut self) {
+        self.check();
+        let root = self.root();
+        for cpu in 0..self.cpus() {
+            self.load(cpu, 0);
+        }
+        if let Some(stage2) = self.stage2.take() {
+            self.on(0, |worker| {
+                stage2.destroy(worker).finish(worker, |_, _, _| {});
+            });
+        }
+        // Whoever was inside has left with it.
+        self.on(0, |_| {});
+        self.shared.note(self.shared.monitor.root_finished(root));
+        self.check();
+        assert_eq!(self.frames.live(), 0, "table frames leaked");
+    }
+
+    /// The engine's TLB maintenance on a CPU, for operations that a test puts together itself.
+    pub fn maintenance(&self, cpu: usize) -> impl Tlb + '_ {
+        self.tlb(cpu)
+    }
+}
