@@ -11,7 +11,7 @@ use crate::guest::{GuestPlan, Host, Remains, TEST_SLOT, Watch};
 use crate::image::GuestImage;
 use crate::machine::Machine;
 use crate::options::{Backing, Options, TEST_MEMORY};
-use crate::record::{Phase, PhaseName, Progress, Record};
+use crate::record::{PARVISOR, Phase, PhaseName, Progress, Record};
 use crate::report;
 use crate::steps::Step;
 use crate::verify::{self, Contents};
@@ -98,12 +98,23 @@ fn record<M: Machine, L: MmuLock>(
 ) -> Record {
     let facts = machine.facts();
     Record {
+        system: PARVISOR.into(),
         mode: L::NAME.into(),
+        split: "fault".into(),
+        tracking: "writeprotect".into(),
+        granularity: "4K".into(),
+        harvest: "bitmap".into(),
+        enable: "protect".into(),
+        clear: "manual".into(),
+        restore: "at_once".into(),
+        slots: 1,
         vcpus: options.vcpus as u64,
         bytes_per_vcpu: options.bytes.0,
         backing: options.backing.name().into(),
         iterations: options.iterations,
         write_percent: options.write_percent,
+        random: options.random,
+        seed: options.seed,
         cpu: facts.cpu_model.into(),
         gic: facts.gic,
         clock: facts.clock.into(),

@@ -3,20 +3,52 @@
 //! The record is what a `@record` line carries and what the host tool writes into its JSON file. The lines are those of
 //! `dirty_log_perf_test` of the Linux KVM selftests.
 
+use crate::size::decimal;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use serde::{Deserialize, Serialize};
 
+/// The name of the system in its own records.
+pub const PARVISOR: &str = "parvisor";
+
 /// Counters by name.
 pub type CounterMap = BTreeMap<String, u64>;
 
-/// The result of the dirty-log benchmark in one mode.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// The result of the dirty-log benchmark in one configuration. What older records don't say is empty, 0 or false.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Record {
-    /// How stage-2 operations exclude each other: `parallel`, `rwlock` or `mutex`.
+    /// What was measured: `parvisor`, or another system that runs the same benchmark, as in `linux 6.12.117`. Empty in
+    /// old records, which are Parvisor's.
+    #[serde(default)]
+    pub system: String,
+    /// How stage-2 operations exclude each other: `parallel`, `rwlock` or `mutex`; `kvm` where that is Linux's own way.
     pub mode: String,
+    /// What a write fault on a logged block does, as the option `split` says it.
+    #[serde(default)]
+    pub split: String,
+    /// What makes a write known: `writeprotect` or `hardware`.
+    #[serde(default)]
+    pub tracking: String,
+    /// The size of what is logged: `4K` or `2M`.
+    #[serde(default)]
+    pub granularity: String,
+    /// What the log is read from: `bitmap` or `ring`.
+    #[serde(default)]
+    pub harvest: String,
+    /// What enabling the log does: `protect` or `all_set`.
+    #[serde(default)]
+    pub enable: String,
+    /// How the log is cleared: apart (`manual`) or `with_get`.
+    #[serde(default)]
+    pub clear: String,
+    /// What disabling the log does about blocks that it has split: `at_once`, `background` or `never`.
+    #[serde(default)]
+    pub restore: String,
+    /// How many slots the memory was cut into.
+    #[serde(default)]
+    pub slots: u64,
     /// vCPUs.
     pub vcpus: u64,
     /// The memory that each of them accessed, in bytes.
@@ -27,6 +59,12 @@ pub struct Record {
     pub iterations: u64,
     /// How many of 100 accesses wrote.
     pub write_percent: u64,
+    /// Whether the pages were chosen at random.
+    #[serde(default)]
+    pub random: bool,
+    /// Where the choice of pages and of writes began.
+    #[serde(default)]
+    pub seed: u64,
     /// The CPU model.
     pub cpu: String,
     /// The version of the interrupt controller's architecture.
@@ -43,7 +81,8 @@ pub struct Record {
     pub phases: Vec<Phase>,
     /// What was counted from the VM's start to its end.
     pub counters: CounterMap,
-    /// Whether exactly the pages that the guest wrote were harvested, with the right contents.
+    /// Whether exactly the pages that the guest wrote were harvested, with the right contents. Other systems than Parvisor
+    /// don't check it.
     pub verified: bool,
 }
 
@@ -77,6 +116,10 @@ pub enum PhaseName {
     Clear,
     /// Logging is switched off.
     Disable,
+    /// Blocks are split ahead of the faults. Its time is part of that of the phase that splits.
+    Split,
+    /// Blocks that logging has split are put together again in the background.
+    Restore,
 }
 
 /// The phase's result line.
@@ -90,8 +133,43 @@ impl fmt::Display for Phase {
             PhaseName::Get => write!(f, "Iteration {iteration} get dirty log")?,
             PhaseName::Clear => write!(f, "Iteration {iteration} clear dirty log")?,
             PhaseName::Disable => f.write_str("Disabling dirty logging")?,
+            PhaseName::Split if iteration == 0 => f.write_str("Splitting memory")?,
+            PhaseName::Split => write!(f, "Iteration {iteration} split memory")?,
+            PhaseName::Restore => f.write_str("Restoring memory")?,
         }
         write!(f, " time: {}", Seconds(self.ns))
+    }
+}
+
+impl Phase {
+    /// Reads a result line, of Parvisor or of the selftest: what [`Phase`] prints. Nothing if it is another line.
+    pub fn parse(line: &str) -> Option<Self> {
+        let (what, time) = line.split_once(" time: ")?;
+        let Seconds(ns) = Seconds::parse(time)?;
+        let (name, iteration) = match what {
+            "Populate memory" => (PhaseName::Populate, 0),
+            "Enabling dirty logging" => (PhaseName::Enable, 0),
+            "Disabling dirty logging" => (PhaseName::Disable, 0),
+            "Splitting memory" => (PhaseName::Split, 0),
+            "Restoring memory" => (PhaseName::Restore, 0),
+            _ => {
+                let (iteration, what) = what.strip_prefix("Iteration ")?.split_once(' ')?;
+                let name = match what {
+                    "dirty memory" => PhaseName::Dirty,
+                    "get dirty log" => PhaseName::Get,
+                    "clear dirty log" => PhaseName::Clear,
+                    "split memory" => PhaseName::Split,
+                    _ => return None,
+                };
+                (name, decimal(iteration)?)
+            }
+        };
+        Some(Self {
+            name,
+            iteration,
+            ns,
+            counters: CounterMap::new(),
+        })
     }
 }
 
@@ -99,9 +177,25 @@ impl fmt::Display for Phase {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Seconds(pub u64);
 
+/// Nanoseconds in a second.
+const SECOND: u64 = 1_000_000_000;
+/// Decimals of a second down to nanoseconds.
+const DECIMALS: usize = 9;
+
+impl Seconds {
+    /// Reads what is printed: seconds with exactly nine decimals and an `s`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (seconds, fraction) = text.strip_suffix('s')?.split_once('.')?;
+        if fraction.len() != DECIMALS {
+            return None;
+        }
+        let whole = decimal(seconds)?.checked_mul(SECOND)?;
+        whole.checked_add(decimal(fraction)?).map(Self)
+    }
+}
+
 impl fmt::Display for Seconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const SECOND: u64 = 1_000_000_000;
         write!(f, "{}.{:09}s", self.0 / SECOND, self.0 % SECOND)
     }
 }
@@ -158,18 +252,85 @@ mod tests {
             phase(PhaseName::Disable, 0).to_string(),
             "Disabling dirty logging time: 0.123456789s"
         );
+        assert_eq!(
+            phase(PhaseName::Split, 0).to_string(),
+            "Splitting memory time: 0.123456789s"
+        );
+        assert_eq!(
+            phase(PhaseName::Split, 1).to_string(),
+            "Iteration 1 split memory time: 0.123456789s"
+        );
+        assert_eq!(
+            phase(PhaseName::Restore, 0).to_string(),
+            "Restoring memory time: 0.123456789s"
+        );
         assert_eq!(Seconds(61_000_000_001).to_string(), "61.000000001s");
+    }
+
+    #[test]
+    fn result_lines_are_read_as_they_were_printed() {
+        let outside = [
+            PhaseName::Populate,
+            PhaseName::Enable,
+            PhaseName::Disable,
+            PhaseName::Split,
+            PhaseName::Restore,
+        ];
+        let within = [
+            PhaseName::Dirty,
+            PhaseName::Get,
+            PhaseName::Clear,
+            PhaseName::Split,
+        ];
+        let all = outside.map(|name| phase(name, 0)).into_iter();
+        for printed in all.chain(within.map(|name| phase(name, 12))) {
+            assert_eq!(Phase::parse(&printed.to_string()), Some(printed));
+        }
+        for other in [
+            "",
+            "boot time: 0.123456789s",
+            "Populate memory time: 0.12345678s",
+            "Populate memory time: 0.123456789",
+            "Populate memory time: -1.123456789s",
+            "Populate memory time: 0.1234567+9s",
+            "Populate memory time: 99999999999999999999.000000000s",
+            "Iteration x dirty memory time: 0.123456789s",
+            "Iteration 1 Populate memory time: 0.123456789s",
+            "Get dirty log over 2 iterations took 0.000040000s. (Avg 0.000020000s/iteration)",
+        ] {
+            assert_eq!(Phase::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_version_can_be_read() {
+        let old = r#"{"mode":"mutex","vcpus":1,"bytes_per_vcpu":4096,"backing":"4K","iterations":1,"write_percent":100,
+            "cpu":"","gic":3,"clock":"cntpct","phases":[],"counters":{},"verified":true}"#;
+        let record: Record = serde_json::from_str(old).unwrap();
+        assert_eq!((record.mode.as_str(), record.vcpus), ("mutex", 1));
+        assert_eq!((record.system.as_str(), record.slots), ("", 0));
     }
 
     #[test]
     fn a_record_is_one_line_of_json_and_comes_back() {
         let record = Record {
+            system: "parvisor".into(),
             mode: "parallel".into(),
+            split: "fault".into(),
+            tracking: "writeprotect".into(),
+            granularity: "4K".into(),
+            harvest: "bitmap".into(),
+            enable: "protect".into(),
+            clear: "manual".into(),
+            restore: "at_once".into(),
+            slots: 1,
             vcpus: 4,
             bytes_per_vcpu: 64 << 20,
             backing: "2M".into(),
             iterations: 1,
             write_percent: 100,
+            random: false,
+            seed: 1,
             cpu: "neoverse-n1".into(),
             gic: 3,
             clock: "CNTPCT".into(),
@@ -186,7 +347,7 @@ mod tests {
         assert!(!json.contains('\n'));
         assert!(
             json.starts_with(
-                r#"{"mode":"parallel","vcpus":4,"bytes_per_vcpu":67108864,"backing":"2M","#
+                r#"{"system":"parvisor","mode":"parallel","split":"fault","tracking":"writeprotect","#
             ),
             "{json}"
         );
