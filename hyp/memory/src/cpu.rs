@@ -2,10 +2,11 @@
 //! counters. Nothing here is shared, so a fault that uses it touches no other CPU's cache lines.
 
 use crate::frames::{FrameCache, FramePool, MOST_PENDING, VmId};
+use crate::gate::Gate;
 use crate::reclaim::{Retirement, Tables};
 use alloc::sync::Arc;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crossbeam_epoch::{Collector, Guard, LocalHandle};
 use stage2::{
     Counter, Counters, Instructions, Layout, Maintenance, NoTlb, Pa, Tlb, VmidAllocator,
@@ -85,6 +86,9 @@ pub struct CpuMemory<T> {
 pub struct MemorySystem {
     pool: &'static FramePool,
     collector: Collector,
+    gate: Gate,
+    /// CPUs that have yet to register.
+    to_come: AtomicUsize,
     vmids: VmidAllocator,
     pa_range: u64,
     vmid_bits: u32,
@@ -98,10 +102,22 @@ impl MemorySystem {
         Self {
             pool,
             collector: Collector::new(),
+            gate: Gate::default(),
+            to_come: AtomicUsize::new(cpus),
             vmids,
             pa_range,
             vmid_bits,
         }
+    }
+
+    /// Makes a CPU take part in the epochs. From the last one on, faults look at no other CPU's place in them.
+    fn register(&self) -> LocalHandle {
+        let handle = self.collector.register();
+        // AcqRel: the gate comes after all of them.
+        if self.to_come.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.gate.close(&self.collector);
+        }
+        handle
     }
 
     /// VTCR_EL2 for a VM.
@@ -133,7 +149,7 @@ impl<T> CpuMemory<T> {
             number,
             system,
             cache,
-            epoch: system.collector.register(),
+            epoch: system.register(),
             hardware,
             counters,
         };
@@ -176,6 +192,7 @@ impl<T> CpuMemory<T> {
         Tables {
             cache: &self.cache,
             vm,
+            reserve: None,
         }
     }
 
@@ -202,21 +219,28 @@ impl<T> CpuMemory<T> {
     /// A bounded share of housekeeping, for an exit that is not a fault or after a fault is served.
     #[cold]
     pub fn upkeep(&self) {
+        self.system.gate.step();
         self.refill();
     }
 
     /// Housekeeping for a CPU that has nothing else to do: hands its garbage to the epoch, frees what has passed it, fills
     /// the cache of frames.
     pub fn idle(&self) {
-        self.pin().flush();
+        self.let_epoch_advance();
         self.refill();
+    }
+
+    /// Hands this CPU's garbage to the epoch, lets that advance by a step, and frees what has passed it.
+    fn let_epoch_advance(&self) {
+        self.system.gate.step();
+        self.pin().flush();
     }
 
     /// For whoever is about to unlink tables: waits until few enough await their epoch ([`MOST_PENDING`]). The caller holds
     /// no guard. CPUs leave the epoch before they run a guest or wait for anybody, so this isn't long.
     pub(crate) fn settle(&self) {
         while self.pool().pending() > MOST_PENDING {
-            self.pin().flush();
+            self.let_epoch_advance();
             core::hint::spin_loop();
         }
         self.pool().reclaim_released();
@@ -230,7 +254,7 @@ impl<T> CpuMemory<T> {
         self.pin()
             .defer(move || signal.store(true, Ordering::Release));
         while !passed.load(Ordering::Acquire) {
-            self.pin().flush();
+            self.let_epoch_advance();
             core::hint::spin_loop();
         }
         self.pool().reclaim_released();

@@ -7,13 +7,15 @@ use crate::cpu::{Caches, CpuMemory};
 use crate::dirty_log::DirtyLog;
 use crate::frames::GRANULE;
 use crate::locks::MmuLock;
+use crate::policy::LogPolicy;
+use crate::ring::{DirtyPages, DirtyRing, Pushed};
 use crate::slots::Slot;
 use crate::space::AddressSpace;
 use core::ptr;
 use crossbeam_epoch::Guard;
 use stage2::sync::full_barrier;
 use stage2::{
-    Access, Attributes, Broken, Descriptor, Ipa, Level, PAGE_SIZE, Permissions, Request,
+    Access, Attributes, Broken, Descriptor, Ipa, Level, OnBlock, PAGE_SIZE, Permissions, Request,
     Resolution, Tlb,
 };
 
@@ -32,6 +34,8 @@ pub enum FaultKind {
 /// has found a slot for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fault {
+    /// The vCPU that faulted, by its number within the VM: its dirty ring is told of what it writes.
+    pub vcpu: usize,
     /// The address that was to be translated.
     pub ipa: Ipa,
     /// The guest's virtual address, where the fault was on the guest's own access and not on a walk of its tables.
@@ -47,6 +51,10 @@ pub struct Fault {
 pub enum FaultOutcome {
     /// The guest can go on.
     Resolved,
+    /// The guest can go on, and its vCPU's dirty ring has just become nearly full: its harvester is to be told.
+    RingLow,
+    /// The vCPU's dirty ring is full: it waits for its harvester, then tries again.
+    RingFull,
     /// Another CPU was in the way: the guest tries again.
     Retry,
     /// No slot covers the address.
@@ -86,6 +94,12 @@ impl<L: MmuLock> AddressSpace<L> {
             return FaultOutcome::NotPermitted;
         }
         let log = slot.log(guard);
+        if fault.access == Access::Write
+            && log.is_some_and(|log| log.policy().ring)
+            && self.rings().of(fault.vcpu).is_some_and(DirtyRing::is_full)
+        {
+            return FaultOutcome::RingFull;
+        }
         let request = request_for(slot, log, fault);
         let counters = cpu.fault_counters();
         let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
@@ -96,17 +110,18 @@ impl<L: MmuLock> AddressSpace<L> {
                 full_barrier();
                 let unchanged =
                     ptr::eq(self.slots(guard), published) && same_log(slot.log(guard), log);
-                let leaf = self.stage2().leaf_for(&request, broken.level());
+                let level = broken.level();
+                let leaf = self.stage2().leaf_for(&request, level);
                 if !fill(broken, leaf, unchanged) {
                     counters.retried.add(1);
                     return FaultOutcome::Retry;
                 }
                 counters.mapped.add(1);
                 // Whoever switches logging on from here on finds the entry and protects it.
-                if let (Some(log), Access::Write) = (log, fault.access) {
-                    log.mark(slot.page_of(fault.ipa), 1);
-                }
-                return FaultOutcome::Resolved;
+                return match (log, fault.access) {
+                    (Some(log), Access::Write) => self.mark(slot, log, fault, level),
+                    _ => FaultOutcome::Resolved,
+                };
             }
             Resolution::Relaxed(level) => {
                 counters.relaxed.add(1);
@@ -114,7 +129,7 @@ impl<L: MmuLock> AddressSpace<L> {
             }
             Resolution::Split => {
                 counters.split.add(1);
-                Some(Level::L3)
+                Some(request.largest_written)
             }
             Resolution::Spurious | Resolution::Accessed => {
                 counters.spurious.add(1);
@@ -127,32 +142,93 @@ impl<L: MmuLock> AddressSpace<L> {
             Resolution::NotPermitted => return FaultOutcome::NotPermitted,
             Resolution::OutOfFrames => return FaultOutcome::OutOfFrames,
         };
-        if let Some(level) = writable {
-            mark_after_write(slot, fault.ipa, level, guard);
+        match writable {
+            Some(level) => self.mark_after_write(slot, fault, level, guard),
+            None => FaultOutcome::Resolved,
         }
+    }
+
+    /// Marks what has just become writable, if writes are logged by now: the entry came first, the bit is second (rule 9), and
+    /// logging that was switched on in between is seen here or sees the entry (rule 8).
+    #[inline]
+    fn mark_after_write(
+        &self,
+        slot: &Slot,
+        fault: &Fault,
+        level: Level,
+        guard: &Guard,
+    ) -> FaultOutcome {
+        full_barrier();
+        match slot.log(guard) {
+            Some(log) => self.mark(slot, log, fault, level),
+            None => FaultOutcome::Resolved,
+        }
+    }
+
+    /// Tells the log of a write through a leaf of this level.
+    #[inline]
+    fn mark(&self, slot: &Slot, log: &DirtyLog, fault: &Fault, level: Level) -> FaultOutcome {
+        let span = GRANULE.span(level);
+        let (first, count) = match level {
+            Level::L3 => (slot.page_of(fault.ipa), 1),
+            _ => (slot.page_of(fault.ipa.align_down(span)), span / PAGE_SIZE),
+        };
+        if log.policy().ring {
+            return self.report(slot, log, fault.vcpu, first, count);
+        }
+        log.mark(first, count);
         FaultOutcome::Resolved
+    }
+
+    /// Reports a write in the vCPU's ring; in the bitmap where that has no room, as logging was switched on after it was
+    /// looked at.
+    fn report(
+        &self,
+        slot: &Slot,
+        log: &DirtyLog,
+        vcpu: usize,
+        first: u64,
+        count: u64,
+    ) -> FaultOutcome {
+        let pages = DirtyPages {
+            slot: slot.id(),
+            first,
+            count,
+        };
+        match self.rings().of(vcpu).map(|ring| ring.push(pages)) {
+            Some(Pushed::Done) => FaultOutcome::Resolved,
+            Some(Pushed::SoonFull) => FaultOutcome::RingLow,
+            Some(Pushed::NotFitting) | None => {
+                log.mark(first, count);
+                FaultOutcome::Resolved
+            }
+        }
     }
 }
 
 #[inline]
 fn request_for(slot: &Slot, log: Option<&DirtyLog>, fault: &Fault) -> Request {
-    let permissions = match (slot.read_only(), log) {
+    let policy = log.map(DirtyLog::policy);
+    let permissions = match (slot.read_only(), policy) {
         (true, _) => Permissions::READ_ONLY,
-        (false, Some(_)) if fault.access != Access::Write => Permissions::LOGGED,
-        (false, _) => Permissions::RAM,
+        (false, None) => Permissions::RAM,
+        (false, Some(policy)) => Permissions {
+            write: fault.access == Access::Write,
+            hardware_dirty: policy.by_hardware(),
+            ..Permissions::LOGGED
+        },
     };
     Request {
         ipa: fault.ipa,
         va: fault.va,
         access: fault.access,
         pa: slot.frame_of(fault.ipa),
-        largest: if log.is_some() {
-            Level::L3
-        } else {
-            slot.largest()
-        },
+        largest: policy.map_or(slot.largest(), |policy| {
+            slot.largest().max(policy.largest_written())
+        }),
         attributes: Attributes::memory(permissions),
-        split: log.is_some(),
+        largest_written: policy.map_or(Level::L0, LogPolicy::largest_written),
+        on_block: policy.map_or(OnBlock::Split, LogPolicy::on_block),
     }
 }
 
@@ -173,15 +249,4 @@ fn fill(broken: Broken<'_>, leaf: Descriptor, unchanged: bool) -> bool {
 #[inline]
 fn same_log(now: Option<&DirtyLog>, before: Option<&DirtyLog>) -> bool {
     now.map(ptr::from_ref) == before.map(ptr::from_ref)
-}
-
-/// Marks what has just become writable, if writes are logged by now: the entry came first, the bit is second (rule 9), and
-/// logging that was switched on in between is seen here or sees the entry (rule 8).
-#[inline]
-fn mark_after_write(slot: &Slot, ipa: Ipa, level: Level, guard: &Guard) {
-    full_barrier();
-    if let Some(log) = slot.log(guard) {
-        let span = GRANULE.span(level);
-        log.mark(slot.page_of(ipa.align_down(span)), span / PAGE_SIZE);
-    }
 }

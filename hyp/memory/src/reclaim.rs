@@ -10,6 +10,25 @@ use stage2::{Entry, Epoch, Pa, TableFrame, TableMemory, Unlinked};
 pub struct Tables<'c> {
     pub(crate) cache: &'c FrameCache,
     pub(crate) vm: VmId,
+    /// For what isn't a fault: an empty cache is filled from the pool, as long as more than so many frames are free.
+    pub(crate) reserve: Option<u64>,
+}
+
+impl Tables<'_> {
+    /// The same, which leave `reserve` frames to others and fill the cache as they need it. Not for a fault: takes the pool's
+    /// lock.
+    pub(crate) fn sparing(self, reserve: u64) -> Self {
+        Self {
+            reserve: Some(reserve),
+            ..self
+        }
+    }
+
+    #[cold]
+    fn take_after_refill(&self) -> Option<Pa> {
+        let reserve = self.reserve?;
+        (self.cache.refill_sparing(reserve)).then(|| self.cache.take_table(self.vm))?
+    }
 }
 
 // SAFETY: frames come from the pool through the CPU's cache: nobody else has them, they are zeroed and page-aligned.
@@ -17,7 +36,10 @@ pub struct Tables<'c> {
 unsafe impl TableMemory for Tables<'_> {
     #[inline]
     fn allocate(&self) -> Option<TableFrame> {
-        let pa = self.cache.take_table(self.vm)?;
+        let pa = match self.cache.take_table(self.vm) {
+            Some(pa) => pa,
+            None => self.take_after_refill()?,
+        };
         prepare_tables(pa, 1);
         #[cfg(feature = "watch")]
         crate::watch::allocated(pa);

@@ -3,13 +3,14 @@
 //! The slots of a VM are an immutable sorted array behind an epoch-protected pointer (rule 10): a fault reads it without
 //! a lock; a change publishes a new array.
 
-use crate::dirty_log::DirtyLog;
+use crate::dirty_log::{DirtyLog, Words};
 use crate::frames::GRANULE;
 use crate::published::Published;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use crossbeam_epoch::Guard;
+use spin::Mutex;
 use stage2::{Ipa, IpaRange, Level, PAGE_SHIFT, PAGE_SIZE, Pa};
 
 /// Names a slot of a VM.
@@ -38,6 +39,8 @@ pub struct Slot {
     read_only: bool,
     /// None while writes aren't logged. What a fault decides on (rule 8).
     log: Published<DirtyLog>,
+    /// Memory for the next log, so that enabling it takes no time. No fault takes the lock.
+    spare: Mutex<Option<Words>>,
 }
 
 impl Slot {
@@ -48,7 +51,22 @@ impl Slot {
             backing,
             read_only,
             log: Published::new(None),
+            spare: Mutex::new(None),
         }
+    }
+
+    /// Prepares the memory of the next log. False where there isn't enough; then enabling tries again.
+    pub(crate) fn prepare_log(&self) -> bool {
+        let words = Words::new(self.pages());
+        let prepared = words.is_some();
+        *self.spare.lock() = words;
+        prepared
+    }
+
+    /// The memory for a log.
+    pub(crate) fn take_spare(&self) -> Option<Words> {
+        let spare = self.spare.lock().take();
+        spare.or_else(|| Words::new(self.pages()))
     }
 
     /// Its name.

@@ -4,11 +4,11 @@
 //! only other such changes, and harvests of dirty logs exclude each other (rule 9), by locks that no fault takes.
 
 use crate::cpu::{Caches, CpuMemory};
-use crate::dirty_log::{BYTES_PER_WORD, DirtyLog, PAGES_PER_WORD};
 use crate::frames::{FrameSize, GRANULE, Owner, Purpose, VmId};
 use crate::locks::MmuLock;
 use crate::published::Published;
 use crate::reclaim::prepare_tables;
+use crate::ring::{DirtyRings, RingError};
 use crate::slots::{Backing, Slot, SlotArray, SlotError, SlotId};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -16,10 +16,8 @@ use core::fmt;
 use core::ops::Range;
 use crossbeam_epoch::Guard;
 use spin::Mutex;
-use stage2::sync::full_barrier;
 use stage2::{
-    Collapsed, Ipa, IpaRange, Layout, Leaf, Level, OutOfFrames, PAGE_SIZE, Pa, Permissions, Stage2,
-    TableFrame, Tlb, Vttbr,
+    Ipa, IpaRange, Layout, Leaf, Level, OutOfFrames, PAGE_SIZE, Pa, Stage2, TableFrame, Tlb, Vttbr,
 };
 
 /// Tables that one step of an operation unlinks at most, before it looks whether too many await their epoch.
@@ -35,40 +33,9 @@ pub struct AddressSpace<L> {
     slots: Published<SlotArray>,
     lock: L,
     /// Held by whoever changes slots or takes from a dirty log. No fault takes it.
-    control: Mutex<()>,
+    pub(crate) control: Mutex<()>,
+    rings: DirtyRings,
 }
-
-/// A dirty log can't be switched, read or cleared.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LogError {
-    /// No such slot.
-    Unknown(SlotId),
-    /// Logging is enabled already, or the slot is read-only.
-    NotPossible(SlotId),
-    /// Logging isn't enabled.
-    Disabled(SlotId),
-    /// The bitmap reaches beyond the slot, or doesn't begin at a multiple of 64 pages.
-    OutOfRange(SlotId),
-    /// No heap for the bitmap.
-    OutOfMemory(SlotId),
-}
-
-impl fmt::Display for LogError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unknown(id) => write!(f, "there is no {id}"),
-            Self::NotPossible(id) => write!(
-                f,
-                "dirty logging of {id} is enabled already, or the slot is read-only"
-            ),
-            Self::Disabled(id) => write!(f, "dirty logging of {id} isn't enabled"),
-            Self::OutOfRange(id) => write!(f, "the bitmap doesn't lie within {id}"),
-            Self::OutOfMemory(id) => write!(f, "no memory for the dirty log of {id}"),
-        }
-    }
-}
-
-impl core::error::Error for LogError {}
 
 /// Guest memory can't be reached: no slot covers all of the range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -99,7 +66,23 @@ impl<L: MmuLock> AddressSpace<L> {
             slots: Published::new(None),
             lock: L::default(),
             control: Mutex::new(()),
+            rings: DirtyRings::default(),
         })
+    }
+
+    /// Gives `vcpus` vCPUs a dirty ring each, for slots that are logged by ring.
+    ///
+    /// # Errors
+    /// The number of entries is none for a ring, or there is no memory for them.
+    pub fn with_rings(self, vcpus: usize, entries: usize) -> Result<Self, (Self, RingError)> {
+        match DirtyRings::new(vcpus, entries) {
+            Ok(rings) => Ok(Self { rings, ..self }),
+            Err(error) => Err((self, error)),
+        }
+    }
+
+    pub(crate) fn rings(&self) -> &DirtyRings {
+        &self.rings
     }
 
     /// Gives the VM a VMID that is good on the calling CPU, and returns what VTTBR_EL2 and VTCR_EL2 are to hold there.
@@ -153,7 +136,8 @@ impl<L: MmuLock> AddressSpace<L> {
         slots.check(id, &range)?;
         let backing = self.allocate_backing(cpu, bytes, piece)?;
         let slot = Arc::new(Slot::new(id, start, backing, read_only));
-        let Some(with_slot) = slots.with(slot.clone()) else {
+        let prepared = read_only || slot.prepare_log();
+        let Some(with_slot) = slots.with(slot.clone()).filter(|_| prepared) else {
             free_backing(cpu, self.vm, slot.backing());
             return Err(SlotError::OutOfMemory { bytes });
         };
@@ -220,161 +204,6 @@ impl<L: MmuLock> AddressSpace<L> {
         } else {
             cpu.hardware().clean_for_guest(pa, bytes);
         }
-    }
-
-    /// Starts logging writes to a slot, page by page: every mapping of it becomes read-only. When this returns, every
-    /// further write is logged. vCPUs may be running; a write that races with this call may or may not be logged.
-    pub fn enable_dirty_log<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        id: SlotId,
-    ) -> Result<(), LogError> {
-        let _control = self.control.lock();
-        let guard = cpu.pin();
-        let slot = self.slot(id, &guard)?;
-        if slot.read_only() || slot.log(&guard).is_some() {
-            return Err(LogError::NotPossible(id));
-        }
-        let log = DirtyLog::new(slot.pages()).ok_or(LogError::OutOfMemory(id))?;
-        slot.replace_log(Some(log), &guard);
-        self.write_protect(cpu, &guard, slot.range(), |_, _| true);
-        Ok(())
-    }
-
-    /// Copies the log of the pages from `first_page` (a multiple of 64) on into `bitmap`, and changes nothing.
-    pub fn get_dirty_log<T>(
-        &self,
-        cpu: &CpuMemory<T>,
-        id: SlotId,
-        first_page: u64,
-        bitmap: &mut [u64],
-    ) -> Result<(), LogError> {
-        let guard = cpu.pin();
-        let (_, log) = self.logged_slot(id, &guard)?;
-        log.copy(words_of(log, id, first_page, bitmap)?.start, bitmap);
-        Ok(())
-    }
-
-    /// Takes the pages that `bitmap` names, from `first_page` (a multiple of 64) on, out of the log, and write-protects
-    /// them. On return `bitmap` names those that were dirty, and no vCPU can write to them unlogged: now they may be copied.
-    /// vCPUs may be running; harvests of one VM exclude each other.
-    pub fn clear_dirty_log<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        id: SlotId,
-        first_page: u64,
-        bitmap: &mut [u64],
-    ) -> Result<(), LogError> {
-        let _control = self.control.lock();
-        let guard = cpu.pin();
-        let (slot, log) = self.logged_slot(id, &guard)?;
-        let words = words_of(log, id, first_page, bitmap)?;
-        log.take(words.start, bitmap);
-        full_barrier();
-        let start = slot
-            .range()
-            .start
-            .offset(words.start as u64 * BYTES_PER_WORD);
-        let end = start
-            .offset(words.len() as u64 * BYTES_PER_WORD)
-            .min(slot.range().end);
-        self.write_protect(cpu, &guard, start..end, |ipa, level| {
-            // A block has no bit of its own; it is only met where one was made writable by a race with enabling.
-            let page = ipa.get().wrapping_sub(start.get()) / PAGE_SIZE;
-            level != Level::L3
-                || bitmap[(page / PAGES_PER_WORD) as usize] & 1 << (page % PAGES_PER_WORD) != 0
-        });
-        Ok(())
-    }
-
-    /// Stops logging and restores blocks where logging has split them. vCPUs may be running.
-    pub fn disable_dirty_log<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        id: SlotId,
-    ) -> Result<Collapsed, LogError> {
-        let _control = self.control.lock();
-        let slot = {
-            let guard = cpu.pin();
-            let slot = self.slots(&guard).get(id);
-            let slot = slot.map_err(|_| LogError::Unknown(id))?.clone();
-            if !slot.replace_log(None, &guard) {
-                return Err(LogError::Disabled(id));
-            }
-            slot
-        };
-        let mut collapsed = Collapsed::default();
-        let mut to = Level::L3;
-        while let Some(above) = to.above().filter(|above| *above >= slot.largest()) {
-            let step = GRANULE.span(above) * UNLINKED_AT_ONCE;
-            let range = slot.range();
-            let mut at = range.start;
-            while at < range.end {
-                let end = at.align_down(step).offset(step).min(range.end);
-                cpu.settle();
-                collapsed += self.collapse(cpu, &slot, at..end, above);
-                at = end;
-            }
-            to = above;
-        }
-        Ok(collapsed)
-    }
-
-    /// Restores blocks of a level in a part of a slot.
-    fn collapse<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        slot: &Slot,
-        range: IpaRange,
-        to: Level,
-    ) -> Collapsed {
-        let guard = cpu.pin();
-        let (tables, epoch) = (cpu.tables(self.vm), cpu.retirement(self.vm, &guard));
-        let worker = cpu.worker(&tables, &epoch);
-        let _lock = self.lock.exclusive();
-        self.stage2.collapse(
-            &worker,
-            range,
-            to,
-            |_| match slot.log(&guard) {
-                None => Permissions::RAM,
-                Some(_) => Permissions::LOGGED,
-            },
-            // The slot holds its frames, mapped or not.
-            |_, _, _| {},
-        )
-    }
-
-    fn slot<'g>(&self, id: SlotId, guard: &'g Guard) -> Result<&'g Slot, LogError> {
-        let slot = self.slots(guard).get(id);
-        slot.map(|slot| &**slot).map_err(|_| LogError::Unknown(id))
-    }
-
-    /// A slot whose writes are logged, with its log.
-    fn logged_slot<'g>(
-        &self,
-        id: SlotId,
-        guard: &'g Guard,
-    ) -> Result<(&'g Slot, &'g DirtyLog), LogError> {
-        let slot = self.slot(id, guard)?;
-        Ok((slot, slot.log(guard).ok_or(LogError::Disabled(id))?))
-    }
-
-    fn write_protect<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        guard: &Guard,
-        range: IpaRange,
-        wanted: impl Fn(Ipa, Level) -> bool,
-    ) {
-        let (tables, epoch) = (cpu.tables(self.vm), cpu.retirement(self.vm, guard));
-        let _lock = self.lock.exclusive();
-        let worker = cpu.worker(&tables, &epoch);
-        let protect = || (self.stage2).write_protect(&worker, range.clone(), &wanted, |_, _| {});
-        #[cfg(feature = "watch")]
-        crate::watch::write_protects(self.stage2.vttbr(), &range, &wanted, &mut || protect());
-        #[cfg(not(feature = "watch"))]
-        protect();
     }
 
     /// Copies bytes into guest memory, as a device would: read-only slots too, and marked in the dirty log.
@@ -473,23 +302,4 @@ fn free_backing<T>(cpu: &CpuMemory<T>, vm: VmId, backing: &Backing) {
         let size = FrameSize::of_level(backing.piece);
         cpu.pool().free(*pa, size, Owner::Vm(vm), Purpose::Guest);
     }
-}
-
-/// The words of `log` that a bitmap of this length from `first_page` on stands for.
-fn words_of(
-    log: &DirtyLog,
-    id: SlotId,
-    first_page: u64,
-    bitmap: &[u64],
-) -> Result<Range<usize>, LogError> {
-    let out_of_range = LogError::OutOfRange(id);
-    if !first_page.is_multiple_of(PAGES_PER_WORD) {
-        return Err(out_of_range);
-    }
-    let first = usize::try_from(first_page / PAGES_PER_WORD).map_err(|_| out_of_range)?;
-    let end = first
-        .checked_add(bitmap.len())
-        .filter(|end| *end <= log.len())
-        .ok_or(out_of_range)?;
-    Ok(first..end)
 }

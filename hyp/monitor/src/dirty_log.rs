@@ -19,7 +19,7 @@ use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use hypercall::step;
-use memory::{MmuLock, VmId};
+use memory::{LogPolicy, MmuLock, VmId};
 use stage2::{Ipa, PAGE_SIZE};
 use vm::{StopReason, VcpuId};
 
@@ -204,11 +204,10 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
 
     fn enable(&mut self) -> Result<(), RunError> {
         self.phase(PhaseName::Enable, 0, |this| {
-            Ok(this
-                .watch
-                .vm
-                .space
-                .enable_dirty_log(&this.watch.own.memory, TEST_SLOT)?)
+            let Watch { own, vm, .. } = this.watch;
+            let policy = LogPolicy::default();
+            vm.space.enable_dirty_log(&own.memory, TEST_SLOT, &policy)?;
+            Ok(())
         })?;
         self.progress(1);
         Ok(())
@@ -236,9 +235,9 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
         self.check_log(iteration, "get")?;
         self.phase(PhaseName::Clear, iteration, |this| {
             let Watch { own, vm, .. } = this.watch;
-            Ok(vm
-                .space
-                .clear_dirty_log(&own.memory, TEST_SLOT, 0, &mut this.log)?)
+            vm.space
+                .clear_dirty_log(&own.memory, TEST_SLOT, 0, &mut this.log)?;
+            Ok(())
         })?;
         self.check_log(iteration, "clear")?;
         // Iterations have 16 bits, as the options were checked to.
@@ -249,8 +248,12 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
     fn disable(&mut self) -> Result<(), RunError> {
         self.phase(PhaseName::Disable, 0, |this| {
             let Watch { own, vm, .. } = this.watch;
-            let collapsed = vm.space.disable_dirty_log(&own.memory, TEST_SLOT)?;
-            log::debug!("logging disabled: {collapsed:?}");
+            vm.space.disable_dirty_log(&own.memory, TEST_SLOT)?;
+            let mut next = Some(Ipa::new(TEST_MEMORY));
+            while let Some(from) = next {
+                let restored = vm.space.restore_blocks(&own.memory, TEST_SLOT, from)?;
+                next = restored.next;
+            }
             Ok(())
         })?;
         self.progress(1);

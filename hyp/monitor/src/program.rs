@@ -34,6 +34,9 @@ impl<M: Machine> Service for ProgramService<M> {
         }
     }
 
+    /// A program's memory isn't logged.
+    fn ring_low(&self, _: VcpuId) {}
+
     fn poll(&self, _vcpu: VcpuId) -> ServiceReply {
         // No call waits.
         ServiceReply::NotSupported

@@ -10,8 +10,9 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use stage2::{
-    Access, Attributes, Counters, Entry, Epoch, Features, Ipa, Layout, Level, Mapping, NoTlb, Pa,
-    Permissions, Request, Resolution, Stage2, TableFrame, TableMemory, Unlinked, Worker,
+    Access, Attributes, Counters, Entry, Epoch, Features, Ipa, Layout, Level, Mapping, NoTlb,
+    OnBlock, Pa, Permissions, Request, Resolution, Stage2, TableFrame, TableMemory, Unlinked,
+    Worker,
 };
 
 /// Frames for tables, made once and used once.
@@ -100,7 +101,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         pa: backing.offset(written.get() - ram.start.get()),
         largest: Level::L3,
         attributes: Attributes::memory(Permissions::RAM),
-        split: true,
+        largest_written: Level::L3,
+        on_block: OnBlock::Split,
     };
     assert!(matches!(stage2.fault(&worker, &request), Resolution::Split));
     let mut log = BTreeSet::from([written]);

@@ -1,4 +1,5 @@
-//! Changes of leaves where they are: permissions, access flags, dirty state. None of them needs a break (rule 3).
+//! Changes of leaves where they are: permissions and access flags (what hardware notes is in `track`). None of them needs a
+//! break (rule 3).
 //!
 //! All may run at any time beside every other operation and each other. What they owe the TLBs is invalidated at the end
 //! of the range, before they return.
@@ -15,7 +16,7 @@ use crate::walk::{Step, VisitContext};
 
 /// What is to become of a leaf.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Verdict {
+pub(crate) enum Verdict {
     /// It stays, and what TLBs hold of it is right.
     Keep,
     /// It stays, but TLBs may hold what it was before (another CPU has changed it, and may not have got to the
@@ -165,40 +166,13 @@ impl Stage2 {
         stopped < end
     }
 
-    /// Collects what hardware has noted as written in `range` (FEAT_HAFDBS): calls `dirty` with each such leaf, by its
-    /// first IPA and level, and makes it clean.
-    ///
-    /// When this returns, no TLB holds a writable entry for a leaf that it reported: every later write is noted again. Of
-    /// two that harvest one range at once, each reports a part, and only what it reported itself is clean to it; so
-    /// harvests exclude each other (rule 9).
-    pub fn harvest_dirty<'w, M: TableMemory, T: Tlb, E: Epoch>(
-        &'w self,
-        worker: &Worker<'w, M, T, E>,
-        range: IpaRange,
-        mut dirty: impl FnMut(Ipa, Level),
-    ) {
-        self.change_leaves(
-            worker,
-            range,
-            |_, _| None,
-            |_: &Found, leaf| {
-                if leaf.dirty() {
-                    Verdict::Tighten(leaf.without_write())
-                } else {
-                    Verdict::Keep
-                }
-            },
-            |context, _| dirty(context.ipa, context.level),
-        );
-    }
-
     /// Changes the leaves in `range` as `decide` says and tells `changed` of each one, as it was. Invalidates what is
     /// owed. Returns how many were changed.
     ///
     /// `plain` is the short cut for pages that come in numbers: what they become, TLBs having to forget what they were, and
     /// `changed` not wanting to know.
     #[inline(always)]
-    fn change_leaves<'w, M: TableMemory, T: Tlb, E: Epoch>(
+    pub(crate) fn change_leaves<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         range: IpaRange,
@@ -238,9 +212,9 @@ impl Stage2 {
 }
 
 /// A leaf that a pass has come to.
-struct Found {
-    ipa: Ipa,
-    level: Level,
+pub(crate) struct Found {
+    pub(crate) ipa: Ipa,
+    pub(crate) level: Level,
     /// Whether the range covers all of it.
     whole: bool,
 }

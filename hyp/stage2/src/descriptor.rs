@@ -201,6 +201,15 @@ impl Permissions {
     /// How many there are.
     const COUNT: usize = 1 << 5;
 
+    /// The same, with hardware tracking writes.
+    #[must_use]
+    pub(crate) const fn tracked(self) -> Self {
+        Self {
+            hardware_dirty: true,
+            ..self
+        }
+    }
+
     /// A number of their own for all permissions there are.
     #[inline(always)]
     const fn number(self) -> usize {
@@ -555,6 +564,24 @@ impl Descriptor {
     pub(crate) const fn plain_page_protected(word: u64, format: Format) -> Option<Leaf> {
         const PLAIN: u64 = VALID | TABLE_OR_PAGE | S2AP_WRITE;
         if word & (PLAIN | HARDWARE_DIRTY | CONTIGUOUS) == PLAIN {
+            let word = word - S2AP_WRITE;
+            Some(Leaf { word, format })
+        } else {
+            None
+        }
+    }
+
+    /// Whether a word of level 3 is a page that hardware has noted as written.
+    #[inline(always)]
+    pub(crate) const fn is_dirty_page(word: u64) -> bool {
+        const DIRTY: u64 = VALID | HARDWARE_DIRTY | S2AP_WRITE;
+        word & DIRTY == DIRTY
+    }
+
+    /// What such a word becomes when the note is taken, if it is in no group.
+    #[inline(always)]
+    pub(crate) const fn dirty_page_cleaned(word: u64, format: Format) -> Option<Leaf> {
+        if Self::is_dirty_page(word) && word & CONTIGUOUS == 0 {
             let word = word - S2AP_WRITE;
             Some(Leaf { word, format })
         } else {

@@ -48,6 +48,12 @@ impl Observed {
         Descriptor::plain_page_protected(self.word, self.format)
     }
 
+    /// The entry of a lowest table, clean, if it maps a page that hardware has noted as written, in no group.
+    #[inline(always)]
+    pub(crate) const fn dirty_page_cleaned(self) -> Option<Leaf> {
+        Descriptor::dirty_page_cleaned(self.word, self.format)
+    }
+
     /// The level of the table that holds the entry.
     pub const fn level(self) -> Level {
         self.level
@@ -80,6 +86,13 @@ impl Entry {
             level,
             format,
         }
+    }
+
+    /// Whether the entry, one of a lowest table, maps a page that hardware has noted as written. Relaxed: nothing is decided
+    /// on it; who takes the note ([`Stage2::track_writes`](crate::Stage2::track_writes)) observes again.
+    #[inline(always)]
+    pub(crate) fn is_dirty_page(&self) -> bool {
+        Descriptor::is_dirty_page(self.0.load(Ordering::Relaxed))
     }
 
     /// Changes the entry from what was observed and returns what it holds now. For changes that need no break; debug

@@ -7,7 +7,7 @@ use crate::descriptor::{Attributes, Descriptor, Execute, Leaf};
 use crate::entry::Broken;
 use crate::group::dissolve;
 use crate::memory::{Epoch, TableMemory, Worker};
-use crate::split::Cut;
+use crate::split::{Around, Cut};
 use crate::stage2::Stage2;
 use crate::tlb::Tlb;
 use crate::walk::{Step, VisitContext};
@@ -53,10 +53,24 @@ pub struct Request {
     pub pa: Pa,
     /// The largest block that alignment and backing allow at `ipa`. Where the granule has none so large, the next smaller.
     pub largest: Level,
-    /// What a new mapping is to be.
+    /// What a new mapping is to be. Where hardware tracks writes, so it does for the leaves that a block is replaced by.
     pub attributes: Attributes,
-    /// Writes are logged page by page: the first write to a block splits it.
-    pub split: bool,
+    /// How large a leaf may be that a write makes writable: writes to it are logged as one. [`Level::L0`]: of any size.
+    pub largest_written: Level,
+    /// What becomes of a larger one when it is written.
+    pub on_block: OnBlock,
+}
+
+/// What becomes of a block that is larger than what is logged as one ([`Request::largest_written`]), at its first write. In
+/// both cases a leaf of the right size is writable afterwards.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnBlock {
+    /// It is replaced by tables; the rest of it stays mapped, read-only, as large as it can.
+    Split,
+    /// It is unmapped but for that leaf; the rest of it faults in again, for reads too. What Linux KVM does where it
+    /// doesn't split blocks ahead of their faults. A block whose writes hardware has seen, and nobody has collected, is
+    /// split instead, so that this isn't lost.
+    Isolate,
 }
 
 /// How a fault ended.
@@ -70,7 +84,7 @@ pub enum Resolution<'t> {
     Relaxed(Level),
     /// The access flag was set; all else allowed the access.
     Accessed,
-    /// A block was split, the page that faulted is writable.
+    /// A block was replaced by smaller leaves, of which the one that was written is writable.
     Split,
     /// The entry already allowed the access: another CPU was first, or this CPU's TLB was behind.
     Spurious,
@@ -107,7 +121,7 @@ impl Stage2 {
             Descriptor::Leaf(leaf)
                 if leaf.can_be_relaxed()
                     && request.access == Access::Write
-                    && (level == Level::L3 || !request.split) =>
+                    && level >= request.largest_written =>
             {
                 let writable = Descriptor::Leaf(leaf.with_write().with_accessed());
                 if place.entry().exchange(place.observed, writable).is_ok() {
@@ -209,7 +223,7 @@ impl Stage2 {
             return Ok(Resolution::NotPermitted);
         } else if leaf.contiguous() {
             return Err(dissolve(worker, self, context));
-        } else if request.split && context.level != Level::L3 {
+        } else if context.level < request.largest_written {
             return self.split_for_write(worker, request, context, leaf);
         } else if context
             .entry
@@ -228,7 +242,7 @@ impl Stage2 {
         Ok(resolution)
     }
 
-    /// Replaces a block by tables that map the same memory read-only, but for the page that is being written.
+    /// Replaces a block by tables in which the leaf that is being written is writable and the rest is read-only, or gone.
     #[cold]
     fn split_for_write<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &self,
@@ -237,7 +251,12 @@ impl Stage2 {
         context: &VisitContext<'w>,
         block: Leaf,
     ) -> Result<Resolution<'w>, Step> {
-        let cut = Cut::AlongWritten(request.ipa);
+        let cut = Cut::AroundWritten(Around {
+            written: request.ipa,
+            to: request.largest_written,
+            keeps_rest: request.on_block == OnBlock::Split || block.dirty(),
+            tracked: request.attributes.permissions.hardware_dirty,
+        });
         match self.split_block(worker, context, block.write_protected(), cut) {
             Ok(()) => Ok(Resolution::Split),
             Err(Some(step)) => Err(step),

@@ -36,9 +36,10 @@
 //! | [`unmap`] | no TLB holds anything of what was mapped | fail | none |
 //! | [`protect`] | no TLB holds a right that was taken away, whoever took it | map, unmap, split | none |
 //! | [`write_protect`] | no TLB holds a writable entry for a leaf that was named, whoever tightened it | as `protect` | none |
+//! | [`track_writes`] | no TLB lets a write to a leaf that was named go unnoticed | map, unmap, split | none |
 //! | [`harvest_dirty`] | no TLB holds a writable entry for a leaf that was reported | touch what isn't dirty | none |
 //! | [`age`] | TLBs may hold what was accessed | invalidate; take a right away | none |
-//! | [`test_age`], [`lookup`], [`clean_caches`] | nothing has changed | change anything | none |
+//! | [`test_age`], [`find_dirty`], [`lookup`], [`clean_caches`] | nothing has changed | change anything | none |
 //! | [`split`] | no TLB holds an entry for a block that was replaced | change what a page maps or allows | a table for each block; for blocks of more levels all of their tables, or one by one where there are too few |
 //! | [`collapse`] | no TLB holds an entry for what was replaced | merge what isn't complete, contiguous and alike | none |
 //! | [`invalidate`] | no TLB holds anything of the range that the tables don't say | change anything | none |
@@ -53,7 +54,9 @@
 //! [`unmap`]: Stage2::unmap
 //! [`protect`]: Stage2::protect
 //! [`write_protect`]: Stage2::write_protect
+//! [`track_writes`]: Stage2::track_writes
 //! [`harvest_dirty`]: Stage2::harvest_dirty
+//! [`find_dirty`]: Stage2::find_dirty
 //! [`age`]: Stage2::age
 //! [`test_age`]: Stage2::test_age
 //! [`lookup`]: Stage2::lookup
@@ -102,6 +105,7 @@ mod stage2;
 pub mod sync;
 mod teardown;
 mod tlb;
+mod track;
 mod unmap;
 mod vmid;
 mod walk;
@@ -112,7 +116,7 @@ pub use address::{Granule, Ipa, IpaRange, Level, PAGE_SHIFT, PAGE_SIZE, Pa, Vmid
 pub use collapse::Collapsed;
 pub use descriptor::{Attributes, Descriptor, Execute, Leaf, MemoryType, Permissions};
 pub use entry::{Broken, Entry, Lost, Observed, POISON, Unflushed, Unlinked};
-pub use fault::{Access, Request, Resolution};
+pub use fault::{Access, OnBlock, Request, Resolution};
 pub use layout::{BadLayout, Bbm, Features, Format, Layout};
 pub use maintenance::{Barrier, Instructions, Maintenance, TlbPolicy, Tlbi};
 pub use map::{MapFailed, MapStopped, Mapped, Mapping};

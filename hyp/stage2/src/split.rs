@@ -19,8 +19,50 @@ use crate::walk::{Step, VisitContext};
 pub(crate) enum Cut {
     /// All of them, to leaves of this level.
     AllTo(Level),
-    /// To a page at this address, which alone is made writable; what lies beside stays as large as it can.
-    AlongWritten(Ipa),
+    /// One of them, which alone is made writable.
+    AroundWritten(Around),
+}
+
+impl Cut {
+    /// The level of the smallest pieces.
+    fn to(self) -> Level {
+        match self {
+            Self::AllTo(to) => to,
+            Self::AroundWritten(around) => around.to,
+        }
+    }
+
+    /// Whether all of the block stays mapped.
+    fn keeps_rest(self) -> bool {
+        match self {
+            Self::AllTo(_) => true,
+            Self::AroundWritten(around) => around.keeps_rest,
+        }
+    }
+}
+
+/// How a block is cut that is being written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Around {
+    /// Where.
+    pub(crate) written: Ipa,
+    /// The level of the leaf that becomes writable.
+    pub(crate) to: Level,
+    /// Whether what lies beside stays mapped, as large as it can.
+    pub(crate) keeps_rest: bool,
+    /// Whether hardware tracks writes to leaves of that level.
+    pub(crate) tracked: bool,
+}
+
+impl Around {
+    /// What a piece of the block is in a table of `level`.
+    fn piece(&self, level: Level, piece: Leaf, layout: &Layout) -> Leaf {
+        if self.tracked && level == self.to {
+            piece.with_permissions(layout, piece.permissions().tracked())
+        } else {
+            piece
+        }
+    }
 }
 
 /// What a split did.
@@ -236,28 +278,35 @@ fn build_table<M: TableMemory, T: Tlb, E: Epoch>(
     tables: &mut u64,
 ) -> Result<TableFrame, OutOfFrames> {
     let first = block.moved_to(level, block.pa());
+    let first = match cut {
+        Cut::AllTo(_) => first,
+        Cut::AroundWritten(around) => around.piece(level, first, layout),
+    };
     let span = layout.span(level);
-    let mut next = first;
-    let table = worker
-        .build_table(layout, |_| {
+    let table = if cut.keeps_rest() {
+        let mut next = first;
+        worker.build_table(layout, |_| {
             let piece = next;
             next = piece.advanced(span);
             Descriptor::Leaf(piece)
         })
-        .ok_or(OutOfFrames)?;
+    } else {
+        worker.memory.allocate()
+    };
+    let table = table.ok_or(OutOfFrames)?;
     *tables += 1;
     let entries = worker.table(layout, table.pa());
     let deeper = match cut {
         Cut::AllTo(to) if level >= to => 0..0,
         Cut::AllTo(_) => 0..entries.len(),
-        Cut::AlongWritten(written) => {
-            let index = layout.index(written, layout.shift(level));
+        Cut::AroundWritten(around) => {
+            let index = layout.index(around.written, layout.shift(level));
             index..index + 1
         }
     };
     for index in deeper {
         let piece = first.advanced(index as u64 * span);
-        let descriptor = match level.below() {
+        let descriptor = match level.below().filter(|below| *below <= cut.to()) {
             None => Descriptor::Leaf(piece.with_write().with_accessed()),
             Some(below) => match build_table(worker, layout, below, piece, cut, tables) {
                 Ok(child) => Descriptor::Table(child.pa()),

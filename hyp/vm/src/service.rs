@@ -10,6 +10,9 @@ pub trait Service: Sync {
 
     /// Asked while a vCPU waits, each time its CPU is kicked: what the call that [`ServiceReply::Wait`] answered returns now.
     fn poll(&self, vcpu: VcpuId) -> ServiceReply;
+
+    /// A vCPU's dirty ring is nearly full, or full, and the vCPU sleeps until its CPU is kicked: it is time to harvest it.
+    fn ring_low(&self, vcpu: VcpuId);
 }
 
 /// What a vendor-specific hypercall comes to.

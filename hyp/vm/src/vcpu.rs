@@ -186,6 +186,7 @@ where
             Ipa::new(fault_page(exit.hpfar) | (exit.far % PAGE_SIZE))
         };
         let fault = Fault {
+            vcpu: self.vcpu.id.0,
             ipa,
             va: own_access.then_some(exit.far),
             access,
@@ -193,12 +194,29 @@ where
         };
         match self.vm.space.fault(self.memory, &fault) {
             FaultOutcome::Resolved | FaultOutcome::Retry => Next::Enter,
+            FaultOutcome::RingLow => self.ring_low(),
+            FaultOutcome::RingFull => self.wait_for_ring(),
             FaultOutcome::NoSlot | FaultOutcome::NotPermitted => self.inject_external_abort(exit),
             FaultOutcome::OutOfFrames => Next::Stop(StopReason::OutOfFrames {
                 vcpu: self.vcpu.id,
                 ipa,
             }),
         }
+    }
+
+    #[cold]
+    fn ring_low(&self) -> Next {
+        self.service.ring_low(self.vcpu.id);
+        Next::Enter
+    }
+
+    /// Nothing is written before the ring was harvested; then the guest tries again.
+    #[cold]
+    fn wait_for_ring(&mut self) -> Next {
+        self.count(ExitKind::RingFull);
+        self.service.ring_low(self.vcpu.id);
+        self.sleep();
+        Next::Enter
     }
 
     #[cold]

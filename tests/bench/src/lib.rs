@@ -8,8 +8,8 @@ use std::ptr::{NonNull, with_exposed_provenance_mut};
 
 use stage2::{
     Access, Attributes, Counters, Entry, Epoch, Features, Ipa, Layout, Level, Mapping, NoTlb,
-    PAGE_SIZE, Pa, Permissions, Request, Resolution, Stage2, TableFrame, TableMemory, Unlinked,
-    Worker,
+    OnBlock, PAGE_SIZE, Pa, Permissions, Request, Resolution, Stage2, TableFrame, TableMemory,
+    Unlinked, Worker,
 };
 
 /// One CPU's table frames: a stack of free ones.
@@ -147,7 +147,8 @@ pub fn write(index: u64) -> Request {
         pa: Pa::new(BACKING + index * PAGE_SIZE),
         largest: Level::L3,
         attributes: Attributes::memory(Permissions::RAM),
-        split: true,
+        largest_written: Level::L3,
+        on_block: OnBlock::Split,
     }
 }
 

@@ -43,7 +43,8 @@ pub use {
 };
 
 use stage2::{
-    Access, Attributes, Ipa, Level, PAGE_SIZE, Pa, Permissions, Request, Resolution, Stage2,
+    Access, Attributes, Ipa, Level, OnBlock, PAGE_SIZE, Pa, Permissions, Request, Resolution,
+    Stage2,
 };
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -68,7 +69,8 @@ pub fn request(ipa: Ipa, access: Access, largest: Level, logged: bool) -> Reques
         pa: backing_of(ipa.align_down(PAGE_SIZE)),
         largest: if logged { Level::L3 } else { largest },
         attributes: Attributes::memory(permissions),
-        split: logged,
+        largest_written: if logged { Level::L3 } else { Level::L0 },
+        on_block: OnBlock::Split,
     }
 }
 

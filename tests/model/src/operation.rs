@@ -6,7 +6,7 @@
 
 use stage2::{
     Access, Attributes, Descriptor, Epoch, Ipa, IpaRange, Leaf, Level, MapStopped, Mapping,
-    Permissions, Request, Resolution, Stage2, Step, TableMemory, Tlb, Worker,
+    OnBlock, Permissions, Request, Resolution, Stage2, Step, TableMemory, Tlb, Worker,
 };
 
 use crate::{Backing, Ground, Served, Span, Supply};
@@ -194,7 +194,8 @@ pub fn perform<'w, M: TableMemory, T: Tlb, E: Epoch>(
                 pa: ground.frame(ipa, backing),
                 largest: ground.largest_backed(largest, backing),
                 attributes,
-                split,
+                largest_written: if split { Level::L3 } else { Level::L0 },
+                on_block: OnBlock::Split,
             };
             Report::Served(fault(stage2, worker, &request))
         }

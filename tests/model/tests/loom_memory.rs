@@ -16,8 +16,8 @@ use std::time::Instant;
 use loom::thread;
 use memory::frames::{FramePool, arena};
 use memory::{
-    Access, AddressSpace, CpuCounters, CpuMemory, Fault, FaultKind, FaultOutcome, MemorySystem,
-    Parallel, SlotId, VmId,
+    Access, AddressSpace, CpuCounters, CpuMemory, Fault, FaultKind, FaultOutcome, LogPolicy,
+    MemorySystem, Parallel, SlotId, VmId,
 };
 use stage2::sync::relax;
 use stage2::{Features, Ipa, Layout, Level, NoTlb, PAGE_SIZE};
@@ -64,6 +64,7 @@ fn space(cpu: &CpuMemory<NoTlb>) -> Arc<Space> {
 
 fn access(space: &Space, cpu: &CpuMemory<NoTlb>, access: Access) {
     let fault = Fault {
+        vcpu: 0,
         ipa: PAGE,
         va: None,
         access,
@@ -136,11 +137,17 @@ fn thread_name() -> String {
 fn nothing(_: &Space, _: &CpuMemory<NoTlb>) {}
 
 fn log(space: &Space, cpu: &CpuMemory<NoTlb>) {
-    space.enable_dirty_log(cpu, SLOT).unwrap();
+    space
+        .enable_dirty_log(cpu, SLOT, &LogPolicy::default())
+        .unwrap();
 }
 
 fn stop_logging(space: &Space, cpu: &CpuMemory<NoTlb>) {
     space.disable_dirty_log(cpu, SLOT).unwrap();
+    let mut next = Some(Ipa::new(0));
+    while let Some(from) = next {
+        next = space.restore_blocks(cpu, SLOT, from).unwrap().next;
+    }
 }
 
 fn read(space: &Space, cpu: &CpuMemory<NoTlb>) {
@@ -290,6 +297,7 @@ fn add_slot(space: &Space, cpu: &CpuMemory<NoTlb>) {
 fn fault_in_both(space: &Space, cpu: &CpuMemory<NoTlb>) {
     write(space, cpu);
     let beside = Fault {
+        vcpu: 0,
         ipa: PAGE.offset(PAGE_SIZE),
         va: None,
         access: Access::Write,

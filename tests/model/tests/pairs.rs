@@ -10,7 +10,7 @@ use model::{Outcome, System, backing_of, choose, explore};
 use shuttle::thread;
 use stage2::{
     Access, Attributes, Bbm, Features, Granule, Ipa, IpaRange, Layout, Leaf, Level, Mapping,
-    Permissions, Request, TlbPolicy,
+    OnBlock, Permissions, Request, TlbPolicy,
 };
 use std::sync::Arc;
 use watcher::Promise;
@@ -139,7 +139,12 @@ impl Scene {
                 ..permissions
             }),
             // A split by a fault makes its page writable for an owner that logs it.
-            split: !self.tracked && choose(2) == 0,
+            largest_written: if !self.tracked && choose(2) == 0 {
+                Level::L3
+            } else {
+                Level::L0
+            },
+            on_block: OnBlock::Split,
         };
         // Refused where another operation has made it read-only.
         if let Ok((output, _)) = self.system.access(cpu, &request) {

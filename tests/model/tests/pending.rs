@@ -48,6 +48,7 @@ fn a_teardown_waits_for_the_epoch_before_too_much_awaits_it() {
             .add_slot(&cpu, id, ipa, PAGE_SIZE, Level::L3, false)
             .unwrap();
         let fault = Fault {
+            vcpu: 0,
             ipa,
             va: None,
             access: Access::Write,

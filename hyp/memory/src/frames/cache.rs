@@ -133,6 +133,12 @@ impl FrameCache {
         self.count.get() > 0
     }
 
+    /// As [`Self::refill`], if the pool has more than `reserve` free frames.
+    pub fn refill_sparing(&self, reserve: u64) -> bool {
+        self.pool.reclaim_released();
+        self.pool.free_frames() > reserve && self.refill()
+    }
+
     /// Gives all frames back to the pool.
     pub fn drain(&self) {
         for slot in &self.frames[..self.count.take()] {

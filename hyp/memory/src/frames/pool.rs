@@ -264,6 +264,11 @@ impl FramePool {
         self.state.lock().caches.push(counters);
     }
 
+    /// Frames that are nobody's.
+    pub fn free_frames(&self) -> u64 {
+        self.state.lock().free_frames
+    }
+
     /// Where all frames are.
     pub fn counts(&self) -> Counts {
         let state = self.state.lock();

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use memory::frames::{FramePool, arena};
 use memory::{
-    Access, AddressSpace, CpuCounters, CpuMemory, Fault, FaultKind, FaultOutcome, MemorySystem,
-    Parallel, SlotId, VmId,
+    Access, AddressSpace, CpuCounters, CpuMemory, Fault, FaultKind, FaultOutcome, LogPolicy,
+    MemorySystem, Parallel, SlotId, VmId,
 };
 use stage2::{Features, Granule, Ipa, Layout, Level, NoTlb, PAGE_SIZE};
 
@@ -26,6 +26,7 @@ const SECOND: u64 = 512;
 
 fn fault(page: u64, access: Access, kind: FaultKind) -> Fault {
     Fault {
+        vcpu: 0,
         ipa: Ipa::new(page * PAGE_SIZE),
         va: None,
         access,
@@ -60,7 +61,7 @@ fn main() {
         .add_slot(&cpus[0], SLOT, Ipa::new(0), bytes, Level::L3, false)
         .expect("enough frames");
     space
-        .enable_dirty_log(&cpus[0], SLOT)
+        .enable_dirty_log(&cpus[0], SLOT, &LogPolicy::default())
         .expect("not logged yet");
     for (cpu, first) in cpus.iter().zip([FIRST, SECOND]) {
         for page in first..first + 4 {

@@ -2,7 +2,7 @@
 
 use super::{Cpu, backing_of};
 use stage2::sync::relax;
-use stage2::{Access, Attributes, Ipa, Level, Permissions, Request, Resolution};
+use stage2::{Access, Attributes, Ipa, Level, OnBlock, Permissions, Request, Resolution};
 
 /// What the owner of the memory decides about a fault.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +52,8 @@ impl Policy {
             pa: backing_of(ipa),
             largest: self.largest,
             attributes: Attributes::memory(permissions),
-            split: self.split,
+            largest_written: if self.split { Level::L3 } else { Level::L0 },
+            on_block: OnBlock::Split,
         }
     }
 }

@@ -12,8 +12,8 @@ use memory::Caches;
 use platform::features::CpuFeatures;
 use platform::world::HardwareCpu;
 use stage2::{
-    Access, Attributes, Execute, Features, Ipa, IpaRange, Layout, Level, Mapping, Pa, Permissions,
-    Request, Resolution, Stage2,
+    Access, Attributes, Execute, Features, Ipa, IpaRange, Layout, Level, Mapping, OnBlock, Pa,
+    Permissions, Request, Resolution, Stage2,
 };
 use vm::{Cpu, ExitReason, VcpuControls, VcpuState};
 
@@ -190,7 +190,8 @@ impl Guest<'_> {
                 pa: self.data.pa(),
                 largest: Level::L3,
                 attributes: Attributes::memory(Permissions::RAM),
-                split: false,
+                largest_written: Level::L0,
+                on_block: OnBlock::Split,
             };
             let resolution = self.stage2.fault(self.worker, &request);
             assert!(

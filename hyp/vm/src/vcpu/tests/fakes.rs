@@ -66,6 +66,7 @@ impl GuestMemory<()> for FakeSpace {
 pub struct FakeService {
     pub replies: Mutex<VecDeque<ServiceReply>>,
     pub calls: Mutex<Vec<(u32, [u64; 6])>>,
+    pub low_rings: Mutex<Vec<VcpuId>>,
 }
 
 impl FakeService {
@@ -73,6 +74,7 @@ impl FakeService {
         Self {
             replies: Mutex::new(replies.into_iter().collect()),
             calls: Mutex::default(),
+            low_rings: Mutex::default(),
         }
     }
 
@@ -97,6 +99,10 @@ impl Service for FakeService {
 
     fn poll(&self, _: VcpuId) -> ServiceReply {
         self.next()
+    }
+
+    fn ring_low(&self, vcpu: VcpuId) {
+        self.low_rings.lock().unwrap().push(vcpu);
     }
 }
 

@@ -19,6 +19,7 @@ fn a_translation_fault_is_told_with_its_address() {
     run(&vm, [out(write), out(fetch)]);
     let faults = vm.space.faults.lock().unwrap();
     let expected = |access| Fault {
+        vcpu: 0,
         ipa: Ipa::new(0x8000_1238),
         va: Some(far),
         access,
@@ -44,6 +45,7 @@ fn a_permission_faults_address_is_looked_up_in_stage_1() {
     cpu.translation = Some(ipa);
     run_on(&vm, &FakeService::default(), cpu);
     let expected = Fault {
+        vcpu: 0,
         ipa,
         va: Some(0x1238),
         access: Access::Write,
@@ -151,6 +153,31 @@ fn an_address_beyond_the_ipa_space_is_an_external_abort_too() {
         ),
         (1, 1)
     );
+}
+
+#[test]
+fn a_vcpu_with_a_full_ring_has_it_harvested_and_tries_again() {
+    let vm = vm(1);
+    let outcomes = [FaultOutcome::RingLow, FaultOutcome::RingFull];
+    vm.space.outcomes.lock().unwrap().extend(outcomes);
+    let write = || {
+        out(RawExit {
+            hpfar: 0x40_0000,
+            ..exit(DATA_ABORT | WRITE | 0x06)
+        })
+    };
+    let service = FakeService::default();
+    let lines = Lines::new(1);
+    // What harvests the ring kicks.
+    lines.kick(CpuId(0));
+    run_on(
+        &vm,
+        &service,
+        FakeCpu::new(0, &lines, [write(), write(), write()]),
+    );
+    assert_eq!(*service.low_rings.lock().unwrap(), [VcpuId(0); 2]);
+    assert_eq!(vm.exits().of(ExitKind::RingFull), 1);
+    assert_eq!(vm.space.faults.lock().unwrap().len(), 3);
 }
 
 #[test]

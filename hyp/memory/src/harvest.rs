@@ -1,0 +1,292 @@
+//! Taking from the dirty log: bitmaps, rings, and what the CPU notes by itself. Harvests of one VM exclude each other; vCPUs
+//! may be running all the time.
+//!
+//! Rule 9: bits and ring entries are taken first, the pages are write-protected second, and nothing is reported before no TLB
+//! lets a further write go unnoticed: then the pages may be copied.
+
+use crate::cpu::{Caches, CpuMemory};
+use crate::dirty_log::{BYTES_PER_WORD, DirtyLog, PAGES_PER_WORD};
+use crate::frames::GRANULE;
+use crate::locks::MmuLock;
+use crate::logging::{LogError, SplitAhead};
+use crate::ring::DirtyPages;
+use crate::slots::{Slot, SlotId};
+use crate::space::AddressSpace;
+use core::ops::Range;
+use crossbeam_epoch::Guard;
+use stage2::sync::full_barrier;
+use stage2::{Ipa, IpaRange, Level, PAGE_SIZE, Tlb};
+
+/// Ring entries that are taken under one TLB invalidation for each table of pages that they name.
+const RING_BATCH: usize = 256;
+/// Pages of a slot that are protected together, about what one table maps.
+const PAGES_IN_TABLE: usize = 512;
+
+impl<L: MmuLock> AddressSpace<L> {
+    /// Copies the log of the pages from `first_page` (a multiple of 64) on into `bitmap`, and changes nothing that a guest
+    /// could notice.
+    ///
+    /// # Errors
+    /// The slot isn't logged, or the bitmap doesn't lie within it.
+    pub fn get_dirty_log<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        first_page: u64,
+        bitmap: &mut [u64],
+    ) -> Result<(), LogError> {
+        let _control = self.control.lock();
+        let guard = cpu.pin();
+        let (slot, log) = self.logged_slot(id, &guard)?;
+        let words = words_of(log, id, first_page, bitmap)?;
+        self.note_hardware_dirty(cpu, &guard, slot, log, &words);
+        log.copy(words.start, bitmap);
+        Ok(())
+    }
+
+    /// Takes the pages that `bitmap` names, from `first_page` (a multiple of 64) on, out of the log. On return `bitmap` names
+    /// those that were dirty, and no vCPU can write to them unlogged: now they may be copied. Where the log was
+    /// initially set and blocks are split ahead of faults, those of the range are.
+    ///
+    /// What hardware notes is taken as far as [`Self::get_dirty_log`] has seen it.
+    ///
+    /// # Errors
+    /// As for [`Self::get_dirty_log`].
+    pub fn clear_dirty_log<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        first_page: u64,
+        bitmap: &mut [u64],
+    ) -> Result<SplitAhead, LogError> {
+        let _control = self.control.lock();
+        self.clear(cpu, id, first_page, bitmap)
+    }
+
+    /// [`Self::get_dirty_log`] and [`Self::clear_dirty_log`] of all that is dirty, in one.
+    ///
+    /// # Errors
+    /// As for [`Self::get_dirty_log`].
+    pub fn get_and_clear_dirty_log<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        first_page: u64,
+        bitmap: &mut [u64],
+    ) -> Result<SplitAhead, LogError> {
+        let _control = self.control.lock();
+        {
+            let guard = cpu.pin();
+            let (slot, log) = self.logged_slot(id, &guard)?;
+            let words = words_of(log, id, first_page, bitmap)?;
+            self.note_hardware_dirty(cpu, &guard, slot, log, &words);
+        }
+        bitmap.fill(u64::MAX);
+        self.clear(cpu, id, first_page, bitmap)
+    }
+
+    fn clear<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        first_page: u64,
+        bitmap: &mut [u64],
+    ) -> Result<SplitAhead, LogError> {
+        let (policy, words, range) = {
+            let guard = cpu.pin();
+            let (slot, log) = self.logged_slot(id, &guard)?;
+            let words = words_of(log, id, first_page, bitmap)?;
+            (*log.policy(), words.clone(), range_of(slot, &words))
+        };
+        let mut split = SplitAhead::default();
+        if policy.initially_set {
+            split = self.split_ahead(cpu, &policy, range.clone());
+        }
+        let guard = cpu.pin();
+        let (_, log) = self.logged_slot(id, &guard)?;
+        log.take(words.start, bitmap);
+        full_barrier();
+        let start = range.start;
+        self.protect_logged(cpu, &guard, &policy, range, |ipa, level| {
+            names(bitmap, start, ipa, level)
+        });
+        Ok(split)
+    }
+
+    /// Marks what the CPU has noted as written in these words of a log.
+    fn note_hardware_dirty<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        guard: &Guard,
+        slot: &Slot,
+        log: &DirtyLog,
+        words: &Range<usize>,
+    ) {
+        if !log.policy().by_hardware() {
+            return;
+        }
+        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
+        let worker = cpu.worker(&tables, &epoch);
+        let _lock = self.lock().exclusive();
+        self.stage2().find_dirty(
+            &worker,
+            range_of(slot, words),
+            |part| !log.is_full(slot.page_of(part.start), pages_in(&part)),
+            |ipa, level, bits| match level {
+                Level::L3 => log.mark_bits(slot.page_of(ipa), bits),
+                _ => {
+                    let part = ipa..ipa.offset(GRANULE.span(level));
+                    log.mark(slot.page_of(ipa), pages_in(&part));
+                }
+            },
+        );
+    }
+
+    /// Takes up to `pages.len()` entries out of a vCPU's ring, and returns how many. When this returns, no vCPU can write to what they
+    /// name unlogged: now it may be copied. A vCPU that waits for room in its ring can be woken.
+    pub fn harvest_ring<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        vcpu: usize,
+        pages: &mut [DirtyPages],
+    ) -> usize {
+        let _control = self.control.lock();
+        let Some(ring) = self.rings().of(vcpu) else {
+            return 0;
+        };
+        let mut taken = 0;
+        for batch in pages.chunks_mut(RING_BATCH) {
+            let count = ring.peek(batch);
+            let batch = &mut batch[..count];
+            batch.sort_unstable();
+            full_barrier();
+            self.protect_reported(cpu, batch);
+            ring.advance(count);
+            taken += count;
+            if count < RING_BATCH {
+                break;
+            }
+        }
+        taken
+    }
+
+    /// Write-protects pages that are sorted, those of one table of pages at a time.
+    fn protect_reported<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, pages: &[DirtyPages]) {
+        let guard = cpu.pin();
+        let table = |pages: &DirtyPages| (pages.slot, pages.first as usize / PAGES_IN_TABLE);
+        for near in pages.chunk_by(|one, next| table(one) == table(next)) {
+            let Some(first) = near.first() else {
+                continue;
+            };
+            // A slot that isn't logged any more needs no protection.
+            let Ok((slot, log)) = self.logged_slot(first.slot, &guard) else {
+                continue;
+            };
+            let page = |number: u64| slot.range().start.offset(number * PAGE_SIZE);
+            let end = near
+                .iter()
+                .map(|pages| page(pages.first + pages.count))
+                .max();
+            let end = end.unwrap_or(slot.range().end).min(slot.range().end);
+            let mut named = [0; PAGES_IN_TABLE / u64::BITS as usize];
+            for pages in near {
+                let index = pages.first as usize % PAGES_IN_TABLE;
+                match pages.count {
+                    1 => named[index / 64] |= 1 << (index % 64),
+                    _ => named.fill(u64::MAX),
+                }
+            }
+            self.protect_logged(
+                cpu,
+                &guard,
+                log.policy(),
+                page(first.first)..end,
+                |ipa, level| {
+                    let number = slot.page_of(ipa.max(slot.range().start)) as usize;
+                    let index = number % PAGES_IN_TABLE;
+                    level != Level::L3 || named[index / 64] & 1 << (index % 64) != 0
+                },
+            );
+        }
+    }
+
+    /// A slot whose writes are logged, with its log.
+    fn logged_slot<'g>(
+        &self,
+        id: SlotId,
+        guard: &'g Guard,
+    ) -> Result<(&'g Slot, &'g DirtyLog), LogError> {
+        let slot = self.slots(guard).get(id);
+        let slot = slot.map_err(|_| LogError::Unknown(id))?;
+        Ok((slot, slot.log(guard).ok_or(LogError::Disabled(id))?))
+    }
+}
+
+fn pages_in(range: &IpaRange) -> u64 {
+    (range.end.get() - range.start.get()) / PAGE_SIZE
+}
+
+/// The addresses that words of a slot's log stand for.
+fn range_of(slot: &Slot, words: &Range<usize>) -> IpaRange {
+    let slot = slot.range();
+    let start = slot.start.offset(words.start as u64 * BYTES_PER_WORD);
+    let end = start.offset(words.len() as u64 * BYTES_PER_WORD);
+    start..end.min(slot.end)
+}
+
+/// Whether a bitmap whose first page is at `start` names any page of a leaf. The part of a block that lies outside of the bitmap
+/// doesn't count.
+#[inline]
+fn names(bitmap: &[u64], start: Ipa, ipa: Ipa, level: Level) -> bool {
+    let bit = |page: u64| {
+        let word = bitmap.get((page / PAGES_PER_WORD) as usize);
+        word.is_some_and(|word| word & 1 << (page % PAGES_PER_WORD) != 0)
+    };
+    if level == Level::L3 {
+        return bit(ipa.get().wrapping_sub(start.get()) / PAGE_SIZE);
+    }
+    let first = ipa.get().saturating_sub(start.get()) / PAGE_SIZE;
+    let end = (ipa.get() + GRANULE.span(level)).saturating_sub(start.get()) / PAGE_SIZE;
+    let end = end.min(bitmap.len() as u64 * PAGES_PER_WORD);
+    (first..end).any(bit)
+}
+
+/// The words of `log` that a bitmap of this length from `first_page` on stands for.
+fn words_of(
+    log: &DirtyLog,
+    id: SlotId,
+    first_page: u64,
+    bitmap: &[u64],
+) -> Result<Range<usize>, LogError> {
+    let out_of_range = LogError::OutOfRange(id);
+    if !first_page.is_multiple_of(PAGES_PER_WORD) {
+        return Err(out_of_range);
+    }
+    let first = usize::try_from(first_page / PAGES_PER_WORD).map_err(|_| out_of_range)?;
+    let end = first
+        .checked_add(bitmap.len())
+        .filter(|end| *end <= log.len())
+        .ok_or(out_of_range)?;
+    Ok(first..end)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_block_is_named_by_any_of_its_pages(page in 0u64..2048, block in 0u64..6) {
+            // The bitmap begins in the middle of the second block.
+            let start = Ipa::new((512 + 256) * PAGE_SIZE);
+            let mut bitmap = [0; 32];
+            bitmap[(page / 64) as usize] = 1 << (page % 64);
+            let named = names(&bitmap, start, Ipa::new(block * 512 * PAGE_SIZE), Level::L2);
+            prop_assert_eq!(named, (page + 768) / 512 == block);
+            let at = start.offset(page * PAGE_SIZE);
+            prop_assert!(names(&bitmap, start, at, Level::L3));
+            prop_assert!(!names(&bitmap, start, at.offset(PAGE_SIZE), Level::L3));
+        }
+    }
+}

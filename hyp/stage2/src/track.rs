@@ -1,0 +1,150 @@
+//! Writes that hardware notes by itself (FEAT_HAFDBS, Arm ARM D8.5.2): leaves that are writable-clean become writable-dirty
+//! without any exit.
+//!
+//! All may run at any time beside every other operation. What they owe the TLBs is invalidated before they return.
+
+use crate::address::{Ipa, IpaRange, Level};
+use crate::change::{Found, Verdict};
+use crate::descriptor::Descriptor;
+use crate::entry::Entry;
+use crate::memory::{Epoch, TableMemory, Worker};
+use crate::stage2::Stage2;
+use crate::tlb::Tlb;
+use crate::walk::{Step, VisitContext};
+
+/// Leaves that [`Stage2::find_dirty`] reports at once: a bit each.
+const REPORTED_AT_ONCE: usize = u64::BITS as usize;
+
+impl Stage2 {
+    /// Makes hardware note the next write through each leaf in `range` that `wanted` names (by its first IPA and level; it
+    /// may be asked more than once), forgetting writes that it has noted. Leaves larger than those of `largest` would stand
+    /// for too much: they become read-only, for a fault to make them smaller. Leaves that may not be written stay as they are, and those that the range
+    /// covers in part count as in it.
+    ///
+    /// When this returns, no TLB holds an entry that lets a write to any of them go unnoticed, also where another CPU made
+    /// the change and has not finished its invalidation (rule 3). It maps or unmaps nothing.
+    pub fn track_writes<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        range: IpaRange,
+        largest: Level,
+        wanted: impl Fn(Ipa, Level) -> bool,
+    ) {
+        let layout = self.layout();
+        let protected = self.change_leaves(
+            worker,
+            range,
+            |ipa, page| {
+                let clean = page.dirty_page_cleaned()?;
+                wanted(ipa, Level::L3).then_some(clean)
+            },
+            |context: &Found, leaf| {
+                if !leaf.may_write() || !wanted(context.ipa, context.level) {
+                    return Verdict::Keep;
+                }
+                let logged = if context.level >= largest {
+                    leaf.with_permissions(layout, leaf.without_write().permissions().tracked())
+                } else {
+                    leaf.write_protected()
+                };
+                match (logged == leaf, leaf.writable()) {
+                    (true, _) => Verdict::Stale,
+                    (false, true) => Verdict::Tighten(logged),
+                    (false, false) => Verdict::Loosen(logged),
+                }
+            },
+            |_, _| {},
+        );
+        worker.counters.write_protected.add(protected);
+    }
+
+    /// Collects what hardware has noted as written in `range` (FEAT_HAFDBS): calls `dirty` with each such leaf, by its
+    /// first IPA and level, and makes it clean.
+    ///
+    /// When this returns, no TLB holds a writable entry for a leaf that it reported: every later write is noted again. Of
+    /// two that harvest one range at once, each reports a part, and only what it reported itself is clean to it; so
+    /// harvests exclude each other (rule 9).
+    pub fn harvest_dirty<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        range: IpaRange,
+        mut dirty: impl FnMut(Ipa, Level),
+    ) {
+        self.change_leaves(
+            worker,
+            range,
+            |_, _| None,
+            |_: &Found, leaf| {
+                if leaf.dirty() {
+                    Verdict::Tighten(leaf.without_write())
+                } else {
+                    Verdict::Keep
+                }
+            },
+            |context, _| dirty(context.ipa, context.level),
+        );
+    }
+
+    /// Tells what hardware has noted as written in `range`, and changes nothing. `wanted` is asked for each lowest table,
+    /// by the part of it that the range covers, whether it can tell anything new; where it can't, nothing is read. `dirty` gets the first IPA of up to 64 leaves,
+    /// their level, and a bit for each that is dirty, where one is.
+    ///
+    /// A write that happens meanwhile is found now or the next time.
+    pub fn find_dirty<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        range: IpaRange,
+        wanted: impl Fn(IpaRange) -> bool,
+        mut dirty: impl FnMut(Ipa, Level, u64),
+    ) {
+        debug_assert!(self.layout().contains(&range));
+        self.root()
+            .walk(worker, range, |context| match context.descriptor {
+                Descriptor::Table(pa) if context.level == Level::L2 => {
+                    if wanted(context.start..context.end) {
+                        let pages = worker.table(self.layout(), pa);
+                        self.find_dirty_pages(context, pages, &mut dirty);
+                    }
+                    Step::Continue
+                }
+                Descriptor::Table(_) => Step::Descend,
+                Descriptor::Leaf(leaf) => {
+                    if leaf.dirty() {
+                        dirty(context.ipa, context.level, 1);
+                    }
+                    Step::Continue
+                }
+                Descriptor::Invalid => Step::Continue,
+                Descriptor::Locked => Step::Wait,
+                Descriptor::Frozen => Step::Restart,
+            });
+    }
+
+    /// Looks through the pages of a lowest table. What a frozen or locked entry stood for is with whoever froze or locked it.
+    #[inline(always)]
+    fn find_dirty_pages(
+        &self,
+        context: &VisitContext<'_>,
+        pages: &[Entry],
+        dirty: &mut impl FnMut(Ipa, Level, u64),
+    ) {
+        let shift = self.layout().shift(Level::L3);
+        let first = self.layout().index(context.start, shift);
+        let count = ((context.end.get() - context.start.get()) >> shift) as usize;
+        let pages = pages.get(first..first + count).unwrap_or(&[]);
+        for (number, group) in pages.chunks(REPORTED_AT_ONCE).enumerate() {
+            let mut found = 0;
+            for (bit, entry) in group.iter().enumerate() {
+                found |= u64::from(entry.is_dirty_page()) << bit;
+            }
+            if found != 0 {
+                let pages_before = (number * REPORTED_AT_ONCE) as u64;
+                dirty(
+                    context.start.offset(pages_before << shift),
+                    Level::L3,
+                    found,
+                );
+            }
+        }
+    }
+}
