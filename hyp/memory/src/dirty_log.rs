@@ -6,8 +6,8 @@
 
 use crate::policy::LogPolicy;
 use alloc::vec::Vec;
-use stage2::PAGE_SIZE;
 use stage2::sync::{AtomicU64, Ordering};
+use stage2::{Level, PAGE_SIZE};
 
 /// Pages per word of a bitmap.
 pub const PAGES_PER_WORD: u64 = 64;
@@ -43,6 +43,8 @@ pub(crate) struct DirtyLog {
     /// zeroed words it is made of say that all is dirty.
     clean: u64,
     policy: LogPolicy,
+    /// What the policy makes of it, for the fault path.
+    largest_written: Level,
 }
 
 impl DirtyLog {
@@ -53,7 +55,20 @@ impl DirtyLog {
             pages,
             clean: if policy.initially_set { u64::MAX } else { 0 },
             policy,
+            largest_written: policy.largest_written(),
         }
+    }
+
+    /// Whether vCPUs report what they write in their rings.
+    #[inline]
+    pub(crate) fn by_ring(&self) -> bool {
+        self.policy.ring
+    }
+
+    /// The level of the largest leaf that is logged as one.
+    #[inline]
+    pub(crate) fn largest_written(&self) -> Level {
+        self.largest_written
     }
 
     /// How writes are logged.
@@ -66,18 +81,7 @@ impl DirtyLog {
     ///
     /// The caller made them writable before (rule 9). Release: pairs with the acquire of [`Self::take`], so a harvester
     /// that sees the mark sees the writable entry.
-    #[inline]
     pub(crate) fn mark(&self, first: u64, count: u64) {
-        if count == 1 {
-            let word = (first / PAGES_PER_WORD) as usize;
-            self.set(&self.words[word].0, 1 << (first % PAGES_PER_WORD));
-        } else {
-            self.mark_span(first, count);
-        }
-    }
-
-    #[cold]
-    fn mark_span(&self, first: u64, count: u64) {
         let end = (first + count).min(self.pages);
         let mut at = first;
         while at < end {
@@ -86,6 +90,13 @@ impl DirtyLog {
             self.mark_bits(at, u64::MAX >> (PAGES_PER_WORD - bits));
             at += bits;
         }
+    }
+
+    /// [`Self::mark`] for one page.
+    #[inline]
+    pub(crate) fn mark_page(&self, page: u64) {
+        let word = (page / PAGES_PER_WORD) as usize;
+        self.set(&self.words[word].0, 1 << (page % PAGES_PER_WORD));
     }
 
     /// Marks the pages from `first` on whose bits are set in `bits`. All of them belong to the slot.

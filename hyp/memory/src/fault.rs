@@ -9,7 +9,7 @@ use crate::frames::GRANULE;
 use crate::locks::MmuLock;
 use crate::policy::LogPolicy;
 use crate::ring::{DirtyPages, DirtyRing, Pushed};
-use crate::slots::Slot;
+use crate::slots::{Slot, SlotArray};
 use crate::space::AddressSpace;
 use core::ptr;
 use crossbeam_epoch::Guard;
@@ -90,16 +90,51 @@ impl<L: MmuLock> AddressSpace<L> {
         let Some(slot) = published.find(fault.ipa) else {
             return FaultOutcome::NoSlot;
         };
-        if slot.read_only() && fault.access == Access::Write {
-            return FaultOutcome::NotPermitted;
-        }
         let log = slot.log(guard);
-        if fault.access == Access::Write
-            && log.is_some_and(|log| log.policy().ring)
-            && self.rings().of(fault.vcpu).is_some_and(DirtyRing::is_full)
-        {
-            return FaultOutcome::RingFull;
+        if fault.access == Access::Write {
+            if slot.read_only() {
+                return FaultOutcome::NotPermitted;
+            }
+            if log.is_some_and(|log| log.by_ring() && self.ring_is_full(fault.vcpu)) {
+                return FaultOutcome::RingFull;
+            }
+            if fault.kind == FaultKind::Permission
+                && let Some(level) = self.relax(cpu, fault, log, guard)
+            {
+                return self.mark_after_write(slot, fault, level, guard);
+            }
         }
+        self.resolve(cpu, fault, guard, (published, slot, log))
+    }
+
+    /// Makes what is logged writable, if that takes a single exchange.
+    #[inline(always)]
+    fn relax<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        fault: &Fault,
+        log: Option<&DirtyLog>,
+        guard: &Guard,
+    ) -> Option<Level> {
+        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
+        let worker = cpu.worker(&tables, &epoch);
+        let _lock = self.lock().shared();
+        let largest_written = log.map_or(Level::L0, DirtyLog::largest_written);
+        let relaxed = self
+            .stage2()
+            .relax(&worker, fault.ipa, fault.va, largest_written)?;
+        cpu.fault_counters().relaxed.add(1);
+        Some(relaxed)
+    }
+
+    /// Serves any fault, on the grounds that were found: the slots, the one that covers it, its log.
+    fn resolve<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        fault: &Fault,
+        guard: &Guard,
+        (published, slot, log): (&SlotArray, &Slot, Option<&DirtyLog>),
+    ) -> FaultOutcome {
         let request = request_for(slot, log, fault);
         let counters = cpu.fault_counters();
         let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
@@ -148,6 +183,11 @@ impl<L: MmuLock> AddressSpace<L> {
         }
     }
 
+    #[cold]
+    fn ring_is_full(&self, vcpu: usize) -> bool {
+        self.rings().of(vcpu).is_some_and(DirtyRing::is_full)
+    }
+
     /// Marks what has just become writable, if writes are logged by now: the entry came first, the bit is second (rule 9), and
     /// logging that was switched on in between is seen here or sees the entry (rule 8).
     #[inline]
@@ -168,12 +208,20 @@ impl<L: MmuLock> AddressSpace<L> {
     /// Tells the log of a write through a leaf of this level.
     #[inline]
     fn mark(&self, slot: &Slot, log: &DirtyLog, fault: &Fault, level: Level) -> FaultOutcome {
+        if level == Level::L3 && !log.by_ring() {
+            log.mark_page(slot.page_of(fault.ipa));
+            return FaultOutcome::Resolved;
+        }
+        self.mark_span(slot, log, fault, level)
+    }
+
+    /// Tells the log of a write to a block, or a ring of any write.
+    #[inline(never)]
+    fn mark_span(&self, slot: &Slot, log: &DirtyLog, fault: &Fault, level: Level) -> FaultOutcome {
         let span = GRANULE.span(level);
-        let (first, count) = match level {
-            Level::L3 => (slot.page_of(fault.ipa), 1),
-            _ => (slot.page_of(fault.ipa.align_down(span)), span / PAGE_SIZE),
-        };
-        if log.policy().ring {
+        let first = slot.page_of(fault.ipa.align_down(span));
+        let count = span / PAGE_SIZE;
+        if log.by_ring() {
             return self.report(slot, log, fault.vcpu, first, count);
         }
         log.mark(first, count);

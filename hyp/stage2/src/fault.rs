@@ -114,31 +114,43 @@ impl Stage2 {
         request: &Request,
     ) -> Resolution<'w> {
         debug_assert!(self.layout().contains(&(request.ipa..request.ipa)));
-        // The two that a running guest is made of come first: a page that nobody has touched, a page that is logged.
+        // What comes in numbers is looked at first: a page that nobody has touched.
         let place = self.root().seek(worker, request.ipa);
-        let level = place.observed.level();
-        match place.observed.descriptor() {
-            Descriptor::Leaf(leaf)
-                if leaf.can_be_relaxed()
-                    && request.access == Access::Write
-                    && level >= request.largest_written =>
-            {
-                let writable = Descriptor::Leaf(leaf.with_write().with_accessed());
-                if place.entry().exchange(place.observed, writable).is_ok() {
-                    worker.counters.relaxed.add(1);
-                    self.invalidate_faulted(worker, request, level);
-                    return Resolution::Relaxed(level);
-                }
+        if place.observed.level() == Level::L3 && place.observed.descriptor() == Descriptor::Invalid
+        {
+            let page = request.ipa.align_down(self.layout().page_size());
+            if let Ok(broken) = place.entry().lock_vacant(place.observed, page) {
+                return Resolution::Vacant(broken);
             }
-            Descriptor::Invalid if level == Level::L3 => {
-                let page = request.ipa.align_down(self.layout().page_size());
-                if let Ok(broken) = place.entry().lock_vacant(place.observed, page) {
-                    return Resolution::Vacant(broken);
-                }
-            }
-            _ => {}
         }
         self.fault_slowly(worker, request)
+    }
+
+    /// Serves the commonest of faults, a write to a page that is logged, as [`Self::fault`] does: makes the leaf at `ipa`
+    /// writable by a single exchange, if it may be and is no larger than [`largest_written`](Request::largest_written).
+    /// The caller marks dirty what the level spans. `None` where it takes more than that; nothing was changed then.
+    #[inline(always)]
+    pub fn relax<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        ipa: Ipa,
+        va: Option<u64>,
+        largest_written: Level,
+    ) -> Option<Level> {
+        debug_assert!(self.layout().contains(&(ipa..ipa)));
+        let place = self.root().seek(worker, ipa);
+        let level = place.observed.level();
+        let Descriptor::Leaf(leaf) = place.observed.descriptor() else {
+            return None;
+        };
+        if !leaf.can_be_relaxed() || level < largest_written {
+            return None;
+        }
+        let writable = Descriptor::Leaf(leaf.with_write().with_accessed());
+        place.entry().exchange(place.observed, writable).ok()?;
+        worker.counters.relaxed.add(1);
+        self.invalidate_faulted(worker, ipa, va, level);
+        Some(level)
     }
 
     /// Drops what this CPU's TLB may hold of the leaf of `level` that was in the way.
@@ -146,14 +158,15 @@ impl Stage2 {
     fn invalidate_faulted<M: TableMemory, T: Tlb, E: Epoch>(
         &self,
         worker: &Worker<'_, M, T, E>,
-        request: &Request,
+        ipa: Ipa,
+        va: Option<u64>,
         level: Level,
     ) {
         worker.counters.tlbi_local.add(1);
         let vm = self.regime();
-        let ipa = request.ipa.align_down(self.layout().page_size());
+        let page = ipa.align_down(self.layout().page_size());
         let hint = vm.hint(level);
-        worker.tlb.invalidate_local(vm, ipa, hint, request.va);
+        worker.tlb.invalidate_local(vm, page, hint, va);
     }
 
     /// Serves any fault, however often it takes to look.
@@ -238,7 +251,7 @@ impl Stage2 {
         } else {
             return Err(lost(worker));
         };
-        self.invalidate_faulted(worker, request, context.level);
+        self.invalidate_faulted(worker, request.ipa, request.va, context.level);
         Ok(resolution)
     }
 

@@ -32,6 +32,7 @@
 //! | operation | when it returns | what it never does | frames it takes |
 //! |---|---|---|---|
 //! | [`fault`] | this CPU's TLB holds no entry that denies what the tables allow; other CPUs may, until they fault too | give a right that the entry doesn't say it may have | a table for each level that is missing; for a split one for each level |
+//! | [`relax`] | as `fault` | as `fault` | none |
 //! | [`map`] | nothing that a TLB held has changed | touch what is mapped already | as a fault, for each table |
 //! | [`unmap`] | no TLB holds anything of what was mapped | fail | none |
 //! | [`protect`] | no TLB holds a right that was taken away, whoever took it | map, unmap, split | none |
@@ -50,6 +51,7 @@
 //! is called again. Tables that were taken out of the tree are not free before the [`Epoch`] says so.
 //!
 //! [`fault`]: Stage2::fault
+//! [`relax`]: Stage2::relax
 //! [`map`]: Stage2::map
 //! [`unmap`]: Stage2::unmap
 //! [`protect`]: Stage2::protect
