@@ -15,7 +15,7 @@ use crate::space::AddressSpace;
 use core::ops::Range;
 use crossbeam_epoch::Guard;
 use stage2::sync::full_barrier;
-use stage2::{Ipa, IpaRange, Level, PAGE_SIZE, Tlb};
+use stage2::{Ipa, IpaRange, Level, PAGE_SIZE, Tlb, Wanted};
 
 /// Ring entries that are taken under one TLB invalidation for each table of pages that they name.
 const RING_BATCH: usize = 256;
@@ -107,9 +107,7 @@ impl<L: MmuLock> AddressSpace<L> {
         log.take(words.start, bitmap);
         full_barrier();
         let start = range.start;
-        self.protect_logged(cpu, &guard, &policy, range, |ipa, level| {
-            names(bitmap, start, ipa, level)
-        });
+        self.protect_logged(cpu, &guard, &policy, range, Named { bitmap, start });
         Ok(split)
     }
 
@@ -196,17 +194,13 @@ impl<L: MmuLock> AddressSpace<L> {
                     _ => named.fill(u64::MAX),
                 }
             }
-            self.protect_logged(
-                cpu,
-                &guard,
-                log.policy(),
-                page(first.first)..end,
-                |ipa, level| {
-                    let number = slot.page_of(ipa.max(slot.range().start)) as usize;
-                    let index = number % PAGES_IN_TABLE;
-                    level != Level::L3 || named[index / 64] & 1 << (index % 64) != 0
-                },
-            );
+            let wanted = |ipa: Ipa, level| {
+                let number = slot.page_of(ipa.max(slot.range().start)) as usize;
+                let index = number % PAGES_IN_TABLE;
+                level != Level::L3 || named[index / 64] & 1 << (index % 64) != 0
+            };
+            let range = page(first.first)..end;
+            self.protect_logged(cpu, &guard, log.policy(), range, wanted);
         }
     }
 
@@ -234,21 +228,38 @@ fn range_of(slot: &Slot, words: &Range<usize>) -> IpaRange {
     start..end.min(slot.end)
 }
 
-/// Whether a bitmap whose first page is at `start` names any page of a leaf. The part of a block that lies outside of the bitmap
-/// doesn't count.
-#[inline]
-fn names(bitmap: &[u64], start: Ipa, ipa: Ipa, level: Level) -> bool {
-    let bit = |page: u64| {
-        let word = bitmap.get((page / PAGES_PER_WORD) as usize);
-        word.is_some_and(|word| word & 1 << (page % PAGES_PER_WORD) != 0)
-    };
-    if level == Level::L3 {
-        return bit(ipa.get().wrapping_sub(start.get()) / PAGE_SIZE);
+/// The leaves that a bitmap names whose first page is at `start`. A block is named by any of its pages; the part of it that lies outside
+/// of the bitmap doesn't count.
+#[derive(Clone, Copy)]
+struct Named<'b> {
+    bitmap: &'b [u64],
+    start: Ipa,
+}
+
+impl Named<'_> {
+    fn word(&self, index: u64) -> u64 {
+        self.bitmap.get(index as usize).copied().unwrap_or(0)
     }
-    let first = ipa.get().saturating_sub(start.get()) / PAGE_SIZE;
-    let end = (ipa.get() + GRANULE.span(level)).saturating_sub(start.get()) / PAGE_SIZE;
-    let end = end.min(bitmap.len() as u64 * PAGES_PER_WORD);
-    (first..end).any(bit)
+}
+
+impl Wanted for Named<'_> {
+    fn leaf(&self, ipa: Ipa, level: Level) -> bool {
+        let named =
+            |page: u64| self.word(page / PAGES_PER_WORD) & 1 << (page % PAGES_PER_WORD) != 0;
+        let first = ipa.get().saturating_sub(self.start.get()) / PAGE_SIZE;
+        let end = (ipa.get() + GRANULE.span(level)).saturating_sub(self.start.get()) / PAGE_SIZE;
+        (first..end.min(self.bitmap.len() as u64 * PAGES_PER_WORD)).any(named)
+    }
+
+    #[inline]
+    fn pages(&self, first: Ipa, _: usize, _: u64) -> u64 {
+        let page = (first.get() - self.start.get()) / PAGE_SIZE;
+        let (index, shift) = (page / PAGES_PER_WORD, (page % PAGES_PER_WORD) as u32);
+        match shift {
+            0 => self.word(index),
+            _ => self.word(index) >> shift | self.word(index + 1) << (u64::BITS - shift),
+        }
+    }
 }
 
 /// The words of `log` that a bitmap of this length from `first_page` on stands for.
@@ -282,11 +293,23 @@ mod tests {
             let start = Ipa::new((512 + 256) * PAGE_SIZE);
             let mut bitmap = [0; 32];
             bitmap[(page / 64) as usize] = 1 << (page % 64);
-            let named = names(&bitmap, start, Ipa::new(block * 512 * PAGE_SIZE), Level::L2);
-            prop_assert_eq!(named, (page + 768) / 512 == block);
+            let named = Named { bitmap: &bitmap, start };
+            let by_block = named.leaf(Ipa::new(block * 512 * PAGE_SIZE), Level::L2);
+            prop_assert_eq!(by_block, (page + 768) / 512 == block);
             let at = start.offset(page * PAGE_SIZE);
-            prop_assert!(names(&bitmap, start, at, Level::L3));
-            prop_assert!(!names(&bitmap, start, at.offset(PAGE_SIZE), Level::L3));
+            prop_assert!(named.leaf(at, Level::L3));
+            prop_assert!(!named.leaf(at.offset(PAGE_SIZE), Level::L3));
+        }
+
+        #[test]
+        fn pages_are_named_together_as_one_by_one(bitmap: [u64; 3], first in 0u64..192) {
+            let start = Ipa::new(7 * PAGE_SIZE);
+            let named = Named { bitmap: &bitmap, start };
+            let at = |page: u64| start.offset((first + page) * PAGE_SIZE);
+            let bits = named.pages(at(0), 64, PAGE_SIZE);
+            for page in 0..64 {
+                prop_assert_eq!(bits & 1 << page != 0, named.leaf(at(page), Level::L3));
+            }
         }
     }
 }

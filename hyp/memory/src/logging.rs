@@ -14,7 +14,7 @@ use alloc::sync::Arc;
 use core::fmt;
 use core::ops::AddAssign;
 use crossbeam_epoch::Guard;
-use stage2::{Ipa, IpaRange, Level, Tlb};
+use stage2::{All, Ipa, IpaRange, Level, Tlb, Wanted};
 
 /// A dirty log can't be switched, read or cleared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,7 +106,7 @@ impl<L: MmuLock> AddressSpace<L> {
         if !policy.initially_set {
             split = self.split_ahead(cpu, policy, slot.range());
             let guard = cpu.pin();
-            self.protect_logged(cpu, &guard, policy, slot.range(), |_, _| true);
+            self.protect_logged(cpu, &guard, policy, slot.range(), All);
         }
         Ok(split)
     }
@@ -234,7 +234,7 @@ impl<L: MmuLock> AddressSpace<L> {
         guard: &Guard,
         policy: &LogPolicy,
         range: IpaRange,
-        wanted: impl Fn(Ipa, Level) -> bool,
+        wanted: impl Wanted + Copy,
     ) {
         let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
         let worker = cpu.worker(&tables, &epoch);
@@ -243,7 +243,7 @@ impl<L: MmuLock> AddressSpace<L> {
         if policy.by_hardware() {
             return stage2.track_writes(&worker, range, policy.largest_written(), wanted);
         }
-        let protect = || stage2.write_protect(&worker, range.clone(), &wanted, |_, _| {});
+        let protect = || stage2.write_protect(&worker, range.clone(), wanted, |_, _| {});
         #[cfg(feature = "watch")]
         crate::watch::write_protects(stage2.vttbr(), &range, &wanted, &mut || protect());
         #[cfg(not(feature = "watch"))]

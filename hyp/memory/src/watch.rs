@@ -6,7 +6,7 @@
 
 use alloc::vec::Vec;
 use spin::Once;
-use stage2::{Ipa, IpaRange, Level, PAGE_SIZE, Pa, Vttbr};
+use stage2::{IpaRange, Level, PAGE_SIZE, Pa, Vttbr, Wanted};
 
 /// Hears of tables' frames and of promises. Called by all CPUs at once, in the fault path too.
 pub trait MemoryWatcher: Sync {
@@ -44,7 +44,7 @@ pub(crate) fn freed(frame: Pa) {
 pub(crate) fn write_protects(
     vttbr: Vttbr,
     range: &IpaRange,
-    wanted: impl Fn(Ipa, Level) -> bool,
+    wanted: &impl Wanted,
     work: &mut dyn FnMut(),
 ) {
     let Some(watcher) = WATCHER.get() else {
@@ -54,7 +54,7 @@ pub(crate) fn write_protects(
     let mut page = range.start;
     while page < range.end {
         let next = page.offset(PAGE_SIZE);
-        if wanted(page, Level::L3) {
+        if wanted.leaf(page, Level::L3) {
             match ranges.last_mut() {
                 Some(last) if last.end == page => last.end = next,
                 _ => ranges.push(page..next),

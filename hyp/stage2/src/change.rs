@@ -9,10 +9,15 @@ use crate::descriptor::{Descriptor, Leaf, Permissions};
 use crate::entry::{Entry, Observed};
 use crate::fault::lost;
 use crate::group::dissolve;
+use crate::layout::Format;
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::stage2::Stage2;
 use crate::tlb::Tlb;
 use crate::walk::{Step, VisitContext};
+use crate::wanted::{All, Wanted};
+
+/// For how many pages at once it is asked which are wanted.
+const PAGES_ASKED_FOR: usize = u64::BITS as usize;
 
 /// What is to become of a leaf.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,8 +54,7 @@ impl Owed {
 }
 
 impl Stage2 {
-    /// Makes the leaves in `range` that `wanted` names (by their first IPA and level; it may be asked more than once) read-only
-    /// until a fault relaxes them. Leaves that the range covers in part count as in it. `was_dirty` gets those whose writes hardware had
+    /// Makes the leaves in `range` that `wanted` names read-only until a fault relaxes them. Leaves that the range covers in part count as in it. `was_dirty` gets those whose writes hardware had
     /// tracked and seen, which are tracked no more.
     ///
     /// When this returns, no TLB holds a writable entry for any of them, also where another CPU made the change and has
@@ -59,20 +63,16 @@ impl Stage2 {
         &'w self,
         worker: &Worker<'w, M, T, E>,
         range: IpaRange,
-        wanted: impl Fn(Ipa, Level) -> bool,
+        wanted: impl Wanted,
         mut was_dirty: impl FnMut(Ipa, Level),
     ) {
         let protected = self.change_leaves(
             worker,
             range,
-            |ipa, page| {
-                let protected = page.plain_page_protected()?;
-                wanted(ipa, Level::L3).then_some(protected)
-            },
-            |context: &Found, leaf| {
-                if !wanted(context.ipa, context.level) {
-                    Verdict::Keep
-                } else if leaf.writable() || leaf.hardware_dirty() {
+            &wanted,
+            Observed::plain_page_protected,
+            |_: &Found, leaf| {
+                if leaf.writable() || leaf.hardware_dirty() {
                     Verdict::Tighten(leaf.write_protected())
                 } else {
                     Verdict::Stale
@@ -105,7 +105,8 @@ impl Stage2 {
         self.change_leaves(
             worker,
             range,
-            |_, _| None,
+            &All,
+            |_| None,
             |context: &Found, leaf| {
                 let new = leaf.with_permissions(layout, permissions);
                 if !context.whole && gives_rights(leaf, new) {
@@ -137,7 +138,8 @@ impl Stage2 {
         self.change_leaves(
             worker,
             range,
-            |_, _| None,
+            &All,
+            |_| None,
             |_: &Found, leaf| {
                 if leaf.accessed() {
                     Verdict::Loosen(leaf.without_accessed())
@@ -166,8 +168,8 @@ impl Stage2 {
         stopped < end
     }
 
-    /// Changes the leaves in `range` as `decide` says and tells `changed` of each one, as it was. Invalidates what is
-    /// owed. Returns how many were changed.
+    /// Changes the leaves in `range` that `wanted` names as `decide` says and tells `changed` of each one, as it was.
+    /// Invalidates what is owed. Returns how many were changed.
     ///
     /// `plain` is the short cut for pages that come in numbers: what they become, TLBs having to forget what they were, and
     /// `changed` not wanting to know.
@@ -176,7 +178,8 @@ impl Stage2 {
         &'w self,
         worker: &Worker<'w, M, T, E>,
         range: IpaRange,
-        plain: impl Fn(Ipa, Observed) -> Option<Leaf>,
+        wanted: &impl Wanted,
+        plain: impl Fn(Observed) -> Option<Leaf>,
         mut decide: impl FnMut(&Found, Leaf) -> Verdict,
         mut changed: impl FnMut(&Found, Leaf),
     ) -> u64 {
@@ -191,14 +194,16 @@ impl Stage2 {
             .walk(worker, range, |context| match context.descriptor {
                 Descriptor::Table(pa) if context.level == Level::L2 => {
                     let pages = worker.table(self.layout(), pa);
-                    match pass.change_run(self, context, pages, &plain) {
+                    match pass.change_pages(self, context, pages, wanted, &plain) {
                         Some(done) if done > context.start => Step::DoneTo(done),
                         _ => Step::Descend,
                     }
                 }
                 Descriptor::Table(_) => Step::Descend,
-                Descriptor::Leaf(leaf) => pass.change_one(worker, self, context, leaf),
-                Descriptor::Invalid => Step::Continue,
+                Descriptor::Leaf(leaf) if wanted.leaf(context.ipa, context.level) => {
+                    pass.change_one(worker, self, context, leaf)
+                }
+                Descriptor::Leaf(_) | Descriptor::Invalid => Step::Continue,
                 Descriptor::Locked => Step::Wait,
                 Descriptor::Frozen => Step::Restart,
             });
@@ -228,41 +233,70 @@ struct Pass<'p, D, C> {
 }
 
 impl<D: FnMut(&Found, Leaf) -> Verdict, C: FnMut(&Found, Leaf)> Pass<'_, D, C> {
-    /// Changes pages of a table, one after the other, as far as nothing unusual is in the way. Where that is; `None` at
-    /// once.
+    /// Changes the pages of a table that are wanted, one after the other, as far as nothing unusual is in the way. Where
+    /// that is; `None` at once.
     #[inline(always)]
-    fn change_run(
+    fn change_pages(
         &mut self,
         stage2: &Stage2,
         context: &VisitContext<'_>,
         pages: &[Entry],
-        plain: &impl Fn(Ipa, Observed) -> Option<Leaf>,
+        wanted: &impl Wanted,
+        plain: &impl Fn(Observed) -> Option<Leaf>,
     ) -> Option<Ipa> {
         let layout = stage2.layout();
-        let (format, shift) = (layout.format(), layout.shift(Level::L3));
+        let shift = layout.shift(Level::L3);
         let first = layout.index(context.start, shift);
         let count = ((context.end.get() - context.start.get()) >> shift) as usize;
         let pages = pages.get(first..first + count)?;
-        let ipa_of = |index: usize| context.start.offset((index as u64) << shift);
-        let mut index = 0;
-        loop {
-            let begin = index;
-            while let Some(entry) = pages.get(index) {
-                let observed = entry.observe(Level::L3, format);
-                let Some(new) = plain(ipa_of(index), observed) else {
-                    break;
-                };
-                if entry.exchange(observed, Descriptor::Leaf(new)).is_err() {
+        for (number, group) in pages.chunks(PAGES_ASKED_FOR).enumerate() {
+            let start = context
+                .start
+                .offset(((number * PAGES_ASKED_FOR) as u64) << shift);
+            let mut bits = wanted.pages(start, group.len(), layout.page_size());
+            let mut index = 0;
+            while bits != 0 {
+                index += bits.trailing_zeros() as usize;
+                bits >>= bits.trailing_zeros();
+                let length = bits.trailing_ones() as usize;
+                let end = group.len().min(index + length);
+                if index >= end {
                     break;
                 }
-                index += 1;
+                let at = start.offset((index as u64) << shift);
+                let done = self.change_run(stage2, at, &group[index..end], plain);
+                if done < end - index {
+                    return Some(at.offset((done as u64) << shift));
+                }
+                index = end;
+                bits = bits.checked_shr(length as u32).unwrap_or(0);
             }
-            if index > begin {
-                self.owed.add(ipa_of(begin), ipa_of(index));
-                self.changed += (index - begin) as u64;
+        }
+        Some(context.end)
+    }
+
+    /// Changes pages that lie side by side from `first` on. How many were done before one that takes a visit of its own.
+    #[inline(always)]
+    fn change_run(
+        &mut self,
+        stage2: &Stage2,
+        first: Ipa,
+        pages: &[Entry],
+        plain: &impl Fn(Observed) -> Option<Leaf>,
+    ) -> usize {
+        let format = stage2.layout().format();
+        let shift = stage2.layout().shift(Level::L3);
+        let ipa_of = |index: usize| first.offset((index as u64) << shift);
+        let mut index = 0;
+        loop {
+            let done = exchange_pages(&pages[index..], format, plain);
+            if done > 0 {
+                self.owed.add(ipa_of(index), ipa_of(index + done));
+                self.changed += done as u64;
+                index += done;
             }
             let Some(entry) = pages.get(index) else {
-                return Some(context.end);
+                return index;
             };
             let observed = entry.observe(Level::L3, format);
             let found = Found {
@@ -270,14 +304,14 @@ impl<D: FnMut(&Found, Leaf) -> Verdict, C: FnMut(&Found, Leaf)> Pass<'_, D, C> {
                 level: Level::L3,
                 whole: true,
             };
-            index += 1;
             match observed.descriptor() {
                 Descriptor::Leaf(leaf)
-                    if self.change(entry, observed, &found, ipa_of(index), leaf)
+                    if self.change(entry, observed, &found, ipa_of(index + 1), leaf)
                         == Change::Done => {}
                 Descriptor::Invalid => {}
-                _ => return Some(found.ipa),
+                _ => return index,
             }
+            index += 1;
         }
     }
 
@@ -338,6 +372,24 @@ impl<D: FnMut(&Found, Leaf) -> Verdict, C: FnMut(&Found, Leaf)> Pass<'_, D, C> {
         (self.tell)(found, leaf);
         Change::Done
     }
+}
+
+/// Changes pages as `plain` says, up to the first that it says nothing of, or that has changed meanwhile. How many.
+#[inline(always)]
+fn exchange_pages(
+    pages: &[Entry],
+    format: Format,
+    plain: &impl Fn(Observed) -> Option<Leaf>,
+) -> usize {
+    for (index, entry) in pages.iter().enumerate() {
+        let observed = entry.observe(Level::L3, format);
+        let changed = plain(observed)
+            .is_some_and(|new| entry.exchange(observed, Descriptor::Leaf(new)).is_ok());
+        if !changed {
+            return index;
+        }
+    }
+    pages.len()
 }
 
 /// How the change of a leaf went.

@@ -111,6 +111,7 @@ mod track;
 mod unmap;
 mod vmid;
 mod walk;
+mod wanted;
 #[cfg(feature = "watch")]
 pub mod watch;
 
@@ -129,6 +130,7 @@ pub use teardown::Teardown;
 pub use tlb::{NoTlb, Regime, Tlb};
 pub use vmid::{VmidAllocator, VmidHolder};
 pub use walk::{Step, VisitContext};
+pub use wanted::{All, Wanted};
 
 #[cfg(all(test, not(loom)))]
 mod tests {

@@ -6,18 +6,18 @@
 use crate::address::{Ipa, IpaRange, Level};
 use crate::change::{Found, Verdict};
 use crate::descriptor::Descriptor;
-use crate::entry::Entry;
+use crate::entry::{Entry, Observed};
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::stage2::Stage2;
 use crate::tlb::Tlb;
 use crate::walk::{Step, VisitContext};
+use crate::wanted::{All, Wanted};
 
 /// Leaves that [`Stage2::find_dirty`] reports at once: a bit each.
 const REPORTED_AT_ONCE: usize = u64::BITS as usize;
 
 impl Stage2 {
-    /// Makes hardware note the next write through each leaf in `range` that `wanted` names (by its first IPA and level; it
-    /// may be asked more than once), forgetting writes that it has noted. Leaves larger than those of `largest` would stand
+    /// Makes hardware note the next write through each leaf in `range` that `wanted` names, forgetting writes that it has noted. Leaves larger than those of `largest` would stand
     /// for too much: they become read-only, for a fault to make them smaller. Leaves that may not be written stay as they are, and those that the range
     /// covers in part count as in it.
     ///
@@ -28,18 +28,16 @@ impl Stage2 {
         worker: &Worker<'w, M, T, E>,
         range: IpaRange,
         largest: Level,
-        wanted: impl Fn(Ipa, Level) -> bool,
+        wanted: impl Wanted,
     ) {
         let layout = self.layout();
         let protected = self.change_leaves(
             worker,
             range,
-            |ipa, page| {
-                let clean = page.dirty_page_cleaned()?;
-                wanted(ipa, Level::L3).then_some(clean)
-            },
+            &wanted,
+            Observed::dirty_page_cleaned,
             |context: &Found, leaf| {
-                if !leaf.may_write() || !wanted(context.ipa, context.level) {
+                if !leaf.may_write() {
                     return Verdict::Keep;
                 }
                 let logged = if context.level >= largest {
@@ -73,7 +71,8 @@ impl Stage2 {
         self.change_leaves(
             worker,
             range,
-            |_, _| None,
+            &All,
+            |_| None,
             |_: &Found, leaf| {
                 if leaf.dirty() {
                     Verdict::Tighten(leaf.without_write())
