@@ -129,6 +129,7 @@ impl CpuFeatures {
             hardware_access: self.hafdbs >= 1,
             hardware_dirty: self.hafdbs >= 2,
             contiguous: true,
+            atomics: self.lse,
         })
     }
 }

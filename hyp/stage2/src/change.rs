@@ -9,12 +9,15 @@ use crate::descriptor::{Descriptor, Leaf, Permissions};
 use crate::entry::{Entry, Observed};
 use crate::fault::lost;
 use crate::group::dissolve;
-use crate::layout::Format;
+use crate::layout::{Format, Layout};
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::stage2::Stage2;
 use crate::tlb::Tlb;
 use crate::walk::{Step, VisitContext};
 use crate::wanted::{All, Wanted};
+
+/// Pages that one turn of the innermost loop changes.
+const UNROLLED: usize = 8;
 
 /// For how many pages at once it is asked which are wanted.
 const PAGES_ASKED_FOR: usize = u64::BITS as usize;
@@ -249,28 +252,21 @@ impl<D: FnMut(&Found, Leaf) -> Verdict, C: FnMut(&Found, Leaf)> Pass<'_, D, C> {
         let first = layout.index(context.start, shift);
         let count = ((context.end.get() - context.start.get()) >> shift) as usize;
         let pages = pages.get(first..first + count)?;
-        for (number, group) in pages.chunks(PAGES_ASKED_FOR).enumerate() {
-            let start = context
-                .start
-                .offset(((number * PAGES_ASKED_FOR) as u64) << shift);
-            let mut bits = wanted.pages(start, group.len(), layout.page_size());
-            let mut index = 0;
-            while bits != 0 {
-                index += bits.trailing_zeros() as usize;
-                bits >>= bits.trailing_zeros();
-                let length = bits.trailing_ones() as usize;
-                let end = group.len().min(index + length);
-                if index >= end {
-                    break;
-                }
-                let at = start.offset((index as u64) << shift);
-                let done = self.change_run(stage2, at, &group[index..end], plain);
-                if done < end - index {
-                    return Some(at.offset((done as u64) << shift));
-                }
-                index = end;
-                bits = bits.checked_shr(length as u32).unwrap_or(0);
+        let ipa_of = |index: usize| context.start.offset((index as u64) << shift);
+        let asked = |index: usize| {
+            let count = PAGES_ASKED_FOR.min(pages.len() - index);
+            let bits = wanted.pages(ipa_of(index), count, layout.page_size());
+            (bits, count)
+        };
+        let mut index = 0;
+        while index < pages.len() {
+            let run = index + next_run(pages.len() - index, |offset| asked(index + offset));
+            let end = run + length_of_run(pages.len() - run, |offset| asked(run + offset));
+            let done = self.change_run(stage2, ipa_of(run), &pages[run..end], plain);
+            if done < end - run {
+                return Some(ipa_of(run + done));
             }
+            index = end;
         }
         Some(context.end)
     }
@@ -284,12 +280,12 @@ impl<D: FnMut(&Found, Leaf) -> Verdict, C: FnMut(&Found, Leaf)> Pass<'_, D, C> {
         pages: &[Entry],
         plain: &impl Fn(Observed) -> Option<Leaf>,
     ) -> usize {
-        let format = stage2.layout().format();
-        let shift = stage2.layout().shift(Level::L3);
+        let layout = stage2.layout();
+        let (format, shift) = (layout.format(), layout.shift(Level::L3));
         let ipa_of = |index: usize| first.offset((index as u64) << shift);
         let mut index = 0;
         loop {
-            let done = exchange_pages(&pages[index..], format, plain);
+            let done = exchange_pages(&pages[index..], layout, plain);
             if done > 0 {
                 self.owed.add(ipa_of(index), ipa_of(index + done));
                 self.changed += done as u64;
@@ -374,22 +370,85 @@ impl<D: FnMut(&Found, Leaf) -> Verdict, C: FnMut(&Found, Leaf)> Pass<'_, D, C> {
     }
 }
 
+/// How many of the next `left` pages aren't wanted. `asked` gives the bits of up to 64 pages from one on, and how many count.
+#[inline(always)]
+fn next_run(left: usize, asked: impl Fn(usize) -> (u64, usize)) -> usize {
+    let mut at = 0;
+    while at < left {
+        let (bits, count) = asked(at);
+        let unwanted = (bits.trailing_zeros() as usize).min(count);
+        at += unwanted;
+        if unwanted < count {
+            break;
+        }
+    }
+    at
+}
+
+/// How many of the next `left` pages are wanted in a row.
+#[inline(always)]
+fn length_of_run(left: usize, asked: impl Fn(usize) -> (u64, usize)) -> usize {
+    next_run(left, |at| {
+        let (bits, count) = asked(at);
+        (!bits, count)
+    })
+}
+
 /// Changes pages as `plain` says, up to the first that it says nothing of, or that has changed meanwhile. How many.
 #[inline(always)]
 fn exchange_pages(
     pages: &[Entry],
+    layout: &Layout,
+    plain: &impl Fn(Observed) -> Option<Leaf>,
+) -> usize {
+    #[cfg(target_arch = "aarch64")]
+    if layout.features().atomics {
+        // SAFETY: the layout's owner says that the CPUs have FEAT_LSE.
+        return unsafe { exchange_pages_by_atomics(pages, layout.format(), plain) };
+    }
+    exchange_each_page(pages, layout.format(), plain)
+}
+
+/// [`exchange_pages`] where an exchange is one instruction, not the call that finds out how to make it.
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "lse")]
+fn exchange_pages_by_atomics(
+    pages: &[Entry],
     format: Format,
     plain: &impl Fn(Observed) -> Option<Leaf>,
 ) -> usize {
-    for (index, entry) in pages.iter().enumerate() {
+    exchange_each_page(pages, format, plain)
+}
+
+#[inline(always)]
+fn exchange_each_page(
+    pages: &[Entry],
+    format: Format,
+    plain: &impl Fn(Observed) -> Option<Leaf>,
+) -> usize {
+    let change = |entry: &Entry| {
         let observed = entry.observe(Level::L3, format);
-        let changed = plain(observed)
-            .is_some_and(|new| entry.exchange(observed, Descriptor::Leaf(new)).is_ok());
-        if !changed {
-            return index;
+        plain(observed).is_some_and(|new| entry.exchange(observed, Descriptor::Leaf(new)).is_ok())
+    };
+    let mut done = 0;
+    // Several in a row, as the loop's own instructions count.
+    let turns = pages.chunks_exact(UNROLLED);
+    let rest = turns.remainder();
+    for several in turns {
+        for entry in several {
+            if !change(entry) {
+                return done;
+            }
+            done += 1;
         }
     }
-    pages.len()
+    for entry in rest {
+        if !change(entry) {
+            return done;
+        }
+        done += 1;
+    }
+    done
 }
 
 /// How the change of a leaf went.

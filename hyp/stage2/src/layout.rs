@@ -50,6 +50,8 @@ pub struct Features {
     pub hardware_dirty: bool,
     /// Groups of adjacent leaves carry the contiguous bit.
     pub contiguous: bool,
+    /// FEAT_LSE, on each CPU that works on the tables: runs of entries are changed by its single-instruction atomics.
+    pub atomics: bool,
 }
 
 impl Features {
@@ -66,6 +68,7 @@ impl Features {
             hardware_access: false,
             hardware_dirty: false,
             contiguous: false,
+            atomics: false,
         }
     }
 }
