@@ -10,6 +10,16 @@
 //! 10. **Slots** are an immutable array behind an epoch-protected pointer; their frames are released after the
 //!     invalidation of their range and an epoch.
 //!
+//! # Dirty logging
+//! A [`LogPolicy`] says, slot by slot, how writes are noticed ([`Tracking`]: write protection, or the CPU's own notes), what
+//! becomes of blocks ([`Splitting`]: unmapped at their first write, split then, or split ahead), how much is logged as one
+//! ([`Granularity`]), whether everything counts as dirty at first, and whether vCPUs report in rings of their own. Logging is
+//! switched by [`AddressSpace::enable_dirty_log`] and [`AddressSpace::disable_dirty_log`]; [`AddressSpace::get_dirty_log`]
+//! copies, [`AddressSpace::clear_dirty_log`] takes, [`AddressSpace::harvest_ring`] empties a ring, and
+//! [`AddressSpace::restore_blocks`] brings blocks back. vCPUs may be running through all of it; only harvests and switches of one VM
+//! exclude each other, by a lock that no fault takes. What the hypervisor itself writes into guest memory
+//! ([`AddressSpace::write_guest`]) is logged too.
+//!
 //! Physical memory is reached at its own address: at EL2 it is mapped so, and on a host the pool's arena gives the
 //! addresses.
 

@@ -13,7 +13,7 @@ pub struct LogPolicy {
     pub granularity: Granularity,
     /// The log begins with all pages dirty, and nothing is write-protected before a part of it is first cleared.
     pub initially_set: bool,
-    /// What vCPUs write is reported in their rings ([`AddressSpace::with_rings`](crate::AddressSpace::with_rings)); the
+    /// What vCPUs write is reported in their rings ([`AddressSpace::make_rings`](crate::AddressSpace::make_rings)); the
     /// bitmap has the rest: what no vCPU wrote, and what found its ring full.
     pub ring: bool,
 }

@@ -74,11 +74,9 @@ impl<L: MmuLock> AddressSpace<L> {
     ///
     /// # Errors
     /// The number of entries is none for a ring, or there is no memory for them.
-    pub fn with_rings(self, vcpus: usize, entries: usize) -> Result<Self, (Self, RingError)> {
-        match DirtyRings::new(vcpus, entries) {
-            Ok(rings) => Ok(Self { rings, ..self }),
-            Err(error) => Err((self, error)),
-        }
+    pub fn make_rings(&mut self, vcpus: usize, entries: usize) -> Result<(), RingError> {
+        self.rings = DirtyRings::new(vcpus, entries)?;
+        Ok(())
     }
 
     pub(crate) fn rings(&self) -> &DirtyRings {
