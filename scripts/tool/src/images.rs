@@ -205,7 +205,7 @@ fn install(executable: &Path, folder: &Path, name: &str) -> Result<(PathBuf, Pat
 }
 
 /// Replaces a file as a whole, unless it has these contents already.
-fn replace(path: &Path, contents: &[u8]) -> std::io::Result<()> {
+pub fn replace(path: &Path, contents: &[u8]) -> std::io::Result<()> {
     if fs::read(path).is_ok_and(|present| present == contents) {
         return Ok(());
     }

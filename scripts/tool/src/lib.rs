@@ -10,6 +10,7 @@ pub mod error;
 pub mod flat;
 pub mod images;
 pub mod instructions;
+pub mod linux;
 pub mod mutants;
 pub mod options;
 pub mod process;

@@ -17,6 +17,8 @@ use super::sources::{Backports, Form, SourcesFile, backports};
 const PACKAGE: &str = "qemu-system-arm";
 /// The only file that is ever added to the machine's package sources.
 const BACKPORTS_FILE: &str = "/etc/apt/sources.list.d/parvisor-backports.sources";
+/// The first line of that file.
+const BACKPORTS_ORIGIN: &str = "# Written by scripts/run: QEMU 10.0 is in this suite. Derived from this machine's own package sources.\n";
 /// The Debian release whose own QEMU is too old for everything that Parvisor does.
 const RELEASE_WITH_BACKPORT: &str = "bookworm";
 
@@ -162,7 +164,7 @@ fn install_from_backports(rights: Rights, codename: &str) -> Result<(), String> 
         }
         Backports::Entry(text) => {
             eprintln!("setup: adding the suite {codename}-backports in {BACKPORTS_FILE}");
-            rights.write(BACKPORTS_FILE, &text)?;
+            rights.write(BACKPORTS_FILE, &format!("{BACKPORTS_ORIGIN}{text}"))?;
             true
         }
     };
@@ -197,7 +199,7 @@ fn update_backports(rights: Rights, added: bool) -> Result<(), String> {
 }
 
 /// The machine's package sources; files that can't be read are left out.
-fn source_files() -> Vec<SourcesFile> {
+pub fn source_files() -> Vec<SourcesFile> {
     let mut paths = vec![Path::new("/etc/apt/sources.list").to_path_buf()];
     if let Ok(directory) = fs::read_dir("/etc/apt/sources.list.d") {
         paths.extend(directory.flatten().map(|entry| entry.path()));

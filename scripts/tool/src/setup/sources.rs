@@ -1,6 +1,6 @@
-//! Derives an entry for the backports suite from a Debian machine's own package sources, so that the mirror, the
-//! keys and the options stay those that its owner chose. Pure functions on the text of the files; `setup::apt` reads
-//! and writes them.
+//! Derives entries from a Debian machine's own package sources, so that the mirror, the keys and the options stay those
+//! that its owner chose: for the backports suite, and for a private apt root. Pure functions on the text of the files;
+//! `setup::apt` and `linux::packages` read and write them.
 //!
 //! Both forms of sources.list(5) are read: deb822 stanzas (`*.sources`) and one-line entries (`*.list`). What is
 //! written is always deb822.
@@ -50,9 +50,36 @@ pub fn backports(files: &[SourcesFile], codename: &str) -> Backports {
         .into_iter()
         .find(|stanza| stanza.lists("Suites", codename))
     {
-        Some(stanza) => Backports::Entry(stanza.with_suite(&suite)),
+        Some(stanza) => Backports::Entry(stanza.with_suites(&suite, |_| true)),
         None => Backports::NoModel,
     }
+}
+
+/// The sources of an apt root that serves any architecture: of `files`, what they say of the release `codename` itself,
+/// its updates, its security updates and its backports (derived where they aren't listed). Nothing where no entry of the
+/// release was found.
+pub fn release(files: &[SourcesFile], codename: &str) -> Option<String> {
+    let suites = ["", "-updates", "-security", "-backports"].map(|end| format!("{codename}{end}"));
+    let any_architecture = |field: &str| !field.eq_ignore_ascii_case("Architectures");
+    let mut entries = Vec::new();
+    let mut add = |stanza: &Stanza| {
+        let listed = suites.iter().filter(|suite| stanza.lists("Suites", suite));
+        let listed: Vec<&str> = listed.map(String::as_str).collect();
+        if !listed.is_empty() && stanza.lists("Components", "main") {
+            entries.push(stanza.with_suites(&listed.join(" "), any_architecture));
+        }
+    };
+    let stanzas: Vec<Stanza> = files.iter().flat_map(SourcesFile::stanzas).collect();
+    stanzas
+        .iter()
+        .filter(|stanza| stanza.is_usable())
+        .for_each(&mut add);
+    match backports(files, codename) {
+        Backports::Entry(text) => deb822_stanzas(&text).iter().for_each(&mut add),
+        Backports::Listed => {}
+        Backports::NoModel => return None,
+    }
+    Some(entries.join("\n"))
 }
 
 impl SourcesFile {
@@ -97,16 +124,15 @@ impl Stanza {
         !disabled && self.lists("Types", "deb") && !uris.trim().is_empty() && !from_disc
     }
 
-    /// The text of a file with this entry for another suite.
-    fn with_suite(&self, suite: &str) -> String {
-        let mut text = String::from(
-            "# Written by scripts/run: QEMU 10.0 is in this suite. Derived from this machine's own package sources.\n",
-        );
+    /// The text of this entry for other suites, with those of the other fields that `keep` wants.
+    fn with_suites(&self, suites: &str, keep: impl Fn(&str) -> bool) -> String {
+        let mut text = String::new();
         for (name, value) in &self.fields {
             if name.eq_ignore_ascii_case("Suites") {
-                text.push_str(&format!("Suites: {suite}\n"));
+                text.push_str(&format!("Suites: {suites}\n"));
             } else if !name.eq_ignore_ascii_case("Enabled")
                 && !name.to_ascii_lowercase().starts_with("x-")
+                && keep(name)
             {
                 text.push_str(&format!("{name}:{value}\n"));
             }
@@ -212,11 +238,7 @@ Components: main
 
     fn entry(files: &[SourcesFile]) -> String {
         match backports(files, "bookworm") {
-            Backports::Entry(text) => text
-                .lines()
-                .skip(1)
-                .map(|line| format!("{line}\n"))
-                .collect(),
+            Backports::Entry(text) => text,
             other => panic!("no entry: {other:?}"),
         }
     }
@@ -272,6 +294,50 @@ Signed-By: /k.gpg
             backports(&[disabled, deb822(DEB822)], "bookworm"),
             Backports::Entry(_)
         ));
+    }
+
+    #[test]
+    fn a_private_root_has_the_release_alone_and_for_any_architecture() {
+        let foreign = one_line(
+            "deb [arch=amd64] https://tools.example/linux bookworm stable\n\
+             deb https://tools.example/linux tools-bookworm main\n\
+             deb [arch=amd64 signed-by=/k.gpg] http://other.example/debian bookworm main contrib\n",
+        );
+        let expected = "\
+Types: deb
+URIs: http://mirror.example/debian
+Suites: bookworm bookworm-updates
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+
+Types: deb
+URIs: http://mirror.example/debian-security
+Suites: bookworm-security
+Components: main
+
+Types: deb
+URIs: http://other.example/debian
+Suites: bookworm
+Components: main contrib
+Signed-By: /k.gpg
+
+Types: deb
+URIs: http://mirror.example/debian
+Suites: bookworm-backports
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+";
+        let files = [deb822(DEB822), foreign];
+        assert_eq!(release(&files, "bookworm").as_deref(), Some(expected));
+        assert_eq!(release(&files, "trixie"), None);
+    }
+
+    #[test]
+    fn a_private_root_takes_the_backports_that_the_machine_lists() {
+        let listed = one_line("deb http://fast.example/debian bookworm-backports main\n");
+        let text = release(&[deb822(DEB822), listed], "bookworm").expect("the release is listed");
+        assert_eq!(text.matches("bookworm-backports").count(), 1, "{text}");
+        assert!(text.contains("fast.example"), "{text}");
     }
 
     #[test]

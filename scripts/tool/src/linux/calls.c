@@ -1,0 +1,73 @@
+/*
+ * Linked into the kernel's own dirty_log_perf_test in front of its calls of ioctl() (the linker's --wrap), so that one
+ * test runs on every kernel that is measured.
+ *
+ * A kernel before 6.8 knows only the older call for memory regions. The newer one's structure begins with the older
+ * one's and adds what this test doesn't use. And as the test has no option for it, eager splitting is switched on here,
+ * right when the VM has been created, where the environment asks for it.
+ *
+ * Called by all threads of the test; holds no state.
+ */
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include <linux/kvm.h>
+
+/* The environment variable with the number of bytes that are split at a time. */
+#define EAGER_SPLIT_CHUNK "EAGER_SPLIT_CHUNK"
+
+int __real_ioctl(int file, unsigned long request, ...);
+int __wrap_ioctl(int file, unsigned long request, ...);
+
+/* Ends the test where the kernel can't split eagerly: what it measured would be something else. */
+static void split_eagerly(int vm, const char *chunk)
+{
+	struct kvm_enable_cap capability = {
+		.cap = KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE,
+		.args = { strtoull(chunk, NULL, 0) },
+	};
+
+	if (__real_ioctl(vm, KVM_ENABLE_CAP, &capability) < 0) {
+		printf("@linux error: this kernel has no eager splitting in chunks of %s bytes (%s)\n",
+		       chunk, strerror(errno));
+		exit(EXIT_FAILURE);
+	}
+}
+
+/* What the newer call asks for, by the older one. */
+static int set_memory_region(int vm, const struct kvm_userspace_memory_region2 *newer)
+{
+	struct kvm_userspace_memory_region older = {
+		.slot = newer->slot,
+		.flags = newer->flags,
+		.guest_phys_addr = newer->guest_phys_addr,
+		.memory_size = newer->memory_size,
+		.userspace_addr = newer->userspace_addr,
+	};
+
+	return __real_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &older);
+}
+
+int __wrap_ioctl(int file, unsigned long request, ...)
+{
+	va_list arguments;
+	va_start(arguments, request);
+	void *argument = va_arg(arguments, void *);
+	va_end(arguments);
+
+	int result = __real_ioctl(file, request, argument);
+	const char *chunk = getenv(EAGER_SPLIT_CHUNK);
+
+	if (request == KVM_CREATE_VM && result >= 0 && chunk && *chunk)
+		split_eagerly(result, chunk);
+	else if (request == KVM_CHECK_EXTENSION && result == 0 && (unsigned long)argument == KVM_CAP_USER_MEMORY2)
+		result = 1;
+	else if (request == KVM_SET_USER_MEMORY_REGION2 && result < 0 && (errno == ENOTTY || errno == EINVAL))
+		result = set_memory_region(file, argument);
+	return result;
+}
