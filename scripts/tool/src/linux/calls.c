@@ -1,16 +1,22 @@
 /*
- * Linked into the kernel's own dirty_log_perf_test in front of its calls of ioctl() (the linker's --wrap), so that one
- * test runs on every kernel that is measured.
+ * Linked into the kernel's own dirty_log_perf_test in front of two functions that it calls (the linker's --wrap), so that
+ * one test runs on every kernel that is measured, and measures what it says.
  *
- * A kernel before 6.8 knows only the older call for memory regions. The newer one's structure begins with the older
- * one's and adds what this test doesn't use. And as the test has no option for it, eager splitting is switched on here,
- * right when the VM has been created, where the environment asks for it.
+ * ioctl(): a kernel before 6.8 knows only the older call for memory regions; the newer one's structure begins with the
+ * older one's and adds what this test doesn't use. And as the test has no option for it, eager splitting is switched on
+ * here, right when the VM has been created, where the environment asks for it.
+ *
+ * memstress_set_random_access(), which the test calls before it starts the vCPUs: the guest draws its random numbers from
+ * the test's seed, which the test of 6.12 doesn't bring into the guest's memory. With the seed 0 that lies there, the
+ * first vCPU draws nothing but 0, and so writes always, and at random one page only.
  *
  * Called by all threads of the test; holds no state.
  */
 
 #include <errno.h>
 #include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +29,13 @@
 
 int __real_ioctl(int file, unsigned long request, ...);
 int __wrap_ioctl(int file, unsigned long request, ...);
+
+struct kvm_vm;
+extern uint32_t guest_random_seed;
+/* Where the test has mapped an address of the guest's. */
+void *addr_gva2hva(struct kvm_vm *vm, uint64_t address);
+void __real_memstress_set_random_access(struct kvm_vm *vm, bool random_access);
+void __wrap_memstress_set_random_access(struct kvm_vm *vm, bool random_access);
 
 /* Ends the test where the kernel can't split eagerly: what it measured would be something else. */
 static void split_eagerly(int vm, const char *chunk)
@@ -70,4 +83,11 @@ int __wrap_ioctl(int file, unsigned long request, ...)
 	else if (request == KVM_SET_USER_MEMORY_REGION2 && result < 0 && (errno == ENOTTY || errno == EINVAL))
 		result = set_memory_region(file, argument);
 	return result;
+}
+
+void __wrap_memstress_set_random_access(struct kvm_vm *vm, bool random_access)
+{
+	/* Guest and test are one program, with the same addresses. */
+	memcpy(addr_gva2hva(vm, (uintptr_t)&guest_random_seed), &guest_random_seed, sizeof(guest_random_seed));
+	__real_memstress_set_random_access(vm, random_access);
 }

@@ -82,9 +82,11 @@ pub fn prepare(wanted: &[String], progress: impl Fn(&str)) -> Result<Vec<Kernel>
     let mut cache = Cache::open()?;
     if !cache.is_complete(&series) {
         progress("reading Debian's package lists");
-        let packages = Packages::open(&cache.empty_staging()?)?;
-        fetch(&mut cache, &packages, &series, &progress)?;
+        let staging = cache.empty_staging()?;
+        let fetched = Packages::open(&staging)
+            .and_then(|packages| fetch(&mut cache, &packages, &series, &progress));
         cache.remove_staging()?;
+        fetched?;
     }
     let initramfs = initramfs::write(&cache)?;
     series

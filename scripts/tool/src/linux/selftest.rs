@@ -1,6 +1,6 @@
 //! Builds `dirty_log_perf_test` of the Linux KVM selftests from Debian's package of the kernel's source, for arm64, with a
-//! cross compiler that is unpacked beside it. What is ours of it, `calls.c`, is linked in front of the test's calls of
-//! `ioctl`; the source stays as it is.
+//! cross compiler that is unpacked beside it. What is ours of it, `calls.c`, is linked in front of some functions that the test
+//! calls; the source stays as it is.
 //!
 //! Works in the folder of the private apt root, which one process has for itself.
 
@@ -25,6 +25,8 @@ pub const CALLS: &str = include_str!("calls.c");
 const SERIES: &str = "6.12";
 /// How long a step of the build may take: a few seconds usually.
 const LIMIT: Duration = Duration::from_secs(900);
+/// The functions that `calls.c` stands in front of.
+const WRAPPED: &str = "-Wl,--wrap=ioctl,--wrap=memstress_set_random_access";
 /// What can't be done when a step fails.
 const WHAT: &str = "Linux's dirty_log_perf_test can't be built";
 /// The folders at the top of the source that the test isn't built from: nine tenths of it.
@@ -62,7 +64,7 @@ pub fn build(packages: &Packages, progress: &impl Fn(&str)) -> Result<PathBuf, T
     let compiler = packages.fetch_with_dependencies(
         compiler_packages(packages.architecture()),
         &NOT_UNPACKED,
-        "cross compiler",
+        "cross-compiler",
     )?;
     let tools = Tools::wrap(folder, &compiler)?;
     let package = packages.kernel_source(SERIES)?;
@@ -188,7 +190,7 @@ impl Tools {
         let mut link = self.make(&source.join("tools/testing/selftests/kvm"));
         link.arg(format!("OUTPUT={}", output.display()))
             .arg(format!(
-                "LDFLAGS=-static -pthread -Wl,--wrap=ioctl {}",
+                "LDFLAGS=-static -pthread {WRAPPED} {}",
                 object.display()
             ))
             .arg(&test);
