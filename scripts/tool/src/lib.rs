@@ -17,5 +17,6 @@ pub mod process;
 pub mod qemu;
 pub mod run;
 pub mod setup;
+pub mod simclock;
 pub mod size;
 pub mod table;

@@ -11,6 +11,7 @@ use monitor::options::MOST_ITERATIONS;
 
 use crate::error::ToolError;
 use crate::qemu::Gic;
+use crate::simclock::Costs;
 use crate::size::{self, Size, mib};
 
 /// The most CPUs that the hypervisor brings up.
@@ -27,6 +28,8 @@ const MEMORY_STEP: Size = mib(256);
 const PAGE: Size = Size(4096);
 /// How long beyond the hypervisor's own limits a run may take: the boot, and the verification.
 const HOST_MARGIN_SECONDS: u64 = 60;
+/// How long a run on simulated time may take: a second of it takes minutes of the host's, the more the more CPUs there are.
+const SIMULATED_RUN_SECONDS: u64 = 30 * 60;
 
 /// Boots Parvisor in an emulator and measures it: several vCPUs write to their memory while the hypervisor harvests,
 /// again and again, which pages they wrote.
@@ -94,7 +97,8 @@ pub struct RunOptions {
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub timeout: u64,
 
-    /// How long the emulator may take altogether before it is killed. [default: what --timeout allows, and a minute]
+    /// How long the emulator may take altogether before it is killed. [default: what --timeout allows, and a
+    /// minute; half an hour per mode if --simulated]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub host_timeout: Option<u64>,
 
@@ -109,6 +113,20 @@ pub struct RunOptions {
     /// The command line of that guest.
     #[arg(long, value_name = "STRING", requires = "guest")]
     pub guest_append: Option<String>,
+
+    /// Run on simulated time: all CPUs advance side by side, an instruction per nanosecond, as if the host had that many.
+    /// Slow, and exact to a few percent; tests/simclock/README.md says what it models. Needs QEMU 10.0 with plugins.
+    #[arg(long, conflicts_with_all = ["gdb", "monitor"])]
+    pub simulated: bool,
+
+    /// What it costs in simulated nanoseconds to move a cache line from one CPU to another within the hypervisor; 0: nothing.
+    #[arg(long, value_name = "NS", requires = "simulated", default_value_t = Costs::default().line_ns, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    pub line_cost: u64,
+
+    /// What a broadcast TLB invalidation costs in simulated nanoseconds, all of which queue behind each other; a local one
+    /// costs a quarter.
+    #[arg(long, value_name = "NS", requires = "simulated", default_value_t = Costs::default().tlbi_ns, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    pub tlbi_cost: u64,
 
     /// Stop before the first instruction, print how to attach gdb, and wait for it.
     #[arg(long, conflicts_with = "host_timeout")]
@@ -224,6 +242,14 @@ impl RunOptions {
         Self::try_parse_from(arguments)
     }
 
+    /// The costs of simulated time, if that is wanted.
+    pub fn costs(&self) -> Option<Costs> {
+        self.simulated.then_some(Costs {
+            line_ns: self.line_cost,
+            tlbi_ns: self.tlbi_cost,
+        })
+    }
+
     /// Fills in the defaults and checks the options against each other.
     ///
     /// # Errors
@@ -237,10 +263,12 @@ impl RunOptions {
         if self.cpu.is_empty() {
             return usage("--cpu: the name of the model is empty");
         }
-        let machine_seconds = self.timeout * modes.len() as u64;
-        let host_seconds = self
-            .host_timeout
-            .unwrap_or(machine_seconds + HOST_MARGIN_SECONDS);
+        let runs = modes.len() as u64;
+        let host_seconds = self.host_timeout.unwrap_or(if self.simulated {
+            SIMULATED_RUN_SECONDS * runs
+        } else {
+            self.timeout * runs + HOST_MARGIN_SECONDS
+        });
         Ok(Plan {
             append: self.hypervisor_options(&modes),
             modes,

@@ -2,11 +2,15 @@
 //! `guest-loader` puts into memory and announces in the device tree.
 
 use std::ffi::OsString;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::simclock::Simulation;
 use crate::size::Size;
 
+/// Where QEMU's `-kernel` puts an image in RAM of `virt`.
+pub const LOAD_ADDRESS: u64 = 0x4020_0000;
 /// Where RAM begins on `virt`.
 const RAM_BASE: u64 = 0x4000_0000;
 /// Modules begin on a 2 MiB boundary, as guest images want it.
@@ -73,6 +77,9 @@ pub struct Machine {
     pub modules: Vec<Module>,
     /// Whether to stop before the first instruction and wait for a debugger.
     pub debugger: bool,
+    /// What makes it run on simulated time, with the virtual addresses of the instructions that take part in the
+    /// cache-line model; nothing for real time.
+    pub simulation: Option<(Simulation, Range<u64>)>,
     /// Further arguments, behind all others.
     pub extra: Vec<OsString>,
 }
@@ -119,6 +126,9 @@ impl Machine {
         if self.debugger {
             command.args(["-s", "-S"]);
         }
+        if let Some((simulation, text)) = &self.simulation {
+            simulation.apply(&mut command, text.clone());
+        }
         command.args(&self.extra);
         command
     }
@@ -157,6 +167,7 @@ mod tests {
             append: "mode=mutex,parallel vcpus=4".into(),
             modules: Vec::new(),
             debugger: false,
+            simulation: None,
             extra: vec!["-d".into(), "int".into()],
         }
     }

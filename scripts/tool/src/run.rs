@@ -13,16 +13,15 @@ use crate::console::Line;
 use crate::error::{FAILED, ToolError, USAGE};
 use crate::images::{self, Images};
 use crate::options::{Plan, RunOptions, one_line};
-use crate::qemu::{Machine, Module};
+use crate::qemu::{LOAD_ADDRESS, Machine, Module};
 use crate::setup::system::{Package, System};
 use crate::setup::{self, find_program};
+use crate::simclock;
 use crate::table::comparison;
 use monitor::record::Record;
 
 /// How much of the console is shown when the machine ended without an exit status.
 const LAST_LINES: usize = 20;
-/// Where QEMU's `-kernel` puts the image in RAM of `virt`.
-const LOAD_ADDRESS: u64 = 0x4020_0000;
 
 /// Runs the command with these arguments, the first of which is its name. Gives the exit status.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
@@ -53,6 +52,13 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
     if options.monitor {
         images = images::build_watched(images)?;
     }
+    let simulation = match options.costs() {
+        None => None,
+        Some(costs) => Some((
+            simclock::prepare(&emulator, costs)?,
+            simclock::hypervisor_text(&images.symbols)?,
+        )),
+    };
     let machine = Machine {
         emulator,
         cpu: options.cpu.clone(),
@@ -71,13 +77,15 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
             bootargs: options.guest_append.clone(),
         }],
         debugger: options.gdb,
+        simulation,
         extra: options.qemu.clone(),
     };
     if options.gdb {
         announce_debugger(&images);
     }
     let outcome = follow(&machine, options, &plan)?;
-    finish(options, &plan, outcome)
+    let clock = machine.simulation.map(|(simulation, _)| simulation.clock());
+    finish(options, &plan, clock, outcome)
 }
 
 /// Checks the files that the user named before anything is built.
@@ -195,11 +203,20 @@ fn print_line(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// Tells how it ended, writes the records, and decides on the exit status.
-fn finish(options: &RunOptions, plan: &Plan, mut outcome: Outcome) -> Result<u8, ToolError> {
+/// Tells how it ended, writes the records, which `clock` was measured with unless it is the machine's own, and decides
+/// on the exit status.
+fn finish(
+    options: &RunOptions,
+    plan: &Plan,
+    clock: Option<String>,
+    mut outcome: Outcome,
+) -> Result<u8, ToolError> {
     for record in &mut outcome.records {
         record.cpu.clone_from(&options.cpu);
         record.gic = plan.gic.version();
+        if let Some(clock) = &clock {
+            record.clock.clone_from(clock);
+        }
     }
     if !outcome.records.is_empty() {
         print_line(&format!("\n{}", comparison(&outcome.records)));

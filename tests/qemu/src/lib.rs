@@ -94,6 +94,7 @@ impl Boot {
             append: append.into(),
             modules: Vec::new(),
             debugger: false,
+            simulation: None,
             extra: Vec::new(),
         };
         Self {

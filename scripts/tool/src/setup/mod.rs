@@ -23,7 +23,7 @@ pub const TARGET: &str = "aarch64-unknown-none-softfloat";
 /// The oldest QEMU that Parvisor is run on.
 const OLDEST_QEMU: Version = Version { major: 7, minor: 2 };
 /// The first QEMU that can do everything: nested virtualization, and the plugins behind simulated time.
-const FULL_QEMU: Version = Version {
+pub const FULL_QEMU: Version = Version {
     major: 10,
     minor: 0,
 };
@@ -197,8 +197,12 @@ fn install(
         .map_err(|reason| missing(&format!(" and couldn't be installed ({reason})")))
 }
 
-/// The version of the QEMU at `path`; says so where it can't do everything, and refuses what is too old.
-fn check_version(path: &Path) -> Result<Version, ToolError> {
+/// The version of the QEMU at `path`.
+///
+/// # Errors
+///
+/// If it can't be run or doesn't tell.
+pub fn version(path: &Path) -> Result<Version, ToolError> {
     let output = Command::new(path)
         .arg("--version")
         .stdin(Stdio::null())
@@ -206,8 +210,13 @@ fn check_version(path: &Path) -> Result<Version, ToolError> {
     let output = output
         .map_err(|error| ToolError::Setup(format!("{} can't be run: {error}", path.display())))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let version = Version::parse(&text)
-        .ok_or_else(|| ToolError::Setup(format!("{} doesn't tell its version", path.display())))?;
+    Version::parse(&text)
+        .ok_or_else(|| ToolError::Setup(format!("{} doesn't tell its version", path.display())))
+}
+
+/// The version of the QEMU at `path`; says so where it can't do everything, and refuses what is too old.
+fn check_version(path: &Path) -> Result<Version, ToolError> {
+    let version = version(path)?;
     if version < OLDEST_QEMU {
         return Err(ToolError::Setup(format!(
             "{} is QEMU {version}; Parvisor needs {OLDEST_QEMU} or later",

@@ -1,0 +1,207 @@
+//! Simulated parallel time: builds the emulator plugin `tests/simclock`, checks that the emulator at hand can run it, and
+//! adds it to a machine's command line. What it models, and what not, is written in that crate's README.
+//!
+//! May run in several processes at once: cargo's lock orders the builds, and a plugin that is in use is never written to.
+
+use std::ffi::OsString;
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use object::elf::SHF_EXECINSTR;
+use object::{Object, ObjectSection, SectionFlags};
+
+use crate::error::ToolError;
+use crate::images::{repository, without_foreign_flags};
+use crate::qemu::LOAD_ADDRESS;
+use crate::setup::{self, FULL_QEMU, cargo};
+
+/// The crate of the plugin, which is no member of the workspace.
+pub const CRATE: &str = "tests/simclock";
+/// Where it is built.
+const TARGET_FOLDER: &str = "target/simclock";
+/// The library within that folder.
+const LIBRARY: &str = "release/libsimclock.so";
+/// How far a CPU may run ahead of the slowest one, in simulated nanoseconds.
+const QUANTUM_NS: u64 = 1000;
+/// The variable of the dynamic linker.
+const PRELOAD: &str = "LD_PRELOAD";
+
+/// What costs simulated time beyond an instruction's nanosecond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Costs {
+    /// Nanoseconds to move a cache line between CPUs; 0: the model is off.
+    pub line_ns: u64,
+    /// Nanoseconds of a broadcast TLB invalidation; a local one costs a quarter.
+    pub tlbi_ns: u64,
+}
+
+impl Default for Costs {
+    fn default() -> Self {
+        Self {
+            line_ns: 100,
+            tlbi_ns: 0,
+        }
+    }
+}
+
+/// A plugin that is built, for an emulator that can run it.
+#[derive(Clone, Debug)]
+pub struct Simulation {
+    library: PathBuf,
+    costs: Costs,
+}
+
+/// Builds the plugin, and checks that `emulator` runs it.
+///
+/// # Errors
+///
+/// One line: the system isn't Linux, the plugin can't be built, or what is wrong with the emulator: too old, built
+/// without plugins, or a wrapper that keeps the plugin from it.
+pub fn prepare(emulator: &Path, costs: Costs) -> Result<Simulation, ToolError> {
+    let simulation = Simulation {
+        library: build()?,
+        costs,
+    };
+    check(emulator, &simulation.library)?;
+    Ok(simulation)
+}
+
+impl Simulation {
+    /// What it costs to share.
+    pub fn costs(&self) -> Costs {
+        self.costs
+    }
+
+    /// How far a CPU may run ahead of the slowest one, in simulated nanoseconds.
+    pub fn quantum_ns(&self) -> u64 {
+        QUANTUM_NS
+    }
+
+    /// What times are measured with, for [`Record::clock`](monitor::record::Record::clock).
+    pub fn clock(&self) -> String {
+        format!(
+            "simulated time ({} ns per cache line moved, {} ns per broadcast TLBI)",
+            self.costs.line_ns, self.costs.tlbi_ns
+        )
+    }
+
+    /// Makes the machine of `command` run on simulated time. `text` is the range of virtual addresses of the instructions
+    /// that take part in the cache-line model.
+    pub fn apply(&self, command: &mut Command, text: Range<u64>) {
+        preload(command, &self.library);
+        command.args(["-accel", "tcg,thread=multi"]);
+        command.arg("-plugin").arg(plugin(
+            &self.library,
+            &format!(
+                "quantum={QUANTUM_NS},cost={},tlbi={},lo={:#x},hi={:#x}",
+                self.costs.line_ns, self.costs.tlbi_ns, text.start, text.end
+            ),
+        ));
+    }
+}
+
+/// Where the text of an image lies whose ELF file is `symbols`, when QEMU's `-kernel` has loaded it.
+///
+/// # Errors
+///
+/// [`ToolError::Io`] if the file can't be read or has no instructions.
+pub fn hypervisor_text(symbols: &Path) -> Result<Range<u64>, ToolError> {
+    let failed =
+        |error: &dyn std::fmt::Display| ToolError::Io(format!("{}: {error}", symbols.display()));
+    let contents = fs::read(symbols).map_err(|error| failed(&error))?;
+    let file = object::File::parse(contents.as_slice()).map_err(|error| failed(&error))?;
+    let is_text = |flags: SectionFlags| matches!(flags, SectionFlags::Elf { sh_flags, .. } if sh_flags.contains(SHF_EXECINSTR));
+    let sections = file
+        .sections()
+        .filter(|section| is_text(section.flags()))
+        .map(|section| section.address()..section.address() + section.size());
+    let whole = sections.reduce(|one, other| one.start.min(other.start)..one.end.max(other.end));
+    let text = whole.ok_or_else(|| failed(&"it has no instructions"))?;
+    Ok(LOAD_ADDRESS + text.start..LOAD_ADDRESS + text.end)
+}
+
+/// Builds the plugin; gives the library.
+fn build() -> Result<PathBuf, ToolError> {
+    if !cfg!(target_os = "linux") {
+        return Err(ToolError::Setup("simulated time needs Linux".into()));
+    }
+    let mut command = Command::new(cargo());
+    command.current_dir(repository()).stdin(Stdio::null());
+    command.args(["build", "--quiet", "--release", "--locked"]);
+    command.args(["--target-dir", TARGET_FOLDER]);
+    command.args(["--manifest-path", &format!("{CRATE}/Cargo.toml")]);
+    without_foreign_flags(&mut command);
+    let succeeded = command.status().is_ok_and(|status| status.success());
+    let library = repository().join(TARGET_FOLDER).join(LIBRARY);
+    let library = Some(library).filter(|_| succeeded);
+    library.ok_or_else(|| ToolError::Build(format!("the plugin {CRATE} could not be built")))
+}
+
+/// Runs the emulator with the plugin, which tells whether it would work, and ends it.
+fn check(emulator: &Path, library: &Path) -> Result<(), ToolError> {
+    let name = emulator.display();
+    let refused = |reason: String| ToolError::Setup(format!("no simulated time: {reason}"));
+    if library.to_string_lossy().contains([' ', ':']) {
+        return Err(refused(format!(
+            "the path {} has a space or a colon, which {PRELOAD} can't hold",
+            library.display()
+        )));
+    }
+    let version = setup::version(emulator)?;
+    if version < FULL_QEMU {
+        return Err(refused(format!(
+            "{name} is QEMU {version}, and it needs {FULL_QEMU} or later"
+        )));
+    }
+    let mut command = Command::new(emulator);
+    preload(&mut command, library);
+    command.args(["-M", "none", "-nodefaults", "-display", "none"]);
+    command.args(["-accel", "tcg", "-plugin"]);
+    command.arg(plugin(library, "check"));
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| refused(format!("{name} can't be run: {error}")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(refused(verdict(&name.to_string(), &output)))
+}
+
+/// What is wrong with an emulator that said this.
+fn verdict(name: &str, output: &Output) -> String {
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    if complaints.contains("plugin support is not enabled")
+        || complaints.contains("plugin interface not enabled")
+        || complaints.contains("-plugin: invalid option")
+    {
+        return format!("{name} was built without plugins");
+    }
+    if complaints.contains("not preloaded") {
+        return format!(
+            "{name} doesn't let {PRELOAD} through to QEMU: it is a wrapper with an environment of its own, or linked statically"
+        );
+    }
+    let last = complaints.lines().rfind(|line| !line.trim().is_empty());
+    format!(
+        "{name} doesn't run the plugin: {}",
+        last.unwrap_or("it gave no reason")
+    )
+}
+
+/// Lets the dynamic linker load the plugin first, before what it is told to load anyway.
+fn preload(command: &mut Command, library: &Path) {
+    let mut libraries = OsString::from(library);
+    if let Some(others) = std::env::var_os(PRELOAD).filter(|others| !others.is_empty()) {
+        libraries.push(":");
+        libraries.push(others);
+    }
+    command.env(PRELOAD, libraries);
+}
+
+/// The argument of `-plugin`. QEMU separates options by commas; one that belongs to a path is doubled.
+fn plugin(library: &Path, options: &str) -> String {
+    format!("{},{options}", library.to_string_lossy().replace(',', ",,"))
+}
