@@ -1,5 +1,5 @@
 /*
- * Linked into the kernel's own dirty_log_perf_test in front of two functions that it calls (the linker's --wrap), so that
+ * Linked into the kernel's own dirty_log_perf_test in front of three functions that it calls (the linker's --wrap), so that
  * one test runs on every kernel that is measured, and measures what it says.
  *
  * ioctl(): a kernel before 6.8 knows only the older call for memory regions; the newer one's structure begins with the
@@ -10,10 +10,17 @@
  * the test's seed, which the test of 6.12 doesn't bring into the guest's memory. With the seed 0 that lies there, the
  * first vCPU draws nothing but 0, and so writes always, and at random one page only.
  *
+ * pthread_create(): a thread begins on the CPU of the one that creates it, which is the main thread; that spins until all
+ * have begun. So each waited for a few scheduler ticks before it could go to the CPU that it is meant for, all of which
+ * counted as populating memory. Here it begins on any other CPU.
+ *
  * Called by all threads of the test; holds no state.
  */
 
+#define _GNU_SOURCE
 #include <errno.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -29,6 +36,9 @@
 
 int __real_ioctl(int file, unsigned long request, ...);
 int __wrap_ioctl(int file, unsigned long request, ...);
+
+int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *), void *argument);
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *), void *argument);
 
 struct kvm_vm;
 extern uint32_t guest_random_seed;
@@ -90,4 +100,21 @@ void __wrap_memstress_set_random_access(struct kvm_vm *vm, bool random_access)
 	/* Guest and test are one program, with the same addresses. */
 	memcpy(addr_gva2hva(vm, (uintptr_t)&guest_random_seed), &guest_random_seed, sizeof(guest_random_seed));
 	__real_memstress_set_random_access(vm, random_access);
+}
+
+/* The test gives no attributes. Where these can't be made, or there is no other CPU, the thread begins here. */
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *), void *argument)
+{
+	pthread_attr_t elsewhere;
+	cpu_set_t cpus;
+	int error;
+
+	memset(&cpus, 0xff, sizeof(cpus));
+	CPU_CLR(sched_getcpu(), &cpus);
+	if (attributes || pthread_attr_init(&elsewhere) != 0)
+		return __real_pthread_create(thread, attributes, start, argument);
+	pthread_attr_setaffinity_np(&elsewhere, sizeof(cpus), &cpus);
+	error = __real_pthread_create(thread, &elsewhere, start, argument);
+	pthread_attr_destroy(&elsewhere);
+	return error ? __real_pthread_create(thread, NULL, start, argument) : 0;
 }

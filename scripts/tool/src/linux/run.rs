@@ -101,7 +101,10 @@ fn record(kernel: &Kernel, test: &Test, outcome: &Outcome) -> Result<Record, Too
         seed: SEED,
         cpu: test.cpu.clone(),
         gic: test.gic.version(),
-        clock: "CLOCK_MONOTONIC".into(),
+        clock: match &test.simulation {
+            Some(simulation) => simulation.clock(),
+            None => "CLOCK_MONOTONIC".into(),
+        },
         stage2: stage2(&lines).unwrap_or_default(),
         phases,
         ..Record::default()

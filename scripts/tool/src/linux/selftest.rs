@@ -26,7 +26,7 @@ const SERIES: &str = "6.12";
 /// How long a step of the build may take: a few seconds usually.
 const LIMIT: Duration = Duration::from_secs(900);
 /// The functions that `calls.c` stands in front of.
-const WRAPPED: &str = "-Wl,--wrap=ioctl,--wrap=memstress_set_random_access";
+const WRAPPED: &str = "-Wl,--wrap=ioctl,--wrap=memstress_set_random_access,--wrap=pthread_create";
 /// What can't be done when a step fails.
 const WHAT: &str = "Linux's dirty_log_perf_test can't be built";
 /// The folders at the top of the source that the test isn't built from: nine tenths of it.

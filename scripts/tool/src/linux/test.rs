@@ -1,12 +1,14 @@
 //! What is measured: the options of `dirty_log_perf_test`, and the machine and the kernel's command line that they make.
-//! Pure; starts nothing.
+//! Starts nothing.
 
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
 use super::Kernel;
 use crate::error::ToolError;
 use crate::qemu::{Gic, Machine};
+use crate::simclock::Simulation;
 use crate::size::{Size, mib};
 
 /// The size of a page.
@@ -22,6 +24,10 @@ const FEWEST_ITERATIONS: u32 = 2;
 /// How long a machine may take to boot and to end, and how long a page in each iteration. Many CPUs on two are slow.
 const BOOT_LIMIT: Duration = Duration::from_secs(1200);
 const PAGE_LIMIT: Duration = Duration::from_millis(20);
+
+/// The virtual addresses of an arm64 kernel. On simulated time its instructions take part in the cache-line model, those
+/// of the test and of its guest don't.
+const KERNEL: Range<u64> = 0xffff_8000_0000_0000..u64::MAX;
 
 /// What the guest's memory is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +86,8 @@ pub struct Test {
     pub cpu: String,
     /// The interrupt controller. A GICv2 serves 8 CPUs, so at most 6 vCPUs.
     pub gic: Gic,
+    /// What makes it run on simulated time, if anything.
+    pub simulation: Option<Simulation>,
     /// When a machine that hasn't ended is ended; what is generous for the memory if nothing is said.
     pub limit: Option<Duration>,
 }
@@ -110,6 +118,10 @@ impl Test {
             append,
             modules: Vec::new(),
             debugger: false,
+            simulation: self
+                .simulation
+                .clone()
+                .map(|simulation| (simulation, KERNEL)),
             extra: vec!["-initrd".into(), kernel.initramfs.clone().into()],
         })
     }
@@ -217,6 +229,7 @@ pub mod tests {
             eager_split: None,
             cpu: "neoverse-n1".into(),
             gic: Gic::V3,
+            simulation: None,
             limit: None,
         }
     }
