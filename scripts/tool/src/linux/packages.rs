@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::command::{Output, failed, finish, last_lines};
+use super::command::{Output, failed, finish};
 use super::releases::{Release, numbers};
 use crate::error::ToolError;
 use crate::setup::apt::source_files;
@@ -39,7 +39,7 @@ const NETWORK_SETTINGS: [&str; 6] = [
 pub struct Packages {
     folder: PathBuf,
     architecture: String,
-    /// What apt had to say about the lists, for the case that something isn't in them.
+    /// The first that apt had to complain of about the lists, for the case that something isn't in them.
     complaint: Option<String>,
 }
 
@@ -81,7 +81,7 @@ impl Packages {
             LISTS_LIMIT,
             what,
         )?;
-        packages.complaint = last_lines(&update.complaints);
+        packages.complaint = update.complaints.into_iter().next();
         Ok(packages)
     }
 
@@ -222,12 +222,12 @@ impl Packages {
         made.map(|()| folder)
     }
 
+    /// The error that there is no `what`: where apt had something to say about the lists, that is why.
     fn absent(&self, what: &str) -> ToolError {
-        let why = match &self.complaint {
-            Some(complaint) => format!("; apt-get update said: {complaint}"),
-            None => String::new(),
-        };
-        ToolError::Setup(format!("this machine's Debian sources have no {what}{why}"))
+        ToolError::Setup(match &self.complaint {
+            Some(complaint) => format!("Debian's package lists can't be fetched: {complaint}"),
+            None => format!("this machine's Debian sources have no {what}"),
+        })
     }
 }
 

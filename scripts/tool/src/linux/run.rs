@@ -10,6 +10,7 @@ use super::Kernel;
 use super::command::last_lines;
 use super::test::Test;
 use crate::boot::{self, End, Outcome};
+use crate::console::Line;
 use crate::error::ToolError;
 
 /// What the lines of `init.sh` begin with that say what went wrong.
@@ -38,19 +39,13 @@ pub fn run(
     mut observe: impl FnMut(&Phase),
 ) -> Result<Record, ToolError> {
     let mut command = test.machine(kernel, emulator)?.command();
-    let observe_line = |text: &str| {
+    let observe_line = |_: &Line, text: &str| {
         if let Some(phase) = Phase::parse(text) {
             observe(&phase);
         }
     };
-    let mut observe_line = observe_line;
-    let outcome = boot::run(
-        &mut command,
-        Some(test.limit()),
-        |_, text| observe_line(text),
-        |_| {},
-    )
-    .map_err(|error| ToolError::Io(format!("{}: {error}", emulator.display())))?;
+    let outcome = boot::run(&mut command, Some(test.limit()), observe_line, |_| {})
+        .map_err(|error| ToolError::Io(format!("{}: {error}", emulator.display())))?;
     record(kernel, test, &outcome)
 }
 

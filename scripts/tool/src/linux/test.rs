@@ -147,7 +147,7 @@ impl Test {
                 "Linux's test needs {FEWEST_ITERATIONS} iterations at least"
             )));
         }
-        if self.bytes_per_vcpu == 0 || self.bytes_per_vcpu % PAGE != 0 {
+        if self.bytes_per_vcpu == 0 || !self.bytes_per_vcpu.is_multiple_of(PAGE) {
             return Err(refused(&format!(
                 "{} bytes per vCPU aren't whole pages",
                 self.bytes_per_vcpu
