@@ -23,8 +23,8 @@
 //! # What the times are worth
 //!
 //! Each vCPU and the test's main thread, which spins, have a CPU to themselves (`isolcpus`), and one more is left for
-//! everything else that Linux does. Without that, threads of the kernel share those CPUs, and times come in steps of one
-//! scheduler tick (4 ms). Even so the first iterations can carry what Linux does once: take the minimum over several
+//! everything else that Linux does; threads begin where they are to run (`calls.c`). Otherwise they share CPUs with threads of
+//! the kernel and with each other, and times come in steps of one scheduler tick (4 ms). Even so the first iterations can carry what Linux does once: take the minimum over several
 //! iterations, and enough memory that an iteration lasts for longer than a tick: 8 MiB for each vCPU on simulated time,
 //! 64 MiB without. With manual clearing the log begins with all pages set, so iteration 1 has no faults at all, and
 //! iteration 2 is the first one that dirties (and the one that splits blocks).

@@ -128,7 +128,7 @@ impl Test {
 
     /// When the machine is ended.
     pub fn limit(&self) -> Duration {
-        let accesses = self.bytes() / PAGE * u64::from(self.iterations + 1);
+        let accesses = (self.bytes() / PAGE).saturating_mul(u64::from(self.iterations) + 1);
         let accesses = u32::try_from(accesses).unwrap_or(u32::MAX);
         self.limit.unwrap_or(BOOT_LIMIT + PAGE_LIMIT * accesses)
     }
@@ -172,7 +172,9 @@ impl Test {
 
     /// RAM: what is accessed, tables and other records of it, and the rest of Linux.
     fn memory(&self) -> Size {
-        let bytes = self.bytes() + self.bytes() / 16 + u64::from(self.vcpus) * (4 << 20);
+        let bytes = self
+            .bytes()
+            .saturating_add(self.bytes() / 16 + u64::from(self.vcpus) * (4 << 20));
         mib(512 + bytes.div_ceil(1 << 20))
     }
 
@@ -336,6 +338,12 @@ pub mod tests {
             ..test()
         };
         assert!(test().limit() > BOOT_LIMIT && more.limit() > test().limit());
+        let endless = Test {
+            iterations: u32::MAX,
+            bytes_per_vcpu: u64::MAX - 4095,
+            ..test()
+        };
+        assert!(endless.limit() > more.limit() && machine(&endless).is_ok());
         let limit = Some(Duration::from_secs(7));
         assert_eq!(Test { limit, ..test() }.limit(), Duration::from_secs(7));
     }
