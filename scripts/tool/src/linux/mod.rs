@@ -18,7 +18,7 @@
 //! | `run` | one measurement and its record |
 //! | `command` | a program that is run to its end, within a limit |
 //!
-//! Two processes may prepare at the same time: one waits for the other. Any number may [`run`] at once.
+//! Two processes may prepare at the same time: one waits for the other. Any number may [`run()`] at once.
 //!
 //! # What the times are worth
 //!
