@@ -46,6 +46,25 @@ pub struct Progress {
     pub steps: u64,
 }
 
+/// Counts the runs of one boot by the progress that they make: each begins at its first step.
+#[derive(Debug, Default)]
+pub struct Runs {
+    ended: u64,
+    last: Option<Progress>,
+}
+
+impl Runs {
+    /// Takes the next progress; gives how many runs have ended before the one that makes it.
+    pub fn take(&mut self, progress: &Progress) -> u64 {
+        let is_another = |last: &Progress| last.mode != progress.mode || last.step > progress.step;
+        if self.last.as_ref().is_some_and(is_another) {
+            self.ended += 1;
+        }
+        self.last = Some(progress.clone());
+        self.ended
+    }
+}
+
 impl Line {
     /// Reads one line, without its end.
     pub fn parse(text: &str) -> Self {
@@ -211,6 +230,22 @@ pub(crate) mod tests {
             Line::parse("parvisor: exit status many"),
             Line::Other(_)
         ));
+    }
+
+    #[test]
+    fn runs_are_told_apart_by_their_progress() {
+        let mut runs = Runs::default();
+        let mut take = |mode: &str, step| {
+            let mode = mode.into();
+            runs.take(&Progress {
+                mode,
+                step,
+                steps: 2,
+            })
+        };
+        assert_eq!((take("mutex", 0), take("mutex", 2)), (0, 0));
+        assert_eq!((take("mutex", 0), take("mutex", 1)), (1, 1));
+        assert_eq!(take("parallel", 1), 2);
     }
 
     #[test]

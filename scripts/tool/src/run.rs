@@ -9,7 +9,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::boot::{self, End, Outcome};
-use crate::console::Line;
+use crate::console::{Line, Runs};
 use crate::error::{FAILED, ToolError, USAGE};
 use crate::images::{self, Images};
 use crate::options::{Plan, RunOptions, one_line};
@@ -52,7 +52,7 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
     if options.monitor {
         images = images::build_watched(images)?;
     }
-    let simulation = match options.costs() {
+    let simulation = match options.machine.costs() {
         None => None,
         Some(costs) => Some((
             simclock::prepare(&emulator, costs)?,
@@ -61,7 +61,7 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
     };
     let machine = Machine {
         emulator,
-        cpu: options.cpu.clone(),
+        cpu: options.machine.cpu.clone(),
         gic: plan.gic,
         cpus: plan.cpus,
         memory: plan.memory,
@@ -78,7 +78,7 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
         }],
         debugger: options.gdb,
         simulation,
-        extra: options.qemu.clone(),
+        extra: options.machine.qemu.clone(),
     };
     if options.gdb {
         announce_debugger(&images);
@@ -142,18 +142,12 @@ fn announce_debugger(images: &Images) {
 /// Starts the machine and shows the user how it comes on.
 fn follow(machine: &Machine, options: &RunOptions, plan: &Plan) -> Result<Outcome, ToolError> {
     let bar = progress_bar(options, plan);
-    let mut last_mode = String::new();
-    let mut modes_begun = 0;
+    let mut runs = Runs::default();
     let observe = |line: &Line, text: &str| {
         if let Line::Progress(progress) = line {
-            if progress.mode != last_mode {
-                last_mode.clone_from(&progress.mode);
-                modes_begun += 1;
-            }
-            bar.set_length(progress.steps * plan.modes.len() as u64);
-            bar.set_position(
-                progress.steps * (modes_begun - 1) + progress.step.min(progress.steps),
-            );
+            let done = runs.take(progress) * progress.steps;
+            bar.set_length(progress.steps * plan.workload.runs() as u64);
+            bar.set_position(done + progress.step.min(progress.steps));
             bar.set_message(progress.mode.clone());
         }
         if let Some(shown) = shown(line, text, options) {
@@ -161,7 +155,7 @@ fn follow(machine: &Machine, options: &RunOptions, plan: &Plan) -> Result<Outcom
         }
     };
     let complain = |text: &str| {
-        if options.verbose {
+        if options.machine.verbose {
             bar.suspend(|| eprintln!("{text}"));
         }
     };
@@ -177,10 +171,10 @@ fn follow(machine: &Machine, options: &RunOptions, plan: &Plan) -> Result<Outcom
 }
 
 fn progress_bar(options: &RunOptions, plan: &Plan) -> ProgressBar {
-    if options.verbose || options.gdb || !std::io::stderr().is_terminal() {
+    if options.machine.verbose || options.gdb || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::new(plan.modes.len() as u64);
+    let bar = ProgressBar::new(plan.workload.runs() as u64);
     let style = ProgressStyle::with_template("[{elapsed_precise}] {bar:40} {pos}/{len} {msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.set_message("booting");
@@ -191,7 +185,7 @@ fn progress_bar(options: &RunOptions, plan: &Plan) -> ProgressBar {
 /// What the user sees of a line, if anything.
 fn shown<'a>(line: &'a Line, text: &'a str, options: &RunOptions) -> Option<&'a str> {
     match line {
-        _ if options.verbose => Some(text),
+        _ if options.machine.verbose => Some(text),
         Line::Result(result) => Some(result),
         Line::Guest(printed) if options.guest.is_some() => Some(printed),
         _ => None,
@@ -212,7 +206,7 @@ fn finish(
     mut outcome: Outcome,
 ) -> Result<u8, ToolError> {
     for record in &mut outcome.records {
-        record.cpu.clone_from(&options.cpu);
+        record.cpu.clone_from(&options.machine.cpu);
         record.gic = plan.gic.version();
         if let Some(clock) = &clock {
             record.clock.clone_from(clock);
@@ -252,15 +246,11 @@ fn complete(options: &RunOptions, plan: &Plan, outcome: &Outcome) -> Result<(), 
     if options.guest.is_some() {
         return Ok(());
     }
-    for mode in &plan.modes {
-        match outcome
-            .records
-            .iter()
-            .find(|record| record.mode == mode.to_string())
-        {
-            None => return failed(format!("mode {mode}: the hypervisor gave no result")),
+    for run in plan.workload.each() {
+        match outcome.records.iter().find(|record| run.is(record)) {
+            None => return failed(format!("{run}: the hypervisor gave no result")),
             Some(record) if !record.verified => {
-                return failed(format!("mode {mode}: the result isn't verified"));
+                return failed(format!("{run}: the result isn't verified"));
             }
             Some(_) => {}
         }

@@ -1,0 +1,294 @@
+//! What one boot of the hypervisor runs: the checks that need no machine, the RAM that it needs, and the words of the
+//! command line that the hypervisor gets. What is left as the hypervisor has it by default isn't said.
+
+use std::fmt::{self, Display};
+
+use monitor::record::Record;
+
+use super::shared::WorkloadOptions;
+use super::usage;
+use super::words::{Backing, Clear, Enable, Granularity, Harvest, Mode, Restore, Split, Tracking};
+use crate::error::ToolError;
+use crate::size::{Size, mib};
+
+/// What the hypervisor, the guest's program and the device tree need at least, beside the memory that is written.
+const LEAST_OVERHEAD: Size = mib(64);
+/// What they are given where the user doesn't say how much memory the machine has.
+const USUAL_OVERHEAD: Size = mib(192);
+/// No machine has less RAM where the user doesn't say how much.
+const LEAST_RAM: Size = mib(512);
+/// RAM comes in multiples of this where the user doesn't say how much.
+const MEMORY_STEP: Size = mib(256);
+/// The smallest page.
+const PAGE: Size = Size(4096);
+
+/// What one boot runs: each mode with each way to split and to track.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// The modes, in the order in which they run.
+    pub modes: Vec<Mode>,
+    /// What a write fault on a block does, in the order in which it runs in each mode.
+    pub splits: Vec<Split>,
+    /// What makes a write known, in the order in which it runs with each way to split.
+    pub trackings: Vec<Tracking>,
+    /// vCPUs.
+    pub vcpus: u32,
+    /// The memory of each.
+    pub bytes: Size,
+    /// What memory is made of.
+    pub backing: Backing,
+    /// How often it is dirtied and harvested.
+    pub iterations: u64,
+    /// How many of 100 accesses write.
+    pub write_percent: u8,
+    /// Whether pages are chosen at random.
+    pub random: bool,
+    /// Where the choice begins.
+    pub seed: Option<u64>,
+    /// The size of what is logged.
+    pub granularity: Granularity,
+    /// What the log is read from.
+    pub harvest: Harvest,
+    /// The entries of each ring.
+    pub ring_entries: Option<u32>,
+    /// What enabling the log does.
+    pub enable: Enable,
+    /// How the log is cleared.
+    pub clear: Clear,
+    /// What disabling the log does.
+    pub restore: Restore,
+    /// How much eager splitting does at a time.
+    pub split_chunk: Option<Size>,
+    /// What eager splitting leaves of the table frames.
+    pub split_reserve: Option<Size>,
+    /// How many slots the memory is cut into.
+    pub slots: u32,
+    /// Whether exits are timed.
+    pub exit_times: bool,
+    /// Whether the guest is a program of the user instead of the benchmark.
+    pub program: bool,
+}
+
+/// One run of a boot: what its boot doesn't say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Run {
+    /// The mode.
+    pub mode: Mode,
+    /// What a write fault on a block does.
+    pub split: Split,
+    /// What makes a write known.
+    pub tracking: Tracking,
+}
+
+impl Run {
+    /// Whether `record` is the result of this run of its boot.
+    pub fn is(&self, record: &Record) -> bool {
+        record.mode == self.mode.to_string()
+            && record.split == self.split.to_string()
+            && record.tracking == self.tracking.to_string()
+    }
+}
+
+impl Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            mode,
+            split,
+            tracking,
+        } = self;
+        write!(f, "mode {mode}, split {split}, tracking {tracking}")
+    }
+}
+
+impl Workload {
+    /// What `options` say, where each list that belongs to the boot has one value; of more, the first is taken. An empty
+    /// list stands for the hypervisor's own choice.
+    pub fn of(options: &WorkloadOptions) -> Self {
+        let first = |list: &[u32]| list.first().copied().unwrap_or(1);
+        Self {
+            modes: options.modes.clone(),
+            splits: options.splits.clone(),
+            trackings: options.trackings.clone(),
+            vcpus: first(&options.vcpus),
+            bytes: options.bytes,
+            backing: *options.backings.first().unwrap_or(&Backing::Block2M),
+            iterations: options.iterations,
+            write_percent: *options.write_percents.first().unwrap_or(&100),
+            random: options.random,
+            seed: options.seed,
+            granularity: *options
+                .granularities
+                .first()
+                .unwrap_or(&Granularity::Page4K),
+            harvest: *options.harvests.first().unwrap_or(&Harvest::Bitmap),
+            ring_entries: options.ring_entries,
+            enable: *options.enables.first().unwrap_or(&Enable::Protect),
+            clear: options.clear,
+            restore: options.restore,
+            split_chunk: options.split_chunk,
+            split_reserve: options.split_reserve,
+            slots: options.slots,
+            exit_times: options.exit_times,
+            program: false,
+        }
+    }
+
+    /// How many runs it makes.
+    pub fn runs(&self) -> usize {
+        self.modes.len() * self.splits.len() * self.trackings.len()
+    }
+
+    /// Its runs, in the order in which they are made.
+    pub fn each(&self) -> impl Iterator<Item = Run> {
+        let modes = self.modes.iter();
+        modes.flat_map(|mode| {
+            let splits = self.splits.iter();
+            splits.flat_map(|split| {
+                let trackings = self.trackings.iter();
+                trackings.map(|tracking| Run {
+                    mode: *mode,
+                    split: *split,
+                    tracking: *tracking,
+                })
+            })
+        })
+    }
+
+    /// Why it can't be run on any machine, if so: a policy that excludes another.
+    pub fn contradiction(&self) -> Option<&'static str> {
+        if self.harvest != Harvest::Ring {
+            return None;
+        }
+        if self.trackings.contains(&Tracking::Hardware) {
+            Some("--harvest ring and --tracking hardware: without a fault nothing enters the ring")
+        } else if self.enable == Enable::AllSet {
+            Some("--harvest ring and --enable all_set: a ring has no room for every page")
+        } else if self.clear == Clear::WithGet {
+            Some("--harvest ring and --clear with_get: a ring is read without a bitmap to clear")
+        } else {
+            None
+        }
+    }
+
+    /// The RAM that the machine gets: what is needed, or what the user wants if that is enough.
+    ///
+    /// # Errors
+    ///
+    /// [`ToolError::Usage`] naming the option that can't be.
+    pub fn memory(&self, wanted: Option<Size>) -> Result<Size, ToolError> {
+        let Size(bytes) = self.bytes;
+        if bytes == 0 || !bytes.is_multiple_of(PAGE.0) {
+            return usage(format!("--bytes: {} are no multiple of {PAGE}", self.bytes));
+        }
+        let sharers = if self.program {
+            1
+        } else {
+            u64::from(self.vcpus)
+        };
+        let written = bytes.checked_mul(sharers);
+        let Some(usual) = written.and_then(|written| self.usual_memory(written)) else {
+            return usage(format!(
+                "--bytes: {} are more than any machine has",
+                self.bytes
+            ));
+        };
+        let Some(memory) = wanted else {
+            return Ok(usual);
+        };
+        if !memory.0.is_multiple_of(mib(1).0) {
+            return usage(format!("--mem: {memory} are no multiple of {}", mib(1)));
+        }
+        if memory.0 < bytes * sharers + LEAST_OVERHEAD.0 {
+            return usage(format!(
+                "--mem: {sharers} times {} and {LEAST_OVERHEAD} for all else don't fit into {memory}",
+                self.bytes
+            ));
+        }
+        Ok(memory)
+    }
+
+    /// RAM that is enough for `written` bytes of guest memory, page tables, and blocks that must be aligned.
+    fn usual_memory(&self, written: u64) -> Option<Size> {
+        let Size(block) = self.backing.size();
+        let aligned = written.checked_next_multiple_of(block)?;
+        let tables = written / 64;
+        // The first gigabyte of RAM holds the hypervisor and can't be one block.
+        let first = if self.backing == Backing::Block1G {
+            block
+        } else {
+            0
+        };
+        let sum = aligned
+            .checked_add(tables)?
+            .checked_add(first + USUAL_OVERHEAD.0)?;
+        sum.max(LEAST_RAM.0)
+            .checked_next_multiple_of(MEMORY_STEP.0)
+            .map(Size)
+    }
+
+    /// The hypervisor's options, followed by what the user wants to `append`.
+    pub fn words(&self, timeout: u64, append: Option<&str>) -> String {
+        let mut words = vec![
+            format!("mode={}", list(&self.modes)),
+            format!("vcpus={} bytes={}K", self.vcpus, self.bytes.0 >> 10),
+            format!("backing={} timeout={timeout}", self.backing),
+        ];
+        if self.program {
+            words.push("guest=program".into());
+        } else {
+            words.push(format!(
+                "iterations={} write_percent={}",
+                self.iterations, self.write_percent
+            ));
+        }
+        if self.random {
+            words.push("random".into());
+        }
+        words.extend(self.seed.map(|seed| format!("seed={seed}")));
+        self.policies(&mut words);
+        words.extend(append.map(String::from));
+        words.join(" ")
+    }
+
+    /// The policies that aren't the hypervisor's own choice.
+    fn policies(&self, words: &mut Vec<String>) {
+        let mut say = |key: &str, value: String, usual: &dyn Display| {
+            if value != usual.to_string() {
+                words.push(format!("{key}={value}"));
+            }
+        };
+        say("split", list(&self.splits), &Split::Fault);
+        say("tracking", list(&self.trackings), &Tracking::WriteProtect);
+        say(
+            "granularity",
+            self.granularity.to_string(),
+            &Granularity::Page4K,
+        );
+        say("harvest", self.harvest.to_string(), &Harvest::Bitmap);
+        say("enable", self.enable.to_string(), &Enable::Protect);
+        say("clear", self.clear.to_string(), &Clear::Manual);
+        say("restore", self.restore.to_string(), &Restore::AtOnce);
+        say("slots", self.slots.to_string(), &1);
+        let kilobytes = |size: Size| format!("{}K", size.0 >> 10);
+        words.extend(
+            self.ring_entries
+                .map(|count| format!("ring_entries={count}")),
+        );
+        words.extend(
+            self.split_chunk
+                .map(|size| format!("split_chunk={}", kilobytes(size))),
+        );
+        words.extend(
+            self.split_reserve
+                .map(|size| format!("split_reserve={}", kilobytes(size))),
+        );
+        if self.exit_times {
+            words.push("exit_times".into());
+        }
+    }
+}
+
+fn list<T: Display>(values: &[T]) -> String {
+    let words: Vec<String> = values.iter().map(T::to_string).collect();
+    words.join(",")
+}
