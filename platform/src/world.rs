@@ -208,6 +208,10 @@ macro_rules! id_registers {
 }
 
 impl Cpu for HardwareCpu {
+    fn now_ns(&self) -> u64 {
+        crate::timer::now_ns()
+    }
+
     fn load(&mut self, state: &VcpuState, controls: &VcpuControls) {
         el1_registers!(load_each, &state.el1);
         if self.pauth {

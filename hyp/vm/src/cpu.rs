@@ -83,6 +83,9 @@ pub struct ExceptionRecord {
 
 /// A CPU at EL2.
 pub trait Cpu {
+    /// Nanoseconds since some moment.
+    fn now_ns(&self) -> u64;
+
     /// Puts a vCPU's EL1, FP and key registers into the CPU, and sets the traps.
     fn load(&mut self, state: &VcpuState, controls: &VcpuControls);
 

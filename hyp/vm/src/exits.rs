@@ -51,6 +51,8 @@ exit_kinds! {
     Other = "other",
     /// Not an exit of its own: a permission fault whose address had to be looked up again.
     LostTranslation = "lost_translation",
+    /// Not an exit of its own: a stage-2 fault, of any kind, of a read or a fetch.
+    ReadFault = "read_fault",
     /// Not an exit of its own: a write that had to wait for room in the vCPU's dirty ring.
     RingFull = "ring_full",
     /// Not an exit of its own: an external abort that the guest was made to take.

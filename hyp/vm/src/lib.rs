@@ -12,6 +12,7 @@ extern crate alloc;
 
 mod cpu;
 mod exits;
+mod holds;
 mod id;
 mod power;
 mod psci;

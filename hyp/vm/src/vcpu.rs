@@ -167,11 +167,15 @@ where
         let AbortKind::Stage2(kind) = abort.kind() else {
             return self.other_abort(exit, abort);
         };
+        let exited_ns = self.vm.timed().map(|_| self.cpu.now_ns());
         self.count(match kind {
             FaultKind::Translation => ExitKind::TranslationFault,
             FaultKind::AccessFlag => ExitKind::AccessFlagFault,
             FaultKind::Permission => ExitKind::PermissionFault,
         });
+        if access != Access::Write {
+            self.count(ExitKind::ReadFault);
+        }
         let own_access = !abort.on_table_walk();
         let ipa = if kind == FaultKind::Permission && own_access {
             // HPFAR_EL2 isn't valid then (Arm ARM D24.2.66).
@@ -192,7 +196,12 @@ where
             access,
             kind,
         };
-        match self.vm.space.fault(self.memory, &fault) {
+        let outcome = self.vm.space.fault(self.memory, &fault);
+        if let (Some(period), Some(exited_ns)) = (self.vm.timed(), exited_ns) {
+            let hold = self.cpu.now_ns().saturating_sub(exited_ns);
+            self.vm.shared(self.vcpu.id).longest_hold.note(period, hold);
+        }
+        match outcome {
             FaultOutcome::Resolved | FaultOutcome::Retry => Next::Enter,
             FaultOutcome::RingLow => self.ring_low(),
             FaultOutcome::RingFull => self.wait_for_ring(),

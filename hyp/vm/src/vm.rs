@@ -11,6 +11,7 @@ use spin::Once;
 
 use crate::cpu::CpuId;
 use crate::exits::{ExitCounters, ExitCounts};
+use crate::holds::{HoldPeriod, LongestHold};
 use crate::power::{PowerState, PowerSwitch, Start};
 use crate::stop::StopReason;
 
@@ -56,6 +57,8 @@ pub struct VmConfig {
     pub ipa_bits: u32,
     /// The physical counter's value at which the guest's virtual counter is 0.
     pub counter_offset: u64,
+    /// Whether vCPUs measure how long stage-2 faults hold them up ([`Vm::longest_hold_ns`]).
+    pub times_faults: bool,
 }
 
 /// A VM can't have this many vCPUs.
@@ -76,6 +79,7 @@ impl core::error::Error for BadVcpuCount {}
 pub(crate) struct VcpuShared {
     pub(crate) power: PowerSwitch,
     cpu: AtomicUsize,
+    pub(crate) longest_hold: LongestHold,
     pub(crate) exits: ExitCounters,
 }
 
@@ -92,6 +96,7 @@ struct Life {
 pub struct Vm<S> {
     life: Life,
     vcpus: Box<[VcpuShared]>,
+    hold_period: HoldPeriod,
     config: VmConfig,
     /// The guest's memory.
     pub space: S,
@@ -106,11 +111,13 @@ impl<S> Vm<S> {
         let vcpu = |_| VcpuShared {
             power: PowerSwitch::new(),
             cpu: AtomicUsize::new(NOWHERE),
+            longest_hold: LongestHold::default(),
             exits: ExitCounters::default(),
         };
         Ok(Self {
             life: Life::default(),
             vcpus: (0..config.vcpus).map(vcpu).collect(),
+            hold_period: HoldPeriod::default(),
             config,
             space,
         })
@@ -213,6 +220,28 @@ impl<S> Vm<S> {
         self.life.ended.is_completed()
     }
 
+    /// When the vCPUs measure how long faults hold them up: the period that a hold belongs to.
+    #[inline]
+    pub(crate) fn timed(&self) -> Option<&HoldPeriod> {
+        self.config.times_faults.then_some(&self.hold_period)
+    }
+
+    /// Begins a new period of [`Self::longest_hold_ns`]. Faults that are being served count in this one or the last.
+    pub fn begin_hold_period(&self) {
+        self.hold_period.begin();
+    }
+
+    /// The longest that a stage-2 fault has held a vCPU up in this period, from its exit until it could enter again, but for
+    /// the time that it had to sleep for want of room in its dirty ring. In nanoseconds; 0 unless
+    /// [`VmConfig::times_faults`].
+    pub fn longest_hold_ns(&self) -> u64 {
+        let holds = self.vcpus.iter().map(|vcpu| &vcpu.longest_hold);
+        holds
+            .map(|hold| hold.within(&self.hold_period))
+            .max()
+            .unwrap_or(0)
+    }
+
     /// A vCPU's exits so far.
     pub fn exits_of(&self, vcpu: VcpuId) -> ExitCounts {
         self.shared(vcpu).exits.snapshot()
@@ -238,6 +267,7 @@ mod tests {
                 vcpus,
                 ipa_bits: 40,
                 counter_offset: 0,
+                times_faults: false,
             },
             (),
         )
@@ -267,6 +297,7 @@ mod tests {
             vcpus,
             ipa_bits: 40,
             counter_offset: 0,
+            times_faults: false,
         };
         assert!(matches!(Vm::new(config(0), ()), Err(BadVcpuCount(0))));
         assert!(Vm::new(config(MAX_VCPUS + 1), ()).is_err());

@@ -81,6 +81,10 @@ pub struct GuestCpu {
 }
 
 impl Cpu for GuestCpu {
+    fn now_ns(&self) -> u64 {
+        self.cpu.now_ns()
+    }
+
     fn load(&mut self, state: &VcpuState, controls: &VcpuControls) {
         self.vttbr = controls.stage2.vttbr;
         report(MONITOR.vttbr(this_cpu(), self.vttbr));

@@ -93,6 +93,10 @@ pub struct ThreadCpu {
 }
 
 impl Cpu for ThreadCpu {
+    fn now_ns(&self) -> u64 {
+        self.machine.now_ns()
+    }
+
     fn load(&mut self, _: &VcpuState, controls: &VcpuControls) {
         let entry = Entry {
             machine: self.machine,

@@ -93,11 +93,16 @@ fn system((op0, op1, crn, crm, op2): (u64, u64, u64, u64, u64), read: bool) -> T
 
 /// A VM with vCPU 0 turned on.
 fn vm(vcpus: usize) -> Vm<FakeSpace> {
+    vm_with(vcpus, false)
+}
+
+fn vm_with(vcpus: usize, times_faults: bool) -> Vm<FakeSpace> {
     let vm = Vm::new(
         VmConfig {
             vcpus,
             ipa_bits: 40,
             counter_offset: 5,
+            times_faults,
         },
         FakeSpace::default(),
     )

@@ -136,6 +136,8 @@ pub struct FakeCpu {
     pub loads: Vec<(VcpuState, VcpuControls)>,
     pub loaded: bool,
     pub sleeps: usize,
+    /// What its clock says, one after the other.
+    pub times: Mutex<VecDeque<u64>>,
 }
 
 impl FakeCpu {
@@ -149,11 +151,17 @@ impl FakeCpu {
             loads: Vec::new(),
             loaded: false,
             sleeps: 0,
+            times: Mutex::default(),
         }
     }
 }
 
 impl Cpu for FakeCpu {
+    fn now_ns(&self) -> u64 {
+        let time = self.times.lock().unwrap().pop_front();
+        time.expect("nobody asks for a time that isn't measured")
+    }
+
     fn load(&mut self, state: &VcpuState, controls: &VcpuControls) {
         assert!(!self.loaded);
         self.loaded = true;

@@ -181,6 +181,35 @@ fn a_vcpu_with_a_full_ring_has_it_harvested_and_tries_again() {
 }
 
 #[test]
+fn the_longest_fault_of_a_period_is_measured_where_that_is_wanted_and_sleep_does_not_count() {
+    let vm = vm_with(1, true);
+    let outcomes = [FaultOutcome::Resolved, FaultOutcome::RingFull];
+    vm.space.outcomes.lock().unwrap().extend(outcomes);
+    let write = || {
+        out(RawExit {
+            hpfar: 0x40_0000,
+            ..exit(DATA_ABORT | WRITE | 0x06)
+        })
+    };
+    let read = out(RawExit {
+        hpfar: 0x40_0000,
+        ..exit(DATA_ABORT | 0x06)
+    });
+    let lines = Lines::new(1);
+    lines.kick(CpuId(0));
+    let cpu = FakeCpu::new(0, &lines, [write(), write(), read]);
+    // From 100 to 140; then 7 before the sleep; then 30.
+    *cpu.times.lock().unwrap() = [100, 140, 200, 207, 900, 930].into();
+    vm.begin_hold_period();
+    let cpu = run_on(&vm, &FakeService::default(), cpu);
+    assert_eq!(cpu.times.lock().unwrap().len(), 0);
+    assert_eq!(vm.longest_hold_ns(), 40);
+    assert_eq!(vm.exits().of(ExitKind::ReadFault), 1);
+    vm.begin_hold_period();
+    assert_eq!(vm.longest_hold_ns(), 0);
+}
+
+#[test]
 fn what_cannot_be_resolved_ends_the_vm() {
     let vm = vm(1);
     vm.space
