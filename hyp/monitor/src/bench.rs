@@ -4,8 +4,10 @@
 //! what the hypervisor knows. A guest that breaks the rules is stopped, and the first breach is remembered.
 
 use crate::crew::BOOT_CPU;
+use crate::error::RunError;
 use crate::guest::RAM;
 use crate::guest_console::GuestConsole;
+use crate::low_rings::LowRings;
 use crate::machine::Machine;
 use crate::options::{Options, TEST_MEMORY};
 use crate::steps::{Arrival, Steps};
@@ -96,6 +98,7 @@ pub struct Bench<M: Machine> {
     machine: &'static M,
     console: GuestConsole,
     steps: Steps,
+    low_rings: LowRings,
     journals: Once<Journals>,
     complaint: Once<Complaint>,
     vcpus: usize,
@@ -113,6 +116,7 @@ impl<M: Machine> Bench<M> {
             machine,
             console: GuestConsole::new(),
             steps: Steps::new(options.vcpus),
+            low_rings: LowRings::new(options.vcpus),
             journals: Once::new(),
             complaint: Once::new(),
             vcpus: options.vcpus,
@@ -129,14 +133,24 @@ impl<M: Machine> Bench<M> {
         &self.steps
     }
 
+    /// The vCPUs whose rings are to be harvested.
+    pub fn low_rings(&self) -> &LowRings {
+        &self.low_rings
+    }
+
     /// The journals, from the guest's announcement on.
     pub fn journals(&self) -> Option<Journals> {
         self.journals.get().copied()
     }
 
-    /// What the guest did wrong first.
-    pub fn complaint(&self) -> Option<Complaint> {
-        self.complaint.get().copied()
+    /// The error that a run ended with, or what the guest did wrong first where that is why it was ended.
+    pub fn explain(&self, error: RunError) -> RunError {
+        match (self.complaint.get(), error) {
+            (Some(complaint), RunError::Ended(StopReason::Requested)) => {
+                RunError::Guest(*complaint)
+            }
+            (_, error) => error,
+        }
     }
 
     /// Prints what the guest hasn't ended.
@@ -207,7 +221,8 @@ impl<M: Machine> Service for Bench<M> {
         }
     }
 
-    fn ring_low(&self, _: VcpuId) {
+    fn ring_low(&self, vcpu: VcpuId) {
+        self.low_rings.note(vcpu.0);
         self.machine.kick(BOOT_CPU);
     }
 

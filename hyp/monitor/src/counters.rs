@@ -39,9 +39,13 @@ impl Snapshot {
     /// What was counted since `earlier`, without what stayed.
     pub fn since(&self, earlier: &Self) -> CounterMap {
         let exits = self.exits.since(&earlier.exits);
-        let exits = exits
-            .iter()
-            .map(|(kind, count)| (format!("exits_{}", kind.name()), count));
+        let exits = exits.iter().map(|(kind, count)| {
+            let name = kind.name();
+            match kind.is_exit() {
+                true => (format!("exits_{name}"), count),
+                false => (name.to_string(), count),
+            }
+        });
         let before = |index: usize| earlier.cpus.get(index).map_or(0, |(_, count)| *count);
         let cpus = self.cpus.iter().enumerate();
         let cpus = cpus

@@ -1,27 +1,37 @@
 //! The benchmark: what `dirty_log_perf_test` of the Linux KVM selftests does, and a check of everything it sees.
 //!
 //! All vCPUs write their share of the test memory once (populate); logging is switched on; in each iteration they access it
-//! again, and the harness, on CPU 0, gets and clears the log; logging is switched off. vCPUs and harness take turns, as in
-//! the selftest. What was harvested must be what the guests wrote, and guest memory must hold it.
+//! again, and the harness, on CPU 0, harvests the log; logging is switched off. vCPUs and harness take turns, as in
+//! the selftest, but for rings, which are harvested while the vCPUs write, and for blocks that are restored in the
+//! background. What was harvested must be what the guests wrote, and guest memory must hold it.
+
+mod check;
+mod harvest;
+mod measure;
+mod restore;
 
 use crate::bench::{Bench, journal_bytes};
-use crate::counters::Snapshot;
 use crate::error::RunError;
-use crate::guest::{GuestPlan, Host, Remains, TEST_SLOT, Watch};
+use crate::guest::{GuestPlan, Host, Remains, Watch};
 use crate::image::GuestImage;
 use crate::machine::Machine;
-use crate::options::{Backing, Options, TEST_MEMORY};
-use crate::record::{PARVISOR, Phase, PhaseName, Progress, Record};
+use crate::options::{Backing, Harvest, Options, Tracking};
+use crate::policy::Choice;
+use crate::record::{CounterMap, PARVISOR, Phase, PhaseName, Record};
 use crate::report;
 use crate::steps::Step;
-use crate::verify::{self, Contents};
+use crate::test_memory::{self, TestSlot, bitmap};
+use crate::verify::Contents;
 use alloc::string::ToString;
 use alloc::sync::Arc;
+use alloc::vec;
 use alloc::vec::Vec;
+use check::check_count;
+use harvest::{NO_PAGES, TAKEN_AT_ONCE};
 use hypercall::step;
-use memory::{LogPolicy, MmuLock, VmId};
-use stage2::{Ipa, PAGE_SIZE};
-use vm::{StopReason, VcpuId};
+use memory::{DirtyPages, LogPolicy, MmuLock, SplitAhead, VmId};
+use stage2::PAGE_SIZE;
+use vm::StopReason;
 
 /// What the guest gets beside its image and journals: per vCPU for its stack, and once for its tables.
 const RAM_PER_VCPU: u64 = 128 << 10;
@@ -34,32 +44,28 @@ const RAM_FOR_TABLES: u64 = 2 << 20;
 pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     host: &mut Host<'_, M>,
     options: &Options,
+    choice: Choice,
     vm: VmId,
     image: GuestImage<'_>,
     bootargs: &str,
 ) -> Result<(), RunError> {
     let machine = host.machine;
-    let plan = plan(options, vm, image, bootargs);
+    let plan = plan(options, choice, vm, image, bootargs);
     let bench = Arc::new(Bench::new(machine, options, plan.ram));
-    report::heading(machine, L::NAME, options);
+    report::heading(machine, options, choice);
     let mut results = Results::default();
     let (outcome, remains) = host.run::<L, _, _>(&plan, &bench, |watch| {
-        let mut harness = Harness::new(watch, &bench, options, &mut results)?;
+        let mut harness = Harness::new(watch, &bench, options, choice, &mut results)?;
         harness.run()
     });
     bench.flush();
-    let outcome = outcome.map_err(|error| match (bench.complaint(), error) {
-        (Some(complaint), RunError::Ended(StopReason::Requested)) => RunError::Guest(complaint),
-        (_, error) => error,
-    });
+    let outcome = outcome.map_err(|error| bench.explain(error));
     if let Some(remains) = remains {
         report::remains(machine, vm, &remains);
         let verified = outcome.is_ok();
         if verified || outcome.as_ref().is_err_and(RunError::is_mismatch) {
-            report::record(
-                machine,
-                &record::<M, L>(machine, options, results, remains, verified),
-            )?;
+            let record = record(machine, options, choice, results.phases, remains, verified);
+            report::record(machine, &record)?;
         }
     }
     outcome
@@ -67,47 +73,59 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
 
 fn plan<'p>(
     options: &Options,
+    choice: Choice,
     vm: VmId,
     image: GuestImage<'p>,
     bootargs: &'p str,
 ) -> GuestPlan<'p> {
-    let journal = journal_bytes(options.bytes.0 / PAGE_SIZE).next_multiple_of(PAGE_SIZE);
-    let per_vcpu = (journal + RAM_PER_VCPU) * options.vcpus as u64;
-    // An image beyond any memory is refused later, when it doesn't fit.
-    let image_end = image.end().unwrap_or(0).min(1 << 40);
+    let journal = journal_bytes(options.bytes.0 / PAGE_SIZE);
     GuestPlan {
         vm,
         image,
         bootargs,
         vcpus: options.vcpus,
-        ram: (image_end + per_vcpu + RAM_FOR_TABLES).next_multiple_of(Backing::Block2M.bytes()),
+        ram: guest_ram(options, image, journal),
         ram_backing: Backing::Block2M,
-        test: options.test_bytes(),
+        test: test_memory::slots(options),
         test_backing: options.backing,
+        unseen: 0,
+        hardware_dirty: choice.tracking == Tracking::Hardware,
+        ring_entries: (options.harvest == Harvest::Ring).then_some(options.ring_entries),
+        exit_times: options.exit_times,
         ipa_bits: options.ipa_bits,
         timeout: options.timeout,
     }
 }
 
-fn record<M: Machine, L: MmuLock>(
+/// The RAM of a guest whose vCPUs have a journal of so many bytes each.
+pub(crate) fn guest_ram(options: &Options, image: GuestImage<'_>, journal: u64) -> u64 {
+    let per_vcpu = (journal.next_multiple_of(PAGE_SIZE) + RAM_PER_VCPU) * options.vcpus as u64;
+    // An image beyond any memory is refused later, when it doesn't fit.
+    let image_end = image.end().unwrap_or(0).min(1 << 40);
+    (image_end + per_vcpu + RAM_FOR_TABLES).next_multiple_of(Backing::Block2M.bytes())
+}
+
+/// What a run with these options comes to.
+pub(crate) fn record<M: Machine>(
     machine: &M,
     options: &Options,
-    results: Results,
+    choice: Choice,
+    phases: Vec<Phase>,
     remains: Remains,
     verified: bool,
 ) -> Record {
     let facts = machine.facts();
     Record {
         system: PARVISOR.into(),
-        mode: L::NAME.into(),
-        split: "fault".into(),
-        tracking: "writeprotect".into(),
-        granularity: "4K".into(),
-        harvest: "bitmap".into(),
-        enable: "protect".into(),
-        clear: "manual".into(),
-        restore: "at_once".into(),
-        slots: 1,
+        mode: choice.mode.name().into(),
+        split: choice.split.name().into(),
+        tracking: choice.tracking.name().into(),
+        granularity: options.granularity.name().into(),
+        harvest: options.harvest.name().into(),
+        enable: options.enable.name().into(),
+        clear: options.clear.name().into(),
+        restore: options.restore.name().into(),
+        slots: options.slots as u64,
         vcpus: options.vcpus as u64,
         bytes_per_vcpu: options.bytes.0,
         backing: options.backing.name().into(),
@@ -120,7 +138,7 @@ fn record<M: Machine, L: MmuLock>(
         clock: facts.clock.into(),
         stage2: report::Stage2Use(&remains.stage2).to_string(),
         most_tlbi: facts.most_tlbi.into(),
-        phases: results.phases,
+        phases,
         counters: remains.counters,
         verified,
     }
@@ -130,6 +148,8 @@ fn record<M: Machine, L: MmuLock>(
 #[derive(Debug, Default)]
 struct Results {
     phases: Vec<Phase>,
+    /// What the harness has counted in the phase that is being measured.
+    to_count: CounterMap,
 }
 
 /// The benchmark while its guest runs.
@@ -137,14 +157,25 @@ struct Harness<'h, M: Machine, L> {
     watch: &'h Watch<'h, M, L>,
     bench: &'h Bench<M>,
     options: &'h Options,
+    policy: LogPolicy,
     results: &'h mut Results,
+    slots: Vec<TestSlot>,
+    /// Pages of the test memory.
+    pages: u64,
     /// Pages of one vCPU's share.
     share: u64,
-    /// The log as it was got, then as it was cleared.
-    log: Vec<u64>,
+    /// Each slot's log as it was got, then as it was cleared.
+    logs: Vec<Vec<u64>>,
+    /// What came out of rings since the last check.
+    from_rings: Vec<u64>,
+    ring_buffer: Vec<DirtyPages>,
+    /// All that was harvested in an iteration.
+    harvested: Vec<u64>,
     /// What the guest's journals say.
     written: Vec<u64>,
     contents: Contents,
+    /// Tables that were in use before logging.
+    tables_before: u64,
     /// Steps of the progress.
     done: u64,
 }
@@ -154,19 +185,32 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
         watch: &'h Watch<'h, M, L>,
         bench: &'h Bench<M>,
         options: &'h Options,
+        choice: Choice,
         results: &'h mut Results,
     ) -> Result<Self, RunError> {
         let share = options.bytes.0 / PAGE_SIZE;
         let pages = options.test_bytes().unwrap_or(0) / PAGE_SIZE;
+        let slots = test_memory::slots(options);
+        let map = |pages| bitmap(pages).ok_or(RunError::Heap);
         Ok(Self {
             watch,
             bench,
             options,
+            policy: choice.policy(options),
             results,
+            pages,
             share,
-            log: bitmap(pages).ok_or(RunError::Heap)?,
-            written: bitmap(pages).ok_or(RunError::Heap)?,
+            logs: slots
+                .iter()
+                .map(|slot| map(slot.pages))
+                .collect::<Result<_, _>>()?,
+            slots,
+            from_rings: map(pages)?,
+            ring_buffer: vec![NO_PAGES; TAKEN_AT_ONCE],
+            harvested: map(pages)?,
+            written: map(pages)?,
             contents: Contents::populated(share * options.vcpus as u64).ok_or(RunError::Heap)?,
+            tables_before: 0,
             done: 0,
         })
     }
@@ -175,13 +219,16 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
         self.progress(0);
         self.wait_for_vcpus()?;
         self.populate()?;
-        self.enable()?;
+        self.phase(PhaseName::Enable, 0, Self::enable)?;
+        self.progress(1);
         for iteration in 1..=self.options.iterations {
             self.dirty(iteration)?;
             self.harvest(iteration)?;
+            self.written_in(iteration)?;
             self.progress(1);
         }
-        self.disable()?;
+        self.end_logging()?;
+        self.progress(1);
         self.check_contents(self.options.iterations)?;
         self.end_guest()
     }
@@ -198,18 +245,20 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
             check_count(vcpu, arrival.written, self.share)?;
         }
         self.check_contents(0)?;
+        self.tables_before = self.tables_in_use();
         self.progress(1);
         Ok(())
     }
 
     fn enable(&mut self) -> Result<(), RunError> {
-        self.phase(PhaseName::Enable, 0, |this| {
-            let Watch { own, vm, .. } = this.watch;
-            let policy = LogPolicy::default();
-            vm.space.enable_dirty_log(&own.memory, TEST_SLOT, &policy)?;
-            Ok(())
-        })?;
-        self.progress(1);
+        let Watch { own, vm, .. } = self.watch;
+        let mut split = SplitAhead::default();
+        for slot in &self.slots {
+            split += vm
+                .space
+                .enable_dirty_log(&own.memory, slot.id, &self.policy)?;
+        }
+        self.count_split(split);
         Ok(())
     }
 
@@ -224,42 +273,6 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
         self.read_journals()
     }
 
-    /// Gets and clears the log; both must name exactly what was written, and guest memory must hold it.
-    fn harvest(&mut self, iteration: u64) -> Result<(), RunError> {
-        self.phase(PhaseName::Get, iteration, |this| {
-            let Watch { own, vm, .. } = this.watch;
-            Ok(vm
-                .space
-                .get_dirty_log(&own.memory, TEST_SLOT, 0, &mut this.log)?)
-        })?;
-        self.check_log(iteration, "get")?;
-        self.phase(PhaseName::Clear, iteration, |this| {
-            let Watch { own, vm, .. } = this.watch;
-            vm.space
-                .clear_dirty_log(&own.memory, TEST_SLOT, 0, &mut this.log)?;
-            Ok(())
-        })?;
-        self.check_log(iteration, "clear")?;
-        // Iterations have 16 bits, as the options were checked to.
-        self.contents.write(iteration as u16, 0, &self.written);
-        verify::pages(&self.written).try_for_each(|page| self.check_page(iteration, page))
-    }
-
-    fn disable(&mut self) -> Result<(), RunError> {
-        self.phase(PhaseName::Disable, 0, |this| {
-            let Watch { own, vm, .. } = this.watch;
-            vm.space.disable_dirty_log(&own.memory, TEST_SLOT)?;
-            let mut next = Some(Ipa::new(TEST_MEMORY));
-            while let Some(from) = next {
-                let restored = vm.space.restore_blocks(&own.memory, TEST_SLOT, from)?;
-                next = restored.next;
-            }
-            Ok(())
-        })?;
-        self.progress(1);
-        Ok(())
-    }
-
     fn end_guest(&mut self) -> Result<(), RunError> {
         self.post(Step {
             code: step::STOP,
@@ -271,182 +284,13 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
         }
     }
 
-    /// Measures what CPU 0 does itself.
-    fn phase(
-        &mut self,
-        name: PhaseName,
-        iteration: u64,
-        operation: impl FnOnce(&mut Self) -> Result<(), RunError>,
-    ) -> Result<(), RunError> {
-        let before = self.watch.snapshot();
-        let start = self.watch.machine.now_ns();
-        operation(self)?;
-        let end = self.watch.machine.now_ns();
-        self.note(name, iteration, end.saturating_sub(start), &before);
-        Ok(())
-    }
-
-    /// Measures a step of all vCPUs, up to the moment at which the last one is done.
-    fn step_phase(&mut self, name: PhaseName, step: Step) -> Result<(), RunError> {
-        let before = self.watch.snapshot();
-        let start = self.watch.machine.now_ns();
-        self.post(step);
-        self.wait_for_vcpus()?;
-        let end = self
-            .bench
-            .steps()
-            .arrivals()
-            .map(|arrival| arrival.at_ns)
-            .max()
-            .unwrap_or(start);
-        self.note(name, step.iteration, end.saturating_sub(start), &before);
-        Ok(())
-    }
-
     fn post(&self, step: Step) {
-        self.bench.steps().post(step);
-        for vcpu in self.watch.vm.vcpus() {
-            if let Some(cpu) = self.watch.vm.cpu_of(vcpu) {
-                self.watch.machine.kick(cpu);
-            }
-        }
+        self.watch.post(self.bench.steps(), step);
     }
 
-    fn wait_for_vcpus(&self) -> Result<(), RunError> {
-        let steps = self.bench.steps();
-        self.watch
-            .wait_until(|| steps.all_arrived())
-            .map_err(|error| match error {
-                RunError::TimedOut { seconds } => RunError::StepTimedOut {
-                    seconds,
-                    arrived: steps.arrived(),
-                    vcpus: self.options.vcpus,
-                },
-                other => other,
-            })
-    }
-
-    fn note(&mut self, name: PhaseName, iteration: u64, ns: u64, before: &Snapshot) {
-        let mut counters = self.watch.snapshot().since(before);
-        let frames = self
-            .watch
-            .own
-            .memory
-            .pool()
-            .counts_of(self.watch.vm.space.vm());
-        counters.insert("frames_table".into(), frames.table);
-        counters.insert("frames_pending".into(), frames.pending);
-        let pool = self.watch.own.memory.pool();
-        counters.insert("frames_pending_most".into(), pool.most_pending());
-        let phase = Phase {
-            name,
-            iteration,
-            ns,
-            counters,
-        };
-        self.watch.machine.write_line(format_args!("{phase}"));
-        self.results.phases.push(phase);
-    }
-
-    /// Collects what the vCPUs' journals name.
-    fn read_journals(&mut self) -> Result<(), RunError> {
-        self.written.fill(0);
-        let Some(journals) = self.bench.journals() else {
-            return Ok(());
-        };
-        let mut bytes = Vec::new();
-        let length = journal_bytes(self.share) as usize;
-        bytes
-            .try_reserve_exact(length)
-            .map_err(|_| RunError::Heap)?;
-        bytes.resize(length, 0);
-        for (vcpu, arrival) in self.bench.steps().arrivals().enumerate() {
-            let Watch { own, vm, .. } = self.watch;
-            vm.space
-                .read_guest(&own.memory, journals.of(vcpu), &mut bytes)?;
-            let journal: Vec<u64> = bytes.chunks_exact(8).map(little_endian).collect();
-            verify::merge(
-                &mut self.written,
-                self.share * vcpu as u64,
-                self.share,
-                &journal,
-            )
-            .map_err(|error| RunError::Journal {
-                vcpu: VcpuId(vcpu),
-                error,
-            })?;
-            check_count(vcpu, arrival.written, self.expected_count(&journal))?;
-        }
-        Ok(())
-    }
-
-    /// How many pages a vCPU with this journal has written. Where every page is to be written once, the journal can't say
-    /// otherwise.
-    fn expected_count(&self, journal: &[u64]) -> u64 {
-        match (self.options.write_percent, self.options.random) {
-            (100, false) => self.share,
-            _ => verify::count(journal),
-        }
-    }
-
-    fn check_log(&self, iteration: u64, by: &'static str) -> Result<(), RunError> {
-        verify::compare(&self.written, &self.log).map_err(|mismatch| RunError::Harvest {
-            iteration,
-            by,
-            mismatch,
-        })
-    }
-
-    fn check_contents(&self, iteration: u64) -> Result<(), RunError> {
-        (0..self.contents.pages()).try_for_each(|page| self.check_page(iteration, page))
-    }
-
-    fn check_page(&self, iteration: u64, page: u64) -> Result<(), RunError> {
-        let Watch { own, vm, .. } = self.watch;
-        let mut word = [0; 8];
-        vm.space.read_guest(
-            &own.memory,
-            Ipa::new(TEST_MEMORY).offset(page * PAGE_SIZE),
-            &mut word,
-        )?;
-        let checked = self.contents.check(page, u64::from_le_bytes(word));
-        checked.map_err(|error| RunError::Content { iteration, error })
-    }
-
-    fn progress(&mut self, steps: u64) {
-        self.done += steps;
-        let progress = Progress {
-            mode: L::NAME.into(),
-            step: self.done,
-            steps: self.options.iterations + 3,
-        };
-        report::progress(self.watch.machine, &progress);
-    }
-}
-
-fn bitmap(pages: u64) -> Option<Vec<u64>> {
-    let words = usize::try_from(pages.div_ceil(u64::BITS.into())).ok()?;
-    let mut bitmap = Vec::new();
-    bitmap.try_reserve_exact(words).ok()?;
-    bitmap.resize(words, 0);
-    Some(bitmap)
-}
-
-fn little_endian(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .rev()
-        .fold(0, |word, byte| word << 8 | u64::from(*byte))
-}
-
-fn check_count(vcpu: usize, counted: u64, expected: u64) -> Result<(), RunError> {
-    if counted == expected {
-        Ok(())
-    } else {
-        Err(RunError::WrongCount {
-            vcpu: VcpuId(vcpu),
-            counted,
-            expected,
-        })
+    /// Waits until all vCPUs are done with their step, and harvests their rings meanwhile.
+    fn wait_for_vcpus(&mut self) -> Result<(), RunError> {
+        let (watch, steps) = (self.watch, self.bench.steps());
+        watch.wait_for_step(steps, || self.take_low_rings())
     }
 }

@@ -5,7 +5,7 @@ use crate::image::ImageError;
 use crate::verify::{BeyondShare, Mismatch, WrongContent};
 use core::fmt;
 use memory::frames::{Unbalanced, VmCounts};
-use memory::{LogError, NotBacked, SlotError};
+use memory::{LogError, NotBacked, RingError, SlotError};
 use stage2::{BadLayout, OutOfFrames};
 use vm::{BadVcpuCount, StopReason, VcpuId};
 
@@ -91,6 +91,25 @@ pub enum RunError {
         /// What is wrong.
         error: WrongContent,
     },
+    /// The CPUs don't note writes.
+    NoHardwareDirty {
+        /// Their model.
+        cpu: &'static str,
+    },
+    /// Dirty rings can't be had.
+    Ring(RingError),
+    /// Blocks that logging has split didn't come back.
+    NotRestored {
+        /// How many tables are still in their place.
+        left: u64,
+    },
+    /// There are other tables than before logging.
+    TablesRemain {
+        /// Tables before.
+        before: u64,
+        /// Tables now.
+        tables: u64,
+    },
     /// The VM was destroyed, and frames of it remain.
     Leak(VmCounts),
     /// The machine's frames don't add up.
@@ -108,6 +127,8 @@ impl RunError {
                 | Self::Journal { .. }
                 | Self::Harvest { .. }
                 | Self::Content { .. }
+                | Self::NotRestored { .. }
+                | Self::TablesRemain { .. }
         )
     }
 }
@@ -171,6 +192,19 @@ impl fmt::Display for RunError {
             Self::Content { iteration, error } => {
                 write!(f, "iteration {iteration}: guest memory is wrong: {error}")
             }
+            Self::NoHardwareDirty { cpu } => write!(
+                f,
+                "tracking=hardware needs CPUs that note writes themselves (FEAT_HAFDBS with dirty state), which {cpu} doesn't"
+            ),
+            Self::Ring(error) => error.fmt(f),
+            Self::NotRestored { left } => write!(
+                f,
+                "blocks that logging has split didn't come back: {left} tables are left"
+            ),
+            Self::TablesRemain { before, tables } => write!(
+                f,
+                "logging is over, but {tables} tables are in use where {before} were before"
+            ),
             Self::Leak(counts) => write!(f, "the VM was destroyed but has frames: {counts}"),
             Self::Unbalanced(error) => error.fmt(f),
             Self::Record(error) => write!(f, "the record can't be written: {error}"),
@@ -199,6 +233,7 @@ from! {
     NotBacked => NotBacked,
     vm_fdt::Error => Tree,
     LogError => Log,
+    RingError => Ring,
     Unbalanced => Unbalanced,
     serde_json::Error => Record,
 }

@@ -11,6 +11,8 @@ use crate::machine::{Machine, OwnCpu};
 use crate::options::{self, Backing, Options, TEST_MEMORY};
 use crate::record::CounterMap;
 use crate::report::Stage2Use;
+use crate::steps::{Step, Steps};
+use crate::test_memory::TestSlot;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use memory::frames::{Counts, VmCounts};
@@ -22,8 +24,8 @@ use vm::{Service, Start, StopReason, Vcpu, VcpuId, Vm, VmConfig};
 pub const RAM: Ipa = Ipa::new(options::RAM);
 /// The slot of RAM.
 pub const RAM_SLOT: SlotId = SlotId(0);
-/// The slot of test memory.
-pub const TEST_SLOT: SlotId = SlotId(1);
+/// The slot that a guest doesn't know of.
+pub const UNSEEN_SLOT: SlotId = SlotId(u16::MAX as u32);
 /// The address space that a guest gets unless it needs a larger one, in bits: Linux KVM's choice too.
 const USUAL_IPA_BITS: u32 = 40;
 /// The most bits of an address in descriptors that aren't those of FEAT_LPA2.
@@ -59,10 +61,18 @@ pub struct GuestPlan<'p> {
     pub ram: u64,
     /// What its RAM is made of.
     pub ram_backing: Backing,
-    /// The size of its test memory, a multiple of the backing's, if it has any.
-    pub test: Option<u64>,
+    /// The slots of its test memory, if it has any.
+    pub test: Vec<TestSlot>,
     /// What its test memory is made of.
     pub test_backing: Backing,
+    /// The size of memory that it isn't told of, a multiple of the RAM's backing: it lies at [`Self::unseen_start`].
+    pub unseen: u64,
+    /// Whether its tables have hardware dirty state.
+    pub hardware_dirty: bool,
+    /// The entries of each vCPU's dirty ring, if they have any.
+    pub ring_entries: Option<usize>,
+    /// Whether its vCPUs measure their longest exits.
+    pub exit_times: bool,
     /// The size of its address space, if that was asked for.
     pub ipa_bits: Option<u32>,
     /// How long it may take, in seconds.
@@ -99,26 +109,32 @@ impl GuestPlan<'_> {
     fn memory(&self) -> Vec<IpaRange> {
         let test = Ipa::new(TEST_MEMORY);
         let mut memory = Vec::from([RAM..RAM.offset(self.ram)]);
-        memory.extend(self.test.map(|bytes| test..test.offset(bytes)));
+        memory.extend((!self.test.is_empty()).then(|| test..self.test_end()));
         memory
     }
 
+    fn test_end(&self) -> Ipa {
+        let last = self.test.last().map(|slot| slot.range().end);
+        last.unwrap_or(Ipa::new(TEST_MEMORY))
+    }
+
+    /// Where the memory begins that it isn't told of: behind all else.
+    pub fn unseen_start(&self) -> Ipa {
+        let end = self.test_end().max(RAM.offset(self.ram));
+        Ipa::new(end.get().next_multiple_of(self.ram_backing.bytes()))
+    }
+
     /// The layout of its tables, of what a machine can have. Larger descriptors' addresses only where its own address space needs
-    /// them; and dirty state and contiguous groups not yet, as nothing here makes use of them.
+    /// them, dirty state where it is wanted; and contiguous groups not yet, as nothing here makes use of them.
     fn layout(&self, possible: &Features) -> Result<Layout, RunError> {
-        let end = self
-            .memory()
-            .iter()
-            .map(|range| range.end.get())
-            .max()
-            .unwrap_or(0);
+        let end = self.unseen_start().get() + self.unseen;
         let needed = u64::BITS - end.saturating_sub(1).leading_zeros();
         let usual = USUAL_IPA_BITS.max(needed).min(possible.ipa_bits);
         let ipa_bits = self.ipa_bits.unwrap_or(usual);
         Ok(Layout::new(Features {
             ipa_bits,
             lpa2: possible.lpa2 && ipa_bits > NARROW_BITS,
-            hardware_dirty: false,
+            hardware_dirty: possible.hardware_dirty && self.hardware_dirty,
             contiguous: false,
             ..*possible
         })?)
@@ -182,7 +198,16 @@ impl<M: Machine> Host<'_, M> {
     fn create<L: MmuLock>(&self, plan: &GuestPlan<'_>) -> Result<Vm<AddressSpace<L>>, RunError> {
         let layout = plan.layout(&self.machine.facts().stage2)?;
         log::info!("{}: {}", plan.vm, Stage2Use(layout.features()));
-        let space = AddressSpace::<L>::new(&self.own.memory, plan.vm, layout)?;
+        let mut space = AddressSpace::<L>::new(&self.own.memory, plan.vm, layout)?;
+        if let Some(entries) = plan.ring_entries {
+            space = match space.with_rings(plan.vcpus, entries) {
+                Ok(space) => space,
+                Err((space, error)) => {
+                    space.destroy(&self.own.memory);
+                    return Err(error.into());
+                }
+            };
+        }
         let start = match self.fill(&space, plan) {
             Ok(start) => start,
             Err(error) => {
@@ -194,6 +219,7 @@ impl<M: Machine> Host<'_, M> {
             vcpus: plan.vcpus,
             ipa_bits: layout.ipa_bits(),
             counter_offset: self.machine.counter(),
+            times_faults: plan.exit_times,
         };
         let vm = Vm::new(config, space)?;
         // The VM is new, so its first vCPU is off.
@@ -221,7 +247,8 @@ impl<M: Machine> Host<'_, M> {
         plan.image.check_fits(plan.ram, tree_bytes)?;
 
         let own = &self.own.memory;
-        let bytes = plan.ram.saturating_add(plan.test.unwrap_or(0));
+        let test = plan.test_end().get() - TEST_MEMORY;
+        let bytes = plan.ram.saturating_add(test).saturating_add(plan.unseen);
         if bytes / PAGE_SIZE > own.pool().counts().free {
             // Before any of it is zeroed in vain.
             return Err(RunError::Slot(SlotError::OutOfMemory { bytes }));
@@ -234,15 +261,14 @@ impl<M: Machine> Host<'_, M> {
             plan.ram_backing.level(),
             false,
         )?;
-        if let Some(bytes) = plan.test {
-            space.add_slot(
-                own,
-                TEST_SLOT,
-                Ipa::new(TEST_MEMORY),
-                bytes,
-                plan.test_backing.level(),
-                false,
-            )?;
+        for slot in &plan.test {
+            let (range, bytes) = (slot.range(), slot.pages * PAGE_SIZE);
+            let piece = plan.test_backing.level();
+            space.add_slot(own, slot.id, range.start, bytes, piece, false)?;
+        }
+        if plan.unseen != 0 {
+            let (start, piece) = (plan.unseen_start(), plan.ram_backing.level());
+            space.add_slot(own, UNSEEN_SLOT, start, plan.unseen, piece, false)?;
         }
         let entry = RAM.offset(plan.image.offset);
         let tree_at = RAM.offset(plan.ram - tree_bytes);
@@ -330,6 +356,39 @@ impl<M: Machine, L> Watch<'_, M, L> {
     /// The counters now.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::take(self.vm.exits(), self.counters)
+    }
+
+    /// Posts a step for all vCPUs and wakes them.
+    pub fn post(&self, steps: &Steps, step: Step) {
+        steps.post(step);
+        for vcpu in self.vm.vcpus() {
+            if let Some(cpu) = self.vm.cpu_of(vcpu) {
+                self.machine.kick(cpu);
+            }
+        }
+    }
+
+    /// Waits until all vCPUs are done with their step; calls `meanwhile` at first and whenever this CPU is kicked.
+    ///
+    /// # Errors
+    /// As for [`Self::wait_until`].
+    pub fn wait_for_step(
+        &self,
+        steps: &Steps,
+        mut meanwhile: impl FnMut(),
+    ) -> Result<(), RunError> {
+        let done = || {
+            meanwhile();
+            steps.all_arrived()
+        };
+        self.wait_until(done).map_err(|error| match error {
+            RunError::TimedOut { seconds } => RunError::StepTimedOut {
+                seconds,
+                arrived: steps.arrived(),
+                vcpus: steps.seats(),
+            },
+            other => other,
+        })
     }
 
     /// Waits until `done`, which becomes true before this CPU is kicked.

@@ -16,8 +16,10 @@ mod guest;
 mod guest_console;
 pub mod guest_tree;
 pub mod image;
+mod low_rings;
 mod machine;
 pub mod options;
+mod policy;
 mod program;
 mod quote;
 pub mod record;
@@ -25,6 +27,7 @@ mod report;
 mod run;
 pub mod size;
 mod steps;
+mod test_memory;
 pub mod verify;
 
 pub use bench::Complaint;

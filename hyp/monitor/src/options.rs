@@ -6,7 +6,9 @@ mod error;
 mod value;
 
 pub use error::OptionError;
-pub use value::{Backing, GuestKind, Mode};
+pub use value::{
+    Backing, Clear, Enable, Granularity, GuestKind, Harvest, Mode, Restore, Split, Tracking,
+};
 
 use crate::size::Size;
 use alloc::vec::Vec;
@@ -15,12 +17,14 @@ use stage2::PAGE_SIZE;
 
 /// Where a guest's RAM begins.
 pub const RAM: u64 = 0x4000_0000;
-/// Where the guest's test memory begins: the start of the slot that is logged.
+/// Where the guest's test memory begins: the start of the first slot that is logged.
 pub const TEST_MEMORY: u64 = 0x8000_0000;
 /// The most vCPUs.
 const MOST_VCPUS: u64 = vm::MAX_VCPUS as u64;
 /// The most iterations: the guest's pattern has 16 bits for them.
 pub const MOST_ITERATIONS: u64 = u16::MAX as u64;
+/// The most slots of test memory: with that of RAM, as many as Linux KVM has.
+const MOST_SLOTS: u64 = 32764;
 
 /// What the user wants.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,6 +33,30 @@ pub struct Options {
     pub guest: GuestKind,
     /// In which modes to run it, one after the other.
     pub modes: Vec<Mode>,
+    /// In each mode, what to do about blocks, one after the other.
+    pub splits: Vec<Split>,
+    /// With each of these, how to notice writes, one after the other.
+    pub trackings: Vec<Tracking>,
+    /// How much is logged as one.
+    pub granularity: Granularity,
+    /// What the log is read from.
+    pub harvest: Harvest,
+    /// The entries of each vCPU's dirty ring.
+    pub ring_entries: usize,
+    /// What enabling the log does.
+    pub enable: Enable,
+    /// How the log is cleared.
+    pub clear: Clear,
+    /// What is done about blocks that logging has split.
+    pub restore: Restore,
+    /// How much eager splitting splits before others are let through.
+    pub split_chunk: Size,
+    /// The table frames that eager splitting leaves.
+    pub split_reserve: Size,
+    /// Into how many slots the test memory is cut.
+    pub slots: usize,
+    /// Whether to measure the longest exit.
+    pub exit_times: bool,
     /// vCPUs.
     pub vcpus: usize,
     /// Memory: the benchmark's per vCPU, or a guest program's.
@@ -45,7 +73,9 @@ pub struct Options {
     pub seed: u64,
     /// The size of the guest's physical address space, or `None` for the machine's choice.
     pub ipa_bits: Option<u32>,
-    /// How long a VM may take, in seconds.
+    /// How long the stress run goes on, in seconds.
+    pub seconds: u64,
+    /// How long a VM may take, in seconds; for the stress run, beyond its own.
     pub timeout: u64,
     /// What to log.
     pub log: LevelFilter,
@@ -56,6 +86,18 @@ impl Default for Options {
         Self {
             guest: GuestKind::DirtyLog,
             modes: [Mode::Parallel].into(),
+            splits: [Split::Fault].into(),
+            trackings: [Tracking::WriteProtect].into(),
+            granularity: Granularity::Page4K,
+            harvest: Harvest::Bitmap,
+            ring_entries: 4096,
+            enable: Enable::Protect,
+            clear: Clear::Manual,
+            restore: Restore::AtOnce,
+            split_chunk: Size(128 << 20),
+            split_reserve: Size(4 << 20),
+            slots: 1,
+            exit_times: false,
             vcpus: 4,
             bytes: Size(64 << 20),
             backing: Backing::Block2M,
@@ -64,6 +106,7 @@ impl Default for Options {
             random: false,
             seed: 1,
             ipa_bits: None,
+            seconds: 10,
             timeout: 120,
             log: LevelFilter::Info,
         }
@@ -71,9 +114,21 @@ impl Default for Options {
 }
 
 /// The options, in the order in which errors list them.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 25] = [
     "guest",
     "mode",
+    "split",
+    "tracking",
+    "granularity",
+    "harvest",
+    "ring_entries",
+    "enable",
+    "clear",
+    "restore",
+    "split_chunk",
+    "split_reserve",
+    "slots",
+    "exit_times",
     "vcpus",
     "bytes",
     "backing",
@@ -82,11 +137,27 @@ const KEYS: [&str; 12] = [
     "random",
     "seed",
     "ipa_bits",
+    "seconds",
     "timeout",
     "log",
 ];
-/// The options that only the benchmark has.
-const BENCHMARK_ONLY: [&str; 4] = ["iterations", "write_percent", "random", "seed"];
+/// The options that only the benchmark has: the stress run chooses at random.
+const BENCHMARK_ONLY: [&str; 12] = [
+    "iterations",
+    "write_percent",
+    "random",
+    "split",
+    "tracking",
+    "granularity",
+    "harvest",
+    "enable",
+    "clear",
+    "restore",
+    "split_reserve",
+    "exit_times",
+];
+/// The options that a program has no use for either.
+const LOGGED_ONLY: [&str; 5] = ["seed", "slots", "ring_entries", "split_chunk", "seconds"];
 
 impl Options {
     /// Reads the words of `bootargs`.
@@ -117,28 +188,27 @@ impl Options {
     }
 
     fn set<'t>(&mut self, key: &'static str, text: Option<&'t str>) -> Result<(), OptionError<'t>> {
-        if key == "random" {
-            if let Some(text) = text {
-                return Err(OptionError::Malformed {
-                    key,
-                    text,
-                    expected: "the word alone",
-                });
+        match key {
+            "random" => {
+                self.random = value::alone(key, text)?;
+                return Ok(());
             }
-            self.random = true;
-            return Ok(());
+            "exit_times" => {
+                self.exit_times = value::alone(key, text)?;
+                return Ok(());
+            }
+            _ => {}
         }
         let text = text
             .filter(|text| !text.is_empty())
             .ok_or(OptionError::NoValue(key))?;
         match key {
-            "guest" => self.guest = value::guest(key, text)?,
-            "mode" => self.modes = value::modes(key, text)?,
+            "guest" => self.guest = value::word(key, text)?,
             "vcpus" => {
                 self.vcpus = value::number(key, text, 1, MOST_VCPUS, "a number from 1 on")? as usize
             }
             "bytes" => self.bytes = value::size(key, text)?,
-            "backing" => self.backing = value::backing(key, text)?,
+            "backing" => self.backing = value::word(key, text)?,
             "iterations" => {
                 self.iterations =
                     value::number(key, text, 1, MOST_ITERATIONS, "a number from 1 to 65535")?
@@ -151,24 +221,44 @@ impl Options {
                 self.ipa_bits =
                     Some(value::number(key, text, 32, 52, "a number from 32 to 52")? as u32)
             }
+            "seconds" => {
+                self.seconds = value::number(key, text, 1, 1_000_000, "seconds, from 1 to 1000000")?
+            }
             "timeout" => {
                 self.timeout = value::number(key, text, 1, 1_000_000, "seconds, from 1 to 1000000")?
             }
             "log" => self.log = value::level(key, text)?,
+            _ => return self.set_policy(key, text),
+        }
+        Ok(())
+    }
+
+    /// Sets an option that says how writes are logged.
+    fn set_policy<'t>(&mut self, key: &'static str, text: &'t str) -> Result<(), OptionError<'t>> {
+        match key {
+            "mode" => self.modes = value::words(key, text)?,
+            "split" => self.splits = value::words(key, text)?,
+            "tracking" => self.trackings = value::words(key, text)?,
+            "granularity" => self.granularity = value::word(key, text)?,
+            "harvest" => self.harvest = value::word(key, text)?,
+            "ring_entries" => self.ring_entries = value::ring_entries(key, text)?,
+            "enable" => self.enable = value::word(key, text)?,
+            "clear" => self.clear = value::word(key, text)?,
+            "restore" => self.restore = value::word(key, text)?,
+            "split_chunk" => self.split_chunk = value::size(key, text)?,
+            "split_reserve" => self.split_reserve = value::size(key, text)?,
+            "slots" => {
+                self.slots =
+                    value::number(key, text, 1, MOST_SLOTS, "a number from 1 to 32764")? as usize
+            }
             _ => return Err(OptionError::Unknown(key)),
         }
         Ok(())
     }
 
     fn check<'t>(&self, is_given: impl Fn(&str) -> bool) -> Result<(), OptionError<'t>> {
-        if self.guest == GuestKind::Program {
-            if let Some(key) = BENCHMARK_ONLY.into_iter().find(|key| is_given(key)) {
-                return Err(OptionError::BenchmarkOnly(key));
-            }
-            if self.modes.len() > 1 {
-                return Err(OptionError::OneMode);
-            }
-        }
+        self.check_guest(&is_given)?;
+        self.check_policies()?;
         if !self.bytes.0.is_multiple_of(PAGE_SIZE) || self.bytes.0 == 0 {
             return Err(OptionError::NotWholePages(self.bytes));
         }
@@ -180,18 +270,76 @@ impl Options {
             Some(bits) if end > 1 << bits => {
                 Err(OptionError::BeyondIpaSpace { vcpus, bytes, bits })
             }
-            _ => Ok(()),
+            _ => self.check_slots(),
         }
+    }
+
+    fn check_guest<'t>(&self, is_given: impl Fn(&str) -> bool) -> Result<(), OptionError<'t>> {
+        let guest = self.guest.name();
+        let given = |keys: &[&'static str]| keys.iter().copied().find(|key| is_given(key));
+        let foreign = match self.guest {
+            GuestKind::DirtyLog => given(&["seconds"]),
+            GuestKind::Stress => given(&BENCHMARK_ONLY),
+            GuestKind::Program => given(&BENCHMARK_ONLY).or(given(&LOGGED_ONLY)),
+        };
+        match foreign {
+            Some(key) => Err(OptionError::NotForGuest { key, guest }),
+            None if self.guest == GuestKind::Program && self.modes.len() > 1 => {
+                Err(OptionError::OneMode)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What doesn't go with rings.
+    fn check_policies<'t>(&self) -> Result<(), OptionError<'t>> {
+        let ring = self.harvest == Harvest::Ring;
+        let contradictions = [
+            (
+                self.trackings.contains(&Tracking::Hardware),
+                "tracking=hardware",
+                "without a fault nothing enters a ring",
+            ),
+            (
+                self.enable == Enable::AllSet,
+                "enable=all_set",
+                "a ring doesn't hold all pages",
+            ),
+            (
+                self.clear == Clear::WithGet,
+                "clear=with_get",
+                "what is taken out of a ring is clear",
+            ),
+        ];
+        if let Some((_, with, why)) = contradictions
+            .into_iter()
+            .find(|(is_so, ..)| ring && *is_so)
+        {
+            return Err(OptionError::NotWithRing { with, why });
+        }
+        Ok(())
+    }
+
+    fn check_slots<'t>(&self) -> Result<(), OptionError<'t>> {
+        let pieces = self.test_bytes().unwrap_or(u64::MAX) / self.backing.bytes();
+        if self.slots as u64 > pieces {
+            return Err(OptionError::TooManySlots {
+                slots: self.slots,
+                pieces,
+                piece: self.backing.name(),
+            });
+        }
+        Ok(())
     }
 
     fn memory_end(&self) -> Option<u64> {
         match self.guest {
-            GuestKind::DirtyLog => self.test_bytes()?.checked_add(TEST_MEMORY),
+            GuestKind::DirtyLog | GuestKind::Stress => self.test_bytes()?.checked_add(TEST_MEMORY),
             GuestKind::Program => self.program_bytes()?.checked_add(RAM),
         }
     }
 
-    /// The size of the benchmark's slot of test memory: all vCPUs' shares, rounded up to what backs it. `None` beyond 64
+    /// The size of the benchmark's test memory: all vCPUs' shares, rounded up to what backs it. `None` beyond 64
     /// bits, which [`Self::parse`] refuses.
     pub fn test_bytes(&self) -> Option<u64> {
         self.bytes

@@ -7,6 +7,7 @@ use crate::image::GuestImage;
 use crate::machine::Machine;
 use crate::options::Options;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use hypercall::{CONSOLE_PUT, REPORT, SUCCESS};
 use memory::{MmuLock, VmId};
 use vm::{Service, ServiceReply, StopReason, VcpuId};
@@ -61,8 +62,12 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
         vcpus: options.vcpus,
         ram: options.program_bytes().unwrap_or(0),
         ram_backing: options.backing,
-        test: None,
+        test: Vec::new(),
         test_backing: options.backing,
+        unseen: 0,
+        hardware_dirty: false,
+        ring_entries: None,
+        exit_times: false,
         ipa_bits: options.ipa_bits,
         timeout: options.timeout,
     };

@@ -4,18 +4,52 @@ use crate::counters::Listed;
 use crate::guest::Remains;
 use crate::machine::Machine;
 use crate::options::Options;
+use crate::policy::Choice;
 use crate::record::{Progress, Record};
 use core::fmt;
 use memory::VmId;
 use stage2::{Bbm, Features};
 
 /// What is about to run.
-pub(crate) fn heading<M: Machine>(machine: &M, mode: &str, options: &Options) {
+pub(crate) fn heading<M: Machine>(machine: &M, options: &Options, choice: Choice) {
+    let mode = choice.mode.name();
     let (vcpus, bytes, iterations) = (options.vcpus, options.bytes, options.iterations);
-    let backing = options.backing.name();
+    let (backing, unusual) = (options.backing.name(), Unusual { options, choice });
     machine.write_line(format_args!(
-        "== mode {mode}: {vcpus} vCPUs x {bytes}, backing {backing}, {iterations} iterations =="
+        "== mode {mode}: {vcpus} vCPUs x {bytes}, backing {backing}, {iterations} iterations{unusual} =="
     ));
+}
+
+/// The policies of a run that aren't those by default.
+struct Unusual<'o> {
+    options: &'o Options,
+    choice: Choice,
+}
+
+impl fmt::Display for Unusual<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (options, usual) = (self.options, Options::default());
+        let policies = [
+            ("split", self.choice.split.name(), "fault"),
+            ("tracking", self.choice.tracking.name(), "writeprotect"),
+            (
+                "granularity",
+                options.granularity.name(),
+                usual.granularity.name(),
+            ),
+            ("harvest", options.harvest.name(), usual.harvest.name()),
+            ("enable", options.enable.name(), usual.enable.name()),
+            ("clear", options.clear.name(), usual.clear.name()),
+            ("restore", options.restore.name(), usual.restore.name()),
+        ];
+        for (key, word, _) in policies.iter().filter(|(_, word, usual)| word != usual) {
+            write!(f, ", {key} {word}")?;
+        }
+        match options.slots {
+            1 => Ok(()),
+            slots => write!(f, ", {slots} slots"),
+        }
+    }
 }
 
 /// How far it has come. What can't be said as JSON isn't said.

@@ -4,7 +4,8 @@ use crate::error::RunError;
 use crate::guest::Host;
 use crate::image::{GuestImage, ImageError};
 use crate::machine::Machine;
-use crate::options::{GuestKind, Mode, OptionError, Options};
+use crate::options::{GuestKind, Mode, OptionError, Options, Tracking};
+use crate::policy::{Choice, choices};
 use crate::{dirty_log, program};
 use core::fmt;
 use memory::frames::MAX_VMS;
@@ -39,7 +40,7 @@ impl fmt::Display for Error<'_> {
 
 impl core::error::Error for Error<'_> {}
 
-/// Runs what `bootargs` ask for: the guest in `module`, in each of the modes. Stops at the first failure.
+/// Runs what `bootargs` ask for: the guest in `module`, in each mode with each policy. Stops at the first failure.
 ///
 /// # Errors
 /// Bad options, no guest, or a run that failed: to be printed, and to be the reason of a failing status.
@@ -50,39 +51,53 @@ pub fn run<'t, M: Machine>(
 ) -> Result<(), Error<'t>> {
     let options = Options::parse(bootargs).map_err(Error::Options)?;
     log::set_max_level(options.log);
-    run_modes(host, &options, module).map_err(Error::Run)
+    run_all(host, &options, module).map_err(Error::Run)
 }
 
-fn run_modes<M: Machine>(
+fn run_all<M: Machine>(
     host: &mut Host<'_, M>,
     options: &Options,
     module: Option<Module<'_>>,
 ) -> Result<(), RunError> {
     host.check_cpus(options)?;
+    check_tracking(host, options)?;
     let module = module.ok_or(ImageError::Missing)?;
-    let image = GuestImage::check(module.bytes, options.guest == GuestKind::DirtyLog)?;
-    for (number, mode) in options.modes.iter().enumerate() {
+    let image = GuestImage::check(module.bytes, options.guest != GuestKind::Program)?;
+    for (number, choice) in choices(options).enumerate() {
         let Some(vm) = VmId::new(number % MAX_VMS) else {
             continue;
         };
-        match mode {
-            Mode::Mutex => run_mode::<M, Mutexed>(host, options, vm, image, module.bootargs)?,
-            Mode::RwLock => run_mode::<M, RwLocked>(host, options, vm, image, module.bootargs)?,
-            Mode::Parallel => run_mode::<M, Parallel>(host, options, vm, image, module.bootargs)?,
-        }
+        let run = match choice.mode {
+            Mode::Mutex => run_one::<M, Mutexed>,
+            Mode::RwLock => run_one::<M, RwLocked>,
+            Mode::Parallel => run_one::<M, Parallel>,
+        };
+        run(host, options, choice, vm, image, module.bootargs)?;
     }
     Ok(())
 }
 
-fn run_mode<M: Machine, L: MmuLock + 'static>(
+/// Refuses hardware tracking where there is none, before anything runs.
+fn check_tracking<M: Machine>(host: &Host<'_, M>, options: &Options) -> Result<(), RunError> {
+    let facts = host.machine.facts();
+    if options.trackings.contains(&Tracking::Hardware) && !facts.stage2.hardware_dirty {
+        let cpu = facts.cpu_model;
+        return Err(RunError::NoHardwareDirty { cpu });
+    }
+    Ok(())
+}
+
+fn run_one<M: Machine, L: MmuLock + 'static>(
     host: &mut Host<'_, M>,
     options: &Options,
+    choice: Choice,
     vm: VmId,
     image: GuestImage<'_>,
     bootargs: &str,
 ) -> Result<(), RunError> {
     match options.guest {
-        GuestKind::DirtyLog => dirty_log::run::<M, L>(host, options, vm, image, bootargs),
+        GuestKind::DirtyLog => dirty_log::run::<M, L>(host, options, choice, vm, image, bootargs),
+        GuestKind::Stress => dirty_log::run::<M, L>(host, options, choice, vm, image, bootargs),
         GuestKind::Program => program::run::<M, L>(host, options, vm, image, bootargs),
     }
 }

@@ -90,6 +90,11 @@ impl Steps {
         self.arrived.load(Ordering::Acquire) == self.seats.len()
     }
 
+    /// How many vCPUs there are.
+    pub fn seats(&self) -> usize {
+        self.seats.len()
+    }
+
     /// How many vCPUs have arrived.
     pub fn arrived(&self) -> usize {
         self.arrived.load(Ordering::Acquire)

@@ -69,6 +69,28 @@ pub fn pages(bitmap: &[u64]) -> impl Iterator<Item = u64> + '_ {
     })
 }
 
+/// Adds `count` pages from `first` on. What the bitmap has no room for is ignored.
+pub fn add(bitmap: &mut [u64], first: u64, count: u64) {
+    let room = bitmap.len() as u64 * PAGES;
+    let end = first.saturating_add(count).min(room);
+    let mut page = first;
+    while page < end {
+        let bit = page % PAGES;
+        let bits = (end - page).min(PAGES - bit);
+        bitmap[(page / PAGES) as usize] |= u64::MAX >> (PAGES - bits) << bit;
+        page += bits;
+    }
+}
+
+/// Adds all pages of each block of which a page is there. A block has so many pages, a multiple of 64, and page 0 begins one.
+pub fn widen(bitmap: &mut [u64], pages_in_block: u64) {
+    for block in bitmap.chunks_mut((pages_in_block / PAGES) as usize) {
+        if block.iter().any(|word| *word != 0) {
+            block.fill(u64::MAX);
+        }
+    }
+}
+
 /// A vCPU's journal names a page beyond its share.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BeyondShare {
@@ -250,6 +272,23 @@ mod tests {
             }
             prop_assert_eq!(count(&written), wrote.len() as u64);
         }
+    }
+
+    proptest! {
+        #[test]
+        fn pages_are_added_where_there_is_room(first in 0u64..300, count in 0u64..300) {
+            let mut bitmap = [0; 4];
+            add(&mut bitmap, first, count);
+            let expected: Vec<u64> = (first..first + count).filter(|page| *page < 256).collect();
+            prop_assert_eq!(pages(&bitmap).collect::<Vec<_>>(), expected);
+        }
+    }
+
+    #[test]
+    fn a_page_stands_for_its_block() {
+        let mut bitmap = [0, 1, 0, 0, 0, 0];
+        widen(&mut bitmap, 128);
+        assert_eq!(bitmap, [u64::MAX, u64::MAX, 0, 0, 0, 0]);
     }
 
     #[test]

@@ -28,6 +28,20 @@ macro_rules! exit_kinds {
     };
 }
 
+impl ExitKind {
+    /// Whether it is an exit of its own, and not what became of one.
+    pub const fn is_exit(self) -> bool {
+        !matches!(
+            self,
+            Self::LostTranslation
+                | Self::ReadFault
+                | Self::RingFull
+                | Self::InjectedAbort
+                | Self::InjectedUndefined
+        )
+    }
+}
+
 exit_kinds! {
     /// A stage-2 fault: nothing mapped.
     TranslationFault = "translation_fault",
@@ -52,7 +66,7 @@ exit_kinds! {
     /// Not an exit of its own: a permission fault whose address had to be looked up again.
     LostTranslation = "lost_translation",
     /// Not an exit of its own: a stage-2 fault, of any kind, of a read or a fetch.
-    ReadFault = "read_fault",
+    ReadFault = "read_faults",
     /// Not an exit of its own: a write that had to wait for room in the vCPU's dirty ring.
     RingFull = "ring_full",
     /// Not an exit of its own: an external abort that the guest was made to take.

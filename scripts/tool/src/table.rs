@@ -1,4 +1,4 @@
-//! The comparison at the end of a run: one column per mode; one row per phase, then counters, then whether the run was
+//! The comparison at the end of a run: one column per run, headed by what tells it from the others; one row per phase, then counters, then whether the run was
 //! verified. A pure function of the records.
 
 use comfy_table::{CellAlignment, Table, presets};
@@ -11,12 +11,14 @@ const MOST_DIRTY_ROWS: u64 = 8;
 
 /// The counters that are worth a row, where one of them isn't 0. A name that ends in `_` is the sum of those that begin
 /// with it.
-const COUNTERS: [(&str, &str); 13] = [
+const COUNTERS: [(&str, &str); 15] = [
     ("exits", "exits_"),
+    ("waits for a dirty ring", "ring_full"),
     ("faults", "faults_"),
     ("... mapped", "faults_mapped"),
     ("... made writable", "faults_relaxed"),
     ("... split a block", "faults_split"),
+    ("... of reads", "read_faults"),
     ("... retried", "faults_retried"),
     ("... met a lock too long", "faults_busy"),
     ("entries met locked", "met_locked"),
@@ -31,7 +33,7 @@ const COUNTERS: [(&str, &str); 13] = [
 pub fn comparison(records: &[Record]) -> String {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header(std::iter::once("").chain(records.iter().map(|record| record.mode.as_str())));
+    table.set_header(std::iter::once(String::new()).chain(headers(records)));
     for (label, cells) in phase_rows(records).into_iter().chain(counter_rows(records)) {
         table.add_row(std::iter::once(label).chain(cells));
     }
@@ -46,6 +48,23 @@ pub fn comparison(records: &[Record]) -> String {
 }
 
 type Row = (String, Vec<String>);
+
+/// The mode of each record, with the policies that aren't the same for all.
+fn headers(records: &[Record]) -> impl Iterator<Item = String> + '_ {
+    let policies: [fn(&Record) -> &str; 2] = [|record| &record.split, |record| &record.tracking];
+    let differing = policies.map(|policy| {
+        let first = records.first().map(policy);
+        records
+            .iter()
+            .any(|record| Some(policy(record)) != first)
+            .then_some(policy)
+    });
+    records.iter().map(move |record| {
+        let words = differing.iter().flatten().map(|policy| policy(record));
+        let words: Vec<&str> = std::iter::once(record.mode.as_str()).chain(words).collect();
+        words.join("\n")
+    })
+}
 
 fn heading(records: &[Record]) -> String {
     let Some(record) = records.first() else {
@@ -100,6 +119,10 @@ fn phase_rows(records: &[Record]) -> Vec<Row> {
     rows.push(row(records, "disable logging", |record| {
         phase(record, PhaseName::Disable, |_| true)
     }));
+    let restored = |record: &Record| phase(record, PhaseName::Restore, |_| true);
+    if records.iter().any(|record| restored(record).is_some()) {
+        rows.push(row(records, "restore blocks", restored));
+    }
     rows
 }
 
@@ -201,6 +224,19 @@ mod tests {
         assert_eq!(cells(&table, "... retried"), ["3", "3"]);
         assert_eq!(cells(&table, "verified"), ["NO", "yes"]);
         assert!(!table.contains("TLBI"), "{table}");
+    }
+
+    #[test]
+    fn what_tells_runs_apart_heads_their_columns() {
+        let run = |split: &str| Record {
+            split: split.into(),
+            tracking: "writeprotect".into(),
+            ..record("parallel")
+        };
+        let heads: Vec<String> = headers(&[run("none"), run("eager")]).collect();
+        assert_eq!(heads, ["parallel\nnone", "parallel\neager"]);
+        let heads: Vec<String> = headers(&[run("none")]).collect();
+        assert_eq!(heads, ["parallel"]);
     }
 
     #[test]

@@ -29,8 +29,29 @@ pub enum OptionError<'t> {
         /// What it could be.
         expected: &'static str,
     },
-    /// A guest program was given an option of the benchmark.
-    BenchmarkOnly(&'static str),
+    /// The guest has no use for the option.
+    NotForGuest {
+        /// The option.
+        key: &'static str,
+        /// What the guest is.
+        guest: &'static str,
+    },
+    /// The log can't be read from rings.
+    NotWithRing {
+        /// What doesn't go with it.
+        with: &'static str,
+        /// Why.
+        why: &'static str,
+    },
+    /// There are fewer pieces of memory than slots.
+    TooManySlots {
+        /// The slots.
+        slots: usize,
+        /// The pieces.
+        pieces: u64,
+        /// The size of each.
+        piece: &'static str,
+    },
     /// A guest program was to run in several modes.
     OneMode,
     /// The memory isn't a whole number of pages.
@@ -73,9 +94,20 @@ impl fmt::Display for OptionError<'_> {
                     Quoted(text)
                 )
             }
-            Self::BenchmarkOnly(key) => write!(
+            Self::NotForGuest { key, guest } => write!(
                 f,
-                "option '{key}' contradicts guest=program: it is the benchmark's"
+                "option '{key}' contradicts guest={guest}, which has no use for it"
+            ),
+            Self::NotWithRing { with, why } => {
+                write!(f, "{with} contradicts harvest=ring: {why}")
+            }
+            Self::TooManySlots {
+                slots,
+                pieces,
+                piece,
+            } => write!(
+                f,
+                "slots={slots} contradicts the memory, which is {pieces} pieces of {piece}"
             ),
             Self::OneMode => f.write_str("several modes contradict guest=program, which runs once"),
             Self::NotWholePages(bytes) => {

@@ -18,13 +18,27 @@ fn without_options_the_defaults_hold() {
 #[test]
 fn every_option_is_read() {
     let text = "mode=mutex,rwlock,parallel vcpus=8 bytes=8M backing=1G iterations=5 write_percent=30 random seed=9 \
-                ipa_bits=40 timeout=7 log=debug guest=dirty_log";
+                ipa_bits=40 timeout=7 log=debug guest=dirty_log split=eager,none,fault tracking=hardware,writeprotect \
+                granularity=2m harvest=bitmap ring_entries=64 enable=all_set clear=with_get restore=background \
+                split_chunk=4M split_reserve=0 slots=1 exit_times";
     let options = Options::parse(text).unwrap();
     assert_eq!(
         options,
         Options {
             guest: GuestKind::DirtyLog,
             modes: vec![Mode::Mutex, Mode::RwLock, Mode::Parallel],
+            splits: vec![Split::Eager, Split::None, Split::Fault],
+            trackings: vec![Tracking::Hardware, Tracking::WriteProtect],
+            granularity: Granularity::Block2M,
+            harvest: Harvest::Bitmap,
+            ring_entries: 64,
+            enable: Enable::AllSet,
+            clear: Clear::WithGet,
+            restore: Restore::Background,
+            split_chunk: Size(4 << 20),
+            split_reserve: Size(0),
+            slots: 1,
+            exit_times: true,
             vcpus: 8,
             bytes: Size(8 << 20),
             backing: Backing::Block1G,
@@ -33,6 +47,7 @@ fn every_option_is_read() {
             random: true,
             seed: 9,
             ipa_bits: Some(40),
+            seconds: 10,
             timeout: 7,
             log: LevelFilter::Debug,
         }
@@ -115,7 +130,7 @@ fn malformed_values_are_named_with_what_is_expected() {
     );
     assert_eq!(
         refused("guest=linux"),
-        "malformed value 'linux' for option 'guest': expected dirty_log or program"
+        "malformed value 'linux' for option 'guest': expected dirty_log, stress or program"
     );
     assert_eq!(
         refused("timeout=0"),
@@ -131,7 +146,7 @@ fn contradictions_are_named() {
         refused("mode=mutex,mutex"),
         "option 'mode' names 'mutex' twice"
     );
-    let only = "contradicts guest=program: it is the benchmark's";
+    let only = "contradicts guest=program, which has no use for it";
     assert_eq!(
         refused("guest=program random"),
         ["option 'random' ", only].concat()
@@ -166,6 +181,71 @@ fn contradictions_are_named() {
         refused("guest=program vcpus=1 bytes=18446744073709547520"),
         ["vcpus=1 bytes=18446744073709547520 ", too_much].concat()
     );
+}
+
+#[test]
+fn what_does_not_go_with_rings_is_named() {
+    for (with, why) in [
+        ("tracking=hardware", "without a fault nothing enters a ring"),
+        ("enable=all_set", "a ring doesn't hold all pages"),
+        ("clear=with_get", "what is taken out of a ring is clear"),
+    ] {
+        let options = ["harvest=ring ", with].concat();
+        let says = [with, " contradicts harvest=ring: ", why].concat();
+        assert_eq!(refused(&options), says);
+        assert!(Options::parse(with).is_ok());
+    }
+    assert_eq!(
+        refused("harvest=ring tracking=writeprotect,hardware"),
+        "tracking=hardware contradicts harvest=ring: without a fault nothing enters a ring"
+    );
+}
+
+#[test]
+fn malformed_policies_are_named() {
+    assert_eq!(
+        refused("ring_entries=100"),
+        "malformed value '100' for option 'ring_entries': expected a power of two from 64 to 65536"
+    );
+    assert_eq!(
+        refused("split=fault,fault"),
+        "option 'split' names 'fault' twice"
+    );
+    assert_eq!(
+        refused("tracking=software"),
+        "malformed value 'software' for option 'tracking': expected writeprotect or hardware"
+    );
+    assert_eq!(
+        refused("enable=all-set"),
+        "malformed value 'all-set' for option 'enable': expected protect or all_set"
+    );
+    assert_eq!(
+        refused("exit_times=1"),
+        "malformed value '1' for option 'exit_times': expected the word alone"
+    );
+    assert_eq!(
+        refused("vcpus=3 bytes=3M slots=6"),
+        "slots=6 contradicts the memory, which is 5 pieces of 2M"
+    );
+    assert!(Options::parse("vcpus=3 bytes=3M slots=5").is_ok());
+}
+
+#[test]
+fn the_stress_run_chooses_for_itself() {
+    assert_eq!(
+        refused("guest=stress split=eager"),
+        "option 'split' contradicts guest=stress, which has no use for it"
+    );
+    assert_eq!(
+        refused("seconds=5"),
+        "option 'seconds' contradicts guest=dirty_log, which has no use for it"
+    );
+    assert_eq!(
+        refused("guest=program slots=2"),
+        "option 'slots' contradicts guest=program, which has no use for it"
+    );
+    let options = "guest=stress seconds=5 slots=3 seed=4 ring_entries=64 mode=mutex,parallel";
+    assert_eq!(Options::parse(options).unwrap().seconds, 5);
 }
 
 #[test]

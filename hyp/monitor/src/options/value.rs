@@ -1,58 +1,76 @@
-//! The values that options can have.
+//! The values that options can have, by the words that bootargs and records have for them.
 
 use super::OptionError;
 use crate::size::{Size, decimal};
 use alloc::vec::Vec;
 use log::LevelFilter;
+use memory::RING_ENTRIES;
 use stage2::Level;
 
-/// How stage-2 operations exclude each other.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Mode {
-    /// One lock for everything.
-    Mutex,
-    /// Faults share the lock.
-    RwLock,
-    /// No lock.
-    Parallel,
+/// A value that a word stands for.
+pub(super) trait Word: Copy + Eq + 'static {
+    /// All there are.
+    const ALL: &'static [Self];
+    /// What an error lists.
+    const EXPECTED: &'static str;
+
+    /// The word.
+    fn word(self) -> &'static str;
 }
 
-impl Mode {
-    const ALL: [Self; 3] = [Self::Mutex, Self::RwLock, Self::Parallel];
-
-    /// Its name in options and results.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Mutex => "mutex",
-            Self::RwLock => "rwlock",
-            Self::Parallel => "parallel",
+macro_rules! words {
+    ($(#[$doc:meta])* $type:ident: $expected:literal { $($(#[$about:meta])* $value:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum $type {
+            $($(#[$about])* $value,)*
         }
+
+        impl $type {
+            /// Its word in options and results.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$value => $word,)*
+                }
+            }
+        }
+
+        impl Word for $type {
+            const ALL: &'static [Self] = &[$(Self::$value),*];
+            const EXPECTED: &'static str = $expected;
+
+            fn word(self) -> &'static str {
+                self.name()
+            }
+        }
+    };
+}
+
+words! {
+    /// How stage-2 operations exclude each other.
+    Mode: "parallel, rwlock or mutex" {
+        /// One lock for everything.
+        Mutex = "mutex",
+        /// Faults share the lock.
+        RwLock = "rwlock",
+        /// No lock.
+        Parallel = "parallel",
     }
 }
 
-/// What guest memory is made of: the size of its pieces, and the largest block that maps it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Backing {
-    /// Pages of 4 KiB.
-    Page4K,
-    /// Blocks of 2 MiB.
-    Block2M,
-    /// Blocks of 1 GiB.
-    Block1G,
+words! {
+    /// What guest memory is made of: the size of its pieces, and the largest block that maps it.
+    Backing: "4K, 2M or 1G" {
+        /// Pages of 4 KiB.
+        Page4K = "4K",
+        /// Blocks of 2 MiB.
+        Block2M = "2M",
+        /// Blocks of 1 GiB.
+        Block1G = "1G",
+    }
 }
 
 impl Backing {
-    const ALL: [Self; 3] = [Self::Page4K, Self::Block2M, Self::Block1G];
-
-    /// Its name in options and results.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Page4K => "4K",
-            Self::Block2M => "2M",
-            Self::Block1G => "1G",
-        }
-    }
-
     /// The level of table that maps a piece by one entry.
     pub const fn level(self) -> Level {
         match self {
@@ -68,54 +86,117 @@ impl Backing {
     }
 }
 
-/// What the guest is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum GuestKind {
-    /// The dirty-log benchmark's.
-    DirtyLog,
-    /// A program that runs until it ends by itself.
-    Program,
+words! {
+    /// What the guest is.
+    GuestKind: "dirty_log, stress or program" {
+        /// The dirty-log benchmark's.
+        DirtyLog = "dirty_log",
+        /// The same image, for the stress run.
+        Stress = "stress",
+        /// A program that runs until it ends by itself.
+        Program = "program",
+    }
 }
 
-pub(super) fn guest<'t>(key: &'static str, text: &'t str) -> Result<GuestKind, OptionError<'t>> {
-    match text {
-        "dirty_log" => Ok(GuestKind::DirtyLog),
-        "program" => Ok(GuestKind::Program),
-        _ => Err(OptionError::Malformed {
+words! {
+    /// What becomes of blocks that are larger than what is logged as one.
+    Split: "fault, none or eager" {
+        /// A write fault splits the block.
+        Fault = "fault",
+        /// A write fault unmaps the block and maps the one page.
+        None = "none",
+        /// They are split ahead of the faults.
+        Eager = "eager",
+    }
+}
+
+words! {
+    /// How a write is noticed.
+    Tracking: "writeprotect or hardware" {
+        /// The first write faults.
+        WriteProtect = "writeprotect",
+        /// The CPU notes it.
+        Hardware = "hardware",
+    }
+}
+
+words! {
+    /// How much memory is logged as one.
+    Granularity: "4K or 2M" {
+        /// A page.
+        Page4K = "4K",
+        /// A block of 2 MiB, where such map memory.
+        Block2M = "2M",
+    }
+}
+
+words! {
+    /// What the log is read from.
+    Harvest: "bitmap or ring" {
+        /// A bitmap for each slot.
+        Bitmap = "bitmap",
+        /// A ring for each vCPU, and the bitmap behind it.
+        Ring = "ring",
+    }
+}
+
+words! {
+    /// What enabling the log does.
+    Enable: "protect or all_set" {
+        /// All is write-protected.
+        Protect = "protect",
+        /// All is dirty, and is write-protected when it is first cleared.
+        AllSet = "all_set",
+    }
+}
+
+words! {
+    /// How the log is cleared.
+    Clear: "manual or with_get" {
+        /// Apart from getting it.
+        Manual = "manual",
+        /// Together with getting it.
+        WithGet = "with_get",
+    }
+}
+
+words! {
+    /// What is done about blocks that logging has split, once it is disabled.
+    Restore: "at_once, background or never" {
+        /// They are put together before the guest goes on.
+        AtOnce = "at_once",
+        /// They are put together while the guest runs.
+        Background = "background",
+        /// They stay split.
+        Never = "never",
+    }
+}
+
+/// The value that a word stands for. Capitals don't count.
+pub(super) fn word<'t, T: Word>(key: &'static str, text: &'t str) -> Result<T, OptionError<'t>> {
+    let mut all = T::ALL.iter().copied();
+    all.find(|value| value.word().eq_ignore_ascii_case(text))
+        .ok_or(OptionError::Malformed {
             key,
             text,
-            expected: "dirty_log or program",
-        }),
-    }
+            expected: T::EXPECTED,
+        })
 }
 
-pub(super) fn modes<'t>(key: &'static str, text: &'t str) -> Result<Vec<Mode>, OptionError<'t>> {
-    let mut modes = Vec::new();
+/// The values that words stand for, which commas part.
+pub(super) fn words<'t, T: Word>(
+    key: &'static str,
+    text: &'t str,
+) -> Result<Vec<T>, OptionError<'t>> {
+    let mut values = Vec::new();
     for name in text.split(',') {
-        let Some(mode) = Mode::ALL.into_iter().find(|mode| mode.name() == name) else {
-            return Err(OptionError::Malformed {
-                key,
-                text: name,
-                expected: "parallel, rwlock or mutex",
-            });
-        };
-        if modes.contains(&mode) {
+        let value = word(key, name)?;
+        if values.contains(&value) {
             return Err(OptionError::Repeated { key, text: name });
         }
-        modes.push(mode);
+        values.push(value);
     }
-    Ok(modes)
-}
-
-pub(super) fn backing<'t>(key: &'static str, text: &'t str) -> Result<Backing, OptionError<'t>> {
-    let backing = Backing::ALL
-        .into_iter()
-        .find(|backing| backing.name().eq_ignore_ascii_case(text));
-    backing.ok_or(OptionError::Malformed {
-        key,
-        text,
-        expected: "4K, 2M or 1G",
-    })
+    Ok(values)
 }
 
 pub(super) fn size<'t>(key: &'static str, text: &'t str) -> Result<Size, OptionError<'t>> {
@@ -157,4 +238,27 @@ pub(super) fn level<'t>(key: &'static str, text: &'t str) -> Result<LevelFilter,
         text,
         expected: "error, warn, info, debug or trace",
     })
+}
+
+/// An option without a value.
+pub(super) fn alone<'t>(key: &'static str, text: Option<&'t str>) -> Result<bool, OptionError<'t>> {
+    match text {
+        None => Ok(true),
+        Some(text) => Err(OptionError::Malformed {
+            key,
+            text,
+            expected: "the word alone",
+        }),
+    }
+}
+
+pub(super) fn ring_entries<'t>(key: &'static str, text: &'t str) -> Result<usize, OptionError<'t>> {
+    let entries = decimal(text).and_then(|number| usize::try_from(number).ok());
+    entries
+        .filter(|entries| entries.is_power_of_two() && RING_ENTRIES.contains(entries))
+        .ok_or(OptionError::Malformed {
+            key,
+            text,
+            expected: "a power of two from 64 to 65536",
+        })
 }

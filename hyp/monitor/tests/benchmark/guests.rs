@@ -15,6 +15,9 @@ const SYSTEM_OFF: u32 = 0x8400_0008;
 /// Behind the image.
 const JOURNALS: u64 = 0x4010_0000;
 const JOURNAL_BYTES: u64 = 4096;
+/// Bits of a leaf's descriptor: it may be written; it may be made so by the hardware (FEAT_HAFDBS).
+const WRITABLE: u64 = 1 << 7;
+const MAY_BECOME_DIRTY: u64 = 1 << 51;
 
 /// Which guest to run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -136,7 +139,7 @@ impl Vcpu {
     /// The word at `ipa`, once stage 2 lets this vCPU have it.
     fn word(&mut self, ipa: u64, write: bool) -> &'static AtomicU64 {
         loop {
-            let fault = match walk(&self.entry.controls, ipa) {
+            let fault = match walk(&self.entry.controls, ipa, write) {
                 Some((pa, writable)) if writable || !write => {
                     // SAFETY: the arena's memory stays for ever, and the VM's frames are its own while its vCPUs run.
                     return unsafe { &*ptr::with_exposed_provenance(pa as usize) };
@@ -216,6 +219,8 @@ impl Vcpu {
             let [code, iteration, ..] = self.call(BENCH_NEXT, [written]);
             match code {
                 step::POPULATE => {
+                    let journal = JOURNALS + JOURNAL_BYTES * self.vcpu as u64;
+                    self.word(journal, true).store(0, Ordering::Relaxed);
                     for page in first..first + share {
                         self.write(page, pattern(0, page));
                     }
@@ -331,8 +336,9 @@ impl Vcpu {
     }
 }
 
-/// Where stage 2 maps `ipa`, and whether for writes, as the hardware walks it (Arm ARM D8.3).
-fn walk(controls: &VcpuControls, ipa: u64) -> Option<(u64, bool)> {
+/// Where stage 2 maps `ipa`, and whether for writes, as the hardware walks it (Arm ARM D8.3). A write makes a leaf dirty whose
+/// dirty state hardware keeps.
+fn walk(controls: &VcpuControls, ipa: u64, write: bool) -> Option<(u64, bool)> {
     const ADDRESS: u64 = 0xffff_ffff_f000;
     let mut level = 2 - (controls.stage2.vtcr >> 6 & 3);
     let mut table = controls.stage2.vttbr & ADDRESS;
@@ -341,16 +347,23 @@ fn walk(controls: &VcpuControls, ipa: u64) -> Option<(u64, bool)> {
         let shift = 12 + 9 * (3 - level);
         let entry = table + ((ipa >> shift) & index_mask) * 8;
         // SAFETY: tables lie in the arena, which stays for ever.
-        let entry = unsafe { &*ptr::with_exposed_provenance::<AtomicU64>(entry as usize) }
-            .load(Ordering::Acquire);
+        let word = unsafe { &*ptr::with_exposed_provenance::<AtomicU64>(entry as usize) };
+        let mut entry = word.load(Ordering::Acquire);
         if entry & 1 == 0 {
             return None;
         }
         if level == 3 || entry & 2 == 0 {
             let offset = ipa & ((1 << shift) - 1);
+            while write && entry & (WRITABLE | MAY_BECOME_DIRTY) == MAY_BECOME_DIRTY {
+                let dirty = entry | WRITABLE;
+                match word.compare_exchange(entry, dirty, Ordering::AcqRel, Ordering::Acquire) {
+                    Ok(_) => entry = dirty,
+                    Err(_) => return walk(controls, ipa, write),
+                }
+            }
             return Some((
                 entry & ADDRESS & !((1 << shift) - 1) | offset,
-                entry >> 7 & 1 != 0,
+                entry & WRITABLE != 0,
             ));
         }
         table = entry & ADDRESS;

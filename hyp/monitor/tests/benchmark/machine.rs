@@ -165,6 +165,20 @@ impl Outcome {
 
 /// Runs the monitor with these options and this guest.
 pub fn run(options: &str, guest: Guest) -> Outcome {
+    run_with(options, guest, Features::armv8_0(44, 44))
+}
+
+/// The same, with an honest guest on CPUs that keep dirty state.
+pub fn run_with_dirty_state(options: &str) -> Outcome {
+    let features = Features {
+        hardware_access: true,
+        hardware_dirty: true,
+        ..Features::armv8_0(44, 44)
+    };
+    run_with(options, Guest::Honest, features)
+}
+
+fn run_with(options: &str, guest: Guest, features: Features) -> Outcome {
     let mut image = vec![0; 4096];
     image[16..24].copy_from_slice(&4096u64.to_le_bytes());
     image[56..60].copy_from_slice(b"ARM\x64");
@@ -175,17 +189,18 @@ pub fn run(options: &str, guest: Guest) -> Outcome {
             bytes: &image,
             bootargs: "",
         }),
+        features,
     )
 }
 
 pub fn run_without_guest(options: &str) -> Outcome {
-    boot(options, Guest::Honest, None)
+    boot(options, Guest::Honest, None, Features::armv8_0(44, 44))
 }
 
-fn boot(options: &str, guest: Guest, module: Option<Module<'_>>) -> Outcome {
+fn boot(options: &str, guest: Guest, module: Option<Module<'_>>, stage2: Features) -> Outcome {
     let facts = Facts {
         cpus: CPUS,
-        stage2: Features::armv8_0(44, 44),
+        stage2,
         most_tlbi: 16,
         cpu_model: "threads",
         gic: 3,

@@ -5,7 +5,7 @@ mod guests;
 mod machine;
 
 use guests::{Guest, Sin};
-use machine::{Outcome, run, run_without_guest};
+use machine::{Outcome, run, run_with_dirty_state, run_without_guest};
 use monitor::record::{PhaseName, Record};
 
 fn records(outcome: &Outcome) -> Vec<Record> {
@@ -115,6 +115,123 @@ fn shares_that_are_no_multiple_of_anything_are_verified_too() {
     }
 }
 
+/// Runs that make this many verified records, and gives them.
+fn verified(outcome: &Outcome, count: usize) -> Vec<Record> {
+    assert_eq!(outcome.error, None, "{:#?}", outcome.lines);
+    let records = records(outcome);
+    assert_eq!(records.len(), count);
+    assert!(records.iter().all(|record| record.verified));
+    assert_nothing_left(outcome);
+    records
+}
+
+/// A counter, summed up over the phases of a name and iteration.
+fn counted(record: &Record, name: PhaseName, iteration: u64, counter: &str) -> u64 {
+    let phases = record.phases.iter();
+    let meant = phases.filter(|phase| (phase.name, phase.iteration) == (name, iteration));
+    meant.filter_map(|phase| phase.counters.get(counter)).sum()
+}
+
+#[test]
+fn every_way_to_split_is_verified_and_blocks_come_back() {
+    let options = "mode=parallel,mutex split=none,fault,eager vcpus=3 bytes=3M slots=2 iterations=2 timeout=60";
+    for policies in [
+        "",
+        "enable=all_set",
+        "clear=with_get",
+        "granularity=2M",
+        "restore=background",
+    ] {
+        let records = verified(&run(&format!("{options} {policies}"), Guest::Honest), 6);
+        let splits: Vec<_> = records.iter().map(|record| &record.split[..]).collect();
+        assert_eq!(splits, ["none", "fault", "eager"].repeat(2), "{policies}");
+        for record in &records {
+            let restored: u64 = [PhaseName::Disable, PhaseName::Restore]
+                .map(|name| counted(record, name, 0, "restored_blocks"))
+                .iter()
+                .sum();
+            let blocks = if policies == "granularity=2M" { 0 } else { 5 };
+            assert_eq!(restored, blocks, "{policies}, split {}", record.split);
+        }
+        let eager = &records[2];
+        let splitting = match policies {
+            "enable=all_set" => (PhaseName::Clear, 1),
+            _ => (PhaseName::Enable, 0),
+        };
+        let split = counted(eager, splitting.0, splitting.1, "split_blocks");
+        assert_eq!(
+            split,
+            if policies == "granularity=2M" { 0 } else { 5 },
+            "{policies}"
+        );
+        assert_eq!(counted(eager, PhaseName::Dirty, 1, "faults_split"), 0);
+    }
+}
+
+#[test]
+fn rings_lose_nothing_however_small_they_are() {
+    let options = "harvest=ring ring_entries=64 vcpus=3 bytes=3M iterations=3 timeout=60";
+    for policies in [
+        "",
+        "split=none slots=3",
+        "granularity=2M",
+        "random write_percent=50",
+        "backing=4K slots=7",
+    ] {
+        let records = verified(&run(&format!("{options} {policies}"), Guest::Honest), 1);
+        assert_eq!(records[0].harvest, "ring");
+    }
+}
+
+#[test]
+fn hardware_notes_writes_without_a_fault() {
+    let options =
+        "tracking=writeprotect,hardware split=eager vcpus=3 bytes=3M iterations=3 timeout=60";
+    for policies in [
+        "",
+        "enable=all_set",
+        "granularity=2M",
+        "clear=with_get slots=5",
+        "backing=4K slots=7",
+    ] {
+        let records = verified(&run_with_dirty_state(&format!("{options} {policies}")), 2);
+        for iteration in 2..=3 {
+            let faults = |record| {
+                counted(
+                    record,
+                    PhaseName::Dirty,
+                    iteration,
+                    "exits_permission_fault",
+                )
+            };
+            assert_eq!(faults(&records[1]), 0, "{policies}");
+            assert!(faults(&records[0]) > 0, "{policies}");
+        }
+    }
+}
+
+#[test]
+fn reads_are_counted_apart_and_only_unmapped_blocks_make_them_fault() {
+    let options = "split=none,eager write_percent=20 vcpus=2 bytes=4M iterations=2 timeout=60";
+    let records = verified(&run(options, Guest::Honest), 2);
+    assert!(counted(&records[0], PhaseName::Dirty, 1, "read_faults") > 0);
+    assert_eq!(counted(&records[1], PhaseName::Dirty, 1, "read_faults"), 0);
+}
+
+#[test]
+fn the_longest_exit_of_a_phase_is_measured_on_request() {
+    let longest = |options: &str| {
+        let records = verified(&run(options, Guest::Honest), 1);
+        records[0].phases[0]
+            .counters
+            .get("longest_exit_ns")
+            .copied()
+    };
+    let options = "vcpus=2 bytes=1M iterations=1 timeout=60";
+    assert_eq!(longest(options), None);
+    assert!(longest(&format!("{options} exit_times")) > Some(0));
+}
+
 #[test]
 fn a_result_that_is_wrong_fails_the_run_and_says_where() {
     let options = "vcpus=2 bytes=1M iterations=2 timeout=60";
@@ -222,6 +339,10 @@ fn what_cant_be_run_is_refused_before_anything_starts() {
     assert_eq!(
         refused("guest=program vcpus=1 bytes=16M backing=1G"),
         "the guest's memory can't be had: not enough memory to back 1024 MiB"
+    );
+    assert_eq!(
+        refused("vcpus=2 tracking=hardware"),
+        "tracking=hardware needs CPUs that note writes themselves (FEAT_HAFDBS with dirty state), which threads doesn't"
     );
     let no_guest =
         "no guest: the device tree has no multiboot,module with multiboot,kernel under /chosen";

@@ -1,0 +1,126 @@
+//! The check of what was harvested and of what guest memory holds, against what the guest says that it wrote.
+
+use super::Harness;
+use crate::bench::journal_bytes;
+use crate::error::RunError;
+use crate::guest::Watch;
+use crate::machine::Machine;
+use crate::options::{Backing, Enable, Granularity, Harvest, TEST_MEMORY};
+use crate::verify;
+use alloc::vec::Vec;
+use memory::MmuLock;
+use stage2::{Ipa, PAGE_SIZE};
+use vm::VcpuId;
+
+/// Pages of a block of 2 MiB.
+const PAGES_IN_BLOCK: u64 = Backing::Block2M.bytes() / PAGE_SIZE;
+
+impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
+    /// Collects what the vCPUs' journals name.
+    pub(super) fn read_journals(&mut self) -> Result<(), RunError> {
+        self.written.fill(0);
+        let Some(journals) = self.bench.journals() else {
+            return Ok(());
+        };
+        let mut bytes = Vec::new();
+        let length = journal_bytes(self.share) as usize;
+        bytes
+            .try_reserve_exact(length)
+            .map_err(|_| RunError::Heap)?;
+        bytes.resize(length, 0);
+        for (vcpu, arrival) in self.bench.steps().arrivals().enumerate() {
+            let Watch { own, vm, .. } = self.watch;
+            vm.space
+                .read_guest(&own.memory, journals.of(vcpu), &mut bytes)?;
+            let journal: Vec<u64> = bytes.chunks_exact(8).map(little_endian).collect();
+            let first = self.share * vcpu as u64;
+            verify::merge(&mut self.written, first, self.share, &journal).map_err(|error| {
+                RunError::Journal {
+                    vcpu: VcpuId(vcpu),
+                    error,
+                }
+            })?;
+            check_count(vcpu, arrival.written, self.expected_count(&journal))?;
+        }
+        Ok(())
+    }
+
+    /// How many pages a vCPU with this journal has written. Where every page is to be written once, the journal can't say
+    /// otherwise.
+    fn expected_count(&self, journal: &[u64]) -> u64 {
+        match (self.options.write_percent, self.options.random) {
+            (100, false) => self.share,
+            _ => verify::count(journal),
+        }
+    }
+
+    /// The harvest must be what was written, in units of what is logged as one; or all, the first time, where the log was
+    /// initially set.
+    pub(super) fn check_log(&mut self, iteration: u64, by: &'static str) -> Result<(), RunError> {
+        self.harvested.fill(0);
+        for (slot, log) in self.slots.iter().zip(&self.logs) {
+            // A log has no bits beyond its slot.
+            let _ = verify::merge(&mut self.harvested, slot.first_page, slot.pages, log);
+        }
+        if self.options.harvest == Harvest::Ring {
+            for (all, rings) in self.harvested.iter_mut().zip(&mut self.from_rings) {
+                *all |= core::mem::take(rings);
+            }
+        }
+        let mut expected = self.written.clone();
+        if self.options.enable == Enable::AllSet && iteration == 1 {
+            verify::add(&mut expected, 0, self.pages);
+        } else if self.options.granularity == Granularity::Block2M
+            && self.options.backing != Backing::Page4K
+        {
+            verify::widen(&mut expected, PAGES_IN_BLOCK);
+        }
+        verify::compare(&expected, &self.harvested).map_err(|mismatch| RunError::Harvest {
+            iteration,
+            by,
+            mismatch,
+        })
+    }
+
+    /// What the journals name was written in this iteration: guest memory must hold it.
+    pub(super) fn written_in(&mut self, iteration: u64) -> Result<(), RunError> {
+        // The pattern has as many bits.
+        self.contents.write(iteration as u16, 0, &self.written);
+        verify::pages(&self.written).try_for_each(|page| self.check_page(iteration, page))
+    }
+
+    pub(super) fn check_contents(&self, iteration: u64) -> Result<(), RunError> {
+        (0..self.contents.pages()).try_for_each(|page| self.check_page(iteration, page))
+    }
+
+    fn check_page(&self, iteration: u64, page: u64) -> Result<(), RunError> {
+        let Watch { own, vm, .. } = self.watch;
+        let mut word = [0; 8];
+        vm.space.read_guest(
+            &own.memory,
+            Ipa::new(TEST_MEMORY).offset(page * PAGE_SIZE),
+            &mut word,
+        )?;
+        let checked = self.contents.check(page, u64::from_le_bytes(word));
+        checked.map_err(|error| RunError::Content { iteration, error })
+    }
+}
+
+fn little_endian(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |word, byte| word << 8 | u64::from(*byte))
+}
+
+pub(super) fn check_count(vcpu: usize, counted: u64, expected: u64) -> Result<(), RunError> {
+    if counted == expected {
+        Ok(())
+    } else {
+        Err(RunError::WrongCount {
+            vcpu: VcpuId(vcpu),
+            counted,
+            expected,
+        })
+    }
+}

@@ -1,0 +1,110 @@
+//! The end of logging: it is switched off, and blocks that it has split come back, at once or while the vCPUs go on.
+
+use super::Harness;
+use crate::error::RunError;
+use crate::guest::Watch;
+use crate::machine::Machine;
+use crate::options::Restore;
+use crate::record::PhaseName;
+use crate::steps::Step;
+use hypercall::step;
+use memory::MmuLock;
+
+/// How often blocks are restored in the background before the vCPUs are waited for: they are in each other's way.
+const ROUNDS: usize = 4;
+
+impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
+    /// Switches logging off, and restores blocks as the options say.
+    pub(super) fn end_logging(&mut self) -> Result<(), RunError> {
+        let restore = self.options.restore;
+        self.phase(PhaseName::Disable, 0, |this| {
+            this.disable()?;
+            match restore {
+                Restore::AtOnce => this.restore_at_once(),
+                Restore::Background | Restore::Never => Ok(()),
+            }
+        })?;
+        match restore {
+            Restore::Never => Ok(()),
+            Restore::AtOnce => self.check_tables(),
+            Restore::Background => {
+                self.restore_in_background()?;
+                self.check_tables()
+            }
+        }
+    }
+
+    fn disable(&mut self) -> Result<(), RunError> {
+        let Watch { own, vm, .. } = self.watch;
+        for slot in &self.slots {
+            vm.space.disable_dirty_log(&own.memory, slot.id)?;
+        }
+        Ok(())
+    }
+
+    fn restore_at_once(&mut self) -> Result<(), RunError> {
+        let left = self.restore_blocks()?;
+        self.count("tables_left", left);
+        if left == 0 {
+            Ok(())
+        } else {
+            Err(RunError::NotRestored { left })
+        }
+    }
+
+    /// Restores blocks while the vCPUs write once more. The time is that of the restoring, the counters are everybody's.
+    fn restore_in_background(&mut self) -> Result<(), RunError> {
+        let iteration = self.options.iterations + 1;
+        let start = self.start_phase();
+        self.post(Step {
+            code: step::DIRTY,
+            iteration,
+        });
+        for _ in 0..ROUNDS {
+            if self.restore_blocks()? == 0 {
+                break;
+            }
+        }
+        let end_ns = self.watch.machine.now_ns();
+        self.wait_for_vcpus()?;
+        self.restore_at_once()?;
+        self.end_phase(PhaseName::Restore, 0, end_ns, start);
+        self.read_journals()?;
+        self.written_in(iteration)
+    }
+
+    /// Goes once through all slots, and returns how many tables are left.
+    fn restore_blocks(&mut self) -> Result<u64, RunError> {
+        let Watch { own, vm, .. } = self.watch;
+        let (mut blocks, mut left) = (0, 0);
+        for slot in &self.slots {
+            let mut next = Some(slot.range().start);
+            while let Some(from) = next {
+                let restored = vm.space.restore_blocks(&own.memory, slot.id, from)?;
+                blocks += restored.collapsed.blocks;
+                left += restored.collapsed.left;
+                next = restored.next;
+            }
+        }
+        self.count("restored_blocks", blocks);
+        Ok(left)
+    }
+
+    /// As many tables must be in use as before logging.
+    fn check_tables(&self) -> Result<(), RunError> {
+        let tables = self.tables_in_use();
+        if tables == self.tables_before {
+            Ok(())
+        } else {
+            Err(RunError::TablesRemain {
+                before: self.tables_before,
+                tables,
+            })
+        }
+    }
+
+    pub(super) fn tables_in_use(&self) -> u64 {
+        let Watch { own, vm, .. } = self.watch;
+        own.memory.pool().counts_of(vm.space.vm()).table
+    }
+}
