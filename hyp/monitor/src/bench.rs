@@ -9,10 +9,10 @@ use crate::guest::RAM;
 use crate::guest_console::GuestConsole;
 use crate::low_rings::LowRings;
 use crate::machine::Machine;
-use crate::options::{Options, TEST_MEMORY};
+use crate::options::{GuestKind, Options, TEST_MEMORY};
 use crate::steps::{Arrival, Steps};
 use core::fmt;
-use hypercall::{BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, CONSOLE_PUT, REPORT, SUCCESS};
+use hypercall::{BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, CONSOLE_PUT, REPORT, SUCCESS, params};
 use spin::Once;
 use stage2::{Ipa, PAGE_SIZE};
 use vm::{Service, ServiceReply, StopReason, VcpuId};
@@ -27,10 +27,9 @@ pub struct Journals {
 }
 
 impl Journals {
-    /// Checks what a guest alleges, against RAM of `ram` bytes and `pages` pages per vCPU.
-    fn check(start: u64, bytes_per_vcpu: u64, vcpus: usize, pages: u64, ram: u64) -> Option<Self> {
-        let room =
-            bytes_per_vcpu >= journal_bytes(pages) && bytes_per_vcpu.is_multiple_of(WORD_BYTES);
+    /// Checks what a guest alleges, against RAM of `ram` bytes and what a journal needs.
+    fn check(start: u64, bytes_per_vcpu: u64, vcpus: usize, needed: u64, ram: u64) -> Option<Self> {
+        let room = bytes_per_vcpu >= needed && bytes_per_vcpu.is_multiple_of(WORD_BYTES);
         let end = bytes_per_vcpu
             .checked_mul(vcpus as u64)?
             .checked_add(start)?;
@@ -48,9 +47,18 @@ impl Journals {
     }
 }
 
-/// The bytes of a journal of so many pages.
+/// The bytes of a journal that has a bit for each of so many pages.
 pub fn journal_bytes(pages: u64) -> u64 {
     pages.div_ceil(u64::BITS.into()) * WORD_BYTES
+}
+
+/// The bytes of the journal that a vCPU needs for its share.
+pub fn needed_journal(options: &Options) -> u64 {
+    let pages = options.bytes.0 / PAGE_SIZE;
+    match options.guest {
+        GuestKind::Stress => (pages * size_of::<u32>() as u64).next_multiple_of(WORD_BYTES),
+        GuestKind::DirtyLog | GuestKind::Program => journal_bytes(pages),
+    }
 }
 
 /// How the guest broke the rules.
@@ -103,9 +111,10 @@ pub struct Bench<M: Machine> {
     complaint: Once<Complaint>,
     vcpus: usize,
     bytes_per_vcpu: u64,
+    journal_bytes: u64,
     ram: u64,
     write_percent: u64,
-    random: bool,
+    kind: u64,
     seed: u64,
 }
 
@@ -121,9 +130,14 @@ impl<M: Machine> Bench<M> {
             complaint: Once::new(),
             vcpus: options.vcpus,
             bytes_per_vcpu: options.bytes.0,
+            journal_bytes: needed_journal(options),
             ram,
             write_percent: options.write_percent,
-            random: options.random,
+            kind: match (options.guest, options.random) {
+                (GuestKind::Stress, _) => params::STRESS,
+                (_, true) => params::RANDOM,
+                (_, false) => 0,
+            },
             seed: options.seed,
         }
     }
@@ -162,29 +176,31 @@ impl<M: Machine> Bench<M> {
         if vcpu != VcpuId(0) || self.journals.is_completed() {
             return self.complain(Complaint::SecondHello(vcpu));
         }
-        let pages = self.bytes_per_vcpu / PAGE_SIZE;
-        match Journals::check(start, bytes_per_vcpu, self.vcpus, pages, self.ram) {
+        let needed = self.journal_bytes;
+        match Journals::check(start, bytes_per_vcpu, self.vcpus, needed, self.ram) {
             Some(journals) => {
                 self.journals.call_once(|| journals);
                 ServiceReply::Return([SUCCESS, self.vcpus as u64, self.bytes_per_vcpu, TEST_MEMORY])
             }
-            None => {
-                let needed = journal_bytes(pages);
-                self.complain(Complaint::BadJournals {
-                    start,
-                    bytes_per_vcpu,
-                    needed,
-                })
-            }
+            None => self.complain(Complaint::BadJournals {
+                start,
+                bytes_per_vcpu,
+                needed,
+            }),
         }
     }
 
-    fn next(&self, vcpu: VcpuId, written: u64) -> ServiceReply {
+    fn next(&self, vcpu: VcpuId, written: u64, read: u64) -> ServiceReply {
         if !self.journals.is_completed() {
             return self.complain(Complaint::NoHello(vcpu));
         }
         let at_ns = self.machine.now_ns();
-        if self.steps.arrive(vcpu.0, Arrival { written, at_ns }) {
+        let arrival = Arrival {
+            written,
+            read,
+            at_ns,
+        };
+        if self.steps.arrive(vcpu.0, arrival) {
             self.machine.kick(BOOT_CPU);
         }
         self.poll(vcpu)
@@ -205,13 +221,10 @@ impl<M: Machine> Service for Bench<M> {
                 ServiceReply::Return([SUCCESS, 0, 0, 0])
             }
             BENCH_HELLO => self.hello(vcpu, args[0], args[1]),
-            BENCH_PARAMS => ServiceReply::Return([
-                SUCCESS,
-                self.write_percent,
-                u64::from(self.random),
-                self.seed,
-            ]),
-            BENCH_NEXT => self.next(vcpu, args[0]),
+            BENCH_PARAMS => {
+                ServiceReply::Return([SUCCESS, self.write_percent, self.kind, self.seed])
+            }
+            BENCH_NEXT => self.next(vcpu, args[0], args[1]),
             REPORT => ServiceReply::Stop(StopReason::Reported {
                 vcpu,
                 code: args[0],
@@ -244,23 +257,23 @@ mod tests {
         let ram = RAM.get();
         assert_eq!(journal_bytes(64), 8);
         assert_eq!(journal_bytes(65), 16);
-        let journals = Journals::check(ram + 8, 16, 3, 65, 56).unwrap();
+        let journals = Journals::check(ram + 8, 16, 3, 16, 56).unwrap();
         assert_eq!(journals.of(2), RAM.offset(8 + 32));
         assert_eq!(
-            Journals::check(ram + 8, 16, 3, 65, 55),
+            Journals::check(ram + 8, 16, 3, 16, 55),
             None,
             "beyond the end"
         );
         assert_eq!(
-            Journals::check(ram - 8, 16, 3, 65, 56),
+            Journals::check(ram - 8, 16, 3, 16, 56),
             None,
             "before the start"
         );
-        assert_eq!(Journals::check(ram + 4, 16, 3, 65, 56), None, "unaligned");
-        assert_eq!(Journals::check(ram, 8, 3, 65, 56), None, "too small");
-        assert_eq!(Journals::check(ram, 20, 2, 65, 56), None, "no whole words");
+        assert_eq!(Journals::check(ram + 4, 16, 3, 16, 56), None, "unaligned");
+        assert_eq!(Journals::check(ram, 8, 3, 16, 56), None, "too small");
+        assert_eq!(Journals::check(ram, 20, 2, 16, 56), None, "no whole words");
         assert_eq!(
-            Journals::check(ram, u64::MAX - 7, 2, 65, 56),
+            Journals::check(ram, u64::MAX - 7, 2, 16, 56),
             None,
             "overflow"
         );
@@ -269,7 +282,7 @@ mod tests {
     proptest! {
         #[test]
         fn accepted_journals_lie_in_ram(start: u64, bytes: u64, vcpus in 1usize..64, ram in 0u64..1 << 40) {
-            if let Some(journals) = Journals::check(start, bytes, vcpus, 1, ram) {
+            if let Some(journals) = Journals::check(start, bytes, vcpus, 8, ram) {
                 let last = journals.of(vcpus - 1).get() + bytes;
                 prop_assert!(journals.of(0) >= RAM && last <= RAM.get() + ram);
             }

@@ -3,9 +3,10 @@
 use crate::bench::Complaint;
 use crate::image::ImageError;
 use crate::verify::{BeyondShare, Mismatch, WrongContent};
+use alloc::string::String;
 use core::fmt;
 use memory::frames::{Unbalanced, VmCounts};
-use memory::{LogError, NotBacked, RingError, SlotError};
+use memory::{LogError, NotBacked, RingError, SlotError, SlotId, VmId};
 use stage2::{BadLayout, OutOfFrames};
 use vm::{BadVcpuCount, StopReason, VcpuId};
 
@@ -110,6 +111,30 @@ pub enum RunError {
         /// Tables now.
         tables: u64,
     },
+    /// A page was written, and no harvest named it.
+    Lost {
+        /// The VM.
+        vm: VmId,
+        /// The slot.
+        slot: SlotId,
+        /// The page, counted from the start of the slot.
+        page: u64,
+        /// How the slot was logged.
+        policy: String,
+        /// What the run's random numbers began with.
+        seed: u64,
+    },
+    /// A page doesn't hold what its writer has written.
+    Inconsistent {
+        /// The page, counted from the start of the test memory.
+        page: u64,
+        /// What it holds.
+        found: u64,
+        /// What it should hold, if that isn't the writer's secret.
+        expected: Option<u64>,
+        /// What the run's random numbers began with.
+        seed: u64,
+    },
     /// The VM was destroyed, and frames of it remain.
     Leak(VmCounts),
     /// The machine's frames don't add up.
@@ -205,6 +230,28 @@ impl fmt::Display for RunError {
                 f,
                 "logging is over, but {tables} tables are in use where {before} were before"
             ),
+            Self::Lost {
+                vm,
+                slot,
+                page,
+                policy,
+                seed,
+            } => write!(
+                f,
+                "{vm}, {slot}: page {page} was written and no harvest named it ({policy}, seed={seed})"
+            ),
+            Self::Inconsistent {
+                page,
+                found,
+                expected,
+                seed,
+            } => {
+                write!(f, "page {page} of the test memory holds {found:#x}, ")?;
+                match expected {
+                    Some(expected) => write!(f, "not {expected:#x} (seed={seed})"),
+                    None => write!(f, "which nobody wrote last (seed={seed})"),
+                }
+            }
             Self::Leak(counts) => write!(f, "the VM was destroyed but has frames: {counts}"),
             Self::Unbalanced(error) => error.fmt(f),
             Self::Record(error) => write!(f, "the record can't be written: {error}"),

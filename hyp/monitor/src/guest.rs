@@ -400,16 +400,25 @@ impl<M: Machine, L> Watch<'_, M, L> {
             if done() {
                 return Ok(());
             }
-            if let Some(reason) = self.vm.stop_reason() {
-                return Err(RunError::Ended(reason));
-            }
-            if self.machine.now_ns() >= self.deadline_ns {
-                return Err(RunError::TimedOut {
-                    seconds: self.timeout,
-                });
-            }
+            self.check()?;
             self.machine.wait(self.deadline_ns);
         }
+    }
+
+    /// Checks that the guest goes on.
+    ///
+    /// # Errors
+    /// It has ended, or its time is up.
+    pub fn check(&self) -> Result<(), RunError> {
+        if let Some(reason) = self.vm.stop_reason() {
+            return Err(RunError::Ended(reason));
+        }
+        if self.machine.now_ns() >= self.deadline_ns {
+            return Err(RunError::TimedOut {
+                seconds: self.timeout,
+            });
+        }
+        Ok(())
     }
 
     /// Waits until the guest has ended by itself.

@@ -27,6 +27,7 @@ mod report;
 mod run;
 pub mod size;
 mod steps;
+mod stress;
 mod test_memory;
 pub mod verify;
 

@@ -5,7 +5,7 @@ use crate::guest::Remains;
 use crate::machine::Machine;
 use crate::options::Options;
 use crate::policy::Choice;
-use crate::record::{Progress, Record};
+use crate::record::{CounterMap, Progress, Record};
 use core::fmt;
 use memory::VmId;
 use stage2::{Bbm, Features};
@@ -18,6 +18,21 @@ pub(crate) fn heading<M: Machine>(machine: &M, options: &Options, choice: Choice
     machine.write_line(format_args!(
         "== mode {mode}: {vcpus} vCPUs x {bytes}, backing {backing}, {iterations} iterations{unusual} =="
     ));
+}
+
+/// What stress run is about to begin.
+pub(crate) fn stress_heading<M: Machine>(machine: &M, options: &Options, choice: Choice) {
+    let (mode, vcpus, bytes) = (choice.mode.name(), options.vcpus, options.bytes);
+    let (backing, slots) = (options.backing.name(), options.slots);
+    let (seconds, seed) = (options.seconds, options.seed);
+    machine.write_line(format_args!(
+        "== stress, mode {mode}: {vcpus} vCPUs x {bytes} in {slots} slots, backing {backing}, {seconds} s, seed {seed} =="
+    ));
+}
+
+/// What a stress run has done.
+pub(crate) fn stress_done<M: Machine>(machine: &M, done: &CounterMap) {
+    machine.write_line(format_args!("stress {}", Listed(done)));
 }
 
 /// The policies of a run that aren't those by default.

@@ -6,7 +6,7 @@ use crate::image::{GuestImage, ImageError};
 use crate::machine::Machine;
 use crate::options::{GuestKind, Mode, OptionError, Options, Tracking};
 use crate::policy::{Choice, choices};
-use crate::{dirty_log, program};
+use crate::{dirty_log, program, stress};
 use core::fmt;
 use memory::frames::MAX_VMS;
 use memory::{MmuLock, Mutexed, Parallel, RwLocked, VmId};
@@ -97,7 +97,7 @@ fn run_one<M: Machine, L: MmuLock + 'static>(
 ) -> Result<(), RunError> {
     match options.guest {
         GuestKind::DirtyLog => dirty_log::run::<M, L>(host, options, choice, vm, image, bootargs),
-        GuestKind::Stress => dirty_log::run::<M, L>(host, options, choice, vm, image, bootargs),
+        GuestKind::Stress => stress::run::<M, L>(host, options, choice, vm, image, bootargs),
         GuestKind::Program => program::run::<M, L>(host, options, vm, image, bootargs),
     }
 }

@@ -33,6 +33,7 @@ struct Seat {
     /// The step that the vCPU waits for, by its number from 1.
     waits_for: AtomicU64,
     written: AtomicU64,
+    read: AtomicU64,
     at_ns: AtomicU64,
 }
 
@@ -41,6 +42,8 @@ struct Seat {
 pub struct Arrival {
     /// How many pages it says that it has written.
     pub written: u64,
+    /// How often it says that it has read.
+    pub read: u64,
     /// When it arrived.
     pub at_ns: u64,
 }
@@ -69,6 +72,7 @@ impl Steps {
             return false;
         }
         seat.written.store(arrival.written, Ordering::Relaxed);
+        seat.read.store(arrival.read, Ordering::Relaxed);
         seat.at_ns.store(arrival.at_ns, Ordering::Relaxed);
         // Release: the seat, and all that the vCPU did, come before. Acquire for the last one's sake.
         self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.seats.len()
@@ -113,6 +117,7 @@ impl Steps {
     pub fn arrivals(&self) -> impl Iterator<Item = Arrival> + '_ {
         self.seats.iter().map(|seat| Arrival {
             written: seat.written.load(Ordering::Relaxed),
+            read: seat.read.load(Ordering::Relaxed),
             at_ns: seat.at_ns.load(Ordering::Relaxed),
         })
     }
@@ -127,6 +132,7 @@ mod tests {
 
     const ARRIVAL: Arrival = Arrival {
         written: 0,
+        read: 0,
         at_ns: 0,
     };
 
@@ -141,6 +147,7 @@ mod tests {
             1,
             Arrival {
                 written: 7,
+                read: 0,
                 at_ns: 9
             }
         ));
@@ -178,7 +185,7 @@ mod tests {
                 scope.spawn(move || {
                     loop {
                         let written = done[vcpu].load(Ordering::Relaxed);
-                        steps.arrive(vcpu, Arrival { written, at_ns: 0 });
+                        steps.arrive(vcpu, Arrival { written, ..ARRIVAL });
                         let step = loop {
                             match steps.answer(vcpu) {
                                 Some(step) => break step,

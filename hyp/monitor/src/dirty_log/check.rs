@@ -41,6 +41,9 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
                 }
             })?;
             check_count(vcpu, arrival.written, self.expected_count(&journal))?;
+            if !self.options.random {
+                check_count(vcpu, arrival.written + arrival.read, self.share)?;
+            }
         }
         Ok(())
     }

@@ -30,14 +30,26 @@ pub const CONSOLE_PUT: u32 = VENDOR_FAST64;
 /// Announces the benchmark guest, by its first vCPU. x1: IPA of the vCPUs' journals, which follow each other; x2: bytes of
 /// one vCPU's journal. Returns x1: number of vCPUs; x2: bytes of test memory per vCPU; x3: IPA of the test memory.
 pub const BENCH_HELLO: u32 = VENDOR_FAST64 + 1;
-/// Ends this vCPU's step and waits for the next. x1: pages that it wrote. Returns x0: the step, one of [`step`]; x1: the
+/// Ends this vCPU's step and waits for the next. x1: pages that it wrote; x2: how often it read. Returns x0: the step, one of [`step`]; x1: the
 /// iteration, from 1.
 pub const BENCH_NEXT: u32 = VENDOR_FAST64 + 2;
 /// A test program's verdict, which ends the VM. x1: 0 if it passed, else its own failure code; x2, x3: details.
 pub const REPORT: u32 = VENDOR_FAST64 + 3;
-/// Asks for the benchmark's parameters. Returns x1: percentage of accesses that write; x2: 1 if pages are chosen at random,
-/// else 0; x3: seed.
+/// Asks for the benchmark's parameters. Returns x1: percentage of accesses that write; x2: a sum of [`params`]; x3: seed.
 pub const BENCH_PARAMS: u32 = VENDOR_FAST64 + 4;
+
+/// The code of [`REPORT`] when a page of the stress run doesn't hold what it must. x2: its index within the test memory; x3: what
+/// it holds.
+pub const INCONSISTENT: u64 = 17;
+
+/// Bits in x2 of what [`BENCH_PARAMS`] returns.
+pub mod params {
+    /// Pages are chosen at random.
+    pub const RANDOM: u64 = 1;
+    /// The steps will be those of the stress run: a vCPU's journal has 32 bits for each of its pages, and says how often it has
+    /// written it.
+    pub const STRESS: u64 = 2;
+}
 
 /// What [`BENCH_NEXT`] tells a vCPU to do.
 pub mod step {
@@ -47,10 +59,23 @@ pub mod step {
     pub const POPULATE: u64 = 1;
     /// Access every page of the share once, and write the pattern of the iteration to those that the write percentage picks.
     pub const DIRTY: u64 = 2;
+    /// Read and write at random. The pages of the test memory are dealt out to the vCPUs one by one; whoever writes one
+    /// writes [`counted`](crate::counted) into its first and then its last word.
+    pub const STRESS: u64 = 3;
 }
 
 /// The word that the benchmark guest writes to the start of a page: `iteration` (16 bits) and the page's index within the
 /// test memory.
 pub const fn pattern(iteration: u64, page: u64) -> u64 {
     iteration << 48 | page
+}
+
+/// The word that the stress run's guest writes to a page for the `count`th time (32 bits); nothing but zeros before the first.
+pub const fn counted(count: u64, page: u64) -> u64 {
+    if count == 0 { 0 } else { count << 32 | page }
+}
+
+/// How often a page was written that holds this word.
+pub const fn count_of(word: u64) -> u64 {
+    word >> 32
 }

@@ -31,8 +31,8 @@ impl Share {
         }
     }
 
-    /// Writes to every page in order, and returns how many there are.
-    pub fn write_all(&mut self, iteration: u64) -> u64 {
+    /// Writes to every page in order, and returns how many there are, and that nothing was read.
+    pub fn write_all(&mut self, iteration: u64) -> [u64; 2] {
         self.clear_journal();
         let mut word = self.start;
         let mut value = pattern(iteration, self.first_page);
@@ -52,19 +52,20 @@ impl Share {
             // SAFETY: the journal has a bit for every page.
             unsafe { self.journal.add(at as usize).write_volatile(bits) };
         }
-        self.pages
+        [self.pages, 0]
     }
 
-    /// Makes as many accesses as there are pages, and returns how many pages were written.
-    pub fn access(&mut self, iteration: u64, choice: &mut Choice) -> u64 {
+    /// Makes as many accesses as there are pages, and returns how many pages were written, and how many of the accesses read.
+    pub fn access(&mut self, iteration: u64, choice: &mut Choice) -> [u64; 2] {
         self.clear_journal();
-        let mut written = 0;
+        let (mut written, mut read) = (0, 0);
         for turn in 0..self.pages {
             let page = choice.page(turn, self.pages);
             let word = self.start.wrapping_add(page as usize * PAGE_WORDS);
             if !choice.is_write() {
                 // SAFETY: the page lies in the share.
                 unsafe { word.read_volatile() };
+                read += 1;
                 continue;
             }
             // SAFETY: the page lies in the share, and the journal has a bit for it.
@@ -76,7 +77,7 @@ impl Share {
                 written += u64::from(bits & bit == 0);
             }
         }
-        written
+        [written, read]
     }
 
     fn clear_journal(&mut self) {
@@ -127,7 +128,7 @@ impl Choice {
     }
 
     /// A number below `bound`, which has at most 32 bits.
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;
         self.state ^= self.state << 17;

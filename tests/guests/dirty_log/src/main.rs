@@ -1,5 +1,5 @@
 //! The guest of the dirty-log benchmark: every vCPU writes to its share of the test memory as the harness tells it to, and
-//! notes in its journal which pages it wrote.
+//! notes in its journal which pages it wrote. And that of the stress run.
 //!
 //! The device tree tells how large the journals must be, before the harness tells the rest. Shares and journals are each
 //! touched by their own vCPU only, and by the harness while all vCPUs wait.
@@ -8,12 +8,14 @@
 #![no_main]
 
 mod accesses;
+mod stress;
 
 use accesses::{Choice, Share};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 use guest_runtime::{MAX_VCPUS, Tree, call, println, report, start_vcpu};
-use hypercall::{BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, SUCCESS, step};
+use hypercall::{BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, SUCCESS, params, step};
+use stress::Stress;
 
 guest_runtime::entry!(main, run);
 
@@ -34,8 +36,9 @@ struct Plan {
     bytes_per_vcpu: AtomicU64,
     journal_bytes: AtomicU64,
     write_percent: AtomicU64,
-    is_random: AtomicU64,
+    kind: AtomicU64,
     seed: AtomicU64,
+    vcpus: AtomicU64,
 }
 
 static PLAN: Plan = Plan {
@@ -43,8 +46,9 @@ static PLAN: Plan = Plan {
     bytes_per_vcpu: AtomicU64::new(0),
     journal_bytes: AtomicU64::new(0),
     write_percent: AtomicU64::new(0),
-    is_random: AtomicU64::new(0),
+    kind: AtomicU64::new(0),
     seed: AtomicU64::new(0),
+    vcpus: AtomicU64::new(0),
 };
 
 fn main(tree: Tree) -> ! {
@@ -61,9 +65,13 @@ fn main(tree: Tree) -> ! {
 /// Tells the harness where the journals are, learns what to do, and returns the number of vCPUs.
 fn announce(tree: Tree) -> usize {
     let pages = (tree.memory_at(TEST_MEMORY) / PAGE_BYTES).div_ceil(tree.vcpus().max(1) as u64);
-    let journal_bytes = pages.div_ceil(u64::BITS.into()) * size_of::<u64>() as u64;
+    let [params, write_percent, kind, seed] = call(BENCH_PARAMS, [0; 3]);
+    let bits_per_page = match kind & params::STRESS {
+        0 => 1,
+        _ => u64::from(u32::BITS),
+    };
+    let journal_bytes = (pages * bits_per_page).div_ceil(u64::BITS.into()) * 8;
     let [hello, vcpus, bytes_per_vcpu, base] = call(BENCH_HELLO, [journals(), journal_bytes, 0]);
-    let [params, write_percent, is_random, seed] = call(BENCH_PARAMS, [0; 3]);
     if hello != SUCCESS || params != SUCCESS || vcpus > MAX_VCPUS as u64 {
         println!("not the benchmark's hypervisor: {hello:#x}, {params:#x}, {vcpus} vCPUs");
         report(FAILURE, hello, params);
@@ -72,15 +80,17 @@ fn announce(tree: Tree) -> usize {
     PLAN.bytes_per_vcpu.store(bytes_per_vcpu, Ordering::Relaxed);
     PLAN.journal_bytes.store(journal_bytes, Ordering::Relaxed);
     PLAN.write_percent.store(write_percent, Ordering::Relaxed);
-    PLAN.is_random.store(is_random, Ordering::Relaxed);
+    PLAN.kind.store(kind, Ordering::Relaxed);
     PLAN.seed.store(seed, Ordering::Relaxed);
+    PLAN.vcpus.store(vcpus, Ordering::Relaxed);
     vcpus as usize
 }
 
 /// What every vCPU does to the end.
 fn run(index: usize) -> ! {
     let bytes = PLAN.bytes_per_vcpu.load(Ordering::Relaxed);
-    let first = PLAN.base.load(Ordering::Relaxed) + index as u64 * bytes;
+    let base = PLAN.base.load(Ordering::Relaxed);
+    let first = base + index as u64 * bytes;
     let journal = journals() + index as u64 * PLAN.journal_bytes.load(Ordering::Relaxed);
     let pages = bytes / PAGE_BYTES;
     // SAFETY: the harness gave this vCPU this part of the test memory, and accepted that its journal be here; both are
@@ -93,19 +103,28 @@ fn run(index: usize) -> ! {
             index as u64 * pages,
         )
     };
+    let mut stress = Stress {
+        memory: base,
+        index: index as u64,
+        vcpus: PLAN.vcpus.load(Ordering::Relaxed),
+        share: pages,
+        journal: journal as *mut u32,
+    };
     let mut choice = Choice::new(
         PLAN.write_percent.load(Ordering::Relaxed),
-        PLAN.is_random.load(Ordering::Relaxed) != 0,
+        PLAN.kind.load(Ordering::Relaxed) & params::RANDOM != 0,
         PLAN.seed.load(Ordering::Relaxed),
         index,
     );
-    let mut written = 0;
+    let mut done = [0; 2];
     loop {
-        let [code, iteration, ..] = call(BENCH_NEXT, [written, 0, 0]);
-        written = match code {
+        let [code, iteration, ..] = call(BENCH_NEXT, [done[0], done[1], 0]);
+        done = match code {
             step::POPULATE => share.write_all(0),
             step::DIRTY if choice.is_all() => share.write_all(iteration),
             step::DIRTY => share.access(iteration, &mut choice),
+            // SAFETY: the harness gives every vCPU this step or none.
+            step::STRESS => unsafe { stress.step(&mut choice) },
             step::STOP if index == 0 => guest_runtime::power_off(),
             step::STOP => guest_runtime::turn_off(),
             unknown => report(FAILURE, unknown, iteration),

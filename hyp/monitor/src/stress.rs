@@ -1,0 +1,220 @@
+//! The stress run: all vCPUs read and write at random, while the harness does everything that there is to dirty logging, at
+//! random, and migrates the memory as it goes.
+//!
+//! vCPUs work in rounds. Meanwhile CPU 0 enables and disables the logs of slots under any policy, harvests them in any way,
+//! splits and restores blocks, writes into guest memory itself, and keeps a copy of each slot that is logged, of the pages
+//! that the log names. Between rounds it does the last harvest, as live migration does: then the copy must be the
+//! memory, byte for byte, and the memory what the vCPUs' journals say.
+
+mod act;
+mod check;
+mod target;
+
+use crate::bench::{Bench, needed_journal};
+use crate::dirty_log::{guest_ram, record};
+use crate::error::RunError;
+use crate::guest::{GuestPlan, Host, Watch};
+use crate::image::GuestImage;
+use crate::machine::Machine;
+use crate::options::{Backing, Options};
+use crate::policy::Choice;
+use crate::record::{CounterMap, PARVISOR, Progress, Record};
+use crate::report;
+use crate::steps::Step;
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use fastrand::Rng;
+use hypercall::step;
+use memory::{DirtyPages, MmuLock, SlotId, VmId};
+use stage2::{Ipa, PAGE_SIZE};
+use target::Target;
+use vm::StopReason;
+
+/// How many entries of a ring are taken at once.
+const TAKEN_AT_ONCE: usize = 300;
+const NS_PER_SECOND: u64 = 1_000_000_000;
+
+/// Runs it once, in one mode.
+///
+/// # Errors
+/// It couldn't be run to its end, or something was lost.
+pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
+    host: &mut Host<'_, M>,
+    options: &Options,
+    choice: Choice,
+    vm: VmId,
+    image: GuestImage<'_>,
+    bootargs: &str,
+) -> Result<(), RunError> {
+    let machine = host.machine;
+    let plan = plan(options, vm, image, bootargs);
+    let bench = Arc::new(Bench::new(machine, options, plan.ram));
+    report::stress_heading(machine, options, choice);
+    let mut done = CounterMap::new();
+    let (outcome, remains) = host.run::<L, _, _>(&plan, &bench, |watch| {
+        let copies = plan.unseen_start();
+        let mut stress = Stress::new(watch, &bench, options, copies, &mut done)?;
+        stress.run().map_err(|error| stress.explain(error))
+    });
+    bench.flush();
+    let outcome = outcome.map_err(|error| bench.explain(error));
+    report::stress_done(machine, &done);
+    if let Some(remains) = remains {
+        report::remains(machine, vm, &remains);
+        if outcome.is_ok() {
+            let mut record = Record {
+                iterations: done.get("rounds").copied().unwrap_or(0),
+                ..record(machine, options, choice, Vec::new(), remains, true)
+            };
+            record.system = PARVISOR.into();
+            record.counters.append(&mut done);
+            report::record(machine, &record)?;
+        }
+    }
+    outcome
+}
+
+fn plan<'p>(
+    options: &Options,
+    vm: VmId,
+    image: GuestImage<'p>,
+    bootargs: &'p str,
+) -> GuestPlan<'p> {
+    let copies = options.test_bytes().unwrap_or(0);
+    GuestPlan {
+        vm,
+        image,
+        bootargs,
+        vcpus: options.vcpus,
+        ram: guest_ram(options, image, needed_journal(options)),
+        ram_backing: Backing::Block2M,
+        test: crate::test_memory::slots(options),
+        test_backing: options.backing,
+        unseen: copies.next_multiple_of(Backing::Block2M.bytes()),
+        hardware_dirty: true,
+        ring_entries: Some(options.ring_entries),
+        exit_times: false,
+        ipa_bits: options.ipa_bits,
+        timeout: options.timeout.saturating_add(options.seconds),
+    }
+}
+
+/// The stress run while its guest runs.
+struct Stress<'s, M: Machine, L> {
+    watch: &'s Watch<'s, M, L>,
+    bench: &'s Bench<M>,
+    options: &'s Options,
+    /// What was done, by name.
+    done: &'s mut CounterMap,
+    random: Rng,
+    targets: Vec<Target>,
+    /// Whether the CPUs keep dirty state.
+    has_dirty_state: bool,
+    /// The word that the harness has written last to each page of the test memory.
+    written: Vec<u64>,
+    ring_buffer: Vec<DirtyPages>,
+}
+
+impl<'s, M: Machine, L: MmuLock> Stress<'s, M, L> {
+    fn new(
+        watch: &'s Watch<'s, M, L>,
+        bench: &'s Bench<M>,
+        options: &'s Options,
+        copies: Ipa,
+        done: &'s mut CounterMap,
+    ) -> Result<Self, RunError> {
+        let slots = crate::test_memory::slots(options);
+        let targets = slots.iter().map(|slot| Target::new(*slot, copies));
+        let pages = (options.test_bytes().unwrap_or(0) / PAGE_SIZE) as usize;
+        let mut written = Vec::new();
+        written
+            .try_reserve_exact(pages)
+            .map_err(|_| RunError::Heap)?;
+        written.resize(pages, 0);
+        let none = DirtyPages {
+            slot: SlotId(0),
+            first: 0,
+            count: 0,
+        };
+        Ok(Self {
+            watch,
+            bench,
+            options,
+            done,
+            random: Rng::with_seed(options.seed),
+            targets: targets.collect::<Option<_>>().ok_or(RunError::Heap)?,
+            has_dirty_state: watch.vm.space.stage2().layout().features().hardware_dirty,
+            written,
+            ring_buffer: vec![none; TAKEN_AT_ONCE],
+        })
+    }
+
+    fn run(&mut self) -> Result<(), RunError> {
+        let seconds = self.options.seconds;
+        let start = self.watch.machine.now_ns();
+        self.progress(0);
+        self.wait_for_vcpus()?;
+        loop {
+            let passed = (self.watch.machine.now_ns() - start) / NS_PER_SECOND;
+            self.progress(passed);
+            if passed >= seconds {
+                break;
+            }
+            self.round()?;
+        }
+        self.end_logging()?;
+        self.progress(seconds + 1);
+        self.end_guest()
+    }
+
+    /// Lets the vCPUs work while the harness acts, and checks everything when they are done.
+    fn round(&mut self) -> Result<(), RunError> {
+        let steps = self.bench.steps();
+        self.count("rounds", 1);
+        let step = Step {
+            code: step::STRESS,
+            iteration: self.done["rounds"],
+        };
+        self.watch.post(steps, step);
+        while !steps.all_arrived() {
+            self.watch.check()?;
+            self.serve_rings()?;
+            self.act()?;
+        }
+        for arrival in steps.arrivals() {
+            self.count("guest_writes", arrival.written);
+            self.count("guest_reads", arrival.read);
+        }
+        self.check_round()
+    }
+
+    fn wait_for_vcpus(&mut self) -> Result<(), RunError> {
+        self.watch.wait_for_step(self.bench.steps(), || {})
+    }
+
+    fn end_guest(&mut self) -> Result<(), RunError> {
+        let step = Step {
+            code: step::STOP,
+            iteration: 0,
+        };
+        self.watch.post(self.bench.steps(), step);
+        match self.watch.wait_for_end()? {
+            StopReason::PoweredOff | StopReason::AllVcpusOff => Ok(()),
+            reason => Err(RunError::Ended(reason)),
+        }
+    }
+
+    fn count(&mut self, name: &str, count: u64) {
+        *self.done.entry(name.into()).or_default() += count;
+    }
+
+    fn progress(&self, seconds: u64) {
+        let progress = Progress {
+            mode: L::NAME.into(),
+            step: seconds.min(self.options.seconds + 1),
+            steps: self.options.seconds + 1,
+        };
+        report::progress(self.watch.machine, &progress);
+    }
+}

@@ -1,0 +1,229 @@
+//! What the harness does at random while the vCPUs run.
+
+use super::Stress;
+use crate::error::RunError;
+use crate::machine::Machine;
+use crate::verify;
+use core::ops::Range;
+use memory::{Ahead, Granularity, LogPolicy, MmuLock, Splitting, Tracking};
+use stage2::PAGE_SIZE;
+use vm::VcpuId;
+
+/// Where in a page the harness writes itself; the guest leaves that word alone.
+pub(super) const OWN_WORD: u64 = PAGE_SIZE / 2;
+
+impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
+    /// Does one thing, to one slot.
+    pub(super) fn act(&mut self) -> Result<(), RunError> {
+        let index = self.random.usize(..self.targets.len());
+        match (self.targets[index].log, self.random.u32(..16)) {
+            (_, 0) => self.write(index),
+            (None, 1..8) => self.enable(index),
+            (None, _) => self.restore(index),
+            (Some(_), 1..5) => self.get_then_clear(index),
+            (Some(_), 5..8) => self.get_and_clear(index),
+            (Some(_), 8) => self.clear_blindly(index),
+            (Some(_), 9..12) => self.copy(index),
+            (Some(_), 12) => self.split(index),
+            (Some(policy), 13) if policy.tracking == Tracking::WriteProtect => self.restore(index),
+            (Some(_), 14) => {
+                let vcpu = self.random.usize(..self.options.vcpus);
+                self.take_ring(vcpu)
+            }
+            (Some(_), 15) if self.random.u32(..8) == 0 => self.disable(index),
+            (Some(_), _) => Ok(()),
+        }
+    }
+
+    fn any_policy(&mut self) -> LogPolicy {
+        let ahead = self.ahead();
+        let hardware = self.has_dirty_state && self.random.bool();
+        let initially_set = self.random.bool();
+        LogPolicy {
+            tracking: match hardware {
+                true => Tracking::Hardware,
+                false => Tracking::WriteProtect,
+            },
+            splitting: match self.random.u32(..3) {
+                0 => Splitting::None,
+                1 => Splitting::AtFault,
+                _ => Splitting::Eager(ahead),
+            },
+            granularity: match self.random.u32(..3) {
+                0 => Granularity::Block2M,
+                _ => Granularity::Page,
+            },
+            initially_set,
+            ring: !hardware && !initially_set && self.random.bool(),
+        }
+    }
+
+    fn ahead(&mut self) -> Ahead {
+        let chunk = self.options.split_chunk.0;
+        Ahead {
+            chunk: chunk >> self.random.u32(..6),
+            reserve: match self.random.u32(..4) {
+                // More than there is.
+                0 => u64::MAX,
+                _ => 0,
+            },
+        }
+    }
+
+    fn enable(&mut self, index: usize) -> Result<(), RunError> {
+        let policy = self.any_policy();
+        let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
+        let target = &mut self.targets[index];
+        let split = space.enable_dirty_log(own, target.slot.id, &policy)?;
+        target.begin(policy);
+        self.count("enabled", 1);
+        self.count("split_ahead", split.blocks);
+        Ok(())
+    }
+
+    pub(super) fn disable(&mut self, index: usize) -> Result<(), RunError> {
+        let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
+        let target = &mut self.targets[index];
+        space.disable_dirty_log(own, target.slot.id)?;
+        target.log = None;
+        self.count("disabled", 1);
+        Ok(())
+    }
+
+    /// Words of a slot's bitmap.
+    fn any_words(&mut self, index: usize) -> Range<usize> {
+        let words = self.targets[index].slot.words();
+        if self.random.u32(..4) == 0 {
+            return 0..words;
+        }
+        let start = self.random.usize(..words);
+        start..self.random.usize(start + 1..=words)
+    }
+
+    fn get_then_clear(&mut self, index: usize) -> Result<(), RunError> {
+        let words = self.any_words(index);
+        let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
+        let mut log = alloc::vec![0; words.len()];
+        let slot = self.targets[index].slot.id;
+        let first = words.start as u64 * u64::from(u64::BITS);
+        space.get_dirty_log(own, slot, first, &mut log)?;
+        if self.random.bool() {
+            // Only some of them.
+            log.iter_mut().for_each(|word| *word &= self.random.u64(..));
+        }
+        let split = space.clear_dirty_log(own, slot, first, &mut log)?;
+        self.harvested(index, words.start, &log, split.blocks);
+        Ok(())
+    }
+
+    fn get_and_clear(&mut self, index: usize) -> Result<(), RunError> {
+        let words = self.any_words(index);
+        self.harvest(index, words)
+    }
+
+    /// Takes all that is dirty in some words.
+    pub(super) fn harvest(&mut self, index: usize, words: Range<usize>) -> Result<(), RunError> {
+        let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
+        let mut log = alloc::vec![0; words.len()];
+        let slot = self.targets[index].slot.id;
+        let first = words.start as u64 * u64::from(u64::BITS);
+        let split = space.get_and_clear_dirty_log(own, slot, first, &mut log)?;
+        self.harvested(index, words.start, &log, split.blocks);
+        Ok(())
+    }
+
+    /// Clears pages of which nobody knows whether they are dirty.
+    fn clear_blindly(&mut self, index: usize) -> Result<(), RunError> {
+        let words = self.any_words(index);
+        let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
+        let mut log: alloc::vec::Vec<u64> = words.clone().map(|_| self.random.u64(..)).collect();
+        let slot = self.targets[index].slot.id;
+        let first = words.start as u64 * u64::from(u64::BITS);
+        let split = space.clear_dirty_log(own, slot, first, &mut log)?;
+        self.harvested(index, words.start, &log, split.blocks);
+        Ok(())
+    }
+
+    fn harvested(&mut self, index: usize, first_word: usize, log: &[u64], split: u64) {
+        self.targets[index].owe(first_word, log);
+        self.count("harvests", 1);
+        self.count("harvested", verify::count(log));
+        self.count("split_ahead", split);
+    }
+
+    fn copy(&mut self, index: usize) -> Result<(), RunError> {
+        let words = self.any_words(index);
+        let copied = self.targets[index].copy(self.watch, words)?;
+        self.count("copied", copied);
+        Ok(())
+    }
+
+    fn split(&mut self, index: usize) -> Result<(), RunError> {
+        let (words, ahead) = (self.any_words(index), self.ahead());
+        let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
+        let target = &self.targets[index];
+        let from = target.page(words.start as u64 * u64::from(u64::BITS));
+        let bytes = words.len() as u64 * memory::BYTES_PER_WORD;
+        let split = space.split_blocks(own, target.slot.id, from, bytes, ahead)?;
+        self.count("split_ahead", split.blocks);
+        Ok(())
+    }
+
+    fn restore(&mut self, index: usize) -> Result<(), RunError> {
+        let words = self.any_words(index);
+        let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
+        let target = &self.targets[index];
+        let from = target.page(words.start as u64 * u64::from(u64::BITS));
+        let restored = space.restore_blocks(own, target.slot.id, from)?;
+        self.count("restored", restored.collapsed.blocks);
+        Ok(())
+    }
+
+    /// Writes into guest memory, as a device would.
+    fn write(&mut self, index: usize) -> Result<(), RunError> {
+        let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
+        let target = &self.targets[index];
+        let page = self.random.u64(..target.slot.pages);
+        let word = self.random.u64(..);
+        let at = target.page(page).offset(OWN_WORD);
+        space.write_guest(own, at, &word.to_le_bytes())?;
+        self.written[(target.slot.first_page + page) as usize] = word;
+        self.count("own_writes", 1);
+        Ok(())
+    }
+
+    /// Harvests the rings that are nearly full, and wakes their vCPUs.
+    pub(super) fn serve_rings(&mut self) -> Result<(), RunError> {
+        let mut outcome = Ok(());
+        let bench = self.bench;
+        bench.low_rings().take(|vcpu| {
+            if let Err(error) = self.take_ring(vcpu) {
+                outcome = Err(error);
+            }
+            if let Some(cpu) = self.watch.vm.cpu_of(VcpuId(vcpu)) {
+                self.watch.machine.kick(cpu);
+            }
+        });
+        outcome
+    }
+
+    /// Takes all that is in a vCPU's ring.
+    pub(super) fn take_ring(&mut self, vcpu: usize) -> Result<(), RunError> {
+        loop {
+            let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
+            let taken = space.harvest_ring(own, vcpu, &mut self.ring_buffer);
+            for pages in &self.ring_buffer[..taken] {
+                let target = self.targets.iter_mut();
+                // What its last log has left is for nobody, but does no harm.
+                for target in target.filter(|target| target.slot.id == pages.slot) {
+                    let count = pages.count.min(target.slot.pages - pages.first);
+                    verify::add(&mut target.owed, pages.first, count);
+                }
+            }
+            self.count("from_rings", taken as u64);
+            if taken < self.ring_buffer.len() {
+                return Ok(());
+            }
+        }
+    }
+}

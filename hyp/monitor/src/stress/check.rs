@@ -1,0 +1,155 @@
+//! What must hold between rounds, while all vCPUs wait: copies are what they are copies of, and memory is what its writers
+//! say that they wrote.
+
+use super::Stress;
+use super::act::OWN_WORD;
+use crate::error::RunError;
+use crate::machine::Machine;
+use crate::options::TEST_MEMORY;
+use crate::policy::Words;
+use alloc::string::ToString;
+use alloc::vec;
+use hypercall::{INCONSISTENT, counted};
+use memory::MmuLock;
+use stage2::{Ipa, PAGE_SIZE};
+use vm::StopReason;
+
+/// How often blocks are restored at the end until none is left.
+const ROUNDS: usize = 3;
+
+impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
+    /// Finishes the migration of each slot that is logged, compares, and lets some of them go on.
+    pub(super) fn check_round(&mut self) -> Result<(), RunError> {
+        self.check_journals()?;
+        for vcpu in 0..self.options.vcpus {
+            self.take_ring(vcpu)?;
+        }
+        for index in 0..self.targets.len() {
+            if self.targets[index].log.is_none() {
+                continue;
+            }
+            let words = 0..self.targets[index].slot.words();
+            self.harvest(index, words.clone())?;
+            let copied = self.targets[index].copy(self.watch, words)?;
+            self.count("copied", copied);
+            self.check_copy(index)?;
+            if self.random.bool() {
+                self.disable(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_copy(&mut self, index: usize) -> Result<(), RunError> {
+        let target = &self.targets[index];
+        if let (Some(page), Some(policy)) = (target.first_difference(self.watch)?, target.log) {
+            return Err(RunError::Lost {
+                vm: self.watch.vm.space.vm(),
+                slot: target.slot.id,
+                page,
+                policy: Words(&policy).to_string(),
+                seed: self.options.seed,
+            });
+        }
+        let pages = target.slot.pages;
+        self.count("compared", pages);
+        self.count("migrated", 1);
+        Ok(())
+    }
+
+    /// Compares guest memory with the vCPUs' journals, and with what the harness has written itself.
+    fn check_journals(&mut self) -> Result<(), RunError> {
+        let Some(journals) = self.bench.journals() else {
+            return Ok(());
+        };
+        let vcpus = self.options.vcpus as u64;
+        let share = self.options.bytes.0 / PAGE_SIZE;
+        let mut journal = vec![0; (share * 4) as usize];
+        for vcpu in 0..self.options.vcpus {
+            let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
+            space.read_guest(own, journals.of(vcpu), &mut journal)?;
+            for (own_page, count) in journal.chunks_exact(4).enumerate() {
+                let count = count
+                    .iter()
+                    .rev()
+                    .fold(0, |count, byte| count << 8 | u64::from(*byte));
+                let page = own_page as u64 * vcpus + vcpu as u64;
+                let expected = counted(count, page);
+                for word in [0, PAGE_SIZE - 8] {
+                    self.check_word(page, word, expected)?;
+                }
+            }
+        }
+        for page in 0..self.written.len() {
+            self.check_word(page as u64, OWN_WORD, self.written[page])?;
+        }
+        Ok(())
+    }
+
+    fn check_word(&self, page: u64, offset: u64, expected: u64) -> Result<(), RunError> {
+        let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
+        let mut word = [0; 8];
+        let at = Ipa::new(TEST_MEMORY).offset(page * PAGE_SIZE + offset);
+        space.read_guest(own, at, &mut word)?;
+        let found = u64::from_le_bytes(word);
+        if found == expected {
+            return Ok(());
+        }
+        Err(RunError::Inconsistent {
+            page,
+            found,
+            expected: Some(expected),
+            seed: self.options.seed,
+        })
+    }
+
+    /// Switches all logging off; then all blocks must come back.
+    pub(super) fn end_logging(&mut self) -> Result<(), RunError> {
+        for index in 0..self.targets.len() {
+            if self.targets[index].log.is_some() {
+                self.disable(index)?;
+            }
+        }
+        let mut left = 0;
+        for _ in 0..ROUNDS {
+            left = self.restore_all()?;
+            if left == 0 {
+                return Ok(());
+            }
+        }
+        Err(RunError::NotRestored { left })
+    }
+
+    fn restore_all(&mut self) -> Result<u64, RunError> {
+        let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
+        let (mut blocks, mut left) = (0, 0);
+        for target in &self.targets {
+            let mut next = Some(target.slot.range().start);
+            while let Some(from) = next {
+                let restored = space.restore_blocks(own, target.slot.id, from)?;
+                blocks += restored.collapsed.blocks;
+                left += restored.collapsed.left;
+                next = restored.next;
+            }
+        }
+        self.count("restored", blocks);
+        Ok(left)
+    }
+
+    /// Names what a vCPU has found where it looked, if that is why its VM has ended.
+    pub(super) fn explain(&self, error: RunError) -> RunError {
+        match error {
+            RunError::Ended(StopReason::Reported {
+                code: INCONSISTENT,
+                details: [page, found],
+                ..
+            }) => RunError::Inconsistent {
+                page,
+                found,
+                expected: None,
+                seed: self.options.seed,
+            },
+            other => other,
+        }
+    }
+}
