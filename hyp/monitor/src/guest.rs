@@ -199,14 +199,10 @@ impl<M: Machine> Host<'_, M> {
         let layout = plan.layout(&self.machine.facts().stage2)?;
         log::info!("{}: {}", plan.vm, Stage2Use(layout.features()));
         let mut space = AddressSpace::<L>::new(&self.own.memory, plan.vm, layout)?;
-        if let Some(entries) = plan.ring_entries {
-            space = match space.with_rings(plan.vcpus, entries) {
-                Ok(space) => space,
-                Err((space, error)) => {
-                    space.destroy(&self.own.memory);
-                    return Err(error.into());
-                }
-            };
+        let rings = plan.ring_entries;
+        if let Some(Err(error)) = rings.map(|entries| space.make_rings(plan.vcpus, entries)) {
+            space.destroy(&self.own.memory);
+            return Err(error.into());
         }
         let start = match self.fill(&space, plan) {
             Ok(start) => start,

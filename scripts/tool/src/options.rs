@@ -76,6 +76,19 @@ pub struct RunOptions {
     )]
     pub guest: Option<PathBuf>,
 
+    /// Instead of the benchmark, do everything that there is to dirty logging at random for so many seconds, check that no
+    /// written page is lost, and fail if one is. Runs in --mode parallel unless others are chosen.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(1..=1_000_000),
+        conflicts_with_all = [
+            "iterations", "write_percent", "random", "split", "tracking", "granularity", "harvest", "enable", "clear",
+            "restore", "split_reserve", "exit_times", "guest"
+        ]
+    )]
+    pub stress: Option<u64>,
+
     /// The command line of that guest.
     #[arg(long, value_name = "STRING", requires = "guest")]
     pub guest_append: Option<String>,
@@ -139,10 +152,11 @@ impl RunOptions {
         let program = self.guest.is_some();
         let mut workload = Workload {
             program,
+            stress: self.stress,
             ..Workload::of(&self.workload)
         };
         if workload.modes.is_empty() {
-            workload.modes = if program {
+            workload.modes = if program || self.stress.is_some() {
                 vec![Mode::Parallel]
             } else {
                 Mode::COMPARED.to_vec()
@@ -196,10 +210,11 @@ impl MachineOptions {
             return usage("--cpu: the name of the model is empty");
         }
         let runs = workload.runs() as u64;
+        let seconds = self.timeout + workload.stress.unwrap_or(0);
         let host_seconds = self.host_timeout.unwrap_or(if self.simulated {
             SIMULATED_RUN_SECONDS * runs
         } else {
-            self.timeout * runs + HOST_MARGIN_SECONDS
+            seconds * runs + HOST_MARGIN_SECONDS
         });
         Ok(Plan {
             append: workload.words(self.timeout, self.append.as_deref()),

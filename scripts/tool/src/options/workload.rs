@@ -67,6 +67,8 @@ pub struct Workload {
     pub exit_times: bool,
     /// Whether the guest is a program of the user instead of the benchmark.
     pub program: bool,
+    /// For how many seconds the stress run goes on, if that is to run instead of the benchmark.
+    pub stress: Option<u64>,
 }
 
 /// One run of a boot: what its boot doesn't say.
@@ -130,6 +132,7 @@ impl Workload {
             slots: options.slots,
             exit_times: options.exit_times,
             program: false,
+            stress: None,
         }
     }
 
@@ -185,7 +188,9 @@ impl Workload {
         } else {
             u64::from(self.vcpus)
         };
-        let written = bytes.checked_mul(sharers);
+        // The stress run keeps a copy.
+        let copies = if self.stress.is_some() { 2 } else { 1 };
+        let written = bytes.checked_mul(sharers * copies);
         let Some(usual) = written.and_then(|written| self.usual_memory(written)) else {
             return usage(format!(
                 "--bytes: {} are more than any machine has",
@@ -198,7 +203,7 @@ impl Workload {
         if !memory.0.is_multiple_of(mib(1).0) {
             return usage(format!("--mem: {memory} are no multiple of {}", mib(1)));
         }
-        if memory.0 < bytes * sharers + LEAST_OVERHEAD.0 {
+        if memory.0 < bytes * sharers * copies + LEAST_OVERHEAD.0 {
             return usage(format!(
                 "--mem: {sharers} times {} and {LEAST_OVERHEAD} for all else don't fit into {memory}",
                 self.bytes
@@ -235,6 +240,8 @@ impl Workload {
         ];
         if self.program {
             words.push("guest=program".into());
+        } else if let Some(seconds) = self.stress {
+            words.push(format!("guest=stress seconds={seconds}"));
         } else {
             words.push(format!(
                 "iterations={} write_percent={}",
