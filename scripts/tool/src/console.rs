@@ -98,7 +98,8 @@ impl Line {
             return Self::Guest(printed.to_string());
         }
         let is_account = text.starts_with("frames: ") || text.contains(" after its end: ");
-        if text.starts_with("== mode ") || is_account || is_result(text) {
+        let is_heading = text.starts_with("== ") || text.starts_with("stress counters: ");
+        if is_heading || is_account || is_result(text) {
             return Self::Result(text.to_string());
         }
         Self::Other(text.to_string())

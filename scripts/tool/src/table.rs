@@ -34,7 +34,12 @@ pub fn comparison(records: &[Record]) -> String {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
     table.set_header(std::iter::once(String::new()).chain(headers(records)));
-    for (label, cells) in phase_rows(records).into_iter().chain(counter_rows(records)) {
+    let is_measured = records.iter().any(|record| !record.phases.is_empty());
+    let phases = is_measured
+        .then(|| phase_rows(records))
+        .into_iter()
+        .flatten();
+    for (label, cells) in phases.chain(counter_rows(records)) {
         table.add_row(std::iter::once(label).chain(cells));
     }
     let verified = records

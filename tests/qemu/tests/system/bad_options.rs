@@ -37,6 +37,17 @@ fn malformed_values_are_refused() {
         "log=loud",
         "guest=nobody",
         "random=maybe",
+        "split=half",
+        "tracking=eyes",
+        "granularity=1G",
+        "harvest=basket",
+        "ring_entries=100",
+        "enable=yes",
+        "clear=",
+        "restore=later",
+        "split_chunk=big",
+        "slots=0",
+        "exit_times=1",
     ] {
         let name = option.split('=').next().unwrap_or(option);
         refused(option, &[name]);
@@ -60,6 +71,11 @@ fn contradictions_are_refused() {
         &["mode", "guest=program"],
     );
     refused("ipa_bits=32 vcpus=2 bytes=2G", &["ipa_bits=32"]);
+    for with in ["tracking=hardware", "enable=all_set", "clear=with_get"] {
+        refused(&format!("harvest=ring {with}"), &["harvest=ring", with]);
+    }
+    refused("vcpus=1 bytes=4M slots=3", &["slots=3", "2 pieces of 2M"]);
+    refused("guest=stress split=none", &["split", "guest=stress"]);
 }
 
 #[test]

@@ -8,4 +8,5 @@ mod command;
 mod fatal;
 mod guests;
 mod monitor;
+mod policies;
 mod stage2;
