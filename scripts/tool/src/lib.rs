@@ -2,6 +2,7 @@
 //! starts the emulator, reads the console, runs the tests, and shows the results. The system tests under `tests/qemu`
 //! boot machines with the same parts.
 
+pub mod bench;
 pub mod boot;
 pub mod cargo;
 pub mod checks;
