@@ -1,5 +1,7 @@
 //! What is read off a record: times of phases, exits per page, the longest exit.
 
+use std::ops::RangeInclusive;
+
 use monitor::record::{CounterMap, Phase, PhaseName, Record};
 
 /// The size of a page, in bytes.
@@ -12,6 +14,10 @@ const NO_EXITS: [&str; 3] = [
 ];
 /// The counter of the longest exit, where it was measured.
 const LONGEST_EXIT: &str = "longest_exit_ns";
+/// The word for logging that begins with all pages set.
+const ALL_SET: &str = "all_set";
+/// No iteration has a greater number.
+const LAST: u64 = u64::MAX;
 
 /// Something that was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,7 +26,9 @@ pub enum Metric {
     Populate,
     /// Switching the log on.
     Enable,
-    /// The first iteration, in which blocks are split if they weren't before.
+    /// The iteration before the first clear, where logging begins with all pages set: nothing is write-protected yet.
+    FreeDirty,
+    /// The first iteration in which writes are noticed, and blocks split if they weren't before.
     FirstDirty,
     /// Every later iteration.
     LaterDirty,
@@ -38,9 +46,9 @@ pub enum Metric {
     Split,
     /// Restoring blocks in the background.
     Restore,
-    /// Exits for each page that was accessed in the first iteration.
+    /// Exits for each page that was accessed in the first iteration in which writes are noticed.
     FirstExits,
-    /// The same in later iterations.
+    /// The same in every later iteration.
     LaterExits,
     /// The longest exit while memory was dirtied.
     LongestExit,
@@ -57,9 +65,10 @@ pub enum Quantity {
 
 impl Metric {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Populate,
         Self::Enable,
+        Self::FreeDirty,
         Self::FirstDirty,
         Self::LaterDirty,
         Self::LaterDirtyPerPage,
@@ -79,6 +88,7 @@ impl Metric {
         match self {
             Self::Populate => "Populate",
             Self::Enable => "Enable logging",
+            Self::FreeDirty => "Dirty iteration before the first clear",
             Self::FirstDirty => "First dirty iteration",
             Self::LaterDirty => "Later dirty iterations",
             Self::LaterDirtyPerPage => "Later dirty iterations, per page and vCPU",
@@ -99,6 +109,7 @@ impl Metric {
         match self {
             Self::Populate => "populate",
             Self::Enable => "enable",
+            Self::FreeDirty => "dirty-free",
             Self::FirstDirty => "dirty-first",
             Self::LaterDirty => "dirty-later",
             Self::LaterDirtyPerPage => "dirty-per-page",
@@ -124,65 +135,58 @@ impl Metric {
 
     /// The measurements that a record holds: one for each iteration that counts. None where it wasn't measured.
     pub fn samples(self, record: &Record) -> Vec<f64> {
-        let times = |name: PhaseName, wanted: fn(u64) -> bool| -> Vec<f64> {
-            phases(record, name, wanted)
-                .map(|phase| phase.ns as f64)
-                .collect()
-        };
+        let first = first_noticed(record);
+        let times = |name, from, to| phases(record, name, from..=to).map(time).collect();
         match self {
-            Self::Populate => times(PhaseName::Populate, any),
-            Self::Enable => times(PhaseName::Enable, any),
-            Self::FirstDirty => times(PhaseName::Dirty, first),
-            Self::LaterDirty => times(PhaseName::Dirty, later),
+            Self::Populate => times(PhaseName::Populate, 0, LAST),
+            Self::Enable => times(PhaseName::Enable, 0, LAST),
+            Self::FreeDirty => times(PhaseName::Dirty, 1, first - 1),
+            Self::FirstDirty => times(PhaseName::Dirty, first, first),
+            Self::LaterDirty => times(PhaseName::Dirty, first + 1, LAST),
             Self::LaterDirtyPerPage => {
                 let pages = (record.bytes_per_vcpu / PAGE).max(1) as f64;
-                let times = times(PhaseName::Dirty, later).into_iter();
-                times.map(|time| time / pages).collect()
+                let later = phases(record, PhaseName::Dirty, first + 1..=LAST);
+                later.map(|phase| time(phase) / pages).collect()
             }
-            Self::Get => times(PhaseName::Get, any),
-            Self::FirstClear => times(PhaseName::Clear, first),
-            Self::LaterClear => times(PhaseName::Clear, later),
-            Self::Disable => times(PhaseName::Disable, any),
-            Self::Split => times(PhaseName::Split, any),
-            Self::Restore => times(PhaseName::Restore, any),
-            Self::FirstExits => exits_per_page(record, first),
-            Self::LaterExits => exits_per_page(record, later),
+            Self::Get => times(PhaseName::Get, 0, LAST),
+            Self::FirstClear => times(PhaseName::Clear, 1, 1),
+            Self::LaterClear => times(PhaseName::Clear, 2, LAST),
+            Self::Disable => times(PhaseName::Disable, 0, LAST),
+            Self::Split => times(PhaseName::Split, 0, LAST),
+            Self::Restore => times(PhaseName::Restore, 0, LAST),
+            Self::FirstExits => exits_per_page(record, first..=first),
+            Self::LaterExits => exits_per_page(record, first + 1..=LAST),
             Self::LongestExit => longest_exit(record).into_iter().collect(),
         }
     }
 }
 
-fn any(_: u64) -> bool {
-    true
+/// The first iteration in which writes are noticed.
+fn first_noticed(record: &Record) -> u64 {
+    if record.enable == ALL_SET { 2 } else { 1 }
 }
 
-fn first(iteration: u64) -> bool {
-    iteration == 1
+fn time(phase: &Phase) -> f64 {
+    phase.ns as f64
 }
 
-fn later(iteration: u64) -> bool {
-    iteration > 1
-}
-
+/// The phases called `name` of these iterations.
 fn phases(
     record: &Record,
     name: PhaseName,
-    wanted: fn(u64) -> bool,
+    iterations: RangeInclusive<u64>,
 ) -> impl Iterator<Item = &Phase> {
     let phases = record.phases.iter();
-    phases.filter(move |phase| phase.name == name && wanted(phase.iteration))
+    phases.filter(move |phase| phase.name == name && iterations.contains(&phase.iteration))
 }
 
-/// The exits of each iteration that is wanted; nothing where exits weren't counted.
-fn exits_per_page(record: &Record, wanted: fn(u64) -> bool) -> Vec<f64> {
-    let pages = record
-        .vcpus
-        .saturating_mul(record.bytes_per_vcpu / PAGE)
-        .max(1) as f64;
-    let counted =
-        phases(record, PhaseName::Dirty, wanted).filter(|phase| !phase.counters.is_empty());
+/// The exits of each of these iterations; nothing where exits weren't counted.
+fn exits_per_page(record: &Record, iterations: RangeInclusive<u64>) -> Vec<f64> {
+    let pages = record.vcpus.saturating_mul(record.bytes_per_vcpu / PAGE);
+    let counted = phases(record, PhaseName::Dirty, iterations);
+    let counted = counted.filter(|phase| !phase.counters.is_empty());
     counted
-        .map(|phase| exits(&phase.counters) as f64 / pages)
+        .map(|phase| exits(&phase.counters) as f64 / pages.max(1) as f64)
         .collect()
 }
 
@@ -195,10 +199,8 @@ fn exits(counters: &CounterMap) -> u64 {
 
 /// The longest exit of all iterations, in nanoseconds.
 fn longest_exit(record: &Record) -> Option<f64> {
-    let dirty = phases(record, PhaseName::Dirty, any);
-    let longest = dirty
-        .filter_map(|phase| phase.counters.get(LONGEST_EXIT))
-        .max();
+    let dirty = phases(record, PhaseName::Dirty, 0..=LAST);
+    let longest = dirty.filter_map(|phase| phase.counters.get(LONGEST_EXIT)).max();
     longest.map(|nanoseconds| *nanoseconds as f64)
 }
 
@@ -253,5 +255,28 @@ mod tests {
         assert_eq!(Metric::LaterExits.samples(&record), [0.0, 0.25]);
         assert_eq!(Metric::LongestExit.samples(&record), [90.0]);
         assert!(Metric::Get.samples(&record).is_empty());
+    }
+
+    #[test]
+    fn with_all_pages_set_the_second_iteration_is_the_first_that_is_noticed() {
+        let dirty = |iteration| phase(PhaseName::Dirty, iteration, iteration * 100, &[("exits_hypercall", 2)]);
+        let record = Record {
+            enable: "all_set".into(),
+            vcpus: 1,
+            bytes_per_vcpu: 4 * PAGE,
+            phases: (1..=4).map(dirty).collect(),
+            ..Record::default()
+        };
+        assert_eq!(Metric::FreeDirty.samples(&record), [100.0]);
+        assert_eq!(Metric::FirstDirty.samples(&record), [200.0]);
+        assert_eq!(Metric::LaterDirty.samples(&record), [300.0, 400.0]);
+        assert_eq!(Metric::FirstExits.samples(&record), [0.5]);
+        assert_eq!(Metric::LaterExits.samples(&record), [0.5, 0.5]);
+        let protect = Record {
+            enable: "protect".into(),
+            ..record
+        };
+        assert!(Metric::FreeDirty.samples(&protect).is_empty());
+        assert_eq!(Metric::FirstDirty.samples(&protect), [100.0]);
     }
 }

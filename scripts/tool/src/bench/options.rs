@@ -18,6 +18,7 @@ use crate::options::shared::{MachineOptions, WorkloadOptions};
     disable_version_flag = true,
     max_term_width = 120,
     mut_arg("vcpus", |option| option.default_value("1,2,4")),
+    mut_arg("iterations", |option| option.default_value("4")),
     mut_arg("bytes", |option| option.default_value("8M")),
     mut_arg("backing", |option| option.default_value("2M")),
     mut_arg("write_percent", |option| option.default_value("100")),

@@ -15,11 +15,11 @@ use super::scale::{Scale, even_marks, label};
 const PHASES: [(Metric, &str); 9] = [
     (Metric::Populate, "populate"),
     (Metric::Enable, "enable"),
-    (Metric::FirstDirty, "dirty 1"),
-    (Metric::LaterDirty, "dirty 2.."),
+    (Metric::FirstDirty, "dirty, first"),
+    (Metric::LaterDirty, "dirty"),
     (Metric::Get, "get"),
-    (Metric::FirstClear, "clear 1"),
-    (Metric::LaterClear, "clear 2.."),
+    (Metric::FirstClear, "clear, first"),
+    (Metric::LaterClear, "clear"),
     (Metric::Disable, "disable"),
     (Metric::Restore, "restore"),
 ];
