@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::options::workload::{Run, Workload};
+use crate::options::workload::Workload;
 
 /// What a unit of work takes before anything was measured. An emulator on two cores takes some 20 µs for a fault.
 const GUESSED_SECONDS: f64 = 25e-6;
@@ -14,6 +14,15 @@ const GUESSED_SECONDS: f64 = 25e-6;
 const GUESSED_BOOT: f64 = 1.0;
 /// The size of a page.
 const PAGE: u64 = 4096;
+
+/// One start of the emulator, and the runs that it makes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    /// What its runs have in common, in words.
+    pub name: String,
+    /// What the runs are called, and the work of each.
+    pub runs: Vec<(String, f64)>,
+}
 
 /// The work of one run.
 pub fn work(workload: &Workload) -> f64 {
@@ -25,7 +34,7 @@ pub fn work(workload: &Workload) -> f64 {
 /// What is known of the speed.
 #[derive(Clone, Debug, Default)]
 pub struct Estimate {
-    runs: BTreeMap<Run, Measured>,
+    runs: BTreeMap<String, Measured>,
     boots: Measured,
 }
 
@@ -48,38 +57,37 @@ impl Measured {
 }
 
 impl Estimate {
-    /// Takes note that a run of this workload took so long.
-    pub fn ran(&mut self, workload: &Workload, run: Run, took: Duration) {
-        let measured = self.runs.entry(run).or_default();
-        measured.add(work(workload), took);
+    /// Takes note that a run of this name with this work took so long.
+    pub fn ran(&mut self, name: &str, work: f64, took: Duration) {
+        let measured = self.runs.entry(name.into()).or_default();
+        measured.add(work, took);
     }
 
-    /// Takes note that it took so long until the first run of a boot began.
+    /// Takes note that it took so long until the first run of a job began.
     pub fn booted(&mut self, took: Duration) {
         self.boots.add(1.0, took);
     }
 
-    /// How many seconds a run of this workload takes.
-    pub fn run_seconds(&self, workload: &Workload, run: Run) -> f64 {
-        let all = self
-            .runs
-            .values()
-            .fold(Measured::default(), |sum, one| Measured {
-                work: sum.work + one.work,
-                seconds: sum.seconds + one.seconds,
-            });
-        let own = self.runs.get(&run).and_then(|measured| measured.speed());
-        work(workload) * own.or(all.speed()).unwrap_or(GUESSED_SECONDS)
+    /// How many seconds a run takes.
+    pub fn run_seconds(&self, name: &str, work: f64) -> f64 {
+        let all = self.runs.values();
+        let all = all.fold(Measured::default(), |sum, one| Measured {
+            work: sum.work + one.work,
+            seconds: sum.seconds + one.seconds,
+        });
+        let own = self.runs.get(name).and_then(|measured| measured.speed());
+        work * own.or(all.speed()).unwrap_or(GUESSED_SECONDS)
     }
 
-    /// How many seconds a boot takes before its first run.
+    /// How many seconds it takes before the first run.
     pub fn boot_seconds(&self) -> f64 {
         self.boots.speed().unwrap_or(GUESSED_BOOT)
     }
 
-    /// How many seconds a boot with all its runs takes.
-    pub fn seconds(&self, workload: &Workload) -> f64 {
-        let runs = workload.each().map(|run| self.run_seconds(workload, run));
+    /// How many seconds a job takes.
+    pub fn seconds(&self, job: &Job) -> f64 {
+        let runs = job.runs.iter();
+        let runs = runs.map(|(name, work)| self.run_seconds(name, *work));
         self.boot_seconds() + runs.sum::<f64>()
     }
 }
@@ -101,39 +109,30 @@ mod tests {
     use super::*;
     use std::ffi::OsString;
 
-    fn workloads() -> Vec<Workload> {
-        let arguments = [
-            "scripts/bench",
-            "--vcpus=1,4",
-            "--mode=mutex,parallel",
-            "--iterations=3",
-        ];
+    #[test]
+    fn work_grows_with_vcpus_and_iterations() {
+        let arguments = ["scripts/bench", "--vcpus=1,4", "--iterations=3"];
         let options = BenchOptions::parse_arguments(arguments.map(OsString::from));
         let options = options.expect("sound options");
         let matrix = Matrix::new(&options.workload, &options.machine).expect("sound options");
-        matrix.boots.into_iter().map(|boot| boot.workload).collect()
-    }
-
-    #[test]
-    fn work_grows_with_vcpus_and_iterations() {
-        let workloads = workloads();
-        assert_eq!(work(&workloads[0]), 2048.0 * 4.0);
-        assert_eq!(work(&workloads[1]), 2048.0 * 16.0);
+        let works = matrix.boots.iter().map(|boot| work(&boot.workload));
+        assert_eq!(works.collect::<Vec<_>>(), [2048.0 * 4.0, 2048.0 * 16.0]);
     }
 
     #[test]
     fn what_was_measured_replaces_what_was_guessed() {
-        let workloads = workloads();
-        let runs: Vec<Run> = workloads[0].each().collect();
+        let job = Job {
+            name: "4 vCPUs".into(),
+            runs: vec![("mutex".into(), 400.0), ("parallel".into(), 400.0)],
+        };
         let mut estimate = Estimate::default();
-        let guessed = estimate.seconds(&workloads[1]);
-        assert!(guessed > 1.0);
+        assert!(estimate.seconds(&job) > 1.0);
         estimate.booted(Duration::from_secs(3));
-        estimate.ran(&workloads[0], runs[0], Duration::from_secs(8));
-        // Four times the work, and the other mode is as fast as all that is known.
-        assert_eq!(estimate.seconds(&workloads[1]), 3.0 + 32.0 + 32.0);
-        estimate.ran(&workloads[0], runs[1], Duration::from_secs(2));
-        assert_eq!(estimate.seconds(&workloads[1]), 3.0 + 32.0 + 8.0);
+        estimate.ran("mutex", 100.0, Duration::from_secs(8));
+        // The other mode is as fast as all that is known.
+        assert_eq!(estimate.seconds(&job), 3.0 + 32.0 + 32.0);
+        estimate.ran("parallel", 100.0, Duration::from_secs(2));
+        assert_eq!(estimate.seconds(&job), 3.0 + 32.0 + 8.0);
     }
 
     #[test]

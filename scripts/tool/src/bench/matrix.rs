@@ -185,7 +185,7 @@ mod tests {
         let matrix = sound(&["--enable=protect", "--mode=parallel", "--vcpus=1"]);
         assert_eq!(
             matrix.boots[0].append,
-            "mode=parallel vcpus=1 bytes=8192K backing=2M timeout=120 iterations=3 write_percent=100"
+            "mode=parallel vcpus=1 bytes=8192K backing=2M timeout=120 iterations=4 write_percent=100"
         );
     }
 

@@ -200,7 +200,9 @@ fn exits(counters: &CounterMap) -> u64 {
 /// The longest exit of all iterations, in nanoseconds.
 fn longest_exit(record: &Record) -> Option<f64> {
     let dirty = phases(record, PhaseName::Dirty, 0..=LAST);
-    let longest = dirty.filter_map(|phase| phase.counters.get(LONGEST_EXIT)).max();
+    let longest = dirty
+        .filter_map(|phase| phase.counters.get(LONGEST_EXIT))
+        .max();
     longest.map(|nanoseconds| *nanoseconds as f64)
 }
 
@@ -259,7 +261,14 @@ mod tests {
 
     #[test]
     fn with_all_pages_set_the_second_iteration_is_the_first_that_is_noticed() {
-        let dirty = |iteration| phase(PhaseName::Dirty, iteration, iteration * 100, &[("exits_hypercall", 2)]);
+        let dirty = |iteration| {
+            phase(
+                PhaseName::Dirty,
+                iteration,
+                iteration * 100,
+                &[("exits_hypercall", 2)],
+            )
+        };
         let record = Record {
             enable: "all_set".into(),
             vcpus: 1,

@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
-use super::estimate::{Estimate, in_words};
+use super::estimate::{Estimate, Job, in_words};
 use crate::console::{Progress, Runs};
-use crate::options::workload::{Run, Workload};
 
 /// How often the bar is redrawn.
 const TICK: Duration = Duration::from_millis(250);
@@ -30,30 +29,29 @@ pub struct MatrixProgress {
 struct State {
     estimate: Estimate,
     started: Instant,
-    /// The boots that haven't begun.
-    waiting: VecDeque<Workload>,
+    /// The jobs that haven't begun.
+    waiting: VecDeque<Job>,
     current: Option<Current>,
 }
 
-/// The boot that is on.
+/// The job that is on.
 #[derive(Debug)]
 struct Current {
-    workload: Workload,
-    runs: Vec<Run>,
+    job: Job,
     counter: Runs,
     /// The run that is on, from 0; none before the first.
     run: Option<usize>,
-    /// When the run began, or the boot where none has.
+    /// When the run began, or the job where none has.
     since: Instant,
 }
 
 impl MatrixProgress {
-    /// For these boots, in their order.
-    pub fn new(boots: impl Iterator<Item = Workload>, silent: bool) -> Self {
+    /// For these jobs, in their order.
+    pub fn new(jobs: impl Iterator<Item = Job>, silent: bool) -> Self {
         let state = Arc::new(Mutex::new(State {
             estimate: Estimate::default(),
             started: Instant::now(),
-            waiting: boots.collect(),
+            waiting: jobs.collect(),
             current: None,
         }));
         let bar = if silent || !std::io::stderr().is_terminal() {
@@ -64,31 +62,30 @@ impl MatrixProgress {
         Self { bar, state }
     }
 
-    /// The next boot begins; `name` says which.
-    pub fn boot(&self, name: &str) {
-        self.change(|state| {
-            if let Some(workload) = state.waiting.pop_front() {
-                state.current = Some(Current {
-                    runs: workload.each().collect(),
-                    workload,
-                    counter: Runs::default(),
-                    run: None,
-                    since: Instant::now(),
-                });
-            }
+    /// The next job begins.
+    pub fn begin(&self) {
+        let name = self.change(|state| {
+            let job = state.waiting.pop_front()?;
+            let name = job.name.clone();
+            state.current = Some(Current {
+                job,
+                counter: Runs::default(),
+                run: None,
+                since: Instant::now(),
+            });
+            Some(name)
         });
-        self.bar.set_message(format!("{name}: booting"));
+        self.bar.set_message(name.unwrap_or_default());
     }
 
-    /// A run of the boot called `name` says how far it has come.
-    pub fn run(&self, name: &str, progress: &Progress) {
-        let run = self.change(|state| state.progress(progress));
-        if let Some(run) = run {
-            self.bar.set_message(format!("{name}: {run}"));
+    /// A run of the job says how far it has come.
+    pub fn run(&self, progress: &Progress) {
+        if let Some(what) = self.change(|state| state.progress(progress)) {
+            self.bar.set_message(what);
         }
     }
 
-    /// The boot has ended, well or not.
+    /// The job has ended, well or not.
     pub fn ended(&self, well: bool) {
         self.change(|state| state.ended(well));
     }
@@ -116,57 +113,54 @@ impl MatrixProgress {
 }
 
 impl State {
-    /// The current run's next step; gives the run.
-    fn progress(&mut self, progress: &Progress) -> Option<Run> {
+    /// The current run's next step; says which run it is.
+    fn progress(&mut self, progress: &Progress) -> Option<String> {
         let current = self.current.as_mut()?;
         let index = usize::try_from(current.counter.take(progress)).ok()?;
         if current.run != Some(index) {
-            let took = current.since.elapsed();
-            match current.run.and_then(|before| current.runs.get(before)) {
-                Some(before) => self.estimate.ran(&current.workload, *before, took),
-                None => self.estimate.booted(took),
-            }
+            current.note(&mut self.estimate);
             current.run = Some(index);
             current.since = Instant::now();
         }
-        current.runs.get(index).copied()
+        let (run, _) = current.job.runs.get(index)?;
+        Some(format!("{}, {run}", current.job.name))
     }
 
     fn ended(&mut self, well: bool) {
-        let Some(current) = self.current.take() else {
-            return;
-        };
-        let last = current.run.and_then(|run| current.runs.get(run));
-        if let (true, Some(run)) = (well, last) {
-            self.estimate
-                .ran(&current.workload, *run, current.since.elapsed());
+        if let (Some(mut current), true) = (self.current.take(), well) {
+            // A job that never said how it comes on is one run, from its start.
+            current.run.get_or_insert(0);
+            current.note(&mut self.estimate);
         }
     }
 
     /// How many seconds are left.
     fn left(&self) -> f64 {
-        let waiting = self.waiting.iter();
-        let waiting: f64 = waiting
-            .map(|workload| self.estimate.seconds(workload))
-            .sum();
-        waiting
-            + self
-                .current
-                .as_ref()
-                .map_or(0.0, |current| current.left(&self.estimate))
+        let waiting = self.waiting.iter().map(|job| self.estimate.seconds(job));
+        let current = self.current.as_ref();
+        waiting.sum::<f64>() + current.map_or(0.0, |current| current.left(&self.estimate))
     }
 }
 
 impl Current {
+    /// Takes note of how long it took until now: the boot, or the run that is on.
+    fn note(&self, estimate: &mut Estimate) {
+        let took = self.since.elapsed();
+        match self.run.map(|run| self.job.runs.get(run)) {
+            None => estimate.booted(took),
+            Some(Some((name, work))) => estimate.ran(name, *work, took),
+            Some(None) => {}
+        }
+    }
+
     fn left(&self, estimate: &Estimate) -> f64 {
-        let (workload, passed) = (&self.workload, self.since.elapsed().as_secs_f64());
-        let expected = |run: &Run| estimate.run_seconds(workload, *run);
+        let expected = |run: &(String, f64)| estimate.run_seconds(&run.0, run.1);
         let (now, next) = match self.run {
             None => (estimate.boot_seconds(), 0),
-            Some(run) => (self.runs.get(run).map_or(0.0, expected), run + 1),
+            Some(run) => (self.job.runs.get(run).map_or(0.0, expected), run + 1),
         };
-        let after: f64 = self.runs.iter().skip(next).map(expected).sum();
-        (now - passed).max(0.0) + after
+        let after: f64 = self.job.runs.iter().skip(next).map(expected).sum();
+        (now - self.since.elapsed().as_secs_f64()).max(0.0) + after
     }
 }
 
@@ -188,29 +182,23 @@ fn visible_bar(state: &Arc<Mutex<State>>) -> ProgressBar {
 
 #[cfg(test)]
 mod tests {
-    use super::super::matrix::Matrix;
-    use super::super::options::BenchOptions;
     use super::*;
-    use std::ffi::OsString;
 
     #[test]
     fn the_time_that_is_left_shrinks_with_every_run() {
-        let arguments = ["scripts/bench", "--vcpus=1,4", "--mode=mutex,parallel"];
-        let options = BenchOptions::parse_arguments(arguments.map(OsString::from));
-        let options = options.expect("sound options");
-        let matrix = Matrix::new(&options.workload, &options.machine).expect("sound options");
-        let boots = matrix.boots.into_iter().map(|boot| boot.workload);
-        let progress = MatrixProgress::new(boots, true);
+        let job = |name: &str| Job {
+            name: name.into(),
+            runs: vec![("mutex".into(), 1e5), ("parallel".into(), 1e5)],
+        };
+        let jobs = [job("1 vCPU"), job("4 vCPUs")];
+        let progress = MatrixProgress::new(jobs.into_iter(), true);
         let left = || progress.state.lock().expect("no panic").left();
         let step = |mode: &str, step| {
-            progress.run(
-                "a boot",
-                &Progress {
-                    mode: mode.into(),
-                    step,
-                    steps: 6,
-                },
-            );
+            progress.run(&Progress {
+                mode: mode.into(),
+                step,
+                steps: 6,
+            });
         };
         let mut last = left();
         let mut shrinks = |what: &str| {
@@ -218,15 +206,15 @@ mod tests {
             assert!(now < last + 0.1, "{what}: {now} after {last}");
             last = now;
         };
-        progress.boot("1 vCPU");
+        progress.begin();
         step("mutex", 0);
         shrinks("a boot that took no time");
         step("mutex", 6);
         step("parallel", 0);
         shrinks("a run that took no time");
         progress.ended(true);
-        shrinks("the end of a boot");
-        progress.boot("4 vCPUs");
+        shrinks("the end of a job");
+        progress.begin();
         progress.ended(false);
         assert_eq!(left(), 0.0);
     }
