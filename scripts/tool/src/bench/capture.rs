@@ -120,16 +120,11 @@ impl Reader<'_> {
                 return self.record(piece.line, piece.lines + 1, json);
             }
         }
-        let own = text.find(GUEST).map_or(text, |guest| &text[..guest]);
+        let end = text.find(GUEST).unwrap_or(text.len());
+        let own = &text[..end];
+        // What stands behind a record's beginning is the record's, even words that guests' lines begin with.
         if let Some(at) = own.find(RECORD) {
-            let json = own[at + RECORD.len()..].to_string();
-            // A record may hold the very words that guests' lines begin with.
-            let json = if own.len() < text.len() {
-                text[at + RECORD.len()..].to_string()
-            } else {
-                json
-            };
-            return self.record(number, 1, json);
+            return self.record(number, 1, text[at + RECORD.len()..].to_string());
         }
         if let Some(at) = own.find(HEADING) {
             self.end_run()?;

@@ -1,11 +1,15 @@
 //! The options of `scripts/bench`: those of `scripts/run` as lists, and what is done with the results.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser};
 
+use super::parse::Known;
 use crate::options::shared::{MachineOptions, WorkloadOptions};
+use crate::options::words::Backing;
 
 /// Measures a matrix: every combination of the given numbers of vCPUs, modes, policies and workloads, as often as wanted.
 ///
@@ -45,6 +49,11 @@ pub struct BenchOptions {
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 
+    /// Measure Linux's own benchmark under KVM in the same emulator beside it: kernels of these series, like 6.1,6.12.
+    /// Fetched once from Debian's registry; nothing of the system is changed.
+    #[arg(long, value_name = "SERIES", value_delimiter = ',')]
+    pub with_kvm: Vec<String>,
+
     /// Where page, plots and results go. [default: a new folder in target/bench; nowhere with --parse]
     #[arg(long, value_name = "FOLDER")]
     pub out: Option<PathBuf>,
@@ -54,9 +63,13 @@ pub struct BenchOptions {
         long,
         value_name = "FILE",
         num_args = 1..,
-        conflicts_with_all = ["repeat", "mode", "split", "tracking", "json", "timeout", "host_timeout", "append", "qemu"]
+        conflicts_with_all = ["repeat", "with_kvm", "mode", "split", "tracking", "simulated", "host_timeout", "append", "qemu"]
     )]
     pub parse: Vec<PathBuf>,
+
+    /// The options that the user gave, and that don't merely have their default values.
+    #[arg(skip)]
+    given: BTreeSet<String>,
 }
 
 impl BenchOptions {
@@ -68,6 +81,29 @@ impl BenchOptions {
     pub fn parse_arguments(
         arguments: impl IntoIterator<Item = OsString>,
     ) -> Result<Self, clap::Error> {
-        Self::try_parse_from(arguments)
+        let matches = Self::command().try_get_matches_from(arguments)?;
+        let mut options = Self::from_arg_matches(&matches)?;
+        let given = matches.ids().map(clap::Id::as_str);
+        let given = given.filter(|id| matches.value_source(id) == Some(ValueSource::CommandLine));
+        options.given = given.map(String::from).collect();
+        Ok(options)
+    }
+
+    /// What the user says of results that don't say it themselves: options that are given, with one value.
+    pub fn known(&self) -> Known {
+        let is_given = |option: &str| self.given.contains(option);
+        let workload = &self.workload;
+        let vcpus = workload.vcpus.first().filter(|_| is_given("vcpus"));
+        let backing = workload.backings.first().filter(|_| is_given("backing"));
+        let percent = workload.write_percents.first();
+        Known {
+            vcpus: vcpus.map(|count| u64::from(*count)),
+            bytes: Some(workload.bytes.0).filter(|_| is_given("bytes")),
+            backing: backing.map(Backing::to_string),
+            write_percent: percent
+                .filter(|_| is_given("write_percent"))
+                .map(|percent| u64::from(*percent)),
+            cpu: Some(self.machine.cpu.clone()).filter(|_| is_given("cpu")),
+        }
     }
 }
