@@ -37,7 +37,7 @@ fn policies(record: &Record) -> [String; 9] {
         record.tracking.clone(),
         said("logs ", &record.granularity),
         record.harvest.clone(),
-        record.enable.clone(),
+        said("enable ", &record.enable),
         said("clear ", &record.clear),
         said("restore ", &record.restore),
         if record.slots > 1 {
@@ -61,7 +61,7 @@ pub fn labels(records: &[&Record]) -> Vec<String> {
         let own: Vec<[String; 9]> = of_system(records, system(record));
         let mut words = Vec::new();
         if !is_parvisor(record) {
-            words.push(system(record).to_string());
+            words.push(system(record).replace("linux", "Linux"));
         } else if systems.len() > 1 {
             words.push(format!("Parvisor {}", record.mode));
         } else {
@@ -151,7 +151,10 @@ mod tests {
             labels(&[&parallel, &eager]),
             ["parallel, split fault", "parallel, split eager"]
         );
-        assert_eq!(common_policies(&[&parallel, &eager]), "parallel, all_set");
+        assert_eq!(
+            common_policies(&[&parallel, &eager]),
+            "parallel, enable all_set"
+        );
     }
 
     #[test]
@@ -163,12 +166,12 @@ mod tests {
         );
         assert_eq!(
             labels(&[&parallel, &linux]),
-            ["Parvisor parallel", "linux 6.12.117"]
+            ["Parvisor parallel", "Linux 6.12.117"]
         );
         assert_eq!(
             labels(&[&parallel, &eager, &linux])[1..],
-            ["Parvisor parallel, split eager", "linux 6.12.117"]
+            ["Parvisor parallel, split eager", "Linux 6.12.117"]
         );
-        assert_eq!(labels(&[&linux]), ["linux 6.12.117"]);
+        assert_eq!(labels(&[&linux]), ["Linux 6.12.117"]);
     }
 }

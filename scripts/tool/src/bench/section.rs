@@ -28,6 +28,8 @@ pub struct Section {
 /// One configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
+    /// Its place among all series of the section, which decides on its looks in every plot.
+    pub order: usize,
     /// What it stands for among the others.
     pub label: String,
     /// Whether it is Parvisor, and not what Parvisor is compared with.
@@ -77,6 +79,22 @@ impl Section {
         vcpus
     }
 
+    /// The section with the series alone of which any of `metrics` was measured.
+    pub fn with(&self, metrics: &[Metric]) -> Self {
+        let has = |series: &&Series| {
+            let mut points = series.points.values();
+            points.any(|point| {
+                metrics
+                    .iter()
+                    .any(|metric| point.spreads.contains_key(metric))
+            })
+        };
+        Self {
+            series: self.series.iter().filter(has).cloned().collect(),
+            ..self.clone()
+        }
+    }
+
     /// Whether anything was measured of `metric`.
     pub fn has(&self, metric: Metric) -> bool {
         self.spreads(metric).next().is_some()
@@ -108,10 +126,11 @@ fn series(records: &[&Record]) -> Vec<Series> {
         let points = groups.entry(key).or_default();
         points.entry(record.vcpus).or_default().push(record);
     }
-    let all = order.into_iter();
-    all.map(|(key, label, is_parvisor)| {
+    let all = order.into_iter().enumerate();
+    all.map(|(order, (key, label, is_parvisor))| {
         let points = groups.remove(&key).unwrap_or_default().into_iter();
         Series {
+            order,
             label,
             is_parvisor,
             points: points
@@ -214,5 +233,8 @@ pub(super) mod tests {
         assert_eq!((later.least, later.greatest), (4_000_000.0, 4_620_000.0));
         assert_eq!(first.series[1].spread(Metric::LaterDirty, 1), None);
         assert!(!first.has(Metric::LongestExit));
+        let one = first.with(&[Metric::LaterDirty, Metric::LongestExit]);
+        assert_eq!(one.series.len(), 2);
+        assert!(first.with(&[Metric::LongestExit]).series.is_empty());
     }
 }

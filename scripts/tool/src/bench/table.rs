@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::metric::{Metric, Quantity};
 use super::section::{Section, Series};
-use super::statistics::TimeUnit;
+use super::statistics::{Spread, TimeUnit};
 
 /// A table and what is said above it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,6 +135,14 @@ impl Unit {
                 Self::Time(TimeUnit::for_size(least.unwrap_or(1e6)))
             }
         }
+    }
+
+    /// The unit that suits most of what was measured of some times.
+    pub fn typical(section: &Section, metrics: &[Metric]) -> Self {
+        let spreads = metrics.iter().flat_map(|metric| section.spreads(*metric));
+        let medians: Vec<f64> = spreads.map(|spread| spread.median).collect();
+        let typical = Spread::of(&medians).map_or(0.0, |spread| spread.median);
+        Self::Time(TimeUnit::for_size(typical))
     }
 
     /// What a number is divided by.

@@ -5,7 +5,7 @@ use plotters::prelude::*;
 
 use super::super::metric::Metric;
 use super::super::section::{Section, Series};
-use super::super::statistics::{Spread, TimeUnit};
+use super::super::statistics::Spread;
 use super::super::table::{Unit, counted};
 use super::Captions;
 use super::canvas::{self, Area, GRID, INK, LABEL, colour, font, shown};
@@ -38,14 +38,11 @@ const HEADROOM: f64 = 1.15;
 /// Draws how long each phase takes, on a logarithmic scale.
 pub fn phases(section: &Section, captions: &Captions) -> Result<String, String> {
     let groups = measured(section, &PHASES);
-    let times = groups
-        .iter()
-        .flat_map(|(metric, _)| section.spreads(*metric));
-    let spreads: Vec<Spread> = times.copied().collect();
-    let medians: Vec<f64> = spreads.iter().map(|spread| spread.median).collect();
-    let typical = Spread::of(&medians).map_or(0.0, |spread| spread.median);
-    let unit = Unit::Time(TimeUnit::for_size(typical));
-    let spreads = spreads.iter().map(|spread| spread.in_units_of(unit.size()));
+    let metrics: Vec<Metric> = groups.iter().map(|(metric, _)| *metric).collect();
+    let section = &section.with(&metrics);
+    let unit = Unit::typical(section, &metrics);
+    let spreads = metrics.iter().flat_map(|metric| section.spreads(*metric));
+    let spreads = spreads.map(|spread| spread.in_units_of(unit.size()));
     let bars = Bars {
         groups,
         title: format!("Time{}", unit.suffix()),
@@ -58,6 +55,7 @@ pub fn phases(section: &Section, captions: &Captions) -> Result<String, String> 
 /// Draws how many exits each page costs.
 pub fn exits(section: &Section, captions: &Captions) -> Result<String, String> {
     let groups = measured(section, &EXITS);
+    let section = &section.with(&EXITS.map(|(metric, _)| metric));
     let spreads = groups
         .iter()
         .flat_map(|(metric, _)| section.spreads(*metric));
@@ -143,7 +141,7 @@ impl Bars {
                 };
                 let spread = spread.in_units_of(self.unit.size());
                 let bar = self.bar(spread.median, left, place * THICKNESS);
-                let bar = Rectangle::new(bar, colour(index).filled());
+                let bar = Rectangle::new(bar, colour(series.order).filled());
                 let whisker = self.whisker(spread, left + place * THICKNESS / 2.0);
                 chart.draw_series([bar]).map_err(shown)?;
                 chart.draw_series([whisker]).map_err(shown)?;
@@ -166,11 +164,11 @@ impl Bars {
 }
 
 /// The legend's symbol: a square of the bar's colour.
-fn symbol(area: &Area<'_>, at: (i32, i32), index: usize, _: &Series) -> Result<(), String> {
+fn symbol(area: &Area<'_>, at: (i32, i32), series: &Series) -> Result<(), String> {
     let (left, y) = at;
     let square = Rectangle::new(
         [(left + 6, y - 6), (left + 18, y + 6)],
-        colour(index).filled(),
+        colour(series.order).filled(),
     );
     area.draw(&square).map_err(shown)
 }

@@ -22,8 +22,8 @@ const MARGIN: i32 = 14;
 const SYMBOL: i32 = 34;
 /// The most of the width that the legend takes; longer labels take several lines.
 const WIDEST_LEGEND: i32 = 270;
-/// The colours of Okabe and Ito, which most people can tell apart, but for their yellow.
-const COLOURS: [RGBColor; 7] = [
+/// Colours that most people can tell apart: those of Okabe and Ito but for their yellow, and some of Tol's.
+const COLOURS: [RGBColor; 10] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -31,6 +31,9 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(230, 159, 0),
     RGBColor(86, 180, 233),
     RGBColor(80, 80, 80),
+    RGBColor(136, 34, 85),
+    RGBColor(153, 153, 51),
+    RGBColor(51, 34, 136),
 ];
 /// The colour of captions and axes.
 pub const INK: RGBColor = RGBColor(40, 40, 40);
@@ -50,7 +53,7 @@ pub fn draw(
     section: &Section,
     title: &str,
     captions: &Captions,
-    symbol: fn(&Area<'_>, (i32, i32), usize, &Series) -> Result<(), String>,
+    symbol: fn(&Area<'_>, (i32, i32), &Series) -> Result<(), String>,
     draw: impl FnOnce(&Area<'_>) -> Result<(), String>,
 ) -> Result<String, String> {
     let mut svg = String::new();
@@ -110,12 +113,12 @@ impl Legend {
         &self,
         area: &Area<'_>,
         section: &Section,
-        symbol: fn(&Area<'_>, (i32, i32), usize, &Series) -> Result<(), String>,
+        symbol: fn(&Area<'_>, (i32, i32), &Series) -> Result<(), String>,
     ) -> Result<(), String> {
         let line_height = LABEL as i32 * 13 / 10;
         let mut top = MARGIN;
-        for (index, (lines, series)) in self.lines.iter().zip(&section.series).enumerate() {
-            symbol(area, (0, top + LABEL as i32 / 2), index, series)?;
+        for (lines, series) in self.lines.iter().zip(&section.series) {
+            symbol(area, (0, top + LABEL as i32 / 2), series)?;
             for line in lines {
                 area.draw_text(line, &font(LABEL), (SYMBOL, top))
                     .map_err(shown)?;

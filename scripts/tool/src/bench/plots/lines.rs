@@ -17,15 +17,18 @@ const MARKER: i32 = 4;
 const STROKE: u32 = 2;
 /// Lengths of a dash and of the gap behind it.
 const DASH: (i32, i32) = (6, 4);
+/// How far apart the first and the last series stand, as a factor, so that their bars don't hide each other.
+const BESIDE: f64 = 1.05;
 /// Draws how `metric` depends on the number of vCPUs.
 pub fn draw(section: &Section, metric: Metric, captions: &Captions) -> Result<String, String> {
+    let section = &section.with(&[metric]);
     canvas::draw(section, metric.name(), captions, symbol, |area| {
         chart(area, section, metric)
     })
 }
 
 fn chart(area: &Area<'_>, section: &Section, metric: Metric) -> Result<(), String> {
-    let unit = Unit::of(section, metric);
+    let unit = Unit::typical(section, &[metric]);
     let vcpus: Vec<f64> = section.vcpus().iter().map(|count| *count as f64).collect();
     let spreads = section.spreads(metric);
     let spreads: Vec<Spread> = spreads
@@ -53,19 +56,15 @@ fn chart(area: &Area<'_>, section: &Section, metric: Metric) -> Result<(), Strin
         .axis_desc_style(font(canvas::LABEL))
         .draw()
         .map_err(shown)?;
+    let last = (section.series.len() as f64 - 1.0).max(1.0);
     for (index, series) in section.series.iter().enumerate() {
-        let points: Vec<(f64, Spread)> = section
-            .vcpus()
-            .into_iter()
-            .filter_map(|count| {
-                Some((
-                    count as f64,
-                    series.spread(metric, count)?.in_units_of(unit.size()),
-                ))
-            })
-            .filter(|(_, spread)| spread.least > 0.0)
-            .collect();
-        line(&mut chart, index, series, &points)?;
+        let shift = BESIDE.powf(index as f64 / last - 0.5);
+        let points = series.points.keys().filter_map(|count| {
+            let spread = series.spread(metric, *count)?.in_units_of(unit.size());
+            (spread.least > 0.0).then_some((*count as f64 * shift, spread))
+        });
+        let points: Vec<(f64, Spread)> = points.collect();
+        line(&mut chart, series, &points)?;
     }
     Ok(())
 }
@@ -74,10 +73,10 @@ type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Scale, Scale>>
 
 fn line(
     chart: &mut Chart<'_, '_>,
-    index: usize,
     series: &Series,
     points: &[(f64, Spread)],
 ) -> Result<(), String> {
+    let index = series.order;
     let style = colour(index).stroke_width(STROKE);
     let medians: Vec<(f64, f64)> = points
         .iter()
@@ -110,7 +109,8 @@ fn line(
 }
 
 /// The legend's symbol: a piece of the line with its marker.
-fn symbol(area: &Area<'_>, at: (i32, i32), index: usize, series: &Series) -> Result<(), String> {
+fn symbol(area: &Area<'_>, at: (i32, i32), series: &Series) -> Result<(), String> {
+    let index = series.order;
     let style = colour(index).stroke_width(STROKE);
     let (left, y) = at;
     let pieces: &[(i32, i32)] = if series.is_parvisor {
