@@ -35,6 +35,9 @@ pub fn tests(
 ) -> (Vec<Beside>, Vec<String>) {
     let mut tests: Vec<Beside> = Vec::new();
     let mut notices: Vec<String> = Vec::new();
+    if kernels.is_empty() {
+        return (tests, notices);
+    }
     for boot in boots {
         let workload = &boot.workload;
         if let Some(why) = impossible(workload) {

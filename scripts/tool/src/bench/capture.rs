@@ -9,6 +9,7 @@ use monitor::record::{PARVISOR, Phase, PhaseName, Record};
 
 use super::parse::Known;
 use crate::error::ToolError;
+use crate::options::words::{Clear, Enable, Granularity, Harvest, Restore, Split, Tracking};
 use crate::size::Size;
 
 /// What records stand behind.
@@ -269,32 +270,39 @@ fn result(text: &str) -> Option<Phase> {
         .and_then(|at| Phase::parse(text[at..].trim_end()))
 }
 
-/// What a heading of Parvisor says: `parallel: 4 vCPUs x 64 MiB, backing 2M, 3 iterations ==`, and policies if it names them.
+/// What a heading of Parvisor says: `parallel: 4 vCPUs x 64 MiB, backing 2M, 3 iterations, split eager ==`. Of the policies
+/// it names those that the hypervisor hasn't by default.
 fn heading(text: &str) -> Record {
-    let (policies, sizes) = text.split_once(": ").unwrap_or((text, ""));
+    let (mode, rest) = text.split_once(": ").unwrap_or((text, ""));
     let mut record = Record {
         system: PARVISOR.into(),
+        mode: mode.trim().into(),
+        split: Split::Fault.to_string(),
+        tracking: Tracking::WriteProtect.to_string(),
+        granularity: Granularity::Page4K.to_string(),
+        harvest: Harvest::Bitmap.to_string(),
+        enable: Enable::Protect.to_string(),
+        clear: Clear::Manual.to_string(),
+        restore: Restore::AtOnce.to_string(),
+        slots: 1,
         ..Record::default()
     };
-    let parts = policies
-        .split(", ")
-        .chain(sizes.trim_end_matches("==").trim().split(", "));
-    for (index, part) in parts.enumerate() {
-        let mut words = part.split_whitespace();
-        match (words.next(), words.next()) {
-            (Some(mode), None) if index == 0 => record.mode = mode.into(),
-            (Some("split"), Some(word)) => record.split = word.into(),
-            (Some("tracking"), Some(word)) => record.tracking = word.into(),
-            (Some("backing"), Some(word)) => record.backing = word.into(),
-            (Some("harvest"), Some(word)) => record.harvest = word.into(),
-            (Some("enable"), Some(word)) => record.enable = word.into(),
-            (Some("granularity"), Some(word)) => record.granularity = word.into(),
-            (Some(count), Some("vCPUs")) => {
+    for part in rest.trim_end_matches(['=', ' ']).split(", ") {
+        let (first, second) = part.split_once(' ').unwrap_or((part, ""));
+        match (first, second) {
+            ("split", word) => record.split = word.into(),
+            ("tracking", word) => record.tracking = word.into(),
+            ("backing", word) => record.backing = word.into(),
+            ("harvest", word) => record.harvest = word.into(),
+            ("enable", word) => record.enable = word.into(),
+            ("clear", word) => record.clear = word.into(),
+            ("restore", word) => record.restore = word.into(),
+            ("granularity", word) => record.granularity = word.into(),
+            (count, "slots") => record.slots = count.parse().unwrap_or(1),
+            (count, rest) if rest.starts_with("vCPU") => {
                 record.vcpus = count.parse().unwrap_or(0);
-                record.bytes_per_vcpu = part
-                    .split_once(" x ")
-                    .and_then(|(_, size)| bytes(size))
-                    .unwrap_or(0);
+                let size = rest.split_once(" x ").and_then(|(_, size)| bytes(size));
+                record.bytes_per_vcpu = size.unwrap_or(0);
             }
             _ => {}
         }
@@ -456,9 +464,9 @@ Disabling dirty logging time: 0.001452000s
     }
 
     #[test]
-    fn a_heading_may_name_policies() {
+    fn a_heading_names_what_isnt_usual() {
         let record = heading(
-            "parallel, split eager, tracking hardware: 16 vCPUs x 8 MiB, backing 1G, 4 iterations ==",
+            "parallel: 16 vCPUs x 8 MiB, backing 1G, 4 iterations, split eager, tracking hardware, clear with_get, 3 slots ==",
         );
         assert_eq!(
             (record.mode.as_str(), record.split.as_str()),
@@ -468,7 +476,14 @@ Disabling dirty logging time: 0.001452000s
             (record.tracking.as_str(), record.backing.as_str()),
             ("hardware", "1G")
         );
-        assert_eq!((record.vcpus, record.bytes_per_vcpu), (16, 8 << 20));
+        assert_eq!(
+            (record.clear.as_str(), record.enable.as_str()),
+            ("with_get", "protect")
+        );
+        assert_eq!(
+            (record.vcpus, record.bytes_per_vcpu, record.slots),
+            (16, 8 << 20, 3)
+        );
     }
 
     #[test]

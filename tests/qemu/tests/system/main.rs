@@ -7,5 +7,6 @@ mod boots;
 mod command;
 mod fatal;
 mod guests;
+mod matrix;
 mod monitor;
 mod stage2;

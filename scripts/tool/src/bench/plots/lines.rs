@@ -17,8 +17,8 @@ const MARKER: i32 = 4;
 const STROKE: u32 = 2;
 /// Lengths of a dash and of the gap behind it.
 const DASH: (i32, i32) = (6, 4);
-/// How far apart the first and the last series stand, as a factor, so that their bars don't hide each other.
-const BESIDE: f64 = 1.05;
+/// How far apart the first and the last series stand, as a share of the axis, so that their bars don't hide each other.
+const BESIDE: f64 = 0.015;
 /// Draws how `metric` depends on the number of vCPUs.
 pub fn draw(section: &Section, metric: Metric, captions: &Captions) -> Result<String, String> {
     let section = &section.with(&[metric]);
@@ -57,8 +57,9 @@ fn chart(area: &Area<'_>, section: &Section, metric: Metric) -> Result<(), Strin
         .draw()
         .map_err(shown)?;
     let last = (section.series.len() as f64 - 1.0).max(1.0);
+    let most = vcpus.last().copied().unwrap_or(1.0) / vcpus.first().copied().unwrap_or(1.0);
     for (index, series) in section.series.iter().enumerate() {
-        let shift = BESIDE.powf(index as f64 / last - 0.5);
+        let shift = most.powf(BESIDE * (index as f64 / last - 0.5));
         let points = series.points.keys().filter_map(|count| {
             let spread = series.spread(metric, *count)?.in_units_of(unit.size());
             (spread.least > 0.0).then_some((*count as f64 * shift, spread))
