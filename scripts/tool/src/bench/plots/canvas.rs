@@ -43,6 +43,9 @@ pub const GRID: RGBColor = RGBColor(222, 222, 222);
 /// An area to draw on.
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
+/// What draws the legend's symbol of a series at a place.
+pub type Symbol = fn(&Area<'_>, (i32, i32), &Series) -> Result<(), String>;
+
 /// The colour of the series with this index.
 pub fn colour(index: usize) -> RGBColor {
     COLOURS[index % COLOURS.len()]
@@ -53,7 +56,7 @@ pub fn draw(
     section: &Section,
     title: &str,
     captions: &Captions,
-    symbol: fn(&Area<'_>, (i32, i32), &Series) -> Result<(), String>,
+    symbol: Symbol,
     draw: impl FnOnce(&Area<'_>) -> Result<(), String>,
 ) -> Result<String, String> {
     let mut svg = String::new();
@@ -109,12 +112,7 @@ impl Legend {
         }
     }
 
-    fn draw(
-        &self,
-        area: &Area<'_>,
-        section: &Section,
-        symbol: fn(&Area<'_>, (i32, i32), &Series) -> Result<(), String>,
-    ) -> Result<(), String> {
+    fn draw(&self, area: &Area<'_>, section: &Section, symbol: Symbol) -> Result<(), String> {
         let line_height = LABEL as i32 * 13 / 10;
         let mut top = MARGIN;
         for (lines, series) in self.lines.iter().zip(&section.series) {
