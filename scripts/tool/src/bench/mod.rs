@@ -42,7 +42,7 @@ use self::running::Measurement;
 use crate::error::{FAILED, ToolError, USAGE};
 use crate::images::{self, repository};
 use crate::options::{one_line, usage};
-use crate::{linux, process, setup, simclock};
+use crate::{linux, setup, simclock};
 
 /// Runs the command with these arguments, the first of which is its name. Gives the exit status.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
@@ -131,7 +131,6 @@ fn measure(options: &BenchOptions, arguments: &[OsString]) -> Result<u8, ToolErr
         }),
         ..Results::default()
     };
-    let kept = folder.join(page::RESULTS);
     let measurement = Measurement {
         emulator: &emulator,
         hypervisor: images.hypervisor,
@@ -141,14 +140,10 @@ fn measure(options: &BenchOptions, arguments: &[OsString]) -> Result<u8, ToolErr
         boots: &matrix.boots,
         beside: &beside,
         repeat: options.repeat,
-        files: std::iter::once(kept.clone())
+        files: std::iter::once(folder.join(page::RESULTS))
             .chain(options.json.clone())
             .collect(),
     };
-    process::say_when_ended(format!(
-        "ended early; what was measured is in {}, and scripts/bench --parse shows it",
-        kept.display()
-    ));
     measurement.run(&mut results)?;
     show(&results, Some(&folder))?;
     for failure in grouped(&results.failures) {

@@ -14,6 +14,8 @@ use crate::error::ToolError;
 
 /// The name of the results in their folder.
 pub const RESULTS: &str = "results.json";
+/// The widest table that is printed with all its details, in columns; the page has room for any.
+const WIDEST: usize = 150;
 /// The name of the page.
 pub const PAGE: &str = "README.md";
 
@@ -51,7 +53,7 @@ pub fn text(results: &Results) -> String {
     for section in Section::all(results) {
         let captions = captions(results, &section);
         let _ = writeln!(text, "{}\n{}\n", captions.workload, captions.made);
-        for table in table::tables(&section) {
+        for table in table::tables(&section, WIDEST) {
             let _ = writeln!(text, "{}\n\n{}\n", table.title, table.table);
         }
     }
@@ -147,7 +149,7 @@ fn markdown(results: &Results, sections: &[Section], plots: &[Vec<Plot>]) -> Str
         for plot in plots {
             let _ = writeln!(page, "![{}]({}.svg)\n", plot.title, plot.name);
         }
-        for table in table::tables(section) {
+        for table in table::tables(section, usize::MAX) {
             let _ = writeln!(page, "### {}\n\n{}\n", table.title, table.table);
         }
     }

@@ -123,7 +123,7 @@ impl State {
             current.since = Instant::now();
         }
         let (run, _) = current.job.runs.get(index)?;
-        Some(format!("{}, {run}", current.job.name))
+        Some(format!("{run}; {}", current.job.name))
     }
 
     fn ended(&mut self, well: bool) {
@@ -173,7 +173,7 @@ fn visible_bar(state: &Arc<Mutex<State>>) -> ProgressBar {
         let _ = text.write_str(&in_words(state.left()));
     };
     let style =
-        ProgressStyle::with_template("[{elapsed_precise}] {bar:30} about {left} left  {wide_msg}");
+        ProgressStyle::with_template("[{elapsed_precise}] {bar:16} {left} left  {wide_msg}");
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.set_style(style.with_key("left", left));
     bar.enable_steady_tick(TICK);

@@ -18,6 +18,7 @@ use crate::linux;
 use crate::options::Plan;
 use crate::options::shared::MachineOptions;
 use crate::options::workload::Workload;
+use crate::process;
 use crate::qemu::{Machine, Module};
 use crate::simclock::Simulation;
 
@@ -99,7 +100,14 @@ impl Measurement<'_> {
     }
 
     fn write(&self, results: &Results) -> Result<(), ToolError> {
-        self.files.iter().try_for_each(|file| results.write(file))
+        self.files.iter().try_for_each(|file| results.write(file))?;
+        if let Some(kept) = self.files.first() {
+            process::say_when_ended(format!(
+                "ended early; what was measured is in {}, and scripts/bench --parse shows it",
+                kept.display()
+            ));
+        }
+        Ok(())
     }
 
     /// Boots the hypervisor once.

@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::metric::{Metric, Quantity};
 use super::section::{Section, Series};
-use super::statistics::{Spread, TimeUnit};
+use super::statistics::{Spread, TimeUnit, significant};
 
 /// A table and what is said above it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,45 +16,88 @@ pub struct Titled {
     pub table: String,
 }
 
-/// The tables of a section.
-pub fn tables(section: &Section) -> Vec<Titled> {
+/// The tables of a section, for a page. A table that would be wider than `most` columns shows medians alone.
+pub fn tables(section: &Section, most: usize) -> Vec<Titled> {
+    let whole = tables_in(section, Detail::Spread).into_iter();
+    let width = |titled: &Titled| titled.table.lines().map(|line| line.chars().count()).max();
+    let medians = tables_in(section, Detail::Median).into_iter();
+    whole
+        .zip(medians)
+        .map(|(whole, median)| {
+            let is_wide = width(&whole).is_some_and(|width| width > most);
+            if is_wide { median } else { whole }
+        })
+        .collect()
+}
+
+/// What a cell says of several measurements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Detail {
+    /// Median and extremes.
+    Spread,
+    /// The median alone.
+    Median,
+}
+
+impl Detail {
+    fn shown(self, spread: Spread) -> String {
+        match self {
+            Self::Spread => spread.to_string(),
+            Self::Median => significant(spread.median),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Spread => "median (least–greatest)",
+            Self::Median => "median",
+        }
+    }
+}
+
+fn tables_in(section: &Section, detail: Detail) -> Vec<Titled> {
     let vcpus = section.vcpus();
     let metrics = Metric::ALL.into_iter();
     let metrics = metrics.filter(|metric| section.has(*metric));
     match vcpus.as_slice() {
         [] => Vec::new(),
-        [alone] => vec![by_metric(section, metrics, *alone)],
+        [alone] => vec![by_metric(section, metrics, *alone, detail)],
         several => metrics
-            .map(|metric| by_vcpus(section, metric, several))
+            .map(|metric| by_vcpus(section, metric, several, detail))
             .collect(),
     }
 }
 
 /// One row for each metric.
-fn by_metric(section: &Section, metrics: impl Iterator<Item = Metric>, vcpus: u64) -> Titled {
+fn by_metric(
+    section: &Section,
+    metrics: impl Iterator<Item = Metric>,
+    vcpus: u64,
+    detail: Detail,
+) -> Titled {
     let mut table = empty("", section.series.iter().map(|series| series.label.clone()));
     for metric in metrics {
         let unit = Unit::of(section, metric);
         let cells = section.series.iter().map(|series| {
             let spread = series.spread(metric, vcpus);
             spread.map_or_else(missing, |spread| {
-                spread.in_units_of(unit.size()).to_string()
+                detail.shown(spread.in_units_of(unit.size()))
             })
         });
         let label = format!("{}{}", metric.name(), unit.suffix());
         table.add_row(std::iter::once(label).chain(cells));
     }
     Titled {
-        title: format!("{}: median (least–greatest)", counted(vcpus)),
+        title: format!("{}: {}", counted(vcpus), detail.name()),
         table: aligned(table),
     }
 }
 
 /// One row for each number of vCPUs, and one column for each series; the other way round where that is narrower.
-fn by_vcpus(section: &Section, metric: Metric, vcpus: &[u64]) -> Titled {
+fn by_vcpus(section: &Section, metric: Metric, vcpus: &[u64], detail: Detail) -> Titled {
     let unit = Unit::of(section, metric);
     let base = vcpus[0];
-    let cell = |series: &Series, vcpus: u64| cell(series, metric, vcpus, base, &unit);
+    let cell = |series: &Series, vcpus: u64| cell(series, metric, vcpus, base, &unit, detail);
     let labels = section.series.iter().map(|series| series.label.clone());
     let table = if section.series.len() > vcpus.len().max(4) {
         let mut table = empty("", vcpus.iter().map(|count| counted(*count)));
@@ -77,19 +120,27 @@ fn by_vcpus(section: &Section, metric: Metric, vcpus: &[u64]) -> Titled {
     };
     Titled {
         title: format!(
-            "{}{}: median (least–greatest){ratio}",
+            "{}{}: {}{ratio}",
             metric.name(),
-            unit.suffix()
+            unit.suffix(),
+            detail.name()
         ),
         table: aligned(table),
     }
 }
 
-fn cell(series: &Series, metric: Metric, vcpus: u64, base: u64, unit: &Unit) -> String {
+fn cell(
+    series: &Series,
+    metric: Metric,
+    vcpus: u64,
+    base: u64,
+    unit: &Unit,
+    detail: Detail,
+) -> String {
     let Some(spread) = series.spread(metric, vcpus) else {
         return missing();
     };
-    let shown = spread.in_units_of(unit.size()).to_string();
+    let shown = detail.shown(spread.in_units_of(unit.size()));
     let first = series
         .spread(metric, base)
         .filter(|first| first.median > 0.0);
@@ -188,7 +239,7 @@ mod tests {
             record("mutex", 4, 4_000_000),
             record("parallel", 1, 1_000_000),
         ]));
-        let tables = tables(&sections[0]);
+        let tables = tables(&sections[0], usize::MAX);
         let later = tables
             .iter()
             .find(|table| table.title.starts_with("Later dirty iterations, ms"))
@@ -210,7 +261,7 @@ mod tests {
     #[test]
     fn one_number_of_vcpus_makes_one_table() {
         let sections = Section::all(&results([record("mutex", 2, 1_000_000)]));
-        let tables = tables(&sections[0]);
+        let tables = tables(&sections[0], usize::MAX);
         assert_eq!(tables.len(), 1);
         assert_eq!(tables[0].title, "2 vCPUs: median (least–greatest)");
         assert!(
@@ -227,12 +278,25 @@ mod tests {
             .into_iter()
             .flat_map(|mode| [record(mode, 1, 9000), record(mode, 2, 9000)]);
         let sections = Section::all(&results(records));
-        let tables = tables(&sections[0]);
+        let tables = tables(&sections[0], usize::MAX);
         assert!(tables[0].table.starts_with("|   |"), "{}", tables[0].table);
         assert!(
             tables[0].table.contains(" 2 vCPUs |"),
             "{}",
             tables[0].table
         );
+    }
+
+    #[test]
+    fn a_table_that_is_too_wide_shows_medians_alone() {
+        let records = [1, 2].map(|vcpus| record("mutex", vcpus, 1_000_000));
+        let sections = Section::all(&results(records));
+        let later = |most| {
+            let mut tables = tables(&sections[0], most).into_iter();
+            tables.find(|table| table.title.starts_with("Later dirty iterations, ms"))
+        };
+        let (wide, narrow) = (later(1000).expect("one"), later(20).expect("one"));
+        assert!(wide.table.contains("(1.000–1.100)") && wide.title.contains("least"));
+        assert!(!narrow.table.contains('–') && !narrow.title.contains("least"));
     }
 }
