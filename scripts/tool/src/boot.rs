@@ -147,6 +147,29 @@ impl Outcome {
         is_status
     }
 
+    /// Why the emulator refused to start, if it did.
+    pub fn refusal(&self) -> Option<&str> {
+        let failed = matches!(self.end, End::Ended(status) if !status.success());
+        let refused = failed && self.lines.is_empty();
+        self.complaints
+            .last()
+            .filter(|_| refused)
+            .map(String::as_str)
+    }
+
+    /// How a machine ended that gave no exit status within so many seconds.
+    pub fn end_in_words(&self, limit: Option<u64>) -> String {
+        match (self.end, limit) {
+            (End::TimedOut, Some(seconds)) => {
+                format!("the machine didn't end within {seconds} s and was ended")
+            }
+            (End::Ended(status), _) => {
+                format!("the emulator ended without an exit status of the hypervisor ({status})")
+            }
+            _ => "the emulator ended without an exit status of the hypervisor".into(),
+        }
+    }
+
     /// The first line of the console that contains `text`.
     pub fn line_with(&self, text: &str) -> Option<&str> {
         self.lines

@@ -1,7 +1,8 @@
-//! What stands behind `scripts/run`, `scripts/test` and `scripts/mutate`: installs what is missing, builds the images,
+//! What stands behind `scripts/run`, `scripts/bench`, `scripts/test` and `scripts/mutate`: installs what is missing, builds the images,
 //! starts the emulator, reads the console, runs the tests, and shows the results. The system tests under `tests/qemu`
 //! boot machines with the same parts.
 
+pub mod bench;
 pub mod boot;
 pub mod cargo;
 pub mod checks;

@@ -4,7 +4,7 @@ use std::env;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use tool::{checks, error, mutants, process, run};
+use tool::{bench, checks, error, mutants, process, run};
 
 fn main() -> ExitCode {
     if let Err(error) = process::end_groups_on_signals() {
@@ -15,11 +15,12 @@ fn main() -> ExitCode {
     let command = arguments.next().unwrap_or_default();
     let named = |name: &str| std::iter::once(OsString::from(name)).chain(arguments);
     ExitCode::from(match command.to_str() {
+        Some("bench") => bench::main(named("scripts/bench")),
         Some("run") => run::main(named("scripts/run")),
         Some("test") => checks::main(named("scripts/test")),
         Some("mutate") => mutants::main(named("scripts/mutate")),
         _ => {
-            eprintln!("error: use scripts/run, scripts/test or scripts/mutate");
+            eprintln!("error: use scripts/run, scripts/bench, scripts/test or scripts/mutate");
             error::USAGE
         }
     })

@@ -17,6 +17,9 @@ use nix::unistd::Pid;
 /// The exit status after Ctrl-C, as shells have it.
 const INTERRUPTED: i32 = 130;
 
+/// What is said when a signal ends this process.
+static LAST_WORDS: Mutex<Option<String>> = Mutex::new(None);
+
 /// The groups that are alive.
 static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
@@ -88,6 +91,11 @@ fn kill_group(leader: i32) {
     let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
 }
 
+/// From now on this is said on standard error when a signal ends this process.
+pub fn say_when_ended(words: String) {
+    *LAST_WORDS.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
+}
+
 /// From now on Ctrl-C, SIGTERM and SIGHUP end every group and then this process.
 ///
 /// # Errors
@@ -98,6 +106,10 @@ pub fn end_groups_on_signals() -> Result<(), ctrlc::Error> {
         // Held until the end, so that no further child is started.
         let groups = groups();
         groups.iter().copied().for_each(kill_group);
+        let words = LAST_WORDS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(words) = words.as_deref() {
+            eprintln!("\n{words}");
+        }
         std::process::exit(INTERRUPTED);
     })
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::boot::{self, End, Outcome};
+use crate::boot::{self, Outcome};
 use crate::console::{Line, Runs};
 use crate::error::{FAILED, ToolError, USAGE};
 use crate::images::{self, Images};
@@ -263,9 +263,7 @@ fn complete(options: &RunOptions, plan: &Plan, outcome: &Outcome) -> Result<(), 
 
 /// The account of a machine that gave no exit status; shows what it said last.
 fn no_status(outcome: &Outcome, plan: &Plan) -> ToolError {
-    let refused =
-        matches!(outcome.end, End::Ended(status) if !status.success()) && outcome.lines.is_empty();
-    if let (true, Some(reason)) = (refused, outcome.complaints.last()) {
+    if let Some(reason) = outcome.refusal() {
         return ToolError::Usage(format!("the emulator refused to start: {reason}"));
     }
     for line in outcome
@@ -275,13 +273,5 @@ fn no_status(outcome: &Outcome, plan: &Plan) -> ToolError {
     {
         eprintln!("  | {line}");
     }
-    ToolError::NoStatus(match (outcome.end, plan.host_seconds) {
-        (End::TimedOut, Some(seconds)) => {
-            format!("the machine didn't end within {seconds} s and was ended")
-        }
-        (End::Ended(status), _) => {
-            format!("the emulator ended without an exit status of the hypervisor ({status})")
-        }
-        _ => "the emulator ended without an exit status of the hypervisor".into(),
-    })
+    ToolError::NoStatus(outcome.end_in_words(plan.host_seconds))
 }

@@ -10,10 +10,16 @@ use qemu_tests::images;
 use tempfile::TempDir;
 use tool::images::repository;
 
-fn script(arguments: &[&str], folder: &Path, emulator: Option<&Path>) -> Output {
+/// Runs a script of this tree in `folder`, with this emulator if it isn't to be the usual one.
+pub(crate) fn script(
+    name: &str,
+    arguments: &[&str],
+    folder: &Path,
+    emulator: Option<&Path>,
+) -> Output {
     // Built beforehand, so that the scripts don't build while other tests boot.
     images();
-    let mut command = Command::new(repository().join("scripts/run"));
+    let mut command = Command::new(repository().join(name));
     command
         .args(arguments)
         .current_dir(folder)
@@ -21,11 +27,15 @@ fn script(arguments: &[&str], folder: &Path, emulator: Option<&Path>) -> Output 
     if let Some(emulator) = emulator {
         command.env("QEMU", emulator);
     }
-    command.output().expect("scripts/run can be run")
+    command.output().expect("the script can be run")
+}
+
+fn run(arguments: &[&str], folder: &Path, emulator: Option<&Path>) -> Output {
+    script("scripts/run", arguments, folder, emulator)
 }
 
 /// What a command complained about, without cargo's remarks on other cargos that run at the same time.
-fn complaints(output: &Output) -> String {
+pub(crate) fn complaints(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
     let lines = text
         .lines()
@@ -35,7 +45,7 @@ fn complaints(output: &Output) -> String {
 
 fn refused(arguments: &[&str]) -> String {
     let folder = TempDir::new().expect("room for a folder");
-    let output = script(arguments, folder.path(), None);
+    let output = run(arguments, folder.path(), None);
     let text = complaints(&output);
     assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
     assert_eq!(text.lines().count(), 1, "{arguments:?}: {text}");
@@ -76,7 +86,7 @@ fn the_results_are_compared_and_written_as_json() {
         "--json",
         "out.json",
     ];
-    let output = script(&arguments, folder.path(), None);
+    let output = run(&arguments, folder.path(), None);
     let (text, complaints) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
@@ -102,7 +112,7 @@ fn the_results_are_compared_and_written_as_json() {
 }
 
 /// A wrapper that stands in for the emulator and says these lines.
-fn wrapper(folder: &Path, script: &str) -> PathBuf {
+pub(crate) fn wrapper(folder: &Path, script: &str) -> PathBuf {
     let path = folder.join("emulator");
     fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("room for a file");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("the file is ours");
@@ -112,7 +122,7 @@ fn wrapper(folder: &Path, script: &str) -> PathBuf {
 fn status_with(script_text: &str, arguments: &[&str]) -> (Option<i32>, String) {
     let folder = TempDir::new().expect("room for a folder");
     let emulator = wrapper(folder.path(), script_text);
-    let output = script(arguments, folder.path(), Some(&emulator));
+    let output = run(arguments, folder.path(), Some(&emulator));
     (output.status.code(), complaints(&output))
 }
 
@@ -153,7 +163,7 @@ fn a_run_that_claims_to_be_good_without_results_fails() {
 #[test]
 fn a_missing_emulator_is_named() {
     let folder = TempDir::new().expect("room for a folder");
-    let output = script(&[], folder.path(), Some(Path::new("/nowhere/qemu")));
+    let output = run(&[], folder.path(), Some(Path::new("/nowhere/qemu")));
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("/nowhere/qemu"));
 }

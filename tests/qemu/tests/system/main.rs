@@ -7,6 +7,7 @@ mod boots;
 mod command;
 mod fatal;
 mod guests;
+mod matrix;
 mod monitor;
 mod policies;
 mod stage2;

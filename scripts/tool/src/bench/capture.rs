@@ -1,0 +1,527 @@
+//! Finds the results in what somebody captured of a serial line: records, or only the result lines for people, as Parvisor
+//! and Linux print them. Around them may stand time stamps, colours, other programs' output; lines may be cut.
+//!
+//! What a guest printed is never taken for a result: it stands behind `guest: `.
+
+use std::path::Path;
+
+use monitor::record::{PARVISOR, Phase, PhaseName, Record};
+
+use super::parse::Known;
+use crate::error::ToolError;
+use crate::options::words::{Clear, Enable, Granularity, Harvest, Restore, Split, Tracking};
+use crate::size::Size;
+
+/// What records stand behind.
+const RECORD: &str = "@record ";
+/// What a guest's lines stand behind.
+const GUEST: &str = "guest: ";
+/// What Parvisor prints before the result lines of a run.
+const HEADING: &str = "== mode ";
+/// What Linux prints when it boots.
+const LINUX: &str = "Linux version ";
+/// What the selftest is called.
+const SELFTEST: &str = "dirty_log_perf_test";
+/// What Parvisor prints when all runs were verified.
+const ALL_WELL: &str = "parvisor: exit status 0";
+/// How result lines begin.
+const RESULTS: [&str; 6] = [
+    "Populate memory time:",
+    "Enabling dirty logging time:",
+    "Disabling dirty logging time:",
+    "Splitting memory time:",
+    "Restoring memory time:",
+    "Iteration ",
+];
+/// Into how many lines a terminal may have cut one record.
+const MOST_PIECES: usize = 4096;
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Capture {
+    /// The runs.
+    pub records: Vec<Record>,
+    /// Records that couldn't be read, where the result lines of the run were taken instead.
+    pub notices: Vec<String>,
+}
+
+impl Capture {
+    /// Reads `text`, captured in the file `path`. What the result lines don't say is taken from `known`.
+    ///
+    /// # Errors
+    ///
+    /// One line that names the file and the line: a record that can't be read, with no result lines before it; result
+    /// lines of which it isn't known what they were measured with; or no results at all.
+    pub fn read(path: &Path, text: &str, known: &Known) -> Result<Self, ToolError> {
+        let mut reader = Reader {
+            path,
+            known,
+            capture: Self::default(),
+            run: Pending::default(),
+            system: String::new(),
+            piece: None,
+            is_verified: text.contains(ALL_WELL),
+        };
+        let mut count = 0;
+        for (index, line) in text.lines().enumerate() {
+            count = index + 1;
+            let plain = anstream::adapter::strip_str(line).to_string();
+            reader.line(count, plain.trim_end())?;
+        }
+        reader.end()?;
+        if reader.capture.records.is_empty() {
+            return Err(ToolError::Io(format!(
+                "{}: no results in {count} lines: neither {RECORD}lines nor result lines of the benchmark",
+                path.display()
+            )));
+        }
+        Ok(reader.capture)
+    }
+}
+
+struct Reader<'r> {
+    path: &'r Path,
+    known: &'r Known,
+    capture: Capture,
+    /// The result lines since the last record.
+    run: Pending,
+    /// The system that boots, if the log shows it.
+    system: String,
+    /// The beginning of a record, whose end may be on the next lines.
+    piece: Option<Piece>,
+    is_verified: bool,
+}
+
+/// A run of which only result lines are known so far.
+#[derive(Debug, Default)]
+struct Pending {
+    /// What the heading, or the command, says of it.
+    facts: Record,
+    phases: Vec<Phase>,
+    /// The line of the first phase.
+    line: usize,
+}
+
+struct Piece {
+    line: usize,
+    lines: usize,
+    json: String,
+    error: String,
+}
+
+impl Reader<'_> {
+    fn line(&mut self, number: usize, text: &str) -> Result<(), ToolError> {
+        if let Some(piece) = self.piece.take() {
+            let begins_anew =
+                text.contains(RECORD) || text.contains("@progress ") || text.contains(HEADING);
+            if begins_anew || piece.lines == MOST_PIECES {
+                self.unreadable(&piece)?;
+            } else {
+                let json = piece.json + text;
+                return self.record(piece.line, piece.lines + 1, json);
+            }
+        }
+        let end = text.find(GUEST).unwrap_or(text.len());
+        let own = &text[..end];
+        // What stands behind a record's beginning is the record's, even words that guests' lines begin with.
+        if let Some(at) = own.find(RECORD) {
+            return self.record(number, 1, text[at + RECORD.len()..].to_string());
+        }
+        if let Some(at) = own.find(HEADING) {
+            self.end_run()?;
+            self.run.facts = heading(&own[at + HEADING.len()..]);
+        } else if let Some(at) = own.find(LINUX) {
+            let version = own[at + LINUX.len()..].split(['-', ' ', '+']).next();
+            self.system = format!("linux {}", version.unwrap_or_default());
+        } else if let Some(at) = own.find(SELFTEST) {
+            self.end_run()?;
+            self.run.facts = command(&own[at + SELFTEST.len()..]);
+        } else if let Some(phase) = result(own) {
+            let is_next = phase.name == PhaseName::Populate && !self.run.phases.is_empty();
+            if is_next {
+                self.end_run()?;
+            }
+            if self.run.phases.is_empty() {
+                self.run.line = number;
+            }
+            self.run.phases.push(phase);
+        }
+        Ok(())
+    }
+
+    /// Takes a record, or what there is of it until now.
+    fn record(&mut self, line: usize, lines: usize, json: String) -> Result<(), ToolError> {
+        let mut values = serde_json::Deserializer::from_str(&json).into_iter::<Record>();
+        match values.next() {
+            Some(Ok(record)) => {
+                self.capture.records.push(record);
+                self.run = Pending::default();
+                Ok(())
+            }
+            Some(Err(error)) if !error.is_eof() => self.unreadable(&Piece {
+                line,
+                lines,
+                json: String::new(),
+                error: error.to_string(),
+            }),
+            _ => {
+                self.piece = Some(Piece {
+                    line,
+                    lines,
+                    json,
+                    error: "it is cut".into(),
+                });
+                Ok(())
+            }
+        }
+    }
+
+    /// A record can't be read; the result lines before it say most of what it says.
+    fn unreadable(&mut self, piece: &Piece) -> Result<(), ToolError> {
+        let what = format!(
+            "{}:{}: a record that can't be read ({})",
+            self.path.display(),
+            piece.line,
+            piece.error
+        );
+        if self.run.phases.is_empty() {
+            return Err(ToolError::Io(what));
+        }
+        self.capture
+            .notices
+            .push(format!("{what}; its result lines are taken"));
+        self.end_run()
+    }
+
+    fn end(&mut self) -> Result<(), ToolError> {
+        if let Some(piece) = self.piece.take() {
+            self.unreadable(&piece)?;
+        }
+        self.end_run()
+    }
+
+    /// Makes a record of the result lines, if there are any.
+    fn end_run(&mut self) -> Result<(), ToolError> {
+        let Pending {
+            facts,
+            phases,
+            line,
+        } = std::mem::take(&mut self.run);
+        if phases.is_empty() {
+            return Ok(());
+        }
+        let failed = |what: &str, option: &str| {
+            Err(ToolError::Io(format!(
+                "{}:{line}: result lines that don't say {what}: say it by {option}",
+                self.path.display()
+            )))
+        };
+        let or = |said: u64, known: Option<u64>| Some(said).filter(|said| *said != 0).or(known);
+        let Some(vcpus) = or(facts.vcpus, self.known.vcpus) else {
+            return failed("how many vCPUs there were", "--vcpus N");
+        };
+        let Some(bytes_per_vcpu) = or(facts.bytes_per_vcpu, self.known.bytes) else {
+            return failed("how much memory each vCPU had", "--bytes SIZE");
+        };
+        let is_parvisor = facts.system == PARVISOR;
+        let system = match (facts.system.as_str(), self.system.as_str()) {
+            ("linux" | "", "") => "linux".into(),
+            ("linux" | "", booted) => booted.to_string(),
+            (said, _) => said.to_string(),
+        };
+        let iterations = phases
+            .iter()
+            .map(|phase| phase.iteration)
+            .max()
+            .unwrap_or(0);
+        let known_backing = self.known.backing.clone().unwrap_or_else(|| "2M".into());
+        self.capture.records.push(Record {
+            system,
+            mode: if is_parvisor {
+                facts.mode
+            } else {
+                "kvm".into()
+            },
+            vcpus,
+            bytes_per_vcpu,
+            iterations,
+            backing: if facts.backing.is_empty() {
+                known_backing
+            } else {
+                facts.backing
+            },
+            write_percent: or(facts.write_percent, self.known.write_percent).unwrap_or(100),
+            cpu: self.known.cpu.clone().unwrap_or_default(),
+            phases,
+            verified: is_parvisor && self.is_verified,
+            ..facts
+        });
+        Ok(())
+    }
+}
+
+/// A result line, wherever in the line it begins.
+fn result(text: &str) -> Option<Phase> {
+    let beginnings = RESULTS
+        .into_iter()
+        .filter_map(|beginning| text.find(beginning));
+    beginnings
+        .min()
+        .and_then(|at| Phase::parse(text[at..].trim_end()))
+}
+
+/// What a heading of Parvisor says: `parallel: 4 vCPUs x 64 MiB, backing 2M, 3 iterations, split eager ==`. Of the policies
+/// it names those that the hypervisor hasn't by default.
+fn heading(text: &str) -> Record {
+    let (mode, rest) = text.split_once(": ").unwrap_or((text, ""));
+    let mut record = Record {
+        system: PARVISOR.into(),
+        mode: mode.trim().into(),
+        split: Split::Fault.to_string(),
+        tracking: Tracking::WriteProtect.to_string(),
+        granularity: Granularity::Page4K.to_string(),
+        harvest: Harvest::Bitmap.to_string(),
+        enable: Enable::Protect.to_string(),
+        clear: Clear::Manual.to_string(),
+        restore: Restore::AtOnce.to_string(),
+        slots: 1,
+        ..Record::default()
+    };
+    for part in rest.trim_end_matches(['=', ' ']).split(", ") {
+        let (first, second) = part.split_once(' ').unwrap_or((part, ""));
+        match (first, second) {
+            ("split", word) => record.split = word.into(),
+            ("tracking", word) => record.tracking = word.into(),
+            ("backing", word) => record.backing = word.into(),
+            ("harvest", word) => record.harvest = word.into(),
+            ("enable", word) => record.enable = word.into(),
+            ("clear", word) => record.clear = word.into(),
+            ("restore", word) => record.restore = word.into(),
+            ("granularity", word) => record.granularity = word.into(),
+            (count, "slots") => record.slots = count.parse().unwrap_or(1),
+            (count, rest) if rest.starts_with("vCPU") => {
+                record.vcpus = count.parse().unwrap_or(0);
+                let size = rest.split_once(" x ").and_then(|(_, size)| bytes(size));
+                record.bytes_per_vcpu = size.unwrap_or(0);
+            }
+            _ => {}
+        }
+    }
+    record
+}
+
+/// A size as it is printed: `64 MiB`, `4096 bytes`.
+fn bytes(text: &str) -> Option<u64> {
+    let (count, unit) = text.trim().split_once(' ')?;
+    let suffix = match unit {
+        "bytes" => "",
+        unit => unit.strip_suffix("iB")?,
+    };
+    Size::parse(&format!("{count}{suffix}")).map(|Size(bytes)| bytes)
+}
+
+/// What the options of the selftest's command line say. Without manual clearing (`-g`) memory is write-protected at first.
+fn command(options: &str) -> Record {
+    let mut record = Record {
+        system: "linux".into(),
+        enable: "all_set".into(),
+        clear: "manual".into(),
+        ..Record::default()
+    };
+    let mut words = options.split_whitespace().peekable();
+    while let Some(word) = words.next() {
+        if !word.starts_with('-') {
+            continue;
+        }
+        let value = words.peek().copied().unwrap_or_default();
+        match word {
+            "-v" => record.vcpus = value.parse().unwrap_or(0),
+            "-b" => record.bytes_per_vcpu = Size::parse(value).map_or(0, |Size(bytes)| bytes),
+            "-w" => record.write_percent = value.parse().unwrap_or(0),
+            "-x" => record.slots = value.parse().unwrap_or(0),
+            "-s" if value.contains("thp") || value.contains("2mb") => record.backing = "2M".into(),
+            "-s" if value.contains("1gb") => record.backing = "1G".into(),
+            "-s" => record.backing = "4K".into(),
+            "-a" => record.random = true,
+            "-g" => {
+                record.enable = "protect".into();
+                record.clear = "with_get".into();
+            }
+            _ => {}
+        }
+    }
+    record
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::console::tests::RECORD as SAMPLE;
+
+    const PARVISOR_LINES: &str = "\
+== mode mutex: 2 vCPUs x 4 MiB, backing 2M, 2 iterations ==
+Populate memory time: 0.001372000s
+Enabling dirty logging time: 0.000651000s
+Iteration 1 dirty memory time: 0.008599000s
+Iteration 1 get dirty log time: 0.000054000s
+Iteration 1 clear dirty log time: 0.000375000s
+Iteration 2 dirty memory time: 0.010144000s
+Disabling dirty logging time: 0.001452000s
+";
+
+    fn read(text: &str) -> Result<Capture, String> {
+        read_knowing(text, &Known::default())
+    }
+
+    fn read_knowing(text: &str, known: &Known) -> Result<Capture, String> {
+        let capture = Capture::read(Path::new("log"), text, known);
+        capture.map_err(|error| {
+            let line = error.to_string();
+            assert!(!line.contains('\n'), "{line}");
+            line
+        })
+    }
+
+    #[test]
+    fn records_are_found_among_anything() {
+        let text = format!(
+            "U-Boot 2023.01\r\n\u{1b}[2K[12:00:01] \u{1b}[32m@record {SAMPLE}\u{1b}[0m\r\n\u{0}\u{fffd}trash\r\n@record {SAMPLE} tail\n"
+        );
+        let capture = read(&text).expect("two records");
+        let sample: Record = serde_json::from_str(SAMPLE).expect("the sample is a record");
+        assert_eq!(capture.records, [sample.clone(), sample]);
+        assert!(capture.notices.is_empty());
+    }
+
+    #[test]
+    fn a_record_that_a_terminal_has_cut_into_lines_is_put_together() {
+        let (one, two) = SAMPLE.split_at(77);
+        let (two, three) = two.split_at(80);
+        let capture = read(&format!("@record {one}\r\n{two}\r\n{three}\r\n")).expect("a record");
+        assert_eq!(capture.records.len(), 1);
+    }
+
+    #[test]
+    fn a_guest_cannot_forge_a_record() {
+        let forged =
+            format!("guest: @record {SAMPLE}\n[12:00] guest: Populate memory time: 0.000000001s\n");
+        assert!(
+            read(&forged)
+                .expect_err("there is none")
+                .contains("no results in 2 lines")
+        );
+    }
+
+    #[test]
+    fn of_a_lost_record_the_result_lines_are_left() {
+        let cut = &SAMPLE[..SAMPLE.len() / 2];
+        let capture = read(&format!(
+            "{PARVISOR_LINES}@record {cut}\n{PARVISOR_LINES}@record {SAMPLE}\n"
+        ))
+        .expect("two runs");
+        let notice = &capture.notices[0];
+        assert!(
+            notice.starts_with("log:9: a record that can't be read"),
+            "{notice}"
+        );
+        let modes: Vec<&str> = capture
+            .records
+            .iter()
+            .map(|record| record.mode.as_str())
+            .collect();
+        assert_eq!(modes, ["mutex", "parallel"]);
+        assert!(
+            read(&format!("@record {cut}\n"))
+                .expect_err("it is cut")
+                .starts_with("log:1: ")
+        );
+        assert!(
+            read("\n@record {\"mode\":1}\n")
+                .expect_err("none")
+                .starts_with("log:2: ")
+        );
+    }
+
+    #[test]
+    fn result_lines_alone_are_a_run() {
+        let text = format!("{PARVISOR_LINES}parvisor: exit status 0\n").replace('\n', "\r\n");
+        let capture = read(&text).expect("a run");
+        let record = &capture.records[0];
+        assert_eq!(
+            (record.mode.as_str(), record.vcpus, record.bytes_per_vcpu),
+            ("mutex", 2, 4 << 20)
+        );
+        assert_eq!(
+            (
+                record.backing.as_str(),
+                record.iterations,
+                record.phases.len()
+            ),
+            ("2M", 2, 7)
+        );
+        assert!(record.verified);
+        assert!(!read(PARVISOR_LINES).expect("a run").records[0].verified);
+    }
+
+    #[test]
+    fn a_heading_names_what_isnt_usual() {
+        let record = heading(
+            "parallel: 16 vCPUs x 8 MiB, backing 1G, 4 iterations, split eager, tracking hardware, clear with_get, 3 slots ==",
+        );
+        assert_eq!(
+            (record.mode.as_str(), record.split.as_str()),
+            ("parallel", "eager")
+        );
+        assert_eq!(
+            (record.tracking.as_str(), record.backing.as_str()),
+            ("hardware", "1G")
+        );
+        assert_eq!(
+            (record.clear.as_str(), record.enable.as_str()),
+            ("with_get", "protect")
+        );
+        assert_eq!(
+            (record.vcpus, record.bytes_per_vcpu, record.slots),
+            (16, 8 << 20, 3)
+        );
+    }
+
+    #[test]
+    fn linux_names_itself_and_its_options() {
+        let lines = PARVISOR_LINES
+            .lines()
+            .skip(1)
+            .map(|line| format!("[    2.5] {line}\n"));
+        let lines: String = lines.collect();
+        let text = format!(
+            "[    0.0] Linux version 6.12.117-cloud-arm64 (debian)\n# ./dirty_log_perf_test -v 4 -b 8M -s anonymous_thp -g -m 3\n{lines}"
+        );
+        let record = read(&text).expect("a run").records.remove(0);
+        assert_eq!(
+            (record.system.as_str(), record.mode.as_str()),
+            ("linux 6.12.117", "kvm")
+        );
+        assert_eq!(
+            (record.vcpus, record.bytes_per_vcpu, record.backing.as_str()),
+            (4, 8 << 20, "2M")
+        );
+        assert_eq!(
+            (record.enable.as_str(), record.clear.as_str()),
+            ("protect", "with_get")
+        );
+        assert!(
+            read(&lines)
+                .expect_err("unknown")
+                .contains("log:1: result lines that don't say how many vCPUs")
+        );
+        let known = Known {
+            vcpus: Some(3),
+            bytes: Some(4096),
+            ..Known::default()
+        };
+        assert_eq!(
+            read_knowing(&lines, &known).expect("a run").records[0].vcpus,
+            3
+        );
+    }
+}

@@ -1,0 +1,262 @@
+//! The boots that a matrix takes. One boot runs every mode with every way to split and to track; everything else is a boot
+//! of its own. A combination that can't be is left out with a notice, unless nothing is left.
+
+use crate::error::ToolError;
+use crate::options::shared::{MachineOptions, WorkloadOptions};
+use crate::options::words::{Enable, Harvest, Mode, Tracking};
+use crate::options::workload::Workload;
+use crate::options::{Plan, usage};
+
+/// What a matrix consists of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Matrix {
+    /// The boots of one repetition, in their order.
+    pub boots: Vec<Plan>,
+    /// What was left out, and why.
+    pub notices: Vec<String>,
+}
+
+impl Matrix {
+    /// The matrix that the options span.
+    ///
+    /// # Errors
+    ///
+    /// [`ToolError::Usage`] naming the option that can't be, or why no combination is possible.
+    pub fn new(options: &WorkloadOptions, machine: &MachineOptions) -> Result<Self, ToolError> {
+        options.check_lists()?;
+        let mut matrix = Self {
+            boots: Vec::new(),
+            notices: Vec::new(),
+        };
+        for workload in workloads(options) {
+            matrix.add(workload, machine)?;
+        }
+        match (matrix.boots.is_empty(), matrix.notices.first()) {
+            (true, Some(why)) => usage(why),
+            (true, None) => usage("nothing to measure"),
+            (false, _) => Ok(matrix),
+        }
+    }
+
+    /// How many runs one repetition makes.
+    pub fn runs(&self) -> usize {
+        self.boots.iter().map(|boot| boot.workload.runs()).sum()
+    }
+
+    /// Adds what is possible of a workload.
+    fn add(&mut self, workload: Workload, machine: &MachineOptions) -> Result<(), ToolError> {
+        let Some(why) = workload.contradiction() else {
+            self.boots.push(machine.plan(workload, None, None)?);
+            return Ok(());
+        };
+        if !self.notices.iter().any(|notice| notice == why) {
+            self.notices.push(why.into());
+        }
+        let mut without_hardware = workload;
+        let kinds = &mut without_hardware.trackings;
+        kinds.retain(|tracking| *tracking != Tracking::Hardware);
+        if !kinds.is_empty() && without_hardware.contradiction().is_none() {
+            self.boots.push(machine.plan(without_hardware, None, None)?);
+        }
+        Ok(())
+    }
+}
+
+/// Every combination, possible or not; the number of vCPUs changes fastest, so that a series is measured at a stretch.
+fn workloads(options: &WorkloadOptions) -> Vec<Workload> {
+    let mut first = Workload::of(options);
+    if first.modes.is_empty() {
+        first.modes = Mode::COMPARED.to_vec();
+    }
+    let mut all = vec![first];
+    vary(&mut all, &options.backings, |workload, value| {
+        workload.backing = value
+    });
+    vary(&mut all, &options.write_percents, |workload, value| {
+        workload.write_percent = value
+    });
+    vary(&mut all, &options.granularities, |workload, value| {
+        workload.granularity = value
+    });
+    vary(&mut all, &options.harvests, |workload, value| {
+        workload.harvest = value
+    });
+    if options.enables.is_empty() {
+        for workload in &mut all {
+            workload.enable = usual_enable(workload.harvest);
+        }
+    }
+    vary(&mut all, &options.enables, |workload, value| {
+        workload.enable = value
+    });
+    vary(&mut all, &options.vcpus, |workload, value| {
+        workload.vcpus = value
+    });
+    all
+}
+
+/// What enabling the log does unless the user chooses: what Linux's benchmark has it do, where that can be.
+fn usual_enable(harvest: Harvest) -> Enable {
+    match harvest {
+        Harvest::Bitmap => Enable::AllSet,
+        Harvest::Ring => Enable::Protect,
+    }
+}
+
+/// Makes each workload several, one for each value; an empty list leaves them as they are.
+fn vary<T: Copy>(all: &mut Vec<Workload>, values: &[T], set: impl Fn(&mut Workload, T)) {
+    if values.is_empty() {
+        return;
+    }
+    let each = std::mem::take(all).into_iter();
+    *all = each
+        .flat_map(|workload| values.iter().map(move |value| (workload.clone(), *value)))
+        .map(|(mut workload, value)| {
+            set(&mut workload, value);
+            workload
+        })
+        .collect();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::super::options::BenchOptions;
+    use super::*;
+    use crate::options::one_line;
+
+    fn matrix(arguments: &[&str]) -> Result<Matrix, String> {
+        let all = std::iter::once("scripts/bench").chain(arguments.iter().copied());
+        let options = BenchOptions::parse_arguments(all.map(OsString::from));
+        let options = options.map_err(|error| one_line(&error))?;
+        Matrix::new(&options.workload, &options.machine).map_err(|error| error.to_string())
+    }
+
+    fn sound(arguments: &[&str]) -> Matrix {
+        matrix(arguments).expect("sound options")
+    }
+
+    fn refused(arguments: &[&str]) -> String {
+        let refusal = matrix(arguments).expect_err("it can't be");
+        assert!(!refusal.contains('\n'), "{refusal}");
+        refusal
+    }
+
+    #[test]
+    fn one_boot_runs_all_modes_and_policies() {
+        let matrix = sound(&[
+            "--vcpus=1,8",
+            "--split=fault,eager",
+            "--tracking=writeprotect,hardware",
+        ]);
+        assert_eq!((matrix.boots.len(), matrix.runs()), (2, 24));
+        let words = &matrix.boots[1].append;
+        assert!(
+            words.starts_with("mode=mutex,rwlock,parallel vcpus=8 bytes=8192K backing=2M"),
+            "{words}"
+        );
+        assert!(
+            words.ends_with("split=fault,eager tracking=writeprotect,hardware enable=all_set"),
+            "{words}"
+        );
+        assert_eq!(matrix.boots[1].cpus, 9);
+    }
+
+    #[test]
+    fn everything_else_is_a_boot_of_its_own() {
+        let matrix = sound(&[
+            "--vcpus=1,2,4",
+            "--backing=4K,2M",
+            "--write-percent=100,20",
+            "--enable=protect,all_set",
+        ]);
+        assert_eq!(matrix.boots.len(), 24);
+        let vcpus: Vec<u32> = matrix
+            .boots
+            .iter()
+            .map(|boot| boot.workload.vcpus)
+            .collect();
+        assert_eq!(vcpus[..6], [1, 2, 4, 1, 2, 4]);
+    }
+
+    #[test]
+    fn what_is_the_hypervisors_own_choice_isnt_said() {
+        let matrix = sound(&["--enable=protect", "--mode=parallel", "--vcpus=1"]);
+        assert_eq!(
+            matrix.boots[0].append,
+            "mode=parallel vcpus=1 bytes=8192K backing=2M timeout=120 iterations=4 write_percent=100"
+        );
+    }
+
+    #[test]
+    fn every_policy_reaches_the_hypervisor() {
+        let matrix = sound(&[
+            "--vcpus=1",
+            "--mode=parallel",
+            "--granularity=2m",
+            "--clear=with_get",
+            "--restore=never",
+            "--slots=4",
+            "--split=eager",
+            "--split-chunk=2M",
+            "--split-reserve=64K",
+            "--exit-times",
+            "--random",
+            "--seed=3",
+            "--iterations=2",
+            "--write-percent=20",
+            "--append=log=debug",
+        ]);
+        assert_eq!(
+            matrix.boots[0].append,
+            "mode=parallel vcpus=1 bytes=8192K backing=2M timeout=120 iterations=2 write_percent=20 random seed=3 \
+             split=eager granularity=2M enable=all_set clear=with_get restore=never slots=4 split_chunk=2048K \
+             split_reserve=64K exit_times log=debug"
+        );
+        let ring = sound(&["--vcpus=1", "--harvest=ring", "--ring-entries=256"]);
+        assert!(
+            ring.boots[0]
+                .append
+                .ends_with("harvest=ring ring_entries=256")
+        );
+    }
+
+    #[test]
+    fn what_cant_be_is_left_out_of_a_matrix() {
+        let matrix = sound(&[
+            "--vcpus=1",
+            "--harvest=bitmap,ring",
+            "--tracking=writeprotect,hardware",
+        ]);
+        assert_eq!(matrix.boots.len(), 2);
+        assert_eq!(matrix.boots[0].workload.trackings.len(), 2);
+        assert_eq!(matrix.boots[1].workload.trackings, [Tracking::WriteProtect]);
+        assert_eq!(matrix.boots[1].workload.enable, Enable::Protect);
+        assert_eq!(matrix.notices.len(), 1);
+        let matrix = sound(&["--vcpus=1,2", "--harvest=bitmap,ring", "--enable=all_set"]);
+        assert_eq!((matrix.boots.len(), matrix.notices.len()), (2, 1));
+    }
+
+    #[test]
+    fn what_cant_be_is_refused_alone() {
+        assert!(refused(&["--harvest=ring", "--tracking=hardware"]).contains("hardware"));
+        assert!(refused(&["--harvest=ring", "--enable=all_set"]).contains("all_set"));
+        assert!(refused(&["--harvest=ring", "--clear=with_get"]).contains("with_get"));
+    }
+
+    #[test]
+    fn bad_lists_are_refused_in_one_line() {
+        assert!(refused(&["--vcpus=1,2,1"]).contains("--vcpus: 1 is given twice"));
+        assert!(refused(&["--mode=mutex,mutex"]).contains("mutex is given twice"));
+        assert!(refused(&["--vcpus="]).contains("--vcpus"));
+        assert!(refused(&["--vcpus=1,,2"]).contains("--vcpus"));
+        assert!(refused(&["--vcpus=1,many"]).contains("many"));
+        assert!(refused(&["--split=never"]).contains("never"));
+        assert!(refused(&["--backing=4K,3M"]).contains("3M"));
+        assert!(refused(&["--ring-entries=1000", "--harvest=ring"]).contains("power of two"));
+        assert!(refused(&["--vcpus=8", "--gic=2"]).contains("--gic 2"));
+        assert!(refused(&["--bytes=5000"]).contains("--bytes"));
+        assert!(refused(&["--repeat=0"]).contains("--repeat"));
+    }
+}

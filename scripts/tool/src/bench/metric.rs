@@ -1,0 +1,291 @@
+//! What is read off a record: times of phases, exits per page, the longest exit.
+
+use std::ops::RangeInclusive;
+
+use monitor::record::{CounterMap, Phase, PhaseName, Record};
+
+/// The size of a page, in bytes.
+const PAGE: u64 = 4096;
+/// Counters that look like exits but aren't exits of their own.
+const NO_EXITS: [&str; 3] = [
+    "exits_lost_translation",
+    "exits_injected_abort",
+    "exits_injected_undefined",
+];
+/// The counter of the longest exit, where it was measured.
+const LONGEST_EXIT: &str = "longest_exit_ns";
+/// The word for logging that begins with all pages set.
+const ALL_SET: &str = "all_set";
+/// No iteration has a greater number.
+const LAST: u64 = u64::MAX;
+
+/// Something that was measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Metric {
+    /// The first write to every page.
+    Populate,
+    /// Switching the log on.
+    Enable,
+    /// The iteration before the first clear, where logging begins with all pages set: nothing is write-protected yet.
+    FreeDirty,
+    /// The first iteration in which writes are noticed, and blocks split if they weren't before.
+    FirstDirty,
+    /// Every later iteration.
+    LaterDirty,
+    /// The same for each page of a vCPU.
+    LaterDirtyPerPage,
+    /// Copying the log.
+    Get,
+    /// The first time that the log is cleared.
+    FirstClear,
+    /// Every later time.
+    LaterClear,
+    /// Switching the log off.
+    Disable,
+    /// Splitting blocks ahead.
+    Split,
+    /// Restoring blocks in the background.
+    Restore,
+    /// Exits for each page that was accessed in the first iteration in which writes are noticed.
+    FirstExits,
+    /// The same in every later iteration.
+    LaterExits,
+    /// The longest exit while memory was dirtied.
+    LongestExit,
+}
+
+/// What a metric is measured in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantity {
+    /// Nanoseconds.
+    Time,
+    /// A number.
+    Number,
+}
+
+impl Metric {
+    /// All, in the order in which they are shown.
+    pub const ALL: [Self; 15] = [
+        Self::Populate,
+        Self::Enable,
+        Self::FreeDirty,
+        Self::FirstDirty,
+        Self::LaterDirty,
+        Self::LaterDirtyPerPage,
+        Self::Get,
+        Self::FirstClear,
+        Self::LaterClear,
+        Self::Disable,
+        Self::Split,
+        Self::Restore,
+        Self::FirstExits,
+        Self::LaterExits,
+        Self::LongestExit,
+    ];
+
+    /// Its name in tables and plots.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Populate => "Populate",
+            Self::Enable => "Enable logging",
+            Self::FreeDirty => "Dirty iteration before the first clear",
+            Self::FirstDirty => "First dirty iteration",
+            Self::LaterDirty => "Later dirty iterations",
+            Self::LaterDirtyPerPage => "Later dirty iterations, per page and vCPU",
+            Self::Get => "Get log",
+            Self::FirstClear => "First clear",
+            Self::LaterClear => "Later clears",
+            Self::Disable => "Disable logging",
+            Self::Split => "Split ahead",
+            Self::Restore => "Restore blocks",
+            Self::FirstExits => "Exits per page, first iteration",
+            Self::LaterExits => "Exits per page, later iterations",
+            Self::LongestExit => "Longest exit of a vCPU",
+        }
+    }
+
+    /// Its name in file names.
+    pub fn slug(self) -> &'static str {
+        match self {
+            Self::Populate => "populate",
+            Self::Enable => "enable",
+            Self::FreeDirty => "dirty-free",
+            Self::FirstDirty => "dirty-first",
+            Self::LaterDirty => "dirty-later",
+            Self::LaterDirtyPerPage => "dirty-per-page",
+            Self::Get => "get",
+            Self::FirstClear => "clear-first",
+            Self::LaterClear => "clear-later",
+            Self::Disable => "disable",
+            Self::Split => "split",
+            Self::Restore => "restore",
+            Self::FirstExits => "exits-first",
+            Self::LaterExits => "exits-later",
+            Self::LongestExit => "longest-exit",
+        }
+    }
+
+    /// What it is measured in.
+    pub fn quantity(self) -> Quantity {
+        match self {
+            Self::FirstExits | Self::LaterExits => Quantity::Number,
+            _ => Quantity::Time,
+        }
+    }
+
+    /// The measurements that a record holds: one for each iteration that counts. None where it wasn't measured.
+    pub fn samples(self, record: &Record) -> Vec<f64> {
+        let first = first_noticed(record);
+        let times = |name, from, to| phases(record, name, from..=to).map(time).collect();
+        match self {
+            Self::Populate => times(PhaseName::Populate, 0, LAST),
+            Self::Enable => times(PhaseName::Enable, 0, LAST),
+            Self::FreeDirty => times(PhaseName::Dirty, 1, first - 1),
+            Self::FirstDirty => times(PhaseName::Dirty, first, first),
+            Self::LaterDirty => times(PhaseName::Dirty, first + 1, LAST),
+            Self::LaterDirtyPerPage => {
+                let pages = (record.bytes_per_vcpu / PAGE).max(1) as f64;
+                let later = phases(record, PhaseName::Dirty, first + 1..=LAST);
+                later.map(|phase| time(phase) / pages).collect()
+            }
+            Self::Get => times(PhaseName::Get, 0, LAST),
+            Self::FirstClear => times(PhaseName::Clear, 1, 1),
+            Self::LaterClear => times(PhaseName::Clear, 2, LAST),
+            Self::Disable => times(PhaseName::Disable, 0, LAST),
+            Self::Split => times(PhaseName::Split, 0, LAST),
+            Self::Restore => times(PhaseName::Restore, 0, LAST),
+            Self::FirstExits => exits_per_page(record, first..=first),
+            Self::LaterExits => exits_per_page(record, first + 1..=LAST),
+            Self::LongestExit => longest_exit(record).into_iter().collect(),
+        }
+    }
+}
+
+/// The first iteration in which writes are noticed.
+fn first_noticed(record: &Record) -> u64 {
+    if record.enable == ALL_SET { 2 } else { 1 }
+}
+
+fn time(phase: &Phase) -> f64 {
+    phase.ns as f64
+}
+
+/// The phases called `name` of these iterations.
+fn phases(
+    record: &Record,
+    name: PhaseName,
+    iterations: RangeInclusive<u64>,
+) -> impl Iterator<Item = &Phase> {
+    let phases = record.phases.iter();
+    phases.filter(move |phase| phase.name == name && iterations.contains(&phase.iteration))
+}
+
+/// The exits of each of these iterations; nothing where exits weren't counted.
+fn exits_per_page(record: &Record, iterations: RangeInclusive<u64>) -> Vec<f64> {
+    let pages = record.vcpus.saturating_mul(record.bytes_per_vcpu / PAGE);
+    let counted = phases(record, PhaseName::Dirty, iterations);
+    let counted = counted.filter(|phase| !phase.counters.is_empty());
+    counted
+        .map(|phase| exits(&phase.counters) as f64 / pages.max(1) as f64)
+        .collect()
+}
+
+fn exits(counters: &CounterMap) -> u64 {
+    let exits = counters
+        .iter()
+        .filter(|(name, _)| name.starts_with("exits_") && !NO_EXITS.contains(&name.as_str()));
+    exits.map(|(_, count)| count).sum()
+}
+
+/// The longest exit of all iterations, in nanoseconds.
+fn longest_exit(record: &Record) -> Option<f64> {
+    let dirty = phases(record, PhaseName::Dirty, 0..=LAST);
+    let longest = dirty
+        .filter_map(|phase| phase.counters.get(LONGEST_EXIT))
+        .max();
+    longest.map(|nanoseconds| *nanoseconds as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn phase(name: PhaseName, iteration: u64, ns: u64, counters: &[(&str, u64)]) -> Phase {
+        Phase {
+            name,
+            iteration,
+            ns,
+            counters: counters
+                .iter()
+                .map(|(name, count)| (name.to_string(), *count))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn the_first_iteration_is_kept_apart() {
+        let record = Record {
+            vcpus: 2,
+            bytes_per_vcpu: 8 * PAGE,
+            phases: vec![
+                phase(PhaseName::Populate, 0, 7, &[]),
+                phase(
+                    PhaseName::Dirty,
+                    1,
+                    800,
+                    &[("exits_permission_fault", 16), ("longest_exit_ns", 90)],
+                ),
+                phase(
+                    PhaseName::Dirty,
+                    2,
+                    400,
+                    &[("exits_lost_translation", 3), ("faults", 5)],
+                ),
+                phase(
+                    PhaseName::Dirty,
+                    3,
+                    480,
+                    &[("exits_hypercall", 4), ("longest_exit_ns", 30)],
+                ),
+            ],
+            ..Record::default()
+        };
+        assert_eq!(Metric::FirstDirty.samples(&record), [800.0]);
+        assert_eq!(Metric::LaterDirty.samples(&record), [400.0, 480.0]);
+        assert_eq!(Metric::LaterDirtyPerPage.samples(&record), [50.0, 60.0]);
+        assert_eq!(Metric::FirstExits.samples(&record), [1.0]);
+        assert_eq!(Metric::LaterExits.samples(&record), [0.0, 0.25]);
+        assert_eq!(Metric::LongestExit.samples(&record), [90.0]);
+        assert!(Metric::Get.samples(&record).is_empty());
+    }
+
+    #[test]
+    fn with_all_pages_set_the_second_iteration_is_the_first_that_is_noticed() {
+        let dirty = |iteration| {
+            phase(
+                PhaseName::Dirty,
+                iteration,
+                iteration * 100,
+                &[("exits_hypercall", 2)],
+            )
+        };
+        let record = Record {
+            enable: "all_set".into(),
+            vcpus: 1,
+            bytes_per_vcpu: 4 * PAGE,
+            phases: (1..=4).map(dirty).collect(),
+            ..Record::default()
+        };
+        assert_eq!(Metric::FreeDirty.samples(&record), [100.0]);
+        assert_eq!(Metric::FirstDirty.samples(&record), [200.0]);
+        assert_eq!(Metric::LaterDirty.samples(&record), [300.0, 400.0]);
+        assert_eq!(Metric::FirstExits.samples(&record), [0.5]);
+        assert_eq!(Metric::LaterExits.samples(&record), [0.5, 0.5]);
+        let protect = Record {
+            enable: "protect".into(),
+            ..record
+        };
+        assert!(Metric::FreeDirty.samples(&protect).is_empty());
+        assert_eq!(Metric::FirstDirty.samples(&protect), [100.0]);
+    }
+}

@@ -1,0 +1,109 @@
+//! The options of `scripts/bench`: those of `scripts/run` as lists, and what is done with the results.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser};
+
+use super::parse::Known;
+use crate::options::shared::{MachineOptions, WorkloadOptions};
+use crate::options::words::Backing;
+
+/// Measures a matrix: every combination of the given numbers of vCPUs, modes, policies and workloads, as often as wanted.
+///
+/// Ends with tables, and writes JSON, plots (SVG and PNG) and a page that shows all of it. With --parse it measures
+/// nothing and renders earlier results, or what a board printed on its serial line. Exit status: 0 all runs verified; 1 a
+/// run failed or something is missing (what was measured is written all the same); 2 bad options.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    bin_name = "scripts/bench",
+    disable_version_flag = true,
+    max_term_width = 120,
+    mut_arg("vcpus", |option| option.default_value("1,2,4")),
+    mut_arg("iterations", |option| option.default_value("4")),
+    mut_arg("bytes", |option| option.default_value("8M")),
+    mut_arg("backing", |option| option.default_value("2M")),
+    mut_arg("write_percent", |option| option.default_value("100")),
+    mut_arg("granularity", |option| option.default_value("4K")),
+    mut_arg("harvest", |option| option.default_value("bitmap")),
+    mut_arg("enable", |option| option.help(
+        "What enabling the log does [default: all_set, as dirty_log_perf_test has it; protect with --harvest ring]"
+    )),
+)]
+pub struct BenchOptions {
+    /// What is measured.
+    #[command(flatten)]
+    pub workload: WorkloadOptions,
+
+    /// The machine that it is measured on.
+    #[command(flatten)]
+    pub machine: MachineOptions,
+
+    /// How often the whole matrix is measured.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub repeat: u64,
+
+    /// Write the results to this file as well.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Measure Linux's own benchmark under KVM in the same emulator beside it: kernels of these series, like 6.1,6.12.
+    /// Fetched once from Debian's registry; nothing of the system is changed.
+    #[arg(long, value_name = "SERIES", value_delimiter = ',')]
+    pub with_kvm: Vec<String>,
+
+    /// Where page, plots and results go. [default: a new folder in target/bench; nowhere with --parse]
+    #[arg(long, value_name = "FOLDER")]
+    pub out: Option<PathBuf>,
+
+    /// Measure nothing, render these files: results of scripts/bench, records of scripts/run, or captured serial logs.
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 1..,
+        conflicts_with_all = ["repeat", "with_kvm", "mode", "split", "tracking", "simulated", "host_timeout", "append", "qemu"]
+    )]
+    pub parse: Vec<PathBuf>,
+
+    /// The options that the user gave, and that don't merely have their default values.
+    #[arg(skip)]
+    given: BTreeSet<String>,
+}
+
+impl BenchOptions {
+    /// Reads command-line arguments, the first of which is the command itself.
+    ///
+    /// # Errors
+    ///
+    /// clap's, which also stands for `--help`.
+    pub fn parse_arguments(
+        arguments: impl IntoIterator<Item = OsString>,
+    ) -> Result<Self, clap::Error> {
+        let matches = Self::command().try_get_matches_from(arguments)?;
+        let mut options = Self::from_arg_matches(&matches)?;
+        let given = matches.ids().map(clap::Id::as_str);
+        let given = given.filter(|id| matches.value_source(id) == Some(ValueSource::CommandLine));
+        options.given = given.map(String::from).collect();
+        Ok(options)
+    }
+
+    /// What the user says of results that don't say it themselves: options that are given, with one value.
+    pub fn known(&self) -> Known {
+        let is_given = |option: &str| self.given.contains(option);
+        let workload = &self.workload;
+        let vcpus = workload.vcpus.first().filter(|_| is_given("vcpus"));
+        let backing = workload.backings.first().filter(|_| is_given("backing"));
+        let percent = workload.write_percents.first();
+        Known {
+            vcpus: vcpus.map(|count| u64::from(*count)),
+            bytes: Some(workload.bytes.0).filter(|_| is_given("bytes")),
+            backing: backing.map(Backing::to_string),
+            write_percent: percent
+                .filter(|_| is_given("write_percent"))
+                .map(|percent| u64::from(*percent)),
+            cpu: Some(self.machine.cpu.clone()).filter(|_| is_given("cpu")),
+        }
+    }
+}

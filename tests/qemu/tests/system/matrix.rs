@@ -1,0 +1,165 @@
+//! `scripts/bench` as a user types it.
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use tempfile::TempDir;
+use tool::bench::results::Results;
+
+use crate::command::{complaints, script, wrapper};
+
+fn bench(arguments: &[&str], folder: &Path, emulator: Option<&Path>) -> Output {
+    script("scripts/bench", arguments, folder, emulator)
+}
+
+fn results(path: &Path) -> Results {
+    let text = fs::read_to_string(path).expect("the results were written");
+    Results::parse(path, &text).expect("the results are sound")
+}
+
+fn refused(arguments: &[&str]) -> String {
+    let folder = TempDir::new().expect("room for a folder");
+    let output = bench(arguments, folder.path(), None);
+    let text = complaints(&output);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+    assert_eq!(text.lines().count(), 1, "{arguments:?}: {text}");
+    text
+}
+
+#[test]
+fn a_matrix_becomes_tables_results_and_plots() {
+    let folder = TempDir::new().expect("room for a folder");
+    let matrix = [
+        "--vcpus=1,2",
+        "--bytes=1M",
+        "--iterations=3",
+        "--mode=rwlock,parallel",
+        "--repeat=2",
+    ];
+    let arguments = [
+        &matrix[..],
+        &["--enable=protect", "--out=out", "--json=out.json"],
+    ]
+    .concat();
+    let output = bench(&arguments, folder.path(), None);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{text}{}",
+        complaints(&output)
+    );
+    for words in [
+        "| vCPUs |",
+        "Later dirty iterations",
+        "All 8 runs of Parvisor are verified.",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    let measured = results(&folder.path().join("out.json"));
+    let runs = measured.runs.iter();
+    let runs: Vec<(u64, u64, &str)> = runs
+        .map(|run| (run.repeat, run.record.vcpus, run.record.mode.as_str()))
+        .collect();
+    let once = [
+        (1, "rwlock"),
+        (1, "parallel"),
+        (2, "rwlock"),
+        (2, "parallel"),
+    ];
+    let expected = [1, 2].into_iter();
+    let expected = expected.flat_map(|repeat| once.map(|(vcpus, mode)| (repeat, vcpus, mode)));
+    assert_eq!(runs, expected.collect::<Vec<_>>());
+    let out = folder.path().join("out");
+    for name in [
+        "README.md",
+        "dirty-later.svg",
+        "dirty-later.png",
+        "phases.svg",
+        "exits.png",
+    ] {
+        let size = fs::metadata(out.join(name)).map_or(0, |file| file.len());
+        assert!(size > 1000, "{name}: {size} bytes");
+    }
+
+    let page = fs::read(out.join("README.md")).expect("the page was written");
+    let again = bench(
+        &["--parse", "out/results.json", "--out", "again"],
+        folder.path(),
+        None,
+    );
+    assert_eq!(again.status.code(), Some(0), "{}", complaints(&again));
+    let rendered = fs::read(folder.path().join("again/README.md"));
+    assert_eq!(rendered.expect("it was rendered"), page);
+}
+
+#[test]
+fn a_matrix_that_cant_be_is_refused_in_one_line() {
+    assert!(refused(&["--vcpus=1,1"]).contains("--vcpus"));
+    assert!(refused(&["--mode=fast"]).contains("fast"));
+    assert!(refused(&["--harvest=ring", "--tracking=hardware"]).contains("hardware"));
+    assert!(refused(&["--json=/nowhere/at/all"]).contains("/nowhere/at/all"));
+    assert!(refused(&["--out=/dev/null/x"]).contains("/dev/null/x"));
+    assert!(refused(&["--parse=/nowhere/at/all"]).contains("/nowhere/at/all"));
+    assert!(refused(&["--parse=x", "--repeat=2"]).contains("--repeat"));
+}
+
+#[test]
+fn a_boot_that_fails_doesnt_lose_the_others() {
+    let folder = TempDir::new().expect("room for a folder");
+    // Dies in the boots with two vCPUs, three CPUs, after the first lines.
+    let emulator = wrapper(
+        folder.path(),
+        "case \"$*\" in *'-smp 3'*) echo booting; kill -9 $$;; esac; exec qemu-system-aarch64 \"$@\"",
+    );
+    let arguments = [
+        "--vcpus=1,2,3",
+        "--bytes=1M",
+        "--iterations=1",
+        "--mode=parallel",
+        "--enable=protect",
+        "--out=out",
+    ];
+    let output = bench(&arguments, folder.path(), Some(&emulator));
+    let text = complaints(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(
+        text.contains("2 vCPUs") && text.contains("signal: 9"),
+        "{text}"
+    );
+    let kept = results(&folder.path().join("out/results.json"));
+    let vcpus: Vec<u64> = kept.runs.iter().map(|run| run.record.vcpus).collect();
+    assert_eq!(vcpus, [1, 3]);
+    assert_eq!(kept.failures.len(), 1);
+}
+
+#[test]
+fn an_emulator_that_refuses_to_start_is_told_once() {
+    let text = refused(&["--cpu=no-such-cpu", "--vcpus=1,2", "--out=out"]);
+    assert!(text.contains("no-such-cpu"), "{text}");
+}
+
+#[test]
+fn a_captured_log_is_rendered() {
+    let folder = TempDir::new().expect("room for a folder");
+    let lines = "U-Boot 2023.01\r\n== mode parallel: 2 vCPUs x 4 MiB, backing 2M, 2 iterations ==\r\n\
+                 Populate memory time: 0.001000000s\r\nIteration 1 dirty memory time: 0.004000000s\r\n\
+                 Iteration 2 dirty memory time: 0.003000000s\r\nparvisor: exit status 0\r\n";
+    fs::write(folder.path().join("board.log"), lines).expect("the folder is ours");
+    let output = bench(
+        &["--parse", "board.log", "--out", "out"],
+        folder.path(),
+        None,
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{text}{}",
+        complaints(&output)
+    );
+    assert!(text.contains("| Later dirty iterations, ms "), "{text}");
+    assert!(folder.path().join("out/phases.png").is_file());
+}
