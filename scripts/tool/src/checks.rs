@@ -22,7 +22,12 @@ use crate::setup::{self, TARGET, cargo};
 /// apart: together, they would share the features of the crates that they use.
 const TARGET_PACKAGES: [&[&str]; 2] = [
     &["platform", "firmware"],
-    &["guest-runtime", "dirty-log-guest", "probe-guest"],
+    &[
+        "guest-runtime",
+        "dirty-log-guest",
+        "probe-guest",
+        "scaling-guest",
+    ],
 ];
 /// The package of the system tests, which have a step of their own.
 const SYSTEM_TESTS: &str = "qemu-tests";

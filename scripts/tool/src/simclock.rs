@@ -213,7 +213,6 @@ fn plugin(library: &Path, options: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     const COSTS: Costs = Costs {
         line_ns: 50,
@@ -230,8 +229,17 @@ mod tests {
     /// What is said of an emulator that is this shell script.
     fn refused(name: &str, script: &str) -> String {
         let path = std::env::temp_dir().join(format!("simclock-{name}-{}", std::process::id()));
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("room for a file");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
+        // Written by another process: one that this one forks meanwhile must not hold it open, or it couldn't be run.
+        let written = Command::new("sh")
+            .args([
+                "-c",
+                "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$2\" && chmod +x \"$2\"",
+                "sh",
+                script,
+            ])
+            .arg(&path)
+            .status();
+        assert!(written.expect("sh starts").success());
         let checked = check(&path, Path::new("/a/libsimclock.so"));
         fs::remove_file(&path).expect("it is ours");
         match checked {

@@ -30,6 +30,18 @@ pub fn tlb_invalidation(word: u32) -> Option<Scope> {
     })
 }
 
+/// Whether the A64 instruction `word` fetches a cache line to write even when it reads (Arm ARM C4.1, "Loads and Stores"):
+/// those that read and write at once, and exclusive loads, whose store comes soon. A change of a word so costs one move,
+/// whichever way it is made.
+pub fn fetches_to_write(word: u32) -> bool {
+    let is = |mask: u32, value: u32| word & mask == value;
+    // LDADD and its like, SWP; but LDAPR, which only loads, is among them.
+    let is_operation = is(0x3b20_0c00, 0x3820_0000) && !is(0x3f3f_fc00, 0x383f_c000);
+    let is_compare_and_swap = is(0x3fa0_7c00, 0x08a0_7c00) || is(0xbfa0_7c00, 0x0820_7c00);
+    let is_exclusive_load = is(0x3fc0_0000, 0x0840_0000);
+    is_operation || is_compare_and_swap || is_exclusive_load
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,6 +79,43 @@ mod tests {
         // add x0, x0, #1; dsb ish; msr vttbr_el2, x0; mrs x0, cntvct_el0
         for word in [0x9100_0400, 0xd503_3b9f, 0xd51c_2100, 0xd53b_e040] {
             assert_eq!(tlb_invalidation(word), None, "{word:#x}");
+        }
+    }
+
+    #[test]
+    fn changes_of_memory_are_told_from_loads_and_stores() {
+        let changes = [
+            ("ldadd x0, x1, [x2]", 0xf820_0041),
+            ("ldaddal w0, w1, [x2]", 0xb8e0_0041),
+            ("swpal x0, x1, [x2]", 0xf8e0_8041),
+            ("swpab w0, w1, [x2]", 0x38a0_8041),
+            ("stadd x0, [x2]", 0xf820_005f),
+            ("cas x0, x1, [x2]", 0xc8a0_7c41),
+            ("casalb w0, w1, [x2]", 0x08e0_fc41),
+            ("casp x0, x1, x2, x3, [x4]", 0x4820_7c82),
+            ("caspal w0, w1, w2, w3, [x4]", 0x0860_fc82),
+            ("ldxr x0, [x1]", 0xc85f_7c20),
+            ("ldaxr x0, [x1]", 0xc85f_fc20),
+            ("ldxp x0, x1, [x2]", 0xc87f_0440),
+        ];
+        for (text, word) in changes {
+            assert!(fetches_to_write(word), "{text}");
+        }
+        let others = [
+            ("ldapr x0, [x2]", 0xf8bf_c040),
+            ("ldaprb w0, [x2]", 0x38bf_c040),
+            ("ldr x0, [x1, x2]", 0xf862_6820),
+            ("str x0, [x1, x2]", 0xf822_6820),
+            ("ldp x0, x1, [x2]", 0xa940_0440),
+            ("stxr w3, x0, [x1]", 0xc803_7c20),
+            ("ldar x0, [x1]", 0xc8df_fc20),
+            ("stlr x0, [x1]", 0xc89f_fc20),
+            ("stxp w3, x0, x1, [x2]", 0xc823_0440),
+            ("ldraa x0, [x1]", 0xf820_0420),
+            ("ldr q0, [x1, x2]", 0x3ce2_6820),
+        ];
+        for (text, word) in others {
+            assert!(!fetches_to_write(word), "{text}");
         }
     }
 }

@@ -16,6 +16,9 @@ const NONE: u64 = u64::MAX;
 /// The share of a move that keeps the next one waiting if the CPU only reads: those are served nearly together.
 const READ_SHARE: u64 = 4;
 
+/// A line that moves again within so many simulated nanoseconds is contended.
+const SHORTLY: u64 = 1000;
+
 /// What a CPU does with memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
@@ -23,6 +26,15 @@ pub enum Access {
     Load,
     /// Writes it, or reads and writes.
     Store,
+}
+
+/// What it takes until a CPU has a line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Move {
+    /// For how many simulated nanoseconds the CPU waits.
+    pub wait: u64,
+    /// Whether the line has moved shortly before: several CPUs want it, and their order matters.
+    pub is_contended: bool,
 }
 
 /// Where every line is.
@@ -61,15 +73,14 @@ impl Lines {
         }
     }
 
-    /// A CPU accesses physical memory. Gives for how many simulated nanoseconds it waits for the line, if that has to move;
-    /// `now` tells its time.
+    /// A CPU accesses physical memory. Gives what it takes if the line has to move; `now` tells the CPU's time.
     pub fn access(
         &self,
         cpu: usize,
         address: u64,
         access: Access,
         now: impl FnOnce() -> u64,
-    ) -> Option<u64> {
+    ) -> Option<Move> {
         let line = address >> LINE_SHIFT;
         // The multiplier of Fibonacci hashing: lines that are used together don't fall on one place.
         let index = (line.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize % PLACES;
@@ -88,14 +99,18 @@ impl Lines {
                 return None;
             }
             let now = now();
-            let start = now.max(place.busy_until.load(Relaxed));
+            let busy_until = place.busy_until.load(Relaxed);
+            let start = now.max(busy_until);
             let share = match access {
                 Access::Load => READ_SHARE,
                 Access::Store => 1,
             };
             place.busy_until.store(start + self.cost / share, Relaxed);
             place.give(cpu, access);
-            Some(start + self.cost - now)
+            Some(Move {
+                wait: start + self.cost - now,
+                is_contended: busy_until != 0 && now < busy_until + SHORTLY,
+            })
         })
     }
 }
@@ -150,7 +165,7 @@ mod tests {
         accesses.map(|(cpu, address, access, now)| {
             lines
                 .access(cpu, address, access, || now)
-                .unwrap_or_default()
+                .map_or(0, |moved| moved.wait)
         })
     }
 
@@ -210,6 +225,20 @@ mod tests {
             (1, WORD, Load, 1000),
         ];
         assert_eq!(waits(write_again), [0, COST, COST, COST]);
+    }
+
+    #[test]
+    fn a_line_that_moves_again_soon_is_contended() {
+        let lines = Lines::new(COST);
+        let mut is_contended = |cpu, now| {
+            let moved = lines.access(cpu, WORD, Store, || now);
+            moved.expect("it moves").is_contended
+        };
+        assert_eq!(lines.access(0, WORD, Store, || 10), None);
+        assert!(!is_contended(1, 20));
+        assert!(is_contended(2, 30));
+        assert!(is_contended(1, SHORTLY));
+        assert!(!is_contended(2, 4 * SHORTLY));
     }
 
     #[test]

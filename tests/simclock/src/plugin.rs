@@ -8,7 +8,7 @@ use std::thread;
 use qemu_plugin_sys as qemu;
 
 use crate::MOST_CPUS;
-use crate::decode::{Scope, tlb_invalidation};
+use crate::decode::{Scope, fetches_to_write, tlb_invalidation};
 use crate::interposed;
 use crate::lines::Access;
 use crate::options::Options;
@@ -127,21 +127,33 @@ extern "C" fn memory_accessed(
     address: u64,
     _: *mut c_void,
 ) {
-    // SAFETY: the emulator's functions are called within its callback, with what that was given.
-    let (physical, is_store) = unsafe {
-        let found = qemu::qemu_plugin_get_hwaddr(information, address);
-        if found.is_null() || qemu::qemu_plugin_hwaddr_is_io(found) {
-            return;
-        }
-        (
-            qemu::qemu_plugin_hwaddr_phys_addr(found),
-            qemu::qemu_plugin_mem_is_store(information),
-        )
-    };
+    // SAFETY: called within the emulator's callback, with what that was given.
+    let is_store = unsafe { qemu::qemu_plugin_mem_is_store(information) };
     let access = if is_store {
         Access::Store
     } else {
         Access::Load
+    };
+    accessed(cpu, information, address, access);
+}
+
+extern "C" fn memory_fetched_to_write(
+    cpu: c_uint,
+    information: qemu::qemu_plugin_meminfo_t,
+    address: u64,
+    _: *mut c_void,
+) {
+    accessed(cpu, information, address, Access::Store);
+}
+
+fn accessed(cpu: c_uint, information: qemu::qemu_plugin_meminfo_t, address: u64, access: Access) {
+    // SAFETY: called within the emulator's callback, with what that was given.
+    let physical = unsafe {
+        let found = qemu::qemu_plugin_get_hwaddr(information, address);
+        if found.is_null() || qemu::qemu_plugin_hwaddr_is_io(found) {
+            return;
+        }
+        qemu::qemu_plugin_hwaddr_phys_addr(found)
     };
     simulation().access(cpu as usize, physical, access);
 }
@@ -167,9 +179,13 @@ extern "C" fn block_translated(_: qemu::qemu_plugin_id_t, block: *mut qemu::qemu
             let mut bytes = [0; 4];
             let read =
                 qemu::qemu_plugin_insn_data(instruction, bytes.as_mut_ptr().cast(), bytes.len());
-            let scope = (read == bytes.len())
-                .then(|| tlb_invalidation(u32::from_le_bytes(bytes)))
-                .flatten();
+            // A64 instructions are words; what else there may be is none that is looked for.
+            let word = if read == bytes.len() {
+                u32::from_le_bytes(bytes)
+            } else {
+                0
+            };
+            let scope = tlb_invalidation(word);
             if let Some(scope) = scope {
                 let callback = match scope {
                     Scope::Local => invalidated_locally,
@@ -183,9 +199,13 @@ extern "C" fn block_translated(_: qemu::qemu_plugin_id_t, block: *mut qemu::qemu
                 );
             }
             if simulation.has_lines(qemu::qemu_plugin_insn_vaddr(instruction)) {
+                let callback = match fetches_to_write(word) {
+                    true => memory_fetched_to_write,
+                    false => memory_accessed,
+                };
                 qemu::qemu_plugin_register_vcpu_mem_cb(
                     instruction,
-                    Some(memory_accessed),
+                    Some(callback),
                     NO_REGISTERS,
                     qemu::qemu_plugin_mem_rw::QEMU_PLUGIN_MEM_RW,
                     ptr::null_mut(),

@@ -1,9 +1,10 @@
 //! Who may run: keeps all busy CPUs within a few quanta of simulated time, with as few switches between them as can be.
 //! Decides only; whoever asks puts threads to sleep and wakes them. Pure.
 //!
-//! A CPU runs for one quantum at a time and then asks. It goes on as long as it is at most one quantum ahead of the slowest
-//! busy CPU, so none is ever more than two ahead. No more CPUs run than the host can run at once, and of those that wait
-//! the slowest is next: each turn is as long as can be, and each switch wakes one thread.
+//! A CPU runs for one turn and then asks. It goes on as long as its lead over the slowest busy CPU is at most as long as
+//! the turn that it asks for; that is a quantum, or less where the order of CPUs matters, so none is ever more than two
+//! quanta ahead. No more CPUs run than the host can run at once, and of those that wait the slowest is next: each turn is as
+//! long as can be, and each switch wakes one thread.
 //!
 //! Two things depend on what threads of the emulator wait for, so it is told here (see [`Schedule::sleeps`]):
 //!
@@ -44,6 +45,8 @@ struct Cpu {
     state: State,
     /// Its time when it was last heard of.
     time: u64,
+    /// How far it may be ahead when its next turn begins.
+    lead: u64,
 }
 
 /// All CPUs and their times, in simulated nanoseconds.
@@ -95,7 +98,7 @@ pub enum Verdict {
 pub struct Released {
     /// A bit for each.
     pub cpus: u128,
-    /// For so many nanoseconds each.
+    /// For at most so many nanoseconds each.
     pub turn: u64,
 }
 
@@ -115,6 +118,7 @@ impl Schedule {
         const OFF: Cpu = Cpu {
             state: State::Off,
             time: 0,
+            lead: 0,
         };
         Self {
             cpus: [OFF; MOST_CPUS],
@@ -135,9 +139,10 @@ impl Schedule {
         self.quantum
     }
 
-    /// A CPU has used up its turn and is at `time` now.
-    pub fn spent(&mut self, cpu: usize, time: u64) -> (Verdict, Released) {
+    /// A CPU has used up its turn, is at `time` now, and wants a `turn` that isn't longer than a quantum.
+    pub fn spent(&mut self, cpu: usize, time: u64, turn: u64) -> (Verdict, Released) {
         self.cpus[cpu].time = time;
+        self.cpus[cpu].lead = turn;
         if self.cpus[cpu].state != State::Running {
             // Nobody said that it runs again.
             self.set_state(cpu, State::Running);
@@ -147,8 +152,8 @@ impl Schedule {
         }
         let slowest = self.floor().unwrap_or(time);
         let too_many = self.running > self.cores && time > slowest;
-        if time <= slowest + self.quantum && !too_many {
-            return (Verdict::Run(self.quantum), self.release_due());
+        if time <= slowest + turn && !too_many {
+            return (Verdict::Run(turn), self.release_due());
         }
         self.set_state(cpu, State::Waiting);
         (Verdict::Wait, self.release_due())
@@ -276,7 +281,7 @@ impl Schedule {
                 let Some((cpu, time)) = waiting.min_by_key(|(_, time)| *time) else {
                     break;
                 };
-                if time > floor + self.quantum {
+                if time > floor + self.cpus[cpu].lead {
                     break;
                 }
                 self.set_state(cpu, State::Running);
@@ -323,7 +328,7 @@ mod tests {
             // The one that has run least in real time: all run side by side.
             let cpu = runner.min_by_key(|&cpu| times[cpu]).expect("somebody runs");
             times[cpu] += turns[cpu].expect("it runs");
-            let (verdict, released) = schedule.spent(cpu, times[cpu]);
+            let (verdict, released) = schedule.spent(cpu, times[cpu], QUANTUM);
             turns[cpu] = match verdict {
                 Verdict::Run(turn) => Some(turn),
                 Verdict::Wait => {
@@ -359,18 +364,27 @@ mod tests {
     #[test]
     fn of_those_that_wait_the_slowest_is_next() {
         let mut schedule = with_cpus(3, 1);
-        assert_eq!(schedule.spent(0, 900).0, Verdict::Wait);
-        assert_eq!(schedule.spent(1, 500).0, Verdict::Wait);
-        let (verdict, released) = schedule.spent(2, 1800);
+        assert_eq!(schedule.spent(0, 900, QUANTUM).0, Verdict::Wait);
+        assert_eq!(schedule.spent(1, 500, QUANTUM).0, Verdict::Wait);
+        let (verdict, released) = schedule.spent(2, 1800, QUANTUM);
         assert_eq!(verdict, Verdict::Wait);
         assert_eq!(released.iter().collect::<Vec<_>>(), [1]);
         assert_eq!(released.turn, QUANTUM);
     }
 
     #[test]
+    fn a_cpu_that_wants_a_short_turn_waits_for_a_short_lead() {
+        let mut schedule = with_cpus(2, 2);
+        assert_eq!(schedule.spent(0, 100, 50).0, Verdict::Wait);
+        assert_eq!(schedule.spent(1, 40, QUANTUM).1.cpus, 0);
+        assert_eq!(schedule.spent(1, 60, QUANTUM).1.cpus, 0b01);
+        assert_eq!(schedule.spent(0, 100, 50).0, Verdict::Run(50));
+    }
+
+    #[test]
     fn an_idle_cpu_holds_nobody_back() {
         let mut schedule = with_cpus(2, 2);
-        assert_eq!(schedule.spent(0, 5 * QUANTUM).0, Verdict::Wait);
+        assert_eq!(schedule.spent(0, 5 * QUANTUM, QUANTUM).0, Verdict::Wait);
         assert_eq!(schedule.idle(1, 10).cpus, 0b01);
         assert_eq!(schedule.floor(), Some(5 * QUANTUM));
         let _ = schedule.idle(0, 6 * QUANTUM);
@@ -382,27 +396,33 @@ mod tests {
     #[test]
     fn a_cpu_that_is_removed_holds_nobody_back() {
         let mut schedule = with_cpus(2, 2);
-        assert_eq!(schedule.spent(0, 5 * QUANTUM).0, Verdict::Wait);
+        assert_eq!(schedule.spent(0, 5 * QUANTUM, QUANTUM).0, Verdict::Wait);
         assert_eq!(schedule.remove(1).cpus, 0b01);
     }
 
     #[test]
     fn nobody_waits_while_all_are_wanted_out() {
         let mut schedule = with_cpus(3, 3);
-        assert_eq!(schedule.spent(0, 5 * QUANTUM).0, Verdict::Wait);
+        assert_eq!(schedule.spent(0, 5 * QUANTUM, QUANTUM).0, Verdict::Wait);
         let released = schedule.sleeps(Thread::Cpu(2), CONDITION);
         assert_eq!((released.cpus, released.turn), (0b001, SHORTEST_TURN));
         let far = 50 * QUANTUM;
-        assert_eq!(schedule.spent(1, far).0, Verdict::Run(SHORTEST_TURN));
+        assert_eq!(
+            schedule.spent(1, far, QUANTUM).0,
+            Verdict::Run(SHORTEST_TURN)
+        );
         assert!(!schedule.let_go(1));
         schedule.wakes(CONDITION, false, far);
-        assert_eq!(schedule.spent(1, far).0, Verdict::Wait);
+        assert_eq!(schedule.spent(1, far, QUANTUM).0, Verdict::Wait);
         assert!(schedule.let_go(1));
         schedule.has_slept(Thread::Cpu(2));
         assert_eq!(schedule.sleeps(Thread::First, CONDITION).cpus, 0);
-        assert_eq!(schedule.spent(1, far).0, Verdict::Run(SHORTEST_TURN));
+        assert_eq!(
+            schedule.spent(1, far, QUANTUM).0,
+            Verdict::Run(SHORTEST_TURN)
+        );
         schedule.has_slept(Thread::First);
-        assert_eq!(schedule.spent(1, far).0, Verdict::Wait);
+        assert_eq!(schedule.spent(1, far, QUANTUM).0, Verdict::Wait);
     }
 
     #[test]
@@ -410,7 +430,7 @@ mod tests {
         let mut schedule = with_cpus(3, 3);
         let _ = schedule.idle(2, 10);
         assert_eq!(schedule.sleeps(Thread::Cpu(2), CONDITION).cpus, 0);
-        assert_eq!(schedule.spent(0, 5 * QUANTUM).0, Verdict::Wait);
+        assert_eq!(schedule.spent(0, 5 * QUANTUM, QUANTUM).0, Verdict::Wait);
     }
 
     #[test]
@@ -420,11 +440,17 @@ mod tests {
         let _ = schedule.sleeps(Thread::Cpu(1), CONDITION);
         assert!(schedule.is_awaited(CONDITION) && !schedule.is_awaited(CONDITION + 1));
         let woken_at = 5 * QUANTUM;
-        assert_eq!(schedule.spent(0, woken_at).0, Verdict::Run(QUANTUM));
+        assert_eq!(
+            schedule.spent(0, woken_at, QUANTUM).0,
+            Verdict::Run(QUANTUM)
+        );
         schedule.wakes(CONDITION + 1, true, woken_at);
         assert_eq!(schedule.floor(), Some(woken_at));
         schedule.wakes(CONDITION, true, woken_at);
-        assert_eq!(schedule.spent(0, woken_at + 2 * QUANTUM).0, Verdict::Wait);
+        assert_eq!(
+            schedule.spent(0, woken_at + 2 * QUANTUM, QUANTUM).0,
+            Verdict::Wait
+        );
         assert_eq!(schedule.slowest(), Some((1, woken_at)));
         // It was nothing: it sleeps on.
         assert_eq!(schedule.sleeps(Thread::Cpu(1), CONDITION).cpus, 0b01);

@@ -34,6 +34,10 @@ pub struct Simulation {
     /// What added to a CPU's counter is its time (modulo 2^64).
     bases: [AtomicU64; MOST_CPUS],
     turns: [Turn; MOST_CPUS],
+    /// The length of each CPU's next turn: a quantum, but short ones after it has met others on a line. Its own thread's.
+    lengths: [AtomicU64; MOST_CPUS],
+    quantum: u64,
+    shortest: u64,
     lines: Option<Lines>,
     text: Range<u64>,
     interconnect: Interconnect,
@@ -48,6 +52,7 @@ struct Statistics {
     waits: AtomicU64,
     let_go: AtomicU64,
     moves: AtomicU64,
+    contended: AtomicU64,
     broadcasts: AtomicU64,
     locals: AtomicU64,
     /// Simulated nanoseconds that CPUs waited for lines and invalidations.
@@ -63,6 +68,10 @@ impl Simulation {
             counters: Counters::new(),
             bases: [const { AtomicU64::new(0) }; MOST_CPUS],
             turns: [const { Turn::new() }; MOST_CPUS],
+            lengths: [const { AtomicU64::new(0) }; MOST_CPUS],
+            quantum: options.quantum,
+            // Less than a move, so that who has got a line doesn't use it again before the next one has.
+            shortest: (options.line_cost / 2).clamp(1, options.quantum),
             lines: (options.line_cost != 0).then(|| Lines::new(options.line_cost)),
             text: options.text,
             interconnect: Interconnect::new(options.tlbi_cost),
@@ -125,10 +134,12 @@ impl Simulation {
     /// A CPU has used up its turn. Returns when it has another.
     pub fn spent(&self, cpu: usize) {
         let time = self.now(cpu);
+        let length = self.lengths[cpu].load(Relaxed).max(self.shortest);
+        self.lengths[cpu].store((2 * length).min(self.quantum), Relaxed);
         self.turns[cpu].end();
         let (verdict, released) = self.schedule.with(|schedule| {
             self.account(schedule, cpu, time);
-            let result = schedule.spent(cpu, time);
+            let result = schedule.spent(cpu, time, length);
             if let Some(floor) = schedule.floor() {
                 self.clock.advance(floor);
             }
@@ -139,7 +150,7 @@ impl Simulation {
             Verdict::Run(turn) => turn,
             Verdict::Wait => {
                 self.statistics.waits.fetch_add(1, Relaxed);
-                self.wait(cpu)
+                self.wait(cpu).min(length)
             }
         };
         self.begin_turn(cpu, time, turn);
@@ -204,9 +215,16 @@ impl Simulation {
     /// An instruction that takes part in the cache-line model accesses physical memory.
     pub fn access(&self, cpu: usize, address: u64, access: Access) {
         let Some(lines) = &self.lines else { return };
-        if let Some(wait) = lines.access(cpu, address, access, || self.now(cpu)) {
-            self.statistics.moves.fetch_add(1, Relaxed);
-            self.delay(cpu, wait);
+        let Some(moved) = lines.access(cpu, address, access, || self.now(cpu)) else {
+            return;
+        };
+        self.statistics.moves.fetch_add(1, Relaxed);
+        self.delay(cpu, moved.wait);
+        if moved.is_contended {
+            self.statistics.contended.fetch_add(1, Relaxed);
+            // Its turn is over, and the next one comes when the others have caught up.
+            self.lengths[cpu].store(self.shortest, Relaxed);
+            self.begin_turn(cpu, self.now(cpu), 0);
         }
     }
 
@@ -228,13 +246,14 @@ impl Simulation {
         let seconds = self.clock.elapsed(real) as f64 / 1e9;
         format!(
             "simulated {:.3} ms in {seconds:.1} real s; {:.1} million instructions, {:.1} a second; {} waits, {} let go as \
-             stuck; {} line moves, {} broadcast and {} local TLBIs; waited {:.3} ms for them",
+             stuck; {} line moves, {} of them contended, {} broadcast and {} local TLBIs; waited {:.3} ms for them",
             self.clock.time(real) as f64 / 1e6,
             instructions as f64 / 1e6,
             instructions as f64 / 1e6 / seconds,
             get(&statistics.waits),
             get(&statistics.let_go),
             get(&statistics.moves),
+            get(&statistics.contended),
             get(&statistics.broadcasts),
             get(&statistics.locals),
             get(&statistics.delays) as f64 / 1e6,
