@@ -20,7 +20,7 @@ use crate::setup::{self, FULL_QEMU, cargo};
 /// The crate of the plugin, which is no member of the workspace.
 pub const CRATE: &str = "tests/simclock";
 /// Where it is built.
-const TARGET_FOLDER: &str = "target/simclock";
+pub const TARGET_FOLDER: &str = "target/simclock";
 /// The library within that folder.
 const LIBRARY: &str = "release/libsimclock.so";
 /// How far a CPU may run ahead of the slowest one, in simulated nanoseconds.
@@ -60,6 +60,7 @@ pub struct Simulation {
 /// One line: the system isn't Linux, the plugin can't be built, or what is wrong with the emulator: too old, built
 /// without plugins, or a wrapper that keeps the plugin from it.
 pub fn prepare(emulator: &Path, costs: Costs) -> Result<Simulation, ToolError> {
+    is_supported(emulator)?;
     let simulation = Simulation {
         library: build()?,
         costs,
@@ -122,11 +123,36 @@ pub fn hypervisor_text(symbols: &Path) -> Result<Range<u64>, ToolError> {
     Ok(LOAD_ADDRESS + text.start..LOAD_ADDRESS + text.end)
 }
 
+/// Whether this system and `emulator` can have simulated time at all.
+///
+/// # Errors
+///
+/// One line that says why not: the system isn't Linux, or QEMU is too old or was built without plugins.
+pub fn is_supported(emulator: &Path) -> Result<(), ToolError> {
+    if !cfg!(target_os = "linux") {
+        return Err(refused("it needs Linux"));
+    }
+    let name = emulator.display();
+    let version = setup::version(emulator)?;
+    if version < FULL_QEMU {
+        return Err(refused(format!(
+            "{name} is QEMU {version}, and it needs {FULL_QEMU} or later"
+        )));
+    }
+    // It tells what plugins take only if it has them.
+    let has_plugins = run(Command::new(emulator).args(["-plugin", "help"]))?;
+    if !has_plugins.status.success() {
+        return Err(refused(format!("{name} was built without plugins")));
+    }
+    Ok(())
+}
+
+fn refused(reason: impl std::fmt::Display) -> ToolError {
+    ToolError::Setup(format!("no simulated time: {reason}"))
+}
+
 /// Builds the plugin; gives the library.
 fn build() -> Result<PathBuf, ToolError> {
-    if !cfg!(target_os = "linux") {
-        return Err(ToolError::Setup("simulated time needs Linux".into()));
-    }
     let mut command = Command::new(cargo());
     command.current_dir(repository()).stdin(Stdio::null());
     command.args(["build", "--quiet", "--release", "--locked"]);
@@ -141,24 +167,11 @@ fn build() -> Result<PathBuf, ToolError> {
 
 /// Runs the emulator with the plugin, which tells whether it would work, and ends it.
 fn check(emulator: &Path, library: &Path) -> Result<(), ToolError> {
-    let name = emulator.display();
-    let refused = |reason: String| ToolError::Setup(format!("no simulated time: {reason}"));
     if library.to_string_lossy().contains([' ', ':']) {
         return Err(refused(format!(
             "the path {} has a space or a colon, which {PRELOAD} can't hold",
             library.display()
         )));
-    }
-    let version = setup::version(emulator)?;
-    if version < FULL_QEMU {
-        return Err(refused(format!(
-            "{name} is QEMU {version}, and it needs {FULL_QEMU} or later"
-        )));
-    }
-    // It tells that it has plugins only if it has.
-    let has_plugins = run(Command::new(emulator).args(["-plugin", "help"]))?;
-    if !has_plugins.status.success() {
-        return Err(refused(format!("{name} was built without plugins")));
     }
     let mut command = Command::new(emulator);
     preload(&mut command, library);
@@ -169,7 +182,8 @@ fn check(emulator: &Path, library: &Path) -> Result<(), ToolError> {
         return Ok(());
     }
     let complaints = String::from_utf8_lossy(&loaded.stderr);
-    Err(refused(verdict(&name.to_string(), &complaints)))
+    let name = emulator.display().to_string();
+    Err(refused(verdict(&name, &complaints)))
 }
 
 /// Runs a command to its end.
@@ -240,7 +254,8 @@ mod tests {
             .arg(&path)
             .status();
         assert!(written.expect("sh starts").success());
-        let checked = check(&path, Path::new("/a/libsimclock.so"));
+        let checked =
+            is_supported(&path).and_then(|()| check(&path, Path::new("/a/libsimclock.so")));
         fs::remove_file(&path).expect("it is ours");
         match checked {
             Err(ToolError::Setup(text)) if !text.contains('\n') => text,

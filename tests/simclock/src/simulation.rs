@@ -20,8 +20,8 @@ use crate::schedule::{Released, Schedule, Thread, Verdict};
 use crate::sleep::{Lock, Turn};
 
 /// Real time between looks at the CPU that holds time back. One that made no progress between two looks is outside guest
-/// code for a reason that nobody told: whoever waits goes on for a moment.
-const LOOK: Duration = Duration::from_millis(20);
+/// code for a reason that nobody told: whoever waits goes on for a moment. A busy host may keep a thread waiting for long.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// The emulator's machine; nothing before the plugin is installed.
 pub static SIMULATION: OnceLock<Simulation> = OnceLock::new();

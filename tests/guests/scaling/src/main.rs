@@ -15,8 +15,6 @@ use guest_runtime::{Tree, power_off, read_register, rest, start_vcpu};
 
 guest_runtime::entry!(main, secondary);
 
-/// Instructions of [`work`] for each of its rounds: 50 additions, and two that count.
-const WORK: u64 = 52;
 /// Rounds of work within the lock.
 const LOCKED_ROUNDS: u64 = 2;
 const NANOSECONDS: u64 = 1_000_000_000;
@@ -104,16 +102,14 @@ fn go_round() {
     match LOOPS[CHOSEN.0.load(Ordering::Relaxed)].1 {
         Loop::Private => work(rounds),
         Loop::Locked => (0..rounds).for_each(|_| locked()),
-        Loop::Counter => (0..rounds).for_each(|_| {
-            COUNTER.0.fetch_add(1, Ordering::Relaxed);
-        }),
+        Loop::Counter => (0..rounds).for_each(|_| count()),
         Loop::Broadcast => (0..rounds).for_each(|_| invalidate_everywhere()),
         Loop::Local => (0..rounds).for_each(|_| invalidate_locally()),
     }
     DONE.0.fetch_add(1, Ordering::AcqRel);
 }
 
-/// [`WORK`] instructions for each round.
+/// 52 instructions for each round: 50 additions, and two that count.
 fn work(rounds: u64) {
     // SAFETY: additions to a register.
     unsafe {
@@ -140,6 +136,20 @@ fn locked() {
     }
     work(LOCKED_ROUNDS);
     LOCK.0.store(false, Ordering::Release);
+}
+
+/// Adds to the counter by one instruction (FEAT_LSE), which no other CPU can make repeat itself.
+fn count() {
+    // SAFETY: the counter is a word that lives for ever.
+    unsafe {
+        asm!(
+            ".arch_extension lse",
+            "stadd {one}, [{counter}]",
+            one = in(reg) 1_u64,
+            counter = in(reg) COUNTER.0.as_ptr(),
+            options(nostack, preserves_flags),
+        );
+    }
 }
 
 fn invalidate_everywhere() {
