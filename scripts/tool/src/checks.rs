@@ -155,7 +155,10 @@ impl Step {
             Self::Docs => {
                 let docs =
                     || CargoCommand::new(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
-                check(docs()).plus(on_target(docs, &[]))
+                let folder = ["--target-dir", simclock::TARGET_FOLDER];
+                check(docs())
+                    .plus(on_target(docs, &[]))
+                    .plus(on_linux(|| check(in_simclock(docs().args(folder)))))
             }
             Self::Build => match images::build() {
                 Ok(_) => Counts::PASSED,

@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn a_line_that_moves_again_soon_is_contended() {
         let lines = Lines::new(COST);
-        let mut is_contended = |cpu, now| {
+        let is_contended = |cpu, now| {
             let moved = lines.access(cpu, WORD, Store, || now);
             moved.expect("it moves").is_contended
         };
