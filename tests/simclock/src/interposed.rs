@@ -13,6 +13,7 @@ use crate::simulation::SIMULATION;
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
+type ReadClock = unsafe extern "C" fn(libc::clockid_t, *mut libc::timespec) -> c_int;
 type Wake = unsafe extern "C" fn(*mut libc::pthread_cond_t) -> c_int;
 type Wait = unsafe extern "C" fn(*mut libc::pthread_cond_t, *mut libc::pthread_mutex_t) -> c_int;
 
@@ -22,14 +23,8 @@ pub fn real_time() -> u64 {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: the kernel writes the time to where it is told.
-    unsafe {
-        libc::syscall(
-            libc::SYS_clock_gettime,
-            libc::CLOCK_MONOTONIC,
-            &raw mut time,
-        )
-    };
+    // SAFETY: libc writes the time to where it is told.
+    unsafe { libc_clock()(libc::CLOCK_MONOTONIC, &raw mut time) };
     time.tv_sec.cast_unsigned() * NANOSECONDS + time.tv_nsec.cast_unsigned()
 }
 
@@ -60,7 +55,13 @@ pub unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::
         return 0;
     }
     // SAFETY: the caller's promise, handed on.
-    unsafe { libc::syscall(libc::SYS_clock_gettime, clock, time) as c_int }
+    unsafe { libc_clock()(clock, time) }
+}
+
+fn libc_clock() -> ReadClock {
+    static LIBC: OnceLock<ReadClock> = OnceLock::new();
+    // SAFETY: libc's function has this type.
+    *LIBC.get_or_init(|| unsafe { mem::transmute(libc_s(c"clock_gettime")) })
 }
 
 /// libc's function of this name.
