@@ -17,12 +17,18 @@ use crate::instructions;
 use crate::mutants;
 use crate::options::one_line;
 use crate::setup::{self, TARGET, cargo};
+use crate::simclock;
 
 /// The packages that exist for the bare-metal target, with what they are built from. Checked apart, as they are built
 /// apart: together, they would share the features of the crates that they use.
 const TARGET_PACKAGES: [&[&str]; 2] = [
     &["platform", "firmware"],
-    &["guest-runtime", "dirty-log-guest", "probe-guest"],
+    &[
+        "guest-runtime",
+        "dirty-log-guest",
+        "probe-guest",
+        "scaling-guest",
+    ],
 ];
 /// The package of the system tests, which have a step of their own.
 const SYSTEM_TESTS: &str = "qemu-tests";
@@ -83,6 +89,8 @@ enum Step {
     Instructions,
     /// System tests: boots under QEMU.
     Qemu,
+    /// The simulated clock: its parts, and loops under QEMU whose time is known.
+    Simclock,
     /// Slow: Miri over the tests of the page tables.
     Miri,
     /// Slow: each fuzz target for a minute.
@@ -103,6 +111,7 @@ impl Step {
             Self::Build => "bare-metal images",
             Self::Instructions => "instructions",
             Self::Qemu => "system tests under QEMU",
+            Self::Simclock => "simulated clock",
             Self::Miri => "Miri",
             Self::Fuzz => "fuzzing",
             Self::Mutants => "mutants",
@@ -116,7 +125,7 @@ impl Step {
     /// Installs what the step needs beyond what every step does.
     fn set_up(self) -> Result<(), ToolError> {
         match self {
-            Self::Qemu => setup::emulator().map(|_| ()),
+            Self::Qemu | Self::Simclock => setup::emulator().map(|_| ()),
             Self::Instructions => setup::valgrind(),
             Self::Miri => setup::nightly(),
             Self::Fuzz => setup::nightly().and_then(|()| setup::cargo_fuzz()),
@@ -129,8 +138,12 @@ impl Step {
         let deny = ["--", "-D", "warnings"];
         match self {
             Self::Format => check(CargoCommand::new(["fmt", "--all", "--check"]))
-                .plus(check(in_fuzz(CargoCommand::new(["fmt", "--check"])))),
-            Self::LintHost => check(CargoCommand::new(["clippy", "--all-targets"]).args(deny)),
+                .plus(check(in_fuzz(CargoCommand::new(["fmt", "--check"]))))
+                .plus(check(in_simclock(CargoCommand::new(["fmt", "--check"])))),
+            Self::LintHost => check(CargoCommand::new(["clippy", "--all-targets"]).args(deny))
+                .plus(on_linux(|| {
+                    check(built_in_simclock(["clippy", "--all-targets"]).args(deny))
+                })),
             Self::LintTarget => on_target(
                 || CargoCommand::new(["clippy", "--profile", "firmware"]),
                 &deny,
@@ -142,7 +155,10 @@ impl Step {
             Self::Docs => {
                 let docs =
                     || CargoCommand::new(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
-                check(docs()).plus(on_target(docs, &[]))
+                let folder = ["--target-dir", simclock::TARGET_FOLDER];
+                check(docs())
+                    .plus(on_target(docs, &[]))
+                    .plus(on_linux(|| check(in_simclock(docs().args(folder)))))
             }
             Self::Build => match images::build() {
                 Ok(_) => Counts::PASSED,
@@ -150,8 +166,10 @@ impl Step {
             },
             Self::Qemu => tests(
                 CargoCommand::new(["test", "--no-fail-fast", "-p", SYSTEM_TESTS])
+                    .args(["--lib", "--test", "system"])
                     .env("RUST_TEST_THREADS", "2"),
             ),
+            Self::Simclock => simulated_clock(),
             Self::Instructions => counted(),
             Self::Miri => miri(),
             Self::Fuzz => fuzz(),
@@ -219,6 +237,43 @@ fn fuzz() -> Counts {
         counts = counts.plus(check(run));
     }
     counts
+}
+
+/// The parts of the simulated clock on the host, and the whole under QEMU where that has plugins.
+fn simulated_clock() -> Counts {
+    let counts = on_linux(|| tests(built_in_simclock(["test", "--no-fail-fast"])));
+    let supported = setup::emulator().and_then(|emulator| simclock::is_supported(&emulator));
+    if let Err(reason) = supported {
+        say(&format!("skipped under QEMU: {reason}"));
+        return counts;
+    }
+    // One machine at a time: each keeps all cores of a small host busy.
+    let under_qemu = CargoCommand::new(["test", "--no-fail-fast", "-p", SYSTEM_TESTS])
+        .args(["--test", "simclock"])
+        .env("RUST_TEST_THREADS", "1");
+    counts.plus(tests(under_qemu))
+}
+
+/// What the crate of the simulated clock is checked for, where it can be built.
+fn on_linux(checks: impl Fn() -> Counts) -> Counts {
+    if cfg!(target_os = "linux") {
+        checks()
+    } else {
+        Counts::default()
+    }
+}
+
+/// A command on the crate of the simulated clock.
+fn in_simclock(command: CargoCommand) -> CargoCommand {
+    command.args([
+        "--manifest-path",
+        &format!("{}/Cargo.toml", simclock::CRATE),
+    ])
+}
+
+/// As [`in_simclock`], for commands that build it.
+fn built_in_simclock<const N: usize>(arguments: [&str; N]) -> CargoCommand {
+    in_simclock(CargoCommand::new(arguments).args(["--target-dir", simclock::TARGET_FOLDER]))
 }
 
 /// A command on the crate of the fuzz targets.

@@ -66,6 +66,15 @@ pub fn build() -> Result<Images, ToolError> {
     })
 }
 
+/// Builds the guest whose loops take a known time on many CPUs; gives the flat image and the one with symbols.
+///
+/// # Errors
+///
+/// [`ToolError::Build`] after cargo has said why.
+pub fn build_scaling() -> Result<(PathBuf, PathBuf), ToolError> {
+    build_image("scaling-guest", "scaling")
+}
+
 /// Builds the hypervisor with the break-before-make monitor; gives the images with that in its place. It has a target folder
 /// of its own, as cargo would replace the other executable.
 ///
