@@ -16,6 +16,9 @@ use core::ops::AddAssign;
 use crossbeam_epoch::Guard;
 use stage2::{Ipa, IpaRange, Level, Tlb};
 
+/// A chunk that holds any slot: IPA spaces have no more than 52 bits.
+const LARGEST_CHUNK: u64 = 1 << 62;
+
 /// A dirty log can't be switched, read or cleared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LogError {
@@ -183,7 +186,8 @@ impl<L: MmuLock> AddressSpace<L> {
         let Splitting::Eager(Ahead { chunk, reserve }) = policy.splitting else {
             return all;
         };
-        let chunk = chunk.max(GRANULE.span(Level::L2)).next_power_of_two();
+        let chunk = chunk.clamp(GRANULE.span(Level::L2), LARGEST_CHUNK);
+        let chunk = chunk.next_power_of_two();
         let mut at = range.start;
         while at < range.end && !all.ran_out {
             let end = at.align_down(chunk).checked_add(chunk).unwrap_or(range.end);
