@@ -103,13 +103,18 @@ impl<L: MmuLock> AddressSpace<L> {
             split = self.split_ahead(cpu, &policy, range.clone());
         }
         let guard = cpu.pin();
-        let (_, log) = self.logged_slot(id, &guard)?;
+        let (slot, log) = self.logged_slot(id, &guard)?;
         log.take(words.start, bitmap);
         full_barrier();
         let start = range.start;
-        self.protect_logged(cpu, &guard, &policy, range, |ipa, level| {
-            names(bitmap, start, ipa, level)
-        });
+        self.protect_logged(
+            cpu,
+            &guard,
+            &policy,
+            range,
+            |ipa, level| names(bitmap, start, ipa, level),
+            |block, level| mark_unnamed(log, slot.page_of(block), level, words.start, bitmap),
+        );
         Ok(split)
     }
 
@@ -178,10 +183,13 @@ impl<L: MmuLock> AddressSpace<L> {
             let Some(first) = near.first() else {
                 continue;
             };
-            // A slot that isn't logged any more needs no protection.
+            // What an earlier log of the slot has left in the ring, the next one knows about in its own way.
             let Ok((slot, log)) = self.logged_slot(first.slot, &guard) else {
                 continue;
             };
+            if !log.policy().ring {
+                continue;
+            }
             let page = |number: u64| slot.range().start.offset(number * PAGE_SIZE);
             let end = near
                 .iter()
@@ -206,6 +214,7 @@ impl<L: MmuLock> AddressSpace<L> {
                     let index = number % PAGES_IN_TABLE;
                     level != Level::L3 || named[index / 64] & 1 << (index % 64) != 0
                 },
+                |_, _| {},
             );
         }
     }
@@ -249,6 +258,17 @@ fn names(bitmap: &[u64], start: Ipa, ipa: Ipa, level: Level) -> bool {
     let end = (ipa.get() + GRANULE.span(level)).saturating_sub(start.get()) / PAGE_SIZE;
     let end = end.min(bitmap.len() as u64 * PAGES_PER_WORD);
     (first..end).any(bit)
+}
+
+/// Marks the pages of a block of `level` from page `first` on but for those that `bitmap` names, which begins at `first_word`.
+#[cold]
+fn mark_unnamed(log: &DirtyLog, first: u64, level: Level, first_word: usize, bitmap: &[u64]) {
+    let end = first + GRANULE.span(level) / PAGE_SIZE;
+    for word in first / PAGES_PER_WORD..end / PAGES_PER_WORD {
+        let index = (word as usize).checked_sub(first_word);
+        let named = index.and_then(|index| bitmap.get(index)).unwrap_or(&0);
+        log.mark_bits(word * PAGES_PER_WORD, !named);
+    }
 }
 
 /// The words of `log` that a bitmap of this length from `first_page` on stands for.

@@ -109,7 +109,7 @@ impl<L: MmuLock> AddressSpace<L> {
         if !policy.initially_set {
             split = self.split_ahead(cpu, policy, slot.range());
             let guard = cpu.pin();
-            self.protect_logged(cpu, &guard, policy, slot.range(), |_, _| true);
+            self.protect_logged(cpu, &guard, policy, slot.range(), |_, _| true, |_, _| {});
         }
         Ok(split)
     }
@@ -231,7 +231,8 @@ impl<L: MmuLock> AddressSpace<L> {
         slot.cloned().map_err(|_| LogError::Unknown(id))
     }
 
-    /// Makes sure that the next write to each leaf in `range` that `wanted` names is noticed, as `policy` says.
+    /// Makes sure that the next write to each leaf in `range` that `wanted` names is noticed, as `policy` says. `forgotten`
+    /// gets blocks that hardware has noted writes to, which it doesn't any more: also to pages that aren't meant, perhaps.
     pub(crate) fn protect_logged<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -239,13 +240,15 @@ impl<L: MmuLock> AddressSpace<L> {
         policy: &LogPolicy,
         range: IpaRange,
         wanted: impl Fn(Ipa, Level) -> bool,
+        forgotten: impl FnMut(Ipa, Level),
     ) {
         let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
         let worker = cpu.worker(&tables, &epoch);
         let _lock = self.lock().exclusive();
         let stage2 = self.stage2();
         if policy.by_hardware() {
-            return stage2.track_writes(&worker, range, policy.largest_written(), wanted);
+            let largest = policy.largest_written();
+            return stage2.track_writes(&worker, range, largest, wanted, forgotten);
         }
         let protect = || stage2.write_protect(&worker, range.clone(), &wanted, |_, _| {});
         #[cfg(feature = "watch")]

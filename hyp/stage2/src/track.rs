@@ -18,8 +18,9 @@ const REPORTED_AT_ONCE: usize = u64::BITS as usize;
 impl Stage2 {
     /// Makes hardware note the next write through each leaf in `range` that `wanted` names (by its first IPA and level; it
     /// may be asked more than once), forgetting writes that it has noted. Leaves larger than those of `largest` would stand
-    /// for too much: they become read-only, for a fault to make them smaller. Leaves that may not be written stay as they are, and those that the range
-    /// covers in part count as in it.
+    /// for too much: they become read-only, for a fault to make them smaller. Leaves that may not be written stay as they are,
+    /// and those that the range covers in part count as in it. `forgotten` gets the blocks whose writes were forgotten: who
+    /// named one may have had a part of it in mind.
     ///
     /// When this returns, no TLB holds an entry that lets a write to any of them go unnoticed, also where another CPU made
     /// the change and has not finished its invalidation (rule 3). It maps or unmaps nothing.
@@ -29,6 +30,7 @@ impl Stage2 {
         range: IpaRange,
         largest: Level,
         wanted: impl Fn(Ipa, Level) -> bool,
+        mut forgotten: impl FnMut(Ipa, Level),
     ) {
         let layout = self.layout();
         let protected = self.change_leaves(
@@ -39,8 +41,12 @@ impl Stage2 {
                 wanted(ipa, Level::L3).then_some(clean)
             },
             |context: &Found, leaf| {
-                if !leaf.may_write() || !wanted(context.ipa, context.level) {
+                if !wanted(context.ipa, context.level) {
                     return Verdict::Keep;
+                }
+                // Another CPU may have just made it so, and not told the TLBs.
+                if !leaf.may_write() {
+                    return Verdict::Stale;
                 }
                 let logged = if context.level >= largest {
                     leaf.with_permissions(layout, leaf.without_write().permissions().tracked())
@@ -53,7 +59,11 @@ impl Stage2 {
                     (false, false) => Verdict::Loosen(logged),
                 }
             },
-            |_, _| {},
+            |context, leaf| {
+                if leaf.dirty() && context.level != Level::L3 {
+                    forgotten(context.ipa, context.level);
+                }
+            },
         );
         worker.counters.write_protected.add(protected);
     }
