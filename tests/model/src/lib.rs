@@ -30,7 +30,7 @@ mod system;
 
 pub use frames::{Frames, Retired, Supply};
 pub use ground::{Backing, Ground, Span, real_grounds, small_grounds};
-pub use operation::{Filter, Mapped, Operation, Report, perform};
+pub use operation::{Filter, Mapped, OnWrite, Operation, Report, perform};
 pub use plain::{CpuTlb, Invalidation, Machine, Tlbs};
 pub use reference::Reference;
 pub use replay::{Replay, assert_same_leaves};
