@@ -53,10 +53,11 @@ impl Stage2 {
                 } else {
                     leaf.write_protected()
                 };
-                match (logged == leaf, leaf.writable()) {
-                    (true, _) => Verdict::Stale,
-                    (false, true) => Verdict::Tighten(logged),
-                    (false, false) => Verdict::Loosen(logged),
+                // Also what isn't writable now may be in TLBs as it was before another CPU's change.
+                if logged == leaf {
+                    Verdict::Stale
+                } else {
+                    Verdict::Tighten(logged)
                 }
             },
             |context, leaf| {
