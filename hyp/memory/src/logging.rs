@@ -135,11 +135,16 @@ impl<L: MmuLock> AddressSpace<L> {
     /// The slot isn't logged.
     pub fn disable_dirty_log<T>(&self, cpu: &CpuMemory<T>, id: SlotId) -> Result<(), LogError> {
         let _control = self.control.lock();
-        let guard = cpu.pin();
-        let slot = self.held_slot(id, &guard)?;
-        if !slot.replace_log(None, &guard) {
-            return Err(LogError::Disabled(id));
-        }
+        let slot = {
+            let guard = cpu.pin();
+            let slot = self.held_slot(id, &guard)?;
+            if !slot.replace_log(None, &guard) {
+                return Err(LogError::Disabled(id));
+            }
+            slot
+        };
+        // Logs come and go faster than CPUs are idle: each gives the memory of one before back.
+        cpu.let_epoch_advance();
         // Without, the next log is made when it is wanted.
         slot.prepare_log();
         Ok(())
