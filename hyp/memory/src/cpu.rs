@@ -231,7 +231,7 @@ impl<T> CpuMemory<T> {
     }
 
     /// Hands this CPU's garbage to the epoch, lets that advance by a step, and frees what has passed it.
-    fn let_epoch_advance(&self) {
+    pub(crate) fn let_epoch_advance(&self) {
         self.system.gate.step();
         self.pin().flush();
     }

@@ -8,6 +8,7 @@ use crate::dirty_log::DirtyLog;
 use crate::frames::GRANULE;
 use crate::locks::MmuLock;
 use crate::policy::LogPolicy;
+use crate::reclaim::{Retirement, Tables};
 use crate::ring::{DirtyPages, DirtyRing, Pushed};
 use crate::slots::{Slot, SlotArray};
 use crate::space::AddressSpace;
@@ -15,8 +16,8 @@ use core::ptr;
 use crossbeam_epoch::Guard;
 use stage2::sync::full_barrier;
 use stage2::{
-    Access, Attributes, Broken, Descriptor, Ipa, Level, OnBlock, PAGE_SIZE, Permissions, Request,
-    Resolution, Tlb,
+    Access, All, Attributes, Broken, Descriptor, Ipa, Level, OnBlock, PAGE_SIZE, Permissions,
+    Request, Resolution, Tlb, Worker,
 };
 
 /// Why stage 2 refused an access (Arm ARM, ESR_EL2.ISS.DFSC).
@@ -164,6 +165,9 @@ impl<L: MmuLock> AddressSpace<L> {
             }
             Resolution::Split => {
                 counters.split.add(1);
+                if request.attributes.permissions.hardware_dirty {
+                    self.untrack_for_next_log(&worker, slot, log, &request, guard);
+                }
                 Some(request.largest_written)
             }
             Resolution::Spurious | Resolution::Accessed => {
@@ -186,6 +190,38 @@ impl<L: MmuLock> AddressSpace<L> {
     #[cold]
     fn ring_is_full(&self, vcpu: usize) -> bool {
         self.rings().of(vcpu).is_some_and(DirtyRing::is_full)
+    }
+
+    /// After a split that has hardware track the pieces: if a log has replaced the one that this was for, and write protection
+    /// is how that notices writes, hardware is to track them no more. That log began before the split, or has seen it (rule 8).
+    #[cold]
+    fn untrack_for_next_log<T: Tlb>(
+        &self,
+        worker: &Worker<'_, Tables<'_>, T, Retirement<'_>>,
+        slot: &Slot,
+        log: Option<&DirtyLog>,
+        request: &Request,
+        guard: &Guard,
+    ) {
+        full_barrier();
+        let now = slot.log(guard);
+        let (Some(next), false) = (now, same_log(now, log)) else {
+            return;
+        };
+        if next.policy().by_hardware() {
+            return;
+        }
+        let above = match request.largest_written {
+            Level::L3 => Level::L2,
+            _ => Level::L1,
+        };
+        let start = request.ipa.align_down(GRANULE.span(above));
+        self.stage2().write_protect(
+            worker,
+            start..start.offset(GRANULE.span(above)),
+            All,
+            |ipa, level| next.mark(slot.page_of(ipa), GRANULE.span(level) / PAGE_SIZE),
+        );
     }
 
     /// Marks what has just become writable, if writes are logged by now: the entry came first, the bit is second (rule 9), and

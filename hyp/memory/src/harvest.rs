@@ -103,11 +103,14 @@ impl<L: MmuLock> AddressSpace<L> {
             split = self.split_ahead(cpu, &policy, range.clone());
         }
         let guard = cpu.pin();
-        let (_, log) = self.logged_slot(id, &guard)?;
+        let (slot, log) = self.logged_slot(id, &guard)?;
         log.take(words.start, bitmap);
         full_barrier();
         let start = range.start;
-        self.protect_logged(cpu, &guard, &policy, range, Named { bitmap, start });
+        let wanted = Named { bitmap, start };
+        self.protect_logged(cpu, &guard, &policy, range, wanted, |block, level| {
+            mark_unnamed(log, slot.page_of(block), level, words.start, bitmap)
+        });
         Ok(split)
     }
 
@@ -176,10 +179,13 @@ impl<L: MmuLock> AddressSpace<L> {
             let Some(first) = near.first() else {
                 continue;
             };
-            // A slot that isn't logged any more needs no protection.
+            // What an earlier log of the slot has left in the ring, the next one knows about in its own way.
             let Ok((slot, log)) = self.logged_slot(first.slot, &guard) else {
                 continue;
             };
+            if !log.policy().ring {
+                continue;
+            }
             let page = |number: u64| slot.range().start.offset(number * PAGE_SIZE);
             let end = near
                 .iter()
@@ -200,7 +206,7 @@ impl<L: MmuLock> AddressSpace<L> {
                 level != Level::L3 || named[index / 64] & 1 << (index % 64) != 0
             };
             let range = page(first.first)..end;
-            self.protect_logged(cpu, &guard, log.policy(), range, wanted);
+            self.protect_logged(cpu, &guard, log.policy(), range, wanted, |_, _| {});
         }
     }
 
@@ -259,6 +265,17 @@ impl Wanted for Named<'_> {
             0 => self.word(index),
             _ => self.word(index) >> shift | self.word(index + 1) << (u64::BITS - shift),
         }
+    }
+}
+
+/// Marks the pages of a block of `level` from page `first` on but for those that `bitmap` names, which begins at `first_word`.
+#[cold]
+fn mark_unnamed(log: &DirtyLog, first: u64, level: Level, first_word: usize, bitmap: &[u64]) {
+    let end = first + GRANULE.span(level) / PAGE_SIZE;
+    for word in first / PAGES_PER_WORD..end / PAGES_PER_WORD {
+        let index = (word as usize).checked_sub(first_word);
+        let named = index.and_then(|index| bitmap.get(index)).unwrap_or(&0);
+        log.mark_bits(word * PAGES_PER_WORD, !named);
     }
 }
 

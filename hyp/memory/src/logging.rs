@@ -16,6 +16,9 @@ use core::ops::AddAssign;
 use crossbeam_epoch::Guard;
 use stage2::{All, Ipa, IpaRange, Level, Tlb, Wanted};
 
+/// A chunk that holds any slot: IPA spaces have no more than 52 bits.
+const LARGEST_CHUNK: u64 = 1 << 62;
+
 /// A dirty log can't be switched, read or cleared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LogError {
@@ -106,7 +109,7 @@ impl<L: MmuLock> AddressSpace<L> {
         if !policy.initially_set {
             split = self.split_ahead(cpu, policy, slot.range());
             let guard = cpu.pin();
-            self.protect_logged(cpu, &guard, policy, slot.range(), All);
+            self.protect_logged(cpu, &guard, policy, slot.range(), All, |_, _| {});
         }
         Ok(split)
     }
@@ -132,11 +135,16 @@ impl<L: MmuLock> AddressSpace<L> {
     /// The slot isn't logged.
     pub fn disable_dirty_log<T>(&self, cpu: &CpuMemory<T>, id: SlotId) -> Result<(), LogError> {
         let _control = self.control.lock();
-        let guard = cpu.pin();
-        let slot = self.held_slot(id, &guard)?;
-        if !slot.replace_log(None, &guard) {
-            return Err(LogError::Disabled(id));
-        }
+        let slot = {
+            let guard = cpu.pin();
+            let slot = self.held_slot(id, &guard)?;
+            if !slot.replace_log(None, &guard) {
+                return Err(LogError::Disabled(id));
+            }
+            slot
+        };
+        // Logs come and go faster than CPUs are idle: each gives the memory of one before back.
+        cpu.let_epoch_advance();
         // Without, the next log is made when it is wanted.
         slot.prepare_log();
         Ok(())
@@ -183,7 +191,8 @@ impl<L: MmuLock> AddressSpace<L> {
         let Splitting::Eager(Ahead { chunk, reserve }) = policy.splitting else {
             return all;
         };
-        let chunk = chunk.max(GRANULE.span(Level::L2)).next_power_of_two();
+        let chunk = chunk.clamp(GRANULE.span(Level::L2), LARGEST_CHUNK);
+        let chunk = chunk.next_power_of_two();
         let mut at = range.start;
         while at < range.end && !all.ran_out {
             let end = at.align_down(chunk).checked_add(chunk).unwrap_or(range.end);
@@ -227,7 +236,8 @@ impl<L: MmuLock> AddressSpace<L> {
         slot.cloned().map_err(|_| LogError::Unknown(id))
     }
 
-    /// Makes sure that the next write to each leaf in `range` that `wanted` names is noticed, as `policy` says.
+    /// Makes sure that the next write to each leaf in `range` that `wanted` names is noticed, as `policy` says. `forgotten`
+    /// gets blocks that hardware has noted writes to, which it doesn't any more: also to pages that aren't meant, perhaps.
     pub(crate) fn protect_logged<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -235,13 +245,15 @@ impl<L: MmuLock> AddressSpace<L> {
         policy: &LogPolicy,
         range: IpaRange,
         wanted: impl Wanted + Copy,
+        forgotten: impl FnMut(Ipa, Level),
     ) {
         let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
         let worker = cpu.worker(&tables, &epoch);
         let _lock = self.lock().exclusive();
         let stage2 = self.stage2();
         if policy.by_hardware() {
-            return stage2.track_writes(&worker, range, policy.largest_written(), wanted);
+            let largest = policy.largest_written();
+            return stage2.track_writes(&worker, range, largest, wanted, forgotten);
         }
         let protect = || stage2.write_protect(&worker, range.clone(), wanted, |_, _| {});
         #[cfg(feature = "watch")]

@@ -16,6 +16,7 @@ use core::fmt;
 use core::ops::Range;
 use crossbeam_epoch::Guard;
 use spin::Mutex;
+use stage2::sync::full_barrier;
 use stage2::{
     Ipa, IpaRange, Layout, Leaf, Level, OutOfFrames, PAGE_SIZE, Pa, Stage2, TableFrame, Tlb, Vttbr,
 };
@@ -218,6 +219,8 @@ impl<L: MmuLock> AddressSpace<L> {
             // SAFETY: the slot's frames back the guest, and stay its own in the epoch that `guard` holds.
             unsafe { crate::frames::write_bytes(pa, &bytes[part.clone()]) };
             self.show_guest(cpu, pa, part.len() as u64);
+            // Logging that is switched on meanwhile is seen here, or what is copied then has these bytes (rule 8).
+            full_barrier();
             if let Some(log) = slot.log(&guard) {
                 log.mark(page, 1);
             }

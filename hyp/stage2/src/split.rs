@@ -152,6 +152,9 @@ impl Stage2 {
     }
 
     /// Replaces the context's leaf by tables whose leaves are pieces of `pieces_of`, which maps the same. `None`: no frame.
+    ///
+    /// What doesn't stay mapped is gone for whoever finds nothing there, and may map something else: so no TLB may hold the
+    /// block by then, and the break isn't spared.
     pub(crate) fn split_block<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &self,
         worker: &Worker<'w, M, T, E>,
@@ -169,6 +172,7 @@ impl Stage2 {
         worker.tlb.publish_tables();
         let link = Descriptor::Table(subtree.pa());
         let linked = match layout.features().bbm {
+            _ if !cut.keeps_rest() => self.link_by_break(worker, context, link),
             Bbm::Level0 => self.link_by_break(worker, context, link),
             Bbm::Level1 => self.link_by_mark(worker, context, link),
             Bbm::Level2 => self.link_in_place(worker, context, context.observed, link),

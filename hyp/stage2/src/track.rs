@@ -18,8 +18,9 @@ const REPORTED_AT_ONCE: usize = u64::BITS as usize;
 
 impl Stage2 {
     /// Makes hardware note the next write through each leaf in `range` that `wanted` names, forgetting writes that it has noted. Leaves larger than those of `largest` would stand
-    /// for too much: they become read-only, for a fault to make them smaller. Leaves that may not be written stay as they are, and those that the range
-    /// covers in part count as in it.
+    /// for too much: they become read-only, for a fault to make them smaller. Leaves that may not be written stay as they are,
+    /// and those that the range covers in part count as in it. `forgotten` gets the blocks whose writes were forgotten: who
+    /// named one may have had a part of it in mind.
     ///
     /// When this returns, no TLB holds an entry that lets a write to any of them go unnoticed, also where another CPU made
     /// the change and has not finished its invalidation (rule 3). It maps or unmaps nothing.
@@ -29,6 +30,7 @@ impl Stage2 {
         range: IpaRange,
         largest: Level,
         wanted: impl Wanted,
+        mut forgotten: impl FnMut(Ipa, Level),
     ) {
         let layout = self.layout();
         let protected = self.change_leaves(
@@ -37,21 +39,27 @@ impl Stage2 {
             &wanted,
             Observed::dirty_page_cleaned,
             |context: &Found, leaf| {
+                // Another CPU may have just made it so, and not told the TLBs.
                 if !leaf.may_write() {
-                    return Verdict::Keep;
+                    return Verdict::Stale;
                 }
                 let logged = if context.level >= largest {
                     leaf.with_permissions(layout, leaf.without_write().permissions().tracked())
                 } else {
                     leaf.write_protected()
                 };
-                match (logged == leaf, leaf.writable()) {
-                    (true, _) => Verdict::Stale,
-                    (false, true) => Verdict::Tighten(logged),
-                    (false, false) => Verdict::Loosen(logged),
+                // Also what isn't writable now may be in TLBs as it was before another CPU's change.
+                if logged == leaf {
+                    Verdict::Stale
+                } else {
+                    Verdict::Tighten(logged)
                 }
             },
-            |_, _| {},
+            |context, leaf| {
+                if leaf.dirty() && context.level != Level::L3 {
+                    forgotten(context.ipa, context.level);
+                }
+            },
         );
         worker.counters.write_protected.add(protected);
     }
@@ -132,10 +140,7 @@ impl Stage2 {
         let count = ((context.end.get() - context.start.get()) >> shift) as usize;
         let pages = pages.get(first..first + count).unwrap_or(&[]);
         for (number, group) in pages.chunks(REPORTED_AT_ONCE).enumerate() {
-            let mut found = 0;
-            for (bit, entry) in group.iter().enumerate() {
-                found |= u64::from(entry.is_dirty_page()) << bit;
-            }
+            let found = dirty_pages(group);
             if found != 0 {
                 let pages_before = (number * REPORTED_AT_ONCE) as u64;
                 dirty(
@@ -146,4 +151,17 @@ impl Stage2 {
             }
         }
     }
+}
+
+/// A bit for each of up to 64 entries of a lowest table: whether it maps a page that hardware has noted as written. Eight at
+/// once, as this is most of what a harvest costs.
+#[inline(always)]
+fn dirty_pages(entries: &[Entry]) -> u64 {
+    let join = |later: u64, entry: &Entry| later << 1 | u64::from(entry.is_dirty_page());
+    let (eights, rest) = entries.as_chunks::<8>();
+    let last = rest.iter().rev().fold(0, join);
+    eights
+        .iter()
+        .rev()
+        .fold(last, |later, eight| eight.iter().rev().fold(later, join))
 }

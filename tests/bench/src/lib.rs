@@ -112,7 +112,20 @@ pub const fn page(index: u64) -> Ipa {
 
 /// An empty tree as a VM of the firmware has it: 4 KiB pages, 40 bits, three levels.
 pub fn tree() -> Stage2 {
-    let layout = Layout::new(Features::armv8_0(40, 48)).expect("every CPU has it");
+    tree_of(Features::armv8_0(40, 48))
+}
+
+/// As [`tree`], where hardware notes writes.
+pub fn tracked_tree() -> Stage2 {
+    tree_of(Features {
+        hardware_access: true,
+        hardware_dirty: true,
+        ..Features::armv8_0(40, 48)
+    })
+}
+
+fn tree_of(features: Features) -> Stage2 {
+    let layout = Layout::new(features).expect("CPUs have it");
     let frames = Frames::new(2 * layout.root_tables());
     let start = frames.0.borrow()[0]
         .get()

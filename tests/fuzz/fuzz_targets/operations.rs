@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::arbitrary::{Arbitrary, Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use model::{Backing, Filter, Ground, Operation, Replay, Span, Supply, small_grounds};
+use model::{Backing, Filter, Ground, OnWrite, Operation, Replay, Span, Supply, small_grounds};
 use stage2::{Access, Attributes, Execute, Level, MemoryType, Permissions};
 
 /// Most operations of a sequence: what matters takes few.
@@ -44,7 +44,7 @@ impl<'a> Arbitrary<'a> for Sequence {
 }
 
 fn operation(bytes: &mut Unstructured<'_>) -> Result<Operation> {
-    Ok(match bytes.int_in_range(0..=15)? {
+    Ok(match bytes.int_in_range(0..=17)? {
         0 => Operation::Fault {
             place: place(bytes)?,
             access: *bytes.choose(&[
@@ -56,7 +56,7 @@ fn operation(bytes: &mut Unstructured<'_>) -> Result<Operation> {
             backing: *bytes.choose(&Backing::ALL)?,
             largest: level(bytes)?,
             attributes: attributes(bytes)?,
-            split: bytes.arbitrary()?,
+            on_write: *bytes.choose(&OnWrite::ALL)?,
         },
         1 => Operation::Touch {
             place: place(bytes)?,
@@ -75,12 +75,7 @@ fn operation(bytes: &mut Unstructured<'_>) -> Result<Operation> {
         },
         5 => Operation::WriteProtect {
             span: span(bytes)?,
-            only: *bytes.choose(&[
-                Filter::All,
-                Filter::EvenPages,
-                Filter::Pages,
-                Filter::Nothing,
-            ])?,
+            only: filter(bytes)?,
         },
         6 => Operation::Age { span: span(bytes)? },
         7 => Operation::TestAge { span: span(bytes)? },
@@ -95,6 +90,12 @@ fn operation(bytes: &mut Unstructured<'_>) -> Result<Operation> {
             permissions: permissions(bytes)?,
         },
         10 => Operation::HarvestDirty { span: span(bytes)? },
+        16 => Operation::FindDirty { span: span(bytes)? },
+        17 => Operation::TrackWrites {
+            span: span(bytes)?,
+            largest: level(bytes)?,
+            only: filter(bytes)?,
+        },
         11 => Operation::Lookup {
             place: place(bytes)?,
         },
@@ -147,6 +148,17 @@ fn attributes(bytes: &mut Unstructured<'_>) -> Result<Attributes> {
         ])?,
         permissions: permissions(bytes)?,
     })
+}
+
+fn filter(bytes: &mut Unstructured<'_>) -> Result<Filter> {
+    bytes
+        .choose(&[
+            Filter::All,
+            Filter::EvenPages,
+            Filter::Pages,
+            Filter::Nothing,
+        ])
+        .copied()
 }
 
 fn supply(bytes: &mut Unstructured<'_>) -> Result<Supply> {

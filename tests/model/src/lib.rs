@@ -3,7 +3,7 @@
 //! [`Machine`] has simple TLBs and is for tests of one operation after the other; `checked` holds what loom runs on. [`System`] is the machine
 //! model: CPUs with real TLB instructions and barriers, TLBs that hold all that the architecture lets them, hardware that
 //! updates entries on its own, and a monitor (the `watcher` crate) that names the rule that is broken. It runs under
-//! random schedules that replay from a seed ([`explore`]).
+//! random schedules that replay from a seed ([`explore`]). [`Mmu`] is a simpler one that threads of the host run on as well, with real memory behind it.
 
 #[cfg(loom)]
 pub mod checked;
@@ -22,13 +22,15 @@ mod epochs;
 #[cfg(not(loom))]
 mod guest;
 #[cfg(not(loom))]
+mod mmu;
+#[cfg(not(loom))]
 mod schedule;
 #[cfg(not(loom))]
 mod system;
 
 pub use frames::{Frames, Retired, Supply};
 pub use ground::{Backing, Ground, Span, real_grounds, small_grounds};
-pub use operation::{Filter, Mapped, Operation, Report, perform};
+pub use operation::{Filter, Mapped, OnWrite, Operation, Report, perform};
 pub use plain::{CpuTlb, Invalidation, Machine, Tlbs};
 pub use reference::Reference;
 pub use replay::{Replay, assert_same_leaves};
@@ -38,6 +40,7 @@ pub use survey::Survey;
 pub use {
     cpu::Cpu,
     guest::Outcome,
+    mmu::{Hardware, Mmu},
     schedule::{choose, explore, pause},
     system::{System, WatchedFrames},
 };

@@ -22,7 +22,7 @@ pub enum Operation {
         backing: Backing,
         largest: Level,
         attributes: Attributes,
-        split: bool,
+        on_write: OnWrite,
     },
     /// A guest's access that needs no exit: hardware notes it.
     Touch {
@@ -65,6 +65,14 @@ pub enum Operation {
     HarvestDirty {
         span: Span,
     },
+    FindDirty {
+        span: Span,
+    },
+    TrackWrites {
+        span: Span,
+        largest: Level,
+        only: Filter,
+    },
     Lookup {
         place: u16,
     },
@@ -79,6 +87,44 @@ pub enum Operation {
     },
     /// From here on, frames for tables are as scarce as this.
     Supply(Supply),
+}
+
+/// What becomes of a block that is written and may not be yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnWrite {
+    /// It becomes writable.
+    Whole,
+    /// It is split into leaves of this level, of which one becomes writable.
+    Split(Level),
+    /// It is unmapped but for a leaf of this level.
+    Isolate(Level),
+}
+
+impl OnWrite {
+    /// Those that make a difference.
+    pub const ALL: [Self; 5] = [
+        Self::Whole,
+        Self::Split(Level::L3),
+        Self::Split(Level::L2),
+        Self::Isolate(Level::L3),
+        Self::Isolate(Level::L2),
+    ];
+
+    /// How large a leaf may be that becomes writable.
+    pub fn largest_written(self) -> Level {
+        match self {
+            Self::Whole => Level::L0,
+            Self::Split(level) | Self::Isolate(level) => level,
+        }
+    }
+
+    /// What becomes of a larger one.
+    pub fn on_block(self) -> OnBlock {
+        match self {
+            Self::Isolate(_) => OnBlock::Isolate,
+            Self::Whole | Self::Split(_) => OnBlock::Split,
+        }
+    }
 }
 
 /// Leaves that a write protection is wanted for.
@@ -184,7 +230,7 @@ pub fn perform<'w, M: TableMemory, T: Tlb, E: Epoch>(
             backing,
             largest,
             attributes,
-            split,
+            on_write,
         } => {
             let ipa = ground.page(place);
             let request = Request {
@@ -194,8 +240,8 @@ pub fn perform<'w, M: TableMemory, T: Tlb, E: Epoch>(
                 pa: ground.frame(ipa, backing),
                 largest: ground.largest_backed(largest, backing),
                 attributes,
-                largest_written: if split { Level::L3 } else { Level::L0 },
-                on_block: OnBlock::Split,
+                largest_written: on_write.largest_written(),
+                on_block: on_write.on_block(),
             };
             Report::Served(fault(stage2, worker, &request))
         }
@@ -272,6 +318,8 @@ pub fn perform<'w, M: TableMemory, T: Tlb, E: Epoch>(
         | Operation::Age { span }
         | Operation::TestAge { span }
         | Operation::HarvestDirty { span }
+        | Operation::FindDirty { span }
+        | Operation::TrackWrites { span, .. }
         | Operation::Walk { span }
         | Operation::CleanCaches { span }
         | Operation::Invalidate { span } => {
@@ -309,7 +357,7 @@ fn over_range<'w, M: TableMemory, T: Tlb, E: Epoch>(
             stage2.write_protect(
                 worker,
                 range,
-                |ipa, level| only.wants(ipa.get() / page_size, level),
+                |ipa: Ipa, level| only.wants(ipa.get() / page_size, level),
                 |ipa, level| places.push((ipa, level)),
             );
             Report::Places(places)
@@ -321,6 +369,29 @@ fn over_range<'w, M: TableMemory, T: Tlb, E: Epoch>(
         Operation::TestAge { .. } => Report::Accessed(stage2.test_age(worker, range)),
         Operation::HarvestDirty { .. } => {
             stage2.harvest_dirty(worker, range, |ipa, level| places.push((ipa, level)));
+            Report::Places(places)
+        }
+        Operation::FindDirty { .. } => {
+            stage2.find_dirty(
+                worker,
+                range,
+                |_| true,
+                |ipa, level, bits| {
+                    let found = (0..u64::BITS as u64).filter(|bit| bits & 1 << bit != 0);
+                    let span = stage2.layout().span(level);
+                    places.extend(found.map(|bit| (ipa.offset(bit * span), level)));
+                },
+            );
+            Report::Places(places)
+        }
+        Operation::TrackWrites { largest, only, .. } => {
+            stage2.track_writes(
+                worker,
+                range,
+                largest,
+                |ipa: Ipa, level| only.wants(ipa.get() / page_size, level),
+                |ipa, level| places.push((ipa, level)),
+            );
             Report::Places(places)
         }
         Operation::Walk { .. } => {

@@ -10,7 +10,7 @@ use stage2::{
     Access, Attributes, Execute, Features, Ipa, IpaRange, Layout, Level, MemoryType, Permissions,
 };
 
-use crate::{Ground, Mapped, Operation, Report, Supply};
+use crate::{Filter, Ground, Mapped, Operation, Report, Supply};
 
 mod mapping;
 mod size;
@@ -111,12 +111,12 @@ impl Reference {
                 backing,
                 largest,
                 attributes,
-                split,
+                on_write,
             } => {
                 let ipa = ground.page(place);
                 let pa = ground.frame(ipa, backing).get();
                 let largest = ground.largest_backed(largest, backing);
-                Report::Served(self.fault(ipa, access, pa, largest, attributes, split))
+                Report::Served(self.fault(ipa, access, pa, largest, attributes, on_write))
             }
             Operation::Touch { place, write } => {
                 self.touch(ground.page(place), write);
@@ -170,6 +170,16 @@ impl Reference {
                 }
                 Report::Places(places(&dirty))
             }
+            Operation::FindDirty { span } => {
+                let mut dirty = self.within(&ground.range(span));
+                dirty.retain(|(_, leaf)| is_dirty(leaf));
+                Report::Places(places(&dirty))
+            }
+            Operation::TrackWrites {
+                span,
+                largest,
+                only,
+            } => Report::Places(self.track_writes(&ground.range(span), largest, only)),
             Operation::Age { span } => {
                 let mut accessed = self.within(&ground.range(span));
                 accessed.retain(|(_, leaf)| leaf.accessed);
@@ -317,6 +327,34 @@ impl Reference {
             }
         }
         changed
+    }
+
+    /// The blocks whose writes were forgotten.
+    fn track_writes(
+        &mut self,
+        range: &IpaRange,
+        largest: Level,
+        only: Filter,
+    ) -> Vec<(Ipa, Level)> {
+        let page_size = self.layout.page_size();
+        let features = *self.layout.features();
+        let mut forgotten = Vec::new();
+        for (ipa, leaf) in self.within(range) {
+            let permissions = leaf.attributes.permissions;
+            if !permissions.may_write || !only.wants(ipa.get() / page_size, leaf.level) {
+                continue;
+            }
+            if is_dirty(&leaf) && leaf.level != Level::L3 {
+                forgotten.push((ipa, leaf.level));
+            }
+            let tracked = Permissions {
+                write: false,
+                hardware_dirty: leaf.level >= largest,
+                ..permissions
+            };
+            self.set_permissions(ipa, normal(&features, tracked));
+        }
+        forgotten
     }
 
     fn clean_caches(&self, range: &IpaRange) -> Vec<(u64, u64)> {

@@ -9,8 +9,8 @@ use std::sync::Barrier;
 use std::thread;
 
 use model::{
-    Backing, Ground, Machine, Operation, Reference, Report, Span, Survey, assert_same_leaves,
-    perform, small_grounds,
+    Backing, Filter, Ground, Machine, OnWrite, Operation, Reference, Report, Span, Survey,
+    assert_same_leaves, perform, small_grounds,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -112,7 +112,7 @@ impl Shares {
                 backing,
                 largest: Level::L3,
                 attributes,
-                split: true,
+                on_write: OnWrite::Split(Level::L3),
             },
             Operation::Touch { place, write } => Operation::Touch {
                 place: page(place),
@@ -140,6 +140,16 @@ impl Shares {
             },
             Operation::Age { span } => Operation::Age { span: within(span) },
             Operation::HarvestDirty { span } => Operation::HarvestDirty { span: within(span) },
+            Operation::FindDirty { span } => Operation::FindDirty { span: within(span) },
+            Operation::TrackWrites {
+                span,
+                largest,
+                only,
+            } => Operation::TrackWrites {
+                span: within(span),
+                largest,
+                only,
+            },
             Operation::Lookup { place } => Operation::Lookup { place: page(place) },
             other => other,
         }
@@ -156,7 +166,7 @@ fn private() -> impl Strategy<Value = Operation> {
             backing,
             largest: Level::L3,
             attributes,
-            split: true,
+            on_write: OnWrite::Split(Level::L3),
         },
     );
     let map =
@@ -175,6 +185,12 @@ fn private() -> impl Strategy<Value = Operation> {
             .prop_map(|(span, permissions)| Operation::Protect { span, permissions }),
         2 => pages().prop_map(|span| Operation::Age { span }),
         2 => pages().prop_map(|span| Operation::HarvestDirty { span }),
+        2 => pages().prop_map(|span| Operation::FindDirty { span }),
+        2 => pages().prop_map(|span| Operation::TrackWrites {
+            span,
+            largest: Level::L3,
+            only: Filter::All,
+        }),
         1 => any::<u16>().prop_map(|place| Operation::Lookup { place }),
         // These look at everybody's pages, and change nothing there.
         1 => Just(SPLIT_ALL),
@@ -218,7 +234,7 @@ fn each_on_its_own(ground: &Ground, lists: &[Vec<Operation>], begin_with_blocks:
                     backing: Backing::First,
                     largest: Level::L3,
                     attributes: Attributes::memory(Permissions::RAM),
-                    split: true,
+                    on_write: OnWrite::Split(Level::L3),
                 };
                 // Who is first splits the block, the others find it split.
                 perform(write);

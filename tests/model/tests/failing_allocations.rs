@@ -4,7 +4,8 @@
 #![cfg(not(loom))]
 
 use model::{
-    Backing, Ground, Machine, Mapped, Operation, Replay, Report, Served, Span, Supply, backing_of,
+    Backing, Ground, Machine, Mapped, OnWrite, Operation, Replay, Report, Served, Span, Supply,
+    backing_of,
 };
 use stage2::{
     Access, Attributes, Bbm, Features, Granule, Ipa, Layout, Level, MapStopped, Mapping,
@@ -19,14 +20,14 @@ type Scarcity = fn(usize) -> Supply;
 
 const SCARCITIES: [Scarcity; 3] = [Supply::Left, Supply::Pool, Supply::FailsAfter];
 
-fn fault(place: u16, access: Access, largest: Level, split: bool) -> Operation {
+fn fault(place: u16, access: Access, largest: Level, on_write: OnWrite) -> Operation {
     Operation::Fault {
         place,
         access,
         backing: Backing::First,
         largest,
         attributes: RAM,
-        split,
+        on_write,
     }
 }
 
@@ -149,14 +150,14 @@ fn with_too_few_frames(ground: &Ground, before: &[Operation], operation: Operati
 #[test]
 fn a_fault_on_nothing() {
     each_ground(|ground| {
-        let read = fault(7, Access::Read, Level::L3, false);
+        let read = fault(7, Access::Read, Level::L3, OnWrite::Whole);
         let levels = Level::L3 as usize - ground.layout().start() as usize;
         assert_eq!(with_too_few_frames(ground, &[], read), levels);
     });
 }
 
 #[test]
-fn a_write_fault_that_splits() {
+fn a_write_fault_that_splits_or_isolates() {
     each_ground(|ground| {
         for level in [Level::L1, Level::L2] {
             let level = ground.largest(level);
@@ -166,9 +167,11 @@ fn a_write_fault_that_splits() {
                 largest: level,
                 attributes: LOGGED,
             };
-            let write = fault(5, Access::Write, level, true);
-            let levels = Level::L3 as usize - level as usize;
-            assert_eq!(with_too_few_frames(ground, &[block], write), levels);
+            for on_write in OnWrite::ALL {
+                let write = fault(5, Access::Write, level, on_write);
+                let levels = (on_write.largest_written() as usize).saturating_sub(level as usize);
+                assert_eq!(with_too_few_frames(ground, &[block], write), levels);
+            }
         }
     });
 }
@@ -198,7 +201,7 @@ fn a_map_by_the_largest_blocks_that_begins_and_ends_within_one() {
 fn a_map_around_what_is_there_already() {
     each_ground(|ground| {
         let there = [
-            fault(2, Access::Read, Level::L3, false),
+            fault(2, Access::Read, Level::L3, OnWrite::Whole),
             map(Span::Tables(1, 0), Level::L2, LOGGED),
         ];
         let around = map(Span::All, Level::L3, RAM);

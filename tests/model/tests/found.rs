@@ -1,7 +1,7 @@
 //! Bugs that random sequences have found, each by the sequence that it shrank to.
 #![cfg(not(loom))]
 
-use model::{Backing, Ground, Mapped, Operation, Replay, Report, Served, Span};
+use model::{Backing, Ground, Mapped, OnWrite, Operation, Replay, Report, Served, Span};
 use stage2::{Access, Attributes, Bbm, Features, Granule, Level, Permissions};
 
 fn map(largest: Level, permissions: Permissions) -> Operation {
@@ -20,7 +20,7 @@ fn write(place: u16) -> Operation {
         backing: Backing::First,
         largest: Level::L3,
         attributes: Attributes::memory(Permissions::RAM),
-        split: true,
+        on_write: OnWrite::Split(Level::L3),
     }
 }
 

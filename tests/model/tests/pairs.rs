@@ -27,6 +27,7 @@ enum Operation {
     Relax,
     Age,
     Harvest,
+    Track,
     Split,
     Collapse,
     Invalidate,
@@ -44,13 +45,19 @@ const ALL: &[Operation] = &[
     Relax,
     Age,
     Harvest,
+    Track,
     Split,
     Collapse,
     Invalidate,
 ];
 /// Those that may run where hardware alone keeps track of writes: the others need an owner with a log.
 const TRACKED: &[Operation] = &[
-    Read, Write, Map, Unmap, Age, Harvest, Split, Collapse, Invalidate,
+    Read, Write, Map, Unmap, Age, Harvest, Track, Split, Collapse, Invalidate,
+];
+/// Those that may run where hardware tracks no more than pages: blocks are read-only, and replaced at a write. A merge
+/// would need an owner with a log.
+const TRACKED_PAGES: &[Operation] = &[
+    Read, Write, Map, Unmap, Age, Harvest, Track, Split, Invalidate,
 ];
 const CPUS: usize = 4;
 
@@ -59,6 +66,8 @@ const CPUS: usize = 4;
 struct Scene {
     system: System,
     tracked: bool,
+    /// The largest leaves that hardware tracks.
+    largest_tracked: Level,
 }
 
 fn one_of<T: Copy>(choices: &[T]) -> T {
@@ -75,6 +84,7 @@ impl Scene {
         Self {
             system: System::new(layout, CPUS, policy),
             tracked: layout.features().hardware_dirty,
+            largest_tracked: Level::L0,
         }
     }
 
@@ -139,12 +149,12 @@ impl Scene {
                 ..permissions
             }),
             // A split by a fault makes its page writable for an owner that logs it.
-            largest_written: if !self.tracked && choose(2) == 0 {
-                Level::L3
+            largest_written: if self.tracked {
+                self.largest_tracked
             } else {
-                Level::L0
+                one_of(&[Level::L0, Level::L2, Level::L3])
             },
-            on_block: OnBlock::Split,
+            on_block: one_of(&[OnBlock::Split, OnBlock::Isolate]),
         };
         // Refused where another operation has made it read-only.
         if let Ok((output, _)) = self.system.access(cpu, &request) {
@@ -163,8 +173,9 @@ impl Scene {
         let range = self.range();
         let since = system.now();
         let mut leaves: Vec<(Ipa, Level)> = Vec::new();
+        // What is writable and untracked is as good as dirty: nobody makes it clean.
         let mut dirty = |level: Level, ipa: Ipa, leaf: Leaf| {
-            if leaf.dirty() {
+            if leaf.writable() {
                 leaves.push((ipa, level));
             }
         };
@@ -220,6 +231,38 @@ impl Scene {
                 for (ipa, level) in &leaves {
                     let pages = *ipa..ipa.offset(self.layout().span(*level));
                     system.promised(Promise::NoDirty, pages, since);
+                }
+            }
+            Track => {
+                let mut found: Vec<IpaRange> = Vec::new();
+                system.on(cpu, |worker| {
+                    let stage2 = system.stage2();
+                    let add = |ipa: Ipa, level, bits: u64| {
+                        let span = self.layout().span(level);
+                        let pages = (0..64).filter(|bit| bits & 1 << bit != 0);
+                        let first = |page| ipa.offset(page * span);
+                        found.extend(pages.map(|page| first(page)..first(page + 1)));
+                    };
+                    stage2.find_dirty(worker, range.clone(), |_| true, add);
+                    let named = |ipa: Ipa, level: Level| {
+                        let end = ipa.offset(self.layout().span(level));
+                        found.iter().any(|part| part.start < end && ipa < part.end)
+                    };
+                    stage2.track_writes(
+                        worker,
+                        range,
+                        self.largest_tracked,
+                        named,
+                        |ipa, level| {
+                            leaves.push((ipa, level));
+                        },
+                    );
+                });
+                // Now what was found may be copied.
+                for part in found {
+                    system.promised(Promise::NoDirty, part.clone(), since);
+                    let root = system.root();
+                    (system.monitor()).harvested(root, part.start.get()..part.end.get());
                 }
             }
             Split => {
@@ -293,24 +336,24 @@ impl Scene {
 fn every_pair(operations: &'static [Operation], times: u64, layout: fn(u64) -> Layout) {
     let pairs = (operations.len() * operations.len()) as u64;
     explore(pairs * times, move |seed| {
-        race(operations, (seed % pairs) as usize, layout(seed / pairs));
+        let scene = Scene::new(layout(seed / pairs));
+        race(scene, operations, (seed % pairs) as usize);
     });
 }
 
 /// Runs a few pairs of operations, which the seed chooses: for trees of real size, which take long.
 fn some_pairs(schedules: u64, layout: fn(u64) -> Layout) {
     explore(schedules, move |seed| {
-        race(ALL, choose(ALL.len() * ALL.len()), layout(seed));
+        race(Scene::new(layout(seed)), ALL, choose(ALL.len() * ALL.len()));
     });
 }
 
 /// Runs one pair beside two guests.
-fn race(operations: &'static [Operation], pair: usize, layout: Layout) {
+fn race(scene: Scene, operations: &'static [Operation], pair: usize) {
     let (first, second) = (
         operations[pair / operations.len()],
         operations[pair % operations.len()],
     );
-    let scene = Scene::new(layout);
     for _ in 0..choose(4) {
         scene.run(choose(CPUS), one_of(operations));
     }
@@ -388,6 +431,27 @@ fn with_hardware_dirty_state() {
             ..features(one_of(&Granule::ALL), choose(2) == 0, Bbm::Level0)
         };
         Layout::small(Level::L1, features)
+    });
+}
+
+#[test]
+fn with_hardware_dirty_state_of_pages_only() {
+    let pairs = (TRACKED_PAGES.len() * TRACKED_PAGES.len()) as u64;
+    explore(pairs * 12, move |seed| {
+        let features = Features {
+            hardware_access: true,
+            hardware_dirty: true,
+            ..features(
+                one_of(&Granule::ALL),
+                choose(2) == 0,
+                one_of(&[Bbm::Level0, Bbm::Level2]),
+            )
+        };
+        let scene = Scene {
+            largest_tracked: one_of(&[Level::L2, Level::L3]),
+            ..Scene::new(Layout::small(Level::L1, features))
+        };
+        race(scene, TRACKED_PAGES, (seed % pairs) as usize);
     });
 }
 

@@ -1,8 +1,8 @@
 //! Two CPUs' write faults on pages of different tables, for a memory tracer to look at: which cache lines does the whole
-//! fault path write?
+//! fault path touch? So many of each that the epoch's own upkeep, which comes with every 128th stay, is among them.
 //!
-//! Prints the addresses of a marker that is written before, between and after the two faults, of this thread's stack, and
-//! of what is known by name; then the faults run, on one thread, each with the other CPU's means.
+//! Prints the addresses of a marker that is written before, between and after the two CPUs' faults, of this thread's stack, and
+//! of what is known by name; then the faults run, on one thread, each CPU's with its own means.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +19,9 @@ static POOL: FramePool = FramePool::new();
 
 const SLOT: SlotId = SlotId(0);
 const SLOT_PAGES: u64 = 1024;
+
+/// Faults of each CPU.
+const FAULTS: u64 = 300;
 
 /// Guest pages under different tables.
 const FIRST: u64 = 0;
@@ -64,7 +67,7 @@ fn main() {
         .enable_dirty_log(&cpus[0], SLOT, &LogPolicy::default())
         .expect("not logged yet");
     for (cpu, first) in cpus.iter().zip([FIRST, SECOND]) {
-        for page in first..first + 4 {
+        for page in first..first + FAULTS {
             serve(
                 &space,
                 cpu,
@@ -81,10 +84,13 @@ fn main() {
     }
     println!("marker: {:#x} 8", &raw const MARKER as usize);
     println!("stack: {:#x} 1", &raw const cpus as usize);
-    let writes = [FIRST, SECOND].map(|page| fault(page, Access::Write, FaultKind::Permission));
+    let firsts = black_box([FIRST, SECOND]);
     MARKER.store(1, Ordering::SeqCst);
-    for (number, (cpu, write)) in cpus.iter().zip(black_box(writes)).enumerate() {
-        serve(&space, cpu, &write);
+    for (number, (cpu, first)) in cpus.iter().zip(firsts).enumerate() {
+        for page in first..first + FAULTS {
+            let write = fault(page, Access::Write, FaultKind::Permission);
+            serve(&space, cpu, &write);
+        }
         MARKER.store(number as u64 + 2, Ordering::SeqCst);
     }
 }

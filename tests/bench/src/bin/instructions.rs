@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use engine_bench::{BLOCK_PAGES, Cpu, fill, page, tree, write};
+use engine_bench::{BLOCK_PAGES, Cpu, fill, page, tracked_tree, tree, write};
 use memory::frames::FramePool;
 use memory::{CpuMemory, MemorySystem};
 use stage2::{Level, NoTlb, Permissions, Stage2};
@@ -45,6 +45,25 @@ mod measured {
     }
 
     #[inline(never)]
+    pub fn find_dirty(stage2: &Stage2, worker: &BenchWorker<'_>, pages: u64) -> u64 {
+        let mut found = 0;
+        stage2.find_dirty(
+            worker,
+            page(0)..page(pages),
+            |_| true,
+            |_, _, bits| found += u64::from(bits.count_ones()),
+        );
+        found
+    }
+
+    #[inline(never)]
+    pub fn track(stage2: &Stage2, worker: &BenchWorker<'_>, pages: u64) -> bool {
+        let all = page(0)..page(pages);
+        stage2.track_writes(worker, all, Level::L3, |_, _| true, |_, _| {});
+        true
+    }
+
+    #[inline(never)]
     pub fn harvest(stage2: &Stage2, worker: &BenchWorker<'_>, pages: u64) -> bool {
         stage2.write_protect(worker, page(0)..page(pages), |_, _| true, |_, _| {});
         true
@@ -52,13 +71,21 @@ mod measured {
 }
 
 /// The operations, with what each divides its instructions by.
-const OPERATIONS: [(&str, u64); 5] = [
+const OPERATIONS: [(&str, u64); 7] = [
     ("relax", 1),
     ("map_page", 1),
     ("split_block", 1),
     ("harvest", 8 * BLOCK_PAGES),
+    ("find_dirty", 8 * BLOCK_PAGES),
+    ("track", 8 * BLOCK_PAGES),
     ("epoch", EPOCH_FAULTS),
 ];
+
+/// What hardware has noted a write to.
+const TRACKED_AND_DIRTY: Permissions = Permissions {
+    hardware_dirty: true,
+    ..Permissions::RAM
+};
 
 /// Faults whose stays in the epoch are measured together: its upkeep comes at every 128th.
 const EPOCH_FAULTS: u64 = 1024;
@@ -82,6 +109,19 @@ fn run(operation: &str, pages: u64, stage2: &Stage2, cpu: &Cpu) -> bool {
         "split_block" => {
             fill(stage2, cpu, BLOCK_PAGES, Level::L2, Permissions::RAM);
             measured::split_block(stage2, &worker)
+        }
+        "find_dirty" => {
+            let stage2 = tracked_tree();
+            fill(&stage2, cpu, pages, Level::L3, TRACKED_AND_DIRTY);
+            // One page in eight: as many as a harvest of a busy guest may find, or more.
+            measured::track(&stage2, &worker, pages - pages / 8);
+            measured::find_dirty(&stage2, &worker, pages) == pages / 8
+        }
+        "track" => {
+            let stage2 = tracked_tree();
+            fill(&stage2, cpu, pages, Level::L3, TRACKED_AND_DIRTY);
+            measured::track(&stage2, &worker, pages)
+                && measured::find_dirty(&stage2, &worker, pages) == 0
         }
         "epoch" => {
             let system = &*Box::leak(Box::new(MemorySystem::new(&POOL, EPOCH_CPUS, 2, 8)));

@@ -13,6 +13,8 @@ pub struct Policy {
     pub permissions: Permissions,
     /// A write to a block splits it.
     pub split: bool,
+    /// What doesn't lie in its way is unmapped then.
+    pub isolate: bool,
 }
 
 impl Policy {
@@ -21,6 +23,7 @@ impl Policy {
         largest: Level::L3,
         permissions: Permissions::RAM,
         split: false,
+        isolate: false,
     };
     /// Blocks, writable from the start.
     pub const BLOCKS: Self = Self {
@@ -32,6 +35,16 @@ impl Policy {
         permissions: Permissions::LOGGED,
         split: true,
         ..Self::PAGES
+    };
+    /// As [`Self::LOGGED`], by unmapping the rest of a block.
+    pub const ISOLATED: Self = Self {
+        isolate: true,
+        ..Self::LOGGED
+    };
+    /// Pages, whose writes hardware logs, blocks being split for that.
+    pub const TRACKED_PAGES: Self = Self {
+        split: true,
+        ..Self::TRACKED
     };
     /// Pages, whose writes hardware logs.
     pub const TRACKED: Self = Self {
@@ -53,7 +66,10 @@ impl Policy {
             largest: self.largest,
             attributes: Attributes::memory(permissions),
             largest_written: if self.split { Level::L3 } else { Level::L0 },
-            on_block: OnBlock::Split,
+            on_block: match self.isolate {
+                true => OnBlock::Isolate,
+                false => OnBlock::Split,
+            },
         }
     }
 }
@@ -91,7 +107,15 @@ impl Cpu<'_> {
                 Served::Mapped
             }
             Resolution::Relaxed(level) => Served::Relaxed(level),
-            Resolution::Split => Served::Split,
+            Resolution::Split => {
+                if policy.isolate {
+                    // Of two levels of tables, as `SHALLOW` has.
+                    let block = ipa.align_down(stage2.layout().span(Level::L2));
+                    self.hold(block, Level::L2, -1);
+                    self.hold(ipa, Level::L3, 1);
+                }
+                Served::Split
+            }
             Resolution::Accessed => Served::Accessed,
             Resolution::Spurious => Served::Spurious,
             Resolution::Busy => Served::Again,

@@ -138,6 +138,49 @@ impl Cpu<'_> {
         self.copy_leaves(dirty);
     }
 
+    /// Copies what hardware has noted as written in `range` as a dirty log's harvest does: looks for it first, and makes
+    /// clean what it has found second. Leaves larger than those of `largest` become read-only then.
+    pub fn find_and_track(&self, range: Range<Ipa>, largest: Level) {
+        let layout = *self.machine.stage2.layout();
+        let mut found: Vec<Range<Ipa>> = Vec::new();
+        let mut forgotten = Vec::new();
+        self.work(|stage2, worker| {
+            stage2.find_dirty(
+                worker,
+                range.clone(),
+                |_| true,
+                |ipa, level, bits| {
+                    let span = layout.span(level);
+                    let first = |leaf: u64| ipa.offset(leaf * span);
+                    let dirty = (0..64).filter(|bit| bits & 1 << bit != 0);
+                    found.extend(dirty.map(|leaf| first(leaf)..first(leaf + 1)));
+                },
+            );
+            full_barrier();
+            stage2.track_writes(
+                worker,
+                range,
+                largest,
+                |ipa, level| {
+                    let end = ipa.offset(layout.span(level));
+                    (found.iter()).any(|part| part.start < end && ipa < part.end)
+                },
+                |ipa, level| forgotten.push((ipa, level)),
+            );
+        });
+        for part in found {
+            self.copy(part);
+        }
+        self.copy_leaves(forgotten);
+    }
+
+    /// Has hardware note the next write through every leaf in `range`, and hands out none of those that it has noted.
+    pub fn track(&self, range: Range<Ipa>, largest: Level) {
+        self.work(|stage2, worker| {
+            stage2.track_writes(worker, range, largest, |_, _| true, |_, _| {});
+        });
+    }
+
     fn copy_leaves(&self, leaves: Vec<(Ipa, Level)>) {
         for (ipa, level) in leaves {
             self.copy_leaf(ipa, level);

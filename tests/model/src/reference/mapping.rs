@@ -2,8 +2,8 @@
 
 use stage2::{Access, Attributes, Ipa, IpaRange, Level, MapStopped, Permissions};
 
-use super::{Reference, Slot, allows};
-use crate::{Mapped, Report, Served};
+use super::{Reference, Slot, allows, normal};
+use crate::{Mapped, OnWrite, Report, Served};
 
 impl Reference {
     pub(super) fn fault(
@@ -13,7 +13,7 @@ impl Reference {
         pa: u64,
         largest: Level,
         attributes: Attributes,
-        split: bool,
+        on_write: OnWrite,
     ) -> Served {
         let slot = self.slot(ipa);
         let Some(leaf) = slot.leaf else {
@@ -22,7 +22,7 @@ impl Reference {
                     return Served::OutOfFrames;
                 }
                 self.tables.insert((slot.level, slot.first));
-                return self.fault(ipa, access, pa, largest, attributes, split);
+                return self.fault(ipa, access, pa, largest, attributes, on_write);
             }
             let pa = pa & !(self.layout.span(slot.level) - 1);
             self.put(slot.level, slot.first, pa, attributes);
@@ -44,23 +44,43 @@ impl Reference {
             write: true,
             ..permissions
         };
-        if split && slot.level != Level::L3 {
-            let levels = Level::L3 as usize - slot.level as usize;
-            if !self.take(levels) {
+        let to = on_write.largest_written();
+        if slot.level < to {
+            if !self.take(to as usize - slot.level as usize) {
                 return Served::OutOfFrames;
             }
             self.leaf(slot.first).attributes.permissions.hardware_dirty = false;
-            while self.slot(ipa).level != Level::L3 {
-                self.cut(self.slot(ipa).first);
+            self.cut_around(ipa, to, attributes.permissions.hardware_dirty);
+            if matches!(on_write, OnWrite::Isolate(_)) {
+                let end = self.end(slot.level, slot.first);
+                let written = self.slot(ipa).first;
+                self.leaves
+                    .retain(|first, _| !(slot.first..end).contains(first) || *first == written);
             }
-            let page = self.slot(ipa).first;
-            self.leaf(page).accessed = true;
-            self.leaf(page).attributes.permissions.write = true;
             return Served::Split;
         }
         self.leaf(slot.first).accessed = true;
         self.leaf(slot.first).attributes.permissions = writable;
         Served::Relaxed(slot.level)
+    }
+
+    /// Cuts the leaf of `ipa` down to one of level `to`, which becomes writable, and has hardware track those beside that.
+    fn cut_around(&mut self, ipa: Ipa, to: Level, tracked: bool) {
+        let mut pieces = self.slot(ipa).first;
+        while self.slot(ipa).level < to {
+            pieces = self.slot(ipa).first;
+            self.cut(pieces);
+        }
+        let above = Level::ALL[to as usize - 1];
+        let features = *self.layout.features();
+        for (first, _) in self.within(&(pieces..self.end(above, pieces))) {
+            let permissions = &mut self.leaf(first).attributes.permissions;
+            permissions.hardware_dirty = tracked;
+            *permissions = normal(&features, *permissions);
+        }
+        let written = self.slot(ipa).first;
+        self.leaf(written).accessed = true;
+        self.leaf(written).attributes.permissions.write = true;
     }
 
     pub(super) fn map(

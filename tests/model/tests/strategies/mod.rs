@@ -1,7 +1,7 @@
 //! Random operations, as strategies of plain values, so that they shrink.
 #![allow(dead_code)]
 
-use model::{Backing, Filter, Ground, Operation, Span, Supply};
+use model::{Backing, Filter, Ground, OnWrite, Operation, Span, Supply};
 use proptest::prelude::*;
 use proptest::sample::select;
 use stage2::{Access, Attributes, Execute, Level, MemoryType, Permissions};
@@ -84,16 +84,16 @@ pub fn operation() -> impl Strategy<Value = Operation> {
         backing(),
         level(),
         attributes(),
-        any::<bool>(),
+        select(&OnWrite::ALL),
     )
         .prop_map(
-            |(place, access, backing, largest, attributes, split)| Operation::Fault {
+            |(place, access, backing, largest, attributes, on_write)| Operation::Fault {
                 place,
                 access,
                 backing,
                 largest,
                 attributes,
-                split,
+                on_write,
             },
         );
     let map = (span(), backing(), level(), attributes()).prop_map(
@@ -124,7 +124,10 @@ pub fn operation() -> impl Strategy<Value = Operation> {
         2 => span().prop_map(|span| Operation::Unmap { span }),
         4 => (span(), permissions())
             .prop_map(|(span, permissions)| Operation::Protect { span, permissions }),
-        3 => (span(), filter).prop_map(|(span, only)| Operation::WriteProtect { span, only }),
+        3 => (span(), filter.clone()).prop_map(|(span, only)| Operation::WriteProtect { span, only }),
+        3 => (span(), level(), filter)
+            .prop_map(|(span, largest, only)| Operation::TrackWrites { span, largest, only }),
+        2 => span().prop_map(|span| Operation::FindDirty { span }),
         2 => span().prop_map(|span| Operation::Age { span }),
         1 => span().prop_map(|span| Operation::TestAge { span }),
         4 => (span(), level(), blocks)

@@ -1,0 +1,296 @@
+//! The dirty log on real memory and a software MMU, step by step: what random runs (`stress`) have found or may take long
+//! to find.
+#![cfg(not(loom))]
+#![cfg(not(miri))]
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use memory::frames::{FramePool, arena};
+use memory::{
+    Access, AddressSpace, Ahead, Caches, CpuMemory, DirtyPages, Fault, FaultOutcome, Granularity,
+    LogPolicy, MemorySystem, Parallel, SlotId, Splitting, Tracking, VmId,
+};
+use model::{Hardware, Mmu};
+use stage2::{Features, Ipa, IpaRange, Layout, Level, PAGE_SIZE, Pa, Regime, Tlb};
+
+const SLOT: SlotId = SlotId(0);
+const START: Ipa = Ipa::new(0x4000_0000);
+/// Pages of a block of 2 MiB.
+const BLOCK: u64 = 512;
+/// Blocks of the slot.
+const BLOCKS: u64 = 2;
+
+const BY_HARDWARE: LogPolicy = LogPolicy {
+    tracking: Tracking::Hardware,
+    splitting: Splitting::AtFault,
+    granularity: Granularity::Page,
+    initially_set: false,
+    ring: false,
+};
+
+const IN_RINGS: LogPolicy = LogPolicy {
+    tracking: Tracking::WriteProtect,
+    ring: true,
+    ..BY_HARDWARE
+};
+
+const BY_PROTECTION: LogPolicy = LogPolicy {
+    ring: false,
+    ..IN_RINGS
+};
+
+type Space = AddressSpace<Parallel>;
+/// What happens once.
+type Interruption = Rc<RefCell<Option<Box<dyn FnOnce()>>>>;
+
+/// The MMU, with something that happens just before a table is linked.
+struct Interrupted {
+    hardware: Hardware,
+    before_link: Interruption,
+}
+
+impl Tlb for Interrupted {
+    fn invalidate_leaf(&self, vm: Regime, ipa: Ipa, level: Option<Level>) {
+        self.hardware.invalidate_leaf(vm, ipa, level);
+    }
+    fn invalidate_range(&self, vm: Regime, range: IpaRange, tables: bool) {
+        self.hardware.invalidate_range(vm, range, tables);
+    }
+    fn invalidate_vmid(&self, vm: Regime) {
+        self.hardware.invalidate_vmid(vm);
+    }
+    fn invalidate_all_vmids(&self) {
+        self.hardware.invalidate_all_vmids();
+    }
+    fn invalidate_local(&self, vm: Regime, ipa: Ipa, level: Option<Level>, va: Option<u64>) {
+        self.hardware.invalidate_local(vm, ipa, level, va);
+    }
+    fn publish_tables(&self) {
+        let interruption = self.before_link.borrow_mut().take();
+        interruption.into_iter().for_each(|happens| happens());
+    }
+}
+
+impl Caches for Interrupted {
+    fn clean_for_guest(&self, _: Pa, _: u64) {}
+}
+
+/// A VM with one slot of blocks. vCPU 0 runs on CPU 0, vCPU 1 on CPU 1, the harness on CPU 2.
+struct Machine {
+    space: Arc<Space>,
+    mmu: Arc<Mmu>,
+    cpus: Vec<Rc<CpuMemory<Interrupted>>>,
+    before_link: Interruption,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let pool = Box::leak(Box::new(FramePool::new()));
+        // SAFETY: the arena is leaked, and added once.
+        unsafe { pool.add(arena::leak(2048)) };
+        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 3, 2, 8)));
+        let features = Features {
+            hardware_access: true,
+            hardware_dirty: true,
+            ..Features::armv8_0(32, 48)
+        };
+        let layout = Layout::new(features).unwrap();
+        let mmu = Mmu::new(layout, 3);
+        let before_link = Interruption::default();
+        let cpu = |number| {
+            let mmu = mmu.clone();
+            let hardware = Interrupted {
+                hardware: Hardware { mmu, cpu: number },
+                before_link: before_link.clone(),
+            };
+            Rc::new(CpuMemory::new(
+                system,
+                number,
+                hardware,
+                Box::leak(Box::default()),
+            ))
+        };
+        let cpus: Vec<_> = (0..3).map(cpu).collect();
+        let mut space = Space::new(&cpus[2], VmId::new(0).unwrap(), layout).unwrap();
+        space.make_rings(2, 64).unwrap();
+        let bytes = BLOCKS * BLOCK * PAGE_SIZE;
+        space
+            .add_slot(&cpus[2], SLOT, START, bytes, Level::L2, false)
+            .unwrap();
+        let space = Arc::new(space);
+        Self {
+            space,
+            mmu,
+            cpus,
+            before_link,
+        }
+    }
+
+    fn harness(&self) -> &CpuMemory<Interrupted> {
+        &self.cpus[2]
+    }
+
+    fn access(&self, vcpu: usize, page: u64, access: Access) {
+        let ipa = START.offset(page * PAGE_SIZE);
+        let (vttbr, _) = self.space.activate(&self.cpus[vcpu]);
+        let root = Pa::new(vttbr.bits() & ((1 << 48) - 1) & !0x3f);
+        let write = access == Access::Write;
+        while let Err(kind) = self.mmu.access(vcpu, root, ipa, write, 1, |_| {}) {
+            let fault = Fault {
+                vcpu,
+                ipa,
+                va: None,
+                access,
+                kind,
+            };
+            let outcome = self.space.fault(&self.cpus[vcpu], &fault);
+            assert!(
+                matches!(outcome, FaultOutcome::Resolved | FaultOutcome::Retry),
+                "{outcome:?}"
+            );
+        }
+    }
+
+    fn write(&self, vcpu: usize, page: u64) {
+        self.access(vcpu, page, Access::Write);
+    }
+
+    fn enable(&self, policy: &LogPolicy) {
+        self.space
+            .enable_dirty_log(self.harness(), SLOT, policy)
+            .unwrap();
+    }
+
+    fn disable(&self) {
+        self.space.disable_dirty_log(self.harness(), SLOT).unwrap();
+    }
+
+    /// Has another log by `policy` replace the one that there is, just before the next table is linked.
+    fn switch_before_link(&self, policy: LogPolicy) {
+        let (space, harness) = (self.space.clone(), self.cpus[2].clone());
+        *self.before_link.borrow_mut() = Some(Box::new(move || {
+            space.disable_dirty_log(&harness, SLOT).unwrap();
+            space.enable_dirty_log(&harness, SLOT, &policy).unwrap();
+        }));
+    }
+
+    /// Takes what is dirty among the 64 pages of a word out of the log, without a look before.
+    fn clear(&self, word: u64) -> u64 {
+        let mut part = [u64::MAX];
+        self.space
+            .clear_dirty_log(self.harness(), SLOT, word * 64, &mut part)
+            .unwrap();
+        part[0]
+    }
+
+    fn is_dirty(&self, page: u64) -> bool {
+        let mut part = [0];
+        self.space
+            .get_dirty_log(self.harness(), SLOT, page / 64 * 64, &mut part)
+            .unwrap();
+        part[0] & 1 << (page % 64) != 0
+    }
+
+    fn harvest_ring(&self, vcpu: usize) -> Vec<u64> {
+        let none = DirtyPages {
+            slot: SLOT,
+            first: 0,
+            count: 0,
+        };
+        let mut pages = [none; 64];
+        let count = self.space.harvest_ring(self.harness(), vcpu, &mut pages);
+        pages[..count].iter().map(|pages| pages.first).collect()
+    }
+}
+
+/// Clearing a part of a block that is logged as one made all of it clean, and the log didn't know yet.
+#[test]
+fn a_write_to_a_block_isnt_forgotten_with_another_part_of_it() {
+    let machine = Machine::new();
+    machine.write(0, 0);
+    machine.enable(&LogPolicy {
+        granularity: Granularity::Block2M,
+        ..BY_HARDWARE
+    });
+    machine.write(0, 0);
+    assert!(machine.is_dirty(0) && machine.is_dirty(100));
+    assert_eq!(machine.clear(0), u64::MAX);
+    machine.write(0, 0);
+    assert_eq!(machine.clear(1), u64::MAX);
+    assert!(machine.is_dirty(0), "a write is lost");
+    assert!(!machine.is_dirty(64), "it was taken, and nobody wrote");
+}
+
+/// What a ring of an earlier log still held made pages clean whose writes hardware has noted since.
+#[test]
+fn a_ring_that_outlives_its_log_takes_nothing_from_the_next() {
+    let machine = Machine::new();
+    machine.write(0, 0);
+    machine.enable(&IN_RINGS);
+    machine.write(0, 3);
+    machine.disable();
+    let granularity = Granularity::Block2M;
+    machine.enable(&LogPolicy {
+        granularity,
+        ..BY_HARDWARE
+    });
+    machine.write(0, 3);
+    machine.write(0, 4);
+    machine.harvest_ring(0);
+    assert!(machine.is_dirty(3) && machine.is_dirty(4));
+}
+
+/// A fault that split a block for hardware to track its pages, while another log began that goes by write protection, left
+/// pages behind that are written without anybody's notice.
+#[test]
+fn a_split_for_a_log_that_has_ended_leaves_nothing_untracked_in_the_next() {
+    let machine = Machine::new();
+    machine.write(0, 0);
+    machine.enable(&BY_HARDWARE);
+    machine.switch_before_link(BY_PROTECTION);
+    machine.write(0, 0);
+    machine.write(1, 7);
+    assert!(machine.is_dirty(0), "the write that split it");
+    assert!(machine.is_dirty(7), "a write beside it");
+    assert!(!machine.is_dirty(8));
+}
+
+/// Nobody who reads the source of a copy has to know that a page was written by the hypervisor.
+#[test]
+fn a_write_by_the_hypervisor_is_logged_by_every_policy() {
+    for policy in [BY_HARDWARE, IN_RINGS, BY_PROTECTION] {
+        let machine = Machine::new();
+        machine.enable(&policy);
+        let ipa = START.offset(70 * PAGE_SIZE - 1);
+        machine
+            .space
+            .write_guest(machine.harness(), ipa, &[1, 2])
+            .unwrap();
+        assert!(machine.is_dirty(69) && machine.is_dirty(70) && !machine.is_dirty(71));
+        assert_eq!(machine.clear(1), 0b11 << 5);
+    }
+}
+
+/// All of eager splitting's chunk sizes that a caller may think of.
+#[test]
+fn a_chunk_of_any_size_splits_all() {
+    for chunk in [0, 1, 3 << 20, u64::MAX] {
+        let machine = Machine::new();
+        machine.write(0, 0);
+        machine.write(0, BLOCK);
+        let ahead = Ahead { chunk, reserve: 0 };
+        let splitting = Splitting::Eager(ahead);
+        let split = (machine.space).enable_dirty_log(
+            machine.harness(),
+            SLOT,
+            &LogPolicy {
+                splitting,
+                ..BY_PROTECTION
+            },
+        );
+        let split = split.unwrap();
+        assert_eq!((split.blocks, split.ran_out), (BLOCKS, false), "{chunk:#x}");
+    }
+}
