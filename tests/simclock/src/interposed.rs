@@ -79,11 +79,23 @@ pub unsafe extern "C" fn pthread_cond_wait(
     // SAFETY: libc's function has this type.
     let libc_wait = *LIBC.get_or_init(|| unsafe { mem::transmute(libc_s(c"pthread_cond_wait")) });
     let told = SIMULATION.get().zip(thread());
-    if let Some((simulation, thread)) = told {
-        simulation.sleeps(thread, condition.addr(), real_time());
-    }
-    // SAFETY: the caller's promise, handed on.
-    let result = unsafe { libc_wait(condition, mutex) };
+    let idle = told.and_then(|(simulation, thread)| {
+        let cpu = simulation.sleeps(thread, condition.addr(), real_time())?;
+        Some((simulation, cpu))
+    });
+    let result = match idle {
+        // All who could wake it come through here. The emulator wakes CPUs without the mutex too, and libc's function misses
+        // that if it comes a moment too early; the CPU would hold time back and never run.
+        Some((simulation, cpu)) => {
+            // SAFETY: the mutex is the caller's.
+            unsafe { libc::pthread_mutex_unlock(mutex) };
+            simulation.doze(cpu);
+            // SAFETY: the mutex lives until the return.
+            unsafe { libc::pthread_mutex_lock(mutex) }
+        }
+        // SAFETY: the caller's promise, handed on.
+        None => unsafe { libc_wait(condition, mutex) },
+    };
     if let Some((simulation, thread)) = told {
         simulation.has_slept(thread);
     }

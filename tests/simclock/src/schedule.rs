@@ -200,8 +200,9 @@ impl Schedule {
         }
     }
 
-    /// Those who wait for a condition are woken, or one of them; CPUs that were idle go on at time `now`.
-    pub fn wakes(&mut self, condition: usize, all: bool, now: u64) {
+    /// Those who wait for a condition are woken, or one of them. CPUs that were idle go on at time `now`; gives a bit for each.
+    pub fn wakes(&mut self, condition: usize, all: bool, now: u64) -> u128 {
+        let mut woken = 0;
         for index in 0..THREADS {
             if self.conditions[index] != condition {
                 continue;
@@ -211,11 +212,18 @@ impl Schedule {
                 self.set_state(index, State::Waking);
                 let time = &mut self.cpus[index].time;
                 *time = now.max(*time);
+                woken |= 1 << index;
             }
             if !all {
-                return;
+                break;
             }
         }
+        woken
+    }
+
+    /// Whether a CPU is in WFI or off, and nobody has woken it.
+    pub fn is_idle(&self, cpu: usize) -> bool {
+        self.cpus[cpu].state == State::Idle
     }
 
     /// Whether a thread waits for a condition.
@@ -412,7 +420,7 @@ mod tests {
             Verdict::Run(SHORTEST_TURN)
         );
         assert!(!schedule.let_go(1));
-        schedule.wakes(CONDITION, false, far);
+        assert_eq!(schedule.wakes(CONDITION, false, far), 0);
         assert_eq!(schedule.spent(1, far, QUANTUM).0, Verdict::Wait);
         assert!(schedule.let_go(1));
         schedule.has_slept(Thread::Cpu(2));
@@ -444,9 +452,11 @@ mod tests {
             schedule.spent(0, woken_at, QUANTUM).0,
             Verdict::Run(QUANTUM)
         );
-        schedule.wakes(CONDITION + 1, true, woken_at);
+        assert_eq!(schedule.wakes(CONDITION + 1, true, woken_at), 0);
         assert_eq!(schedule.floor(), Some(woken_at));
-        schedule.wakes(CONDITION, true, woken_at);
+        assert!(schedule.is_idle(1));
+        assert_eq!(schedule.wakes(CONDITION, true, woken_at), 0b10);
+        assert!(!schedule.is_idle(1));
         assert_eq!(
             schedule.spent(0, woken_at + 2 * QUANTUM, QUANTUM).0,
             Verdict::Wait

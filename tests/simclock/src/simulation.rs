@@ -23,6 +23,9 @@ use crate::sleep::{Lock, Turn};
 /// code for a reason that nobody told: whoever waits goes on for a moment. A busy host may keep a thread waiting for long.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// Real time between looks whether an idle CPU has been woken, which are not what wakes it.
+const LONG: Duration = Duration::from_secs(3600);
+
 /// The emulator's machine; nothing before the plugin is installed.
 pub static SIMULATION: OnceLock<Simulation> = OnceLock::new();
 
@@ -34,6 +37,8 @@ pub struct Simulation {
     /// What added to a CPU's counter is its time (modulo 2^64).
     bases: [AtomicU64; MOST_CPUS],
     turns: [Turn; MOST_CPUS],
+    /// What idle CPUs' threads wait for.
+    alarms: [Turn; MOST_CPUS],
     /// The length of each CPU's next turn: a quantum, but short ones after it has met others on a line. Its own thread's.
     lengths: [AtomicU64; MOST_CPUS],
     quantum: u64,
@@ -68,6 +73,7 @@ impl Simulation {
             counters: Counters::new(),
             bases: [const { AtomicU64::new(0) }; MOST_CPUS],
             turns: [const { Turn::new() }; MOST_CPUS],
+            alarms: [const { Turn::new() }; MOST_CPUS],
             lengths: [const { AtomicU64::new(0) }; MOST_CPUS],
             quantum: options.quantum,
             // Less than a move, so that who has got a line doesn't use it again before the next one has.
@@ -180,31 +186,49 @@ impl Simulation {
         }
     }
 
-    /// A thread is about to wait for a condition of the emulator's.
-    pub fn sleeps(&self, thread: Thread, condition: usize, real: u64) {
-        let released = self.schedule.with(|schedule| {
+    /// A thread is about to wait for a condition of the emulator's. Gives the CPU if it is that of an idle one, which is to
+    /// [`doze`](Self::doze).
+    pub fn sleeps(&self, thread: Thread, condition: usize, real: u64) -> Option<usize> {
+        if let Thread::Cpu(cpu) = thread {
+            self.alarms[cpu].end();
+        }
+        let (released, idle) = self.schedule.with(|schedule| {
             let was_busy = schedule.floor().is_some();
             let released = schedule.sleeps(thread, condition);
             if was_busy && schedule.floor().is_none() {
                 self.clock.follow(real);
             }
-            released
+            let idle = match thread {
+                Thread::Cpu(cpu) if schedule.is_idle(cpu) => Some(cpu),
+                _ => None,
+            };
+            (released, idle)
         });
         self.release(released);
+        idle
+    }
+
+    /// Waits until an idle CPU is woken. A wake between [`sleeps`](Self::sleeps) and this isn't lost.
+    pub fn doze(&self, cpu: usize) {
+        while self.alarms[cpu].wait(LONG).is_none() {}
     }
 
     /// Those who wait for a condition are about to be woken, or one of them.
     pub fn wakes(&self, condition: usize, all: bool, real: u64) {
-        self.schedule.with(|schedule| {
+        let woken = self.schedule.with(|schedule| {
             if !schedule.is_awaited(condition) {
-                return;
+                return 0;
             }
             let was_busy = schedule.floor().is_some();
-            schedule.wakes(condition, all, self.clock.time(real));
+            let woken = schedule.wakes(condition, all, self.clock.time(real));
             if !was_busy && schedule.floor().is_some() {
                 self.clock.hold(real);
             }
+            woken
         });
+        for cpu in (0..MOST_CPUS).filter(|cpu| woken >> cpu & 1 != 0) {
+            self.alarms[cpu].grant(1);
+        }
     }
 
     /// A thread has stopped waiting.
