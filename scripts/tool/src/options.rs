@@ -398,6 +398,26 @@ mod tests {
     }
 
     #[test]
+    fn simulated_time_has_costs_and_takes_long() {
+        let costs = |arguments: &[&str]| parse(arguments).expect("sound options").costs();
+        assert_eq!(costs(&[]), None);
+        assert_eq!(costs(&["--simulated"]), Some(Costs::default()));
+        let given = costs(&["--simulated", "--line-cost=0", "--tlbi-cost=400"]);
+        assert_eq!(
+            given,
+            Some(Costs {
+                line_ns: 0,
+                tlbi_ns: 400
+            })
+        );
+        let plan = plan(&["--simulated", "--mode=parallel"]).expect("sound options");
+        assert_eq!(plan.host_seconds, Some(SIMULATED_RUN_SECONDS));
+        assert!(refused(&["--line-cost=50"]).contains("--simulated"));
+        assert!(refused(&["--simulated", "--monitor"]).contains("--monitor"));
+        assert!(refused(&["--simulated", "--tlbi-cost=2000000"]).contains("2000000"));
+    }
+
+    #[test]
     fn a_debugger_may_take_its_time() {
         assert_eq!(plan(&["--gdb"]).expect("sound options").host_seconds, None);
     }
