@@ -257,6 +257,25 @@ fn a_split_for_a_log_that_has_ended_leaves_nothing_untracked_in_the_next() {
     assert!(!machine.is_dirty(8));
 }
 
+/// A block that is restored while it is logged has pages that were written, and those are in the log; the next write to
+/// any of them has to be noticed.
+#[test]
+fn a_block_restored_while_it_is_logged_is_read_only() {
+    let machine = Machine::new();
+    machine.enable(&BY_PROTECTION);
+    for page in 0..BLOCK {
+        machine.write(0, page);
+    }
+    assert_eq!(machine.clear(0), u64::MAX);
+    let restored = machine.space.restore_blocks(machine.harness(), SLOT, START);
+    assert_eq!(restored.unwrap().collapsed.blocks, 1);
+    let (leaf, level) = machine.space.lookup(machine.harness(), START).unwrap();
+    assert!(level == Level::L2 && !leaf.writable());
+    assert!(!machine.is_dirty(5) && machine.is_dirty(64));
+    machine.write(1, 5);
+    assert!(machine.is_dirty(5) && !machine.is_dirty(6));
+}
+
 /// Nobody who reads the source of a copy has to know that a page was written by the hypervisor.
 #[test]
 fn a_write_by_the_hypervisor_is_logged_by_every_policy() {
