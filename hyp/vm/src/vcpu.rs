@@ -10,6 +10,7 @@ use stage2::{Ipa, PAGE_SIZE};
 
 use crate::cpu::{Cpu, CpuId, ExceptionRecord, ExitReason, RawExit, VcpuControls};
 use crate::exits::ExitKind;
+use crate::holds::HoldPeriod;
 use crate::id;
 use crate::psci;
 use crate::pstate;
@@ -167,7 +168,31 @@ where
         let AbortKind::Stage2(kind) = abort.kind() else {
             return self.other_abort(exit, abort);
         };
-        let exited_ns = self.vm.timed().map(|_| self.cpu.now_ns());
+        let (outcome, ipa) = match self.vm.timed() {
+            None => self.serve(exit, abort, access, kind),
+            Some(period) => self.serve_timed(period, exit, (abort, access, kind)),
+        };
+        match outcome {
+            FaultOutcome::Resolved | FaultOutcome::Retry => Next::Enter,
+            FaultOutcome::RingLow => self.ring_low(),
+            FaultOutcome::RingFull => self.wait_for_ring(),
+            FaultOutcome::NoSlot | FaultOutcome::NotPermitted => self.inject_external_abort(exit),
+            FaultOutcome::OutOfFrames => Next::Stop(StopReason::OutOfFrames {
+                vcpu: self.vcpu.id,
+                ipa,
+            }),
+        }
+    }
+
+    /// Serves a stage-2 fault, and says at which address.
+    #[inline]
+    fn serve(
+        &mut self,
+        exit: &RawExit,
+        abort: Abort,
+        access: Access,
+        kind: FaultKind,
+    ) -> (FaultOutcome, Ipa) {
         self.count(match kind {
             FaultKind::Translation => ExitKind::TranslationFault,
             FaultKind::AccessFlag => ExitKind::AccessFlagFault,
@@ -183,7 +208,7 @@ where
                 Some(ipa) => ipa,
                 None => {
                     self.count(ExitKind::LostTranslation);
-                    return Next::Enter;
+                    return (FaultOutcome::Retry, Ipa::new(0));
                 }
             }
         } else {
@@ -196,21 +221,22 @@ where
             access,
             kind,
         };
-        let outcome = self.vm.space.fault(self.memory, &fault);
-        if let (Some(period), Some(exited_ns)) = (self.vm.timed(), exited_ns) {
-            let hold = self.cpu.now_ns().saturating_sub(exited_ns);
-            self.vm.shared(self.vcpu.id).longest_hold.note(period, hold);
-        }
-        match outcome {
-            FaultOutcome::Resolved | FaultOutcome::Retry => Next::Enter,
-            FaultOutcome::RingLow => self.ring_low(),
-            FaultOutcome::RingFull => self.wait_for_ring(),
-            FaultOutcome::NoSlot | FaultOutcome::NotPermitted => self.inject_external_abort(exit),
-            FaultOutcome::OutOfFrames => Next::Stop(StopReason::OutOfFrames {
-                vcpu: self.vcpu.id,
-                ipa,
-            }),
-        }
+        (self.vm.space.fault(self.memory, &fault), ipa)
+    }
+
+    /// As [`Self::serve`], and notes how long it took.
+    #[inline(never)]
+    fn serve_timed(
+        &mut self,
+        period: &HoldPeriod,
+        exit: &RawExit,
+        (abort, access, kind): (Abort, Access, FaultKind),
+    ) -> (FaultOutcome, Ipa) {
+        let exited_ns = self.cpu.now_ns();
+        let served = self.serve(exit, abort, access, kind);
+        let hold = self.cpu.now_ns().saturating_sub(exited_ns);
+        self.vm.shared(self.vcpu.id).longest_hold.note(period, hold);
+        served
     }
 
     #[cold]

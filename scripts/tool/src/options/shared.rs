@@ -132,7 +132,7 @@ pub struct WorkloadOptions {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub slots: u32,
 
-    /// Measure the longest exit of each vCPU, which costs each exit a few instructions.
+    /// Measure the longest exit of each vCPU, which costs each fault about 50 instructions.
     #[arg(long)]
     pub exit_times: bool,
 
