@@ -69,6 +69,15 @@ pub enum RunError {
         /// How many its journal names, or it has to write.
         expected: u64,
     },
+    /// A vCPU hasn't read each page that it hasn't written.
+    WrongReads {
+        /// Which vCPU.
+        vcpu: VcpuId,
+        /// How often it says that it has read.
+        counted: u64,
+        /// How often it had to.
+        expected: u64,
+    },
     /// A vCPU's journal is wrong in itself.
     Journal {
         /// Which vCPU.
@@ -149,6 +158,7 @@ impl RunError {
         matches!(
             self,
             Self::WrongCount { .. }
+                | Self::WrongReads { .. }
                 | Self::Journal { .. }
                 | Self::Harvest { .. }
                 | Self::Content { .. }
@@ -201,6 +211,16 @@ impl fmt::Display for RunError {
                 write!(
                     f,
                     "{vcpu} says it wrote {counted} pages, but it is {expected}"
+                )
+            }
+            Self::WrongReads {
+                vcpu,
+                counted,
+                expected,
+            } => {
+                write!(
+                    f,
+                    "{vcpu} says it read {counted} pages, but it is {expected}"
                 )
             }
             Self::Journal { vcpu, error } => write!(f, "{vcpu}: {error}"),

@@ -341,6 +341,26 @@ mod tests {
     }
 
     #[test]
+    fn the_stress_run_replaces_the_benchmark_and_has_room_for_copies() {
+        let plan = plan(&[
+            "--stress=9",
+            "--vcpus=4",
+            "--bytes=128M",
+            "--seed=3",
+            "--slots=2",
+        ]);
+        let plan = plan.expect("sound options");
+        assert_eq!(
+            plan.append,
+            "mode=parallel vcpus=4 bytes=131072K backing=2M timeout=120 guest=stress seconds=9 seed=3 slots=2"
+        );
+        assert_eq!(plan.memory, mib(1280));
+        assert_eq!(plan.host_seconds, Some(189));
+        assert!(refused(&["--stress=9", "--split=none"]).contains("--split"));
+        assert!(refused(&["--stress=9", "--iterations=2"]).contains("--iterations"));
+    }
+
+    #[test]
     fn a_guest_of_ones_own_replaces_the_benchmark() {
         let plan = plan(&["--guest", "some.img", "--vcpus=1"]).expect("sound options");
         assert_eq!(

@@ -214,9 +214,9 @@ impl Vcpu {
         let mut generator = seed
             .wrapping_mul(0x9e37_79b9)
             .wrapping_add(self.vcpu as u64 + 1);
-        let mut written = 0;
+        let (mut written, mut read) = (0, 0);
         loop {
-            let [code, iteration, ..] = self.call(BENCH_NEXT, [written]);
+            let [code, iteration, ..] = self.call(BENCH_NEXT, [written, read]);
             match code {
                 step::POPULATE => {
                     let journal = JOURNALS + JOURNAL_BYTES * self.vcpu as u64;
@@ -238,6 +238,7 @@ impl Vcpu {
                         )
                     });
                     let accesses: Vec<_> = accesses.collect();
+                    read = accesses.iter().filter(|(_, write)| !write).count() as u64;
                     written = self.dirty(iteration, first, share, &accesses, sin);
                 }
                 _ if self.vcpu == 0 => {
