@@ -19,7 +19,7 @@ const TABLE_OR_PAGE: u64 = 1 << 1;
 const WRITABLE: u64 = 1 << 7;
 const ACCESSED: u64 = 1 << 10;
 const DIRTY_MODIFIER: u64 = 1 << 51;
-const ADDRESS: u64 = (1 << 48) - 1 & !0xfff;
+const ADDRESS: u64 = ((1 << 48) - 1) & !0xfff;
 /// Leaves that a TLB holds at most.
 const MOST_HELD: usize = 48;
 
