@@ -275,6 +275,7 @@ pub fn one_line(error: &clap::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simclock::Costs;
     use crate::size::mib;
 
     fn parse(arguments: &[&str]) -> Result<RunOptions, clap::Error> {
@@ -419,7 +420,7 @@ mod tests {
 
     #[test]
     fn simulated_time_has_costs_and_takes_long() {
-        let costs = |arguments: &[&str]| parse(arguments).expect("sound options").costs();
+        let costs = |arguments: &[&str]| parse(arguments).expect("sound options").machine.costs();
         assert_eq!(costs(&[]), None);
         assert_eq!(costs(&["--simulated"]), Some(Costs::default()));
         let given = costs(&["--simulated", "--line-cost=0", "--tlbi-cost=400"]);
