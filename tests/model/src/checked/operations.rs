@@ -161,7 +161,7 @@ impl Cpu<'_> {
                 worker,
                 range,
                 largest,
-                |ipa, level| {
+                |ipa: Ipa, level| {
                     let end = ipa.offset(layout.span(level));
                     (found.iter()).any(|part| part.start < end && ipa < part.end)
                 },

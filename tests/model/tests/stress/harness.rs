@@ -92,7 +92,7 @@ impl<L: MmuLock> Harness<L> {
     }
 
     fn step(&mut self) {
-        self.machine.count_step();
+        self.machine.begin_step();
         let index = self.random.below(self.slots.len() as u64) as usize;
         let any = self.random.below(16);
         match (self.slots[index].policy, any) {
@@ -116,7 +116,10 @@ impl<L: MmuLock> Harness<L> {
             }
             _ => self.cpu.idle(),
         }
-        self.harvest_rings();
+        // Not always, so that rings are full now and then.
+        if self.random.one_in(4) {
+            self.harvest_rings();
+        }
     }
 
     fn any_policy(&mut self) -> LogPolicy {

@@ -18,6 +18,9 @@ pub const OWN_WORDS: usize = 8;
 /// Accesses after which a vCPU lets others have its thread's time.
 const ACCESSES_AT_ONCE: u64 = 64;
 
+/// What vCPUs try, waiting included, before the harness goes on.
+const TRIES_IN_A_STEP: u64 = 150;
+
 /// Accesses after which a vCPU rests, on average.
 const ACCESSES_IN_A_ROW: u64 = 32;
 
@@ -90,6 +93,8 @@ pub struct Machine<L> {
     waits: AtomicU64,
     /// What the harness has done until now.
     steps: AtomicU64,
+    /// What vCPUs have tried until now.
+    tries: AtomicU64,
 }
 
 impl<L: MmuLock> Machine<L> {
@@ -112,6 +117,7 @@ impl<L: MmuLock> Machine<L> {
             end: AtomicBool::new(false),
             waits: AtomicU64::new(0),
             steps: AtomicU64::new(0),
+            tries: AtomicU64::new(0),
         }
     }
 
@@ -159,6 +165,7 @@ impl<L: MmuLock> Machine<L> {
             }
             self.stopped.fetch_sub(1, Ordering::SeqCst);
         }
+        self.tries.fetch_add(1, Ordering::Relaxed);
         !self.end.load(Ordering::SeqCst)
     }
 
@@ -213,14 +220,20 @@ impl<L: MmuLock> Machine<L> {
     fn rest(&self, steps: u64) {
         let until = self.steps.load(Ordering::Relaxed) + steps;
         while self.steps.load(Ordering::Relaxed) < until && self.goes_on() {
+            self.tries.fetch_add(TRIES_IN_A_STEP / 2, Ordering::Relaxed);
             pause();
             thread::yield_now();
         }
     }
 
-    /// The harness has done something more.
-    pub fn count_step(&self) {
+    /// The harness is about to do something more: on a busy host, waits until vCPUs have done something too.
+    pub fn begin_step(&self) {
+        let until = self.tries.load(Ordering::Relaxed) + TRIES_IN_A_STEP;
         self.steps.fetch_add(1, Ordering::Relaxed);
+        while self.tries.load(Ordering::Relaxed) < until {
+            pause();
+            thread::yield_now();
+        }
     }
 
     fn any_page(&self, random: &mut Random) -> (usize, u64) {
