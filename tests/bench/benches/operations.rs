@@ -12,7 +12,7 @@ use criterion::{
 };
 use engine_bench::{BLOCK_PAGES, BenchWorker, Cpu, fill, page, serve, tree, write};
 use memory::{MmuLock, Mutexed, Parallel, RwLocked};
-use stage2::{Level, Permissions, Stage2};
+use stage2::{All, Level, Permissions, Stage2};
 
 /// Pages that an operation is measured on: four tables.
 const PAGES: u64 = 4 * BLOCK_PAGES;
@@ -76,7 +76,7 @@ fn operations(criterion: &mut Criterion) {
         },
     );
     measure(&mut group, "write protect", &pages, |stage2, worker| {
-        stage2.write_protect(worker, all(), |_, _| true, |_, _| {});
+        stage2.write_protect(worker, all(), All, |_, _| {});
     });
     measure(&mut group, "protect", &pages, |stage2, worker| {
         stage2.protect(worker, all(), Permissions::READ_ONLY, |_, _, _| {});
@@ -119,7 +119,7 @@ fn relax_under<L: MmuLock>(cpus: u64, rounds: u64) -> Duration {
                     let mut spent = Duration::ZERO;
                     for _ in 0..rounds {
                         let range = page(pages.start)..page(pages.end);
-                        stage2.write_protect(&worker, range, |_, _| true, |_, _| {});
+                        stage2.write_protect(&worker, range, All, |_, _| {});
                         start.wait();
                         let begun = Instant::now();
                         for index in pages.clone() {

@@ -168,6 +168,11 @@ pub fn write(index: u64) -> Request {
 /// Serves a fault as the owner of the memory does.
 #[inline]
 pub fn serve(stage2: &Stage2, worker: &BenchWorker<'_>, request: &Request) -> bool {
+    if request.access == Access::Write
+        && (stage2.relax(worker, request.ipa, request.va, request.largest_written)).is_some()
+    {
+        return true;
+    }
     match stage2.fault(worker, request) {
         Resolution::Vacant(broken) => {
             let leaf = stage2.leaf_for(request, broken.level());

@@ -12,11 +12,13 @@ use stage2::{Level, NoTlb, Permissions, Stage2};
 mod measured {
     use engine_bench::{BLOCK_PAGES, BenchWorker, page};
     use memory::CpuMemory;
-    use stage2::{Level, NoTlb, Request, Resolution, Stage2};
+    use stage2::{All, Level, NoTlb, Request, Resolution, Stage2};
 
     #[inline(never)]
     pub fn relax(stage2: &Stage2, worker: &BenchWorker<'_>, request: &Request) -> bool {
-        matches!(stage2.fault(worker, request), Resolution::Relaxed(_))
+        let Request { ipa, va, .. } = *request;
+        let relaxed = stage2.relax(worker, ipa, va, request.largest_written);
+        relaxed.is_some()
     }
 
     #[inline(never)]
@@ -59,13 +61,13 @@ mod measured {
     #[inline(never)]
     pub fn track(stage2: &Stage2, worker: &BenchWorker<'_>, pages: u64) -> bool {
         let all = page(0)..page(pages);
-        stage2.track_writes(worker, all, Level::L3, |_, _| true, |_, _| {});
+        stage2.track_writes(worker, all, Level::L3, All, |_, _| {});
         true
     }
 
     #[inline(never)]
     pub fn harvest(stage2: &Stage2, worker: &BenchWorker<'_>, pages: u64) -> bool {
-        stage2.write_protect(worker, page(0)..page(pages), |_, _| true, |_, _| {});
+        stage2.write_protect(worker, page(0)..page(pages), All, |_, _| {});
         true
     }
 }
