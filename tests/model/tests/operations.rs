@@ -64,6 +64,24 @@ fn a_write_protected_page_is_relaxed_by_a_local_invalidation_only() {
 }
 
 #[test]
+fn a_page_relaxed_alone_is_relaxed_by_a_local_invalidation_only() {
+    let machine = machine();
+    machine.access(0, &request(page(0), Access::Read, Level::L3, true));
+    assert!(!machine.translate(0, page(0)).unwrap().writable());
+    machine.tlbs.take_log();
+    let relaxed = machine.on(0, |worker| {
+        machine.stage2.relax(worker, page(0), None, Level::L3)
+    });
+    assert_eq!(relaxed, Some(Level::L3));
+    assert_eq!(
+        machine.tlbs.take_log(),
+        [Invalidation::Local(0, page(0), Some(Level::L3))]
+    );
+    assert!(machine.translate(0, page(0)).unwrap().writable());
+    machine.destroy();
+}
+
+#[test]
 fn a_second_cpu_with_an_old_entry_faults_spuriously_and_goes_on() {
     let machine = machine();
     let write = request(page(0), Access::Write, Level::L3, true);
