@@ -15,7 +15,7 @@ use crate::error::RunError;
 use crate::guest::{GuestPlan, Host, Remains, Watch};
 use crate::image::GuestImage;
 use crate::machine::Machine;
-use crate::options::{Backing, Harvest, Options, Tracking};
+use crate::options::{Backing, Enable, Harvest, Options, Tracking};
 use crate::policy::Choice;
 use crate::record::{CounterMap, PARVISOR, Phase, PhaseName, Record};
 use crate::report;
@@ -219,7 +219,10 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
         self.progress(0);
         self.wait_for_vcpus()?;
         self.populate()?;
-        self.phase(PhaseName::Enable, 0, Self::enable)?;
+        match self.options.enable {
+            Enable::Overlapped => self.enable_overlapped()?,
+            Enable::Protect | Enable::AllSet => self.phase(PhaseName::Enable, 0, Self::enable)?,
+        }
         self.progress(1);
         for iteration in 1..=self.options.iterations {
             self.dirty(iteration)?;
@@ -260,6 +263,24 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
         }
         self.count_split(split);
         Ok(())
+    }
+
+    /// Enables the log while the vCPUs access their memory once more. The time is that of enabling, the counters are
+    /// everybody's. What they wrote may or may not be in the log, which begins empty.
+    fn enable_overlapped(&mut self) -> Result<(), RunError> {
+        let iteration = self.options.iterations + 2;
+        let start = self.start_phase();
+        self.post(Step {
+            code: step::DIRTY,
+            iteration,
+        });
+        self.enable()?;
+        let end_ns = self.watch.machine.now_ns();
+        self.wait_for_vcpus()?;
+        self.end_phase(PhaseName::Enable, 0, end_ns, start);
+        self.read_journals()?;
+        self.written_in(iteration)?;
+        self.take_all()
     }
 
     fn dirty(&mut self, iteration: u64) -> Result<(), RunError> {

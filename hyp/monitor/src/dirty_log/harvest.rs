@@ -70,6 +70,13 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
         Ok(())
     }
 
+    /// Harvests all that was written, whatever it is. All vCPUs wait.
+    pub(super) fn take_all(&mut self) -> Result<(), RunError> {
+        self.take_rings()?;
+        self.from_rings.fill(0);
+        Ok(())
+    }
+
     /// What is still in the rings, and the bitmap behind them.
     fn take_rings(&mut self) -> Result<(), RunError> {
         (0..self.options.vcpus).for_each(|vcpu| self.take_ring(vcpu));

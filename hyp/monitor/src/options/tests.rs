@@ -217,7 +217,7 @@ fn malformed_policies_are_named() {
     );
     assert_eq!(
         refused("enable=all-set"),
-        "malformed value 'all-set' for option 'enable': expected protect or all_set"
+        "malformed value 'all-set' for option 'enable': expected protect, all_set or overlapped"
     );
     assert_eq!(
         refused("exit_times=1"),

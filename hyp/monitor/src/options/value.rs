@@ -142,9 +142,11 @@ words! {
 
 words! {
     /// What enabling the log does.
-    Enable: "protect or all_set" {
+    Enable: "protect, all_set or overlapped" {
         /// All is write-protected.
         Protect = "protect",
+        /// All is write-protected, and split if it is to be, while the vCPUs access their memory.
+        Overlapped = "overlapped",
         /// All is dirty, and is write-protected when it is first cleared.
         AllSet = "all_set",
     }

@@ -105,7 +105,7 @@ fn impossible(workload: &Workload) -> Option<&'static str> {
 
 /// Whether Linux is to clear together with getting the log, and to write-protect at first: the one comes with the other.
 fn clears_with_get(workload: &Workload) -> bool {
-    workload.clear == Clear::WithGet || workload.enable == Enable::Protect
+    workload.clear == Clear::WithGet || workload.enable != Enable::AllSet
 }
 
 /// Whether two workloads are the same to Linux.

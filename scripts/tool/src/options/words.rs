@@ -121,6 +121,8 @@ pub enum Harvest {
 pub enum Enable {
     /// Write-protect everything.
     Protect,
+    /// Write-protect everything, splitting it first if it is to be split, while the vCPUs access their memory.
+    Overlapped,
     /// Call everything dirty, and write-protect when it is first cleared.
     #[value(name = "all_set", alias = "all-set")]
     AllSet,
