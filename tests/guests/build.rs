@@ -1,4 +1,5 @@
-//! Passes the guests' linker script and the flags of a position-independent, self-relocating image to the linker.
+//! The build script of every guest: passes the linker script and the flags of a position-independent, self-relocating image
+//! to the linker.
 
 use std::env;
 use std::path::Path;
@@ -6,7 +7,7 @@ use std::path::Path;
 fn main() {
     let directory = env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
     let script = Path::new(&directory).join("../runtime/guest.ld");
-    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=../build.rs");
     println!("cargo::rerun-if-changed={}", script.display());
     let arguments = [
         format!("--script={}", script.display()),
