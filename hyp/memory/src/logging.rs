@@ -34,7 +34,7 @@ pub enum LogError {
     OutOfMemory(SlotId),
     /// The VM's tables have no hardware dirty state.
     NoHardwareTracking(SlotId),
-    /// The VM has no dirty rings, or the slot's number or what else is asked for doesn't go with them.
+    /// The VM has no dirty rings, or what else is asked for doesn't go with them.
     NoRing(SlotId),
 }
 

@@ -17,10 +17,10 @@ use crate::wanted::{All, Wanted};
 const REPORTED_AT_ONCE: usize = u64::BITS as usize;
 
 impl Stage2 {
-    /// Makes hardware note the next write through each leaf in `range` that `wanted` names, forgetting writes that it has noted. Leaves larger than those of `largest` would stand
-    /// for too much: they become read-only, for a fault to make them smaller. Leaves that may not be written stay as they are,
-    /// and those that the range covers in part count as in it. `forgotten` gets the blocks whose writes were forgotten: who
-    /// named one may have had a part of it in mind.
+    /// Makes hardware note the next write through each leaf in `range` that `wanted` names, forgetting writes that it has
+    /// noted. Leaves larger than those of `largest` would stand for too much: they become read-only, for a fault to make them
+    /// smaller. Leaves that may not be written stay as they are, and those that the range covers in part count as in it.
+    /// `forgotten` gets the blocks whose writes were forgotten: who named one may have had a part of it in mind.
     ///
     /// When this returns, no TLB holds an entry that lets a write to any of them go unnoticed, also where another CPU made
     /// the change and has not finished its invalidation (rule 3). It maps or unmaps nothing.
