@@ -35,11 +35,19 @@ impl<L: MmuLock> AddressSpace<L> {
         first_page: u64,
         bitmap: &mut [u64],
     ) -> Result<(), LogError> {
-        let _control = self.control.lock();
+        // What hardware has noted is taken over while nobody cleans it; else there is nothing to exclude.
+        let by_hardware = {
+            let guard = cpu.pin();
+            let (_, log) = self.logged_slot(id, &guard)?;
+            log.policy().by_hardware()
+        };
+        let _control = by_hardware.then(|| self.control.lock());
         let guard = cpu.pin();
         let (slot, log) = self.logged_slot(id, &guard)?;
         let words = words_of(log, id, first_page, bitmap)?;
-        self.note_hardware_dirty(cpu, &guard, slot, log, &words);
+        if by_hardware {
+            self.note_hardware_dirty(cpu, &guard, slot, log, &words);
+        }
         log.copy(words.start, bitmap);
         Ok(())
     }
