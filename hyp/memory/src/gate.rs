@@ -2,12 +2,12 @@
 //!
 //! crossbeam-epoch lets every 128th entry of a CPU look through all the others, to advance the epoch: on many CPUs those
 //! looks, and the lines that they take from their owners, are most of what faults cost each other. The gate is one more
-//! participant, which stays in the epoch for good and so holds it: as the last one that was registered it is the first that a look meets,
-//! and the look ends there. All that it reads then is written by nobody.
+//! participant, which stays in the epoch for good and so holds it: as the last one that was registered it is the first that
+//! a look meets, and the look ends there. All that it reads then is written by nobody.
 //!
-//! Whoever has something to reclaim opens the gate by one step ([`Gate::step`]), and lets the epoch advance that far: the CPU that
-//! waits ([`settle`](crate::CpuMemory)), idle ones, and those that fill their cache of frames. What was retired is free after
-//! two or three steps.
+//! Whoever has something to reclaim opens the gate by one step ([`Gate::step`]), and lets the epoch advance that far: the
+//! CPU that waits ([`settle`](crate::CpuMemory)), idle ones, and those that fill their cache of frames. What was retired is
+//! free after two or three steps.
 
 use crossbeam_epoch::{Collector, Guard, LocalHandle};
 use spin::Mutex;

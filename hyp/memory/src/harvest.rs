@@ -22,6 +22,15 @@ const RING_BATCH: usize = 256;
 /// Pages of a slot that are protected together, about what one table maps.
 const PAGES_IN_TABLE: usize = 512;
 
+/// Which pages are taken out of a log.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Clear {
+    /// Those that the bitmap names.
+    Named,
+    /// All that are dirty, as far as hardware has noted until now.
+    AllThereIs,
+}
+
 impl<L: MmuLock> AddressSpace<L> {
     /// Copies the log of the pages from `first_page` (a multiple of 64) on into `bitmap`, and changes nothing that a guest
     /// could notice.
@@ -67,8 +76,7 @@ impl<L: MmuLock> AddressSpace<L> {
         first_page: u64,
         bitmap: &mut [u64],
     ) -> Result<SplitAhead, LogError> {
-        let _control = self.control.lock();
-        self.clear(cpu, id, first_page, bitmap)
+        self.clear(cpu, id, first_page, bitmap, Clear::Named)
     }
 
     /// [`Self::get_dirty_log`] and [`Self::clear_dirty_log`] of all that is dirty, in one.
@@ -82,15 +90,7 @@ impl<L: MmuLock> AddressSpace<L> {
         first_page: u64,
         bitmap: &mut [u64],
     ) -> Result<SplitAhead, LogError> {
-        let _control = self.control.lock();
-        {
-            let guard = cpu.pin();
-            let (slot, log) = self.logged_slot(id, &guard)?;
-            let words = words_of(log, id, first_page, bitmap)?;
-            self.note_hardware_dirty(cpu, &guard, slot, log, &words);
-        }
-        bitmap.fill(u64::MAX);
-        self.clear(cpu, id, first_page, bitmap)
+        self.clear(cpu, id, first_page, bitmap, Clear::AllThereIs)
     }
 
     fn clear<T: Tlb + Caches>(
@@ -99,11 +99,17 @@ impl<L: MmuLock> AddressSpace<L> {
         id: SlotId,
         first_page: u64,
         bitmap: &mut [u64],
+        what: Clear,
     ) -> Result<SplitAhead, LogError> {
+        let _control = self.control.lock();
         let (policy, words, range) = {
             let guard = cpu.pin();
             let (slot, log) = self.logged_slot(id, &guard)?;
             let words = words_of(log, id, first_page, bitmap)?;
+            if what == Clear::AllThereIs {
+                self.note_hardware_dirty(cpu, &guard, slot, log, &words);
+                bitmap.fill(u64::MAX);
+            }
             (*log.policy(), words.clone(), range_of(slot, &words))
         };
         let mut split = SplitAhead::default();
@@ -151,8 +157,8 @@ impl<L: MmuLock> AddressSpace<L> {
         );
     }
 
-    /// Takes up to `pages.len()` entries out of a vCPU's ring, and returns how many. When this returns, no vCPU can write to what they
-    /// name unlogged: now it may be copied. A vCPU that waits for room in its ring can be woken.
+    /// Takes up to `pages.len()` entries out of a vCPU's ring, and returns how many. When this returns, no vCPU can write to
+    /// what they name unlogged: now it may be copied. A vCPU that waits for room in its ring can be woken.
     pub fn harvest_ring<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -242,8 +248,8 @@ fn range_of(slot: &Slot, words: &Range<usize>) -> IpaRange {
     start..end.min(slot.end)
 }
 
-/// The leaves that a bitmap names whose first page is at `start`. A block is named by any of its pages; the part of it that lies outside
-/// of the bitmap doesn't count.
+/// The leaves that a bitmap names whose first page is at `start`. A block is named by any of its pages; the part of it that
+/// lies outside of the bitmap doesn't count.
 #[derive(Clone, Copy)]
 struct Named<'b> {
     bitmap: &'b [u64],
@@ -276,7 +282,8 @@ impl Wanted for Named<'_> {
     }
 }
 
-/// Marks the pages of a block of `level` from page `first` on but for those that `bitmap` names, which begins at `first_word`.
+/// Marks the pages of a block of `level` from page `first` on but for those that `bitmap` names, which begins at
+/// `first_word`.
 #[cold]
 fn mark_unnamed(log: &DirtyLog, first: u64, level: Level, first_word: usize, bitmap: &[u64]) {
     let end = first + GRANULE.span(level) / PAGE_SIZE;

@@ -16,8 +16,8 @@
 //! ([`Granularity`]), whether everything counts as dirty at first, and whether vCPUs report in rings of their own. Logging is
 //! switched by [`AddressSpace::enable_dirty_log`] and [`AddressSpace::disable_dirty_log`]; [`AddressSpace::get_dirty_log`]
 //! copies, [`AddressSpace::clear_dirty_log`] takes, [`AddressSpace::harvest_ring`] empties a ring, and
-//! [`AddressSpace::restore_blocks`] brings blocks back. vCPUs may be running through all of it; only harvests and switches of one VM
-//! exclude each other, by a lock that no fault takes. What the hypervisor itself writes into guest memory
+//! [`AddressSpace::restore_blocks`] brings blocks back. vCPUs may be running through all of it; only harvests and switches
+//! of one VM exclude each other, by a lock that no fault takes. What the hypervisor itself writes into guest memory
 //! ([`AddressSpace::write_guest`]) is logged too.
 //!
 //! Physical memory is reached at its own address: at EL2 it is mapped so, and on a host the pool's arena gives the

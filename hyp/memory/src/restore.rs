@@ -24,8 +24,8 @@ pub struct Restored {
 
 impl<L: MmuLock> AddressSpace<L> {
     /// Makes blocks again of a bounded part of a slot, from `from` on: pages that are missing are mapped, and tables whose
-    /// memory is one piece become blocks. A slot that is logged by write protection may be restored too; the blocks are then read-only, until they are
-    /// written. vCPUs may be running.
+    /// memory is one piece become blocks. A slot that is logged by write protection may be restored too; the blocks are then
+    /// read-only, until they are written. vCPUs may be running.
     ///
     /// # Errors
     /// There is no such slot, or hardware tracks its writes.

@@ -93,8 +93,8 @@ impl Stage2 {
     }
 
     /// Tells what hardware has noted as written in `range`, and changes nothing. `wanted` is asked for each lowest table,
-    /// by the part of it that the range covers, whether it can tell anything new; where it can't, nothing is read. `dirty` gets the first IPA of up to 64 leaves,
-    /// their level, and a bit for each that is dirty, where one is.
+    /// by the part of it that the range covers, whether it can tell anything new; where it can't, nothing is read. `dirty`
+    /// gets the first IPA of up to 64 leaves, their level, and a bit for each that is dirty, where one is.
     ///
     /// A write that happens meanwhile is found now or the next time.
     pub fn find_dirty<'w, M: TableMemory, T: Tlb, E: Epoch>(

@@ -1,9 +1,10 @@
 //! Machines for the stage-2 engine that a test can watch.
 //!
-//! [`Machine`] has simple TLBs and is for tests of one operation after the other; `checked` holds what loom runs on. [`System`] is the machine
-//! model: CPUs with real TLB instructions and barriers, TLBs that hold all that the architecture lets them, hardware that
-//! updates entries on its own, and a monitor (the `watcher` crate) that names the rule that is broken. It runs under
-//! random schedules that replay from a seed ([`explore`]). [`Mmu`] is a simpler one that threads of the host run on as well, with real memory behind it.
+//! [`Machine`] has simple TLBs and is for tests of one operation after the other; `checked` holds what loom runs on.
+//! [`System`] is the machine model: CPUs with real TLB instructions and barriers, TLBs that hold all that the architecture
+//! lets them, hardware that updates entries on its own, and a monitor (the `watcher` crate) that names the rule that is
+//! broken. It runs under random schedules that replay from a seed ([`explore`]). [`Mmu`] is a simpler one that threads of
+//! the host run on as well, with real memory behind it. Random operations come from [`strategies`].
 
 #[cfg(loom)]
 pub mod checked;
@@ -25,6 +26,8 @@ mod guest;
 mod mmu;
 #[cfg(not(loom))]
 mod schedule;
+#[cfg(not(loom))]
+pub mod strategies;
 #[cfg(not(loom))]
 mod system;
 

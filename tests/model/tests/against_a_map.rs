@@ -2,12 +2,10 @@
 //! features that changes what the engine does, on tables of four entries and of real size.
 #![cfg(not(loom))]
 
-mod strategies;
-
+use model::strategies::{is_quick, operation};
 use model::{Ground, Operation, Replay, real_grounds, small_grounds};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use strategies::{is_quick, operation};
 
 /// Takes a machine through the operations, and compares it after each one.
 fn agree(ground: &Ground, operations: &[Operation]) {

@@ -2,12 +2,11 @@
 //! exactly what it will find; and on the same pages, where the tables have to be well formed in the end.
 #![cfg(not(loom))]
 
-mod strategies;
-
 use std::collections::BTreeMap;
 use std::sync::Barrier;
 use std::thread;
 
+use model::strategies::{ACCESSES, attributes, backing, is_quick, operation, permissions};
 use model::{
     Backing, Filter, Ground, Machine, OnWrite, Operation, Reference, Report, Span, Survey,
     assert_same_leaves, perform, small_grounds,
@@ -16,7 +15,6 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::TestRunner;
 use stage2::{Access, Attributes, Level, Permissions};
-use strategies::{ACCESSES, attributes, backing, is_quick, operation, permissions};
 
 /// Runs each list of operations on a thread and a CPU of its own, all of them at once, and collects what `work` says.
 fn at_once<R: Send>(

@@ -1,7 +1,6 @@
 //! Random operations, as strategies of plain values, so that they shrink.
-#![allow(dead_code)]
 
-use model::{Backing, Filter, Ground, OnWrite, Operation, Span, Supply};
+use crate::{Backing, Filter, Ground, OnWrite, Operation, Span, Supply};
 use proptest::prelude::*;
 use proptest::sample::select;
 use stage2::{Access, Attributes, Execute, Level, MemoryType, Permissions};
