@@ -1,12 +1,15 @@
 //! The machine's memory by frames: who has how many, and for what.
 //!
 //! - [`FramePool`] holds what is free, behind a lock that no fault takes.
-//! - [`FrameCache`] holds a few zeroed frames for one CPU, so that a fault that needs a table takes it without a lock and
-//!   without writing a line that another CPU uses.
-//! - A table that the epoch has let go of comes back through [`FramePool::release_deferred`], which may run inside any
-//!   CPU's fault and so takes no lock either; [`FramePool::reclaim_released`] carries it home from idle time.
+//! - [`FrameCache`] holds a few zeroed frames for one CPU, so that a fault that needs a table or a page takes it without a
+//!   lock and without writing a line that another CPU uses.
+//! - A table or a page that the epoch has let go of comes back through [`FramePool::release_deferred`] or
+//!   [`FramePool::release_guest`], which may run inside any CPU's fault and so take no lock either;
+//!   [`FramePool::reclaim_released`] carries it home from idle time.
+//! - [`FrameRecord`] says of each frame which pages of guest memory it backs.
 //!
-//! Every frame is counted all the time in exactly one place; [`Counts`] adds the places up.
+//! Every frame is counted all the time in exactly one place; [`Counts`] adds the places up. A frame of guest memory is
+//! charged to an [`Owner`], which may change while it is in use.
 //!
 //! Physical memory is reached at its own address: EL2 maps it so. On a host the addresses are those of an
 //! `arena`, a leaked allocation.
@@ -17,12 +20,14 @@ mod cache;
 mod counts;
 mod physical;
 mod pool;
+mod record;
 mod released;
 
 pub use cache::FrameCache;
 pub use counts::{Counts, Unbalanced, VmCounts};
 pub use physical::{read_bytes, write_bytes, zero};
 pub use pool::{FramePool, MAX_RUN, MOST_PENDING};
+pub use record::FrameRecord;
 
 use core::fmt;
 use stage2::{Granule, Level, PAGE_SIZE};
@@ -67,6 +72,29 @@ pub enum Owner {
     Hypervisor,
     /// A VM.
     Vm(VmId),
+    /// No single VM: guest memory that several use, or may come to use.
+    Shared,
+}
+
+/// How many owners there can be at the same time.
+const OWNERS: usize = MAX_VMS + 2;
+
+impl Owner {
+    /// All that there can be.
+    fn all() -> impl Iterator<Item = Self> {
+        let vms = (0..MAX_VMS).filter_map(VmId::new).map(Self::Vm);
+        [Self::Hypervisor, Self::Shared].into_iter().chain(vms)
+    }
+
+    /// Its place in an array by owner.
+    #[inline]
+    const fn index(self) -> usize {
+        match self {
+            Self::Hypervisor => MAX_VMS,
+            Self::Shared => MAX_VMS + 1,
+            Self::Vm(vm) => vm.number(),
+        }
+    }
 }
 
 /// What frames are for.
@@ -78,6 +106,8 @@ pub enum Purpose {
     Guest,
     /// The hypervisor's heap.
     Heap,
+    /// Guest memory in compressed form.
+    Compressed,
 }
 
 /// The sizes in which guest memory is backed. Frames of each size are aligned to it.

@@ -1,9 +1,9 @@
-//! A CPU's own few frames for tables, zeroed beforehand.
+//! A CPU's own few frames for tables and for single pages of guest memory, zeroed beforehand.
 //!
-//! Owned by one CPU. [`FrameCache::take_table`] and [`FrameCache::give_back_table`] run in its faults: no lock, and no
+//! Owned by one CPU. Taking and giving back run in its faults, and so does charging a page to another owner: no lock, and no
 //! cache line that another CPU writes. [`FrameCache::refill`] and [`FrameCache::drain`] take the pool's lock and run outside.
 
-use crate::frames::{FramePool, MAX_VMS, VmId, zero};
+use crate::frames::{FramePool, MAX_VMS, OWNERS, Owner, VmId, zero};
 use alloc::sync::Arc;
 use core::cell::Cell;
 use core::fmt;
@@ -23,6 +23,8 @@ pub(super) struct CacheCounters {
     filled: Tally,
     /// By VM: frames that became tables, less tables that were given back.
     tables: [Tally; MAX_VMS],
+    /// By owner: frames that became guest memory or were charged to it, less what was given back or charged to others.
+    guests: [Tally; OWNERS],
 }
 
 /// A number with one writer, which may go below zero here as long as it doesn't in the sum over all CPUs.
@@ -48,10 +50,15 @@ impl CacheCounters {
         self.tables[vm].get()
     }
 
+    pub(super) fn guests(&self, owner: Owner) -> u64 {
+        self.guests[owner.index()].get()
+    }
+
     /// Frames in the cache.
     pub(super) fn cached(&self) -> u64 {
-        self.tables.iter().fold(self.filled.get(), |rest, tables| {
-            rest.wrapping_sub(tables.get())
+        let taken = self.tables.iter().chain(&self.guests);
+        taken.fold(self.filled.get(), |rest, tally| {
+            rest.wrapping_sub(tally.get())
         })
     }
 }
@@ -81,10 +88,25 @@ impl FrameCache {
     /// A zeroed frame for a table of `vm`, or `None` if the cache is empty.
     #[inline]
     pub fn take_table(&self, vm: VmId) -> Option<Pa> {
+        let frame = self.take()?;
+        self.counters.tables[vm.number()].add(1);
+        Some(frame)
+    }
+
+    /// A zeroed frame for guest memory, charged to `owner`, or `None` if the cache is empty.
+    #[inline]
+    pub fn take_guest(&self, owner: Owner) -> Option<Pa> {
+        let frame = self.take()?;
+        self.counters.guests[owner.index()].add(1);
+        self.pool.prepare_record(frame);
+        Some(frame)
+    }
+
+    #[inline]
+    fn take(&self) -> Option<Pa> {
         let rest = self.count.get().checked_sub(1)?;
         let frame = self.frames.get(rest)?.get();
         self.count.set(rest);
-        self.counters.tables[vm.number()].add(1);
         Some(frame)
     }
 
@@ -95,17 +117,43 @@ impl FrameCache {
     /// ever been able to reach it.
     pub unsafe fn give_back_table(&self, frame: Pa, vm: VmId) {
         self.counters.tables[vm.number()].subtract(1);
+        // SAFETY: as the caller promised; the counters have just let go of it.
+        unsafe { self.put(frame) };
+    }
+
+    /// Takes back a frame of guest memory that is charged to `owner`.
+    ///
+    /// # Safety
+    /// The frame came from the same pool, as a single one or as part of a larger piece, backs no page, and no CPU can reach
+    /// it: it was never mapped, or an epoch has passed since it was.
+    pub unsafe fn give_back_guest(&self, frame: Pa, owner: Owner) {
+        self.pool.expect_no_page(frame, 1);
+        self.counters.guests[owner.index()].subtract(1);
+        // SAFETY: as the caller promised; the counters have just let go of it.
+        unsafe { self.put(frame) };
+    }
+
+    /// Charges frames of guest memory to another owner. As [`FramePool::recharge`], for faults.
+    #[inline]
+    pub fn recharge(&self, from: Owner, to: Owner, frames: u64) {
+        self.counters.guests[from.index()].subtract(frames);
+        self.counters.guests[to.index()].add(frames);
+    }
+
+    /// # Safety
+    /// The frame is the pool's, isn't counted as anybody's, and nobody can reach it.
+    unsafe fn put(&self, frame: Pa) {
         let count = self.count.get();
         match self.frames.get(count) {
             Some(slot) => {
-                // SAFETY: the frame is nobody's but this cache's, and the pool's memory is mapped.
+                // SAFETY: as the caller promised, and the pool's memory is mapped.
                 unsafe { zero(frame, PAGE_SIZE) };
                 slot.set(frame);
                 self.count.set(count + 1);
             }
             None => {
                 self.counters.filled.subtract(1);
-                // SAFETY: as above; the counters have just let go of it.
+                // SAFETY: as the caller promised, and this cache doesn't count it any more.
                 unsafe { self.pool.release(frame) };
             }
         }
@@ -175,7 +223,7 @@ impl fmt::Debug for FrameCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frames::{Counts, VmCounts, arena, write_bytes};
+    use crate::frames::{Counts, FrameSize, Purpose, VmCounts, arena, write_bytes};
     use std::boxed::Box;
     use std::thread;
 
@@ -270,7 +318,58 @@ mod tests {
         assert_eq!(pool.counts().free, 1);
     }
 
-    /// CPUs take tables, give some back at once, and hand the others to the epoch, which releases them on another CPU.
+    #[test]
+    fn guest_memory_is_counted_for_whom_it_is_charged_to_wherever_it_was_taken_and_given_back() {
+        let pool = pool_of(8);
+        let (first, second) = (FrameCache::new(pool), FrameCache::new(pool));
+        first.refill();
+        let frames: Vec<Pa> = (0..3)
+            .map(|_| first.take_guest(Owner::Vm(VM)).unwrap())
+            .collect();
+        let of = |vm| pool.counts_of(vm).guest;
+        let other = VmId::new(0).unwrap();
+        assert_eq!((of(VM), pool.shared_frames()), (3, 0));
+
+        second.recharge(Owner::Vm(VM), Owner::Shared, 2);
+        pool.recharge(Owner::Shared, Owner::Vm(other), 1);
+        assert_eq!((of(VM), of(other), pool.shared_frames()), (1, 1, 1));
+        let counts = pool.counts();
+        assert_eq!((counts.guest, counts.cached), (3, 5));
+        assert_eq!(counts.check(), Ok(()));
+
+        // SAFETY: the frames are this test's, and each is given back once.
+        unsafe { second.give_back_guest(frames[0], Owner::Shared) };
+        pool.free(frames[1], FrameSize::Page4K, Owner::Vm(VM), Purpose::Guest);
+        pool.guest_leaving(Owner::Vm(other), 1);
+        let counts = pool.counts();
+        assert_eq!((counts.guest, counts.cached, counts.free), (0, 7, 1));
+        assert_eq!(counts.check(), Ok(()));
+        // SAFETY: as above.
+        unsafe { pool.release_guest(frames[2]) };
+        assert_eq!(pool.counts(), counts, "on its way all the time");
+        drop((first, second));
+        pool.reclaim_released();
+        assert_eq!(pool.counts().free, 8);
+        assert_eq!((of(VM), of(other), pool.shared_frames()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_full_cache_passes_guest_memory_on() {
+        let pool = pool_of(2 * CAPACITY);
+        let (giver, taker) = (FrameCache::new(pool), FrameCache::new(pool));
+        giver.refill();
+        taker.refill();
+        let frame = giver.take_guest(Owner::Shared).unwrap();
+        assert!(is_zeroed(frame));
+        // SAFETY: the frame is this test's.
+        unsafe { taker.give_back_guest(frame, Owner::Shared) };
+        assert_eq!(pool.shared_frames(), 0);
+        assert_eq!(pool.counts().check(), Ok(()));
+        assert_eq!(pool.reclaim_released(), 1);
+    }
+
+    /// CPUs take tables and pages, give some back at once, and hand the others to the epoch, which releases them on another
+    /// CPU.
     #[test]
     fn every_frame_comes_back_from_many_cpus() {
         const CPUS: usize = 4;
@@ -286,18 +385,24 @@ mod tests {
                         if cache.is_low() {
                             cache.refill();
                         }
-                        let Some(frame) = cache.take_table(vm) else {
-                            continue;
-                        };
-                        assert!(is_zeroed(frame));
-                        // SAFETY: the frame is this thread's, and dirtied as a table would be.
+                        let frame = cache.take_table(vm).expect("there is enough for all");
+                        let page = cache
+                            .take_guest(Owner::Vm(vm))
+                            .expect("there is enough for all");
+                        assert!(is_zeroed(frame) && is_zeroed(page));
+                        cache.recharge(Owner::Vm(vm), Owner::Shared, 1);
+                        // SAFETY: the frames are this thread's, and dirtied as a table and a page would be.
                         unsafe {
                             write_bytes(frame, &[0xaa; 4096]);
+                            write_bytes(page, &[0xbb; 4096]);
                             if round % 3 == 0 {
                                 cache.give_back_table(frame, vm);
+                                cache.give_back_guest(page, Owner::Shared);
                             } else {
                                 pool.note_pending(vm, 1);
                                 pool.release_deferred(frame, 1, vm);
+                                pool.guest_leaving(Owner::Shared, 1);
+                                pool.release_guest(page);
                             }
                         }
                     }
@@ -316,5 +421,6 @@ mod tests {
         for vm in 0..2 {
             assert!(pool.counts_of(VmId::new(vm).unwrap()).is_zero());
         }
+        assert_eq!(pool.shared_frames(), 0);
     }
 }

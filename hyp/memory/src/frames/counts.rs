@@ -10,9 +10,11 @@ pub struct Counts {
     pub table: u64,
     /// In guests' memory.
     pub guest: u64,
-    /// In the hypervisor's heap.
+    /// In the hypervisor's heap, or [records](crate::frames::FrameRecord) of other frames.
     pub heap: u64,
-    /// In CPUs' caches, or on the way from the epoch to the pool.
+    /// Holding guests' memory in compressed form.
+    pub compressed: u64,
+    /// In CPUs' caches, or on the way to the pool: tables from the epoch on, guest memory from when it was given up.
     pub cached: u64,
     /// Taken out of a tree, waiting for an epoch to pass.
     pub pending: u64,
@@ -33,6 +35,7 @@ impl Counts {
             ("table", self.table),
             ("guest", self.guest),
             ("heap", self.heap),
+            ("compressed", self.compressed),
             ("cached", self.cached),
             ("pending", self.pending),
             ("free", self.free),
@@ -47,6 +50,7 @@ impl Counts {
             self.table,
             self.guest,
             self.heap,
+            self.compressed,
             self.cached,
             self.pending,
             self.free,
@@ -83,7 +87,7 @@ impl core::error::Error for Unbalanced {}
 pub struct VmCounts {
     /// In its translation tables.
     pub table: u64,
-    /// In its memory.
+    /// In its memory, as far as that is charged to it.
     pub guest: u64,
     /// Once in its tables, waiting for an epoch to pass.
     pub pending: u64,
@@ -116,17 +120,18 @@ mod tests {
             table: 1,
             guest: 2,
             heap: 3,
+            compressed: 7,
             cached: 4,
             pending: 5,
             free: 6,
-            total: 21,
+            total: 28,
         };
         assert_eq!(counts.check(), Ok(()));
         counts.free -= 1;
         let error = counts.check().unwrap_err().to_string();
         assert_eq!(
             error,
-            "the frames don't add up (frames: table 1 guest 2 heap 3 cached 4 pending 5 free 5 total 21)"
+            "the frames don't add up (frames: table 1 guest 2 heap 3 compressed 7 cached 4 pending 5 free 5 total 28)"
         );
     }
 }

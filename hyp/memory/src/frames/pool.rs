@@ -2,15 +2,16 @@
 //!
 //! A buddy allocator behind a spin lock. Whoever holds the lock may use the heap (the allocator's sets live there), and
 //! the heap's lock is taken inside it, never the other way round. No fault takes it: faults use a [`FrameCache`]'s frames,
-//! and give tables back through [`FramePool::release_deferred`].
+//! and give tables back through [`FramePool::release_deferred`], guest memory through [`FramePool::release_guest`].
 //!
 //! [`FrameCache`]: crate::frames::FrameCache
 
 use crate::frames::cache::CacheCounters;
 use crate::frames::counts::{Counts, VmCounts};
 use crate::frames::physical::poison;
+use crate::frames::record::{FrameRecord, Records};
 use crate::frames::released::Released;
-use crate::frames::{FrameSize, MAX_VMS, Owner, Purpose, VmId, zero};
+use crate::frames::{FrameSize, MAX_VMS, OWNERS, Owner, Purpose, VmId, zero};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use buddy_system_allocator::FrameAllocator;
@@ -27,7 +28,7 @@ const ORDERS: usize = MAX_RUN.trailing_zeros() as usize + 1;
 /// How many table frames may await an epoch when somebody sets about to unlink more. Each CPU that does may add
 /// [`UNLINKED_AT_ONCE`](crate::UNLINKED_AT_ONCE) to it.
 pub const MOST_PENDING: u64 = 1024;
-/// Frames that are given back under one hold of the lock.
+/// Runs of frames that are given back under one hold of the lock.
 const RECLAIM_BATCH: usize = 64;
 
 /// All frames that the hypervisor may hand out.
@@ -38,6 +39,9 @@ pub struct FramePool {
     returning: AtomicU64,
     /// By VM.
     deferred: [Deferred; MAX_VMS],
+    /// By owner: guest memory charged to it by others, less what was charged to others or given up. Wraps.
+    recharged: [AtomicU64; OWNERS],
+    records: Records,
     /// Table frames that await an epoch, of all VMs, now and at most since the pool was made.
     pending: AtomicU64,
     most_pending: AtomicU64,
@@ -47,17 +51,18 @@ struct State {
     free: FrameAllocator<ORDERS>,
     free_frames: u64,
     total: u64,
-    hypervisor: Held,
-    vms: [Held; MAX_VMS],
+    held: [Held; OWNERS],
     caches: Vec<Arc<CacheCounters>>,
 }
 
-/// What an owner holds that didn't come from a CPU's cache, in frames by purpose.
+/// What an owner has taken without a CPU's cache, less what it has given back so, in frames by purpose. Wraps for guest
+/// memory, which may be taken in one way and given back in another, or by another owner.
 #[derive(Clone, Copy, Default)]
 struct Held {
     table: u64,
     guest: u64,
     heap: u64,
+    compressed: u64,
 }
 
 impl Held {
@@ -65,6 +70,7 @@ impl Held {
         table: 0,
         guest: 0,
         heap: 0,
+        compressed: 0,
     };
 
     fn of(&mut self, purpose: Purpose) -> &mut u64 {
@@ -72,6 +78,7 @@ impl Held {
             Purpose::Table => &mut self.table,
             Purpose::Guest => &mut self.guest,
             Purpose::Heap => &mut self.heap,
+            Purpose::Compressed => &mut self.compressed,
         }
     }
 }
@@ -92,8 +99,7 @@ impl FramePool {
                 free: FrameAllocator::new(),
                 free_frames: 0,
                 total: 0,
-                hypervisor: Held::NONE,
-                vms: [Held::NONE; MAX_VMS],
+                held: [Held::NONE; OWNERS],
                 caches: Vec::new(),
             }),
             released: Released::new(),
@@ -104,12 +110,14 @@ impl FramePool {
                     released: AtomicU64::new(0),
                 }
             }; MAX_VMS],
+            recharged: [const { AtomicU64::new(0) }; OWNERS],
+            records: Records::new(),
             pending: AtomicU64::new(0),
             most_pending: AtomicU64::new(0),
         }
     }
 
-    /// Adds the whole frames of a range, except frame 0.
+    /// Adds the whole frames of a range, except frame 0 and, at EL2, what their records take, which counts as heap.
     ///
     /// # Safety
     /// The memory is RAM, mapped at its own address for ever, nobody's, and not in the pool yet.
@@ -119,17 +127,39 @@ impl FramePool {
         let end = frame_number(range.end);
         if first < end {
             let mut state = self.state.lock();
-            state.free.add_frame(first, end);
-            state.free_frames += (end - first) as u64;
+            // SAFETY: as the caller promised; the lock excludes other calls.
+            let rest = unsafe { self.records.describe(first..end) };
+            let frames = rest.len() as u64;
+            state.free.add_frame(rest.start, rest.end);
+            state.free_frames += frames;
             state.total += (end - first) as u64;
+            *state.held(Owner::Hypervisor).of(Purpose::Heap) += (end - first) as u64 - frames;
         }
+    }
+
+    /// What is known of the frame at `pa`, which backs guest memory; `None` if it isn't the pool's. For any CPU at any time,
+    /// without a lock.
+    #[inline]
+    pub fn record(&self, pa: Pa) -> Option<&'static FrameRecord> {
+        self.records.of(pa)
+    }
+
+    /// For a frame that is about to back a page.
+    #[inline]
+    pub(super) fn prepare_record(&self, frame: Pa) {
+        self.records.prepare(frame, 1);
+    }
+
+    /// Whoever gives guest memory back has emptied its records.
+    pub(super) fn expect_no_page(&self, pa: Pa, frames: usize) {
+        self.records.expect_empty(pa, frames);
     }
 
     /// Counts frames that the heap was given without passing through the pool.
     pub fn count_heap(&self, frames: u64) {
         let mut state = self.state.lock();
         state.total += frames;
-        state.hypervisor.heap += frames;
+        *state.held(Owner::Hypervisor).of(Purpose::Heap) += frames;
     }
 
     /// A frame of the given size, aligned to it, with whatever it holds. `None` where there is none left.
@@ -145,7 +175,12 @@ impl FramePool {
         }
         let mut state = self.state.lock();
         let pa = state.take(frames)?;
-        *state.held(owner).of(purpose) += frames as u64;
+        let held = state.held(owner).of(purpose);
+        *held = held.wrapping_add(frames as u64);
+        drop(state);
+        if purpose == Purpose::Guest {
+            self.records.prepare(pa, frames);
+        }
         Some(pa)
     }
 
@@ -162,12 +197,16 @@ impl FramePool {
         self.free_run(pa, size.frames(), owner, purpose);
     }
 
-    /// Gives back what [`Self::allocate_run`] gave for the same number, owner and purpose. Nobody uses it any more.
+    /// Gives back what [`Self::allocate_run`] gave for the same number, owner and purpose. Nobody uses it any more. Guest
+    /// memory may have come from a CPU's cache, go back in smaller pieces, and is given back for whom it is charged to.
     pub fn free_run(&self, pa: Pa, frames: usize, owner: Owner, purpose: Purpose) {
+        if purpose == Purpose::Guest {
+            self.expect_no_page(pa, frames);
+        }
         let mut state = self.state.lock();
         let held = state.held(owner).of(purpose);
         debug_assert!(
-            *held >= frames as u64,
+            purpose == Purpose::Guest || *held >= frames as u64,
             "{owner:?} gives back frames that it doesn't hold"
         );
         *held = held.wrapping_sub(frames as u64);
@@ -210,6 +249,43 @@ impl FramePool {
         }
     }
 
+    /// Charges frames of guest memory to another owner. For any CPU at any time, without a lock; faults use
+    /// [`FrameCache::recharge`](crate::frames::FrameCache::recharge), which writes no line that others write.
+    pub fn recharge(&self, from: Owner, to: Owner, frames: u64) {
+        self.recharged[from.index()].fetch_sub(frames, Ordering::Relaxed);
+        self.recharged[to.index()].fetch_add(frames, Ordering::Relaxed);
+    }
+
+    /// Notes that frames of guest memory, charged to `owner`, back nothing any more and come back through the epoch, by
+    /// [`Self::release_guest`]. From now on they count as on their way. Takes no lock.
+    pub fn guest_leaving(&self, owner: Owner, frames: usize) {
+        self.returning.fetch_add(frames as u64, Ordering::Relaxed);
+        self.recharged[owner.index()].fetch_sub(frames as u64, Ordering::Relaxed);
+    }
+
+    /// Takes back a frame of guest memory that [`Self::guest_leaving`] has announced. Runs on whichever CPU collects, perhaps
+    /// in its fault: takes no lock.
+    ///
+    /// # Safety
+    /// The frame came from this pool, backs no page, and nobody can reach it any more.
+    pub unsafe fn release_guest(&self, pa: Pa) {
+        // SAFETY: as the caller promised.
+        unsafe { self.release_guest_piece(pa, FrameSize::Page4K) }
+    }
+
+    /// As [`Self::release_guest`], for all frames of a piece.
+    ///
+    /// # Safety
+    /// As for [`Self::release_guest`].
+    pub unsafe fn release_guest_piece(&self, pa: Pa, size: FrameSize) {
+        self.expect_no_page(pa, size.frames());
+        // SAFETY: as the caller promised. The first page of a piece is enough to give away who still uses it.
+        unsafe {
+            poison(pa, PAGE_SIZE);
+            self.released.push(pa, size.frames());
+        }
+    }
+
     /// Takes back a frame without a lock.
     ///
     /// # Safety
@@ -219,7 +295,7 @@ impl FramePool {
         // SAFETY: as the caller promised.
         unsafe {
             poison(frame, PAGE_SIZE);
-            self.released.push(frame);
+            self.released.push(frame, 1);
         }
     }
 
@@ -233,9 +309,9 @@ impl FramePool {
         let mut reclaimed = 0;
         while chain.peek().is_some() {
             let mut state = self.state.lock();
-            for frame in chain.by_ref().take(RECLAIM_BATCH) {
-                state.put(frame, 1);
-                reclaimed += 1;
+            for (pa, frames) in chain.by_ref().take(RECLAIM_BATCH) {
+                state.put(pa, frames);
+                reclaimed += frames;
             }
         }
         self.returning
@@ -243,14 +319,22 @@ impl FramePool {
         reclaimed
     }
 
-    /// Takes single frames for a CPU's cache, as many as there are up to the slice's length, under one hold of the lock.
+    /// Takes single frames for a CPU's cache, as many as there are up to the slice's length, under one hold of the lock. Runs
+    /// are taken as far as there are any, as every CPU that touches new memory comes here again and again.
     pub(super) fn take_for_cache(&self, frames: &mut [Pa]) -> usize {
         let mut state = self.state.lock();
-        let mut taken = 0;
-        for slot in frames {
-            let Some(pa) = state.take(1) else { break };
-            *slot = pa;
-            taken += 1;
+        let (mut taken, mut longest) = (0, frames.len());
+        while taken < frames.len() && longest > 0 {
+            let run = 1 << longest.min(frames.len() - taken).ilog2();
+            match state.take(run) {
+                Some(first) => {
+                    for (slot, frame) in frames[taken..taken + run].iter_mut().zip(0..) {
+                        *slot = first.offset(frame * PAGE_SIZE);
+                    }
+                    taken += run;
+                }
+                None => longest = run / 2,
+            }
         }
         taken
     }
@@ -273,20 +357,23 @@ impl FramePool {
     pub fn counts(&self) -> Counts {
         let state = self.state.lock();
         let mut counts = Counts {
-            heap: state.hypervisor.heap,
-            guest: state.hypervisor.guest,
-            table: state.hypervisor.table,
             cached: self.returning.load(Ordering::Relaxed),
             free: state.free_frames,
             total: state.total,
-            pending: 0,
+            ..Counts::default()
         };
-        for (number, held) in state.vms.iter().enumerate() {
-            let vm = self.vm_counts(&state, number);
-            counts.table = counts.table.wrapping_add(vm.table);
-            counts.guest += vm.guest;
+        for owner in Owner::all() {
+            let held = &state.held[owner.index()];
             counts.heap += held.heap;
-            counts.pending = counts.pending.wrapping_add(vm.pending);
+            counts.compressed += held.compressed;
+            counts.guest = counts.guest.wrapping_add(self.guest_frames(&state, owner));
+            if let Owner::Vm(vm) = owner {
+                let vm = self.vm_counts(&state, vm);
+                counts.table = counts.table.wrapping_add(vm.table);
+                counts.pending = counts.pending.wrapping_add(vm.pending);
+            } else {
+                counts.table = counts.table.wrapping_add(held.table);
+            }
         }
         for cache in &state.caches {
             counts.cached = counts.cached.wrapping_add(cache.cached());
@@ -296,20 +383,37 @@ impl FramePool {
 
     /// What one VM has.
     pub fn counts_of(&self, vm: VmId) -> VmCounts {
-        self.vm_counts(&self.state.lock(), vm.number())
+        self.vm_counts(&self.state.lock(), vm)
+    }
+
+    /// Frames of guest memory that are charged to no single VM.
+    pub fn shared_frames(&self) -> u64 {
+        self.guest_frames(&self.state.lock(), Owner::Shared)
+    }
+
+    /// Guest memory that is charged to an owner. The parts wrap: what one CPU took may be given back by another.
+    fn guest_frames(&self, state: &State, owner: Owner) -> u64 {
+        let recharged = self.recharged[owner.index()].load(Ordering::Relaxed);
+        let held = state.held[owner.index()].guest.wrapping_add(recharged);
+        state
+            .caches
+            .iter()
+            .fold(held, |sum, cache| sum.wrapping_add(cache.guests(owner)))
     }
 
     /// The counts wrap: a table that one CPU took may be given back by another.
-    fn vm_counts(&self, state: &State, number: usize) -> VmCounts {
+    fn vm_counts(&self, state: &State, vm: VmId) -> VmCounts {
+        let number = vm.number();
         let released = self.deferred[number].released.load(Ordering::Relaxed);
         let unlinked = self.deferred[number].unlinked.load(Ordering::Relaxed);
-        let held = &state.vms[number];
-        let taken = state.caches.iter().fold(held.table, |sum, cache| {
-            sum.wrapping_add(cache.tables(number))
-        });
+        let held = state.held[Owner::Vm(vm).index()].table;
+        let taken = state
+            .caches
+            .iter()
+            .fold(held, |sum, cache| sum.wrapping_add(cache.tables(number)));
         VmCounts {
             table: taken.wrapping_sub(unlinked),
-            guest: held.guest,
+            guest: self.guest_frames(state, Owner::Vm(vm)),
             pending: unlinked.wrapping_sub(released),
         }
     }
@@ -342,10 +446,7 @@ impl State {
     }
 
     fn held(&mut self, owner: Owner) -> &mut Held {
-        match owner {
-            Owner::Hypervisor => &mut self.hypervisor,
-            Owner::Vm(vm) => &mut self.vms[vm.number()],
-        }
+        &mut self.held[owner.index()]
     }
 }
 

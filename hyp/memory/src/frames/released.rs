@@ -1,14 +1,16 @@
 //! Frames on their way home: a stack that any CPU may push to at any time, without a lock, and that is taken as a whole.
 //!
-//! The link is the first word of the frame itself, so nothing is allocated for it. There is no pop, and so no ABA:
-//! whoever takes, takes all.
+//! The link is the first word of the frame itself, so nothing is allocated for it. A run of frames is pushed as one. There
+//! is no pop, and so no ABA: whoever takes, takes all.
 
 use core::ptr::with_exposed_provenance_mut;
 use core::sync::atomic::{AtomicU64, Ordering};
-use stage2::Pa;
+use stage2::{PAGE_SIZE, Pa};
 
 /// Frame 0 is never handed out, so address 0 ends the chain.
 const END: u64 = 0;
+/// Below an address, which is page-aligned, a link holds the run's length: 2 to the power of this many frames.
+const ORDER: u64 = PAGE_SIZE - 1;
 
 /// The stack.
 #[derive(Debug)]
@@ -23,23 +25,23 @@ impl Released {
         }
     }
 
-    /// Pushes a frame.
+    /// Pushes a run of frames, whose number is a power of two.
     ///
     /// # Safety
-    /// The frame is mapped at its own address, isn't frame 0, and nobody uses it any more.
-    pub(super) unsafe fn push(&self, frame: Pa) {
+    /// The first frame is mapped at its own address, isn't frame 0, and nobody uses any of them any more.
+    pub(super) unsafe fn push(&self, frame: Pa, frames: usize) {
+        debug_assert!(frames.is_power_of_two());
+        let link = frame.get() | u64::from(frames.trailing_zeros());
         let mut top = self.top.load(Ordering::Relaxed);
         loop {
             // SAFETY: the caller gives the frame up, and it isn't in the chain yet.
             unsafe { with_exposed_provenance_mut::<u64>(frame.get() as usize).write(top) };
             // Release: the link above is written before the frame can be found. Later pushes keep this one's release
             // going, as they are read-modify-writes.
-            match self.top.compare_exchange_weak(
-                top,
-                frame.get(),
-                Ordering::Release,
-                Ordering::Relaxed,
-            ) {
+            match self
+                .top
+                .compare_exchange_weak(top, link, Ordering::Release, Ordering::Relaxed)
+            {
                 Ok(_) => return,
                 Err(now) => top = now,
             }
@@ -51,28 +53,28 @@ impl Released {
         self.top.load(Ordering::Relaxed) == END
     }
 
-    /// Takes all frames.
+    /// Takes all runs.
     pub(super) fn take(&self) -> Chain {
         // Acquire: pairs with the release of every push in the chain.
         Chain(self.top.swap(END, Ordering::Acquire))
     }
 }
 
-/// Frames taken from the stack. To be used up: what is left in it when it is dropped is lost.
+/// Runs taken from the stack, each with its number of frames. To be used up: what is left in it when it is dropped is lost.
 #[must_use]
 pub(super) struct Chain(u64);
 
 impl Iterator for Chain {
-    type Item = Pa;
+    type Item = (Pa, usize);
 
-    fn next(&mut self) -> Option<Pa> {
+    fn next(&mut self) -> Option<(Pa, usize)> {
         if self.0 == END {
             return None;
         }
-        let frame = Pa::new(self.0);
+        let (frame, order) = (Pa::new(self.0 & !ORDER), self.0 & ORDER);
         // SAFETY: `push` left the link in the frame, and the chain owns it until it is handed out here.
         self.0 = unsafe { with_exposed_provenance_mut::<u64>(frame.get() as usize).read() };
-        Some(frame)
+        Some((frame, 1 << order))
     }
 }
 
@@ -80,15 +82,15 @@ impl Iterator for Chain {
 mod tests {
     use super::*;
     use crate::frames::arena;
-    use stage2::PAGE_SIZE;
     use std::collections::BTreeSet;
     use std::thread;
 
     #[test]
-    fn frames_pushed_by_many_threads_are_each_taken_once() {
+    fn runs_pushed_by_many_threads_are_each_taken_once() {
         const THREADS: u64 = 4;
+        const RUN: u64 = 2;
         const EACH: u64 = if cfg!(miri) { 8 } else { 2000 };
-        let start = arena::leak((THREADS * EACH) as usize).start;
+        let start = arena::leak((THREADS * EACH * RUN) as usize).start;
         let released = Released::new();
         let mut seen = Vec::new();
         thread::scope(|scope| {
@@ -96,9 +98,12 @@ mod tests {
                 .map(|thread| {
                     let released = &released;
                     scope.spawn(move || {
-                        for frame in thread * EACH..(thread + 1) * EACH {
-                            // SAFETY: each frame of the arena is pushed once.
-                            unsafe { released.push(start.offset(frame * PAGE_SIZE)) }
+                        for run in thread * EACH..(thread + 1) * EACH {
+                            let frames = 1 << (run % RUN);
+                            // SAFETY: each run of the arena is pushed once.
+                            unsafe {
+                                released.push(start.offset(run * RUN * PAGE_SIZE), frames as usize)
+                            }
                         }
                     })
                 })
@@ -111,5 +116,9 @@ mod tests {
         assert!(released.is_empty());
         assert_eq!(seen.len() as u64, THREADS * EACH);
         assert_eq!(seen.iter().collect::<BTreeSet<_>>().len(), seen.len());
+        for (frame, frames) in seen {
+            let run = (frame.get() - start.get()) / (RUN * PAGE_SIZE);
+            assert_eq!(frames, 1 << (run % RUN));
+        }
     }
 }

@@ -127,6 +127,49 @@ fn a_root_is_zeroed_and_is_pending_until_the_epoch_lets_go() {
 }
 
 #[test]
+fn pieces_of_guest_memory_come_home_through_the_epoch_whole() {
+    let (pool, range) = pool_of(1024);
+    let piece = pool
+        .allocate(FrameSize::Block2M, Owner::Vm(VM), Purpose::Guest)
+        .unwrap();
+    pool.guest_leaving(Owner::Vm(VM), 512);
+    let counts = pool.counts();
+    assert_eq!((counts.guest, counts.cached, counts.free), (0, 512, 512));
+    assert!(pool.counts_of(VM).is_zero());
+    // SAFETY: nobody uses the piece.
+    unsafe { pool.release_guest_piece(piece, FrameSize::Block2M) };
+    assert_eq!(pool.reclaim_released(), 512);
+    assert_eq!(
+        pool.allocate_run(1024, Owner::Hypervisor, Purpose::Compressed),
+        Some(range.start),
+        "the piece has merged again"
+    );
+    let counts = pool.counts();
+    assert_eq!((counts.compressed, counts.cached), (1024, 0));
+    assert_eq!(counts.check(), Ok(()));
+}
+
+#[test]
+fn the_last_frames_of_a_pool_in_crumbs_are_found_for_a_cache() {
+    let (pool, range) = pool_of(64);
+    let mut all = [Pa::new(0); 64];
+    assert_eq!(pool.take_for_cache(&mut all), 64);
+    let mut crumbs: Vec<Pa> = all.into_iter().step_by(2).collect();
+    crumbs.extend(all.get(41));
+    for crumb in &crumbs {
+        pool.return_from_cache(*crumb);
+    }
+    let mut found = [Pa::new(0); 40];
+    assert_eq!(pool.take_for_cache(&mut found), crumbs.len());
+    let mut found = found[..crumbs.len()].to_vec();
+    found.sort();
+    crumbs.sort();
+    assert_eq!(found, crumbs);
+    assert!(range.contains(&found[0]));
+    assert_eq!(pool.free_frames(), 0);
+}
+
+#[test]
 fn the_early_heap_is_counted() {
     let (pool, _) = pool_of(4);
     pool.count_heap(7);
@@ -159,7 +202,7 @@ proptest! {
             (Owner::Hypervisor, Purpose::Heap),
             (Owner::Vm(VM), Purpose::Guest),
             (Owner::Vm(VM), Purpose::Table),
-            (Owner::Vm(VmId::new(0).unwrap()), Purpose::Guest),
+            (Owner::Shared, Purpose::Guest),
         ];
         let mut held: Vec<(u64, usize, usize)> = Vec::new();
         for (allocate, order, which) in steps {
@@ -187,6 +230,7 @@ proptest! {
             prop_assert_eq!(counts.check(), Ok(()));
             prop_assert_eq!((counts.heap, counts.guest, counts.table), (of(0), of(1) + of(3), of(2)));
             prop_assert_eq!(pool.counts_of(VM), VmCounts { table: of(2), guest: of(1), pending: 0 });
+            prop_assert_eq!(pool.shared_frames(), of(3));
         }
         for (start, frames, which) in held {
             pool.free_run(Pa::new(start), frames, owners[which].0, owners[which].1);
