@@ -42,6 +42,7 @@ mod restore;
 mod ring;
 mod slots;
 mod space;
+mod tracker;
 #[cfg(feature = "watch")]
 pub mod watch;
 
@@ -57,3 +58,4 @@ pub use ring::{DirtyPages, RING_ENTRIES, RingError};
 pub use slots::{Slot, SlotError, SlotId};
 pub use space::{AddressSpace, NotBacked, UNLINKED_AT_ONCE};
 pub use stage2::Access;
+pub use tracker::{Invalidation, Ticket, Tracker, TrackerMode, Verdict};

@@ -1,0 +1,277 @@
+//! Which parts of a VM's memory are being invalidated: what a fault asks before it maps what it has found (rule 8).
+//!
+//! Whoever changes what backs a range says so first ([`Tracker::begin`]), then changes the backing and the entries, and
+//! retires the range ([`Invalidation::end`]). A fault takes a [`Ticket`], resolves its backing, locks its entry, and then asks
+//! ([`Tracker::check`]) whether what it is about to map is being changed, or may have changed since the ticket.
+//!
+//! Faults and invalidations run on any number of CPUs at once; nobody waits here, nothing is allocated but by
+//! [`Tracker::new`]. Why none is missed:
+//!
+//! - *begin* publishes, full barrier, and then its caller looks at the entries; a fault locks its entry, full barrier, and
+//!   then checks. Either the check sees the range, or the invalidation sees the locked entry.
+//! - *end* is a release, and a ticket an acquire: a ticket that finds a range retired finds what backs it now.
+//! - A range that is retired leaves nothing but a larger count of events. A check that finds one says so, and the fault
+//!   looks at its own page again: that answer is exact, whatever else was retired with the range's count.
+//!
+//! The address space is cut into regions of 2 MiB, and these are hashed into [buckets](bucket), so that a fault reads no line
+//! that invalidations elsewhere write, but for the few that share its bucket.
+
+mod bucket;
+mod wide;
+
+use self::bucket::{BUCKETS, Bucket, Head, Place};
+use self::wide::Wide;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::mem;
+use stage2::sync::full_barrier;
+use stage2::{Ipa, IpaRange, PAGE_SHIFT};
+
+/// Bytes of a region, as a power of two: a block of level 2.
+const REGION_SHIFT: u32 = 21;
+
+/// How exactly faults are told from invalidations that don't concern them.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum TrackerMode {
+    /// By their ranges.
+    #[default]
+    Ranges,
+    /// Not at all: one count for all of the VM, as KVM/arm64 has it (`mmu_invalidate_seq`). A fault beside any invalidation
+    /// starts again. For comparison.
+    Sequence,
+}
+
+/// The ranges of one VM that are being invalidated.
+#[derive(Debug)]
+pub struct Tracker {
+    mode: TrackerMode,
+    /// A power of two of them, at most [`BUCKETS`].
+    buckets: Box<[Bucket]>,
+    wide: Wide,
+}
+
+/// What had happened in a part of the address space when a fault began to look for its backing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ticket(Head);
+
+/// What has become of what a fault decided on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Nothing has been invalidated here since the ticket, and nothing is being.
+    Unchanged,
+    /// No range that is being invalidated now covers the leaf, but there has been one in this part of the address space since
+    /// the ticket, or the leaf is larger than a part: the fault reads again what it decided on (its page's backing, and how
+    /// large a block may be), and starts again only if that has changed.
+    LookAgain,
+    /// What was to be mapped is being invalidated: the fault starts again.
+    Invalidated,
+}
+
+/// A range that is being invalidated.
+#[must_use = "faults in the range fail until it is retired"]
+#[derive(Debug)]
+pub struct Invalidation<'t> {
+    tracker: &'t Tracker,
+    /// None for an empty range.
+    published: Option<(Pages, Place)>,
+}
+
+impl Tracker {
+    /// Of a VM in which nothing is being invalidated; `None` without heap.
+    pub fn new(mode: TrackerMode) -> Option<Self> {
+        let count = match mode {
+            TrackerMode::Ranges => BUCKETS,
+            TrackerMode::Sequence => 1,
+        };
+        let mut buckets = Vec::new();
+        buckets.try_reserve_exact(count).ok()?;
+        buckets.resize_with(count, Bucket::default);
+        Some(Self {
+            mode,
+            buckets: buckets.into_boxed_slice(),
+            wide: Wide::default(),
+        })
+    }
+
+    /// For a fault at `ipa`, before it resolves its backing. Acquire: pairs with the release of [`Invalidation::end`].
+    #[inline]
+    pub fn ticket(&self, ipa: Ipa) -> Ticket {
+        Ticket(self.bucket(region(ipa.get())).look())
+    }
+
+    /// For a fault that is about to make a leaf which spans `range`, where its ticket's address lies. It has locked the entry,
+    /// and a full barrier has followed.
+    #[inline]
+    pub fn check(&self, ticket: Ticket, range: &IpaRange) -> Verdict {
+        let first = region(range.start.get());
+        let head = self.bucket(first).look();
+        if head == ticket.0 && head.is_quiet() && first == region(range.end.get().wrapping_sub(1)) {
+            return Verdict::Unchanged;
+        }
+        self.check_closely(ticket, range)
+    }
+
+    #[cold]
+    fn check_closely(&self, ticket: Ticket, range: &IpaRange) -> Verdict {
+        let Some(pages) = Pages::of(range) else {
+            return Verdict::Unchanged;
+        };
+        if self.mode == TrackerMode::Sequence {
+            let head = self.buckets[0].look();
+            return if head == ticket.0 && head.is_quiet() {
+                Verdict::Unchanged
+            } else {
+                Verdict::Invalidated
+            };
+        }
+        if self
+            .touched(pages)
+            .any(|bucket| bucket.is_invalidating(pages, &self.wide))
+        {
+            return Verdict::Invalidated;
+        }
+        // A range that was retired while the records were read isn't among them any more. It counts as an event by now.
+        if pages.are_in_one_region() && self.bucket(pages.first_region()).look() == ticket.0 {
+            Verdict::Unchanged
+        } else {
+            Verdict::LookAgain
+        }
+    }
+
+    /// Publishes that `range` is being invalidated, until [`Invalidation::end`]; a full barrier follows. Whoever then finds an
+    /// entry vacant, and not locked, knows that no fault will put there what it had found before.
+    ///
+    /// Ranges may overlap, also in what several CPUs publish at once, up to 65535 at a time.
+    pub fn begin(&self, range: IpaRange) -> Invalidation<'_> {
+        let published = Pages::of(&range).map(|pages| (pages, self.publish(pages)));
+        full_barrier();
+        Invalidation {
+            tracker: self,
+            published,
+        }
+    }
+
+    fn publish(&self, pages: Pages) -> Place {
+        let place = if self.mode == TrackerMode::Sequence {
+            Place::Coarse
+        } else if pages.are_in_one_region() {
+            let bucket = self.bucket(pages.first_region());
+            let place = bucket.record(pages);
+            bucket.publish();
+            return place;
+        } else {
+            self.wide.record(pages)
+        };
+        for bucket in self.touched(pages) {
+            bucket.refer_to(place);
+            bucket.publish();
+        }
+        place
+    }
+
+    fn retire(&self, pages: Pages, place: Place) {
+        for bucket in self.touched(pages) {
+            // The event comes first: a check that misses the record counts it.
+            bucket.retire();
+            bucket.release(place);
+        }
+        if let Place::Wide(record) = place {
+            self.wide.release(record);
+        }
+    }
+
+    #[inline]
+    fn bucket(&self, region: u64) -> &Bucket {
+        &self.buckets[self.index(region)]
+    }
+
+    /// Neighbours have buckets of their own, and so have regions at the same place in areas whose size is a power of two.
+    #[inline]
+    fn index(&self, region: u64) -> usize {
+        let bits = BUCKETS.trailing_zeros();
+        let hash = region ^ (region >> bits) ^ (region >> (2 * bits));
+        hash as usize & (self.buckets.len() - 1)
+    }
+
+    /// The buckets that pages fall into, each once.
+    fn touched(&self, pages: Pages) -> impl Iterator<Item = &Bucket> {
+        let all = self.buckets.len();
+        let wanted: u128 = if pages.last_region() - pages.first_region() >= all as u64 - 1 {
+            u128::MAX >> (u128::BITS - all as u32)
+        } else {
+            (pages.first_region()..=pages.last_region())
+                .fold(0, |wanted, region| wanted | 1 << self.index(region))
+        };
+        ones(wanted).map(|index| &self.buckets[index])
+    }
+}
+
+impl Invalidation<'_> {
+    /// Retires the range: what backs it is as it will stay, and no entry is to be changed any more. Release: a fault whose
+    /// ticket comes later finds what backs it now.
+    pub fn end(self) {
+        self.retire();
+        mem::forget(self);
+    }
+
+    fn retire(&self) {
+        if let Some((pages, place)) = self.published {
+            self.tracker.retire(pages, place);
+        }
+    }
+}
+
+impl Drop for Invalidation<'_> {
+    fn drop(&mut self) {
+        self.retire();
+        debug_assert!(false, "an invalidation was forgotten: {:?}", self.published);
+    }
+}
+
+/// Pages of a VM, by their numbers: the first and the last, as the end of the address space has a number too many bits long.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Pages {
+    first: u64,
+    last: u64,
+}
+
+impl Pages {
+    /// Those that a range touches; `None` for an empty one.
+    fn of(range: &IpaRange) -> Option<Self> {
+        (range.start < range.end).then(|| Self {
+            first: range.start.get() >> PAGE_SHIFT,
+            last: (range.end.get() - 1) >> PAGE_SHIFT,
+        })
+    }
+
+    fn overlap(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+
+    fn first_region(self) -> u64 {
+        self.first >> (REGION_SHIFT - PAGE_SHIFT)
+    }
+
+    fn last_region(self) -> u64 {
+        self.last >> (REGION_SHIFT - PAGE_SHIFT)
+    }
+
+    fn are_in_one_region(self) -> bool {
+        self.first_region() == self.last_region()
+    }
+}
+
+/// The region in which an address lies, by its number.
+#[inline]
+const fn region(address: u64) -> u64 {
+    address >> REGION_SHIFT
+}
+
+/// The numbers of the bits that are set, in ascending order.
+fn ones(mut bits: u128) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let next = bits.trailing_zeros();
+        bits &= bits.wrapping_sub(1);
+        (next < u128::BITS).then_some(next as usize)
+    })
+}

@@ -1,0 +1,85 @@
+//! The ranges of a VM that touch more than one region: each stands in one record, to which all of its buckets refer.
+//!
+//! A record is two words, which a check may read while one range is replaced by another. Both carry the number of the use
+//! that they were written in: where these differ, the range that the bucket referred to has been retired, which its head
+//! tells.
+
+use super::Pages;
+use super::bucket::Place;
+use stage2::sync::{AtomicU64, Ordering};
+
+/// Wide ranges of a VM that are told apart.
+pub(super) const WIDE_RECORDS: usize = if cfg!(loom) { 2 } else { 24 };
+
+/// A word: a page's number below this bit, the number of the use above.
+const USE_SHIFT: u32 = 40;
+const PAGE_BITS: u64 = (1 << USE_SHIFT) - 1;
+
+/// The wide records. On lines of their own, which no fault reads that has nothing to do with a wide range.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct Wide {
+    held: AtomicU64,
+    records: [Record; WIDE_RECORDS],
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    first: AtomicU64,
+    last: AtomicU64,
+}
+
+impl Wide {
+    /// Notes a range, if a record is free.
+    pub(super) fn record(&self, pages: Pages) -> Place {
+        let mut held = self.held.load(Ordering::Relaxed);
+        loop {
+            let record = (!held).trailing_zeros() as usize;
+            if record >= WIDE_RECORDS {
+                return Place::Coarse;
+            }
+            // Acquire: pairs with the release of the record's last holder.
+            match self.held.compare_exchange_weak(
+                held,
+                held | 1 << record,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => {
+                    self.records[record].write(pages);
+                    return Place::Wide(record);
+                }
+                Err(now) => held = now,
+            }
+        }
+    }
+
+    /// Gives a record back to which no bucket refers any more.
+    pub(super) fn release(&self, record: usize) {
+        self.held.fetch_and(!(1 << record), Ordering::Release);
+    }
+
+    /// The range in a record to which the caller's bucket referred; `None` if another one has come into it since.
+    pub(super) fn get(&self, record: usize) -> Option<Pages> {
+        self.records[record].read()
+    }
+}
+
+impl Record {
+    /// For the holder alone. Release: who finds another range here finds the retirement of the one before.
+    fn write(&self, pages: Pages) {
+        let uses = self.first.load(Ordering::Relaxed) >> USE_SHIFT;
+        let next = uses.wrapping_add(1) << USE_SHIFT;
+        self.first.store(next | pages.first, Ordering::Release);
+        self.last.store(next | pages.last, Ordering::Release);
+    }
+
+    fn read(&self) -> Option<Pages> {
+        let first = self.first.load(Ordering::Acquire);
+        let last = self.last.load(Ordering::Acquire);
+        (first >> USE_SHIFT == last >> USE_SHIFT).then_some(Pages {
+            first: first & PAGE_BITS,
+            last: last & PAGE_BITS,
+        })
+    }
+}
