@@ -35,6 +35,7 @@
 //! | [`relax`] | as `fault` | as `fault` | none |
 //! | [`map`] | nothing that a TLB held has changed | touch what is mapped already | as a fault, for each table |
 //! | [`unmap`] | no TLB holds anything of what was mapped | fail | none |
+//! | [`replace`] | no TLB holds anything of what was replaced | map what isn't mapped; touch a block; fail | none |
 //! | [`protect`] | no TLB holds a right that was taken away, whoever took it | map, unmap, split | none |
 //! | [`write_protect`] | no TLB holds a writable entry for a leaf that was named, whoever tightened it | as `protect` | none |
 //! | [`track_writes`] | no TLB lets a write to a leaf that was named go unnoticed | map, unmap, split | none |
@@ -54,6 +55,7 @@
 //! [`relax`]: Stage2::relax
 //! [`map`]: Stage2::map
 //! [`unmap`]: Stage2::unmap
+//! [`replace`]: Stage2::replace
 //! [`protect`]: Stage2::protect
 //! [`write_protect`]: Stage2::write_protect
 //! [`track_writes`]: Stage2::track_writes
@@ -91,6 +93,7 @@
 extern crate alloc;
 
 mod address;
+mod batch;
 mod change;
 mod collapse;
 mod descriptor;
@@ -102,6 +105,7 @@ mod maintenance;
 mod map;
 mod memory;
 mod operand;
+mod replace;
 mod split;
 mod stage2;
 pub mod sync;
@@ -124,6 +128,7 @@ pub use layout::{BadLayout, Bbm, Features, Format, Layout};
 pub use maintenance::{Barrier, Instructions, Maintenance, TlbPolicy, Tlbi};
 pub use map::{MapFailed, MapStopped, Mapped, Mapping};
 pub use memory::{Counter, Counters, Epoch, TableFrame, TableMemory, Worker};
+pub use replace::Replaced;
 pub use split::{Split, SplitFailed};
 pub use stage2::{OutOfFrames, Stage2};
 pub use teardown::Teardown;

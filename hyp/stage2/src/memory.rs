@@ -170,6 +170,8 @@ counters! {
     accessed,
     /// Leaves mapped by [`map`](crate::Stage2::map).
     mapped,
+    /// Pages that other memory was put behind by [`replace`](crate::Stage2::replace).
+    replaced,
     /// Writable entries made read-only.
     write_protected,
     /// Exchanges that found the entry changed.

@@ -3,18 +3,15 @@
 //! An unmap may run at any time beside faults and every other operation.
 
 use crate::address::{Ipa, IpaRange, Level};
+use crate::batch::Batch;
 use crate::descriptor::{Descriptor, Leaf};
-use crate::entry::{Broken, Unflushed};
-use crate::fault::lost;
+use crate::entry::Broken;
 use crate::group::dissolve;
 use crate::layout::Layout;
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::stage2::Stage2;
 use crate::tlb::Tlb;
-use crate::walk::{Step, VisitContext};
-
-/// Entries that an unmap holds locked at a time: one TLB invalidation serves them all.
-const BATCH: usize = if cfg!(loom) { 2 } else { 32 };
+use crate::walk::Step;
 
 impl Stage2 {
     /// Removes every mapping in `range` and every table whose whole span lies in it. A block that the range covers in part
@@ -76,68 +73,11 @@ impl Stage2 {
                     Descriptor::Frozen => return Step::Restart,
                     Descriptor::Leaf(_) | Descriptor::Table(_) => {}
                 }
-                batch.take(worker, context)
+                batch.take(worker, context, ())
             });
-            batch.remove(worker, self, removed);
-        }
-    }
-}
-
-/// Entries that are locked, to be invalidated together.
-struct Batch<'w> {
-    entries: [Option<Unflushed<'w>>; BATCH],
-    taken: usize,
-    range: IpaRange,
-}
-
-impl Default for Batch<'_> {
-    fn default() -> Self {
-        Self {
-            entries: [const { None }; BATCH],
-            taken: 0,
-            range: Ipa::new(u64::MAX)..Ipa::new(0),
-        }
-    }
-}
-
-impl<'w> Batch<'w> {
-    fn is_empty(&self) -> bool {
-        self.taken == 0
-    }
-
-    fn take<M: TableMemory, T: Tlb, E: Epoch>(
-        &mut self,
-        worker: &Worker<'w, M, T, E>,
-        context: &VisitContext<'w>,
-    ) -> Step {
-        let Some(slot) = self.entries.get_mut(self.taken) else {
-            return Step::Stop;
-        };
-        let Ok(unflushed) = context.entry.lock(context.observed, context.ipa) else {
-            return lost(worker);
-        };
-        *slot = Some(unflushed);
-        self.taken += 1;
-        self.range.start = self.range.start.min(context.ipa);
-        self.range.end = context.ipa_end;
-        Step::Continue
-    }
-
-    fn remove<M: TableMemory, T: Tlb, E: Epoch>(
-        self,
-        worker: &Worker<'w, M, T, E>,
-        stage2: &Stage2,
-        removed: &mut impl FnMut(Level, Ipa, Leaf),
-    ) {
-        if self.is_empty() {
-            return;
-        }
-        worker.counters.tlbi_broadcast.add(1);
-        worker
-            .tlb
-            .invalidate_range(stage2.regime(), self.range, true);
-        for unflushed in self.entries.into_iter().flatten() {
-            remove(worker, stage2.layout(), unflushed.flushed(), removed);
+            batch.flush(worker, self, true, |broken, ()| {
+                remove(worker, self.layout(), broken, removed);
+            });
         }
     }
 }
