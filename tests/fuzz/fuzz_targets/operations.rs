@@ -44,7 +44,7 @@ impl<'a> Arbitrary<'a> for Sequence {
 }
 
 fn operation(bytes: &mut Unstructured<'_>) -> Result<Operation> {
-    Ok(match bytes.int_in_range(0..=17)? {
+    Ok(match bytes.int_in_range(0..=18)? {
         0 => Operation::Fault {
             place: place(bytes)?,
             access: *bytes.choose(&[
@@ -95,6 +95,12 @@ fn operation(bytes: &mut Unstructured<'_>) -> Result<Operation> {
             span: span(bytes)?,
             largest: level(bytes)?,
             only: filter(bytes)?,
+        },
+        18 => Operation::Replace {
+            span: span(bytes)?,
+            only: filter(bytes)?,
+            backing: *bytes.choose(&Backing::ALL)?,
+            attributes: attributes(bytes)?,
         },
         11 => Operation::Lookup {
             place: place(bytes)?,

@@ -38,6 +38,12 @@ pub enum Operation {
     Unmap {
         span: Span,
     },
+    Replace {
+        span: Span,
+        only: Filter,
+        backing: Backing,
+        attributes: Attributes,
+    },
     Protect {
         span: Span,
         permissions: Permissions,
@@ -127,7 +133,7 @@ impl OnWrite {
     }
 }
 
-/// Leaves that a write protection is wanted for.
+/// Leaves that an operation is wanted for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Filter {
     /// All of them.
@@ -193,6 +199,11 @@ pub enum Report {
         done_to: Ipa,
         leaves: u64,
         stopped: Option<MapStopped>,
+    },
+    /// Leaves with what they were, of which all are mapped to something else now; and how many blocks were met.
+    Replaced {
+        leaves: Vec<(Ipa, Mapped)>,
+        blocks: u64,
     },
     /// Leaves with what they were.
     Leaves(Vec<(Ipa, Mapped)>),
@@ -270,6 +281,27 @@ pub fn perform<'w, M: TableMemory, T: Tlb, E: Epoch>(
                 leaves: mapped.leaves,
                 stopped,
             }
+        }
+        Operation::Replace {
+            span,
+            only,
+            backing,
+            attributes,
+        } => {
+            let page_size = stage2.layout().page_size();
+            let mut leaves = Vec::new();
+            let found = stage2.replace(
+                worker,
+                ground.range(span),
+                |ipa, _| {
+                    let wanted = only.wants(ipa.get() / page_size, Level::L3);
+                    wanted.then(|| (ground.frame(ipa, backing), attributes))
+                },
+                |ipa, leaf| leaves.push((ipa, Mapped::new(Level::L3, leaf))),
+            );
+            assert!(found.pages <= leaves.len() as u64);
+            let blocks = found.blocks;
+            Report::Replaced { leaves, blocks }
         }
         Operation::Split { span, to, blocks } => {
             let (split, failed) = match stage2.split(worker, ground.range(span), to, blocks) {

@@ -133,6 +133,27 @@ impl Reference {
                 self.map(range, pa, ground.largest(largest), attributes)
             }
             Operation::Unmap { span } => Report::Leaves(self.unmap(&ground.range(span))),
+            Operation::Replace {
+                span,
+                only,
+                backing,
+                attributes,
+            } => {
+                let page_size = self.layout.page_size();
+                let mut leaves = self.within(&ground.range(span));
+                let found = leaves.len();
+                leaves.retain(|(_, leaf)| leaf.level == Level::L3);
+                let blocks = (found - leaves.len()) as u64;
+                leaves.retain(|(ipa, _)| only.wants(ipa.get() / page_size, Level::L3));
+                for (ipa, leaf) in &mut leaves {
+                    self.dissolve(*ipa);
+                    *leaf = leaf.alone();
+                    let pa = ground.frame(*ipa, backing).get();
+                    self.put(Level::L3, *ipa, pa, attributes);
+                    self.leaf(*ipa).accessed = leaf.accessed;
+                }
+                Report::Replaced { leaves, blocks }
+            }
             Operation::Protect { span, permissions } => {
                 Report::Leaves(self.protect(&ground.range(span), permissions))
             }

@@ -121,6 +121,14 @@ pub fn operation() -> impl Strategy<Value = Operation> {
         6 => any::<(u16, bool)>().prop_map(|(place, write)| Operation::Touch { place, write }),
         4 => map,
         2 => span().prop_map(|span| Operation::Unmap { span }),
+        4 => (span(), filter.clone(), backing(), attributes()).prop_map(
+            |(span, only, backing, attributes)| Operation::Replace {
+                span,
+                only,
+                backing,
+                attributes,
+            },
+        ),
         4 => (span(), permissions())
             .prop_map(|(span, permissions)| Operation::Protect { span, permissions }),
         3 => (span(), filter.clone()).prop_map(|(span, only)| Operation::WriteProtect { span, only }),

@@ -128,6 +128,17 @@ impl Shares {
                 attributes,
             },
             Operation::Unmap { span } => Operation::Unmap { span: within(span) },
+            Operation::Replace {
+                span,
+                only,
+                backing,
+                attributes,
+            } => Operation::Replace {
+                span: within(span),
+                only,
+                backing,
+                attributes,
+            },
             Operation::Protect { span, permissions } => Operation::Protect {
                 span: within(span),
                 permissions,
@@ -179,6 +190,14 @@ fn private() -> impl Strategy<Value = Operation> {
         4 => any::<(u16, bool)>().prop_map(|(place, write)| Operation::Touch { place, write }),
         3 => map,
         2 => pages().prop_map(|span| Operation::Unmap { span }),
+        3 => (pages(), backing(), attributes()).prop_map(|(span, backing, attributes)| {
+            Operation::Replace {
+                span,
+                only: Filter::All,
+                backing,
+                attributes,
+            }
+        }),
         3 => (pages(), permissions())
             .prop_map(|(span, permissions)| Operation::Protect { span, permissions }),
         2 => pages().prop_map(|span| Operation::Age { span }),

@@ -10,7 +10,7 @@ use model::{Outcome, System, backing_of, choose, explore};
 use shuttle::thread;
 use stage2::{
     Access, Attributes, Bbm, Features, Granule, Ipa, IpaRange, Layout, Leaf, Level, Mapping,
-    OnBlock, Permissions, Request, TlbPolicy,
+    OnBlock, Pa, Permissions, Request, TlbPolicy,
 };
 use std::sync::Arc;
 use watcher::Promise;
@@ -22,6 +22,7 @@ enum Operation {
     Write,
     Map,
     Unmap,
+    Replace,
     WriteProtect,
     ReadOnly,
     Relax,
@@ -40,6 +41,7 @@ const ALL: &[Operation] = &[
     Write,
     Map,
     Unmap,
+    Replace,
     WriteProtect,
     ReadOnly,
     Relax,
@@ -52,12 +54,12 @@ const ALL: &[Operation] = &[
 ];
 /// Those that may run where hardware alone keeps track of writes: the others need an owner with a log.
 const TRACKED: &[Operation] = &[
-    Read, Write, Map, Unmap, Age, Harvest, Track, Split, Collapse, Invalidate,
+    Read, Write, Map, Unmap, Replace, Age, Harvest, Track, Split, Collapse, Invalidate,
 ];
 /// Those that may run where hardware tracks no more than pages: blocks are read-only, and replaced at a write. A merge
 /// would need an owner with a log.
 const TRACKED_PAGES: &[Operation] = &[
-    Read, Write, Map, Unmap, Age, Harvest, Track, Split, Invalidate,
+    Read, Write, Map, Unmap, Replace, Age, Harvest, Track, Split, Invalidate,
 ];
 const CPUS: usize = 4;
 
@@ -68,6 +70,16 @@ struct Scene {
     tracked: bool,
     /// The largest leaves that hardware tracks.
     largest_tracked: Level,
+}
+
+/// What a page is mapped to once [`Replace`] has come by, until it does so again.
+fn other_backing_of(ipa: Ipa) -> Pa {
+    backing_of(ipa).offset(1 << 40)
+}
+
+/// Whether `pa` is where an access to `ipa` may lead.
+fn backs(pa: Pa, ipa: Ipa) -> bool {
+    pa == backing_of(ipa) || pa == other_backing_of(ipa)
 }
 
 fn one_of<T: Copy>(choices: &[T]) -> T {
@@ -158,7 +170,7 @@ impl Scene {
         };
         // Refused where another operation has made it read-only.
         if let Ok((output, _)) = self.system.access(cpu, &request) {
-            assert_eq!(output, backing_of(ipa), "the guest got to the wrong memory");
+            assert!(backs(output, ipa), "the guest got to {output:?} at {ipa}");
         }
     }
 
@@ -199,6 +211,28 @@ impl Scene {
                     system.stage2().unmap(worker, wanted, &mut dirty)
                 });
                 system.promised(Promise::NoEntry, range, since);
+            }
+            Replace => {
+                let attributes = Attributes::memory(self.permissions());
+                let toggled = |ipa, leaf: Leaf| {
+                    if leaf.pa() == backing_of(ipa) {
+                        other_backing_of(ipa)
+                    } else {
+                        backing_of(ipa)
+                    }
+                };
+                system.on(cpu, |worker| {
+                    system.stage2().replace(
+                        worker,
+                        range,
+                        |ipa, leaf| Some((toggled(ipa, leaf), attributes)),
+                        |ipa, leaf| {
+                            let page = ipa..ipa.offset(self.layout().page_size());
+                            system.promised(Promise::NoEntry, page, since);
+                            dirty(Level::L3, ipa, leaf);
+                        },
+                    )
+                });
             }
             WriteProtect => {
                 let wanted = range.clone();
@@ -307,10 +341,10 @@ impl Scene {
         {
             if let Some((leaf, level)) = self.system.lookup(ipa) {
                 let offset = ipa.offset_in(self.layout().span(level));
-                assert_eq!(leaf.pa().offset(offset), backing_of(ipa));
+                assert!(backs(leaf.pa().offset(offset), ipa), "{leaf:?} at {ipa}");
             }
             if let Outcome::Done(output) = self.system.guest(3, ipa, Access::Read) {
-                assert_eq!(output, backing_of(ipa));
+                assert!(backs(output, ipa), "the guest got to {output:?} at {ipa}");
             }
         }
         if self.tracked {
