@@ -1,15 +1,17 @@
 //! What one CPU brings to the memory of VMs: its cache of frames, its place in the epoch, its TLB instructions, its
 //! counters. Nothing here is shared, so a fault that uses it touches no other CPU's cache lines.
 
-use crate::frames::{FrameCache, FramePool, MOST_PENDING, VmId};
+use crate::frames::{FrameCache, FramePool, FrameSize, MOST_PENDING, Owner, Purpose, VmId, zero};
 use crate::gate::Gate;
 use crate::reclaim::{Retirement, Tables};
+use crate::reverse::Objects;
 use alloc::sync::Arc;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crossbeam_epoch::{Collector, Guard, LocalHandle};
+use spin::Once;
 use stage2::{
-    Counter, Counters, Instructions, Layout, Maintenance, NoTlb, Pa, Tlb, VmidAllocator,
+    Counter, Counters, Instructions, Layout, Maintenance, NoTlb, PAGE_SIZE, Pa, Tlb, VmidAllocator,
     VmidHolder, Worker,
 };
 
@@ -57,6 +59,16 @@ pub struct FaultCounters {
     pub busy: Counter,
     /// The grounds for the fault had changed when its entry was locked.
     pub retried: Counter,
+    /// Somebody else was changing what backs the page.
+    pub claimed: Counter,
+    /// What nobody had touched was given a frame.
+    pub populated: Counter,
+    /// What nobody had written was mapped to the frame of zeros.
+    pub zeros: Counter,
+    /// What was shared was copied to a frame of its own.
+    pub unshared: Counter,
+    /// The frame that a page had became its own again.
+    pub reused: Counter,
 }
 
 impl FaultCounters {
@@ -68,6 +80,11 @@ impl FaultCounters {
         each("faults_spurious", self.spurious.get());
         each("faults_busy", self.busy.get());
         each("faults_retried", self.retried.get());
+        each("faults_claimed", self.claimed.get());
+        each("faults_populated", self.populated.get());
+        each("faults_zeros", self.zeros.get());
+        each("faults_unshared", self.unshared.get());
+        each("faults_reused", self.reused.get());
     }
 }
 
@@ -87,6 +104,9 @@ pub struct MemorySystem {
     pool: &'static FramePool,
     collector: Collector,
     gate: Gate,
+    objects: Objects,
+    /// The frame of zeros, once an object needs it.
+    zeros: Once<Pa>,
     /// CPUs that have yet to register.
     to_come: AtomicUsize,
     vmids: VmidAllocator,
@@ -103,11 +123,42 @@ impl MemorySystem {
             pool,
             collector: Collector::new(),
             gate: Gate::default(),
+            objects: Objects::new(pool),
+            zeros: Once::new(),
             to_come: AtomicUsize::new(cpus),
             vmids,
             pa_range,
             vmid_bits,
         }
+    }
+
+    /// All memory objects.
+    pub(crate) fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    pub(crate) fn pool(&self) -> &'static FramePool {
+        self.pool
+    }
+
+    /// The frame that backs what guests have read and nobody has written, which there is from the first object on. `None`
+    /// where there is none to be had.
+    pub(crate) fn prepare_zeros(&self) -> Option<Pa> {
+        let zeros = self.zeros.try_call_once(|| {
+            let page = FrameSize::Page4K;
+            let pa = (self.pool).allocate(page, Owner::Hypervisor, Purpose::Guest);
+            let pa = pa.ok_or(())?;
+            // SAFETY: the frame has just come from the pool, whose memory is mapped.
+            unsafe { zero(pa, PAGE_SIZE) };
+            Ok::<_, ()>(pa)
+        });
+        zeros.ok().copied()
+    }
+
+    /// As [`Self::prepare_zeros`], for whoever has an object.
+    #[inline]
+    pub(crate) fn zeros(&self) -> Pa {
+        self.zeros.get().copied().unwrap_or(Pa::new(0))
     }
 
     /// Makes a CPU take part in the epochs. From the last one on, faults look at no other CPU's place in them.
@@ -185,6 +236,25 @@ impl<T> CpuMemory<T> {
     #[inline]
     pub(crate) fn fault_counters(&self) -> &'static FaultCounters {
         &self.counters.faults
+    }
+
+    /// A zeroed frame for guest memory, charged to `owner`; `None` where this CPU's cache has none.
+    #[inline]
+    pub(crate) fn take_guest(&self, owner: Owner) -> Option<Pa> {
+        self.cache.take_guest(owner)
+    }
+
+    /// Charges a frame of guest memory to another owner.
+    pub(crate) fn recharge(&self, from: Owner, to: Owner) {
+        self.cache.recharge(from, to, 1);
+    }
+
+    /// Gives up a frame of guest memory, charged to `owner`, that no entry leads to any more: it is free after an epoch.
+    pub(crate) fn retire_guest(&self, guard: &Guard, pa: Pa, owner: Owner) {
+        let pool = self.pool();
+        pool.guest_leaving(owner, 1);
+        // SAFETY: no page refers to the frame, its invalidation is complete, and the epoch has passed when this runs.
+        guard.defer(move || unsafe { pool.release_guest(pa) });
     }
 
     /// Frames for the tables of `vm`.

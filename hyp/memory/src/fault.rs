@@ -3,21 +3,26 @@
 //! Runs on every vCPU's CPU at once. In [`Parallel`](crate::Parallel) mode it takes no lock, writes no cache line that a
 //! fault on other pages writes, and allocates only from this CPU's own cache of frames.
 
+use crate::copying::{Populated, Unshared};
 use crate::cpu::{Caches, CpuMemory};
+use crate::direct::Changer;
 use crate::dirty_log::DirtyLog;
 use crate::frames::GRANULE;
 use crate::locks::MmuLock;
+use crate::object::{Backing, Look};
 use crate::policy::LogPolicy;
 use crate::reclaim::{Retirement, Tables};
 use crate::ring::{DirtyPages, DirtyRing, Pushed};
 use crate::slots::{Slot, SlotArray};
-use crate::space::AddressSpace;
+use crate::space::{AddressSpace, Change};
+use crate::tracker::Verdict;
+use alloc::sync::Arc;
 use core::ptr;
 use crossbeam_epoch::Guard;
 use stage2::sync::full_barrier;
 use stage2::{
-    Access, All, Attributes, Broken, Descriptor, Ipa, Level, OnBlock, PAGE_SIZE, Permissions,
-    Request, Resolution, Tlb, Worker,
+    Access, All, Attributes, Broken, Descriptor, Execute, Ipa, Level, MemoryType, OnBlock,
+    PAGE_SIZE, Pa, Permissions, Request, Resolution, Tlb, Worker,
 };
 
 /// Why stage 2 refused an access (Arm ARM, ESR_EL2.ISS.DFSC).
@@ -66,6 +71,17 @@ pub enum FaultOutcome {
     OutOfFrames,
 }
 
+/// How often a fault has what backs it changed, or looks again, before it lets the guest fault again.
+const LOOKS: u32 = 4;
+
+/// What one look at a fault came to.
+enum Served {
+    /// It is served, or can't be.
+    Ended(FaultOutcome),
+    /// What backs it is as the access needs it, or has changed: it is to be looked at again.
+    Prepared,
+}
+
 impl<L: MmuLock> AddressSpace<L> {
     /// Serves a fault of one of this VM's vCPUs on the CPU that `cpu` belongs to.
     #[inline]
@@ -105,7 +121,14 @@ impl<L: MmuLock> AddressSpace<L> {
                 return self.mark_after_write(slot, fault, level, guard);
             }
         }
-        self.resolve(cpu, fault, guard, (published, slot, log))
+        for _ in 0..LOOKS {
+            match self.resolve(cpu, fault, guard, (published, slot, log)) {
+                Served::Ended(outcome) => return outcome,
+                Served::Prepared => {}
+            }
+        }
+        // What backs the page changes all the time.
+        FaultOutcome::Retry
     }
 
     /// Makes what is logged writable, if that takes a single exchange.
@@ -128,36 +151,50 @@ impl<L: MmuLock> AddressSpace<L> {
         Some(relaxed)
     }
 
-    /// Serves any fault, on the grounds that were found: the slots, the one that covers it, its log.
+    /// Serves any fault, on the grounds that were found: the slots, the one that covers it, its log. Looks for what backs it
+    /// first (rule 8: after the ticket), and has that changed where the access needs it.
     fn resolve<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
         fault: &Fault,
         guard: &Guard,
-        (published, slot, log): (&SlotArray, &Slot, Option<&DirtyLog>),
-    ) -> FaultOutcome {
-        let request = request_for(slot, log, fault);
+        (published, slot, log): (&SlotArray, &Arc<Slot>, Option<&DirtyLog>),
+    ) -> Served {
         let counters = cpu.fault_counters();
+        let ticket = self.space().tracker().ticket(fault.ipa);
+        let page = slot.object_page(fault.ipa);
+        let look = slot.object().look(page);
+        let Some(pa) = self.frame_for(look, slot, fault) else {
+            return self.prepare(cpu, fault, guard, slot, look);
+        };
+        let request = request_for(slot, log, fault, look, pa);
         let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
         let worker = cpu.worker(&tables, &epoch);
-        let _lock = self.lock().shared();
+        let lock = self.lock().shared();
         let writable = match self.stage2().fault(&worker, &request) {
             Resolution::Vacant(broken) => {
                 full_barrier();
-                let unchanged =
-                    ptr::eq(self.slots(guard), published) && same_log(slot.log(guard), log);
                 let level = broken.level();
+                let start = broken.ipa();
+                let span = start..start.offset(GRANULE.span(level));
+                let unchanged = self.is_still(slot, published, guard)
+                    && same_log(slot.log(guard), log)
+                    && match self.space().tracker().check(ticket, &span) {
+                        Verdict::Unchanged => true,
+                        Verdict::LookAgain => slot.object().look(page) == look,
+                        Verdict::Invalidated => false,
+                    };
                 let leaf = self.stage2().leaf_for(&request, level);
                 if !fill(broken, leaf, unchanged) {
                     counters.retried.add(1);
-                    return FaultOutcome::Retry;
+                    return Served::Ended(FaultOutcome::Retry);
                 }
                 counters.mapped.add(1);
                 // Whoever switches logging on from here on finds the entry and protects it.
-                return match (log, fault.access) {
+                return Served::Ended(match (log, fault.access) {
                     (Some(log), Access::Write) => self.mark(slot, log, fault, level),
                     _ => FaultOutcome::Resolved,
-                };
+                });
             }
             Resolution::Relaxed(level) => {
                 counters.relaxed.add(1);
@@ -176,14 +213,107 @@ impl<L: MmuLock> AddressSpace<L> {
             }
             Resolution::Busy => {
                 counters.busy.add(1);
-                return FaultOutcome::Retry;
+                return Served::Ended(FaultOutcome::Retry);
             }
-            Resolution::NotPermitted => return FaultOutcome::NotPermitted,
-            Resolution::OutOfFrames => return FaultOutcome::OutOfFrames,
+            Resolution::NotPermitted if fault.access == Access::Write => {
+                // Its entry was left without the right to be made writable.
+                drop(lock);
+                return self.unshare(cpu, guard, slot, fault);
+            }
+            Resolution::NotPermitted => return Served::Ended(FaultOutcome::NotPermitted),
+            Resolution::OutOfFrames => return Served::Ended(FaultOutcome::OutOfFrames),
         };
-        match writable {
+        Served::Ended(match writable {
             Some(level) => self.mark_after_write(slot, fault, level, guard),
             None => FaultOutcome::Resolved,
+        })
+    }
+
+    /// Whether a slot is one of the VM's still: by a glance at the array, or a look into another one.
+    #[inline]
+    fn is_still(&self, slot: &Arc<Slot>, published: &SlotArray, guard: &Guard) -> bool {
+        let now = self.slots(guard);
+        ptr::eq(now, published)
+            || now
+                .find(slot.range().start)
+                .is_some_and(|found| Arc::ptr_eq(found, slot))
+    }
+
+    /// The frame that an access can be served with at once.
+    #[inline]
+    fn frame_for(&self, look: Look, slot: &Slot, fault: &Fault) -> Option<Pa> {
+        let writes = fault.access == Access::Write;
+        match look.backing() {
+            _ if look.is_claimed() => None,
+            Backing::Owned(pa) | Backing::Device(pa) => Some(pa),
+            Backing::Shared(pa) if !writes => Some(pa),
+            Backing::Zero if !writes && !slot.config().write_faults => {
+                Some(slot.object().system().zeros())
+            }
+            Backing::Vacant | Backing::Zero | Backing::Shared(_) => None,
+        }
+    }
+
+    /// Has what backs an access changed so that it can be served.
+    #[cold]
+    fn prepare<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        fault: &Fault,
+        guard: &Guard,
+        slot: &Slot,
+        look: Look,
+    ) -> Served {
+        let counters = cpu.fault_counters();
+        let (object, page) = (slot.object(), slot.object_page(fault.ipa));
+        if look.is_claimed() {
+            counters.claimed.add(1);
+            return Served::Ended(FaultOutcome::Retry);
+        }
+        match look.backing() {
+            Backing::Vacant if slot.reads_zeros(fault.access, look) => {
+                counters.zeros.add(1);
+                object.note_read(page);
+                Served::Prepared
+            }
+            Backing::Vacant => {
+                counters.populated.add(1);
+                match object.populate(cpu, page, self.space().how()) {
+                    Populated::Done => Served::Prepared,
+                    Populated::Busy => Served::Ended(FaultOutcome::Retry),
+                    Populated::OutOfFrames => Served::Ended(FaultOutcome::OutOfFrames),
+                }
+            }
+            _ => self.unshare(cpu, guard, slot, fault),
+        }
+    }
+
+    /// Gives the page of a write a frame of its own, or its entries the right to be made writable.
+    #[cold]
+    fn unshare<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        guard: &Guard,
+        slot: &Slot,
+        fault: &Fault,
+    ) -> Served {
+        let changer = Changer { cpu, guard };
+        let (object, page) = (slot.object(), slot.object_page(fault.ipa));
+        let how = self.space().how();
+        match changer.unshare(object, page, how) {
+            Unshared::Copied => {
+                cpu.fault_counters().unshared.add(1);
+                match self.space().change() {
+                    Change::Direct => Served::Prepared,
+                    Change::Unmap => Served::Ended(FaultOutcome::Retry),
+                }
+            }
+            Unshared::Reused => {
+                cpu.fault_counters().reused.add(1);
+                Served::Prepared
+            }
+            Unshared::Busy => Served::Ended(FaultOutcome::Retry),
+            Unshared::OutOfFrames => Served::Ended(FaultOutcome::OutOfFrames),
         }
     }
 
@@ -291,9 +421,18 @@ impl<L: MmuLock> AddressSpace<L> {
 }
 
 #[inline]
-fn request_for(slot: &Slot, log: Option<&DirtyLog>, fault: &Fault) -> Request {
+fn request_for(slot: &Slot, log: Option<&DirtyLog>, fault: &Fault, look: Look, pa: Pa) -> Request {
     let policy = log.map(DirtyLog::policy);
-    let permissions = match (slot.read_only(), policy) {
+    let extent = look.extent();
+    let (owned, level) = match look.backing() {
+        Backing::Owned(_) if extent.read_only && fault.access == Access::Write => (true, Level::L3),
+        Backing::Owned(_) => (!extent.read_only || extent.level == Level::L3, extent.level),
+        Backing::Shared(_) => (false, extent.level),
+        Backing::Device(_) => (true, Level::L3),
+        Backing::Vacant | Backing::Zero => (false, Level::L3),
+    };
+    let largest = slot.fitting(fault.ipa, level);
+    let permissions = match (slot.read_only() || !owned, policy) {
         (true, _) => Permissions::READ_ONLY,
         (false, None) => Permissions::RAM,
         (false, Some(policy)) => Permissions {
@@ -306,11 +445,18 @@ fn request_for(slot: &Slot, log: Option<&DirtyLog>, fault: &Fault) -> Request {
         ipa: fault.ipa,
         va: fault.va,
         access: fault.access,
-        pa: slot.frame_of(fault.ipa),
-        largest: policy.map_or(slot.largest(), |policy| {
-            slot.largest().max(policy.largest_written())
-        }),
-        attributes: Attributes::memory(permissions),
+        pa,
+        largest: policy.map_or(largest, |policy| largest.max(policy.largest_written())),
+        attributes: match look.backing() {
+            Backing::Device(_) => Attributes {
+                memory: MemoryType::DeviceNgnre,
+                permissions: Permissions {
+                    execute: Execute::Nowhere,
+                    ..permissions
+                },
+            },
+            _ => Attributes::memory(permissions),
+        },
         largest_written: policy.map_or(Level::L0, LogPolicy::largest_written),
         on_block: policy.map_or(OnBlock::Split, LogPolicy::on_block),
     }

@@ -50,7 +50,7 @@ impl<L: MmuLock> AddressSpace<L> {
             let (_, log) = self.logged_slot(id, &guard)?;
             log.policy().by_hardware()
         };
-        let _control = by_hardware.then(|| self.control.lock());
+        let _control = by_hardware.then(|| self.control().lock());
         let guard = cpu.pin();
         let (slot, log) = self.logged_slot(id, &guard)?;
         let words = words_of(log, id, first_page, bitmap)?;
@@ -101,7 +101,7 @@ impl<L: MmuLock> AddressSpace<L> {
         bitmap: &mut [u64],
         what: Clear,
     ) -> Result<SplitAhead, LogError> {
-        let _control = self.control.lock();
+        let _control = self.control().lock();
         let (policy, words, range) = {
             let guard = cpu.pin();
             let (slot, log) = self.logged_slot(id, &guard)?;
@@ -165,7 +165,7 @@ impl<L: MmuLock> AddressSpace<L> {
         vcpu: usize,
         pages: &mut [DirtyPages],
     ) -> usize {
-        let _control = self.control.lock();
+        let _control = self.control().lock();
         let Some(ring) = self.rings().of(vcpu) else {
             return 0;
         };

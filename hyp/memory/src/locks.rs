@@ -6,7 +6,7 @@
 use spin::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// How operations on one VM's stage 2 exclude each other.
-pub trait MmuLock: Default + Send + Sync {
+pub trait MmuLock: Default + Send + Sync + 'static {
     /// The mode's name in options, result lines and records.
     const NAME: &'static str;
     /// What a fault holds.
@@ -23,6 +23,19 @@ pub trait MmuLock: Default + Send + Sync {
 
     /// For write protection, collapse, unmap.
     fn exclusive(&self) -> Self::Exclusive<'_>;
+}
+
+/// The exclusive side of some [`MmuLock`], for whoever changes tables of VMs that needn't be of one mode.
+pub(crate) trait Exclusion: Send + Sync {
+    /// Does `work` with the lock held as every operation but a fault holds it.
+    fn exclusively(&self, work: &mut dyn FnMut());
+}
+
+impl<L: MmuLock> Exclusion for L {
+    fn exclusively(&self, work: &mut dyn FnMut()) {
+        let _lock = self.exclusive();
+        work();
+    }
 }
 
 /// No lock: everything at once.

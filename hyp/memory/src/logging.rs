@@ -95,7 +95,7 @@ impl<L: MmuLock> AddressSpace<L> {
         id: SlotId,
         policy: &LogPolicy,
     ) -> Result<SplitAhead, LogError> {
-        let _control = self.control.lock();
+        let _control = self.control().lock();
         let slot = {
             let guard = cpu.pin();
             let slot = self.held_slot(id, &guard)?;
@@ -134,7 +134,7 @@ impl<L: MmuLock> AddressSpace<L> {
     /// # Errors
     /// The slot isn't logged.
     pub fn disable_dirty_log<T>(&self, cpu: &CpuMemory<T>, id: SlotId) -> Result<(), LogError> {
-        let _control = self.control.lock();
+        let _control = self.control().lock();
         let slot = {
             let guard = cpu.pin();
             let slot = self.held_slot(id, &guard)?;
@@ -163,7 +163,7 @@ impl<L: MmuLock> AddressSpace<L> {
         bytes: u64,
         ahead: Ahead,
     ) -> Result<SplitAhead, LogError> {
-        let _control = self.control.lock();
+        let _control = self.control().lock();
         let (slot, policy) = {
             let guard = cpu.pin();
             let slot = self.held_slot(id, &guard)?;

@@ -7,11 +7,8 @@ use crate::locks::MmuLock;
 use crate::logging::LogError;
 use crate::slots::{Slot, SlotId};
 use crate::space::{AddressSpace, UNLINKED_AT_ONCE};
-use core::cell::Cell;
 use crossbeam_epoch::Guard;
-use stage2::{
-    Attributes, Collapsed, Descriptor, Ipa, IpaRange, Level, Mapping, Permissions, Step, Tlb,
-};
+use stage2::{Attributes, Collapsed, Ipa, IpaRange, Level, Mapping, Pa, Permissions, Tlb};
 
 /// What one step of restoring did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +32,7 @@ impl<L: MmuLock> AddressSpace<L> {
         id: SlotId,
         from: Ipa,
     ) -> Result<Restored, LogError> {
-        let _control = self.control.lock();
+        let _control = self.control().lock();
         let slot = {
             let guard = cpu.pin();
             let slot = self.held_slot(id, &guard)?;
@@ -52,12 +49,9 @@ impl<L: MmuLock> AddressSpace<L> {
         let step = GRANULE.span(Level::L2) * UNLINKED_AT_ONCE;
         let end = start.align_down(step).checked_add(step);
         let end = end.map_or(range.end, |end| end.min(range.end));
-        let mut collapsed = Collapsed::default();
-        if slot.largest() <= Level::L2 {
-            collapsed += self.restore(cpu, &slot, start..end, Level::L2);
-        }
+        let mut collapsed = self.restore(cpu, &slot, start..end, Level::L2);
         let block = end.offset_in(GRANULE.span(Level::L1)) == 0 || end == range.end;
-        if slot.largest() <= Level::L1 && block && start < end {
+        if block && start < end {
             let first = Ipa::new(end.get() - 1).align_down(GRANULE.span(Level::L1));
             collapsed += self.restore(cpu, &slot, first.max(range.start)..end, Level::L1);
         }
@@ -73,97 +67,95 @@ impl<L: MmuLock> AddressSpace<L> {
         range: IpaRange,
         to: Level,
     ) -> Collapsed {
-        cpu.settle();
-        let first = self.collapse(cpu, slot, range.clone(), to);
+        let span = GRANULE.span(to);
+        let mut collapsed = Collapsed::default();
+        let mut start = range.start.align_down(span);
+        while start < range.end {
+            let block = start..start.checked_add(span).unwrap_or(range.end);
+            if let Some(pa) = slot.run_at(start, to) {
+                cpu.settle();
+                collapsed += self.restore_block(cpu, slot, &block, pa, to);
+            }
+            start = block.end;
+        }
+        collapsed
+    }
+
+    /// Makes one block of level `to`, backed by the run of frames at `pa`, if a table maps it.
+    fn restore_block<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        slot: &Slot,
+        block: &IpaRange,
+        pa: Pa,
+        to: Level,
+    ) -> Collapsed {
+        let guard = cpu.pin();
+        let first = self.collapse(cpu, &guard, slot, block.clone(), to);
         if first.left == 0 {
             return first;
         }
-        let guard = cpu.pin();
-        let mut at = range.start;
-        while let Some(table) = self.next_table(cpu, &guard, at..range.end, to) {
-            self.mend(cpu, &guard, slot, table.clone(), to);
-            at = table.end;
-        }
-        drop(guard);
-        let second = self.collapse(cpu, slot, range, to);
-        Collapsed {
-            blocks: first.blocks + second.blocks,
-            left: second.left,
-        }
-    }
-
-    /// What the next table under an entry of level `to` spans.
-    fn next_table<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        guard: &Guard,
-        range: IpaRange,
-        to: Level,
-    ) -> Option<IpaRange> {
-        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
-        let worker = cpu.worker(&tables, &epoch);
-        let found = Cell::new(None);
-        self.stage2()
-            .walk(&worker, range, |context| match context.descriptor {
-                Descriptor::Table(_) if context.level < to => Step::Descend,
-                Descriptor::Table(_) => {
-                    found.set(Some(context.ipa..context.ipa_end));
-                    Step::Stop
-                }
-                Descriptor::Locked => Step::Wait,
-                Descriptor::Frozen => Step::Restart,
-                Descriptor::Leaf(_) | Descriptor::Invalid => Step::Continue,
-            });
-        found.take()
+        self.mend(cpu, &guard, slot, block.clone(), pa, to);
+        self.collapse(cpu, &guard, slot, block.clone(), to)
     }
 
     /// Makes the leaves of a table alike and maps what is missing among them, so that it can become a block. What can't be
-    /// mended (no frame, other memory) stays as it is.
+    /// mended (no frame, pages that others have) stays as it is.
     fn mend<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
         guard: &Guard,
         slot: &Slot,
         table: IpaRange,
+        pa: Pa,
         to: Level,
     ) {
-        if table.start < slot.range().start || slot.range().end < table.end {
-            return;
-        }
         let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
         let worker = cpu.worker(&tables, &epoch);
         let _lock = self.lock().exclusive();
         let permissions = permissions(slot.log(guard), slot);
-        if slot.log(guard).is_none() {
+        if to == Level::L2 && slot.log(guard).is_none() {
+            // Nobody may withdraw a page's right to be written while all of them are given it.
+            let Some(_claims) = slot.object().claim_region(slot.object_page(table.start)) else {
+                return;
+            };
             self.stage2()
                 .protect(&worker, table.clone(), permissions, |_, _, _| {});
         }
         let mapping = Mapping {
-            pa: slot.frame_of(table.start),
+            pa,
             attributes: Attributes::memory(permissions),
             largest: to.below().unwrap_or(Level::L3),
         };
-        // The slots and the log can't change while `control` is held.
-        let _ = self.stage2().map(&worker, table, mapping, || true);
+        // The slots and the log can't change while `control` is held; what backs them can, after it was taken apart.
+        let start = table.start;
+        let _ = self.stage2().map(&worker, table, mapping, || {
+            slot.run_at(start, to) == Some(pa)
+        });
     }
 
-    /// Turns tables into blocks of a level in a part of a slot.
+    /// Turns a table into a block in a part of a slot.
     fn collapse<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
+        guard: &Guard,
         slot: &Slot,
-        range: IpaRange,
+        block: IpaRange,
         to: Level,
     ) -> Collapsed {
-        let guard = cpu.pin();
-        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), &guard));
+        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
         let worker = cpu.worker(&tables, &epoch);
         let _lock = self.lock().exclusive();
+        let start = block.start;
         self.stage2().collapse(
             &worker,
-            range,
+            block,
             to,
-            |_| permissions(slot.log(&guard), slot),
+            // Whoever takes a page apart says so first, and then looks for the entry (rule 8).
+            |_| match slot.run_at(start, to) {
+                Some(_) => permissions(slot.log(guard), slot),
+                None => Permissions::READ_ONLY,
+            },
             // The slot holds its frames, mapped or not.
             |_, _, _| {},
         )

@@ -147,7 +147,7 @@ pub(crate) enum Pushed {
 
 /// The rings of a VM's vCPUs.
 #[derive(Debug, Default)]
-pub(crate) struct DirtyRings(Box<[DirtyRing]>);
+pub(crate) struct DirtyRings(Vec<DirtyRing>);
 
 /// Rings can't be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -175,6 +175,11 @@ impl fmt::Display for RingError {
 impl core::error::Error for RingError {}
 
 impl DirtyRings {
+    /// No vCPU has one.
+    pub(crate) const fn none() -> Self {
+        Self(Vec::new())
+    }
+
     pub(crate) fn new(vcpus: usize, entries: usize) -> Result<Self, RingError> {
         if !entries.is_power_of_two() || !RING_ENTRIES.contains(&entries) {
             return Err(RingError::Entries(entries));
@@ -186,7 +191,7 @@ impl DirtyRings {
         for _ in 0..vcpus {
             rings.push(DirtyRing::new(entries).ok_or(RingError::OutOfMemory)?);
         }
-        Ok(Self(rings.into_boxed_slice()))
+        Ok(Self(rings))
     }
 
     pub(crate) fn of(&self, vcpu: usize) -> Option<&DirtyRing> {

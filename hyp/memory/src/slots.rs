@@ -5,13 +5,18 @@
 
 use crate::dirty_log::{DirtyLog, Words};
 use crate::frames::GRANULE;
+use crate::object::{Look, Object, ObjectError};
 use crate::published::Published;
+use crate::reverse::ObjectId;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use crossbeam_epoch::Guard;
 use spin::Mutex;
-use stage2::{Ipa, IpaRange, Level, PAGE_SHIFT, PAGE_SIZE, Pa};
+use stage2::{Access, Ipa, IpaRange, Level, PAGE_SHIFT, Pa};
+
+/// How many slots a VM may have.
+pub const MAX_SLOTS: usize = 512;
 
 /// Names a slot of a VM.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -23,20 +28,33 @@ impl fmt::Display for SlotId {
     }
 }
 
-/// Memory behind a slot: equal, naturally aligned pieces.
-#[derive(Debug)]
-pub(crate) struct Backing {
-    pub(crate) piece: Level,
-    pub(crate) pieces: Vec<Pa>,
+/// What a slot is made of.
+#[derive(Clone, Debug)]
+pub struct SlotConfig {
+    /// Its name.
+    pub id: SlotId,
+    /// Where it begins.
+    pub start: Ipa,
+    /// What backs it.
+    pub object: Arc<Object>,
+    /// Where in the object it begins, in bytes.
+    pub offset: u64,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Whether guest writes are refused.
+    pub read_only: bool,
+    /// Whether a read of what nobody has touched allocates it as a write does, so that the write that comes next doesn't
+    /// fault.
+    pub write_faults: bool,
 }
 
 /// A piece of guest memory.
 #[derive(Debug)]
 pub struct Slot {
-    id: SlotId,
-    start: Ipa,
-    backing: Backing,
-    read_only: bool,
+    config: SlotConfig,
+    first_page: u64,
+    /// The largest block that its place allows.
+    largest: Level,
     /// None while writes aren't logged. What a fault decides on (rule 8).
     log: Published<DirtyLog>,
     /// Memory for the next log, so that enabling it takes no time. No fault takes the lock.
@@ -44,12 +62,15 @@ pub struct Slot {
 }
 
 impl Slot {
-    pub(crate) fn new(id: SlotId, start: Ipa, backing: Backing, read_only: bool) -> Self {
+    pub(crate) fn new(config: SlotConfig) -> Self {
+        // A block begins at a multiple of its size, in the object as in the guest.
+        let skew = config.start.get() ^ config.offset;
+        let fits = |level: &Level| skew.is_multiple_of(GRANULE.span(*level));
+        let largest = [Level::L1, Level::L2].into_iter().find(fits);
         Self {
-            id,
-            start,
-            backing,
-            read_only,
+            first_page: config.offset >> PAGE_SHIFT,
+            largest: largest.unwrap_or(Level::L3),
+            config,
             log: Published::new(None),
             spare: Mutex::new(None),
         }
@@ -71,49 +92,82 @@ impl Slot {
 
     /// Its name.
     pub fn id(&self) -> SlotId {
-        self.id
+        self.config.id
+    }
+
+    /// What it is made of.
+    pub(crate) fn config(&self) -> &SlotConfig {
+        &self.config
     }
 
     /// The addresses that it covers.
+    #[inline]
     pub fn range(&self) -> IpaRange {
-        self.start
-            ..self
-                .start
-                .offset(self.backing.pieces.len() as u64 * GRANULE.span(self.backing.piece))
+        self.config.start..self.config.start.offset(self.config.bytes)
     }
 
     /// Its size in pages.
     pub fn pages(&self) -> u64 {
-        (self.backing.pieces.len() as u64) << (GRANULE.shift(self.backing.piece) - PAGE_SHIFT)
+        self.config.bytes >> PAGE_SHIFT
     }
 
     /// Whether guest writes are refused.
-    pub fn read_only(&self) -> bool {
-        self.read_only
-    }
-
-    /// The largest block that maps it.
-    pub(crate) fn largest(&self) -> Level {
-        self.backing.piece
-    }
-
-    pub(crate) fn backing(&self) -> &Backing {
-        &self.backing
-    }
-
-    /// What backs the page at `ipa`, which lies in the slot.
     #[inline]
-    pub(crate) fn frame_of(&self, ipa: Ipa) -> Pa {
-        let offset = ipa.get() - self.start.get();
-        let shift = GRANULE.shift(self.backing.piece);
-        let piece = self.backing.pieces[(offset >> shift) as usize];
-        piece.offset(offset & ((1 << shift) - 1) & !(PAGE_SIZE - 1))
+    pub fn read_only(&self) -> bool {
+        self.config.read_only
+    }
+
+    /// What backs it.
+    #[inline]
+    pub(crate) fn object(&self) -> &Arc<Object> {
+        &self.config.object
+    }
+
+    /// The object's page with which it begins.
+    #[inline]
+    pub(crate) fn first_page(&self) -> u64 {
+        self.first_page
+    }
+
+    /// The largest block that may map the page at `ipa`, of those up to `level`.
+    #[inline]
+    pub(crate) fn fitting(&self, ipa: Ipa, level: Level) -> Level {
+        let mut level = level.max(self.largest);
+        let range = self.range();
+        while level < Level::L3 {
+            let start = ipa.align_down(GRANULE.span(level));
+            if start >= range.start && range.end.get() - start.get() >= GRANULE.span(level) {
+                break;
+            }
+            level = level.below().unwrap_or(Level::L3);
+        }
+        level
+    }
+
+    /// The one run of frames that backs a block of `level` from `start` on, if that lies in the slot and is all its own.
+    pub(crate) fn run_at(&self, start: Ipa, level: Level) -> Option<Pa> {
+        if start < self.range().start || self.fitting(start, level) > level {
+            return None;
+        }
+        self.object().run_at(self.object_page(start), level)
+    }
+
+    /// Whether a page that nobody has touched is mapped to the frame of zeros by an access.
+    pub(crate) fn reads_zeros(&self, access: Access, look: Look) -> bool {
+        // What is allocated in large pieces is there sooner that way.
+        access != Access::Write && !self.config.write_faults && look.extent().level == Level::L3
+    }
+
+    /// The object's page at `ipa`, which lies in the slot.
+    #[inline]
+    pub(crate) fn object_page(&self, ipa: Ipa) -> u64 {
+        self.first_page + self.page_of(ipa)
     }
 
     /// The number within the slot of the page at `ipa`, which lies in it.
     #[inline]
     pub(crate) fn page_of(&self, ipa: Ipa) -> u64 {
-        (ipa.get() - self.start.get()) >> PAGE_SHIFT
+        (ipa.get() - self.config.start.get()) >> PAGE_SHIFT
     }
 
     /// The log, while logging is enabled.
@@ -142,11 +196,20 @@ pub enum SlotError {
     Overlaps(SlotId),
     /// No slot has this id.
     Unknown(SlotId),
-    /// The start or the size isn't a multiple of the backing's piece size.
+    /// The start, the size or the offset isn't a multiple of the page size, or of the piece size of memory that is to be
+    /// allocated for it.
     Unaligned {
         /// The piece size in bytes.
         piece: u64,
     },
+    /// It reaches beyond its object.
+    BeyondObject(ObjectId),
+    /// There are as many slots as there can be.
+    TooMany,
+    /// Nobody may write to the object, so the slot has to be read-only.
+    ReadOnlyObject(ObjectId),
+    /// The object can't be made.
+    Object(ObjectError),
     /// It has no page.
     Empty,
     /// It ends beyond the VM's IPA space.
@@ -161,6 +224,15 @@ pub enum SlotError {
     },
 }
 
+impl From<ObjectError> for SlotError {
+    fn from(error: ObjectError) -> Self {
+        match error {
+            ObjectError::OutOfMemory { bytes } => Self::OutOfMemory { bytes },
+            error => Self::Object(error),
+        }
+    }
+}
+
 impl fmt::Display for SlotError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -169,8 +241,12 @@ impl fmt::Display for SlotError {
             Self::Unknown(id) => write!(f, "there is no {id}"),
             Self::Unaligned { piece } => write!(
                 f,
-                "start and size must be multiples of the backing's {piece:#x} bytes"
+                "start, size and offset must be multiples of the backing's {piece:#x} bytes"
             ),
+            Self::BeyondObject(id) => write!(f, "the slot reaches beyond the end of {id}"),
+            Self::TooMany => write!(f, "a VM can't have more than {MAX_SLOTS} slots"),
+            Self::ReadOnlyObject(id) => write!(f, "{id} is for read-only slots"),
+            Self::Object(error) => error.fmt(f),
             Self::Empty => f.write_str("the slot is empty"),
             Self::BeyondIpaSpace { bits } => {
                 write!(f, "the slot ends beyond the VM's {bits}-bit address space")
@@ -195,7 +271,7 @@ impl SlotArray {
     /// The slot that covers `ipa`.
     #[inline]
     pub(crate) fn find(&self, ipa: Ipa) -> Option<&Arc<Slot>> {
-        let after = self.0.partition_point(|slot| slot.start <= ipa);
+        let after = self.0.partition_point(|slot| slot.config.start <= ipa);
         let slot = self.0.get(after.checked_sub(1)?)?;
         (ipa < slot.range().end).then_some(slot)
     }
@@ -203,7 +279,7 @@ impl SlotArray {
     pub(crate) fn get(&self, id: SlotId) -> Result<&Arc<Slot>, SlotError> {
         self.0
             .iter()
-            .find(|slot| slot.id == id)
+            .find(|slot| slot.id() == id)
             .ok_or(SlotError::Unknown(id))
     }
 
@@ -211,28 +287,40 @@ impl SlotArray {
         self.0.iter()
     }
 
-    /// Whether a slot could be added.
-    pub(crate) fn check(&self, id: SlotId, range: &IpaRange) -> Result<(), SlotError> {
-        for slot in &self.0 {
-            if slot.id == id {
+    /// Whether a slot could be added, in the place of the one called `but` if that is given.
+    pub(crate) fn check(
+        &self,
+        id: SlotId,
+        range: &IpaRange,
+        but: Option<SlotId>,
+    ) -> Result<(), SlotError> {
+        let others = || self.0.iter().filter(|slot| Some(slot.id()) != but);
+        if others().count() >= MAX_SLOTS {
+            return Err(SlotError::TooMany);
+        }
+        for slot in others() {
+            if slot.id() == id {
                 return Err(SlotError::Exists(id));
             }
             let other = slot.range();
             if range.start < other.end && other.start < range.end {
-                return Err(SlotError::Overlaps(slot.id));
+                return Err(SlotError::Overlaps(slot.id()));
             }
         }
         Ok(())
     }
 
-    /// This array and one slot more; `None` without heap.
-    pub(crate) fn with(&self, slot: Arc<Slot>) -> Option<Self> {
+    /// This array without the slot called `without`, if it is given, and with one more, if that is; `None` without heap.
+    pub(crate) fn with(&self, slot: Option<Arc<Slot>>, without: Option<SlotId>) -> Option<Self> {
         let mut all = Vec::new();
         all.try_reserve_exact(self.0.len() + 1).ok()?;
-        let at = self.0.partition_point(|other| other.start < slot.start);
-        all.extend_from_slice(&self.0[..at]);
-        all.push(slot);
-        all.extend_from_slice(&self.0[at..]);
+        let kept = self.0.iter().filter(|slot| Some(slot.id()) != without);
+        all.extend(kept.cloned());
+        if let Some(slot) = slot {
+            let at =
+                all.partition_point(|other: &Arc<Slot>| other.range().start < slot.range().start);
+            all.insert(at, slot);
+        }
         Some(Self(all))
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use memory::frames::{FramePool, MOST_PENDING, arena};
 use memory::{
     Access, AddressSpace, CpuCounters, CpuMemory, Fault, FaultKind, FaultOutcome, LogPolicy,
-    MemorySystem, Parallel, SlotId, UNLINKED_AT_ONCE, VmId,
+    MemorySystem, Object, Owner, Parallel, SlotConfig, SlotId, UNLINKED_AT_ONCE, VmId,
 };
 use stage2::{Features, Granule, Ipa, Layout, Level, NoTlb, PAGE_SIZE};
 
@@ -70,13 +70,20 @@ fn a_teardown_waits_for_the_epoch_before_too_much_awaits_it() {
     let cpu = cpu(system, 0);
     let layout = Layout::new(Features::armv8_0(40, 40)).unwrap();
     let space = AddressSpace::<Parallel>::new(&cpu, VmId::new(0).unwrap(), layout).unwrap();
+    let bytes = TABLES * Granule::Size4K.span(Level::L2);
+    let slot = SlotConfig {
+        id: SlotId(0),
+        start: Ipa::new(0),
+        object: Object::anonymous(&cpu, Owner::Vm(space.vm()), bytes, Level::L3).unwrap(),
+        offset: 0,
+        bytes,
+        read_only: false,
+        write_faults: false,
+    };
+    space.map_object(&cpu, slot).unwrap();
     // One page in the span of each table.
     for table in 0..TABLES {
         let ipa = Ipa::new(table * Granule::Size4K.span(Level::L2));
-        let id = SlotId(table as u32);
-        space
-            .add_slot(&cpu, id, ipa, PAGE_SIZE, Level::L3, false)
-            .unwrap();
         let fault = Fault {
             vcpu: 0,
             ipa,

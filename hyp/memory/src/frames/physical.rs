@@ -5,7 +5,7 @@
 
 use core::ptr::with_exposed_provenance_mut;
 use core::slice::ChunksExact;
-use stage2::Pa;
+use stage2::{PAGE_SIZE, Pa};
 
 const WORD: usize = size_of::<u64>();
 
@@ -86,6 +86,19 @@ pub unsafe fn read_bytes(pa: Pa, bytes: &mut [u8]) {
     for (index, byte) in bytes.iter_mut().enumerate().skip(length - tail) {
         // SAFETY: within the caller's range.
         *byte = unsafe { start.add(index).read_volatile() };
+    }
+}
+
+/// Copies a frame. Where a guest writes the source meanwhile, the copy is some mixture of old and new words.
+///
+/// # Safety
+/// Both are mapped at their own addresses; `from` backs a guest, and nobody else uses `to`.
+pub unsafe fn copy_page(from: Pa, to: Pa) {
+    let from = with_exposed_provenance_mut::<u64>(from.get() as usize);
+    let to = with_exposed_provenance_mut::<u64>(to.get() as usize);
+    for index in 0..PAGE_SIZE as usize / WORD {
+        // SAFETY: within the two frames, whose addresses are multiples of a word.
+        unsafe { to.add(index).write(from.add(index).read_volatile()) }
     }
 }
 

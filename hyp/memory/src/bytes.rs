@@ -1,0 +1,149 @@
+//! Guest memory, as the hypervisor itself reads and writes it: images, hypercalls' buffers, copies for migration.
+//!
+//! vCPUs may be running: those that use the same bytes meanwhile see some mixture of old and new.
+
+use crate::copying::{Populated, Unshared, show};
+use crate::cpu::{Caches, CpuMemory};
+use crate::direct::Changer;
+use crate::frames::{read_bytes, write_bytes};
+use crate::locks::MmuLock;
+use crate::object::{Backing, Claim};
+use crate::slots::Slot;
+use crate::space::{AddressSpace, NotBacked};
+use core::ops::Range;
+use crossbeam_epoch::Guard;
+use stage2::sync::{full_barrier, relax};
+use stage2::{Ipa, PAGE_SIZE, Pa, Tlb};
+
+impl<L: MmuLock> AddressSpace<L> {
+    /// Copies bytes into guest memory, as a device would: into read-only slots too, and marked in the dirty log.
+    ///
+    /// # Errors
+    /// Some of the range isn't backed by memory of the VM's own, and nothing is written; or there is no frame for some of it,
+    /// and what comes before is written.
+    pub fn write_guest<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        ipa: Ipa,
+        bytes: &[u8],
+    ) -> Result<(), NotBacked> {
+        let guard = cpu.pin();
+        self.for_each_page(&guard, ipa, bytes.len(), |slot, at, _| {
+            match slot.object().is_device() || slot.object().is_image() {
+                true => Err(NotBacked::NoSlot { ipa: at }),
+                false => Ok(()),
+            }
+        })?;
+        drop(guard);
+        self.for_each_page(&cpu.pin(), ipa, bytes.len(), |slot, at, part| {
+            self.write_page(cpu, slot, at, &bytes[part])
+        })
+    }
+
+    /// Writes within one page, whose backing doesn't change meanwhile.
+    fn write_page<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        slot: &Slot,
+        at: Ipa,
+        bytes: &[u8],
+    ) -> Result<(), NotBacked> {
+        // A stay of its own: others may have to be waited for.
+        let (claim, page) = self
+            .claim_to_write(cpu, slot, at)
+            .ok_or(NotBacked::OutOfFrames { ipa: at })?;
+        let pa = page.offset(at.offset_in(PAGE_SIZE));
+        // SAFETY: the frame backs the guest, and stays its page's own while that is claimed.
+        unsafe { write_bytes(pa, bytes) };
+        show(cpu, page, self.stage2().layout().features().fwb);
+        claim.cancel();
+        // Logging that is switched on meanwhile is seen here, or what is copied then has these bytes (rule 8).
+        full_barrier();
+        if let Some(log) = slot.log(&cpu.pin()) {
+            log.mark(slot.page_of(at), 1);
+        }
+        Ok(())
+    }
+
+    /// Claims a page that has a frame of its own, after giving it one. `None` without a frame.
+    fn claim_to_write<'s, T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        slot: &'s Slot,
+        at: Ipa,
+    ) -> Option<(Claim<'s>, Pa)> {
+        let (object, page) = (&**slot.object(), slot.object_page(at));
+        let how = self.space().how();
+        loop {
+            let backing = match object.claim(page) {
+                Some(claim) => match claim.backing() {
+                    Backing::Owned(pa) => return Some((claim, pa)),
+                    other => other,
+                },
+                None => {
+                    relax();
+                    continue;
+                }
+            };
+            let ran_out = match backing {
+                Backing::Vacant => object.populate(cpu, page, how) == Populated::OutOfFrames,
+                _ => {
+                    let guard = &cpu.pin();
+                    Changer { cpu, guard }.unshare(object, page, how) == Unshared::OutOfFrames
+                }
+            };
+            if ran_out && !cpu.refill() {
+                return None;
+            }
+        }
+    }
+
+    /// Copies bytes out of guest memory.
+    ///
+    /// # Errors
+    /// Some of the range isn't backed by memory.
+    pub fn read_guest<T>(
+        &self,
+        cpu: &CpuMemory<T>,
+        ipa: Ipa,
+        bytes: &mut [u8],
+    ) -> Result<(), NotBacked> {
+        let guard = cpu.pin();
+        let length = bytes.len();
+        self.for_each_page(&guard, ipa, length, |slot, at, part| {
+            match slot.object().look(slot.object_page(at)).backing() {
+                Backing::Owned(page) | Backing::Shared(page) => {
+                    let pa = page.offset(at.offset_in(PAGE_SIZE));
+                    // SAFETY: the frame backs the guest, and isn't given to anybody else in the epoch that `guard` holds.
+                    unsafe { read_bytes(pa, &mut bytes[part]) }
+                }
+                Backing::Vacant | Backing::Zero => bytes[part].fill(0),
+                Backing::Device(_) => return Err(NotBacked::NoSlot { ipa: at }),
+            }
+            Ok(())
+        })
+    }
+
+    /// Calls `each` with the slot, the address and the part of the buffer, for every page that a range touches.
+    fn for_each_page(
+        &self,
+        guard: &Guard,
+        ipa: Ipa,
+        length: usize,
+        mut each: impl FnMut(&Slot, Ipa, Range<usize>) -> Result<(), NotBacked>,
+    ) -> Result<(), NotBacked> {
+        let slots = self.slots(guard);
+        let mut done = 0;
+        while done < length {
+            let at = ipa
+                .checked_add(done as u64)
+                .ok_or(NotBacked::NoSlot { ipa })?;
+            let slot = slots.find(at).ok_or(NotBacked::NoSlot { ipa: at })?;
+            let offset = at.offset_in(PAGE_SIZE);
+            let part = done..length.min(done + (PAGE_SIZE - offset) as usize);
+            done = part.end;
+            each(slot, at, part)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,170 @@
+//! Changes of what backs a page, carried to every table that maps it.
+//!
+//! The changer has claimed the page ([`Object::claim`](crate::object::Object::claim)). Then, for each of the object's mappings
+//! in turn: its range is published in the VM's tracker, full barrier, the entry is changed, the range is retired (rule 8). A
+//! fault that found the page unclaimed in that VM before locks its entry before the change walks there, and is found by it;
+//! or after, and finds the range, or the claimed page.
+//!
+//! Nothing here waits but for single entries. Whatever hardware has noted in an entry that goes is told to the slot's log.
+
+use crate::cpu::{Caches, CpuMemory};
+use crate::frames::GRANULE;
+use crate::mapping::Mapping;
+use crate::object::{Claim, Object};
+use crate::reclaim::{Retirement, Tables};
+use crate::slots::Slot;
+use crossbeam_epoch::Guard;
+use stage2::{Attributes, Ipa, IpaRange, Leaf, Level, PAGE_SIZE, Pa, Permissions, Tlb, Worker};
+
+/// Who changes: a CPU within the epoch.
+pub(crate) struct Changer<'c, T> {
+    pub(crate) cpu: &'c CpuMemory<T>,
+    pub(crate) guard: &'c Guard,
+}
+
+/// A mapping whose range is published and whose lock is held.
+struct Changed<'c, T> {
+    mapping: &'c Mapping,
+    page: IpaRange,
+    guard: &'c Guard,
+    worker: &'c Worker<'c, Tables<'c>, T, Retirement<'c>>,
+}
+
+impl<'c, T: Tlb + Caches> Changer<'c, T> {
+    /// Takes from every mapping of a claimed page the right to write, also by a fault. When this returns, no vCPU can.
+    pub(crate) fn withdraw(&self, claim: &Claim<'_>) {
+        self.for_each(claim, |changed| {
+            changed.separate();
+            changed.protect(Permissions::READ_ONLY);
+        });
+    }
+
+    /// Puts `to` in the place of `from` wherever that maps a claimed page, with the permissions that `allowed` says. When
+    /// this returns, no TLB holds the old frame.
+    pub(crate) fn replace(
+        &self,
+        claim: &Claim<'_>,
+        from: Pa,
+        to: Pa,
+        allowed: impl Fn(&Slot) -> Permissions,
+    ) {
+        self.for_each(claim, |changed| {
+            let attributes = Attributes::memory(allowed(&changed.mapping.slot));
+            changed.replace(from, to, attributes);
+        });
+    }
+
+    /// Gives every mapping of a claimed page these permissions.
+    pub(crate) fn permit(&self, claim: &Claim<'_>, allowed: impl Fn(&Slot) -> Permissions) {
+        self.for_each(claim, |changed| {
+            changed.separate();
+            changed.protect(allowed(&changed.mapping.slot));
+        });
+    }
+
+    /// Unmaps a claimed page everywhere. When this returns, no vCPU reaches it.
+    pub(crate) fn unmap(&self, claim: &Claim<'_>) {
+        self.for_each(claim, |changed| {
+            changed.separate();
+            changed.unmap();
+        });
+    }
+
+    fn for_each(&self, claim: &Claim<'_>, mut change: impl FnMut(&Changed<'_, T>)) {
+        for mapping in claim.object().mappings().all(self.guard) {
+            let Some(ipa) = mapping.ipa_of(claim.page()) else {
+                continue;
+            };
+            let page = ipa..ipa.offset(PAGE_SIZE);
+            let space = &mapping.space;
+            let published = space.tracker().begin(page.clone());
+            let tables = self.cpu.tables(space.vm());
+            let epoch = self.cpu.retirement(space.vm(), self.guard);
+            let changed = Changed {
+                mapping,
+                page,
+                guard: self.guard,
+                worker: &self.cpu.worker(&tables, &epoch),
+            };
+            mapping.lock.exclusively(&mut || change(&changed));
+            published.end();
+        }
+    }
+
+    /// Takes from all that maps an object's pages the right to write, also by a fault. The pages are published as what may
+    /// not be written already.
+    pub(crate) fn withdraw_all(&self, object: &Object) {
+        for mapping in object.mappings().all(self.guard) {
+            let (space, range) = (&mapping.space, mapping.slot.range());
+            let published = space.tracker().begin(range.clone());
+            let tables = self.cpu.tables(space.vm());
+            let epoch = self.cpu.retirement(space.vm(), self.guard);
+            let changed = Changed {
+                mapping,
+                page: range,
+                guard: self.guard,
+                worker: &self.cpu.worker(&tables, &epoch),
+            };
+            mapping
+                .lock
+                .exclusively(&mut || changed.protect(Permissions::READ_ONLY));
+            published.end();
+        }
+    }
+}
+
+impl<T: Tlb + Caches> Changed<'_, T> {
+    /// Sees to it that no block maps the page: it becomes pages or, without frames for their table, is unmapped.
+    fn separate(&self) {
+        let stage2 = self.mapping.space.stage2();
+        let found = stage2.lookup(self.worker, self.page.start);
+        if found.is_some_and(|(_, level)| level == Level::L3) {
+            return;
+        }
+        if stage2
+            .split(self.worker, self.page.clone(), Level::L3, u64::MAX)
+            .is_err()
+        {
+            self.unmap();
+        }
+    }
+
+    fn protect(&self, permissions: Permissions) {
+        let stage2 = self.mapping.space.stage2();
+        let page = self.page.clone();
+        stage2.protect(self.worker, page, permissions, |ipa, level, leaf| {
+            self.note(ipa, level, leaf)
+        });
+    }
+
+    fn replace(&self, from: Pa, to: Pa, attributes: Attributes) {
+        let stage2 = self.mapping.space.stage2();
+        let choose = |_, leaf: Leaf| (leaf.pa() == from).then_some((to, attributes));
+        let note = |ipa, leaf| self.note(ipa, Level::L3, leaf);
+        while stage2
+            .replace(self.worker, self.page.clone(), choose, note)
+            .blocks
+            != 0
+        {
+            self.separate();
+        }
+    }
+
+    fn unmap(&self) {
+        let stage2 = self.mapping.space.stage2();
+        stage2.unmap(self.worker, self.page.clone(), |level, ipa, leaf| {
+            self.note(ipa, level, leaf)
+        });
+    }
+
+    /// Tells the log of a write that hardware has noted in an entry that isn't there any more.
+    fn note(&self, ipa: Ipa, level: Level, leaf: Leaf) {
+        let slot = &self.mapping.slot;
+        if let (true, Some(log)) = (leaf.dirty(), slot.log(self.guard)) {
+            let (start, end) = (slot.range().start, slot.range().end);
+            let from = ipa.max(start);
+            let to = ipa.offset(GRANULE.span(level)).min(end);
+            log.mark(slot.page_of(from), (to.get() - from.get()) / PAGE_SIZE);
+        }
+    }
+}

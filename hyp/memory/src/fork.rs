@@ -1,0 +1,150 @@
+//! A VM's memory, twice: the copy shares all frames, and either gets its own of what it writes.
+
+use crate::cpu::{Caches, CpuMemory};
+use crate::direct::Changer;
+use crate::frames::Owner;
+use crate::locks::MmuLock;
+use crate::object::{Backing, Object, ObjectError};
+use crate::slots::{Slot, SlotArray, SlotConfig, SlotError};
+use crate::space::AddressSpace;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use stage2::Tlb;
+use stage2::sync::relax;
+
+/// Pages that are shared in one stay in the epoch.
+const AT_ONCE: u64 = 512;
+
+impl<L: MmuLock> AddressSpace<L> {
+    /// Gives `child`, which has no slots, the slots of this VM. Memory of this VM's own is shared until either writes it, page
+    /// by page; what VMs share on purpose, images and devices are the same in both. Dirty logs aren't inherited.
+    ///
+    /// The VM is paused, if the copy is to be of one moment: vCPUs that run meanwhile may write to what is still to be shared.
+    /// When this returns, no write of one is seen in the other.
+    ///
+    /// # Errors
+    /// There is no heap, or there are too many objects. The child has no slots then, and may try again.
+    pub fn fork<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, child: &Self) -> Result<(), SlotError> {
+        let _control = self.control().lock();
+        let slots = self.held_slots(cpu)?;
+        let mut copies: Vec<(Arc<Object>, Arc<Object>)> = Vec::new();
+        for slot in &slots {
+            let copied = self.fork_slot(cpu, child, slot, &mut copies);
+            if let Err(error) = copied {
+                drop(copies);
+                child.remove_all(cpu);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// All slots, which may be used beyond the epoch.
+    fn held_slots<T>(&self, cpu: &CpuMemory<T>) -> Result<Vec<Arc<Slot>>, SlotError> {
+        let guard = cpu.pin();
+        let slots: &SlotArray = self.slots(&guard);
+        let mut held = Vec::new();
+        let count = slots.iter().count();
+        held.try_reserve_exact(count)
+            .map_err(|_| SlotError::OutOfMemory { bytes: 0 })?;
+        held.extend(slots.iter().cloned());
+        Ok(held)
+    }
+
+    fn fork_slot<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        child: &Self,
+        slot: &Slot,
+        copies: &mut Vec<(Arc<Object>, Arc<Object>)>,
+    ) -> Result<(), SlotError> {
+        let object = slot.object();
+        let known = copies
+            .iter()
+            .find(|(original, _)| Arc::ptr_eq(original, object));
+        let copy = match known {
+            Some((_, copy)) => copy.clone(),
+            None if !object.is_private() => object.clone(),
+            None => {
+                let copy = object.fork(cpu, Owner::Vm(child.vm()))?;
+                copies
+                    .try_reserve(1)
+                    .map_err(|_| SlotError::OutOfMemory { bytes: 0 })?;
+                copies.push((object.clone(), copy.clone()));
+                copy
+            }
+        };
+        child.map_object(
+            cpu,
+            SlotConfig {
+                object: copy,
+                ..slot.config().clone()
+            },
+        )
+    }
+
+    fn remove_all<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>) {
+        loop {
+            let first = {
+                let guard = cpu.pin();
+                let first = self.slots(&guard).iter().next();
+                first.map(|slot| slot.id())
+            };
+            match first.map(|id| self.remove_slot(cpu, id)) {
+                None => return,
+                Some(Ok(())) => {}
+                // Without heap for the other slots' array: until somebody has given some back.
+                Some(Err(_)) => cpu.wait_for_epoch(),
+            }
+        }
+    }
+}
+
+impl Object {
+    /// Another object with the same contents, which shares all frames with this one until either is written. VMs may be using
+    /// this one, as for [`AddressSpace::fork`]. Its own frames will be charged to `account`.
+    ///
+    /// # Errors
+    /// There is no heap for it, or there are too many objects.
+    pub fn fork<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        account: Owner,
+    ) -> Result<Arc<Self>, ObjectError> {
+        let copy = Self::anonymous(cpu, account, self.bytes(), self.piece())?;
+        for first in (0..self.pages()).step_by(AT_ONCE as usize) {
+            let end = (first + AT_ONCE).min(self.pages());
+            copy.note_shared(first);
+            self.note_shared(first);
+            for page in first..end {
+                self.share_page(cpu, page, &copy);
+            }
+            copy.take_extent(first, self);
+        }
+        let guard = &cpu.pin();
+        Changer { cpu, guard }.withdraw_all(self);
+        Ok(copy)
+    }
+
+    /// Lets a page of `copy`, which nobody uses yet, share what backs the same page here.
+    fn share_page<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, page: u64, copy: &Self) {
+        let claim = loop {
+            match self.claim(page) {
+                Some(claim) => break claim,
+                None => relax(),
+            }
+        };
+        let backing = match claim.backing() {
+            Backing::Owned(pa) => {
+                cpu.recharge(self.account(), Owner::Shared);
+                Backing::Shared(pa)
+            }
+            other => other,
+        };
+        if let Backing::Shared(pa) = backing {
+            cpu.system().objects().share(pa, copy.sharer(page));
+        }
+        copy.begin_as(page, backing);
+        claim.end(backing);
+    }
+}

@@ -1,0 +1,691 @@
+//! Memory objects: what backs guest memory, page by page.
+//!
+//! Slots map parts of objects into VMs; an object may be mapped by several slots, of several VMs. Each of its pages has one
+//! word that says what backs it at this moment ([`Backing`]). Faults read it. Whoever changes it *claims* the page first
+//! ([`Object::claim`]), which nobody waits for: while it is claimed, only the claim's holder changes what backs the page,
+//! where entries for it lead, and whether they may be made writable.
+//!
+//! For each region of 2 MiB a word says whether its pages are one run of frames still, and so how large a block may map
+//! them. Whoever is about to treat one of the pages apart takes that back first ([`Object::lower`]).
+//!
+//! Any number of CPUs do all of it at once. Orderings: words are stored with release and read with acquire, so whoever sees
+//! a frame in one sees what the frame holds (rule 11).
+
+use crate::cpu::{Caches, CpuMemory, MemorySystem};
+use crate::frames::{FramePool, FrameSize, GRANULE, Owner, Purpose};
+use crate::mapping::Mappings;
+use crate::reverse::{ObjectId, Page, Pages, Sharer};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::mem;
+use core::ops::Range;
+use core::ptr::NonNull;
+use stage2::sync::{AtomicU64, Ordering};
+use stage2::{Level, PAGE_SIZE, Pa};
+
+/// Pages of a region, the smallest piece that a block maps.
+const PAGES_IN_REGION: u64 = FrameSize::Block2M.frames() as u64;
+/// Pages of the largest piece.
+const PAGES_IN_GIB: u64 = FrameSize::Block1G.frames() as u64;
+
+/// What an object is for, and so what becomes of it when a VM is forked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    /// One VM's memory. A fork gets a copy, page by page as either writes.
+    Private,
+    /// Memory that VMs share on purpose. A fork shares it too.
+    Shared,
+    /// One copy of something for any number of VMs, which none of them writes.
+    Image,
+    /// A device's registers, or other memory that isn't the pool's.
+    Device,
+}
+
+/// What backs guest memory. Mapped into VMs by slots ([`AddressSpace::map_object`](crate::AddressSpace::map_object)).
+///
+/// Its frames go back to the pool with its last owner: to be dropped where an epoch has passed since a VM could reach it,
+/// as removing slots and destroying address spaces see to.
+pub struct Object {
+    id: ObjectId,
+    kind: Kind,
+    account: Owner,
+    piece: Level,
+    pages: NonNull<Pages>,
+    regions: Box<[AtomicU64]>,
+    mappings: Mappings,
+    system: &'static MemorySystem,
+}
+
+// SAFETY: `pages` is owned as a box would be; all in it is atomic.
+unsafe impl Send for Object {}
+// SAFETY: as above.
+unsafe impl Sync for Object {}
+
+/// An object can't be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ObjectError {
+    /// It has no page.
+    Empty,
+    /// Its size, or its address if it is a device, isn't a multiple of the piece size.
+    Unaligned {
+        /// The piece size in bytes.
+        piece: u64,
+    },
+    /// There are as many objects as there can be.
+    TooMany,
+    /// There are not enough frames for its memory, or not enough heap for its description.
+    OutOfMemory {
+        /// The bytes that were to be had.
+        bytes: u64,
+    },
+}
+
+impl fmt::Display for ObjectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("the memory object is empty"),
+            Self::Unaligned { piece } => {
+                write!(
+                    f,
+                    "the object's size must be a multiple of {piece:#x} bytes"
+                )
+            }
+            Self::TooMany => f.write_str("there are too many memory objects"),
+            Self::OutOfMemory { bytes } => write!(
+                f,
+                "not enough memory for an object of {} MiB",
+                bytes.div_ceil(1 << 20)
+            ),
+        }
+    }
+}
+
+impl core::error::Error for ObjectError {}
+
+/// What backs a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Backing {
+    /// Nothing yet: it reads as zero.
+    Vacant,
+    /// Nothing yet, but it has been read: the frame of zeros may be mapped.
+    Zero,
+    /// A frame of its own, which may be written.
+    Owned(Pa),
+    /// A frame that other pages have too, or had: to be copied before it is written.
+    Shared(Pa),
+    /// What isn't the pool's.
+    Device(Pa),
+}
+
+/// Set in the word of a page that is claimed.
+const CLAIMED: u64 = 1 << 3;
+const STATE: u64 = 0b111;
+const ADDRESS: u64 = !(PAGE_SIZE - 1);
+
+impl Backing {
+    const fn encode(self) -> u64 {
+        match self {
+            Self::Vacant => 0,
+            Self::Zero => 1,
+            Self::Owned(pa) => 2 | pa.get(),
+            Self::Shared(pa) => 3 | pa.get(),
+            Self::Device(pa) => 4 | pa.get(),
+        }
+    }
+
+    #[inline]
+    const fn decode(word: u64) -> Self {
+        let pa = Pa::new(word & ADDRESS);
+        match word & STATE {
+            0 => Self::Vacant,
+            1 => Self::Zero,
+            2 => Self::Owned(pa),
+            3 => Self::Shared(pa),
+            _ => Self::Device(pa),
+        }
+    }
+}
+
+/// Set in the word of a region that is one run of frames, but not all of them its own: a block may map it for reading.
+const READ_ONLY: u64 = 1 << 2;
+const LEVEL: u64 = 0b11;
+
+/// How large a block may map a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Extent {
+    /// The level of the block.
+    pub(crate) level: Level,
+    /// Only for reading.
+    pub(crate) read_only: bool,
+}
+
+impl Extent {
+    const PAGES: u64 = Level::L3 as u64;
+
+    #[inline]
+    const fn decode(word: u64) -> Self {
+        Self {
+            level: match word & LEVEL {
+                1 => Level::L1,
+                2 => Level::L2,
+                _ => Level::L3,
+            },
+            read_only: word & READ_ONLY != 0,
+        }
+    }
+}
+
+/// A page as a fault found it: what it decides on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Look {
+    word: u64,
+    region: u64,
+}
+
+impl Look {
+    /// Whether somebody is changing what backs the page.
+    #[inline]
+    pub(crate) const fn is_claimed(self) -> bool {
+        self.word & CLAIMED != 0
+    }
+
+    /// What backs the page.
+    #[inline]
+    pub(crate) const fn backing(self) -> Backing {
+        Backing::decode(self.word)
+    }
+
+    /// How large a block may map it.
+    #[inline]
+    pub(crate) const fn extent(self) -> Extent {
+        Extent::decode(self.region)
+    }
+}
+
+/// A page that is the caller's to change. Ended, never forgotten.
+#[must_use = "a claimed page blocks every fault on it until the claim is ended"]
+#[derive(Debug)]
+pub(crate) struct Claim<'o> {
+    object: &'o Object,
+    page: u64,
+    word: u64,
+}
+
+impl<'o> Claim<'o> {
+    /// Whose page.
+    pub(crate) fn object(&self) -> &'o Object {
+        self.object
+    }
+
+    /// Its number in the object.
+    pub(crate) fn page(&self) -> u64 {
+        self.page
+    }
+
+    /// What backs it.
+    pub(crate) fn backing(&self) -> Backing {
+        Backing::decode(self.word)
+    }
+
+    /// How the reverse map knows it.
+    pub(crate) fn sharer(&self) -> Sharer {
+        self.object.sharer(self.page)
+    }
+
+    /// Publishes what backs the page now. All entries that map it lead there, or nowhere.
+    pub(crate) fn end(mut self, backing: Backing) {
+        self.word = backing.encode();
+    }
+
+    /// Leaves the page as it was.
+    pub(crate) fn cancel(self) {}
+}
+
+impl Drop for Claim<'_> {
+    /// Release: pairs with the acquire of [`Object::look`] and [`Object::claim`].
+    fn drop(&mut self) {
+        let word = &self.object.page(self.page).word;
+        word.store(self.word, Ordering::Release);
+    }
+}
+
+/// All pages of a region, the caller's to change; what backs them stays.
+#[must_use = "claimed pages block every fault on them"]
+#[derive(Debug)]
+pub(crate) struct ClaimedRegion<'o> {
+    object: &'o Object,
+    pages: Range<u64>,
+}
+
+impl Drop for ClaimedRegion<'_> {
+    /// Release: as for a single page.
+    fn drop(&mut self) {
+        for page in self.pages.clone() {
+            let word = &self.object.page(page).word;
+            word.fetch_and(!CLAIMED, Ordering::Release);
+        }
+    }
+}
+
+impl Object {
+    /// Memory that is allocated in pieces of the span of `piece` when it is first touched, and charged to `account`: a VM's
+    /// own. Where there is no run of frames for a piece, it is made of smaller ones.
+    pub fn anonymous<T: Caches>(
+        cpu: &CpuMemory<T>,
+        account: Owner,
+        bytes: u64,
+        piece: Level,
+    ) -> Result<Arc<Self>, ObjectError> {
+        Self::new(cpu, Kind::Private, account, bytes, piece)
+    }
+
+    /// As [`Self::anonymous`], to be shared by VMs, also by those that are forked.
+    pub fn shared<T: Caches>(
+        cpu: &CpuMemory<T>,
+        bytes: u64,
+        piece: Level,
+    ) -> Result<Arc<Self>, ObjectError> {
+        Self::new(cpu, Kind::Shared, Owner::Shared, bytes, piece)
+    }
+
+    /// Memory whose zeroed frames are all there from the beginning, in pieces of the span of `piece`.
+    pub fn preallocated<T: Caches>(
+        cpu: &CpuMemory<T>,
+        account: Owner,
+        bytes: u64,
+        piece: Level,
+    ) -> Result<Arc<Self>, ObjectError> {
+        let object = Self::new(cpu, Kind::Private, account, bytes, piece)?;
+        let step = GRANULE.span(piece) / PAGE_SIZE;
+        for page in (0..object.pages()).step_by(step as usize) {
+            let pa = object.allocate_piece(cpu, page, piece);
+            let pa = pa.ok_or(ObjectError::OutOfMemory { bytes })?;
+            object.publish(page, Backing::Owned(pa));
+        }
+        Ok(object)
+    }
+
+    /// A copy of `bytes`, filled up with zeros to whole pages, that no VM can write.
+    pub fn image<T: Caches>(cpu: &CpuMemory<T>, bytes: &[u8]) -> Result<Arc<Self>, ObjectError> {
+        let size = (bytes.len() as u64).next_multiple_of(PAGE_SIZE);
+        let object = Self::new(cpu, Kind::Image, Owner::Shared, size, Level::L3)?;
+        for (page, content) in bytes.chunks(PAGE_SIZE as usize).enumerate() {
+            let page = page as u64;
+            let pa = object.allocate_piece(cpu, page, Level::L3);
+            let pa = pa.ok_or(ObjectError::OutOfMemory { bytes: size })?;
+            // SAFETY: the frame is the object's, which nobody else has yet.
+            unsafe { crate::frames::write_bytes(pa, content) };
+            cpu.hardware().clean_for_guest(pa, PAGE_SIZE);
+            object.publish(page, Backing::Owned(pa));
+        }
+        Ok(object)
+    }
+
+    /// What lies at `range` of the physical address space and isn't the pool's: a device. Guests get it with the memory type
+    /// Device-nGnRE, uncached.
+    ///
+    /// # Safety
+    /// Whatever a guest does there harms nobody else, and the pool has none of it.
+    pub unsafe fn device<T: Caches>(
+        cpu: &CpuMemory<T>,
+        range: Range<Pa>,
+    ) -> Result<Arc<Self>, ObjectError> {
+        let bytes = range.end.get().saturating_sub(range.start.get());
+        if !range.start.is_aligned(PAGE_SIZE) {
+            return Err(ObjectError::Unaligned { piece: PAGE_SIZE });
+        }
+        let object = Self::new(cpu, Kind::Device, Owner::Shared, bytes, Level::L3)?;
+        for page in 0..object.pages() {
+            let pa = range.start.offset(page * PAGE_SIZE);
+            object.publish(page, Backing::Device(pa));
+        }
+        Ok(object)
+    }
+
+    fn new<T: Caches>(
+        cpu: &CpuMemory<T>,
+        kind: Kind,
+        account: Owner,
+        bytes: u64,
+        piece: Level,
+    ) -> Result<Arc<Self>, ObjectError> {
+        let span = GRANULE.span(piece);
+        if bytes == 0 {
+            return Err(ObjectError::Empty);
+        }
+        if !bytes.is_multiple_of(span) {
+            return Err(ObjectError::Unaligned { piece: span });
+        }
+        let out_of_memory = ObjectError::OutOfMemory { bytes };
+        let pages = usize::try_from(bytes / PAGE_SIZE).map_err(|_| out_of_memory)?;
+        let words = Pages::new(pages).ok_or(out_of_memory)?;
+        let regions = words_of(pages.div_ceil(PAGES_IN_REGION as usize), piece as u64)
+            .ok_or(out_of_memory)?;
+        let system = cpu.system();
+        // Reading what nobody has written maps it.
+        system.prepare_zeros().ok_or(out_of_memory)?;
+        let pages = NonNull::from(Box::leak(words));
+        let object = Arc::new_cyclic(|object| {
+            // SAFETY: the pages stay where they are until the object, which owns them, has taken them out again.
+            let id = unsafe { system.objects().register(pages, object.clone()) };
+            Self {
+                id: id.unwrap_or(ObjectId::NONE),
+                kind,
+                account,
+                piece,
+                pages,
+                regions,
+                mappings: Mappings::new(),
+                system,
+            }
+        });
+        if object.id == ObjectId::NONE {
+            return Err(ObjectError::TooMany);
+        }
+        Ok(object)
+    }
+
+    /// Its name in the reverse map.
+    pub fn id(&self) -> ObjectId {
+        self.id
+    }
+
+    /// Its size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.pages() * PAGE_SIZE
+    }
+
+    /// Its size in pages.
+    pub fn pages(&self) -> u64 {
+        self.all().len() as u64
+    }
+
+    /// The span of what it is allocated in.
+    pub(crate) fn piece(&self) -> Level {
+        self.piece
+    }
+
+    /// Whom its own frames are charged to.
+    pub(crate) fn account(&self) -> Owner {
+        self.account
+    }
+
+    pub(crate) fn system(&self) -> &'static MemorySystem {
+        self.system
+    }
+
+    /// Whether no VM may write to it.
+    pub(crate) fn is_image(&self) -> bool {
+        self.kind == Kind::Image
+    }
+
+    /// Whether it is a device.
+    pub(crate) fn is_device(&self) -> bool {
+        self.kind == Kind::Device
+    }
+
+    /// Whether a fork gets its own copy of it.
+    pub(crate) fn is_private(&self) -> bool {
+        self.kind == Kind::Private
+    }
+
+    /// Which slots map it.
+    pub(crate) fn mappings(&self) -> &Mappings {
+        &self.mappings
+    }
+
+    fn all(&self) -> &Pages {
+        // SAFETY: the object owns its pages until it is dropped.
+        unsafe { self.pages.as_ref() }
+    }
+
+    #[inline]
+    fn page(&self, page: u64) -> &Page {
+        &self.all()[page as usize]
+    }
+
+    #[inline]
+    fn region(&self, page: u64) -> &AtomicU64 {
+        &self.regions[(page / PAGES_IN_REGION) as usize]
+    }
+
+    /// How the reverse map knows a page.
+    pub(crate) fn sharer(&self, page: u64) -> Sharer {
+        Sharer {
+            object: self.id,
+            page,
+        }
+    }
+
+    /// A page as it is at this moment.
+    #[inline]
+    pub(crate) fn look(&self, page: u64) -> Look {
+        Look {
+            word: self.page(page).word.load(Ordering::Acquire),
+            region: self.region(page).load(Ordering::Acquire),
+        }
+    }
+
+    /// Takes a page, to change what backs it. `None` while another CPU has it.
+    pub(crate) fn claim(&self, page: u64) -> Option<Claim<'_>> {
+        let word = self.page(page).word.load(Ordering::Relaxed);
+        if word & CLAIMED != 0 {
+            return None;
+        }
+        // Acquire: pairs with the release of whoever had it last.
+        let claimed = self.page(page).word.compare_exchange(
+            word,
+            word | CLAIMED,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+        let object = self;
+        claimed.ok().map(|_| Claim { object, page, word })
+    }
+
+    /// Takes all pages of a region, if none of them is taken, and all are its own.
+    pub(crate) fn claim_region(&self, page: u64) -> Option<ClaimedRegion<'_>> {
+        let first = page & !(PAGES_IN_REGION - 1);
+        let mut region = ClaimedRegion {
+            object: self,
+            pages: first..first,
+        };
+        for page in first..(first + PAGES_IN_REGION).min(self.pages()) {
+            let claim = self.claim(page)?;
+            if !matches!(claim.backing(), Backing::Owned(_)) {
+                return None;
+            }
+            // It is the region's now.
+            mem::forget(claim);
+            region.pages.end = page + 1;
+        }
+        Some(region)
+    }
+
+    /// The run of frames that backs a block of `level` from a page on, all of it the object's own.
+    pub(crate) fn run_at(&self, page: u64, level: Level) -> Option<Pa> {
+        let end = page + FrameSize::of_level(level).frames() as u64;
+        let intact = (page..end).step_by(PAGES_IN_REGION as usize).all(|page| {
+            let extent = self.look(page).extent();
+            extent.level <= level && !extent.read_only
+        });
+        match self.look(page).backing() {
+            Backing::Owned(pa) if intact => Some(pa),
+            _ => None,
+        }
+    }
+
+    /// Notes that a page which nobody has touched is read: from now on the frame of zeros may be mapped for it.
+    pub(crate) fn note_read(&self, page: u64) {
+        // Whoever was first has decided.
+        let _ = self.page(page).word.compare_exchange(
+            Backing::Vacant.encode(),
+            Backing::Zero.encode(),
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+    }
+
+    /// Says what backs a page that nobody else can be changing: it is new, or its piece's first page is claimed.
+    fn publish(&self, page: u64, backing: Backing) {
+        // Release: as for the end of a claim.
+        self.page(page)
+            .word
+            .store(backing.encode(), Ordering::Release);
+    }
+
+    /// Takes back that blocks map a page: to be called, with the page claimed, before it is treated apart from those around
+    /// it. A 1 GiB block becomes 2 MiB blocks elsewhere.
+    pub(crate) fn lower(&self, page: u64) {
+        if self.look(page).extent().level == Level::L1 {
+            self.lower_gib(page);
+        }
+        // AcqRel: a fault that sees the page's new word has to see this.
+        self.region(page).fetch_or(Extent::PAGES, Ordering::AcqRel);
+    }
+
+    fn lower_gib(&self, page: u64) {
+        let first = page & !(PAGES_IN_GIB - 1);
+        let end = (first + PAGES_IN_GIB).min(self.pages());
+        for page in (first..end).step_by(PAGES_IN_REGION as usize) {
+            let _ = self
+                .region(page)
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+                    (word & LEVEL == Level::L1 as u64).then_some(word & !LEVEL | Level::L2 as u64)
+                });
+        }
+    }
+
+    /// Notes that not all pages of a region are its own any more, so that blocks map it only for reading.
+    pub(crate) fn note_shared(&self, page: u64) {
+        self.region(page).fetch_or(READ_ONLY, Ordering::AcqRel);
+    }
+
+    /// Says what backs a page of an object that nobody uses yet.
+    pub(crate) fn begin_as(&self, page: u64, backing: Backing) {
+        self.publish(page, backing);
+    }
+
+    /// Takes over how large blocks may map a region from an object whose frames this one, which nobody uses yet, shares.
+    pub(crate) fn take_extent(&self, page: u64, of: &Self) {
+        self.set_extent(page, of.look(page).extent());
+    }
+
+    /// Says how large blocks may map the pages of a region, all of which are claimed.
+    pub(crate) fn set_extent(&self, page: u64, extent: Extent) {
+        let read_only = if extent.read_only { READ_ONLY } else { 0 };
+        self.region(page)
+            .store(extent.level as u64 | read_only, Ordering::Release);
+    }
+
+    /// Backs a piece that has nothing, whose first page is the caller's (new, or claimed), with zeroed frames. All of its
+    /// pages but the first are published; returns what backs that. `None` where there is no run of frames for it.
+    pub(crate) fn allocate_piece<T: Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        first: u64,
+        piece: Level,
+    ) -> Option<Pa> {
+        let size = FrameSize::of_level(piece);
+        let start = self.pool().allocate(size, self.account, Purpose::Guest)?;
+        // SAFETY: the frames have just come from the pool, whose memory is mapped.
+        unsafe { crate::frames::zero(start, size.bytes()) };
+        cpu.hardware().clean_for_guest(start, size.bytes());
+        for index in 0..size.frames() as u64 {
+            let pa = start.offset(index * PAGE_SIZE);
+            self.system.objects().own(pa, self.sharer(first + index));
+            if index != 0 {
+                self.publish(first + index, Backing::Owned(pa));
+            }
+        }
+        Some(start)
+    }
+
+    /// The first page of the piece that a page belongs to.
+    pub(crate) fn first_of_piece(&self, page: u64, piece: Level) -> u64 {
+        page & !(FrameSize::of_level(piece).frames() as u64 - 1)
+    }
+
+    /// Has a piece allocated in smaller ones, as there is no run of frames for it. Its first page is claimed.
+    pub(crate) fn allocate_smaller(&self, first: u64, piece: Level) {
+        match piece {
+            Level::L1 => self.lower_gib(first),
+            _ => self.lower(first),
+        }
+    }
+
+    pub(crate) fn pool(&self) -> &'static FramePool {
+        self.system.pool()
+    }
+
+    /// Gives back what backs a page, which no VM reaches any more, and nobody is looking at.
+    fn release_page(&self, page: u64) {
+        let (owner, pa) = match self.look(page).backing() {
+            Backing::Vacant | Backing::Zero | Backing::Device(_) => return,
+            Backing::Owned(pa) => (self.account, pa),
+            Backing::Shared(pa) => (Owner::Shared, pa),
+        };
+        if self.system.objects().unshare(pa, self.sharer(page)) == 0 {
+            self.pool().guest_leaving(owner, 1);
+            // SAFETY: the frame was this page's alone, no VM maps the object any more, and an epoch has passed since.
+            unsafe { self.pool().release_guest(pa) };
+        }
+    }
+
+    /// Gives back what backs the pages from `first` on, as far as they are one piece; how many that were.
+    fn release_piece(&self, first: u64) -> u64 {
+        let look = self.look(first);
+        let (
+            Extent {
+                level,
+                read_only: false,
+            },
+            Backing::Owned(pa),
+        ) = (look.extent(), look.backing())
+        else {
+            self.release_page(first);
+            return 1;
+        };
+        let size = FrameSize::of_level(level);
+        for page in first..first + size.frames() as u64 {
+            let pa = pa.offset((page - first) * PAGE_SIZE);
+            self.system.objects().unshare(pa, self.sharer(page));
+        }
+        self.pool().guest_leaving(self.account, size.frames());
+        // SAFETY: as for a page; all of the piece is of this object.
+        unsafe { self.pool().release_guest_piece(pa, size) };
+        size.frames() as u64
+    }
+}
+
+/// Words that all hold `value`; `None` without heap.
+fn words_of(count: usize, value: u64) -> Option<Box<[AtomicU64]>> {
+    let mut words = Vec::new();
+    words.try_reserve_exact(count).ok()?;
+    words.resize_with(count, || AtomicU64::new(value));
+    Some(words.into_boxed_slice())
+}
+
+impl Drop for Object {
+    fn drop(&mut self) {
+        let mut page = 0;
+        while page < self.pages() {
+            page += self.release_piece(page);
+        }
+        self.system.objects().unregister(self.id);
+        // SAFETY: the pages came from a box, and neither this object nor the reverse map leads to them any more.
+        drop(unsafe { Box::from_raw(self.pages.as_ptr()) });
+    }
+}
+
+impl fmt::Debug for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Object")
+            .field("id", &self.id)
+            .field("kind", &self.kind)
+            .field("bytes", &self.bytes())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,242 @@
+//! Slots come, move and go, vCPUs running.
+//!
+//! Rule 10: a change publishes another array. What goes is published first, then unmapped, then taken out of its object's
+//! mappings; its memory goes back after an epoch. A fault that found the old array looks again when it has locked its entry
+//! (rule 8), and finds out about its own slot: changes of others don't make it retry.
+
+use crate::cpu::{Caches, CpuMemory};
+use crate::frames::{GRANULE, Owner};
+use crate::locks::MmuLock;
+use crate::object::Object;
+use crate::slots::{Slot, SlotArray, SlotConfig, SlotError, SlotId};
+use crate::space::{AddressSpace, UNLINKED_AT_ONCE};
+use alloc::sync::Arc;
+use crossbeam_epoch::Guard;
+use stage2::{Ipa, IpaRange, Level, PAGE_SIZE, Tlb};
+
+impl<L: MmuLock> AddressSpace<L> {
+    /// Backs `bytes` from `start` on with zeroed memory of their own, in pieces of the span of `piece`, which are also the
+    /// largest blocks that map it. vCPUs may be running.
+    ///
+    /// # Errors
+    /// Nothing has changed then.
+    pub fn add_slot<T: Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        start: Ipa,
+        bytes: u64,
+        piece: Level,
+        read_only: bool,
+    ) -> Result<(), SlotError> {
+        self.check_place(start, bytes, GRANULE.span(piece))?;
+        self.slots(&cpu.pin())
+            .check(id, &(start..start.offset(bytes)), None)?;
+        let object = Object::preallocated(cpu, Owner::Vm(self.vm()), bytes, piece);
+        self.map_object(
+            cpu,
+            SlotConfig {
+                id,
+                start,
+                object: object.map_err(SlotError::from)?,
+                offset: 0,
+                bytes,
+                read_only,
+                write_faults: false,
+            },
+        )
+    }
+
+    /// Maps a part of an object. vCPUs may be running.
+    ///
+    /// # Errors
+    /// Nothing has changed then.
+    pub fn map_object<T: Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        config: SlotConfig,
+    ) -> Result<(), SlotError> {
+        let _control = self.control().lock();
+        self.check(&config)?;
+        let guard = cpu.pin();
+        let range = config.start..config.start.offset(config.bytes);
+        self.slots(&guard).check(config.id, &range, None)?;
+        let slot = new_slot(config)?;
+        self.publish(slot, None, &guard)
+    }
+
+    /// Takes a slot away. When this returns, no vCPU reaches its memory any more; what it doesn't share is back in the pool.
+    /// vCPUs may be running.
+    ///
+    /// # Errors
+    /// Nothing has changed then.
+    pub fn remove_slot<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+    ) -> Result<(), SlotError> {
+        let _control = self.control().lock();
+        let slot = {
+            let guard = cpu.pin();
+            let slot = self.slots(&guard).get(id)?.clone();
+            let without = self.slots(&guard).with(None, Some(id));
+            self.replace_slots(without.ok_or(out_of_memory(&slot))?, &guard);
+            slot
+        };
+        self.vacate(cpu, &slot);
+        self.forget(cpu, slot);
+        Ok(())
+    }
+
+    /// Moves a slot to another place: its memory is found there and not where it was. Its dirty log, if it had one, ends.
+    /// vCPUs may be running; those that use the old place meanwhile have left it when this returns.
+    ///
+    /// # Errors
+    /// Nothing has changed then.
+    pub fn move_slot<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        to: Ipa,
+    ) -> Result<(), SlotError> {
+        self.replace_slot(cpu, id, |config| config.start = to)
+    }
+
+    /// Lets vCPUs write to a slot, or refuses it. Its dirty log, if it had one, ends. vCPUs may be running.
+    ///
+    /// # Errors
+    /// Nothing has changed then.
+    pub fn set_read_only<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        read_only: bool,
+    ) -> Result<(), SlotError> {
+        self.replace_slot(cpu, id, |config| config.read_only = read_only)
+    }
+
+    /// Puts a slot of the same name and memory in the place of another.
+    fn replace_slot<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        change: impl FnOnce(&mut SlotConfig),
+    ) -> Result<(), SlotError> {
+        let _control = self.control().lock();
+        let old = {
+            let guard = cpu.pin();
+            let old = self.slots(&guard).get(id)?.clone();
+            let mut config = old.config().clone();
+            change(&mut config);
+            self.check(&config)?;
+            let range = config.start..config.start.offset(config.bytes);
+            self.slots(&guard).check(id, &range, Some(id))?;
+            self.publish(new_slot(config)?, Some(id), &guard)?;
+            old
+        };
+        self.vacate(cpu, &old);
+        self.forget(cpu, old);
+        Ok(())
+    }
+
+    /// Checks what a slot is to be, but for its neighbours.
+    fn check(&self, config: &SlotConfig) -> Result<(), SlotError> {
+        self.check_place(config.start, config.bytes, PAGE_SIZE)?;
+        if !config.offset.is_multiple_of(PAGE_SIZE) {
+            return Err(SlotError::Unaligned { piece: PAGE_SIZE });
+        }
+        let end = config.offset.checked_add(config.bytes);
+        if end.is_none_or(|end| end > config.object.bytes()) {
+            return Err(SlotError::BeyondObject(config.object.id()));
+        }
+        if config.object.is_image() && !config.read_only {
+            return Err(SlotError::ReadOnlyObject(config.object.id()));
+        }
+        Ok(())
+    }
+
+    fn check_place(&self, start: Ipa, bytes: u64, piece: u64) -> Result<(), SlotError> {
+        let bits = self.stage2().layout().ipa_bits();
+        if bytes == 0 {
+            return Err(SlotError::Empty);
+        }
+        if !start.is_aligned(piece) || !bytes.is_multiple_of(piece) {
+            return Err(SlotError::Unaligned { piece });
+        }
+        let end = start
+            .checked_add(bytes)
+            .ok_or(SlotError::BeyondIpaSpace { bits })?;
+        if !self.stage2().layout().contains(&(start..end)) {
+            return Err(SlotError::BeyondIpaSpace { bits });
+        }
+        Ok(())
+    }
+
+    /// Makes a slot one of the VM's, in the place of the one called `without` if that is given: known to its object first.
+    fn publish(
+        &self,
+        slot: Arc<Slot>,
+        without: Option<SlotId>,
+        guard: &Guard,
+    ) -> Result<(), SlotError> {
+        let with = self.slots(guard).with(Some(slot.clone()), without);
+        let mappings = slot.object().mappings();
+        let with: SlotArray = with.ok_or(out_of_memory(&slot))?;
+        if !mappings.add(self.mapping(&slot), guard) {
+            return Err(out_of_memory(&slot));
+        }
+        self.replace_slots(with, guard);
+        Ok(())
+    }
+
+    /// Unmaps what a slot had that isn't published any more, in steps.
+    fn vacate<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, slot: &Slot) {
+        let range = slot.range();
+        let published = self.space().tracker().begin(range.clone());
+        let mut at = range.start;
+        while at < range.end {
+            cpu.settle();
+            let step = GRANULE.span(Level::L2) * UNLINKED_AT_ONCE;
+            let end = at.align_down(step).checked_add(step).unwrap_or(range.end);
+            let end = end.min(range.end);
+            self.unmap_step(cpu, at..end);
+            at = end;
+        }
+        published.end();
+    }
+
+    fn unmap_step<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, range: IpaRange) {
+        let guard = cpu.pin();
+        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), &guard));
+        let worker = cpu.worker(&tables, &epoch);
+        let _lock = self.lock().exclusive();
+        self.stage2().unmap(&worker, range, |_, _, _| {});
+    }
+
+    /// Lets go of a slot that nothing maps any more: its memory goes home with it, unless others have it too.
+    fn forget<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, slot: Arc<Slot>) {
+        while !slot.object().mappings().remove(&slot, &cpu.pin()) {
+            // Without heap for the list of the others: until somebody has given some back.
+            cpu.wait_for_epoch();
+        }
+        cpu.wait_for_epoch();
+        drop(slot);
+        cpu.pool().reclaim_released();
+    }
+}
+
+/// A slot with the memory of its first dirty log.
+fn new_slot(config: SlotConfig) -> Result<Arc<Slot>, SlotError> {
+    let slot = Slot::new(config);
+    if slot.read_only() || slot.object().is_device() || slot.prepare_log() {
+        Ok(Arc::new(slot))
+    } else {
+        Err(out_of_memory(&slot))
+    }
+}
+
+fn out_of_memory(slot: &Slot) -> SlotError {
+    SlotError::OutOfMemory {
+        bytes: slot.pages() * PAGE_SIZE,
+    }
+}

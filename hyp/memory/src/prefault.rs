@@ -1,0 +1,117 @@
+//! Pre-faulting: a range is mapped ahead of any access, by as many CPUs at once as like.
+
+use crate::cpu::{Caches, CpuMemory};
+use crate::fault::{Fault, FaultKind, FaultOutcome};
+use crate::frames::GRANULE;
+use crate::locks::MmuLock;
+use crate::space::AddressSpace;
+use core::fmt;
+use stage2::sync::relax;
+use stage2::{Access, Ipa, IpaRange, Level, PAGE_SIZE, Tlb};
+
+/// A range wasn't populated to its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PrefaultError {
+    /// All of the range below this is populated.
+    pub done_to: Ipa,
+    /// What was in the way there.
+    pub reason: NotPopulated,
+}
+
+/// Why a page can't be mapped ahead.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NotPopulated {
+    /// No slot covers it.
+    NoSlot,
+    /// Its slot doesn't allow the access.
+    NotPermitted,
+    /// There is no frame left for it.
+    OutOfFrames,
+    /// The vCPU's dirty ring is full, which is to be harvested first.
+    RingFull,
+}
+
+impl fmt::Display for PrefaultError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let why = match self.reason {
+            NotPopulated::NoSlot => "it is not backed by memory",
+            NotPopulated::NotPermitted => "its slot doesn't allow the access",
+            NotPopulated::OutOfFrames => "no memory is left",
+            NotPopulated::RingFull => "the vCPU's dirty ring is full",
+        };
+        write!(f, "populating stopped at {}: {why}", self.done_to)
+    }
+}
+
+impl core::error::Error for PrefaultError {}
+
+impl<L: MmuLock> AddressSpace<L> {
+    /// Maps all pages of a range for an access of vCPU `vcpu`, as if it had touched each: afterwards such accesses take no
+    /// fault there, until something takes the mapping away. What is populated for writing counts as written in a dirty log.
+    /// Any number of CPUs may populate the same range at once, vCPUs running; for a bounded stay, a range of few pages.
+    ///
+    /// # Errors
+    /// A page can't be mapped for the access. What comes before it is.
+    pub fn prefault<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        vcpu: usize,
+        range: IpaRange,
+        access: Access,
+    ) -> Result<(), PrefaultError> {
+        let mut at = range.start.align_down(PAGE_SIZE);
+        while at < range.end {
+            let level = self
+                .populate_page(cpu, vcpu, at, access)
+                .map_err(|reason| PrefaultError {
+                    done_to: at.max(range.start),
+                    reason,
+                })?;
+            let span = GRANULE.span(level);
+            let next = at.align_down(span).checked_add(span);
+            at = next.unwrap_or(range.end);
+            if cpu.needs_upkeep() {
+                cpu.upkeep();
+            }
+        }
+        Ok(())
+    }
+
+    /// Maps one page for an access. The level of the leaf that maps it then.
+    fn populate_page<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        vcpu: usize,
+        ipa: Ipa,
+        access: Access,
+    ) -> Result<Level, NotPopulated> {
+        if !self.stage2().layout().contains(&(ipa..ipa.offset(1))) {
+            return Err(NotPopulated::NoSlot);
+        }
+        loop {
+            let kind = match self.lookup(cpu, ipa) {
+                Some((leaf, level)) if access.allowed_by(leaf) && leaf.accessed() => {
+                    return Ok(level);
+                }
+                Some((leaf, _)) if access.allowed_by(leaf) => FaultKind::AccessFlag,
+                Some(_) => FaultKind::Permission,
+                None => FaultKind::Translation,
+            };
+            let fault = Fault {
+                vcpu,
+                ipa,
+                va: None,
+                access,
+                kind,
+            };
+            match self.fault(cpu, &fault) {
+                FaultOutcome::Resolved | FaultOutcome::RingLow => {}
+                FaultOutcome::Retry => relax(),
+                FaultOutcome::RingFull => return Err(NotPopulated::RingFull),
+                FaultOutcome::NoSlot => return Err(NotPopulated::NoSlot),
+                FaultOutcome::NotPermitted => return Err(NotPopulated::NotPermitted),
+                FaultOutcome::OutOfFrames => return Err(NotPopulated::OutOfFrames),
+            }
+        }
+    }
+}

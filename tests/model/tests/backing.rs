@@ -1,0 +1,545 @@
+//! What backs guest memory changes under running guests: memory objects, copy-on-write, slots, on real memory, step by step.
+#![cfg(not(loom))]
+#![cfg(not(miri))]
+
+use memory::frames::{Counts, FramePool, arena, read_bytes, write_bytes};
+use memory::{
+    Access, AddressSpace, BackingPolicy, Change, CpuMemory, Fault, FaultKind, FaultOutcome,
+    LogPolicy, MAX_SLOTS, MemorySystem, NotPopulated, Object, Owner, Parallel, SlotConfig,
+    SlotError, SlotId, VmId,
+};
+use stage2::{Features, Ipa, Layout, Leaf, Level, NoTlb, PAGE_SIZE, Pa};
+use std::sync::Arc;
+
+const START: Ipa = Ipa::new(0x4000_0000);
+const SLOT: SlotId = SlotId(0);
+/// Pages of a block of 2 MiB.
+const BLOCK: u64 = 512;
+
+type Space = AddressSpace<Parallel>;
+
+/// CPU 0 of a machine with a pool of its own.
+struct Machine {
+    cpu: CpuMemory<NoTlb>,
+    pool: &'static FramePool,
+}
+
+impl Machine {
+    fn new(frames: usize) -> Self {
+        let pool: &FramePool = Box::leak(Box::new(FramePool::new()));
+        // SAFETY: the arena is leaked, and added once.
+        unsafe { pool.add(arena::leak(frames)) };
+        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 2, 8)));
+        let counters = Box::leak(Box::default());
+        let cpu = CpuMemory::new(system, 0, NoTlb, counters);
+        Self { cpu, pool }
+    }
+
+    fn space(&self, vm: usize, change: Change) -> Space {
+        let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
+        let backing = BackingPolicy {
+            change,
+            ..BackingPolicy::default()
+        };
+        let vm = VmId::new(vm).unwrap();
+        Space::with_backing(&self.cpu, vm, layout, backing).unwrap()
+    }
+
+    fn anonymous(&self, pages: u64, piece: Level) -> Arc<Object> {
+        let account = Owner::Vm(VmId::new(0).unwrap());
+        Object::anonymous(&self.cpu, account, pages * PAGE_SIZE, piece).unwrap()
+    }
+
+    /// Maps an object from [`START`] on.
+    fn map(&self, space: &Space, object: Arc<Object>) {
+        space.map_object(&self.cpu, slot(object)).unwrap();
+    }
+
+    /// What the guest's access leads to, and how many faults it takes.
+    fn access(&self, space: &Space, page: u64, access: Access) -> (Leaf, Level, u32) {
+        let ipa = START.offset(page * PAGE_SIZE);
+        let mut faults = 0;
+        loop {
+            let kind = match space.lookup(&self.cpu, ipa) {
+                Some((leaf, level)) if access.allowed_by(leaf) => return (leaf, level, faults),
+                Some(_) => FaultKind::Permission,
+                None => FaultKind::Translation,
+            };
+            faults += 1;
+            let outcome = self.fault(space, ipa, access, kind);
+            assert!(
+                matches!(outcome, FaultOutcome::Resolved | FaultOutcome::Retry),
+                "{outcome:?}"
+            );
+            self.cpu.refill();
+        }
+    }
+
+    fn fault(&self, space: &Space, ipa: Ipa, access: Access, kind: FaultKind) -> FaultOutcome {
+        let fault = Fault {
+            vcpu: 0,
+            ipa,
+            va: None,
+            access,
+            kind,
+        };
+        space.fault(&self.cpu, &fault)
+    }
+
+    /// The guest writes a word to a page. How many faults that takes.
+    fn write(&self, space: &Space, page: u64, word: u64) -> u32 {
+        let (leaf, level, faults) = self.access(space, page, Access::Write);
+        // SAFETY: the leaf maps memory of the arena, which backs the guest.
+        unsafe { write_bytes(address(leaf, level, page), &word.to_ne_bytes()) };
+        faults
+    }
+
+    /// The guest reads a page's first word.
+    fn read(&self, space: &Space, page: u64) -> u64 {
+        let (leaf, level, _) = self.access(space, page, Access::Read);
+        let mut word = [0; 8];
+        // SAFETY: as for a write.
+        unsafe { read_bytes(address(leaf, level, page), &mut word) };
+        u64::from_ne_bytes(word)
+    }
+
+    /// The frames that back guests, of all owners, but for the frame of zeros.
+    fn guest(&self) -> u64 {
+        self.counts().guest - 1
+    }
+
+    fn counts(&self) -> Counts {
+        let counts = self.pool.counts();
+        counts.check().unwrap();
+        counts
+    }
+
+    fn nothing_is_left(&self) {
+        self.cpu.wait_for_epoch();
+        assert_eq!(self.guest(), 0, "{}", self.counts());
+        assert_eq!(self.counts().table, 0);
+        assert_eq!(self.pool.shared_frames(), 0);
+    }
+}
+
+fn address(leaf: Leaf, level: Level, page: u64) -> Pa {
+    match level {
+        Level::L3 => leaf.pa(),
+        _ => leaf.pa().offset(page % BLOCK * PAGE_SIZE),
+    }
+}
+
+fn slot(object: Arc<Object>) -> SlotConfig {
+    SlotConfig {
+        id: SLOT,
+        start: START,
+        offset: 0,
+        bytes: object.bytes(),
+        object,
+        read_only: false,
+        write_faults: false,
+    }
+}
+
+#[test]
+fn memory_is_allocated_when_it_is_first_written_and_reads_as_zero_before() {
+    let machine = Machine::new(1024);
+    let space = machine.space(0, Change::Direct);
+    machine.map(&space, machine.anonymous(64, Level::L3));
+    assert_eq!(machine.guest(), 0);
+    assert_eq!((machine.read(&space, 5), machine.read(&space, 6)), (0, 0));
+    assert_eq!(machine.guest(), 0, "reading took a frame");
+    let (zeros, ..) = machine.access(&space, 5, Access::Read);
+    assert!(!zeros.writable() && !zeros.may_write());
+    assert_eq!(
+        machine.write(&space, 5, 55),
+        1,
+        "one fault for a page of zeros"
+    );
+    assert_eq!(
+        machine.write(&space, 9, 99),
+        1,
+        "one fault for an untouched page"
+    );
+    assert_eq!(machine.guest(), 2);
+    assert_eq!((machine.read(&space, 5), machine.read(&space, 6)), (55, 0));
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_slot_whose_faults_all_count_as_writes_never_maps_zeros() {
+    let machine = Machine::new(1024);
+    let space = machine.space(0, Change::Direct);
+    let config = SlotConfig {
+        write_faults: true,
+        ..slot(machine.anonymous(64, Level::L3))
+    };
+    space.map_object(&machine.cpu, config).unwrap();
+    assert_eq!(machine.read(&space, 3), 0);
+    assert_eq!(machine.guest(), 1);
+    assert_eq!(
+        machine.write(&space, 3, 1),
+        0,
+        "the write took a fault of its own"
+    );
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn large_pieces_are_mapped_by_blocks_and_smaller_ones_where_there_is_no_run() {
+    let machine = Machine::new(2 * BLOCK as usize);
+    let space = machine.space(0, Change::Direct);
+    machine.map(&space, machine.anonymous(2 * BLOCK, Level::L2));
+    let (_, level, _) = machine.access(&space, 17, Access::Read);
+    assert_eq!((level, machine.guest()), (Level::L2, BLOCK));
+    let (_, level, _) = machine.access(&space, BLOCK + 17, Access::Write);
+    assert_eq!((level, machine.guest()), (Level::L3, BLOCK + 1));
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_fork_shares_all_frames_and_either_side_copies_what_it_writes_in_one_fault() {
+    for piece in [Level::L3, Level::L2] {
+        let machine = Machine::new(8192);
+        let (parent, child) = (
+            machine.space(0, Change::Direct),
+            machine.space(1, Change::Direct),
+        );
+        machine.map(&parent, machine.anonymous(BLOCK, piece));
+        for page in 0..BLOCK {
+            machine.write(&parent, page, page + 1);
+        }
+        parent.fork(&machine.cpu, &child).unwrap();
+        assert_eq!(machine.guest(), BLOCK);
+        assert_eq!(machine.pool.shared_frames(), BLOCK);
+        for page in 0..BLOCK {
+            assert_eq!(machine.read(&child, page), page + 1);
+        }
+        for page in 0..BLOCK / 2 {
+            assert_eq!(
+                machine.write(&child, page, 1000 + page),
+                1,
+                "{piece:?} {page}"
+            );
+            assert_eq!(
+                machine.write(&parent, page, 2000 + page),
+                1,
+                "{piece:?} {page}"
+            );
+        }
+        for page in 0..BLOCK {
+            let (mine, its) = match page < BLOCK / 2 {
+                true => (2000 + page, 1000 + page),
+                false => (page + 1, page + 1),
+            };
+            assert_eq!(machine.read(&parent, page), mine);
+            assert_eq!(machine.read(&child, page), its);
+        }
+        assert_eq!(machine.guest(), BLOCK + BLOCK / 2);
+        assert_eq!(machine.pool.shared_frames(), BLOCK / 2);
+        parent.destroy(&machine.cpu);
+        // What the parent had and the child didn't copy is the child's alone: no copy any more.
+        assert_eq!(machine.write(&child, BLOCK - 1, 7), 1);
+        assert_eq!(machine.guest(), BLOCK);
+        assert_eq!(machine.pool.shared_frames(), BLOCK / 2 - 1);
+        child.destroy(&machine.cpu);
+        machine.nothing_is_left();
+    }
+}
+
+#[test]
+fn the_old_way_unmaps_and_takes_a_second_fault() {
+    let machine = Machine::new(2048);
+    let (parent, child) = (
+        machine.space(0, Change::Unmap),
+        machine.space(1, Change::Unmap),
+    );
+    machine.map(&parent, machine.anonymous(8, Level::L3));
+    machine.write(&parent, 0, 1);
+    parent.fork(&machine.cpu, &child).unwrap();
+    assert_eq!(machine.read(&child, 0), 1);
+    assert_eq!(machine.write(&child, 0, 2), 2);
+    assert_eq!(
+        machine.write(&parent, 0, 3),
+        1,
+        "the last one has it to itself"
+    );
+    assert_eq!((machine.read(&parent, 0), machine.read(&child, 0)), (3, 2));
+    parent.destroy(&machine.cpu);
+    child.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn writes_to_shared_pages_are_logged() {
+    let machine = Machine::new(4096);
+    let (parent, child) = (
+        machine.space(0, Change::Direct),
+        machine.space(1, Change::Direct),
+    );
+    machine.map(&parent, machine.anonymous(BLOCK, Level::L2));
+    machine.write(&parent, 0, 1);
+    let policy = LogPolicy::default();
+    parent
+        .enable_dirty_log(&machine.cpu, SLOT, &policy)
+        .unwrap();
+    parent.fork(&machine.cpu, &child).unwrap();
+    for page in [3, 64, 511] {
+        assert_eq!(machine.write(&parent, page, 5), 1);
+    }
+    let mut bitmap = [0; 8];
+    parent
+        .get_and_clear_dirty_log(&machine.cpu, SLOT, 0, &mut bitmap)
+        .unwrap();
+    assert_eq!(bitmap, [8, 1, 0, 0, 0, 0, 0, 1 << 63]);
+    assert_eq!(machine.write(&parent, 3, 6), 1, "it was protected again");
+    assert_eq!(machine.read(&child, 3), 0);
+    parent.destroy(&machine.cpu);
+    child.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn what_the_hypervisor_writes_doesnt_show_in_a_fork() {
+    let machine = Machine::new(4096);
+    let (parent, child) = (
+        machine.space(0, Change::Direct),
+        machine.space(1, Change::Direct),
+    );
+    machine.map(&parent, machine.anonymous(8, Level::L3));
+    machine.write(&parent, 1, 11);
+    parent.fork(&machine.cpu, &child).unwrap();
+    let at = |page: u64| START.offset(page * PAGE_SIZE);
+    let bytes = [1; 2 * PAGE_SIZE as usize];
+    child.write_guest(&machine.cpu, at(1), &bytes).unwrap();
+    assert_eq!(machine.read(&parent, 1), 11);
+    assert_eq!(machine.read(&child, 2), 0x0101_0101_0101_0101);
+    let mut back = [0; 2 * PAGE_SIZE as usize];
+    child.read_guest(&machine.cpu, at(1), &mut back).unwrap();
+    assert_eq!(back, bytes);
+    parent
+        .read_guest(&machine.cpu, at(2), &mut back[..8])
+        .unwrap();
+    assert_eq!(back[..8], [0; 8]);
+    parent.destroy(&machine.cpu);
+    child.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn an_image_is_one_copy_for_all_and_read_only() {
+    let machine = Machine::new(1024);
+    let image = Object::image(&machine.cpu, &[7; 5000]).unwrap();
+    let spaces = [0, 1].map(|vm| machine.space(vm, Change::Direct));
+    let config = slot(image.clone());
+    let refused = spaces[0].map_object(&machine.cpu, config.clone());
+    assert_eq!(refused, Err(SlotError::ReadOnlyObject(image.id())));
+    for space in &spaces {
+        let read_only = SlotConfig {
+            read_only: true,
+            ..config.clone()
+        };
+        space.map_object(&machine.cpu, read_only).unwrap();
+        assert_eq!(machine.read(space, 0), 0x0707_0707_0707_0707);
+        let outcome = machine.fault(space, START, Access::Write, FaultKind::Permission);
+        assert_eq!(outcome, FaultOutcome::NotPermitted);
+        assert!(space.write_guest(&machine.cpu, START, &[1]).is_err());
+    }
+    assert_eq!(machine.guest(), 2);
+    drop((image, config));
+    spaces
+        .into_iter()
+        .for_each(|space| space.destroy(&machine.cpu));
+    machine.nothing_is_left();
+}
+
+#[test]
+fn shared_memory_is_the_same_in_all_vms_also_in_a_fork() {
+    let machine = Machine::new(1024);
+    let spaces = [0, 1, 2].map(|vm| machine.space(vm, Change::Direct));
+    let bytes = 16 * PAGE_SIZE;
+    let object = Object::shared(&machine.cpu, bytes, Level::L3).unwrap();
+    machine.map(&spaces[0], object.clone());
+    machine.map(&spaces[1], object);
+    spaces[1].fork(&machine.cpu, &spaces[2]).unwrap();
+    machine.write(&spaces[2], 3, 33);
+    assert!(spaces.iter().all(|space| machine.read(space, 3) == 33));
+    assert_eq!(machine.guest(), 1);
+    spaces
+        .into_iter()
+        .for_each(|space| space.destroy(&machine.cpu));
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_device_is_mapped_as_such_and_neither_read_nor_written_by_the_hypervisor() {
+    let machine = Machine::new(1024);
+    let space = machine.space(0, Change::Direct);
+    let at = arena::leak(2);
+    // SAFETY: nobody uses the memory.
+    let device = unsafe { Object::device(&machine.cpu, at.clone()) }.unwrap();
+    machine.map(&space, device);
+    let (leaf, _, faults) = machine.access(&space, 1, Access::Write);
+    assert_eq!((leaf.pa(), faults), (at.start.offset(PAGE_SIZE), 1));
+    assert_eq!(leaf.memory(), stage2::MemoryType::DeviceNgnre);
+    assert!(!Access::Execute.allowed_by(leaf));
+    assert!(space.read_guest(&machine.cpu, START, &mut [0]).is_err());
+    assert!(space.write_guest(&machine.cpu, START, &[0]).is_err());
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn slots_are_refused_as_kvm_refuses_them() {
+    let machine = Machine::new(1024);
+    let space = machine.space(0, Change::Direct);
+    let object = machine.anonymous(16, Level::L3);
+    let good = SlotConfig {
+        bytes: 8 * PAGE_SIZE,
+        ..slot(object.clone())
+    };
+    let refused = |change: fn(&mut SlotConfig)| {
+        let mut config = good.clone();
+        change(&mut config);
+        space.map_object(&machine.cpu, config).unwrap_err()
+    };
+    assert_eq!(refused(|slot| slot.bytes = 0), SlotError::Empty);
+    let unaligned = SlotError::Unaligned { piece: PAGE_SIZE };
+    assert_eq!(refused(|slot| slot.bytes += 1), unaligned);
+    assert_eq!(refused(|slot| slot.start = Ipa::new(0x123)), unaligned);
+    assert_eq!(refused(|slot| slot.offset = 8), unaligned);
+    let beyond = SlotError::BeyondObject(object.id());
+    assert_eq!(refused(|slot| slot.offset = 9 * PAGE_SIZE), beyond);
+    assert_eq!(
+        refused(|slot| slot.offset = PAGE_SIZE.wrapping_neg()),
+        beyond
+    );
+    let too_high = SlotError::BeyondIpaSpace { bits: 40 };
+    assert_eq!(
+        refused(|slot| slot.start = Ipa::new((1 << 40) - PAGE_SIZE)),
+        too_high
+    );
+    assert_eq!(
+        refused(|slot| slot.start = Ipa::new(PAGE_SIZE.wrapping_neg())),
+        too_high
+    );
+    space.map_object(&machine.cpu, good.clone()).unwrap();
+    assert_eq!(refused(|_| {}), SlotError::Exists(SLOT));
+    assert_eq!(
+        refused(|slot| slot.id = SlotId(1)),
+        SlotError::Overlaps(SLOT)
+    );
+    let last = START.offset(7 * PAGE_SIZE);
+    assert_eq!(
+        space.move_slot(&machine.cpu, SlotId(9), last),
+        Err(SlotError::Unknown(SlotId(9)))
+    );
+    assert_eq!(
+        space.remove_slot(&machine.cpu, SlotId(9)),
+        Err(SlotError::Unknown(SlotId(9)))
+    );
+    space.destroy(&machine.cpu);
+    drop((good, object));
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_vm_has_up_to_512_slots() {
+    let machine = Machine::new(1024);
+    let space = machine.space(0, Change::Direct);
+    let object = machine.anonymous(1, Level::L3);
+    let config = |number: usize| SlotConfig {
+        id: SlotId(number as u32),
+        start: START.offset(number as u64 * PAGE_SIZE),
+        ..slot(object.clone())
+    };
+    for number in 0..MAX_SLOTS {
+        space.map_object(&machine.cpu, config(number)).unwrap();
+    }
+    let one_more = space.map_object(&machine.cpu, config(MAX_SLOTS));
+    assert_eq!(one_more, Err(SlotError::TooMany));
+    // All of them are the same page.
+    machine.write(&space, 77, 9);
+    assert_eq!(machine.read(&space, MAX_SLOTS as u64 - 1), 9);
+    assert_eq!(machine.guest(), 1);
+    space.destroy(&machine.cpu);
+    drop(object);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_slot_that_moves_takes_its_memory_along_and_one_that_goes_leaves_nothing() {
+    let machine = Machine::new(8192);
+    let space = machine.space(0, Change::Direct);
+    machine.map(&space, machine.anonymous(2 * BLOCK, Level::L2));
+    machine.write(&space, 5, 55);
+    machine.write(&space, BLOCK, 66);
+    // Onto its own second half.
+    space
+        .move_slot(&machine.cpu, SLOT, START.offset(BLOCK * PAGE_SIZE))
+        .unwrap();
+    let outcome = machine.fault(&space, START, Access::Read, FaultKind::Translation);
+    assert_eq!(outcome, FaultOutcome::NoSlot);
+    assert_eq!(space.lookup(&machine.cpu, START), None);
+    assert_eq!(machine.read(&space, BLOCK + 5), 55);
+    assert_eq!(machine.read(&space, 2 * BLOCK), 66);
+    space.set_read_only(&machine.cpu, SLOT, true).unwrap();
+    let at = START.offset(BLOCK * PAGE_SIZE);
+    let outcome = machine.fault(&space, at, Access::Write, FaultKind::Translation);
+    assert_eq!(outcome, FaultOutcome::NotPermitted);
+    space.remove_slot(&machine.cpu, SLOT).unwrap();
+    assert_eq!(space.lookup(&machine.cpu, at), None);
+    assert_eq!(machine.guest(), 0);
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn what_is_populated_ahead_takes_no_fault() {
+    let machine = Machine::new(4096);
+    let space = machine.space(0, Change::Direct);
+    machine.map(&space, machine.anonymous(256, Level::L3));
+    let end = START.offset(256 * PAGE_SIZE);
+    space
+        .prefault(&machine.cpu, 0, START..end, Access::Write)
+        .unwrap();
+    assert_eq!(machine.guest(), 256);
+    assert!((0..256).all(|page| machine.write(&space, page, page) == 0));
+    let beyond = START..end.offset(PAGE_SIZE);
+    let error = space
+        .prefault(&machine.cpu, 0, beyond, Access::Read)
+        .unwrap_err();
+    assert_eq!((error.done_to, error.reason), (end, NotPopulated::NoSlot));
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn running_out_of_frames_loses_nothing() {
+    let machine = Machine::new(700);
+    let (parent, child) = (
+        machine.space(0, Change::Direct),
+        machine.space(1, Change::Direct),
+    );
+    machine.map(&parent, machine.anonymous(BLOCK, Level::L3));
+    let all = START..START.offset(BLOCK * PAGE_SIZE);
+    parent
+        .prefault(&machine.cpu, 0, all.clone(), Access::Write)
+        .unwrap();
+    for page in 0..BLOCK {
+        machine.write(&parent, page, page);
+    }
+    parent.fork(&machine.cpu, &child).unwrap();
+    let error = child
+        .prefault(&machine.cpu, 0, all, Access::Write)
+        .unwrap_err();
+    assert_eq!(error.reason, NotPopulated::OutOfFrames);
+    assert!((0..BLOCK).all(|page| machine.read(&parent, page) == page));
+    parent.destroy(&machine.cpu);
+    assert!((0..BLOCK).all(|page| machine.read(&child, page) == page));
+    child.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
