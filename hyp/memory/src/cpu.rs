@@ -141,21 +141,7 @@ impl MemorySystem {
         self.pool
     }
 
-    /// The frame that backs what guests have read and nobody has written, which there is from the first object on. `None`
-    /// where there is none to be had.
-    pub(crate) fn prepare_zeros(&self) -> Option<Pa> {
-        let zeros = self.zeros.try_call_once(|| {
-            let page = FrameSize::Page4K;
-            let pa = (self.pool).allocate(page, Owner::Hypervisor, Purpose::Guest);
-            let pa = pa.ok_or(())?;
-            // SAFETY: the frame has just come from the pool, whose memory is mapped.
-            unsafe { zero(pa, PAGE_SIZE) };
-            Ok::<_, ()>(pa)
-        });
-        zeros.ok().copied()
-    }
-
-    /// As [`Self::prepare_zeros`], for whoever has an object.
+    /// The frame of zeros. There is one as soon as there is an object.
     #[inline]
     pub(crate) fn zeros(&self) -> Pa {
         self.zeros.get().copied().unwrap_or(Pa::new(0))
@@ -328,6 +314,23 @@ impl<T> CpuMemory<T> {
             core::hint::spin_loop();
         }
         self.pool().reclaim_released();
+    }
+}
+
+impl<T: Caches> CpuMemory<T> {
+    /// Sees to it that there is a frame that backs what guests have read and nobody has written. `None` where there is none
+    /// to be had.
+    pub(crate) fn prepare_zeros(&self) -> Option<()> {
+        let prepared = self.system.zeros.try_call_once(|| {
+            let page = FrameSize::Page4K;
+            let pa = (self.pool()).allocate(page, Owner::Hypervisor, Purpose::Guest);
+            let pa = pa.ok_or(())?;
+            // SAFETY: the frame has just come from the pool, whose memory is mapped.
+            unsafe { zero(pa, PAGE_SIZE) };
+            self.hardware.clean_for_guest(pa, PAGE_SIZE);
+            Ok::<_, ()>(pa)
+        });
+        prepared.ok().map(|_| ())
     }
 }
 

@@ -13,6 +13,7 @@ use crate::mapping::Mapping;
 use crate::object::{Claim, Object};
 use crate::reclaim::{Retirement, Tables};
 use crate::slots::Slot;
+use core::ops::Range;
 use crossbeam_epoch::Guard;
 use stage2::{Attributes, Ipa, IpaRange, Leaf, Level, PAGE_SIZE, Pa, Permissions, Tlb, Worker};
 
@@ -25,7 +26,7 @@ pub(crate) struct Changer<'c, T> {
 /// A mapping whose range is published and whose lock is held.
 struct Changed<'c, T> {
     mapping: &'c Mapping,
-    page: IpaRange,
+    range: IpaRange,
     guard: &'c Guard,
     worker: &'c Worker<'c, Tables<'c>, T, Retirement<'c>>,
 }
@@ -70,46 +71,40 @@ impl<'c, T: Tlb + Caches> Changer<'c, T> {
         });
     }
 
-    fn for_each(&self, claim: &Claim<'_>, mut change: impl FnMut(&Changed<'_, T>)) {
-        for mapping in claim.object().mappings().all(self.guard) {
-            let Some(ipa) = mapping.ipa_of(claim.page()) else {
-                continue;
-            };
-            let page = ipa..ipa.offset(PAGE_SIZE);
-            let space = &mapping.space;
-            let published = space.tracker().begin(page.clone());
-            let tables = self.cpu.tables(space.vm());
-            let epoch = self.cpu.retirement(space.vm(), self.guard);
-            let changed = Changed {
-                mapping,
-                page,
-                guard: self.guard,
-                worker: &self.cpu.worker(&tables, &epoch),
-            };
-            mapping.lock.exclusively(&mut || change(&changed));
-            published.end();
+    /// Takes from all that maps these claimed pages the right to write, also by a fault. When this returns, no vCPU can.
+    pub(crate) fn withdraw_all(&self, object: &Object, pages: Range<u64>) {
+        for mapping in object.mappings().all(self.guard) {
+            let range = mapping.range_of(&pages);
+            self.change(mapping, range, &mut |changed| {
+                changed.protect(Permissions::READ_ONLY);
+            });
         }
     }
 
-    /// Takes from all that maps an object's pages the right to write, also by a fault. The pages are published as what may
-    /// not be written already.
-    pub(crate) fn withdraw_all(&self, object: &Object) {
-        for mapping in object.mappings().all(self.guard) {
-            let (space, range) = (&mapping.space, mapping.slot.range());
-            let published = space.tracker().begin(range.clone());
-            let tables = self.cpu.tables(space.vm());
-            let epoch = self.cpu.retirement(space.vm(), self.guard);
-            let changed = Changed {
-                mapping,
-                page: range,
-                guard: self.guard,
-                worker: &self.cpu.worker(&tables, &epoch),
-            };
-            mapping
-                .lock
-                .exclusively(&mut || changed.protect(Permissions::READ_ONLY));
-            published.end();
+    fn for_each(&self, claim: &Claim<'_>, mut change: impl FnMut(&Changed<'_, T>)) {
+        let page = claim.page()..claim.page() + 1;
+        for mapping in claim.object().mappings().all(self.guard) {
+            self.change(mapping, mapping.range_of(&page), &mut change);
         }
+    }
+
+    /// Has entries of one mapping changed.
+    fn change(&self, mapping: &Mapping, range: IpaRange, change: &mut impl FnMut(&Changed<'_, T>)) {
+        if range.is_empty() {
+            return;
+        }
+        let space = &mapping.space;
+        let published = space.tracker().begin(range.clone());
+        let tables = self.cpu.tables(space.vm());
+        let epoch = self.cpu.retirement(space.vm(), self.guard);
+        let changed = Changed {
+            mapping,
+            range,
+            guard: self.guard,
+            worker: &self.cpu.worker(&tables, &epoch),
+        };
+        mapping.lock.exclusively(&mut || change(&changed));
+        published.end();
     }
 }
 
@@ -117,12 +112,12 @@ impl<T: Tlb + Caches> Changed<'_, T> {
     /// Sees to it that no block maps the page: it becomes pages or, without frames for their table, is unmapped.
     fn separate(&self) {
         let stage2 = self.mapping.space.stage2();
-        let found = stage2.lookup(self.worker, self.page.start);
+        let found = stage2.lookup(self.worker, self.range.start);
         if found.is_some_and(|(_, level)| level == Level::L3) {
             return;
         }
         if stage2
-            .split(self.worker, self.page.clone(), Level::L3, u64::MAX)
+            .split(self.worker, self.range.clone(), Level::L3, u64::MAX)
             .is_err()
         {
             self.unmap();
@@ -131,7 +126,7 @@ impl<T: Tlb + Caches> Changed<'_, T> {
 
     fn protect(&self, permissions: Permissions) {
         let stage2 = self.mapping.space.stage2();
-        let page = self.page.clone();
+        let page = self.range.clone();
         stage2.protect(self.worker, page, permissions, |ipa, level, leaf| {
             self.note(ipa, level, leaf)
         });
@@ -142,7 +137,7 @@ impl<T: Tlb + Caches> Changed<'_, T> {
         let choose = |_, leaf: Leaf| (leaf.pa() == from).then_some((to, attributes));
         let note = |ipa, leaf| self.note(ipa, Level::L3, leaf);
         while stage2
-            .replace(self.worker, self.page.clone(), choose, note)
+            .replace(self.worker, self.range.clone(), choose, note)
             .blocks
             != 0
         {
@@ -152,7 +147,7 @@ impl<T: Tlb + Caches> Changed<'_, T> {
 
     fn unmap(&self) {
         let stage2 = self.mapping.space.stage2();
-        stage2.unmap(self.worker, self.page.clone(), |level, ipa, leaf| {
+        stage2.unmap(self.worker, self.range.clone(), |level, ipa, leaf| {
             self.note(ipa, level, leaf)
         });
     }

@@ -4,13 +4,12 @@ use crate::cpu::{Caches, CpuMemory};
 use crate::direct::Changer;
 use crate::frames::Owner;
 use crate::locks::MmuLock;
-use crate::object::{Backing, Object, ObjectError};
+use crate::object::{Backing, Claims, Object, ObjectError};
 use crate::slots::{Slot, SlotArray, SlotConfig, SlotError};
 use crate::space::AddressSpace;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use stage2::Tlb;
-use stage2::sync::relax;
 
 /// Pages that are shared in one stay in the epoch.
 const AT_ONCE: u64 = 512;
@@ -19,8 +18,8 @@ impl<L: MmuLock> AddressSpace<L> {
     /// Gives `child`, which has no slots, the slots of this VM. Memory of this VM's own is shared until either writes it, page
     /// by page; what VMs share on purpose, images and devices are the same in both. Dirty logs aren't inherited.
     ///
-    /// The VM is paused, if the copy is to be of one moment: vCPUs that run meanwhile may write to what is still to be shared.
-    /// When this returns, no write of one is seen in the other.
+    /// The VM is paused, if the copy is to be of one moment: what vCPUs write meanwhile may be in the copy or not. When this
+    /// returns, no write of one is seen in the other, and none was lost.
     ///
     /// # Errors
     /// There is no heap, or there are too many objects. The child has no slots then, and may try again.
@@ -116,25 +115,20 @@ impl Object {
             let end = (first + AT_ONCE).min(self.pages());
             copy.note_shared(first);
             self.note_shared(first);
-            for page in first..end {
-                self.share_page(cpu, page, &copy);
+            let claims = self.claim_all(first..end);
+            let guard = &cpu.pin();
+            Changer { cpu, guard }.withdraw_all(self, first..end);
+            for page in claims.pages() {
+                self.share_page(cpu, page, &copy, &claims);
             }
             copy.take_extent(first, self);
         }
-        let guard = &cpu.pin();
-        Changer { cpu, guard }.withdraw_all(self);
         Ok(copy)
     }
 
-    /// Lets a page of `copy`, which nobody uses yet, share what backs the same page here.
-    fn share_page<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, page: u64, copy: &Self) {
-        let claim = loop {
-            match self.claim(page) {
-                Some(claim) => break claim,
-                None => relax(),
-            }
-        };
-        let backing = match claim.backing() {
+    /// Lets a page of `copy`, which nobody uses yet, share what backs the same page here, which may not be written any more.
+    fn share_page<T>(&self, cpu: &CpuMemory<T>, page: u64, copy: &Self, claims: &Claims<'_>) {
+        let backing = match self.look(page).backing() {
             Backing::Owned(pa) => {
                 cpu.recharge(self.account(), Owner::Shared);
                 Backing::Shared(pa)
@@ -145,6 +139,6 @@ impl Object {
             cpu.system().objects().share(pa, copy.sharer(page));
         }
         copy.begin_as(page, backing);
-        claim.end(backing);
+        claims.set(page, backing);
     }
 }

@@ -24,7 +24,7 @@ const LARGEST_CHUNK: u64 = 1 << 62;
 pub enum LogError {
     /// No such slot.
     Unknown(SlotId),
-    /// Logging is enabled already, or the slot is read-only.
+    /// Logging is enabled already, or the slot is read-only or a device.
     NotPossible(SlotId),
     /// Logging isn't enabled.
     Disabled(SlotId),
@@ -116,7 +116,7 @@ impl<L: MmuLock> AddressSpace<L> {
 
     fn check_policy(&self, slot: &Slot, policy: &LogPolicy, guard: &Guard) -> Result<(), LogError> {
         let id = slot.id();
-        if slot.read_only() || slot.log(guard).is_some() {
+        if slot.read_only() || slot.object().is_device() || slot.log(guard).is_some() {
             return Err(LogError::NotPossible(id));
         }
         if policy.by_hardware() && !self.stage2().layout().features().hardware_dirty {

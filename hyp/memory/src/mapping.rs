@@ -10,9 +10,10 @@ use crate::space::Space;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 use crossbeam_epoch::Guard;
 use spin::Mutex;
-use stage2::{Ipa, PAGE_SIZE};
+use stage2::{IpaRange, PAGE_SIZE};
 
 /// One slot that maps an object.
 #[derive(Clone)]
@@ -26,10 +27,14 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
-    /// Where it maps a page of the object.
-    pub(crate) fn ipa_of(&self, page: u64) -> Option<Ipa> {
-        let within = page.checked_sub(self.slot.first_page())?;
-        (within < self.slot.pages()).then(|| self.slot.range().start.offset(within * PAGE_SIZE))
+    /// Where it maps pages of the object; an empty range where it doesn't.
+    pub(crate) fn range_of(&self, pages: &Range<u64>) -> IpaRange {
+        let (first, slot) = (self.slot.first_page(), self.slot.range());
+        let ipa_of = |page: u64| {
+            let within = page.saturating_sub(first).min(self.slot.pages());
+            slot.start.offset(within * PAGE_SIZE)
+        };
+        ipa_of(pages.start)..ipa_of(pages.end)
     }
 }
 

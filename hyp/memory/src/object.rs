@@ -22,7 +22,7 @@ use core::fmt;
 use core::mem;
 use core::ops::Range;
 use core::ptr::NonNull;
-use stage2::sync::{AtomicU64, Ordering};
+use stage2::sync::{AtomicU64, Ordering, relax};
 use stage2::{Level, PAGE_SIZE, Pa};
 
 /// Pages of a region, the smallest piece that a block maps.
@@ -251,15 +251,36 @@ impl Drop for Claim<'_> {
     }
 }
 
-/// All pages of a region, the caller's to change; what backs them stays.
+/// Pages that lie side by side, the caller's to change.
 #[must_use = "claimed pages block every fault on them"]
 #[derive(Debug)]
-pub(crate) struct ClaimedRegion<'o> {
+pub(crate) struct Claims<'o> {
     object: &'o Object,
     pages: Range<u64>,
 }
 
-impl Drop for ClaimedRegion<'_> {
+impl<'o> Claims<'o> {
+    /// Takes over the claim of the page that comes next.
+    fn add(&mut self, claim: Claim<'o>) {
+        debug_assert_eq!(claim.page, self.pages.end);
+        mem::forget(claim);
+        self.pages.end += 1;
+    }
+
+    /// Their numbers.
+    pub(crate) fn pages(&self) -> Range<u64> {
+        self.pages.clone()
+    }
+
+    /// Says what backs one of them from now on.
+    pub(crate) fn set(&self, page: u64, backing: Backing) {
+        debug_assert!(self.pages.contains(&page));
+        let word = &self.object.page(page).word;
+        word.store(backing.encode() | CLAIMED, Ordering::Release);
+    }
+}
+
+impl Drop for Claims<'_> {
     /// Release: as for a single page.
     fn drop(&mut self) {
         for page in self.pages.clone() {
@@ -365,7 +386,7 @@ impl Object {
             .ok_or(out_of_memory)?;
         let system = cpu.system();
         // Reading what nobody has written maps it.
-        system.prepare_zeros().ok_or(out_of_memory)?;
+        cpu.prepare_zeros().ok_or(out_of_memory)?;
         let pages = NonNull::from(Box::leak(words));
         let object = Arc::new_cyclic(|object| {
             // SAFETY: the pages stay where they are until the object, which owns them, has taken them out again.
@@ -486,22 +507,36 @@ impl Object {
     }
 
     /// Takes all pages of a region, if none of them is taken, and all are its own.
-    pub(crate) fn claim_region(&self, page: u64) -> Option<ClaimedRegion<'_>> {
+    pub(crate) fn claim_region(&self, page: u64) -> Option<Claims<'_>> {
         let first = page & !(PAGES_IN_REGION - 1);
-        let mut region = ClaimedRegion {
-            object: self,
-            pages: first..first,
-        };
+        let mut claims = self.no_claims(first);
         for page in first..(first + PAGES_IN_REGION).min(self.pages()) {
             let claim = self.claim(page)?;
             if !matches!(claim.backing(), Backing::Owned(_)) {
                 return None;
             }
-            // It is the region's now.
-            mem::forget(claim);
-            region.pages.end = page + 1;
+            claims.add(claim);
         }
-        Some(region)
+        Some(claims)
+    }
+
+    /// Takes pages one after the other, waiting for whoever has one. The caller has none of this object's that come later.
+    pub(crate) fn claim_all(&self, pages: Range<u64>) -> Claims<'_> {
+        let mut claims = self.no_claims(pages.start);
+        while claims.pages.end < pages.end {
+            match self.claim(claims.pages.end) {
+                Some(claim) => claims.add(claim),
+                None => relax(),
+            }
+        }
+        claims
+    }
+
+    fn no_claims(&self, first: u64) -> Claims<'_> {
+        Claims {
+            object: self,
+            pages: first..first,
+        }
     }
 
     /// The run of frames that backs a block of `level` from a page on, all of it the object's own.
@@ -528,12 +563,26 @@ impl Object {
         );
     }
 
-    /// Says what backs a page that nobody else can be changing: it is new, or its piece's first page is claimed.
+    /// Says what backs a page of an object that is new.
     fn publish(&self, page: u64, backing: Backing) {
         // Release: as for the end of a claim.
         self.page(page)
             .word
             .store(backing.encode(), Ordering::Release);
+    }
+
+    /// Backs a page of a piece that is being allocated. Whoever has the page claimed finds that its piece has to come first,
+    /// and lets go of it.
+    fn give(&self, page: u64, pa: Pa) {
+        let (vacant, owned) = (Backing::Vacant.encode(), Backing::Owned(pa).encode());
+        let word = &self.page(page).word;
+        // Release: as for the end of a claim.
+        while word
+            .compare_exchange(vacant, owned, Ordering::Release, Ordering::Relaxed)
+            .is_err()
+        {
+            relax();
+        }
     }
 
     /// Takes back that blocks map a page: to be called, with the page claimed, before it is treated apart from those around
@@ -597,7 +646,7 @@ impl Object {
             let pa = start.offset(index * PAGE_SIZE);
             self.system.objects().own(pa, self.sharer(first + index));
             if index != 0 {
-                self.publish(first + index, Backing::Owned(pa));
+                self.give(first + index, pa);
             }
         }
         Some(start)
