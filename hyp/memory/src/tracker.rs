@@ -275,3 +275,6 @@ fn ones(mut bits: u128) -> impl Iterator<Item = usize> {
         (next < u128::BITS).then_some(next as usize)
     })
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;
