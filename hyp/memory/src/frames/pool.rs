@@ -50,6 +50,8 @@ pub struct FramePool {
 struct State {
     free: FrameAllocator<ORDERS>,
     free_frames: u64,
+    /// Free frames that are for compressed memory only.
+    kept: u64,
     total: u64,
     held: [Held; OWNERS],
     caches: Vec<Arc<CacheCounters>>,
@@ -98,6 +100,7 @@ impl FramePool {
             state: Mutex::new(State {
                 free: FrameAllocator::new(),
                 free_frames: 0,
+                kept: 0,
                 total: 0,
                 held: [Held::NONE; OWNERS],
                 caches: Vec::new(),
@@ -155,6 +158,11 @@ impl FramePool {
         self.records.expect_empty(pa, frames);
     }
 
+    /// Keeps the last `frames` free frames for [`Purpose::Compressed`]: what is to bring frames may need one first.
+    pub fn keep_for_compressed(&self, frames: u64) {
+        self.state.lock().kept = frames;
+    }
+
     /// Counts frames that the heap was given without passing through the pool.
     pub fn count_heap(&self, frames: u64) {
         let mut state = self.state.lock();
@@ -174,7 +182,7 @@ impl FramePool {
             return None;
         }
         let mut state = self.state.lock();
-        let pa = state.take(frames)?;
+        let pa = state.take(frames, purpose)?;
         let held = state.held(owner).of(purpose);
         *held = held.wrapping_add(frames as u64);
         drop(state);
@@ -326,7 +334,7 @@ impl FramePool {
         let (mut taken, mut longest) = (0, frames.len());
         while taken < frames.len() && longest > 0 {
             let run = 1 << longest.min(frames.len() - taken).ilog2();
-            match state.take(run) {
+            match state.take(run, Purpose::Table) {
                 Some(first) => {
                     for (slot, frame) in frames[taken..taken + run].iter_mut().zip(0..) {
                         *slot = first.offset(frame * PAGE_SIZE);
@@ -434,7 +442,10 @@ impl fmt::Debug for FramePool {
 }
 
 impl State {
-    fn take(&mut self, frames: usize) -> Option<Pa> {
+    fn take(&mut self, frames: usize, purpose: Purpose) -> Option<Pa> {
+        if purpose != Purpose::Compressed && self.free_frames < self.kept + frames as u64 {
+            return None;
+        }
         let first = self.free.alloc(frames)?;
         self.free_frames -= frames as u64;
         Some(Pa::new((first as u64) << PAGE_SHIFT))
