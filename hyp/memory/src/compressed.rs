@@ -211,14 +211,19 @@ impl Store {
             return Err(Refused::Incompressible);
         }
         packed[..HEADER].copy_from_slice(&(length as u16).to_le_bytes());
-        let class = (length - 1) / STEP;
+        self.put_packed(&packed[..length])
+    }
+
+    /// Puts what is compressed, with its header, in a slot.
+    fn put_packed(&self, packed: &[u8]) -> Result<Handle, Refused> {
+        let class = (packed.len() - 1) / STEP;
         let (handle, place) = {
             let mut spans = self.classes[class].lock();
             let (span, slot) = spans.take(class, self.pool).ok_or(Refused::NoRoom)?;
             let place = spans.place(class, span, slot);
             (Handle::new(class, span as u32, slot), place)
         };
-        let mut from = &packed[..length];
+        let mut from = packed;
         for (pa, part) in place.pieces() {
             let (now, later) = from.split_at(part.min(from.len()));
             // SAFETY: the slot was free, and is this page's from now on. The pool's memory is mapped.
@@ -231,6 +236,19 @@ impl Store {
         Ok(handle)
     }
 
+    /// Stores a page that is in the store once more.
+    pub fn copy(&self, handle: Handle) -> Result<Handle, Refused> {
+        let copy = match handle.filling() {
+            Some(_) => handle,
+            None => {
+                let packed = self.packed(handle);
+                self.put_packed(&packed[..length_of(&packed)])?
+            }
+        };
+        self.count(copy, 1);
+        Ok(copy)
+    }
+
     /// The page of a handle that [`Self::put`] gave and that hasn't been dropped.
     pub fn get(&self, handle: Handle, page: &mut [u8; PAGE]) {
         if let Some(half) = handle.filling() {
@@ -239,6 +257,13 @@ impl Store {
             }
             return;
         }
+        let packed = self.packed(handle);
+        let unpacked = decompress_into(&packed[HEADER..length_of(&packed)], page);
+        assert_eq!(unpacked.ok(), Some(PAGE), "a stored page is damaged");
+    }
+
+    /// What a slot holds.
+    fn packed(&self, handle: Handle) -> [u8; LARGEST] {
         let class = handle.class();
         let place = self.classes[class]
             .lock()
@@ -254,9 +279,7 @@ impl Store {
             }
             at += part;
         }
-        let length = usize::from(u16::from_le_bytes([packed[0], packed[1]]));
-        let unpacked = decompress_into(&packed[HEADER..length], page);
-        assert_eq!(unpacked.ok(), Some(PAGE), "a stored page is damaged");
+        packed
     }
 
     /// Forgets a page. Its handle isn't used any more.
@@ -296,6 +319,11 @@ impl fmt::Debug for Store {
             .field("counts", &self.counts())
             .finish_non_exhaustive()
     }
+}
+
+/// The length of what is compressed, with its header.
+fn length_of(packed: &[u8; LARGEST]) -> usize {
+    usize::from(u16::from_le_bytes([packed[0], packed[1]]))
 }
 
 /// The half word that all of the page consists of.

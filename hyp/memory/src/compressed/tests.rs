@@ -121,6 +121,23 @@ fn a_span_is_filled_before_another_is_begun_and_goes_when_its_last_page_does() {
 }
 
 #[test]
+fn a_copy_outlives_what_it_was_made_of() {
+    let (store, pool) = store_of(64);
+    for different in [0, 1000] {
+        let original = store.put(&page(5, different)).unwrap();
+        let copy = store.copy(original).unwrap();
+        assert_eq!(store.counts().pages, 2);
+        store.drop(original);
+        let other = store.put(&page(6, different)).unwrap();
+        assert_eq!(out_of(&store, copy), page(5, different));
+        store.drop(copy);
+        store.drop(other);
+    }
+    assert_eq!(pool.free_frames(), 64);
+    assert_eq!(store.counts(), StoreCounts::default());
+}
+
+#[test]
 fn pages_come_and_go_on_many_cpus() {
     const CPUS: u64 = 4;
     const ROUNDS: u64 = if cfg!(miri) { 4 } else { 400 };
