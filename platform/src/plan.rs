@@ -23,9 +23,11 @@ pub mod stack {
     pub const GUARDS: [u64; 2] = [0, NORMAL_TOP];
 }
 
+/// One byte of heap for so many of memory: each 4 KiB of guest memory takes 16 bytes of it, and whatever a VM needs is to fit
+/// beside them.
 const HEAP_SHARE: u64 = 64;
-const HEAP_MIN: u64 = 8 << 20;
-const HEAP_MAX: u64 = 64 << 20;
+/// Heap for what doesn't depend on how much memory there is.
+const HEAP_BASE: u64 = 16 << 20;
 const HEAP_ALIGN: u64 = 2 << 20;
 /// Addresses that EL2's tables can map, in bits.
 const MAPPABLE_BITS: u8 = 48;
@@ -82,8 +84,7 @@ impl MemoryPlan {
         }
         free = free.shrink_to(PAGE_SIZE);
 
-        let wanted =
-            (machine.memory.bytes() / HEAP_SHARE).clamp(HEAP_MIN, HEAP_MAX) & !(HEAP_ALIGN - 1);
+        let wanted = (machine.memory.bytes() / HEAP_SHARE + HEAP_BASE) & !(HEAP_ALIGN - 1);
         let heap = free.take(wanted, HEAP_ALIGN).ok_or(PlanError::NoRoom {
             what: "heap",
             size: wanted,

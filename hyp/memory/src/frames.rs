@@ -9,7 +9,7 @@
 //! - [`FrameRecord`] says of each frame which pages of guest memory it backs.
 //!
 //! Every frame is counted all the time in exactly one place; [`Counts`] adds the places up. A frame of guest memory is
-//! charged to an [`Owner`], which may change while it is in use.
+//! charged to an [`Owner`], which may change while it is in use, and a VM may have a [limit](FramePool::set_limit).
 //!
 //! Physical memory is reached at its own address: EL2 maps it so. On a host the addresses are those of an
 //! `arena`, a leaked allocation.
@@ -18,6 +18,7 @@
 pub mod arena;
 mod cache;
 mod counts;
+mod limits;
 mod physical;
 mod pool;
 mod record;

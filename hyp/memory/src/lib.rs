@@ -28,6 +28,7 @@
 extern crate alloc;
 
 mod bytes;
+pub mod compressed;
 mod copying;
 mod cpu;
 mod direct;

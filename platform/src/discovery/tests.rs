@@ -432,7 +432,7 @@ fn what_is_in_use_is_never_free() {
     }
     assert!(!plan.mapped.overlaps(secure));
     assert!(plan.mapped.contains(range(0x6000_0000, 0x6000_1000)));
-    assert_eq!(plan.heap.size(), 16 << 20);
+    assert_eq!(plan.heap.size(), 32 << 20);
     assert!(
         plan.stacks
             .is_some_and(|stacks| stacks.size() == 33 * crate::plan::stack::TOTAL)

@@ -25,6 +25,8 @@ pub(super) struct CacheCounters {
     tables: [Tally; MAX_VMS],
     /// By owner: frames that became guest memory or were charged to it, less what was given back or charged to others.
     guests: [Tally; OWNERS],
+    /// By VM: frames that it may take here before its limit is looked at again.
+    allowed: [AtomicU64; MAX_VMS],
 }
 
 /// A number with one writer, which may go below zero here as long as it doesn't in the sum over all CPUs.
@@ -54,6 +56,23 @@ impl CacheCounters {
         self.guests[owner.index()].get()
     }
 
+    /// Acquire: pairs with the release of [`Self::spend`]. What isn't allowed any more is seen as taken.
+    pub(super) fn allowed(&self, vm: VmId) -> u64 {
+        self.allowed[vm.number()].load(Ordering::Acquire)
+    }
+
+    /// Only for the CPU whose counters these are.
+    pub(super) fn allow(&self, vm: VmId, frames: u64) {
+        let allowed = self.allowed(vm) + frames;
+        self.allowed[vm.number()].store(allowed, Ordering::Relaxed);
+    }
+
+    /// Only for the CPU whose counters these are, which has counted the frame as taken.
+    fn spend(&self, vm: VmId) {
+        let allowed = self.allowed(vm).saturating_sub(1);
+        self.allowed[vm.number()].store(allowed, Ordering::Release);
+    }
+
     /// Frames in the cache.
     pub(super) fn cached(&self) -> u64 {
         let taken = self.tables.iter().chain(&self.guests);
@@ -69,6 +88,8 @@ pub struct FrameCache {
     count: Cell<usize>,
     counters: Arc<CacheCounters>,
     pool: &'static FramePool,
+    /// Whose limit was in the way last.
+    denied: Cell<Option<VmId>>,
     frames: [Cell<Pa>; CAPACITY],
 }
 
@@ -81,6 +102,7 @@ impl FrameCache {
             count: Cell::new(0),
             counters,
             pool,
+            denied: Cell::new(None),
             frames: [const { Cell::new(Pa::new(0)) }; CAPACITY],
         }
     }
@@ -93,13 +115,38 @@ impl FrameCache {
         Some(frame)
     }
 
-    /// A zeroed frame for guest memory, charged to `owner`, or `None` if the cache is empty.
+    /// A zeroed frame for guest memory, charged to `owner`, or `None` if the cache is empty or the owner is a VM that has
+    /// used up what it is allowed here.
     #[inline]
     pub fn take_guest(&self, owner: Owner) -> Option<Pa> {
+        let limited = match owner {
+            Owner::Vm(vm) if self.pool.is_limited(vm) => Some(vm),
+            _ => None,
+        };
+        if let Some(vm) = limited
+            && self.counters.allowed(vm) == 0
+        {
+            self.denied.set(limited);
+            return None;
+        }
         let frame = self.take()?;
         self.counters.guests[owner.index()].add(1);
+        if let Some(vm) = limited {
+            self.counters.spend(vm);
+        }
         self.pool.prepare_record(frame);
         Some(frame)
+    }
+
+    /// The VM whose limit was in the way of [`Self::take_guest`] since this was asked last.
+    pub fn take_denied(&self) -> Option<VmId> {
+        self.denied.take()
+    }
+
+    /// Allows a VM some frames more here, as far as its limit lets it. Takes the pool's lock. Whether it is allowed any
+    /// afterwards.
+    pub fn renew_allowance(&self, vm: VmId) -> bool {
+        self.pool.renew_allowance(vm, &self.counters) || self.counters.allowed(vm) > 0
     }
 
     #[inline]
@@ -351,6 +398,53 @@ mod tests {
         pool.reclaim_released();
         assert_eq!(pool.counts().free, 8);
         assert_eq!((of(VM), of(other), pool.shared_frames()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_vm_never_has_more_than_its_limit_on_however_many_cpus() {
+        const CPUS: u64 = 4;
+        const LIMIT: u64 = 100;
+        let pool = pool_of(512);
+        pool.set_limit(VM, Some(LIMIT));
+        assert_eq!(pool.limit(VM), Some(LIMIT));
+        pool.charge_compressed(Owner::Vm(VM), PAGE_SIZE + 1);
+        let taken: u64 = thread::scope(|scope| {
+            let takers: Vec<_> = (0..CPUS)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let cache = FrameCache::new(pool);
+                        let mut taken = 0;
+                        loop {
+                            cache.refill();
+                            match cache.take_guest(Owner::Vm(VM)) {
+                                Some(_) => taken += 1,
+                                None if cache.take_denied() != Some(VM) => {
+                                    unreachable!("there are frames")
+                                }
+                                None if cache.renew_allowance(VM) => {}
+                                None => return taken,
+                            }
+                            assert!(pool.counts_of(VM).guest <= LIMIT - 2);
+                            assert!(cache.take_guest(Owner::Shared).is_some(), "nobody's limit");
+                        }
+                    })
+                })
+                .collect();
+            takers.into_iter().map(|taker| taker.join().unwrap()).sum()
+        });
+        assert_eq!(taken, LIMIT - 2, "two frames are compressed");
+        assert_eq!(pool.over_limit(VM), 0);
+
+        let cache = FrameCache::new(pool);
+        cache.refill();
+        let large = |pool: &FramePool| pool.allocate_run(2, Owner::Vm(VM), Purpose::Guest);
+        assert!(!cache.renew_allowance(VM) && large(pool).is_none());
+        pool.discharge_compressed(Owner::Vm(VM), PAGE_SIZE + 1);
+        assert!(large(pool).is_some() && !cache.renew_allowance(VM));
+        pool.set_limit(VM, Some(LIMIT - 7));
+        assert_eq!(pool.over_limit(VM), 7);
+        pool.set_limit(VM, None);
+        assert!(cache.take_guest(Owner::Vm(VM)).is_some());
     }
 
     #[test]

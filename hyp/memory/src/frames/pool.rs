@@ -8,6 +8,7 @@
 
 use crate::frames::cache::CacheCounters;
 use crate::frames::counts::{Counts, VmCounts};
+use crate::frames::limits::{Limits, allowance, in_frames};
 use crate::frames::physical::poison;
 use crate::frames::record::{FrameRecord, Records};
 use crate::frames::released::Released;
@@ -42,6 +43,7 @@ pub struct FramePool {
     /// By owner: guest memory charged to it by others, less what was charged to others or given up. Wraps.
     recharged: [AtomicU64; OWNERS],
     records: Records,
+    limits: Limits,
     /// Table frames that await an epoch, of all VMs, now and at most since the pool was made.
     pending: AtomicU64,
     most_pending: AtomicU64,
@@ -50,6 +52,8 @@ pub struct FramePool {
 struct State {
     free: FrameAllocator<ORDERS>,
     free_frames: u64,
+    /// Free frames that are for compressed memory only.
+    kept: u64,
     total: u64,
     held: [Held; OWNERS],
     caches: Vec<Arc<CacheCounters>>,
@@ -98,6 +102,7 @@ impl FramePool {
             state: Mutex::new(State {
                 free: FrameAllocator::new(),
                 free_frames: 0,
+                kept: 0,
                 total: 0,
                 held: [Held::NONE; OWNERS],
                 caches: Vec::new(),
@@ -112,6 +117,7 @@ impl FramePool {
             }; MAX_VMS],
             recharged: [const { AtomicU64::new(0) }; OWNERS],
             records: Records::new(),
+            limits: Limits::new(),
             pending: AtomicU64::new(0),
             most_pending: AtomicU64::new(0),
         }
@@ -155,6 +161,70 @@ impl FramePool {
         self.records.expect_empty(pa, frames);
     }
 
+    /// Keeps the last `frames` free frames for [`Purpose::Compressed`]: what is to bring frames may need one first.
+    pub fn keep_for_compressed(&self, frames: u64) {
+        self.state.lock().kept = frames;
+    }
+
+    /// Lets a VM have at most so many frames of memory of its own, what it has in compressed form among them; `None`: as many
+    /// as there are. What it shares, and its tables, don't count. It may have more at this moment
+    /// ([`Self::over_limit`]), and comes to have more where it is left with what it shared.
+    pub fn set_limit(&self, vm: VmId, frames: Option<u64>) {
+        self.limits.set(vm, frames);
+    }
+
+    /// The limit that was set.
+    pub fn limit(&self, vm: VmId) -> Option<u64> {
+        self.limits.get(vm)
+    }
+
+    #[inline]
+    pub(super) fn is_limited(&self, vm: VmId) -> bool {
+        self.limits.is_limited(vm)
+    }
+
+    /// By how many frames a VM has more than its limit.
+    pub fn over_limit(&self, vm: VmId) -> u64 {
+        let Some(limit) = self.limit(vm) else {
+            return 0;
+        };
+        self.used(&self.state.lock(), vm).saturating_sub(limit)
+    }
+
+    /// Frames that count towards a VM's limit, or are about to.
+    fn used(&self, state: &State, vm: VmId) -> u64 {
+        // First what is allowed: what is found spent is found taken then.
+        let allowed: u64 = state.caches.iter().map(|cache| cache.allowed(vm)).sum();
+        let owner = Owner::Vm(vm);
+        let compressed = in_frames(self.limits.compressed(owner));
+        // What is taken on one CPU and given back on another while this adds up may be missing.
+        let guest = self.guest_frames(state, owner).cast_signed().max(0);
+        guest.cast_unsigned() + allowed + compressed
+    }
+
+    /// Allows a VM some frames more on the CPU that `counters` are of. False where it has reached its limit.
+    pub(super) fn renew_allowance(&self, vm: VmId, counters: &CacheCounters) -> bool {
+        let state = self.state.lock();
+        let room = self.limits.room(vm, self.used(&state, vm));
+        counters.allow(vm, allowance(room));
+        room > 0
+    }
+
+    /// Counts compressed memory for whom it is charged to.
+    pub fn charge_compressed(&self, owner: Owner, bytes: u64) {
+        self.limits.charge_compressed(owner, bytes);
+    }
+
+    /// Counts no more what [`Self::charge_compressed`] counted.
+    pub fn discharge_compressed(&self, owner: Owner, bytes: u64) {
+        self.limits.discharge_compressed(owner, bytes);
+    }
+
+    /// Bytes of compressed memory that are charged to an owner.
+    pub fn compressed_bytes(&self, owner: Owner) -> u64 {
+        self.limits.compressed(owner)
+    }
+
     /// Counts frames that the heap was given without passing through the pool.
     pub fn count_heap(&self, frames: u64) {
         let mut state = self.state.lock();
@@ -168,13 +238,19 @@ impl FramePool {
     }
 
     /// A run of frames, aligned to its size, with whatever they hold. `frames` is a power of two up to [`MAX_RUN`]; `None`
-    /// otherwise, or where there is no such run left.
+    /// otherwise, or where there is no such run left, or it would be guest memory beyond the owner's limit.
     pub fn allocate_run(&self, frames: usize, owner: Owner, purpose: Purpose) -> Option<Pa> {
         if !frames.is_power_of_two() || frames > MAX_RUN {
             return None;
         }
         let mut state = self.state.lock();
-        let pa = state.take(frames)?;
+        if let (Owner::Vm(vm), Purpose::Guest) = (owner, purpose)
+            && self.is_limited(vm)
+            && self.limits.room(vm, self.used(&state, vm)) < frames as u64
+        {
+            return None;
+        }
+        let pa = state.take(frames, purpose)?;
         let held = state.held(owner).of(purpose);
         *held = held.wrapping_add(frames as u64);
         drop(state);
@@ -326,7 +402,7 @@ impl FramePool {
         let (mut taken, mut longest) = (0, frames.len());
         while taken < frames.len() && longest > 0 {
             let run = 1 << longest.min(frames.len() - taken).ilog2();
-            match state.take(run) {
+            match state.take(run, Purpose::Table) {
                 Some(first) => {
                     for (slot, frame) in frames[taken..taken + run].iter_mut().zip(0..) {
                         *slot = first.offset(frame * PAGE_SIZE);
@@ -434,7 +510,10 @@ impl fmt::Debug for FramePool {
 }
 
 impl State {
-    fn take(&mut self, frames: usize) -> Option<Pa> {
+    fn take(&mut self, frames: usize, purpose: Purpose) -> Option<Pa> {
+        if purpose != Purpose::Compressed && self.free_frames < self.kept + frames as u64 {
+            return None;
+        }
         let first = self.free.alloc(frames)?;
         self.free_frames -= frames as u64;
         Some(Pa::new((first as u64) << PAGE_SHIFT))

@@ -170,6 +170,21 @@ fn the_last_frames_of_a_pool_in_crumbs_are_found_for_a_cache() {
 }
 
 #[test]
+fn the_frames_that_are_kept_go_to_compressed_memory_only() {
+    let (pool, _) = pool_of(8);
+    pool.keep_for_compressed(3);
+    assert_eq!(pool.take_for_cache(&mut [Pa::new(0); 8]), 5);
+    for purpose in [Purpose::Guest, Purpose::Heap, Purpose::Table] {
+        assert_eq!(pool.allocate_run(1, Owner::Hypervisor, purpose), None);
+    }
+    for _ in 0..3 {
+        let taken = pool.allocate_run(1, Owner::Hypervisor, Purpose::Compressed);
+        assert!(taken.is_some());
+    }
+    assert_eq!(pool.free_frames(), 0);
+}
+
+#[test]
 fn the_early_heap_is_counted() {
     let (pool, _) = pool_of(4);
     pool.count_heap(7);

@@ -1,0 +1,80 @@
+//! How much memory each VM may have, and what it has in compressed form.
+//!
+//! A fault that takes a frame for a VM with a limit spends its CPU's allowance, a line that no other CPU writes; what is
+//! allowed is as good as taken. Allowances are renewed under the pool's lock ([`FramePool::renew_allowance`]), where all that
+//! the VM has is added up, so the limit holds exactly, but for a frame that changes hands while it is added up.
+//!
+//! [`FramePool::renew_allowance`]: crate::frames::FramePool::renew_allowance
+
+use crate::frames::{MAX_VMS, OWNERS, Owner, VmId};
+use core::sync::atomic::{AtomicU64, Ordering};
+use stage2::PAGE_SIZE;
+
+/// Of a VM that may have what there is.
+const NONE: u64 = u64::MAX;
+/// Frames that one CPU is allowed at once.
+const ALLOWED_AT_ONCE: u64 = 32;
+/// The share of what is left that one CPU is allowed, so that the last frames aren't all with CPUs that don't need them.
+const SHARE: u64 = 8;
+
+/// The limits of all VMs. Faults read them; they are written when somebody sets one.
+pub(super) struct Limits {
+    most: [AtomicU64; MAX_VMS],
+    /// By owner, in bytes. Written where memory is compressed and brought back, on lines that nobody else reads in a fault.
+    compressed: Compressed,
+}
+
+#[repr(align(128))]
+struct Compressed([AtomicU64; OWNERS]);
+
+impl Limits {
+    pub(super) const fn new() -> Self {
+        Self {
+            most: [const { AtomicU64::new(NONE) }; MAX_VMS],
+            compressed: Compressed([const { AtomicU64::new(0) }; OWNERS]),
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_limited(&self, vm: VmId) -> bool {
+        self.most[vm.number()].load(Ordering::Relaxed) != NONE
+    }
+
+    pub(super) fn set(&self, vm: VmId, frames: Option<u64>) {
+        self.most[vm.number()].store(frames.unwrap_or(NONE), Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self, vm: VmId) -> Option<u64> {
+        let most = self.most[vm.number()].load(Ordering::Relaxed);
+        (most != NONE).then_some(most)
+    }
+
+    /// How many frames more a VM that has `used` may have.
+    pub(super) fn room(&self, vm: VmId, used: u64) -> u64 {
+        self.most[vm.number()]
+            .load(Ordering::Relaxed)
+            .saturating_sub(used)
+    }
+
+    pub(super) fn compressed(&self, owner: Owner) -> u64 {
+        self.compressed.0[owner.index()].load(Ordering::Relaxed)
+    }
+
+    pub(super) fn charge_compressed(&self, owner: Owner, bytes: u64) {
+        self.compressed.0[owner.index()].fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn discharge_compressed(&self, owner: Owner, bytes: u64) {
+        self.compressed.0[owner.index()].fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// What a CPU is allowed of `room` frames.
+pub(super) fn allowance(room: u64) -> u64 {
+    (room / SHARE).clamp(1, ALLOWED_AT_ONCE).min(room)
+}
+
+/// Bytes in frames, as they count towards a limit.
+pub(super) fn in_frames(bytes: u64) -> u64 {
+    bytes.div_ceil(PAGE_SIZE)
+}
