@@ -15,10 +15,11 @@ use crate::steps::{Step, Steps};
 use crate::test_memory::TestSlot;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::cell::Cell;
 use memory::frames::{Counts, VmCounts};
 use memory::{AddressSpace, CpuCounters, MmuLock, SlotError, SlotId, VmId};
 use stage2::{Features, Ipa, IpaRange, Layout, PAGE_SIZE};
-use vm::{Service, Start, StopReason, Vcpu, VcpuId, Vm, VmConfig};
+use vm::{Service, Start, Starvation, StopReason, Vcpu, VcpuId, Vm, VmConfig};
 
 /// Where a guest's RAM begins.
 pub const RAM: Ipa = Ipa::new(options::RAM);
@@ -103,6 +104,8 @@ pub struct Watch<'w, M: Machine, L> {
     counters: &'static [CpuCounters],
     deadline_ns: u64,
     timeout: u64,
+    /// The last want of memory that was relieved.
+    relieved: Cell<Option<Starvation>>,
 }
 
 impl GuestPlan<'_> {
@@ -180,6 +183,7 @@ impl<M: Machine> Host<'_, M> {
             counters: self.counters,
             deadline_ns: started_ns.saturating_add(plan.timeout.saturating_mul(NS_PER_SECOND)),
             timeout: plan.timeout,
+            relieved: Cell::new(None),
         };
         let outcome = self
             .start(&vm, service, plan.vcpus)
@@ -348,7 +352,7 @@ impl<M: Machine> Host<'_, M> {
     }
 }
 
-impl<M: Machine, L> Watch<'_, M, L> {
+impl<M: Machine, L: MmuLock> Watch<'_, M, L> {
     /// The counters now.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::take(self.vm.exits(), self.counters)
@@ -404,8 +408,11 @@ impl<M: Machine, L> Watch<'_, M, L> {
     /// Checks that the guest goes on.
     ///
     /// # Errors
-    /// It has ended, or its time is up.
+    /// It has ended, it is paused because no memory is left, or its time is up.
     pub fn check(&self) -> Result<(), RunError> {
+        if let Some(starvation) = self.vm.starvation() {
+            self.relieve(starvation)?;
+        }
         if let Some(reason) = self.vm.stop_reason() {
             return Err(RunError::Ended(reason));
         }
@@ -414,6 +421,25 @@ impl<M: Machine, L> Watch<'_, M, L> {
                 seconds: self.timeout,
             });
         }
+        Ok(())
+    }
+
+    /// Lets a guest go on that was paused for want of memory, if there is some by now.
+    ///
+    /// # Errors
+    /// There is none, or what there is wasn't enough for the same access before.
+    fn relieve(&self, starvation: Starvation) -> Result<(), RunError> {
+        let vm = self.vm.space.vm();
+        self.machine
+            .write_line(format_args!("{vm} is paused: {starvation}"));
+        self.own.memory.idle();
+        let is_first = self.relieved.replace(Some(starvation)) != Some(starvation);
+        if !is_first || self.own.memory.pool().counts().free == 0 {
+            return Err(RunError::Ended(starvation.into()));
+        }
+        self.machine
+            .write_line(format_args!("{vm} goes on, as memory was freed"));
+        self.vm.feed(|cpu| self.machine.kick(cpu));
         Ok(())
     }
 

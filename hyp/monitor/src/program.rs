@@ -1,5 +1,6 @@
 //! Runs a guest program until it ends by itself: it powers off, gives its verdict, or is out of time.
 
+use crate::crew::BOOT_CPU;
 use crate::error::RunError;
 use crate::guest::{GuestPlan, Host};
 use crate::guest_console::GuestConsole;
@@ -37,6 +38,10 @@ impl<M: Machine> Service for ProgramService<M> {
 
     /// A program's memory isn't logged.
     fn ring_low(&self, _: VcpuId) {}
+
+    fn parked(&self, _: VcpuId) {
+        self.machine.kick(BOOT_CPU);
+    }
 
     fn poll(&self, _vcpu: VcpuId) -> ServiceReply {
         // No call waits.

@@ -4,7 +4,8 @@
 //! with a reason. Nothing here touches a CPU's registers: the world switch comes in through [`Cpu`], memory through
 //! [`GuestMemory`], the control plane through [`Service`]; so all of it runs on a host.
 //!
-//! One vCPU runs on one physical CPU, by the one thread there ([`Vcpu::run`]); what vCPUs share is in [`Vm`].
+//! One vCPU runs on one physical CPU, by the one thread there ([`Vcpu::run`]); what vCPUs share is in [`Vm`]. A running VM
+//! can be paused from outside ([`Vm::pause`]), and a paused one forked ([`Pause::fork`]).
 
 #![cfg_attr(not(test), no_std)]
 
@@ -14,6 +15,8 @@ mod cpu;
 mod exits;
 mod holds;
 mod id;
+mod life;
+mod pause;
 mod power;
 mod psci;
 mod pstate;
@@ -31,9 +34,11 @@ pub use cpu::{
     VcpuControls,
 };
 pub use exits::{ExitCounts, ExitKind};
+pub use life::Starvation;
+pub use pause::Pause;
 pub use power::{PowerState, Start};
 pub use service::{Service, ServiceReply};
-pub use space::GuestMemory;
+pub use space::{GuestMemory, Refusal};
 pub use state::{El1State, FpState, GuestRegs, PacKeys, VcpuState};
 pub use stop::StopReason;
 pub use sysreg::{Direction, SystemRegister};

@@ -19,7 +19,7 @@ pub struct PowerSwitch {
 }
 
 /// Where a vCPU starts when it is turned on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Start {
     /// The IPA of its first instruction.
     pub entry: u64,
@@ -45,6 +45,17 @@ impl PowerSwitch {
             state: AtomicU64::new(OFF),
             entry: AtomicU64::new(0),
             context: AtomicU64::new(0),
+        }
+    }
+
+    /// The switch of a vCPU that is what this one is. Nobody turns this one on meanwhile; the other's own thread is to start
+    /// it, or to go on with it.
+    pub(crate) fn fork(&self) -> Self {
+        Self {
+            // Acquire: pairs with what publishes PENDING, for where to start.
+            state: AtomicU64::new(self.state.load(Ordering::Acquire)),
+            entry: AtomicU64::new(self.entry.load(Ordering::Relaxed)),
+            context: AtomicU64::new(self.context.load(Ordering::Relaxed)),
         }
     }
 
@@ -105,6 +116,17 @@ mod tests {
         entry: 0x4000_0000,
         context: 7,
     };
+
+    #[test]
+    fn a_forked_switch_has_its_parents_state_and_a_life_of_its_own() {
+        let parent = PowerSwitch::new();
+        assert_eq!(parent.fork().state(), PowerState::Off);
+        parent.turn_on(START).unwrap();
+        let child = parent.fork();
+        assert_eq!(child.take_start(), Some(START));
+        assert_eq!(parent.state(), PowerState::OnPending);
+        assert_eq!(child.fork().state(), PowerState::On);
+    }
 
     #[test]
     fn a_vcpu_is_turned_on_once() {

@@ -13,6 +13,10 @@ pub trait Service: Sync {
 
     /// A vCPU's dirty ring is nearly full, or full, and the vCPU sleeps until its CPU is kicked: it is time to harvest it.
     fn ring_low(&self, vcpu: VcpuId);
+
+    /// A vCPU's thread has let go of its vCPU because the VM is paused ([`Vm::pause`](crate::Vm::pause)), or lacks memory
+    /// ([`Vm::starvation`](crate::Vm::starvation)): whoever waits for that is to look now.
+    fn parked(&self, vcpu: VcpuId);
 }
 
 /// What a vendor-specific hypercall comes to.

@@ -1,7 +1,10 @@
 //! What makes up a vCPU: every register that a guest can see and change, and that must survive a world switch.
 //!
 //! Plain data. The world switch reads and writes it at offsets taken from these structs (`repr(C)`), so their layout is
-//! fixed; everything else uses the fields. A vCPU's state belongs to the thread that runs it.
+//! fixed; everything else uses the fields. A vCPU's state belongs to the thread that runs it; while it doesn't run, to whoever
+//! has its lock.
+
+use crate::power::Start;
 
 /// SCTLR_EL1 after reset, as the arm64 boot protocol wants it: MMU and caches off, the bits that are RES1 in Armv8.0 set
 /// (LSMAOE, nTLSMD, SPAN, EIS, TSCXT, EOS; Arm ARM D23.2.151).
@@ -157,6 +160,24 @@ impl VcpuState {
             el1: El1State::reset(),
             fp: FpState::default(),
             pac: PacKeys::default(),
+        }
+    }
+}
+
+/// A vCPU while no CPU has it: all that its thread, or that of a forked VM, needs to go on with it.
+#[derive(Clone, Debug)]
+pub(crate) struct Context {
+    pub(crate) state: VcpuState,
+    /// It waits for the answer to a service call, which goes to its x0 and up.
+    pub(crate) awaits_answer: bool,
+}
+
+impl Context {
+    /// A vCPU that has just been turned on.
+    pub(crate) fn starting_at(start: Start) -> Self {
+        Self {
+            state: VcpuState::starting_at(start.entry, start.context),
+            awaits_answer: false,
         }
     }
 }

@@ -4,6 +4,7 @@ use core::fmt;
 
 use stage2::Ipa;
 
+use crate::life::Starvation;
 use crate::vm::VcpuId;
 
 /// Why a VM ended.
@@ -38,7 +39,7 @@ pub enum StopReason {
         /// The virtual address.
         va: u64,
     },
-    /// No frame is left to resolve a fault with.
+    /// No frame was left to resolve a fault with, and nobody has freed any.
     OutOfFrames {
         /// Whose fault.
         vcpu: VcpuId,
@@ -76,10 +77,11 @@ impl fmt::Display for StopReason {
                 f,
                 "the guest made a TLB conflict on {vcpu} at address {va:#x}"
             ),
-            Self::OutOfFrames { vcpu, ipa } => write!(
-                f,
-                "no memory was left for the guest's access to {ipa} on {vcpu}"
-            ),
+            Self::OutOfFrames { vcpu, ipa } => Starvation {
+                vcpu: *vcpu,
+                ipa: *ipa,
+            }
+            .fmt(f),
             Self::TimedOut => f.write_str("the guest didn't end in the time it had"),
             Self::Requested => f.write_str("the guest was stopped"),
         }

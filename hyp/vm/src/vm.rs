@@ -1,18 +1,21 @@
 //! A virtual machine: its memory, its vCPUs' shared state, and whether it still runs.
 //!
 //! Shared by the threads of all its vCPUs and whoever watches them. What the run loop looks at on each exit lies in a
-//! cache line that only turning vCPUs on and off and the end of the VM write; each vCPU's own lies in lines of its own.
+//! cache line that only turning vCPUs on and off, pauses and the end of the VM write; each vCPU's own lies in lines of its
+//! own.
 
 use alloc::boxed::Box;
 use core::fmt;
 use core::sync::atomic::{AtomicUsize, Ordering, fence};
 
-use spin::Once;
+use spin::Mutex;
 
 use crate::cpu::CpuId;
 use crate::exits::{ExitCounters, ExitCounts};
 use crate::holds::{HoldPeriod, LongestHold};
+use crate::life::{Life, Starvation};
 use crate::power::{PowerState, PowerSwitch, Start};
+use crate::state::Context;
 use crate::stop::StopReason;
 
 /// vCPUs of one cluster: the values that affinity level 0 takes.
@@ -77,24 +80,44 @@ impl core::error::Error for BadVcpuCount {}
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct VcpuShared {
+    /// Its registers. Its thread has them locked from before it enters the guest until it is out of all that serves it.
+    pub(crate) context: Mutex<Context>,
     pub(crate) power: PowerSwitch,
     cpu: AtomicUsize,
     pub(crate) longest_hold: LongestHold,
     pub(crate) exits: ExitCounters,
 }
 
+impl VcpuShared {
+    fn new(context: Context, power: PowerSwitch) -> Self {
+        Self {
+            context: Mutex::new(context),
+            power,
+            cpu: AtomicUsize::new(NOWHERE),
+            longest_hold: LongestHold::default(),
+            exits: ExitCounters::default(),
+        }
+    }
+
+    /// A vCPU of another VM that goes on where this one is paused. Waits while this one's thread has its registers.
+    pub(crate) fn fork(&self) -> Self {
+        let context = self.context.lock();
+        Self::new(context.clone(), self.power.fork())
+    }
+}
+
 /// What every exit looks at, and what changes only with it.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Life {
-    ended: Once<StopReason>,
+struct Rarely {
+    life: Life,
     vcpus_on: AtomicUsize,
 }
 
 /// A virtual machine whose memory is an `S`.
 #[derive(Debug)]
 pub struct Vm<S> {
-    life: Life,
+    rarely: Rarely,
     vcpus: Box<[VcpuShared]>,
     hold_period: HoldPeriod,
     config: VmConfig,
@@ -108,19 +131,33 @@ impl<S> Vm<S> {
         if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
             return Err(BadVcpuCount(config.vcpus));
         }
-        let vcpu = |_| VcpuShared {
-            power: PowerSwitch::new(),
-            cpu: AtomicUsize::new(NOWHERE),
-            longest_hold: LongestHold::default(),
-            exits: ExitCounters::default(),
-        };
-        Ok(Self {
-            life: Life::default(),
-            vcpus: (0..config.vcpus).map(vcpu).collect(),
+        let vcpu = |_| VcpuShared::new(Context::starting_at(Start::default()), PowerSwitch::new());
+        let vcpus = (0..config.vcpus).map(vcpu).collect();
+        Ok(Self::with_vcpus(config, vcpus, space))
+    }
+
+    /// A VM of these vCPUs, none of which has a thread.
+    pub(crate) fn with_vcpus(config: VmConfig, vcpus: Box<[VcpuShared]>, space: S) -> Self {
+        let is_on = |vcpu: &&VcpuShared| vcpu.power.state() != PowerState::Off;
+        let vcpus_on = AtomicUsize::new(vcpus.iter().filter(is_on).count());
+        Self {
+            rarely: Rarely {
+                life: Life::default(),
+                vcpus_on,
+            },
+            vcpus,
             hold_period: HoldPeriod::default(),
             config,
             space,
-        })
+        }
+    }
+
+    pub(crate) fn config(&self) -> &VmConfig {
+        &self.config
+    }
+
+    pub(crate) fn life(&self) -> &Life {
+        &self.rarely.life
     }
 
     /// The VM's vCPUs.
@@ -152,10 +189,10 @@ impl<S> Vm<S> {
     /// The CPU that runs the vCPU's thread, if [`cpu_of`](Self::cpu_of) names one, has to be kicked afterwards.
     pub fn turn_on(&self, vcpu: VcpuId, start: Start) -> Result<(), PowerState> {
         // Counted first: the vCPU may be off again before this returns.
-        self.life.vcpus_on.fetch_add(1, Ordering::Relaxed);
+        self.rarely.vcpus_on.fetch_add(1, Ordering::Relaxed);
         let turned_on = self.shared(vcpu).power.turn_on(start);
         if turned_on.is_err() {
-            self.life.vcpus_on.fetch_sub(1, Ordering::Relaxed);
+            self.rarely.vcpus_on.fetch_sub(1, Ordering::Relaxed);
         }
         turned_on
     }
@@ -163,7 +200,7 @@ impl<S> Vm<S> {
     /// Turns a vCPU off, by its own thread. Whether it was the last.
     pub(crate) fn turn_off(&self, vcpu: VcpuId) -> bool {
         self.shared(vcpu).power.turn_off();
-        self.life.vcpus_on.fetch_sub(1, Ordering::AcqRel) == 1
+        self.rarely.vcpus_on.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
     /// Whether a vCPU is on. Panics if there is no such vCPU.
@@ -196,11 +233,9 @@ impl<S> Vm<S> {
         &self.vcpus[vcpu.0]
     }
 
-    /// Ends the VM, unless it has ended already, and calls `kick` for each CPU that runs one of its vCPUs. Each vCPU's
-    /// thread comes back with the reason as soon as its CPU has been kicked.
-    pub fn stop(&self, reason: StopReason, mut kick: impl FnMut(CpuId)) {
-        self.life.ended.call_once(|| reason);
-        // A thread that binds itself after this looks at the line above.
+    /// Calls `kick` for each CPU that runs one of its vCPUs, or waits to run it.
+    pub(crate) fn kick_all(&self, mut kick: impl FnMut(CpuId)) {
+        // A thread that binds itself after this looks at what was written before.
         fence(Ordering::SeqCst);
         for vcpu in self.vcpus() {
             if let Some(cpu) = self.cpu_of(vcpu) {
@@ -209,15 +244,46 @@ impl<S> Vm<S> {
         }
     }
 
+    /// Ends the VM, unless it has ended already, and calls `kick` for each CPU that runs one of its vCPUs. Each vCPU's
+    /// thread comes back with the reason as soon as its CPU has been kicked.
+    pub fn stop(&self, reason: StopReason, kick: impl FnMut(CpuId)) {
+        self.life().end(reason);
+        self.kick_all(kick);
+    }
+
     /// Why the VM has ended, if it has.
-    #[inline]
     pub fn stop_reason(&self) -> Option<StopReason> {
-        self.life.ended.get().copied()
+        self.life().reason()
     }
 
     #[inline]
     pub(crate) fn has_ended(&self) -> bool {
-        self.life.ended.is_completed()
+        self.life().has_ended()
+    }
+
+    /// Whether vCPUs may run: the VM is neither paused nor ended.
+    #[inline]
+    pub(crate) fn runs(&self) -> bool {
+        self.life().runs()
+    }
+
+    /// Pauses the VM for want of memory, and calls `kick` as [`Self::stop`] does.
+    pub(crate) fn starve(&self, starvation: Starvation, kick: impl FnMut(CpuId)) {
+        self.life().starve(starvation);
+        self.kick_all(kick);
+    }
+
+    /// Why the VM is paused, if memory has run out. It stays so until [`Self::feed`].
+    pub fn starvation(&self) -> Option<Starvation> {
+        self.life().starvation()
+    }
+
+    /// Memory has been freed: lets a VM go on that was paused for want of it, unless it is paused for another reason too,
+    /// and calls `kick` for each CPU that runs one of its vCPUs. The access that lacked memory is tried again.
+    pub fn feed(&self, kick: impl FnMut(CpuId)) {
+        if self.life().feed() {
+            self.kick_all(kick);
+        }
     }
 
     /// When the vCPUs measure how long faults hold them up: the period that a hold belongs to.

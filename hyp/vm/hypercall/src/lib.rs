@@ -2,12 +2,20 @@
 //!
 //! They lie in the vendor-specific hypervisor range of the Arm SMC Calling Convention (DEN0028, 1.4: owner 6) and are
 //! made by HVC with immediate 0: the function in w0, arguments in x1 to x6, results in x0 to x3. x0 is 0 for success or
-//! [`NOT_SUPPORTED`]. A crate of its own, so that guests need nothing else of the hypervisor. Constants only.
+//! a negative error code. A crate of its own, so that guests need nothing else of the hypervisor. Constants only.
 
 #![no_std]
 
 /// What x0 holds after a call that isn't known (SMCCC 1.4, section 5.2).
 pub const NOT_SUPPORTED: u64 = -1i64 as u64;
+/// What x0 holds after a call whose arguments make no sense (SMCCC 1.4, section 5.2).
+pub const INVALID_PARAMETERS: u64 = -3i64 as u64;
+/// What x0 holds after a call for which no memory was left.
+pub const NO_MEMORY: u64 = -4i64 as u64;
+/// What x0 holds after a call about addresses that no memory of the guest's is behind.
+pub const NOT_BACKED: u64 = -5i64 as u64;
+/// What x0 holds after a call about memory that isn't of the kind that allows it: it may only be read, or is a device's.
+pub const NOT_PERMITTED: u64 = -6i64 as u64;
 /// What x0 holds after a call that worked, unless the call says otherwise.
 pub const SUCCESS: u64 = 0;
 
@@ -37,6 +45,16 @@ pub const BENCH_NEXT: u32 = VENDOR_FAST64 + 2;
 pub const REPORT: u32 = VENDOR_FAST64 + 3;
 /// Asks for the benchmark's parameters. Returns x1: percentage of accesses that write; x2: a sum of [`params`]; x3: seed.
 pub const BENCH_PARAMS: u32 = VENDOR_FAST64 + 4;
+/// Gives memory up. x1: its IPA; x2: its size in bytes, both in pages of 4 KiB. Returns x1: how many bytes, from x1 on, are
+/// given up: maybe not all, then the guest calls again for the rest. What is given up holds zeros when it is accessed again.
+/// [`INVALID_PARAMETERS`], [`NOT_BACKED`] or [`NOT_PERMITTED`] if that is true of any part of the range: then nothing is
+/// changed. What other vCPUs write there meanwhile may be lost.
+pub const BALLOON: u32 = VENDOR_FAST64 + 0x10;
+/// Populates memory ahead of any access. x1: its IPA; x2: its size in bytes, both in pages of 4 KiB; x3: 0 if it is only going
+/// to be read, 1 if written. Returns x1: how many bytes, from x1 on, are populated: maybe not all, then the guest calls again
+/// for the rest. Until something else changes, accesses of that kind there cause no stage-2 fault. Errors as for [`BALLOON`],
+/// and [`NO_MEMORY`].
+pub const PREFAULT: u32 = VENDOR_FAST64 + 0x11;
 
 /// The code of [`REPORT`] when a page of the stress run doesn't hold what it must. x2: its index within the test memory; x3: what
 /// it holds.

@@ -2,15 +2,21 @@
 
 mod calls;
 mod fakes;
+mod pauses;
 mod traps;
 
 use super::*;
-use crate::exits::ExitCounts;
+use crate::cpu::{ExceptionRecord, ExitReason, RawExit};
+use crate::exits::{ExitCounts, ExitKind};
 use crate::power::Start;
+use crate::service::ServiceReply;
 use crate::state::GuestRegs;
+use crate::stop::StopReason;
 use crate::vm::VmConfig;
 use fakes::{ENTRY, FakeCpu, FakeService, FakeSpace, Lines, Turn, VBAR};
+use memory::{Access, Fault, FaultKind, FaultOutcome};
 use proptest::prelude::*;
+use stage2::{Ipa, PAGE_SIZE};
 use std::boxed::Box;
 use std::sync::{Arc, Mutex};
 

@@ -334,3 +334,98 @@ fn of_two_that_turn_a_vcpu_on_at_once_one_succeeds() {
         );
     }
 }
+
+const BALLOON: u64 = 0xc600_0010;
+const PREFAULT: u64 = 0xc600_0011;
+const INVALID_PARAMETERS: i64 = -3;
+
+/// The guest finds these in x0 and x1 after a call.
+fn returns_bytes(bytes: u64) -> Turn {
+    check(move |regs| assert_eq!(regs.x[..2], [0, bytes]))
+}
+
+#[test]
+fn a_guest_may_populate_and_give_up_its_memory() {
+    let vm = vm(1);
+    let range = |start, bytes| Ipa::new(start)..Ipa::new(start + bytes);
+    run(
+        &vm,
+        [
+            call(PREFAULT, [0x4000_1000, 0x3000, 0]),
+            returns_bytes(0x3000),
+            call(PREFAULT, [0x4000_1000, 0x1000, 1]),
+            returns_bytes(0x1000),
+            call(BALLOON, [0, 1 << 40, 0]),
+            // The first part of it, to begin with.
+            returns_bytes(2 << 20),
+            call(BALLOON, [(1 << 40) - 0x1000, 0x1000, 5]),
+            returns_bytes(0x1000),
+        ],
+    );
+    let asked = vm.space.ranges.lock().unwrap();
+    assert_eq!(
+        *asked,
+        [
+            (range(0x4000_1000, 0x3000), Some(Access::Read)),
+            (range(0x4000_1000, 0x1000), Some(Access::Write)),
+            (range(0, 1 << 40), None),
+            (range((1 << 40) - 0x1000, 0x1000), None),
+        ]
+    );
+}
+
+#[test]
+fn ranges_that_make_no_sense_dont_reach_the_memory() {
+    let vm = vm(1);
+    let top = 1 << 40;
+    let wrong = [
+        [0x4000_0000, 0],
+        [0x4000_0800, 0x1000],
+        [0x4000_0000, 0x1800],
+        [0x4000_0001, 0xfff],
+        [top - 0x1000, 0x2000],
+        [top, 0x1000],
+        [0x1000, u64::MAX - 0xfff],
+        [u64::MAX - 0xfff, 0x1000],
+        [u64::MAX - 0xfff, 0x2000],
+        [u64::MAX, u64::MAX],
+        [0, 1 << 63],
+    ];
+    let calls = wrong.into_iter().flat_map(|[start, bytes]| {
+        [
+            call(PREFAULT, [start, bytes, 0]),
+            returns(INVALID_PARAMETERS),
+            call(PREFAULT, [start, bytes, 1]),
+            returns(INVALID_PARAMETERS),
+            call(BALLOON, [start, bytes, 0]),
+            returns(INVALID_PARAMETERS),
+        ]
+    });
+    let accesses = [2, 1 << 32, u64::MAX].into_iter().flat_map(|access| {
+        [
+            call(PREFAULT, [0x4000_0000, 0x1000, access]),
+            returns(INVALID_PARAMETERS),
+        ]
+    });
+    let cpu = run(&vm, calls.chain(accesses).collect::<Vec<_>>());
+    assert!(cpu.script.is_empty());
+    assert!(vm.space.ranges.lock().unwrap().is_empty());
+}
+
+#[test]
+fn what_memory_refuses_has_an_error_of_its_own() {
+    use crate::space::Refusal::{NotBacked, NotPermitted, OutOfFrames};
+    for (refusal, error) in [(OutOfFrames, -4), (NotBacked, -5), (NotPermitted, -6)] {
+        for function in [BALLOON, PREFAULT] {
+            let vm = vm(1);
+            vm.space.answers.lock().unwrap().push_back(Err(refusal));
+            let nothing = check(|regs| assert_eq!(regs.x[1], 0));
+            let script = [
+                call(function, [0x4000_0000, 0x1000, 1]),
+                returns(error),
+                nothing,
+            ];
+            assert!(run(&vm, script).script.is_empty());
+        }
+    }
+}

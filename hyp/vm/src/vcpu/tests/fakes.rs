@@ -5,16 +5,16 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
 use std::vec::Vec;
 
-use memory::{Fault, FaultOutcome};
-use stage2::{Ipa, PAGE_SIZE};
+use memory::{Access, Fault, FaultOutcome};
+use stage2::{Ipa, IpaRange, PAGE_SIZE};
 
 use crate::cpu::{
     Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers,
     VcpuControls,
 };
 use crate::service::{Service, ServiceReply};
-use crate::space::GuestMemory;
-use crate::state::{GuestRegs, VcpuState};
+use crate::space::{GuestMemory, Refusal};
+use crate::state::{El1State, FpState, GuestRegs, PacKeys, VcpuState};
 use crate::sysreg::SystemRegister;
 use crate::vm::VcpuId;
 
@@ -30,10 +30,23 @@ const SYSTEM_OFF: u64 = 0x8400_0008;
 pub type Turn = Box<dyn FnMut(&mut GuestRegs) -> RawExit + Send>;
 
 /// Memory that answers faults by a list, resolves them when that is used up, and has one page of code.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct FakeSpace {
     pub outcomes: Mutex<VecDeque<FaultOutcome>>,
     pub faults: Mutex<Vec<Fault>>,
+    /// What it was asked to populate, or without an access to take back.
+    pub ranges: Mutex<Vec<(IpaRange, Option<Access>)>>,
+    /// What it answers to that, and then that all is done.
+    pub answers: Mutex<VecDeque<Result<u64, Refusal>>>,
+}
+
+impl FakeSpace {
+    fn asked(&self, range: IpaRange, most: u64, access: Option<Access>) -> Result<u64, Refusal> {
+        let bytes = range.end.get() - range.start.get();
+        self.ranges.lock().unwrap().push((range, access));
+        let answer = self.answers.lock().unwrap().pop_front();
+        answer.unwrap_or(Ok(bytes.min(most)))
+    }
 }
 
 impl GuestMemory<()> for FakeSpace {
@@ -58,6 +71,14 @@ impl GuestMemory<()> for FakeSpace {
         ipa.align_down(PAGE_SIZE) == Ipa::new(ENTRY)
     }
 
+    fn prefault(&self, _: &(), range: IpaRange, most: u64, access: Access) -> Result<u64, Refusal> {
+        self.asked(range, most, Some(access))
+    }
+
+    fn balloon(&self, _: &(), range: IpaRange, most: u64) -> Result<u64, Refusal> {
+        self.asked(range, most, None)
+    }
+
     fn idle(&self, _: &()) {}
 }
 
@@ -67,14 +88,15 @@ pub struct FakeService {
     pub replies: Mutex<VecDeque<ServiceReply>>,
     pub calls: Mutex<Vec<(u32, [u64; 6])>>,
     pub low_rings: Mutex<Vec<VcpuId>>,
+    /// vCPUs that came out because of a pause.
+    pub parked: Mutex<Vec<VcpuId>>,
 }
 
 impl FakeService {
     pub fn answering(replies: impl IntoIterator<Item = ServiceReply>) -> Self {
         Self {
             replies: Mutex::new(replies.into_iter().collect()),
-            calls: Mutex::default(),
-            low_rings: Mutex::default(),
+            ..Self::default()
         }
     }
 
@@ -104,6 +126,10 @@ impl Service for FakeService {
     fn ring_low(&self, vcpu: VcpuId) {
         self.low_rings.lock().unwrap().push(vcpu);
     }
+
+    fn parked(&self, vcpu: VcpuId) {
+        self.parked.lock().unwrap().push(vcpu);
+    }
 }
 
 /// The interrupt lines of the machine's CPUs.
@@ -126,15 +152,18 @@ impl Lines {
     }
 }
 
-/// A CPU whose guest follows a script, and then turns its VM off.
+/// A CPU whose guest follows a script, and then does the same for ever or turns its VM off.
 pub struct FakeCpu {
     pub id: CpuId,
-    lines: Arc<Lines>,
+    pub lines: Arc<Lines>,
     pub script: VecDeque<Turn>,
+    pub endless: Option<Turn>,
     pub translation: Option<Ipa>,
     pub records: Vec<ExceptionRecord>,
     pub loads: Vec<(VcpuState, VcpuControls)>,
     pub loaded: bool,
+    /// What the guest has in its FP, system and key registers when it is put, if it has changed them.
+    pub changed: Option<(El1State, FpState, PacKeys)>,
     pub sleeps: usize,
     /// What its clock says, one after the other.
     pub times: Mutex<VecDeque<u64>>,
@@ -146,10 +175,12 @@ impl FakeCpu {
             id: CpuId(id),
             lines: lines.clone(),
             script: script.into_iter().collect(),
+            endless: None,
             translation: None,
             records: Vec::new(),
             loads: Vec::new(),
             loaded: false,
+            changed: None,
             sleeps: 0,
             times: Mutex::default(),
         }
@@ -168,16 +199,20 @@ impl Cpu for FakeCpu {
         self.loads.push((state.clone(), *controls));
     }
 
-    fn put(&mut self, _: &mut VcpuState) {
+    fn put(&mut self, state: &mut VcpuState) {
         assert!(self.loaded);
         self.loaded = false;
+        if let Some(changed) = self.changed.clone() {
+            (state.el1, state.fp, state.pac) = changed;
+        }
     }
 
     fn enter(&mut self, regs: &mut GuestRegs) -> RawExit {
         assert!(self.loaded, "entered a guest that isn't loaded");
-        match self.script.pop_front() {
-            Some(mut turn) => turn(regs),
-            None => {
+        match (self.script.pop_front(), &mut self.endless) {
+            (Some(mut turn), _) => turn(regs),
+            (None, Some(turn)) => turn(regs),
+            (None, None) => {
                 regs.x[0] = SYSTEM_OFF;
                 RawExit {
                     reason: ExitReason::Synchronous,

@@ -211,24 +211,7 @@ fn the_longest_fault_of_a_period_is_measured_where_that_is_wanted_and_sleep_does
 
 #[test]
 fn what_cannot_be_resolved_ends_the_vm() {
-    let vm = vm(1);
-    vm.space
-        .outcomes
-        .lock()
-        .unwrap()
-        .push_back(FaultOutcome::OutOfFrames);
-    run(
-        &vm,
-        [out(RawExit {
-            hpfar: 0x40_0000,
-            ..exit(DATA_ABORT | 0x06)
-        })],
-    );
-    let (vcpu, ipa) = (VcpuId(0), Ipa::new(0x4000_0000));
-    assert_eq!(
-        vm.stop_reason(),
-        Some(StopReason::OutOfFrames { vcpu, ipa })
-    );
+    let vcpu = VcpuId(0);
     let (_, _, reason) = run_alone([out(RawExit {
         far: 5,
         ..exit(DATA_ABORT | 0x30)

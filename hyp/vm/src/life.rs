@@ -1,0 +1,148 @@
+//! Whether a VM's vCPUs may run: they run, they are paused, or the VM has ended.
+//!
+//! One word says it, which every exit looks at and which only the pauses and the end of the VM write; so pausing costs a
+//! running guest nothing. Why a VM pauses adds up: it runs when nobody holds it and it doesn't lack memory.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use spin::{Mutex, Once};
+use stage2::Ipa;
+
+use crate::stop::StopReason;
+use crate::vm::VcpuId;
+
+/// The VM has ended, for good.
+const ENDED: u64 = 1;
+/// The VM lacks memory.
+const STARVED: u64 = 2;
+/// One hold; above are the others.
+const HOLD: u64 = 4;
+
+/// A VM's life.
+#[derive(Debug, Default)]
+pub(crate) struct Life {
+    /// 0 while vCPUs may run.
+    word: AtomicU64,
+    end: Once<StopReason>,
+    /// What the VM lacks, while it is [`STARVED`]. Taken only when memory has run out, and by whoever looks for that.
+    starvation: Mutex<Option<Starvation>>,
+}
+
+/// A VM is paused because no frame was left for a vCPU's access. The vCPU tries again when the VM goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Starvation {
+    /// Whose access.
+    pub vcpu: VcpuId,
+    /// Where.
+    pub ipa: Ipa,
+}
+
+impl fmt::Display for Starvation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vcpu, ipa } = self;
+        write!(
+            f,
+            "no memory was left for the guest's access to {ipa} on {vcpu}"
+        )
+    }
+}
+
+impl From<Starvation> for StopReason {
+    fn from(Starvation { vcpu, ipa }: Starvation) -> Self {
+        Self::OutOfFrames { vcpu, ipa }
+    }
+}
+
+impl Life {
+    /// Whether vCPUs may run. Acquire: what was done to them while they were paused is visible.
+    #[inline]
+    pub(crate) fn runs(&self) -> bool {
+        self.word.load(Ordering::Acquire) == 0
+    }
+
+    /// Whether it has ended.
+    #[inline]
+    pub(crate) fn has_ended(&self) -> bool {
+        self.word.load(Ordering::Acquire) & ENDED != 0
+    }
+
+    /// Ends it, unless it has ended already.
+    pub(crate) fn end(&self, reason: StopReason) {
+        self.end.call_once(|| reason);
+        self.word.fetch_or(ENDED, Ordering::SeqCst);
+    }
+
+    /// Why it has ended, if it has.
+    pub(crate) fn reason(&self) -> Option<StopReason> {
+        self.end.get().copied()
+    }
+
+    /// Pauses it until [`Self::release`].
+    pub(crate) fn hold(&self) {
+        self.word.fetch_add(HOLD, Ordering::SeqCst);
+    }
+
+    /// Takes back one [`Self::hold`]. Whether vCPUs may run now.
+    pub(crate) fn release(&self) -> bool {
+        self.word.fetch_sub(HOLD, Ordering::SeqCst) == HOLD
+    }
+
+    /// Pauses it because of what it lacks; the first one's lack is the one that is told.
+    pub(crate) fn starve(&self, starvation: Starvation) {
+        let mut told = self.starvation.lock();
+        told.get_or_insert(starvation);
+        self.word.fetch_or(STARVED, Ordering::SeqCst);
+    }
+
+    /// What it lacks.
+    pub(crate) fn starvation(&self) -> Option<Starvation> {
+        *self.starvation.lock()
+    }
+
+    /// It lacks nothing any more. Whether vCPUs may run now, and couldn't before.
+    pub(crate) fn feed(&self) -> bool {
+        let mut told = self.starvation.lock();
+        *told = None;
+        self.word.fetch_and(!STARVED, Ordering::SeqCst) == STARVED
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_runs_when_nobody_holds_it_and_it_lacks_nothing() {
+        let life = Life::default();
+        let lack = |vcpu| Starvation {
+            vcpu: VcpuId(vcpu),
+            ipa: Ipa::new(0x1000),
+        };
+        assert!(life.runs());
+        life.hold();
+        life.hold();
+        life.starve(lack(1));
+        life.starve(lack(2));
+        assert_eq!(life.starvation(), Some(lack(1)), "the first one's");
+        assert!(!life.release() && !life.runs());
+        assert!(!life.feed() && !life.runs(), "somebody still holds it");
+        assert_eq!(life.starvation(), None);
+        assert!(life.release() && life.runs());
+        assert!(!life.feed(), "it ran already");
+        life.starve(lack(3));
+        assert!(!life.runs());
+        assert!(life.feed() && life.runs());
+        assert!(!life.has_ended());
+    }
+
+    #[test]
+    fn no_pauses_end_brings_an_ended_vm_back() {
+        let life = Life::default();
+        life.hold();
+        life.end(StopReason::Reset);
+        life.end(StopReason::PoweredOff);
+        assert!(!life.release() && !life.runs() && life.has_ended());
+        assert_eq!(life.reason(), Some(StopReason::Reset));
+    }
+}

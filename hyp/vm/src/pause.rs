@@ -1,0 +1,82 @@
+//! Pausing a running VM from outside, looking at its vCPUs, and forking it.
+//!
+//! A vCPU's registers lie in the VM, behind a lock that its thread holds for as long as it runs the guest or serves an exit
+//! of it. A paused VM's threads let go: so a vCPU whose lock is free is out of the guest and out of every handler, and
+//! stays so while the pause lasts, because a thread looks again once it has the lock. Any number may pause a VM at once.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::cpu::CpuId;
+use crate::state::VcpuState;
+use crate::vm::{VcpuId, VcpuShared, Vm};
+
+/// A hold on a VM: its vCPUs don't run. Dropping it lets them go on, unless somebody else holds the VM too, or it lacks
+/// memory, or has ended.
+#[must_use = "dropping it lets the VM go on"]
+pub struct Pause<'v, S, K: FnMut(CpuId)> {
+    vm: &'v Vm<S>,
+    kick: K,
+}
+
+impl<S> Vm<S> {
+    /// Pauses the VM. Calls `kick` for each CPU that runs one of its vCPUs, now and when the VM goes on. vCPUs come out of
+    /// the guest soon, but not at once: [`Pause::is_complete`]. Each of their threads tells
+    /// [`Service::parked`](crate::Service::parked) when it has.
+    ///
+    /// While it lasts the guest's virtual counter goes on, as it does while vCPUs wait for any other reason.
+    pub fn pause<K: FnMut(CpuId)>(&self, mut kick: K) -> Pause<'_, S, K> {
+        self.life().hold();
+        self.kick_all(&mut kick);
+        Pause { vm: self, kick }
+    }
+}
+
+impl<S, K: FnMut(CpuId)> Pause<'_, S, K> {
+    /// Whether all vCPUs are out of the guest and of all that serves it. True once means true until the end of the pause.
+    pub fn is_complete(&self) -> bool {
+        let mut vcpus = self.vm.vcpus();
+        vcpus.all(|vcpu| self.vm.shared(vcpu).context.try_lock().is_some())
+    }
+
+    /// A vCPU's registers, and its own for as long as the pause lasts. Waits until the vCPU is out. Panics if there is no
+    /// such vCPU.
+    pub fn state(&self, vcpu: VcpuId) -> VcpuState {
+        self.vm.shared(vcpu).context.lock().state.clone()
+    }
+
+    /// A VM like this one, whose memory is `space`: its vCPUs, as soon as threads run them, go on where this one's are
+    /// paused, with the same registers, virtual counter and power states. A vCPU that waits for the answer to a service
+    /// call asks its own VM's service for it ([`Service::poll`](crate::Service::poll)). Counters begin at 0. Waits until
+    /// all vCPUs are out. Nobody may turn vCPUs on from outside meanwhile.
+    ///
+    /// # Errors
+    /// There is not enough memory for the vCPUs. The space comes back.
+    pub fn fork<T>(&self, space: T) -> Result<Vm<T>, T> {
+        let mut vcpus = Vec::new();
+        if vcpus.try_reserve_exact(self.vm.vcpus().count()).is_err() {
+            return Err(space);
+        }
+        let parents = self.vm.vcpus().map(|vcpu| self.vm.shared(vcpu));
+        vcpus.extend(parents.map(VcpuShared::fork));
+        let vcpus: Box<[VcpuShared]> = vcpus.into_boxed_slice();
+        Ok(Vm::with_vcpus(*self.vm.config(), vcpus, space))
+    }
+}
+
+impl<S, K: FnMut(CpuId)> Drop for Pause<'_, S, K> {
+    fn drop(&mut self) {
+        if self.vm.life().release() {
+            self.vm.kick_all(&mut self.kick);
+        }
+    }
+}
+
+impl<S, K: FnMut(CpuId)> fmt::Debug for Pause<'_, S, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pause")
+            .field("is_complete", &self.is_complete())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,299 @@
+//! A vCPU in its CPU: enters the guest, and handles its exits until it is to come out.
+//!
+//! The path of a stage-2 fault is short and straight; everything else is kept out of its way. The vCPU's registers are locked
+//! all the while.
+
+use memory::{Access, Fault, FaultKind, FaultOutcome};
+use stage2::{Ipa, PAGE_SIZE};
+
+use super::sleep;
+use crate::cpu::{Cpu, ExceptionRecord, ExitReason, RawExit, VcpuControls};
+use crate::exits::ExitKind;
+use crate::holds::HoldPeriod;
+use crate::id;
+use crate::life::Starvation;
+use crate::pstate;
+use crate::service::Service;
+use crate::space::GuestMemory;
+use crate::state::Context;
+use crate::stop::StopReason;
+use crate::syndrome::{
+    Abort, AbortKind, Cause, SystemAccess, external_abort, fault_page, undefined,
+};
+use crate::sysreg::{Direction, Emulation, emulate};
+use crate::vm::{VcpuId, Vm};
+
+const INSTRUCTION: u64 = 4;
+/// The address bits of VBAR_EL1.
+const VECTOR_BASE: u64 = !0x7ff;
+
+/// What follows an exit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Next {
+    /// The guest goes on, if its VM does.
+    Enter,
+    /// The vCPU goes off.
+    TurnOff,
+    /// The VM ends.
+    Stop(StopReason),
+}
+
+/// A vCPU that its thread runs.
+pub(super) struct Running<'r, S, C, K, V: ?Sized> {
+    pub(super) id: VcpuId,
+    pub(super) context: &'r mut Context,
+    pub(super) vm: &'r Vm<S>,
+    pub(super) cpu: &'r mut K,
+    pub(super) memory: &'r C,
+    pub(super) service: &'r V,
+}
+
+impl<S, C, K, V> Running<'_, S, C, K, V>
+where
+    S: GuestMemory<C>,
+    K: Cpu,
+    V: Service + ?Sized,
+{
+    /// Runs the guest until the vCPU goes off or the VM is paused or ends.
+    pub(super) fn run(&mut self) {
+        let vm = self.vm;
+        let controls = VcpuControls {
+            stage2: vm.space.activate(self.memory),
+            mpidr: self.id.mpidr(),
+            counter_offset: vm.counter_offset(),
+        };
+        self.cpu.load(&self.context.state, &controls);
+        let mut next = self.take_answer();
+        while next == Next::Enter && vm.runs() {
+            let exit = self.cpu.enter(&mut self.context.state.regs);
+            next = self.handle(&exit);
+        }
+        self.cpu.put(&mut self.context.state);
+        match next {
+            Next::TurnOff if vm.turn_off(self.id) => self.stop(StopReason::AllVcpusOff),
+            Next::Stop(reason) => self.stop(reason),
+            Next::Enter | Next::TurnOff => {}
+        }
+    }
+
+    #[inline]
+    fn handle(&mut self, exit: &RawExit) -> Next {
+        match exit.reason {
+            ExitReason::Synchronous => match Cause::decode(exit.esr) {
+                Cause::DataAbort(abort) => self.abort(exit, abort, abort.data_access()),
+                Cause::InstructionAbort(abort) => self.abort(exit, abort, abort.fetch_access()),
+                other => self.instruction(exit, other),
+            },
+            ExitReason::Interrupt => {
+                self.count(ExitKind::Interrupt);
+                self.cpu.acknowledge_interrupts();
+                Next::Enter
+            }
+            ExitReason::SystemError => {
+                self.count(ExitKind::SystemError);
+                Next::Stop(StopReason::SystemError {
+                    vcpu: self.id,
+                    esr: exit.esr,
+                })
+            }
+        }
+    }
+
+    #[inline]
+    fn count(&self, kind: ExitKind) {
+        self.vm.shared(self.id).exits.count(kind);
+    }
+
+    #[inline]
+    fn abort(&mut self, exit: &RawExit, abort: Abort, access: Access) -> Next {
+        let AbortKind::Stage2(kind) = abort.kind() else {
+            return self.other_abort(exit, abort);
+        };
+        let (outcome, ipa) = match self.vm.timed() {
+            None => self.serve(exit, abort, access, kind),
+            Some(period) => self.serve_timed(period, exit, (abort, access, kind)),
+        };
+        match outcome {
+            FaultOutcome::Resolved | FaultOutcome::Retry => Next::Enter,
+            FaultOutcome::RingLow => self.ring_low(),
+            FaultOutcome::RingFull => self.wait_for_ring(),
+            FaultOutcome::NoSlot | FaultOutcome::NotPermitted => self.inject_external_abort(exit),
+            FaultOutcome::OutOfFrames => self.starve(ipa),
+        }
+    }
+
+    /// Serves a stage-2 fault, and says at which address.
+    #[inline]
+    fn serve(
+        &mut self,
+        exit: &RawExit,
+        abort: Abort,
+        access: Access,
+        kind: FaultKind,
+    ) -> (FaultOutcome, Ipa) {
+        self.count(match kind {
+            FaultKind::Translation => ExitKind::TranslationFault,
+            FaultKind::AccessFlag => ExitKind::AccessFlagFault,
+            FaultKind::Permission => ExitKind::PermissionFault,
+        });
+        if access != Access::Write {
+            self.count(ExitKind::ReadFault);
+        }
+        let own_access = !abort.on_table_walk();
+        let ipa = if kind == FaultKind::Permission && own_access {
+            // HPFAR_EL2 isn't valid then (Arm ARM D24.2.66).
+            match self.cpu.translate_read(exit.far) {
+                Some(ipa) => ipa,
+                None => {
+                    self.count(ExitKind::LostTranslation);
+                    return (FaultOutcome::Retry, Ipa::new(0));
+                }
+            }
+        } else {
+            Ipa::new(fault_page(exit.hpfar) | (exit.far % PAGE_SIZE))
+        };
+        let fault = Fault {
+            vcpu: self.id.0,
+            ipa,
+            va: own_access.then_some(exit.far),
+            access,
+            kind,
+        };
+        (self.vm.space.fault(self.memory, &fault), ipa)
+    }
+
+    /// As [`Self::serve`], and notes how long it took.
+    #[inline(never)]
+    fn serve_timed(
+        &mut self,
+        period: &HoldPeriod,
+        exit: &RawExit,
+        (abort, access, kind): (Abort, Access, FaultKind),
+    ) -> (FaultOutcome, Ipa) {
+        let exited_ns = self.cpu.now_ns();
+        let served = self.serve(exit, abort, access, kind);
+        let hold = self.cpu.now_ns().saturating_sub(exited_ns);
+        self.vm.shared(self.id).longest_hold.note(period, hold);
+        served
+    }
+
+    /// Pauses the VM. The guest tries again when it goes on.
+    #[cold]
+    fn starve(&mut self, ipa: Ipa) -> Next {
+        let vcpu = self.id;
+        self.vm
+            .starve(Starvation { vcpu, ipa }, |cpu| self.cpu.kick(cpu));
+        Next::Enter
+    }
+
+    #[cold]
+    fn ring_low(&self) -> Next {
+        self.service.ring_low(self.id);
+        Next::Enter
+    }
+
+    /// Nothing is written before the ring was harvested; then the guest tries again.
+    #[cold]
+    fn wait_for_ring(&mut self) -> Next {
+        self.count(ExitKind::RingFull);
+        self.service.ring_low(self.id);
+        sleep(self.vm, self.cpu, self.memory);
+        Next::Enter
+    }
+
+    #[cold]
+    fn other_abort(&mut self, exit: &RawExit, abort: Abort) -> Next {
+        self.count(ExitKind::OtherAbort);
+        match abort.kind() {
+            AbortKind::TlbConflict => Next::Stop(StopReason::TlbConflict {
+                vcpu: self.id,
+                va: exit.far,
+            }),
+            _ => self.inject_external_abort(exit),
+        }
+    }
+
+    #[cold]
+    fn instruction(&mut self, exit: &RawExit, cause: Cause) -> Next {
+        match cause {
+            Cause::Hypercall { immediate } => {
+                self.count(ExitKind::Hypercall);
+                self.hypercall(immediate)
+            }
+            Cause::SecureCall { immediate } => {
+                self.count(ExitKind::Hypercall);
+                self.skip_instruction();
+                self.hypercall(immediate)
+            }
+            Cause::SystemRegister(access) => {
+                self.count(ExitKind::SystemRegister);
+                self.system_register(exit, access)
+            }
+            Cause::Wait if pstate::is_aarch64(self.context.state.regs.pstate) => {
+                self.count(ExitKind::WaitForInterrupt);
+                self.skip_instruction();
+                sleep(self.vm, self.cpu, self.memory);
+                Next::Enter
+            }
+            Cause::Wait | Cause::DataAbort(_) | Cause::InstructionAbort(_) | Cause::Other => {
+                self.count(ExitKind::Other);
+                self.inject_undefined(exit)
+            }
+        }
+    }
+
+    fn skip_instruction(&mut self) {
+        let regs = &mut self.context.state.regs;
+        regs.pc = regs.pc.wrapping_add(INSTRUCTION);
+        regs.pstate = pstate::after_instruction(regs.pstate);
+    }
+
+    fn system_register(&mut self, exit: &RawExit, access: SystemAccess) -> Next {
+        let value = match emulate(access.register, access.direction) {
+            Emulation::Undefined => return self.inject_undefined(exit),
+            Emulation::Fixed(value) => value,
+            Emulation::Id => {
+                let own = self.cpu.id_register(access.register);
+                id::guest_view(access.register, own, self.vm.ipa_bits())
+            }
+        };
+        if access.direction == Direction::Read {
+            self.context.state.regs.set_operand(access.operand, value);
+        }
+        self.skip_instruction();
+        Next::Enter
+    }
+
+    #[cold]
+    fn inject_external_abort(&mut self, exit: &RawExit) -> Next {
+        self.count(ExitKind::InjectedAbort);
+        let esr = external_abort(exit.esr, pstate::is_el0(self.context.state.regs.pstate));
+        self.inject(esr, Some(exit.far))
+    }
+
+    #[cold]
+    fn inject_undefined(&mut self, exit: &RawExit) -> Next {
+        self.count(ExitKind::InjectedUndefined);
+        self.inject(undefined(exit.esr), None)
+    }
+
+    /// Makes the guest take a synchronous exception to EL1 (Arm ARM, AArch64.TakeException).
+    fn inject(&mut self, esr: u64, far: Option<u64>) -> Next {
+        let controls = self.cpu.exception_controls();
+        let regs = &mut self.context.state.regs;
+        self.cpu.set_exception(&ExceptionRecord {
+            elr: regs.pc,
+            spsr: regs.pstate,
+            esr,
+            far,
+        });
+        regs.pc =
+            (controls.vbar & VECTOR_BASE).wrapping_add(pstate::synchronous_vector(regs.pstate));
+        regs.pstate = pstate::on_exception(regs.pstate, controls.sctlr);
+        Next::Enter
+    }
+
+    fn stop(&mut self, reason: StopReason) {
+        self.vm.stop(reason, |cpu| self.cpu.kick(cpu));
+    }
+}
