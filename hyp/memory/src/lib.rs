@@ -1,14 +1,34 @@
-//! What backs guest memory: frames, slots, faults, the dirty log.
+//! What backs guest memory: memory objects, slots, faults, changes of backing, the dirty log.
 //!
 //! This crate decides *what* is mapped; [`stage2`] does it. It carries the rules of the protocol that are about decisions:
 //!
-//! 8. **Decisions and their grounds.** A fault decides on published state: which slot, whether it is logged. Whoever changes
-//!    that publishes, full barrier, then walks the entries; a fault changes or locks its entry, full barrier, then looks
-//!    again. One of the two sees the other.
+//! 8. **Decisions and their grounds.** A fault decides on published state: which slot, what backs the page, whether it is
+//!    logged. Whoever changes that publishes, full barrier, then walks the entries; a fault changes or locks its entry, full
+//!    barrier, then looks again. One of the two sees the other.
 //! 9. **Dirty log.** A fault makes the entry writable first and sets the bit second; a harvest takes the bits first,
 //!    write-protects second, and returns after the TLB invalidation.
 //! 10. **Slots** are an immutable array behind an epoch-protected pointer; their frames are released after the
 //!     invalidation of their range and an epoch.
+//!
+//! # What backs a page
+//! A stage-2 table is a second mapping: the pages are somebody else's. Here that is an [`Object`], which slots
+//! ([`AddressSpace::map_object`]) map into any number of VMs; the reverse map leads from a frame back to all of them. Each page
+//! of an object has one word that says what backs it. Whoever changes that, *claims* the page, and whoever meets a claimed page
+//! goes away and comes back: page by page, everything that changes backing runs at once, on any number of CPUs, and beside
+//! every fault:
+//!
+//! | who changes it | to what |
+//! |---|---|
+//! | a first touch | a frame, or a run of them; a read of small pages: the frame of zeros |
+//! | a write to a shared page (copy-on-write) | a copy, or the same frame for the last one that has it |
+//! | [`AddressSpace::fork`] | from its own to shared |
+//! | slots that go or move ([`AddressSpace::remove_slot`], [`AddressSpace::move_slot`]) | as it was, somewhere else |
+//!
+//! The change is carried straight to the entries: in each table that maps the page the new frame takes the place of the old one
+//! ([`Stage2::replace`](stage2::Stage2::replace)), if that is still there, so a write to a shared page costs one exit and one
+//! fault. Each VM has a [`Tracker`] of the ranges that are being changed in it at this moment. A fault takes a ticket there,
+//! looks for its backing, locks its entry and asks whether *its own* page was or is among them; no other fault ever retries.
+//! [`BackingPolicy`] has the usual ways beside these, to be compared with: unmap and fault again, one count for the whole VM.
 //!
 //! # Dirty logging
 //! A [`LogPolicy`] says, slot by slot, how writes are noticed ([`Tracking`]: write protection, or the CPU's own notes), what

@@ -1,4 +1,4 @@
-//! What the engine's fast paths cost, in numbers that are the same every time: instructions, and cache lines written.
+//! What the fast paths of the engine and of faults cost, in numbers that are the same every time: instructions, and cache lines written.
 //!
 //! valgrind looks at two programs of `tests/bench`: one does a single operation (its instructions are counted), the other
 //! serves write faults of two CPUs on different tables, so many that the epoch's upkeep comes (its stores are traced). A number above its limit, or a line that
@@ -24,7 +24,7 @@ struct Limit {
     most: u64,
 }
 
-const LIMITS: [Limit; 7] = [
+const LIMITS: [Limit; 13] = [
     Limit {
         operation: "relax",
         unit: "an entry made writable, walk included",
@@ -59,6 +59,36 @@ const LIMITS: [Limit; 7] = [
         operation: "epoch",
         unit: "a fault's stay in the epoch, its share of the upkeep among 4 CPUs included",
         most: 40,
+    },
+    Limit {
+        operation: "fault_logged",
+        unit: "a whole fault on a page that is logged",
+        most: 400,
+    },
+    Limit {
+        operation: "fault_backed",
+        unit: "a whole fault that maps what is there",
+        most: 400,
+    },
+    Limit {
+        operation: "fault_first_touch",
+        unit: "a whole fault on what nobody has touched",
+        most: 600,
+    },
+    Limit {
+        operation: "fault_zeros",
+        unit: "a whole write fault where the frame of zeros is mapped",
+        most: 1200,
+    },
+    Limit {
+        operation: "fault_copy",
+        unit: "a whole write fault on a shared page, its copy included",
+        most: 3000,
+    },
+    Limit {
+        operation: "fault_last",
+        unit: "a whole write fault of the last that has a shared page",
+        most: 1200,
     },
 ];
 

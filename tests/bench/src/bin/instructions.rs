@@ -1,18 +1,23 @@
-//! One engine operation, for an instruction counter to look at: `instructions OPERATION` prepares it and calls the
+//! One operation of the engine, or of what decides for it, for an instruction counter to look at: `instructions OPERATION` prepares it and calls the
 //! function of that name in [`measured`] once. Prints by how many pages its instructions are to be divided.
 
 use std::process::ExitCode;
 
 use engine_bench::{BLOCK_PAGES, Cpu, fill, page, tracked_tree, tree, write};
-use memory::frames::FramePool;
-use memory::{CpuMemory, MemorySystem};
-use stage2::{Level, NoTlb, Permissions, Stage2};
+use memory::frames::{FramePool, arena};
+use memory::{
+    Access, AddressSpace, CpuMemory, Fault, FaultKind, FaultOutcome, LogPolicy, MemorySystem,
+    Object, Owner, Parallel, SlotConfig, SlotId, VmId,
+};
+use stage2::{Features, Layout, Level, NoTlb, PAGE_SIZE, Permissions, Stage2};
 
 /// What is measured. Never inlined, so that the counter finds them by name.
 mod measured {
+    use crate::Space;
     use engine_bench::{BLOCK_PAGES, BenchWorker, page};
-    use memory::CpuMemory;
+    use memory::{CpuMemory, Fault, FaultOutcome};
     use stage2::{All, Level, NoTlb, Request, Resolution, Stage2};
+    use std::hint::black_box;
 
     #[inline(never)]
     pub fn relax(stage2: &Stage2, worker: &BenchWorker<'_>, request: &Request) -> bool {
@@ -46,6 +51,29 @@ mod measured {
         true
     }
 
+    /// Functions that serve faults, each under a name of its own.
+    macro_rules! faults {
+        ($($name:ident),*) => {
+            $(#[inline(never)]
+            pub fn $name(space: &Space, cpu: &CpuMemory<NoTlb>, faults: &[Fault]) -> bool {
+                // No two of them are the same to the linker.
+                black_box(stringify!($name));
+                faults
+                    .iter()
+                    .all(|fault| space.fault(cpu, fault) == FaultOutcome::Resolved)
+            })*
+        };
+    }
+
+    faults!(
+        fault_logged,
+        fault_backed,
+        fault_first_touch,
+        fault_zeros,
+        fault_copy,
+        fault_last
+    );
+
     #[inline(never)]
     pub fn find_dirty(stage2: &Stage2, worker: &BenchWorker<'_>, pages: u64) -> u64 {
         let mut found = 0;
@@ -73,7 +101,7 @@ mod measured {
 }
 
 /// The operations, with what each divides its instructions by.
-const OPERATIONS: [(&str, u64); 7] = [
+const OPERATIONS: [(&str, u64); 13] = [
     ("relax", 1),
     ("map_page", 1),
     ("split_block", 1),
@@ -81,6 +109,12 @@ const OPERATIONS: [(&str, u64); 7] = [
     ("find_dirty", 8 * BLOCK_PAGES),
     ("track", 8 * BLOCK_PAGES),
     ("epoch", EPOCH_FAULTS),
+    ("fault_logged", FAULTS),
+    ("fault_backed", FAULTS),
+    ("fault_first_touch", FAULTS),
+    ("fault_zeros", FAULTS),
+    ("fault_copy", FAULTS),
+    ("fault_last", FAULTS),
 ];
 
 /// What hardware has noted a write to.
@@ -94,12 +128,117 @@ const EPOCH_FAULTS: u64 = 1024;
 /// CPUs that take part in the epoch meanwhile: the upkeep looks at each.
 const EPOCH_CPUS: usize = 4;
 
+/// Faults of whole address spaces that are measured together, so that the epoch's upkeep has its share.
+const FAULTS: u64 = 32;
+
+type Space = AddressSpace<Parallel>;
+
+/// A VM, or its fork, whose faults are measured.
+struct Vms {
+    cpu: CpuMemory<NoTlb>,
+    vm: Space,
+    fork: Space,
+}
+
+impl Vms {
+    /// A VM with memory that is there, or comes when it is touched; and another one without any.
+    fn new(is_there: bool) -> Self {
+        // SAFETY: the arena is leaked, and added once.
+        unsafe { POOL.add(arena::leak(4096)) };
+        let system = &*Box::leak(Box::new(MemorySystem::new(&POOL, 1, 2, 8)));
+        let cpu = CpuMemory::new(system, 0, NoTlb, Box::leak(Box::default()));
+        let space = |number| {
+            let layout = Layout::new(Features::armv8_0(40, 40)).expect("every CPU has it");
+            let vm = VmId::new(number).expect("there are more");
+            Space::new(&cpu, vm, layout).expect("enough frames")
+        };
+        let (vm, fork) = (space(0), space(1));
+        let (bytes, account) = (BLOCK_PAGES * PAGE_SIZE, Owner::Vm(vm.vm()));
+        let object = if is_there {
+            Object::preallocated(&cpu, account, bytes, Level::L3)
+        } else {
+            Object::anonymous(&cpu, account, bytes, Level::L3)
+        };
+        let slot = SlotConfig {
+            id: SlotId(0),
+            start: page(0),
+            object: object.expect("enough frames"),
+            offset: 0,
+            bytes,
+            read_only: false,
+            write_faults: false,
+        };
+        vm.map_object(&cpu, slot).expect("it fits");
+        Self { cpu, vm, fork }
+    }
+
+    fn faults(&self, access: Access, kind: FaultKind) -> Vec<Fault> {
+        let fault = |number| Fault {
+            vcpu: 0,
+            ipa: page(number),
+            va: None,
+            access,
+            kind,
+        };
+        (1..=FAULTS).map(fault).collect()
+    }
+
+    /// Has all pages mapped ahead.
+    fn map(&self, vm: &Space, access: Access) {
+        let all = page(0)..page(BLOCK_PAGES);
+        vm.prefault(&self.cpu, 0, all, access)
+            .expect("enough frames");
+        self.cpu.refill();
+    }
+}
+
+/// Whether the faults were served.
+fn serve(operation: &str) -> bool {
+    let vms = Vms::new(matches!(operation, "fault_logged" | "fault_backed"));
+    let Vms { cpu, vm, fork } = &vms;
+    let denied = vms.faults(Access::Write, FaultKind::Permission);
+    let unmapped = vms.faults(Access::Write, FaultKind::Translation);
+    // The table is there.
+    let first = Fault {
+        ipa: page(0),
+        ..unmapped[0]
+    };
+    assert_eq!(vm.fault(cpu, &first), FaultOutcome::Resolved);
+    match operation {
+        "fault_logged" => {
+            vms.map(vm, Access::Write);
+            vm.enable_dirty_log(cpu, SlotId(0), &LogPolicy::default())
+                .expect("not logged yet");
+            measured::fault_logged(vm, cpu, &denied)
+        }
+        "fault_backed" => measured::fault_backed(vm, cpu, &unmapped),
+        "fault_first_touch" => measured::fault_first_touch(vm, cpu, &unmapped),
+        "fault_zeros" => {
+            vms.map(vm, Access::Read);
+            measured::fault_zeros(vm, cpu, &denied)
+        }
+        _ => {
+            vms.map(vm, Access::Write);
+            vm.fork(cpu, fork).expect("enough memory");
+            vms.map(fork, Access::Read);
+            if operation == "fault_copy" {
+                return measured::fault_copy(fork, cpu, &denied);
+            }
+            // The VM has copied all, so the rest is its fork's alone.
+            measured::fault_copy(vm, cpu, &denied);
+            cpu.refill();
+            measured::fault_last(fork, cpu, &denied)
+        }
+    }
+}
+
 static POOL: FramePool = FramePool::new();
 
 /// Whether the operation did what it was to do.
 fn run(operation: &str, pages: u64, stage2: &Stage2, cpu: &Cpu) -> bool {
     let worker = cpu.worker();
     match operation {
+        fault if fault.starts_with("fault_") => serve(fault),
         "relax" => {
             fill(stage2, cpu, BLOCK_PAGES, Level::L3, Permissions::LOGGED);
             measured::relax(stage2, &worker, &write(7))
