@@ -7,11 +7,12 @@ use crate::address::{Ipa, IpaRange, Level, Pa};
 use crate::batch::Batch;
 use crate::descriptor::{Attributes, Descriptor, Leaf};
 use crate::entry::Broken;
+use crate::fault::lost;
 use crate::group::dissolve;
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::stage2::Stage2;
 use crate::tlb::Tlb;
-use crate::walk::Step;
+use crate::walk::{Step, VisitContext};
 use core::ops::AddAssign;
 
 /// What a replacement met.
@@ -57,44 +58,95 @@ impl Stage2 {
     ) -> Replaced {
         debug_assert!(self.layout().contains(&range));
         let mut found = Replaced::default();
+        let page_size = self.layout().page_size();
+        if range.end.get().saturating_sub(range.start.get()) <= page_size {
+            self.replace_page(worker, range, &mut choose, &mut replaced, &mut found);
+        } else {
+            self.replace_pages(worker, range, &mut choose, &mut replaced, &mut found);
+        }
+        worker.counters.replaced.add(found.pages);
+        found
+    }
+
+    /// [`Self::replace`] for many pages: one invalidation for a batch of them.
+    fn replace_pages<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        range: IpaRange,
+        choose: &mut impl FnMut(Ipa, Leaf) -> Option<(Pa, Attributes)>,
+        replaced: &mut impl FnMut(Ipa, Leaf),
+        found: &mut Replaced,
+    ) {
         let mut at = range.start;
         while at < range.end {
             let mut batch = Batch::default();
             at = self.root().walk(worker, at..range.end, |context| {
-                let leaf = match context.descriptor {
-                    Descriptor::Leaf(leaf) if context.level == Level::L3 => leaf,
-                    Descriptor::Leaf(_) => {
-                        found.blocks += 1;
-                        return Step::Continue;
-                    }
-                    Descriptor::Table(_) => return Step::Descend,
-                    Descriptor::Invalid => return Step::Continue,
-                    // It may become valid again, so it can't be passed over; nor waited for while others wait for this.
-                    Descriptor::Locked if batch.is_empty() => return Step::Wait,
-                    Descriptor::Locked => return Step::Stop,
-                    Descriptor::Frozen => return Step::Restart,
-                };
                 if batch.is_full() {
                     return Step::Stop;
                 }
-                let Some((pa, attributes)) = choose(context.ipa, leaf) else {
-                    return Step::Continue;
-                };
-                match (leaf.contiguous(), batch.is_empty()) {
-                    (true, true) => dissolve(worker, self, context),
-                    (true, false) => Step::Stop,
-                    (false, _) => {
-                        let new = self.layout().leaf(Level::L3, pa, attributes);
-                        batch.take(worker, context, new)
-                    }
+                match self.chosen(worker, context, !batch.is_empty(), choose, found) {
+                    Ok(new) => batch.take(worker, context, new),
+                    Err(step) => step,
                 }
             });
             batch.flush(worker, self, false, |broken, new| {
-                found.pages += u64::from(make(broken, new, &mut replaced));
+                found.pages += u64::from(make(broken, new, replaced));
             });
         }
-        worker.counters.replaced.add(found.pages);
-        found
+    }
+
+    /// [`Self::replace`] for one page, in the fault of a guest that writes it: nothing is set up for others.
+    fn replace_page<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        page: IpaRange,
+        choose: &mut impl FnMut(Ipa, Leaf) -> Option<(Pa, Attributes)>,
+        replaced: &mut impl FnMut(Ipa, Leaf),
+        found: &mut Replaced,
+    ) {
+        self.root().walk(worker, page, |context| {
+            let new = match self.chosen(worker, context, false, choose, found) {
+                Ok(new) => new,
+                Err(step) => return step,
+            };
+            let Ok(unflushed) = context.entry.lock(context.observed, context.ipa) else {
+                return lost(worker);
+            };
+            worker.counters.tlbi_broadcast.add(1);
+            let broken = unflushed.flush(worker.tlb, self.regime(), self.layout());
+            found.pages += u64::from(make(broken, new, replaced));
+            Step::Continue
+        });
+    }
+
+    /// What an entry is to become, or what is to be done instead of taking it. `holds`: the caller holds other entries.
+    fn chosen<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &self,
+        worker: &Worker<'w, M, T, E>,
+        context: &VisitContext<'w>,
+        holds: bool,
+        choose: &mut impl FnMut(Ipa, Leaf) -> Option<(Pa, Attributes)>,
+        found: &mut Replaced,
+    ) -> Result<Leaf, Step> {
+        let leaf = match context.descriptor {
+            Descriptor::Leaf(leaf) if context.level == Level::L3 => leaf,
+            Descriptor::Leaf(_) => {
+                found.blocks += 1;
+                return Err(Step::Continue);
+            }
+            Descriptor::Table(_) => return Err(Step::Descend),
+            Descriptor::Invalid => return Err(Step::Continue),
+            // It may become valid again, so it can't be passed over; nor waited for while others wait for this.
+            Descriptor::Locked if !holds => return Err(Step::Wait),
+            Descriptor::Locked => return Err(Step::Stop),
+            Descriptor::Frozen => return Err(Step::Restart),
+        };
+        let (pa, attributes) = choose(context.ipa, leaf).ok_or(Step::Continue)?;
+        match (leaf.contiguous(), holds) {
+            (true, false) => Err(dissolve(worker, self, context)),
+            (true, true) => Err(Step::Stop),
+            (false, _) => Ok(self.layout().leaf(Level::L3, pa, attributes)),
+        }
     }
 }
 

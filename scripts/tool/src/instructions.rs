@@ -63,32 +63,32 @@ const LIMITS: [Limit; 13] = [
     Limit {
         operation: "fault_logged",
         unit: "a whole fault on a page that is logged",
-        most: 400,
+        most: 260,
     },
     Limit {
         operation: "fault_backed",
         unit: "a whole fault that maps what is there",
-        most: 400,
+        most: 520,
     },
     Limit {
         operation: "fault_first_touch",
         unit: "a whole fault on what nobody has touched",
-        most: 600,
+        most: 860,
     },
     Limit {
         operation: "fault_zeros",
         unit: "a whole write fault where the frame of zeros is mapped",
-        most: 1200,
+        most: 2200,
     },
     Limit {
         operation: "fault_copy",
         unit: "a whole write fault on a shared page, its copy included",
-        most: 3000,
+        most: 3900,
     },
     Limit {
         operation: "fault_last",
         unit: "a whole write fault of the last that has a shared page",
-        most: 1200,
+        most: 2100,
     },
 ];
 
