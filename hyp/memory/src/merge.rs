@@ -168,7 +168,8 @@ impl PageMerging {
         self.scan.lock().published
     }
 
-    /// Looks at a few pages more, as many as the policy says at most; how many. None while another CPU makes a step.
+    /// Looks at a few pages more, as many as the policy says at most, and at none twice; how many. None while another CPU makes
+    /// a step.
     ///
     /// The caller is in no epoch.
     pub fn step<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>) -> u64 {
@@ -180,9 +181,9 @@ impl PageMerging {
             let most = AT_ONCE.min(self.policy.pages_to_scan - scanned);
             // For tables, where blocks are split.
             cpu.refill();
-            match scan.batch(cpu, &self.policy, most) {
-                0 => break,
-                some => scanned += some,
+            scanned += scan.batch(cpu, &self.policy, most);
+            if scan.next == (0, 0) {
+                break;
             }
         }
         scanned
@@ -237,7 +238,7 @@ impl Scan {
         };
         let Some(object) = target.object() else {
             self.retain(|target| target.object().is_some());
-            return 1;
+            return 0;
         };
         let end = (from + most).min(object.pages());
         let guard = &cpu.pin();
@@ -300,27 +301,27 @@ impl Scan {
                     self.current.pages_volatile += 1;
                 } else if now == self.zeros {
                     self.give_up_zeros(changer, policy, index, page);
-                } else if !self.meet(changer, policy, index, page, now) {
+                } else if self.meet(changer, policy, index, page, now) != Met::Joined {
                     self.current.pages_unshared += 1;
                 }
             }
             Backing::Shared(pa) => {
+                // It is as it was when it came to be shared.
+                let checksum = if noted == 0 {
+                    checksum(changer, pa)
+                } else {
+                    noted
+                };
+                self.targets[index].note(page.page, checksum);
                 let sharer = page.object.sharer(page.page);
                 let (count, first) = page.object.system().objects().place(pa, sharer);
-                match (count, first) {
-                    (..=1, _) => self.current.pages_unshared += 1,
-                    (_, true) => self.current.pages_shared += 1,
-                    (_, false) => self.current.pages_sharing += 1,
-                }
-                // One of them stands for all, and is as it was when it came to be shared.
-                if first {
-                    let checksum = if noted == 0 {
-                        checksum(changer, pa)
-                    } else {
-                        noted
-                    };
-                    target.note(page.page, checksum);
-                    self.meet(changer, policy, index, page, checksum);
+                match self.meet(changer, policy, index, page, checksum) {
+                    // Two pages that had been alone were counted when they were joined.
+                    Met::Joined if count <= 1 => {}
+                    _ if count <= 1 => self.current.pages_unshared += 1,
+                    Met::SameFrame => self.current.pages_sharing += 1,
+                    Met::Other if !first => self.current.pages_sharing += 1,
+                    Met::None | Met::Other | Met::Joined => self.current.pages_shared += 1,
                 }
             }
             Backing::Zero if noted == self.zeros => self.current.zero_pages += 1,
@@ -350,7 +351,7 @@ impl Scan {
     }
 
     /// A page that is as it was in the scan before: merged with an equal one that the scan has met, or noted for others to
-    /// meet. Whether it was merged.
+    /// meet.
     fn meet<T: Tlb + Caches>(
         &mut self,
         changer: &Changer<'_, T>,
@@ -358,20 +359,23 @@ impl Scan {
         index: usize,
         page: PageOf<'_>,
         checksum: u32,
-    ) -> bool {
+    ) -> Met {
         let ordinal = self.targets[index].ordinals().start + page.page as u32;
         let Some(met) = self.candidates.enter(checksum, ordinal) else {
-            return false;
+            return Met::None;
         };
         let at = (self.targets).partition_point(|target| target.ordinals().end <= met);
         let Some(object) = self.targets[at].object() else {
             self.candidates.replace(checksum, met, ordinal);
-            return false;
+            return Met::None;
         };
         let other = PageOf {
             object: &object,
             page: (met - self.targets[at].ordinals().start).into(),
         };
+        if page.shares_with(other) {
+            return Met::SameFrame;
+        }
         if !self.targets[index].may_be_apart(page, policy)
             || !self.targets[at].may_be_apart(other, policy)
         {
@@ -379,18 +383,33 @@ impl Scan {
             if self.candidates.pair(checksum, met) {
                 self.targets[at].count_partner(other.page);
             }
-            return false;
+            return Met::Other;
         }
         match changer.join(page, other, policy.max_page_sharing) {
             Joined::Done { alone, shared } => {
-                self.current.pages_unshared -= alone;
+                // Guests may have parted some since they were counted.
+                let unshared = &mut self.current.pages_unshared;
+                *unshared = unshared.saturating_sub(alone);
                 self.current.pages_shared += u64::from(!shared);
                 self.current.pages_sharing += 1;
-                return true;
+                return Met::Joined;
             }
             Joined::Busy => self.current.pages_skipped += 1,
             Joined::Different => self.candidates.replace(checksum, met, ordinal),
         }
-        false
+        Met::Other
     }
+}
+
+/// Whom a page has met.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Met {
+    /// Nobody: it waits for others.
+    None,
+    /// One that it shares its frame with.
+    SameFrame,
+    /// One that it remains apart from.
+    Other,
+    /// One that it shares a frame with from now on.
+    Joined,
 }

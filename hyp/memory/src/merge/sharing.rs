@@ -23,6 +23,12 @@ pub(super) struct PageOf<'o> {
 }
 
 impl<'o> PageOf<'o> {
+    /// Whether both have the same frame at this moment.
+    pub(super) fn shares_with(self, other: PageOf<'_>) -> bool {
+        let backing = self.object.look(self.page).backing();
+        matches!(backing, Backing::Shared(_)) && backing == other.object.look(other.page).backing()
+    }
+
     fn claim(self) -> Option<Claim<'o>> {
         self.object.claim(self.page)
     }
@@ -33,7 +39,7 @@ impl<'o> PageOf<'o> {
 pub(super) enum Joined {
     /// They have the same frame now.
     Done {
-        /// How many of those that had been looked at had a frame that no other page had.
+        /// How many that had been looked at before had a frame that no other page had.
         alone: u64,
         /// Whether the frame was shared before.
         shared: bool,
@@ -105,7 +111,7 @@ impl<T: Tlb + Caches> Changer<'_, T> {
                 }
                 self.share(other, from, to);
                 Joined::Done {
-                    alone: 1 + u64::from(sharers <= 1),
+                    alone: 1,
                     shared: sharers > 1,
                 }
             }
