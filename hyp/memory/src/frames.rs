@@ -26,6 +26,7 @@ mod released;
 
 pub use cache::FrameCache;
 pub use counts::{Counts, Unbalanced, VmCounts};
+pub(crate) use physical::same_pages;
 pub use physical::{copy_page, read_bytes, write_bytes, zero};
 pub use pool::{FramePool, MAX_RUN, MOST_PENDING};
 pub use record::FrameRecord;

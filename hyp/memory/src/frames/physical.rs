@@ -102,6 +102,19 @@ pub unsafe fn copy_page(from: Pa, to: Pa) {
     }
 }
 
+/// Whether two frames have the same contents.
+///
+/// # Safety
+/// Both are mapped at their own addresses and back guests, or are the hypervisor's.
+pub(crate) unsafe fn same_pages(one: Pa, other: Pa) -> bool {
+    let one = with_exposed_provenance_mut::<u64>(one.get() as usize);
+    let other = with_exposed_provenance_mut::<u64>(other.get() as usize);
+    (0..PAGE_SIZE as usize / WORD).all(|index| {
+        // SAFETY: within the two frames, whose addresses are multiples of a word.
+        unsafe { one.add(index).read_volatile() == other.add(index).read_volatile() }
+    })
+}
+
 /// Cuts a range of `length` bytes at `pa` into bytes before the first whole word, whole words, and bytes after.
 fn by_words(pa: Pa, length: usize) -> (usize, usize, usize) {
     let head = (pa.get().wrapping_neg() as usize % WORD).min(length);

@@ -1,0 +1,415 @@
+//! Page merging: equal pages of objects that were offered for it come to share one frame, until one of them is written.
+//!
+//! A scan goes through all the objects again and again, a few pages with each [`PageMerging::step`], as Linux KSM does, whose
+//! names the policy and the statistics have. A page whose checksum is what it was in the scan before is a candidate; when
+//! another one with the same checksum comes by, both are claimed, no vCPU can write to them any more, and only then are
+//! they compared: the checksum decides nothing but who meets. Equal pages share a frame that nobody may write; a write to one
+//! of them gets its own copy, as after a fork. A page of zeros becomes what it was before it was first written.
+//!
+//! A block of 2 MiB is taken apart only if, in the scan before, enough of its pages had partners to pay for it.
+//!
+//! Steps are for CPUs that have nothing else to do. They run beside everything else: who scans holds a lock that no fault
+//! takes, and nobody waits for a page that is being merged but the vCPUs that touch it, as long as that takes. Nothing is
+//! allocated while scanning but tables for blocks that are split.
+
+mod candidates;
+mod sharing;
+mod target;
+
+use self::candidates::Candidates;
+use self::sharing::{Joined, PageOf, checksum, checksum_of_zeros};
+use self::target::Target;
+use crate::cpu::{Caches, CpuMemory};
+use crate::direct::Changer;
+use crate::object::{Backing, Object};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use spin::Mutex;
+use stage2::Tlb;
+
+/// Pages that are scanned in one stay in the epoch.
+const AT_ONCE: u64 = 16;
+
+/// How pages are merged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MergePolicy {
+    /// How many pages a step looks at.
+    pub pages_to_scan: u64,
+    /// How many pages may share a frame: each more makes giving it up longer.
+    pub max_page_sharing: u64,
+    /// How many of a block's 512 pages must have partners before the block is taken apart for them.
+    pub pages_of_block: u16,
+}
+
+impl Default for MergePolicy {
+    fn default() -> Self {
+        Self {
+            pages_to_scan: 100,
+            max_page_sharing: 256,
+            pages_of_block: 128,
+        }
+    }
+}
+
+/// What merging has come to: the numbers that Linux shows under /sys/kernel/mm/ksm. What guests have written since is noticed
+/// by the next scan.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct MergeStatistics {
+    /// Frames that are shared.
+    pub pages_shared: u64,
+    /// Pages that share them, but for one of each: the frames that are saved.
+    pub pages_sharing: u64,
+    /// Pages that don't change, and have no equal.
+    pub pages_unshared: u64,
+    /// Pages that changed since the scan before.
+    pub pages_volatile: u64,
+    /// Pages that somebody else was changing when they were to be looked at or merged.
+    pub pages_skipped: u64,
+    /// Pages of zeros whose frames were given up.
+    pub zero_pages: u64,
+    /// Pages that were looked at, in all scans.
+    pub pages_scanned: u64,
+    /// How often all pages were looked at.
+    pub full_scans: u64,
+}
+
+impl MergeStatistics {
+    /// Calls `each` with every number's name and value.
+    pub fn for_each(&self, mut each: impl FnMut(&'static str, u64)) {
+        each("pages_shared", self.pages_shared);
+        each("pages_sharing", self.pages_sharing);
+        each("pages_unshared", self.pages_unshared);
+        each("pages_volatile", self.pages_volatile);
+        each("pages_skipped", self.pages_skipped);
+        each("ksm_zero_pages", self.zero_pages);
+        each("pages_scanned", self.pages_scanned);
+        each("full_scans", self.full_scans);
+    }
+}
+
+/// An object can't be offered for merging.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MergeError {
+    /// It is a device, or there is only one copy of it already.
+    NotMergeable,
+    /// There is no heap for what a scan notes of its pages.
+    OutOfMemory,
+}
+
+impl fmt::Display for MergeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotMergeable => "the memory object has no pages of its own to merge",
+            Self::OutOfMemory => "no memory to note the checksums of the object's pages",
+        })
+    }
+}
+
+impl core::error::Error for MergeError {}
+
+/// The objects whose equal pages are merged, and how far the scan of them is.
+#[derive(Debug)]
+pub struct PageMerging {
+    policy: MergePolicy,
+    scan: Mutex<Scan>,
+}
+
+/// All that a scan knows. Its holder may wait for entries, never for another lock's holder who waits for it.
+#[derive(Debug)]
+struct Scan {
+    targets: Vec<Target>,
+    candidates: Candidates,
+    /// The next page: its target, and its number there.
+    next: (usize, u64),
+    /// What this scan has come to so far, and what the last whole one did.
+    current: MergeStatistics,
+    published: MergeStatistics,
+    zeros: u32,
+}
+
+impl PageMerging {
+    /// Of no objects yet.
+    pub fn new(policy: MergePolicy) -> Self {
+        Self {
+            policy,
+            scan: Mutex::new(Scan {
+                targets: Vec::new(),
+                candidates: Candidates::default(),
+                next: (0, 0),
+                current: MergeStatistics::default(),
+                published: MergeStatistics::default(),
+                zeros: checksum_of_zeros(),
+            }),
+        }
+    }
+
+    /// Has an object's pages merged from now on, with those of others and among themselves. It may be in use. Waits for a step
+    /// that is being made.
+    ///
+    /// # Errors
+    /// It has no pages that could be merged, or there is no heap. Nothing has changed then.
+    pub fn add(&self, object: &Arc<Object>) -> Result<(), MergeError> {
+        if object.is_device() || object.is_image() {
+            return Err(MergeError::NotMergeable);
+        }
+        self.scan.lock().add(object)
+    }
+
+    /// Merges an object's pages no more; those that are merged stay so. When this returns no step has a hold on it. Waits for
+    /// one that is being made.
+    pub fn remove(&self, object: &Object) {
+        let mut scan = self.scan.lock();
+        scan.retain(|target| target.id() != object.id());
+    }
+
+    /// What has been done.
+    pub fn statistics(&self) -> MergeStatistics {
+        self.scan.lock().published
+    }
+
+    /// Looks at a few pages more, as many as the policy says at most, and at none twice; how many. None while another CPU makes
+    /// a step.
+    ///
+    /// The caller is in no epoch.
+    pub fn step<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>) -> u64 {
+        let Some(mut scan) = self.scan.try_lock() else {
+            return 0;
+        };
+        let mut scanned = 0;
+        while scanned < self.policy.pages_to_scan {
+            let most = AT_ONCE.min(self.policy.pages_to_scan - scanned);
+            // For tables, where blocks are split.
+            cpu.refill();
+            scanned += scan.batch(cpu, &self.policy, most);
+            if scan.next == (0, 0) {
+                break;
+            }
+        }
+        scanned
+    }
+}
+
+impl Scan {
+    fn add(&mut self, object: &Arc<Object>) -> Result<(), MergeError> {
+        if self.targets.iter().any(|target| target.id() == object.id()) {
+            return Ok(());
+        }
+        let first = self.targets.last().map_or(0, |last| last.ordinals().end);
+        let target = Target::new(object, first).ok_or(MergeError::OutOfMemory)?;
+        let out_of_memory = |_| MergeError::OutOfMemory;
+        self.targets.try_reserve(1).map_err(out_of_memory)?;
+        self.candidates
+            .reserve(target.ordinals().end as usize)
+            .ok_or(MergeError::OutOfMemory)?;
+        self.targets.push(target);
+        Ok(())
+    }
+
+    /// Forgets some targets. The scan begins anew if there were any of them, as pages are known by other numbers then.
+    fn retain(&mut self, keep: impl FnMut(&Target) -> bool) {
+        let before = self.targets.len();
+        self.targets.retain(keep);
+        if self.targets.len() != before {
+            let mut first = 0;
+            for target in &mut self.targets {
+                first = target.move_to(first);
+            }
+            self.candidates.clear();
+            self.current = MergeStatistics {
+                pages_scanned: self.current.pages_scanned,
+                pages_skipped: self.current.pages_skipped,
+                ..MergeStatistics::default()
+            };
+            self.next = (0, 0);
+        }
+    }
+
+    /// Looks at some of the next pages, of one object, and says how many.
+    fn batch<T: Tlb + Caches>(
+        &mut self,
+        cpu: &CpuMemory<T>,
+        policy: &MergePolicy,
+        most: u64,
+    ) -> u64 {
+        let (index, from) = self.next;
+        let Some(target) = self.targets.get(index) else {
+            return 0;
+        };
+        let Some(object) = target.object() else {
+            self.retain(|target| target.object().is_some());
+            return 0;
+        };
+        let end = (from + most).min(object.pages());
+        let guard = &cpu.pin();
+        let changer = Changer { cpu, guard };
+        for page in from..end {
+            let page = PageOf {
+                object: &object,
+                page,
+            };
+            self.look_at(&changer, policy, index, page);
+        }
+        self.current.pages_scanned += end - from;
+        self.published.pages_scanned = self.current.pages_scanned;
+        self.published.pages_skipped = self.current.pages_skipped;
+        self.next = if end < object.pages() {
+            (index, end)
+        } else if index + 1 < self.targets.len() {
+            (index + 1, 0)
+        } else {
+            self.finish();
+            (0, 0)
+        };
+        end - from
+    }
+
+    /// All pages have been looked at.
+    fn finish(&mut self) {
+        self.candidates.clear();
+        self.published = MergeStatistics {
+            full_scans: self.published.full_scans + 1,
+            ..self.current
+        };
+        self.current = MergeStatistics {
+            pages_scanned: self.current.pages_scanned,
+            pages_skipped: self.current.pages_skipped,
+            ..MergeStatistics::default()
+        };
+    }
+
+    fn look_at<T: Tlb + Caches>(
+        &mut self,
+        changer: &Changer<'_, T>,
+        policy: &MergePolicy,
+        index: usize,
+        page: PageOf<'_>,
+    ) {
+        let target = &mut self.targets[index];
+        target.enter_region(page.page);
+        let look = page.object.look(page.page);
+        if look.is_claimed() {
+            self.current.pages_skipped += 1;
+            return;
+        }
+        let noted = target.checksum(page.page);
+        match look.backing() {
+            Backing::Owned(pa) => {
+                let now = checksum(changer, pa);
+                if now != noted {
+                    target.note(page.page, now);
+                    self.current.pages_volatile += 1;
+                } else if now == self.zeros {
+                    self.give_up_zeros(changer, policy, index, page);
+                } else if self.meet(changer, policy, index, page, now) != Met::Joined {
+                    self.current.pages_unshared += 1;
+                }
+            }
+            Backing::Shared(pa) => {
+                // It is as it was when it came to be shared.
+                let checksum = if noted == 0 {
+                    checksum(changer, pa)
+                } else {
+                    noted
+                };
+                self.targets[index].note(page.page, checksum);
+                let sharer = page.object.sharer(page.page);
+                let (count, first) = page.object.system().objects().place(pa, sharer);
+                match self.meet(changer, policy, index, page, checksum) {
+                    // Two pages that had been alone were counted when they were joined.
+                    Met::Joined if count <= 1 => {}
+                    _ if count <= 1 => self.current.pages_unshared += 1,
+                    Met::SameFrame => self.current.pages_sharing += 1,
+                    Met::Other if !first => self.current.pages_sharing += 1,
+                    Met::None | Met::Other | Met::Joined => self.current.pages_shared += 1,
+                }
+            }
+            Backing::Zero if noted == self.zeros => self.current.zero_pages += 1,
+            Backing::Zero | Backing::Vacant | Backing::Device(_) => {}
+        }
+    }
+
+    /// A page of zeros.
+    fn give_up_zeros<T: Tlb + Caches>(
+        &mut self,
+        changer: &Changer<'_, T>,
+        policy: &MergePolicy,
+        index: usize,
+        page: PageOf<'_>,
+    ) {
+        let target = &mut self.targets[index];
+        if !target.may_be_apart(page, policy) {
+            target.count_partner(page.page);
+            self.current.pages_unshared += 1;
+            return;
+        }
+        match changer.give_up_zeros(page) {
+            Joined::Done { .. } => self.current.zero_pages += 1,
+            Joined::Busy => self.current.pages_skipped += 1,
+            Joined::Different => self.current.pages_volatile += 1,
+        }
+    }
+
+    /// A page that is as it was in the scan before: merged with an equal one that the scan has met, or noted for others to
+    /// meet.
+    fn meet<T: Tlb + Caches>(
+        &mut self,
+        changer: &Changer<'_, T>,
+        policy: &MergePolicy,
+        index: usize,
+        page: PageOf<'_>,
+        checksum: u32,
+    ) -> Met {
+        let ordinal = self.targets[index].ordinals().start + page.page as u32;
+        let Some(met) = self.candidates.enter(checksum, ordinal) else {
+            return Met::None;
+        };
+        let at = (self.targets).partition_point(|target| target.ordinals().end <= met);
+        let Some(object) = self.targets[at].object() else {
+            self.candidates.replace(checksum, met, ordinal);
+            return Met::None;
+        };
+        let other = PageOf {
+            object: &object,
+            page: (met - self.targets[at].ordinals().start).into(),
+        };
+        if page.shares_with(other) {
+            return Met::SameFrame;
+        }
+        if !self.targets[index].may_be_apart(page, policy)
+            || !self.targets[at].may_be_apart(other, policy)
+        {
+            self.targets[index].count_partner(page.page);
+            if self.candidates.pair(checksum, met) {
+                self.targets[at].count_partner(other.page);
+            }
+            return Met::Other;
+        }
+        match changer.join(page, other, policy.max_page_sharing) {
+            Joined::Done { alone, shared } => {
+                // Guests may have parted some since they were counted.
+                let unshared = &mut self.current.pages_unshared;
+                *unshared = unshared.saturating_sub(alone);
+                self.current.pages_shared += u64::from(!shared);
+                self.current.pages_sharing += 1;
+                return Met::Joined;
+            }
+            Joined::Busy => self.current.pages_skipped += 1,
+            Joined::Different => self.candidates.replace(checksum, met, ordinal),
+        }
+        Met::Other
+    }
+}
+
+/// Whom a page has met.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Met {
+    /// Nobody: it waits for others.
+    None,
+    /// One that it shares its frame with.
+    SameFrame,
+    /// One that it remains apart from.
+    Other,
+    /// One that it shares a frame with from now on.
+    Joined,
+}

@@ -1,0 +1,118 @@
+//! The pages that a scan has met so far, by their checksums. Filled anew by each scan; all memory is taken beforehand, so a
+//! scan neither allocates nor moves what is there.
+
+use hashbrown::HashTable;
+
+/// Set in a candidate's page once another page has met it.
+const MET: u32 = 1 << 31;
+/// The pages of all objects are numbered through, below this.
+pub(super) const MOST_PAGES: u64 = MET as u64;
+
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    checksum: u32,
+    page: u32,
+}
+
+impl Candidate {
+    fn is(&self, checksum: u32, page: u32) -> bool {
+        self.checksum == checksum && self.page & !MET == page
+    }
+}
+
+/// One page for each checksum.
+#[derive(Debug, Default)]
+pub(super) struct Candidates {
+    table: HashTable<Candidate>,
+}
+
+impl Candidates {
+    /// Takes the memory for so many pages; `None` without heap.
+    pub(super) fn reserve(&mut self, pages: usize) -> Option<()> {
+        let more = pages.saturating_sub(self.table.len());
+        self.table
+            .try_reserve(more, |candidate| hash(candidate.checksum))
+            .ok()
+    }
+
+    /// The page that was entered with this checksum before, or none: then this one is entered.
+    pub(super) fn enter(&mut self, checksum: u32, page: u32) -> Option<u32> {
+        let same = |candidate: &Candidate| candidate.checksum == checksum;
+        if let Some(met) = self.table.find(hash(checksum), same) {
+            return Some(met.page & !MET);
+        }
+        if self.table.len() < self.table.capacity() {
+            let candidate = Candidate { checksum, page };
+            self.table
+                .insert_unique(hash(checksum), candidate, |candidate| {
+                    hash(candidate.checksum)
+                });
+        }
+        None
+    }
+
+    /// Notes that a page has met another one. Whether it is the first.
+    pub(super) fn pair(&mut self, checksum: u32, page: u32) -> bool {
+        let candidate = self.get(checksum, page);
+        candidate.is_some_and(|candidate| {
+            let first = candidate.page & MET == 0;
+            candidate.page |= MET;
+            first
+        })
+    }
+
+    /// Enters a page in the place of another one with the same checksum, which is nobody's equal.
+    pub(super) fn replace(&mut self, checksum: u32, page: u32, by: u32) {
+        if let Some(candidate) = self.get(checksum, page) {
+            candidate.page = by;
+        }
+    }
+
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        self.table.clear();
+    }
+
+    fn get(&mut self, checksum: u32, page: u32) -> Option<&mut Candidate> {
+        let is = |candidate: &Candidate| candidate.is(checksum, page);
+        self.table.find_mut(hash(checksum), is)
+    }
+}
+
+/// Spreads a checksum over all the bits that the table looks at.
+fn hash(checksum: u32) -> u64 {
+    u64::from(checksum).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_page_of_a_checksum_is_met_by_the_others_until_it_is_replaced() {
+        let mut candidates = Candidates::default();
+        candidates.reserve(4).unwrap();
+        assert_eq!(candidates.enter(7, 1), None);
+        assert_eq!(candidates.enter(8, 2), None);
+        assert_eq!(candidates.enter(7, 3), Some(1));
+        assert!(candidates.pair(7, 1));
+        assert!(!candidates.pair(7, 1), "it was met before");
+        assert_eq!(candidates.enter(7, 3), Some(1));
+        candidates.replace(7, 1, 3);
+        assert_eq!(candidates.enter(7, 1), Some(3));
+        candidates.clear();
+        assert_eq!(candidates.enter(7, 1), None);
+    }
+
+    #[test]
+    fn nothing_is_allocated_once_the_memory_is_taken() {
+        let mut candidates = Candidates::default();
+        candidates.reserve(1000).unwrap();
+        let capacity = candidates.table.capacity();
+        for page in 0..10_000 {
+            assert_eq!(candidates.enter(page, page), None);
+        }
+        assert_eq!(candidates.table.capacity(), capacity);
+        assert_eq!(candidates.enter(0, 5), Some(0));
+    }
+}

@@ -1,0 +1,175 @@
+//! Two pages become one frame's: claimed, read-only everywhere, compared, and then the one's mappings lead to the other's
+//! frame.
+//!
+//! Both pages are claimed while this lasts, and nobody waits for the second with the first in hand. A frame that a claimed
+//! page shares stays and isn't written: whoever would make it its own again has to be its only page.
+
+use crate::cpu::Caches;
+use crate::direct::Changer;
+use crate::frames::{Owner, read_bytes, same_pages};
+use crate::object::{Backing, Claim, Object};
+use core::hash::Hasher;
+use stage2::{PAGE_SIZE, Pa, Permissions, Tlb};
+use twox_hash::XxHash64;
+
+/// Bytes that are read and summed up at a time.
+const CHUNK: usize = 256;
+
+/// A page of an object.
+#[derive(Clone, Copy)]
+pub(super) struct PageOf<'o> {
+    pub(super) object: &'o Object,
+    pub(super) page: u64,
+}
+
+impl<'o> PageOf<'o> {
+    /// Whether both have the same frame at this moment.
+    pub(super) fn shares_with(self, other: PageOf<'_>) -> bool {
+        let backing = self.object.look(self.page).backing();
+        matches!(backing, Backing::Shared(_)) && backing == other.object.look(other.page).backing()
+    }
+
+    fn claim(self) -> Option<Claim<'o>> {
+        self.object.claim(self.page)
+    }
+}
+
+/// What became of pages that were to be merged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Joined {
+    /// They have the same frame now.
+    Done {
+        /// How many that had been looked at before had a frame that no other page had.
+        alone: u64,
+        /// Whether the frame was shared before.
+        shared: bool,
+    },
+    /// Somebody else is changing what backs one of them.
+    Busy,
+    /// They aren't equal, or not to be merged any more, or too many share their frame.
+    Different,
+}
+
+/// A checksum of what a frame holds at this moment, never 0. The frame was found in the changer's epoch.
+pub(super) fn checksum<T>(_: &Changer<'_, T>, pa: Pa) -> u32 {
+    checksum_of(|offset, chunk| {
+        // SAFETY: the frame backs a guest, and isn't given to anybody else in the changer's epoch.
+        unsafe { read_bytes(pa.offset(offset), chunk) }
+    })
+}
+
+/// The checksum of a page of zeros.
+pub(super) fn checksum_of_zeros() -> u32 {
+    checksum_of(|_, chunk| chunk.fill(0))
+}
+
+fn checksum_of(read: impl Fn(u64, &mut [u8])) -> u32 {
+    let mut hasher = XxHash64::with_seed(0);
+    let mut chunk = [0; CHUNK];
+    for offset in (0..PAGE_SIZE).step_by(CHUNK) {
+        read(offset, &mut chunk);
+        hasher.write(&chunk);
+    }
+    (hasher.finish() as u32).max(1)
+}
+
+impl<T: Tlb + Caches> Changer<'_, T> {
+    /// Has two pages, of which the second has been looked at by the scan before, share one of their frames.
+    pub(super) fn join(&self, page: PageOf<'_>, other: PageOf<'_>, most: u64) -> Joined {
+        let (Some(page), Some(other)) = (page.claim(), other.claim()) else {
+            return Joined::Busy;
+        };
+        match (page.backing(), other.backing()) {
+            (Backing::Owned(from), Backing::Owned(to)) => {
+                self.seal(&other, to);
+                if !self.is_sealed_copy(&page, from, to) {
+                    return Joined::Different;
+                }
+                self.cpu.recharge(other.object().account(), Owner::Shared);
+                self.share(page, from, to);
+                other.end(Backing::Shared(to));
+                Joined::Done {
+                    alone: 1,
+                    shared: false,
+                }
+            }
+            (Backing::Owned(from), Backing::Shared(to)) => {
+                let sharers = self.sharers(to);
+                if sharers >= most || !self.is_sealed_copy(&page, from, to) {
+                    return Joined::Different;
+                }
+                self.share(page, from, to);
+                Joined::Done {
+                    alone: u64::from(sharers <= 1),
+                    shared: sharers > 1,
+                }
+            }
+            (Backing::Shared(to), Backing::Owned(from)) => {
+                let sharers = self.sharers(to);
+                if sharers >= most || !self.is_sealed_copy(&other, from, to) {
+                    return Joined::Different;
+                }
+                self.share(other, from, to);
+                Joined::Done {
+                    alone: 1,
+                    shared: sharers > 1,
+                }
+            }
+            _ => Joined::Different,
+        }
+    }
+
+    /// Gives up the frame of a page of zeros.
+    pub(super) fn give_up_zeros(&self, page: PageOf<'_>) -> Joined {
+        let Some(claim) = page.claim() else {
+            return Joined::Busy;
+        };
+        let zeros = page.object.system().zeros();
+        let Backing::Owned(from) = claim.backing() else {
+            return Joined::Different;
+        };
+        if !self.is_sealed_copy(&claim, from, zeros) {
+            return Joined::Different;
+        }
+        page.object.system().objects().unshare(from, claim.sharer());
+        self.replace(&claim, from, zeros, |_| Permissions::READ_ONLY);
+        self.cpu
+            .retire_guest(self.guard, from, claim.object().account());
+        claim.end(Backing::Zero);
+        Joined::Done {
+            alone: 0,
+            shared: true,
+        }
+    }
+
+    /// Lets no vCPU write to a claimed page any more, and sees what they have written.
+    fn seal(&self, claim: &Claim<'_>, pa: Pa) {
+        claim.object().lower(claim.page());
+        self.withdraw(claim);
+        // A guest whose caches are off has written past them.
+        self.cpu.hardware().clean_for_guest(pa, PAGE_SIZE);
+    }
+
+    /// Whether a page that nobody can write to any more holds what another frame does, which isn't written either.
+    fn is_sealed_copy(&self, claim: &Claim<'_>, pa: Pa, other: Pa) -> bool {
+        self.seal(claim, pa);
+        // SAFETY: both frames back guests, or one is that of zeros.
+        unsafe { same_pages(pa, other) }
+    }
+
+    /// Gives a sealed page an equal frame that others have, and gives up its own.
+    fn share(&self, claim: Claim<'_>, from: Pa, to: Pa) {
+        let objects = self.cpu.system().objects();
+        // The reverse map says so first: nobody moves the frame without this page.
+        objects.unshare(from, claim.sharer());
+        objects.share(to, claim.sharer());
+        self.replace(&claim, from, to, |_| Permissions::READ_ONLY);
+        self.cpu
+            .retire_guest(self.guard, from, claim.object().account());
+        claim.end(Backing::Shared(to));
+    }
+
+    fn sharers(&self, pa: Pa) -> u64 {
+        self.cpu.system().objects().count(pa)
+    }
+}

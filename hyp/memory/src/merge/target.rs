@@ -1,0 +1,115 @@
+//! What a scan notes of an object whose pages are merged.
+
+use super::MergePolicy;
+use super::candidates::MOST_PAGES;
+use super::sharing::PageOf;
+use crate::frames::FrameSize;
+use crate::object::{Backing, Object};
+use crate::reverse::ObjectId;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::ops::Range;
+use stage2::Level;
+
+const PAGES_IN_REGION: usize = FrameSize::Block2M.frames();
+
+/// An object that was offered for merging. It ends when its owners let go of it.
+#[derive(Debug)]
+pub(super) struct Target {
+    id: ObjectId,
+    object: Weak<Object>,
+    /// The numbers of its pages among those of all targets.
+    ordinals: Range<u32>,
+    /// By page: its checksum when it was last looked at, or 0.
+    checksums: Vec<u32>,
+    /// By region of 2 MiB.
+    regions: Vec<Region>,
+}
+
+/// How many pages of a region had partners.
+#[derive(Clone, Copy, Default, Debug)]
+struct Region {
+    /// In this scan, so far.
+    now: u16,
+    /// In the one before.
+    before: u16,
+}
+
+impl Target {
+    /// Whose pages are numbered from `first` on; `None` without heap, or numbers.
+    pub(super) fn new(object: &Arc<Object>, first: u32) -> Option<Self> {
+        let end = u64::from(first).checked_add(object.pages())?;
+        if end > MOST_PAGES {
+            return None;
+        }
+        let pages = object.pages() as usize;
+        Some(Self {
+            id: object.id(),
+            object: Arc::downgrade(object),
+            ordinals: first..end as u32,
+            checksums: filled(pages, 0)?,
+            regions: filled(pages.div_ceil(PAGES_IN_REGION), Region::default())?,
+        })
+    }
+
+    pub(super) fn id(&self) -> ObjectId {
+        self.id
+    }
+
+    /// The object, if it is somebody's still.
+    pub(super) fn object(&self) -> Option<Arc<Object>> {
+        self.object.upgrade()
+    }
+
+    pub(super) fn ordinals(&self) -> Range<u32> {
+        self.ordinals.clone()
+    }
+
+    /// Numbers its pages from `first` on, and says where those of the next one begin.
+    pub(super) fn move_to(&mut self, first: u32) -> u32 {
+        self.ordinals = first..first + self.ordinals.len() as u32;
+        self.ordinals.end
+    }
+
+    /// A page's checksum when it was last looked at; 0 if it never was.
+    pub(super) fn checksum(&self, page: u64) -> u32 {
+        self.checksums[page as usize]
+    }
+
+    pub(super) fn note(&mut self, page: u64, checksum: u32) {
+        self.checksums[page as usize] = checksum;
+    }
+
+    /// Before a page is looked at: with the first one of a region another scan of that begins.
+    pub(super) fn enter_region(&mut self, page: u64) {
+        if page.is_multiple_of(PAGES_IN_REGION as u64) {
+            let region = self.region(page);
+            region.before = region.now;
+            region.now = 0;
+        }
+    }
+
+    /// Counts a page that would have been merged, were its block apart.
+    pub(super) fn count_partner(&mut self, page: u64) {
+        self.region(page).now += 1;
+    }
+
+    /// Whether a page may be taken out of its block, if it has to be.
+    pub(super) fn may_be_apart(&self, page: PageOf<'_>, policy: &MergePolicy) -> bool {
+        let look = page.object.look(page.page);
+        look.extent().level == Level::L3
+            || matches!(look.backing(), Backing::Shared(_))
+            || self.regions[page.page as usize / PAGES_IN_REGION].before >= policy.pages_of_block
+    }
+
+    fn region(&mut self, page: u64) -> &mut Region {
+        &mut self.regions[page as usize / PAGES_IN_REGION]
+    }
+}
+
+fn filled<V: Copy>(count: usize, value: V) -> Option<Vec<V>> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(count).ok()?;
+    values.resize(count, value);
+    Some(values)
+}

@@ -1,0 +1,373 @@
+//! Page merging under every interleaving with what else happens to the pages that are merged: on the real address space, with
+//! its real frames. Each page holds what its guest has written there, and no other page's writes, in the end.
+//!
+//! A guest's write is a step of its thread, as in `loom_policies`: it looks at the tables and writes to the page's own memory;
+//! or it faults. It has no TLB, but an invalidation is complete only when what it overtakes is: a write that was decided on
+//! before counts as not begun.
+//!
+//! Bounds: two pages of one object, which is mapped once, in a tree of two levels with four entries each; two or three CPUs,
+//! each a thread, beside a main thread that waits; at most so many preemptions per execution as the first argument of
+//! `explore` says. One of them scans, as only one can at a time.
+#![cfg(loom)]
+
+use std::ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use loom::thread;
+use memory::frames::{FramePool, arena};
+use memory::{
+    Access, AddressSpace, Caches, CpuMemory, Fault, FaultKind, FaultOutcome, LogPolicy,
+    MemorySystem, MergePolicy, Object, Owner, PageMerging, Parallel, SlotConfig, SlotId, VmId,
+};
+use stage2::sync::{full_barrier, relax};
+use stage2::{
+    Counters, Descriptor, Entry, Epoch, Features, Ipa, IpaRange, Layout, Level, PAGE_SIZE, Pa,
+    Regime, Step, TableFrame, TableMemory, Tlb, Unlinked, Worker,
+};
+
+const CPUS: usize = 4;
+const SLOT: SlotId = SlotId(0);
+const PAGES: u64 = 2;
+
+static POOL: FramePool = FramePool::new();
+
+type Space = AddressSpace<Parallel>;
+type Cpu = CpuMemory<Overtaking>;
+
+/// A VM, and the scanner that merges its pages.
+struct World {
+    space: Space,
+    merging: PageMerging,
+}
+
+fn page(number: u64) -> Ipa {
+    Ipa::new(number * PAGE_SIZE)
+}
+
+fn system() -> &'static MemorySystem {
+    static SYSTEM: OnceLock<MemorySystem> = OnceLock::new();
+    SYSTEM.get_or_init(|| {
+        // SAFETY: the arena is leaked, and added once.
+        unsafe { POOL.add(arena::leak(2048)) };
+        MemorySystem::new(&POOL, CPUS, 2, 8)
+    })
+}
+
+fn cpu(number: usize) -> Cpu {
+    CpuMemory::new(system(), number, Overtaking, Box::leak(Box::default()))
+}
+
+fn world(cpu: &Cpu) -> World {
+    let vm = VmId::new(0).unwrap();
+    let layout = Layout::small(Level::L2, Features::armv8_0(32, 48));
+    let space = Space::new(cpu, vm, layout).unwrap();
+    let object = Object::anonymous(cpu, Owner::Vm(vm), PAGES * PAGE_SIZE, Level::L3).unwrap();
+    let merging = PageMerging::new(MergePolicy::default());
+    merging.add(&object).unwrap();
+    let config = SlotConfig {
+        id: SLOT,
+        start: page(0),
+        offset: 0,
+        bytes: object.bytes(),
+        object,
+        read_only: false,
+        write_faults: false,
+    };
+    space.map_object(cpu, config).unwrap();
+    World { space, merging }
+}
+
+loom::lazy_static! {
+    /// Invalidations that are complete.
+    static ref COMPLETE: loom::sync::atomic::AtomicU64 = loom::sync::atomic::AtomicU64::new(0);
+}
+
+/// How many invalidations are complete. What they stand for is seen by whoever asks.
+fn complete() -> u64 {
+    COMPLETE.fetch_add(0, Ordering::AcqRel)
+}
+
+/// TLB instructions that count.
+struct Overtaking;
+
+impl Overtaking {
+    fn invalidate(&self) {
+        full_barrier();
+        COMPLETE.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+impl Tlb for Overtaking {
+    fn invalidate_leaf(&self, _: Regime, _: Ipa, _: Option<Level>) {
+        self.invalidate();
+    }
+    fn invalidate_range(&self, _: Regime, _: IpaRange, _: bool) {
+        self.invalidate();
+    }
+    fn invalidate_vmid(&self, _: Regime) {
+        self.invalidate();
+    }
+    fn invalidate_all_vmids(&self) {
+        self.invalidate();
+    }
+    fn invalidate_local(&self, _: Regime, _: Ipa, _: Option<Level>, _: Option<u64>) {}
+    fn publish_tables(&self) {}
+}
+
+impl Caches for Overtaking {
+    fn clean_for_guest(&self, _: Pa, _: u64) {}
+}
+
+/// The tables, for hardware to walk. Nothing is allocated through it.
+struct Walked;
+
+// SAFETY: tables lie at their own addresses and last as long as the process; none is handed out.
+unsafe impl TableMemory for Walked {
+    fn allocate(&self) -> Option<TableFrame> {
+        None
+    }
+    fn free(&self, _: TableFrame) {}
+    fn entries(&self, pa: Pa) -> NonNull<Entry> {
+        NonNull::new(with_exposed_provenance_mut(pa.get() as usize)).expect("no table is at zero")
+    }
+}
+
+impl Epoch for Walked {
+    fn retire(&self, _: Unlinked) {}
+}
+
+/// Writes to a page as hardware does if the tables allow it. Whether it did.
+fn write_through(space: &Space, cpu: &Cpu, number: u64) -> bool {
+    let _guard = cpu.pin();
+    let counters = Counters::default();
+    let worker = Worker {
+        memory: &Walked,
+        tlb: &Overtaking,
+        epoch: &Walked,
+        counters: &counters,
+    };
+    let mut written = false;
+    let before = complete();
+    space
+        .stage2()
+        .walk(&worker, page(number)..page(number + 1), |context| {
+            let leaf = match context.descriptor {
+                Descriptor::Table(_) => return Step::Descend,
+                Descriptor::Leaf(leaf) => leaf,
+                _ => return Step::Stop,
+            };
+            if !leaf.writable() {
+                let dirty = Descriptor::Leaf(leaf.with_write().with_accessed());
+                if !leaf.hardware_dirty()
+                    || context.entry.exchange(context.observed, dirty).is_err()
+                {
+                    return Step::Stop;
+                }
+            }
+            if complete() != before {
+                return Step::Stop;
+            }
+            let word: *const AtomicU64 = with_exposed_provenance(leaf.pa().get() as usize);
+            // SAFETY: the page is the slot's, of the arena, which lasts.
+            unsafe { &*word }.fetch_add(1, Ordering::Relaxed);
+            written = true;
+            Step::Stop
+        });
+    written
+}
+
+/// The guest writes to a page, faulting until it may.
+fn write_page(world: &World, cpu: &Cpu, number: u64) {
+    while !write_through(&world.space, cpu, number) {
+        fault(world, cpu, number, Access::Write);
+    }
+}
+
+fn fault(world: &World, cpu: &Cpu, number: u64, access: Access) {
+    let fault = Fault {
+        vcpu: 0,
+        ipa: page(number),
+        va: None,
+        access,
+        kind: FaultKind::Permission,
+    };
+    match world.space.fault(cpu, &fault) {
+        FaultOutcome::Resolved => {}
+        FaultOutcome::Retry => relax(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn write_first(world: &World, cpu: &Cpu) {
+    write_page(world, cpu, 0);
+}
+
+fn write_second(world: &World, cpu: &Cpu) {
+    write_page(world, cpu, 1);
+}
+
+fn read_first(world: &World, cpu: &Cpu) {
+    fault(world, cpu, 0, Access::Read);
+}
+
+/// The hypervisor writes to the second page, as a device would.
+fn write_second_from_outside(world: &World, cpu: &Cpu) {
+    let word = 2u64.to_le_bytes();
+    world.space.write_guest(cpu, page(1), &word).unwrap();
+}
+
+/// Writes to the first page and looks for the mark that this leaves in the log.
+fn write_first_and_harvest(world: &World, cpu: &Cpu) {
+    write_page(world, cpu, 0);
+    let mut bitmap = [0];
+    world
+        .space
+        .get_and_clear_dirty_log(cpu, SLOT, 0, &mut bitmap)
+        .unwrap();
+    assert_eq!(bitmap[0] & 1, 1, "a write isn't in the log");
+}
+
+/// Looks at both pages once.
+fn scan(world: &World, cpu: &Cpu) {
+    world.merging.step(cpu);
+}
+
+fn in_memory(world: &World, cpu: &Cpu, number: u64) -> u64 {
+    let mut bytes = [0; 8];
+    world
+        .space
+        .read_guest(cpu, page(number), &mut bytes)
+        .unwrap();
+    u64::from_le_bytes(bytes)
+}
+
+/// Both pages hold the same, and the scanner knows.
+fn equal(world: &World, cpu: &Cpu) {
+    write_first(world, cpu);
+    write_second(world, cpu);
+    scan(world, cpu);
+}
+
+fn logged(world: &World, cpu: &Cpu) {
+    equal(world, cpu);
+    world
+        .space
+        .enable_dirty_log(cpu, SLOT, &LogPolicy::default())
+        .unwrap();
+}
+
+/// Both pages have the same frame.
+fn merged(world: &World, cpu: &Cpu) {
+    equal(world, cpu);
+    scan(world, cpu);
+    assert_eq!(POOL.shared_frames(), 1);
+}
+
+/// As merged, and the first has been written to what it was, and scanned.
+fn parted(world: &World, cpu: &Cpu) {
+    merged(world, cpu);
+    world.space.write_guest(cpu, page(0), &[1]).unwrap();
+    scan(world, cpu);
+}
+
+/// The pages hold zeros that were written, and the scanner knows.
+fn zeros(world: &World, cpu: &Cpu) {
+    world
+        .space
+        .write_guest(cpu, page(0), &[0; 2 * PAGE_SIZE as usize])
+        .unwrap();
+    fault(world, cpu, 0, Access::Write);
+    scan(world, cpu);
+}
+
+type Act = fn(&World, &Cpu);
+
+/// Tries every execution, with at most so many preemptions, in which `prepare` runs on CPU 0, then each of `race` at once
+/// with the others, on CPU 1, 2 and so on. In the end the pages hold `words`. One test at a time, as all share the pool.
+fn explore<const N: usize>(
+    preemptions: usize,
+    prepare: Act,
+    race: [Act; N],
+    words: [u64; PAGES as usize],
+) {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.max_branches = 20_000;
+    let began = Instant::now();
+    builder.check(move || {
+        let own = cpu(0);
+        let world = Arc::new(world(&own));
+        prepare(&world, &own);
+        let threads = race.into_iter().enumerate().map(|(index, act)| {
+            let world = world.clone();
+            thread::spawn(move || act(&world, &cpu(index + 1)))
+        });
+        for thread in threads.collect::<Vec<_>>() {
+            thread
+                .join()
+                .expect("the model checker reports panics itself");
+        }
+        for (number, word) in (0..).zip(words) {
+            assert_eq!(in_memory(&world, &own, number), word, "page {number}");
+        }
+        let world = Arc::into_inner(world).expect("the threads have ended");
+        world.space.destroy(&own);
+        own.wait_for_epoch();
+        assert!(POOL.counts_of(VmId::new(0).unwrap()).is_zero());
+        assert_eq!(POOL.shared_frames(), 0);
+    });
+    let name = std::thread::current().name().unwrap_or_default().to_owned();
+    println!(
+        "{name}: {N} CPUs, {preemptions} preemptions, {:.1?}",
+        began.elapsed()
+    );
+}
+
+#[test]
+fn rule_8_a_page_that_is_written_while_it_is_merged_keeps_the_write_to_itself() {
+    explore(2, equal, [scan, write_first], [2, 1]);
+    explore(2, equal, [scan, write_second], [1, 2]);
+}
+
+#[test]
+fn rule_8_both_pages_are_written_while_they_are_merged() {
+    explore(1, equal, [scan, write_first, write_second], [2, 2]);
+}
+
+#[test]
+fn rule_8_a_page_is_merged_beside_a_fault_that_maps_it() {
+    explore(2, equal, [scan, read_first], [1, 1]);
+    explore(1, equal, [scan, read_first, write_first], [2, 1]);
+}
+
+#[test]
+fn rule_8_a_page_that_the_hypervisor_writes_while_it_is_merged_keeps_the_write_to_itself() {
+    explore(2, equal, [scan, write_second_from_outside], [1, 2]);
+}
+
+#[test]
+fn rule_9_a_write_to_a_page_that_is_being_merged_is_logged() {
+    explore(2, logged, [scan, write_first_and_harvest], [2, 1]);
+}
+
+#[test]
+fn rule_8_a_page_that_joins_others_is_written_beside_a_write_to_one_of_them() {
+    explore(2, parted, [scan, write_first], [2, 1]);
+    explore(2, parted, [scan, write_second], [1, 2]);
+    explore(1, parted, [scan, write_first, write_second], [2, 2]);
+}
+
+#[test]
+fn rule_8_a_page_of_zeros_is_written_while_its_frame_is_given_up() {
+    explore(2, zeros, [scan, write_first], [1, 0]);
+}
+
+#[test]
+fn rule_8_merged_pages_are_written_at_once() {
+    explore(2, merged, [write_first, write_second], [2, 2]);
+    explore(1, merged, [write_first, write_second, scan], [2, 2]);
+}

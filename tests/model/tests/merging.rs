@@ -1,0 +1,425 @@
+//! Pages of running VMs are merged and parted again, on real memory: what every guest reads is what it wrote.
+#![cfg(not(loom))]
+#![cfg(not(miri))]
+
+use memory::frames::{FramePool, arena, read_bytes, write_bytes};
+use memory::{
+    Access, AddressSpace, CpuMemory, Fault, FaultKind, FaultOutcome, LogPolicy, MemorySystem,
+    MergeError, MergePolicy, MergeStatistics, Object, Owner, PageMerging, Parallel, SlotConfig,
+    SlotId, VmId,
+};
+use proptest::prelude::*;
+use stage2::{Features, Ipa, Layout, Leaf, Level, NoTlb, PAGE_SIZE, Pa};
+use std::sync::Arc;
+
+const START: Ipa = Ipa::new(0x4000_0000);
+const SLOT: SlotId = SlotId(0);
+/// Pages of a block of 2 MiB.
+const BLOCK: u64 = 512;
+
+type Space = AddressSpace<Parallel>;
+
+/// CPU 0 of a machine, its VMs, and the scanner.
+struct Machine {
+    cpu: CpuMemory<NoTlb>,
+    pool: &'static FramePool,
+    merging: PageMerging,
+    spaces: Vec<Space>,
+}
+
+impl Machine {
+    fn new(frames: usize, policy: MergePolicy) -> Self {
+        let pool: &FramePool = Box::leak(Box::new(FramePool::new()));
+        // SAFETY: the arena is leaked, and added once.
+        unsafe { pool.add(arena::leak(frames)) };
+        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 2, 8)));
+        let counters = Box::leak(Box::default());
+        Self {
+            cpu: CpuMemory::new(system, 0, NoTlb, counters),
+            pool,
+            merging: PageMerging::new(policy),
+            spaces: Vec::new(),
+        }
+    }
+
+    /// Two VMs of `pages` pages each, in pieces of the span of `piece`, whose pages may be merged.
+    fn with_two(frames: usize, pages: u64, piece: Level, policy: MergePolicy) -> Self {
+        let mut machine = Self::new(frames, policy);
+        for _ in 0..2 {
+            let object = machine.add_vm(pages, piece);
+            machine.merging.add(&object).unwrap();
+        }
+        machine
+    }
+
+    fn add_vm(&mut self, pages: u64, piece: Level) -> Arc<Object> {
+        let vm = VmId::new(self.spaces.len()).unwrap();
+        let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
+        let space = Space::new(&self.cpu, vm, layout).unwrap();
+        let object = Object::anonymous(&self.cpu, Owner::Vm(vm), pages * PAGE_SIZE, piece).unwrap();
+        let config = SlotConfig {
+            id: SLOT,
+            start: START,
+            offset: 0,
+            bytes: object.bytes(),
+            object: object.clone(),
+            read_only: false,
+            write_faults: false,
+        };
+        space.map_object(&self.cpu, config).unwrap();
+        self.spaces.push(space);
+        object
+    }
+
+    /// What the guest's access leads to, and how many faults it takes.
+    fn access(&self, vm: usize, page: u64, access: Access) -> (Leaf, Level, u32) {
+        let ipa = START.offset(page * PAGE_SIZE);
+        let mut faults = 0;
+        loop {
+            let kind = match self.spaces[vm].lookup(&self.cpu, ipa) {
+                Some((leaf, level)) if access.allowed_by(leaf) => return (leaf, level, faults),
+                Some(_) => FaultKind::Permission,
+                None => FaultKind::Translation,
+            };
+            faults += 1;
+            let fault = Fault {
+                vcpu: 0,
+                ipa,
+                va: None,
+                access,
+                kind,
+            };
+            let outcome = self.spaces[vm].fault(&self.cpu, &fault);
+            assert!(
+                matches!(outcome, FaultOutcome::Resolved | FaultOutcome::Retry),
+                "{outcome:?}"
+            );
+            self.cpu.refill();
+        }
+    }
+
+    /// The guest fills a page's second word. How many faults that takes.
+    fn write(&self, vm: usize, page: u64, word: u64) -> u32 {
+        let (leaf, level, faults) = self.access(vm, page, Access::Write);
+        // SAFETY: the leaf maps memory of the arena, which backs the guest.
+        unsafe { write_bytes(address(leaf, level, page).offset(8), &word.to_ne_bytes()) };
+        faults
+    }
+
+    fn read(&self, vm: usize, page: u64) -> u64 {
+        let (leaf, level, _) = self.access(vm, page, Access::Read);
+        let mut word = [0; 8];
+        // SAFETY: as for a write.
+        unsafe { read_bytes(address(leaf, level, page).offset(8), &mut word) };
+        u64::from_ne_bytes(word)
+    }
+
+    fn level(&self, vm: usize, page: u64) -> Level {
+        self.access(vm, page, Access::Read).1
+    }
+
+    /// Scans until all pages have been looked at so often more, and gives back what that let go of.
+    fn scan(&self, times: u64) -> MergeStatistics {
+        let until = self.merging.statistics().full_scans + times;
+        while self.merging.statistics().full_scans < until {
+            self.merging.step(&self.cpu);
+        }
+        self.cpu.wait_for_epoch();
+        self.merging.statistics()
+    }
+
+    /// The frames that back guests, of all owners, but for the frame of zeros.
+    fn guest(&self) -> u64 {
+        let counts = self.pool.counts();
+        counts.check().unwrap();
+        counts.guest - 1
+    }
+
+    fn end(self) {
+        for space in self.spaces {
+            space.destroy(&self.cpu);
+        }
+        self.cpu.wait_for_epoch();
+        let counts = self.pool.counts();
+        counts.check().unwrap();
+        assert_eq!(counts.guest, 1, "{counts}");
+        assert_eq!(counts.table, 0);
+        assert_eq!(self.pool.shared_frames(), 0);
+    }
+}
+
+fn address(leaf: Leaf, level: Level, page: u64) -> Pa {
+    match level {
+        Level::L3 => leaf.pa(),
+        _ => leaf.pa().offset(page % BLOCK * PAGE_SIZE),
+    }
+}
+
+#[test]
+fn equal_pages_of_two_vms_share_a_frame_until_one_is_written() {
+    let machine = Machine::with_two(4096, 8, Level::L3, MergePolicy::default());
+    for page in 0..8 {
+        machine.write(0, page, 100 + page);
+        machine.write(1, 7 - page, 100 + page);
+    }
+    assert_eq!(machine.guest(), 16);
+    let first = machine.scan(1);
+    assert_eq!((first.pages_volatile, first.pages_sharing), (16, 0));
+    let second = machine.scan(1);
+    assert_eq!((second.pages_shared, second.pages_sharing), (8, 8));
+    assert_eq!((second.pages_unshared, second.pages_volatile), (0, 0));
+    assert_eq!((machine.guest(), machine.pool.shared_frames()), (8, 8));
+    assert_eq!(machine.scan(1).pages_sharing, 8, "they stay so");
+    for page in 0..8 {
+        assert_eq!(machine.read(0, page), 100 + page);
+        assert_eq!(machine.read(1, 7 - page), 100 + page);
+    }
+    assert_eq!(machine.write(0, 3, 7), 1, "one fault for a copy");
+    assert_eq!((machine.read(0, 3), machine.read(1, 4)), (7, 103));
+    assert_eq!(machine.write(1, 4, 8), 1, "the last one takes it back");
+    assert_eq!((machine.guest(), machine.pool.shared_frames()), (9, 7));
+    let third = machine.scan(1);
+    assert_eq!((third.pages_shared, third.pages_sharing), (7, 7));
+    assert_eq!(third.pages_volatile, 2);
+    machine.end();
+}
+
+#[test]
+fn a_page_that_is_written_between_scans_is_left_alone() {
+    let machine = Machine::with_two(4096, 4, Level::L3, MergePolicy::default());
+    for round in 0..4 {
+        for vm in 0..2 {
+            for page in 0..4 {
+                machine.write(vm, page, 1 + round);
+            }
+        }
+        let statistics = machine.scan(1);
+        assert_eq!(
+            (statistics.pages_volatile, statistics.pages_sharing),
+            (8, 0)
+        );
+        assert_eq!(machine.write(0, 0, 1 + round), 0, "it was protected");
+    }
+    machine.end();
+}
+
+#[test]
+fn pages_of_zeros_give_up_their_frames() {
+    let machine = Machine::with_two(4096, 8, Level::L3, MergePolicy::default());
+    for page in 0..8 {
+        machine.write(0, page, 1);
+        machine.write(0, page, 0);
+    }
+    let statistics = machine.scan(2);
+    assert_eq!((statistics.zero_pages, machine.guest()), (8, 0));
+    assert_eq!(machine.scan(1).zero_pages, 8);
+    assert_eq!((machine.write(0, 2, 5), machine.read(0, 2)), (1, 5));
+    assert_eq!((machine.read(0, 3), machine.guest()), (0, 1));
+    machine.end();
+}
+
+#[test]
+fn no_more_pages_share_a_frame_than_the_policy_says() {
+    let policy = MergePolicy {
+        max_page_sharing: 4,
+        ..MergePolicy::default()
+    };
+    let machine = Machine::with_two(4096, 10, Level::L3, policy);
+    for vm in 0..2 {
+        (0..10).for_each(|page| assert_eq!(machine.write(vm, page, 9), 1));
+    }
+    let statistics = machine.scan(2);
+    assert_eq!(machine.guest(), 5);
+    assert_eq!((statistics.pages_shared, statistics.pages_sharing), (5, 15));
+    machine.end();
+}
+
+#[test]
+fn a_block_is_taken_apart_only_if_enough_of_its_pages_have_partners() {
+    for (equal, pays) in [(100, false), (128, true), (400, true)] {
+        let machine = Machine::with_two(8192, BLOCK, Level::L2, MergePolicy::default());
+        for page in 0..BLOCK {
+            machine.write(0, page, page + 1);
+            let its = if page < equal { page + 1 } else { 1000 + page };
+            machine.write(1, page, its);
+        }
+        let statistics = machine.scan(4);
+        let saved = if pays { equal } else { 0 };
+        assert_eq!(statistics.pages_sharing, saved, "{equal} equal pages");
+        assert_eq!(machine.guest(), 2 * BLOCK - saved);
+        for vm in 0..2 {
+            let level = if pays { Level::L3 } else { Level::L2 };
+            assert_eq!(machine.level(vm, 300), level);
+        }
+        for page in 0..BLOCK {
+            assert_eq!(machine.read(0, page), page + 1);
+        }
+        machine.end();
+    }
+}
+
+#[test]
+fn what_a_fork_shares_is_joined_by_others() {
+    let mut machine = Machine::with_two(4096, 8, Level::L3, MergePolicy::default());
+    for page in 0..8 {
+        machine.write(0, page, 1 + page);
+        machine.write(1, page, 1 + page);
+    }
+    let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
+    let child = Space::new(&machine.cpu, VmId::new(2).unwrap(), layout).unwrap();
+    machine.spaces[0].fork(&machine.cpu, &child).unwrap();
+    machine.spaces.push(child);
+    machine.scan(2);
+    assert_eq!(machine.guest(), 8);
+    for vm in 0..3 {
+        machine.write(vm, 5, 50 + vm as u64);
+    }
+    assert_eq!(
+        (0..3).map(|vm| machine.read(vm, 5)).collect::<Vec<_>>(),
+        [50, 51, 52]
+    );
+    assert_eq!(machine.guest(), 10);
+    machine.end();
+}
+
+#[test]
+fn writes_to_merged_pages_are_logged() {
+    let machine = Machine::with_two(4096, 8, Level::L3, MergePolicy::default());
+    for vm in 0..2 {
+        (0..8).for_each(|page| assert_eq!(machine.write(vm, page, 1 + page), 1));
+    }
+    machine.spaces[0]
+        .enable_dirty_log(&machine.cpu, SLOT, &LogPolicy::default())
+        .unwrap();
+    assert_eq!(machine.scan(2).pages_sharing, 8);
+    machine.write(0, 5, 9);
+    let mut bitmap = [0];
+    machine.spaces[0]
+        .get_and_clear_dirty_log(&machine.cpu, SLOT, 0, &mut bitmap)
+        .unwrap();
+    assert_eq!(bitmap, [1 << 5]);
+    machine.end();
+}
+
+#[test]
+fn a_step_looks_at_no_more_pages_than_the_policy_says() {
+    let policy = MergePolicy {
+        pages_to_scan: 30,
+        ..MergePolicy::default()
+    };
+    let machine = Machine::with_two(4096, 100, Level::L3, policy);
+    for _ in 0..20 {
+        assert!(machine.merging.step(&machine.cpu) <= 30);
+    }
+    let statistics = machine.merging.statistics();
+    assert_eq!(statistics.full_scans, 2);
+    machine.end();
+}
+
+#[test]
+fn objects_come_and_go_and_only_pages_of_their_own_are_merged() {
+    let mut machine = Machine::new(4096, MergePolicy::default());
+    let image = Object::image(&machine.cpu, &[1; 5000]).unwrap();
+    assert_eq!(machine.merging.add(&image), Err(MergeError::NotMergeable));
+    drop(image);
+    assert_eq!(machine.merging.step(&machine.cpu), 0, "nothing is offered");
+    for _ in 0..3 {
+        let object = machine.add_vm(8, Level::L3);
+        machine.merging.add(&object).unwrap();
+        machine.merging.add(&object).unwrap();
+    }
+    for vm in 0..3 {
+        (0..8).for_each(|page| assert_eq!(machine.write(vm, page, 1 + page), 1));
+    }
+    machine.scan(1);
+    // One ends in the middle of a scan, another is withdrawn.
+    machine.spaces.remove(0).destroy(&machine.cpu);
+    let withdrawn = machine.add_vm(8, Level::L3);
+    machine.merging.add(&withdrawn).unwrap();
+    machine.merging.remove(&withdrawn);
+    drop(withdrawn);
+    let statistics = machine.scan(3);
+    assert_eq!((statistics.pages_shared, statistics.pages_sharing), (8, 8));
+    machine.end();
+}
+
+#[test]
+fn without_frames_for_tables_nothing_is_lost() {
+    let machine = Machine::with_two(2048, BLOCK, Level::L2, MergePolicy::default());
+    for vm in 0..2 {
+        (0..BLOCK).for_each(|page| {
+            machine.write(vm, page, 1 + page);
+        });
+    }
+    machine.scan(2);
+    // The blocks pay for being split from now on, but there is no frame for a table.
+    let mut taken = Vec::new();
+    let size = memory::frames::FrameSize::Page4K;
+    while let Some(pa) =
+        (machine.pool).allocate(size, Owner::Hypervisor, memory::frames::Purpose::Guest)
+    {
+        taken.push(pa);
+    }
+    machine.scan(1);
+    for pa in taken {
+        machine
+            .pool
+            .free(pa, size, Owner::Hypervisor, memory::frames::Purpose::Guest);
+    }
+    for vm in 0..2 {
+        (0..BLOCK).for_each(|page| assert_eq!(machine.read(vm, page), 1 + page));
+    }
+    machine.end();
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(usize, u64, u64),
+    Read(usize, u64),
+    Scan(u64),
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 64,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn guests_read_what_they_wrote(
+        piece in prop::sample::select(vec![Level::L3, Level::L2]),
+        most in 2..5u64,
+        steps in prop::collection::vec(
+            prop_oneof![
+                4 => (0..2usize, 0..24u64, 0..3u64).prop_map(|(vm, page, word)| Step::Write(vm, page, word)),
+                2 => (0..2usize, 0..24u64).prop_map(|(vm, page)| Step::Read(vm, page)),
+                2 => (1..4u64).prop_map(Step::Scan),
+            ],
+            1..80,
+        ),
+    ) {
+        let policy = MergePolicy { max_page_sharing: most, pages_of_block: 4, pages_to_scan: 70 };
+        let pages = if piece == Level::L2 { BLOCK } else { 24 };
+        let machine = Machine::with_two(4096, pages, piece, policy);
+        let mut written = [[0; 24]; 2];
+        for step in steps {
+            match step {
+                Step::Write(vm, page, word) => {
+                    prop_assert!(machine.write(vm, page, word) <= 2);
+                    written[vm][page as usize] = word;
+                }
+                Step::Read(vm, page) => prop_assert_eq!(machine.read(vm, page), written[vm][page as usize]),
+                Step::Scan(times) => {
+                    machine.scan(times);
+                }
+            }
+        }
+        for vm in 0..2 {
+            for page in 0..24 {
+                prop_assert_eq!(machine.read(vm, page), written[vm][page as usize]);
+            }
+        }
+        machine.end();
+    }
+}
