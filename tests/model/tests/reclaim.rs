@@ -249,10 +249,7 @@ fn what_is_used_all_the_time_stays_and_what_is_not_goes() {
     let counters = machine.system.reclaim_counters();
     assert!(counters.activated.get() > HOT && counters.deactivated.get() > HOT);
     let (active, inactive) = machine.system.listed_pages();
-    assert!(
-        active <= inactive + 1 && inactive > 100,
-        "{active} {inactive}"
-    );
+    assert!(active > 200 && inactive > 200, "{active} {inactive}");
     assert_eq!(machine.read(&space, HOT + 1), HOT + 2);
     assert_eq!(
         machine.counters.faults.brought_back.get(),
