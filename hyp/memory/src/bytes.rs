@@ -35,9 +35,20 @@ impl<L: MmuLock> AddressSpace<L> {
             }
         })?;
         drop(guard);
-        self.for_each_page(&cpu.pin(), ipa, bytes.len(), |slot, at, part| {
-            self.write_page(cpu, slot, at, &bytes[part])
-        })
+        let mut done = 0;
+        loop {
+            let rest = &bytes[done..];
+            let start = ipa.offset(done as u64);
+            let written = self.for_each_page(&cpu.pin(), start, rest.len(), |slot, at, part| {
+                self.write_page(cpu, slot, at, &rest[part])
+            });
+            match written {
+                Err(NotBacked::OutOfFrames { ipa: at }) if cpu.make_room() => {
+                    done = (at.get() - ipa.get()) as usize;
+                }
+                other => return other,
+            }
+        }
     }
 
     /// Writes within one page, whose backing doesn't change meanwhile.
@@ -87,6 +98,9 @@ impl<L: MmuLock> AddressSpace<L> {
             };
             let ran_out = match backing {
                 Backing::Vacant => object.populate(cpu, page, how) == Populated::OutOfFrames,
+                Backing::Compressed(_) => {
+                    object.bring_back(cpu, page, how) == Populated::OutOfFrames
+                }
                 _ => {
                     let guard = &cpu.pin();
                     Changer { cpu, guard }.unshare(object, page, how) == Unshared::OutOfFrames
@@ -111,13 +125,15 @@ impl<L: MmuLock> AddressSpace<L> {
         let guard = cpu.pin();
         let length = bytes.len();
         self.for_each_page(&guard, ipa, length, |slot, at, part| {
-            match slot.object().look(slot.object_page(at)).backing() {
+            match backing_to_read(slot, at, &mut bytes[part.clone()]) {
                 Backing::Owned(page) | Backing::Shared(page) => {
                     let pa = page.offset(at.offset_in(PAGE_SIZE));
                     // SAFETY: the frame backs the guest, and isn't given to anybody else in the epoch that `guard` holds.
                     unsafe { read_bytes(pa, &mut bytes[part]) }
                 }
                 Backing::Vacant | Backing::Zero => bytes[part].fill(0),
+                // Read already.
+                Backing::Compressed(_) => {}
                 Backing::Device(_) => return Err(NotBacked::NoSlot { ipa: at }),
             }
             Ok(())
@@ -145,5 +161,28 @@ impl<L: MmuLock> AddressSpace<L> {
             each(slot, at, part)?;
         }
         Ok(())
+    }
+}
+
+/// What backs a page. From one that is put away `bytes` are read at once: it stays so no longer than it is claimed.
+fn backing_to_read(slot: &Slot, at: Ipa, bytes: &mut [u8]) -> Backing {
+    let (object, number) = (slot.object(), slot.object_page(at));
+    loop {
+        let look = object.look(number);
+        if !matches!(look.backing(), Backing::Compressed(_)) {
+            return look.backing();
+        }
+        match object.claim(number) {
+            Some(claim) => {
+                if let Backing::Compressed(handle) = claim.backing() {
+                    let mut page = [0; PAGE_SIZE as usize];
+                    object.system().store().get(handle, &mut page);
+                    let start = at.offset_in(PAGE_SIZE) as usize;
+                    bytes.copy_from_slice(&page[start..start + bytes.len()]);
+                    return claim.backing();
+                }
+            }
+            None => relax(),
+        }
     }
 }

@@ -99,12 +99,12 @@ impl Handle {
     }
 
     /// The handle that [`Self::bits`] was called on.
-    pub fn from_bits(bits: u64) -> Self {
+    pub const fn from_bits(bits: u64) -> Self {
         Self(bits)
     }
 
     /// As a number of [`Self::BITS`] bits.
-    pub fn bits(self) -> u64 {
+    pub const fn bits(self) -> u64 {
         self.0
     }
 

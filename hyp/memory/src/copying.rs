@@ -16,7 +16,7 @@ use stage2::{Level, PAGE_SIZE, Pa, Permissions, Tlb};
 pub(crate) struct How {
     change: Change,
     /// Whether no guest can look past the data caches.
-    fwb: bool,
+    pub(crate) fwb: bool,
 }
 
 impl Space {
@@ -54,7 +54,9 @@ impl<T: Tlb + Caches> Changer<'_, T> {
             Backing::Zero => (object.system().zeros(), self.zeroed_for(object, how)),
             Backing::Shared(shared) => (shared, self.copy_of(&claim, shared, how)),
             // Its fault has to see to that first.
-            Backing::Vacant | Backing::Device(_) => return Unshared::Busy,
+            Backing::Vacant | Backing::Device(_) | Backing::Compressed(_) => {
+                return Unshared::Busy;
+            }
         };
         let Some(to) = to else {
             return Unshared::OutOfFrames;
@@ -99,18 +101,19 @@ impl<T: Tlb + Caches> Changer<'_, T> {
     /// Says who has which frame now, and ends the claim.
     fn settle(&self, claim: Claim<'_>, from: Pa, to: Pa) {
         let objects = self.cpu.system().objects();
+        let mut left = 1;
         if from != to {
-            let left = match claim.backing() {
-                Backing::Shared(_) => objects.unshare(from, claim.sharer()),
-                _ => 1,
-            };
-            objects.own(to, claim.sharer());
-            if left == 0 {
-                // The others have copied it at the same time.
-                self.cpu.retire_guest(self.guard, from, Owner::Shared);
+            if let Backing::Shared(_) = claim.backing() {
+                left = objects.unshare(from, claim.sharer());
             }
+            objects.own(to, claim.sharer());
         }
+        // First nobody finds the frame any more, then it is handed to the epoch.
         claim.end(Backing::Owned(to));
+        if left == 0 {
+            // The others have copied it at the same time.
+            self.cpu.retire_guest(self.guard, from, Owner::Shared);
+        }
     }
 }
 
@@ -132,7 +135,7 @@ pub(crate) fn show<T: Caches>(cpu: &CpuMemory<T>, pa: Pa, fwb: bool) {
     }
 }
 
-/// What became of a page that nobody had touched.
+/// What became of a page that had no frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Populated {
     /// It has a frame, or its piece has to be allocated smaller: look again.

@@ -3,6 +3,7 @@
 
 use crate::frames::{FrameCache, FramePool, FrameSize, MOST_PENDING, Owner, Purpose, VmId, zero};
 use crate::gate::Gate;
+use crate::pressure::Pressure;
 use crate::reclaim::{Retirement, Tables};
 use crate::reverse::Objects;
 use alloc::sync::Arc;
@@ -69,6 +70,8 @@ pub struct FaultCounters {
     pub unshared: Counter,
     /// The frame that a page had became its own again.
     pub reused: Counter,
+    /// What was put away was brought back.
+    pub brought_back: Counter,
 }
 
 impl FaultCounters {
@@ -85,6 +88,7 @@ impl FaultCounters {
         each("faults_zeros", self.zeros.get());
         each("faults_unshared", self.unshared.get());
         each("faults_reused", self.reused.get());
+        each("faults_brought_back", self.brought_back.get());
     }
 }
 
@@ -105,6 +109,7 @@ pub struct MemorySystem {
     collector: Collector,
     gate: Gate,
     objects: Objects,
+    pressure: Pressure,
     /// The frame of zeros, once an object needs it.
     zeros: Once<Pa>,
     /// CPUs that have yet to register.
@@ -124,6 +129,7 @@ impl MemorySystem {
             collector: Collector::new(),
             gate: Gate::default(),
             objects: Objects::new(pool),
+            pressure: Pressure::new(pool),
             zeros: Once::new(),
             to_come: AtomicUsize::new(cpus),
             vmids,
@@ -139,6 +145,11 @@ impl MemorySystem {
 
     pub(crate) fn pool(&self) -> &'static FramePool {
         self.pool
+    }
+
+    /// What reclaim knows.
+    pub(crate) fn pressure(&self) -> &Pressure {
+        &self.pressure
     }
 
     /// The frame of zeros. There is one as soon as there is an object.
@@ -215,7 +226,7 @@ impl<T> CpuMemory<T> {
     }
 
     /// What all CPUs share.
-    pub(crate) fn system(&self) -> &'static MemorySystem {
+    pub fn system(&self) -> &'static MemorySystem {
         self.system
     }
 
@@ -228,6 +239,16 @@ impl<T> CpuMemory<T> {
     #[inline]
     pub(crate) fn take_guest(&self, owner: Owner) -> Option<Pa> {
         self.cache.take_guest(owner)
+    }
+
+    /// The VM whose limit was in the way of [`Self::take_guest`], since this was asked last.
+    pub(crate) fn take_denied(&self) -> Option<VmId> {
+        self.cache.take_denied()
+    }
+
+    /// Lets a VM with a limit take some more frames here. Whether it may.
+    pub(crate) fn renew_allowance(&self, vm: VmId) -> bool {
+        self.cache.renew_allowance(vm)
     }
 
     /// Charges a frame of guest memory to another owner.

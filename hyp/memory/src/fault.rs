@@ -89,7 +89,7 @@ impl<L: MmuLock> AddressSpace<L> {
         let guard = cpu.pin();
         let outcome = self.fault_in_epoch(cpu, fault, &guard);
         drop(guard);
-        if outcome == FaultOutcome::OutOfFrames && cpu.refill() {
+        if outcome == FaultOutcome::OutOfFrames && cpu.make_room() {
             FaultOutcome::Retry
         } else {
             outcome
@@ -250,7 +250,7 @@ impl<L: MmuLock> AddressSpace<L> {
             Backing::Zero if !writes && !slot.config().write_faults => {
                 Some(slot.object().system().zeros())
             }
-            Backing::Vacant | Backing::Zero | Backing::Shared(_) => None,
+            Backing::Vacant | Backing::Zero | Backing::Shared(_) | Backing::Compressed(_) => None,
         }
     }
 
@@ -278,11 +278,11 @@ impl<L: MmuLock> AddressSpace<L> {
             }
             Backing::Vacant => {
                 counters.populated.add(1);
-                match object.populate(cpu, page, self.space().how()) {
-                    Populated::Done => Served::Prepared,
-                    Populated::Busy => Served::Ended(FaultOutcome::Retry),
-                    Populated::OutOfFrames => Served::Ended(FaultOutcome::OutOfFrames),
-                }
+                served(object.populate(cpu, page, self.space().how()))
+            }
+            Backing::Compressed(_) => {
+                counters.brought_back.add(1);
+                served(object.bring_back(cpu, page, self.space().how()))
             }
             _ => self.unshare(cpu, guard, slot, fault),
         }
@@ -420,6 +420,14 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 }
 
+fn served(populated: Populated) -> Served {
+    match populated {
+        Populated::Done => Served::Prepared,
+        Populated::Busy => Served::Ended(FaultOutcome::Retry),
+        Populated::OutOfFrames => Served::Ended(FaultOutcome::OutOfFrames),
+    }
+}
+
 #[inline]
 fn request_for(slot: &Slot, log: Option<&DirtyLog>, fault: &Fault, look: Look, pa: Pa) -> Request {
     let policy = log.map(DirtyLog::policy);
@@ -429,7 +437,7 @@ fn request_for(slot: &Slot, log: Option<&DirtyLog>, fault: &Fault, look: Look, p
         Backing::Owned(_) => (!extent.read_only || extent.level == Level::L3, extent.level),
         Backing::Shared(_) => (false, extent.level),
         Backing::Device(_) => (true, Level::L3),
-        Backing::Vacant | Backing::Zero => (false, Level::L3),
+        Backing::Vacant | Backing::Zero | Backing::Compressed(_) => (false, Level::L3),
     };
     let largest = slot.fitting(fault.ipa, level);
     let permissions = match (slot.read_only() || !owned, policy) {

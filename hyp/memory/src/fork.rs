@@ -22,7 +22,8 @@ impl<L: MmuLock> AddressSpace<L> {
     /// returns, no write of one is seen in the other, and none was lost.
     ///
     /// # Errors
-    /// There is no heap, or there are too many objects. The child has no slots then, and may try again.
+    /// There is no heap, no room for another copy of what is put away, or there are too many objects. The child has no slots
+    /// then, and may try again.
     pub fn fork<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, child: &Self) -> Result<(), SlotError> {
         let _control = self.control().lock();
         let slots = self.held_slots(cpu)?;
@@ -104,7 +105,7 @@ impl Object {
     /// this one, as for [`AddressSpace::fork`]. Its own frames will be charged to `account`.
     ///
     /// # Errors
-    /// There is no heap for it, or there are too many objects.
+    /// There is no heap for it, no room for another copy of what is put away, or there are too many objects.
     pub fn fork<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -119,7 +120,7 @@ impl Object {
             let guard = &cpu.pin();
             Changer { cpu, guard }.withdraw_all(self, first..end);
             for page in claims.pages() {
-                self.share_page(cpu, page, &copy, &claims);
+                self.share_page(cpu, page, &copy, &claims)?;
             }
             copy.take_extent(first, self);
         }
@@ -127,11 +128,24 @@ impl Object {
     }
 
     /// Lets a page of `copy`, which nobody uses yet, share what backs the same page here, which may not be written any more.
-    fn share_page<T>(&self, cpu: &CpuMemory<T>, page: u64, copy: &Self, claims: &Claims<'_>) {
+    fn share_page<T>(
+        &self,
+        cpu: &CpuMemory<T>,
+        page: u64,
+        copy: &Self,
+        claims: &Claims<'_>,
+    ) -> Result<(), ObjectError> {
         let backing = match self.look(page).backing() {
             Backing::Owned(pa) => {
                 cpu.recharge(self.account(), Owner::Shared);
                 Backing::Shared(pa)
+            }
+            Backing::Compressed(handle) => {
+                let copied = copy.keep_copy_of(handle);
+                let bytes = self.bytes();
+                let copied = copied.map_err(|_| ObjectError::OutOfMemory { bytes })?;
+                copy.begin_as(page, Backing::Compressed(copied));
+                return Ok(());
             }
             other => other,
         };
@@ -140,5 +154,6 @@ impl Object {
         }
         copy.begin_as(page, backing);
         claims.set(page, backing);
+        Ok(())
     }
 }

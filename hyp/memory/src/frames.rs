@@ -28,6 +28,7 @@ pub use cache::FrameCache;
 pub use counts::{Counts, Unbalanced, VmCounts};
 pub(crate) use physical::same_pages;
 pub use physical::{copy_page, read_bytes, write_bytes, zero};
+pub(crate) use physical::{page_at, page_at_mut};
 pub use pool::{FramePool, MAX_RUN, MOST_PENDING};
 pub use record::FrameRecord;
 
@@ -79,18 +80,18 @@ pub enum Owner {
 }
 
 /// How many owners there can be at the same time.
-const OWNERS: usize = MAX_VMS + 2;
+pub(crate) const OWNERS: usize = MAX_VMS + 2;
 
 impl Owner {
     /// All that there can be.
-    fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
         let vms = (0..MAX_VMS).filter_map(VmId::new).map(Self::Vm);
         [Self::Hypervisor, Self::Shared].into_iter().chain(vms)
     }
 
     /// Its place in an array by owner.
     #[inline]
-    const fn index(self) -> usize {
+    pub(crate) const fn index(self) -> usize {
         match self {
             Self::Hypervisor => MAX_VMS,
             Self::Shared => MAX_VMS + 1,

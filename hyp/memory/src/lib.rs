@@ -47,6 +47,9 @@
 
 extern crate alloc;
 
+mod ageing;
+mod away;
+mod balloon;
 mod bytes;
 pub mod compressed;
 mod copying;
@@ -66,6 +69,7 @@ mod object;
 mod placing;
 mod policy;
 mod prefault;
+mod pressure;
 mod published;
 mod reclaim;
 mod restore;
@@ -77,6 +81,8 @@ mod tracker;
 #[cfg(feature = "watch")]
 pub mod watch;
 
+pub use balloon::BalloonError;
+pub use compressed::StoreCounts;
 pub use cpu::{Caches, CpuCounters, CpuMemory, FaultCounters, MemorySystem};
 pub use dirty_log::{BYTES_PER_WORD, PAGES_PER_WORD};
 pub use fault::{Fault, FaultKind, FaultOutcome};
@@ -87,6 +93,7 @@ pub use merge::{MergeError, MergePolicy, MergeStatistics, PageMerging};
 pub use object::{Object, ObjectError};
 pub use policy::{Ahead, Granularity, LogPolicy, Splitting, Tracking};
 pub use prefault::{NotPopulated, PrefaultError};
+pub use pressure::{Count, ReclaimCounters, Watermarks};
 pub use restore::Restored;
 pub use reverse::{MAX_OBJECTS, ObjectId};
 pub use ring::{DirtyPages, RING_ENTRIES, RingError};

@@ -11,6 +11,7 @@
 //! Any number of CPUs do all of it at once. Orderings: words are stored with release and read with acquire, so whoever sees
 //! a frame in one sees what the frame holds (rule 11).
 
+use crate::compressed::Handle;
 use crate::cpu::{Caches, CpuMemory, MemorySystem};
 use crate::frames::{FramePool, FrameSize, GRANULE, Owner, Purpose};
 use crate::mapping::Mappings;
@@ -117,11 +118,18 @@ pub(crate) enum Backing {
     Shared(Pa),
     /// What isn't the pool's.
     Device(Pa),
+    /// Put away: in the store, without a frame.
+    Compressed(Handle),
 }
 
 /// Set in the word of a page that is claimed.
 const CLAIMED: u64 = 1 << 3;
+/// Set in the word of a page that is on a list of those that may be put away, and has a frame of its own.
+const LISTED: u64 = 1 << 4;
 const STATE: u64 = 0b111;
+const OWNED: u64 = 2;
+/// Where a handle is.
+const HANDLE: u32 = u64::BITS - Handle::BITS;
 const ADDRESS: u64 = !(PAGE_SIZE - 1);
 
 impl Backing {
@@ -129,9 +137,10 @@ impl Backing {
         match self {
             Self::Vacant => 0,
             Self::Zero => 1,
-            Self::Owned(pa) => 2 | pa.get(),
+            Self::Owned(pa) => OWNED | pa.get(),
             Self::Shared(pa) => 3 | pa.get(),
             Self::Device(pa) => 4 | pa.get(),
+            Self::Compressed(handle) => 5 | handle.bits() << HANDLE,
         }
     }
 
@@ -141,9 +150,10 @@ impl Backing {
         match word & STATE {
             0 => Self::Vacant,
             1 => Self::Zero,
-            2 => Self::Owned(pa),
+            OWNED => Self::Owned(pa),
             3 => Self::Shared(pa),
-            _ => Self::Device(pa),
+            4 => Self::Device(pa),
+            _ => Self::Compressed(Handle::from_bits(word >> HANDLE)),
         }
     }
 }
@@ -241,6 +251,11 @@ impl<'o> Claim<'o> {
 
     /// Leaves the page as it was.
     pub(crate) fn cancel(self) {}
+
+    /// Leaves the page as it was, and on no list.
+    pub(crate) fn unlist(mut self) {
+        self.word &= !LISTED;
+    }
 }
 
 impl Drop for Claim<'_> {
@@ -484,7 +499,8 @@ impl Object {
     #[inline]
     pub(crate) fn look(&self, page: u64) -> Look {
         Look {
-            word: self.page(page).word.load(Ordering::Acquire),
+            // A page is the same on a list.
+            word: self.page(page).word.load(Ordering::Acquire) & !LISTED,
             region: self.region(page).load(Ordering::Acquire),
         }
     }
@@ -504,6 +520,42 @@ impl Object {
         );
         let object = self;
         claimed.ok().map(|_| Claim { object, page, word })
+    }
+
+    /// Notes that a page which has a frame of its own is listed from now on. False if it is already, or has none, or is claimed.
+    pub(crate) fn enlist(&self, page: u64) -> bool {
+        let word = self.page(page).word.load(Ordering::Relaxed);
+        word & (STATE | CLAIMED | LISTED) == OWNED
+            && (self.page(page).word)
+                .compare_exchange(word, word | LISTED, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// Whether a page is listed.
+    pub(crate) fn is_listed(&self, page: u64) -> bool {
+        self.page(page).word.load(Ordering::Relaxed) & LISTED != 0
+    }
+
+    /// Notes that a page isn't listed any more.
+    pub(crate) fn unlist(&self, page: u64) {
+        loop {
+            match self.claim(page) {
+                Some(claim) => return claim.unlist(),
+                None => relax(),
+            }
+        }
+    }
+
+    /// How many pages from a page on are listed as one: those of the block that may map it.
+    pub(crate) fn pages_at_once(&self, page: u64) -> u64 {
+        let block = FrameSize::of_level(self.look(page).extent().level).frames() as u64;
+        (page | (block - 1)).min(self.pages() - 1) + 1 - page
+    }
+
+    /// The pages of a page's region.
+    pub(crate) fn region_of(&self, page: u64) -> Range<u64> {
+        let first = page & !(PAGES_IN_REGION - 1);
+        first..(first + PAGES_IN_REGION).min(self.pages())
     }
 
     /// Takes all pages of a region, if none of them is taken, and all are its own.
@@ -673,6 +725,7 @@ impl Object {
     fn release_page(&self, page: u64) {
         let (owner, pa) = match self.look(page).backing() {
             Backing::Vacant | Backing::Zero | Backing::Device(_) => return,
+            Backing::Compressed(handle) => return self.discard(handle),
             Backing::Owned(pa) => (self.account, pa),
             Backing::Shared(pa) => (Owner::Shared, pa),
         };

@@ -9,6 +9,27 @@ use stage2::{PAGE_SIZE, Pa};
 
 const WORD: usize = size_of::<u64>();
 
+/// A page's bytes.
+const PAGE: usize = PAGE_SIZE as usize;
+
+/// The page at `pa`.
+///
+/// # Safety
+/// The memory is mapped at its own address, and nobody writes it while the reference is used.
+pub(crate) unsafe fn page_at<'a>(pa: Pa) -> &'a [u8; PAGE] {
+    // SAFETY: as the caller promised; frame 0 is never used.
+    unsafe { &*with_exposed_provenance_mut(pa.get() as usize) }
+}
+
+/// The page at `pa`, to be written.
+///
+/// # Safety
+/// The memory is mapped at its own address, and nobody else uses it while the reference is used.
+pub(crate) unsafe fn page_at_mut<'a>(pa: Pa) -> &'a mut [u8; PAGE] {
+    // SAFETY: as the caller promised; frame 0 is never used.
+    unsafe { &mut *with_exposed_provenance_mut(pa.get() as usize) }
+}
+
 /// Zeroes `bytes` bytes from `pa` on.
 ///
 /// # Safety

@@ -1,0 +1,106 @@
+//! Pages that are put away: compressed, without a frame, and brought back when somebody needs them.
+//!
+//! Both are changes of what backs a page, made by whoever has claimed it. To put a page away it is unmapped everywhere first,
+//! so nobody writes it while it is compressed, and what hardware has noted of writes is told to the logs. A page that turns
+//! out to be all zeros is as if nobody had ever written it. If the page can't be put away it stays as it is, but for the
+//! entries that led there, which a fault makes again. A frame that was left is free after an epoch, as the hypervisor itself
+//! may be reading it.
+
+use crate::compressed::{Handle, Refused};
+use crate::copying::{How, Populated, show};
+use crate::cpu::{Caches, CpuMemory};
+use crate::direct::Changer;
+use crate::frames::{Owner, page_at, page_at_mut};
+use crate::object::{Backing, Claim, Object};
+use stage2::{PAGE_SIZE, Pa, Tlb};
+
+impl<T: Tlb + Caches> Changer<'_, T> {
+    /// Puts a page away that has a frame of its own.
+    ///
+    /// # Errors
+    /// The page doesn't get smaller, or there is no room for it.
+    pub(crate) fn put_away(&self, claim: Claim<'_>, frame: Pa) -> Result<Backing, Refused> {
+        let object = claim.object();
+        object.lower(claim.page());
+        self.unmap(&claim);
+        if self.is_seen_past_caches(object) {
+            self.cpu.hardware().clean_for_guest(frame, PAGE_SIZE);
+        }
+        // SAFETY: the frame is the page's own, which is claimed, and nothing maps it any more: nobody writes it.
+        let contents = unsafe { page_at(frame) };
+        let backing = if *contents == [0; PAGE_SIZE as usize] {
+            Backing::Zero
+        } else {
+            let handle = self.cpu.system().store().put(contents)?;
+            self.cpu
+                .pool()
+                .charge_compressed(object.account(), handle.bytes());
+            Backing::Compressed(handle)
+        };
+        self.end_without(claim, frame, backing);
+        Ok(backing)
+    }
+
+    /// Ends the claim of a page that has left its frame, which nothing maps any more.
+    pub(crate) fn end_without(&self, claim: Claim<'_>, frame: Pa, backing: Backing) {
+        let owner = match claim.backing() {
+            Backing::Owned(_) => claim.object().account(),
+            _ => Owner::Shared,
+        };
+        let left = self.cpu.system().objects().unshare(frame, claim.sharer());
+        // First nobody finds the frame any more, then it is handed to the epoch.
+        claim.end(backing);
+        if left == 0 {
+            self.cpu.retire_guest(self.guard, frame, owner);
+        }
+    }
+
+    /// Whether some guest may have written past the data caches.
+    fn is_seen_past_caches(&self, object: &Object) -> bool {
+        let mappings = object.mappings().all(self.guard);
+        mappings.iter().any(|mapping| !mapping.space.how().fwb)
+    }
+}
+
+impl Object {
+    /// Gives a page that was put away a frame again.
+    pub(crate) fn bring_back<T: Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        page: u64,
+        how: How,
+    ) -> Populated {
+        let Some(claim) = self.claim(page) else {
+            return Populated::Busy;
+        };
+        let Backing::Compressed(handle) = claim.backing() else {
+            return Populated::Done;
+        };
+        let Some(frame) = cpu.take_guest(self.account()) else {
+            return Populated::OutOfFrames;
+        };
+        // SAFETY: the frame has just been taken, and is nobody else's.
+        cpu.system()
+            .store()
+            .get(handle, unsafe { page_at_mut(frame) });
+        self.discard(handle);
+        show(cpu, frame, how.fwb);
+        cpu.system().objects().own(frame, claim.sharer());
+        claim.end(Backing::Owned(frame));
+        Populated::Done
+    }
+
+    /// Keeps another copy of what a page was put away as, for this object.
+    pub(crate) fn keep_copy_of(&self, handle: Handle) -> Result<Handle, Refused> {
+        let copy = self.system().store().copy(handle)?;
+        self.pool().charge_compressed(self.account(), copy.bytes());
+        Ok(copy)
+    }
+
+    /// Forgets what a page of this object, claimed or in nobody's reach, was put away as.
+    pub(crate) fn discard(&self, handle: Handle) {
+        self.pool()
+            .discharge_compressed(self.account(), handle.bytes());
+        self.system().store().drop(handle);
+    }
+}

@@ -1,0 +1,533 @@
+//! Memory is short: cold pages are put away and come back as they were, VMs stay within their limits, guests give memory
+//! back. On real memory, step by step.
+#![cfg(not(loom))]
+#![cfg(not(miri))]
+
+use memory::frames::{Counts, FramePool, arena, read_bytes, write_bytes};
+use memory::{
+    Access, AddressSpace, BalloonError, CpuCounters, CpuMemory, Fault, FaultKind, FaultOutcome,
+    LogPolicy, MemorySystem, Object, Owner, Parallel, SlotConfig, SlotId, StoreCounts, VmId,
+    Watermarks,
+};
+use stage2::{Features, Ipa, Layout, Level, NoTlb, PAGE_SIZE, Pa};
+use std::sync::Arc;
+
+const START: Ipa = Ipa::new(0x4000_0000);
+const SLOT: SlotId = SlotId(0);
+const WATERMARKS: Watermarks = Watermarks { low: 40, high: 60 };
+/// Pages of a block of 2 MiB.
+const BLOCK: u64 = 512;
+
+type Space = AddressSpace<Parallel>;
+
+fn vm(number: usize) -> VmId {
+    VmId::new(number).unwrap()
+}
+
+/// CPU 0 of a machine with a pool of its own.
+struct Machine {
+    cpu: CpuMemory<NoTlb>,
+    counters: &'static CpuCounters,
+    system: &'static MemorySystem,
+    pool: &'static FramePool,
+}
+
+impl Machine {
+    fn new(frames: usize) -> Self {
+        let pool: &FramePool = Box::leak(Box::new(FramePool::new()));
+        // SAFETY: the arena is leaked, and added once.
+        unsafe { pool.add(arena::leak(frames)) };
+        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 2, 8)));
+        system.set_watermarks(Some(WATERMARKS));
+        let counters: &CpuCounters = Box::leak(Box::default());
+        Self {
+            cpu: CpuMemory::new(system, 0, NoTlb, counters),
+            counters,
+            system,
+            pool,
+        }
+    }
+
+    fn space(&self, number: usize) -> Space {
+        let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
+        Space::new(&self.cpu, vm(number), layout).unwrap()
+    }
+
+    /// A VM with one slot of so many pages.
+    fn vm_of(&self, number: usize, pages: u64, piece: Level) -> Space {
+        let space = self.space(number);
+        let account = Owner::Vm(vm(number));
+        let object = Object::anonymous(&self.cpu, account, pages * PAGE_SIZE, piece).unwrap();
+        space.map_object(&self.cpu, slot(object)).unwrap();
+        space
+    }
+
+    /// The guest's access to a page, as a CPU without its own access flags has it: where it leads to, or why not.
+    fn access(&self, space: &Space, page: u64, access: Access) -> Result<Pa, FaultOutcome> {
+        let ipa = START.offset(page * PAGE_SIZE);
+        loop {
+            let kind = match space.lookup(&self.cpu, ipa) {
+                Some((leaf, _)) if !leaf.accessed() => FaultKind::AccessFlag,
+                Some((leaf, level)) if access.allowed_by(leaf) => {
+                    let within = page % BLOCK * PAGE_SIZE;
+                    return Ok(match level {
+                        Level::L3 => leaf.pa(),
+                        _ => leaf.pa().offset(within),
+                    });
+                }
+                Some(_) => FaultKind::Permission,
+                None => FaultKind::Translation,
+            };
+            let fault = Fault {
+                vcpu: 0,
+                ipa,
+                va: None,
+                access,
+                kind,
+            };
+            match space.fault(&self.cpu, &fault) {
+                FaultOutcome::Resolved | FaultOutcome::Retry => {}
+                other => return Err(other),
+            }
+        }
+    }
+
+    /// The guest fills a page with a number that it can be known by, and which compresses well.
+    fn write(&self, space: &Space, page: u64, word: u64) -> Result<(), FaultOutcome> {
+        let pa = self.access(space, page, Access::Write)?;
+        for index in 0..8 {
+            // SAFETY: the leaf maps memory of the arena, which backs the guest.
+            unsafe { write_bytes(pa.offset(index * 512), &(word + index).to_ne_bytes()) };
+        }
+        Ok(())
+    }
+
+    /// The number that the guest finds a page filled with; 0 for a page of zeros.
+    fn read(&self, space: &Space, page: u64) -> u64 {
+        let pa = self.access(space, page, Access::Read).unwrap();
+        let mut bytes = [0; PAGE_SIZE as usize];
+        // SAFETY: as for a write.
+        unsafe { read_bytes(pa, &mut bytes) };
+        known_by(&bytes)
+    }
+
+    fn idle_until_relieved(&self) {
+        while self.cpu.relieve() {}
+        self.cpu.wait_for_epoch();
+    }
+
+    fn guest(&self) -> u64 {
+        self.counts().guest - 1
+    }
+
+    fn counts(&self) -> Counts {
+        let counts = self.pool.counts();
+        counts.check().unwrap();
+        counts
+    }
+
+    fn nothing_is_left(&self) {
+        self.cpu.wait_for_epoch();
+        let counts = self.counts();
+        assert_eq!((counts.guest, counts.table), (1, 0), "{counts}");
+        assert_eq!((counts.compressed, counts.pending), (0, 0), "{counts}");
+        assert_eq!(self.system.put_away(), StoreCounts::default());
+        for number in 0..3 {
+            assert_eq!(self.pool.compressed_bytes(Owner::Vm(vm(number))), 0);
+            assert!(self.pool.counts_of(vm(number)).is_zero());
+        }
+    }
+}
+
+fn known_by(bytes: &[u8]) -> u64 {
+    let word_at = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().unwrap());
+    let word = word_at(0);
+    for (index, part) in bytes.chunks(512).enumerate() {
+        let expected = if word == 0 { 0 } else { word + index as u64 };
+        assert_eq!(u64::from_ne_bytes(part[..8].try_into().unwrap()), expected);
+        assert!(part[8..].iter().all(|byte| *byte == 0));
+    }
+    word
+}
+
+fn slot(object: Arc<Object>) -> SlotConfig {
+    SlotConfig {
+        id: SLOT,
+        start: START,
+        offset: 0,
+        bytes: object.bytes(),
+        object,
+        read_only: false,
+        write_faults: false,
+    }
+}
+
+#[test]
+fn a_guest_of_twice_the_memory_finds_all_that_it_wrote() {
+    const PAGES: u64 = 1500;
+    let machine = Machine::new(800);
+    let space = machine.vm_of(0, PAGES, Level::L3);
+    for round in 1..=3 {
+        for page in 0..PAGES {
+            machine.write(&space, page, round << 32 | page + 1).unwrap();
+        }
+        for page in (0..PAGES).rev() {
+            assert_eq!(machine.read(&space, page), round << 32 | page + 1);
+        }
+    }
+    let counters = machine.system.reclaim_counters();
+    assert!(counters.compressed.get() > PAGES && counters.direct_steps.get() > 0);
+    assert!(machine.counters.faults.brought_back.get() > PAGES);
+    assert!(machine.system.put_away().pages > 0);
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn without_watermarks_nothing_is_put_away() {
+    let machine = Machine::new(400);
+    machine.system.set_watermarks(None);
+    let space = machine.vm_of(0, 500, Level::L3);
+    let ran_out = (0..500).find(|page| machine.write(&space, *page, 1).is_err());
+    assert!(ran_out.is_some());
+    assert!(!machine.cpu.relieve());
+    assert_eq!(machine.system.put_away().pages, 0);
+    // Once it may be, and there is room for it, the guest goes on where it was.
+    machine.system.set_watermarks(Some(WATERMARKS));
+    let some = START..START.offset(10 * PAGE_SIZE);
+    assert_eq!(space.balloon(&machine.cpu, some), Ok(10));
+    machine.cpu.wait_for_epoch();
+    for page in ran_out.unwrap()..500 {
+        machine.write(&space, page, 1).unwrap();
+    }
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn idle_cpus_begin_below_the_low_watermark_and_end_at_the_high_one() {
+    let machine = Machine::new(600);
+    let space = machine.vm_of(0, 600, Level::L3);
+    let mut page = 0;
+    while machine.pool.free_frames() >= WATERMARKS.low {
+        assert!(
+            !machine.cpu.relieve(),
+            "{} are free",
+            machine.pool.free_frames()
+        );
+        machine.write(&space, page, page + 1).unwrap();
+        page += 1;
+    }
+    assert_eq!(machine.system.reclaim_counters().idle_steps.get(), 0);
+    machine.idle_until_relieved();
+    let free = machine.pool.free_frames();
+    assert!(
+        (WATERMARKS.high..WATERMARKS.high + 100).contains(&free),
+        "{free}"
+    );
+    for known in 0..page {
+        assert_eq!(machine.read(&space, known), known + 1);
+    }
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn what_is_used_all_the_time_stays_and_what_is_not_goes() {
+    const HOT: u64 = 350;
+    let machine = Machine::new(700);
+    let space = machine.vm_of(0, 2000, Level::L3);
+    for page in 0..2000 {
+        machine.write(&space, page, page + 1).unwrap();
+        for hot in 0..HOT.min(page) {
+            machine.access(&space, hot, Access::Read).unwrap();
+        }
+        machine.cpu.relieve();
+    }
+    let back = machine.counters.faults.brought_back.get();
+    assert!(back < HOT / 2, "{back} pages in use were put away");
+    let counters = machine.system.reclaim_counters();
+    assert!(counters.activated.get() > HOT && counters.deactivated.get() > HOT);
+    let (active, inactive) = machine.system.listed_pages();
+    assert!(active > 200 && inactive > 200, "{active} {inactive}");
+    assert_eq!(machine.read(&space, HOT + 1), HOT + 2);
+    assert_eq!(
+        machine.counters.faults.brought_back.get(),
+        back + 1,
+        "a cold page was put away"
+    );
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn pages_of_zeros_are_dropped() {
+    let machine = Machine::new(400);
+    let space = machine.vm_of(0, 600, Level::L3);
+    for page in 0..600 {
+        machine.access(&space, page, Access::Write).unwrap();
+    }
+    assert!(machine.system.reclaim_counters().zeros.get() > 200);
+    assert_eq!(machine.system.put_away().pages, 0);
+    assert!((0..600).all(|page| machine.read(&space, page) == 0));
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn what_does_not_compress_stays_and_running_out_loses_nothing() {
+    let machine = Machine::new(400);
+    let space = machine.vm_of(0, 600, Level::L3);
+    let noise = |page: u64| -> Vec<u8> {
+        let mut state = page + 1;
+        let words = (0..512).map(|_| {
+            state = state
+                .wrapping_mul(0x5851_f42d_4c95_7f2d)
+                .wrapping_add(0x1405_7b7e_f767_814f);
+            (state ^ state >> 29).to_ne_bytes()
+        });
+        words.flatten().collect()
+    };
+    let mut written = 0;
+    let outcome = loop {
+        match machine.access(&space, written, Access::Write) {
+            // SAFETY: the leaf maps memory of the arena, which backs the guest.
+            Ok(pa) => unsafe { write_bytes(pa, &noise(written)) },
+            Err(outcome) => break outcome,
+        }
+        written += 1;
+    };
+    assert_eq!(outcome, FaultOutcome::OutOfFrames);
+    assert!(machine.system.reclaim_counters().incompressible.get() > 0);
+    assert!(written > 200);
+    let mut bytes = vec![0; PAGE_SIZE as usize];
+    for page in 0..written {
+        let ipa = START.offset(page * PAGE_SIZE);
+        space.read_guest(&machine.cpu, ipa, &mut bytes).unwrap();
+        assert!(bytes == noise(page), "page {page}");
+    }
+    // What a guest gives up is room for another page.
+    assert_eq!(machine.access(&space, written, Access::Write), Err(outcome));
+    let page = START..START.offset(PAGE_SIZE);
+    assert_eq!(space.balloon(&machine.cpu, page), Ok(1));
+    assert!(machine.access(&space, written, Access::Write).is_ok());
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn cold_blocks_are_taken_apart() {
+    let machine = Machine::new(8 * BLOCK as usize);
+    let space = machine.vm_of(0, 12 * BLOCK, Level::L2);
+    for page in 0..12 * BLOCK {
+        machine.write(&space, page, page + 1).unwrap();
+    }
+    assert!(machine.system.reclaim_counters().split.get() >= 4);
+    for page in 0..12 * BLOCK {
+        assert_eq!(machine.read(&space, page), page + 1);
+    }
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_limit_holds_for_its_vm_and_for_no_other() {
+    let machine = Machine::new(2000);
+    let (small, other) = (
+        machine.vm_of(0, 600, Level::L3),
+        machine.vm_of(1, 600, Level::L3),
+    );
+    machine.pool.set_limit(vm(0), Some(200));
+    for page in 0..600 {
+        machine.write(&small, page, page + 1).unwrap();
+        machine.write(&other, page, page + 1).unwrap();
+        assert_eq!(machine.pool.over_limit(vm(0)), 0);
+        assert!(machine.pool.counts_of(vm(0)).guest <= 200);
+    }
+    assert_eq!(machine.pool.counts_of(vm(1)).guest, 600);
+    let compressed = machine.pool.compressed_bytes(Owner::Vm(vm(0)));
+    assert!(compressed >= 400 * 128);
+    assert_eq!(machine.pool.compressed_bytes(Owner::Vm(vm(1))), 0);
+    for page in 0..600 {
+        assert_eq!(machine.read(&small, page), page + 1);
+        assert_eq!(machine.read(&other, page), page + 1);
+    }
+    // A limit that is set later is come to from idle CPUs.
+    machine.pool.set_limit(vm(1), Some(300));
+    assert!(machine.pool.over_limit(vm(1)) >= 300);
+    machine.idle_until_relieved();
+    assert_eq!(machine.pool.over_limit(vm(1)), 0);
+    assert!((0..600).all(|page| machine.read(&other, page) == page + 1));
+    small.destroy(&machine.cpu);
+    other.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_limit_below_what_cannot_be_put_away_is_out_of_frames_for_its_vm_only() {
+    let machine = Machine::new(1000);
+    let (small, other) = (
+        machine.vm_of(0, 600, Level::L3),
+        machine.vm_of(1, 600, Level::L3),
+    );
+    machine.system.set_watermarks(None);
+    machine.pool.set_limit(vm(0), Some(10));
+    for page in 0..10 {
+        machine.write(&small, page, 1).unwrap();
+    }
+    assert_eq!(machine.write(&small, 10, 1), Err(FaultOutcome::OutOfFrames));
+    for page in 0..100 {
+        machine.write(&other, page, 1).unwrap();
+    }
+    machine.pool.set_limit(vm(0), None);
+    machine.write(&small, 10, 1).unwrap();
+    small.destroy(&machine.cpu);
+    other.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn forks_and_the_hypervisor_find_what_is_put_away() {
+    const PAGES: u64 = 600;
+    let machine = Machine::new(660);
+    let parent = machine.vm_of(0, PAGES, Level::L3);
+    for page in 0..PAGES {
+        machine.write(&parent, page, page + 1).unwrap();
+    }
+    machine.idle_until_relieved();
+    let put_away = machine.system.put_away().pages;
+    assert!(put_away > 0);
+    let child = machine.space(1);
+    parent.fork(&machine.cpu, &child).unwrap();
+    assert_eq!(machine.system.put_away().pages, 2 * put_away);
+
+    let before = machine.counters.faults.brought_back.get();
+    let mut bytes = vec![0; PAGE_SIZE as usize];
+    for page in 0..PAGES {
+        let ipa = START.offset(page * PAGE_SIZE);
+        child.read_guest(&machine.cpu, ipa, &mut bytes).unwrap();
+        assert_eq!(known_by(&bytes), page + 1);
+        let (word, part) = (u64::to_ne_bytes(7), ipa.offset(17));
+        parent.write_guest(&machine.cpu, part, &word).unwrap();
+        let mut back = [0; 8];
+        parent.read_guest(&machine.cpu, part, &mut back).unwrap();
+        assert_eq!(back, word);
+    }
+    assert_eq!(machine.counters.faults.brought_back.get(), before);
+    assert!((0..PAGES).all(|page| machine.read(&child, page) == page + 1));
+    parent.destroy(&machine.cpu);
+    assert!((0..PAGES).all(|page| machine.read(&child, page) == page + 1));
+    child.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn what_was_written_before_it_was_put_away_is_in_the_dirty_log() {
+    let machine = Machine::new(400);
+    let space = machine.vm_of(0, 600, Level::L3);
+    let policy = LogPolicy::default();
+    space.enable_dirty_log(&machine.cpu, SLOT, &policy).unwrap();
+    for page in 0..600 {
+        machine.write(&space, page, page + 1).unwrap();
+    }
+    assert!(machine.system.put_away().pages > 200);
+    let mut words = [0; 10];
+    let log = space.get_dirty_log(&machine.cpu, SLOT, 0, &mut words);
+    log.unwrap();
+    let marked: u32 = words.iter().map(|word: &u64| word.count_ones()).sum();
+    assert_eq!(marked, 600);
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn what_a_guest_gives_up_reads_as_zero_and_its_frames_go_home() {
+    let machine = Machine::new(3 * BLOCK as usize);
+    let space = machine.vm_of(0, 2 * BLOCK, Level::L2);
+    for page in 0..2 * BLOCK {
+        machine.write(&space, page, page + 1).unwrap();
+    }
+    let child = machine.space(1);
+    space.fork(&machine.cpu, &child).unwrap();
+    let page = |number: u64| START.offset(number * PAGE_SIZE);
+    assert_eq!(space.balloon(&machine.cpu, page(3)..page(10)), Ok(7));
+    assert_eq!(space.balloon(&machine.cpu, page(9)..page(11)), Ok(1));
+    for number in 0..20 {
+        let expected = if (3..11).contains(&number) {
+            0
+        } else {
+            number + 1
+        };
+        assert_eq!(machine.read(&space, number), expected);
+        assert_eq!(
+            machine.read(&child, number),
+            number + 1,
+            "the fork has its own"
+        );
+    }
+    child.destroy(&machine.cpu);
+    machine.cpu.wait_for_epoch();
+    let before = machine.guest();
+    assert_eq!(before, 2 * BLOCK - 8);
+    assert_eq!(
+        space.balloon(&machine.cpu, page(BLOCK)..page(BLOCK + 100)),
+        Ok(100)
+    );
+    machine.cpu.wait_for_epoch();
+    assert_eq!(machine.guest(), before - 100);
+    machine.write(&space, 5, 77).unwrap();
+    assert_eq!((machine.read(&space, 5), machine.read(&space, 6)), (77, 0));
+    assert_eq!(machine.system.reclaim_counters().ballooned.get(), 108);
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_guest_gives_up_its_own_memory_only() {
+    let machine = Machine::new(400);
+    let space = machine.vm_of(0, 16, Level::L3);
+    let end = START.offset(16 * PAGE_SIZE);
+    let shared = Object::shared(&machine.cpu, 16 * PAGE_SIZE, Level::L3).unwrap();
+    let config = SlotConfig {
+        id: SlotId(1),
+        start: end,
+        ..slot(shared)
+    };
+    space.map_object(&machine.cpu, config).unwrap();
+    machine.write(&space, 15, 9).unwrap();
+    machine.write(&space, 16, 9).unwrap();
+    let balloon = |from: Ipa, to: Ipa| space.balloon(&machine.cpu, from..to);
+    let page = |number: u64| START.offset(number * PAGE_SIZE);
+    assert_eq!(balloon(page(1), page(1)), Err(BalloonError::Unaligned));
+    assert_eq!(balloon(page(2), page(1)), Err(BalloonError::Unaligned));
+    assert_eq!(
+        balloon(page(1).offset(8), page(2)),
+        Err(BalloonError::Unaligned)
+    );
+    assert_eq!(
+        balloon(page(1), page(2).offset(8)),
+        Err(BalloonError::Unaligned)
+    );
+    assert_eq!(
+        balloon(page(15), page(17)),
+        Err(BalloonError::NotOwn { ipa: end })
+    );
+    let hole = page(32);
+    assert_eq!(
+        balloon(page(40), page(41)),
+        Err(BalloonError::NoSlot { ipa: page(40) })
+    );
+    assert_eq!(space.set_read_only(&machine.cpu, SLOT, true), Ok(()));
+    assert_eq!(
+        balloon(page(15), page(16)),
+        Err(BalloonError::NotOwn { ipa: page(15) })
+    );
+    space.remove_slot(&machine.cpu, SlotId(1)).unwrap();
+    assert_eq!(
+        balloon(hole, page(33)),
+        Err(BalloonError::NoSlot { ipa: hole })
+    );
+    assert_eq!(machine.read(&space, 15), 9, "nothing was given up");
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
