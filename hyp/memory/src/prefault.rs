@@ -46,6 +46,30 @@ impl fmt::Display for PrefaultError {
 impl core::error::Error for PrefaultError {}
 
 impl<L: MmuLock> AddressSpace<L> {
+    /// Whether all of a range is memory, of one slot or of many, that allows an access: what a guest alleges of a range before
+    /// anything is done to any of it. Slots may change as soon as this returns.
+    ///
+    /// # Errors
+    /// No slot covers some of it, or one does that doesn't allow the access, or a device's: whatever comes first.
+    pub fn check_range<T>(
+        &self,
+        cpu: &CpuMemory<T>,
+        range: &IpaRange,
+        access: Access,
+    ) -> Result<(), NotPopulated> {
+        let guard = cpu.pin();
+        let slots = self.slots(&guard);
+        let mut at = range.start;
+        while at < range.end {
+            let slot = slots.find(at).ok_or(NotPopulated::NoSlot)?;
+            if slot.object().is_device() || slot.read_only() && access == Access::Write {
+                return Err(NotPopulated::NotPermitted);
+            }
+            at = slot.range().end;
+        }
+        Ok(())
+    }
+
     /// Maps all pages of a range for an access of vCPU `vcpu`, as if it had touched each: afterwards such accesses take no
     /// fault there, until something takes the mapping away. What is populated for writing counts as written in a dirty log.
     /// Any number of CPUs may populate the same range at once, vCPUs running; for a bounded stay, a range of few pages.

@@ -3,8 +3,11 @@
 //! `memory`'s address spaces implement it for the handle that each physical CPU has of them; tests by a script. Any number
 //! of vCPUs call at once.
 
-use memory::{Access, AddressSpace, Caches, CpuMemory, Fault, FaultKind, FaultOutcome, MmuLock};
-use stage2::{Ipa, IpaRange, PAGE_SIZE, Tlb};
+use memory::{
+    Access, AddressSpace, Caches, CpuMemory, Fault, FaultOutcome, MmuLock, NotPopulated,
+    PrefaultError,
+};
+use stage2::{Ipa, IpaRange, Tlb};
 
 use crate::cpu::Stage2Registers;
 
@@ -19,17 +22,23 @@ pub trait GuestMemory<C> {
     /// Whether an instruction at `ipa` is backed by memory at this moment.
     fn is_backed(&self, cpu: &C, ipa: Ipa) -> bool;
 
-    /// Populates the first part of `range`, at most `most` bytes, for accesses of this kind, and returns how many bytes that
-    /// is, from its start on: 0 if others were in the way. `range` is in whole pages within the address space, and not
-    /// empty; nothing else is known of it.
+    /// Populates the first part of `range`, at most `most` bytes, for accesses of vCPU `vcpu`, and returns how many bytes that
+    /// is, from its start on: at least a page. `range` is in whole pages within the address space, and not empty; nothing
+    /// else is known of it.
     ///
     /// # Errors
-    /// Not all of `range` is memory that can be accessed so, and nothing was changed; or no memory is left, not even for one page.
-    fn prefault(&self, cpu: &C, range: IpaRange, most: u64, access: Access)
-    -> Result<u64, Refusal>;
+    /// Not all of `range` is memory that can be accessed so, and nothing was changed; or not even one page could be populated.
+    fn prefault(
+        &self,
+        cpu: &C,
+        vcpu: usize,
+        range: IpaRange,
+        most: u64,
+        access: Access,
+    ) -> Result<u64, Refusal>;
 
-    /// Takes back the first part of `range`, at most `most` bytes, and returns how many bytes that is. What was taken holds
-    /// zeros when it is accessed again. `range` is as for [`Self::prefault`].
+    /// Takes back the first part of `range`, at most `most` bytes, and returns how many bytes that is, from its start on: at
+    /// least a page. What was taken holds zeros when it is accessed again. `range` is as for [`Self::prefault`].
     ///
     /// # Errors
     /// Not all of `range` is memory that can be taken back; nothing was changed.
@@ -48,6 +57,25 @@ pub enum Refusal {
     NotPermitted,
     /// No frame is left.
     OutOfFrames,
+    /// The vCPU's dirty ring is full, and is to be harvested before anything more is written.
+    RingFull,
+}
+
+impl From<NotPopulated> for Refusal {
+    fn from(reason: NotPopulated) -> Self {
+        match reason {
+            NotPopulated::NoSlot => Self::NotBacked,
+            NotPopulated::NotPermitted => Self::NotPermitted,
+            NotPopulated::OutOfFrames => Self::OutOfFrames,
+            NotPopulated::RingFull => Self::RingFull,
+        }
+    }
+}
+
+/// The first part of a range, at most so many bytes.
+fn first_part(range: IpaRange, most: u64) -> IpaRange {
+    let bytes = (range.end.get() - range.start.get()).min(most);
+    range.start..range.start.offset(bytes)
 }
 
 impl<L: MmuLock, T: Tlb + Caches> GuestMemory<CpuMemory<T>> for AddressSpace<L> {
@@ -76,33 +104,21 @@ impl<L: MmuLock, T: Tlb + Caches> GuestMemory<CpuMemory<T>> for AddressSpace<L> 
     fn prefault(
         &self,
         cpu: &CpuMemory<T>,
+        vcpu: usize,
         range: IpaRange,
         most: u64,
         access: Access,
     ) -> Result<u64, Refusal> {
-        let mut done = 0;
-        while done < most && range.start.offset(done) < range.end {
-            let fault = Fault {
-                vcpu: 0,
-                ipa: range.start.offset(done),
-                va: None,
-                access,
-                kind: FaultKind::Translation,
-            };
-            let refusal = match GuestMemory::fault(self, cpu, &fault) {
-                FaultOutcome::Resolved | FaultOutcome::RingLow => {
-                    done += PAGE_SIZE;
-                    continue;
-                }
-                FaultOutcome::Retry | FaultOutcome::RingFull => return Ok(done),
-                FaultOutcome::NoSlot => Refusal::NotBacked,
-                FaultOutcome::NotPermitted => Refusal::NotPermitted,
-                FaultOutcome::OutOfFrames if done != 0 => return Ok(done),
-                FaultOutcome::OutOfFrames => Refusal::OutOfFrames,
-            };
-            return Err(refusal);
+        self.check_range(cpu, &range, access)?;
+        let part = first_part(range, most);
+        let (start, end) = (part.start.get(), part.end.get());
+        match self.prefault(cpu, vcpu, part, access) {
+            Ok(()) => Ok(end - start),
+            Err(PrefaultError { done_to, reason }) => match done_to.get() - start {
+                0 => Err(reason.into()),
+                done => Ok(done),
+            },
         }
-        Ok(done)
     }
 
     fn balloon(&self, _: &CpuMemory<T>, _: IpaRange, _: u64) -> Result<u64, Refusal> {

@@ -126,7 +126,7 @@ where
         let done = self
             .vm
             .space
-            .prefault(self.memory, range, MOST_AT_ONCE, access);
+            .prefault(self.memory, self.id.0, range, MOST_AT_ONCE, access);
         self.answer_bytes(done)
     }
 
@@ -144,6 +144,10 @@ where
             Err(Refusal::NotBacked) => hypercall::NOT_BACKED,
             Err(Refusal::NotPermitted) => hypercall::NOT_PERMITTED,
             Err(Refusal::OutOfFrames) => hypercall::NO_MEMORY,
+            Err(Refusal::RingFull) => {
+                self.call_again();
+                return self.wait_for_ring();
+            }
         };
         self.answer([code, 0])
     }

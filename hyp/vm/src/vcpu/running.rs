@@ -194,7 +194,7 @@ where
 
     /// Nothing is written before the ring was harvested; then the guest tries again.
     #[cold]
-    fn wait_for_ring(&mut self) -> Next {
+    pub(super) fn wait_for_ring(&mut self) -> Next {
         self.count(ExitKind::RingFull);
         self.service.ring_low(self.id);
         sleep(self.vm, self.cpu, self.memory);
@@ -246,6 +246,12 @@ where
         let regs = &mut self.context.state.regs;
         regs.pc = regs.pc.wrapping_add(INSTRUCTION);
         regs.pstate = pstate::after_instruction(regs.pstate);
+    }
+
+    /// Has the guest make the call again that it has just made.
+    pub(super) fn call_again(&mut self) {
+        let regs = &mut self.context.state.regs;
+        regs.pc = regs.pc.wrapping_sub(INSTRUCTION);
     }
 
     fn system_register(&mut self, exit: &RawExit, access: SystemAccess) -> Next {

@@ -429,3 +429,32 @@ fn what_memory_refuses_has_an_error_of_its_own() {
         }
     }
 }
+
+#[test]
+fn a_vcpu_that_populates_more_than_its_ring_holds_waits_for_its_harvest_and_calls_again() {
+    let vm = vm(1);
+    let full = Err(crate::space::Refusal::RingFull);
+    vm.space.answers.lock().unwrap().push_back(full);
+    let (lines, service) = (Lines::new(1), FakeService::default());
+    lines.kick(CpuId(0));
+    // A CPU leaves the program counter behind an HVC.
+    let after_call = |regs: &mut GuestRegs| {
+        regs.pc = ENTRY + 4;
+        (regs.x[0], regs.x[1], regs.x[2], regs.x[3]) = (PREFAULT, 0x4000_0000, 0x1000, 1);
+        exit(HVC)
+    };
+    let again = check(|regs| {
+        assert_eq!(regs.pc, ENTRY);
+        assert_eq!(regs.x[..4], [PREFAULT, 0x4000_0000, 0x1000, 1]);
+    });
+    let script = [
+        Box::new(after_call) as Turn,
+        again,
+        call(PREFAULT, [0x4000_0000, 0x1000, 1]),
+        returns_bytes(0x1000),
+    ];
+    let cpu = run_on(&vm, &service, FakeCpu::new(0, &lines, script));
+    assert_eq!((cpu.sleeps, cpu.script.len()), (1, 0));
+    assert_eq!(*service.low_rings.lock().unwrap(), [VcpuId(0)]);
+    assert_eq!(vm.exits().of(ExitKind::RingFull), 1);
+}

@@ -71,7 +71,14 @@ impl GuestMemory<()> for FakeSpace {
         ipa.align_down(PAGE_SIZE) == Ipa::new(ENTRY)
     }
 
-    fn prefault(&self, _: &(), range: IpaRange, most: u64, access: Access) -> Result<u64, Refusal> {
+    fn prefault(
+        &self,
+        _: &(),
+        _: usize,
+        range: IpaRange,
+        most: u64,
+        access: Access,
+    ) -> Result<u64, Refusal> {
         self.asked(range, most, Some(access))
     }
 
