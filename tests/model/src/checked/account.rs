@@ -1,21 +1,23 @@
 //! What the guest did and what the owner of its memory was told, to be compared with the tables in the end: no write and
 //! no mapping may be lost, none counted twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::{Cpu, Machine, locked};
-use stage2::{Descriptor, Ipa, Layout, Leaf, Level, PAGE_SIZE, Pa, Step};
+use super::{Cpu, Machine, backing_of, locked};
+use stage2::{Descriptor, Granule, Ipa, Layout, Leaf, Level, PAGE_SIZE, Pa, Step};
 
 /// What the guest did, and what the owner of its memory knows.
 #[derive(Debug, Default)]
 pub(super) struct Account {
     /// Writes by the guest, by page.
     writes: BTreeMap<Ipa, u64>,
+    /// Those that a frame holds: what was written to it, and to the frame that it is a copy of until then.
+    contents: BTreeMap<Pa, u64>,
     /// Of those, the ones that were there when the page was last copied.
     copied: BTreeMap<Ipa, u64>,
-    /// How often each page is mapped.
-    held: BTreeMap<Ipa, i64>,
+    /// How often each frame is mapped.
+    held: BTreeMap<Pa, i64>,
     /// Pages that are mapped somewhere beside that.
     pub(super) held_somewhere: i64,
     counted: usize,
@@ -25,12 +27,12 @@ impl Account {
     /// Checks that each mapping was removed once, or is still there.
     pub(super) fn assert_holds(&self, tables: &Snapshot) {
         if self.held_somewhere == 0 {
-            for (ipa, held) in &self.held {
-                let mapped = tables.leaves.contains_key(ipa);
+            let frames: BTreeSet<Pa> = tables.frames().map(|(_, frame)| frame).collect();
+            for (frame, held) in &self.held {
                 assert_eq!(
                     *held,
-                    i64::from(mapped),
-                    "rule 5: mappings of {ipa} that nobody removed, and whether it is mapped"
+                    i64::from(frames.contains(frame)),
+                    "rule 5: mappings of {frame} that nobody removed, and whether it is mapped"
                 );
             }
         }
@@ -53,6 +55,14 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
+    /// Every page that is mapped, and what to.
+    fn frames(&self) -> impl Iterator<Item = (Ipa, Pa)> {
+        (self.leaves.iter()).map(|(ipa, (leaf, level))| {
+            let span = Granule::Size4K.span(*level);
+            (*ipa, leaf.pa().offset(ipa.offset_in(span)))
+        })
+    }
+
     /// Checks that groups are whole: all leaves of one carry the contiguous bit, the same attributes, and addresses in line.
     pub(super) fn assert_groups(&self, layout: &Layout) {
         for (ipa, (leaf, level)) in &self.leaves {
@@ -124,19 +134,48 @@ impl Machine {
         account.writes.get(&ipa) == account.copied.get(&ipa)
     }
 
-    pub(super) fn note_write(&self, ipa: Ipa) {
-        *locked(&self.account).writes.entry(ipa).or_default() += 1;
+    /// Checks, while nothing runs, that what each page is mapped to holds all that the guest has written to the page.
+    pub fn assert_writes_are_there(&self) {
+        let found = self.snapshot();
+        let account = locked(&self.account);
+        for (ipa, frame) in found.frames() {
+            let written = account.writes.get(&ipa).copied().unwrap_or(0);
+            let there = account.contents.get(&frame).copied().unwrap_or(0);
+            assert_eq!(
+                there, written,
+                "rule 2: writes to {ipa} that are in its frame, and all of them"
+            );
+        }
+    }
+
+    pub(super) fn note_write(&self, ipa: Ipa, frame: Pa) {
+        let mut account = locked(&self.account);
+        *account.writes.entry(ipa).or_default() += 1;
+        *account.contents.entry(frame).or_default() += 1;
     }
 }
 
 impl Cpu<'_> {
     /// Notes that the leaf of `level` at `first` is mapped so often more.
     pub fn hold(&self, first: Ipa, level: Level, more: i64) {
+        self.hold_memory(backing_of(first), level, more);
+    }
+
+    /// Notes that the memory of a leaf of `level` is mapped so often more.
+    pub(super) fn hold_memory(&self, first: Pa, level: Level, more: i64) {
         let span = self.machine.stage2.layout().span(level);
         let mut account = locked(&self.machine.account);
         for offset in (0..span).step_by(PAGE_SIZE as usize) {
             *account.held.entry(first.offset(offset)).or_default() += more;
         }
+    }
+
+    /// Copies what is in one frame to another one.
+    pub(super) fn copy_frame(&self, from: Pa, to: Pa) {
+        self.machine.tlbs.look_to_copy();
+        let mut account = locked(&self.machine.account);
+        let contents = account.contents.get(&from).copied().unwrap_or(0);
+        account.contents.insert(to, contents);
     }
 
     /// Copies pages, as one does that were harvested: what is written to them later has to be harvested again.

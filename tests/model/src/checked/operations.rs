@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::{Cpu, Machine, Policy, backing_of, locked};
+use super::{Cpu, Machine, Policy, backing_of, locked, other_backing_of, page};
 use stage2::sync::full_barrier;
 use stage2::{
     Access, Attributes, Collapsed, Descriptor, Ipa, Leaf, Level, MapFailed, Mapped, Mapping,
-    Permissions, Resolution, Split,
+    PAGE_SIZE, Pa, Permissions, Resolution, Split,
 };
 
 impl Cpu<'_> {
@@ -95,8 +95,49 @@ impl Cpu<'_> {
         removed
     }
 
+    /// Puts `frame` behind the page at `ipa`, if a page is mapped there, with what the frame before it holds; and allows what
+    /// `permissions` makes of what was allowed. Whether the page is mapped to it now.
+    pub fn replace(
+        &self,
+        ipa: Ipa,
+        frame: Pa,
+        permissions: impl Fn(Permissions) -> Permissions,
+    ) -> bool {
+        let page = ipa..ipa.offset(PAGE_SIZE);
+        let mut taken = 0;
+        let replaced = self.work(|stage2, worker| {
+            stage2.replace(
+                worker,
+                page,
+                |_, leaf| {
+                    let permissions = permissions(leaf.attributes().permissions);
+                    Some((frame, Attributes::memory(permissions)))
+                },
+                |ipa, old| {
+                    taken += 1;
+                    self.removed(Level::L3, ipa, old);
+                    if old.pa() != frame {
+                        self.copy_frame(old.pa(), frame);
+                    }
+                },
+            )
+        });
+        assert!(taken <= 1, "rule 5: one page was handed out {taken} times");
+        let is_mapped = replaced.pages == 1;
+        if is_mapped {
+            self.hold_memory(frame, Level::L3, 1);
+        }
+        is_mapped
+    }
+
+    /// As [`Self::replace`], of the page that is the `index`-th, by its other frame, with all else as it was.
+    pub fn move_page(&self, index: u64) -> bool {
+        let ipa = page(index);
+        self.replace(ipa, other_backing_of(ipa), |permissions| permissions)
+    }
+
     fn removed(&self, level: Level, ipa: Ipa, leaf: Leaf) {
-        self.hold(ipa, level, -1);
+        self.hold_memory(leaf.pa(), level, -1);
         if leaf.dirty() {
             self.copy_leaf(ipa, level);
         }
@@ -241,9 +282,9 @@ impl Cpu<'_> {
         // root and layout; and it never drops it.
         let stage2 = unsafe { std::ptr::read(&*machine.stage2) };
         self.work(|_, worker| {
-            stage2
-                .destroy(worker)
-                .finish(worker, |level, ipa, _| self.hold(ipa, level, -1))
+            stage2.destroy(worker).finish(worker, |level, _, leaf| {
+                self.hold_memory(leaf.pa(), level, -1)
+            })
         });
     }
 

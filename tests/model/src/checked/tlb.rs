@@ -47,7 +47,7 @@ pub struct Tlbs {
     held: Mutex<Held>,
     /// For the model checker: stands for `held`.
     contents: AtomicU64,
-    /// Invalidations so far. Changes in one step with `contents`.
+    /// Invalidations so far. Changes in one step with `contents`, which copies change as well.
     invalidations: AtomicUsize,
 }
 
@@ -66,6 +66,13 @@ impl Tlbs {
         // The first one only keeps the model checker from trying every older value, which nobody looks at.
         full_barrier();
         self.contents.load(Ordering::Relaxed);
+        full_barrier();
+    }
+
+    /// Begins a copy of what accesses may be changing: the model checker tries both orders of it and each of them.
+    pub(super) fn look_to_copy(&self) {
+        full_barrier();
+        self.contents.fetch_add(1, Ordering::Relaxed);
         full_barrier();
     }
 

@@ -6,8 +6,8 @@ use stage2::{Access, Descriptor, Ipa, Leaf, Level, PAGE_SIZE, Pa};
 
 /// How one walk ended.
 enum Walked {
-    /// A leaf that allows the access.
-    Allowed,
+    /// A leaf that allows the access, and the page that it leads to.
+    Allowed(Pa),
     /// A fault.
     Refused,
     /// An invalidation or another CPU's change came between; it begins anew.
@@ -25,25 +25,28 @@ impl Cpu<'_> {
         let allowed = loop {
             machine.tlbs.look();
             match machine.tlbs.find(self.number, page) {
-                Some(held) if access.allowed_by(held.leaf) => break true,
+                Some(held) if access.allowed_by(held.leaf) => {
+                    let offset = page.get() - held.range.start.get();
+                    break Some(held.pa.offset(offset));
+                }
                 Some(held)
                     if access == Access::Write && by_hardware && held.leaf.hardware_dirty() =>
                 {
                     machine.tlbs.forget(self.number, page);
                 }
-                Some(_) => break false,
+                Some(_) => break None,
                 None => {}
             }
             match self.walk(page, access) {
-                Walked::Allowed => break true,
-                Walked::Refused => break false,
+                Walked::Allowed(frame) => break Some(frame),
+                Walked::Refused => break None,
                 Walked::Overtaken => {}
             }
         };
-        if allowed && access == Access::Write {
-            machine.note_write(page);
+        if let (Some(frame), Access::Write) = (allowed, access) {
+            machine.note_write(page, frame);
         }
-        allowed
+        allowed.is_some()
     }
 
     /// The CPU walks for `ipa` although the guest doesn't access it, and keeps what it finds, as it may at any time.
@@ -122,7 +125,8 @@ impl Cpu<'_> {
         }
         self.machine.tlbs.keep(self.number, level, page, leaf);
         if access.allowed_by(leaf) {
-            Walked::Allowed
+            let span = self.machine.stage2.layout().span(level);
+            Walked::Allowed(leaf.pa().offset(page.offset_in(span)))
         } else {
             Walked::Refused
         }
