@@ -325,7 +325,8 @@ impl Scan {
                 }
             }
             Backing::Zero if noted == self.zeros => self.current.zero_pages += 1,
-            Backing::Zero | Backing::Vacant | Backing::Device(_) => {}
+            // What was put away is cold, and takes less than a frame already.
+            Backing::Zero | Backing::Vacant | Backing::Compressed(_) | Backing::Device(_) => {}
         }
     }
 
