@@ -118,7 +118,7 @@ impl<T: Tlb + Caches> Changer<'_, T> {
 }
 
 /// What maps a page that may be written by its VM now, at first: the right to write is a fault's to take, which tells the log.
-fn writable_by_fault(slot: &Slot) -> Permissions {
+pub(crate) fn writable_by_fault(slot: &Slot) -> Permissions {
     if slot.read_only() {
         Permissions::READ_ONLY
     } else {

@@ -51,6 +51,7 @@ mod ageing;
 mod away;
 mod balloon;
 mod bytes;
+mod compaction;
 pub mod compressed;
 mod copying;
 mod cpu;
@@ -82,6 +83,7 @@ mod tracker;
 pub mod watch;
 
 pub use balloon::BalloonError;
+pub use compaction::{Cleared, Compacted, Compaction};
 pub use compressed::StoreCounts;
 pub use cpu::{Caches, CpuCounters, CpuMemory, FaultCounters, MemorySystem};
 pub use dirty_log::{BYTES_PER_WORD, PAGES_PER_WORD};

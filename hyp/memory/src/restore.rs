@@ -7,6 +7,7 @@ use crate::locks::MmuLock;
 use crate::logging::LogError;
 use crate::slots::{Slot, SlotId};
 use crate::space::{AddressSpace, UNLINKED_AT_ONCE};
+use alloc::sync::Arc;
 use crossbeam_epoch::Guard;
 use stage2::{Attributes, Collapsed, Ipa, IpaRange, Level, Mapping, Pa, Permissions, Tlb};
 
@@ -33,17 +34,7 @@ impl<L: MmuLock> AddressSpace<L> {
         from: Ipa,
     ) -> Result<Restored, LogError> {
         let _control = self.control().lock();
-        let slot = {
-            let guard = cpu.pin();
-            let slot = self.held_slot(id, &guard)?;
-            if slot
-                .log(&guard)
-                .is_some_and(|log| log.policy().by_hardware())
-            {
-                return Err(LogError::NotPossible(id));
-            }
-            slot
-        };
+        let slot = self.restorable(cpu, id)?;
         let range = slot.range();
         let start = from.clamp(range.start, range.end);
         let step = GRANULE.span(Level::L2) * UNLINKED_AT_ONCE;
@@ -59,8 +50,23 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(Restored { collapsed, next })
     }
 
-    /// Makes blocks of level `to` in a range, after mending what keeps tables from becoming one.
-    fn restore<T: Tlb + Caches>(
+    /// A slot that blocks may come back in.
+    pub(crate) fn restorable<T>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+    ) -> Result<Arc<Slot>, LogError> {
+        let guard = cpu.pin();
+        let slot = self.held_slot(id, &guard)?;
+        let log = slot.log(&guard);
+        if log.is_some_and(|log| log.policy().by_hardware()) {
+            return Err(LogError::NotPossible(id));
+        }
+        Ok(slot)
+    }
+
+    /// Makes blocks of level `to` in a range, after mending what keeps tables from becoming one. With `control` held.
+    pub(crate) fn restore<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
         slot: &Slot,

@@ -1,5 +1,5 @@
-//! Page merging under every interleaving with what else happens to the pages that are merged: on the real address space, with
-//! its real frames. Each page holds what its guest has written there, and no other page's writes, in the end.
+//! Page merging, and moving pages from frame to frame, under every interleaving with what else happens to those pages: on the
+//! real address space, with its real frames. Each page holds what its guest has written there, and no other page's writes, in the end.
 //!
 //! A guest's write is a step of its thread, as in `loom_policies`: it looks at the tables and writes to the page's own memory;
 //! or it faults. It has no TLB, but an invalidation is complete only when what it overtakes is: a write that was decided on
@@ -39,6 +39,7 @@ type Cpu = CpuMemory<Overtaking>;
 /// A VM, and the scanner that merges its pages.
 struct World {
     space: Space,
+    object: Arc<Object>,
     merging: PageMerging,
 }
 
@@ -71,12 +72,16 @@ fn world(cpu: &Cpu) -> World {
         start: page(0),
         offset: 0,
         bytes: object.bytes(),
-        object,
+        object: object.clone(),
         read_only: false,
         write_faults: false,
     };
     space.map_object(cpu, config).unwrap();
-    World { space, merging }
+    World {
+        space,
+        object,
+        merging,
+    }
 }
 
 loom::lazy_static! {
@@ -234,6 +239,11 @@ fn scan(world: &World, cpu: &Cpu) {
     world.merging.step(cpu);
 }
 
+/// Moves what the first page holds to another frame, if nobody else is at it.
+fn move_first(world: &World, cpu: &Cpu) {
+    world.object.migrate(cpu, 0);
+}
+
 fn in_memory(world: &World, cpu: &Cpu, number: u64) -> u64 {
     let mut bytes = [0; 8];
     world
@@ -243,10 +253,15 @@ fn in_memory(world: &World, cpu: &Cpu, number: u64) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// Both pages hold the same, and the scanner knows.
-fn equal(world: &World, cpu: &Cpu) {
+/// Both pages hold what was written once.
+fn written(world: &World, cpu: &Cpu) {
     write_first(world, cpu);
     write_second(world, cpu);
+}
+
+/// Both pages hold the same, and the scanner knows.
+fn equal(world: &World, cpu: &Cpu) {
+    written(world, cpu);
     scan(world, cpu);
 }
 
@@ -315,6 +330,7 @@ fn explore<const N: usize>(
             assert_eq!(in_memory(&world, &own, number), word, "page {number}");
         }
         let world = Arc::into_inner(world).expect("the threads have ended");
+        drop(world.object);
         world.space.destroy(&own);
         own.wait_for_epoch();
         assert!(POOL.counts_of(VmId::new(0).unwrap()).is_zero());
@@ -331,11 +347,6 @@ fn explore<const N: usize>(
 fn rule_8_a_page_that_is_written_while_it_is_merged_keeps_the_write_to_itself() {
     explore(2, equal, [scan, write_first], [2, 1]);
     explore(2, equal, [scan, write_second], [1, 2]);
-}
-
-#[test]
-fn rule_8_both_pages_are_written_while_they_are_merged() {
-    explore(1, equal, [scan, write_first, write_second], [2, 2]);
 }
 
 #[test]
@@ -358,7 +369,6 @@ fn rule_9_a_write_to_a_page_that_is_being_merged_is_logged() {
 fn rule_8_a_page_that_joins_others_is_written_beside_a_write_to_one_of_them() {
     explore(2, parted, [scan, write_first], [2, 1]);
     explore(2, parted, [scan, write_second], [1, 2]);
-    explore(1, parted, [scan, write_first, write_second], [2, 2]);
 }
 
 #[test]
@@ -369,5 +379,23 @@ fn rule_8_a_page_of_zeros_is_written_while_its_frame_is_given_up() {
 #[test]
 fn rule_8_merged_pages_are_written_at_once() {
     explore(2, merged, [write_first, write_second], [2, 2]);
-    explore(1, merged, [write_first, write_second, scan], [2, 2]);
+}
+
+#[test]
+fn rule_8_a_page_that_moves_to_another_frame_takes_every_write_with_it() {
+    explore(2, written, [move_first, write_first], [2, 1]);
+    explore(2, written, [move_first, read_first], [1, 1]);
+    explore(1, written, [move_first, read_first, write_first], [2, 1]);
+}
+
+#[test]
+fn rule_8_a_shared_frame_that_moves_stays_shared_until_it_is_written() {
+    explore(2, merged, [move_first, write_first], [2, 1]);
+    explore(2, merged, [move_first, write_second], [1, 2]);
+}
+
+#[test]
+fn rule_8_a_frame_moves_while_its_page_is_merged() {
+    explore(2, equal, [scan, move_first], [1, 1]);
+    explore(1, equal, [scan, move_first, write_second], [1, 2]);
 }

@@ -150,6 +150,13 @@ impl FramePool {
         self.records.of(pa)
     }
 
+    /// The first run of frames of this size, aligned to it, at or after `from`: free, used, or some of each.
+    pub(crate) fn next_run(&self, from: Pa, size: FrameSize) -> Option<Pa> {
+        let first = frame_number(from).next_multiple_of(size.frames());
+        let run = self.records.next_run(first, size.frames())?;
+        Some(Pa::new((run as u64) << PAGE_SHIFT))
+    }
+
     /// For a frame that is about to back a page.
     #[inline]
     pub(super) fn prepare_record(&self, frame: Pa) {

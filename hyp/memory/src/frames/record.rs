@@ -110,6 +110,23 @@ impl Records {
         None
     }
 
+    /// The first run of so many frames, a power of two, that lies in one of the ranges and begins at a multiple of its length
+    /// at or after the frame `from`.
+    pub(super) fn next_run(&self, from: usize, frames: usize) -> Option<usize> {
+        let mut first = None;
+        // Acquire: as in `address`.
+        let mut next = self.newest.load(Ordering::Acquire).cast_const();
+        // SAFETY: what was published is complete, and lives for ever.
+        while let Some(described) = unsafe { next.as_ref() } {
+            let run = from.max(described.first).next_multiple_of(frames);
+            if run + frames <= described.first + described.frames {
+                first = Some(first.map_or(run, |other: usize| other.min(run)));
+            }
+            next = described.older;
+        }
+        first
+    }
+
     /// For a run of frames that is about to back guest memory.
     #[cfg(not(loom))]
     #[inline]

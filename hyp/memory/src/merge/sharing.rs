@@ -133,9 +133,7 @@ impl<T: Tlb + Caches> Changer<'_, T> {
         }
         page.object.system().objects().unshare(from, claim.sharer());
         self.replace(&claim, from, zeros, |_| Permissions::READ_ONLY);
-        self.cpu
-            .retire_guest(self.guard, from, claim.object().account());
-        claim.end(Backing::Zero);
+        self.leave(claim, Backing::Zero, from);
         Joined::Done {
             alone: 0,
             shared: true,
@@ -164,9 +162,14 @@ impl<T: Tlb + Caches> Changer<'_, T> {
         objects.unshare(from, claim.sharer());
         objects.share(to, claim.sharer());
         self.replace(&claim, from, to, |_| Permissions::READ_ONLY);
-        self.cpu
-            .retire_guest(self.guard, from, claim.object().account());
-        claim.end(Backing::Shared(to));
+        self.leave(claim, Backing::Shared(to), from);
+    }
+
+    /// Ends the claim of a page that has left its own frame: first nobody finds that any more, then the epoch gets it.
+    fn leave(&self, claim: Claim<'_>, now: Backing, from: Pa) {
+        let account = claim.object().account();
+        claim.end(now);
+        self.cpu.retire_guest(self.guard, from, account);
     }
 
     fn sharers(&self, pa: Pa) -> u64 {
