@@ -6,8 +6,8 @@ use crate::verify::{BeyondShare, Mismatch, WrongContent};
 use alloc::string::String;
 use core::fmt;
 use memory::frames::{Unbalanced, VmCounts};
-use memory::{LogError, NotBacked, RingError, SlotError, SlotId, VmId};
-use stage2::{BadLayout, OutOfFrames};
+use memory::{LogError, NotBacked, PrefaultError, RingError, SlotError, SlotId, VmId};
+use stage2::{BadLayout, Ipa, OutOfFrames};
 use vm::{BadVcpuCount, StopReason, VcpuId};
 
 /// Why a run failed.
@@ -58,6 +58,8 @@ pub enum RunError {
     },
     /// CPUs don't come back from the guest.
     Stuck,
+    /// Memory couldn't be populated ahead.
+    Prefault(PrefaultError),
     /// The guest doesn't keep to the benchmark's rules.
     Guest(Complaint),
     /// A vCPU counts other pages than its journal names.
@@ -144,6 +146,25 @@ pub enum RunError {
         /// What the run's random numbers began with.
         seed: u64,
     },
+    /// Memory that the guest doesn't know of doesn't hold what was written there.
+    WrongWord {
+        /// Where.
+        ipa: Ipa,
+        /// What it holds.
+        found: u64,
+        /// What it should hold.
+        expected: u64,
+    },
+    /// Memory can be reached where none is, or written where it may only be read.
+    Unrefused {
+        /// Where.
+        ipa: Ipa,
+    },
+    /// A change of slots was made that must be refused.
+    UnrefusedSlot {
+        /// Why.
+        expected: SlotError,
+    },
     /// The VM was destroyed, and frames of it remain.
     Leak(VmCounts),
     /// The machine's frames don't add up.
@@ -202,6 +223,7 @@ impl fmt::Display for RunError {
                 "the guest didn't finish within its timeout={seconds} seconds: {arrived} of {vcpus} vCPUs are done"
             ),
             Self::Stuck => f.write_str("CPUs don't come back from the guest"),
+            Self::Prefault(error) => error.fmt(f),
             Self::Guest(complaint) => complaint.fmt(f),
             Self::WrongCount {
                 vcpu,
@@ -272,6 +294,15 @@ impl fmt::Display for RunError {
                     None => write!(f, "which nobody wrote last (seed={seed})"),
                 }
             }
+            Self::WrongWord {
+                ipa,
+                found,
+                expected,
+            } => write!(f, "guest address {ipa} holds {found:#x}, not {expected:#x}"),
+            Self::Unrefused { ipa } => write!(f, "guest address {ipa} must not be accessible so"),
+            Self::UnrefusedSlot { expected } => {
+                write!(f, "slots were changed although: {expected}")
+            }
             Self::Leak(counts) => write!(f, "the VM was destroyed but has frames: {counts}"),
             Self::Unbalanced(error) => error.fmt(f),
             Self::Record(error) => write!(f, "the record can't be written: {error}"),
@@ -296,6 +327,7 @@ from! {
     BadVcpuCount => Vcpus,
     BadLayout => Layout,
     OutOfFrames => Frames,
+    PrefaultError => Prefault,
     SlotError => Slot,
     NotBacked => NotBacked,
     vm_fdt::Error => Tree,

@@ -19,7 +19,7 @@ use core::cell::Cell;
 use memory::frames::{Counts, VmCounts};
 use memory::{AddressSpace, CpuCounters, MmuLock, SlotError, SlotId, VmId};
 use stage2::{Features, Ipa, IpaRange, Layout, PAGE_SIZE};
-use vm::{Service, Start, Starvation, StopReason, Vcpu, VcpuId, Vm, VmConfig};
+use vm::{CpuId, Pause, Service, Start, Starvation, StopReason, Vcpu, VcpuId, Vm, VmConfig};
 
 /// Where a guest's RAM begins.
 pub const RAM: Ipa = Ipa::new(options::RAM);
@@ -403,6 +403,21 @@ impl<M: Machine, L: MmuLock> Watch<'_, M, L> {
             self.check()?;
             self.machine.wait(self.deadline_ns);
         }
+    }
+
+    /// Pauses the guest, and returns when all its vCPUs are out of it.
+    ///
+    /// # Errors
+    /// As for [`Self::check`].
+    pub fn pause(
+        &self,
+    ) -> Result<Pause<'_, AddressSpace<L>, impl FnMut(CpuId) + use<'_, M, L>>, RunError> {
+        let pause = self.vm.pause(|cpu| self.machine.kick(cpu));
+        while !pause.is_complete() {
+            self.check()?;
+            self.machine.wait(self.deadline_ns);
+        }
+        Ok(pause)
     }
 
     /// Checks that the guest goes on.

@@ -1,6 +1,8 @@
 //! The stress run: all vCPUs read and write at random, while the harness does everything that there is to dirty logging, at
 //! random, and migrates the memory as it goes.
 //!
+//! What backs the memory changes, too: the VM is paused and forked, slots come and go, parts are populated ahead.
+//!
 //! vCPUs work in rounds. Meanwhile CPU 0 enables and disables the logs of slots under any policy, harvests them in any way,
 //! splits and restores blocks, writes into guest memory itself, and keeps a copy of each slot that is logged, of the pages
 //! that the log names. Between rounds it does the last harvest, as live migration does: then the copy must be the
@@ -8,6 +10,8 @@
 
 mod act;
 mod check;
+mod fork;
+mod slots;
 mod target;
 
 use crate::bench::{Bench, needed_journal};
@@ -25,8 +29,11 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use fastrand::Rng;
+use fork::Fork;
 use hypercall::step;
+use memory::frames::MAX_VMS;
 use memory::{DirtyPages, MmuLock, SlotId, VmId};
+use slots::Slots;
 use stage2::{Ipa, PAGE_SIZE};
 use target::Target;
 use vm::StopReason;
@@ -57,7 +64,10 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     let (outcome, remains) = host.run::<L, _, _>(&plan, &bench, |watch| {
         let copies = plan.unseen_start();
         let mut stress = Stress::new(watch, &bench, options, copies, &mut done)?;
-        stress.run().map_err(|error| stress.explain(error))
+        let outcome = stress.run();
+        // In any case: its frames are to go home.
+        let outcome = outcome.and(stress.end_fork());
+        outcome.map_err(|error| stress.explain(error))
     });
     bench.flush();
     let outcome = outcome.map_err(|error| bench.explain(error));
@@ -116,6 +126,10 @@ struct Stress<'s, M: Machine, L> {
     /// The word that the harness has written last to each page of the test memory.
     written: Vec<u64>,
     ring_buffer: Vec<DirtyPages>,
+    /// Whose number a fork gets.
+    spare_vm: Option<VmId>,
+    fork: Option<Fork<L>>,
+    slots: Slots,
 }
 
 impl<'s, M: Machine, L: MmuLock> Stress<'s, M, L> {
@@ -149,6 +163,9 @@ impl<'s, M: Machine, L: MmuLock> Stress<'s, M, L> {
             has_dirty_state: watch.vm.space.stage2().layout().features().hardware_dirty,
             written,
             ring_buffer: vec![none; TAKEN_AT_ONCE],
+            spare_vm: VmId::new((watch.vm.space.vm().number() + 1) % MAX_VMS),
+            fork: None,
+            slots: Slots::behind(copies.offset(pages as u64 * PAGE_SIZE)),
         })
     }
 

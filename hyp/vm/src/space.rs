@@ -4,8 +4,8 @@
 //! of vCPUs call at once.
 
 use memory::{
-    Access, AddressSpace, Caches, CpuMemory, Fault, FaultOutcome, MmuLock, NotPopulated,
-    PrefaultError,
+    Access, AddressSpace, BalloonError, Caches, CpuMemory, Fault, FaultOutcome, MmuLock,
+    NotPopulated, PrefaultError,
 };
 use stage2::{Ipa, IpaRange, Tlb};
 
@@ -121,8 +121,17 @@ impl<L: MmuLock, T: Tlb + Caches> GuestMemory<CpuMemory<T>> for AddressSpace<L> 
         }
     }
 
-    fn balloon(&self, _: &CpuMemory<T>, _: IpaRange, _: u64) -> Result<u64, Refusal> {
-        Err(Refusal::NotPermitted)
+    fn balloon(&self, cpu: &CpuMemory<T>, range: IpaRange, most: u64) -> Result<u64, Refusal> {
+        self.check_range(cpu, &range, Access::Write)?;
+        let part = first_part(range, most);
+        let bytes = part.end.get() - part.start.get();
+        match self.balloon(cpu, part) {
+            Ok(_) => Ok(bytes),
+            Err(BalloonError::NoSlot { .. }) => Err(Refusal::NotBacked),
+            Err(BalloonError::NotOwn { .. } | BalloonError::Unaligned) => {
+                Err(Refusal::NotPermitted)
+            }
+        }
     }
 
     fn idle(&self, cpu: &CpuMemory<T>) {

@@ -2,11 +2,15 @@
 
 use super::Stress;
 use crate::error::RunError;
+use crate::guest::Watch;
 use crate::machine::Machine;
 use crate::verify;
 use core::ops::Range;
-use memory::{Ahead, Granularity, LogPolicy, MmuLock, Splitting, Tracking};
-use stage2::PAGE_SIZE;
+use memory::{
+    Access, Ahead, Granularity, LogPolicy, MmuLock, NotPopulated, PrefaultError, Splitting,
+    Tracking,
+};
+use stage2::{IpaRange, PAGE_SIZE};
 use vm::VcpuId;
 
 /// Where in a page the harness writes itself; the guest leaves that word alone.
@@ -15,6 +19,13 @@ pub(super) const OWN_WORD: u64 = PAGE_SIZE / 2;
 impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
     /// Does one thing, to one slot.
     pub(super) fn act(&mut self) -> Result<(), RunError> {
+        match self.random.u32(..32) {
+            0 => return self.pause(),
+            1 | 2 => return self.fork(),
+            3 | 4 => return self.change_slots(),
+            5 => return self.populate(),
+            _ => {}
+        }
         let index = self.random.usize(..self.targets.len());
         match (self.targets[index].log, self.random.u32(..16)) {
             (_, 0) => self.write(index),
@@ -179,6 +190,21 @@ impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
         Ok(())
     }
 
+    /// Populates a part of a slot ahead of whoever accesses it.
+    fn populate(&mut self) -> Result<(), RunError> {
+        let index = self.random.usize(..self.targets.len());
+        let target = &self.targets[index];
+        let first = self.random.u64(..target.slot.pages);
+        let end = self.random.u64(first + 1..=target.slot.pages);
+        let access = match self.random.bool() {
+            true => Access::Read,
+            false => Access::Write,
+        };
+        populate(self.watch, target.page(first)..target.page(end), access)?;
+        self.count("populated", end - first);
+        Ok(())
+    }
+
     /// Writes into guest memory, as a device would.
     fn write(&mut self, index: usize) -> Result<(), RunError> {
         let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
@@ -225,5 +251,26 @@ impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
                 return Ok(());
             }
         }
+    }
+}
+
+/// Populates a range on nobody's behalf: what is written so, the bitmaps are told.
+pub(super) fn populate<M: Machine, L: MmuLock>(
+    watch: &Watch<'_, M, L>,
+    range: IpaRange,
+    access: Access,
+) -> Result<(), RunError> {
+    let no_vcpu = usize::MAX;
+    match watch
+        .vm
+        .space
+        .prefault(&watch.own.memory, no_vcpu, range, access)
+    {
+        Err(PrefaultError {
+            reason: NotPopulated::OutOfFrames,
+            ..
+        })
+        | Ok(()) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }

@@ -210,6 +210,14 @@ fn everything_at_once_loses_no_page() {
             "from_rings",
             "enabled",
             "own_writes",
+            "pauses",
+            "forks",
+            "fork_writes",
+            "populated",
+            "slots_added",
+            "slots_moved",
+            "slots_removed",
+            "slots_refused",
         ] {
             assert!(
                 record.counters.contains_key(what),
