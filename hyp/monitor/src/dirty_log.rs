@@ -237,13 +237,7 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
     }
 
     fn populate(&mut self) -> Result<(), RunError> {
-        self.step_phase(
-            PhaseName::Populate,
-            Step {
-                code: step::POPULATE,
-                iteration: 0,
-            },
-        )?;
+        self.step_phase(PhaseName::Populate, Step::new(step::POPULATE, 0))?;
         for (vcpu, arrival) in self.bench.steps().arrivals().enumerate() {
             check_count(vcpu, arrival.written, self.share)?;
         }
@@ -270,10 +264,7 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
     fn enable_overlapped(&mut self) -> Result<(), RunError> {
         let iteration = self.options.iterations + 2;
         let start = self.start_phase();
-        self.post(Step {
-            code: step::DIRTY,
-            iteration,
-        });
+        self.post(Step::new(step::DIRTY, iteration));
         self.enable()?;
         let end_ns = self.watch.machine.now_ns();
         self.wait_for_vcpus()?;
@@ -284,21 +275,12 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
     }
 
     fn dirty(&mut self, iteration: u64) -> Result<(), RunError> {
-        self.step_phase(
-            PhaseName::Dirty,
-            Step {
-                code: step::DIRTY,
-                iteration,
-            },
-        )?;
+        self.step_phase(PhaseName::Dirty, Step::new(step::DIRTY, iteration))?;
         self.read_journals()
     }
 
     fn end_guest(&mut self) -> Result<(), RunError> {
-        self.post(Step {
-            code: step::STOP,
-            iteration: 0,
-        });
+        self.post(Step::new(step::STOP, 0));
         match self.watch.wait_for_end()? {
             StopReason::PoweredOff | StopReason::AllVcpusOff => Ok(()),
             reason => Err(RunError::Ended(reason)),
