@@ -17,8 +17,9 @@ use crate::image::GuestImage;
 use crate::machine::Machine;
 use crate::options::{Backing, Enable, Harvest, Options, Tracking};
 use crate::policy::Choice;
-use crate::record::{CounterMap, PARVISOR, Phase, PhaseName, Record};
+use crate::record::{PARVISOR, Phase, PhaseName, Record};
 use crate::report;
+use crate::results::Results;
 use crate::steps::Step;
 use crate::test_memory::{self, TestSlot, bitmap};
 use crate::verify::Contents;
@@ -142,14 +143,6 @@ pub(crate) fn record<M: Machine>(
         counters: remains.counters,
         verified,
     }
-}
-
-/// What was measured so far.
-#[derive(Debug, Default)]
-struct Results {
-    phases: Vec<Phase>,
-    /// What the harness has counted in the phase that is being measured.
-    to_count: CounterMap,
 }
 
 /// The benchmark while its guest runs.

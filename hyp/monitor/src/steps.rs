@@ -142,6 +142,14 @@ impl Steps {
             at_ns: seat.at_ns.load(Ordering::Relaxed),
         })
     }
+
+    /// When the last vCPU arrived, when all have.
+    pub fn last_arrival_ns(&self) -> u64 {
+        self.arrivals()
+            .map(|arrival| arrival.at_ns)
+            .max()
+            .unwrap_or(0)
+    }
 }
 
 #[cfg(test)]
