@@ -76,12 +76,12 @@ fn run(boot: Boot) -> Result<(), Error> {
         ),
         counters: (0..cpus::count()).map(|_| CpuCounters::default()).collect(),
     });
-    let mut own = shared.own_cpu(CpuId::BOOT);
+    let own = shared.own_cpu(CpuId::BOOT);
     let mut host = Host {
         machine: &shared.board,
         crew: &shared.crew,
         counters: &shared.counters,
-        own: &mut own,
+        own: &own,
     };
     let guest = system
         .machine

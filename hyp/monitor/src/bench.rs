@@ -245,7 +245,9 @@ impl<M: Machine> Service for Bench<M> {
 
     fn poll(&self, vcpu: VcpuId) -> ServiceReply {
         match self.steps.answer(vcpu.0) {
-            Some(step) => ServiceReply::Return([step.code, step.iteration, 0, 0]),
+            Some(step) => {
+                ServiceReply::Return([step.code, step.iteration, step.part.0, step.part.1])
+            }
             None => ServiceReply::Wait,
         }
     }

@@ -18,8 +18,8 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Reads the counters now.
-    pub fn take(exits: ExitCounts, cpus: &[CpuCounters]) -> Self {
+    /// Reads the counters of these CPUs now.
+    pub fn take<'c>(exits: ExitCounts, cpus: impl IntoIterator<Item = &'c CpuCounters>) -> Self {
         let mut sums = Vec::new();
         for counters in cpus {
             let mut index = 0;

@@ -1,12 +1,14 @@
 //! The CPUs beside CPU 0: each waits for a job and does it.
 //!
-//! CPU 0 posts at most one job at a time for each. A job is shared by the CPUs that do it, and each lets go of it before it
-//! says that it is done: when all are, what the job held belongs to CPU 0 alone again.
+//! CPU 0 posts at most one job at a time for each; different CPUs may have different ones, as those of several VMs do. A job
+//! is shared by the CPUs that do it, and each lets go of it before it says that it is done: when all are, what the job held
+//! belongs to CPU 0 alone again.
 
 use crate::machine::{Machine, OwnCpu};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 use spin::Mutex;
 use vm::CpuId;
@@ -41,31 +43,41 @@ impl<M: Machine> Crew<M> {
         }
     }
 
-    /// Posts a job for CPUs 1 to `count` and kicks them. They are idle, and there are as many; posts nothing otherwise,
-    /// and returns false. Called by CPU 0.
-    pub fn post(&self, machine: &M, count: usize, job: Arc<Job<M>>) -> bool {
-        let Some(mailboxes) = self.mailboxes.get(1..=count) else {
-            return false;
-        };
-        if mailboxes
-            .iter()
-            .any(|mailbox| mailbox.busy.load(Ordering::Acquire))
-        {
-            return false;
+    /// The first `count` CPUs beside CPU 0 that follow each other and have no job. Called by CPU 0, which alone gives jobs: they
+    /// stay idle until it does. Acquire: what their last jobs did is visible to the caller.
+    pub fn find_idle(&self, count: usize) -> Option<Range<usize>> {
+        let mut start = 1;
+        for (cpu, mailbox) in self.mailboxes.iter().enumerate().skip(1) {
+            if mailbox.is_busy() {
+                start = cpu + 1;
+            } else if cpu + 1 - start == count {
+                return Some(start..cpu + 1);
+            }
         }
-        for (index, mailbox) in mailboxes.iter().enumerate() {
-            mailbox.busy.store(true, Ordering::Relaxed);
-            *mailbox.job.lock() = Some(job.clone());
-            machine.kick(CpuId(index + 1));
-        }
-        true
+        None
     }
 
-    /// Whether no CPU has a job. Acquire: what the jobs did is visible to the caller.
-    pub fn is_idle(&self) -> bool {
-        self.mailboxes
+    /// Posts a job for CPUs that [`Self::find_idle`] has found, and kicks them. Called by CPU 0.
+    pub fn post(&self, machine: &M, cpus: Range<usize>, job: Arc<Job<M>>) {
+        for cpu in cpus {
+            let mailbox = &self.mailboxes[cpu];
+            debug_assert!(cpu != BOOT_CPU.0 && !mailbox.is_busy());
+            mailbox.busy.store(true, Ordering::Relaxed);
+            *mailbox.job.lock() = Some(job.clone());
+            machine.kick(CpuId(cpu));
+        }
+    }
+
+    /// Whether none of these CPUs has a job. Acquire: what their jobs did is visible to the caller.
+    pub fn are_idle(&self, cpus: Range<usize>) -> bool {
+        self.mailboxes[cpus]
             .iter()
-            .all(|mailbox| !mailbox.busy.load(Ordering::Acquire))
+            .all(|mailbox| !mailbox.is_busy())
+    }
+
+    /// Whether no CPU has a job, as [`Self::are_idle`].
+    pub fn is_idle(&self) -> bool {
+        self.are_idle(0..self.mailboxes.len())
     }
 
     /// Does the calling CPU's job if it has one, and the housekeeping of its memory. Then it is to wait for a kick, and to
@@ -85,6 +97,12 @@ impl<M: Machine> Crew<M> {
         own.memory.idle();
         mailbox.busy.store(false, Ordering::Release);
         machine.kick(BOOT_CPU);
+    }
+}
+
+impl<M: Machine> Mailbox<M> {
+    fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Acquire)
     }
 }
 

@@ -17,8 +17,9 @@ use crate::image::GuestImage;
 use crate::machine::Machine;
 use crate::options::{Backing, Enable, Harvest, Options, Tracking};
 use crate::policy::Choice;
-use crate::record::{CounterMap, PARVISOR, Phase, PhaseName, Record};
+use crate::record::{PARVISOR, Phase, PhaseName, Record};
 use crate::report;
+use crate::results::Results;
 use crate::steps::Step;
 use crate::test_memory::{self, TestSlot, bitmap};
 use crate::verify::Contents;
@@ -144,14 +145,6 @@ pub(crate) fn record<M: Machine>(
     }
 }
 
-/// What was measured so far.
-#[derive(Debug, Default)]
-struct Results {
-    phases: Vec<Phase>,
-    /// What the harness has counted in the phase that is being measured.
-    to_count: CounterMap,
-}
-
 /// The benchmark while its guest runs.
 struct Harness<'h, M: Machine, L> {
     watch: &'h Watch<'h, M, L>,
@@ -237,13 +230,7 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
     }
 
     fn populate(&mut self) -> Result<(), RunError> {
-        self.step_phase(
-            PhaseName::Populate,
-            Step {
-                code: step::POPULATE,
-                iteration: 0,
-            },
-        )?;
+        self.step_phase(PhaseName::Populate, Step::new(step::POPULATE, 0))?;
         for (vcpu, arrival) in self.bench.steps().arrivals().enumerate() {
             check_count(vcpu, arrival.written, self.share)?;
         }
@@ -270,10 +257,7 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
     fn enable_overlapped(&mut self) -> Result<(), RunError> {
         let iteration = self.options.iterations + 2;
         let start = self.start_phase();
-        self.post(Step {
-            code: step::DIRTY,
-            iteration,
-        });
+        self.post(Step::new(step::DIRTY, iteration));
         self.enable()?;
         let end_ns = self.watch.machine.now_ns();
         self.wait_for_vcpus()?;
@@ -284,21 +268,12 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
     }
 
     fn dirty(&mut self, iteration: u64) -> Result<(), RunError> {
-        self.step_phase(
-            PhaseName::Dirty,
-            Step {
-                code: step::DIRTY,
-                iteration,
-            },
-        )?;
+        self.step_phase(PhaseName::Dirty, Step::new(step::DIRTY, iteration))?;
         self.read_journals()
     }
 
     fn end_guest(&mut self) -> Result<(), RunError> {
-        self.post(Step {
-            code: step::STOP,
-            iteration: 0,
-        });
+        self.post(Step::new(step::STOP, 0));
         match self.watch.wait_for_end()? {
             StopReason::PoweredOff | StopReason::AllVcpusOff => Ok(()),
             reason => Err(RunError::Ended(reason)),

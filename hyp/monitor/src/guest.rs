@@ -1,36 +1,30 @@
-//! One guest from its image to the last of its frames: its memory, its start on CPUs 1 and up, its end.
+//! One guest from its image to the last of its frames: its memory, its start on CPUs that are idle, its end.
 //!
-//! CPU 0 does all of this, while the other CPUs run the vCPUs; whoever drives the guest meanwhile gets a [`Watch`].
+//! CPU 0 does all of this, while the other CPUs run the vCPUs; whoever drives the guest meanwhile gets a [`Watch`]. Guests that
+//! are to run at the same time are run one within the drive of another.
 
-use crate::counters::Snapshot;
+mod plan;
+mod watch;
+
+pub use plan::{GuestPlan, RAM, RAM_SLOT, UNSEEN_SLOT};
+pub use watch::Watch;
+
 use crate::crew::Crew;
 use crate::error::RunError;
 use crate::guest_tree::GuestDescription;
-use crate::image::GuestImage;
 use crate::machine::{Machine, OwnCpu};
-use crate::options::{self, Backing, Options, TEST_MEMORY};
+use crate::options::{Options, TEST_MEMORY};
 use crate::record::CounterMap;
 use crate::report::Stage2Use;
-use crate::steps::{Step, Steps};
-use crate::test_memory::TestSlot;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::Cell;
+use core::ops::Range;
 use memory::frames::{Counts, VmCounts};
-use memory::{AddressSpace, CpuCounters, MmuLock, SlotError, SlotId, VmId};
-use stage2::{Features, Ipa, IpaRange, Layout, PAGE_SIZE};
-use vm::{CpuId, Pause, Service, Start, Starvation, StopReason, Vcpu, VcpuId, Vm, VmConfig};
+use memory::{AddressSpace, CpuCounters, MmuLock, SlotError, VmId};
+use stage2::{Features, PAGE_SIZE};
+use vm::{Service, Start, StopReason, Vcpu, VcpuId, Vm, VmConfig};
 
-/// Where a guest's RAM begins.
-pub const RAM: Ipa = Ipa::new(options::RAM);
-/// The slot of RAM.
-pub const RAM_SLOT: SlotId = SlotId(0);
-/// The slot that a guest doesn't know of.
-pub const UNSEEN_SLOT: SlotId = SlotId(u16::MAX as u32);
-/// The address space that a guest gets unless it needs a larger one, in bits: Linux KVM's choice too.
-const USUAL_IPA_BITS: u32 = 40;
-/// The most bits of an address in descriptors that aren't those of FEAT_LPA2.
-const NARROW_BITS: u32 = 48;
 /// How long CPUs may take to come back from a guest that was stopped.
 const PATIENCE_NS: u64 = 10_000_000_000;
 const NS_PER_SECOND: u64 = 1_000_000_000;
@@ -44,40 +38,7 @@ pub struct Host<'h, M: Machine> {
     /// What each CPU counts.
     pub counters: &'static [CpuCounters],
     /// CPU 0's own.
-    pub own: &'h mut OwnCpu<M>,
-}
-
-/// A guest to run.
-#[derive(Clone, Debug)]
-pub struct GuestPlan<'p> {
-    /// Its number among the VMs.
-    pub vm: VmId,
-    /// Its image.
-    pub image: GuestImage<'p>,
-    /// Its command line.
-    pub bootargs: &'p str,
-    /// Its vCPUs.
-    pub vcpus: usize,
-    /// The size of its RAM, a multiple of the backing's.
-    pub ram: u64,
-    /// What its RAM is made of.
-    pub ram_backing: Backing,
-    /// The slots of its test memory, if it has any.
-    pub test: Vec<TestSlot>,
-    /// What its test memory is made of.
-    pub test_backing: Backing,
-    /// The size of memory that it isn't told of, a multiple of the RAM's backing: it lies at [`Self::unseen_start`].
-    pub unseen: u64,
-    /// Whether its tables have hardware dirty state.
-    pub hardware_dirty: bool,
-    /// The entries of each vCPU's dirty ring, if they have any.
-    pub ring_entries: Option<usize>,
-    /// Whether its vCPUs measure their longest exits.
-    pub exit_times: bool,
-    /// The size of its address space, if that was asked for.
-    pub ipa_bits: Option<u32>,
-    /// How long it may take, in seconds.
-    pub timeout: u64,
+    pub own: &'h OwnCpu<M>,
 }
 
 /// What remains to be said of a guest that has ended.
@@ -91,57 +52,6 @@ pub struct Remains {
     pub frames: VmCounts,
     /// The machine's frames after it was destroyed.
     pub machine_frames: Counts,
-}
-
-/// A guest that runs, seen from CPU 0.
-pub struct Watch<'w, M: Machine, L> {
-    /// The machine.
-    pub machine: &'static M,
-    /// CPU 0's own.
-    pub own: &'w OwnCpu<M>,
-    /// The guest.
-    pub vm: &'w Vm<AddressSpace<L>>,
-    counters: &'static [CpuCounters],
-    deadline_ns: u64,
-    timeout: u64,
-    /// The last want of memory that was relieved.
-    relieved: Cell<Option<Starvation>>,
-}
-
-impl GuestPlan<'_> {
-    fn memory(&self) -> Vec<IpaRange> {
-        let test = Ipa::new(TEST_MEMORY);
-        let mut memory = Vec::from([RAM..RAM.offset(self.ram)]);
-        memory.extend((!self.test.is_empty()).then(|| test..self.test_end()));
-        memory
-    }
-
-    fn test_end(&self) -> Ipa {
-        let last = self.test.last().map(|slot| slot.range().end);
-        last.unwrap_or(Ipa::new(TEST_MEMORY))
-    }
-
-    /// Where the memory begins that it isn't told of: behind all else.
-    pub fn unseen_start(&self) -> Ipa {
-        let end = self.test_end().max(RAM.offset(self.ram));
-        Ipa::new(end.get().next_multiple_of(self.ram_backing.bytes()))
-    }
-
-    /// The layout of its tables, of what a machine can have. Larger descriptors' addresses only where its own address space needs
-    /// them, dirty state where it is wanted; and contiguous groups not yet, as nothing here makes use of them.
-    fn layout(&self, possible: &Features) -> Result<Layout, RunError> {
-        let end = self.unseen_start().get() + self.unseen;
-        let needed = u64::BITS - end.saturating_sub(1).leading_zeros();
-        let usual = USUAL_IPA_BITS.max(needed).min(possible.ipa_bits);
-        let ipa_bits = self.ipa_bits.unwrap_or(usual);
-        Ok(Layout::new(Features {
-            ipa_bits,
-            lpa2: possible.lpa2 && ipa_bits > NARROW_BITS,
-            hardware_dirty: possible.hardware_dirty && self.hardware_dirty,
-            contiguous: false,
-            ..*possible
-        })?)
-    }
 }
 
 impl<M: Machine> Host<'_, M> {
@@ -161,7 +71,7 @@ impl<M: Machine> Host<'_, M> {
     /// Runs a guest, whose hypercalls `service` answers, under `drive`, which returns when the guest has ended or is to be
     /// stopped. In any case nothing is left of it afterwards.
     pub fn run<L, S, R>(
-        &mut self,
+        &self,
         plan: &GuestPlan<'_>,
         service: &Arc<S>,
         drive: impl FnOnce(&Watch<'_, M, L>) -> Result<R, RunError>,
@@ -170,7 +80,9 @@ impl<M: Machine> Host<'_, M> {
         L: MmuLock + 'static,
         S: Service + Send + Sync + 'static,
     {
-        let before = Snapshot::take(Default::default(), self.counters);
+        let Some(cpus) = self.crew.find_idle(plan.vcpus) else {
+            return (Err(RunError::Stuck), None);
+        };
         let vm = match self.create::<L>(plan) {
             Ok(vm) => Arc::new(vm),
             Err(error) => return (Err(error), None),
@@ -180,18 +92,21 @@ impl<M: Machine> Host<'_, M> {
             machine: self.machine,
             own: self.own,
             vm: &vm,
+            cpus: cpus.clone(),
+            exit_times: plan.exit_times,
+            crew: self.crew,
             counters: self.counters,
             deadline_ns: started_ns.saturating_add(plan.timeout.saturating_mul(NS_PER_SECOND)),
             timeout: plan.timeout,
             relieved: Cell::new(None),
         };
-        let outcome = self
-            .start(&vm, service, plan.vcpus)
-            .and_then(|()| drive(&watch));
-        if !self.stop(&vm) {
+        let before = watch.snapshot();
+        self.start(&vm, service, cpus.clone());
+        let outcome = drive(&watch);
+        if !self.stop(&vm, cpus) {
             return (Err(RunError::Stuck), None);
         }
-        let counters = Snapshot::take(vm.exits(), self.counters).since(&before);
+        let counters = watch.snapshot().since(&before);
         let remains = self.destroy(vm, plan.vm, counters);
         match remains {
             Ok(remains) => (outcome, Some(remains)),
@@ -280,32 +195,24 @@ impl<M: Machine> Host<'_, M> {
         })
     }
 
-    fn start<L, S>(
-        &self,
-        vm: &Arc<Vm<AddressSpace<L>>>,
-        service: &Arc<S>,
-        vcpus: usize,
-    ) -> Result<(), RunError>
+    fn start<L, S>(&self, vm: &Arc<Vm<AddressSpace<L>>>, service: &Arc<S>, cpus: Range<usize>)
     where
         L: MmuLock + 'static,
         S: Service + Send + Sync + 'static,
     {
-        let (vm, service) = (vm.clone(), service.clone());
+        let (vm, service, first) = (vm.clone(), service.clone(), cpus.start);
         let job = move |own: &mut OwnCpu<M>| {
-            Vcpu::new(VcpuId(own.id.0 - 1)).run(&vm, own.id, &mut own.cpu, &own.memory, &*service);
+            let vcpu = VcpuId(own.id.0 - first);
+            Vcpu::new(vcpu).run(&vm, own.id, &mut own.cpu, &own.memory, &*service);
         };
-        if self.crew.post(self.machine, vcpus, Arc::new(job)) {
-            Ok(())
-        } else {
-            Err(RunError::Stuck)
-        }
+        self.crew.post(self.machine, cpus, Arc::new(job));
     }
 
-    /// Ends the VM if it hasn't ended, and waits until all CPUs have come back from it. False if they don't.
-    fn stop<L>(&self, vm: &Vm<AddressSpace<L>>) -> bool {
+    /// Ends the VM if it hasn't ended, and waits until its CPUs have come back from it. False if they don't.
+    fn stop<L>(&self, vm: &Vm<AddressSpace<L>>, cpus: Range<usize>) -> bool {
         let deadline = self.machine.now_ns().saturating_add(PATIENCE_NS);
         vm.stop(StopReason::Requested, |cpu| self.machine.kick(cpu));
-        while !self.crew.is_idle() {
+        while !self.crew.are_idle(cpus.clone()) {
             if self.machine.now_ns() >= deadline {
                 return false;
             }
@@ -330,7 +237,10 @@ impl<M: Machine> Host<'_, M> {
         if !frames.is_zero() {
             return Err(RunError::Leak(frames));
         }
-        machine_frames.check()?;
+        if self.crew.is_idle() {
+            // Where others still run, frames are on their way.
+            machine_frames.check()?;
+        }
         Ok(Remains {
             stage2,
             counters,
@@ -348,125 +258,6 @@ impl<M: Machine> Host<'_, M> {
             if frames.is_zero() || self.machine.now_ns() >= deadline {
                 return frames;
             }
-        }
-    }
-}
-
-impl<M: Machine, L: MmuLock> Watch<'_, M, L> {
-    /// The counters now.
-    pub fn snapshot(&self) -> Snapshot {
-        Snapshot::take(self.vm.exits(), self.counters)
-    }
-
-    /// Posts a step for all vCPUs and wakes them.
-    pub fn post(&self, steps: &Steps, step: Step) {
-        steps.post(step);
-        for vcpu in self.vm.vcpus() {
-            if let Some(cpu) = self.vm.cpu_of(vcpu) {
-                self.machine.kick(cpu);
-            }
-        }
-    }
-
-    /// Waits until all vCPUs are done with their step; calls `meanwhile` at first and whenever this CPU is kicked.
-    ///
-    /// # Errors
-    /// As for [`Self::wait_until`].
-    pub fn wait_for_step(
-        &self,
-        steps: &Steps,
-        mut meanwhile: impl FnMut(),
-    ) -> Result<(), RunError> {
-        let done = || {
-            meanwhile();
-            steps.all_arrived()
-        };
-        self.wait_until(done).map_err(|error| match error {
-            RunError::TimedOut { seconds } => RunError::StepTimedOut {
-                seconds,
-                arrived: steps.arrived(),
-                vcpus: steps.seats(),
-            },
-            other => other,
-        })
-    }
-
-    /// Waits until `done`, which becomes true before this CPU is kicked.
-    ///
-    /// # Errors
-    /// The guest has ended before, or its time is up.
-    pub fn wait_until(&self, mut done: impl FnMut() -> bool) -> Result<(), RunError> {
-        loop {
-            if done() {
-                return Ok(());
-            }
-            self.check()?;
-            self.machine.wait(self.deadline_ns);
-        }
-    }
-
-    /// Pauses the guest, and returns when all its vCPUs are out of it.
-    ///
-    /// # Errors
-    /// As for [`Self::check`].
-    pub fn pause(
-        &self,
-    ) -> Result<Pause<'_, AddressSpace<L>, impl FnMut(CpuId) + use<'_, M, L>>, RunError> {
-        let pause = self.vm.pause(|cpu| self.machine.kick(cpu));
-        while !pause.is_complete() {
-            self.check()?;
-            self.machine.wait(self.deadline_ns);
-        }
-        Ok(pause)
-    }
-
-    /// Checks that the guest goes on.
-    ///
-    /// # Errors
-    /// It has ended, it is paused because no memory is left, or its time is up.
-    pub fn check(&self) -> Result<(), RunError> {
-        if let Some(starvation) = self.vm.starvation() {
-            self.relieve(starvation)?;
-        }
-        if let Some(reason) = self.vm.stop_reason() {
-            return Err(RunError::Ended(reason));
-        }
-        if self.machine.now_ns() >= self.deadline_ns {
-            return Err(RunError::TimedOut {
-                seconds: self.timeout,
-            });
-        }
-        Ok(())
-    }
-
-    /// Lets a guest go on that was paused for want of memory, if there is some by now.
-    ///
-    /// # Errors
-    /// There is none, or what there is wasn't enough for the same access before.
-    fn relieve(&self, starvation: Starvation) -> Result<(), RunError> {
-        let vm = self.vm.space.vm();
-        self.machine
-            .write_line(format_args!("{vm} is paused: {starvation}"));
-        self.own.memory.idle();
-        let is_first = self.relieved.replace(Some(starvation)) != Some(starvation);
-        if !is_first || self.own.memory.pool().counts().free == 0 {
-            return Err(RunError::Ended(starvation.into()));
-        }
-        self.machine
-            .write_line(format_args!("{vm} goes on, as memory was freed"));
-        self.vm.feed(|cpu| self.machine.kick(cpu));
-        Ok(())
-    }
-
-    /// Waits until the guest has ended by itself.
-    ///
-    /// # Errors
-    /// Its time is up.
-    pub fn wait_for_end(&self) -> Result<StopReason, RunError> {
-        match self.wait_until(|| false) {
-            Err(RunError::Ended(reason)) => Ok(reason),
-            Err(error) => Err(error),
-            Ok(()) => Ok(StopReason::Requested),
         }
     }
 }

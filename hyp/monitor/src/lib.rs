@@ -24,6 +24,7 @@ mod program;
 mod quote;
 pub mod record;
 mod report;
+mod results;
 mod run;
 pub mod size;
 mod steps;

@@ -14,6 +14,19 @@ pub struct Step {
     pub code: u64,
     /// The iteration, from 1, or 0.
     pub iteration: u64,
+    /// For steps that have one, the part of each share: its first page, and how many.
+    pub part: (u64, u64),
+}
+
+impl Step {
+    /// A step without a part.
+    pub const fn new(code: u64, iteration: u64) -> Self {
+        Self {
+            code,
+            iteration,
+            part: (0, 0),
+        }
+    }
 }
 
 /// The meeting point.
@@ -23,6 +36,7 @@ pub struct Steps {
     posted: AtomicU64,
     code: AtomicU64,
     iteration: AtomicU64,
+    part: (AtomicU64, AtomicU64),
     arrived: AtomicUsize,
     seats: Box<[Seat]>,
 }
@@ -55,6 +69,7 @@ impl Steps {
             posted: AtomicU64::new(0),
             code: AtomicU64::new(0),
             iteration: AtomicU64::new(0),
+            part: Default::default(),
             arrived: AtomicUsize::new(0),
             seats: (0..vcpus).map(|_| Seat::default()).collect(),
         }
@@ -86,6 +101,10 @@ impl Steps {
         (posted >= seat.waits_for.load(Ordering::Relaxed)).then(|| Step {
             code: self.code.load(Ordering::Relaxed),
             iteration: self.iteration.load(Ordering::Relaxed),
+            part: (
+                self.part.0.load(Ordering::Relaxed),
+                self.part.1.load(Ordering::Relaxed),
+            ),
         })
     }
 
@@ -110,6 +129,8 @@ impl Steps {
         self.arrived.store(0, Ordering::Relaxed);
         self.code.store(step.code, Ordering::Relaxed);
         self.iteration.store(step.iteration, Ordering::Relaxed);
+        self.part.0.store(step.part.0, Ordering::Relaxed);
+        self.part.1.store(step.part.1, Ordering::Relaxed);
         self.posted.fetch_add(1, Ordering::Release);
     }
 
@@ -120,6 +141,14 @@ impl Steps {
             read: seat.read.load(Ordering::Relaxed),
             at_ns: seat.at_ns.load(Ordering::Relaxed),
         })
+    }
+
+    /// When the last vCPU arrived, when all have.
+    pub fn last_arrival_ns(&self) -> u64 {
+        self.arrivals()
+            .map(|arrival| arrival.at_ns)
+            .max()
+            .unwrap_or(0)
     }
 }
 
@@ -160,8 +189,8 @@ mod tests {
             [0, 7]
         );
         let step = Step {
-            code: 2,
-            iteration: 5,
+            part: (3, 4),
+            ..Step::new(2, 5)
         };
         steps.post(step);
         assert_eq!(
@@ -209,10 +238,7 @@ mod tests {
                         .all(|done| done.load(Ordering::Relaxed) == iteration)
                 );
                 let last = iteration + 1 == STEPS;
-                steps.post(Step {
-                    code: u64::from(!last),
-                    iteration: iteration + 1,
-                });
+                steps.post(Step::new(u64::from(!last), iteration + 1));
             }
         });
     }

@@ -191,10 +191,7 @@ impl<'s, M: Machine, L: MmuLock> Stress<'s, M, L> {
     fn round(&mut self) -> Result<(), RunError> {
         let steps = self.bench.steps();
         self.count("rounds", 1);
-        let step = Step {
-            code: step::STRESS,
-            iteration: self.done["rounds"],
-        };
+        let step = Step::new(step::STRESS, self.done["rounds"]);
         self.watch.post(steps, step);
         while !steps.all_arrived() {
             self.watch.check()?;
@@ -217,10 +214,7 @@ impl<'s, M: Machine, L: MmuLock> Stress<'s, M, L> {
     }
 
     fn end_guest(&mut self) -> Result<(), RunError> {
-        let step = Step {
-            code: step::STOP,
-            iteration: 0,
-        };
+        let step = Step::new(step::STOP, 0);
         self.watch.post(self.bench.steps(), step);
         match self.watch.wait_for_end()? {
             StopReason::PoweredOff | StopReason::AllVcpusOff => Ok(()),

@@ -1,19 +1,13 @@
 //! What is measured: the harness's own phases, and the steps of all vCPUs.
 
 use super::Harness;
-use crate::counters::Snapshot;
 use crate::error::RunError;
 use crate::machine::Machine;
-use crate::record::{Phase, PhaseName, Progress};
+use crate::record::{PhaseName, Progress};
 use crate::report;
+use crate::results::{Results, Start};
 use crate::steps::Step;
 use memory::MmuLock;
-
-/// What is known at the start of a phase.
-pub(super) struct Start {
-    ns: u64,
-    counters: Snapshot,
-}
 
 impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
     /// Measures what CPU 0 does itself.
@@ -34,55 +28,28 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
         let start = self.start_phase();
         self.post(step);
         self.wait_for_vcpus()?;
-        self.end_phase(name, step.iteration, self.last_arrival_ns(), start);
+        self.end_phase(
+            name,
+            step.iteration,
+            self.bench.steps().last_arrival_ns(),
+            start,
+        );
         Ok(())
     }
 
     pub(super) fn start_phase(&self) -> Start {
-        self.watch.vm.begin_hold_period();
-        Start {
-            counters: self.watch.snapshot(),
-            ns: self.watch.machine.now_ns(),
-        }
+        Results::start(self.watch)
     }
 
     /// Ends a phase at a moment, and prints and keeps its result.
-    pub(super) fn end_phase(
-        &mut self,
-        name: PhaseName,
-        iteration: u64,
-        end_ns: u64,
-        Start { ns, counters }: Start,
-    ) {
-        let mut counters = self.watch.snapshot().since(&counters);
-        counters.append(&mut self.results.to_count);
-        let pool = self.watch.own.memory.pool();
-        let frames = pool.counts_of(self.watch.vm.space.vm());
-        counters.insert("frames_table".into(), frames.table);
-        counters.insert("frames_pending".into(), frames.pending);
-        counters.insert("frames_pending_most".into(), pool.most_pending());
-        if self.options.exit_times {
-            counters.insert("longest_exit_ns".into(), self.watch.vm.longest_hold_ns());
-        }
-        let phase = Phase {
-            name,
-            iteration,
-            ns: end_ns.saturating_sub(ns),
-            counters,
-        };
-        self.watch.machine.write_line(format_args!("{phase}"));
-        self.results.phases.push(phase);
+    pub(super) fn end_phase(&mut self, name: PhaseName, iteration: u64, end_ns: u64, start: Start) {
+        self.results
+            .end(self.watch, (name, iteration), end_ns, start);
     }
 
     /// Adds to a counter of the phase that is measured.
     pub(super) fn count(&mut self, name: &str, count: u64) {
-        *self.results.to_count.entry(name.into()).or_default() += count;
-    }
-
-    /// When the last vCPU was done with its step.
-    pub(super) fn last_arrival_ns(&self) -> u64 {
-        let arrivals = self.bench.steps().arrivals();
-        arrivals.map(|arrival| arrival.at_ns).max().unwrap_or(0)
+        self.results.count(name, count);
     }
 
     pub(super) fn progress(&mut self, steps: u64) {

@@ -56,10 +56,7 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
     fn restore_in_background(&mut self) -> Result<(), RunError> {
         let iteration = self.options.iterations + 1;
         let start = self.start_phase();
-        self.post(Step {
-            code: step::DIRTY,
-            iteration,
-        });
+        self.post(Step::new(step::DIRTY, iteration));
         for _ in 0..ROUNDS {
             if self.restore_blocks()? == 0 {
                 break;

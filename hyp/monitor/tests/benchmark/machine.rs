@@ -245,12 +245,12 @@ fn boot(options: &str, guest: Guest, module: Option<Module<'_>>, stage2: Feature
                 }
             });
         }
-        let mut own = own(0);
+        let own = own(0);
         let mut host = Host {
             machine,
             crew,
             counters,
-            own: &mut own,
+            own: &own,
         };
         let result = monitor::run(&mut host, options, module);
         over.store(true, Ordering::Release);

@@ -2,9 +2,12 @@
 //!
 //! They lie in the vendor-specific hypervisor range of the Arm SMC Calling Convention (DEN0028, 1.4: owner 6) and are
 //! made by HVC with immediate 0: the function in w0, arguments in x1 to x6, results in x0 to x3. x0 is 0 for success or
-//! a negative error code. A crate of its own, so that guests need nothing else of the hypervisor. Constants only.
+//! a negative error code. A crate of its own, so that guests need nothing else of the hypervisor. Constants, and what the two
+//! must compute alike.
 
 #![no_std]
+
+pub mod content;
 
 /// What x0 holds after a call that isn't known (SMCCC 1.4, section 5.2).
 pub const NOT_SUPPORTED: u64 = -1i64 as u64;
@@ -38,8 +41,8 @@ pub const CONSOLE_PUT: u32 = VENDOR_FAST64;
 /// Announces the benchmark guest, by its first vCPU. x1: IPA of the vCPUs' journals, which follow each other; x2: bytes of
 /// one vCPU's journal. Returns x1: number of vCPUs; x2: bytes of test memory per vCPU; x3: IPA of the test memory.
 pub const BENCH_HELLO: u32 = VENDOR_FAST64 + 1;
-/// Ends this vCPU's step and waits for the next. x1: pages that it wrote; x2: how often it read. Returns x0: the step, one of [`step`]; x1: the
-/// iteration, from 1.
+/// Ends this vCPU's step and waits for the next. x1: pages that it wrote; x2: how often it read. Returns x0: the step, one of
+/// [`step`]; x1: the iteration, from 1; x2, x3: for steps that say so, the first page of each share that is meant, and how many.
 pub const BENCH_NEXT: u32 = VENDOR_FAST64 + 2;
 /// A test program's verdict, which ends the VM. x1: 0 if it passed, else its own failure code; x2, x3: details.
 pub const REPORT: u32 = VENDOR_FAST64 + 3;
@@ -56,8 +59,7 @@ pub const BALLOON: u32 = VENDOR_FAST64 + 0x10;
 /// and [`NO_MEMORY`].
 pub const PREFAULT: u32 = VENDOR_FAST64 + 0x11;
 
-/// The code of [`REPORT`] when a page of the stress run doesn't hold what it must. x2: its index within the test memory; x3: what
-/// it holds.
+/// The code of [`REPORT`] when a page doesn't hold what it must. x2: its index within the test memory; x3: what it holds.
 pub const INCONSISTENT: u64 = 17;
 
 /// Bits in x2 of what [`BENCH_PARAMS`] returns.
@@ -80,6 +82,20 @@ pub mod step {
     /// Read and write at random. The pages of the test memory are dealt out to the vCPUs one by one; whoever writes one
     /// writes [`counted`](crate::counted) into its first and then its last word.
     pub const STRESS: u64 = 3;
+    /// Write the pattern of the iteration to each page of a part of the share, without noting it anywhere.
+    pub const WRITE: u64 = 4;
+    /// Read each page of a part of the share: it holds the pattern of the iteration.
+    pub const READ: u64 = 5;
+    /// Read each page of a part of the share: it holds zeros.
+    pub const READ_ZEROS: u64 = 6;
+    /// Fill each page of a part of the share with the [`content`](crate::content) of the iteration.
+    pub const FILL: u64 = 7;
+    /// Read every word of a part of the share: it holds the content of the iteration.
+    pub const CHECK: u64 = 8;
+    /// Give a part of the share up by [`BALLOON`](crate::BALLOON).
+    pub const GIVE_UP: u64 = 9;
+    /// Have a part of the share populated for writes by [`PREFAULT`](crate::PREFAULT).
+    pub const POPULATE_AHEAD: u64 = 10;
 }
 
 /// The word that the benchmark guest writes to the start of a page: `iteration` (16 bits) and the page's index within the

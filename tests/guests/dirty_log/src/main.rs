@@ -1,5 +1,6 @@
 //! The guest of the dirty-log benchmark: every vCPU writes to its share of the test memory as the harness tells it to, and
-//! notes in its journal which pages it wrote. And that of the stress run.
+//! notes in its journal which pages it wrote. And that of the stress run, and of the runs in which what backs its memory
+//! changes.
 //!
 //! The device tree tells how large the journals must be, before the harness tells the rest. Shares and journals are each
 //! touched by their own vCPU only, and by the harness while all vCPUs wait.
@@ -8,9 +9,11 @@
 #![no_main]
 
 mod accesses;
+mod backing;
 mod stress;
 
 use accesses::{Choice, Share};
+use backing::Part;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 use guest_runtime::{MAX_VCPUS, Tree, call, println, report, start_vcpu};
@@ -110,21 +113,25 @@ fn run(index: usize) -> ! {
         share: pages,
         journal: journal as *mut u32,
     };
+    let seed = PLAN.seed.load(Ordering::Relaxed);
     let mut choice = Choice::new(
         PLAN.write_percent.load(Ordering::Relaxed),
         PLAN.kind.load(Ordering::Relaxed) & params::RANDOM != 0,
-        PLAN.seed.load(Ordering::Relaxed),
+        seed,
         index,
     );
     let mut done = [0; 2];
     loop {
-        let [code, iteration, ..] = call(BENCH_NEXT, [done[0], done[1], 0]);
+        let [code, iteration, from, count] = call(BENCH_NEXT, [done[0], done[1], 0]);
+        let part = Part::of_share(base, index as u64 * pages, pages, from, count);
         done = match code {
             step::POPULATE => share.write_all(0),
             step::DIRTY if choice.is_all() => share.write_all(iteration),
             step::DIRTY => share.access(iteration, &mut choice),
             // SAFETY: the harness gives every vCPU this step or none.
             step::STRESS => unsafe { stress.step(&mut choice) },
+            // SAFETY: the part lies in the share, which is this vCPU's alone.
+            step::WRITE..=step::POPULATE_AHEAD => unsafe { part.step(code, iteration, seed) },
             step::STOP if index == 0 => guest_runtime::power_off(),
             step::STOP => guest_runtime::turn_off(),
             unknown => report(FAILURE, unknown, iteration),

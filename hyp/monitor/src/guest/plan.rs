@@ -1,0 +1,90 @@
+//! What a guest is made of: its image, its vCPUs, its memory and the layout of its tables. Constant while it runs.
+
+use crate::error::RunError;
+use crate::image::GuestImage;
+use crate::options::{self, Backing, TEST_MEMORY};
+use crate::test_memory::TestSlot;
+use alloc::vec::Vec;
+use memory::{SlotId, VmId};
+use stage2::{Features, Ipa, IpaRange, Layout};
+
+/// Where a guest's RAM begins.
+pub const RAM: Ipa = Ipa::new(options::RAM);
+/// The slot of RAM.
+pub const RAM_SLOT: SlotId = SlotId(0);
+/// The slot that a guest doesn't know of.
+pub const UNSEEN_SLOT: SlotId = SlotId(u16::MAX as u32);
+/// The address space that a guest gets unless it needs a larger one, in bits: Linux KVM's choice too.
+const USUAL_IPA_BITS: u32 = 40;
+/// The most bits of an address in descriptors that aren't those of FEAT_LPA2.
+const NARROW_BITS: u32 = 48;
+/// A guest to run.
+#[derive(Clone, Debug)]
+pub struct GuestPlan<'p> {
+    /// Its number among the VMs.
+    pub vm: VmId,
+    /// Its image.
+    pub image: GuestImage<'p>,
+    /// Its command line.
+    pub bootargs: &'p str,
+    /// Its vCPUs.
+    pub vcpus: usize,
+    /// The size of its RAM, a multiple of the backing's.
+    pub ram: u64,
+    /// What its RAM is made of.
+    pub ram_backing: Backing,
+    /// The slots of its test memory, if it has any.
+    pub test: Vec<TestSlot>,
+    /// What its test memory is made of.
+    pub test_backing: Backing,
+    /// The size of memory that it isn't told of, a multiple of the RAM's backing: it lies at [`Self::unseen_start`].
+    pub unseen: u64,
+    /// Whether its tables have hardware dirty state.
+    pub hardware_dirty: bool,
+    /// The entries of each vCPU's dirty ring, if they have any.
+    pub ring_entries: Option<usize>,
+    /// Whether its vCPUs measure their longest exits.
+    pub exit_times: bool,
+    /// The size of its address space, if that was asked for.
+    pub ipa_bits: Option<u32>,
+    /// How long it may take, in seconds.
+    pub timeout: u64,
+}
+
+impl GuestPlan<'_> {
+    /// The memory that its device tree tells it of.
+    pub(super) fn memory(&self) -> Vec<IpaRange> {
+        let test = Ipa::new(TEST_MEMORY);
+        let mut memory = Vec::from([RAM..RAM.offset(self.ram)]);
+        memory.extend((!self.test.is_empty()).then(|| test..self.test_end()));
+        memory
+    }
+
+    /// The end of the test memory.
+    pub(super) fn test_end(&self) -> Ipa {
+        let last = self.test.last().map(|slot| slot.range().end);
+        last.unwrap_or(Ipa::new(TEST_MEMORY))
+    }
+
+    /// Where the memory begins that it isn't told of: behind all else.
+    pub fn unseen_start(&self) -> Ipa {
+        let end = self.test_end().max(RAM.offset(self.ram));
+        Ipa::new(end.get().next_multiple_of(self.ram_backing.bytes()))
+    }
+
+    /// The layout of its tables, of what a machine can have. Larger descriptors' addresses only where its own address space needs
+    /// them, dirty state where it is wanted; and contiguous groups not yet, as nothing here makes use of them.
+    pub(super) fn layout(&self, possible: &Features) -> Result<Layout, RunError> {
+        let end = self.unseen_start().get() + self.unseen;
+        let needed = u64::BITS - end.saturating_sub(1).leading_zeros();
+        let usual = USUAL_IPA_BITS.max(needed).min(possible.ipa_bits);
+        let ipa_bits = self.ipa_bits.unwrap_or(usual);
+        Ok(Layout::new(Features {
+            ipa_bits,
+            lpa2: possible.lpa2 && ipa_bits > NARROW_BITS,
+            hardware_dirty: possible.hardware_dirty && self.hardware_dirty,
+            contiguous: false,
+            ..*possible
+        })?)
+    }
+}

@@ -1,0 +1,215 @@
+//! A guest that runs, seen from CPU 0: what it does is waited for here, and other CPUs can be set to work on its memory
+//! meanwhile.
+//!
+//! Several guests run at once if one is run while another is watched: each has CPUs, a time limit and counters of its own.
+
+use crate::counters::Snapshot;
+use crate::crew::Crew;
+use crate::error::RunError;
+use crate::machine::{Machine, OwnCpu};
+use crate::steps::{Step, Steps};
+use alloc::sync::Arc;
+use core::cell::Cell;
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, Ordering};
+use memory::{AddressSpace, CpuCounters, MmuLock};
+use vm::{CpuId, Pause, Starvation, StopReason, Vm};
+
+/// A guest that runs, seen from CPU 0.
+pub struct Watch<'w, M: Machine, L> {
+    /// The machine.
+    pub machine: &'static M,
+    /// CPU 0's own.
+    pub own: &'w OwnCpu<M>,
+    /// The guest.
+    pub vm: &'w Arc<Vm<AddressSpace<L>>>,
+    /// The CPUs that run its vCPUs, in their order.
+    pub cpus: Range<usize>,
+    /// Whether its vCPUs measure their longest exits.
+    pub exit_times: bool,
+    pub(super) crew: &'static Crew<M>,
+    pub(super) counters: &'static [CpuCounters],
+    pub(super) deadline_ns: u64,
+    pub(super) timeout: u64,
+    /// The last want of memory that was relieved.
+    pub(super) relieved: Cell<Option<Starvation>>,
+}
+
+/// CPUs that work on a VM's memory beside its vCPUs. They are told to stop, and waited for, at the latest when this is
+/// dropped.
+pub struct Beside<M: Machine> {
+    machine: &'static M,
+    crew: &'static Crew<M>,
+    /// Which CPUs.
+    cpus: Range<usize>,
+    stop: Arc<AtomicBool>,
+}
+
+impl<M: Machine, L: MmuLock> Watch<'_, M, L> {
+    /// The counters now: the VM's exits, and what its CPUs and CPU 0 have counted.
+    pub fn snapshot(&self) -> Snapshot {
+        let own = self.counters[self.cpus.clone()].iter();
+        Snapshot::take(self.vm.exits(), own.chain(self.counters.first()))
+    }
+
+    /// Sets `count` more CPUs to work on the VM, which call `work` once each with their number among them, and a sign that
+    /// says when to stop. `None` if there are not as many idle ones.
+    pub fn beside(
+        &self,
+        count: usize,
+        work: impl Fn(&Vm<AddressSpace<L>>, &OwnCpu<M>, usize, &AtomicBool) + Send + Sync + 'static,
+    ) -> Option<Beside<M>>
+    where
+        L: 'static,
+    {
+        let cpus = self.crew.find_idle(count)?;
+        let (vm, stop, first) = (
+            self.vm.clone(),
+            Arc::new(AtomicBool::new(false)),
+            cpus.start,
+        );
+        let beside = Beside {
+            machine: self.machine,
+            crew: self.crew,
+            cpus: cpus.clone(),
+            stop: stop.clone(),
+        };
+        let job = move |own: &mut OwnCpu<M>| work(&vm, own, own.id.0 - first, &stop);
+        self.crew.post(self.machine, cpus, Arc::new(job));
+        Some(beside)
+    }
+
+    /// Posts a step for all vCPUs and wakes them.
+    pub fn post(&self, steps: &Steps, step: Step) {
+        steps.post(step);
+        for vcpu in self.vm.vcpus() {
+            if let Some(cpu) = self.vm.cpu_of(vcpu) {
+                self.machine.kick(cpu);
+            }
+        }
+    }
+
+    /// Waits until all vCPUs are done with their step; calls `meanwhile` at first and whenever this CPU is kicked.
+    ///
+    /// # Errors
+    /// As for [`Self::wait_until`].
+    pub fn wait_for_step(
+        &self,
+        steps: &Steps,
+        mut meanwhile: impl FnMut(),
+    ) -> Result<(), RunError> {
+        let done = || {
+            meanwhile();
+            steps.all_arrived()
+        };
+        self.wait_until(done).map_err(|error| match error {
+            RunError::TimedOut { seconds } => RunError::StepTimedOut {
+                seconds,
+                arrived: steps.arrived(),
+                vcpus: steps.seats(),
+            },
+            other => other,
+        })
+    }
+
+    /// Waits until `done`, which becomes true before this CPU is kicked.
+    ///
+    /// # Errors
+    /// The guest has ended before, or its time is up.
+    pub fn wait_until(&self, mut done: impl FnMut() -> bool) -> Result<(), RunError> {
+        loop {
+            if done() {
+                return Ok(());
+            }
+            self.check()?;
+            self.machine.wait(self.deadline_ns);
+        }
+    }
+
+    /// Pauses the guest, and returns when all its vCPUs are out of it.
+    ///
+    /// # Errors
+    /// As for [`Self::check`].
+    pub fn pause(
+        &self,
+    ) -> Result<Pause<'_, AddressSpace<L>, impl FnMut(CpuId) + use<'_, M, L>>, RunError> {
+        let pause = self.vm.pause(|cpu| self.machine.kick(cpu));
+        while !pause.is_complete() {
+            self.check()?;
+            self.machine.wait(self.deadline_ns);
+        }
+        Ok(pause)
+    }
+
+    /// Checks that the guest goes on.
+    ///
+    /// # Errors
+    /// It has ended, it is paused because no memory is left, or its time is up.
+    pub fn check(&self) -> Result<(), RunError> {
+        if let Some(starvation) = self.vm.starvation() {
+            self.relieve(starvation)?;
+        }
+        if let Some(reason) = self.vm.stop_reason() {
+            return Err(RunError::Ended(reason));
+        }
+        if self.machine.now_ns() >= self.deadline_ns {
+            return Err(RunError::TimedOut {
+                seconds: self.timeout,
+            });
+        }
+        Ok(())
+    }
+
+    /// Lets a guest go on that was paused for want of memory, if there is some by now.
+    ///
+    /// # Errors
+    /// There is none, or what there is wasn't enough for the same access before.
+    fn relieve(&self, starvation: Starvation) -> Result<(), RunError> {
+        let vm = self.vm.space.vm();
+        self.machine
+            .write_line(format_args!("{vm} is paused: {starvation}"));
+        self.own.memory.idle();
+        let is_first = self.relieved.replace(Some(starvation)) != Some(starvation);
+        if !is_first || self.own.memory.pool().counts().free == 0 {
+            return Err(RunError::Ended(starvation.into()));
+        }
+        self.machine
+            .write_line(format_args!("{vm} goes on, as memory was freed"));
+        self.vm.feed(|cpu| self.machine.kick(cpu));
+        Ok(())
+    }
+
+    /// Waits until the guest has ended by itself.
+    ///
+    /// # Errors
+    /// Its time is up.
+    pub fn wait_for_end(&self) -> Result<StopReason, RunError> {
+        match self.wait_until(|| false) {
+            Err(RunError::Ended(reason)) => Ok(reason),
+            Err(error) => Err(error),
+            Ok(()) => Ok(StopReason::Requested),
+        }
+    }
+}
+
+impl<M: Machine> Beside<M> {
+    /// Whether all of them are done.
+    pub fn are_done(&self) -> bool {
+        self.crew.are_idle(self.cpus.clone())
+    }
+
+    /// What they have counted so far, with what they counted before they were set to work.
+    pub fn snapshot(&self, counters: &[CpuCounters]) -> Snapshot {
+        Snapshot::take(Default::default(), &counters[self.cpus.clone()])
+    }
+}
+
+impl<M: Machine> Drop for Beside<M> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        while !self.are_done() {
+            // They kick this CPU when they are done.
+            self.machine.wait(u64::MAX);
+        }
+    }
+}

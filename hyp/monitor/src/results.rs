@@ -1,0 +1,68 @@
+//! What was measured of a run so far: its phases, each with its time and what was counted meanwhile.
+//!
+//! Used by CPU 0.
+
+use crate::counters::Snapshot;
+use crate::guest::Watch;
+use crate::machine::Machine;
+use crate::record::{CounterMap, Phase, PhaseName};
+use alloc::vec::Vec;
+use memory::MmuLock;
+
+/// The phases that are over, and what is to be counted in the one that isn't.
+#[derive(Debug, Default)]
+pub(crate) struct Results {
+    /// The phases.
+    pub phases: Vec<Phase>,
+    to_count: CounterMap,
+}
+
+/// What is known at the start of a phase.
+pub(crate) struct Start {
+    ns: u64,
+    counters: Snapshot,
+}
+
+impl Results {
+    /// Begins a phase.
+    pub fn start<M: Machine, L: MmuLock>(watch: &Watch<'_, M, L>) -> Start {
+        watch.vm.begin_hold_period();
+        Start {
+            counters: watch.snapshot(),
+            ns: watch.machine.now_ns(),
+        }
+    }
+
+    /// Adds to a counter of the phase that is measured.
+    pub fn count(&mut self, name: &str, count: u64) {
+        *self.to_count.entry(name.into()).or_default() += count;
+    }
+
+    /// Ends a phase, of which `meant` is the name and the iteration, at a moment; prints and keeps its result.
+    pub fn end<M: Machine, L: MmuLock>(
+        &mut self,
+        watch: &Watch<'_, M, L>,
+        (name, iteration): (PhaseName, u64),
+        end_ns: u64,
+        Start { ns, counters }: Start,
+    ) {
+        let mut counters = watch.snapshot().since(&counters);
+        counters.append(&mut self.to_count);
+        let pool = watch.own.memory.pool();
+        let frames = pool.counts_of(watch.vm.space.vm());
+        counters.insert("frames_table".into(), frames.table);
+        counters.insert("frames_pending".into(), frames.pending);
+        counters.insert("frames_pending_most".into(), pool.most_pending());
+        if watch.exit_times {
+            counters.insert("longest_exit_ns".into(), watch.vm.longest_hold_ns());
+        }
+        let phase = Phase {
+            name,
+            iteration,
+            ns: end_ns.saturating_sub(ns),
+            counters,
+        };
+        watch.machine.write_line(format_args!("{phase}"));
+        self.phases.push(phase);
+    }
+}
