@@ -344,7 +344,7 @@ impl<T: Caches> CpuMemory<T> {
     pub(crate) fn prepare_zeros(&self) -> Option<()> {
         let prepared = self.system.zeros.try_call_once(|| {
             let page = FrameSize::Page4K;
-            let pa = (self.pool()).allocate(page, Owner::Hypervisor, Purpose::Guest);
+            let pa = self.pool().allocate(page, Owner::Hypervisor, Purpose::Heap);
             let pa = pa.ok_or(())?;
             // SAFETY: the frame has just come from the pool, whose memory is mapped.
             unsafe { zero(pa, PAGE_SIZE) };

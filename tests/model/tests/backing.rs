@@ -103,9 +103,9 @@ impl Machine {
         u64::from_ne_bytes(word)
     }
 
-    /// The frames that back guests, of all owners, but for the frame of zeros.
+    /// The frames that back guests, of all owners.
     fn guest(&self) -> u64 {
-        self.counts().guest - 1
+        self.counts().guest
     }
 
     fn counts(&self) -> Counts {

@@ -10,7 +10,7 @@ pub struct Counts {
     pub table: u64,
     /// In guests' memory.
     pub guest: u64,
-    /// In the hypervisor's heap, or [records](crate::frames::FrameRecord) of other frames.
+    /// In the hypervisor's heap, [records](crate::frames::FrameRecord) of other frames, or the frame of zeros.
     pub heap: u64,
     /// Holding guests' memory in compressed form.
     pub compressed: u64,
