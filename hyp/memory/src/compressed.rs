@@ -202,6 +202,8 @@ impl Store {
         Ok(handle)
     }
 
+    /// Apart, as it takes so much stack.
+    #[inline(never)]
     fn put_compressed(&self, page: &[u8; PAGE]) -> Result<Handle, Refused> {
         let mut packed = [0; HEADER + get_maximum_output_size(PAGE)];
         let length =
@@ -257,6 +259,11 @@ impl Store {
             }
             return;
         }
+        self.get_compressed(handle, page);
+    }
+
+    #[inline(never)]
+    fn get_compressed(&self, handle: Handle, page: &mut [u8; PAGE]) {
         let packed = self.packed(handle);
         let unpacked = decompress_into(&packed[HEADER..length_of(&packed)], page);
         assert_eq!(unpacked.ok(), Some(PAGE), "a stored page is damaged");

@@ -1,0 +1,312 @@
+//! Putting pages away and bringing them back, beside faults, harvests, balloons, other reclaimers and the end of a slot, under
+//! every interleaving of two and three CPUs (rules 8 to 10).
+//!
+//! The address space is the real one, with its real frames, epochs, lists and store; table entries, the words that say what
+//! backs a page, the tracker, and logs are the model checker's. What isn't is not reordered by it, but every order of the
+//! steps around it is tried. There are no TLBs: a change is made for all CPUs where its entry changes.
+//!
+//! Bounds: one page, in a tree of two levels with four entries each; two or three CPUs, each a thread, beside a main thread that
+//! waits; at most so many preemptions per execution as the first argument of `explore` says. Of what takes the lock of an address
+//! space's owner, one at a time.
+#![cfg(loom)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use loom::thread;
+use memory::frames::{FramePool, arena, read_bytes};
+use memory::{
+    Access, AddressSpace, CpuCounters, CpuMemory, Fault, FaultKind, FaultOutcome, LogPolicy,
+    MemorySystem, Parallel, SlotId, StoreCounts, VmId, Watermarks,
+};
+use stage2::sync::relax;
+use stage2::{Features, Ipa, Layout, Level, NoTlb, PAGE_SIZE};
+
+const CPUS: usize = 4;
+const SLOT: SlotId = SlotId(0);
+const PAGE: Ipa = Ipa::new(0);
+/// What the guest's page is full of at first, and what the hypervisor writes there in the end. Words that are all alike are put
+/// away without a compressor, for which the checker's threads have too little stack.
+const BEFORE: u64 = 0x1234_5678_1234_5678;
+const AFTER: u64 = 0x8765_4321_8765_4321;
+
+static POOL: FramePool = FramePool::new();
+
+fn system() -> &'static MemorySystem {
+    static SYSTEM: OnceLock<MemorySystem> = OnceLock::new();
+    SYSTEM.get_or_init(|| {
+        // SAFETY: the arena is leaked, and added once.
+        unsafe { POOL.add(arena::leak(2048)) };
+        let system = MemorySystem::new(&POOL, CPUS, 2, 8);
+        // Always.
+        system.set_watermarks(Some(Watermarks {
+            low: 1 << 40,
+            high: 1 << 40,
+        }));
+        system
+    })
+}
+
+fn cpu(number: usize) -> CpuMemory<NoTlb> {
+    CpuMemory::new(
+        system(),
+        number,
+        NoTlb,
+        Box::leak(Box::new(CpuCounters::default())),
+    )
+}
+
+type Space = AddressSpace<Parallel>;
+
+/// An address space with one slot of one page, which holds something.
+fn space(cpu: &CpuMemory<NoTlb>) -> Arc<Space> {
+    let vm = VmId::new(0).unwrap();
+    let layout = Layout::small(Level::L2, Features::armv8_0(32, 48));
+    let space = Space::new(cpu, vm, layout).unwrap();
+    let added = space.add_slot(cpu, SLOT, PAGE, PAGE_SIZE, Level::L3, false);
+    added.unwrap();
+    space.write_guest(cpu, PAGE, &BEFORE.to_ne_bytes()).unwrap();
+    Arc::new(space)
+}
+
+/// The hypervisor fills the page with a word.
+fn fill(space: &Space, cpu: &CpuMemory<NoTlb>, word: u64) {
+    let bytes = word.to_ne_bytes().repeat(PAGE_SIZE as usize / 8);
+    space.write_guest(cpu, PAGE, &bytes).unwrap();
+}
+
+fn access(space: &Space, cpu: &CpuMemory<NoTlb>, access: Access) {
+    let fault = Fault {
+        vcpu: 0,
+        ipa: PAGE,
+        va: None,
+        access,
+        kind: FaultKind::Translation,
+    };
+    loop {
+        match space.fault(cpu, &fault) {
+            FaultOutcome::Resolved => return,
+            FaultOutcome::Retry => relax(),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn is_marked(space: &Space, cpu: &CpuMemory<NoTlb>) -> bool {
+    let mut word = [0];
+    space.get_dirty_log(cpu, SLOT, 0, &mut word).unwrap();
+    word[0] & 1 != 0
+}
+
+type Act = fn(&Space, &CpuMemory<NoTlb>);
+
+/// Pages that were put away in all executions of a test.
+static PUT_AWAY: AtomicU64 = AtomicU64::new(0);
+
+/// Tries every execution, with at most so many preemptions, in which `prepare` runs on CPU 0, then each of `race` at once
+/// with the others, on CPU 1, 2 and so on, then `check` on CPU 0. One test at a time, as all share the pool.
+fn explore<const N: usize>(preemptions: usize, prepare: Act, race: [Act; N], check: Act) {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.max_branches = 10_000;
+    let began = Instant::now();
+    let before = PUT_AWAY.load(Ordering::Relaxed);
+    builder.check(move || {
+        let own = cpu(0);
+        let counters = own.system().reclaim_counters();
+        let compressed = counters.compressed.get();
+        let space = space(&own);
+        prepare(&space, &own);
+        let threads = race.into_iter().enumerate().map(|(index, act)| {
+            let space = space.clone();
+            thread::spawn(move || act(&space, &cpu(index + 1)))
+        });
+        for thread in threads.collect::<Vec<_>>() {
+            thread
+                .join()
+                .expect("the model checker reports panics itself");
+        }
+        PUT_AWAY.fetch_add(counters.compressed.get() - compressed, Ordering::Relaxed);
+        check(&space, &own);
+        Arc::into_inner(space)
+            .expect("the threads have ended")
+            .destroy(&own);
+        // Names of pages that are no more leave the lists, so that all executions begin alike.
+        own.relieve();
+        assert_eq!(own.system().listed_pages(), (0, 0));
+        own.wait_for_epoch();
+        assert!(POOL.counts_of(VmId::new(0).unwrap()).is_zero());
+        assert_eq!(own.system().put_away(), StoreCounts::default());
+        POOL.counts().check().unwrap();
+    });
+    let put_away = PUT_AWAY.load(Ordering::Relaxed) - before;
+    println!(
+        "{}: {N} CPUs, {preemptions} preemptions, {put_away} put away, {:.1?}",
+        std::thread::current().name().unwrap_or_default(),
+        began.elapsed()
+    );
+    assert!(put_away > 0);
+}
+
+fn read(space: &Space, cpu: &CpuMemory<NoTlb>) {
+    access(space, cpu, Access::Read);
+}
+
+fn write(space: &Space, cpu: &CpuMemory<NoTlb>) {
+    access(space, cpu, Access::Write);
+}
+
+fn reclaim(_: &Space, cpu: &CpuMemory<NoTlb>) {
+    cpu.relieve();
+}
+
+fn balloon(space: &Space, cpu: &CpuMemory<NoTlb>) {
+    let page = PAGE..PAGE.offset(PAGE_SIZE);
+    space.balloon(cpu, page).unwrap();
+}
+
+fn log(space: &Space, cpu: &CpuMemory<NoTlb>) {
+    let policy = LogPolicy::default();
+    space.enable_dirty_log(cpu, SLOT, &policy).unwrap();
+}
+
+fn harvest(space: &Space, cpu: &CpuMemory<NoTlb>) {
+    let mut taken = [u64::MAX];
+    space.clear_dirty_log(cpu, SLOT, 0, &mut taken).unwrap();
+}
+
+/// A page that was put away.
+fn put_away(space: &Space, cpu: &CpuMemory<NoTlb>) {
+    write(space, cpu);
+    cpu.relieve();
+    assert!(space.lookup(cpu, PAGE).is_none());
+    assert_eq!(cpu.system().put_away().pages, 1);
+}
+
+fn nothing(_: &Space, _: &CpuMemory<NoTlb>) {}
+
+fn found(space: &Space, cpu: &CpuMemory<NoTlb>) -> u64 {
+    let mut word = [0; 8];
+    space.read_guest(cpu, PAGE, &mut word).unwrap();
+    u64::from_ne_bytes(word)
+}
+
+/// If the page is mapped, it is to what backs it.
+fn mapped_to_what_backs_it(space: &Space, cpu: &CpuMemory<NoTlb>) {
+    let leaf = space.lookup(cpu, PAGE).map(|(leaf, _)| leaf);
+    space.write_guest(cpu, PAGE, &AFTER.to_ne_bytes()).unwrap();
+    assert_eq!(found(space, cpu), AFTER);
+    if let Some(leaf) = leaf {
+        let mut word = [0; 8];
+        // SAFETY: the leaf maps memory of the arena.
+        unsafe { read_bytes(leaf.pa(), &mut word) };
+        assert_eq!(u64::from_ne_bytes(word), AFTER, "mapped to another frame");
+    }
+}
+
+fn as_it_was(space: &Space, cpu: &CpuMemory<NoTlb>) {
+    assert_eq!(found(space, cpu), BEFORE);
+    mapped_to_what_backs_it(space, cpu);
+}
+
+fn zero(space: &Space, cpu: &CpuMemory<NoTlb>) {
+    assert_eq!(found(space, cpu), 0);
+    mapped_to_what_backs_it(space, cpu);
+}
+
+fn marked_if_writable(space: &Space, cpu: &CpuMemory<NoTlb>) {
+    let leaf = space.lookup(cpu, PAGE).map(|(leaf, _)| leaf);
+    let writable = leaf.is_some_and(|leaf| leaf.writable());
+    assert!(!writable || is_marked(space, cpu), "a write goes unnoticed");
+    as_it_was(space, cpu);
+}
+
+#[test]
+fn a_page_that_is_touched_while_it_is_put_away_is_as_it_was() {
+    explore(3, nothing, [reclaim, write], as_it_was);
+    explore(3, write, [reclaim, read], as_it_was);
+}
+
+#[test]
+fn a_page_that_is_brought_back_by_two_has_one_frame() {
+    explore(3, put_away, [write, read], as_it_was);
+}
+
+#[test]
+fn a_page_that_is_brought_back_and_put_away_again_is_as_it_was() {
+    explore(3, put_away, [reclaim, write], as_it_was);
+    explore(2, put_away, [reclaim, write, read], as_it_was);
+}
+
+#[test]
+fn two_reclaimers_put_a_page_away_once() {
+    explore(3, write, [reclaim, reclaim], as_it_was);
+    explore(2, write, [reclaim, reclaim, read], as_it_was);
+}
+
+#[test]
+fn what_the_hypervisor_reads_and_writes_is_as_it_was() {
+    let look: Act = |space, cpu| assert_eq!(found(space, cpu), BEFORE);
+    explore(3, write, [reclaim, look], as_it_was);
+    explore(3, put_away, [write, look], as_it_was);
+    let change: Act = |space, cpu| {
+        space.write_guest(cpu, PAGE, &AFTER.to_ne_bytes()).unwrap();
+    };
+    let changed: Act = |space, cpu| assert_eq!(found(space, cpu), AFTER);
+    explore(3, write, [reclaim, change], changed);
+    explore(2, put_away, [write, change], changed);
+}
+
+#[test]
+fn rule_9_a_harvest_beside_reclaim_and_a_fault_loses_nothing() {
+    let logged: Act = |space, cpu| {
+        log(space, cpu);
+        write(space, cpu);
+    };
+    explore(3, logged, [reclaim, harvest], marked_if_writable);
+    explore(2, logged, [reclaim, harvest, write], marked_if_writable);
+    let away: Act = |space, cpu| {
+        log(space, cpu);
+        put_away(space, cpu);
+    };
+    explore(3, away, [harvest, write], marked_if_writable);
+}
+
+#[test]
+fn what_is_given_up_is_zero_whoever_is_at_it() {
+    explore(3, put_away, [balloon, write], zero);
+    explore(2, put_away, [balloon, read], zero);
+    let both: Act = |space, cpu| {
+        balloon(space, cpu);
+        reclaim(space, cpu);
+    };
+    explore(2, put_away, [both, write], zero);
+    explore(2, write, [balloon, reclaim, write], zero);
+}
+
+#[test]
+fn rule_10_a_slot_that_goes_takes_its_page_along_wherever_that_is() {
+    let remove: Act = |space, cpu| space.remove_slot(cpu, SLOT).unwrap();
+    let gone: Act = |space, cpu| assert!(space.lookup(cpu, PAGE).is_none());
+    explore(2, write, [remove, reclaim], gone);
+    let touch: Act = |space, cpu| {
+        let fault = Fault {
+            vcpu: 0,
+            ipa: PAGE,
+            va: None,
+            access: Access::Write,
+            kind: FaultKind::Translation,
+        };
+        loop {
+            match space.fault(cpu, &fault) {
+                FaultOutcome::Resolved | FaultOutcome::NoSlot => return,
+                FaultOutcome::Retry => relax(),
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    explore(2, put_away, [remove, touch], gone);
+}
