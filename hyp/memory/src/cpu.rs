@@ -330,11 +330,29 @@ impl<T> CpuMemory<T> {
         let signal = passed.clone();
         self.pin()
             .defer(move || signal.store(true, Ordering::Release));
+        let mut turns = 0;
         while !passed.load(Ordering::Acquire) {
             self.let_epoch_advance();
-            core::hint::spin_loop();
+            turns += 1;
+            wait_for_others(turns);
         }
         self.pool().reclaim_released();
+    }
+}
+
+/// Lets CPUs leave the epoch that others wait for, after so many looks whether they have.
+#[cfg(not(loom))]
+fn wait_for_others(_: u32) {
+    stage2::sync::relax();
+}
+
+/// The model checker's CPUs take turns. An epoch in which there is nobody else passes within a few looks, and how many isn't
+/// the checker's business; after that another CPU has to run.
+#[cfg(loom)]
+fn wait_for_others(looks: u32) {
+    const LOOKS_ALONE: u32 = 64;
+    if looks > LOOKS_ALONE {
+        stage2::sync::relax();
     }
 }
 
