@@ -24,7 +24,7 @@ struct Limit {
     most: u64,
 }
 
-const LIMITS: [Limit; 13] = [
+const LIMITS: [Limit; 17] = [
     Limit {
         operation: "relax",
         unit: "an entry made writable, walk included",
@@ -89,6 +89,26 @@ const LIMITS: [Limit; 13] = [
         operation: "fault_last",
         unit: "a whole write fault of the last that has a shared page",
         most: 2100,
+    },
+    Limit {
+        operation: "scan_new",
+        unit: "a page that a scan for equal ones looks at for the first time",
+        most: 7000,
+    },
+    Limit {
+        operation: "scan_unique",
+        unit: "a page that a scan looks at, with no equal",
+        most: 7200,
+    },
+    Limit {
+        operation: "scan_merge",
+        unit: "a page that a scan looks at, where every second is merged",
+        most: 10400,
+    },
+    Limit {
+        operation: "scan_shared",
+        unit: "a page that a scan looks at, merged before",
+        most: 400,
     },
 ];
 

@@ -415,9 +415,9 @@ proptest! {
                 }
             }
         }
-        for vm in 0..2 {
-            for page in 0..24 {
-                prop_assert_eq!(machine.read(vm, page), written[vm][page as usize]);
+        for (vm, words) in written.iter().enumerate() {
+            for (page, word) in (0..).zip(words) {
+                prop_assert_eq!(machine.read(vm, page), *word);
             }
         }
         machine.end();

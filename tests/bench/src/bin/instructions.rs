@@ -2,12 +2,13 @@
 //! function of that name in [`measured`] once. Prints by how many pages its instructions are to be divided.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use engine_bench::{BLOCK_PAGES, Cpu, fill, page, tracked_tree, tree, write};
 use memory::frames::{FramePool, arena};
 use memory::{
     Access, AddressSpace, CpuMemory, Fault, FaultKind, FaultOutcome, LogPolicy, MemorySystem,
-    Object, Owner, Parallel, SlotConfig, SlotId, VmId,
+    MergePolicy, Object, Owner, PageMerging, Parallel, SlotConfig, SlotId, VmId,
 };
 use stage2::{Features, Layout, Level, NoTlb, PAGE_SIZE, Permissions, Stage2};
 
@@ -15,7 +16,7 @@ use stage2::{Features, Layout, Level, NoTlb, PAGE_SIZE, Permissions, Stage2};
 mod measured {
     use crate::Space;
     use engine_bench::{BLOCK_PAGES, BenchWorker, page};
-    use memory::{CpuMemory, Fault, FaultOutcome};
+    use memory::{CpuMemory, Fault, FaultOutcome, PageMerging};
     use stage2::{All, Level, NoTlb, Request, Resolution, Stage2};
     use std::hint::black_box;
 
@@ -74,6 +75,19 @@ mod measured {
         fault_last
     );
 
+    /// Functions that look at all pages once to merge them, each under a name of its own.
+    macro_rules! scans {
+        ($($name:ident),*) => {
+            $(#[inline(never)]
+            pub fn $name(merging: &PageMerging, cpu: &CpuMemory<NoTlb>) -> u64 {
+                black_box(stringify!($name));
+                merging.step(cpu)
+            })*
+        };
+    }
+
+    scans!(scan_new, scan_unique, scan_merge, scan_shared);
+
     #[inline(never)]
     pub fn find_dirty(stage2: &Stage2, worker: &BenchWorker<'_>, pages: u64) -> u64 {
         let mut found = 0;
@@ -101,7 +115,7 @@ mod measured {
 }
 
 /// The operations, with what each divides its instructions by.
-const OPERATIONS: [(&str, u64); 13] = [
+const OPERATIONS: [(&str, u64); 17] = [
     ("relax", 1),
     ("map_page", 1),
     ("split_block", 1),
@@ -115,6 +129,10 @@ const OPERATIONS: [(&str, u64); 13] = [
     ("fault_zeros", FAULTS),
     ("fault_copy", FAULTS),
     ("fault_last", FAULTS),
+    ("scan_new", BLOCK_PAGES),
+    ("scan_unique", BLOCK_PAGES),
+    ("scan_merge", BLOCK_PAGES),
+    ("scan_shared", BLOCK_PAGES),
 ];
 
 /// What hardware has noted a write to.
@@ -138,6 +156,7 @@ struct Vms {
     cpu: CpuMemory<NoTlb>,
     vm: Space,
     fork: Space,
+    object: Arc<Object>,
 }
 
 impl Vms {
@@ -159,17 +178,23 @@ impl Vms {
         } else {
             Object::anonymous(&cpu, account, bytes, Level::L3)
         };
+        let object = object.expect("enough frames");
         let slot = SlotConfig {
             id: SlotId(0),
             start: page(0),
-            object: object.expect("enough frames"),
+            object: object.clone(),
             offset: 0,
             bytes,
             read_only: false,
             write_faults: false,
         };
         vm.map_object(&cpu, slot).expect("it fits");
-        Self { cpu, vm, fork }
+        Self {
+            cpu,
+            vm,
+            fork,
+            object,
+        }
     }
 
     fn faults(&self, access: Access, kind: FaultKind) -> Vec<Fault> {
@@ -195,7 +220,7 @@ impl Vms {
 /// Whether the faults were served.
 fn serve(operation: &str) -> bool {
     let vms = Vms::new(matches!(operation, "fault_logged" | "fault_backed"));
-    let Vms { cpu, vm, fork } = &vms;
+    let Vms { cpu, vm, fork, .. } = &vms;
     let denied = vms.faults(Access::Write, FaultKind::Permission);
     let unmapped = vms.faults(Access::Write, FaultKind::Translation);
     // The table is there.
@@ -232,6 +257,37 @@ fn serve(operation: &str) -> bool {
     }
 }
 
+/// How many pages were looked at to merge them: for the first time; with nothing equal among them; with pairs that come to
+/// share a frame, or share it already.
+fn scan(operation: &str) -> u64 {
+    let vms = Vms::new(false);
+    let Vms { cpu, vm, .. } = &vms;
+    let different = if operation == "scan_unique" { 1 } else { 2 };
+    for number in 0..BLOCK_PAGES {
+        let word = (1 + number / different).to_le_bytes();
+        vm.write_guest(cpu, page(number), &word)
+            .expect("enough frames");
+    }
+    vms.map(vm, Access::Write);
+    let merging = PageMerging::new(MergePolicy {
+        pages_to_scan: BLOCK_PAGES,
+        ..MergePolicy::default()
+    });
+    merging.add(&vms.object).expect("enough memory");
+    if operation == "scan_new" {
+        return measured::scan_new(&merging, cpu);
+    }
+    merging.step(cpu);
+    match operation {
+        "scan_unique" => measured::scan_unique(&merging, cpu),
+        "scan_merge" => measured::scan_merge(&merging, cpu),
+        _ => {
+            merging.step(cpu);
+            measured::scan_shared(&merging, cpu)
+        }
+    }
+}
+
 static POOL: FramePool = FramePool::new();
 
 /// Whether the operation did what it was to do.
@@ -239,6 +295,7 @@ fn run(operation: &str, pages: u64, stage2: &Stage2, cpu: &Cpu) -> bool {
     let worker = cpu.worker();
     match operation {
         fault if fault.starts_with("fault_") => serve(fault),
+        scanned if scanned.starts_with("scan_") => scan(scanned) == pages,
         "relax" => {
             fill(stage2, cpu, BLOCK_PAGES, Level::L3, Permissions::LOGGED);
             measured::relax(stage2, &worker, &write(7))
