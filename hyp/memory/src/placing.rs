@@ -65,6 +65,16 @@ impl<L: MmuLock> AddressSpace<L> {
         self.publish(slot, None, &guard)
     }
 
+    /// What backs a slot.
+    ///
+    /// # Errors
+    /// There is no such slot.
+    pub fn object_of<T>(&self, cpu: &CpuMemory<T>, id: SlotId) -> Result<Arc<Object>, SlotError> {
+        let guard = cpu.pin();
+        let slot = self.slots(&guard).get(id)?;
+        Ok(slot.object().clone())
+    }
+
     /// Takes a slot away. When this returns, no vCPU reaches its memory any more; what it doesn't share is back in the pool.
     /// vCPUs may be running.
     ///

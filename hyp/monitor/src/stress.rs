@@ -1,7 +1,8 @@
 //! The stress run: all vCPUs read and write at random, while the harness does everything that there is to dirty logging, at
 //! random, and migrates the memory as it goes.
 //!
-//! What backs the memory changes, too: the VM is paused and forked, slots come and go, parts are populated ahead.
+//! What backs the memory changes, too: the VM is paused and forked, slots come and go, parts are populated ahead,
+//! equal pages are merged, cold ones put away.
 //!
 //! vCPUs work in rounds. Meanwhile CPU 0 enables and disables the logs of slots under any policy, harvests them in any way,
 //! splits and restores blocks, writes into guest memory itself, and keeps a copy of each slot that is logged, of the pages
@@ -11,6 +12,7 @@
 mod act;
 mod check;
 mod fork;
+mod frames;
 mod slots;
 mod target;
 
@@ -32,7 +34,7 @@ use fastrand::Rng;
 use fork::Fork;
 use hypercall::step;
 use memory::frames::MAX_VMS;
-use memory::{DirtyPages, MmuLock, SlotId, VmId};
+use memory::{DirtyPages, MmuLock, PageMerging, SlotId, VmId};
 use slots::Slots;
 use stage2::{Ipa, PAGE_SIZE};
 use target::Target;
@@ -67,6 +69,7 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
         let outcome = stress.run();
         // In any case: its frames are to go home.
         let outcome = outcome.and(stress.end_fork());
+        stress.count_frames();
         outcome.map_err(|error| stress.explain(error))
     });
     bench.flush();
@@ -130,6 +133,7 @@ struct Stress<'s, M: Machine, L> {
     spare_vm: Option<VmId>,
     fork: Option<Fork<L>>,
     slots: Slots,
+    merging: PageMerging,
 }
 
 impl<'s, M: Machine, L: MmuLock> Stress<'s, M, L> {
@@ -142,6 +146,7 @@ impl<'s, M: Machine, L: MmuLock> Stress<'s, M, L> {
     ) -> Result<Self, RunError> {
         let slots = crate::test_memory::slots(options);
         let targets = slots.iter().map(|slot| Target::new(*slot, copies));
+        let targets: Vec<Target> = targets.collect::<Option<_>>().ok_or(RunError::Heap)?;
         let pages = (options.test_bytes().unwrap_or(0) / PAGE_SIZE) as usize;
         let mut written = Vec::new();
         written
@@ -159,7 +164,8 @@ impl<'s, M: Machine, L: MmuLock> Stress<'s, M, L> {
             options,
             done,
             random: Rng::with_seed(options.seed),
-            targets: targets.collect::<Option<_>>().ok_or(RunError::Heap)?,
+            merging: frames::merging(watch, &targets)?,
+            targets,
             has_dirty_state: watch.vm.space.stage2().layout().features().hardware_dirty,
             written,
             ring_buffer: vec![none; TAKEN_AT_ONCE],

@@ -24,6 +24,14 @@ impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
             1 | 2 => return self.fork(),
             3 | 4 => return self.change_slots(),
             5 => return self.populate(),
+            6 => {
+                self.merge();
+                return Ok(());
+            }
+            7 => {
+                self.put_away();
+                return Ok(());
+            }
             _ => {}
         }
         let index = self.random.usize(..self.targets.len());

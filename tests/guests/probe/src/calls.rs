@@ -4,7 +4,9 @@
 use crate::wrong;
 use core::arch::asm;
 use guest_runtime::{expect_exception, println};
-use hypercall::{BENCH_NEXT, NOT_SUPPORTED, REPORT, REVISION, UID, VENDOR_REVISION, VENDOR_UID};
+use hypercall::{
+    BALLOON, BENCH_NEXT, NOT_SUPPORTED, REPORT, REVISION, UID, VENDOR_REVISION, VENDOR_UID,
+};
 
 const PSCI_VERSION: u32 = 0x8400_0000;
 const PSCI_CPU_ON: [u32; 2] = [0x8400_0003, 0xC400_0003];
@@ -21,7 +23,7 @@ type Conduit = fn(u32, [u64; 17]) -> [u64; 18];
 
 /// Makes all of the calls, by HVC and by SMC.
 pub fn probe() {
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Random::new(1);
     let conduits: [Conduit; 2] = [smccc::hvc64, smccc::smc64];
     for conduit in conduits {
         known(conduit);
@@ -120,10 +122,11 @@ fn function(random: &mut Random) -> u32 {
     }
 }
 
-/// Whether the call would end this probe.
+/// Whether the call would end this probe, or might take its memory away.
 fn ends(function: u32) -> bool {
     let is_psci = function & !(WIDTH | 0x1f) == 0x8400_0000;
-    is_psci && ENDS.contains(&(function & 0x1f)) || [REPORT, BENCH_NEXT].contains(&function)
+    is_psci && ENDS.contains(&(function & 0x1f))
+        || [REPORT, BENCH_NEXT, BALLOON].contains(&function)
 }
 
 /// Whether nobody knows the function: it isn't fast, or its owner isn't Arm, the standard services, or this hypervisor.
@@ -132,10 +135,16 @@ fn is_unknown(function: u32) -> bool {
 }
 
 /// A pseudo-random sequence (xorshift64).
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    /// One of many.
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// The next 64 bits.
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -8,6 +8,8 @@
 //! | `hypercalls` | known calls, and unknown ones with garbage | passes |
 //! | `smp` | starts and stops all vCPUs, rightly and wrongly | passes |
 //! | `fp` | keeps values in the FP registers of all vCPUs through exits of all kinds | passes |
+//! | `memory` | gives memory up and has it populated ahead, rightly and wrongly | passes |
+//! | `race` | does so while other vCPUs use the same memory | passes |
 //! | `off`, `reset` | what they say | by the call |
 //! | `fail` | reports a failure | fails |
 //! | `spin`, `storm`, `wfi` | compute, fault or wait for ever | never |
@@ -18,6 +20,7 @@
 mod access;
 mod calls;
 mod fp;
+mod memory;
 mod registers;
 mod smp;
 
@@ -43,6 +46,8 @@ fn main(tree: Tree) -> ! {
         "hypercalls" => calls::probe(),
         "smp" => smp::probe(tree),
         "fp" => fp::probe(tree),
+        "memory" => memory::probe(tree),
+        "race" => memory::race(tree),
         "off" => guest_runtime::power_off(),
         "reset" => {
             let _ = smccc::psci::system_reset::<Hvc>();

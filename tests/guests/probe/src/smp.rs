@@ -1,6 +1,6 @@
 //! Starting and stopping vCPUs by PSCI, rightly and wrongly.
 
-use crate::{fp, wrong};
+use crate::{fp, memory, wrong};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use guest_runtime::{Tree, affinity, entry_point, index, println, start_vcpu};
 use smccc::Hvc;
@@ -21,6 +21,9 @@ pub fn secondary(own_index: usize) -> ! {
     }
     if fp::is_wanted() {
         fp::secondary(own_index);
+    }
+    if memory::is_racing() {
+        memory::racer(own_index);
     }
     STARTED.fetch_add(1, Ordering::AcqRel);
     while !MAY_LEAVE.load(Ordering::Acquire) {

@@ -89,6 +89,21 @@ fn fp_registers_survive_exits() {
 }
 
 #[test]
+fn memory_is_given_up_and_populated_ahead_and_every_wrong_range_is_refused() {
+    for cpu in ["cortex-a53", "max"] {
+        for backing in ["4K", "2M"] {
+            let boot = Boot::probe("memory", PATIENCE).cpu(cpu);
+            boot.append(&format!("backing={backing}")).run_well();
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_gives_up_what_its_other_vcpus_use_harms_nobody() {
+    passes_with_all_vcpus("race");
+}
+
+#[test]
 fn registers_and_calls_are_harmless_on_every_cpu() {
     for cpu in ["cortex-a53", "cortex-a72", "neoverse-n2", "max"] {
         if emulates(cpu) {

@@ -218,6 +218,8 @@ fn everything_at_once_loses_no_page() {
             "slots_moved",
             "slots_removed",
             "slots_refused",
+            "pages_scanned",
+            "reclaim_compressed",
         ] {
             assert!(
                 record.counters.contains_key(what),
