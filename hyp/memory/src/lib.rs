@@ -22,6 +22,8 @@
 //! | a first touch | a frame, or a run of them; a read of small pages: the frame of zeros |
 //! | a write to a shared page (copy-on-write) | a copy, or the same frame for the last one that has it |
 //! | [`AddressSpace::fork`] | from its own to shared |
+//! | merging ([`PageMerging`]) | from its own to one that equal pages share, or that of zeros |
+//! | compaction ([`AddressSpace::compact`], [`Object::migrate`], [`CpuMemory::clear_run`]) | a copy in another place |
 //! | slots that go or move ([`AddressSpace::remove_slot`], [`AddressSpace::move_slot`]) | as it was, somewhere else |
 //!
 //! The change is carried straight to the entries: in each table that maps the page the new frame takes the place of the old one

@@ -21,7 +21,10 @@ use self::sharing::{Joined, PageOf, checksum, checksum_of_zeros};
 use self::target::Target;
 use crate::cpu::{Caches, CpuMemory};
 use crate::direct::Changer;
+use crate::locks::MmuLock;
 use crate::object::{Backing, Object};
+use crate::slots::SlotArray;
+use crate::space::AddressSpace;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -150,7 +153,7 @@ impl PageMerging {
     /// # Errors
     /// It has no pages that could be merged, or there is no heap. Nothing has changed then.
     pub fn add(&self, object: &Arc<Object>) -> Result<(), MergeError> {
-        if object.is_device() || object.is_image() {
+        if !is_mergeable(object) {
             return Err(MergeError::NotMergeable);
         }
         self.scan.lock().add(object)
@@ -161,6 +164,36 @@ impl PageMerging {
     pub fn remove(&self, object: &Object) {
         let mut scan = self.scan.lock();
         scan.retain(|target| target.id() != object.id());
+    }
+
+    /// Has all that a VM's slots map merged from now on, as far as it can be. What slots bring later is to be added then.
+    ///
+    /// # Errors
+    /// There is no heap. Nothing of the VM's is merged any more then.
+    pub fn add_vm<L: MmuLock, T>(
+        &self,
+        cpu: &CpuMemory<T>,
+        vm: &AddressSpace<L>,
+    ) -> Result<(), MergeError> {
+        let mut scan = self.scan.lock();
+        let guard = cpu.pin();
+        for slot in vm.slots(&guard).iter() {
+            let object = slot.object();
+            if is_mergeable(object)
+                && let Err(error) = scan.add(object)
+            {
+                scan.forget(vm.slots(&guard));
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Self::remove`], for all that a VM's slots map: to be called before the VM is destroyed, so that its memory is back
+    /// when that returns.
+    pub fn remove_vm<L: MmuLock, T>(&self, cpu: &CpuMemory<T>, vm: &AddressSpace<L>) {
+        let mut scan = self.scan.lock();
+        scan.forget(vm.slots(&cpu.pin()));
     }
 
     /// What has been done.
@@ -204,6 +237,11 @@ impl Scan {
             .ok_or(MergeError::OutOfMemory)?;
         self.targets.push(target);
         Ok(())
+    }
+
+    /// Forgets all that these slots map.
+    fn forget(&mut self, slots: &SlotArray) {
+        self.retain(|target| slots.iter().all(|slot| slot.object().id() != target.id()));
     }
 
     /// Forgets some targets. The scan begins anew if there were any of them, as pages are known by other numbers then.
@@ -400,6 +438,11 @@ impl Scan {
         }
         Met::Other
     }
+}
+
+/// Whether an object has pages that are to be merged.
+fn is_mergeable(object: &Object) -> bool {
+    !object.is_device() && !object.is_image()
 }
 
 /// Whom a page has met.

@@ -323,21 +323,29 @@ fn objects_come_and_go_and_only_pages_of_their_own_are_merged() {
     assert_eq!(machine.merging.add(&image), Err(MergeError::NotMergeable));
     drop(image);
     assert_eq!(machine.merging.step(&machine.cpu), 0, "nothing is offered");
-    for _ in 0..3 {
+    for vm in 0..3 {
         let object = machine.add_vm(8, Level::L3);
         machine.merging.add(&object).unwrap();
-        machine.merging.add(&object).unwrap();
+        (machine.merging.add_vm(&machine.cpu, &machine.spaces[vm])).unwrap();
     }
     for vm in 0..3 {
         (0..8).for_each(|page| assert_eq!(machine.write(vm, page, 1 + page), 1));
     }
     machine.scan(1);
-    // One ends in the middle of a scan, another is withdrawn.
+    // One ends, others are withdrawn.
     machine.spaces.remove(0).destroy(&machine.cpu);
-    let withdrawn = machine.add_vm(8, Level::L3);
-    machine.merging.add(&withdrawn).unwrap();
-    machine.merging.remove(&withdrawn);
-    drop(withdrawn);
+    for by_object in [true, false] {
+        let object = machine.add_vm(8, Level::L3);
+        let vm = machine.spaces.len() - 1;
+        (0..8).for_each(|page| assert_eq!(machine.write(vm, page, 1 + page), 1));
+        machine.merging.add(&object).unwrap();
+        match by_object {
+            true => machine.merging.remove(&object),
+            false => (machine.merging).remove_vm(&machine.cpu, &machine.spaces[vm]),
+        }
+        drop(object);
+        machine.spaces.remove(vm).destroy(&machine.cpu);
+    }
     let statistics = machine.scan(3);
     assert_eq!((statistics.pages_shared, statistics.pages_sharing), (8, 8));
     machine.end();

@@ -68,6 +68,7 @@ fn places() -> Vec<Place> {
 #[derive(Clone, Copy, Debug, Default)]
 struct Came {
     compared: u64,
+    waits: u64,
     put_away: u64,
     activated: u64,
 }
@@ -103,7 +104,7 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
         };
         space.map_object(&own, config).expect("enough heap");
     }
-    let machine = Arc::new(Machine::new(space, mmu.clone(), places(), VCPUS));
+    let machine = Arc::new(Machine::new(space, mmu.clone(), places(), VCPUS, u64::MAX));
     let over = Arc::new(AtomicBool::new(false));
     let reclaimer = thread::spawn({
         let (mmu, over) = (mmu.clone(), over.clone());
@@ -136,6 +137,7 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
     let counters = system.reclaim_counters();
     let came = Came {
         compared: harness.compared,
+        waits: machine.waits(),
         put_away: counters.compressed.get(),
         activated: counters.activated.get(),
     };
@@ -174,6 +176,7 @@ fn no_write_is_lost_while_pages_are_put_away_all_the_time() {
             _ => run::<Parallel>(seed),
         };
         came.compared += one.compared;
+        came.waits += one.waits;
         came.put_away += one.put_away;
         came.activated += one.activated;
         runs += 1;

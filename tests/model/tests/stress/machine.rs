@@ -87,6 +87,8 @@ pub struct Machine<L> {
     pub journals: Vec<Vec<AtomicU64>>,
     /// How many vCPUs there are.
     pub vcpus: usize,
+    /// How many different values they write.
+    values: u64,
     stop: AtomicBool,
     stopped: AtomicUsize,
     end: AtomicBool,
@@ -98,8 +100,14 @@ pub struct Machine<L> {
 }
 
 impl<L: MmuLock> Machine<L> {
-    /// Of these parts; no vCPU runs yet.
-    pub fn new(space: AddressSpace<L>, mmu: Arc<Mmu>, places: Vec<Place>, vcpus: usize) -> Self {
+    /// Of these parts; no vCPU runs yet. vCPUs will write so many different `values`: of few, pages are often equal.
+    pub fn new(
+        space: AddressSpace<L>,
+        mmu: Arc<Mmu>,
+        places: Vec<Place>,
+        vcpus: usize,
+        values: u64,
+    ) -> Self {
         let pages: u64 = places.iter().map(|place| place.pages).sum();
         let journal = || {
             (0..pages as usize * OWN_WORDS)
@@ -112,6 +120,7 @@ impl<L: MmuLock> Machine<L> {
             places,
             journals: (0..=vcpus).map(|_| journal()).collect(),
             vcpus,
+            values,
             stop: AtomicBool::new(false),
             stopped: AtomicUsize::new(0),
             end: AtomicBool::new(false),
@@ -196,6 +205,7 @@ impl<L: MmuLock> Machine<L> {
             let ended = self.access(cpu, vcpu, root, ipa, write, &mut random, |pa| {
                 let memory = word_at(pa);
                 if write {
+                    let value = value % self.values;
                     memory.store(value, Ordering::Relaxed);
                     note.store(value, Ordering::Relaxed);
                 } else {

@@ -159,7 +159,7 @@ fn run<L: MmuLock + std::fmt::Debug + 'static, T: Threads>(
             .add_slot(&own, place.id, place.start, bytes, place.piece, false)
             .expect("enough frames");
     }
-    let machine = Arc::new(Machine::new(space, mmu.clone(), places, vcpus));
+    let machine = Arc::new(Machine::new(space, mmu.clone(), places, vcpus, u64::MAX));
     let threads: Vec<T::Handle> = (0..vcpus)
         .map(|vcpu| {
             let (machine, mmu) = (machine.clone(), mmu.clone());
