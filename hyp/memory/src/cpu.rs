@@ -6,6 +6,7 @@ use crate::gate::Gate;
 use crate::pressure::Pressure;
 use crate::reclaim::{Retirement, Tables};
 use crate::reverse::Objects;
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -109,7 +110,7 @@ pub struct MemorySystem {
     collector: Collector,
     gate: Gate,
     objects: Objects,
-    pressure: Pressure,
+    pressure: Box<Pressure>,
     /// The frame of zeros, once an object needs it.
     zeros: Once<Pa>,
     /// CPUs that have yet to register.
@@ -300,13 +301,6 @@ impl<T> CpuMemory<T> {
         self.refill();
     }
 
-    /// Housekeeping for a CPU that has nothing else to do: hands its garbage to the epoch, frees what has passed it, fills
-    /// the cache of frames.
-    pub fn idle(&self) {
-        self.let_epoch_advance();
-        self.refill();
-    }
-
     /// Hands this CPU's garbage to the epoch, lets that advance by a step, and frees what has passed it.
     pub(crate) fn let_epoch_advance(&self) {
         self.system.gate.step();
@@ -318,7 +312,7 @@ impl<T> CpuMemory<T> {
     pub(crate) fn settle(&self) {
         while self.pool().pending() > MOST_PENDING {
             self.let_epoch_advance();
-            core::hint::spin_loop();
+            stage2::sync::relax();
         }
         self.pool().reclaim_released();
     }

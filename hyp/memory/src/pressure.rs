@@ -17,6 +17,7 @@ use crate::frames::{FramePool, MAX_VMS, Owner, VmId};
 use crate::object::{Backing, Object};
 use crate::reverse::{ObjectId, Sharer};
 use crate::space::Space;
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use spin::Mutex;
@@ -137,8 +138,10 @@ struct Hand {
 }
 
 impl Pressure {
-    pub(crate) fn new(pool: &'static FramePool) -> Self {
-        Self {
+    /// Apart, as it takes so much stack.
+    #[inline(never)]
+    pub(crate) fn new(pool: &'static FramePool) -> Box<Self> {
+        Box::new(Self {
             low: AtomicU64::new(0),
             high: AtomicU64::new(0),
             is_low: AtomicBool::new(false),
@@ -150,7 +153,7 @@ impl Pressure {
             rounds: AtomicU64::new(0),
             store: Store::new(pool),
             counters: ReclaimCounters::default(),
-        }
+        })
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -449,6 +452,14 @@ impl MemorySystem {
 }
 
 impl<T: Tlb + Caches> CpuMemory<T> {
+    /// A bounded share of housekeeping for a CPU that has nothing else to do: puts cold pages away if few frames are free, hands
+    /// its garbage to the epoch, frees what has passed it, fills the cache of frames.
+    pub fn idle(&self) {
+        self.relieve();
+        self.let_epoch_advance();
+        self.refill();
+    }
+
     /// A bounded share of reclaim, for a CPU that has nothing else to do: if few frames are free, or a VM has more than its
     /// limit. Whether there is more of it to do.
     pub fn relieve(&self) -> bool {
