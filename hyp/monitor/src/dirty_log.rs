@@ -142,6 +142,7 @@ pub(crate) fn record<M: Machine>(
         phases,
         counters: remains.counters,
         verified,
+        ..Record::default()
     }
 }
 

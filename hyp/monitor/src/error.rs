@@ -19,6 +19,8 @@ pub enum RunError {
     TooFewCpus {
         /// The vCPUs that are wanted.
         vcpus: usize,
+        /// The CPUs that it takes.
+        needed: usize,
         /// The CPUs that there are.
         cpus: usize,
     },
@@ -172,13 +174,14 @@ impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Image(error) => error.fmt(f),
-            Self::TooFewCpus { vcpus, cpus } => {
-                write!(
-                    f,
-                    "vcpus={vcpus} needs {} CPUs, one of them for the monitor, but there are {cpus}",
-                    vcpus + 1
-                )
-            }
+            Self::TooFewCpus {
+                vcpus,
+                needed,
+                cpus,
+            } => write!(
+                f,
+                "vcpus={vcpus} needs {needed} CPUs, one of them for the monitor, but there are {cpus}"
+            ),
             Self::Vcpus(error) => error.fmt(f),
             Self::Layout(error) => error.fmt(f),
             Self::Frames(error) => error.fmt(f),

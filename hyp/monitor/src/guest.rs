@@ -55,14 +55,16 @@ pub struct Remains {
 }
 
 impl<M: Machine> Host<'_, M> {
-    /// Checks that there is a CPU for every vCPU.
+    /// Checks that there is a CPU for every vCPU and for whatever else runs beside them.
     pub fn check_cpus(&self, options: &Options) -> Result<(), RunError> {
         let cpus = self.machine.facts().cpus;
-        if options.vcpus < cpus {
+        let needed = options.busy_cpus().saturating_add(1);
+        if needed <= cpus {
             Ok(())
         } else {
             Err(RunError::TooFewCpus {
                 vcpus: options.vcpus,
+                needed,
                 cpus,
             })
         }

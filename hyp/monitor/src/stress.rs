@@ -57,7 +57,7 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     let (outcome, remains) = host.run::<L, _, _>(&plan, &bench, |watch| {
         let copies = plan.unseen_start();
         let mut stress = Stress::new(watch, &bench, options, copies, &mut done)?;
-        stress.run().map_err(|error| stress.explain(error))
+        stress.run()
     });
     bench.flush();
     let outcome = outcome.map_err(|error| bench.explain(error));
