@@ -9,10 +9,10 @@ use crate::frames::{GRANULE, Owner};
 use crate::locks::MmuLock;
 use crate::object::Object;
 use crate::slots::{Slot, SlotArray, SlotConfig, SlotError, SlotId};
-use crate::space::{AddressSpace, UNLINKED_AT_ONCE};
+use crate::space::AddressSpace;
 use alloc::sync::Arc;
 use crossbeam_epoch::Guard;
-use stage2::{Ipa, IpaRange, Level, PAGE_SIZE, Tlb};
+use stage2::{Ipa, Level, PAGE_SIZE, Tlb};
 
 impl<L: MmuLock> AddressSpace<L> {
     /// Backs `bytes` from `start` on with zeroed memory of their own, in pieces of the span of `piece`, which are also the
@@ -83,7 +83,7 @@ impl<L: MmuLock> AddressSpace<L> {
             self.replace_slots(without.ok_or(out_of_memory(&slot))?, &guard);
             slot
         };
-        self.vacate(cpu, &slot);
+        self.vacate(cpu, slot.range(), |_, _, _, _| {});
         self.forget(cpu, slot);
         Ok(())
     }
@@ -134,7 +134,7 @@ impl<L: MmuLock> AddressSpace<L> {
             self.publish(new_slot(config)?, Some(id), &guard)?;
             old
         };
-        self.vacate(cpu, &old);
+        self.vacate(cpu, old.range(), |_, _, _, _| {});
         self.forget(cpu, old);
         Ok(())
     }
@@ -187,30 +187,6 @@ impl<L: MmuLock> AddressSpace<L> {
         }
         self.replace_slots(with, guard);
         Ok(())
-    }
-
-    /// Unmaps what a slot had that isn't published any more, in steps.
-    fn vacate<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, slot: &Slot) {
-        let range = slot.range();
-        let published = self.space().tracker().begin(range.clone());
-        let mut at = range.start;
-        while at < range.end {
-            cpu.settle();
-            let step = GRANULE.span(Level::L2) * UNLINKED_AT_ONCE;
-            let end = at.align_down(step).checked_add(step).unwrap_or(range.end);
-            let end = end.min(range.end);
-            self.unmap_step(cpu, at..end);
-            at = end;
-        }
-        published.end();
-    }
-
-    fn unmap_step<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, range: IpaRange) {
-        let guard = cpu.pin();
-        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), &guard));
-        let worker = cpu.worker(&tables, &epoch);
-        let _lock = self.lock().exclusive();
-        self.stage2().unmap(&worker, range, |_, _, _| {});
     }
 
     /// Lets go of a slot that nothing maps any more: its memory goes home with it, unless others have it too.

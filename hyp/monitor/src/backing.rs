@@ -4,7 +4,10 @@
 //! CPU 0 leads the vCPUs through steps; other CPUs work on the memory meanwhile. Where there are two VMs, the second one runs
 //! within the drive of the first.
 
+mod cow;
+mod invalidate;
 mod merge;
+mod prefault;
 mod stage;
 
 use crate::bench::{Bench, journal_bytes};
@@ -13,16 +16,18 @@ use crate::error::RunError;
 use crate::guest::{GuestPlan, Host, Remains};
 use crate::image::GuestImage;
 use crate::machine::Machine;
-use crate::options::{Backing, Change, Mode, Options, Tracker, Workload};
+use crate::options::{Backing, Change, Mode, Options, TEST_MEMORY, Tracker, Workload};
 use crate::record::{CounterMap, PARVISOR, Record};
 use crate::results::Results;
 use crate::{report, test_memory};
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Range;
 use memory::frames::MAX_VMS;
-use memory::{MmuLock, VmId};
-use stage2::PAGE_SIZE;
+use memory::{BackingPolicy, MmuLock, TrackerMode, VmId};
+use stage::Stage;
+use stage2::{Ipa, IpaRange, PAGE_SIZE};
 
 /// What one run takes of the options' lists.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +42,21 @@ pub(crate) struct Case {
     pub overcommit: u64,
     /// How many CPUs work beside the vCPUs.
     pub workers: u64,
+}
+
+impl Case {
+    fn policy(&self) -> BackingPolicy {
+        BackingPolicy {
+            tracker: match self.tracker {
+                Tracker::Ranges => TrackerMode::Ranges,
+                Tracker::Sequence => TrackerMode::Sequence,
+            },
+            change: match self.change {
+                Change::Direct => memory::Change::Direct,
+                Change::Unmap => memory::Change::Unmap,
+            },
+        }
+    }
 }
 
 /// The runs in one mode, in their order.
@@ -112,8 +132,11 @@ impl<M: Machine> Run<'_, M> {
         report::backing_heading(machine, self.options, self.case);
         let mut outcome = Outcome::default();
         let done = match self.options.workload {
+            Workload::Invalidate => self.invalidate::<L>(&mut outcome),
+            Workload::Cow => self.cow::<L>(&mut outcome),
             Workload::Merge => self.merge::<L>(&mut outcome),
-            _ => todo!(),
+            Workload::Prefault => self.prefault::<L>(&mut outcome),
+            Workload::Reclaim => Ok(()),
         };
         for (vm, remains) in &outcome.remains {
             report::remains(machine, *vm, remains);
@@ -137,6 +160,8 @@ impl<M: Machine> Run<'_, M> {
             ram_backing: Backing::Block2M,
             test: test_memory::slots(options),
             test_backing: options.backing,
+            lazy: true,
+            policy: self.case.policy(),
             unseen: 0,
             hardware_dirty: false,
             ring_entries: None,
@@ -144,6 +169,25 @@ impl<M: Machine> Run<'_, M> {
             ipa_bits: options.ipa_bits,
             timeout: options.timeout,
         }
+    }
+
+    /// Runs one VM alone under `drive`.
+    fn alone<L: MmuLock + 'static>(
+        &self,
+        outcome: &mut Outcome,
+        drive: impl FnOnce(&Stage<'_, M, L>, &mut Results) -> Result<(), RunError>,
+    ) -> Result<(), RunError> {
+        let plan = self.plan(self.vms[0]);
+        let bench = self.bench(&plan, self.options.seed);
+        let results = &mut outcome.results;
+        let (done, remains) = self.host.run::<L, _, _>(&plan, &bench, |watch| {
+            let stage = Stage::open(watch, &bench, self.options.bytes.0)?;
+            drive(&stage, results)?;
+            stage.close()
+        });
+        bench.flush();
+        outcome.remain(plan.vm, remains);
+        done.map_err(|error| bench.explain(error))
     }
 
     /// What answers a VM's calls. VMs that differ in `seed` fill some of their pages differently.
@@ -197,6 +241,12 @@ impl Outcome {
         }
         self.remains.push((vm, remains));
     }
+}
+
+/// The addresses of some pages of the test memory.
+fn range_of(pages: Range<u64>) -> IpaRange {
+    let start = Ipa::new(TEST_MEMORY);
+    start.offset(pages.start * PAGE_SIZE)..start.offset(pages.end * PAGE_SIZE)
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ use alloc::vec::Vec;
 use check::check_count;
 use harvest::{NO_PAGES, TAKEN_AT_ONCE};
 use hypercall::step;
-use memory::{DirtyPages, LogPolicy, MmuLock, SplitAhead, VmId};
+use memory::{BackingPolicy, DirtyPages, LogPolicy, MmuLock, SplitAhead, VmId};
 use stage2::PAGE_SIZE;
 use vm::StopReason;
 
@@ -89,6 +89,8 @@ fn plan<'p>(
         ram_backing: Backing::Block2M,
         test: test_memory::slots(options),
         test_backing: options.backing,
+        lazy: false,
+        policy: BackingPolicy::default(),
         unseen: 0,
         hardware_dirty: choice.tracking == Tracking::Hardware,
         ring_entries: (options.harvest == Harvest::Ring).then_some(options.ring_entries),

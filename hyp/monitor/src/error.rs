@@ -6,7 +6,7 @@ use crate::verify::{BeyondShare, Mismatch, WrongContent};
 use alloc::string::String;
 use core::fmt;
 use memory::frames::{Unbalanced, VmCounts};
-use memory::{LogError, NotBacked, RingError, SlotError, SlotId, VmId};
+use memory::{LogError, NotBacked, PrefaultError, RingError, SlotError, SlotId, VmId};
 use stage2::{BadLayout, OutOfFrames};
 use vm::{BadVcpuCount, StopReason, VcpuId};
 
@@ -146,6 +146,8 @@ pub enum RunError {
         /// What the run's random numbers began with.
         seed: u64,
     },
+    /// Memory couldn't be populated ahead.
+    Prefault(PrefaultError),
     /// The VM was destroyed, and frames of it remain.
     Leak(VmCounts),
     /// The machine's frames don't add up.
@@ -275,6 +277,7 @@ impl fmt::Display for RunError {
                     None => write!(f, "which nobody wrote last (seed={seed})"),
                 }
             }
+            Self::Prefault(error) => error.fmt(f),
             Self::Leak(counts) => write!(f, "the VM was destroyed but has frames: {counts}"),
             Self::Unbalanced(error) => error.fmt(f),
             Self::Record(error) => write!(f, "the record can't be written: {error}"),
@@ -304,6 +307,7 @@ from! {
     vm_fdt::Error => Tree,
     LogError => Log,
     RingError => Ring,
+    PrefaultError => Prefault,
     Unbalanced => Unbalanced,
     serde_json::Error => Record,
 }

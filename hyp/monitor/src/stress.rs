@@ -26,7 +26,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use fastrand::Rng;
 use hypercall::step;
-use memory::{DirtyPages, MmuLock, SlotId, VmId};
+use memory::{BackingPolicy, DirtyPages, MmuLock, SlotId, VmId};
 use stage2::{Ipa, PAGE_SIZE};
 use target::Target;
 use vm::StopReason;
@@ -93,6 +93,8 @@ fn plan<'p>(
         ram_backing: Backing::Block2M,
         test: crate::test_memory::slots(options),
         test_backing: options.backing,
+        lazy: false,
+        policy: BackingPolicy::default(),
         unseen: copies.next_multiple_of(Backing::Block2M.bytes()),
         hardware_dirty: true,
         ring_entries: Some(options.ring_entries),

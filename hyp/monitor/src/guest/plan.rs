@@ -5,7 +5,7 @@ use crate::image::GuestImage;
 use crate::options::{self, Backing, TEST_MEMORY};
 use crate::test_memory::TestSlot;
 use alloc::vec::Vec;
-use memory::{SlotId, VmId};
+use memory::{BackingPolicy, SlotId, VmId};
 use stage2::{Features, Ipa, IpaRange, Layout};
 
 /// Where a guest's RAM begins.
@@ -37,6 +37,10 @@ pub struct GuestPlan<'p> {
     pub test: Vec<TestSlot>,
     /// What its test memory is made of.
     pub test_backing: Backing,
+    /// Whether the frames of its test memory come when it is first touched.
+    pub lazy: bool,
+    /// How its tables follow changes of what backs it.
+    pub policy: BackingPolicy,
     /// The size of memory that it isn't told of, a multiple of the RAM's backing: it lies at [`Self::unseen_start`].
     pub unseen: u64,
     /// Whether its tables have hardware dirty state.

@@ -13,7 +13,7 @@ use core::cell::Cell;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 use memory::{AddressSpace, CpuCounters, MmuLock};
-use vm::{Starvation, StopReason, Vm};
+use vm::{Start, Starvation, StopReason, Vm};
 
 /// A guest that runs, seen from CPU 0.
 pub struct Watch<'w, M: Machine, L> {
@@ -27,6 +27,10 @@ pub struct Watch<'w, M: Machine, L> {
     pub cpus: Range<usize>,
     /// Whether its vCPUs measure their longest exits.
     pub exit_times: bool,
+    /// Where it started.
+    pub start: Start,
+    /// How long it took to give it its memory, in nanoseconds.
+    pub filled_ns: u64,
     pub(super) crew: &'static Crew<M>,
     pub(super) counters: &'static [CpuCounters],
     pub(super) deadline_ns: u64,
@@ -181,11 +185,6 @@ impl<M: Machine> Beside<M> {
     /// Whether all of them are done.
     pub fn are_done(&self) -> bool {
         self.crew.are_idle(self.cpus.clone())
-    }
-
-    /// What they have counted so far, with what they counted before they were set to work.
-    pub fn snapshot(&self, counters: &[CpuCounters]) -> Snapshot {
-        Snapshot::take(Default::default(), &counters[self.cpus.clone()])
     }
 }
 
