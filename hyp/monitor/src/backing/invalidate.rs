@@ -14,21 +14,26 @@ use memory::{Access, MmuLock};
 /// Of each share these pages at its end aren't the vCPU's: they are mapped and invalidated all the time.
 const LAST_PAGES: u64 = 16;
 
+/// How many invalidations there were, in a cache line that nobody else looks at.
+#[derive(Default)]
+#[repr(align(128))]
+struct Tally(AtomicU64);
+
 impl<M: Machine> Run<'_, M> {
     pub(super) fn invalidate<L: MmuLock + 'static>(
         &self,
         outcome: &mut Outcome,
     ) -> Result<(), RunError> {
         self.alone::<L>(outcome, |stage, results| {
-            let invalidated = Arc::new(AtomicU64::new(0));
+            let invalidated = Arc::new(Tally::default());
             let _beside = self.invalidate_beside(stage, &invalidated)?;
             let pages = stage.share.saturating_sub(LAST_PAGES).max(1);
             let (own, space) = (&stage.watch.own.memory, &stage.watch.vm.space);
             for iteration in 1..=self.options.iterations {
-                let before = invalidated.load(Ordering::Relaxed);
+                let before = invalidated.0.load(Ordering::Relaxed);
                 let write = stage.part(step::WRITE, iteration, 0, pages);
                 stage.measure(results, PhaseName::Write, write)?;
-                let since = invalidated.load(Ordering::Relaxed) - before;
+                let since = invalidated.0.load(Ordering::Relaxed) - before;
                 results.note("invalidations", since);
                 stage.perform(stage.part(step::READ, iteration, 0, pages))?;
                 // The next time it is to be mapped again.
@@ -42,7 +47,7 @@ impl<M: Machine> Run<'_, M> {
     fn invalidate_beside<L: MmuLock + 'static>(
         &self,
         stage: &Stage<'_, M, L>,
-        invalidated: &Arc<AtomicU64>,
+        invalidated: &Arc<Tally>,
     ) -> Result<Option<Beside<M>>, RunError> {
         let workers = self.case.workers as usize;
         if workers == 0 {
@@ -59,7 +64,7 @@ impl<M: Machine> Run<'_, M> {
                     .space
                     .prefault(&own.memory, vcpu, range.clone(), Access::Write);
                 vm.space.invalidate(&own.memory, range);
-                invalidated.fetch_add(1, Ordering::Relaxed);
+                invalidated.0.fetch_add(1, Ordering::Relaxed);
                 vcpu = (vcpu + workers) % vcpus;
             }
         });
