@@ -22,7 +22,7 @@ impl<M: Machine> Run<'_, M> {
         let (done, remains) = self.host.run::<L, _, _>(&plans[0], &benches[0], |watch| {
             let original = Stage::open(watch, &benches[0], bytes)?;
             let write = original.whole(step::WRITE, BEFORE);
-            original.measure(&mut outcome.results, PhaseName::Write, write)?;
+            original.measure(&mut outcome.results, (PhaseName::Write, BEFORE), write)?;
             let run = self.host.run_copy(watch, &plans[1], &benches[1], |copy| {
                 let fork = Phase {
                     name: PhaseName::Fork,
@@ -53,11 +53,13 @@ impl<M: Machine> Run<'_, M> {
         outcome: &mut Outcome,
     ) -> Result<(), RunError> {
         let results = &mut outcome.results;
-        copy.measure(results, PhaseName::Read, copy.whole(step::READ, BEFORE))?;
-        copy.measure(results, PhaseName::Write, copy.whole(step::WRITE, OF_FORK))?;
+        let read = copy.whole(step::READ, BEFORE);
+        copy.measure(results, (PhaseName::Read, BEFORE), read)?;
+        let write = copy.whole(step::WRITE, OF_FORK);
+        copy.measure(results, (PhaseName::Write, OF_FORK), write)?;
         original.perform(original.whole(step::READ, BEFORE))?;
         let write = original.whole(step::WRITE, AFTER);
-        original.measure(results, PhaseName::Write, write)?;
+        original.measure(results, (PhaseName::Write, AFTER), write)?;
         copy.perform(copy.whole(step::READ, OF_FORK))?;
         original.perform(original.whole(step::READ, AFTER))
     }

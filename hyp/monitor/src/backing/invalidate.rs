@@ -32,7 +32,7 @@ impl<M: Machine> Run<'_, M> {
             for iteration in 1..=self.options.iterations {
                 let before = invalidated.0.load(Ordering::Relaxed);
                 let write = stage.part(step::WRITE, iteration, 0, pages);
-                stage.measure(results, PhaseName::Write, write)?;
+                stage.measure(results, (PhaseName::Write, iteration), write)?;
                 let since = invalidated.0.load(Ordering::Relaxed) - before;
                 results.note("invalidations", since);
                 stage.perform(stage.part(step::READ, iteration, 0, pages))?;

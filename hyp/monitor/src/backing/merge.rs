@@ -49,11 +49,12 @@ impl<M: Machine> Run<'_, M> {
         let [one, other] = stages;
         let results = &mut outcome.results;
         other.begin(other.whole(step::FILL, 0));
-        one.measure(results, PhaseName::Fill, one.whole(step::FILL, 0))?;
+        one.measure(results, (PhaseName::Fill, 0), one.whole(step::FILL, 0))?;
         other.wait()?;
-        for _ in 0..self.options.iterations {
+        for iteration in 1..=self.options.iterations {
             other.begin(other.whole(step::CHECK, 0));
-            one.measure(results, PhaseName::Check, one.whole(step::CHECK, 0))?;
+            let check = one.whole(step::CHECK, 0);
+            one.measure(results, (PhaseName::Check, iteration), check)?;
             other.wait()?;
         }
         let anew = one.share / FILLED_ANEW;
@@ -64,7 +65,7 @@ impl<M: Machine> Run<'_, M> {
         other.wait()?;
         for stage in stages {
             stage.perform(stage.part(step::CHECK, 1, 0, anew))?;
-            stage.perform(stage.part(step::CHECK, 0, anew, stage.share))?;
+            stage.perform(stage.part(step::CHECK, 0, anew, stage.share - anew))?;
         }
         Ok(())
     }

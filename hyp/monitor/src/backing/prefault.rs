@@ -33,11 +33,8 @@ impl<M: Machine> Run<'_, M> {
             if self.case.workers != 0 {
                 self.populate(stage.watch, stage.share, results)?;
             }
-            stage.measure(
-                results,
-                PhaseName::Write,
-                stage.whole(step::WRITE, ITERATION),
-            )?;
+            let write = stage.whole(step::WRITE, ITERATION);
+            stage.measure(results, (PhaseName::Write, ITERATION), write)?;
             stage.perform(stage.whole(step::READ, ITERATION))
         })
     }

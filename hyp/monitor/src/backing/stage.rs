@@ -73,17 +73,18 @@ impl<'s, M: Machine, L: MmuLock> Stage<'s, M, L> {
         self.wait()
     }
 
-    /// Has all vCPUs do a step, and measures it up to the moment at which the last one is done.
+    /// Has all vCPUs do a step, and measures it up to the moment at which the last one is done, as a phase of this name and
+    /// iteration.
     pub fn measure(
         &self,
         results: &mut Results,
-        name: PhaseName,
+        meant: (PhaseName, u64),
         step: Step,
     ) -> Result<(), RunError> {
         let start = Results::start(self.watch);
         self.perform(step)?;
         let end_ns = self.bench.steps().last_arrival_ns();
-        results.end(self.watch, (name, step.iteration), end_ns, start);
+        results.end(self.watch, meant, end_ns, start);
         Ok(())
     }
 
