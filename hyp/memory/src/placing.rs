@@ -65,6 +65,14 @@ impl<L: MmuLock> AddressSpace<L> {
         self.publish(slot, None, &guard)
     }
 
+    /// What backs a slot. Whoever holds it keeps its frames: it is to be let go of before the VM is destroyed.
+    ///
+    /// # Errors
+    /// There is no such slot.
+    pub fn object_of<T>(&self, cpu: &CpuMemory<T>, id: SlotId) -> Result<Arc<Object>, SlotError> {
+        Ok(self.slots(&cpu.pin()).get(id)?.object().clone())
+    }
+
     /// Takes a slot away. When this returns, no vCPU reaches its memory any more; what it doesn't share is back in the pool.
     /// vCPUs may be running.
     ///

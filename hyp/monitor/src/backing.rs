@@ -8,6 +8,7 @@ mod cow;
 mod invalidate;
 mod merge;
 mod prefault;
+mod reclaim;
 mod stage;
 
 use crate::bench::{Bench, journal_bytes};
@@ -136,7 +137,7 @@ impl<M: Machine> Run<'_, M> {
             Workload::Cow => self.cow::<L>(&mut outcome),
             Workload::Merge => self.merge::<L>(&mut outcome),
             Workload::Prefault => self.prefault::<L>(&mut outcome),
-            Workload::Reclaim => Ok(()),
+            Workload::Reclaim => self.reclaim::<L>(&mut outcome),
         };
         for (vm, remains) in &outcome.remains {
             report::remains(machine, *vm, remains);
@@ -151,7 +152,7 @@ impl<M: Machine> Run<'_, M> {
     fn plan(&self, vm: VmId) -> GuestPlan<'_> {
         let options = self.options;
         let journal = journal_bytes(options.bytes.0 / PAGE_SIZE);
-        GuestPlan {
+        let plan = GuestPlan {
             vm,
             image: self.image,
             bootargs: self.bootargs,
@@ -161,14 +162,16 @@ impl<M: Machine> Run<'_, M> {
             test: test_memory::slots(options),
             test_backing: options.backing,
             lazy: true,
+            limit: None,
             policy: self.case.policy(),
             unseen: 0,
             hardware_dirty: false,
             ring_entries: None,
-            exit_times: options.exit_times,
+            exit_times: options.exit_times || options.workload == Workload::Reclaim,
             ipa_bits: options.ipa_bits,
             timeout: options.timeout,
-        }
+        };
+        plan.limited_to(self.case.overcommit)
     }
 
     /// Runs one VM alone under `drive`.

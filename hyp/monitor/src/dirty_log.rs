@@ -80,7 +80,7 @@ fn plan<'p>(
     bootargs: &'p str,
 ) -> GuestPlan<'p> {
     let journal = journal_bytes(options.bytes.0 / PAGE_SIZE);
-    GuestPlan {
+    let plan = GuestPlan {
         vm,
         image,
         bootargs,
@@ -89,7 +89,8 @@ fn plan<'p>(
         ram_backing: Backing::Block2M,
         test: test_memory::slots(options),
         test_backing: options.backing,
-        lazy: false,
+        lazy: options.is_overcommitted(),
+        limit: None,
         policy: BackingPolicy::default(),
         unseen: 0,
         hardware_dirty: choice.tracking == Tracking::Hardware,
@@ -97,7 +98,8 @@ fn plan<'p>(
         exit_times: options.exit_times,
         ipa_bits: options.ipa_bits,
         timeout: options.timeout,
-    }
+    };
+    plan.limited_to(options.overcommits[0])
 }
 
 /// The RAM of a guest whose vCPUs have a journal of so many bytes each.
@@ -144,6 +146,10 @@ pub(crate) fn record<M: Machine>(
         phases,
         counters: remains.counters,
         verified,
+        overcommit: match options.overcommits[0] {
+            100 => 0,
+            percent => percent,
+        },
         ..Record::default()
     }
 }

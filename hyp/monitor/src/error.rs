@@ -6,7 +6,7 @@ use crate::verify::{BeyondShare, Mismatch, WrongContent};
 use alloc::string::String;
 use core::fmt;
 use memory::frames::{Unbalanced, VmCounts};
-use memory::{LogError, NotBacked, PrefaultError, RingError, SlotError, SlotId, VmId};
+use memory::{LogError, MergeError, NotBacked, PrefaultError, RingError, SlotError, SlotId, VmId};
 use stage2::{BadLayout, OutOfFrames};
 use vm::{BadVcpuCount, StopReason, VcpuId};
 
@@ -148,6 +148,8 @@ pub enum RunError {
     },
     /// Memory couldn't be populated ahead.
     Prefault(PrefaultError),
+    /// Memory can't be merged.
+    Merge(MergeError),
     /// The VM was destroyed, and frames of it remain.
     Leak(VmCounts),
     /// The machine's frames don't add up.
@@ -278,6 +280,7 @@ impl fmt::Display for RunError {
                 }
             }
             Self::Prefault(error) => error.fmt(f),
+            Self::Merge(error) => error.fmt(f),
             Self::Leak(counts) => write!(f, "the VM was destroyed but has frames: {counts}"),
             Self::Unbalanced(error) => error.fmt(f),
             Self::Record(error) => write!(f, "the record can't be written: {error}"),
@@ -308,6 +311,7 @@ from! {
     LogError => Log,
     RingError => Ring,
     PrefaultError => Prefault,
+    MergeError => Merge,
     Unbalanced => Unbalanced,
     serde_json::Error => Record,
 }

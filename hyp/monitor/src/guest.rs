@@ -21,7 +21,10 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 use core::ops::Range;
 use memory::frames::{Counts, VmCounts};
-use memory::{AddressSpace, CpuCounters, MmuLock, Object, Owner, SlotConfig, SlotError, VmId};
+use memory::{
+    AddressSpace, CpuCounters, CpuMemory, MmuLock, Object, Owner, SlotConfig, SlotError, VmId,
+    Watermarks,
+};
 use stage2::{Features, PAGE_SIZE};
 use vm::{Service, Start, StopReason, Vcpu, VcpuId, Vm, VmConfig};
 
@@ -52,6 +55,31 @@ pub struct Remains {
     pub frames: VmCounts,
     /// The machine's frames after it was destroyed.
     pub machine_frames: Counts,
+}
+
+/// A VM's limit, while there is one: cold pages are put away.
+struct Limit<'l, M: Machine> {
+    memory: &'l CpuMemory<M::Hardware>,
+    vm: VmId,
+}
+
+impl<'l, M: Machine> Limit<'l, M> {
+    /// That of this guest, if it has one.
+    fn set(host: &'l Host<'_, M>, plan: &GuestPlan<'_>) -> Option<Self> {
+        let (memory, vm) = (&host.own.memory, plan.vm);
+        let frames = plan.limit? / PAGE_SIZE;
+        memory.pool().set_limit(vm, Some(frames));
+        let watermarks = Watermarks::of(memory.pool().counts().total);
+        memory.system().set_watermarks(Some(watermarks));
+        Some(Self { memory, vm })
+    }
+}
+
+impl<M: Machine> Drop for Limit<'_, M> {
+    fn drop(&mut self) {
+        self.memory.system().set_watermarks(None);
+        self.memory.pool().set_limit(self.vm, None);
+    }
 }
 
 /// A VM that has its memory.
@@ -127,6 +155,7 @@ impl<M: Machine> Host<'_, M> {
         let Some(cpus) = self.crew.find_idle(plan.vcpus) else {
             return (Err(RunError::Stuck), None);
         };
+        let limit = Limit::set(self, plan);
         let Made {
             vm,
             start,
@@ -141,6 +170,7 @@ impl<M: Machine> Host<'_, M> {
             machine: self.machine,
             own: self.own,
             vm: &vm,
+            test_slots: &plan.test,
             cpus: cpus.clone(),
             exit_times: plan.exit_times,
             start,
@@ -159,6 +189,7 @@ impl<M: Machine> Host<'_, M> {
         }
         let counters = watch.snapshot().since(&before);
         let remains = self.destroy(vm, plan.vm, counters);
+        drop(limit);
         match remains {
             Ok(remains) => (outcome, Some(remains)),
             Err(error) => (outcome.and(Err(error)), None),

@@ -178,7 +178,7 @@ const BENCHMARK_ONLY: [&str; 12] = [
     "split_reserve",
     "exit_times",
 ];
-/// The options of runs in which what backs memory changes.
+/// The options of runs in which what backs memory changes; the benchmark has the last of them too.
 const BACKING_ONLY: [&str; 5] = ["workload", "tracker", "change", "workers", "overcommit"];
 /// The options of the benchmark that those have too.
 const BACKING_TOO: [&str; 2] = ["iterations", "exit_times"];
@@ -356,7 +356,7 @@ impl Options {
             keys.find(|key| !BACKING_TOO.contains(key) && is_given(key))
         };
         let foreign = match self.guest {
-            GuestKind::DirtyLog => given(&["seconds"]).or(given(&BACKING_ONLY)),
+            GuestKind::DirtyLog => given(&["seconds"]).or(given(&BACKING_ONLY[..4])),
             GuestKind::Stress => given(&BENCHMARK_ONLY).or(given(&BACKING_ONLY)),
             GuestKind::Backing => of_logging(),
             GuestKind::Program => given(&BENCHMARK_ONLY)
@@ -367,6 +367,9 @@ impl Options {
             Some(key) => Err(OptionError::NotForGuest { key, guest }),
             None if self.guest == GuestKind::Program && self.modes.len() > 1 => {
                 Err(OptionError::OneMode)
+            }
+            None if self.guest == GuestKind::DirtyLog && self.overcommits.len() > 1 => {
+                Err(OptionError::OneOvercommit)
             }
             None => Ok(()),
         }
@@ -420,6 +423,11 @@ impl Options {
             }
             GuestKind::Program => self.program_bytes()?.checked_add(RAM),
         }
+    }
+
+    /// Whether the guest uses more memory than it may have.
+    pub fn is_overcommitted(&self) -> bool {
+        self.overcommits.iter().any(|percent| *percent > 100)
     }
 
     /// How many VMs run at the same time.

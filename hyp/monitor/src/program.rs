@@ -70,6 +70,7 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
         test: Vec::new(),
         test_backing: options.backing,
         lazy: false,
+        limit: None,
         policy: BackingPolicy::default(),
         unseen: 0,
         hardware_dirty: false,

@@ -94,6 +94,7 @@ fn plan<'p>(
         test: crate::test_memory::slots(options),
         test_backing: options.backing,
         lazy: false,
+        limit: None,
         policy: BackingPolicy::default(),
         unseen: copies.next_multiple_of(Backing::Block2M.bytes()),
         hardware_dirty: true,

@@ -57,11 +57,6 @@ impl<'s, M: Machine, L: MmuLock> Stage<'s, M, L> {
         self.watch.post(self.bench.steps(), step);
     }
 
-    /// Whether all vCPUs are done with their step.
-    pub fn is_done(&self) -> bool {
-        self.bench.steps().all_arrived()
-    }
-
     /// Waits until all vCPUs are done with their step.
     pub fn wait(&self) -> Result<(), RunError> {
         self.watch.wait_for_step(self.bench.steps(), || {})

@@ -8,6 +8,7 @@ use crate::crew::Crew;
 use crate::error::RunError;
 use crate::machine::{Machine, OwnCpu};
 use crate::steps::{Step, Steps};
+use crate::test_memory::TestSlot;
 use alloc::sync::Arc;
 use core::cell::Cell;
 use core::ops::Range;
@@ -23,6 +24,8 @@ pub struct Watch<'w, M: Machine, L> {
     pub own: &'w OwnCpu<M>,
     /// The guest.
     pub vm: &'w Arc<Vm<AddressSpace<L>>>,
+    /// The slots of its test memory.
+    pub test_slots: &'w [TestSlot],
     /// The CPUs that run its vCPUs, in their order.
     pub cpus: Range<usize>,
     /// Whether its vCPUs measure their longest exits.

@@ -109,6 +109,11 @@ fn what_has_no_use_for_changes_of_backing_is_named() {
             .concat()
         );
     }
+    assert!(Options::parse("overcommit=150").unwrap().is_overcommitted());
+    assert_eq!(
+        refused("overcommit=100,150"),
+        "several values of overcommit contradict guest=dirty_log, which has one for all of its runs"
+    );
     assert_eq!(
         refused("guest=backing workers=1,1"),
         "option 'workers' names '1' twice"

@@ -299,7 +299,7 @@ impl Vcpu {
 
     /// Does to one page what a step does to all that are meant.
     fn change_or_check(&mut self, code: u64, count: u64, seed: u64, page: u64) {
-        let (mut value, more, words) = match code {
+        let (first, more, words) = match code {
             step::WRITE | step::READ => (pattern(count, page), 0, 1),
             step::READ_ZEROS => (0, 0, 1),
             _ => {
@@ -308,8 +308,9 @@ impl Vcpu {
             }
         };
         let is_write = code == step::WRITE || code == step::FILL;
-        for word in 0..words {
-            let word = self.word(0x8000_0000 + page * 4096 + word * 8, is_write);
+        for index in 0..words {
+            let value = first.wrapping_add(more.wrapping_mul(index % content::PERIOD));
+            let word = self.word(0x8000_0000 + page * 4096 + index * 8, is_write);
             if is_write {
                 word.store(value, Ordering::Relaxed);
             }
@@ -317,7 +318,6 @@ impl Vcpu {
             if found != value {
                 self.call(REPORT, [INCONSISTENT, page, found]);
             }
-            value = value.wrapping_add(more);
         }
     }
 

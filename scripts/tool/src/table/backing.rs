@@ -8,7 +8,7 @@ use crate::bench::metric::exits;
 
 const PAGE: u64 = 4096;
 /// The counters of a phase that have a row of their own where one of them isn't 0, and what the row is called.
-const COUNTERS: [(&str, &str); 13] = [
+const COUNTERS: [(&str, &str); 18] = [
     ("faults_retried", "faults retried"),
     ("faults_busy", "faults that met a lock too long"),
     ("invalidations", "invalidations beside"),
@@ -17,10 +17,15 @@ const COUNTERS: [(&str, &str); 13] = [
     ("pages_shared", "pages_shared"),
     ("pages_sharing", "pages_sharing"),
     ("pages_unshared", "pages_unshared"),
+    ("ksm_zero_pages", "ksm_zero_pages"),
     ("full_scans", "full_scans"),
-    ("scanned", "pages scanned"),
-    ("compressed", "pages compressed"),
-    ("brought_back", "pages brought back"),
+    ("pages_scanned", "pages_scanned"),
+    ("scanner_ns", "time of the scanner, ns"),
+    ("reclaim_compressed", "pages compressed"),
+    ("reclaim_zeros", "pages of zeros dropped"),
+    ("faults_brought_back", "pages brought back"),
+    ("put_away", "pages that are away"),
+    ("put_away_bytes", "bytes that they take"),
     ("longest_exit_ns", "longest exit, ns"),
 ];
 

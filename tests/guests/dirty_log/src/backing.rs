@@ -93,10 +93,15 @@ fn each_word(
     seed: u64,
     mut each: impl FnMut(*mut u64, u64),
 ) {
-    let (mut value, more) = content::words(page, seed, count);
-    for word in 0..PAGE_WORDS {
-        each(start.wrapping_add(word as usize), value);
-        value = value.wrapping_add(more);
+    let (first, more) = content::words(page, seed, count);
+    let mut word = 0;
+    while word < PAGE_WORDS {
+        let mut value = first;
+        for _ in 0..content::PERIOD.min(PAGE_WORDS - word) {
+            each(start.wrapping_add(word as usize), value);
+            value = value.wrapping_add(more);
+            word += 1;
+        }
     }
 }
 
