@@ -22,7 +22,9 @@ fn run(workload: &str, runs: usize) -> Vec<Record> {
 fn counted(record: &Record, phase: (PhaseName, u64), counter: &str) -> u64 {
     let phases = record.phases.iter();
     let mut meant = phases.filter(|found| (found.name, found.iteration) == phase);
-    let found = meant.next().unwrap_or_else(|| panic!("no {phase:?} in {:?}", record.phases));
+    let found = meant
+        .next()
+        .unwrap_or_else(|| panic!("no {phase:?} in {:?}", record.phases));
     found.counters.get(counter).copied().unwrap_or(0)
 }
 
@@ -41,7 +43,9 @@ fn faults_beside_invalidated_ranges_never_try_again() {
 #[test]
 fn with_one_count_for_the_vm_they_do() {
     let records = run("invalidate tracker=sequence workers=0,1 iterations=2", 2);
-    let retried = records.iter().map(|record| record.counters.get("faults_retried").copied());
+    let retried = records
+        .iter()
+        .map(|record| record.counters.get("faults_retried").copied());
     let retried: Vec<u64> = retried.map(Option::unwrap_or_default).collect();
     assert!(retried[0] == 0 && retried[1] > 0, "{retried:?}");
 }
@@ -53,12 +57,18 @@ fn a_page_that_a_fork_writes_takes_one_exit_and_two_where_it_is_unmapped() {
         assert_eq!(record.change, change);
         let faults = |phase| {
             let kinds = ["exits_permission_fault", "exits_translation_fault"];
-            kinds.iter().map(|kind| counted(record, phase, kind)).sum::<u64>()
+            kinds
+                .iter()
+                .map(|kind| counted(record, phase, kind))
+                .sum::<u64>()
         };
         assert_eq!(faults((PhaseName::Read, 1)), PAGES);
         // And a page of the stack or two.
         let writes = faults((PhaseName::Write, 2));
-        assert!((exits * PAGES..exits * PAGES + 8).contains(&writes), "{change}: {writes}");
+        assert!(
+            (exits * PAGES..exits * PAGES + 8).contains(&writes),
+            "{change}: {writes}"
+        );
         assert!(counted(record, (PhaseName::Write, 3), "faults_reused") >= PAGES);
     }
 }
@@ -79,11 +89,17 @@ fn equal_pages_of_two_vms_are_merged_while_both_check_them() {
     let [before, after] = [filled, merged].map(|phase| frames(&records[1], phase));
     assert_eq!(before, frames(&records[0], filled));
     // Of both VMs' memory less than 60 % remain.
-    assert!(before - after > 2 * PAGES * 40 / 100, "{before} frames became {after}");
+    assert!(
+        before - after > 2 * PAGES * 40 / 100,
+        "{before} frames became {after}"
+    );
     let shared = counted(&records[1], merged, "pages_sharing");
     assert!(shared > 2 * PAGES * 30 / 100, "{shared}");
     let unshared = counted(&records[1], (PhaseName::Fill, 1), "faults_unshared");
-    assert!(unshared > PAGES / 10, "{unshared} pages got a frame of their own again");
+    assert!(
+        unshared > PAGES / 10,
+        "{unshared} pages got a frame of their own again"
+    );
 }
 
 #[test]
@@ -91,7 +107,9 @@ fn a_vm_with_less_memory_than_it_uses_loses_nothing() {
     let records = run("reclaim", 2);
     let away = |record: &Record| {
         let phases = (1..=3).map(|iteration| (PhaseName::Check, iteration));
-        phases.map(|phase| counted(record, phase, "faults_brought_back")).sum::<u64>()
+        phases
+            .map(|phase| counted(record, phase, "faults_brought_back"))
+            .sum::<u64>()
     };
     assert_eq!(away(&records[0]), 0);
     assert!(away(&records[1]) > PAGES / 3, "{:?}", records[1].phases);
@@ -99,11 +117,27 @@ fn a_vm_with_less_memory_than_it_uses_loses_nothing() {
 
 #[test]
 fn the_benchmark_is_verified_with_less_memory_than_it_uses() {
-    for policies in ["", "backing=4K", "split=eager slots=3", "harvest=ring ring_entries=64"] {
+    for policies in [
+        "",
+        "backing=4K",
+        "split=eager slots=3",
+        "harvest=ring ring_entries=64",
+    ] {
         let options = format!("overcommit=150 vcpus=2 bytes=8M iterations=3 timeout=60 {policies}");
-        let outcome = Boot::benchmark(&options).memory(mib(512)).limit(150).run_well();
+        let outcome = Boot::benchmark(&options)
+            .memory(mib(512))
+            .limit(150)
+            .run_well();
         let record = &outcome.records[0];
-        assert!(record.verified && record.overcommit == 150, "{}", describe(&outcome));
-        assert!(record.counters.contains_key("faults_brought_back"), "{:?}", record.counters);
+        assert!(
+            record.verified && record.overcommit == 150,
+            "{}",
+            describe(&outcome)
+        );
+        assert!(
+            record.counters.contains_key("faults_brought_back"),
+            "{:?}",
+            record.counters
+        );
     }
 }
