@@ -64,6 +64,7 @@ mod fork;
 pub mod frames;
 mod gate;
 mod harvest;
+mod invalidate;
 mod locks;
 mod logging;
 mod mapping;

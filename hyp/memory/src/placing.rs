@@ -9,10 +9,10 @@ use crate::frames::{GRANULE, Owner};
 use crate::locks::MmuLock;
 use crate::object::Object;
 use crate::slots::{Slot, SlotArray, SlotConfig, SlotError, SlotId};
-use crate::space::{AddressSpace, UNLINKED_AT_ONCE};
+use crate::space::AddressSpace;
 use alloc::sync::Arc;
 use crossbeam_epoch::Guard;
-use stage2::{Ipa, IpaRange, Level, PAGE_SIZE, Tlb};
+use stage2::{Ipa, Level, PAGE_SIZE, Tlb};
 
 impl<L: MmuLock> AddressSpace<L> {
     /// Backs `bytes` from `start` on with zeroed memory of their own, in pieces of the span of `piece`, which are also the
@@ -65,14 +65,12 @@ impl<L: MmuLock> AddressSpace<L> {
         self.publish(slot, None, &guard)
     }
 
-    /// What backs a slot.
+    /// What backs a slot. Whoever holds it keeps its frames: it is to be let go of before the VM is destroyed.
     ///
     /// # Errors
     /// There is no such slot.
     pub fn object_of<T>(&self, cpu: &CpuMemory<T>, id: SlotId) -> Result<Arc<Object>, SlotError> {
-        let guard = cpu.pin();
-        let slot = self.slots(&guard).get(id)?;
-        Ok(slot.object().clone())
+        Ok(self.slots(&cpu.pin()).get(id)?.object().clone())
     }
 
     /// Takes a slot away. When this returns, no vCPU reaches its memory any more; what it doesn't share is back in the pool.
@@ -93,7 +91,7 @@ impl<L: MmuLock> AddressSpace<L> {
             self.replace_slots(without.ok_or(out_of_memory(&slot))?, &guard);
             slot
         };
-        self.vacate(cpu, &slot);
+        self.vacate(cpu, slot.range(), |_, _, _, _| {});
         self.forget(cpu, slot);
         Ok(())
     }
@@ -144,7 +142,7 @@ impl<L: MmuLock> AddressSpace<L> {
             self.publish(new_slot(config)?, Some(id), &guard)?;
             old
         };
-        self.vacate(cpu, &old);
+        self.vacate(cpu, old.range(), |_, _, _, _| {});
         self.forget(cpu, old);
         Ok(())
     }
@@ -197,30 +195,6 @@ impl<L: MmuLock> AddressSpace<L> {
         }
         self.replace_slots(with, guard);
         Ok(())
-    }
-
-    /// Unmaps what a slot had that isn't published any more, in steps.
-    fn vacate<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, slot: &Slot) {
-        let range = slot.range();
-        let published = self.space().tracker().begin(range.clone());
-        let mut at = range.start;
-        while at < range.end {
-            cpu.settle();
-            let step = GRANULE.span(Level::L2) * UNLINKED_AT_ONCE;
-            let end = at.align_down(step).checked_add(step).unwrap_or(range.end);
-            let end = end.min(range.end);
-            self.unmap_step(cpu, at..end);
-            at = end;
-        }
-        published.end();
-    }
-
-    fn unmap_step<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, range: IpaRange) {
-        let guard = cpu.pin();
-        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), &guard));
-        let worker = cpu.worker(&tables, &epoch);
-        let _lock = self.lock().exclusive();
-        self.stage2().unmap(&worker, range, |_, _, _| {});
     }
 
     /// Lets go of a slot that nothing maps any more: its memory goes home with it, unless others have it too.

@@ -12,7 +12,9 @@ use crate::machine::Machine;
 use crate::options::{GuestKind, Options, TEST_MEMORY};
 use crate::steps::{Arrival, Steps};
 use core::fmt;
-use hypercall::{BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, CONSOLE_PUT, REPORT, SUCCESS, params};
+use hypercall::{
+    BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, CONSOLE_PUT, INCONSISTENT, REPORT, SUCCESS, params,
+};
 use spin::Once;
 use stage2::{Ipa, PAGE_SIZE};
 use vm::{Service, ServiceReply, StopReason, VcpuId};
@@ -57,7 +59,7 @@ pub fn needed_journal(options: &Options) -> u64 {
     let pages = options.bytes.0 / PAGE_SIZE;
     match options.guest {
         GuestKind::Stress => (pages * size_of::<u32>() as u64).next_multiple_of(WORD_BYTES),
-        GuestKind::DirtyLog | GuestKind::Program => journal_bytes(pages),
+        GuestKind::DirtyLog | GuestKind::Backing | GuestKind::Program => journal_bytes(pages),
     }
 }
 
@@ -157,12 +159,25 @@ impl<M: Machine> Bench<M> {
         self.journals.get().copied()
     }
 
-    /// The error that a run ended with, or what the guest did wrong first where that is why it was ended.
+    /// The error that a run ended with, or what the guest did wrong first, or found, where that is why it was ended.
     pub fn explain(&self, error: RunError) -> RunError {
         match (self.complaint.get(), error) {
             (Some(complaint), RunError::Ended(StopReason::Requested)) => {
                 RunError::Guest(*complaint)
             }
+            (
+                _,
+                RunError::Ended(StopReason::Reported {
+                    code: INCONSISTENT,
+                    details: [page, found],
+                    ..
+                }),
+            ) => RunError::Inconsistent {
+                page,
+                found,
+                expected: None,
+                seed: self.seed,
+            },
             (_, error) => error,
         }
     }

@@ -30,7 +30,7 @@ use alloc::vec::Vec;
 use check::check_count;
 use harvest::{NO_PAGES, TAKEN_AT_ONCE};
 use hypercall::step;
-use memory::{DirtyPages, LogPolicy, MmuLock, SplitAhead, VmId};
+use memory::{BackingPolicy, DirtyPages, LogPolicy, MmuLock, SplitAhead, VmId};
 use stage2::PAGE_SIZE;
 use vm::StopReason;
 
@@ -80,7 +80,7 @@ fn plan<'p>(
     bootargs: &'p str,
 ) -> GuestPlan<'p> {
     let journal = journal_bytes(options.bytes.0 / PAGE_SIZE);
-    GuestPlan {
+    let plan = GuestPlan {
         vm,
         image,
         bootargs,
@@ -89,13 +89,17 @@ fn plan<'p>(
         ram_backing: Backing::Block2M,
         test: test_memory::slots(options),
         test_backing: options.backing,
+        lazy: options.is_overcommitted(),
+        limit: None,
+        policy: BackingPolicy::default(),
         unseen: 0,
         hardware_dirty: choice.tracking == Tracking::Hardware,
         ring_entries: (options.harvest == Harvest::Ring).then_some(options.ring_entries),
         exit_times: options.exit_times,
         ipa_bits: options.ipa_bits,
         timeout: options.timeout,
-    }
+    };
+    plan.limited_to(options.overcommits[0])
 }
 
 /// The RAM of a guest whose vCPUs have a journal of so many bytes each.
@@ -142,6 +146,11 @@ pub(crate) fn record<M: Machine>(
         phases,
         counters: remains.counters,
         verified,
+        overcommit: match options.overcommits[0] {
+            100 => 0,
+            percent => percent,
+        },
+        ..Record::default()
     }
 }
 

@@ -6,7 +6,7 @@ use crate::verify::{BeyondShare, Mismatch, WrongContent};
 use alloc::string::String;
 use core::fmt;
 use memory::frames::{Unbalanced, VmCounts};
-use memory::{LogError, NotBacked, PrefaultError, RingError, SlotError, SlotId, VmId};
+use memory::{LogError, MergeError, NotBacked, PrefaultError, RingError, SlotError, SlotId, VmId};
 use stage2::{BadLayout, Ipa, OutOfFrames};
 use vm::{BadVcpuCount, StopReason, VcpuId};
 
@@ -19,6 +19,8 @@ pub enum RunError {
     TooFewCpus {
         /// The vCPUs that are wanted.
         vcpus: usize,
+        /// The CPUs that it takes.
+        needed: usize,
         /// The CPUs that there are.
         cpus: usize,
     },
@@ -165,6 +167,8 @@ pub enum RunError {
         /// Why.
         expected: SlotError,
     },
+    /// Memory can't be merged.
+    Merge(MergeError),
     /// The VM was destroyed, and frames of it remain.
     Leak(VmCounts),
     /// The machine's frames don't add up.
@@ -193,13 +197,14 @@ impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Image(error) => error.fmt(f),
-            Self::TooFewCpus { vcpus, cpus } => {
-                write!(
-                    f,
-                    "vcpus={vcpus} needs {} CPUs, one of them for the monitor, but there are {cpus}",
-                    vcpus + 1
-                )
-            }
+            Self::TooFewCpus {
+                vcpus,
+                needed,
+                cpus,
+            } => write!(
+                f,
+                "vcpus={vcpus} needs {needed} CPUs, one of them for the monitor, but there are {cpus}"
+            ),
             Self::Vcpus(error) => error.fmt(f),
             Self::Layout(error) => error.fmt(f),
             Self::Frames(error) => error.fmt(f),
@@ -303,6 +308,7 @@ impl fmt::Display for RunError {
             Self::UnrefusedSlot { expected } => {
                 write!(f, "slots were changed although: {expected}")
             }
+            Self::Merge(error) => error.fmt(f),
             Self::Leak(counts) => write!(f, "the VM was destroyed but has frames: {counts}"),
             Self::Unbalanced(error) => error.fmt(f),
             Self::Record(error) => write!(f, "the record can't be written: {error}"),
@@ -327,12 +333,13 @@ from! {
     BadVcpuCount => Vcpus,
     BadLayout => Layout,
     OutOfFrames => Frames,
-    PrefaultError => Prefault,
     SlotError => Slot,
     NotBacked => NotBacked,
     vm_fdt::Error => Tree,
     LogError => Log,
     RingError => Ring,
+    PrefaultError => Prefault,
+    MergeError => Merge,
     Unbalanced => Unbalanced,
     serde_json::Error => Record,
 }

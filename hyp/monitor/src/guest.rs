@@ -7,7 +7,7 @@ mod plan;
 mod watch;
 
 pub use plan::{GuestPlan, RAM, RAM_SLOT, UNSEEN_SLOT};
-pub use watch::Watch;
+pub use watch::{Beside, Watch};
 
 use crate::crew::Crew;
 use crate::error::RunError;
@@ -21,7 +21,10 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 use core::ops::Range;
 use memory::frames::{Counts, VmCounts};
-use memory::{AddressSpace, CpuCounters, MmuLock, SlotError, VmId};
+use memory::{
+    AddressSpace, CpuCounters, CpuMemory, MmuLock, Object, Owner, SlotConfig, SlotError, VmId,
+    Watermarks,
+};
 use stage2::{Features, PAGE_SIZE};
 use vm::{Service, Start, StopReason, Vcpu, VcpuId, Vm, VmConfig};
 
@@ -54,15 +57,49 @@ pub struct Remains {
     pub machine_frames: Counts,
 }
 
+/// A VM's limit, while there is one: cold pages are put away.
+struct Limit<'l, M: Machine> {
+    memory: &'l CpuMemory<M::Hardware>,
+    vm: VmId,
+}
+
+impl<'l, M: Machine> Limit<'l, M> {
+    /// That of this guest, if it has one.
+    fn set(host: &'l Host<'_, M>, plan: &GuestPlan<'_>) -> Option<Self> {
+        let (memory, vm) = (&host.own.memory, plan.vm);
+        let frames = plan.limit? / PAGE_SIZE;
+        memory.pool().set_limit(vm, Some(frames));
+        let watermarks = Watermarks::of(memory.pool().counts().total);
+        memory.system().set_watermarks(Some(watermarks));
+        Some(Self { memory, vm })
+    }
+}
+
+impl<M: Machine> Drop for Limit<'_, M> {
+    fn drop(&mut self) {
+        self.memory.system().set_watermarks(None);
+        self.memory.pool().set_limit(self.vm, None);
+    }
+}
+
+/// A VM that has its memory.
+struct Made<L> {
+    vm: Vm<AddressSpace<L>>,
+    start: Start,
+    filled_ns: u64,
+}
+
 impl<M: Machine> Host<'_, M> {
-    /// Checks that there is a CPU for every vCPU.
+    /// Checks that there is a CPU for every vCPU and for whatever else runs beside them.
     pub fn check_cpus(&self, options: &Options) -> Result<(), RunError> {
         let cpus = self.machine.facts().cpus;
-        if options.vcpus < cpus {
+        let needed = options.busy_cpus().saturating_add(1);
+        if needed <= cpus {
             Ok(())
         } else {
             Err(RunError::TooFewCpus {
                 vcpus: options.vcpus,
+                needed,
                 cpus,
             })
         }
@@ -80,20 +117,64 @@ impl<M: Machine> Host<'_, M> {
         L: MmuLock + 'static,
         S: Service + Send + Sync + 'static,
     {
+        self.run_with(plan, service, |space| self.fill(space, plan), drive)
+    }
+
+    /// As [`Self::run`], with the memory of another guest, whose vCPUs wait: it is shared, until either writes it. The guest
+    /// starts anew where that one did.
+    pub fn run_copy<L, S, R>(
+        &self,
+        original: &Watch<'_, M, L>,
+        plan: &GuestPlan<'_>,
+        service: &Arc<S>,
+        drive: impl FnOnce(&Watch<'_, M, L>) -> Result<R, RunError>,
+    ) -> (Result<R, RunError>, Option<Remains>)
+    where
+        L: MmuLock + 'static,
+        S: Service + Send + Sync + 'static,
+    {
+        let fork = |space: &AddressSpace<L>| {
+            original.vm.space.fork(&self.own.memory, space)?;
+            Ok(original.start)
+        };
+        self.run_with(plan, service, fork, drive)
+    }
+
+    /// Runs a guest whose memory `fill` makes, which says where it starts.
+    fn run_with<L, S, R>(
+        &self,
+        plan: &GuestPlan<'_>,
+        service: &Arc<S>,
+        fill: impl FnOnce(&AddressSpace<L>) -> Result<Start, RunError>,
+        drive: impl FnOnce(&Watch<'_, M, L>) -> Result<R, RunError>,
+    ) -> (Result<R, RunError>, Option<Remains>)
+    where
+        L: MmuLock + 'static,
+        S: Service + Send + Sync + 'static,
+    {
         let Some(cpus) = self.crew.find_idle(plan.vcpus) else {
             return (Err(RunError::Stuck), None);
         };
-        let vm = match self.create::<L>(plan) {
-            Ok(vm) => Arc::new(vm),
+        let limit = Limit::set(self, plan);
+        let Made {
+            vm,
+            start,
+            filled_ns,
+        } = match self.create(plan, fill) {
+            Ok(made) => made,
             Err(error) => return (Err(error), None),
         };
+        let vm = Arc::new(vm);
         let started_ns = self.machine.now_ns();
         let watch = Watch {
             machine: self.machine,
             own: self.own,
             vm: &vm,
+            test_slots: &plan.test,
             cpus: cpus.clone(),
             exit_times: plan.exit_times,
+            start,
+            filled_ns,
             crew: self.crew,
             counters: self.counters,
             deadline_ns: started_ns.saturating_add(plan.timeout.saturating_mul(NS_PER_SECOND)),
@@ -108,28 +189,36 @@ impl<M: Machine> Host<'_, M> {
         }
         let counters = watch.snapshot().since(&before);
         let remains = self.destroy(vm, plan.vm, counters);
+        drop(limit);
         match remains {
             Ok(remains) => (outcome, Some(remains)),
             Err(error) => (outcome.and(Err(error)), None),
         }
     }
 
-    fn create<L: MmuLock>(&self, plan: &GuestPlan<'_>) -> Result<Vm<AddressSpace<L>>, RunError> {
+    fn create<L: MmuLock>(
+        &self,
+        plan: &GuestPlan<'_>,
+        fill: impl FnOnce(&AddressSpace<L>) -> Result<Start, RunError>,
+    ) -> Result<Made<L>, RunError> {
         let layout = plan.layout(&self.machine.facts().stage2)?;
         log::info!("{}: {}", plan.vm, Stage2Use(layout.features()));
-        let mut space = AddressSpace::<L>::new(&self.own.memory, plan.vm, layout)?;
+        let own = &self.own.memory;
+        let mut space = AddressSpace::<L>::with_backing(own, plan.vm, layout, plan.policy)?;
         let rings = plan.ring_entries;
         if let Some(Err(error)) = rings.map(|entries| space.make_rings(plan.vcpus, entries)) {
-            space.destroy(&self.own.memory);
+            space.destroy(own);
             return Err(error.into());
         }
-        let start = match self.fill(&space, plan) {
+        let before_ns = self.machine.now_ns();
+        let start = match fill(&space) {
             Ok(start) => start,
             Err(error) => {
-                space.destroy(&self.own.memory);
+                space.destroy(own);
                 return Err(error);
             }
         };
+        let filled_ns = self.machine.now_ns() - before_ns;
         let config = VmConfig {
             vcpus: plan.vcpus,
             ipa_bits: layout.ipa_bits(),
@@ -139,7 +228,11 @@ impl<M: Machine> Host<'_, M> {
         let vm = Vm::new(config, space)?;
         // The VM is new, so its first vCPU is off.
         let _ = vm.turn_on(VcpuId(0), start);
-        Ok(vm)
+        Ok(Made {
+            vm,
+            start,
+            filled_ns,
+        })
     }
 
     /// Gives the guest its memory and puts the image and the device tree there.
@@ -163,6 +256,7 @@ impl<M: Machine> Host<'_, M> {
 
         let own = &self.own.memory;
         let test = plan.test_end().get() - TEST_MEMORY;
+        let test = if plan.lazy { 0 } else { test };
         let bytes = plan.ram.saturating_add(test).saturating_add(plan.unseen);
         if bytes / PAGE_SIZE > own.pool().counts().free {
             // Before any of it is zeroed in vain.
@@ -179,7 +273,21 @@ impl<M: Machine> Host<'_, M> {
         for slot in &plan.test {
             let (range, bytes) = (slot.range(), slot.pages * PAGE_SIZE);
             let piece = plan.test_backing.level();
-            space.add_slot(own, slot.id, range.start, bytes, piece, false)?;
+            if !plan.lazy {
+                space.add_slot(own, slot.id, range.start, bytes, piece, false)?;
+                continue;
+            }
+            let object = Object::anonymous(own, Owner::Vm(plan.vm), bytes, piece);
+            let config = SlotConfig {
+                id: slot.id,
+                start: range.start,
+                object: object.map_err(SlotError::from)?,
+                offset: 0,
+                bytes,
+                read_only: false,
+                write_faults: false,
+            };
+            space.map_object(own, config)?;
         }
         if plan.unseen != 0 {
             let (start, piece) = (plan.unseen_start(), plan.ram_backing.level());

@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+mod backing;
 mod bench;
 mod counters;
 mod crew;

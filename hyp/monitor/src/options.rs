@@ -7,7 +7,8 @@ mod value;
 
 pub use error::OptionError;
 pub use value::{
-    Backing, Clear, Enable, Granularity, GuestKind, Harvest, Mode, Restore, Split, Tracking,
+    Backing, Change, Clear, Enable, Granularity, GuestKind, Harvest, Mode, Restore, Split, Tracker,
+    Tracking, Workload,
 };
 
 use crate::size::Size;
@@ -71,6 +72,17 @@ pub struct Options {
     pub random: bool,
     /// Where the guest's random numbers start.
     pub seed: u64,
+    /// What changes what backs memory.
+    pub workload: Workload,
+    /// Which faults invalidations make try again, one after the other.
+    pub trackers: Vec<Tracker>,
+    /// With each of these, how pages get other frames, one after the other.
+    pub changes: Vec<Change>,
+    /// With each of these, how many CPUs work on the guest's memory beside its vCPUs, one after the other. 0 switches off what
+    /// they do.
+    pub workers: Vec<u64>,
+    /// With each of these, how much memory the guest uses where it has 100, one after the other.
+    pub overcommits: Vec<u64>,
     /// The size of the guest's physical address space, or `None` for the machine's choice.
     pub ipa_bits: Option<u32>,
     /// How long the stress run goes on, in seconds.
@@ -105,6 +117,11 @@ impl Default for Options {
             write_percent: 100,
             random: false,
             seed: 1,
+            workload: Workload::Invalidate,
+            trackers: [Tracker::Ranges].into(),
+            changes: [Change::Direct].into(),
+            workers: [0].into(),
+            overcommits: [100].into(),
             ipa_bits: None,
             seconds: 10,
             timeout: 120,
@@ -114,7 +131,7 @@ impl Default for Options {
 }
 
 /// The options, in the order in which errors list them.
-const KEYS: [&str; 25] = [
+const KEYS: [&str; 30] = [
     "guest",
     "mode",
     "split",
@@ -136,6 +153,11 @@ const KEYS: [&str; 25] = [
     "write_percent",
     "random",
     "seed",
+    "workload",
+    "tracker",
+    "change",
+    "workers",
+    "overcommit",
     "ipa_bits",
     "seconds",
     "timeout",
@@ -156,6 +178,12 @@ const BENCHMARK_ONLY: [&str; 12] = [
     "split_reserve",
     "exit_times",
 ];
+/// The options of runs in which what backs memory changes; the benchmark has the last of them too.
+const BACKING_ONLY: [&str; 5] = ["workload", "tracker", "change", "workers", "overcommit"];
+/// The options of the benchmark that those have too.
+const BACKING_TOO: [&str; 2] = ["iterations", "exit_times"];
+/// The options of the stress run that those haven't.
+const NOT_BACKING: [&str; 4] = ["slots", "ring_entries", "split_chunk", "seconds"];
 /// The options that a program has no use for either.
 const LOGGED_ONLY: [&str; 5] = ["seed", "slots", "ring_entries", "split_chunk", "seconds"];
 
@@ -183,8 +211,35 @@ impl Options {
                 .zip(given)
                 .any(|(known, given)| given && *known == key)
         };
+        if options.guest == GuestKind::Backing {
+            options.fill_in(is_given);
+        }
         options.check(is_given)?;
         Ok(options)
+    }
+
+    /// What isn't given is what the workload is there to compare: what makes it fast beside what would be without.
+    fn fill_in(&mut self, is_given: impl Fn(&str) -> bool) {
+        if !is_given("backing") {
+            self.backing = Backing::Page4K;
+        }
+        if !is_given("tracker") && self.workload == Workload::Invalidate {
+            self.trackers = [Tracker::Ranges, Tracker::Sequence].into();
+        }
+        if !is_given("change") && self.workload == Workload::Cow {
+            self.changes = [Change::Direct, Change::Unmap].into();
+        }
+        if !is_given("workers") {
+            self.workers = match self.workload {
+                Workload::Invalidate => [0, 1, 4, 16].into(),
+                Workload::Merge => [0, 1].into(),
+                Workload::Prefault => [0, 1, 8].into(),
+                Workload::Cow | Workload::Reclaim => [0].into(),
+            };
+        }
+        if !is_given("overcommit") && self.workload == Workload::Reclaim {
+            self.overcommits = [100, 150].into();
+        }
     }
 
     fn set<'t>(&mut self, key: &'static str, text: Option<&'t str>) -> Result<(), OptionError<'t>> {
@@ -228,6 +283,7 @@ impl Options {
                 self.timeout = value::number(key, text, 1, 1_000_000, "seconds, from 1 to 1000000")?
             }
             "log" => self.log = value::level(key, text)?,
+            _ if BACKING_ONLY.contains(&key) => return self.set_backing(key, text),
             _ => return self.set_policy(key, text),
         }
         Ok(())
@@ -256,6 +312,24 @@ impl Options {
         Ok(())
     }
 
+    /// Sets an option that says how what backs memory changes.
+    fn set_backing<'t>(&mut self, key: &'static str, text: &'t str) -> Result<(), OptionError<'t>> {
+        match key {
+            "workload" => self.workload = value::word(key, text)?,
+            "tracker" => self.trackers = value::words(key, text)?,
+            "change" => self.changes = value::words(key, text)?,
+            "workers" => {
+                self.workers = value::numbers(key, text, 0, MOST_VCPUS, "numbers from 0 on")?
+            }
+            "overcommit" => {
+                self.overcommits =
+                    value::numbers(key, text, 100, 1000, "percentages from 100 to 1000")?
+            }
+            _ => return Err(OptionError::Unknown(key)),
+        }
+        Ok(())
+    }
+
     fn check<'t>(&self, is_given: impl Fn(&str) -> bool) -> Result<(), OptionError<'t>> {
         self.check_guest(&is_given)?;
         self.check_policies()?;
@@ -277,15 +351,25 @@ impl Options {
     fn check_guest<'t>(&self, is_given: impl Fn(&str) -> bool) -> Result<(), OptionError<'t>> {
         let guest = self.guest.name();
         let given = |keys: &[&'static str]| keys.iter().copied().find(|key| is_given(key));
+        let of_logging = || {
+            let mut keys = BENCHMARK_ONLY.iter().chain(&NOT_BACKING).copied();
+            keys.find(|key| !BACKING_TOO.contains(key) && is_given(key))
+        };
         let foreign = match self.guest {
-            GuestKind::DirtyLog => given(&["seconds"]),
-            GuestKind::Stress => given(&BENCHMARK_ONLY),
-            GuestKind::Program => given(&BENCHMARK_ONLY).or(given(&LOGGED_ONLY)),
+            GuestKind::DirtyLog => given(&["seconds"]).or(given(&BACKING_ONLY[..4])),
+            GuestKind::Stress => given(&BENCHMARK_ONLY).or(given(&BACKING_ONLY)),
+            GuestKind::Backing => of_logging(),
+            GuestKind::Program => given(&BENCHMARK_ONLY)
+                .or(given(&LOGGED_ONLY))
+                .or(given(&BACKING_ONLY)),
         };
         match foreign {
             Some(key) => Err(OptionError::NotForGuest { key, guest }),
             None if self.guest == GuestKind::Program && self.modes.len() > 1 => {
                 Err(OptionError::OneMode)
+            }
+            None if self.guest == GuestKind::DirtyLog && self.overcommits.len() > 1 => {
+                Err(OptionError::OneOvercommit)
             }
             None => Ok(()),
         }
@@ -334,9 +418,33 @@ impl Options {
 
     fn memory_end(&self) -> Option<u64> {
         match self.guest {
-            GuestKind::DirtyLog | GuestKind::Stress => self.test_bytes()?.checked_add(TEST_MEMORY),
+            GuestKind::DirtyLog | GuestKind::Stress | GuestKind::Backing => {
+                self.test_bytes()?.checked_add(TEST_MEMORY)
+            }
             GuestKind::Program => self.program_bytes()?.checked_add(RAM),
         }
+    }
+
+    /// Whether the guest uses more memory than it may have.
+    pub fn is_overcommitted(&self) -> bool {
+        self.overcommits.iter().any(|percent| *percent > 100)
+    }
+
+    /// How many VMs run at the same time.
+    pub fn vms(&self) -> usize {
+        match (self.guest, self.workload) {
+            (GuestKind::Backing, Workload::Cow | Workload::Merge) => 2,
+            _ => 1,
+        }
+    }
+
+    /// How many CPUs it takes at most, but for the monitor's own.
+    pub fn busy_cpus(&self) -> usize {
+        let workers = match self.guest {
+            GuestKind::Backing => self.workers.iter().max().copied().unwrap_or(0) as usize,
+            _ => 0,
+        };
+        self.vcpus * self.vms() + workers
     }
 
     /// The size of the benchmark's test memory: all vCPUs' shares, rounded up to what backs it. `None` beyond 64

@@ -10,7 +10,7 @@ use crate::options::Options;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use hypercall::{CONSOLE_PUT, REPORT, SUCCESS};
-use memory::{MmuLock, VmId};
+use memory::{BackingPolicy, MmuLock, VmId};
 use vm::{Service, ServiceReply, StopReason, VcpuId};
 
 /// What a guest program may call.
@@ -69,6 +69,9 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
         ram_backing: options.backing,
         test: Vec::new(),
         test_backing: options.backing,
+        lazy: false,
+        limit: None,
+        policy: BackingPolicy::default(),
         unseen: 0,
         hardware_dirty: false,
         ring_entries: None,

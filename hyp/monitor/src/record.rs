@@ -16,7 +16,8 @@ pub const PARVISOR: &str = "parvisor";
 /// Counters by name.
 pub type CounterMap = BTreeMap<String, u64>;
 
-/// The result of the dirty-log benchmark in one configuration. What older records don't say is empty, 0 or false.
+/// The result of the dirty-log benchmark in one configuration, or of a run in which what backs memory changes. What older
+/// records don't say, and what has no meaning for a run, is empty, 0 or false.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Record {
     /// What was measured: `parvisor`, or another system that runs the same benchmark, as in `linux 6.12.117`. Empty in
@@ -49,6 +50,21 @@ pub struct Record {
     /// How many slots the memory was cut into.
     #[serde(default)]
     pub slots: u64,
+    /// What changed what backs memory, as the option `workload` says it. Empty for the benchmark.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub workload: String,
+    /// Which faults an invalidation made try again: `ranges` or `sequence`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub tracker: String,
+    /// How pages got other frames: `direct` or `unmap`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub change: String,
+    /// How many CPUs worked on the memory beside the vCPUs.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub workers: u64,
+    /// How much memory the guest used where it had 100.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub overcommit: u64,
     /// vCPUs.
     pub vcpus: u64,
     /// The memory that each of them accessed, in bytes.
@@ -86,6 +102,10 @@ pub struct Record {
     pub verified: bool,
 }
 
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 /// One phase of a run.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Phase {
@@ -120,6 +140,20 @@ pub enum PhaseName {
     Split,
     /// Blocks that logging has split are put together again in the background.
     Restore,
+    /// All vCPUs write to their pages, in the VM that is looked at.
+    Write,
+    /// All vCPUs read their pages, and check what they hold.
+    Read,
+    /// All vCPUs fill their pages.
+    Fill,
+    /// All vCPUs check every word of their pages.
+    Check,
+    /// The VM is forked.
+    Fork,
+    /// Memory is populated ahead of its first access.
+    Prefault,
+    /// Pages that are equal are merged, while the vCPUs check theirs.
+    Merge,
 }
 
 /// The phase's result line.
@@ -136,6 +170,13 @@ impl fmt::Display for Phase {
             PhaseName::Split if iteration == 0 => f.write_str("Splitting memory")?,
             PhaseName::Split => write!(f, "Iteration {iteration} split memory")?,
             PhaseName::Restore => f.write_str("Restoring memory")?,
+            PhaseName::Write => write!(f, "Iteration {iteration} write memory")?,
+            PhaseName::Read => write!(f, "Iteration {iteration} read memory")?,
+            PhaseName::Check => write!(f, "Iteration {iteration} check memory")?,
+            PhaseName::Fill => f.write_str("Filling memory")?,
+            PhaseName::Fork => f.write_str("Forking the VM")?,
+            PhaseName::Prefault => f.write_str("Populating memory ahead")?,
+            PhaseName::Merge => f.write_str("Merging memory")?,
         }
         write!(f, " time: {}", Seconds(self.ns))
     }
@@ -152,6 +193,10 @@ impl Phase {
             "Disabling dirty logging" => (PhaseName::Disable, 0),
             "Splitting memory" => (PhaseName::Split, 0),
             "Restoring memory" => (PhaseName::Restore, 0),
+            "Filling memory" => (PhaseName::Fill, 0),
+            "Forking the VM" => (PhaseName::Fork, 0),
+            "Populating memory ahead" => (PhaseName::Prefault, 0),
+            "Merging memory" => (PhaseName::Merge, 0),
             _ => {
                 let (iteration, what) = what.strip_prefix("Iteration ")?.split_once(' ')?;
                 let name = match what {
@@ -159,6 +204,9 @@ impl Phase {
                     "get dirty log" => PhaseName::Get,
                     "clear dirty log" => PhaseName::Clear,
                     "split memory" => PhaseName::Split,
+                    "write memory" => PhaseName::Write,
+                    "read memory" => PhaseName::Read,
+                    "check memory" => PhaseName::Check,
                     _ => return None,
                 };
                 (name, decimal(iteration)?)
@@ -275,12 +323,19 @@ mod tests {
             PhaseName::Disable,
             PhaseName::Split,
             PhaseName::Restore,
+            PhaseName::Fill,
+            PhaseName::Fork,
+            PhaseName::Prefault,
+            PhaseName::Merge,
         ];
         let within = [
             PhaseName::Dirty,
             PhaseName::Get,
             PhaseName::Clear,
             PhaseName::Split,
+            PhaseName::Write,
+            PhaseName::Read,
+            PhaseName::Check,
         ];
         let all = outside.map(|name| phase(name, 0)).into_iter();
         for printed in all.chain(within.map(|name| phase(name, 12))) {
@@ -309,6 +364,7 @@ mod tests {
         let record: Record = serde_json::from_str(old).unwrap();
         assert_eq!((record.mode.as_str(), record.vcpus), ("mutex", 1));
         assert_eq!((record.system.as_str(), record.slots), ("", 0));
+        assert_eq!((record.workload.as_str(), record.workers), ("", 0));
     }
 
     #[test]
@@ -324,6 +380,11 @@ mod tests {
             clear: "manual".into(),
             restore: "at_once".into(),
             slots: 1,
+            workload: "cow".into(),
+            tracker: "ranges".into(),
+            change: "direct".into(),
+            workers: 2,
+            overcommit: 150,
             vcpus: 4,
             bytes_per_vcpu: 64 << 20,
             backing: "2M".into(),

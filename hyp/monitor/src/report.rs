@@ -1,5 +1,6 @@
 //! What the monitor prints for the host tool and for people, beside the results themselves.
 
+use crate::backing::Case;
 use crate::counters::Listed;
 use crate::guest::Remains;
 use crate::machine::Machine;
@@ -27,6 +28,24 @@ pub(crate) fn stress_heading<M: Machine>(machine: &M, options: &Options, choice:
     let (seconds, seed) = (options.seconds, options.seed);
     machine.write_line(format_args!(
         "== stress, mode {mode}: {vcpus} vCPUs x {bytes} in {slots} slots, backing {backing}, {seconds} s, seed {seed} =="
+    ));
+}
+
+/// What run is about to begin in which what backs memory changes.
+pub(crate) fn backing_heading<M: Machine>(machine: &M, options: &Options, case: Case) {
+    let Case {
+        mode,
+        tracker,
+        change,
+        overcommit,
+        workers,
+    } = case;
+    let (workload, mode) = (options.workload.name(), mode.name());
+    let (vcpus, bytes, backing) = (options.vcpus, options.bytes, options.backing.name());
+    let (tracker, change) = (tracker.name(), change.name());
+    machine.write_line(format_args!(
+        "== {workload}, mode {mode}: {vcpus} vCPUs x {bytes}, backing {backing}, tracker {tracker}, change {change}, \
+         {workers} workers, overcommit {overcommit} % =="
     ));
 }
 

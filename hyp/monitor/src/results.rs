@@ -38,6 +38,19 @@ impl Results {
         *self.to_count.entry(name.into()).or_default() += count;
     }
 
+    /// Adds a phase that is over, and prints its result.
+    pub fn add<M: Machine>(&mut self, machine: &M, phase: Phase) {
+        machine.write_line(format_args!("{phase}"));
+        self.phases.push(phase);
+    }
+
+    /// Sets a counter of the phase that was measured last.
+    pub fn note(&mut self, name: &str, count: u64) {
+        if let Some(last) = self.phases.last_mut() {
+            last.counters.insert(name.into(), count);
+        }
+    }
+
     /// Ends a phase, of which `meant` is the name and the iteration, at a moment; prints and keeps its result.
     pub fn end<M: Machine, L: MmuLock>(
         &mut self,
@@ -62,7 +75,6 @@ impl Results {
             ns: end_ns.saturating_sub(ns),
             counters,
         };
-        watch.machine.write_line(format_args!("{phase}"));
-        self.phases.push(phase);
+        self.add(watch.machine, phase);
     }
 }

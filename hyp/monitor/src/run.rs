@@ -6,7 +6,7 @@ use crate::image::{GuestImage, ImageError};
 use crate::machine::Machine;
 use crate::options::{GuestKind, Mode, OptionError, Options, Tracking};
 use crate::policy::{Choice, choices};
-use crate::{dirty_log, program, stress};
+use crate::{backing, dirty_log, program, stress};
 use core::fmt;
 use memory::frames::MAX_VMS;
 use memory::{MmuLock, Mutexed, Parallel, RwLocked, VmId};
@@ -98,6 +98,7 @@ fn run_one<M: Machine, L: MmuLock + 'static>(
     match options.guest {
         GuestKind::DirtyLog => dirty_log::run::<M, L>(host, options, choice, vm, image, bootargs),
         GuestKind::Stress => stress::run::<M, L>(host, options, choice, vm, image, bootargs),
+        GuestKind::Backing => backing::run::<M, L>(host, options, choice.mode, image, bootargs),
         GuestKind::Program => program::run::<M, L>(host, options, vm, image, bootargs),
     }
 }

@@ -34,7 +34,7 @@ use fastrand::Rng;
 use fork::Fork;
 use hypercall::step;
 use memory::frames::MAX_VMS;
-use memory::{DirtyPages, MmuLock, PageMerging, SlotId, VmId};
+use memory::{BackingPolicy, DirtyPages, MmuLock, PageMerging, SlotId, VmId};
 use slots::Slots;
 use stage2::{Ipa, PAGE_SIZE};
 use target::Target;
@@ -70,7 +70,7 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
         // In any case: its frames are to go home.
         let outcome = outcome.and(stress.end_fork());
         stress.count_frames();
-        outcome.map_err(|error| stress.explain(error))
+        outcome
     });
     bench.flush();
     let outcome = outcome.map_err(|error| bench.explain(error));
@@ -106,6 +106,9 @@ fn plan<'p>(
         ram_backing: Backing::Block2M,
         test: crate::test_memory::slots(options),
         test_backing: options.backing,
+        lazy: false,
+        limit: None,
+        policy: BackingPolicy::default(),
         unseen: copies.next_multiple_of(Backing::Block2M.bytes()),
         hardware_dirty: true,
         ring_entries: Some(options.ring_entries),

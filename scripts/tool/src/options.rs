@@ -1,6 +1,7 @@
 //! The options of `scripts/run`, their defaults, and the checks that need no machine. What passes here may still be
 //! refused by the hypervisor, which alone knows what it can do; but then it is well-formed.
 
+pub mod backing;
 pub mod shared;
 pub mod words;
 pub mod workload;
@@ -10,10 +11,11 @@ use std::ffi::OsString;
 use std::fmt::Display;
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Arg, ArgAction, Parser};
 
+use self::backing::BackingOptions;
 use self::shared::{MachineOptions, WorkloadOptions, one};
-use self::words::Mode;
+use self::words::{Backing, Mode};
 use self::workload::Workload;
 use crate::error::ToolError;
 use crate::qemu::Gic;
@@ -38,7 +40,7 @@ const SIMULATED_RUN_SECONDS: u64 = 30 * 60;
     disable_version_flag = true,
     max_term_width = 120,
     mut_arg("vcpus", one("4")),
-    mut_arg("backing", one("2M")),
+    mut_arg("backing", usual_backing),
     mut_arg("write_percent", one("100")),
     mut_arg("granularity", one("4K")),
     mut_arg("harvest", one("bitmap")),
@@ -89,6 +91,10 @@ pub struct RunOptions {
     )]
     pub stress: Option<u64>,
 
+    /// Runs in which what backs memory changes.
+    #[command(flatten)]
+    pub backing: BackingOptions,
+
     /// The command line of that guest.
     #[arg(long, value_name = "STRING", requires = "guest")]
     pub guest_append: Option<String>,
@@ -102,6 +108,14 @@ pub struct RunOptions {
     /// no-publish it has a bug to find.
     #[arg(long, conflicts_with = "simulated")]
     pub monitor: bool,
+}
+
+/// One size, which has another default where what backs memory changes.
+fn usual_backing(option: Arg) -> Arg {
+    let single = option.action(ArgAction::Set).value_delimiter(None);
+    single.help(
+        "The size of the pages that guest memory is made of [default: 2M; 4K with --workload]",
+    )
 }
 
 /// What a run consists of, all defaults filled in and all checks passed.
@@ -153,10 +167,15 @@ impl RunOptions {
         let mut workload = Workload {
             program,
             stress: self.stress,
+            compared: self.backing.compared()?,
             ..Workload::of(&self.workload)
         };
+        if workload.compared.is_some() && self.workload.backings.is_empty() {
+            workload.backing = Backing::Page4K;
+        }
+        let compares_modes = !program && self.stress.is_none() && workload.compared.is_none();
         if workload.modes.is_empty() {
-            workload.modes = if program || self.stress.is_some() {
+            workload.modes = if !compares_modes {
                 vec![Mode::Parallel]
             } else {
                 Mode::COMPARED.to_vec()
@@ -204,7 +223,7 @@ impl MachineOptions {
         memory: Option<Size>,
     ) -> Result<Plan, ToolError> {
         let gic = if self.gic == 2 { Gic::V2 } else { Gic::V3 };
-        let cpus = checked_cpus(workload.vcpus, cpus, gic)?;
+        let cpus = checked_cpus(&workload, cpus, gic)?;
         let memory = workload.memory(memory)?;
         if self.cpu.is_empty() {
             return usage("--cpu: the name of the model is empty");
@@ -227,11 +246,17 @@ impl MachineOptions {
     }
 }
 
-fn checked_cpus(vcpus: u32, wanted: Option<u32>, gic: Gic) -> Result<u32, ToolError> {
-    let cpus = wanted.unwrap_or(vcpus + 1);
-    if vcpus > cpus - 1 {
+fn checked_cpus(workload: &Workload, wanted: Option<u32>, gic: Gic) -> Result<u32, ToolError> {
+    let (vcpus, busy) = (workload.vcpus, workload.busy_cpus());
+    let cpus = wanted.unwrap_or(busy + 1);
+    if busy > cpus - 1 {
+        let what = if busy == vcpus {
+            format!("--vcpus {vcpus}")
+        } else {
+            format!("--vcpus {vcpus}, with a second VM or --workers {busy} CPUs")
+        };
         return usage(format!(
-            "--vcpus {vcpus}: a machine with {cpus} CPUs has room for {}, one CPU is the hypervisor's own",
+            "{what}: a machine with {cpus} CPUs has room for {}, one CPU is the hypervisor's own",
             cpus - 1
         ));
     }
@@ -359,6 +384,36 @@ mod tests {
         assert_eq!(plan.host_seconds, Some(189));
         assert!(refused(&["--stress=9", "--split=none"]).contains("--split"));
         assert!(refused(&["--stress=9", "--iterations=2"]).contains("--iterations"));
+    }
+
+    #[test]
+    fn changes_of_backing_replace_the_benchmark_and_have_cpus_and_memory_for_all() {
+        let plan = plan(&["--workload=cow", "--vcpus=8", "--bytes=64M"]).expect("sound options");
+        assert_eq!(
+            plan.append,
+            "mode=parallel vcpus=8 bytes=65536K backing=4K timeout=120 guest=backing workload=cow tracker=ranges \
+             change=direct,unmap overcommit=100 workers=0 iterations=3"
+        );
+        assert_eq!((plan.cpus, plan.memory), (17, mib(1280)));
+        assert_eq!(plan.workload.runs(), 2);
+        let options = [
+            "--workload=invalidate",
+            "--workers=0,4",
+            "--backing=2M",
+            "--mode=rwlock,parallel",
+        ];
+        let plan = super::tests::plan(&options).expect("sound options");
+        assert_eq!((plan.cpus, plan.workload.runs()), (9, 8));
+        assert!(plan.append.contains("backing=2M") && plan.append.contains("workers=0,4"));
+        assert!(refused(&["--workload=cow", "--split=none"]).contains("--split"));
+        assert!(refused(&["--workload=cow", "--stress=2"]).contains("--stress"));
+        assert!(refused(&["--workload=swap"]).contains("swap"));
+        assert!(refused(&["--tracker=ranges"]).contains("--workload"));
+        assert!(
+            refused(&["--workload=cow", "--change=direct,direct"])
+                .contains("direct is given twice")
+        );
+        assert!(refused(&["--workload=cow", "--vcpus=4", "--smp=8"]).contains("has room for 7"));
     }
 
     #[test]

@@ -1,5 +1,7 @@
-//! The comparison at the end of a run: one column per run, headed by what tells it from the others; one row per phase, then counters, then whether the run was
-//! verified. A pure function of the records.
+//! The comparison at the end of a run: one column per run, headed by what tells it from the others; one row per phase, then
+//! counters, then whether the run was verified. A pure function of the records.
+
+mod backing;
 
 use comfy_table::{CellAlignment, Table, presets};
 
@@ -35,11 +37,12 @@ pub fn comparison(records: &[Record]) -> String {
     table.load_style(presets::ASCII_MARKDOWN);
     table.set_header(std::iter::once(String::new()).chain(headers(records)));
     let is_measured = records.iter().any(|record| !record.phases.is_empty());
-    let phases = is_measured
-        .then(|| phase_rows(records))
-        .into_iter()
-        .flatten();
-    for (label, cells) in phases.chain(counter_rows(records)) {
+    let phases = match is_measured {
+        true if is_of_backing(records) => backing::rows(records),
+        true => phase_rows(records),
+        false => Vec::new(),
+    };
+    for (label, cells) in phases.into_iter().chain(counter_rows(records)) {
         table.add_row(std::iter::once(label).chain(cells));
     }
     let verified = records
@@ -54,9 +57,23 @@ pub fn comparison(records: &[Record]) -> String {
 
 type Row = (String, Vec<String>);
 
+/// Whether what backs memory changed in these runs.
+fn is_of_backing(records: &[Record]) -> bool {
+    records
+        .first()
+        .is_some_and(|record| !record.workload.is_empty())
+}
+
 /// The mode of each record, with the policies that aren't the same for all.
 fn headers(records: &[Record]) -> impl Iterator<Item = String> + '_ {
-    let policies: [fn(&Record) -> &str; 2] = [|record| &record.split, |record| &record.tracking];
+    let policies: [fn(&Record) -> String; 6] = [
+        |record| record.split.clone(),
+        |record| record.tracking.clone(),
+        |record| record.tracker.clone(),
+        |record| record.change.clone(),
+        |record| format!("{} workers", record.workers),
+        |record| format!("overcommit {} %", record.overcommit),
+    ];
     let differing = policies.map(|policy| {
         let first = records.first().map(policy);
         records
@@ -66,7 +83,7 @@ fn headers(records: &[Record]) -> impl Iterator<Item = String> + '_ {
     });
     records.iter().map(move |record| {
         let words = differing.iter().flatten().map(|policy| policy(record));
-        let words: Vec<&str> = std::iter::once(record.mode.as_str()).chain(words).collect();
+        let words: Vec<String> = std::iter::once(record.mode.clone()).chain(words).collect();
         words.join("\n")
     })
 }
@@ -75,6 +92,18 @@ fn heading(records: &[Record]) -> String {
     let Some(record) = records.first() else {
         return "nothing was measured".into();
     };
+    if is_of_backing(records) {
+        return format!(
+            "{}: {} vCPUs x {}, backing {}; {}, GICv{}; measured with {}",
+            record.workload,
+            record.vcpus,
+            Size(record.bytes_per_vcpu),
+            record.backing,
+            record.cpu,
+            record.gic,
+            record.clock
+        );
+    }
     format!(
         "{} vCPUs x {}, {} iterations, backing {}, {} % writes; {}, GICv{}; times in ms, measured with {}",
         record.vcpus,
@@ -242,6 +271,18 @@ mod tests {
         assert_eq!(heads, ["parallel\nnone", "parallel\neager"]);
         let heads: Vec<String> = headers(&[run("none")]).collect();
         assert_eq!(heads, ["parallel"]);
+    }
+
+    #[test]
+    fn what_is_compared_of_backing_heads_its_columns_too() {
+        let run = |workers| Record {
+            workload: "invalidate".into(),
+            tracker: "ranges".into(),
+            workers,
+            ..record("parallel")
+        };
+        let heads: Vec<String> = headers(&[run(0), run(4)]).collect();
+        assert_eq!(heads, ["parallel\n0 workers", "parallel\n4 workers"]);
     }
 
     #[test]

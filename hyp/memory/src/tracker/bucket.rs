@@ -35,12 +35,17 @@ const COUNT_BITS: u64 = (1 << FIRST_SHIFT) - 1;
 
 /// On lines of its own.
 #[derive(Debug, Default)]
-#[repr(align(128))]
+#[repr(C, align(128))]
 pub(super) struct Bucket {
-    head: AtomicU64,
+    head: HeadLine,
     held: AtomicU64,
     records: [AtomicU64; RECORDS],
 }
+
+/// What every fault reads and an invalidation writes twice, apart from what only that one writes, four times.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct HeadLine(AtomicU64);
 
 /// How many ranges have been published and retired in a bucket, and how many are active.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,7 +74,7 @@ impl Bucket {
     /// What has happened. Acquire: pairs with the releases of [`Self::publish`] and [`Self::retire`].
     #[inline]
     pub(super) fn look(&self) -> Head {
-        Head(self.head.load(Ordering::Acquire))
+        Head(self.head.0.load(Ordering::Acquire))
     }
 
     /// Notes a range that lies in one region, to be published next.
@@ -114,12 +119,12 @@ impl Bucket {
 
     /// Counts a range that was noted. Release: the record comes before it.
     pub(super) fn publish(&self) {
-        self.head.fetch_add(EVENT + 1, Ordering::AcqRel);
+        self.head.0.fetch_add(EVENT + 1, Ordering::AcqRel);
     }
 
     /// Counts a range as retired. Release: what backs it now comes before it.
     pub(super) fn retire(&self) {
-        self.head.fetch_add(EVENT - 1, Ordering::AcqRel);
+        self.head.0.fetch_add(EVENT - 1, Ordering::AcqRel);
     }
 
     /// Lets go of a record that was counted as retired.

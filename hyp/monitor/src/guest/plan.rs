@@ -5,8 +5,8 @@ use crate::image::GuestImage;
 use crate::options::{self, Backing, TEST_MEMORY};
 use crate::test_memory::TestSlot;
 use alloc::vec::Vec;
-use memory::{SlotId, VmId};
-use stage2::{Features, Ipa, IpaRange, Layout};
+use memory::{BackingPolicy, SlotId, VmId};
+use stage2::{Features, Ipa, IpaRange, Layout, PAGE_SIZE};
 
 /// Where a guest's RAM begins.
 pub const RAM: Ipa = Ipa::new(options::RAM);
@@ -37,6 +37,12 @@ pub struct GuestPlan<'p> {
     pub test: Vec<TestSlot>,
     /// What its test memory is made of.
     pub test_backing: Backing,
+    /// Whether the frames of its test memory come when it is first touched.
+    pub lazy: bool,
+    /// The most memory that it may have of its own, in bytes, if that is limited.
+    pub limit: Option<u64>,
+    /// How its tables follow changes of what backs it.
+    pub policy: BackingPolicy,
     /// The size of memory that it isn't told of, a multiple of the RAM's backing: it lies at [`Self::unseen_start`].
     pub unseen: u64,
     /// Whether its tables have hardware dirty state.
@@ -52,6 +58,13 @@ pub struct GuestPlan<'p> {
 }
 
 impl GuestPlan<'_> {
+    /// This guest with so little memory that it uses `percent` of it, or with all that it uses at 100.
+    pub fn limited_to(self, percent: u64) -> Self {
+        let test: u64 = self.test.iter().map(|slot| slot.pages * PAGE_SIZE).sum();
+        let limit = (percent > 100).then(|| self.ram + test / percent * 100);
+        Self { limit, ..self }
+    }
+
     /// The memory that its device tree tells it of.
     pub(super) fn memory(&self) -> Vec<IpaRange> {
         let test = Ipa::new(TEST_MEMORY);

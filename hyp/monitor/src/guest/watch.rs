@@ -8,12 +8,13 @@ use crate::crew::Crew;
 use crate::error::RunError;
 use crate::machine::{Machine, OwnCpu};
 use crate::steps::{Step, Steps};
+use crate::test_memory::TestSlot;
 use alloc::sync::Arc;
 use core::cell::Cell;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 use memory::{AddressSpace, CpuCounters, MmuLock};
-use vm::{CpuId, Pause, Starvation, StopReason, Vm};
+use vm::{CpuId, Pause, Start, Starvation, StopReason, Vm};
 
 /// A guest that runs, seen from CPU 0.
 pub struct Watch<'w, M: Machine, L> {
@@ -23,10 +24,16 @@ pub struct Watch<'w, M: Machine, L> {
     pub own: &'w OwnCpu<M>,
     /// The guest.
     pub vm: &'w Arc<Vm<AddressSpace<L>>>,
+    /// The slots of its test memory.
+    pub test_slots: &'w [TestSlot],
     /// The CPUs that run its vCPUs, in their order.
     pub cpus: Range<usize>,
     /// Whether its vCPUs measure their longest exits.
     pub exit_times: bool,
+    /// Where it started.
+    pub start: Start,
+    /// How long it took to give it its memory, in nanoseconds.
+    pub filled_ns: u64,
     pub(super) crew: &'static Crew<M>,
     pub(super) counters: &'static [CpuCounters],
     pub(super) deadline_ns: u64,
@@ -196,11 +203,6 @@ impl<M: Machine> Beside<M> {
     /// Whether all of them are done.
     pub fn are_done(&self) -> bool {
         self.crew.are_idle(self.cpus.clone())
-    }
-
-    /// What they have counted so far, with what they counted before they were set to work.
-    pub fn snapshot(&self, counters: &[CpuCounters]) -> Snapshot {
-        Snapshot::take(Default::default(), &counters[self.cpus.clone()])
     }
 }
 

@@ -54,6 +54,8 @@ pub enum OptionError<'t> {
     },
     /// A guest program was to run in several modes.
     OneMode,
+    /// The benchmark was to run with several limits.
+    OneOvercommit,
     /// The memory isn't a whole number of pages.
     NotWholePages(Size),
     /// The memory of all vCPUs exceeds any address space.
@@ -110,6 +112,9 @@ impl fmt::Display for OptionError<'_> {
                 "slots={slots} contradicts the memory, which is {pieces} pieces of {piece}"
             ),
             Self::OneMode => f.write_str("several modes contradict guest=program, which runs once"),
+            Self::OneOvercommit => f.write_str(
+                "several values of overcommit contradict guest=dirty_log, which has one for all of its runs",
+            ),
             Self::NotWholePages(bytes) => {
                 write!(
                     f,

@@ -47,15 +47,88 @@ fn every_option_is_read() {
             random: true,
             seed: 9,
             ipa_bits: Some(40),
-            seconds: 10,
             timeout: 7,
             log: LevelFilter::Debug,
+            ..Options::default()
         }
     );
     assert_eq!(
         options.test_bytes(),
         Some(1 << 30),
         "rounded up to the backing"
+    );
+}
+
+#[test]
+fn runs_that_change_backing_compare_what_they_are_there_for() {
+    let of = |text: &str| Options::parse(&["guest=backing ", text].concat()).unwrap();
+    let invalidate = of("");
+    assert_eq!(invalidate.trackers, [Tracker::Ranges, Tracker::Sequence]);
+    assert_eq!(invalidate.workers, [0, 1, 4, 16]);
+    assert_eq!(invalidate.backing, Backing::Page4K);
+    assert_eq!((invalidate.vms(), invalidate.busy_cpus()), (1, 20));
+    let cow = of("workload=cow vcpus=8");
+    assert_eq!(cow.changes, [Change::Direct, Change::Unmap]);
+    assert_eq!((cow.trackers.len(), cow.workers.len()), (1, 1));
+    assert_eq!((cow.vms(), cow.busy_cpus()), (2, 16));
+    assert_eq!(of("workload=merge").workers, [0, 1]);
+    assert_eq!(of("workload=prefault").workers, [0, 1, 8]);
+    assert_eq!(of("workload=reclaim").overcommits, [100, 150]);
+    let given = of(
+        "workload=reclaim tracker=sequence change=unmap workers=2,0 overcommit=200 backing=2M iterations=2 exit_times \
+         seed=4 mode=rwlock",
+    );
+    assert_eq!(given.trackers, [Tracker::Sequence]);
+    assert_eq!(given.changes, [Change::Unmap]);
+    assert_eq!(given.workers, [2, 0]);
+    assert_eq!(given.overcommits, [200]);
+    assert_eq!(given.backing, Backing::Block2M);
+}
+
+#[test]
+fn what_has_no_use_for_changes_of_backing_is_named() {
+    for (guest, key) in [
+        ("backing", "split=none"),
+        ("backing", "slots=2"),
+        ("backing", "seconds=3"),
+        ("backing", "write_percent=3"),
+        ("dirty_log", "workload=cow"),
+        ("stress", "workers=1"),
+        ("program", "tracker=ranges"),
+    ] {
+        let name = key.split('=').next().unwrap();
+        assert_eq!(
+            refused(&["guest=", guest, " ", key].concat()),
+            [
+                "option '",
+                name,
+                "' contradicts guest=",
+                guest,
+                ", which has no use for it"
+            ]
+            .concat()
+        );
+    }
+    assert!(Options::parse("overcommit=150").unwrap().is_overcommitted());
+    assert_eq!(
+        refused("overcommit=100,150"),
+        "several values of overcommit contradict guest=dirty_log, which has one for all of its runs"
+    );
+    assert_eq!(
+        refused("guest=backing workers=1,1"),
+        "option 'workers' names '1' twice"
+    );
+    assert_eq!(
+        refused("guest=backing workers=many"),
+        "malformed value 'many' for option 'workers': expected numbers from 0 on"
+    );
+    assert_eq!(
+        refused("guest=backing overcommit=99"),
+        "malformed value '99' for option 'overcommit': expected percentages from 100 to 1000"
+    );
+    assert_eq!(
+        refused("guest=backing workload=swap"),
+        "malformed value 'swap' for option 'workload': expected invalidate, cow, merge, prefault or reclaim"
     );
 }
 
@@ -130,7 +203,7 @@ fn malformed_values_are_named_with_what_is_expected() {
     );
     assert_eq!(
         refused("guest=linux"),
-        "malformed value 'linux' for option 'guest': expected dirty_log, stress or program"
+        "malformed value 'linux' for option 'guest': expected dirty_log, stress, backing or program"
     );
     assert_eq!(
         refused("timeout=0"),

@@ -88,11 +88,13 @@ impl Backing {
 
 words! {
     /// What the guest is.
-    GuestKind: "dirty_log, stress or program" {
+    GuestKind: "dirty_log, stress, backing or program" {
         /// The dirty-log benchmark's.
         DirtyLog = "dirty_log",
         /// The same image, for the stress run.
         Stress = "stress",
+        /// The same image, for the runs in which what backs its memory changes.
+        Backing = "backing",
         /// A program that runs until it ends by itself.
         Program = "program",
     }
@@ -174,6 +176,42 @@ words! {
     }
 }
 
+words! {
+    /// What changes what backs memory.
+    Workload: "invalidate, cow, merge, prefault or reclaim" {
+        /// CPUs invalidate ranges next to those that vCPUs fault in.
+        Invalidate = "invalidate",
+        /// A VM is forked, and the fork reads and writes every page.
+        Cow = "cow",
+        /// Equal pages of two VMs are merged.
+        Merge = "merge",
+        /// Memory is populated ahead of its first access.
+        Prefault = "prefault",
+        /// A VM has less memory than it uses.
+        Reclaim = "reclaim",
+    }
+}
+
+words! {
+    /// Which faults an invalidation makes try again.
+    Tracker: "ranges or sequence" {
+        /// Those in its range.
+        Ranges = "ranges",
+        /// Those in its VM.
+        Sequence = "sequence",
+    }
+}
+
+words! {
+    /// How a page that is mapped gets another frame.
+    Change: "direct or unmap" {
+        /// Its entries are given it.
+        Direct = "direct",
+        /// It is unmapped, and faults map it again.
+        Unmap = "unmap",
+    }
+}
+
 /// The value that a word stands for. Capitals don't count.
 pub(super) fn word<'t, T: Word>(key: &'static str, text: &'t str) -> Result<T, OptionError<'t>> {
     let mut all = T::ALL.iter().copied();
@@ -222,6 +260,25 @@ pub(super) fn number<'t>(
         text,
         expected,
     })
+}
+
+/// Different numbers, which commas part.
+pub(super) fn numbers<'t>(
+    key: &'static str,
+    text: &'t str,
+    least: u64,
+    most: u64,
+    expected: &'static str,
+) -> Result<Vec<u64>, OptionError<'t>> {
+    let mut values = Vec::new();
+    for part in text.split(',') {
+        let value = number(key, part, least, most, expected)?;
+        if values.contains(&value) {
+            return Err(OptionError::Repeated { key, text: part });
+        }
+        values.push(value);
+    }
+    Ok(values)
 }
 
 pub(super) fn level<'t>(key: &'static str, text: &'t str) -> Result<LevelFilter, OptionError<'t>> {

@@ -9,10 +9,9 @@ use crate::options::TEST_MEMORY;
 use crate::policy::Words;
 use alloc::string::ToString;
 use alloc::vec;
-use hypercall::{INCONSISTENT, counted};
+use hypercall::counted;
 use memory::MmuLock;
 use stage2::{Ipa, PAGE_SIZE};
-use vm::StopReason;
 
 /// How often blocks are restored at the end until none is left.
 const ROUNDS: usize = 3;
@@ -134,22 +133,5 @@ impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
         }
         self.count("restored", blocks);
         Ok(left)
-    }
-
-    /// Names what a vCPU has found where it looked, if that is why its VM has ended.
-    pub(super) fn explain(&self, error: RunError) -> RunError {
-        match error {
-            RunError::Ended(StopReason::Reported {
-                code: INCONSISTENT,
-                details: [page, found],
-                ..
-            }) => RunError::Inconsistent {
-                page,
-                found,
-                expected: None,
-                seed: self.options.seed,
-            },
-            other => other,
-        }
     }
 }

@@ -1,7 +1,10 @@
 //! Guests: functions that run on threads of their own, and come out of the guest by handing over an exit.
 
 use crate::machine::Threads;
-use hypercall::{BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, CONSOLE_PUT, REPORT, pattern, step};
+use hypercall::{
+    BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, CONSOLE_PUT, INCONSISTENT, REPORT, content, pattern,
+    step,
+};
 use std::panic;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -216,7 +219,7 @@ impl Vcpu {
             .wrapping_add(self.vcpu as u64 + 1);
         let (mut written, mut read) = (0, 0);
         loop {
-            let [code, iteration, ..] = self.call(BENCH_NEXT, [written, read]);
+            let [code, iteration, from, count] = self.call(BENCH_NEXT, [written, read]);
             match code {
                 step::POPULATE => {
                     let journal = JOURNALS + JOURNAL_BYTES * self.vcpu as u64;
@@ -240,6 +243,11 @@ impl Vcpu {
                     let accesses: Vec<_> = accesses.collect();
                     read = accesses.iter().filter(|(_, write)| !write).count() as u64;
                     written = self.dirty(iteration, first, share, &accesses, sin);
+                }
+                step::WRITE..=step::CHECK => {
+                    for page in first + from..first + from + count {
+                        self.change_or_check(code, iteration, seed, page);
+                    }
                 }
                 _ if self.vcpu == 0 => {
                     self.call(SYSTEM_OFF, []);
@@ -287,6 +295,30 @@ impl Vcpu {
     fn write(&mut self, page: u64, value: u64) {
         self.word(0x8000_0000 + page * 4096, true)
             .store(value, Ordering::Relaxed);
+    }
+
+    /// Does to one page what a step does to all that are meant.
+    fn change_or_check(&mut self, code: u64, count: u64, seed: u64, page: u64) {
+        let (first, more, words) = match code {
+            step::WRITE | step::READ => (pattern(count, page), 0, 1),
+            step::READ_ZEROS => (0, 0, 1),
+            _ => {
+                let (first, more) = content::words(page, seed, count);
+                (first, more, 512)
+            }
+        };
+        let is_write = code == step::WRITE || code == step::FILL;
+        for index in 0..words {
+            let value = first.wrapping_add(more.wrapping_mul(index % content::PERIOD));
+            let word = self.word(0x8000_0000 + page * 4096 + index * 8, is_write);
+            if is_write {
+                word.store(value, Ordering::Relaxed);
+            }
+            let found = word.load(Ordering::Relaxed);
+            if found != value {
+                self.call(REPORT, [INCONSISTENT, page, found]);
+            }
+        }
     }
 
     /// Returns the number of pages written.

@@ -11,6 +11,9 @@ pub const ZERO_PERCENT: u64 = 10;
 /// What the words of a page that isn't zero differ by, from one to the next.
 pub const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
+/// After so many words a page begins again with the first, so that it can be compressed to about a third, as most memory can.
+pub const PERIOD: u64 = 176;
+
 /// What a page is to other machines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {

@@ -190,7 +190,8 @@ fn exits_per_page(record: &Record, iterations: RangeInclusive<u64>) -> Vec<f64> 
         .collect()
 }
 
-fn exits(counters: &CounterMap) -> u64 {
+/// The exits among some counters.
+pub fn exits(counters: &CounterMap) -> u64 {
     let exits = counters
         .iter()
         .filter(|(name, _)| name.starts_with("exits_") && !NO_EXITS.contains(&name.as_str()));

@@ -31,7 +31,10 @@ shown_as_word!(
     Harvest,
     Enable,
     Clear,
-    Restore
+    Restore,
+    Changing,
+    Tracker,
+    Change
 );
 
 /// How stage-2 operations exclude each other.
@@ -148,4 +151,37 @@ pub enum Restore {
     Background,
     /// Leaves them.
     Never,
+}
+
+/// What changes what backs memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Changing {
+    /// CPUs invalidate ranges next to those that vCPUs fault in.
+    Invalidate,
+    /// A VM is forked, and the fork reads and writes every page.
+    Cow,
+    /// Equal pages of two VMs are merged.
+    Merge,
+    /// Memory is populated ahead of its first access.
+    Prefault,
+    /// A VM has less memory than it uses.
+    Reclaim,
+}
+
+/// Which faults an invalidation makes try again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Tracker {
+    /// Those in its range.
+    Ranges,
+    /// Those in its VM, as in KVM on arm64.
+    Sequence,
+}
+
+/// How a page that is mapped gets another frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Change {
+    /// Its entries are given it.
+    Direct,
+    /// It is unmapped, and faults map it again.
+    Unmap,
 }

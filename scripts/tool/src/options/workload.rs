@@ -5,6 +5,7 @@ use std::fmt::{self, Display};
 
 use monitor::record::Record;
 
+use super::backing::{Case, Compared};
 use super::shared::WorkloadOptions;
 use super::usage;
 use super::words::{Backing, Clear, Enable, Granularity, Harvest, Mode, Restore, Split, Tracking};
@@ -69,6 +70,8 @@ pub struct Workload {
     pub program: bool,
     /// For how many seconds the stress run goes on, if that is to run instead of the benchmark.
     pub stress: Option<u64>,
+    /// What is compared where what backs memory changes, if that is to run instead of the benchmark.
+    pub compared: Option<Compared>,
 }
 
 /// One run of a boot: what its boot doesn't say.
@@ -80,11 +83,16 @@ pub struct Run {
     pub split: Split,
     /// What makes a write known.
     pub tracking: Tracking,
+    /// What it has of the lists that are compared where what backs memory changes.
+    pub case: Option<Case>,
 }
 
 impl Run {
     /// Whether `record` is the result of this run of its boot.
     pub fn is(&self, record: &Record) -> bool {
+        if let Some(case) = &self.case {
+            return record.mode == self.mode.to_string() && case.is(record);
+        }
         record.mode == self.mode.to_string()
             && record.split == self.split.to_string()
             && record.tracking == self.tracking.to_string()
@@ -97,8 +105,12 @@ impl Display for Run {
             mode,
             split,
             tracking,
+            case,
         } = self;
-        write!(f, "mode {mode}, split {split}, tracking {tracking}")
+        match case {
+            Some(case) => write!(f, "mode {mode}, {case}"),
+            None => write!(f, "mode {mode}, split {split}, tracking {tracking}"),
+        }
     }
 }
 
@@ -133,27 +145,41 @@ impl Workload {
             exit_times: options.exit_times,
             program: false,
             stress: None,
+            compared: None,
         }
     }
 
     /// How many runs it makes.
     pub fn runs(&self) -> usize {
-        self.modes.len() * self.splits.len() * self.trackings.len()
+        self.each().count()
     }
 
     /// Its runs, in the order in which they are made.
     pub fn each(&self) -> impl Iterator<Item = Run> {
-        let modes = self.modes.iter();
-        modes.flat_map(|mode| {
-            let splits = self.splits.iter();
-            splits.flat_map(|split| {
-                let trackings = self.trackings.iter();
-                trackings.map(|tracking| Run {
-                    mode: *mode,
-                    split: *split,
-                    tracking: *tracking,
-                })
-            })
+        let cases: Vec<Option<Case>> = match &self.compared {
+            Some(compared) => compared.each().into_iter().map(Some).collect(),
+            None => vec![None],
+        };
+        let mut runs = Vec::new();
+        for &mode in &self.modes {
+            for &split in &self.splits {
+                for &tracking in &self.trackings {
+                    runs.extend(cases.iter().map(|&case| Run {
+                        mode,
+                        split,
+                        tracking,
+                        case,
+                    }));
+                }
+            }
+        }
+        runs.into_iter()
+    }
+
+    /// The CPUs that it keeps busy at most, beside the hypervisor's own.
+    pub fn busy_cpus(&self) -> u32 {
+        self.compared.as_ref().map_or(self.vcpus, |compared| {
+            self.vcpus * compared.vms() + compared.most_workers()
         })
     }
 
@@ -188,8 +214,13 @@ impl Workload {
         } else {
             u64::from(self.vcpus)
         };
-        // The stress run keeps a copy.
-        let copies = if self.stress.is_some() { 2 } else { 1 };
+        // The stress run keeps a copy; where there are two VMs, each has its own.
+        let vms = self.compared.as_ref().map_or(1, Compared::vms);
+        let copies = if self.stress.is_some() {
+            2
+        } else {
+            u64::from(vms)
+        };
         let written = bytes.checked_mul(sharers * copies);
         let Some(usual) = written.and_then(|written| self.usual_memory(written)) else {
             return usage(format!(
@@ -242,6 +273,12 @@ impl Workload {
             words.push("guest=program".into());
         } else if let Some(seconds) = self.stress {
             words.push(format!("guest=stress seconds={seconds}"));
+        } else if let Some(compared) = &self.compared {
+            words.push(format!(
+                "{} iterations={}",
+                compared.words(),
+                self.iterations
+            ));
         } else {
             words.push(format!(
                 "iterations={} write_percent={}",
@@ -295,7 +332,8 @@ impl Workload {
     }
 }
 
-fn list<T: Display>(values: &[T]) -> String {
+/// Values as the hypervisor takes a list of them.
+pub(super) fn list<T: Display>(values: &[T]) -> String {
     let words: Vec<String> = values.iter().map(T::to_string).collect();
     words.join(",")
 }

@@ -5,8 +5,10 @@
 
 use crate::PAGE_BYTES;
 use guest_runtime::{call, report};
-use hypercall::{BALLOON, INCONSISTENT, PREFAULT, PREFAULT_WRITE, SUCCESS, content, pattern, step};
+use hypercall::{BALLOON, INCONSISTENT, PREFAULT, SUCCESS, content, pattern, step};
 
+/// What PREFAULT takes for memory that is going to be written.
+const FOR_WRITES: u64 = 1;
 const PAGE_WORDS: u64 = PAGE_BYTES / size_of::<u64>() as u64;
 
 /// Some pages of a vCPU's share.
@@ -39,7 +41,7 @@ impl Part {
     pub unsafe fn step(self, code: u64, iteration: u64, seed: u64) -> [u64; 2] {
         match code {
             step::GIVE_UP => return self.call_for_all(BALLOON, 0),
-            step::POPULATE_AHEAD => return self.call_for_all(PREFAULT, PREFAULT_WRITE),
+            step::POPULATE_AHEAD => return self.call_for_all(PREFAULT, FOR_WRITES),
             _ => {}
         }
         for page in self.first..self.first + self.pages {
@@ -91,10 +93,15 @@ fn each_word(
     seed: u64,
     mut each: impl FnMut(*mut u64, u64),
 ) {
-    let (mut value, more) = content::words(page, seed, count);
-    for word in 0..PAGE_WORDS {
-        each(start.wrapping_add(word as usize), value);
-        value = value.wrapping_add(more);
+    let (first, more) = content::words(page, seed, count);
+    let mut word = 0;
+    while word < PAGE_WORDS {
+        let mut value = first;
+        for _ in 0..content::PERIOD.min(PAGE_WORDS - word) {
+            each(start.wrapping_add(word as usize), value);
+            value = value.wrapping_add(more);
+            word += 1;
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! System tests: the images of this tree under QEMU, and what comes out.
 
+mod backing;
 mod bad_options;
 mod bad_trees;
 mod benchmark;

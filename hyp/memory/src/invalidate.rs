@@ -1,0 +1,68 @@
+//! Taking a range out of a VM's tables. What backs it stays: whoever accesses it faults, and finds what backs it then.
+//!
+//! The range is published in the VM's tracker first, full barrier, then unmapped, then retired (rule 8): a fault in it that
+//! looked before tries again, and any other doesn't. Any number of CPUs do it at once, vCPUs running.
+
+use crate::cpu::{Caches, CpuMemory};
+use crate::frames::GRANULE;
+use crate::locks::MmuLock;
+use crate::space::{AddressSpace, UNLINKED_AT_ONCE};
+use crossbeam_epoch::Guard;
+use stage2::{Ipa, IpaRange, Leaf, Level, PAGE_SIZE, Tlb};
+
+impl<L: MmuLock> AddressSpace<L> {
+    /// Unmaps a range. When this returns, no vCPU reaches by an old mapping what was behind it; those that access it fault it
+    /// in again. Writes that hardware has noted are told to the slots' dirty logs. vCPUs may be running.
+    pub fn invalidate<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, range: IpaRange) {
+        self.vacate(cpu, range, |guard, level, ipa, leaf| {
+            if leaf.dirty() {
+                self.note_written(guard, ipa, level);
+            }
+        });
+    }
+
+    /// Unmaps a range in steps, and shows `removed` each leaf that goes.
+    pub(crate) fn vacate<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        range: IpaRange,
+        mut removed: impl FnMut(&Guard, Level, Ipa, Leaf),
+    ) {
+        let published = self.space().tracker().begin(range.clone());
+        let mut at = range.start;
+        while at < range.end {
+            cpu.settle();
+            let step = GRANULE.span(Level::L2) * UNLINKED_AT_ONCE;
+            let end = at.align_down(step).checked_add(step).unwrap_or(range.end);
+            let end = end.min(range.end);
+            let guard = cpu.pin();
+            let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), &guard));
+            let worker = cpu.worker(&tables, &epoch);
+            let _lock = self.lock().exclusive();
+            self.stage2().unmap(&worker, at..end, |level, ipa, leaf| {
+                removed(&guard, level, ipa, leaf)
+            });
+            at = end;
+        }
+        published.end();
+    }
+
+    /// Marks what a leaf has mapped as written, in the logs of the slots that it lies in.
+    #[cold]
+    fn note_written(&self, guard: &Guard, ipa: Ipa, level: Level) {
+        let slots = self.slots(guard);
+        let mut at = ipa;
+        let end = ipa.offset(GRANULE.span(level));
+        while at < end {
+            let Some(slot) = slots.find(at) else {
+                at = at.offset(PAGE_SIZE);
+                continue;
+            };
+            let next = slot.range().end.min(end);
+            if let Some(log) = slot.log(guard) {
+                log.mark(slot.page_of(at), (next.get() - at.get()) / PAGE_SIZE);
+            }
+            at = next;
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! A VM is forked while its vCPUs wait. The fork reads every page, then writes every page; then the original writes its own,
+//! which nobody shares any more.
+
+use super::stage::Stage;
+use super::{Outcome, Run};
+use crate::error::RunError;
+use crate::machine::Machine;
+use crate::record::{CounterMap, Phase, PhaseName};
+use hypercall::step;
+use memory::MmuLock;
+
+/// What the original writes before and after the fork writes its own.
+const BEFORE: u64 = 1;
+const OF_FORK: u64 = 2;
+const AFTER: u64 = 3;
+
+impl<M: Machine> Run<'_, M> {
+    pub(super) fn cow<L: MmuLock + 'static>(&self, outcome: &mut Outcome) -> Result<(), RunError> {
+        let plans = [0, 1].map(|index| self.plan(self.vms[index]));
+        let benches = [0, 1].map(|index| self.bench(&plans[index], self.options.seed));
+        let bytes = self.options.bytes.0;
+        let (done, remains) = self.host.run::<L, _, _>(&plans[0], &benches[0], |watch| {
+            let original = Stage::open(watch, &benches[0], bytes)?;
+            let write = original.whole(step::WRITE, BEFORE);
+            original.measure(&mut outcome.results, (PhaseName::Write, BEFORE), write)?;
+            let run = self.host.run_copy(watch, &plans[1], &benches[1], |copy| {
+                let fork = Phase {
+                    name: PhaseName::Fork,
+                    iteration: 0,
+                    ns: copy.filled_ns,
+                    counters: CounterMap::new(),
+                };
+                outcome.results.add(copy.machine, fork);
+                let copy = Stage::open(copy, &benches[1], bytes)?;
+                self.write_both(&original, &copy, outcome)?;
+                copy.close()
+            });
+            let (done, remains) = run;
+            benches[1].flush();
+            outcome.remain(plans[1].vm, remains);
+            done.map_err(|error| benches[1].explain(error))?;
+            original.close()
+        });
+        benches[0].flush();
+        outcome.remain(plans[0].vm, remains);
+        done.map_err(|error| benches[0].explain(error))
+    }
+
+    fn write_both<L: MmuLock>(
+        &self,
+        original: &Stage<'_, M, L>,
+        copy: &Stage<'_, M, L>,
+        outcome: &mut Outcome,
+    ) -> Result<(), RunError> {
+        let results = &mut outcome.results;
+        let read = copy.whole(step::READ, BEFORE);
+        copy.measure(results, (PhaseName::Read, BEFORE), read)?;
+        let write = copy.whole(step::WRITE, OF_FORK);
+        copy.measure(results, (PhaseName::Write, OF_FORK), write)?;
+        original.perform(original.whole(step::READ, BEFORE))?;
+        let write = original.whole(step::WRITE, AFTER);
+        original.measure(results, (PhaseName::Write, AFTER), write)?;
+        copy.perform(copy.whole(step::READ, OF_FORK))?;
+        original.perform(original.whole(step::READ, AFTER))
+    }
+}

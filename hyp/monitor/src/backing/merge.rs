@@ -1,0 +1,150 @@
+//! Equal pages of two VMs are merged while both run: their guests fill their memory as two Linux machines would, and check it
+//! over and over. Then each fills a part of its own anew.
+
+use super::stage::Stage;
+use super::{Outcome, Run};
+use crate::error::RunError;
+use crate::guest::{Beside, Watch};
+use crate::machine::Machine;
+use crate::record::PhaseName;
+use crate::results::Results;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU64, Ordering};
+use hypercall::step;
+use memory::{MergePolicy, MmuLock, PageMerging};
+
+/// Of each share, one part in so many is filled anew once pages are merged.
+const FILLED_ANEW: u64 = 10;
+/// How often all pages are scanned: once for their checksums, once to find their partners, and once to see that it is over.
+const SCANS: u64 = 3;
+
+/// The scan of both VMs' memory by one CPU.
+struct Scanner<M: Machine> {
+    merging: Arc<PageMerging>,
+    /// How long its steps took, in nanoseconds.
+    spent_ns: Arc<AtomicU64>,
+    beside: Beside<M>,
+}
+
+impl<M: Machine> Run<'_, M> {
+    pub(super) fn merge<L: MmuLock + 'static>(
+        &self,
+        outcome: &mut Outcome,
+    ) -> Result<(), RunError> {
+        let plans = [0, 1].map(|index| self.plan(self.vms[index]));
+        let seeds = [self.options.seed, !self.options.seed];
+        let benches = [0, 1].map(|index| self.bench(&plans[index], seeds[index]));
+        let bytes = self.options.bytes.0;
+        let (done, remains) = self.host.run::<L, _, _>(&plans[0], &benches[0], |watch| {
+            let run = self.host.run::<L, _, _>(&plans[1], &benches[1], |second| {
+                let stages = [
+                    Stage::open(watch, &benches[0], bytes)?,
+                    Stage::open(second, &benches[1], bytes)?,
+                ];
+                self.merge_two(&stages, &mut outcome.results)?;
+                stages.into_iter().try_for_each(Stage::close)
+            });
+            let (done, remains) = run;
+            benches[1].flush();
+            outcome.remain(plans[1].vm, remains);
+            done.map_err(|error| benches[1].explain(error))
+        });
+        benches[0].flush();
+        outcome.remain(plans[0].vm, remains);
+        done.map_err(|error| benches[0].explain(error))
+    }
+
+    fn merge_two<L: MmuLock + 'static>(
+        &self,
+        stages: &[Stage<'_, M, L>; 2],
+        results: &mut Results,
+    ) -> Result<(), RunError> {
+        let [one, other] = stages;
+        other.begin(other.whole(step::FILL, 0));
+        one.measure(results, (PhaseName::Fill, 0), one.whole(step::FILL, 0))?;
+        other.wait()?;
+        let frames = || one.watch.own.memory.pool().counts().guest;
+        results.note("frames_guest", frames());
+        if self.case.workers != 0 {
+            self.scan(stages, results)?;
+            one.watch.own.memory.wait_for_epoch();
+            results.note("frames_guest", frames());
+        }
+        for iteration in 1..=self.options.iterations {
+            other.begin(other.whole(step::CHECK, 0));
+            let check = one.whole(step::CHECK, 0);
+            one.measure(results, (PhaseName::Check, iteration), check)?;
+            other.wait()?;
+        }
+        let anew = one.share / FILLED_ANEW;
+        other.begin(other.part(step::FILL, 1, 0, anew));
+        let fill = one.part(step::FILL, 1, 0, anew);
+        one.measure(results, (PhaseName::Fill, 1), fill)?;
+        other.wait()?;
+        results.note("frames_guest", frames());
+        for stage in stages {
+            stage.perform(stage.part(step::CHECK, 1, 0, anew))?;
+            stage.perform(stage.part(step::CHECK, 0, anew, stage.share - anew))?;
+        }
+        Ok(())
+    }
+
+    /// Has all memory scanned while the vCPUs check it.
+    fn scan<L: MmuLock + 'static>(
+        &self,
+        stages: &[Stage<'_, M, L>; 2],
+        results: &mut Results,
+    ) -> Result<(), RunError> {
+        let [one, _] = stages;
+        let start = Results::start(one.watch);
+        let scanner = Scanner::start(stages.each_ref().map(|stage| stage.watch))?;
+        loop {
+            for stage in stages {
+                stage.begin(stage.whole(step::CHECK, 0));
+            }
+            stages.iter().try_for_each(Stage::wait)?;
+            if scanner.beside.are_done() {
+                break;
+            }
+        }
+        results.end(
+            one.watch,
+            (PhaseName::Merge, 0),
+            one.watch.machine.now_ns(),
+            start,
+        );
+        let statistics = scanner.merging.statistics();
+        statistics.for_each(|name, count| results.note(name, count));
+        results.note("scanner_ns", scanner.spent_ns.load(Ordering::Relaxed));
+        Ok(())
+    }
+}
+
+impl<M: Machine> Scanner<M> {
+    /// Sets a CPU to scan the test memory of two VMs.
+    fn start<L: MmuLock + 'static>(watches: [&Watch<'_, M, L>; 2]) -> Result<Self, RunError> {
+        let merging = Arc::new(PageMerging::new(MergePolicy::default()));
+        for watch in watches {
+            let (own, space) = (&watch.own.memory, &watch.vm.space);
+            for slot in watch.test_slots {
+                merging.add(&space.object_of(own, slot.id)?)?;
+            }
+        }
+        let spent_ns = Arc::new(AtomicU64::new(0));
+        let (machine, steps, spent) = (watches[0].machine, merging.clone(), spent_ns.clone());
+        let beside = watches[0].beside(1, move |_, own, _, stop| {
+            while !stop.load(Ordering::Relaxed) && steps.statistics().full_scans < SCANS {
+                let start_ns = machine.now_ns();
+                steps.step(&own.memory);
+                spent.fetch_add(machine.now_ns() - start_ns, Ordering::Relaxed);
+                // What was given up goes home.
+                own.memory.idle();
+            }
+        });
+        Ok(Self {
+            merging,
+            spent_ns,
+            beside: beside.ok_or(RunError::Stuck)?,
+        })
+    }
+}

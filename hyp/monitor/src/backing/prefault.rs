@@ -1,0 +1,82 @@
+//! Memory is populated ahead by other CPUs, and the vCPUs find it there; or it isn't, and they fault it in.
+
+use super::{Outcome, Run, range_of};
+use crate::error::RunError;
+use crate::guest::Watch;
+use crate::machine::Machine;
+use crate::record::PhaseName;
+use crate::results::Results;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU64, Ordering};
+use hypercall::step;
+use memory::{Access, MmuLock, PrefaultError};
+use spin::Once;
+
+/// Pages that a worker populates before it looks whether it is to stop.
+const AT_ONCE: u64 = 256;
+/// What the vCPUs write.
+const ITERATION: u64 = 1;
+
+/// How the workers' work ended.
+#[derive(Default)]
+struct Ended {
+    last_ns: AtomicU64,
+    error: Once<PrefaultError>,
+}
+
+impl<M: Machine> Run<'_, M> {
+    pub(super) fn prefault<L: MmuLock + 'static>(
+        &self,
+        outcome: &mut Outcome,
+    ) -> Result<(), RunError> {
+        self.alone::<L>(outcome, |stage, results| {
+            if self.case.workers != 0 {
+                self.populate(stage.watch, stage.share, results)?;
+            }
+            let write = stage.whole(step::WRITE, ITERATION);
+            stage.measure(results, (PhaseName::Write, ITERATION), write)?;
+            stage.perform(stage.whole(step::READ, ITERATION))
+        })
+    }
+
+    /// Has the workers populate all of the test memory, each an equal part of it.
+    fn populate<L: MmuLock + 'static>(
+        &self,
+        watch: &Watch<'_, M, L>,
+        share: u64,
+        results: &mut Results,
+    ) -> Result<(), RunError> {
+        let (machine, workers) = (watch.machine, self.case.workers);
+        let pages = share * self.options.vcpus as u64;
+        let ended = Arc::new(Ended::default());
+        let start = Results::start(watch);
+        let beside = {
+            let ended = ended.clone();
+            watch.beside(workers as usize, move |vm, own, index, stop| {
+                let index = index as u64;
+                let (mut at, end) = (pages * index / workers, pages * (index + 1) / workers);
+                while at < end && !stop.load(Ordering::Relaxed) {
+                    let next = end.min(at + AT_ONCE);
+                    let range = range_of(at..next);
+                    if let Err(error) = vm.space.prefault(&own.memory, 0, range, Access::Write) {
+                        ended.error.call_once(|| error);
+                        break;
+                    }
+                    at = next;
+                }
+                ended.last_ns.fetch_max(machine.now_ns(), Ordering::Relaxed);
+            })
+        };
+        let beside = beside.ok_or(RunError::Stuck)?;
+        watch.wait_until(|| beside.are_done())?;
+        let last_ns = ended.last_ns.load(Ordering::Relaxed);
+        results.end(watch, (PhaseName::Prefault, 0), last_ns, start);
+        match ended.error.get() {
+            Some(error) => Err((*error).into()),
+            None => {
+                results.note("populated", pages);
+                Ok(())
+            }
+        }
+    }
+}

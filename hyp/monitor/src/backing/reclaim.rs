@@ -1,0 +1,59 @@
+//! A VM that may have less memory than it uses: cold pages are put away and brought back while its guest fills its memory and
+//! checks it over and over.
+
+use super::stage::Stage;
+use super::{Outcome, Run};
+use crate::error::RunError;
+use crate::machine::Machine;
+use crate::record::{CounterMap, PhaseName};
+use crate::results::Results;
+use crate::steps::Step;
+use hypercall::step;
+use memory::MmuLock;
+
+impl<M: Machine> Run<'_, M> {
+    pub(super) fn reclaim<L: MmuLock + 'static>(
+        &self,
+        outcome: &mut Outcome,
+    ) -> Result<(), RunError> {
+        self.alone::<L>(outcome, |stage, results| {
+            let fill = stage.whole(step::FILL, 0);
+            self.with_reclaim(stage, results, (PhaseName::Fill, 0), fill)?;
+            for iteration in 1..=self.options.iterations {
+                let check = stage.whole(step::CHECK, 0);
+                self.with_reclaim(stage, results, (PhaseName::Check, iteration), check)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Measures a step, with what reclaim does meanwhile.
+    fn with_reclaim<L: MmuLock>(
+        &self,
+        stage: &Stage<'_, M, L>,
+        results: &mut Results,
+        meant: (PhaseName, u64),
+        step: Step,
+    ) -> Result<(), RunError> {
+        let system = stage.watch.own.memory.system();
+        let count = || {
+            let mut counts = CounterMap::new();
+            let add = |name: &'static str, count| {
+                counts.insert(name.into(), count);
+            };
+            system.reclaim_counters().for_each(add);
+            counts
+        };
+        let before = count();
+        stage.measure(results, meant, step)?;
+        for (name, count) in count() {
+            let since = count - before.get(&name).copied().unwrap_or(0);
+            if since != 0 {
+                results.note(&name, since);
+            }
+        }
+        results.note("put_away", system.put_away().pages);
+        results.note("put_away_bytes", system.put_away().bytes);
+        Ok(())
+    }
+}

@@ -1,0 +1,143 @@
+//! What backs memory changes while guests use it: each run is verified by its guests; here it is seen that it costs what it
+//! should. With little memory.
+
+use monitor::record::{PhaseName, Record};
+use qemu_tests::{Boot, describe};
+use tool::size::mib;
+
+/// Pages of the memory of two vCPUs in [`run`].
+const PAGES: u64 = 1024;
+
+/// The records of so many runs of a workload, all verified.
+fn run(workload: &str, runs: usize) -> Vec<Record> {
+    let options = format!("guest=backing workload={workload} vcpus=2 bytes=2M timeout=60");
+    let outcome = Boot::benchmark(&options).cpus(6).limit(150).run_well();
+    let records = &outcome.records;
+    let all_well = records.len() == runs && records.iter().all(|record| record.verified);
+    assert!(all_well, "{}", describe(&outcome));
+    records.clone()
+}
+
+/// A counter of a phase; one that isn't there is 0.
+fn counted(record: &Record, phase: (PhaseName, u64), counter: &str) -> u64 {
+    let phases = record.phases.iter();
+    let mut meant = phases.filter(|found| (found.name, found.iteration) == phase);
+    let found = meant
+        .next()
+        .unwrap_or_else(|| panic!("no {phase:?} in {:?}", record.phases));
+    found.counters.get(counter).copied().unwrap_or(0)
+}
+
+#[test]
+fn faults_beside_invalidated_ranges_never_try_again() {
+    for record in run("invalidate tracker=ranges workers=0,1,3", 3) {
+        for iteration in 1..=3 {
+            let counted = |counter| counted(&record, (PhaseName::Write, iteration), counter);
+            assert_eq!(counted("faults_retried"), 0, "{} workers", record.workers);
+            assert_eq!(counted("faults_mapped"), PAGES - 2 * 16);
+            assert_eq!(counted("invalidations") > 0, record.workers > 0);
+        }
+    }
+}
+
+#[test]
+fn with_one_count_for_the_vm_they_do() {
+    let records = run("invalidate tracker=sequence workers=0,1 iterations=2", 2);
+    let retried = records
+        .iter()
+        .map(|record| record.counters.get("faults_retried").copied());
+    let retried: Vec<u64> = retried.map(Option::unwrap_or_default).collect();
+    assert!(retried[0] == 0 && retried[1] > 0, "{retried:?}");
+}
+
+#[test]
+fn a_page_that_a_fork_writes_takes_one_exit_and_two_where_it_is_unmapped() {
+    let records = run("cow", 2);
+    for (record, change, exits) in [(&records[0], "direct", 1), (&records[1], "unmap", 2)] {
+        assert_eq!(record.change, change);
+        let faults = |phase| {
+            let kinds = ["exits_permission_fault", "exits_translation_fault"];
+            kinds
+                .iter()
+                .map(|kind| counted(record, phase, kind))
+                .sum::<u64>()
+        };
+        assert_eq!(faults((PhaseName::Read, 1)), PAGES);
+        // And a page of the stack or two.
+        let writes = faults((PhaseName::Write, 2));
+        assert!(
+            (exits * PAGES..exits * PAGES + 8).contains(&writes),
+            "{change}: {writes}"
+        );
+        assert!(counted(record, (PhaseName::Write, 3), "faults_reused") >= PAGES);
+    }
+}
+
+#[test]
+fn what_is_populated_ahead_takes_no_fault() {
+    for record in run("prefault workers=0,1,3", 3) {
+        let faults = counted(&record, (PhaseName::Write, 1), "exits_translation_fault");
+        assert_eq!(faults, if record.workers == 0 { PAGES } else { 0 });
+    }
+}
+
+#[test]
+fn equal_pages_of_two_vms_are_merged_while_both_check_them() {
+    let records = run("merge iterations=1", 2);
+    let frames = |record, phase| counted(record, phase, "frames_guest");
+    let (filled, merged) = ((PhaseName::Fill, 0), (PhaseName::Merge, 0));
+    let [before, after] = [filled, merged].map(|phase| frames(&records[1], phase));
+    assert_eq!(before, frames(&records[0], filled));
+    // Of both VMs' memory less than 60 % remain.
+    assert!(
+        before - after > 2 * PAGES * 40 / 100,
+        "{before} frames became {after}"
+    );
+    let shared = counted(&records[1], merged, "pages_sharing");
+    assert!(shared > 2 * PAGES * 30 / 100, "{shared}");
+    let unshared = counted(&records[1], (PhaseName::Fill, 1), "faults_unshared");
+    assert!(
+        unshared > PAGES / 10,
+        "{unshared} pages got a frame of their own again"
+    );
+}
+
+#[test]
+fn a_vm_with_less_memory_than_it_uses_loses_nothing() {
+    let records = run("reclaim", 2);
+    let away = |record: &Record| {
+        let phases = (1..=3).map(|iteration| (PhaseName::Check, iteration));
+        phases
+            .map(|phase| counted(record, phase, "faults_brought_back"))
+            .sum::<u64>()
+    };
+    assert_eq!(away(&records[0]), 0);
+    assert!(away(&records[1]) > PAGES / 3, "{:?}", records[1].phases);
+}
+
+#[test]
+fn the_benchmark_is_verified_with_less_memory_than_it_uses() {
+    for policies in [
+        "",
+        "backing=4K",
+        "split=eager slots=3",
+        "harvest=ring ring_entries=64",
+    ] {
+        let options = format!("overcommit=150 vcpus=2 bytes=8M iterations=3 timeout=60 {policies}");
+        let outcome = Boot::benchmark(&options)
+            .memory(mib(512))
+            .limit(150)
+            .run_well();
+        let record = &outcome.records[0];
+        assert!(
+            record.verified && record.overcommit == 150,
+            "{}",
+            describe(&outcome)
+        );
+        assert!(
+            record.counters.contains_key("faults_brought_back"),
+            "{:?}",
+            record.counters
+        );
+    }
+}
