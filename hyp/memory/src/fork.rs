@@ -115,8 +115,9 @@ impl Object {
         for first in (0..self.pages()).step_by(AT_ONCE as usize) {
             let end = (first + AT_ONCE).min(self.pages());
             copy.note_shared(first);
-            self.note_shared(first);
             let claims = self.claim_all(first..end);
+            // With the claims: whoever gives the region a block again has all of its pages, too.
+            self.note_shared(first);
             let guard = &cpu.pin();
             Changer { cpu, guard }.withdraw_all(self, first..end);
             for page in claims.pages() {

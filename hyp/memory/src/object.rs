@@ -659,7 +659,8 @@ impl Object {
         }
     }
 
-    /// Notes that not all pages of a region are its own any more, so that blocks map it only for reading.
+    /// Notes that not all pages of a region are its own any more, so that blocks map it only for reading. They are claimed, or
+    /// the object is new.
     pub(crate) fn note_shared(&self, page: u64) {
         self.region(page).fetch_or(READ_ONLY, Ordering::AcqRel);
     }
