@@ -38,6 +38,9 @@ impl<T: Tlb + Caches> Changer<'_, T> {
             Backing::Compressed(handle)
         };
         self.end_without(claim, frame, backing);
+        // The model checker doesn't see that this comes before the object is let go.
+        #[cfg(loom)]
+        stage2::sync::full_barrier();
         Ok(backing)
     }
 

@@ -772,6 +772,9 @@ fn words_of(count: usize, value: u64) -> Option<Box<[AtomicU64]>> {
 
 impl Drop for Object {
     fn drop(&mut self) {
+        // The model checker doesn't see that whatever another owner did came before it let go.
+        #[cfg(loom)]
+        stage2::sync::full_barrier();
         let mut page = 0;
         while page < self.pages() {
             page += self.release_piece(page);

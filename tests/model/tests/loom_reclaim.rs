@@ -138,8 +138,6 @@ fn explore<const N: usize>(preemptions: usize, prepare: Act, race: [Act; N], che
         own.relieve();
         assert_eq!(own.system().listed_pages(), (0, 0));
         own.wait_for_epoch();
-        own.wait_for_epoch();
-        own.wait_for_epoch();
         assert_eq!(own.system().put_away(), StoreCounts::default());
     });
     // Adding up takes the longer the more CPUs there have been.

@@ -531,3 +531,18 @@ fn a_guest_gives_up_its_own_memory_only() {
     space.destroy(&machine.cpu);
     machine.nothing_is_left();
 }
+
+#[test]
+fn a_slot_that_goes_takes_along_what_was_put_away() {
+    let machine = Machine::new(400);
+    let space = machine.vm_of(0, 600, Level::L3);
+    for page in 0..600 {
+        machine.write(&space, page, page + 1).unwrap();
+    }
+    assert!(machine.system.put_away().pages > 0);
+    space.remove_slot(&machine.cpu, SLOT).unwrap();
+    assert_eq!(machine.system.put_away(), StoreCounts::default());
+    assert_eq!(machine.counts().compressed, 0);
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
