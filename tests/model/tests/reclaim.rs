@@ -1,5 +1,5 @@
-//! Memory is short: cold pages are put away and come back as they were, VMs stay within their limits, guests give memory
-//! back. On real memory, step by step.
+//! Memory is short: cold pages are put away and come back as they were, VMs stay within their limits, guests give
+//! memory back. On real memory, step by step.
 #![cfg(not(loom))]
 #![cfg(not(miri))]
 
