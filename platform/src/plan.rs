@@ -23,8 +23,8 @@ pub mod stack {
     pub const GUARDS: [u64; 2] = [0, NORMAL_TOP];
 }
 
-/// One byte of heap for so many of memory: each 4 KiB of guest memory takes 16 bytes of it, and whatever a VM needs is to fit
-/// beside them.
+/// One byte of heap for so many of memory: each 4 KiB of guest memory takes 16 bytes of it, and whatever a VM needs is
+/// to fit beside them.
 const HEAP_SHARE: u64 = 64;
 /// Heap for what doesn't depend on how much memory there is.
 const HEAP_BASE: u64 = 16 << 20;
@@ -46,8 +46,8 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// Plans for a machine whose CPUs have `pa_bits` address bits, with the hypervisor's `image` and its device `tree` where
-    /// they are now.
+    /// Plans for a machine whose CPUs have `pa_bits` address bits, with the hypervisor's `image` and its device `tree`
+    /// where they are now.
     ///
     /// # Errors
     /// Something is where it can't be, or memory is too small.

@@ -1,8 +1,8 @@
 //! Which pages are cold: two lists of pages for each owner of memory.
 //!
-//! A page that has been found joins the inactive list. Its oldest page is the next to go; one that was accessed while it was
-//! listed becomes active instead. While more pages are active than inactive the oldest active ones become inactive, and have
-//! that time to be accessed again. Linux ages anonymous memory so.
+//! A page that has been found joins the inactive list. Its oldest page is the next to go; one that was accessed while
+//! it was listed becomes active instead. While more pages are active than inactive the oldest active ones become
+//! inactive, and have that time to be accessed again. Linux ages anonymous memory so.
 //!
 //! A list holds names of pages, which may have become something else meanwhile: whoever takes one looks. The lists are
 //! behind a lock that is held for single steps; no fault takes it unless it has run out of frames.
@@ -87,8 +87,8 @@ impl<P> Lists<P> {
         has_room
     }
 
-    /// Notes how many inactive pages of an owner were looked at, whether any was put away, and how often all memory has been
-    /// searched for pages by now.
+    /// Notes how many inactive pages of an owner were looked at, whether any was put away, and how often all memory has
+    /// been searched for pages by now.
     pub(crate) fn note(&mut self, owner: Owner, looks: u64, any_away: bool, rounds: u64) {
         let pair = &mut self.owners[owner.index()];
         if any_away {
@@ -99,8 +99,8 @@ impl<P> Lists<P> {
         }
     }
 
-    /// Whether it may be of use to look on, among one owner's pages or all: they haven't all been looked at again and again
-    /// in vain, or there may be some that aren't listed.
+    /// Whether it may be of use to look on, among one owner's pages or all: they haven't all been looked at again and
+    /// again in vain, or there may be some that aren't listed.
     pub(crate) fn is_hopeful(&self, of: Option<Owner>, rounds: u64) -> bool {
         let hopeful = |owner: Owner| {
             let pair = &self.owners[owner.index()];

@@ -1,10 +1,10 @@
 //! Pages that are put away: compressed, without a frame, and brought back when somebody needs them.
 //!
-//! Both are changes of what backs a page, made by whoever has claimed it. To put a page away it is unmapped everywhere first,
-//! so nobody writes it while it is compressed, and what hardware has noted of writes is told to the logs. A page that turns
-//! out to be all zeros is as if nobody had ever written it. If the page can't be put away it stays as it is, but for the
-//! entries that led there, which a fault makes again. A frame that was left is free after an epoch, as the hypervisor itself
-//! may be reading it.
+//! Both are changes of what backs a page, made by whoever has claimed it. To put a page away it is unmapped everywhere
+//! first, so nobody writes it while it is compressed, and what hardware has noted of writes is told to the logs. A page
+//! that turns out to be all zeros is as if nobody had ever written it. If the page can't be put away it stays as it is,
+//! but for the entries that led there, which a fault makes again. A frame that was left is free after an epoch, as the
+//! hypervisor itself may be reading it.
 
 use crate::compressed::{Handle, Refused};
 use crate::copying::{How, Populated, show};
@@ -38,6 +38,9 @@ impl<T: Tlb + Caches> Changer<'_, T> {
             Backing::Compressed(handle)
         };
         self.end_without(claim, frame, backing);
+        // The model checker doesn't see that this comes before the object is let go.
+        #[cfg(loom)]
+        stage2::sync::full_barrier();
         Ok(backing)
     }
 

@@ -49,8 +49,8 @@ impl fmt::Display for BalloonError {
 impl core::error::Error for BalloonError {}
 
 impl<L: MmuLock> AddressSpace<L> {
-    /// Takes back what a guest gives up: a range of whole pages. They read as zero afterwards, and their frames go home after
-    /// an epoch. Returns how many of them had something to give. For a bounded stay, a range of few pages.
+    /// Takes back what a guest gives up: a range of whole pages. They read as zero afterwards, and their frames go home
+    /// after an epoch. Returns how many of them had something to give. For a bounded stay, a range of few pages.
     ///
     /// # Errors
     /// The range is none of the VM's own memory. Nothing was given up then.

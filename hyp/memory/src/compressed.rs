@@ -1,14 +1,14 @@
 //! Pages of guest memory in compressed form, in frames of the pool.
 //!
-//! A page whose words are all alike is its handle and takes no room. Any other is compressed (LZ4's block format) and put
-//! in a slot of the smallest class of slots that it fits. Slots lie close together in spans of one to four frames, which
-//! need not be neighbours, so a span can be had as long as there are frames at all. A span without pages gives its frames
-//! back.
+//! A page whose words are all alike is its handle and takes no room. Any other is compressed (LZ4's block format) and
+//! put in a slot of the smallest class of slots that it fits. Slots lie close together in spans of one to four frames,
+//! which need not be neighbours, so a span can be had as long as there are frames at all. A span without pages gives
+//! its frames back.
 //!
-//! Any CPU may use the store at any time, but not in a fault's epoch: each class has a lock, which is held while a slot is
-//! found, and not while anything is compressed or copied. Who puts a page has its handle for itself; the page stays until
-//! the handle is dropped. A store isn't rearranged: spans that lose most of their pages keep their frames until they have
-//! lost all.
+//! Any CPU may use the store at any time, but not in a fault's epoch: each class has a lock, which is held while a slot
+//! is found, and not while anything is compressed or copied. Who puts a page has its handle for itself; the page stays
+//! until the handle is dropped. A store isn't rearranged: spans that lose most of their pages keep their frames until
+//! they have lost all.
 
 use crate::frames::{FramePool, FrameSize, Owner, Purpose};
 use alloc::vec::Vec;
@@ -278,8 +278,8 @@ impl Store {
         let mut packed = [0; LARGEST];
         let mut at = 0;
         for (pa, part) in place.pieces() {
-            // SAFETY: the slot is this page's until the handle is dropped, and nobody writes it. What `put` left untouched
-            // of it has no meaning, but is there.
+            // SAFETY: the slot is this page's until the handle is dropped, and nobody writes it. What `put` left
+            // untouched of it has no meaning, but is there.
             unsafe {
                 let from = with_exposed_provenance::<u8>(pa.get() as usize);
                 from.copy_to_nonoverlapping(packed[at..at + part].as_mut_ptr(), part);

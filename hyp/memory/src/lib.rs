@@ -42,6 +42,13 @@
 //! of one VM exclude each other, by a lock that no fault takes. What the hypervisor itself writes into guest memory
 //! ([`AddressSpace::write_guest`]) is logged too.
 //!
+//! # Memory that is short
+//! With [watermarks](MemorySystem::set_watermarks), cold pages are put away when frames run out, or when a VM comes to its
+//! [limit](frames::FramePool::set_limit): two lists for each owner, second chances by access flag, compressed with LZ4, brought
+//! back by the fault that needs them. Idle CPUs do it ahead of need ([`CpuMemory::idle`]), and a fault that has run out does a
+//! batch itself. A guest gives memory back by [`AddressSpace::balloon`]. Without room for anything, the fault says so
+//! ([`FaultOutcome::OutOfFrames`]), and all memory is as it was.
+//!
 //! Physical memory is reached at its own address: at EL2 it is mapped so, and on a host the pool's arena gives the
 //! addresses.
 

@@ -1,7 +1,7 @@
 //! Which slots of which VMs map an object.
 //!
-//! Read without a lock by whoever changes what backs a page; published before the slot is, and taken back after the slot's
-//! range was unmapped, so that no entry leads to an object that its mappings don't name.
+//! Read without a lock by whoever changes what backs a page; published before the slot is, and taken back after the
+//! slot's range was unmapped, so that no entry leads to an object that its mappings don't name.
 
 use crate::locks::Exclusion;
 use crate::published::Published;

@@ -1,15 +1,15 @@
 //! Memory objects: what backs guest memory, page by page.
 //!
-//! Slots map parts of objects into VMs; an object may be mapped by several slots, of several VMs. Each of its pages has one
-//! word that says what backs it at this moment ([`Backing`]). Faults read it. Whoever changes it *claims* the page first
-//! ([`Object::claim`]), which nobody waits for: while it is claimed, only the claim's holder changes what backs the page,
-//! where entries for it lead, and whether they may be made writable.
+//! Slots map parts of objects into VMs; an object may be mapped by several slots, of several VMs. Each of its pages has
+//! one word that says what backs it at this moment ([`Backing`]). Faults read it. Whoever changes it *claims* the page
+//! first ([`Object::claim`]), which nobody waits for: while it is claimed, only the claim's holder changes what backs
+//! the page, where entries for it lead, and whether they may be made writable.
 //!
 //! For each region of 2 MiB a word says whether its pages are one run of frames still, and so how large a block may map
 //! them. Whoever is about to treat one of the pages apart takes that back first ([`Object::lower`]).
 //!
-//! Any number of CPUs do all of it at once. Orderings: words are stored with release and read with acquire, so whoever sees
-//! a frame in one sees what the frame holds (rule 11).
+//! Any number of CPUs do all of it at once. Orderings: words are stored with release and read with acquire, so whoever
+//! sees a frame in one sees what the frame holds (rule 11).
 
 use crate::compressed::Handle;
 use crate::cpu::{Caches, CpuMemory, MemorySystem};
@@ -46,8 +46,8 @@ enum Kind {
 
 /// What backs guest memory. Mapped into VMs by slots ([`AddressSpace::map_object`](crate::AddressSpace::map_object)).
 ///
-/// Its frames go back to the pool with its last owner: to be dropped where an epoch has passed since a VM could reach it,
-/// as removing slots and destroying address spaces see to.
+/// Its frames go back to the pool with its last owner: to be dropped where an epoch has passed since a VM could reach
+/// it, as removing slots and destroying address spaces see to.
 pub struct Object {
     id: ObjectId,
     kind: Kind,
@@ -306,8 +306,8 @@ impl Drop for Claims<'_> {
 }
 
 impl Object {
-    /// Memory that is allocated in pieces of the span of `piece` when it is first touched, and charged to `account`: a VM's
-    /// own. Where there is no run of frames for a piece, it is made of smaller ones.
+    /// Memory that is allocated in pieces of the span of `piece` when it is first touched, and charged to `account`: a
+    /// VM's own. Where there is no run of frames for a piece, it is made of smaller ones.
     pub fn anonymous<T: Caches>(
         cpu: &CpuMemory<T>,
         account: Owner,
@@ -359,8 +359,8 @@ impl Object {
         Ok(object)
     }
 
-    /// What lies at `range` of the physical address space and isn't the pool's: a device. Guests get it with the memory type
-    /// Device-nGnRE, uncached.
+    /// What lies at `range` of the physical address space and isn't the pool's: a device. Guests get it with the memory
+    /// type Device-nGnRE, uncached.
     ///
     /// # Safety
     /// Whatever a guest does there harms nobody else, and the pool has none of it.
@@ -522,7 +522,8 @@ impl Object {
         claimed.ok().map(|_| Claim { object, page, word })
     }
 
-    /// Notes that a page which has a frame of its own is listed from now on. False if it is already, or has none, or is claimed.
+    /// Notes that a page which has a frame of its own is listed from now on. False if it is already, or has none, or is
+    /// claimed.
     pub(crate) fn enlist(&self, page: u64) -> bool {
         let word = self.page(page).word.load(Ordering::Relaxed);
         word & (STATE | CLAIMED | LISTED) == OWNED
@@ -572,7 +573,8 @@ impl Object {
         Some(claims)
     }
 
-    /// Takes pages one after the other, waiting for whoever has one. The caller has none of this object's that come later.
+    /// Takes pages one after the other, waiting for whoever has one. The caller has none of this object's that come
+    /// later.
     pub(crate) fn claim_all(&self, pages: Range<u64>) -> Claims<'_> {
         let mut claims = self.no_claims(pages.start);
         while claims.pages.end < pages.end {
@@ -623,8 +625,8 @@ impl Object {
             .store(backing.encode(), Ordering::Release);
     }
 
-    /// Backs a page of a piece that is being allocated. Whoever has the page claimed finds that its piece has to come first,
-    /// and lets go of it.
+    /// Backs a page of a piece that is being allocated. Whoever has the page claimed finds that its piece has to come
+    /// first, and lets go of it.
     fn give(&self, page: u64, pa: Pa) {
         let (vacant, owned) = (Backing::Vacant.encode(), Backing::Owned(pa).encode());
         let word = &self.page(page).word;
@@ -637,8 +639,8 @@ impl Object {
         }
     }
 
-    /// Takes back that blocks map a page: to be called, with the page claimed, before it is treated apart from those around
-    /// it. A 1 GiB block becomes 2 MiB blocks elsewhere.
+    /// Takes back that blocks map a page: to be called, with the page claimed, before it is treated apart from those
+    /// around it. A 1 GiB block becomes 2 MiB blocks elsewhere.
     pub(crate) fn lower(&self, page: u64) {
         if self.look(page).extent().level == Level::L1 {
             self.lower_gib(page);
@@ -670,7 +672,8 @@ impl Object {
         self.publish(page, backing);
     }
 
-    /// Takes over how large blocks may map a region from an object whose frames this one, which nobody uses yet, shares.
+    /// Takes over how large blocks may map a region from an object whose frames this one, which nobody uses yet,
+    /// shares.
     pub(crate) fn take_extent(&self, page: u64, of: &Self) {
         self.set_extent(page, of.look(page).extent());
     }
@@ -682,8 +685,8 @@ impl Object {
             .store(extent.level as u64 | read_only, Ordering::Release);
     }
 
-    /// Backs a piece that has nothing, whose first page is the caller's (new, or claimed), with zeroed frames. All of its
-    /// pages but the first are published; returns what backs that. `None` where there is no run of frames for it.
+    /// Backs a piece that has nothing, whose first page is the caller's (new, or claimed), with zeroed frames. All of
+    /// its pages but the first are published; returns what backs that. `None` where there is no run of frames for it.
     pub(crate) fn allocate_piece<T: Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -773,6 +776,9 @@ fn words_of(count: usize, value: u64) -> Option<Box<[AtomicU64]>> {
 
 impl Drop for Object {
     fn drop(&mut self) {
+        // The model checker doesn't see that whatever another owner did came before it let go.
+        #[cfg(loom)]
+        stage2::sync::full_barrier();
         let mut page = 0;
         while page < self.pages() {
             page += self.release_piece(page);

@@ -1,13 +1,14 @@
 //! Reclaim: cold pages are [put away](crate::away) when frames run out, and when a VM has more than its limit.
 //!
-//! Pages are found by a hand that goes around over all objects, and are then on the [lists](crate::ageing) until they go, or
-//! turn out to have become something else. Whether a page was accessed is what its entries' access flags say, of all VMs
-//! that map it; where hardware doesn't set them, the next access faults. A block is listed as one page. When it is cold it is
-//! taken apart, and its pages are the next to go.
+//! Pages are found by a hand that goes around over all objects, and are then on the [lists](crate::ageing) until they
+//! go, or turn out to have become something else. Whether a page was accessed is what its entries' access flags say, of
+//! all VMs that map it; where hardware doesn't set them, the next access faults. A block is listed as one page. When it
+//! is cold it is taken apart, and its pages are the next to go.
 //!
-//! Who reclaims: a CPU that has nothing else to do, ahead of need ([`CpuMemory::relieve`]); and a CPU whose fault has run out
-//! of frames or into a limit, outside of its epoch, a batch at a time, whereupon the guest tries again. Any number of them do
-//! so at once, beside everything else. No lock is held while entries are changed or anything is compressed.
+//! Who reclaims: a CPU that has nothing else to do, ahead of need ([`CpuMemory::relieve`]); and a CPU whose fault has
+//! run out of frames or into a limit, outside of its epoch, a batch at a time, whereupon the guest tries again. Any
+//! number of them do so at once, beside everything else. No lock is held while entries are changed or anything is
+//! compressed.
 
 use crate::ageing::Lists;
 use crate::compressed::{Refused, Store, StoreCounts};
@@ -187,8 +188,8 @@ impl Pressure {
         free < 2 * self.high.load(Ordering::Relaxed)
     }
 
-    /// Puts some cold pages away: of one owner, or of whose turn it is. False if it did nothing and there is no hope that more
-    /// steps would.
+    /// Puts some cold pages away: of one owner, or of whose turn it is. False if it did nothing and there is no hope
+    /// that more steps would.
     fn step<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, of: Option<Owner>) -> bool {
         self.find(cpu);
         let rounds = self.rounds.load(Ordering::Relaxed);
@@ -239,8 +240,8 @@ impl Pressure {
         self.counters.found.add(found);
     }
 
-    /// The object that the hand is at, or the next one if it has come to its end. `None` where there is none, or at the end
-    /// of a round.
+    /// The object that the hand is at, or the next one if it has come to its end. `None` where there is none, or at the
+    /// end of a round.
     fn object_at(&self, system: &MemorySystem, hand: &mut Hand) -> Option<Arc<Object>> {
         let objects = system.objects();
         if let Some(object) = objects.get(hand.object)
@@ -354,7 +355,8 @@ impl<'c, T: Tlb> Ager<'c, T> {
         Self { cpu, cleared: None }
     }
 
-    /// Clears the access flags of all that maps a page, or the block that it begins. Accesses from when this ends on set them.
+    /// Clears the access flags of all that maps a page, or the block that it begins. Accesses from when this ends on
+    /// set them.
     fn age(&mut self, object: &Object, page: u64) {
         let cpu = self.cpu;
         Self::clear(cpu, object, page, |space, range| match &mut self.cleared {
@@ -452,16 +454,16 @@ impl MemorySystem {
 }
 
 impl<T: Tlb + Caches> CpuMemory<T> {
-    /// A bounded share of housekeeping for a CPU that has nothing else to do: puts cold pages away if few frames are free, hands
-    /// its garbage to the epoch, frees what has passed it, fills the cache of frames.
+    /// A bounded share of housekeeping for a CPU that has nothing else to do: puts cold pages away if few frames are
+    /// free, hands its garbage to the epoch, frees what has passed it, fills the cache of frames.
     pub fn idle(&self) {
         self.relieve();
         self.let_epoch_advance();
         self.refill();
     }
 
-    /// A bounded share of reclaim, for a CPU that has nothing else to do: if few frames are free, or a VM has more than its
-    /// limit. Whether there is more of it to do.
+    /// A bounded share of reclaim, for a CPU that has nothing else to do: if few frames are free, or a VM has more than
+    /// its limit. Whether there is more of it to do.
     pub fn relieve(&self) -> bool {
         let pressure = self.system().pressure();
         if !pressure.is_on() {
@@ -485,8 +487,8 @@ impl<T: Tlb + Caches> CpuMemory<T> {
         hopeful
     }
 
-    /// Tries to get what a fault could not have: frames, or a part of its VM's limit, if need be of pages that are put away
-    /// for it. The caller holds no guard. Whether it may try again.
+    /// Tries to get what a fault could not have: frames, or a part of its VM's limit, if need be of pages that are put
+    /// away for it. The caller holds no guard. Whether it may try again.
     pub(crate) fn make_room(&self) -> bool {
         match self.take_denied() {
             Some(vm) => self.renew_allowance(vm) || self.reclaim(Some(Owner::Vm(vm))),

@@ -1,13 +1,13 @@
-//! Putting pages away and bringing them back, beside faults, harvests, balloons, other reclaimers and the end of a slot, under
-//! every interleaving of two and three CPUs (rules 8 to 10).
+//! Putting pages away and bringing them back, beside faults, harvests, balloons, other reclaimers and the end of a
+//! slot, under every interleaving of two and three CPUs (rules 8 to 10).
 //!
-//! The address space is the real one, with its real frames, epochs, lists and store; table entries, the words that say what
-//! backs a page, the tracker, and logs are the model checker's. What isn't is not reordered by it, but every order of the
-//! steps around it is tried. There are no TLBs: a change is made for all CPUs where its entry changes.
+//! The address space is the real one, with its real frames, epochs, lists and store; table entries, the words that say
+//! what backs a page, the tracker, and logs are the model checker's. What isn't is not reordered by it, but every order
+//! of the steps around it is tried. There are no TLBs: a change is made for all CPUs where its entry changes.
 //!
-//! Bounds: one page, in a tree of two levels with four entries each; two or three CPUs, each a thread, beside a main thread that
-//! waits; at most so many preemptions per execution as the first argument of `explore` says. Of what takes the lock of an address
-//! space's owner, one at a time.
+//! Bounds: one page, in a tree of two levels with four entries each; two or three CPUs, each a thread, beside a main
+//! thread that waits; at most so many preemptions per execution as the first argument of `explore` says. Of what takes
+//! the lock of an address space's owner, one at a time.
 #![cfg(loom)]
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,8 +26,8 @@ use stage2::{Features, Ipa, Layout, Level, NoTlb, PAGE_SIZE};
 const CPUS: usize = 4;
 const SLOT: SlotId = SlotId(0);
 const PAGE: Ipa = Ipa::new(0);
-/// What the guest's page is full of at first, and what the hypervisor writes there in the end. Words that are all alike are put
-/// away without a compressor, for which the checker's threads have too little stack.
+/// What the guest's page is full of at first, and what the hypervisor writes there in the end. Words that are all alike
+/// are put away without a compressor, for which the checker's threads have too little stack.
 const BEFORE: u64 = 0x1234_5678_1234_5678;
 const AFTER: u64 = 0x8765_4321_8765_4321;
 
@@ -104,8 +104,8 @@ type Act = fn(&Space, &CpuMemory<NoTlb>);
 /// Pages that were put away in all executions of a test.
 static PUT_AWAY: AtomicU64 = AtomicU64::new(0);
 
-/// Tries every execution, with at most so many preemptions, in which `prepare` runs on CPU 0, then each of `race` at once
-/// with the others, on CPU 1, 2 and so on, then `check` on CPU 0. One test at a time, as all share the pool.
+/// Tries every execution, with at most so many preemptions, in which `prepare` runs on CPU 0, then each of `race` at
+/// once with the others, on CPU 1, 2 and so on, then `check` on CPU 0. One test at a time, as all share the pool.
 fn explore<const N: usize>(preemptions: usize, prepare: Act, race: [Act; N], check: Act) {
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -137,8 +137,6 @@ fn explore<const N: usize>(preemptions: usize, prepare: Act, race: [Act; N], che
         // Names of pages that are no more leave the lists, so that all executions begin alike.
         own.relieve();
         assert_eq!(own.system().listed_pages(), (0, 0));
-        own.wait_for_epoch();
-        own.wait_for_epoch();
         own.wait_for_epoch();
         assert_eq!(own.system().put_away(), StoreCounts::default());
     });

@@ -1,5 +1,5 @@
-//! Memory is short: cold pages are put away and come back as they were, VMs stay within their limits, guests give memory
-//! back. On real memory, step by step.
+//! Memory is short: cold pages are put away and come back as they were, VMs stay within their limits, guests give
+//! memory back. On real memory, step by step.
 #![cfg(not(loom))]
 #![cfg(not(miri))]
 
@@ -169,7 +169,9 @@ fn a_guest_of_twice_the_memory_finds_all_that_it_wrote() {
     let space = machine.vm_of(0, PAGES, Level::L3);
     for round in 1..=3 {
         for page in 0..PAGES {
-            machine.write(&space, page, (round << 32) | (page + 1)).unwrap();
+            machine
+                .write(&space, page, (round << 32) | (page + 1))
+                .unwrap();
         }
         for page in (0..PAGES).rev() {
             assert_eq!(machine.read(&space, page), (round << 32) | (page + 1));
@@ -530,4 +532,63 @@ fn a_guest_gives_up_its_own_memory_only() {
     assert_eq!(machine.read(&space, 15), 9, "nothing was given up");
     space.destroy(&machine.cpu);
     machine.nothing_is_left();
+}
+
+#[test]
+fn a_slot_that_goes_takes_along_what_was_put_away() {
+    let machine = Machine::new(400);
+    let space = machine.vm_of(0, 600, Level::L3);
+    for page in 0..600 {
+        machine.write(&space, page, page + 1).unwrap();
+    }
+    assert!(machine.system.put_away().pages > 0);
+    space.remove_slot(&machine.cpu, SLOT).unwrap();
+    assert_eq!(machine.system.put_away(), StoreCounts::default());
+    assert_eq!(machine.counts().compressed, 0);
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn with_any_number_of_frames_what_was_written_is_there_and_nothing_is_lost() {
+    const PAGES: u64 = 60;
+    let mut all_went = 0;
+    for frames in 30..130 {
+        let machine = Machine::new(frames);
+        let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
+        let Ok(space) = Space::new(&machine.cpu, vm(0), layout) else {
+            continue;
+        };
+        let bytes = PAGES * PAGE_SIZE;
+        let account = Owner::Vm(vm(0));
+        if let Ok(object) = Object::anonymous(&machine.cpu, account, bytes, Level::L3) {
+            space.map_object(&machine.cpu, slot(object)).unwrap();
+            let wrote: Vec<bool> = (0..PAGES)
+                .map(|page| machine.write(&space, page, page + 1).is_ok())
+                .collect();
+            all_went += u64::from(wrote.iter().all(|went| *went));
+            let child = Space::new(&machine.cpu, vm(1), layout);
+            let forked = child.map(|child| {
+                let forked = space.fork(&machine.cpu, &child).is_ok();
+                (child, forked)
+            });
+            let mut bytes = vec![0; PAGE_SIZE as usize];
+            for (page, wrote) in (0..PAGES).zip(wrote) {
+                let ipa = START.offset(page * PAGE_SIZE);
+                space.read_guest(&machine.cpu, ipa, &mut bytes).unwrap();
+                let expected = if wrote { page + 1 } else { 0 };
+                assert_eq!(known_by(&bytes), expected, "{frames} frames");
+                if let Ok((child, true)) = &forked {
+                    child.read_guest(&machine.cpu, ipa, &mut bytes).unwrap();
+                    assert_eq!(known_by(&bytes), expected, "{frames} frames");
+                }
+            }
+            if let Ok((child, _)) = forked {
+                child.destroy(&machine.cpu);
+            }
+        }
+        space.destroy(&machine.cpu);
+        machine.nothing_is_left();
+    }
+    assert!((10..90).contains(&all_went), "{all_went}");
 }

@@ -1,8 +1,8 @@
-//! All of dirty logging beside reclaim without pause: whatever vCPUs and the hypervisor write is found in memory and in what is
-//! copied after each harvest, also if it was put away and brought back in between.
+//! All of dirty logging beside reclaim without pause: whatever vCPUs and the hypervisor write is found in memory and in
+//! what is copied after each harvest, also if it was put away and brought back in between.
 //!
-//! The machine, its guest and its harness are those of the stress run without reclaim. `PARVISOR_SEED=…` brings what threads do
-//! back, not their timing; `PARVISOR_STRESS_SECONDS=…` is how long it goes on.
+//! The machine, its guest and its harness are those of the stress run without reclaim. `PARVISOR_SEED=…` brings what
+//! threads do back, not their timing; `PARVISOR_STRESS_SECONDS=…` is how long it goes on.
 #![cfg(not(loom))]
 #![cfg(not(miri))]
 

@@ -1,7 +1,8 @@
 //! A CPU's own few frames for tables and for single pages of guest memory, zeroed beforehand.
 //!
-//! Owned by one CPU. Taking and giving back run in its faults, and so does charging a page to another owner: no lock, and no
-//! cache line that another CPU writes. [`FrameCache::refill`] and [`FrameCache::drain`] take the pool's lock and run outside.
+//! Owned by one CPU. Taking and giving back run in its faults, and so does charging a page to another owner: no lock,
+//! and no cache line that another CPU writes. [`FrameCache::refill`] and [`FrameCache::drain`] take the pool's lock and
+//! run outside.
 
 use crate::frames::{FramePool, MAX_VMS, OWNERS, Owner, VmId, zero};
 use alloc::sync::Arc;
@@ -115,8 +116,8 @@ impl FrameCache {
         Some(frame)
     }
 
-    /// A zeroed frame for guest memory, charged to `owner`, or `None` if the cache is empty or the owner is a VM that has
-    /// used up what it is allowed here.
+    /// A zeroed frame for guest memory, charged to `owner`, or `None` if the cache is empty or the owner is a VM that
+    /// has used up what it is allowed here.
     #[inline]
     pub fn take_guest(&self, owner: Owner) -> Option<Pa> {
         let limited = match owner {
@@ -462,8 +463,8 @@ mod tests {
         assert_eq!(pool.reclaim_released(), 1);
     }
 
-    /// CPUs take tables and pages, give some back at once, and hand the others to the epoch, which releases them on another
-    /// CPU.
+    /// CPUs take tables and pages, give some back at once, and hand the others to the epoch, which releases them on
+    /// another CPU.
     #[test]
     fn every_frame_comes_back_from_many_cpus() {
         const CPUS: usize = 4;

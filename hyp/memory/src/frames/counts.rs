@@ -2,8 +2,8 @@
 
 use core::fmt;
 
-/// All frames of a pool by where they are. Each frame is in one place; while CPUs allocate and free, a frame that moves may
-/// be seen in both or none, so the sum is exact when they rest.
+/// All frames of a pool by where they are. Each frame is in one place; while CPUs allocate and free, a frame that moves
+/// may be seen in both or none, so the sum is exact when they rest.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Counts {
     /// In translation tables.

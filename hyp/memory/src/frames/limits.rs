@@ -1,8 +1,9 @@
 //! How much memory each VM may have, and what it has in compressed form.
 //!
-//! A fault that takes a frame for a VM with a limit spends its CPU's allowance, a line that no other CPU writes; what is
-//! allowed is as good as taken. Allowances are renewed under the pool's lock ([`FramePool::renew_allowance`]), where all that
-//! the VM has is added up, so the limit holds exactly, but for a frame that changes hands while it is added up.
+//! A fault that takes a frame for a VM with a limit spends its CPU's allowance, a line that no other CPU writes; what
+//! is allowed is as good as taken. Allowances are renewed under the pool's lock ([`FramePool::renew_allowance`]), where
+//! all that the VM has is added up, so the limit holds exactly, but for a frame that changes hands while it is added
+//! up.
 //!
 //! [`FramePool::renew_allowance`]: crate::frames::FramePool::renew_allowance
 
@@ -14,13 +15,15 @@ use stage2::PAGE_SIZE;
 const NONE: u64 = u64::MAX;
 /// Frames that one CPU is allowed at once.
 const ALLOWED_AT_ONCE: u64 = 32;
-/// The share of what is left that one CPU is allowed, so that the last frames aren't all with CPUs that don't need them.
+/// The share of what is left that one CPU is allowed, so that the last frames aren't all with CPUs that don't need
+/// them.
 const SHARE: u64 = 8;
 
 /// The limits of all VMs. Faults read them; they are written when somebody sets one.
 pub(super) struct Limits {
     most: [AtomicU64; MAX_VMS],
-    /// By owner, in bytes. Written where memory is compressed and brought back, on lines that nobody else reads in a fault.
+    /// By owner, in bytes. Written where memory is compressed and brought back, on lines that nobody else reads in a
+    /// fault.
     compressed: Compressed,
 }
 

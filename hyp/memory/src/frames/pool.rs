@@ -1,8 +1,9 @@
 //! The machine's free frames, and whose the others are.
 //!
 //! A buddy allocator behind a spin lock. Whoever holds the lock may use the heap (the allocator's sets live there), and
-//! the heap's lock is taken inside it, never the other way round. No fault takes it: faults use a [`FrameCache`]'s frames,
-//! and give tables back through [`FramePool::release_deferred`], guest memory through [`FramePool::release_guest`].
+//! the heap's lock is taken inside it, never the other way round. No fault takes it: faults use a [`FrameCache`]'s
+//! frames, and give tables back through [`FramePool::release_deferred`], guest memory through
+//! [`FramePool::release_guest`].
 //!
 //! [`FrameCache`]: crate::frames::FrameCache
 
@@ -143,8 +144,8 @@ impl FramePool {
         }
     }
 
-    /// What is known of the frame at `pa`, which backs guest memory; `None` if it isn't the pool's. For any CPU at any time,
-    /// without a lock.
+    /// What is known of the frame at `pa`, which backs guest memory; `None` if it isn't the pool's. For any CPU at any
+    /// time, without a lock.
     #[inline]
     pub fn record(&self, pa: Pa) -> Option<&'static FrameRecord> {
         self.records.of(pa)
@@ -173,8 +174,8 @@ impl FramePool {
         self.state.lock().kept = frames;
     }
 
-    /// Lets a VM have at most so many frames of memory of its own, what it has in compressed form among them; `None`: as many
-    /// as there are. What it shares, and its tables, don't count. It may have more at this moment
+    /// Lets a VM have at most so many frames of memory of its own, what it has in compressed form among them; `None`:
+    /// as many as there are. What it shares, and its tables, don't count. It may have more at this moment
     /// ([`Self::over_limit`]), and comes to have more where it is left with what it shared.
     pub fn set_limit(&self, vm: VmId, frames: Option<u64>) {
         self.limits.set(vm, frames);
@@ -244,8 +245,8 @@ impl FramePool {
         self.allocate_run(size.frames(), owner, purpose)
     }
 
-    /// A run of frames, aligned to its size, with whatever they hold. `frames` is a power of two up to [`MAX_RUN`]; `None`
-    /// otherwise, or where there is no such run left, or it would be guest memory beyond the owner's limit.
+    /// A run of frames, aligned to its size, with whatever they hold. `frames` is a power of two up to [`MAX_RUN`];
+    /// `None` otherwise, or where there is no such run left, or it would be guest memory beyond the owner's limit.
     pub fn allocate_run(&self, frames: usize, owner: Owner, purpose: Purpose) -> Option<Pa> {
         if !frames.is_power_of_two() || frames > MAX_RUN {
             return None;
@@ -280,8 +281,9 @@ impl FramePool {
         self.free_run(pa, size.frames(), owner, purpose);
     }
 
-    /// Gives back what [`Self::allocate_run`] gave for the same number, owner and purpose. Nobody uses it any more. Guest
-    /// memory may have come from a CPU's cache, go back in smaller pieces, and is given back for whom it is charged to.
+    /// Gives back what [`Self::allocate_run`] gave for the same number, owner and purpose. Nobody uses it any more.
+    /// Guest memory may have come from a CPU's cache, go back in smaller pieces, and is given back for whom it is
+    /// charged to.
     pub fn free_run(&self, pa: Pa, frames: usize, owner: Owner, purpose: Purpose) {
         if purpose == Purpose::Guest {
             self.expect_no_page(pa, frames);
@@ -346,8 +348,8 @@ impl FramePool {
         self.recharged[owner.index()].fetch_sub(frames as u64, Ordering::Relaxed);
     }
 
-    /// Takes back a frame of guest memory that [`Self::guest_leaving`] has announced. Runs on whichever CPU collects, perhaps
-    /// in its fault: takes no lock.
+    /// Takes back a frame of guest memory that [`Self::guest_leaving`] has announced. Runs on whichever CPU collects,
+    /// perhaps in its fault: takes no lock.
     ///
     /// # Safety
     /// The frame came from this pool, backs no page, and nobody can reach it any more.
@@ -402,8 +404,8 @@ impl FramePool {
         reclaimed
     }
 
-    /// Takes single frames for a CPU's cache, as many as there are up to the slice's length, under one hold of the lock. Runs
-    /// are taken as far as there are any, as every CPU that touches new memory comes here again and again.
+    /// Takes single frames for a CPU's cache, as many as there are up to the slice's length, under one hold of the
+    /// lock. Runs are taken as far as there are any, as every CPU that touches new memory comes here again and again.
     pub(super) fn take_for_cache(&self, frames: &mut [Pa]) -> usize {
         let mut state = self.state.lock();
         let (mut taken, mut longest) = (0, frames.len());

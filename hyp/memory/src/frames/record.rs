@@ -1,8 +1,8 @@
 //! A few words about each frame that may back guest memory: which pages it backs.
 //!
 //! The records of a range of frames lie together, and are found by the frame's number without a lock and without a
-//! division. At EL2 they take up the beginning or the end of the range that they are about, one frame in 257; on a host they
-//! lie in the heap, so that an arena has all its frames to give. They are never given back.
+//! division. At EL2 they take up the beginning or the end of the range that they are about, one frame in 257; on a host
+//! they lie in the heap, so that an arena has all its frames to give. They are never given back.
 //!
 //! What is in a record belongs to whoever uses the frame. A record is zero while its frame backs nothing.
 
@@ -110,8 +110,8 @@ impl Records {
         None
     }
 
-    /// The first run of so many frames, a power of two, that lies in one of the ranges and begins at a multiple of its length
-    /// at or after the frame `from`.
+    /// The first run of so many frames, a power of two, that lies in one of the ranges and begins at a multiple of its
+    /// length at or after the frame `from`.
     pub(super) fn next_run(&self, from: usize, frames: usize) -> Option<usize> {
         let mut first = None;
         // Acquire: as in `address`.

@@ -1,7 +1,8 @@
-//! Frames on their way home: a stack that any CPU may push to at any time, without a lock, and that is taken as a whole.
+//! Frames on their way home: a stack that any CPU may push to at any time, without a lock, and that is taken as a
+//! whole.
 //!
-//! The link is the first word of the frame itself, so nothing is allocated for it. A run of frames is pushed as one. There
-//! is no pop, and so no ABA: whoever takes, takes all.
+//! The link is the first word of the frame itself, so nothing is allocated for it. A run of frames is pushed as one.
+//! There is no pop, and so no ABA: whoever takes, takes all.
 
 use core::ptr::with_exposed_provenance_mut;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -60,7 +61,8 @@ impl Released {
     }
 }
 
-/// Runs taken from the stack, each with its number of frames. To be used up: what is left in it when it is dropped is lost.
+/// Runs taken from the stack, each with its number of frames. To be used up: what is left in it when it is dropped is
+/// lost.
 #[must_use]
 pub(super) struct Chain(u64);
 
