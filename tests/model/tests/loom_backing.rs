@@ -756,6 +756,37 @@ fn rule_10_a_slot_moves_beside_a_write_that_copies() {
     );
 }
 
+/// What a guest gives up while it writes there holds zeros and what was written after that; nothing of it is lost to others.
+#[test]
+fn rule_8_a_page_is_given_up_beside_a_write_and_what_shares_it_stays() {
+    for (prepare, preemptions) in [(written as Act, 3), (forked_and_read, 2)] {
+        explore(
+            preemptions,
+            2,
+            DIRECT,
+            prepare,
+            [
+                |cpu| {
+                    let page = PAGE..PAGE.offset(PAGE_SIZE);
+                    while cpu.space(0).balloon(&cpu.memory, page.clone()) == Ok(0) {
+                        relax();
+                    }
+                },
+                |cpu| cpu.write(0),
+            ],
+            |cpu| {
+                let found = cpu.read(0);
+                assert!(found <= 1, "rule 8: it still holds {found}");
+                if let Some(found) = cpu.read_at(1, PAGE) {
+                    assert_eq!(found, 1, "what the other VM has");
+                }
+                cpu.write(0);
+                assert_eq!(cpu.read(0), found + 1);
+            },
+        );
+    }
+}
+
 /// One object in two VMs: what one writes, the other sees, also at the first touch.
 #[test]
 fn rule_8_vms_that_share_memory_on_purpose_touch_it_at_once() {
