@@ -169,7 +169,9 @@ fn a_guest_of_twice_the_memory_finds_all_that_it_wrote() {
     let space = machine.vm_of(0, PAGES, Level::L3);
     for round in 1..=3 {
         for page in 0..PAGES {
-            machine.write(&space, page, (round << 32) | (page + 1)).unwrap();
+            machine
+                .write(&space, page, (round << 32) | (page + 1))
+                .unwrap();
         }
         for page in (0..PAGES).rev() {
             assert_eq!(machine.read(&space, page), (round << 32) | (page + 1));

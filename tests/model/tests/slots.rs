@@ -41,11 +41,11 @@ impl Machine {
         CpuMemory::new(self.system, number, NoTlb, counters)
     }
 
-    /// The frames that back guests, but for the frame of zeros.
+    /// The frames that back guests.
     fn guest(&self) -> u64 {
         let counts = self.pool.counts();
         counts.check().unwrap();
-        counts.guest - 1
+        counts.guest
     }
 }
 
