@@ -7,7 +7,6 @@ use ::memory::{
 };
 use stage2::{Features, Layout, Level, NoTlb};
 use std::thread;
-use std::vec::Vec;
 
 const START: u64 = 0x8000_0000;
 const BALLOON: u64 = 0xc600_0010;
