@@ -41,11 +41,11 @@ impl Machine {
         CpuMemory::new(self.system, number, NoTlb, counters)
     }
 
-    /// The frames that back guests, but for the frame of zeros.
+    /// The frames that back guests.
     fn guest(&self) -> u64 {
         let counts = self.pool.counts();
         counts.check().unwrap();
-        counts.guest - 1
+        counts.guest
     }
 }
 
@@ -93,6 +93,15 @@ fn fault(space: &Space, cpu: &CpuMemory<NoTlb>, number: u64, access: Access) -> 
         kind,
     };
     space.fault(cpu, &fault)
+}
+
+/// Says that it is over when it is dropped.
+struct Ends<'o>(&'o AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
@@ -172,6 +181,8 @@ fn slots_come_move_and_go_while_vcpus_fault() {
             let backed = space.read_guest(&cpu, page(at), &mut word);
             backed.map(|()| u64::from_le_bytes(word))
         };
+        // The others end when this does, however it does.
+        let ends = Ends(&over);
         let mut at = 0;
         for round in 0..ROUNDS {
             let piece = [Level::L3, Level::L2][(round % 2) as usize];
@@ -200,7 +211,7 @@ fn slots_come_move_and_go_while_vcpus_fault() {
             assert!(read(to).is_err());
             at = to;
         }
-        over.store(true, Ordering::Relaxed);
+        drop(ends);
     });
     assert!(
         served.load(Ordering::Relaxed) > ROUNDS,

@@ -175,9 +175,11 @@ impl<M: Machine, L: MmuLock> Watch<'_, M, L> {
         let vm = self.vm.space.vm();
         self.machine
             .write_line(format_args!("{vm} is paused: {starvation}"));
-        self.own.memory.idle();
+        let memory = &self.own.memory;
+        while memory.relieve() && memory.pool().counts().free == 0 {}
+        memory.idle();
         let is_first = self.relieved.replace(Some(starvation)) != Some(starvation);
-        if !is_first || self.own.memory.pool().counts().free == 0 {
+        if !is_first || memory.pool().counts().free == 0 {
             return Err(RunError::Ended(starvation.into()));
         }
         self.machine

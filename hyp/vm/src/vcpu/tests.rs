@@ -2,6 +2,7 @@
 
 mod calls;
 mod fakes;
+mod memory;
 mod pauses;
 mod traps;
 
@@ -13,8 +14,8 @@ use crate::service::ServiceReply;
 use crate::state::GuestRegs;
 use crate::stop::StopReason;
 use crate::vm::VmConfig;
+use ::memory::{Access, Fault, FaultKind, FaultOutcome};
 use fakes::{ENTRY, FakeCpu, FakeService, FakeSpace, Lines, Turn, VBAR};
-use memory::{Access, Fault, FaultKind, FaultOutcome};
 use proptest::prelude::*;
 use stage2::{Ipa, PAGE_SIZE};
 use std::boxed::Box;
