@@ -13,19 +13,21 @@ use crate::locks::MmuLock;
 use crate::logging::LogError;
 use crate::object::{Backing, Claim, Extent, Object};
 use crate::reverse::Sharer;
-use crate::slots::SlotId;
+use crate::slots::{Slot, SlotId};
 use crate::space::AddressSpace;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::array;
-use stage2::sync::Ordering;
-use stage2::{Ipa, Level, PAGE_SIZE, Pa, Permissions, Tlb};
+use core::sync::atomic::Ordering;
+use stage2::{Ipa, IpaRange, Level, PAGE_SIZE, Pa, Permissions, Tlb};
 
 /// Pages that are moved in one stay in the epoch.
 const AT_ONCE: u64 = 16;
 const RUN: FrameSize = FrameSize::Block2M;
 /// Pages that may share a frame which is moved: for more it costs too much.
 const SHARERS: usize = 8;
+/// Frames that are used of a run that is worth to be cleared, at most.
+const FEW: usize = RUN.frames() / 4;
 /// Runs of frames that one call looks at.
 const RUNS_AT_ONCE: usize = 64;
 
@@ -86,19 +88,54 @@ impl<L: MmuLock> AddressSpace<L> {
         let span = GRANULE.span(Level::L2);
         let end = start.align_down(span).checked_add(span);
         let end = end.map_or(range.end, |end| end.min(range.end));
-        let mut region = Compacted::NotItsOwn;
+        let region = self.compact_at(cpu, &slot, start);
         let mut blocks = 0;
-        if start.is_aligned(span) && slot.fitting(start, Level::L2) == Level::L2 {
-            region = slot.object().compact_region(cpu, slot.object_page(start));
-            if let Compacted::Moved | Compacted::Whole = region {
-                blocks = self.restore(cpu, &slot, start..end, Level::L2).blocks;
-            }
+        if let Compacted::Moved | Compacted::Whole = region {
+            blocks = self.restore(cpu, &slot, start..end, Level::L2).blocks;
         }
         Ok(Compaction {
             region,
             blocks,
             next: (end < range.end).then_some(end),
         })
+    }
+}
+
+impl<L: MmuLock> AddressSpace<L> {
+    /// Gives each 2 MiB of a part of a slot that was made of such pieces one run of frames again, as far as that can be.
+    pub(crate) fn compact_range<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        slot: &Slot,
+        range: IpaRange,
+    ) {
+        if slot.object().piece() > Level::L2 {
+            return;
+        }
+        let span = GRANULE.span(Level::L2);
+        let mut start = range.start.align_down(span);
+        while start < range.end {
+            let region = self.compact_at(cpu, slot, start);
+            if region == Compacted::OutOfFrames && cpu.clear_some_run() {
+                self.compact_at(cpu, slot, start);
+            }
+            start = start.checked_add(span).unwrap_or(range.end);
+        }
+    }
+
+    /// Gives the 2 MiB of a slot at `start` one run of frames, if they are all of a region of its object.
+    fn compact_at<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        slot: &Slot,
+        start: Ipa,
+    ) -> Compacted {
+        let span = GRANULE.span(Level::L2);
+        let fits = start >= slot.range().start && start.is_aligned(span);
+        if !fits || slot.fitting(start, Level::L2) != Level::L2 {
+            return Compacted::NotItsOwn;
+        }
+        slot.object().compact_region(cpu, slot.object_page(start))
     }
 }
 
@@ -311,6 +348,21 @@ impl<T: Tlb + Caches> CpuMemory<T> {
             left: 0,
             next,
         }
+    }
+
+    /// Clears the next run of frames of which few are used, for whoever needs one that is free. Whether one has come free
+    /// perhaps. The caller is in no epoch.
+    fn clear_some_run(&self) -> bool {
+        let hand = self.system().next_to_clear();
+        let cleared = self.clear_run(Pa::new(hand.load(Ordering::Relaxed)), FEW);
+        let next = cleared.next.map_or(0, Pa::get);
+        hand.store(next, Ordering::Relaxed);
+        if cleared.moved == 0 {
+            return false;
+        }
+        // What was moved is free only then.
+        self.wait_for_epoch();
+        cleared.left == 0
     }
 
     fn move_out(&self, run: Pa) -> usize {

@@ -9,7 +9,7 @@ use crate::reverse::Objects;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crossbeam_epoch::{Collector, Guard, LocalHandle};
 use spin::Once;
 use stage2::{
@@ -113,6 +113,8 @@ pub struct MemorySystem {
     pressure: Box<Pressure>,
     /// The frame of zeros, once an object needs it.
     zeros: Once<Pa>,
+    /// Where the search for runs of frames goes on that can be cleared.
+    next_to_clear: AtomicU64,
     /// CPUs that have yet to register.
     to_come: AtomicUsize,
     vmids: VmidAllocator,
@@ -132,11 +134,17 @@ impl MemorySystem {
             objects: Objects::new(pool),
             pressure: Pressure::new(pool),
             zeros: Once::new(),
+            next_to_clear: AtomicU64::new(0),
             to_come: AtomicUsize::new(cpus),
             vmids,
             pa_range,
             vmid_bits,
         }
+    }
+
+    /// Where the search for runs of frames goes on that can be cleared: an address, to begin at.
+    pub(crate) fn next_to_clear(&self) -> &AtomicU64 {
+        &self.next_to_clear
     }
 
     /// All memory objects.

@@ -21,8 +21,9 @@ pub struct Restored {
 }
 
 impl<L: MmuLock> AddressSpace<L> {
-    /// Makes blocks again of a bounded part of a slot, from `from` on: pages that are missing are mapped, and tables whose
-    /// memory is one piece become blocks. A slot that is logged by write protection may be restored too; the blocks are then
+    /// Makes blocks again of a bounded part of a slot, from `from` on: pages that copies, merging or reclaim have taken apart
+    /// move together again, if they are the slot's own; those that are missing are mapped; and tables whose memory is one
+    /// piece become blocks. A slot that is logged by write protection may be restored too; the blocks are then
     /// read-only, until they are written. vCPUs may be running.
     ///
     /// # Errors
@@ -40,6 +41,7 @@ impl<L: MmuLock> AddressSpace<L> {
         let step = GRANULE.span(Level::L2) * UNLINKED_AT_ONCE;
         let end = start.align_down(step).checked_add(step);
         let end = end.map_or(range.end, |end| end.min(range.end));
+        self.compact_range(cpu, &slot, start..end);
         let mut collapsed = self.restore(cpu, &slot, start..end, Level::L2);
         let block = end.offset_in(GRANULE.span(Level::L1)) == 0 || end == range.end;
         if block && start < end {
