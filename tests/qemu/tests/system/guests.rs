@@ -103,6 +103,24 @@ fn a_guest_that_gives_up_what_its_other_vcpus_use_harms_nobody() {
     passes_with_all_vcpus("race");
 }
 
+/// A fork that writes every page needs as many frames as its parent has, and there aren't any.
+#[test]
+fn a_vm_that_finds_no_memory_is_paused_with_a_message_and_then_ended() {
+    let options = "mode=parallel guest=backing workload=cow vcpus=1 bytes=288M timeout=60";
+    let outcome = Boot::benchmark(options).limit(120).run();
+    let said = outcome.line_with("VM 1 is paused: no memory was left for the guest's access to");
+    let is_ended = outcome.status == Some(1) && outcome.fatal.is_empty();
+    let is_named = outcome
+        .errors
+        .iter()
+        .any(|error| error.contains("no memory was left"));
+    assert!(
+        said.is_some() && is_ended && is_named,
+        "{}",
+        describe(&outcome)
+    );
+}
+
 #[test]
 fn registers_and_calls_are_harmless_on_every_cpu() {
     for cpu in ["cortex-a53", "cortex-a72", "neoverse-n2", "max"] {
