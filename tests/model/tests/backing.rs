@@ -471,6 +471,30 @@ fn a_vm_has_up_to_512_slots() {
 }
 
 #[test]
+fn an_invalidated_range_is_found_again_as_it_was_and_its_neighbours_stay() {
+    let machine = Machine::new(1024);
+    let space = machine.space(0, Change::Direct);
+    machine.map(&space, machine.anonymous(8, Level::L3));
+    for page in 0..8 {
+        machine.write(&space, page, page + 100);
+    }
+    let at = |page| START.offset(page * PAGE_SIZE);
+    space.invalidate(&machine.cpu, at(2)..at(5));
+    space.invalidate(&machine.cpu, at(6)..at(6));
+    for page in 0..8 {
+        let mapped = space.lookup(&machine.cpu, at(page)).is_some();
+        assert_eq!(mapped, !(2..5).contains(&page), "page {page}");
+    }
+    assert_eq!(machine.guest(), 8);
+    for page in 0..8 {
+        assert_eq!(machine.read(&space, page), page + 100);
+    }
+    assert_eq!(machine.guest(), 8, "nothing was allocated anew");
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
 fn a_slot_that_moves_takes_its_memory_along_and_one_that_goes_leaves_nothing() {
     let machine = Machine::new(8192);
     let space = machine.space(0, Change::Direct);

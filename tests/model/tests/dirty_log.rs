@@ -257,6 +257,24 @@ fn a_split_for_a_log_that_has_ended_leaves_nothing_untracked_in_the_next() {
     assert!(!machine.is_dirty(8));
 }
 
+/// What hardware has noted in entries that are taken away goes to the log of their slot.
+#[test]
+fn an_invalidated_range_forgets_no_write() {
+    let machine = Machine::new();
+    machine.write(0, 0);
+    machine.enable(&BY_HARDWARE);
+    machine.write(0, 70);
+    machine.clear(1);
+    assert!(!machine.is_dirty(70));
+    // Noted by hardware alone.
+    machine.write(0, 70);
+    let range = START..START.offset(BLOCK * PAGE_SIZE);
+    machine.space.invalidate(machine.harness(), range);
+    assert!(machine.is_dirty(70), "a write is lost");
+    assert!(!machine.is_dirty(71));
+    machine.write(1, 70);
+}
+
 /// A block that is restored while it is logged has pages that were written, and those are in the log; the next write to
 /// any of them has to be noticed.
 #[test]
