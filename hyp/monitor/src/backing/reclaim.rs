@@ -11,6 +11,9 @@ use crate::steps::Step;
 use hypercall::step;
 use memory::MmuLock;
 
+/// The counter of pages that were put away.
+const COMPRESSED: &str = "reclaim_compressed";
+
 impl<M: Machine> Run<'_, M> {
     pub(super) fn reclaim<L: MmuLock + 'static>(
         &self,
@@ -44,16 +47,24 @@ impl<M: Machine> Run<'_, M> {
             system.reclaim_counters().for_each(add);
             counts
         };
-        let before = count();
+        let (before, away_before) = (count(), system.put_away().pages);
         stage.measure(results, meant, step)?;
+        let mut compressed = 0;
         for (name, count) in count() {
             let since = count - before.get(&name).copied().unwrap_or(0);
+            if name == COMPRESSED {
+                compressed = since;
+            }
             if since != 0 {
                 results.note(&name, since);
             }
         }
-        results.note("put_away", system.put_away().pages);
-        results.note("put_away_bytes", system.put_away().bytes);
+        let away = system.put_away();
+        results.note("put_away", away.pages);
+        results.note("put_away_bytes", away.bytes);
+        // Faults that try again are counted again; what was there and isn't any more came back once.
+        let back = (away_before + compressed).saturating_sub(away.pages);
+        results.note("brought_back", back);
         Ok(())
     }
 }

@@ -23,7 +23,7 @@ const COUNTERS: [(&str, &str); 18] = [
     ("scanner_ns", "time of the scanner, ns"),
     ("reclaim_compressed", "pages compressed"),
     ("reclaim_zeros", "pages of zeros dropped"),
-    ("faults_brought_back", "pages brought back"),
+    ("brought_back", "pages brought back"),
     ("put_away", "pages that are away"),
     ("put_away_bytes", "bytes that they take"),
     ("longest_exit_ns", "longest exit, ns"),

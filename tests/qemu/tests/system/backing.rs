@@ -108,7 +108,7 @@ fn a_vm_with_less_memory_than_it_uses_loses_nothing() {
     let away = |record: &Record| {
         let phases = (1..=3).map(|iteration| (PhaseName::Check, iteration));
         phases
-            .map(|phase| counted(record, phase, "faults_brought_back"))
+            .map(|phase| counted(record, phase, "brought_back"))
             .sum::<u64>()
     };
     assert_eq!(away(&records[0]), 0);
