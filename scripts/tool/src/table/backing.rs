@@ -7,9 +7,11 @@ use super::{Row, milliseconds};
 use crate::bench::metric::exits;
 
 const PAGE: u64 = 4096;
+/// The counter that is to be 0 where other CPUs are at work, and is shown then.
+const RETRIED: &str = "faults_retried";
 /// The counters of a phase that have a row of their own where one of them isn't 0, and what the row is called.
 const COUNTERS: [(&str, &str); 18] = [
-    ("faults_retried", "faults retried"),
+    (RETRIED, "faults retried"),
     ("faults_busy", "faults that met a lock too long"),
     ("invalidations", "invalidations beside"),
     ("populated", "pages populated ahead"),
@@ -89,7 +91,8 @@ fn of_phase(records: &[Record], wanted: Kind) -> Vec<Row> {
         let count = |phase: &Phase| phase.counters.get(counter).copied();
         let all = records.iter().flat_map(|record| &record.phases);
         let mut meant = all.filter(|phase| kind(phase) == wanted);
-        if meant.any(|phase| count(phase).is_some_and(|count| count != 0)) {
+        let is_awaited = counter == RETRIED && records.iter().any(|record| record.workers != 0);
+        if is_awaited || meant.any(|phase| count(phase).is_some_and(|count| count != 0)) {
             let cells = cells(&|_, phase| count(phase).unwrap_or(0).to_string());
             rows.push((format!("... {label}"), cells));
         }
