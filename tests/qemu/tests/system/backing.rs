@@ -1,16 +1,21 @@
 //! What backs memory changes while guests use it: each run is verified by its guests; here it is seen that it costs what it
 //! should. With little memory.
 
-use monitor::record::{PhaseName, Record};
+use monitor::record::{Phase, PhaseName, Record};
 use qemu_tests::{Boot, describe};
 use tool::size::mib;
 
 /// Pages of the memory of two vCPUs in [`run`].
 const PAGES: u64 = 1024;
 
-/// The records of so many runs of a workload, all verified.
+/// The records of so many runs of a workload with that memory, all verified.
 fn run(workload: &str, runs: usize) -> Vec<Record> {
-    let options = format!("guest=backing workload={workload} vcpus=2 bytes=2M timeout=60");
+    run_with(&format!("{workload} bytes=2M"), runs)
+}
+
+/// The records of so many runs of a workload, all verified.
+fn run_with(workload: &str, runs: usize) -> Vec<Record> {
+    let options = format!("guest=backing workload={workload} vcpus=2 timeout=60");
     let outcome = Boot::benchmark(&options).cpus(6).limit(150).run_well();
     let records = &outcome.records;
     let all_well = records.len() == runs && records.iter().all(|record| record.verified);
@@ -35,8 +40,10 @@ fn faults_beside_invalidated_ranges_never_try_again() {
             let counted = |counter| counted(&record, (PhaseName::Write, iteration), counter);
             assert_eq!(counted("faults_retried"), 0, "{} workers", record.workers);
             assert_eq!(counted("faults_mapped"), PAGES - 2 * 16);
-            assert_eq!(counted("invalidations") > 0, record.workers > 0);
         }
+        let invalidations = |phase: &Phase| phase.counters.get("invalidations").copied();
+        let all: u64 = record.phases.iter().filter_map(invalidations).sum();
+        assert_eq!(all > 0, record.workers > 0);
     }
 }
 
@@ -95,24 +102,22 @@ fn equal_pages_of_two_vms_are_merged_while_both_check_them() {
     );
     let shared = counted(&records[1], merged, "pages_sharing");
     assert!(shared > 2 * PAGES * 30 / 100, "{shared}");
-    let unshared = counted(&records[1], (PhaseName::Fill, 1), "faults_unshared");
+    // What one of them fills anew had partners, but for a quarter: it is copied, or left to its last sharer, or was zeros.
+    let kinds = ["faults_unshared", "faults_reused", "faults_populated"];
+    let own = kinds.map(|kind| counted(&records[1], (PhaseName::Fill, 1), kind));
     assert!(
-        unshared > PAGES / 10,
-        "{unshared} pages got a frame of their own again"
+        own.iter().sum::<u64>() > PAGES / 20,
+        "{own:?} have a frame of their own again"
     );
 }
 
 #[test]
 fn a_vm_with_less_memory_than_it_uses_loses_nothing() {
-    let records = run("reclaim", 2);
-    let away = |record: &Record| {
-        let phases = (1..=3).map(|iteration| (PhaseName::Check, iteration));
-        phases
-            .map(|phase| counted(record, phase, "brought_back"))
-            .sum::<u64>()
-    };
-    assert_eq!(away(&records[0]), 0);
-    assert!(away(&records[1]) > PAGES / 3, "{:?}", records[1].phases);
+    // Enough for what the guest's RAM has of zeros not to be all that has to go.
+    let records = run_with("reclaim bytes=16M iterations=1", 2);
+    let back = |record| counted(record, (PhaseName::Check, 1), "brought_back");
+    assert_eq!(back(&records[0]), 0);
+    assert!(back(&records[1]) > 500, "{:?}", records[1].phases);
 }
 
 #[test]
