@@ -1,4 +1,5 @@
-//! Memory is populated ahead by other CPUs, and the vCPUs find it there; or it isn't, and they fault it in.
+//! Memory is populated ahead by other CPUs, and the vCPUs find it there; or it isn't, and they fault it in. Then the guest gives
+//! it up, finds zeros in its place, and has it populated by its own calls.
 
 use super::{Outcome, Run, range_of};
 use crate::error::RunError;
@@ -14,8 +15,9 @@ use spin::Once;
 
 /// Pages that a worker populates before it looks whether it is to stop.
 const AT_ONCE: u64 = 256;
-/// What the vCPUs write.
-const ITERATION: u64 = 1;
+/// What the vCPUs write first, and when they have had their memory populated themselves.
+const FIRST: u64 = 1;
+const SECOND: u64 = 2;
 
 /// How the workers' work ended.
 #[derive(Default)]
@@ -33,9 +35,15 @@ impl<M: Machine> Run<'_, M> {
             if self.case.workers != 0 {
                 self.populate(stage.watch, stage.share, results)?;
             }
-            let write = stage.whole(step::WRITE, ITERATION);
-            stage.measure(results, (PhaseName::Write, ITERATION), write)?;
-            stage.perform(stage.whole(step::READ, ITERATION))
+            let write = |iteration| stage.whole(step::WRITE, iteration);
+            stage.measure(results, (PhaseName::Write, FIRST), write(FIRST))?;
+            stage.perform(stage.whole(step::READ, FIRST))?;
+            stage.perform(stage.whole(step::GIVE_UP, 0))?;
+            stage.perform(stage.whole(step::READ_ZEROS, 0))?;
+            let ahead = stage.whole(step::POPULATE_AHEAD, 0);
+            stage.measure(results, (PhaseName::Prefault, SECOND), ahead)?;
+            stage.measure(results, (PhaseName::Write, SECOND), write(SECOND))?;
+            stage.perform(stage.whole(step::READ, SECOND))
         })
     }
 

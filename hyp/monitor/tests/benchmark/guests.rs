@@ -2,8 +2,8 @@
 
 use crate::machine::Threads;
 use hypercall::{
-    BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, CONSOLE_PUT, INCONSISTENT, REPORT, content, pattern,
-    step,
+    BALLOON, BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, CONSOLE_PUT, INCONSISTENT, PREFAULT, REPORT,
+    content, pattern, step,
 };
 use std::panic;
 use std::ptr;
@@ -249,6 +249,8 @@ impl Vcpu {
                         self.change_or_check(code, iteration, seed, page);
                     }
                 }
+                step::GIVE_UP => self.call_for_all(BALLOON, 0, first + from, count),
+                step::POPULATE_AHEAD => self.call_for_all(PREFAULT, 1, first + from, count),
                 _ if self.vcpu == 0 => {
                     self.call(SYSTEM_OFF, []);
                 }
@@ -295,6 +297,17 @@ impl Vcpu {
     fn write(&mut self, page: u64, value: u64) {
         self.word(0x8000_0000 + page * 4096, true)
             .store(value, Ordering::Relaxed);
+    }
+
+    /// Makes a call for some pages until it has done all of them.
+    fn call_for_all(&mut self, function: u32, argument: u64, page: u64, count: u64) {
+        let (mut at, mut left) = (0x8000_0000 + page * 4096, count * 4096);
+        while left != 0 {
+            let [status, done, ..] = self.call(function, [at, left, argument]);
+            assert_eq!(status, 0);
+            at += done;
+            left -= done;
+        }
     }
 
     /// Does to one page what a step does to all that are meant.

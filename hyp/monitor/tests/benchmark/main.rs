@@ -279,6 +279,15 @@ fn what_is_populated_ahead_takes_no_fault() {
         .iter()
         .map(|record| counted(record, PhaseName::Write, 1, "exits_translation_fault"));
     assert_eq!(faults.collect::<Vec<_>>(), [768, 0, 0]);
+    for record in &records {
+        let faults = |counter| counted(record, PhaseName::Write, 2, counter);
+        assert_eq!(
+            faults("exits_translation_fault"),
+            0,
+            "by the guest's own calls"
+        );
+        assert_eq!(faults("exits_permission_fault"), 0);
+    }
     assert_eq!(
         counted(&records[2], PhaseName::Prefault, 0, "populated"),
         768
