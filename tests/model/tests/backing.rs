@@ -2,150 +2,33 @@
 #![cfg(not(loom))]
 #![cfg(not(miri))]
 
-use memory::frames::{Counts, FramePool, arena, read_bytes, write_bytes};
+use memory::frames::arena;
 use memory::{
-    Access, AddressSpace, BackingPolicy, Change, CpuMemory, Fault, FaultKind, FaultOutcome,
-    LogPolicy, MAX_SLOTS, MemorySystem, NotPopulated, Object, Owner, Parallel, SlotConfig,
-    SlotError, SlotId, VmId,
+    Access, BackingPolicy, Change, FaultKind, FaultOutcome, LogPolicy, MAX_SLOTS, NotPopulated,
+    Object, SlotConfig, SlotError, SlotId, VmId,
 };
-use stage2::{Features, Ipa, Layout, Leaf, Level, NoTlb, PAGE_SIZE, Pa};
+use model::vms::{BLOCK, SLOT, START, Space, Vms, slot};
+use stage2::{Ipa, Level, PAGE_SIZE};
 use std::sync::Arc;
 
-const START: Ipa = Ipa::new(0x4000_0000);
-const SLOT: SlotId = SlotId(0);
-/// Pages of a block of 2 MiB.
-const BLOCK: u64 = 512;
-
-type Space = AddressSpace<Parallel>;
-
-/// CPU 0 of a machine with a pool of its own.
-struct Machine {
-    cpu: CpuMemory<NoTlb>,
-    pool: &'static FramePool,
+fn space(machine: &Vms, vm: usize, change: Change) -> Space {
+    let backing = BackingPolicy {
+        change,
+        ..BackingPolicy::default()
+    };
+    machine.space(vm, backing)
 }
 
-impl Machine {
-    fn new(frames: usize) -> Self {
-        let pool: &FramePool = Box::leak(Box::new(FramePool::new()));
-        // SAFETY: the arena is leaked, and added once.
-        unsafe { pool.add(arena::leak(frames)) };
-        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 2, 8)));
-        let counters = Box::leak(Box::default());
-        let cpu = CpuMemory::new(system, 0, NoTlb, counters);
-        Self { cpu, pool }
-    }
-
-    fn space(&self, vm: usize, change: Change) -> Space {
-        let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
-        let backing = BackingPolicy {
-            change,
-            ..BackingPolicy::default()
-        };
-        let vm = VmId::new(vm).unwrap();
-        Space::with_backing(&self.cpu, vm, layout, backing).unwrap()
-    }
-
-    fn anonymous(&self, pages: u64, piece: Level) -> Arc<Object> {
-        let account = Owner::Vm(VmId::new(0).unwrap());
-        Object::anonymous(&self.cpu, account, pages * PAGE_SIZE, piece).unwrap()
-    }
-
-    /// Maps an object from [`START`] on.
-    fn map(&self, space: &Space, object: Arc<Object>) {
-        space.map_object(&self.cpu, slot(object)).unwrap();
-    }
-
-    /// What the guest's access leads to, and how many faults it takes.
-    fn access(&self, space: &Space, page: u64, access: Access) -> (Leaf, Level, u32) {
-        let ipa = START.offset(page * PAGE_SIZE);
-        let mut faults = 0;
-        loop {
-            let kind = match space.lookup(&self.cpu, ipa) {
-                Some((leaf, level)) if access.allowed_by(leaf) => return (leaf, level, faults),
-                Some(_) => FaultKind::Permission,
-                None => FaultKind::Translation,
-            };
-            faults += 1;
-            let outcome = self.fault(space, ipa, access, kind);
-            assert!(
-                matches!(outcome, FaultOutcome::Resolved | FaultOutcome::Retry),
-                "{outcome:?}"
-            );
-            self.cpu.refill();
-        }
-    }
-
-    fn fault(&self, space: &Space, ipa: Ipa, access: Access, kind: FaultKind) -> FaultOutcome {
-        let fault = Fault {
-            vcpu: 0,
-            ipa,
-            va: None,
-            access,
-            kind,
-        };
-        space.fault(&self.cpu, &fault)
-    }
-
-    /// The guest writes a word to a page. How many faults that takes.
-    fn write(&self, space: &Space, page: u64, word: u64) -> u32 {
-        let (leaf, level, faults) = self.access(space, page, Access::Write);
-        // SAFETY: the leaf maps memory of the arena, which backs the guest.
-        unsafe { write_bytes(address(leaf, level, page), &word.to_ne_bytes()) };
-        faults
-    }
-
-    /// The guest reads a page's first word.
-    fn read(&self, space: &Space, page: u64) -> u64 {
-        let (leaf, level, _) = self.access(space, page, Access::Read);
-        let mut word = [0; 8];
-        // SAFETY: as for a write.
-        unsafe { read_bytes(address(leaf, level, page), &mut word) };
-        u64::from_ne_bytes(word)
-    }
-
-    /// The frames that back guests, of all owners.
-    fn guest(&self) -> u64 {
-        self.counts().guest
-    }
-
-    fn counts(&self) -> Counts {
-        let counts = self.pool.counts();
-        counts.check().unwrap();
-        counts
-    }
-
-    fn nothing_is_left(&self) {
-        self.cpu.wait_for_epoch();
-        assert_eq!(self.guest(), 0, "{}", self.counts());
-        assert_eq!(self.counts().table, 0);
-        assert_eq!(self.pool.shared_frames(), 0);
-    }
-}
-
-fn address(leaf: Leaf, level: Level, page: u64) -> Pa {
-    match level {
-        Level::L3 => leaf.pa(),
-        _ => leaf.pa().offset(page % BLOCK * PAGE_SIZE),
-    }
-}
-
-fn slot(object: Arc<Object>) -> SlotConfig {
-    SlotConfig {
-        id: SLOT,
-        start: START,
-        offset: 0,
-        bytes: object.bytes(),
-        object,
-        read_only: false,
-        write_faults: false,
-    }
+/// Memory of VM 0.
+fn anonymous(machine: &Vms, pages: u64, piece: Level) -> Arc<Object> {
+    machine.anonymous(VmId::new(0).unwrap(), pages, piece)
 }
 
 #[test]
 fn memory_is_allocated_when_it_is_first_written_and_reads_as_zero_before() {
-    let machine = Machine::new(1024);
-    let space = machine.space(0, Change::Direct);
-    machine.map(&space, machine.anonymous(64, Level::L3));
+    let machine = Vms::new(1024);
+    let space = space(&machine, 0, Change::Direct);
+    machine.map(&space, anonymous(&machine, 64, Level::L3));
     assert_eq!(machine.guest(), 0);
     assert_eq!((machine.read(&space, 5), machine.read(&space, 6)), (0, 0));
     assert_eq!(machine.guest(), 0, "reading took a frame");
@@ -164,16 +47,16 @@ fn memory_is_allocated_when_it_is_first_written_and_reads_as_zero_before() {
     assert_eq!(machine.guest(), 2);
     assert_eq!((machine.read(&space, 5), machine.read(&space, 6)), (55, 0));
     space.destroy(&machine.cpu);
-    machine.nothing_is_left();
+    machine.check_nothing_is_left();
 }
 
 #[test]
 fn a_slot_whose_faults_all_count_as_writes_never_maps_zeros() {
-    let machine = Machine::new(1024);
-    let space = machine.space(0, Change::Direct);
+    let machine = Vms::new(1024);
+    let space = space(&machine, 0, Change::Direct);
     let config = SlotConfig {
         write_faults: true,
-        ..slot(machine.anonymous(64, Level::L3))
+        ..slot(anonymous(&machine, 64, Level::L3))
     };
     space.map_object(&machine.cpu, config).unwrap();
     assert_eq!(machine.read(&space, 3), 0);
@@ -184,31 +67,31 @@ fn a_slot_whose_faults_all_count_as_writes_never_maps_zeros() {
         "the write took a fault of its own"
     );
     space.destroy(&machine.cpu);
-    machine.nothing_is_left();
+    machine.check_nothing_is_left();
 }
 
 #[test]
 fn large_pieces_are_mapped_by_blocks_and_smaller_ones_where_there_is_no_run() {
-    let machine = Machine::new(2 * BLOCK as usize);
-    let space = machine.space(0, Change::Direct);
-    machine.map(&space, machine.anonymous(2 * BLOCK, Level::L2));
+    let machine = Vms::new(2 * BLOCK as usize);
+    let space = space(&machine, 0, Change::Direct);
+    machine.map(&space, anonymous(&machine, 2 * BLOCK, Level::L2));
     let (_, level, _) = machine.access(&space, 17, Access::Read);
     assert_eq!((level, machine.guest()), (Level::L2, BLOCK));
     let (_, level, _) = machine.access(&space, BLOCK + 17, Access::Write);
     assert_eq!((level, machine.guest()), (Level::L3, BLOCK + 1));
     space.destroy(&machine.cpu);
-    machine.nothing_is_left();
+    machine.check_nothing_is_left();
 }
 
 #[test]
 fn a_fork_shares_all_frames_and_either_side_copies_what_it_writes_in_one_fault() {
     for piece in [Level::L3, Level::L2] {
-        let machine = Machine::new(8192);
+        let machine = Vms::new(8192);
         let (parent, child) = (
-            machine.space(0, Change::Direct),
-            machine.space(1, Change::Direct),
+            space(&machine, 0, Change::Direct),
+            space(&machine, 1, Change::Direct),
         );
-        machine.map(&parent, machine.anonymous(BLOCK, piece));
+        machine.map(&parent, anonymous(&machine, BLOCK, piece));
         for page in 0..BLOCK {
             machine.write(&parent, page, page + 1);
         }
@@ -246,18 +129,18 @@ fn a_fork_shares_all_frames_and_either_side_copies_what_it_writes_in_one_fault()
         assert_eq!(machine.guest(), BLOCK);
         assert_eq!(machine.pool.shared_frames(), BLOCK / 2 - 1);
         child.destroy(&machine.cpu);
-        machine.nothing_is_left();
+        machine.check_nothing_is_left();
     }
 }
 
 #[test]
 fn the_old_way_unmaps_and_takes_a_second_fault() {
-    let machine = Machine::new(2048);
+    let machine = Vms::new(2048);
     let (parent, child) = (
-        machine.space(0, Change::Unmap),
-        machine.space(1, Change::Unmap),
+        space(&machine, 0, Change::Unmap),
+        space(&machine, 1, Change::Unmap),
     );
-    machine.map(&parent, machine.anonymous(8, Level::L3));
+    machine.map(&parent, anonymous(&machine, 8, Level::L3));
     machine.write(&parent, 0, 1);
     parent.fork(&machine.cpu, &child).unwrap();
     assert_eq!(machine.read(&child, 0), 1);
@@ -270,17 +153,17 @@ fn the_old_way_unmaps_and_takes_a_second_fault() {
     assert_eq!((machine.read(&parent, 0), machine.read(&child, 0)), (3, 2));
     parent.destroy(&machine.cpu);
     child.destroy(&machine.cpu);
-    machine.nothing_is_left();
+    machine.check_nothing_is_left();
 }
 
 #[test]
 fn writes_to_shared_pages_are_logged() {
-    let machine = Machine::new(4096);
+    let machine = Vms::new(4096);
     let (parent, child) = (
-        machine.space(0, Change::Direct),
-        machine.space(1, Change::Direct),
+        space(&machine, 0, Change::Direct),
+        space(&machine, 1, Change::Direct),
     );
-    machine.map(&parent, machine.anonymous(BLOCK, Level::L2));
+    machine.map(&parent, anonymous(&machine, BLOCK, Level::L2));
     machine.write(&parent, 0, 1);
     let policy = LogPolicy::default();
     parent
@@ -299,17 +182,17 @@ fn writes_to_shared_pages_are_logged() {
     assert_eq!(machine.read(&child, 3), 0);
     parent.destroy(&machine.cpu);
     child.destroy(&machine.cpu);
-    machine.nothing_is_left();
+    machine.check_nothing_is_left();
 }
 
 #[test]
 fn what_the_hypervisor_writes_doesnt_show_in_a_fork() {
-    let machine = Machine::new(4096);
+    let machine = Vms::new(4096);
     let (parent, child) = (
-        machine.space(0, Change::Direct),
-        machine.space(1, Change::Direct),
+        space(&machine, 0, Change::Direct),
+        space(&machine, 1, Change::Direct),
     );
-    machine.map(&parent, machine.anonymous(8, Level::L3));
+    machine.map(&parent, anonymous(&machine, 8, Level::L3));
     machine.write(&parent, 1, 11);
     parent.fork(&machine.cpu, &child).unwrap();
     let at = |page: u64| START.offset(page * PAGE_SIZE);
@@ -326,14 +209,14 @@ fn what_the_hypervisor_writes_doesnt_show_in_a_fork() {
     assert_eq!(back[..8], [0; 8]);
     parent.destroy(&machine.cpu);
     child.destroy(&machine.cpu);
-    machine.nothing_is_left();
+    machine.check_nothing_is_left();
 }
 
 #[test]
 fn an_image_is_one_copy_for_all_and_read_only() {
-    let machine = Machine::new(1024);
+    let machine = Vms::new(1024);
     let image = Object::image(&machine.cpu, &[7; 5000]).unwrap();
-    let spaces = [0, 1].map(|vm| machine.space(vm, Change::Direct));
+    let spaces = [0, 1].map(|vm| space(&machine, vm, Change::Direct));
     let config = slot(image.clone());
     let refused = spaces[0].map_object(&machine.cpu, config.clone());
     assert_eq!(refused, Err(SlotError::ReadOnlyObject(image.id())));
@@ -353,13 +236,13 @@ fn an_image_is_one_copy_for_all_and_read_only() {
     spaces
         .into_iter()
         .for_each(|space| space.destroy(&machine.cpu));
-    machine.nothing_is_left();
+    machine.check_nothing_is_left();
 }
 
 #[test]
 fn shared_memory_is_the_same_in_all_vms_also_in_a_fork() {
-    let machine = Machine::new(1024);
-    let spaces = [0, 1, 2].map(|vm| machine.space(vm, Change::Direct));
+    let machine = Vms::new(1024);
+    let spaces = [0, 1, 2].map(|vm| space(&machine, vm, Change::Direct));
     let bytes = 16 * PAGE_SIZE;
     let object = Object::shared(&machine.cpu, bytes, Level::L3).unwrap();
     machine.map(&spaces[0], object.clone());
@@ -371,13 +254,13 @@ fn shared_memory_is_the_same_in_all_vms_also_in_a_fork() {
     spaces
         .into_iter()
         .for_each(|space| space.destroy(&machine.cpu));
-    machine.nothing_is_left();
+    machine.check_nothing_is_left();
 }
 
 #[test]
 fn a_device_is_mapped_as_such_and_neither_read_nor_written_by_the_hypervisor() {
-    let machine = Machine::new(1024);
-    let space = machine.space(0, Change::Direct);
+    let machine = Vms::new(1024);
+    let space = space(&machine, 0, Change::Direct);
     let at = arena::leak(2);
     // SAFETY: nobody uses the memory.
     let device = unsafe { Object::device(&machine.cpu, at.clone()) }.unwrap();
@@ -389,14 +272,14 @@ fn a_device_is_mapped_as_such_and_neither_read_nor_written_by_the_hypervisor() {
     assert!(space.read_guest(&machine.cpu, START, &mut [0]).is_err());
     assert!(space.write_guest(&machine.cpu, START, &[0]).is_err());
     space.destroy(&machine.cpu);
-    machine.nothing_is_left();
+    machine.check_nothing_is_left();
 }
 
 #[test]
 fn slots_are_refused_as_kvm_refuses_them() {
-    let machine = Machine::new(1024);
-    let space = machine.space(0, Change::Direct);
-    let object = machine.anonymous(16, Level::L3);
+    let machine = Vms::new(1024);
+    let space = space(&machine, 0, Change::Direct);
+    let object = anonymous(&machine, 16, Level::L3);
     let good = SlotConfig {
         bytes: 8 * PAGE_SIZE,
         ..slot(object.clone())
@@ -443,14 +326,14 @@ fn slots_are_refused_as_kvm_refuses_them() {
     );
     space.destroy(&machine.cpu);
     drop((good, object));
-    machine.nothing_is_left();
+    machine.check_nothing_is_left();
 }
 
 #[test]
 fn a_vm_has_up_to_512_slots() {
-    let machine = Machine::new(1024);
-    let space = machine.space(0, Change::Direct);
-    let object = machine.anonymous(1, Level::L3);
+    let machine = Vms::new(1024);
+    let space = space(&machine, 0, Change::Direct);
+    let object = anonymous(&machine, 1, Level::L3);
     let config = |number: usize| SlotConfig {
         id: SlotId(number as u32),
         start: START.offset(number as u64 * PAGE_SIZE),
@@ -467,14 +350,14 @@ fn a_vm_has_up_to_512_slots() {
     assert_eq!(machine.guest(), 1);
     space.destroy(&machine.cpu);
     drop(object);
-    machine.nothing_is_left();
+    machine.check_nothing_is_left();
 }
 
 #[test]
 fn an_invalidated_range_is_found_again_as_it_was_and_its_neighbours_stay() {
-    let machine = Machine::new(1024);
-    let space = machine.space(0, Change::Direct);
-    machine.map(&space, machine.anonymous(8, Level::L3));
+    let machine = Vms::new(1024);
+    let space = space(&machine, 0, Change::Direct);
+    machine.map(&space, anonymous(&machine, 8, Level::L3));
     for page in 0..8 {
         machine.write(&space, page, page + 100);
     }
@@ -491,14 +374,14 @@ fn an_invalidated_range_is_found_again_as_it_was_and_its_neighbours_stay() {
     }
     assert_eq!(machine.guest(), 8, "nothing was allocated anew");
     space.destroy(&machine.cpu);
-    machine.nothing_is_left();
+    machine.check_nothing_is_left();
 }
 
 #[test]
 fn a_slot_that_moves_takes_its_memory_along_and_one_that_goes_leaves_nothing() {
-    let machine = Machine::new(8192);
-    let space = machine.space(0, Change::Direct);
-    machine.map(&space, machine.anonymous(2 * BLOCK, Level::L2));
+    let machine = Vms::new(8192);
+    let space = space(&machine, 0, Change::Direct);
+    machine.map(&space, anonymous(&machine, 2 * BLOCK, Level::L2));
     machine.write(&space, 5, 55);
     machine.write(&space, BLOCK, 66);
     // Onto its own second half.
@@ -518,14 +401,14 @@ fn a_slot_that_moves_takes_its_memory_along_and_one_that_goes_leaves_nothing() {
     assert_eq!(space.lookup(&machine.cpu, at), None);
     assert_eq!(machine.guest(), 0);
     space.destroy(&machine.cpu);
-    machine.nothing_is_left();
+    machine.check_nothing_is_left();
 }
 
 #[test]
 fn what_is_populated_ahead_takes_no_fault() {
-    let machine = Machine::new(4096);
-    let space = machine.space(0, Change::Direct);
-    machine.map(&space, machine.anonymous(256, Level::L3));
+    let machine = Vms::new(4096);
+    let space = space(&machine, 0, Change::Direct);
+    machine.map(&space, anonymous(&machine, 256, Level::L3));
     let end = START.offset(256 * PAGE_SIZE);
     space
         .prefault(&machine.cpu, 0, START..end, Access::Write)
@@ -538,17 +421,17 @@ fn what_is_populated_ahead_takes_no_fault() {
         .unwrap_err();
     assert_eq!((error.done_to, error.reason), (end, NotPopulated::NoSlot));
     space.destroy(&machine.cpu);
-    machine.nothing_is_left();
+    machine.check_nothing_is_left();
 }
 
 #[test]
 fn running_out_of_frames_loses_nothing() {
-    let machine = Machine::new(700);
+    let machine = Vms::new(700);
     let (parent, child) = (
-        machine.space(0, Change::Direct),
-        machine.space(1, Change::Direct),
+        space(&machine, 0, Change::Direct),
+        space(&machine, 1, Change::Direct),
     );
-    machine.map(&parent, machine.anonymous(BLOCK, Level::L3));
+    machine.map(&parent, anonymous(&machine, BLOCK, Level::L3));
     let all = START..START.offset(BLOCK * PAGE_SIZE);
     parent
         .prefault(&machine.cpu, 0, all.clone(), Access::Write)
@@ -565,5 +448,5 @@ fn running_out_of_frames_loses_nothing() {
     parent.destroy(&machine.cpu);
     assert!((0..BLOCK).all(|page| machine.read(&child, page) == page));
     child.destroy(&machine.cpu);
-    machine.nothing_is_left();
+    machine.check_nothing_is_left();
 }

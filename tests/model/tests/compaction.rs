@@ -2,145 +2,67 @@
 #![cfg(not(loom))]
 #![cfg(not(miri))]
 
-use memory::frames::{FramePool, FrameSize, Purpose, arena, read_bytes, write_bytes};
-use memory::{
-    Access, AddressSpace, Compacted, CpuMemory, Fault, FaultKind, FaultOutcome, MemorySystem,
-    MergePolicy, Object, Owner, PageMerging, Parallel, SlotConfig, SlotId, VmId,
-};
+use memory::frames::{FrameSize, Purpose};
+use memory::{Access, BackingPolicy, Compacted, MergePolicy, Object, Owner, PageMerging};
+use model::vms::{BLOCK, SLOT, START, Space, Vms};
 use proptest::prelude::*;
-use stage2::{Features, Ipa, Layout, Leaf, Level, NoTlb, PAGE_SIZE, Pa};
+use stage2::{Level, Pa};
 use std::sync::Arc;
-
-const START: Ipa = Ipa::new(0x4000_0000);
-const SLOT: SlotId = SlotId(0);
-/// Pages of a block of 2 MiB.
-const BLOCK: u64 = 512;
-
-type Space = AddressSpace<Parallel>;
 
 /// CPU 0 of a machine, and its VMs.
 struct Machine {
-    cpu: CpuMemory<NoTlb>,
-    pool: &'static FramePool,
+    vms: Vms,
     spaces: Vec<Space>,
 }
 
 impl Machine {
     fn new(frames: usize) -> Self {
-        let pool: &FramePool = Box::leak(Box::new(FramePool::new()));
-        // SAFETY: the arena is leaked, and added once.
-        unsafe { pool.add(arena::leak(frames)) };
-        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 2, 8)));
-        let counters = Box::leak(Box::default());
         Self {
-            cpu: CpuMemory::new(system, 0, NoTlb, counters),
-            pool,
+            vms: Vms::new(frames),
             spaces: Vec::new(),
         }
     }
 
     fn add_vm(&mut self, pages: u64, piece: Level) -> Arc<Object> {
-        let vm = VmId::new(self.spaces.len()).unwrap();
-        let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
-        let space = Space::new(&self.cpu, vm, layout).unwrap();
-        let object = Object::anonymous(&self.cpu, Owner::Vm(vm), pages * PAGE_SIZE, piece).unwrap();
-        let config = SlotConfig {
-            id: SLOT,
-            start: START,
-            offset: 0,
-            bytes: object.bytes(),
-            object: object.clone(),
-            read_only: false,
-            write_faults: false,
-        };
-        space.map_object(&self.cpu, config).unwrap();
+        let space = self.vms.space(self.spaces.len(), BackingPolicy::default());
+        let object = self.vms.anonymous(space.vm(), pages, piece);
+        self.vms.map(&space, object.clone());
         self.spaces.push(space);
         object
     }
 
     /// A VM that shares all that another one has.
     fn fork(&mut self, of: usize) {
-        let vm = VmId::new(self.spaces.len()).unwrap();
-        let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
-        let child = Space::new(&self.cpu, vm, layout).unwrap();
-        self.spaces[of].fork(&self.cpu, &child).unwrap();
+        let child = self.vms.space(self.spaces.len(), BackingPolicy::default());
+        self.spaces[of].fork(&self.vms.cpu, &child).unwrap();
         self.spaces.push(child);
     }
 
-    /// What the guest's access leads to, and how many faults it takes.
-    fn access(&self, vm: usize, page: u64, access: Access) -> (Leaf, Level, u32) {
-        let ipa = START.offset(page * PAGE_SIZE);
-        let mut faults = 0;
-        loop {
-            let kind = match self.spaces[vm].lookup(&self.cpu, ipa) {
-                Some((leaf, level)) if access.allowed_by(leaf) => return (leaf, level, faults),
-                Some(_) => FaultKind::Permission,
-                None => FaultKind::Translation,
-            };
-            faults += 1;
-            let fault = Fault {
-                vcpu: 0,
-                ipa,
-                va: None,
-                access,
-                kind,
-            };
-            let outcome = self.spaces[vm].fault(&self.cpu, &fault);
-            assert!(
-                matches!(outcome, FaultOutcome::Resolved | FaultOutcome::Retry),
-                "{outcome:?}"
-            );
-            self.cpu.refill();
-        }
-    }
-
-    /// The guest fills a page's second word. How many faults that takes.
+    /// As [`Vms::write`].
     fn write(&self, vm: usize, page: u64, word: u64) -> u32 {
-        let (leaf, level, faults) = self.access(vm, page, Access::Write);
-        // SAFETY: the leaf maps memory of the arena, which backs the guest.
-        unsafe { write_bytes(address(leaf, level, page).offset(8), &word.to_ne_bytes()) };
-        faults
+        self.vms.write(&self.spaces[vm], page, word)
     }
 
     fn read(&self, vm: usize, page: u64) -> u64 {
-        let (leaf, level, _) = self.access(vm, page, Access::Read);
-        let mut word = [0; 8];
-        // SAFETY: as for a write.
-        unsafe { read_bytes(address(leaf, level, page).offset(8), &mut word) };
-        u64::from_ne_bytes(word)
+        self.vms.read(&self.spaces[vm], page)
     }
 
-    /// The frames that back guests, of all owners.
     fn guest(&self) -> u64 {
-        let counts = self.pool.counts();
-        counts.check().unwrap();
-        counts.guest
+        self.vms.guest()
     }
 
     fn end(self) {
         for space in self.spaces {
-            space.destroy(&self.cpu);
+            space.destroy(&self.vms.cpu);
         }
-        self.cpu.wait_for_epoch();
-        let counts = self.pool.counts();
-        counts.check().unwrap();
-        assert_eq!(counts.guest, 0, "{counts}");
-        assert_eq!(counts.table, 0);
-        assert_eq!(self.pool.shared_frames(), 0);
-    }
-}
-
-fn address(leaf: Leaf, level: Level, page: u64) -> Pa {
-    match level {
-        Level::L3 => leaf.pa(),
-        _ => leaf.pa().offset(page % BLOCK * PAGE_SIZE),
+        self.vms.check_nothing_is_left();
     }
 }
 
 /// The frames of a page in a VM.
 fn frame(machine: &Machine, vm: usize, page: u64) -> Pa {
-    let (leaf, level, _) = machine.access(vm, page, Access::Read);
-    address(leaf, level, page)
+    let (leaf, level, _) = machine.vms.access(&machine.spaces[vm], page, Access::Read);
+    model::vms::frame(leaf, level, page)
 }
 
 #[test]
@@ -149,13 +71,13 @@ fn a_page_moves_to_another_frame_and_no_vm_notices() {
     let object = machine.add_vm(4, Level::L3);
     (0..3).for_each(|page| assert_eq!(machine.write(0, page, 10 + page), 1));
     let before = frame(&machine, 0, 1);
-    assert!(object.migrate(&machine.cpu, 1));
+    assert!(object.migrate(&machine.vms.cpu, 1));
     assert_ne!(frame(&machine, 0, 1), before);
     assert_eq!(machine.read(0, 1), 11);
     assert_eq!(machine.write(0, 1, 5), 1, "a right is given by a fault");
-    machine.cpu.wait_for_epoch();
+    machine.vms.cpu.wait_for_epoch();
     assert_eq!((machine.read(0, 1), machine.guest()), (5, 3));
-    assert!(!object.migrate(&machine.cpu, 3), "it has no frame");
+    assert!(!object.migrate(&machine.vms.cpu, 3), "it has no frame");
     drop(object);
     machine.end();
 }
@@ -167,14 +89,14 @@ fn a_shared_frame_moves_with_all_of_its_pages() {
     machine.write(0, 2, 7);
     machine.fork(0);
     assert_eq!(machine.read(1, 2), 7);
-    assert!(object.migrate(&machine.cpu, 2));
+    assert!(object.migrate(&machine.vms.cpu, 2));
     assert_eq!(frame(&machine, 0, 2), frame(&machine, 1, 2));
-    machine.cpu.wait_for_epoch();
-    assert_eq!((machine.guest(), machine.pool.shared_frames()), (1, 1));
+    machine.vms.cpu.wait_for_epoch();
+    assert_eq!((machine.guest(), machine.vms.pool.shared_frames()), (1, 1));
     assert_eq!(machine.write(1, 2, 8), 1);
     assert_eq!((machine.read(0, 2), machine.read(1, 2)), (7, 8));
     assert_eq!(machine.write(0, 2, 9), 1, "the last one takes it");
-    assert_eq!((machine.guest(), machine.pool.shared_frames()), (2, 0));
+    assert_eq!((machine.guest(), machine.vms.pool.shared_frames()), (2, 0));
     drop(object);
     machine.end();
 }
@@ -187,25 +109,25 @@ fn a_region_of_crumbs_becomes_a_block_again() {
     for page in (0..BLOCK + 3).rev() {
         machine.write(0, page, 1 + page);
     }
-    let tables = machine.pool.counts().table;
+    let tables = machine.vms.pool.counts().table;
     let step = machine.spaces[0]
-        .compact(&machine.cpu, SLOT, START)
+        .compact(&machine.vms.cpu, SLOT, START)
         .unwrap();
     assert_eq!((step.region, step.blocks), (Compacted::Moved, 1));
     let rest = machine.spaces[0]
-        .compact(&machine.cpu, SLOT, step.next.unwrap())
+        .compact(&machine.vms.cpu, SLOT, step.next.unwrap())
         .unwrap();
     assert_eq!((rest.region, rest.next), (Compacted::NotItsOwn, None));
-    machine.cpu.wait_for_epoch();
-    let (leaf, level, _) = machine.access(0, 5, Access::Read);
+    machine.vms.cpu.wait_for_epoch();
+    let (leaf, level, _) = machine.vms.access(&machine.spaces[0], 5, Access::Read);
     assert_eq!((level, leaf.writable()), (Level::L2, true));
-    assert_eq!(machine.pool.counts().table, tables - 1);
+    assert_eq!(machine.vms.pool.counts().table, tables - 1);
     assert_eq!(machine.guest(), BLOCK + 3);
     for page in 0..BLOCK + 3 {
         assert_eq!(machine.read(0, page), 1 + page);
     }
     let again = machine.spaces[0]
-        .compact(&machine.cpu, SLOT, START)
+        .compact(&machine.vms.cpu, SLOT, START)
         .unwrap();
     assert_eq!(again.region, Compacted::Whole);
     drop(object);
@@ -219,25 +141,38 @@ fn what_is_shared_or_untouched_or_has_no_run_stays_in_crumbs() {
     for page in 0..BLOCK - 1 {
         machine.write(0, page, 1 + page);
     }
-    assert_eq!(object.compact_region(&machine.cpu, 0), Compacted::NotItsOwn);
+    assert_eq!(
+        object.compact_region(&machine.vms.cpu, 0),
+        Compacted::NotItsOwn
+    );
     machine.write(0, BLOCK - 1, BLOCK);
     machine.fork(0);
-    assert_eq!(object.compact_region(&machine.cpu, 0), Compacted::NotItsOwn);
-    machine.spaces.remove(1).destroy(&machine.cpu);
+    assert_eq!(
+        object.compact_region(&machine.vms.cpu, 0),
+        Compacted::NotItsOwn
+    );
+    machine.spaces.remove(1).destroy(&machine.vms.cpu);
     (0..BLOCK).for_each(|page| assert_eq!(machine.write(0, page, 1 + page), 1));
     let mut runs = Vec::new();
     let (owner, purpose) = (Owner::Hypervisor, Purpose::Guest);
-    while let Some(run) = machine.pool.allocate(FrameSize::Block2M, owner, purpose) {
+    while let Some(run) = machine
+        .vms
+        .pool
+        .allocate(FrameSize::Block2M, owner, purpose)
+    {
         runs.push(run);
     }
     assert_eq!(
-        object.compact_region(&machine.cpu, 0),
+        object.compact_region(&machine.vms.cpu, 0),
         Compacted::OutOfFrames
     );
     for run in runs {
-        machine.pool.free(run, FrameSize::Block2M, owner, purpose);
+        machine
+            .vms
+            .pool
+            .free(run, FrameSize::Block2M, owner, purpose);
     }
-    assert_eq!(object.compact_region(&machine.cpu, 0), Compacted::Moved);
+    assert_eq!(object.compact_region(&machine.vms.cpu, 0), Compacted::Moved);
     (0..BLOCK).for_each(|page| assert_eq!(machine.read(0, page), 1 + page));
     drop(object);
     machine.end();
@@ -256,25 +191,25 @@ fn runs_of_which_little_is_used_come_free() {
     }
     machine.fork(0);
     drop(goes);
-    machine.spaces.remove(1).destroy(&machine.cpu);
-    machine.cpu.wait_for_epoch();
+    machine.spaces.remove(1).destroy(&machine.vms.cpu);
+    machine.vms.cpu.wait_for_epoch();
     let free_runs = |machine: &Machine| {
         let (size, owner, purpose) = (FrameSize::Block2M, Owner::Hypervisor, Purpose::Guest);
         let taken: Vec<Pa> =
-            std::iter::from_fn(|| machine.pool.allocate(size, owner, purpose)).collect();
+            std::iter::from_fn(|| machine.vms.pool.allocate(size, owner, purpose)).collect();
         for run in &taken {
-            machine.pool.free(*run, size, owner, purpose);
+            machine.vms.pool.free(*run, size, owner, purpose);
         }
         taken.len()
     };
     let before = free_runs(&machine);
     let (mut next, mut moved) = (Some(Pa::new(0)), 0);
     while let Some(from) = next {
-        let step = machine.cpu.clear_run(from, 64);
+        let step = machine.vms.cpu.clear_run(from, 64);
         assert_eq!(step.left, 0);
         moved += step.moved;
         next = step.next;
-        machine.cpu.wait_for_epoch();
+        machine.vms.cpu.wait_for_epoch();
     }
     let after = free_runs(&machine);
     assert!(
@@ -343,22 +278,22 @@ proptest! {
                 }
                 Step::Read(vm, page) => prop_assert_eq!(machine.read(vm, page), written[vm][page as usize]),
                 Step::Migrate(page) => {
-                    object.migrate(&machine.cpu, page);
+                    object.migrate(&machine.vms.cpu, page);
                 }
                 Step::Compact(vm) => {
-                    machine.spaces[vm].compact(&machine.cpu, SLOT, START).unwrap();
+                    machine.spaces[vm].compact(&machine.vms.cpu, SLOT, START).unwrap();
                 }
                 Step::Clear => {
                     let mut next = Some(Pa::new(0));
                     while let Some(from) = next {
-                        next = machine.cpu.clear_run(from, 300).next;
+                        next = machine.vms.cpu.clear_run(from, 300).next;
                     }
                 }
                 Step::Scan => {
-                    merging.step(&machine.cpu);
+                    merging.step(&machine.vms.cpu);
                 }
             }
-            machine.cpu.wait_for_epoch();
+            machine.vms.cpu.wait_for_epoch();
         }
         for (vm, words) in written.iter().enumerate() {
             for (page, word) in (0..).zip(words) {

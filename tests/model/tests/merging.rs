@@ -2,41 +2,26 @@
 #![cfg(not(loom))]
 #![cfg(not(miri))]
 
-use memory::frames::{FramePool, arena, read_bytes, write_bytes};
 use memory::{
-    Access, AddressSpace, CpuMemory, Fault, FaultKind, FaultOutcome, LogPolicy, MemorySystem,
-    MergeError, MergePolicy, MergeStatistics, Object, Owner, PageMerging, Parallel, SlotConfig,
-    SlotId, VmId,
+    Access, BackingPolicy, LogPolicy, MergeError, MergePolicy, MergeStatistics, Object, Owner,
+    PageMerging,
 };
+use model::vms::{BLOCK, SLOT, Space, Vms};
 use proptest::prelude::*;
-use stage2::{Features, Ipa, Layout, Leaf, Level, NoTlb, PAGE_SIZE, Pa};
+use stage2::Level;
 use std::sync::Arc;
-
-const START: Ipa = Ipa::new(0x4000_0000);
-const SLOT: SlotId = SlotId(0);
-/// Pages of a block of 2 MiB.
-const BLOCK: u64 = 512;
-
-type Space = AddressSpace<Parallel>;
 
 /// CPU 0 of a machine, its VMs, and the scanner.
 struct Machine {
-    cpu: CpuMemory<NoTlb>,
-    pool: &'static FramePool,
+    vms: Vms,
     merging: PageMerging,
     spaces: Vec<Space>,
 }
 
 impl Machine {
     fn new(frames: usize, policy: MergePolicy) -> Self {
-        let pool: &FramePool = Box::leak(Box::new(FramePool::new()));
-        // SAFETY: the arena is leaked, and added once.
-        unsafe { pool.add(arena::leak(frames)) };
-        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 2, 8)));
-        let counters = Box::leak(Box::default());
         Self {
-            cpu: CpuMemory::new(system, 0, NoTlb, counters),
-            pool,
+            vms: Vms::new(frames),
             merging: PageMerging::new(policy),
             spaces: Vec::new(),
         }
@@ -53,105 +38,45 @@ impl Machine {
     }
 
     fn add_vm(&mut self, pages: u64, piece: Level) -> Arc<Object> {
-        let vm = VmId::new(self.spaces.len()).unwrap();
-        let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
-        let space = Space::new(&self.cpu, vm, layout).unwrap();
-        let object = Object::anonymous(&self.cpu, Owner::Vm(vm), pages * PAGE_SIZE, piece).unwrap();
-        let config = SlotConfig {
-            id: SLOT,
-            start: START,
-            offset: 0,
-            bytes: object.bytes(),
-            object: object.clone(),
-            read_only: false,
-            write_faults: false,
-        };
-        space.map_object(&self.cpu, config).unwrap();
+        let space = self.vms.space(self.spaces.len(), BackingPolicy::default());
+        let object = self.vms.anonymous(space.vm(), pages, piece);
+        self.vms.map(&space, object.clone());
         self.spaces.push(space);
         object
     }
 
-    /// What the guest's access leads to, and how many faults it takes.
-    fn access(&self, vm: usize, page: u64, access: Access) -> (Leaf, Level, u32) {
-        let ipa = START.offset(page * PAGE_SIZE);
-        let mut faults = 0;
-        loop {
-            let kind = match self.spaces[vm].lookup(&self.cpu, ipa) {
-                Some((leaf, level)) if access.allowed_by(leaf) => return (leaf, level, faults),
-                Some(_) => FaultKind::Permission,
-                None => FaultKind::Translation,
-            };
-            faults += 1;
-            let fault = Fault {
-                vcpu: 0,
-                ipa,
-                va: None,
-                access,
-                kind,
-            };
-            let outcome = self.spaces[vm].fault(&self.cpu, &fault);
-            assert!(
-                matches!(outcome, FaultOutcome::Resolved | FaultOutcome::Retry),
-                "{outcome:?}"
-            );
-            self.cpu.refill();
-        }
-    }
-
-    /// The guest fills a page's second word. How many faults that takes.
+    /// As [`Vms::write`].
     fn write(&self, vm: usize, page: u64, word: u64) -> u32 {
-        let (leaf, level, faults) = self.access(vm, page, Access::Write);
-        // SAFETY: the leaf maps memory of the arena, which backs the guest.
-        unsafe { write_bytes(address(leaf, level, page).offset(8), &word.to_ne_bytes()) };
-        faults
+        self.vms.write(&self.spaces[vm], page, word)
     }
 
     fn read(&self, vm: usize, page: u64) -> u64 {
-        let (leaf, level, _) = self.access(vm, page, Access::Read);
-        let mut word = [0; 8];
-        // SAFETY: as for a write.
-        unsafe { read_bytes(address(leaf, level, page).offset(8), &mut word) };
-        u64::from_ne_bytes(word)
+        self.vms.read(&self.spaces[vm], page)
     }
 
     fn level(&self, vm: usize, page: u64) -> Level {
-        self.access(vm, page, Access::Read).1
+        self.vms.access(&self.spaces[vm], page, Access::Read).1
     }
 
     /// Scans until all pages have been looked at so often more, and gives back what that let go of.
     fn scan(&self, times: u64) -> MergeStatistics {
         let until = self.merging.statistics().full_scans + times;
         while self.merging.statistics().full_scans < until {
-            self.merging.step(&self.cpu);
+            self.merging.step(&self.vms.cpu);
         }
-        self.cpu.wait_for_epoch();
+        self.vms.cpu.wait_for_epoch();
         self.merging.statistics()
     }
 
-    /// The frames that back guests, of all owners.
     fn guest(&self) -> u64 {
-        let counts = self.pool.counts();
-        counts.check().unwrap();
-        counts.guest
+        self.vms.guest()
     }
 
     fn end(self) {
         for space in self.spaces {
-            space.destroy(&self.cpu);
+            space.destroy(&self.vms.cpu);
         }
-        self.cpu.wait_for_epoch();
-        let counts = self.pool.counts();
-        counts.check().unwrap();
-        assert_eq!(counts.guest, 0, "{counts}");
-        assert_eq!(counts.table, 0);
-        assert_eq!(self.pool.shared_frames(), 0);
-    }
-}
-
-fn address(leaf: Leaf, level: Level, page: u64) -> Pa {
-    match level {
-        Level::L3 => leaf.pa(),
-        _ => leaf.pa().offset(page % BLOCK * PAGE_SIZE),
+        self.vms.check_nothing_is_left();
     }
 }
 
@@ -168,7 +93,7 @@ fn equal_pages_of_two_vms_share_a_frame_until_one_is_written() {
     let second = machine.scan(1);
     assert_eq!((second.pages_shared, second.pages_sharing), (8, 8));
     assert_eq!((second.pages_unshared, second.pages_volatile), (0, 0));
-    assert_eq!((machine.guest(), machine.pool.shared_frames()), (8, 8));
+    assert_eq!((machine.guest(), machine.vms.pool.shared_frames()), (8, 8));
     assert_eq!(machine.scan(1).pages_sharing, 8, "they stay so");
     for page in 0..8 {
         assert_eq!(machine.read(0, page), 100 + page);
@@ -177,7 +102,7 @@ fn equal_pages_of_two_vms_share_a_frame_until_one_is_written() {
     assert_eq!(machine.write(0, 3, 7), 1, "one fault for a copy");
     assert_eq!((machine.read(0, 3), machine.read(1, 4)), (7, 103));
     assert_eq!(machine.write(1, 4, 8), 1, "the last one takes it back");
-    assert_eq!((machine.guest(), machine.pool.shared_frames()), (9, 7));
+    assert_eq!((machine.guest(), machine.vms.pool.shared_frames()), (9, 7));
     let third = machine.scan(1);
     assert_eq!((third.pages_shared, third.pages_sharing), (7, 7));
     assert_eq!(third.pages_volatile, 2);
@@ -265,9 +190,8 @@ fn what_a_fork_shares_is_joined_by_others() {
         machine.write(0, page, 1 + page);
         machine.write(1, page, 1 + page);
     }
-    let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
-    let child = Space::new(&machine.cpu, VmId::new(2).unwrap(), layout).unwrap();
-    machine.spaces[0].fork(&machine.cpu, &child).unwrap();
+    let child = machine.vms.space(2, BackingPolicy::default());
+    machine.spaces[0].fork(&machine.vms.cpu, &child).unwrap();
     machine.spaces.push(child);
     machine.scan(2);
     assert_eq!(machine.guest(), 8);
@@ -289,13 +213,13 @@ fn writes_to_merged_pages_are_logged() {
         (0..8).for_each(|page| assert_eq!(machine.write(vm, page, 1 + page), 1));
     }
     machine.spaces[0]
-        .enable_dirty_log(&machine.cpu, SLOT, &LogPolicy::default())
+        .enable_dirty_log(&machine.vms.cpu, SLOT, &LogPolicy::default())
         .unwrap();
     assert_eq!(machine.scan(2).pages_sharing, 8);
     machine.write(0, 5, 9);
     let mut bitmap = [0];
     machine.spaces[0]
-        .get_and_clear_dirty_log(&machine.cpu, SLOT, 0, &mut bitmap)
+        .get_and_clear_dirty_log(&machine.vms.cpu, SLOT, 0, &mut bitmap)
         .unwrap();
     assert_eq!(bitmap, [1 << 5]);
     machine.end();
@@ -309,7 +233,7 @@ fn a_step_looks_at_no_more_pages_than_the_policy_says() {
     };
     let machine = Machine::with_two(4096, 100, Level::L3, policy);
     for _ in 0..20 {
-        assert!(machine.merging.step(&machine.cpu) <= 30);
+        assert!(machine.merging.step(&machine.vms.cpu) <= 30);
     }
     let statistics = machine.merging.statistics();
     assert_eq!(statistics.full_scans, 2);
@@ -319,21 +243,28 @@ fn a_step_looks_at_no_more_pages_than_the_policy_says() {
 #[test]
 fn objects_come_and_go_and_only_pages_of_their_own_are_merged() {
     let mut machine = Machine::new(4096, MergePolicy::default());
-    let image = Object::image(&machine.cpu, &[1; 5000]).unwrap();
+    let image = Object::image(&machine.vms.cpu, &[1; 5000]).unwrap();
     assert_eq!(machine.merging.add(&image), Err(MergeError::NotMergeable));
     drop(image);
-    assert_eq!(machine.merging.step(&machine.cpu), 0, "nothing is offered");
+    assert_eq!(
+        machine.merging.step(&machine.vms.cpu),
+        0,
+        "nothing is offered"
+    );
     for vm in 0..3 {
         let object = machine.add_vm(8, Level::L3);
         machine.merging.add(&object).unwrap();
-        (machine.merging.add_vm(&machine.cpu, &machine.spaces[vm])).unwrap();
+        (machine
+            .merging
+            .add_vm(&machine.vms.cpu, &machine.spaces[vm]))
+        .unwrap();
     }
     for vm in 0..3 {
         (0..8).for_each(|page| assert_eq!(machine.write(vm, page, 1 + page), 1));
     }
     machine.scan(1);
     // One ends, others are withdrawn.
-    machine.spaces.remove(0).destroy(&machine.cpu);
+    machine.spaces.remove(0).destroy(&machine.vms.cpu);
     for by_object in [true, false] {
         let object = machine.add_vm(8, Level::L3);
         let vm = machine.spaces.len() - 1;
@@ -341,10 +272,10 @@ fn objects_come_and_go_and_only_pages_of_their_own_are_merged() {
         machine.merging.add(&object).unwrap();
         match by_object {
             true => machine.merging.remove(&object),
-            false => (machine.merging).remove_vm(&machine.cpu, &machine.spaces[vm]),
+            false => (machine.merging).remove_vm(&machine.vms.cpu, &machine.spaces[vm]),
         }
         drop(object);
-        machine.spaces.remove(vm).destroy(&machine.cpu);
+        machine.spaces.remove(vm).destroy(&machine.vms.cpu);
     }
     let statistics = machine.scan(3);
     assert_eq!((statistics.pages_shared, statistics.pages_sharing), (8, 8));
@@ -364,13 +295,14 @@ fn without_frames_for_tables_nothing_is_lost() {
     let mut taken = Vec::new();
     let size = memory::frames::FrameSize::Page4K;
     while let Some(pa) =
-        (machine.pool).allocate(size, Owner::Hypervisor, memory::frames::Purpose::Guest)
+        (machine.vms.pool).allocate(size, Owner::Hypervisor, memory::frames::Purpose::Guest)
     {
         taken.push(pa);
     }
     machine.scan(1);
     for pa in taken {
         machine
+            .vms
             .pool
             .free(pa, size, Owner::Hypervisor, memory::frames::Purpose::Guest);
     }
