@@ -13,7 +13,7 @@
 //! - A range that is retired leaves nothing but a larger count of events. A check that finds one says so, and the fault
 //!   looks at its own page again: that answer is exact, whatever else was retired with the range's count.
 //!
-//! The address space is cut into regions of 2 MiB, and these are hashed into [buckets](bucket), so that a fault reads no line
+//! The address space is cut into regions of 256 KiB, and these are hashed into [buckets](bucket), so that a fault reads no line
 //! that invalidations elsewhere write, but for the few that share its bucket.
 
 mod bucket;
@@ -27,8 +27,8 @@ use core::mem;
 use stage2::sync::full_barrier;
 use stage2::{Ipa, IpaRange, PAGE_SHIFT};
 
-/// Bytes of a region, as a power of two: a block of level 2.
-const REGION_SHIFT: u32 = 21;
+/// Bytes of a region, as a power of two: 64 pages. What shares a region shares a line with its invalidations.
+const REGION_SHIFT: u32 = 18;
 
 /// How exactly faults are told from invalidations that don't concern them.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

@@ -277,8 +277,7 @@ fn run_out_after(frames: u64, all: std::ops::Range<Pa>, change: Change) -> bool 
     machine.cpu.wait_for_epoch();
     let counts = machine.pool.counts();
     counts.check().unwrap();
-    // The frame of zeros stays.
-    assert_eq!((counts.guest, counts.table), (1, 0), "{counts}");
+    assert_eq!((counts.guest, counts.table), (0, 0), "{counts}");
     assert_eq!(machine.pool.shared_frames(), 0);
     ran_out
 }

@@ -64,7 +64,7 @@ fn a_fault_at_either_edge_is_told_by_the_range_alone() {
 fn a_block_is_invalidated_by_any_page_of_it() {
     let tracker = tracker();
     let block = pages(REGION_PAGES, REGION_PAGES);
-    for first in [REGION_PAGES, REGION_PAGES + 100, 2 * REGION_PAGES - 1] {
+    for first in [REGION_PAGES, REGION_PAGES * 3 / 2, 2 * REGION_PAGES - 1] {
         let invalidation = tracker.begin(page(first));
         assert_eq!(tracker.fault(block.clone()), Invalidated);
         invalidation.end();
@@ -277,12 +277,16 @@ fn some_page() -> impl Strategy<Value = u64> {
     let same_bucket = (1 << 7 | 1) * REGION_PAGES;
     let top = (1 << 40) - 8 * REGION_PAGES;
     let base = prop::sample::select(vec![0, same_bucket, top]);
-    (base, 0..4u64, prop_oneof![0..4u64, 508..512u64])
+    (
+        base,
+        0..4u64,
+        prop_oneof![0..4u64, REGION_PAGES - 4..REGION_PAGES],
+    )
         .prop_map(|(base, region, page)| base + region * REGION_PAGES + page)
 }
 
 fn some_range() -> impl Strategy<Value = IpaRange> {
-    let count = prop_oneof![4 => 1..8u64, 2 => 500..1100u64, 1 => Just(200 * REGION_PAGES)];
+    let count = prop_oneof![4 => 1..8u64, 2 => REGION_PAGES - 12..2 * REGION_PAGES + 76, 1 => Just(200 * REGION_PAGES)];
     (some_page(), count).prop_map(|(first, count)| pages(first, count.min((1 << 40) - first)))
 }
 
