@@ -3,7 +3,7 @@
 //! VM, as KVM/arm64 has it, those outside retry too.
 //!
 //! What is invalidated is a page that is forked again and again, and written by a vCPU in between. Its neighbours on both sides,
-//! in the same 2 MiB, are what the other vCPUs fault on; they drop their own entries to fault again.
+//! in the same region of the tracker, are what the other vCPUs fault on; they drop their own entries to fault again.
 #![cfg(not(loom))]
 #![cfg(not(miri))]
 

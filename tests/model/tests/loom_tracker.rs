@@ -18,7 +18,7 @@ use memory::{Invalidation, Tracker, TrackerMode, Verdict};
 use stage2::sync::{AtomicU64, Ordering, full_barrier, relax};
 use stage2::{Ipa, IpaRange, PAGE_SIZE};
 
-const REGION: u64 = 2 << 20;
+const REGION: u64 = 256 << 10;
 /// The page that the entry maps: neither the first nor the last of its region.
 const PAGE: u64 = REGION + 5 * PAGE_SIZE;
 
