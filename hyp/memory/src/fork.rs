@@ -145,7 +145,7 @@ impl Object {
                 let copied = copy.keep_copy_of(handle);
                 let bytes = self.bytes();
                 let copied = copied.map_err(|_| ObjectError::OutOfMemory { bytes })?;
-                copy.begin_as(page, Backing::Compressed(copied));
+                copy.publish(page, Backing::Compressed(copied));
                 return Ok(());
             }
             other => other,
@@ -153,7 +153,7 @@ impl Object {
         if let Backing::Shared(pa) = backing {
             cpu.system().objects().share(pa, copy.sharer(page));
         }
-        copy.begin_as(page, backing);
+        copy.publish(page, backing);
         claims.set(page, backing);
         Ok(())
     }

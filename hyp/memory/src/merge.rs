@@ -253,12 +253,7 @@ impl Scan {
             for target in &mut self.targets {
                 first = target.move_to(first);
             }
-            self.candidates.clear();
-            self.current = MergeStatistics {
-                pages_scanned: self.current.pages_scanned,
-                pages_skipped: self.current.pages_skipped,
-                ..MergeStatistics::default()
-            };
+            self.begin();
             self.next = (0, 0);
         }
     }
@@ -304,11 +299,16 @@ impl Scan {
 
     /// All pages have been looked at.
     fn finish(&mut self) {
-        self.candidates.clear();
         self.published = MergeStatistics {
             full_scans: self.published.full_scans + 1,
             ..self.current
         };
+        self.begin();
+    }
+
+    /// Nothing has been met yet, or counted, but for what counts over all scans.
+    fn begin(&mut self) {
+        self.candidates.clear();
         self.current = MergeStatistics {
             pages_scanned: self.current.pages_scanned,
             pages_skipped: self.current.pages_skipped,

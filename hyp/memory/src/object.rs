@@ -11,7 +11,11 @@
 //! Any number of CPUs do all of it at once. Orderings: words are stored with release and read with acquire, so whoever
 //! sees a frame in one sees what the frame holds (rule 11).
 
-use crate::compressed::Handle;
+mod word;
+
+pub(crate) use self::word::{Backing, Extent, Look};
+
+use self::word::{CLAIMED, LEVEL, LISTED, OWNED, READ_ONLY, STATE};
 use crate::cpu::{Caches, CpuMemory, MemorySystem};
 use crate::frames::{FramePool, FrameSize, GRANULE, Owner, Purpose};
 use crate::mapping::Mappings;
@@ -104,115 +108,6 @@ impl fmt::Display for ObjectError {
 }
 
 impl core::error::Error for ObjectError {}
-
-/// What backs a page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Backing {
-    /// Nothing yet: it reads as zero.
-    Vacant,
-    /// Nothing yet, but it has been read: the frame of zeros may be mapped.
-    Zero,
-    /// A frame of its own, which may be written.
-    Owned(Pa),
-    /// A frame that other pages have too, or had: to be copied before it is written.
-    Shared(Pa),
-    /// What isn't the pool's.
-    Device(Pa),
-    /// Put away: in the store, without a frame.
-    Compressed(Handle),
-}
-
-/// Set in the word of a page that is claimed.
-const CLAIMED: u64 = 1 << 3;
-/// Set in the word of a page that is on a list of those that may be put away, and has a frame of its own.
-const LISTED: u64 = 1 << 4;
-const STATE: u64 = 0b111;
-const OWNED: u64 = 2;
-/// Where a handle is.
-const HANDLE: u32 = u64::BITS - Handle::BITS;
-const ADDRESS: u64 = !(PAGE_SIZE - 1);
-
-impl Backing {
-    const fn encode(self) -> u64 {
-        match self {
-            Self::Vacant => 0,
-            Self::Zero => 1,
-            Self::Owned(pa) => OWNED | pa.get(),
-            Self::Shared(pa) => 3 | pa.get(),
-            Self::Device(pa) => 4 | pa.get(),
-            Self::Compressed(handle) => 5 | handle.bits() << HANDLE,
-        }
-    }
-
-    #[inline]
-    const fn decode(word: u64) -> Self {
-        let pa = Pa::new(word & ADDRESS);
-        match word & STATE {
-            0 => Self::Vacant,
-            1 => Self::Zero,
-            OWNED => Self::Owned(pa),
-            3 => Self::Shared(pa),
-            4 => Self::Device(pa),
-            _ => Self::Compressed(Handle::from_bits(word >> HANDLE)),
-        }
-    }
-}
-
-/// Set in the word of a region that is one run of frames, but not all of them its own: a block may map it for reading.
-const READ_ONLY: u64 = 1 << 2;
-const LEVEL: u64 = 0b11;
-
-/// How large a block may map a page.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Extent {
-    /// The level of the block.
-    pub(crate) level: Level,
-    /// Only for reading.
-    pub(crate) read_only: bool,
-}
-
-impl Extent {
-    const PAGES: u64 = Level::L3 as u64;
-
-    #[inline]
-    const fn decode(word: u64) -> Self {
-        Self {
-            level: match word & LEVEL {
-                1 => Level::L1,
-                2 => Level::L2,
-                _ => Level::L3,
-            },
-            read_only: word & READ_ONLY != 0,
-        }
-    }
-}
-
-/// A page as a fault found it: what it decides on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Look {
-    word: u64,
-    region: u64,
-}
-
-impl Look {
-    /// Whether somebody is changing what backs the page.
-    #[inline]
-    pub(crate) const fn is_claimed(self) -> bool {
-        self.word & CLAIMED != 0
-    }
-
-    /// What backs the page.
-    #[inline]
-    pub(crate) const fn backing(self) -> Backing {
-        Backing::decode(self.word)
-    }
-
-    /// How large a block may map it.
-    #[inline]
-    pub(crate) const fn extent(self) -> Extent {
-        Extent::decode(self.region)
-    }
-}
 
 /// A page that is the caller's to change. Ended, never forgotten.
 #[must_use = "a claimed page blocks every fault on it until the claim is ended"]
@@ -618,7 +513,7 @@ impl Object {
     }
 
     /// Says what backs a page of an object that is new.
-    fn publish(&self, page: u64, backing: Backing) {
+    pub(crate) fn publish(&self, page: u64, backing: Backing) {
         // Release: as for the end of a claim.
         self.page(page)
             .word
@@ -665,11 +560,6 @@ impl Object {
     /// the object is new.
     pub(crate) fn note_shared(&self, page: u64) {
         self.region(page).fetch_or(READ_ONLY, Ordering::AcqRel);
-    }
-
-    /// Says what backs a page of an object that nobody uses yet.
-    pub(crate) fn begin_as(&self, page: u64, backing: Backing) {
-        self.publish(page, backing);
     }
 
     /// Takes over how large blocks may map a region from an object whose frames this one, which nobody uses yet,

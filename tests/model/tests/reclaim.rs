@@ -5,21 +5,13 @@
 
 use memory::frames::{Counts, FramePool, arena, read_bytes, write_bytes};
 use memory::{
-    Access, AddressSpace, BalloonError, CpuCounters, CpuMemory, Fault, FaultKind, FaultOutcome,
-    LogPolicy, MemorySystem, Object, Owner, Parallel, SlotConfig, SlotId, StoreCounts, VmId,
-    Watermarks,
+    Access, BalloonError, CpuCounters, CpuMemory, Fault, FaultKind, FaultOutcome, LogPolicy,
+    MemorySystem, Object, Owner, SlotConfig, SlotId, StoreCounts, VmId, Watermarks,
 };
+use model::vms::{BLOCK, SLOT, START, Space, slot};
 use stage2::{Features, Ipa, Layout, Level, NoTlb, PAGE_SIZE, Pa};
-use std::sync::Arc;
 
-const START: Ipa = Ipa::new(0x4000_0000);
-const SLOT: SlotId = SlotId(0);
 const WATERMARKS: Watermarks = Watermarks { low: 40, high: 60 };
-/// Pages of a block of 2 MiB.
-const BLOCK: u64 = 512;
-
-type Space = AddressSpace<Parallel>;
-
 fn vm(number: usize) -> VmId {
     VmId::new(number).unwrap()
 }
@@ -148,18 +140,6 @@ fn known_by(bytes: &[u8]) -> u64 {
         assert!(part[8..].iter().all(|byte| *byte == 0));
     }
     word
-}
-
-fn slot(object: Arc<Object>) -> SlotConfig {
-    SlotConfig {
-        id: SLOT,
-        start: START,
-        offset: 0,
-        bytes: object.bytes(),
-        object,
-        read_only: false,
-        write_faults: false,
-    }
 }
 
 #[test]

@@ -1,0 +1,113 @@
+//! What the words of an object say: for a page what backs it, for a region of 2 MiB how large a block may map its pages.
+
+use crate::compressed::Handle;
+use stage2::{Level, PAGE_SIZE, Pa};
+
+/// What backs a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Backing {
+    /// Nothing yet: it reads as zero.
+    Vacant,
+    /// Nothing yet, but it has been read: the frame of zeros may be mapped.
+    Zero,
+    /// A frame of its own, which may be written.
+    Owned(Pa),
+    /// A frame that other pages have too, or had: to be copied before it is written.
+    Shared(Pa),
+    /// What isn't the pool's.
+    Device(Pa),
+    /// Put away: in the store, without a frame.
+    Compressed(Handle),
+}
+
+/// Set in the word of a page that is claimed.
+pub(super) const CLAIMED: u64 = 1 << 3;
+/// Set in the word of a page that is on a list of those that may be put away, and has a frame of its own.
+pub(super) const LISTED: u64 = 1 << 4;
+pub(super) const STATE: u64 = 0b111;
+pub(super) const OWNED: u64 = 2;
+/// Where a handle is.
+const HANDLE: u32 = u64::BITS - Handle::BITS;
+const ADDRESS: u64 = !(PAGE_SIZE - 1);
+
+impl Backing {
+    pub(super) const fn encode(self) -> u64 {
+        match self {
+            Self::Vacant => 0,
+            Self::Zero => 1,
+            Self::Owned(pa) => OWNED | pa.get(),
+            Self::Shared(pa) => 3 | pa.get(),
+            Self::Device(pa) => 4 | pa.get(),
+            Self::Compressed(handle) => 5 | handle.bits() << HANDLE,
+        }
+    }
+
+    #[inline]
+    pub(super) const fn decode(word: u64) -> Self {
+        let pa = Pa::new(word & ADDRESS);
+        match word & STATE {
+            0 => Self::Vacant,
+            1 => Self::Zero,
+            OWNED => Self::Owned(pa),
+            3 => Self::Shared(pa),
+            4 => Self::Device(pa),
+            _ => Self::Compressed(Handle::from_bits(word >> HANDLE)),
+        }
+    }
+}
+
+/// Set in the word of a region that is one run of frames, but not all of them its own: a block may map it for reading.
+pub(super) const READ_ONLY: u64 = 1 << 2;
+pub(super) const LEVEL: u64 = 0b11;
+
+/// How large a block may map a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Extent {
+    /// The level of the block.
+    pub(crate) level: Level,
+    /// Only for reading.
+    pub(crate) read_only: bool,
+}
+
+impl Extent {
+    pub(super) const PAGES: u64 = Level::L3 as u64;
+
+    #[inline]
+    const fn decode(word: u64) -> Self {
+        Self {
+            level: match word & LEVEL {
+                1 => Level::L1,
+                2 => Level::L2,
+                _ => Level::L3,
+            },
+            read_only: word & READ_ONLY != 0,
+        }
+    }
+}
+
+/// A page as a fault found it: what it decides on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Look {
+    pub(super) word: u64,
+    pub(super) region: u64,
+}
+
+impl Look {
+    /// Whether somebody is changing what backs the page.
+    #[inline]
+    pub(crate) const fn is_claimed(self) -> bool {
+        self.word & CLAIMED != 0
+    }
+
+    /// What backs the page.
+    #[inline]
+    pub(crate) const fn backing(self) -> Backing {
+        Backing::decode(self.word)
+    }
+
+    /// How large a block may map it.
+    #[inline]
+    pub(crate) const fn extent(self) -> Extent {
+        Extent::decode(self.region)
+    }
+}
