@@ -11,6 +11,7 @@
 
 mod act;
 mod check;
+mod deck;
 mod fork;
 mod frames;
 mod slots;
@@ -27,9 +28,11 @@ use crate::policy::Choice;
 use crate::record::{CounterMap, PARVISOR, Progress, Record};
 use crate::report;
 use crate::steps::Step;
+use act::Act;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
+use deck::Deck;
 use fastrand::Rng;
 use fork::Fork;
 use hypercall::step;
@@ -44,6 +47,10 @@ use vm::StopReason;
 const TAKEN_AT_ONCE: usize = 300;
 /// How much the harness may do before it checks, when all vCPUs wait.
 const MOST_LATE_ACTS: u32 = 30;
+/// How often everything is done at least, although the run's time is over: on a slow machine there are few acts.
+const LEAST_DEALS: u64 = 5;
+/// How many of so many logs have rings.
+const RINGS: [(bool, usize); 2] = [(true, 1), (false, 4)];
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
 /// Runs it once, in one mode.
@@ -126,6 +133,9 @@ struct Stress<'s, M: Machine, L> {
     /// What was done, by name.
     done: &'s mut CounterMap,
     random: Rng,
+    acts: Deck<Act>,
+    /// Whether a log is to have rings.
+    rings: Deck<bool>,
     targets: Vec<Target>,
     /// Whether the CPUs keep dirty state.
     has_dirty_state: bool,
@@ -167,6 +177,8 @@ impl<'s, M: Machine, L: MmuLock> Stress<'s, M, L> {
             options,
             done,
             random: Rng::with_seed(options.seed),
+            acts: Deck::of(&Act::COUNTS),
+            rings: Deck::of(&RINGS),
             merging: frames::merging(watch, &targets)?,
             targets,
             has_dirty_state: watch.vm.space.stage2().layout().features().hardware_dirty,
@@ -186,7 +198,7 @@ impl<'s, M: Machine, L: MmuLock> Stress<'s, M, L> {
         loop {
             let passed = (self.watch.machine.now_ns() - start) / NS_PER_SECOND;
             self.progress(passed);
-            if passed >= seconds {
+            if passed >= seconds && self.acts.rounds() >= LEAST_DEALS {
                 break;
             }
             self.round()?;

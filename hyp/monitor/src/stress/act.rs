@@ -16,48 +16,83 @@ use vm::VcpuId;
 /// Where in a page the harness writes itself; the guest leaves that word alone.
 pub(super) const OWN_WORD: u64 = PAGE_SIZE / 2;
 
+/// What the harness does.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Act {
+    /// Pauses the VM for a moment.
+    Pause,
+    /// Something with a fork.
+    Fork,
+    /// Something with slots that the guest doesn't know of.
+    Slots,
+    /// Populates a part of a slot.
+    Populate,
+    /// Merges some pages.
+    Merge,
+    /// Puts some pages away.
+    PutAway,
+    /// Writes a word.
+    Write,
+    /// Something with a slot's dirty log.
+    Log,
+}
+
+impl Act {
+    /// As often as each is done.
+    pub(super) const COUNTS: [(Self, usize); 8] = [
+        (Self::Pause, 1),
+        (Self::Fork, 2),
+        (Self::Slots, 2),
+        (Self::Populate, 1),
+        (Self::Merge, 1),
+        (Self::PutAway, 1),
+        (Self::Write, 2),
+        (Self::Log, 22),
+    ];
+}
+
 impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
-    /// Does one thing, to one slot.
+    /// Does one thing.
     pub(super) fn act(&mut self) -> Result<(), RunError> {
-        match self.random.u32(..32) {
-            0 => return self.pause(),
-            1 | 2 => return self.fork(),
-            3 | 4 => return self.change_slots(),
-            5 => return self.populate(),
-            6 => {
-                self.merge();
-                return Ok(());
-            }
-            7 => {
-                self.put_away();
-                return Ok(());
-            }
-            _ => {}
+        match self.acts.deal(&mut self.random) {
+            Act::Pause => self.pause()?,
+            Act::Fork => self.fork()?,
+            Act::Slots => self.change_slots()?,
+            Act::Populate => self.populate()?,
+            Act::Merge => self.merge(),
+            Act::PutAway => self.put_away(),
+            Act::Write => self.write()?,
+            Act::Log => self.log()?,
         }
+        Ok(())
+    }
+
+    /// Does one thing to the dirty log of one slot.
+    fn log(&mut self) -> Result<(), RunError> {
         let index = self.random.usize(..self.targets.len());
-        match (self.targets[index].log, self.random.u32(..16)) {
-            (_, 0) => self.write(index),
-            (None, 1..8) => self.enable(index),
+        match (self.targets[index].log, self.random.u32(..15)) {
+            (None, 0..7) => self.enable(index),
             (None, _) => self.restore(index),
-            (Some(_), 1..5) => self.get_then_clear(index),
-            (Some(_), 5..8) => self.get_and_clear(index),
-            (Some(_), 8) => self.clear_blindly(index),
-            (Some(_), 9..12) => self.copy(index),
-            (Some(_), 12) => self.split(index),
-            (Some(policy), 13) if policy.tracking == Tracking::WriteProtect => self.restore(index),
-            (Some(_), 14) => {
+            (Some(_), 0..4) => self.get_then_clear(index),
+            (Some(_), 4..7) => self.get_and_clear(index),
+            (Some(_), 7) => self.clear_blindly(index),
+            (Some(_), 8..11) => self.copy(index),
+            (Some(_), 11) => self.split(index),
+            (Some(policy), 12) if policy.tracking == Tracking::WriteProtect => self.restore(index),
+            (Some(_), 13) => {
                 let vcpu = self.random.usize(..self.options.vcpus);
                 self.take_ring(vcpu)
             }
-            (Some(_), 15) if self.random.u32(..8) == 0 => self.disable(index),
+            (Some(_), 14) if self.random.u32(..8) == 0 => self.disable(index),
             (Some(_), _) => Ok(()),
         }
     }
 
     fn any_policy(&mut self) -> LogPolicy {
         let ahead = self.ahead();
-        let hardware = self.has_dirty_state && self.random.bool();
-        let initially_set = self.random.bool();
+        let ring = self.rings.deal(&mut self.random);
+        let hardware = !ring && self.has_dirty_state && self.random.bool();
+        let initially_set = !ring && self.random.bool();
         LogPolicy {
             tracking: match hardware {
                 true => Tracking::Hardware,
@@ -73,7 +108,7 @@ impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
                 _ => Granularity::Page,
             },
             initially_set,
-            ring: !hardware && !initially_set && self.random.bool(),
+            ring,
         }
     }
 
@@ -214,7 +249,8 @@ impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
     }
 
     /// Writes into guest memory, as a device would.
-    fn write(&mut self, index: usize) -> Result<(), RunError> {
+    fn write(&mut self) -> Result<(), RunError> {
+        let index = self.random.usize(..self.targets.len());
         let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
         let target = &self.targets[index];
         let page = self.random.u64(..target.slot.pages);

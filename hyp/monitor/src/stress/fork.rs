@@ -28,6 +28,8 @@ const LONGEST_PAUSE_NS: u64 = 20_000;
 pub(super) struct Fork<L> {
     vm: Vm<AddressSpace<L>>,
     remembered: Vec<Remembered>,
+    /// Whether anything was written to it.
+    is_written: bool,
 }
 
 /// A page as the fork holds it.
@@ -76,7 +78,11 @@ impl<L: MmuLock> Fork<L> {
             child.destroy(own);
             RunError::Heap
         })?;
-        Ok(Self { vm, remembered })
+        Ok(Self {
+            vm,
+            remembered,
+            is_written: false,
+        })
     }
 
     /// Checks what is remembered.
@@ -125,6 +131,7 @@ impl<L: MmuLock> Fork<L> {
             .iter_mut()
             .filter(|other| other.page == page);
         same.for_each(|page| page.bytes[at as usize..][..8].copy_from_slice(&word));
+        self.is_written = true;
         Ok(())
     }
 
@@ -141,7 +148,7 @@ impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
             return self.begin_fork();
         };
         fork.check(self.watch, self.options.seed)?;
-        if self.random.u32(..4) == 0 {
+        if fork.is_written && self.random.u32(..4) == 0 {
             return self.end_fork();
         }
         fork.write(self.watch, &mut self.random)?;

@@ -3,6 +3,7 @@
 //! Some are memory of the VM's own, some a read-only image. What must be refused is tried, too. Used by CPU 0 only.
 
 use super::Stress;
+use super::deck::Deck;
 use crate::error::RunError;
 use crate::guest::Watch;
 use crate::machine::Machine;
@@ -24,12 +25,42 @@ const FIRST_ID: u32 = 0x8000;
 /// How many there are at once.
 const MOST: usize = 6;
 
+/// What is done with them.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    /// A new one, unless there are enough.
+    Add,
+    /// A new one where one is already.
+    AddOver,
+    /// One goes to a place where there is none.
+    Move,
+    /// One goes to where another one is already, if there are two.
+    MoveOver,
+    Remove,
+    Populate,
+    Write,
+}
+
+impl Change {
+    /// As often as each is done.
+    const COUNTS: [(Self, usize); 7] = [
+        (Self::Add, 2),
+        (Self::AddOver, 1),
+        (Self::Move, 1),
+        (Self::MoveOver, 1),
+        (Self::Remove, 1),
+        (Self::Populate, 1),
+        (Self::Write, 2),
+    ];
+}
+
 /// All of them.
 #[derive(Debug)]
 pub(super) struct Slots {
     /// Where the first place begins.
     start: Ipa,
     slots: Vec<UnseenSlot>,
+    changes: Deck<Change>,
 }
 
 /// A slot that the guest doesn't know of.
@@ -48,6 +79,7 @@ impl Slots {
         Self {
             start: Ipa::new(end.get().next_multiple_of(PLACE_BYTES)),
             slots: Vec::new(),
+            changes: Deck::of(&Change::COUNTS),
         }
     }
 
@@ -65,23 +97,36 @@ impl Slots {
         self.slots.iter().find(|slot| slot.place == place)
     }
 
+    /// A place where there is none: there are more places than slots.
+    fn free_place(&self, random: &mut Rng) -> u64 {
+        let first = random.u64(..PLACES);
+        let places = (0..PLACES).map(|more| (first + more) % PLACES);
+        let mut free = places.filter(|place| self.at(*place).is_none());
+        free.next().unwrap_or(first)
+    }
+
     /// Does one thing. Returns the name of what was done.
     fn act<M: Machine, L: MmuLock>(
         &mut self,
         watch: &Watch<'_, M, L>,
         random: &mut Rng,
     ) -> Result<&'static str, RunError> {
-        let place = random.u64(..PLACES);
-        if self.slots.is_empty() || random.u32(..4) == 0 && self.slots.len() < MOST {
-            return self.add(watch, place, random);
+        let free = self.free_place(random);
+        if self.slots.is_empty() {
+            return self.add(watch, free, random);
         }
         let index = random.usize(..self.slots.len());
         self.check(watch, index)?;
-        match random.u32(..4) {
-            0 => self.relocate(watch, index, place),
-            1 => self.remove(watch, index),
-            2 => self.populate(watch, index, random),
-            _ => self.write(watch, index, random),
+        let other = (index + 1) % self.slots.len();
+        let taken = self.slots[other].place;
+        match self.changes.deal(random) {
+            Change::Add if self.slots.len() < MOST => self.add(watch, free, random),
+            Change::AddOver => self.add(watch, taken, random),
+            Change::Move => self.relocate(watch, index, free),
+            Change::MoveOver => self.relocate(watch, index, taken),
+            Change::Remove => self.remove(watch, index),
+            Change::Populate => self.populate(watch, index, random),
+            Change::Add | Change::Write => self.write(watch, index, random),
         }
     }
 

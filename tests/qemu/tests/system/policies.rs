@@ -195,6 +195,7 @@ fn hardware_tracking_is_refused_where_cpus_lack_it() {
 
 #[test]
 fn everything_at_once_loses_no_page() {
+    let mut from_rings = 0;
     for (cpu, options) in [
         ("neoverse-n1", "seconds=6 bytes=2M slots=3 seed=1"),
         ("max", "seconds=3 bytes=1M slots=5 backing=4K seed=2"),
@@ -207,7 +208,6 @@ fn everything_at_once_loses_no_page() {
             "rounds",
             "migrated",
             "harvested",
-            "from_rings",
             "enabled",
             "own_writes",
             "pauses",
@@ -221,11 +221,10 @@ fn everything_at_once_loses_no_page() {
             "pages_scanned",
             "reclaim_compressed",
         ] {
-            assert!(
-                record.counters.contains_key(what),
-                "{what}: {:?}",
-                record.counters
-            );
+            let count = record.counters.get(what).copied().unwrap_or_default();
+            assert!(count != 0, "{cpu}, {what}: {:?}", record.counters);
         }
+        from_rings += record.counters["from_rings"];
     }
+    assert!(from_rings != 0, "rings are used");
 }
