@@ -11,8 +11,10 @@
 //! Any number of CPUs do all of it at once. Orderings: words are stored with release and read with acquire, so whoever
 //! sees a frame in one sees what the frame holds (rule 11).
 
+mod claim;
 mod word;
 
+pub(crate) use self::claim::{Claim, Claims};
 pub(crate) use self::word::{Backing, Extent, Look};
 
 use self::word::{CLAIMED, LEVEL, LISTED, OWNED, READ_ONLY, STATE};
@@ -24,7 +26,6 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::mem;
 use core::ops::Range;
 use core::ptr::NonNull;
 use stage2::sync::{AtomicU64, Ordering, relax};
@@ -108,97 +109,6 @@ impl fmt::Display for ObjectError {
 }
 
 impl core::error::Error for ObjectError {}
-
-/// A page that is the caller's to change. Ended, never forgotten.
-#[must_use = "a claimed page blocks every fault on it until the claim is ended"]
-#[derive(Debug)]
-pub(crate) struct Claim<'o> {
-    object: &'o Object,
-    page: u64,
-    word: u64,
-}
-
-impl<'o> Claim<'o> {
-    /// Whose page.
-    pub(crate) fn object(&self) -> &'o Object {
-        self.object
-    }
-
-    /// Its number in the object.
-    pub(crate) fn page(&self) -> u64 {
-        self.page
-    }
-
-    /// What backs it.
-    pub(crate) fn backing(&self) -> Backing {
-        Backing::decode(self.word)
-    }
-
-    /// How the reverse map knows it.
-    pub(crate) fn sharer(&self) -> Sharer {
-        self.object.sharer(self.page)
-    }
-
-    /// Publishes what backs the page now. All entries that map it lead there, or nowhere.
-    pub(crate) fn end(mut self, backing: Backing) {
-        self.word = backing.encode();
-    }
-
-    /// Leaves the page as it was.
-    pub(crate) fn cancel(self) {}
-
-    /// Leaves the page as it was, and on no list.
-    pub(crate) fn unlist(mut self) {
-        self.word &= !LISTED;
-    }
-}
-
-impl Drop for Claim<'_> {
-    /// Release: pairs with the acquire of [`Object::look`] and [`Object::claim`].
-    fn drop(&mut self) {
-        let word = &self.object.page(self.page).word;
-        word.store(self.word, Ordering::Release);
-    }
-}
-
-/// Pages that lie side by side, the caller's to change.
-#[must_use = "claimed pages block every fault on them"]
-#[derive(Debug)]
-pub(crate) struct Claims<'o> {
-    object: &'o Object,
-    pages: Range<u64>,
-}
-
-impl<'o> Claims<'o> {
-    /// Takes over the claim of the page that comes next.
-    fn add(&mut self, claim: Claim<'o>) {
-        debug_assert_eq!(claim.page, self.pages.end);
-        mem::forget(claim);
-        self.pages.end += 1;
-    }
-
-    /// Their numbers.
-    pub(crate) fn pages(&self) -> Range<u64> {
-        self.pages.clone()
-    }
-
-    /// Says what backs one of them from now on.
-    pub(crate) fn set(&self, page: u64, backing: Backing) {
-        debug_assert!(self.pages.contains(&page));
-        let word = &self.object.page(page).word;
-        word.store(backing.encode() | CLAIMED, Ordering::Release);
-    }
-}
-
-impl Drop for Claims<'_> {
-    /// Release: as for a single page.
-    fn drop(&mut self) {
-        for page in self.pages.clone() {
-            let word = &self.object.page(page).word;
-            word.fetch_and(!CLAIMED, Ordering::Release);
-        }
-    }
-}
 
 impl Object {
     /// Memory that is allocated in pieces of the span of `piece` when it is first touched, and charged to `account`: a
@@ -400,23 +310,6 @@ impl Object {
         }
     }
 
-    /// Takes a page, to change what backs it. `None` while another CPU has it.
-    pub(crate) fn claim(&self, page: u64) -> Option<Claim<'_>> {
-        let word = self.page(page).word.load(Ordering::Relaxed);
-        if word & CLAIMED != 0 {
-            return None;
-        }
-        // Acquire: pairs with the release of whoever had it last.
-        let claimed = self.page(page).word.compare_exchange(
-            word,
-            word | CLAIMED,
-            Ordering::AcqRel,
-            Ordering::Relaxed,
-        );
-        let object = self;
-        claimed.ok().map(|_| Claim { object, page, word })
-    }
-
     /// Notes that a page which has a frame of its own is listed from now on. False if it is already, or has none, or is
     /// claimed.
     pub(crate) fn enlist(&self, page: u64) -> bool {
@@ -452,40 +345,6 @@ impl Object {
     pub(crate) fn region_of(&self, page: u64) -> Range<u64> {
         let first = page & !(PAGES_IN_REGION - 1);
         first..(first + PAGES_IN_REGION).min(self.pages())
-    }
-
-    /// Takes all pages of a region, if none of them is taken, and all are its own.
-    pub(crate) fn claim_region(&self, page: u64) -> Option<Claims<'_>> {
-        let first = page & !(PAGES_IN_REGION - 1);
-        let mut claims = self.no_claims(first);
-        for page in first..(first + PAGES_IN_REGION).min(self.pages()) {
-            let claim = self.claim(page)?;
-            if !matches!(claim.backing(), Backing::Owned(_)) {
-                return None;
-            }
-            claims.add(claim);
-        }
-        Some(claims)
-    }
-
-    /// Takes pages one after the other, waiting for whoever has one. The caller has none of this object's that come
-    /// later.
-    pub(crate) fn claim_all(&self, pages: Range<u64>) -> Claims<'_> {
-        let mut claims = self.no_claims(pages.start);
-        while claims.pages.end < pages.end {
-            match self.claim(claims.pages.end) {
-                Some(claim) => claims.add(claim),
-                None => relax(),
-            }
-        }
-        claims
-    }
-
-    fn no_claims(&self, first: u64) -> Claims<'_> {
-        Claims {
-            object: self,
-            pages: first..first,
-        }
     }
 
     /// The run of frames that backs a block of `level` from a page on, all of it the object's own.
