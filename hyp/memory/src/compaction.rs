@@ -36,6 +36,8 @@ const RUNS_AT_ONCE: usize = 64;
 pub enum Compacted {
     /// It is, and blocks map it from now on.
     Moved,
+    /// It was, but others shared some of it. They don't any more, and blocks map it from now on.
+    OwnAgain,
     /// It was before.
     Whole,
     /// Some of its pages share their frames, or have none, or it is smaller than a block.
@@ -90,8 +92,10 @@ impl<L: MmuLock> AddressSpace<L> {
         let end = end.map_or(range.end, |end| end.min(range.end));
         let region = self.compact_at(cpu, &slot, start);
         let mut blocks = 0;
-        if let Compacted::Moved | Compacted::Whole = region {
-            blocks = self.restore(cpu, &slot, start..end, Level::L2).blocks;
+        if let Compacted::Moved | Compacted::OwnAgain | Compacted::Whole = region {
+            blocks = (self.mapping(&slot))
+                .restore(cpu, start..end, Level::L2)
+                .blocks;
         }
         Ok(Compaction {
             region,
@@ -165,8 +169,13 @@ impl Object {
     pub fn compact_region<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, page: u64) -> Compacted {
         let first = self.first_of_piece(page, Level::L2);
         let pages = first..first + RUN.frames() as u64;
-        if self.look(first).extent().level < Level::L3 {
-            return Compacted::Whole;
+        let extent = self.look(first).extent();
+        if extent.level < Level::L3 {
+            return if extent.read_only {
+                self.own_again(first)
+            } else {
+                Compacted::Whole
+            };
         }
         let owned = |page| matches!(self.look(page).backing(), Backing::Owned(_));
         if pages.end > self.pages() || !pages.clone().all(owned) {
@@ -187,6 +196,17 @@ impl Object {
             self.raise(first, run)
         } else {
             Compacted::Busy
+        }
+    }
+
+    /// Has blocks map a region for writing that is one run of frames still, if all of its pages are its own by now.
+    fn own_again(&self, first: u64) -> Compacted {
+        match self.claim_region(first) {
+            Some(claims) => {
+                self.note_own(&claims);
+                Compacted::OwnAgain
+            }
+            None => Compacted::NotItsOwn,
         }
     }
 
@@ -352,7 +372,7 @@ impl<T: Tlb + Caches> CpuMemory<T> {
 
     /// Clears the next run of frames of which few are used, for whoever needs one that is free. Whether one has come free
     /// perhaps. The caller is in no epoch.
-    fn clear_some_run(&self) -> bool {
+    pub(crate) fn clear_some_run(&self) -> bool {
         let hand = self.system().next_to_clear();
         let cleared = self.clear_run(Pa::new(hand.load(Ordering::Relaxed)), FEW);
         let next = cleared.next.map_or(0, Pa::get);

@@ -3,7 +3,8 @@
 
 use crate::frames::{FrameCache, FramePool, FrameSize, MOST_PENDING, Owner, Purpose, VmId, zero};
 use crate::gate::Gate;
-use crate::pressure::Pressure;
+use crate::hand::Hand;
+use crate::pressure::{Count, Pressure};
 use crate::reclaim::{Retirement, Tables};
 use crate::reverse::Objects;
 use alloc::boxed::Box;
@@ -11,7 +12,7 @@ use alloc::sync::Arc;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crossbeam_epoch::{Collector, Guard, LocalHandle};
-use spin::Once;
+use spin::{Mutex, Once};
 use stage2::{
     Counter, Counters, Instructions, Layout, Maintenance, NoTlb, PAGE_SIZE, Pa, Tlb, VmidAllocator,
     VmidHolder, Worker,
@@ -115,6 +116,9 @@ pub struct MemorySystem {
     zeros: Once<Pa>,
     /// Where the search for runs of frames goes on that can be cleared.
     next_to_clear: AtomicU64,
+    /// Where the search goes on for what can be gathered, and what was.
+    gathering: Mutex<Hand>,
+    gathered: Count,
     /// CPUs that have yet to register.
     to_come: AtomicUsize,
     vmids: VmidAllocator,
@@ -135,6 +139,8 @@ impl MemorySystem {
             pressure: Pressure::new(pool),
             zeros: Once::new(),
             next_to_clear: AtomicU64::new(0),
+            gathering: Mutex::new(Hand::new()),
+            gathered: Count::default(),
             to_come: AtomicUsize::new(cpus),
             vmids,
             pa_range,
@@ -145,6 +151,16 @@ impl MemorySystem {
     /// Where the search for runs of frames goes on that can be cleared: an address, to begin at.
     pub(crate) fn next_to_clear(&self) -> &AtomicU64 {
         &self.next_to_clear
+    }
+
+    /// Where the search goes on for regions that can become blocks again.
+    pub(crate) fn gathering(&self) -> &Mutex<Hand> {
+        &self.gathering
+    }
+
+    /// Regions that have become blocks again by themselves, since the system was made.
+    pub fn gathered(&self) -> &Count {
+        &self.gathered
     }
 
     /// All memory objects.

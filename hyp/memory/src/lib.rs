@@ -23,7 +23,7 @@
 //! | a write to a shared page (copy-on-write) | a copy, or the same frame for the last one that has it |
 //! | [`AddressSpace::fork`] | from its own to shared |
 //! | merging ([`PageMerging`]) | from its own to one that equal pages share, or that of zeros |
-//! | compaction ([`AddressSpace::compact`], [`Object::migrate`], [`CpuMemory::clear_run`]) | a copy in another place |
+//! | compaction ([`AddressSpace::compact`], [`Object::migrate`], [`CpuMemory::clear_run`]), by idle CPUs ([`CpuMemory::gather`]) | a copy in another place |
 //! | slots that go or move ([`AddressSpace::remove_slot`], [`AddressSpace::move_slot`]) | as it was, somewhere else |
 //!
 //! The change is carried straight to the entries: in each table that maps the page the new frame takes the place of the old one
@@ -70,6 +70,8 @@ mod fault;
 mod fork;
 pub mod frames;
 mod gate;
+mod gathering;
+mod hand;
 mod harvest;
 mod invalidate;
 mod locks;

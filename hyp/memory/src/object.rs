@@ -32,7 +32,7 @@ use stage2::sync::{AtomicU64, Ordering, relax};
 use stage2::{Level, PAGE_SIZE, Pa};
 
 /// Pages of a region, the smallest piece that a block maps.
-const PAGES_IN_REGION: u64 = FrameSize::Block2M.frames() as u64;
+pub(crate) const PAGES_IN_REGION: u64 = FrameSize::Block2M.frames() as u64;
 /// Pages of the largest piece.
 const PAGES_IN_GIB: u64 = FrameSize::Block1G.frames() as u64;
 
@@ -419,6 +419,13 @@ impl Object {
     /// the object is new.
     pub(crate) fn note_shared(&self, page: u64) {
         self.region(page).fetch_or(READ_ONLY, Ordering::AcqRel);
+    }
+
+    /// Notes that all pages of a region, which are claimed, are its own again: if they are one run of frames still, blocks map
+    /// it as before.
+    pub(crate) fn note_own(&self, claims: &Claims<'_>) {
+        self.region(claims.pages().start)
+            .fetch_and(!READ_ONLY, Ordering::AcqRel);
     }
 
     /// Takes over how large blocks may map a region from an object whose frames this one, which nobody uses yet,

@@ -15,8 +15,9 @@ use crate::compressed::{Refused, Store, StoreCounts};
 use crate::cpu::{Caches, CpuMemory, MemorySystem};
 use crate::direct::Changer;
 use crate::frames::{FramePool, MAX_VMS, Owner, VmId};
+use crate::hand::Hand;
 use crate::object::{Backing, Object};
-use crate::reverse::{ObjectId, Sharer};
+use crate::reverse::Sharer;
 use crate::space::Space;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -58,7 +59,7 @@ impl Watermarks {
 pub struct Count(AtomicU64);
 
 impl Count {
-    fn add(&self, by: u64) {
+    pub(crate) fn add(&self, by: u64) {
         self.0.fetch_add(by, Ordering::Relaxed);
     }
 
@@ -131,13 +132,6 @@ pub(crate) struct Pressure {
     counters: ReclaimCounters,
 }
 
-/// Where the search for pages that aren't listed goes on.
-#[derive(Debug)]
-struct Hand {
-    object: ObjectId,
-    page: u64,
-}
-
 impl Pressure {
     /// Apart, as it takes so much stack.
     #[inline(never)]
@@ -147,10 +141,7 @@ impl Pressure {
             high: AtomicU64::new(0),
             is_low: AtomicBool::new(false),
             lists: Mutex::new(Lists::new()),
-            hand: Mutex::new(Hand {
-                object: ObjectId::NONE,
-                page: 0,
-            }),
+            hand: Mutex::new(Hand::new()),
             rounds: AtomicU64::new(0),
             store: Store::new(pool),
             counters: ReclaimCounters::default(),
@@ -184,7 +175,7 @@ impl Pressure {
     }
 
     /// Whether pages are to be found already, so that it is known which of them are cold when some are to go.
-    fn is_near(&self, free: u64) -> bool {
+    pub(crate) fn is_near(&self, free: u64) -> bool {
         free < 2 * self.high.load(Ordering::Relaxed)
     }
 
@@ -219,7 +210,8 @@ impl Pressure {
         let mut ager = Ager::new(cpu);
         let (mut looks, mut found) = (0, 0);
         while looks < HAND_LOOKS && found < LISTED_LOOKS {
-            let Some(object) = self.object_at(cpu.system(), &mut hand) else {
+            let Some(object) = hand.object(cpu.system().objects()) else {
+                self.rounds.fetch_add(1, Ordering::Relaxed);
                 break;
             };
             while hand.page < object.pages() && looks < HAND_LOOKS && found < LISTED_LOOKS {
@@ -238,25 +230,6 @@ impl Pressure {
             }
         }
         self.counters.found.add(found);
-    }
-
-    /// The object that the hand is at, or the next one if it has come to its end. `None` where there is none, or at the
-    /// end of a round.
-    fn object_at(&self, system: &MemorySystem, hand: &mut Hand) -> Option<Arc<Object>> {
-        let objects = system.objects();
-        if let Some(object) = objects.get(hand.object)
-            && hand.page < object.pages()
-        {
-            return Some(object);
-        }
-        hand.page = 0;
-        let mut later = objects.ids().filter(|id| *id > hand.object);
-        let next = later.find_map(|id| objects.get(id));
-        hand.object = next.as_ref().map_or(ObjectId::NONE, |object| object.id());
-        if next.is_none() {
-            self.rounds.fetch_add(1, Ordering::Relaxed);
-        }
-        next
     }
 
     /// Makes the oldest active pages inactive, as long as more are active.

@@ -5,11 +5,12 @@ use crate::dirty_log::DirtyLog;
 use crate::frames::GRANULE;
 use crate::locks::MmuLock;
 use crate::logging::LogError;
+use crate::mapping::Mapping;
 use crate::slots::{Slot, SlotId};
 use crate::space::{AddressSpace, UNLINKED_AT_ONCE};
 use alloc::sync::Arc;
 use crossbeam_epoch::Guard;
-use stage2::{Attributes, Collapsed, Ipa, IpaRange, Level, Mapping, Pa, Permissions, Tlb};
+use stage2::{Attributes, Collapsed, Ipa, IpaRange, Level, Pa, Permissions, Tlb};
 
 /// What one step of restoring did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,11 +43,12 @@ impl<L: MmuLock> AddressSpace<L> {
         let end = start.align_down(step).checked_add(step);
         let end = end.map_or(range.end, |end| end.min(range.end));
         self.compact_range(cpu, &slot, start..end);
-        let mut collapsed = self.restore(cpu, &slot, start..end, Level::L2);
+        let mapping = self.mapping(&slot);
+        let mut collapsed = mapping.restore(cpu, start..end, Level::L2);
         let block = end.offset_in(GRANULE.span(Level::L1)) == 0 || end == range.end;
         if block && start < end {
             let first = Ipa::new(end.get() - 1).align_down(GRANULE.span(Level::L1));
-            collapsed += self.restore(cpu, &slot, first.max(range.start)..end, Level::L1);
+            collapsed += mapping.restore(cpu, first.max(range.start)..end, Level::L1);
         }
         let next = (end < range.end).then_some(end);
         Ok(Restored { collapsed, next })
@@ -66,12 +68,13 @@ impl<L: MmuLock> AddressSpace<L> {
         }
         Ok(slot)
     }
+}
 
-    /// Makes blocks of level `to` in a range, after mending what keeps tables from becoming one. With `control` held.
+impl Mapping {
+    /// Makes blocks of level `to` in a range, after mending what keeps tables from becoming one. With the VM's `control` held.
     pub(crate) fn restore<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
-        slot: &Slot,
         range: IpaRange,
         to: Level,
     ) -> Collapsed {
@@ -80,9 +83,9 @@ impl<L: MmuLock> AddressSpace<L> {
         let mut start = range.start.align_down(span);
         while start < range.end {
             let block = start..start.checked_add(span).unwrap_or(range.end);
-            if let Some(pa) = slot.run_at(start, to) {
+            if let Some(pa) = self.slot.run_at(start, to) {
                 cpu.settle();
-                collapsed += self.restore_block(cpu, slot, &block, pa, to);
+                collapsed += self.restore_block(cpu, &block, pa, to);
             }
             start = block.end;
         }
@@ -93,18 +96,17 @@ impl<L: MmuLock> AddressSpace<L> {
     fn restore_block<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
-        slot: &Slot,
         block: &IpaRange,
         pa: Pa,
         to: Level,
     ) -> Collapsed {
         let guard = cpu.pin();
-        let first = self.collapse(cpu, &guard, slot, block.clone(), to);
+        let first = self.collapse(cpu, &guard, block.clone(), to);
         if first.left == 0 {
             return first;
         }
-        self.mend(cpu, &guard, slot, block.clone(), pa, to);
-        self.collapse(cpu, &guard, slot, block.clone(), to)
+        (self.lock).exclusively(&mut || self.mend(cpu, &guard, block.clone(), pa, to));
+        self.collapse(cpu, &guard, block.clone(), to)
     }
 
     /// Makes the leaves of a table alike and maps what is missing among them, so that it can become a block. What can't be
@@ -113,60 +115,60 @@ impl<L: MmuLock> AddressSpace<L> {
         &self,
         cpu: &CpuMemory<T>,
         guard: &Guard,
-        slot: &Slot,
         table: IpaRange,
         pa: Pa,
         to: Level,
     ) {
-        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
+        let (slot, vm) = (&self.slot, self.space.vm());
+        let (tables, epoch) = (cpu.tables(vm), cpu.retirement(vm, guard));
         let worker = cpu.worker(&tables, &epoch);
-        let _lock = self.lock().exclusive();
         let permissions = permissions(slot.log(guard), slot);
         if to == Level::L2 && slot.log(guard).is_none() {
             // Nobody may withdraw a page's right to be written while all of them are given it.
             let Some(_claims) = slot.object().claim_region(slot.object_page(table.start)) else {
                 return;
             };
-            self.stage2()
-                .protect(&worker, table.clone(), permissions, |_, _, _| {});
+            (self.space.stage2()).protect(&worker, table.clone(), permissions, |_, _, _| {});
         }
-        let mapping = Mapping {
+        let pages = stage2::Mapping {
             pa,
             attributes: Attributes::memory(permissions),
             largest: to.below().unwrap_or(Level::L3),
         };
         // The slots and the log can't change while `control` is held; what backs them can, after it was taken apart.
         let start = table.start;
-        let _ = self.stage2().map(&worker, table, mapping, || {
-            slot.run_at(start, to) == Some(pa)
-        });
+        let _ =
+            (self.space.stage2()).map(&worker, table, pages, || slot.run_at(start, to) == Some(pa));
     }
 
-    /// Turns a table into a block in a part of a slot.
+    /// Turns a table into a block in a part of the slot.
     fn collapse<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
         guard: &Guard,
-        slot: &Slot,
         block: IpaRange,
         to: Level,
     ) -> Collapsed {
-        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
+        let (slot, vm) = (&self.slot, self.space.vm());
+        let (tables, epoch) = (cpu.tables(vm), cpu.retirement(vm, guard));
         let worker = cpu.worker(&tables, &epoch);
-        let _lock = self.lock().exclusive();
         let start = block.start;
-        self.stage2().collapse(
-            &worker,
-            block,
-            to,
-            // Whoever takes a page apart says so first, and then looks for the entry (rule 8).
-            |_| match slot.run_at(start, to) {
-                Some(_) => permissions(slot.log(guard), slot),
-                None => Permissions::READ_ONLY,
-            },
-            // The slot holds its frames, mapped or not.
-            |_, _, _| {},
-        )
+        let mut collapsed = Collapsed::default();
+        (self.lock).exclusively(&mut || {
+            collapsed = self.space.stage2().collapse(
+                &worker,
+                block.clone(),
+                to,
+                // Whoever takes a page apart says so first, and then looks for the entry (rule 8).
+                |_| match slot.run_at(start, to) {
+                    Some(_) => permissions(slot.log(guard), slot),
+                    None => Permissions::READ_ONLY,
+                },
+                // The slot holds its frames, mapped or not.
+                |_, _, _| {},
+            );
+        });
+        collapsed
     }
 }
 

@@ -75,6 +75,11 @@ impl Space {
         self.change
     }
 
+    /// Held by whoever changes slots or takes from a dirty log.
+    pub(crate) fn control(&self) -> &Mutex<()> {
+        &self.control
+    }
+
     #[inline]
     pub(crate) fn slots<'g>(&self, guard: &'g Guard) -> &'g SlotArray {
         static NONE: SlotArray = SlotArray::new();
@@ -195,7 +200,7 @@ impl<L: MmuLock> AddressSpace<L> {
 
     /// Held by whoever changes slots or takes from a dirty log.
     pub(crate) fn control(&self) -> &Mutex<()> {
-        &self.space.control
+        self.space.control()
     }
 
     #[inline]

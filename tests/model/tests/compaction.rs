@@ -3,7 +3,10 @@
 #![cfg(not(miri))]
 
 use memory::frames::{FrameSize, Purpose};
-use memory::{Access, BackingPolicy, Compacted, MergePolicy, Object, Owner, PageMerging};
+use memory::{
+    Access, BackingPolicy, Compacted, LogPolicy, MergePolicy, Object, Owner, PageMerging,
+    Watermarks,
+};
 use model::vms::{BLOCK, SLOT, START, Space, Vms};
 use proptest::prelude::*;
 use stage2::{Level, Pa};
@@ -225,12 +228,108 @@ fn runs_of_which_little_is_used_come_free() {
     machine.end();
 }
 
+#[test]
+fn what_copies_took_apart_is_gathered_into_blocks() {
+    let mut machine = Machine::new(16 * BLOCK as usize);
+    let object = machine.add_vm(BLOCK, Level::L2);
+    let small = machine.add_vm(BLOCK, Level::L3);
+    for page in 0..BLOCK {
+        machine.write(0, page, 1 + page);
+        machine.write(1, page, 1 + page);
+    }
+    machine.fork(0);
+    let cpu = &machine.vms.cpu;
+    assert!(!cpu.gather(), "all is shared, or was asked for in pages");
+    (1..BLOCK).for_each(|page| assert_eq!(machine.write(2, page, 1000 + page), 1));
+    assert!(!cpu.gather(), "one page is shared still");
+    assert_eq!(machine.write(2, 0, 1000), 1);
+    (0..BLOCK).for_each(|page| assert_eq!(machine.write(0, page, 2000 + page), 1));
+
+    let policy = LogPolicy::default();
+    machine.spaces[0]
+        .enable_dirty_log(cpu, SLOT, &policy)
+        .unwrap();
+    let watermarks = |low| Some(Watermarks { low, high: low });
+    cpu.system().set_watermarks(watermarks(1 << 20));
+    assert!(!cpu.gather(), "few frames are free");
+    cpu.system().set_watermarks(None);
+    assert!(cpu.gather());
+    assert!(!cpu.gather(), "the other one is logged");
+    let level = |vm| machine.vms.access(&machine.spaces[vm], 7, Access::Read).1;
+    assert_eq!((level(0), level(2)), (Level::L3, Level::L2));
+    machine.spaces[0].disable_dirty_log(cpu, SLOT).unwrap();
+    assert!(cpu.gather());
+    assert!(!cpu.gather());
+    assert_eq!(
+        (level(0), level(1), level(2)),
+        (Level::L2, Level::L3, Level::L2)
+    );
+    assert_eq!(cpu.system().gathered().get(), 2);
+
+    cpu.wait_for_epoch();
+    for page in 0..BLOCK {
+        let words = [0, 1, 2].map(|vm| machine.read(vm, page));
+        assert_eq!(words, [2000 + page, 1 + page, 1000 + page]);
+    }
+    assert_eq!(machine.guest(), 3 * BLOCK);
+    drop((object, small));
+    machine.end();
+}
+
+#[test]
+fn memory_that_a_fork_shared_for_a_while_is_a_block_again_without_a_move() {
+    let mut machine = Machine::new(4 * BLOCK as usize);
+    let object = machine.add_vm(BLOCK, Level::L2);
+    (0..BLOCK).for_each(|page| {
+        machine.write(0, page, 1 + page);
+    });
+    let before = frame(&machine, 0, 5);
+    machine.fork(0);
+    machine.spaces.remove(1).destroy(&machine.vms.cpu);
+    (0..BLOCK).for_each(|page| assert_eq!(machine.write(0, page, 9 + page), 1));
+    let cpu = &machine.vms.cpu;
+    let restored = machine.spaces[0].restore_blocks(cpu, SLOT, START).unwrap();
+    assert_eq!((restored.collapsed.blocks, restored.next), (1, None));
+    let (leaf, level, _) = machine.vms.access(&machine.spaces[0], 5, Access::Write);
+    assert_eq!((level, leaf.writable()), (Level::L2, true));
+    assert_eq!(frame(&machine, 0, 5), before);
+    (0..BLOCK).for_each(|page| assert_eq!(machine.read(0, page), 9 + page));
+    drop(object);
+    machine.end();
+}
+
+#[test]
+fn a_region_that_two_slots_map_is_a_block_in_both() {
+    let mut machine = Machine::new(6 * BLOCK as usize);
+    let object = machine.add_vm(BLOCK, Level::L2);
+    let other = machine.vms.space(1, BackingPolicy::default());
+    machine.vms.map(&other, object.clone());
+    machine.spaces.push(other);
+    (0..BLOCK).for_each(|page| {
+        machine.write(0, page, 1 + page);
+    });
+    machine.fork(0);
+    (0..BLOCK).for_each(|page| {
+        machine.write(1, page, 9 + page);
+    });
+    machine.spaces.remove(2).destroy(&machine.vms.cpu);
+    assert!(machine.vms.cpu.gather());
+    for vm in [0, 1] {
+        let (leaf, level, _) = machine.vms.access(&machine.spaces[vm], 3, Access::Write);
+        assert_eq!((level, leaf.writable()), (Level::L2, true));
+    }
+    (0..BLOCK).for_each(|page| assert_eq!(machine.read(0, page), 9 + page));
+    drop(object);
+    machine.end();
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Write(usize, u64, u64),
     Read(usize, u64),
     Migrate(u64),
     Compact(usize),
+    Gather,
     Clear,
     Scan,
 }
@@ -250,14 +349,16 @@ proptest! {
                 2 => (0..2usize, 0..BLOCK).prop_map(|(vm, page)| Step::Read(vm, page)),
                 4 => (0..BLOCK).prop_map(Step::Migrate),
                 2 => (0..2usize).prop_map(Step::Compact),
+                2 => Just(Step::Gather),
                 1 => Just(Step::Clear),
                 1 => Just(Step::Scan),
             ],
             1..60,
         ),
+        piece in prop_oneof![Just(Level::L2), Just(Level::L3)],
     ) {
         let mut machine = Machine::new(8 * BLOCK as usize);
-        let object = machine.add_vm(BLOCK, Level::L3);
+        let object = machine.add_vm(BLOCK, piece);
         let mut written: [Vec<u64>; 2] = [(1..=BLOCK).collect(), (1..=BLOCK).collect()];
         for page in 0..BLOCK {
             machine.write(0, page, 1 + page);
@@ -283,6 +384,7 @@ proptest! {
                 Step::Compact(vm) => {
                     machine.spaces[vm].compact(&machine.vms.cpu, SLOT, START).unwrap();
                 }
+                Step::Gather => while machine.vms.cpu.gather() {},
                 Step::Clear => {
                     let mut next = Some(Pa::new(0));
                     while let Some(from) = next {
