@@ -31,6 +31,8 @@ pub(super) enum Act {
     Merge,
     /// Puts some pages away.
     PutAway,
+    /// Makes blocks of pages that have come apart.
+    Gather,
     /// Writes a word.
     Write,
     /// Something with a slot's dirty log.
@@ -39,15 +41,16 @@ pub(super) enum Act {
 
 impl Act {
     /// As often as each is done.
-    pub(super) const COUNTS: [(Self, usize); 8] = [
+    pub(super) const COUNTS: [(Self, usize); 9] = [
         (Self::Pause, 1),
         (Self::Fork, 2),
         (Self::Slots, 2),
         (Self::Populate, 1),
         (Self::Merge, 1),
         (Self::PutAway, 1),
+        (Self::Gather, 1),
         (Self::Write, 2),
-        (Self::Log, 22),
+        (Self::Log, 21),
     ];
 }
 
@@ -61,6 +64,7 @@ impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
             Act::Populate => self.populate()?,
             Act::Merge => self.merge(),
             Act::PutAway => self.put_away(),
+            Act::Gather => self.gather(),
             Act::Write => self.write()?,
             Act::Log => self.log()?,
         }

@@ -1,6 +1,7 @@
-//! What the hypervisor does with frames by itself, while the guest uses them: equal pages get one frame, cold ones are put away.
+//! What the hypervisor does with frames by itself, while the guest uses them: equal pages get one frame, cold ones are put
+//! away, and what has come apart is gathered into blocks.
 //!
-//! Both are done by CPU 0 here, in steps, at random. Nobody may see anything of it, but for the time that it takes.
+//! All of it is done by CPU 0 here, in steps, at random. Nobody may see anything of it, but for the time that it takes.
 
 use super::Stress;
 use super::target::Target;
@@ -58,6 +59,13 @@ impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
         own.system().set_watermarks(None);
     }
 
+    /// Makes blocks of what has come apart, as an idle CPU would.
+    pub(super) fn gather(&mut self) {
+        for _ in 0..self.random.u32(1..=MOST_STEPS) {
+            self.watch.own.memory.gather();
+        }
+    }
+
     /// Counts what merging and reclaim have come to in the end.
     pub(super) fn count_frames(&mut self) {
         let mut counts = alloc::vec::Vec::new();
@@ -66,6 +74,7 @@ impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
         let system = self.watch.own.memory.system();
         let reclaimed = system.reclaim_counters();
         reclaimed.for_each(|name, count| counts.push((name, count)));
+        counts.push(("gathered", system.gathered().get()));
         for (name, count) in counts {
             self.count(name, count);
         }
