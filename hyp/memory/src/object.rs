@@ -320,9 +320,11 @@ impl Object {
                 .is_ok()
     }
 
-    /// Whether a page is listed.
+    /// Whether there is a page of this number, and it is listed. A list may name pages of an object that is no more,
+    /// and whose name another one has now.
     pub(crate) fn is_listed(&self, page: u64) -> bool {
-        self.page(page).word.load(Ordering::Relaxed) & LISTED != 0
+        let page = self.all().get(page as usize);
+        page.is_some_and(|page| page.word.load(Ordering::Relaxed) & LISTED != 0)
     }
 
     /// Notes that a page isn't listed any more.
