@@ -23,6 +23,8 @@ pub(super) enum Act {
     Pause,
     /// Something with a fork.
     Fork,
+    /// Has a fork run beside it.
+    Twin,
     /// Something with slots that the guest doesn't know of.
     Slots,
     /// Populates a part of a slot.
@@ -39,24 +41,26 @@ pub(super) enum Act {
 
 impl Act {
     /// As often as each is done.
-    pub(super) const COUNTS: [(Self, usize); 8] = [
+    pub(super) const COUNTS: [(Self, usize); 9] = [
         (Self::Pause, 1),
         (Self::Fork, 2),
+        (Self::Twin, 1),
         (Self::Slots, 2),
         (Self::Populate, 1),
         (Self::Merge, 1),
         (Self::PutAway, 1),
         (Self::Write, 2),
-        (Self::Log, 22),
+        (Self::Log, 21),
     ];
 }
 
-impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
+impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
     /// Does one thing.
     pub(super) fn act(&mut self) -> Result<(), RunError> {
         match self.acts.deal(&mut self.random) {
             Act::Pause => self.pause()?,
             Act::Fork => self.fork()?,
+            Act::Twin => self.run_twin()?,
             Act::Slots => self.change_slots()?,
             Act::Populate => self.populate()?,
             Act::Merge => self.merge(),
