@@ -121,19 +121,38 @@ impl Object {
             let guard = &cpu.pin();
             Changer { cpu, guard }.withdraw_all(self, first..end);
             for page in claims.pages() {
-                self.share_page(cpu, page, &copy, &claims)?;
+                self.share_page(cpu, page, (&copy, page), &claims)?;
             }
             copy.take_extent(first, self);
         }
         Ok(copy)
     }
 
-    /// Lets a page of `copy`, which nobody uses yet, share what backs the same page here, which may not be written any more.
+    /// Lets `copy`, which nobody uses yet, share all frames of this object from its own page `at` on. This one is an image:
+    /// nothing that maps it may be written.
+    pub(crate) fn share_image<T>(
+        &self,
+        cpu: &CpuMemory<T>,
+        copy: &Self,
+        at: u64,
+    ) -> Result<(), ObjectError> {
+        debug_assert!(self.is_image());
+        for first in (0..self.pages()).step_by(AT_ONCE as usize) {
+            let claims = self.claim_all(first..(first + AT_ONCE).min(self.pages()));
+            for page in claims.pages() {
+                copy.lower(at + page);
+                self.share_page(cpu, page, (copy, at + page), &claims)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets a page of `copy`, which nobody uses yet, share what backs a page here, which may not be written any more.
     fn share_page<T>(
         &self,
         cpu: &CpuMemory<T>,
         page: u64,
-        copy: &Self,
+        (copy, to): (&Self, u64),
         claims: &Claims<'_>,
     ) -> Result<(), ObjectError> {
         let backing = match self.look(page).backing() {
@@ -145,15 +164,15 @@ impl Object {
                 let copied = copy.keep_copy_of(handle);
                 let bytes = self.bytes();
                 let copied = copied.map_err(|_| ObjectError::OutOfMemory { bytes })?;
-                copy.publish(page, Backing::Compressed(copied));
+                copy.publish(to, Backing::Compressed(copied));
                 return Ok(());
             }
             other => other,
         };
         if let Backing::Shared(pa) = backing {
-            cpu.system().objects().share(pa, copy.sharer(page));
+            cpu.system().objects().share(pa, copy.sharer(to));
         }
-        copy.publish(page, backing);
+        copy.publish(to, backing);
         claims.set(page, backing);
         Ok(())
     }

@@ -21,7 +21,7 @@
 //! |---|---|
 //! | a first touch | a frame, or a run of them; a read of small pages: the frame of zeros |
 //! | a write to a shared page (copy-on-write) | a copy, or the same frame for the last one that has it |
-//! | [`AddressSpace::fork`] | from its own to shared |
+//! | [`AddressSpace::fork`]; [`Object::with_image`] | from its own to shared |
 //! | merging ([`PageMerging`]) | from its own to one that equal pages share, or that of zeros |
 //! | compaction ([`AddressSpace::compact`], [`Object::migrate`], [`CpuMemory::clear_run`]), by idle CPUs ([`CpuMemory::gather`]) | a copy in another place |
 //! | slots that go or move ([`AddressSpace::remove_slot`], [`AddressSpace::move_slot`]) | as it was, somewhere else |
@@ -73,6 +73,7 @@ mod gate;
 mod gathering;
 mod hand;
 mod harvest;
+mod image;
 mod invalidate;
 mod locks;
 mod logging;

@@ -79,6 +79,8 @@ pub enum ObjectError {
         /// The piece size in bytes.
         piece: u64,
     },
+    /// An image doesn't lie within the memory that is to begin with it.
+    ImageBeyondEnd,
     /// There are as many objects as there can be.
     TooMany,
     /// There are not enough frames for its memory, or not enough heap for its description.
@@ -98,6 +100,7 @@ impl fmt::Display for ObjectError {
                     "the object's size must be a multiple of {piece:#x} bytes"
                 )
             }
+            Self::ImageBeyondEnd => f.write_str("the image doesn't lie within the memory"),
             Self::TooMany => f.write_str("there are too many memory objects"),
             Self::OutOfMemory { bytes } => write!(
                 f,
@@ -139,13 +142,25 @@ impl Object {
         piece: Level,
     ) -> Result<Arc<Self>, ObjectError> {
         let object = Self::new(cpu, Kind::Private, account, bytes, piece)?;
-        let step = GRANULE.span(piece) / PAGE_SIZE;
-        for page in (0..object.pages()).step_by(step as usize) {
-            let pa = object.allocate_piece(cpu, page, piece);
-            let pa = pa.ok_or(ObjectError::OutOfMemory { bytes })?;
-            object.publish(page, Backing::Owned(pa));
-        }
+        object.preallocate(cpu)?;
         Ok(object)
+    }
+
+    /// Gives all pages that have nothing zeroed frames, in pieces as large as blocks may map. Nobody uses the object yet.
+    pub(crate) fn preallocate<T: Caches>(&self, cpu: &CpuMemory<T>) -> Result<(), ObjectError> {
+        let bytes = self.bytes();
+        let mut page = 0;
+        while page < self.pages() {
+            let look = self.look(page);
+            let piece = look.extent().level;
+            if look.backing() == Backing::Vacant {
+                let pa = self.allocate_piece(cpu, page, piece);
+                let pa = pa.ok_or(ObjectError::OutOfMemory { bytes })?;
+                self.publish(page, Backing::Owned(pa));
+            }
+            page += FrameSize::of_level(piece).frames() as u64;
+        }
+        Ok(())
     }
 
     /// A copy of `bytes`, filled up with zeros to whole pages, that no VM can write.
@@ -320,9 +335,11 @@ impl Object {
                 .is_ok()
     }
 
-    /// Whether a page is listed.
+    /// Whether there is a page of this number, and it is listed. A list may name pages of an object that is no more,
+    /// and whose name another one has now.
     pub(crate) fn is_listed(&self, page: u64) -> bool {
-        self.page(page).word.load(Ordering::Relaxed) & LISTED != 0
+        let page = self.all().get(page as usize);
+        page.is_some_and(|page| page.word.load(Ordering::Relaxed) & LISTED != 0)
     }
 
     /// Notes that a page isn't listed any more.

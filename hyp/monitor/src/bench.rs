@@ -144,6 +144,24 @@ impl<M: Machine> Bench<M> {
         }
     }
 
+    /// The same for a fork of the guest, which is paused: its vCPUs have announced themselves, and are where they were.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let journals = Once::new();
+        if let Some(known) = self.journals() {
+            journals.call_once(|| known);
+        }
+        Self {
+            machine: self.machine,
+            console: GuestConsole::new(),
+            steps: self.steps.fork(),
+            low_rings: LowRings::new(self.vcpus),
+            journals,
+            complaint: Once::new(),
+            ..*self
+        }
+    }
+
     /// Where the harness meets the vCPUs.
     pub fn steps(&self) -> &Steps {
         &self.steps

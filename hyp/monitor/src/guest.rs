@@ -25,8 +25,8 @@ use memory::{
     AddressSpace, CpuCounters, CpuMemory, MmuLock, Object, Owner, SlotConfig, SlotError, VmId,
     Watermarks,
 };
-use stage2::{Features, PAGE_SIZE};
-use vm::{Service, Start, StopReason, Vcpu, VcpuId, Vm, VmConfig};
+use stage2::{Features, Layout, PAGE_SIZE};
+use vm::{CpuId, Pause, Service, Start, StopReason, Vcpu, VcpuId, Vm, VmConfig};
 
 /// How long CPUs may take to come back from a guest that was stopped.
 const PATIENCE_NS: u64 = 10_000_000_000;
@@ -85,7 +85,6 @@ impl<M: Machine> Drop for Limit<'_, M> {
 /// A VM that has its memory.
 struct Made<L> {
     vm: Vm<AddressSpace<L>>,
-    start: Start,
     filled_ns: u64,
 }
 
@@ -117,14 +116,15 @@ impl<M: Machine> Host<'_, M> {
         L: MmuLock + 'static,
         S: Service + Send + Sync + 'static,
     {
-        self.run_with(plan, service, |space| self.fill(space, plan), drive)
+        self.run_with(plan, service, || self.create(plan), drive)
     }
 
-    /// As [`Self::run`], with the memory of another guest, whose vCPUs wait: it is shared, until either writes it. The guest
-    /// starts anew where that one did.
-    pub fn run_copy<L, S, R>(
+    /// As [`Self::run`], with a fork of a guest that is paused: its vCPUs go on where that one's are, and its memory is that
+    /// one's, until either writes it. The plan says what number it has, its limit and its time; of its memory it says what
+    /// that one's did. The pause ends when the fork is made.
+    pub fn run_fork<L, S, K, R>(
         &self,
-        original: &Watch<'_, M, L>,
+        paused: Pause<'_, AddressSpace<L>, K>,
         plan: &GuestPlan<'_>,
         service: &Arc<S>,
         drive: impl FnOnce(&Watch<'_, M, L>) -> Result<R, RunError>,
@@ -132,20 +132,17 @@ impl<M: Machine> Host<'_, M> {
     where
         L: MmuLock + 'static,
         S: Service + Send + Sync + 'static,
+        K: FnMut(CpuId),
     {
-        let fork = |space: &AddressSpace<L>| {
-            original.vm.space.fork(&self.own.memory, space)?;
-            Ok(original.start)
-        };
-        self.run_with(plan, service, fork, drive)
+        self.run_with(plan, service, || self.fork(paused, plan), drive)
     }
 
-    /// Runs a guest whose memory `fill` makes, which says where it starts.
+    /// Runs a guest that `make` makes.
     fn run_with<L, S, R>(
         &self,
         plan: &GuestPlan<'_>,
         service: &Arc<S>,
-        fill: impl FnOnce(&AddressSpace<L>) -> Result<Start, RunError>,
+        make: impl FnOnce() -> Result<Made<L>, RunError>,
         drive: impl FnOnce(&Watch<'_, M, L>) -> Result<R, RunError>,
     ) -> (Result<R, RunError>, Option<Remains>)
     where
@@ -156,11 +153,7 @@ impl<M: Machine> Host<'_, M> {
             return (Err(RunError::Stuck), None);
         };
         let limit = Limit::set(self, plan);
-        let Made {
-            vm,
-            start,
-            filled_ns,
-        } = match self.create(plan, fill) {
+        let Made { vm, filled_ns } = match make() {
             Ok(made) => made,
             Err(error) => return (Err(error), None),
         };
@@ -173,7 +166,6 @@ impl<M: Machine> Host<'_, M> {
             test_slots: &plan.test,
             cpus: cpus.clone(),
             exit_times: plan.exit_times,
-            start,
             filled_ns,
             crew: self.crew,
             counters: self.counters,
@@ -196,22 +188,13 @@ impl<M: Machine> Host<'_, M> {
         }
     }
 
-    fn create<L: MmuLock>(
-        &self,
-        plan: &GuestPlan<'_>,
-        fill: impl FnOnce(&AddressSpace<L>) -> Result<Start, RunError>,
-    ) -> Result<Made<L>, RunError> {
+    /// A VM with the memory that the plan says, whose first vCPU is about to start.
+    fn create<L: MmuLock>(&self, plan: &GuestPlan<'_>) -> Result<Made<L>, RunError> {
         let layout = plan.layout(&self.machine.facts().stage2)?;
-        log::info!("{}: {}", plan.vm, Stage2Use(layout.features()));
         let own = &self.own.memory;
-        let mut space = AddressSpace::<L>::with_backing(own, plan.vm, layout, plan.policy)?;
-        let rings = plan.ring_entries;
-        if let Some(Err(error)) = rings.map(|entries| space.make_rings(plan.vcpus, entries)) {
-            space.destroy(own);
-            return Err(error.into());
-        }
+        let space = self.space::<L>(plan, layout)?;
         let before_ns = self.machine.now_ns();
-        let start = match fill(&space) {
+        let start = match self.fill(&space, plan) {
             Ok(start) => start,
             Err(error) => {
                 space.destroy(own);
@@ -228,11 +211,48 @@ impl<M: Machine> Host<'_, M> {
         let vm = Vm::new(config, space)?;
         // The VM is new, so its first vCPU is off.
         let _ = vm.turn_on(VcpuId(0), start);
-        Ok(Made {
-            vm,
-            start,
-            filled_ns,
-        })
+        Ok(Made { vm, filled_ns })
+    }
+
+    /// A VM with the memory and the vCPUs of one that is paused.
+    fn fork<L: MmuLock, K: FnMut(CpuId)>(
+        &self,
+        paused: Pause<'_, AddressSpace<L>, K>,
+        plan: &GuestPlan<'_>,
+    ) -> Result<Made<L>, RunError> {
+        let parent = &paused.vm().space;
+        let own = &self.own.memory;
+        let space = self.space::<L>(plan, *parent.stage2().layout())?;
+        let before_ns = self.machine.now_ns();
+        if let Err(error) = parent.fork(own, &space) {
+            space.destroy(own);
+            return Err(error.into());
+        }
+        let vm = paused.fork(space).map_err(|space| {
+            space.destroy(own);
+            RunError::Heap
+        })?;
+        let filled_ns = self.machine.now_ns() - before_ns;
+        Ok(Made { vm, filled_ns })
+    }
+
+    /// An address space without memory.
+    fn space<L: MmuLock>(
+        &self,
+        plan: &GuestPlan<'_>,
+        layout: Layout,
+    ) -> Result<AddressSpace<L>, RunError> {
+        log::info!("{}: {}", plan.vm, Stage2Use(layout.features()));
+        let own = &self.own.memory;
+        let mut space = AddressSpace::<L>::with_backing(own, plan.vm, layout, plan.policy)?;
+        let rings = plan.ring_entries;
+        match rings.map(|entries| space.make_rings(plan.vcpus, entries)) {
+            Some(Err(error)) => {
+                space.destroy(own);
+                Err(error.into())
+            }
+            Some(Ok(())) | None => Ok(space),
+        }
     }
 
     /// Gives the guest its memory and puts the image and the device tree there.

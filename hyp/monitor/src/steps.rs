@@ -75,6 +75,20 @@ impl Steps {
         }
     }
 
+    /// The meeting point of other vCPUs, which go on where these are: whoever is done with its step there is done here, and
+    /// waits for the same one. Meanwhile none of these runs, and nothing is posted.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self {
+            posted: copy(&self.posted),
+            code: copy(&self.code),
+            iteration: copy(&self.iteration),
+            part: (copy(&self.part.0), copy(&self.part.1)),
+            arrived: AtomicUsize::new(self.arrived()),
+            seats: self.seats.iter().map(Seat::fork).collect(),
+        }
+    }
+
     /// A vCPU has done its step, or has just started. Whether it was the last to arrive. Its next step is what
     /// [`Self::answer`] says. Called by the vCPU's own thread; a vCPU that there isn't never arrives.
     pub fn arrive(&self, vcpu: usize, arrival: Arrival) -> bool {
@@ -152,6 +166,22 @@ impl Steps {
     }
 }
 
+impl Seat {
+    fn fork(&self) -> Self {
+        Self {
+            waits_for: copy(&self.waits_for),
+            written: copy(&self.written),
+            read: copy(&self.read),
+            at_ns: copy(&self.at_ns),
+        }
+    }
+}
+
+/// A word that nobody is writing.
+fn copy(word: &AtomicU64) -> AtomicU64 {
+    AtomicU64::new(word.load(Ordering::Relaxed))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,6 +230,38 @@ mod tests {
         assert!(!steps.arrive(0, ARRIVAL));
         assert_eq!(steps.answer(0), None);
         assert!(!steps.arrive(5, ARRIVAL));
+    }
+
+    #[test]
+    fn a_fork_goes_on_where_its_vcpus_were_and_apart_from_then_on() {
+        let steps = Steps::new(2);
+        assert!(!steps.arrive(0, ARRIVAL));
+        assert!(steps.arrive(1, ARRIVAL));
+        steps.post(Step::new(2, 5));
+        assert!(!steps.arrive(
+            1,
+            Arrival {
+                written: 7,
+                ..ARRIVAL
+            }
+        ));
+        // vCPU 0 has yet to learn of its step, vCPU 1 is done with it.
+        let fork = steps.fork();
+        assert_eq!(fork.answer(0), Some(Step::new(2, 5)));
+        assert_eq!((fork.answer(1), fork.arrived()), (None, 1));
+        assert!(fork.arrive(0, ARRIVAL));
+        assert_eq!(
+            steps.arrived(),
+            1,
+            "the fork's vCPU arrived at its parent's"
+        );
+        assert_eq!(
+            fork.arrivals().map(|arrival| arrival.written).max(),
+            Some(7)
+        );
+        fork.post(Step::new(3, 6));
+        assert_eq!(fork.answer(1), Some(Step::new(3, 6)));
+        assert_eq!(steps.answer(1), None);
     }
 
     #[test]

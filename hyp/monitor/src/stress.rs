@@ -1,8 +1,8 @@
 //! The stress run: all vCPUs read and write at random, while the harness does everything that there is to dirty logging, at
 //! random, and migrates the memory as it goes.
 //!
-//! What backs the memory changes, too: the VM is paused and forked, slots come and go, parts are populated ahead,
-//! equal pages are merged, cold ones put away.
+//! What backs the memory changes, too: the VM is paused and forked, and its fork runs beside it where there are CPUs for that;
+//! slots come and go, parts are populated ahead, equal pages are merged, cold ones put away.
 //!
 //! vCPUs work in rounds. Meanwhile CPU 0 enables and disables the logs of slots under any policy, harvests them in any way,
 //! splits and restores blocks, writes into guest memory itself, and keeps a copy of each slot that is logged, of the pages
@@ -16,6 +16,7 @@ mod fork;
 mod frames;
 mod slots;
 mod target;
+mod twin;
 
 use crate::bench::{Bench, needed_journal};
 use crate::dirty_log::{guest_ram, record};
@@ -39,7 +40,7 @@ use hypercall::step;
 use memory::frames::MAX_VMS;
 use memory::{BackingPolicy, DirtyPages, MmuLock, PageMerging, SlotId, VmId};
 use slots::Slots;
-use stage2::{Ipa, PAGE_SIZE};
+use stage2::PAGE_SIZE;
 use target::Target;
 use vm::StopReason;
 
@@ -58,7 +59,7 @@ const NS_PER_SECOND: u64 = 1_000_000_000;
 /// # Errors
 /// It couldn't be run to its end, or something was lost.
 pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
-    host: &mut Host<'_, M>,
+    host: &Host<'_, M>,
     options: &Options,
     choice: Choice,
     vm: VmId,
@@ -71,8 +72,7 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     report::stress_heading(machine, options, choice);
     let mut done = CounterMap::new();
     let (outcome, remains) = host.run::<L, _, _>(&plan, &bench, |watch| {
-        let copies = plan.unseen_start();
-        let mut stress = Stress::new(watch, &bench, options, copies, &mut done)?;
+        let mut stress = Stress::new(host, watch, &plan, &bench, options, &mut done)?;
         let outcome = stress.run();
         // In any case: its frames are to go home.
         let outcome = outcome.and(stress.end_fork());
@@ -127,6 +127,8 @@ fn plan<'p>(
 
 /// The stress run while its guest runs.
 struct Stress<'s, M: Machine, L> {
+    host: &'s Host<'s, M>,
+    plan: &'s GuestPlan<'s>,
     watch: &'s Watch<'s, M, L>,
     bench: &'s Bench<M>,
     options: &'s Options,
@@ -142,21 +144,25 @@ struct Stress<'s, M: Machine, L> {
     /// The word that the harness has written last to each page of the test memory.
     written: Vec<u64>,
     ring_buffer: Vec<DirtyPages>,
-    /// Whose number a fork gets.
+    /// Whose number a fork gets that never runs.
     spare_vm: Option<VmId>,
+    /// Whose number a fork gets that runs, while there is none.
+    twin_vm: Option<VmId>,
     fork: Option<Fork<L>>,
     slots: Slots,
     merging: PageMerging,
 }
 
-impl<'s, M: Machine, L: MmuLock> Stress<'s, M, L> {
+impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
     fn new(
+        host: &'s Host<'s, M>,
         watch: &'s Watch<'s, M, L>,
+        plan: &'s GuestPlan<'s>,
         bench: &'s Bench<M>,
         options: &'s Options,
-        copies: Ipa,
         done: &'s mut CounterMap,
     ) -> Result<Self, RunError> {
+        let copies = plan.unseen_start();
         let slots = crate::test_memory::slots(options);
         let targets = slots.iter().map(|slot| Target::new(*slot, copies));
         let targets: Vec<Target> = targets.collect::<Option<_>>().ok_or(RunError::Heap)?;
@@ -171,7 +177,10 @@ impl<'s, M: Machine, L: MmuLock> Stress<'s, M, L> {
             first: 0,
             count: 0,
         };
+        let other_vm = |after| VmId::new((plan.vm.number() + after) % MAX_VMS);
         Ok(Self {
+            host,
+            plan,
             watch,
             bench,
             options,
@@ -184,7 +193,8 @@ impl<'s, M: Machine, L: MmuLock> Stress<'s, M, L> {
             has_dirty_state: watch.vm.space.stage2().layout().features().hardware_dirty,
             written,
             ring_buffer: vec![none; TAKEN_AT_ONCE],
-            spare_vm: VmId::new((watch.vm.space.vm().number() + 1) % MAX_VMS),
+            spare_vm: other_vm(1),
+            twin_vm: other_vm(2),
             fork: None,
             slots: Slots::behind(copies.offset(pages as u64 * PAGE_SIZE)),
         })
@@ -215,9 +225,7 @@ impl<'s, M: Machine, L: MmuLock> Stress<'s, M, L> {
         let step = Step::new(step::STRESS, self.done["rounds"]);
         self.watch.post(steps, step);
         while !steps.all_arrived() {
-            self.watch.check()?;
-            self.serve_rings()?;
-            self.act()?;
+            self.act_beside_vcpus()?;
         }
         // What is lost now isn't found by a later write.
         for _ in 0..self.random.u32(..MOST_LATE_ACTS) {
@@ -228,6 +236,13 @@ impl<'s, M: Machine, L: MmuLock> Stress<'s, M, L> {
             self.count("guest_reads", arrival.read);
         }
         self.check_round()
+    }
+
+    /// Does one thing while vCPUs run.
+    fn act_beside_vcpus(&mut self) -> Result<(), RunError> {
+        self.watch.check()?;
+        self.serve_rings()?;
+        self.act()
     }
 
     fn wait_for_vcpus(&mut self) -> Result<(), RunError> {

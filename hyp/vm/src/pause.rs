@@ -34,6 +34,11 @@ impl<S> Vm<S> {
 }
 
 impl<S, K: FnMut(CpuId)> Pause<'_, S, K> {
+    /// The VM that is paused.
+    pub fn vm(&self) -> &Vm<S> {
+        self.vm
+    }
+
     /// Whether all vCPUs are out of the guest and of all that serves it. True once means true until the end of the pause.
     pub fn is_complete(&self) -> bool {
         let mut vcpus = self.vm.vcpus();

@@ -248,7 +248,8 @@ impl MachineOptions {
 
 fn checked_cpus(workload: &Workload, wanted: Option<u32>, gic: Gic) -> Result<u32, ToolError> {
     let (vcpus, busy) = (workload.vcpus, workload.busy_cpus());
-    let cpus = wanted.unwrap_or(busy + 1);
+    let usual = (workload.useful_cpus() + 1).min(gic.most_cpus());
+    let cpus = wanted.unwrap_or(usual.max(busy + 1));
     if busy > cpus - 1 {
         let what = if busy == vcpus {
             format!("--vcpus {vcpus}")
@@ -382,6 +383,7 @@ mod tests {
         );
         assert_eq!(plan.memory, mib(1280));
         assert_eq!(plan.host_seconds, Some(189));
+        assert_eq!(plan.cpus, 9, "a fork may run beside the VM");
         assert!(refused(&["--stress=9", "--split=none"]).contains("--split"));
         assert!(refused(&["--stress=9", "--iterations=2"]).contains("--iterations"));
     }

@@ -5,7 +5,7 @@
 use memory::frames::arena;
 use memory::{
     Access, BackingPolicy, Change, FaultKind, FaultOutcome, LogPolicy, MAX_SLOTS, NotPopulated,
-    Object, SlotConfig, SlotError, SlotId, VmId,
+    Object, ObjectError, Owner, SlotConfig, SlotError, SlotId, VmId,
 };
 use model::vms::{BLOCK, SLOT, START, Space, Vms, slot};
 use stage2::{Ipa, Level, PAGE_SIZE};
@@ -236,6 +236,176 @@ fn an_image_is_one_copy_for_all_and_read_only() {
     spaces
         .into_iter()
         .for_each(|space| space.destroy(&machine.cpu));
+    machine.check_nothing_is_left();
+}
+
+/// An image of so many pages, each of which has its number plus 1 where guests look.
+fn image(machine: &Vms, pages: u64) -> Arc<Object> {
+    let page = |page: u64| (0..512).flat_map(move |_| (page + 1).to_ne_bytes());
+    let bytes: Vec<u8> = (0..pages).flat_map(page).collect();
+    Object::image(&machine.cpu, &bytes).unwrap()
+}
+
+#[test]
+fn vms_that_begin_with_an_image_share_its_frames_until_they_write() {
+    const AT: u64 = 3;
+    const PAGES: u64 = 5;
+    for piece in [Level::L3, Level::L2] {
+        let machine = Vms::new(8192);
+        let image = image(&machine, PAGES);
+        assert_eq!((machine.guest(), image.sharers()), (PAGES, 0));
+        let spaces = [0, 1].map(|vm| {
+            let space = space(&machine, vm, Change::Direct);
+            let account = Owner::Vm(space.vm());
+            let (bytes, at) = (2 * BLOCK * PAGE_SIZE, AT * PAGE_SIZE);
+            let object = Object::with_image(&machine.cpu, account, bytes, piece, &image, at);
+            machine.map(&space, object.unwrap());
+            space
+        });
+        let [one, other] = &spaces;
+        assert_eq!(machine.guest(), PAGES + 2 * (2 * BLOCK - PAGES));
+        assert_eq!(machine.pool.shared_frames(), PAGES);
+        assert_eq!(image.sharers(), 2 * PAGES);
+        for space in &spaces {
+            assert_eq!(machine.read(space, AT - 1), 0);
+            (0..PAGES).for_each(|page| assert_eq!(machine.read(space, AT + page), page + 1));
+            assert_eq!(machine.read(space, AT + PAGES), 0);
+            let (_, level, _) = machine.access(space, BLOCK + 7, Access::Write);
+            assert_eq!(level, piece, "what the image doesn't touch is as it was");
+        }
+        assert_eq!(machine.write(one, AT + 2, 77), 1);
+        let wrote = [one, other].map(|space| machine.read(space, AT + 2));
+        assert_eq!(wrote, [77, 3]);
+        assert_eq!(image.sharers(), 2 * PAGES - 1);
+        assert_eq!(machine.write(one, AT - 1, 5), 0);
+        // A fork shares the image's frames too.
+        let child = space(&machine, 2, Change::Direct);
+        other.fork(&machine.cpu, &child).unwrap();
+        assert_eq!(image.sharers(), 3 * PAGES - 1);
+        assert_eq!(machine.write(&child, AT, 88), 1);
+        assert_eq!((machine.read(other, AT), machine.read(one, AT)), (1, 1));
+        child.destroy(&machine.cpu);
+        assert_eq!(image.sharers(), 2 * PAGES - 1);
+        drop(image);
+        let [one, other] = spaces;
+        other.destroy(&machine.cpu);
+        // The last one that has them needs no copies.
+        let before = machine.guest();
+        assert_eq!(machine.write(&one, AT, 99), 1);
+        assert_eq!(
+            (machine.guest(), machine.pool.shared_frames()),
+            (before, PAGES - 2)
+        );
+        one.destroy(&machine.cpu);
+        machine.check_nothing_is_left();
+    }
+}
+
+#[test]
+fn an_image_that_doesnt_lie_in_the_memory_at_a_page_is_refused() {
+    let machine = Vms::new(1024);
+    let image = image(&machine, 3);
+    let with = |bytes, at| {
+        let account = Owner::Vm(VmId::new(0).unwrap());
+        Object::with_image(&machine.cpu, account, bytes, Level::L3, &image, at)
+            .map(drop)
+            .unwrap_err()
+    };
+    let unaligned = ObjectError::Unaligned { piece: PAGE_SIZE };
+    assert_eq!(with(8 * PAGE_SIZE, 8), unaligned);
+    assert_eq!(
+        with(4 * PAGE_SIZE, 2 * PAGE_SIZE),
+        ObjectError::ImageBeyondEnd
+    );
+    let top = PAGE_SIZE.wrapping_neg();
+    assert_eq!(with(4 * PAGE_SIZE, top), ObjectError::ImageBeyondEnd);
+    let out_of_memory = ObjectError::OutOfMemory { bytes: 4 << 20 };
+    assert_eq!(with(4 << 20, PAGE_SIZE), out_of_memory);
+    assert_eq!(
+        (machine.guest(), image.sharers()),
+        (3, 0),
+        "nothing is left of them"
+    );
+    drop(image);
+    machine.check_nothing_is_left();
+}
+
+/// A VM with a slot of each kind: its own memory, shared memory, an image, a device.
+#[test]
+fn a_fork_has_its_own_copy_of_its_parents_memory_and_the_very_same_of_all_else() {
+    const SHARED: u64 = 16;
+    const IMAGE: u64 = 32;
+    const DEVICE: u64 = 48;
+    let machine = Vms::new(1024);
+    let (parent, child) = (
+        space(&machine, 0, Change::Direct),
+        space(&machine, 1, Change::Direct),
+    );
+    let at = arena::leak(2);
+    let shared = Object::shared(&machine.cpu, 8 * PAGE_SIZE, Level::L3).unwrap();
+    // SAFETY: nobody uses the memory.
+    let device = unsafe { Object::device(&machine.cpu, at.clone()) }.unwrap();
+    let own = anonymous(&machine, 8, Level::L3);
+    for (number, page, object) in [
+        (0, 0, own.clone()),
+        (1, SHARED, shared),
+        (2, IMAGE, image(&machine, 2)),
+        (3, DEVICE, device),
+    ] {
+        let config = SlotConfig {
+            id: SlotId(number),
+            start: START.offset(page * PAGE_SIZE),
+            read_only: number == 2,
+            // Of memory, all but the first page.
+            offset: if number < 2 { PAGE_SIZE } else { 0 },
+            bytes: object.bytes() - if number < 2 { PAGE_SIZE } else { 0 },
+            ..slot(object)
+        };
+        parent.map_object(&machine.cpu, config).unwrap();
+    }
+    // The same memory a second time, elsewhere, only to be read.
+    let again = SlotConfig {
+        id: SlotId(4),
+        start: START.offset(64 * PAGE_SIZE),
+        read_only: true,
+        ..slot(own)
+    };
+    parent.map_object(&machine.cpu, again).unwrap();
+    machine.write(&parent, 0, 1);
+    machine.write(&parent, SHARED, 2);
+    parent.fork(&machine.cpu, &child).unwrap();
+
+    machine.write(&child, 0, 11);
+    assert_eq!((machine.read(&parent, 0), machine.read(&child, 0)), (1, 11));
+    assert_eq!(
+        machine.read(&child, 65),
+        11,
+        "both of its slots have one copy"
+    );
+    assert_eq!(machine.read(&parent, 65), 1);
+    for (writer, reader, word) in [(&parent, &child, 3), (&child, &parent, 4)] {
+        machine.write(writer, SHARED, word);
+        machine.write(writer, SHARED + 6, word + 10);
+        let words = [SHARED, SHARED + 6].map(|page| machine.read(reader, page));
+        assert_eq!(words, [word, word + 10], "a write isn't seen by the other");
+    }
+    for space in [&parent, &child] {
+        assert_eq!(machine.read(space, IMAGE + 1), 2);
+        for page in [IMAGE, 64] {
+            let ipa = START.offset(page * PAGE_SIZE);
+            let outcome = machine.fault(space, ipa, Access::Write, FaultKind::Permission);
+            assert_eq!(outcome, FaultOutcome::NotPermitted);
+        }
+        let (leaf, ..) = machine.access(space, DEVICE + 1, Access::Write);
+        assert_eq!(leaf.pa(), at.start.offset(PAGE_SIZE));
+        assert_eq!(leaf.memory(), stage2::MemoryType::DeviceNgnre);
+    }
+    parent.destroy(&machine.cpu);
+    assert_eq!(
+        (machine.read(&child, 0), machine.read(&child, SHARED)),
+        (11, 4)
+    );
+    child.destroy(&machine.cpu);
     machine.check_nothing_is_left();
 }
 

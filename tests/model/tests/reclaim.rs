@@ -530,6 +530,31 @@ fn a_slot_that_goes_takes_along_what_was_put_away() {
 }
 
 #[test]
+fn an_object_that_gets_the_name_of_a_larger_one_is_not_taken_for_it() {
+    let machine = Machine::new(400);
+    machine.system.set_watermarks(Some(Watermarks {
+        low: 1 << 20,
+        high: 1 << 20,
+    }));
+    let fill = |pages| {
+        let space = machine.vm_of(0, pages, Level::L3);
+        (0..pages).for_each(|page| machine.write(&space, page, page + 1).unwrap());
+        space
+    };
+    let space = fill(64);
+    // It finds all pages, puts half of them away, and leaves the others listed.
+    assert!(machine.cpu.relieve());
+    assert_eq!(machine.system.put_away().pages, 32);
+    space.destroy(&machine.cpu);
+    let space = fill(3);
+    machine.idle_until_relieved();
+    assert_eq!(machine.system.put_away().pages, 3);
+    (0..3).for_each(|page| assert_eq!(machine.read(&space, page), page + 1));
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
 fn with_any_number_of_frames_what_was_written_is_there_and_nothing_is_lost() {
     const PAGES: u64 = 60;
     let mut all_went = 0;

@@ -1,11 +1,12 @@
-//! A VM is forked while its vCPUs wait. The fork reads every page, then writes every page; then the original writes its own,
-//! which nobody shares any more.
+//! A VM is forked while its vCPUs wait for their next step, which those of the fork are then told by a harness of their own. The
+//! fork reads every page, then writes every page; then the original writes its own, which nobody shares any more.
 
 use super::stage::Stage;
 use super::{Outcome, Run};
 use crate::error::RunError;
 use crate::machine::Machine;
 use crate::record::{CounterMap, Phase, PhaseName};
+use alloc::sync::Arc;
 use hypercall::step;
 use memory::MmuLock;
 
@@ -17,33 +18,35 @@ const AFTER: u64 = 3;
 impl<M: Machine> Run<'_, M> {
     pub(super) fn cow<L: MmuLock + 'static>(&self, outcome: &mut Outcome) -> Result<(), RunError> {
         let plans = [0, 1].map(|index| self.plan(self.vms[index]));
-        let benches = [0, 1].map(|index| self.bench(&plans[index], self.options.seed));
+        let bench = self.bench(&plans[0], self.options.seed);
         let bytes = self.options.bytes.0;
-        let (done, remains) = self.host.run::<L, _, _>(&plans[0], &benches[0], |watch| {
-            let original = Stage::open(watch, &benches[0], bytes)?;
+        let (done, remains) = self.host.run::<L, _, _>(&plans[0], &bench, |watch| {
+            let original = Stage::open(watch, &bench, bytes)?;
             let write = original.whole(step::WRITE, BEFORE);
             original.measure(&mut outcome.results, (PhaseName::Write, BEFORE), write)?;
-            let run = self.host.run_copy(watch, &plans[1], &benches[1], |copy| {
-                let fork = Phase {
+            let paused = watch.pause()?;
+            let fork = Arc::new(bench.fork());
+            let run = self.host.run_fork(paused, &plans[1], &fork, |copy| {
+                let phase = Phase {
                     name: PhaseName::Fork,
                     iteration: 0,
                     ns: copy.filled_ns,
                     counters: CounterMap::new(),
                 };
-                outcome.results.add(copy.machine, fork);
-                let copy = Stage::open(copy, &benches[1], bytes)?;
+                outcome.results.add(copy.machine, phase);
+                let copy = Stage::open(copy, &fork, bytes)?;
                 self.write_both(&original, &copy, outcome)?;
                 copy.close()
             });
             let (done, remains) = run;
-            benches[1].flush();
+            fork.flush();
             outcome.remain(plans[1].vm, remains);
-            done.map_err(|error| benches[1].explain(error))?;
+            done.map_err(|error| fork.explain(error))?;
             original.close()
         });
-        benches[0].flush();
+        bench.flush();
         outcome.remain(plans[0].vm, remains);
-        done.map_err(|error| benches[0].explain(error))
+        done.map_err(|error| bench.explain(error))
     }
 
     fn write_both<L: MmuLock>(
@@ -53,6 +56,8 @@ impl<M: Machine> Run<'_, M> {
         outcome: &mut Outcome,
     ) -> Result<(), RunError> {
         let results = &mut outcome.results;
+        // Its code and stacks are mapped anew: not what is to be measured.
+        copy.perform(copy.part(step::READ, BEFORE, 0, 0))?;
         let read = copy.whole(step::READ, BEFORE);
         copy.measure(results, (PhaseName::Read, BEFORE), read)?;
         let write = copy.whole(step::WRITE, OF_FORK);

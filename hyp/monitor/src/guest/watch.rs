@@ -14,7 +14,7 @@ use core::cell::Cell;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 use memory::{AddressSpace, CpuCounters, MmuLock};
-use vm::{CpuId, Pause, Start, Starvation, StopReason, Vm};
+use vm::{CpuId, Pause, Starvation, StopReason, Vm};
 
 /// A guest that runs, seen from CPU 0.
 pub struct Watch<'w, M: Machine, L> {
@@ -30,9 +30,7 @@ pub struct Watch<'w, M: Machine, L> {
     pub cpus: Range<usize>,
     /// Whether its vCPUs measure their longest exits.
     pub exit_times: bool,
-    /// Where it started.
-    pub start: Start,
-    /// How long it took to give it its memory, in nanoseconds.
+    /// How long it took to give it its memory, and to a fork its vCPUs' state, in nanoseconds.
     pub filled_ns: u64,
     pub(super) crew: &'static Crew<M>,
     pub(super) counters: &'static [CpuCounters],

@@ -23,6 +23,8 @@ pub(super) enum Act {
     Pause,
     /// Something with a fork.
     Fork,
+    /// Has a fork run beside it.
+    Twin,
     /// Something with slots that the guest doesn't know of.
     Slots,
     /// Populates a part of a slot.
@@ -44,6 +46,7 @@ impl Act {
     pub(super) const COUNTS: [(Self, usize); 9] = [
         (Self::Pause, 1),
         (Self::Fork, 2),
+        (Self::Twin, 1),
         (Self::Slots, 2),
         (Self::Populate, 1),
         (Self::Merge, 1),
@@ -54,12 +57,13 @@ impl Act {
     ];
 }
 
-impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
+impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
     /// Does one thing.
     pub(super) fn act(&mut self) -> Result<(), RunError> {
         match self.acts.deal(&mut self.random) {
             Act::Pause => self.pause()?,
             Act::Fork => self.fork()?,
+            Act::Twin => self.run_twin()?,
             Act::Slots => self.change_slots()?,
             Act::Populate => self.populate()?,
             Act::Merge => self.merge(),

@@ -3,9 +3,11 @@
 
 use super::Stress;
 use super::act::OWN_WORD;
+use crate::bench::Journals;
 use crate::error::RunError;
+use crate::guest::Watch;
 use crate::machine::Machine;
-use crate::options::TEST_MEMORY;
+use crate::options::{Options, TEST_MEMORY};
 use crate::policy::Words;
 use alloc::string::ToString;
 use alloc::vec;
@@ -16,7 +18,7 @@ use stage2::{Ipa, PAGE_SIZE};
 /// How often blocks are restored at the end until none is left.
 const ROUNDS: usize = 3;
 
-impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
+impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
     /// Finishes the migration of each slot that is logged, compares, and lets some of them go on.
     pub(super) fn check_round(&mut self) -> Result<(), RunError> {
         self.check_journals()?;
@@ -56,50 +58,13 @@ impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
         Ok(())
     }
 
-    /// Compares guest memory with the vCPUs' journals, and with what the harness has written itself.
-    fn check_journals(&mut self) -> Result<(), RunError> {
-        let Some(journals) = self.bench.journals() else {
-            return Ok(());
+    fn check_journals(&self) -> Result<(), RunError> {
+        let memory = TestMemory {
+            watch: self.watch,
+            options: self.options,
+            written: &self.written,
         };
-        let vcpus = self.options.vcpus as u64;
-        let share = self.options.bytes.0 / PAGE_SIZE;
-        let mut journal = vec![0; (share * 4) as usize];
-        for vcpu in 0..self.options.vcpus {
-            let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
-            space.read_guest(own, journals.of(vcpu), &mut journal)?;
-            for (own_page, count) in journal.chunks_exact(4).enumerate() {
-                let count = count
-                    .iter()
-                    .rev()
-                    .fold(0, |count, byte| count << 8 | u64::from(*byte));
-                let page = own_page as u64 * vcpus + vcpu as u64;
-                let expected = counted(count, page);
-                for word in [0, PAGE_SIZE - 8] {
-                    self.check_word(page, word, expected)?;
-                }
-            }
-        }
-        for page in 0..self.written.len() {
-            self.check_word(page as u64, OWN_WORD, self.written[page])?;
-        }
-        Ok(())
-    }
-
-    fn check_word(&self, page: u64, offset: u64, expected: u64) -> Result<(), RunError> {
-        let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
-        let mut word = [0; 8];
-        let at = Ipa::new(TEST_MEMORY).offset(page * PAGE_SIZE + offset);
-        space.read_guest(own, at, &mut word)?;
-        let found = u64::from_le_bytes(word);
-        if found == expected {
-            return Ok(());
-        }
-        Err(RunError::Inconsistent {
-            page,
-            found,
-            expected: Some(expected),
-            seed: self.options.seed,
-        })
+        memory.check(self.bench.journals())
     }
 
     /// Switches all logging off; then all blocks must come back.
@@ -133,5 +98,61 @@ impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
         }
         self.count("restored", blocks);
         Ok(left)
+    }
+}
+
+/// The test memory of a VM whose vCPUs wait.
+pub(super) struct TestMemory<'m, M: Machine, L> {
+    pub(super) watch: &'m Watch<'m, M, L>,
+    pub(super) options: &'m Options,
+    /// The word that the harness has written last to each page.
+    pub(super) written: &'m [u64],
+}
+
+impl<M: Machine, L: MmuLock> TestMemory<'_, M, L> {
+    /// Compares it with the vCPUs' journals, if there are any yet, and with what the harness has written.
+    pub(super) fn check(&self, journals: Option<Journals>) -> Result<(), RunError> {
+        let Some(journals) = journals else {
+            return Ok(());
+        };
+        let vcpus = self.options.vcpus as u64;
+        let share = self.options.bytes.0 / PAGE_SIZE;
+        let mut journal = vec![0; (share * 4) as usize];
+        for vcpu in 0..self.options.vcpus {
+            let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
+            space.read_guest(own, journals.of(vcpu), &mut journal)?;
+            for (own_page, count) in journal.chunks_exact(4).enumerate() {
+                let count = count
+                    .iter()
+                    .rev()
+                    .fold(0, |count, byte| count << 8 | u64::from(*byte));
+                let page = own_page as u64 * vcpus + vcpu as u64;
+                let expected = counted(count, page);
+                for word in [0, PAGE_SIZE - 8] {
+                    self.check_word(page, word, expected)?;
+                }
+            }
+        }
+        for (page, word) in self.written.iter().enumerate() {
+            self.check_word(page as u64, OWN_WORD, *word)?;
+        }
+        Ok(())
+    }
+
+    fn check_word(&self, page: u64, offset: u64, expected: u64) -> Result<(), RunError> {
+        let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
+        let mut word = [0; 8];
+        let at = Ipa::new(TEST_MEMORY).offset(page * PAGE_SIZE + offset);
+        space.read_guest(own, at, &mut word)?;
+        let found = u64::from_le_bytes(word);
+        if found == expected {
+            return Ok(());
+        }
+        Err(RunError::Inconsistent {
+            page,
+            found,
+            expected: Some(expected),
+            seed: self.options.seed,
+        })
     }
 }

@@ -141,7 +141,7 @@ impl<L: MmuLock> Fork<L> {
     }
 }
 
-impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
+impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
     /// Forks the VM, if there is room for what both may write; or checks the fork, and writes to it or ends it.
     pub(super) fn fork(&mut self) -> Result<(), RunError> {
         let Some(fork) = &mut self.fork else {

@@ -258,7 +258,10 @@ fn only_faults_in_an_invalidated_range_try_again() {
 #[test]
 fn a_fork_takes_one_exit_for_a_page_that_it_writes_and_two_where_it_is_unmapped() {
     let options = "guest=backing workload=cow vcpus=1 bytes=1M timeout=60";
-    let records = verified(&run(options, Guest::Honest), 2);
+    let outcome = run(options, Guest::Honest);
+    let records = verified(&outcome, 2);
+    let started = outcome.starting("guest: vCPU 0 is up");
+    assert_eq!(started, 2, "a fork goes on where its parent was");
     for (record, change, exits) in [(&records[0], "direct", 256), (&records[1], "unmap", 512)] {
         assert_eq!(record.change, change);
         let counted = |name, iteration, counter| counted(record, name, iteration, counter);

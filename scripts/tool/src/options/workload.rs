@@ -183,6 +183,12 @@ impl Workload {
         })
     }
 
+    /// The CPUs that it can make use of, beside the hypervisor's own: the stress run has a fork run beside its VM, if it can.
+    pub fn useful_cpus(&self) -> u32 {
+        let twin = self.stress.map_or(0, |_| self.vcpus);
+        self.busy_cpus() + twin
+    }
+
     /// Why it can't be run on any machine, if so: a policy that excludes another.
     pub fn contradiction(&self) -> Option<&'static str> {
         if self.harvest != Harvest::Ring {

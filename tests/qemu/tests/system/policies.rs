@@ -202,7 +202,7 @@ fn everything_at_once_loses_no_page() {
         ("cortex-a72", "seconds=3 bytes=2M seed=3 mode=rwlock"),
     ] {
         let options = format!("guest=stress vcpus=4 ring_entries=64 {options} timeout=40");
-        let boot = Boot::benchmark(&options).cpu(cpu).cpus(5).limit(100);
+        let boot = Boot::benchmark(&options).cpu(cpu).cpus(9).limit(100);
         let record = &verified(&boot, 1)[0];
         for what in [
             "rounds",
@@ -213,6 +213,8 @@ fn everything_at_once_loses_no_page() {
             "pauses",
             "forks",
             "fork_writes",
+            "twins",
+            "twin_writes",
             "populated",
             "slots_added",
             "slots_moved",
