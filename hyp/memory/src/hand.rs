@@ -30,8 +30,7 @@ impl Hand {
             return Some(object);
         }
         self.page = 0;
-        let mut later = objects.ids().filter(|id| *id > self.object);
-        let next = later.find_map(|id| objects.get(id));
+        let next = objects.after(self.object);
         self.object = next.as_ref().map_or(ObjectId::NONE, |object| object.id());
         next
     }

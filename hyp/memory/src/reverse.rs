@@ -21,22 +21,40 @@ use stage2::sync::{AtomicU64, Ordering};
 /// How many objects there can be at the same time.
 pub const MAX_OBJECTS: usize = 1024;
 
-/// Names a memory object.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+/// Names a memory object. The name of one that is no more isn't given again soon, so that whoever remembers it finds nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ObjectId(u32);
 
 impl ObjectId {
     /// No object's.
     pub(crate) const NONE: Self = Self(0);
+    /// A name is the object's place, counted from 1, and above that how many objects have had the place before.
+    const PLACE_BITS: u32 = 11;
+    const BITS: u32 = 24;
 
-    fn index(self) -> usize {
-        (self.0 as usize).wrapping_sub(1)
+    const fn new(index: usize, generation: u32) -> Self {
+        Self(generation << Self::PLACE_BITS | (index as u32 + 1))
+    }
+
+    /// The place, counted from 1: 0 for none.
+    const fn place(self) -> usize {
+        (self.0 & ((1 << Self::PLACE_BITS) - 1)) as usize
+    }
+
+    const fn index(self) -> usize {
+        self.place().wrapping_sub(1)
+    }
+
+    const fn generation(self) -> u32 {
+        self.0 >> Self::PLACE_BITS
     }
 }
 
+const _: () = assert!(MAX_OBJECTS < 1 << ObjectId::PLACE_BITS);
+
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "object {}", self.0)
+        write!(f, "object {}", self.place())
     }
 }
 
@@ -84,7 +102,7 @@ pub(crate) struct Sharer {
 
 impl Sharer {
     const NONE: u64 = 0;
-    const PAGE_BITS: u32 = 40;
+    const PAGE_BITS: u32 = u64::BITS - ObjectId::BITS;
 
     const fn encode(self) -> u64 {
         (self.object.0 as u64) << Self::PAGE_BITS | self.page
@@ -148,7 +166,14 @@ impl Drop for Locked<'_> {
 pub(crate) struct Objects {
     pool: &'static FramePool,
     pages: [AtomicPtr<Pages>; MAX_OBJECTS],
-    objects: Mutex<Vec<Option<Weak<Object>>>>,
+    objects: Mutex<Vec<Place>>,
+}
+
+/// Where an object can be.
+struct Place {
+    /// How many have been there before.
+    generation: u32,
+    object: Option<Weak<Object>>,
 }
 
 impl Objects {
@@ -171,39 +196,50 @@ impl Objects {
         object: Weak<Object>,
     ) -> Option<ObjectId> {
         let mut objects = self.objects.lock();
-        let index = match objects.iter().position(Option::is_none) {
+        let index = match objects.iter().position(|place| place.object.is_none()) {
             Some(free) => free,
             None if objects.len() < MAX_OBJECTS => {
                 objects.try_reserve(1).ok()?;
-                objects.push(None);
+                objects.push(Place {
+                    generation: 0,
+                    object: None,
+                });
                 objects.len() - 1
             }
             None => return None,
         };
-        objects[index] = Some(object);
+        let place = &mut objects[index];
+        place.object = Some(object);
         // Release: whoever finds the object's name in a record finds its pages.
         self.pages[index].store(pages.as_ptr(), Ordering::Release);
-        Some(ObjectId(index as u32 + 1))
+        Some(ObjectId::new(index, place.generation))
     }
 
     /// Takes an object's name back.
     pub(crate) fn unregister(&self, id: ObjectId) {
-        if let Some(object) = self.objects.lock().get_mut(id.index()) {
+        if let Some(place) = self.objects.lock().get_mut(id.index()) {
             self.pages[id.index()].store(ptr::null_mut(), Ordering::Relaxed);
-            *object = None;
+            let generations = 1 << (ObjectId::BITS - ObjectId::PLACE_BITS);
+            *place = Place {
+                generation: (place.generation + 1) % generations,
+                object: None,
+            };
         }
     }
 
     /// The object of this name, unless its last owner is letting go of it. Takes a lock: not for a fault.
     pub(crate) fn get(&self, id: ObjectId) -> Option<Arc<Object>> {
         let objects = self.objects.lock();
-        objects.get(id.index())?.as_ref()?.upgrade()
+        let place = objects.get(id.index())?;
+        let object = place.object.as_ref()?;
+        (place.generation == id.generation()).then(|| object.upgrade())?
     }
 
-    /// All objects that there are at this moment. Takes a lock, and none of the heap: not for a fault.
-    pub(crate) fn ids(&self) -> impl Iterator<Item = ObjectId> + use<> {
-        let count = self.objects.lock().len();
-        (1..=count as u32).map(ObjectId)
+    /// The object whose place comes next after that of another, which may be no more. Takes a lock: not for a fault.
+    pub(crate) fn after(&self, id: ObjectId) -> Option<Arc<Object>> {
+        let objects = self.objects.lock();
+        let mut later = objects.iter().skip(id.place());
+        later.find_map(|place| place.object.as_ref()?.upgrade())
     }
 
     /// The link of a page that is listed in a locked record.

@@ -25,6 +25,24 @@ fn anonymous(machine: &Vms, pages: u64, piece: Level) -> Arc<Object> {
 }
 
 #[test]
+fn the_name_of_an_object_that_is_no_more_names_nothing() {
+    let vms = Vms::new(256);
+    let vm = VmId::new(0).unwrap();
+    let names: Vec<_> = (0..9)
+        .map(|_| vms.anonymous(vm, 1, Level::L3).id())
+        .collect();
+    for (index, name) in names.iter().enumerate() {
+        assert!(!names[..index].contains(name), "{names:?}");
+    }
+    assert_eq!(
+        names[0].to_string(),
+        names[8].to_string(),
+        "the place is the same"
+    );
+    vms.check_nothing_is_left();
+}
+
+#[test]
 fn memory_is_allocated_when_it_is_first_written_and_reads_as_zero_before() {
     let machine = Vms::new(1024);
     let space = space(&machine, 0, Change::Direct);
