@@ -186,7 +186,7 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
             options,
             done,
             random: Rng::with_seed(options.seed),
-            acts: Deck::of(&Act::COUNTS),
+            acts: Deck::of(Act::COUNTS),
             rings: Deck::of(&RINGS),
             merging: frames::merging(watch, &targets)?,
             targets,

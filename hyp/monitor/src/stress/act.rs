@@ -43,7 +43,7 @@ pub(super) enum Act {
 
 impl Act {
     /// As often as each is done.
-    pub(super) const COUNTS: [(Self, usize); 9] = [
+    pub(super) const COUNTS: &[(Self, usize)] = &[
         (Self::Pause, 1),
         (Self::Fork, 2),
         (Self::Twin, 1),
@@ -53,7 +53,7 @@ impl Act {
         (Self::PutAway, 1),
         (Self::Gather, 1),
         (Self::Write, 2),
-        (Self::Log, 21),
+        (Self::Log, 20),
     ];
 }
 

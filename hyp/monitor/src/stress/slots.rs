@@ -43,7 +43,7 @@ enum Change {
 
 impl Change {
     /// As often as each is done.
-    const COUNTS: [(Self, usize); 7] = [
+    const COUNTS: &[(Self, usize)] = &[
         (Self::Add, 2),
         (Self::AddOver, 1),
         (Self::Move, 1),
@@ -79,7 +79,7 @@ impl Slots {
         Self {
             start: Ipa::new(end.get().next_multiple_of(PLACE_BYTES)),
             slots: Vec::new(),
-            changes: Deck::of(&Change::COUNTS),
+            changes: Deck::of(Change::COUNTS),
         }
     }
 
