@@ -26,7 +26,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 use memory::frames::MAX_VMS;
-use memory::{BackingPolicy, MmuLock, TrackerMode, VmId};
+use memory::{BackingPolicy, MmuLock, Object, SlotError, TrackerMode, VmId};
 use stage::Stage;
 use stage2::{Ipa, IpaRange, PAGE_SIZE};
 
@@ -99,11 +99,25 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
             case,
             vms: vms.flatten().collect(),
             image,
+            kernel: kernel(host, options, image)?,
             bootargs,
         };
         run.make::<L>()?;
     }
     Ok(())
+}
+
+/// One copy of the image for all VMs of a run, if there are several, and it has a place in pages.
+fn kernel<M: Machine>(
+    host: &Host<'_, M>,
+    options: &Options,
+    image: GuestImage<'_>,
+) -> Result<Option<Arc<Object>>, RunError> {
+    if options.vms() == 1 || !image.offset.is_multiple_of(PAGE_SIZE) {
+        return Ok(None);
+    }
+    let kernel = Object::image(&host.own.memory, image.bytes);
+    Ok(Some(kernel.map_err(SlotError::from)?))
 }
 
 /// One run.
@@ -114,6 +128,8 @@ struct Run<'r, M: Machine> {
     /// The numbers of its VMs.
     vms: Vec<VmId>,
     image: GuestImage<'r>,
+    /// The image, where several VMs begin with it.
+    kernel: Option<Arc<Object>>,
     bootargs: &'r str,
 }
 
@@ -155,6 +171,7 @@ impl<M: Machine> Run<'_, M> {
         let plan = GuestPlan {
             vm,
             image: self.image,
+            kernel: self.kernel.clone(),
             bootargs: self.bootargs,
             vcpus: options.vcpus,
             ram: guest_ram(options, self.image, journal),
@@ -191,6 +208,14 @@ impl<M: Machine> Run<'_, M> {
         bench.flush();
         outcome.remain(plan.vm, remains);
         done.map_err(|error| bench.explain(error))
+    }
+
+    /// Notes with the phase that was measured last how much of the VMs' memory is the image's still.
+    fn note_image(&self, results: &mut Results) {
+        if let Some(kernel) = &self.kernel {
+            results.note("image_frames", kernel.pages());
+            results.note("image_sharers", kernel.sharers());
+        }
     }
 
     /// What answers a VM's calls. VMs that differ in `seed` fill some of their pages differently.

@@ -83,6 +83,7 @@ fn plan<'p>(
     let plan = GuestPlan {
         vm,
         image,
+        kernel: None,
         bootargs,
         vcpus: options.vcpus,
         ram: guest_ram(options, image, journal),

@@ -22,10 +22,10 @@ use core::cell::Cell;
 use core::ops::Range;
 use memory::frames::{Counts, VmCounts};
 use memory::{
-    AddressSpace, CpuCounters, CpuMemory, MmuLock, Object, Owner, SlotConfig, SlotError, VmId,
-    Watermarks,
+    AddressSpace, CpuCounters, CpuMemory, MmuLock, Object, Owner, SlotConfig, SlotError, SlotId,
+    VmId, Watermarks,
 };
-use stage2::{Features, Layout, PAGE_SIZE};
+use stage2::{Features, Ipa, Layout, PAGE_SIZE};
 use vm::{CpuId, Pause, Service, Start, StopReason, Vcpu, VcpuId, Vm, VmConfig};
 
 /// How long CPUs may take to come back from a guest that was stopped.
@@ -282,14 +282,20 @@ impl<M: Machine> Host<'_, M> {
             // Before any of it is zeroed in vain.
             return Err(RunError::Slot(SlotError::OutOfMemory { bytes }));
         }
-        space.add_slot(
-            own,
-            RAM_SLOT,
-            RAM,
-            plan.ram,
-            plan.ram_backing.level(),
-            false,
-        )?;
+        let entry = RAM.offset(plan.image.offset);
+        let piece = plan.ram_backing.level();
+        match &plan.kernel {
+            None => {
+                space.add_slot(own, RAM_SLOT, RAM, plan.ram, piece, false)?;
+                space.write_guest(own, entry, plan.image.bytes)?;
+            }
+            Some(kernel) => {
+                let (account, at) = (Owner::Vm(plan.vm), plan.image.offset);
+                let ram = Object::with_image(own, account, plan.ram, piece, kernel, at);
+                let ram = ram.map_err(SlotError::from)?;
+                space.map_object(own, whole(RAM_SLOT, RAM, ram))?;
+            }
+        }
         for slot in &plan.test {
             let (range, bytes) = (slot.range(), slot.pages * PAGE_SIZE);
             let piece = plan.test_backing.level();
@@ -298,24 +304,14 @@ impl<M: Machine> Host<'_, M> {
                 continue;
             }
             let object = Object::anonymous(own, Owner::Vm(plan.vm), bytes, piece);
-            let config = SlotConfig {
-                id: slot.id,
-                start: range.start,
-                object: object.map_err(SlotError::from)?,
-                offset: 0,
-                bytes,
-                read_only: false,
-                write_faults: false,
-            };
-            space.map_object(own, config)?;
+            let object = object.map_err(SlotError::from)?;
+            space.map_object(own, whole(slot.id, range.start, object))?;
         }
         if plan.unseen != 0 {
             let (start, piece) = (plan.unseen_start(), plan.ram_backing.level());
             space.add_slot(own, UNSEEN_SLOT, start, plan.unseen, piece, false)?;
         }
-        let entry = RAM.offset(plan.image.offset);
         let tree_at = RAM.offset(plan.ram - tree_bytes);
-        space.write_guest(own, entry, plan.image.bytes)?;
         space.write_guest(own, tree_at, &tree)?;
         Ok(Start {
             entry: entry.get(),
@@ -387,5 +383,18 @@ impl<M: Machine> Host<'_, M> {
                 return frames;
             }
         }
+    }
+}
+
+/// All of an object as a slot.
+fn whole(id: SlotId, start: Ipa, object: Arc<Object>) -> SlotConfig {
+    SlotConfig {
+        id,
+        start,
+        offset: 0,
+        bytes: object.bytes(),
+        object,
+        read_only: false,
+        write_faults: false,
     }
 }

@@ -63,6 +63,7 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     let plan = GuestPlan {
         vm,
         image,
+        kernel: None,
         bootargs,
         vcpus: options.vcpus,
         ram: options.program_bytes().unwrap_or(0),

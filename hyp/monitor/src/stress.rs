@@ -107,6 +107,7 @@ fn plan<'p>(
     GuestPlan {
         vm,
         image,
+        kernel: None,
         bootargs,
         vcpus: options.vcpus,
         ram: guest_ram(options, image, needed_journal(options)),

@@ -66,6 +66,8 @@ impl<M: Machine> Run<'_, M> {
         let write = original.whole(step::WRITE, AFTER);
         original.measure(results, (PhaseName::Write, AFTER), write)?;
         copy.perform(copy.whole(step::READ, OF_FORK))?;
-        original.perform(original.whole(step::READ, AFTER))
+        original.perform(original.whole(step::READ, AFTER))?;
+        self.note_image(results);
+        Ok(())
     }
 }

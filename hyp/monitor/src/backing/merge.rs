@@ -86,6 +86,7 @@ impl<M: Machine> Run<'_, M> {
             stage.perform(stage.part(step::CHECK, 1, 0, anew))?;
             stage.perform(stage.part(step::CHECK, 0, anew, stage.share - anew))?;
         }
+        self.note_image(results);
         Ok(())
     }
 

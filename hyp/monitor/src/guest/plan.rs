@@ -4,8 +4,9 @@ use crate::error::RunError;
 use crate::image::GuestImage;
 use crate::options::{self, Backing, TEST_MEMORY};
 use crate::test_memory::TestSlot;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
-use memory::{BackingPolicy, SlotId, VmId};
+use memory::{BackingPolicy, Object, SlotId, VmId};
 use stage2::{Features, Ipa, IpaRange, Layout, PAGE_SIZE};
 
 /// Where a guest's RAM begins.
@@ -25,6 +26,8 @@ pub struct GuestPlan<'p> {
     pub vm: VmId,
     /// Its image.
     pub image: GuestImage<'p>,
+    /// What holds the image for all guests that begin with it: their RAM shares its frames. Without it a guest has a copy.
+    pub kernel: Option<Arc<Object>>,
     /// Its command line.
     pub bootargs: &'p str,
     /// Its vCPUs.
