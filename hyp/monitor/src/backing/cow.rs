@@ -5,6 +5,7 @@ use super::stage::Stage;
 use super::{Outcome, Run};
 use crate::error::RunError;
 use crate::machine::Machine;
+use crate::merging::Scanner;
 use crate::record::{CounterMap, Phase, PhaseName};
 use hypercall::step;
 use memory::MmuLock;
@@ -20,6 +21,7 @@ impl<M: Machine> Run<'_, M> {
         let benches = [0, 1].map(|index| self.bench(&plans[index], self.options.seed));
         let bytes = self.options.bytes.0;
         let (done, remains) = self.host.run::<L, _, _>(&plans[0], &benches[0], |watch| {
+            let scanner = Scanner::beside(watch, self.options)?;
             let original = Stage::open(watch, &benches[0], bytes)?;
             let write = original.whole(step::WRITE, BEFORE);
             original.measure(&mut outcome.results, (PhaseName::Write, BEFORE), write)?;
@@ -31,6 +33,10 @@ impl<M: Machine> Run<'_, M> {
                     counters: CounterMap::new(),
                 };
                 outcome.results.add(copy.machine, fork);
+                let _added = scanner
+                    .as_ref()
+                    .map(|scanner| scanner.add(copy))
+                    .transpose()?;
                 let copy = Stage::open(copy, &benches[1], bytes)?;
                 self.write_both(&original, &copy, outcome)?;
                 copy.close()
@@ -39,7 +45,9 @@ impl<M: Machine> Run<'_, M> {
             benches[1].flush();
             outcome.remain(plans[1].vm, remains);
             done.map_err(|error| benches[1].explain(error))?;
-            original.close()
+            original.close()?;
+            outcome.end_merging(scanner);
+            Ok(())
         });
         benches[0].flush();
         outcome.remain(plans[0].vm, remains);
