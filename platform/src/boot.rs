@@ -244,7 +244,7 @@ impl Boot {
         );
         gic::init(&machine.gic, self.features.gic_registers).map_err(BootError::Gic)?;
         if let Some(timer) = &machine.timer {
-            gic::enable_private(timer.hypervisor);
+            gic::enable_timer(timer.hypervisor);
         }
         cpus::set_features(self.features);
         Ok(System {

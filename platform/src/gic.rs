@@ -1,5 +1,5 @@
 //! The interrupt controller, as far as the hypervisor itself needs it: one software-generated interrupt that kicks a CPU out of
-//! a guest or of waiting. All other interrupts are off.
+//! a guest or of waiting, and the timer's that ends waiting. All other interrupts are off.
 //!
 //! Interrupts are always masked at EL2, so a kick is never taken there: it ends a WFI, or a guest's run. Any CPU may kick any
 //! other at any time.
@@ -24,6 +24,8 @@ const KICK: IntId = IntId::sgi(0);
 const LOWEST_PRIORITY: u8 = 0xff;
 
 static GIC: Once<Gic> = Once::new();
+/// The interrupt of the timer that ends waits, if it is known.
+static TIMER: Once<discovery::Interrupt> = Once::new();
 
 enum Gic {
     V2(V2),
@@ -87,8 +89,14 @@ pub(crate) fn init(gic: &discovery::Gic, has_system_registers: bool) -> Result<(
     init_cpu()
 }
 
+/// Lets the timer's interrupt, which is private to each CPU, end the waits of this CPU, and of those that start later.
+pub(crate) fn enable_timer(interrupt: discovery::Interrupt) {
+    TIMER.call_once(|| interrupt);
+    enable_private(interrupt);
+}
+
 /// Lets an interrupt that is private to this CPU end its waits.
-pub(crate) fn enable_private(interrupt: discovery::Interrupt) {
+fn enable_private(interrupt: discovery::Interrupt) {
     const FIRST_PRIVATE: u32 = 16;
     let Some(number) = interrupt
         .0
@@ -108,10 +116,16 @@ pub(crate) fn enable_private(interrupt: discovery::Interrupt) {
 pub(crate) fn init_cpu() -> Result<(), GicError> {
     let cpu = CpuId::current();
     match GIC.get() {
-        Some(Gic::V2(gic)) => gic.init_cpu(cpu),
-        Some(Gic::V3(gic)) => gic.init_cpu(cpu),
-        None => Ok(()),
+        Some(Gic::V2(gic)) => gic.init_cpu(cpu)?,
+        Some(Gic::V3(gic)) => gic.init_cpu(cpu)?,
+        None => {}
     }
+    // After a reset it may ask for the interrupt.
+    timer::disarm();
+    if let Some(interrupt) = TIMER.get() {
+        enable_private(*interrupt);
+    }
+    Ok(())
 }
 
 /// Makes `cpu` leave its guest, or wake up, now or the next time it tries. What was written before is visible to it

@@ -201,20 +201,24 @@ impl PageMerging {
         self.scan.lock().published
     }
 
-    /// Looks at a few pages more, as many as the policy says at most, and at none twice; how many. None while another CPU makes
-    /// a step.
+    /// As [`Self::scan`], for as many pages as the policy says.
+    pub fn step<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>) -> u64 {
+        self.scan(cpu, self.policy.pages_to_scan)
+    }
+
+    /// Looks at a few pages more, `most` at most, and at none twice; how many. None while another CPU makes a step. Whoever asks
+    /// for something of the merging waits for as long as this takes.
     ///
     /// The caller is in no epoch.
-    pub fn step<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>) -> u64 {
+    pub fn scan<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, most: u64) -> u64 {
         let Some(mut scan) = self.scan.try_lock() else {
             return 0;
         };
         let mut scanned = 0;
-        while scanned < self.policy.pages_to_scan {
-            let most = AT_ONCE.min(self.policy.pages_to_scan - scanned);
+        while scanned < most {
             // For tables, where blocks are split.
             cpu.refill();
-            scanned += scan.batch(cpu, &self.policy, most);
+            scanned += scan.batch(cpu, &self.policy, AT_ONCE.min(most - scanned));
             if scan.next == (0, 0) {
                 break;
             }

@@ -17,8 +17,9 @@ use crate::error::RunError;
 use crate::guest::{GuestPlan, Host, Remains};
 use crate::image::GuestImage;
 use crate::machine::Machine;
+use crate::merging::Scanner;
 use crate::options::{Backing, Change, Mode, Options, TEST_MEMORY, Tracker, Workload};
-use crate::record::{CounterMap, PARVISOR, Record};
+use crate::record::{CounterMap, PARVISOR, Progress, Record};
 use crate::results::Results;
 use crate::{report, test_memory};
 use alloc::string::ToString;
@@ -139,6 +140,8 @@ struct Outcome {
     results: Results,
     /// All that was counted, of all its VMs.
     counters: CounterMap,
+    /// What merging beside the VMs came to.
+    merged: CounterMap,
     /// What remained of each VM.
     remains: Vec<(VmId, Remains)>,
 }
@@ -147,6 +150,7 @@ impl<M: Machine> Run<'_, M> {
     fn make<L: MmuLock + 'static>(&self) -> Result<(), RunError> {
         let machine = self.host.machine;
         report::backing_heading(machine, self.options, self.case);
+        self.progress(0);
         let mut outcome = Outcome::default();
         let done = match self.options.workload {
             Workload::Invalidate => self.invalidate::<L>(&mut outcome),
@@ -159,9 +163,21 @@ impl<M: Machine> Run<'_, M> {
             report::remains(machine, *vm, remains);
         }
         done?;
+        report::merged(machine, &outcome.merged);
         let record = self.record(outcome);
         report::record(machine, &record)?;
+        self.progress(1);
         Ok(())
+    }
+
+    /// How much of it is done: nothing or all.
+    fn progress(&self, step: u64) {
+        let progress = Progress {
+            mode: self.case.mode.name().into(),
+            step,
+            steps: 1,
+        };
+        report::progress(self.host.machine, &progress);
     }
 
     /// What a VM is made of.
@@ -199,11 +215,13 @@ impl<M: Machine> Run<'_, M> {
     ) -> Result<(), RunError> {
         let plan = self.plan(self.vms[0]);
         let bench = self.bench(&plan, self.options.seed);
-        let results = &mut outcome.results;
         let (done, remains) = self.host.run::<L, _, _>(&plan, &bench, |watch| {
+            let scanner = Scanner::beside(watch, self.options)?;
             let stage = Stage::open(watch, &bench, self.options.bytes.0)?;
-            drive(&stage, results)?;
-            stage.close()
+            drive(&stage, &mut outcome.results)?;
+            stage.close()?;
+            outcome.end_merging(scanner);
+            Ok(())
         });
         bench.flush();
         outcome.remain(plan.vm, remains);
@@ -227,11 +245,12 @@ impl<M: Machine> Run<'_, M> {
         Arc::new(Bench::new(self.host.machine, &options, plan.ram))
     }
 
-    fn record(&self, outcome: Outcome) -> Record {
+    fn record(&self, mut outcome: Outcome) -> Record {
         let (options, case) = (self.options, self.case);
+        outcome.counters.append(&mut outcome.merged);
         let facts = self.host.machine.facts();
         let stage2 = outcome.remains.first();
-        Record {
+        let record = Record {
             system: PARVISOR.into(),
             mode: case.mode.name().into(),
             workload: options.workload.name().into(),
@@ -256,11 +275,19 @@ impl<M: Machine> Run<'_, M> {
             counters: outcome.counters,
             verified: true,
             ..Record::default()
-        }
+        };
+        record.merged_as(options)
     }
 }
 
 impl Outcome {
+    /// Ends the merging beside the VMs, if there was some, and takes what it came to.
+    fn end_merging<M: Machine>(&mut self, scanner: Option<Scanner<M>>) {
+        if let Some(scanner) = scanner {
+            self.merged = scanner.end();
+        }
+    }
+
     /// Takes what remained of a VM, and what it has counted.
     fn remain(&mut self, vm: VmId, remains: Option<Remains>) {
         let Some(remains) = remains else { return };

@@ -15,9 +15,10 @@ use crate::error::RunError;
 use crate::guest::{GuestPlan, Host, Remains, Watch};
 use crate::image::GuestImage;
 use crate::machine::Machine;
+use crate::merging::Scanner;
 use crate::options::{Backing, Enable, Harvest, Options, Tracking};
 use crate::policy::Choice;
-use crate::record::{PARVISOR, Phase, PhaseName, Record};
+use crate::record::{CounterMap, PARVISOR, Phase, PhaseName, Record};
 use crate::report;
 use crate::results::Results;
 use crate::steps::Step;
@@ -55,14 +56,20 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     let bench = Arc::new(Bench::new(machine, options, plan.ram));
     report::heading(machine, options, choice);
     let mut results = Results::default();
+    let mut merged = CounterMap::new();
     let (outcome, remains) = host.run::<L, _, _>(&plan, &bench, |watch| {
+        let scanner = Scanner::beside(watch, options)?;
         let mut harness = Harness::new(watch, &bench, options, choice, &mut results)?;
-        harness.run()
+        let outcome = harness.run();
+        merged = scanner.map(Scanner::end).unwrap_or_default();
+        outcome
     });
     bench.flush();
     let outcome = outcome.map_err(|error| bench.explain(error));
-    if let Some(remains) = remains {
+    if let Some(mut remains) = remains {
         report::remains(machine, vm, &remains);
+        report::merged(machine, &merged);
+        remains.counters.append(&mut merged);
         let verified = outcome.is_ok();
         if verified || outcome.as_ref().is_err_and(RunError::is_mismatch) {
             let record = record(machine, options, choice, results.phases, remains, verified);
@@ -121,7 +128,7 @@ pub(crate) fn record<M: Machine>(
     verified: bool,
 ) -> Record {
     let facts = machine.facts();
-    Record {
+    let record = Record {
         system: PARVISOR.into(),
         mode: choice.mode.name().into(),
         split: choice.split.name().into(),
@@ -152,7 +159,8 @@ pub(crate) fn record<M: Machine>(
             percent => percent,
         },
         ..Record::default()
-    }
+    };
+    record.merged_as(options)
 }
 
 /// The benchmark while its guest runs.

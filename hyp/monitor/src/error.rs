@@ -23,6 +23,8 @@ pub enum RunError {
         needed: usize,
         /// The CPUs that there are.
         cpus: usize,
+        /// Whether one is to merge.
+        merging: bool,
     },
     /// The VM can't have so many vCPUs.
     Vcpus(BadVcpuCount),
@@ -201,10 +203,17 @@ impl fmt::Display for RunError {
                 vcpus,
                 needed,
                 cpus,
-            } => write!(
-                f,
-                "vcpus={vcpus} needs {needed} CPUs, one of them for the monitor, but there are {cpus}"
-            ),
+                merging,
+            } => {
+                let (option, merger) = match merging {
+                    true => (" merging", ", one to merge"),
+                    false => ("", ""),
+                };
+                write!(
+                    f,
+                    "vcpus={vcpus}{option} needs {needed} CPUs, one of them for the monitor{merger}, but there are {cpus}"
+                )
+            }
             Self::Vcpus(error) => error.fmt(f),
             Self::Layout(error) => error.fmt(f),
             Self::Frames(error) => error.fmt(f),

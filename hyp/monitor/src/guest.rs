@@ -100,6 +100,7 @@ impl<M: Machine> Host<'_, M> {
                 vcpus: options.vcpus,
                 needed,
                 cpus,
+                merging: options.merging,
             })
         }
     }

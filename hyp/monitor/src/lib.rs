@@ -19,6 +19,7 @@ pub mod guest_tree;
 pub mod image;
 mod low_rings;
 mod machine;
+mod merging;
 pub mod options;
 mod policy;
 mod program;

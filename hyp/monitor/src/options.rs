@@ -3,12 +3,14 @@
 //! They come from outside, so whatever isn't understood is an error that names it. Read once at boot.
 
 mod error;
+mod merging;
 mod value;
 
 pub use error::OptionError;
+pub use merging::MergeOptions;
 pub use value::{
-    Backing, Change, Clear, Enable, Granularity, GuestKind, Harvest, Mode, Restore, Split, Tracker,
-    Tracking, Workload,
+    Backing, Change, Clear, Enable, Granularity, GuestKind, Harvest, MergeTarget, Mode, Restore,
+    Split, Tracker, Tracking, Workload,
 };
 
 use crate::size::Size;
@@ -83,6 +85,10 @@ pub struct Options {
     pub workers: Vec<u64>,
     /// With each of these, how much memory the guest uses where it has 100, one after the other.
     pub overcommits: Vec<u64>,
+    /// Whether a CPU merges equal pages while guests run, where that isn't the workload.
+    pub merging: bool,
+    /// How equal pages are merged.
+    pub merge: MergeOptions,
     /// The size of the guest's physical address space, or `None` for the machine's choice.
     pub ipa_bits: Option<u32>,
     /// How long the stress run goes on, in seconds.
@@ -122,6 +128,8 @@ impl Default for Options {
             changes: [Change::Direct].into(),
             workers: [0].into(),
             overcommits: [100].into(),
+            merging: false,
+            merge: MergeOptions::default(),
             ipa_bits: None,
             seconds: 10,
             timeout: 120,
@@ -131,7 +139,7 @@ impl Default for Options {
 }
 
 /// The options, in the order in which errors list them.
-const KEYS: [&str; 30] = [
+const KEYS: [&str; 35] = [
     "guest",
     "mode",
     "split",
@@ -158,6 +166,11 @@ const KEYS: [&str; 30] = [
     "change",
     "workers",
     "overcommit",
+    "merging",
+    "merge_targets",
+    "pages_to_scan",
+    "sleep_millisecs",
+    "max_page_sharing",
     "ipa_bits",
     "seconds",
     "timeout",
@@ -214,6 +227,9 @@ impl Options {
         if options.guest == GuestKind::Backing {
             options.fill_in(is_given);
         }
+        if !is_given("merge_targets") {
+            options.merge.targets = options.usual_targets();
+        }
         options.check(is_given)?;
         Ok(options)
     }
@@ -242,6 +258,15 @@ impl Options {
         }
     }
 
+    /// What is merged unless the user chooses: all that the guest has; where merging is what is measured, what its guests fill.
+    fn usual_targets(&self) -> Vec<MergeTarget> {
+        match self.guest {
+            GuestKind::Program => [MergeTarget::Ram].into(),
+            _ if self.measures_merging() => [MergeTarget::Test].into(),
+            _ => MergeOptions::default().targets,
+        }
+    }
+
     fn set<'t>(&mut self, key: &'static str, text: Option<&'t str>) -> Result<(), OptionError<'t>> {
         match key {
             "random" => {
@@ -250,6 +275,10 @@ impl Options {
             }
             "exit_times" => {
                 self.exit_times = value::alone(key, text)?;
+                return Ok(());
+            }
+            "merging" => {
+                self.merging = value::alone(key, text)?;
                 return Ok(());
             }
             _ => {}
@@ -284,6 +313,7 @@ impl Options {
             }
             "log" => self.log = value::level(key, text)?,
             _ if BACKING_ONLY.contains(&key) => return self.set_backing(key, text),
+            _ if merging::KEYS.contains(&key) => return self.merge.set(key, text),
             _ => return self.set_policy(key, text),
         }
         Ok(())
@@ -332,6 +362,7 @@ impl Options {
 
     fn check<'t>(&self, is_given: impl Fn(&str) -> bool) -> Result<(), OptionError<'t>> {
         self.check_guest(&is_given)?;
+        self.check_merging(&is_given)?;
         self.check_policies()?;
         if !self.bytes.0.is_multiple_of(PAGE_SIZE) || self.bytes.0 == 0 {
             return Err(OptionError::NotWholePages(self.bytes));
@@ -357,7 +388,10 @@ impl Options {
         };
         let foreign = match self.guest {
             GuestKind::DirtyLog => given(&["seconds"]).or(given(&BACKING_ONLY[..4])),
-            GuestKind::Stress => given(&BENCHMARK_ONLY).or(given(&BACKING_ONLY)),
+            GuestKind::Stress => given(&BENCHMARK_ONLY)
+                .or(given(&BACKING_ONLY))
+                .or(given(&["merging"]))
+                .or(given(&merging::KEYS)),
             GuestKind::Backing => of_logging(),
             GuestKind::Program => given(&BENCHMARK_ONLY)
                 .or(given(&LOGGED_ONLY))
@@ -372,6 +406,23 @@ impl Options {
                 Err(OptionError::OneOvercommit)
             }
             None => Ok(()),
+        }
+    }
+
+    /// What is said of merging must have some.
+    fn check_merging<'t>(&self, is_given: impl Fn(&str) -> bool) -> Result<(), OptionError<'t>> {
+        let foreign = merging::KEYS.into_iter().find(|key| is_given(key));
+        match foreign {
+            _ if self.merging && self.measures_merging() => Err(OptionError::MergingTwice),
+            Some(key) if !self.merging && !self.measures_merging() => {
+                Err(OptionError::NotMerging(key))
+            }
+            _ if self.guest == GuestKind::Program
+                && self.merge.targets.contains(&MergeTarget::Test) =>
+            {
+                Err(OptionError::NoTestMemory)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -430,6 +481,16 @@ impl Options {
         self.overcommits.iter().any(|percent| *percent > 100)
     }
 
+    /// Whether merging is what is measured.
+    pub fn measures_merging(&self) -> bool {
+        self.guest == GuestKind::Backing && self.workload == Workload::Merge
+    }
+
+    /// Whether blocks that were taken apart may have to stay so.
+    pub fn keeps_blocks_apart(&self) -> bool {
+        self.is_overcommitted() || self.merging
+    }
+
     /// How many VMs run at the same time.
     pub fn vms(&self) -> usize {
         match (self.guest, self.workload) {
@@ -444,7 +505,7 @@ impl Options {
             GuestKind::Backing => self.workers.iter().max().copied().unwrap_or(0) as usize,
             _ => 0,
         };
-        self.vcpus * self.vms() + workers
+        self.vcpus * self.vms() + workers + usize::from(self.merging)
     }
 
     /// The size of the benchmark's test memory: all vCPUs' shares, rounded up to what backs it. `None` beyond 64

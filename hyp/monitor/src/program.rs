@@ -6,6 +6,7 @@ use crate::guest::{GuestPlan, Host};
 use crate::guest_console::GuestConsole;
 use crate::image::GuestImage;
 use crate::machine::Machine;
+use crate::merging::Scanner;
 use crate::options::Options;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -85,12 +86,18 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
         machine,
         console: GuestConsole::new(),
     });
-    let (ended, remains) = host.run::<L, _, _>(&plan, &service, |watch| watch.wait_for_end());
+    let (ended, remains) = host.run::<L, _, _>(&plan, &service, |watch| {
+        let scanner = Scanner::beside(watch, options)?;
+        let reason = watch.wait_for_end()?;
+        Ok((reason, scanner.map(Scanner::end)))
+    });
     service.console.flush(|line| machine.write_line(line));
     if let Some(remains) = remains {
         crate::report::remains(machine, vm, &remains);
     }
-    match ended? {
+    let (reason, merged) = ended?;
+    crate::report::merged(machine, &merged.unwrap_or_default());
+    match reason {
         reason @ (StopReason::PoweredOff | StopReason::Reported { code: 0, .. }) => {
             machine.write_line(format_args!("program: {reason}"));
             Ok(())

@@ -3,6 +3,7 @@
 //! The record is what a `@record` line carries and what the host tool writes into its JSON file. The lines are those of
 //! `dirty_log_perf_test` of the Linux KVM selftests.
 
+use crate::options::Options;
 use crate::size::decimal;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -65,6 +66,18 @@ pub struct Record {
     /// How much memory the guest used where it had 100.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub overcommit: u64,
+    /// The memory whose equal pages were merged, as the option `merge_targets` says it. Empty where none were.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub merge_targets: String,
+    /// How many pages the scan looked at between two pauses.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub pages_to_scan: u64,
+    /// How long each pause was, in milliseconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub sleep_millisecs: u64,
+    /// How many pages might share a frame.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub max_page_sharing: u64,
     /// vCPUs.
     pub vcpus: u64,
     /// The memory that each of them accessed, in bytes.
@@ -100,6 +113,22 @@ pub struct Record {
     /// Whether exactly the pages that the guest wrote were harvested, with the right contents. Other systems than Parvisor
     /// don't check it.
     pub verified: bool,
+}
+
+impl Record {
+    /// The same with what the options say of merging, if there was some.
+    pub(crate) fn merged_as(self, options: &Options) -> Self {
+        if !options.merging && !options.measures_merging() {
+            return self;
+        }
+        Self {
+            merge_targets: options.merge.target_names(),
+            pages_to_scan: options.merge.pages_to_scan,
+            sleep_millisecs: options.merge.sleep_millisecs,
+            max_page_sharing: options.merge.max_page_sharing,
+            ..self
+        }
+    }
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -385,6 +414,10 @@ mod tests {
             change: "direct".into(),
             workers: 2,
             overcommit: 150,
+            merge_targets: "test".into(),
+            pages_to_scan: 100,
+            sleep_millisecs: 20,
+            max_page_sharing: 256,
             vcpus: 4,
             bytes_per_vcpu: 64 << 20,
             backing: "2M".into(),

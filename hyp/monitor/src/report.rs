@@ -42,16 +42,57 @@ pub(crate) fn backing_heading<M: Machine>(machine: &M, options: &Options, case: 
     } = case;
     let (workload, mode) = (options.workload.name(), mode.name());
     let (vcpus, bytes, backing) = (options.vcpus, options.bytes, options.backing.name());
-    let (tracker, change) = (tracker.name(), change.name());
+    let (tracker, change, merging) = (tracker.name(), change.name(), Merging(options));
     machine.write_line(format_args!(
         "== {workload}, mode {mode}: {vcpus} vCPUs x {bytes}, backing {backing}, tracker {tracker}, change {change}, \
-         {workers} workers, overcommit {overcommit} % =="
+         {workers} workers, overcommit {overcommit} %{merging} =="
     ));
 }
 
 /// What a stress run has done.
 pub(crate) fn stress_done<M: Machine>(machine: &M, done: &CounterMap) {
     machine.write_line(format_args!("stress {}", Listed(done)));
+}
+
+/// What merging beside a guest came to, if there was some.
+pub(crate) fn merged<M: Machine>(machine: &M, merged: &CounterMap) {
+    if !merged.is_empty() {
+        machine.write_line(format_args!("merging {}", Listed(merged)));
+    }
+}
+
+/// How equal pages are merged in a run, if they are.
+struct Merging<'o>(&'o Options);
+
+impl fmt::Display for Merging<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (options, usual) = (self.0, Options::default().merge);
+        if !options.merging && !options.measures_merging() {
+            return Ok(());
+        }
+        write!(f, ", merging {}", options.merge.target_names())?;
+        let numbers = [
+            (
+                "pages_to_scan",
+                options.merge.pages_to_scan,
+                usual.pages_to_scan,
+            ),
+            (
+                "sleep_millisecs",
+                options.merge.sleep_millisecs,
+                usual.sleep_millisecs,
+            ),
+            (
+                "max_page_sharing",
+                options.merge.max_page_sharing,
+                usual.max_page_sharing,
+            ),
+        ];
+        for (key, number, _) in numbers.iter().filter(|(_, number, usual)| number != usual) {
+            write!(f, ", {key} {number}")?;
+        }
+        Ok(())
+    }
 }
 
 /// The policies of a run that aren't those by default.
@@ -80,9 +121,14 @@ impl fmt::Display for Unusual<'_> {
             write!(f, ", {key} {word}")?;
         }
         match options.slots {
-            1 => Ok(()),
-            slots => write!(f, ", {slots} slots"),
+            1 => {}
+            slots => write!(f, ", {slots} slots")?,
         }
+        match options.overcommits[0] {
+            100 => {}
+            percent => write!(f, ", overcommit {percent} %")?,
+        }
+        Merging(options).fmt(f)
     }
 }
 

@@ -98,7 +98,8 @@ impl Line {
             return Self::Guest(printed.to_string());
         }
         let is_account = text.starts_with("frames: ") || text.contains(" after its end: ");
-        let is_heading = text.starts_with("== ") || text.starts_with("stress counters: ");
+        let sums = ["== ", "stress counters: ", "merging counters: "];
+        let is_heading = sums.iter().any(|start| text.starts_with(start));
         if is_heading || is_account || is_result(text) {
             return Self::Result(text.to_string());
         }

@@ -2,6 +2,7 @@
 //! refused by the hypervisor, which alone knows what it can do; but then it is well-formed.
 
 pub mod backing;
+pub mod merging;
 pub mod shared;
 pub mod words;
 pub mod workload;
@@ -15,7 +16,6 @@ use clap::{Arg, ArgAction, Parser};
 
 use self::backing::BackingOptions;
 use self::shared::{MachineOptions, WorkloadOptions, one};
-use self::words::{Backing, Mode};
 use self::workload::Workload;
 use crate::error::ToolError;
 use crate::qemu::Gic;
@@ -40,7 +40,7 @@ const SIMULATED_RUN_SECONDS: u64 = 30 * 60;
     disable_version_flag = true,
     max_term_width = 120,
     mut_arg("vcpus", one("4")),
-    mut_arg("backing", usual_backing),
+    mut_arg("backing", |option| usual_backing(option.action(ArgAction::Set).value_delimiter(None))),
     mut_arg("write_percent", one("100")),
     mut_arg("granularity", one("4K")),
     mut_arg("harvest", one("bitmap")),
@@ -73,7 +73,8 @@ pub struct RunOptions {
         value_name = "IMAGE",
         conflicts_with_all = [
             "iterations", "write_percent", "random", "seed", "json", "split", "tracking", "granularity", "harvest",
-            "ring_entries", "enable", "clear", "restore", "split_chunk", "split_reserve", "slots", "exit_times"
+            "ring_entries", "enable", "clear", "restore", "split_chunk", "split_reserve", "slots", "exit_times",
+            "workload", "overcommits"
         ]
     )]
     pub guest: Option<PathBuf>,
@@ -86,7 +87,8 @@ pub struct RunOptions {
         value_parser = clap::value_parser!(u64).range(1..=1_000_000),
         conflicts_with_all = [
             "iterations", "write_percent", "random", "split", "tracking", "granularity", "harvest", "enable", "clear",
-            "restore", "split_reserve", "exit_times", "guest"
+            "restore", "split_reserve", "exit_times", "guest", "workload", "overcommits", "merging", "merge_targets",
+            "pages_to_scan", "sleep_millisecs", "max_page_sharing"
         ]
     )]
     pub stress: Option<u64>,
@@ -110,10 +112,9 @@ pub struct RunOptions {
     pub monitor: bool,
 }
 
-/// One size, which has another default where what backs memory changes.
-fn usual_backing(option: Arg) -> Arg {
-    let single = option.action(ArgAction::Set).value_delimiter(None);
-    single.help(
+/// Its default is another one where what backs memory changes.
+pub fn usual_backing(option: Arg) -> Arg {
+    option.help(
         "The size of the pages that guest memory is made of [default: 2M; 4K with --workload]",
     )
 }
@@ -162,24 +163,17 @@ impl RunOptions {
     }
 
     fn checked_workload(&self) -> Result<Workload, ToolError> {
-        self.workload.check_lists()?;
+        self.backing.check_one_overcommit()?;
         let program = self.guest.is_some();
+        let merging = &self.backing.merging;
         let mut workload = Workload {
             program,
             stress: self.stress,
-            compared: self.backing.compared()?,
-            ..Workload::of(&self.workload)
+            merging: merging.checked(self.backing.workload, program)?,
+            ..Workload::of(&self.workload, &self.backing)?
         };
-        if workload.compared.is_some() && self.workload.backings.is_empty() {
-            workload.backing = Backing::Page4K;
-        }
-        let compares_modes = !program && self.stress.is_none() && workload.compared.is_none();
         if workload.modes.is_empty() {
-            workload.modes = if !compares_modes {
-                vec![Mode::Parallel]
-            } else {
-                Mode::COMPARED.to_vec()
-            };
+            workload.modes = workload.usual_modes();
         }
         if program && workload.modes.len() > 1 {
             return usage("--guest: a guest of your own runs in one mode only");
@@ -254,7 +248,7 @@ fn checked_cpus(workload: &Workload, wanted: Option<u32>, gic: Gic) -> Result<u3
         let what = if busy == vcpus {
             format!("--vcpus {vcpus}")
         } else {
-            format!("--vcpus {vcpus}, with a second VM or --workers {busy} CPUs")
+            format!("--vcpus {vcpus}, with a second VM, --workers or --merging {busy} CPUs")
         };
         return usage(format!(
             "{what}: a machine with {cpus} CPUs has room for {}, one CPU is the hypervisor's own",
@@ -300,6 +294,7 @@ pub fn one_line(error: &clap::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::words::Mode;
     use super::*;
     use crate::simclock::Costs;
     use crate::size::mib;
@@ -416,6 +411,61 @@ mod tests {
                 .contains("direct is given twice")
         );
         assert!(refused(&["--workload=cow", "--vcpus=4", "--smp=8"]).contains("has room for 7"));
+    }
+
+    #[test]
+    fn merging_takes_a_cpu_and_says_only_what_is_given() {
+        let plan = |arguments: &[&str]| plan(arguments).expect("sound options");
+        let usual = plan(&["--merging", "--mode=parallel"]);
+        assert_eq!(usual.cpus, 6);
+        assert!(
+            usual.append.ends_with("write_percent=100 merging"),
+            "{}",
+            usual.append
+        );
+        let given = plan(&[
+            "--workload=merge",
+            "--merge-targets=test,ram",
+            "--pages-to-scan=500",
+            "--sleep-millisecs=20",
+            "--max-page-sharing=8",
+        ]);
+        let words = "workers=0,1 iterations=3 merge_targets=test,ram pages_to_scan=500 sleep_millisecs=20 max_page_sharing=8";
+        assert!(given.append.ends_with(words), "{}", given.append);
+        let program = plan(&["--guest=x", "--merging", "--merge-targets=ram"]);
+        assert!(
+            program
+                .append
+                .ends_with("guest=program merging merge_targets=ram")
+        );
+    }
+
+    #[test]
+    fn merging_that_cant_be_is_refused() {
+        assert!(refused(&["--merging", "--workload=merge"]).contains("--merging"));
+        assert!(refused(&["--merging", "--vcpus=4", "--smp=5"]).contains("has room for 4"));
+        assert!(refused(&["--merging", "--stress=5"]).contains("--merging"));
+        assert!(refused(&["--sleep-millisecs=5"]).contains("--sleep-millisecs: nothing is merged"));
+        assert!(refused(&["--merging", "--pages-to-scan=0"]).contains("--pages-to-scan"));
+        assert!(refused(&["--merging", "--max-page-sharing=1"]).contains("--max-page-sharing"));
+        assert!(refused(&["--merging", "--merge-targets=disk"]).contains("disk"));
+        assert!(refused(&["--merging", "--merge-targets=ram,ram"]).contains("ram is given twice"));
+        let program = ["--guest=x", "--merging", "--merge-targets=test"];
+        assert!(refused(&program).contains("--merge-targets test"));
+    }
+
+    #[test]
+    fn the_benchmark_takes_one_overcommit() {
+        let plan = plan(&["--overcommit=150", "--mode=parallel"]).expect("sound options");
+        assert!(
+            plan.append.ends_with("write_percent=100 overcommit=150"),
+            "{}",
+            plan.append
+        );
+        assert!(refused(&["--overcommit=100,150"]).contains("--overcommit: the benchmark"));
+        assert!(refused(&["--overcommit=99"]).contains("99"));
+        assert!(refused(&["--overcommit=150", "--stress=5"]).contains("--overcommit"));
+        assert!(refused(&["--overcommit=150", "--guest=x"]).contains("--overcommit"));
     }
 
     #[test]

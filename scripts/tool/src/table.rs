@@ -13,7 +13,7 @@ const MOST_DIRTY_ROWS: u64 = 8;
 
 /// The counters that are worth a row, where one of them isn't 0. A name that ends in `_` is the sum of those that begin
 /// with it.
-const COUNTERS: [(&str, &str); 15] = [
+const COUNTERS: [(&str, &str); 22] = [
     ("exits", "exits_"),
     ("waits for a dirty ring", "ring_full"),
     ("faults", "faults_"),
@@ -29,6 +29,13 @@ const COUNTERS: [(&str, &str); 15] = [
     ("TLBIs, local", "tlbi_local"),
     ("tables linked", "tables_linked"),
     ("tables unlinked", "tables_unlinked"),
+    ("pages_shared", "pages_shared"),
+    ("pages_sharing", "pages_sharing"),
+    ("pages_unshared", "pages_unshared"),
+    ("pages_volatile", "pages_volatile"),
+    ("ksm_zero_pages", "ksm_zero_pages"),
+    ("pages_scanned", "pages_scanned"),
+    ("full_scans", "full_scans"),
 ];
 
 /// The table, with a line above it that says what was measured.

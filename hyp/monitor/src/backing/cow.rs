@@ -5,6 +5,7 @@ use super::stage::Stage;
 use super::{Outcome, Run};
 use crate::error::RunError;
 use crate::machine::Machine;
+use crate::merging::Scanner;
 use crate::record::{CounterMap, Phase, PhaseName};
 use alloc::sync::Arc;
 use hypercall::step;
@@ -21,6 +22,7 @@ impl<M: Machine> Run<'_, M> {
         let bench = self.bench(&plans[0], self.options.seed);
         let bytes = self.options.bytes.0;
         let (done, remains) = self.host.run::<L, _, _>(&plans[0], &bench, |watch| {
+            let scanner = Scanner::beside(watch, self.options)?;
             let original = Stage::open(watch, &bench, bytes)?;
             let write = original.whole(step::WRITE, BEFORE);
             original.measure(&mut outcome.results, (PhaseName::Write, BEFORE), write)?;
@@ -34,6 +36,10 @@ impl<M: Machine> Run<'_, M> {
                     counters: CounterMap::new(),
                 };
                 outcome.results.add(copy.machine, phase);
+                let _added = scanner
+                    .as_ref()
+                    .map(|scanner| scanner.add(copy))
+                    .transpose()?;
                 let copy = Stage::open(copy, &fork, bytes)?;
                 self.write_both(&original, &copy, outcome)?;
                 copy.close()
@@ -42,7 +48,9 @@ impl<M: Machine> Run<'_, M> {
             fork.flush();
             outcome.remain(plans[1].vm, remains);
             done.map_err(|error| fork.explain(error))?;
-            original.close()
+            original.close()?;
+            outcome.end_merging(scanner);
+            Ok(())
         });
         bench.flush();
         outcome.remain(plans[0].vm, remains);

@@ -4,27 +4,17 @@
 use super::stage::Stage;
 use super::{Outcome, Run};
 use crate::error::RunError;
-use crate::guest::{Beside, Watch};
 use crate::machine::Machine;
+use crate::merging::Scanner;
 use crate::record::PhaseName;
 use crate::results::Results;
-use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU64, Ordering};
 use hypercall::step;
-use memory::{MergePolicy, MmuLock, PageMerging};
+use memory::MmuLock;
 
 /// Of each share, one part in so many is filled anew once pages are merged.
 const FILLED_ANEW: u64 = 10;
 /// How often all pages are scanned: once for their checksums, once to find their partners, and once to see that it is over.
 const SCANS: u64 = 3;
-
-/// The scan of both VMs' memory by one CPU.
-struct Scanner<M: Machine> {
-    merging: Arc<PageMerging>,
-    /// How long its steps took, in nanoseconds.
-    spent_ns: Arc<AtomicU64>,
-    beside: Beside<M>,
-}
 
 impl<M: Machine> Run<'_, M> {
     pub(super) fn merge<L: MmuLock + 'static>(
@@ -98,13 +88,14 @@ impl<M: Machine> Run<'_, M> {
     ) -> Result<(), RunError> {
         let [one, _] = stages;
         let start = Results::start(one.watch);
-        let scanner = Scanner::start(stages.each_ref().map(|stage| stage.watch))?;
+        let watches = stages.each_ref().map(|stage| stage.watch);
+        let scanner = Scanner::start(&watches, &self.options.merge, SCANS)?;
         loop {
             for stage in stages {
                 stage.begin(stage.whole(step::CHECK, 0));
             }
             stages.iter().try_for_each(Stage::wait)?;
-            if scanner.beside.are_done() {
+            if scanner.is_done() {
                 break;
             }
         }
@@ -114,38 +105,9 @@ impl<M: Machine> Run<'_, M> {
             one.watch.machine.now_ns(),
             start,
         );
-        let statistics = scanner.merging.statistics();
-        statistics.for_each(|name, count| results.note(name, count));
-        results.note("scanner_ns", scanner.spent_ns.load(Ordering::Relaxed));
-        Ok(())
-    }
-}
-
-impl<M: Machine> Scanner<M> {
-    /// Sets a CPU to scan the test memory of two VMs.
-    fn start<L: MmuLock + 'static>(watches: [&Watch<'_, M, L>; 2]) -> Result<Self, RunError> {
-        let merging = Arc::new(PageMerging::new(MergePolicy::default()));
-        for watch in watches {
-            let (own, space) = (&watch.own.memory, &watch.vm.space);
-            for slot in watch.test_slots {
-                merging.add(&space.object_of(own, slot.id)?)?;
-            }
+        for (name, count) in scanner.counts() {
+            results.note(&name, count);
         }
-        let spent_ns = Arc::new(AtomicU64::new(0));
-        let (machine, steps, spent) = (watches[0].machine, merging.clone(), spent_ns.clone());
-        let beside = watches[0].beside(1, move |_, own, _, stop| {
-            while !stop.load(Ordering::Relaxed) && steps.statistics().full_scans < SCANS {
-                let start_ns = machine.now_ns();
-                steps.step(&own.memory);
-                spent.fetch_add(machine.now_ns() - start_ns, Ordering::Relaxed);
-                // What was given up goes home.
-                own.memory.idle();
-            }
-        });
-        Ok(Self {
-            merging,
-            spent_ns,
-            beside: beside.ok_or(RunError::Stuck)?,
-        })
+        Ok(())
     }
 }

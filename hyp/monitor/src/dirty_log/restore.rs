@@ -45,7 +45,7 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
     fn restore_at_once(&mut self) -> Result<(), RunError> {
         let left = self.restore_blocks()?;
         self.count("tables_left", left);
-        if left == 0 || self.options.is_overcommitted() {
+        if left == 0 || self.options.keeps_blocks_apart() {
             Ok(())
         } else {
             Err(RunError::NotRestored { left })
@@ -87,10 +87,11 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
         Ok(left)
     }
 
-    /// As many tables must be in use as before logging, unless blocks were taken apart as there was no room for all of them.
+    /// As many tables must be in use as before logging, unless blocks were taken apart for other reasons:
+    /// there was no room for all of them, or some of their pages were merged.
     fn check_tables(&self) -> Result<(), RunError> {
         let tables = self.tables_in_use();
-        if tables == self.tables_before || self.options.is_overcommitted() {
+        if tables == self.tables_before || self.options.keeps_blocks_apart() {
             Ok(())
         } else {
             Err(RunError::TablesRemain {

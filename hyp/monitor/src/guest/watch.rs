@@ -209,6 +209,10 @@ impl<M: Machine> Beside<M> {
 impl<M: Machine> Drop for Beside<M> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        // Those that wait in the middle of their work see it now.
+        for cpu in self.cpus.clone() {
+            self.machine.kick(CpuId(cpu));
+        }
         while !self.are_done() {
             // They kick this CPU when they are done.
             self.machine.wait(u64::MAX);

@@ -56,6 +56,12 @@ pub enum OptionError<'t> {
     OneMode,
     /// The benchmark was to run with several limits.
     OneOvercommit,
+    /// It is said how to merge where nothing is merged.
+    NotMerging(&'static str),
+    /// A scanner was to run beside a workload that has its own.
+    MergingTwice,
+    /// Test memory was to be merged where there is none.
+    NoTestMemory,
     /// The memory isn't a whole number of pages.
     NotWholePages(Size),
     /// The memory of all vCPUs exceeds any address space.
@@ -114,6 +120,15 @@ impl fmt::Display for OptionError<'_> {
             Self::OneMode => f.write_str("several modes contradict guest=program, which runs once"),
             Self::OneOvercommit => f.write_str(
                 "several values of overcommit contradict guest=dirty_log, which has one for all of its runs",
+            ),
+            Self::NotMerging(key) => {
+                write!(f, "option '{key}' needs merging: nothing is merged without")
+            }
+            Self::MergingTwice => f.write_str(
+                "option 'merging' contradicts workload=merge, whose workers merge already",
+            ),
+            Self::NoTestMemory => f.write_str(
+                "merge_targets=test contradicts guest=program, whose memory is all ram",
             ),
             Self::NotWholePages(bytes) => {
                 write!(

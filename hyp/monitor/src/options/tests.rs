@@ -133,6 +133,81 @@ fn what_has_no_use_for_changes_of_backing_is_named() {
 }
 
 #[test]
+fn merging_has_a_rate_and_targets() {
+    let of = |text: &str| Options::parse(text).unwrap();
+    let usual = of("merging vcpus=2");
+    assert_eq!((usual.merging, usual.busy_cpus()), (true, 3));
+    assert_eq!(usual.merge, MergeOptions::default());
+    assert_eq!(usual.merge.policy(), memory::MergePolicy::default());
+    let given =
+        of("merging merge_targets=RAM pages_to_scan=7 sleep_millisecs=20 max_page_sharing=2");
+    assert_eq!(
+        given.merge,
+        MergeOptions {
+            targets: vec![MergeTarget::Ram],
+            pages_to_scan: 7,
+            sleep_millisecs: 20,
+            max_page_sharing: 2,
+        }
+    );
+    assert_eq!(
+        of("merging guest=program").merge.targets,
+        [MergeTarget::Ram]
+    );
+    let workload = of("guest=backing workload=merge sleep_millisecs=5");
+    assert_eq!(workload.merge.targets, [MergeTarget::Test]);
+    assert_eq!(
+        (workload.merging, workload.merge.sleep_millisecs),
+        (false, 5)
+    );
+    assert!(of("guest=backing workload=reclaim merging").merging);
+}
+
+#[test]
+fn merging_that_cant_be_is_named() {
+    assert_eq!(
+        refused("pages_to_scan=9"),
+        "option 'pages_to_scan' needs merging: nothing is merged without"
+    );
+    assert_eq!(
+        refused("guest=backing workload=cow merge_targets=ram"),
+        "option 'merge_targets' needs merging: nothing is merged without"
+    );
+    assert_eq!(
+        refused("guest=backing workload=merge merging"),
+        "option 'merging' contradicts workload=merge, whose workers merge already"
+    );
+    assert_eq!(
+        refused("guest=program merging merge_targets=ram,test"),
+        "merge_targets=test contradicts guest=program, whose memory is all ram"
+    );
+    for key in ["merging", "merge_targets=ram", "pages_to_scan=1"] {
+        let says = "contradicts guest=stress, which has no use for it";
+        assert!(refused(&["guest=stress ", key].concat()).ends_with(says));
+    }
+    for (option, expected) in [
+        ("merge_targets=disk", "test, ram or both"),
+        ("pages_to_scan=0", "a number from 1 to 4294967295"),
+        ("sleep_millisecs=-1", "milliseconds, from 0 to 4294967295"),
+        ("max_page_sharing=1", "a number from 2 to 4294967295"),
+    ] {
+        let refusal = refused(&["merging ", option].concat());
+        assert!(
+            refusal.ends_with(&["expected ", expected].concat()),
+            "{refusal}"
+        );
+    }
+    assert_eq!(
+        refused("merging=1"),
+        "malformed value '1' for option 'merging': expected the word alone"
+    );
+    assert_eq!(
+        refused("merging merge_targets=ram,ram"),
+        "option 'merge_targets' names 'ram' twice"
+    );
+}
+
+#[test]
 fn unknown_options_are_named() {
     assert_eq!(refused("vcpus=2 speed=fast"), "unknown option 'speed'");
     assert_eq!(refused("quiet"), "unknown option 'quiet'");

@@ -212,6 +212,16 @@ words! {
     }
 }
 
+words! {
+    /// Memory of a guest whose equal pages are merged.
+    MergeTarget: "test, ram or both" {
+        /// The test memory.
+        Test = "test",
+        /// All else that the guest has, or a program's memory.
+        Ram = "ram",
+    }
+}
+
 /// The value that a word stands for. Capitals don't count.
 pub(super) fn word<'t, T: Word>(key: &'static str, text: &'t str) -> Result<T, OptionError<'t>> {
     let mut all = T::ALL.iter().copied();

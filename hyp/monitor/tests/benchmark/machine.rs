@@ -5,6 +5,7 @@ use memory::frames::{Counts, FramePool, arena};
 use memory::{CpuCounters, CpuMemory, MemorySystem};
 use monitor::{Crew, Facts, Host, Machine, Module, OwnCpu};
 use stage2::{Features, Ipa, NoTlb};
+use std::cell::Cell;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
@@ -14,6 +15,11 @@ use vm::{
     Cpu, CpuId, ExceptionControls, ExceptionRecord, GuestRegs, RawExit, SystemRegister,
     VcpuControls, VcpuState,
 };
+
+thread_local! {
+    /// The number of the CPU that this thread is.
+    static THIS_CPU: Cell<usize> = const { Cell::new(0) };
+}
 
 const CPUS: usize = 4;
 const FRAMES: usize = 32 << 8;
@@ -80,8 +86,9 @@ impl Machine for Threads {
 
     fn wait(&self, deadline_ns: u64) {
         let most = Duration::from_nanos(deadline_ns.saturating_sub(self.now_ns()));
-        self.wait_for_kick(monitor::BOOT_CPU, most);
-        self.acknowledge(monitor::BOOT_CPU);
+        let cpu = CpuId(THIS_CPU.get());
+        self.wait_for_kick(cpu, most);
+        self.acknowledge(cpu);
     }
 }
 
@@ -237,6 +244,7 @@ fn boot(options: &str, guest: Guest, module: Option<Module<'_>>, stage2: Feature
         for cpu in 1..CPUS {
             let over = &over;
             scope.spawn(move || {
+                THIS_CPU.set(cpu);
                 let mut own = own(cpu);
                 while !over.load(Ordering::Acquire) {
                     crew.attend(machine, &mut own);

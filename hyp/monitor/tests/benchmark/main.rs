@@ -409,12 +409,30 @@ fn a_program_ends_by_its_verdict() {
 }
 
 #[test]
+fn a_cpu_without_a_vcpu_merges_what_a_program_has_and_pauses() {
+    // Its pauses would take longer than the test, if the end of the program didn't end them.
+    for pauses in ["", "pages_to_scan=1000 sleep_millisecs=4000000000"] {
+        let options = ["guest=program vcpus=1 bytes=4M backing=4K merging ", pauses].concat();
+        let outcome = run(&options, Guest::Program { code: 0 });
+        assert_eq!(outcome.error, None, "{:#?}", outcome.lines);
+        assert_eq!(outcome.starting("merging counters: full_scans "), 1);
+        assert_nothing_left(&outcome);
+    }
+    let outcome = run("guest=program vcpus=1 bytes=4M", Guest::Program { code: 0 });
+    assert_eq!(outcome.starting("merging"), 0);
+}
+
+#[test]
 fn what_cant_be_run_is_refused_before_anything_starts() {
     let refused = |options: &str| run(options, Guest::Honest).error.unwrap();
     assert_eq!(refused("vcpus=2 speed=1"), "unknown option 'speed'");
     assert_eq!(
         refused("vcpus=4"),
         "vcpus=4 needs 5 CPUs, one of them for the monitor, but there are 4"
+    );
+    assert_eq!(
+        refused("vcpus=3 merging"),
+        "vcpus=3 merging needs 5 CPUs, one of them for the monitor, one to merge, but there are 4"
     );
     assert_eq!(
         refused("vcpus=2 bytes=1G"),

@@ -96,6 +96,12 @@ fn impossible(workload: &Workload) -> Option<&'static str> {
         Some("Linux is not measured with --granularity 2M: it logs pages")
     } else if workload.harvest != Harvest::Bitmap {
         Some("Linux is not measured with --harvest ring: its benchmark reads bitmaps")
+    } else if workload.overcommit != 100 {
+        Some(
+            "Linux is not measured with --overcommit: its benchmark has all the memory that it uses",
+        )
+    } else if workload.merging.beside {
+        Some("Linux is not measured with --merging: its benchmark has it off")
     } else if workload.iterations < 2 {
         Some("Linux is not measured with fewer than 2 iterations: its benchmark refuses")
     } else {
@@ -168,7 +174,8 @@ mod tests {
         let all = std::iter::once("scripts/bench").chain(arguments.iter().copied());
         let options =
             BenchOptions::parse_arguments(all.map(OsString::from)).expect("sound options");
-        let matrix = Matrix::new(&options.workload, &options.machine).expect("sound options");
+        let matrix = Matrix::new(&options.workload, &options.backing, &options.machine)
+            .expect("sound options");
         let kernel = |series: &str| Kernel {
             series: series.into(),
             version: format!("{series}.7"),

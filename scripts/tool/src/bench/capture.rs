@@ -5,19 +5,25 @@
 
 use std::path::Path;
 
+use clap::ValueEnum;
+use monitor::options::MergeOptions;
 use monitor::record::{PARVISOR, Phase, PhaseName, Record};
 
+use super::label;
 use super::parse::Known;
 use crate::error::ToolError;
-use crate::options::words::{Clear, Enable, Granularity, Harvest, Restore, Split, Tracking};
+use crate::options::words::{
+    Changing, Clear, Enable, Granularity, Harvest, Restore, Split, Tracking,
+};
 use crate::size::Size;
 
 /// What records stand behind.
 const RECORD: &str = "@record ";
 /// What a guest's lines stand behind.
 const GUEST: &str = "guest: ";
-/// What Parvisor prints before the result lines of a run.
-const HEADING: &str = "== mode ";
+/// What Parvisor's headings begin with, before the result lines of a run; then its mode.
+const HEADING: &str = "== ";
+const MODE: &str = "mode ";
 /// What Linux prints when it boots.
 const LINUX: &str = "Linux version ";
 /// What the selftest is called.
@@ -25,12 +31,16 @@ const SELFTEST: &str = "dirty_log_perf_test";
 /// What Parvisor prints when all runs were verified.
 const ALL_WELL: &str = "parvisor: exit status 0";
 /// How result lines begin.
-const RESULTS: [&str; 6] = [
+const RESULTS: [&str; 10] = [
     "Populate memory time:",
     "Enabling dirty logging time:",
     "Disabling dirty logging time:",
     "Splitting memory time:",
     "Restoring memory time:",
+    "Filling memory time:",
+    "Forking the VM time:",
+    "Populating memory ahead time:",
+    "Merging memory time:",
     "Iteration ",
 ];
 /// Into how many lines a terminal may have cut one record.
@@ -113,7 +123,7 @@ impl Reader<'_> {
     fn line(&mut self, number: usize, text: &str) -> Result<(), ToolError> {
         if let Some(piece) = self.piece.take() {
             let begins_anew =
-                text.contains(RECORD) || text.contains("@progress ") || text.contains(HEADING);
+                text.contains(RECORD) || text.contains("@progress ") || heading(text).is_some();
             if begins_anew || piece.lines == MOST_PIECES {
                 self.unreadable(&piece)?;
             } else {
@@ -127,9 +137,9 @@ impl Reader<'_> {
         if let Some(at) = own.find(RECORD) {
             return self.record(number, 1, text[at + RECORD.len()..].to_string());
         }
-        if let Some(at) = own.find(HEADING) {
+        if let Some(facts) = heading(own) {
             self.end_run()?;
-            self.run.facts = heading(&own[at + HEADING.len()..]);
+            self.run.facts = facts;
         } else if let Some(at) = own.find(LINUX) {
             let version = own[at + LINUX.len()..].split(['-', ' ', '+']).next();
             self.system = format!("linux {}", version.unwrap_or_default());
@@ -234,6 +244,10 @@ impl Reader<'_> {
             .map(|phase| phase.iteration)
             .max()
             .unwrap_or(0);
+        let write_percent = match label::is_of_backing(&facts) {
+            true => 0,
+            false => or(facts.write_percent, self.known.write_percent).unwrap_or(100),
+        };
         let known_backing = self.known.backing.clone().unwrap_or_else(|| "2M".into());
         self.capture.records.push(Record {
             system,
@@ -250,7 +264,7 @@ impl Reader<'_> {
             } else {
                 facts.backing
             },
-            write_percent: or(facts.write_percent, self.known.write_percent).unwrap_or(100),
+            write_percent,
             cpu: self.known.cpu.clone().unwrap_or_default(),
             phases,
             verified: is_parvisor && self.is_verified,
@@ -270,13 +284,37 @@ fn result(text: &str) -> Option<Phase> {
         .and_then(|at| Phase::parse(text[at..].trim_end()))
 }
 
-/// What a heading of Parvisor says: `parallel: 4 vCPUs x 64 MiB, backing 2M, 3 iterations, split eager ==`. Of the policies
-/// it names those that the hypervisor hasn't by default.
-fn heading(text: &str) -> Record {
-    let (mode, rest) = text.split_once(": ").unwrap_or((text, ""));
-    let mut record = Record {
+/// What a heading of Parvisor says, wherever in the line it begins:
+/// `== mode parallel: 4 vCPUs x 64 MiB, backing 2M, 3 iterations, split eager ==`, or
+/// `== cow, mode parallel: 4 vCPUs x 64 MiB, backing 4K, tracker ranges, change direct, 0 workers, overcommit 100 % ==`. Of the
+/// benchmark's policies it names those that the hypervisor hasn't by default.
+fn heading(text: &str) -> Option<Record> {
+    let begun = &text[text.find(HEADING)? + HEADING.len()..];
+    let (workload, begun) = match begun.split_once(", ") {
+        Some((workload, rest)) if Changing::from_str(workload, false).is_ok() => (workload, rest),
+        _ => ("", begun),
+    };
+    let (mode, rest) = begun.strip_prefix(MODE)?.split_once(": ")?;
+    let common = Record {
         system: PARVISOR.into(),
         mode: mode.trim().into(),
+        workload: workload.into(),
+        ..Record::default()
+    };
+    let mut record = if label::is_of_backing(&common) {
+        common
+    } else {
+        as_by_default(common)
+    };
+    for part in rest.trim_end_matches(['=', ' ']).split(", ") {
+        policy(&mut record, part);
+    }
+    Some(record)
+}
+
+/// A record of the benchmark with the policies that the hypervisor has by default.
+fn as_by_default(record: Record) -> Record {
+    Record {
         split: Split::Fault.to_string(),
         tracking: Tracking::WriteProtect.to_string(),
         granularity: Granularity::Page4K.to_string(),
@@ -285,29 +323,44 @@ fn heading(text: &str) -> Record {
         clear: Clear::Manual.to_string(),
         restore: Restore::AtOnce.to_string(),
         slots: 1,
-        ..Record::default()
-    };
-    for part in rest.trim_end_matches(['=', ' ']).split(", ") {
-        let (first, second) = part.split_once(' ').unwrap_or((part, ""));
-        match (first, second) {
-            ("split", word) => record.split = word.into(),
-            ("tracking", word) => record.tracking = word.into(),
-            ("backing", word) => record.backing = word.into(),
-            ("harvest", word) => record.harvest = word.into(),
-            ("enable", word) => record.enable = word.into(),
-            ("clear", word) => record.clear = word.into(),
-            ("restore", word) => record.restore = word.into(),
-            ("granularity", word) => record.granularity = word.into(),
-            (count, "slots") => record.slots = count.parse().unwrap_or(1),
-            (count, rest) if rest.starts_with("vCPU") => {
-                record.vcpus = count.parse().unwrap_or(0);
-                let size = rest.split_once(" x ").and_then(|(_, size)| bytes(size));
-                record.bytes_per_vcpu = size.unwrap_or(0);
-            }
-            _ => {}
-        }
+        ..record
     }
-    record
+}
+
+/// Takes what one part of a heading says.
+fn policy(record: &mut Record, part: &str) {
+    let (first, second) = part.split_once(' ').unwrap_or((part, ""));
+    let number = |text: &str| text.parse().unwrap_or(0);
+    match (first, second) {
+        ("split", word) => record.split = word.into(),
+        ("tracking", word) => record.tracking = word.into(),
+        ("backing", word) => record.backing = word.into(),
+        ("harvest", word) => record.harvest = word.into(),
+        ("enable", word) => record.enable = word.into(),
+        ("clear", word) => record.clear = word.into(),
+        ("restore", word) => record.restore = word.into(),
+        ("granularity", word) => record.granularity = word.into(),
+        ("tracker", word) => record.tracker = word.into(),
+        ("change", word) => record.change = word.into(),
+        ("overcommit", percent) => record.overcommit = number(percent.trim_end_matches(" %")),
+        ("merging", word) => {
+            let usual = MergeOptions::default();
+            record.merge_targets = word.into();
+            record.pages_to_scan = usual.pages_to_scan;
+            record.max_page_sharing = usual.max_page_sharing;
+        }
+        ("pages_to_scan", count) => record.pages_to_scan = number(count),
+        ("sleep_millisecs", count) => record.sleep_millisecs = number(count),
+        ("max_page_sharing", count) => record.max_page_sharing = number(count),
+        (count, "slots") => record.slots = count.parse().unwrap_or(1),
+        (count, "workers") => record.workers = number(count),
+        (count, rest) if rest.starts_with("vCPU") => {
+            record.vcpus = number(count);
+            let size = rest.split_once(" x ").and_then(|(_, size)| bytes(size));
+            record.bytes_per_vcpu = size.unwrap_or(0);
+        }
+        _ => {}
+    }
 }
 
 /// A size as it is printed: `64 MiB`, `4096 bytes`.
@@ -466,8 +519,15 @@ Disabling dirty logging time: 0.001452000s
     #[test]
     fn a_heading_names_what_isnt_usual() {
         let record = heading(
-            "parallel: 16 vCPUs x 8 MiB, backing 1G, 4 iterations, split eager, tracking hardware, clear with_get, 3 slots ==",
+            "== mode parallel: 16 vCPUs x 8 MiB, backing 1G, 4 iterations, split eager, tracking hardware, clear with_get, \
+             3 slots, overcommit 150 %, merging test,ram, sleep_millisecs 20 ==",
+        )
+        .expect("a heading");
+        assert_eq!(
+            (record.overcommit, record.merge_targets.as_str()),
+            (150, "test,ram")
         );
+        assert_eq!((record.pages_to_scan, record.sleep_millisecs), (100, 20));
         assert_eq!(
             (record.mode.as_str(), record.split.as_str()),
             ("parallel", "eager")
@@ -484,6 +544,27 @@ Disabling dirty logging time: 0.001452000s
             (record.vcpus, record.bytes_per_vcpu, record.slots),
             (16, 8 << 20, 3)
         );
+    }
+
+    #[test]
+    fn a_workloads_result_lines_are_a_run_too() {
+        let text = "\
+[ 1.0] == cow, mode parallel: 2 vCPUs x 4 MiB, backing 4K, tracker ranges, change unmap, 3 workers, overcommit 100 % ==
+Iteration 1 write memory time: 0.001372000s
+Forking the VM time: 0.000651000s
+Iteration 1 read memory time: 0.000375000s
+parvisor: exit status 0
+";
+        let record = read(text).expect("a run").records.remove(0);
+        let said = (
+            record.workload.as_str(),
+            record.change.as_str(),
+            record.workers,
+        );
+        assert_eq!(said, ("cow", "unmap", 3));
+        assert_eq!((record.split.as_str(), record.write_percent), ("", 0));
+        assert_eq!((record.phases.len(), record.verified), (3, true));
+        assert_eq!(heading("== stress, mode parallel: 2 vCPUs =="), None);
     }
 
     #[test]

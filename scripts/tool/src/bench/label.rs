@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use monitor::options::MergeOptions;
 use monitor::record::{PARVISOR, Record};
 
 use crate::size::Size;
@@ -21,9 +22,12 @@ pub fn is_parvisor(record: &Record) -> bool {
     system(record) == PARVISOR
 }
 
+/// How many policies a record has.
+const POLICIES: usize = 14;
+
 /// A record's policies: what is said of each where records differ in it. What an old record, or another system, doesn't
 /// say is empty.
-fn policies(record: &Record) -> [String; 9] {
+fn policies(record: &Record) -> [String; POLICIES] {
     let said = |prefix: &str, word: &str| {
         if word.is_empty() {
             String::new()
@@ -45,11 +49,46 @@ fn policies(record: &Record) -> [String; 9] {
         } else {
             String::new()
         },
+        said("tracker ", &record.tracker),
+        said("change ", &record.change),
+        match (record.workload.as_str(), record.workers) {
+            ("", _) => String::new(),
+            (_, 1) => "1 worker".into(),
+            (_, several) => format!("{several} workers"),
+        },
+        match record.overcommit {
+            0 | 100 => String::new(),
+            percent => format!("overcommit {percent} %"),
+        },
+        merging(record),
     ]
 }
 
+/// How equal pages were merged, if they were.
+fn merging(record: &Record) -> String {
+    let Record {
+        merge_targets: targets,
+        pages_to_scan,
+        sleep_millisecs,
+        max_page_sharing,
+        ..
+    } = record;
+    if targets.is_empty() {
+        return String::new();
+    }
+    let usual = MergeOptions::default();
+    let mut text = format!("merging {targets}");
+    if (*pages_to_scan, *sleep_millisecs) != (usual.pages_to_scan, usual.sleep_millisecs) {
+        text += &format!(", {pages_to_scan} pages and {sleep_millisecs} ms of sleep");
+    }
+    if *max_page_sharing != usual.max_page_sharing {
+        text += &format!(", at most {max_page_sharing} share");
+    }
+    text
+}
+
 /// What identifies the policies of a record among others.
-pub fn key(record: &Record) -> (String, [String; 9]) {
+pub fn key(record: &Record) -> (String, [String; POLICIES]) {
     (system(record).into(), policies(record))
 }
 
@@ -58,7 +97,7 @@ pub fn key(record: &Record) -> (String, [String; 9]) {
 pub fn labels(records: &[&Record]) -> Vec<String> {
     let systems: BTreeSet<&str> = records.iter().map(|record| system(record)).collect();
     let label = |record: &&Record| {
-        let own: Vec<[String; 9]> = of_system(records, system(record));
+        let own: Vec<[String; POLICIES]> = of_system(records, system(record));
         let mut words = Vec::new();
         if !is_parvisor(record) {
             words.push(system(record).replace("linux", "Linux"));
@@ -91,13 +130,26 @@ pub fn common_policies(records: &[&Record]) -> String {
     words.join(", ")
 }
 
-fn of_system(records: &[&Record], wanted: &str) -> Vec<[String; 9]> {
+fn of_system(records: &[&Record], wanted: &str) -> Vec<[String; POLICIES]> {
     let own = records.iter().filter(|record| system(record) == wanted);
     own.map(|record| policies(record)).collect()
 }
 
+/// Whether what backs memory changed in this run, instead of the benchmark.
+pub fn is_of_backing(record: &Record) -> bool {
+    !record.workload.is_empty()
+}
+
 /// What was done, apart from how many did it and how.
 pub fn workload(record: &Record) -> String {
+    if is_of_backing(record) {
+        return format!(
+            "workload {}, {} per vCPU, backing {}",
+            record.workload,
+            Size(record.bytes_per_vcpu),
+            record.backing
+        );
+    }
     let order = if record.random { ", random order" } else { "" };
     format!(
         "{} per vCPU, backing {}, {} % writes{order}",
@@ -154,6 +206,42 @@ mod tests {
         assert_eq!(
             common_policies(&[&parallel, &eager]),
             "parallel, enable all_set"
+        );
+    }
+
+    #[test]
+    fn what_a_workload_compares_is_named_and_merging_too() {
+        let run = |workers, overcommit| Record {
+            workload: "reclaim".into(),
+            tracker: "ranges".into(),
+            workers,
+            overcommit,
+            ..record("parallel", "")
+        };
+        assert_eq!(
+            labels(&[&run(0, 100), &run(1, 150)]),
+            [
+                "parallel, 0 workers",
+                "parallel, 1 worker, overcommit 150 %"
+            ]
+        );
+        let merging = Record {
+            merge_targets: "test".into(),
+            pages_to_scan: 500,
+            sleep_millisecs: 20,
+            max_page_sharing: 256,
+            ..record("parallel", "fault")
+        };
+        assert_eq!(
+            labels(&[&record("parallel", "fault"), &merging]),
+            [
+                "parallel",
+                "parallel, merging test, 500 pages and 20 ms of sleep"
+            ]
+        );
+        assert_eq!(
+            workload(&run(0, 100)),
+            "workload reclaim, 0 bytes per vCPU, backing "
         );
     }
 

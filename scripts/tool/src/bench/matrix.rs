@@ -1,9 +1,10 @@
-//! The boots that a matrix takes. One boot runs every mode with every way to split and to track; everything else is a boot
-//! of its own. A combination that can't be is left out with a notice, unless nothing is left.
+//! The boots that a matrix takes. One boot runs every mode with every way to split and to track, or with all that a workload
+//! compares of changes of what backs memory; everything else is a boot of its own. A combination that can't be is left out with a notice, unless nothing is left.
 
 use crate::error::ToolError;
+use crate::options::backing::BackingOptions;
 use crate::options::shared::{MachineOptions, WorkloadOptions};
-use crate::options::words::{Enable, Harvest, Mode, Tracking};
+use crate::options::words::{Enable, Harvest, Tracking};
 use crate::options::workload::Workload;
 use crate::options::{Plan, usage};
 
@@ -22,13 +23,16 @@ impl Matrix {
     /// # Errors
     ///
     /// [`ToolError::Usage`] naming the option that can't be, or why no combination is possible.
-    pub fn new(options: &WorkloadOptions, machine: &MachineOptions) -> Result<Self, ToolError> {
-        options.check_lists()?;
+    pub fn new(
+        options: &WorkloadOptions,
+        backing: &BackingOptions,
+        machine: &MachineOptions,
+    ) -> Result<Self, ToolError> {
         let mut matrix = Self {
             boots: Vec::new(),
             notices: Vec::new(),
         };
-        for workload in workloads(options) {
+        for workload in workloads(options, backing)? {
             matrix.add(workload, machine)?;
         }
         match (matrix.boots.is_empty(), matrix.notices.first()) {
@@ -63,11 +67,15 @@ impl Matrix {
 }
 
 /// Every combination, possible or not; the number of vCPUs changes fastest, so that a series is measured at a stretch.
-fn workloads(options: &WorkloadOptions) -> Vec<Workload> {
-    let mut first = Workload::of(options);
+fn workloads(
+    options: &WorkloadOptions,
+    backing: &BackingOptions,
+) -> Result<Vec<Workload>, ToolError> {
+    let mut first = Workload::of(options, backing)?;
     if first.modes.is_empty() {
-        first.modes = Mode::COMPARED.to_vec();
+        first.modes = first.usual_modes();
     }
+    let is_benchmark = first.compared.is_none();
     let mut all = vec![first];
     vary(&mut all, &options.backings, |workload, value| {
         workload.backing = value
@@ -81,7 +89,13 @@ fn workloads(options: &WorkloadOptions) -> Vec<Workload> {
     vary(&mut all, &options.harvests, |workload, value| {
         workload.harvest = value
     });
-    if options.enables.is_empty() {
+    if is_benchmark {
+        // The other workloads have this list in one boot.
+        vary(&mut all, &backing.overcommits, |workload, value| {
+            workload.overcommit = value
+        });
+    }
+    if options.enables.is_empty() && is_benchmark {
         for workload in &mut all {
             workload.enable = usual_enable(workload.harvest);
         }
@@ -92,7 +106,7 @@ fn workloads(options: &WorkloadOptions) -> Vec<Workload> {
     vary(&mut all, &options.vcpus, |workload, value| {
         workload.vcpus = value
     });
-    all
+    Ok(all)
 }
 
 /// What enabling the log does unless the user chooses: what Linux's benchmark has it do, where that can be.
@@ -130,7 +144,8 @@ mod tests {
         let all = std::iter::once("scripts/bench").chain(arguments.iter().copied());
         let options = BenchOptions::parse_arguments(all.map(OsString::from));
         let options = options.map_err(|error| one_line(&error))?;
-        Matrix::new(&options.workload, &options.machine).map_err(|error| error.to_string())
+        Matrix::new(&options.workload, &options.backing, &options.machine)
+            .map_err(|error| error.to_string())
     }
 
     fn sound(arguments: &[&str]) -> Matrix {
@@ -220,6 +235,41 @@ mod tests {
                 .append
                 .ends_with("harvest=ring ring_entries=256")
         );
+    }
+
+    #[test]
+    fn a_workload_compares_in_one_boot_and_has_a_boot_for_each_number_of_vcpus() {
+        let matrix = sound(&[
+            "--workload=cow",
+            "--vcpus=1,4",
+            "--workers=0,2",
+            "--backing=4K,2M",
+        ]);
+        assert_eq!((matrix.boots.len(), matrix.runs()), (4, 16));
+        assert_eq!(
+            matrix.boots[1].append,
+            "mode=parallel vcpus=4 bytes=8192K backing=4K timeout=120 guest=backing workload=cow tracker=ranges \
+             change=direct,unmap overcommit=100 workers=0,2 iterations=4"
+        );
+        assert_eq!(matrix.boots[1].cpus, 11);
+        let usual = sound(&["--workload=reclaim", "--vcpus=1"]);
+        assert!(usual.boots[0].append.contains(" backing=4K "));
+        assert_eq!(usual.runs(), 2);
+    }
+
+    #[test]
+    fn the_benchmark_has_a_boot_for_each_overcommit_and_may_merge() {
+        let matrix = sound(&["--vcpus=1", "--overcommit=100,150", "--merging"]);
+        assert_eq!(matrix.boots.len(), 2);
+        let words = &matrix.boots[1].append;
+        assert!(
+            words.contains(" overcommit=150 merging enable=all_set"),
+            "{words}"
+        );
+        assert!(refused(&["--overcommit=100,100"]).contains("100 is given twice"));
+        assert!(refused(&["--tracker=ranges"]).contains("--workload"));
+        assert!(refused(&["--workload=cow", "--with-kvm=6.1"]).contains("--with-kvm"));
+        assert!(refused(&["--workload=cow", "--split=none"]).contains("--split"));
     }
 
     #[test]

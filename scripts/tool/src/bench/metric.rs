@@ -1,7 +1,11 @@
-//! What is read off a record: times of phases, exits per page, the longest exit.
+//! What is read off a record: times of phases, exits per page, the longest exit. The phases of runs in which what backs memory
+//! changes are `backing`'s.
+
+mod backing;
 
 use std::ops::RangeInclusive;
 
+use super::label::is_of_backing;
 use monitor::record::{CounterMap, Phase, PhaseName, Record};
 
 /// The size of a page, in bytes.
@@ -50,8 +54,48 @@ pub enum Metric {
     FirstExits,
     /// The same in every later iteration.
     LaterExits,
-    /// The longest exit while memory was dirtied.
+    /// The longest exit while memory was dirtied, or while what backs it changed.
     LongestExit,
+    /// The guests fill their memory.
+    Fill,
+    /// The VM is forked.
+    Fork,
+    /// Every page is read for the first time.
+    Read,
+    /// Every page is written, in the way that is measured.
+    Write,
+    /// The same once more, after what is measured.
+    WriteAgain,
+    /// Every word is checked.
+    Check,
+    /// Memory is populated ahead, by all workers.
+    Ahead,
+    /// Memory is populated ahead by the guest's own calls.
+    AheadByGuest,
+    /// Pages are merged.
+    Merge,
+    /// The scan of a page for merging.
+    ScanPerPage,
+    /// Exits for each page that is read.
+    ReadExits,
+    /// Exits for each page that is written.
+    WriteExits,
+    /// The same when it is written once more.
+    WriteAgainExits,
+    /// Exits for each page that is checked.
+    CheckExits,
+    /// How often a fault was tried again, for each page that is written.
+    Retries,
+    /// Frames of guest memory after merging, of 100 before.
+    FramesLeft,
+    /// Pages that are put away in a second while memory is checked.
+    PutAway,
+    /// Pages that are brought back in a second while memory is checked.
+    BroughtBack,
+    /// Pages that share others' frames in the end, where a CPU merges beside the guest.
+    Sharing,
+    /// How often that CPU has looked at all pages.
+    FullScans,
 }
 
 /// What a metric is measured in.
@@ -65,7 +109,7 @@ pub enum Quantity {
 
 impl Metric {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 35] = [
         Self::Populate,
         Self::Enable,
         Self::FreeDirty,
@@ -81,6 +125,26 @@ impl Metric {
         Self::FirstExits,
         Self::LaterExits,
         Self::LongestExit,
+        Self::Fill,
+        Self::Fork,
+        Self::Ahead,
+        Self::Merge,
+        Self::ScanPerPage,
+        Self::FramesLeft,
+        Self::Read,
+        Self::ReadExits,
+        Self::Write,
+        Self::WriteExits,
+        Self::Retries,
+        Self::AheadByGuest,
+        Self::WriteAgain,
+        Self::WriteAgainExits,
+        Self::Check,
+        Self::CheckExits,
+        Self::PutAway,
+        Self::BroughtBack,
+        Self::Sharing,
+        Self::FullScans,
     ];
 
     /// Its name in tables and plots.
@@ -101,6 +165,26 @@ impl Metric {
             Self::FirstExits => "Exits per page, first iteration",
             Self::LaterExits => "Exits per page, later iterations",
             Self::LongestExit => "Longest exit of a vCPU",
+            Self::Fill => "Fill, per page and vCPU",
+            Self::Fork => "Fork",
+            Self::Read => "Read, per page and vCPU",
+            Self::Write => "Write, per page and vCPU",
+            Self::WriteAgain => "Write once more, per page and vCPU",
+            Self::Check => "Check, per page and vCPU",
+            Self::Ahead => "Populate ahead, per page",
+            Self::AheadByGuest => "Populate ahead by the guest, per page and vCPU",
+            Self::Merge => "Merge",
+            Self::ScanPerPage => "Scan and merge, per page",
+            Self::ReadExits => "Exits per page read",
+            Self::WriteExits => "Exits per page written",
+            Self::WriteAgainExits => "Exits per page written once more",
+            Self::CheckExits => "Exits per page checked",
+            Self::Retries => "Retries per page written",
+            Self::FramesLeft => "Frames after merging, % of those before",
+            Self::PutAway => "Pages put away per second of checking",
+            Self::BroughtBack => "Pages brought back per second of checking",
+            Self::Sharing => "Pages that share others' frames",
+            Self::FullScans => "Full scans",
         }
     }
 
@@ -122,13 +206,44 @@ impl Metric {
             Self::FirstExits => "exits-first",
             Self::LaterExits => "exits-later",
             Self::LongestExit => "longest-exit",
+            Self::Fill => "fill",
+            Self::Fork => "fork",
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::WriteAgain => "write-again",
+            Self::Check => "check",
+            Self::Ahead => "ahead",
+            Self::AheadByGuest => "ahead-by-guest",
+            Self::Merge => "merge",
+            Self::ScanPerPage => "scan-per-page",
+            Self::ReadExits => "exits-read",
+            Self::WriteExits => "exits-write",
+            Self::WriteAgainExits => "exits-write-again",
+            Self::CheckExits => "exits-check",
+            Self::Retries => "retries",
+            Self::FramesLeft => "frames-left",
+            Self::PutAway => "put-away",
+            Self::BroughtBack => "brought-back",
+            Self::Sharing => "sharing",
+            Self::FullScans => "full-scans",
         }
     }
 
     /// What it is measured in.
     pub fn quantity(self) -> Quantity {
         match self {
-            Self::FirstExits | Self::LaterExits => Quantity::Number,
+            Self::FirstExits
+            | Self::LaterExits
+            | Self::ReadExits
+            | Self::WriteExits
+            | Self::WriteAgainExits
+            | Self::CheckExits
+            | Self::Retries
+            | Self::FramesLeft
+            | Self::PutAway
+            | Self::BroughtBack
+            | Self::Sharing
+            | Self::FullScans => Quantity::Number,
             _ => Quantity::Time,
         }
     }
@@ -144,9 +259,8 @@ impl Metric {
             Self::FirstDirty => times(PhaseName::Dirty, first, first),
             Self::LaterDirty => times(PhaseName::Dirty, first + 1, LAST),
             Self::LaterDirtyPerPage => {
-                let pages = (record.bytes_per_vcpu / PAGE).max(1) as f64;
                 let later = phases(record, PhaseName::Dirty, first + 1..=LAST);
-                later.map(|phase| time(phase) / pages).collect()
+                later.map(|phase| time(phase) / share(record)).collect()
             }
             Self::Get => times(PhaseName::Get, 0, LAST),
             Self::FirstClear => times(PhaseName::Clear, 1, 1),
@@ -154,9 +268,10 @@ impl Metric {
             Self::Disable => times(PhaseName::Disable, 0, LAST),
             Self::Split => times(PhaseName::Split, 0, LAST),
             Self::Restore => times(PhaseName::Restore, 0, LAST),
-            Self::FirstExits => exits_per_page(record, first..=first),
-            Self::LaterExits => exits_per_page(record, first + 1..=LAST),
+            Self::FirstExits => exits_per_page(record, PhaseName::Dirty, first..=first),
+            Self::LaterExits => exits_per_page(record, PhaseName::Dirty, first + 1..=LAST),
             Self::LongestExit => longest_exit(record).into_iter().collect(),
+            _ => backing::samples(self, record),
         }
     }
 }
@@ -181,13 +296,23 @@ fn phases(
 }
 
 /// The exits of each of these iterations; nothing where exits weren't counted.
-fn exits_per_page(record: &Record, iterations: RangeInclusive<u64>) -> Vec<f64> {
-    let pages = record.vcpus.saturating_mul(record.bytes_per_vcpu / PAGE);
-    let counted = phases(record, PhaseName::Dirty, iterations);
+fn exits_per_page(record: &Record, name: PhaseName, iterations: RangeInclusive<u64>) -> Vec<f64> {
+    let counted = phases(record, name, iterations);
     let counted = counted.filter(|phase| !phase.counters.is_empty());
     counted
-        .map(|phase| exits(&phase.counters) as f64 / pages.max(1) as f64)
+        .map(|phase| exits(&phase.counters) as f64 / pages(record))
         .collect()
+}
+
+/// The pages of all vCPUs.
+fn pages(record: &Record) -> f64 {
+    let pages = record.vcpus.saturating_mul(record.bytes_per_vcpu / PAGE);
+    pages.max(1) as f64
+}
+
+/// The pages of one vCPU.
+fn share(record: &Record) -> f64 {
+    (record.bytes_per_vcpu / PAGE).max(1) as f64
 }
 
 /// The exits among some counters.
@@ -200,8 +325,9 @@ pub fn exits(counters: &CounterMap) -> u64 {
 
 /// The longest exit of all iterations, in nanoseconds.
 fn longest_exit(record: &Record) -> Option<f64> {
-    let dirty = phases(record, PhaseName::Dirty, 0..=LAST);
-    let longest = dirty
+    let is_meant = |phase: &&Phase| is_of_backing(record) || phase.name == PhaseName::Dirty;
+    let meant = record.phases.iter().filter(is_meant);
+    let longest = meant
         .filter_map(|phase| phase.counters.get(LONGEST_EXIT))
         .max();
     longest.map(|nanoseconds| *nanoseconds as f64)

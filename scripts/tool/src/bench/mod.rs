@@ -88,7 +88,7 @@ fn render(options: &BenchOptions) -> Result<u8, ToolError> {
 
 /// Measures the matrix, and shows what came out even if something failed.
 fn measure(options: &BenchOptions, arguments: &[OsString]) -> Result<u8, ToolError> {
-    let matrix = Matrix::new(&options.workload, &options.machine)?;
+    let matrix = Matrix::new(&options.workload, &options.backing, &options.machine)?;
     check_file(options.json.as_deref())?;
     let folder = match &options.out {
         Some(folder) => folder.clone(),

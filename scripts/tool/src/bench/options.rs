@@ -8,7 +8,9 @@ use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use super::parse::Known;
+use crate::options::backing::BackingOptions;
 use crate::options::shared::{MachineOptions, WorkloadOptions};
+use crate::options::usual_backing;
 use crate::options::words::Backing;
 
 /// Measures a matrix: every combination of the given numbers of vCPUs, modes, policies and workloads, as often as wanted.
@@ -24,7 +26,7 @@ use crate::options::words::Backing;
     mut_arg("vcpus", |option| option.default_value("1,2,4")),
     mut_arg("iterations", |option| option.default_value("4")),
     mut_arg("bytes", |option| option.default_value("8M")),
-    mut_arg("backing", |option| option.default_value("2M")),
+    mut_arg("backing", usual_backing),
     mut_arg("write_percent", |option| option.default_value("100")),
     mut_arg("granularity", |option| option.default_value("4K")),
     mut_arg("harvest", |option| option.default_value("bitmap")),
@@ -36,6 +38,10 @@ pub struct BenchOptions {
     /// What is measured.
     #[command(flatten)]
     pub workload: WorkloadOptions,
+
+    /// Runs in which what backs memory changes.
+    #[command(flatten)]
+    pub backing: BackingOptions,
 
     /// The machine that it is measured on.
     #[command(flatten)]
@@ -51,7 +57,12 @@ pub struct BenchOptions {
 
     /// Measure Linux's own benchmark under KVM in the same emulator beside it: kernels of these series, like 6.1,6.12.
     /// Fetched once from Debian's registry; nothing of the system is changed.
-    #[arg(long, value_name = "SERIES", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "SERIES",
+        value_delimiter = ',',
+        conflicts_with = "workload"
+    )]
     pub with_kvm: Vec<String>,
 
     /// Where page, plots and results go. [default: a new folder in target/bench; nowhere with --parse]
@@ -63,7 +74,10 @@ pub struct BenchOptions {
         long,
         value_name = "FILE",
         num_args = 1..,
-        conflicts_with_all = ["repeat", "with_kvm", "mode", "split", "tracking", "simulated", "host_timeout", "append", "qemu"]
+        conflicts_with_all = [
+            "repeat", "with_kvm", "mode", "split", "tracking", "simulated", "host_timeout", "append", "qemu", "workload",
+            "overcommits", "merging"
+        ]
     )]
     pub parse: Vec<PathBuf>,
 

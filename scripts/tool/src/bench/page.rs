@@ -5,9 +5,10 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
+use super::label;
 use super::metric::Metric;
 use super::plots::{self, Captions, Plot};
-use super::results::Results;
+use super::results::{Results, Run};
 use super::section::Section;
 use super::table;
 use crate::error::ToolError;
@@ -93,8 +94,13 @@ fn clock(results: &Results, section: &Section) -> String {
 /// How many measurements a point stands for.
 fn samples(section: &Section) -> String {
     let count = |metric: Metric| section.spreads(metric).map(|spread| spread.count).max();
-    let later = count(Metric::LaterDirty).or(count(Metric::FirstDirty));
-    match later.unwrap_or(0) {
+    let typical = [
+        Metric::LaterDirty,
+        Metric::FirstDirty,
+        Metric::Write,
+        Metric::Check,
+    ];
+    match typical.into_iter().find_map(count).unwrap_or(0) {
         0 | 1 => "one measurement each".into(),
         several => format!("median and extremes of up to {several} measurements"),
     }
@@ -103,7 +109,7 @@ fn samples(section: &Section) -> String {
 /// Whether all went well, or what didn't.
 fn verdict(results: &Results) -> String {
     let own = results.runs.iter();
-    let own = own.filter(|run| super::label::is_parvisor(&run.record));
+    let own = own.filter(|run| label::is_parvisor(&run.record));
     let (verified, wrong): (Vec<_>, Vec<_>) = own.partition(|run| run.record.verified);
     let mut text = String::new();
     if wrong.is_empty() && !verified.is_empty() {
@@ -127,7 +133,7 @@ fn verdict(results: &Results) -> String {
 }
 
 fn markdown(results: &Results, sections: &[Section], plots: &[Vec<Plot>]) -> String {
-    let mut page = String::from("# Dirty logging, measured\n\n");
+    let mut page = format!("# {}, measured\n\n", title(results));
     if !results.command.is_empty() {
         let _ = writeln!(page, "    {}\n", quoted(&results.command));
     }
@@ -158,6 +164,18 @@ fn markdown(results: &Results, sections: &[Section], plots: &[Vec<Plot>]) -> Str
     page
 }
 
+/// What the page is about.
+fn title(results: &Results) -> &'static str {
+    let of_backing = |run: &Run| label::is_of_backing(&run.record);
+    if results.runs.is_empty() || !results.runs.iter().any(of_backing) {
+        "Dirty logging"
+    } else if results.runs.iter().all(of_backing) {
+        "Changes of what backs memory"
+    } else {
+        "Dirty logging, and changes of what backs memory"
+    }
+}
+
 /// A command as a shell takes it.
 pub fn quoted(command: &[String]) -> String {
     let is_plain = |word: &&String| {
@@ -176,6 +194,8 @@ pub fn quoted(command: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use monitor::record::{Phase, PhaseName, Record};
+
     use super::super::results::{Clock, Host};
     use super::super::section::tests::{record, results};
     use super::*;
@@ -231,6 +251,42 @@ mod tests {
         ] {
             assert!(page.contains(words), "{words}: {page}");
         }
+    }
+
+    #[test]
+    fn a_workload_has_a_page_of_its_own() {
+        let run = |vcpus, change: &str, exits| Record {
+            workload: "cow".into(),
+            tracker: "ranges".into(),
+            change: change.into(),
+            phases: vec![Phase {
+                name: PhaseName::Write,
+                iteration: 2,
+                ns: 2048 * 3_000,
+                counters: [("exits_permission_fault".to_string(), 2048 * vcpus * exits)].into(),
+            }],
+            ..record("parallel", vcpus, 0)
+        };
+        let runs = [1, 4].into_iter();
+        let runs = runs.flat_map(|vcpus| [run(vcpus, "direct", 1), run(vcpus, "unmap", 2)]);
+        let folder = tempfile::TempDir::new().expect("room");
+        write(&results(runs), folder.path()).expect("the folder is ours");
+        let page = fs::read_to_string(folder.path().join(PAGE)).expect("it was written");
+        for words in [
+            "# Changes of what backs memory, measured",
+            "## workload cow, 8 MiB per vCPU, backing 2M; Parvisor: parallel",
+            "![Write, per page and vCPU against vCPUs](write.svg)",
+            "![Time per page](pages.svg)",
+            "![Exits per page](exits.svg)",
+            "### Write, per page and vCPU, µs: median",
+            "| vCPUs | parallel, change direct | parallel, change unmap |",
+        ] {
+            assert!(page.contains(words), "{words}: {page}");
+        }
+        assert!(
+            !page.contains("phases.svg") && !page.contains("Later dirty"),
+            "{page}"
+        );
     }
 
     #[test]

@@ -252,10 +252,19 @@ fn workload_in_words(workload: &Workload) -> String {
         granularity,
         harvest,
         enable,
+        compared,
+        overcommit,
         ..
     } = workload;
     let count = counted(u64::from(*vcpus));
+    if let Some(compared) = compared {
+        return format!("{count}, workload {}, backing {backing}", compared.workload);
+    }
+    let overcommit = match overcommit {
+        100 => String::new(),
+        percent => format!(", overcommit {percent} %"),
+    };
     format!(
-        "{count}, backing {backing}, {write_percent} % writes, logs {granularity}, {harvest}, {enable}"
+        "{count}, backing {backing}, {write_percent} % writes, logs {granularity}, {harvest}, {enable}{overcommit}"
     )
 }

@@ -1,14 +1,15 @@
 //! The options of runs in which what backs memory changes while the guest uses it: what is compared in one boot, and what a
-//! record of each of its runs says.
+//! record of each of its runs says. Less memory than the guest uses, and merging, go with the benchmark too.
 
 use std::fmt::{self, Display};
 
 use clap::Args;
 use monitor::record::Record;
 
-use super::distinct;
+use super::merging::MergingOptions;
 use super::words::{Change, Changing, Tracker};
 use super::workload::list;
+use super::{distinct, usage};
 use crate::error::ToolError;
 
 /// What changes, and what is compared of it.
@@ -22,7 +23,7 @@ pub struct BackingOptions {
         value_enum,
         conflicts_with_all = [
             "write_percent", "random", "split", "tracking", "granularity", "harvest", "ring_entries", "enable", "clear",
-            "restore", "split_chunk", "split_reserve", "slots", "guest", "stress"
+            "restore", "split_chunk", "split_reserve", "slots"
         ]
     )]
     pub workload: Option<Changing>,
@@ -56,8 +57,12 @@ pub struct BackingOptions {
 
     /// How many percent of the memory that it may have the guest uses. A list is compared. [default: 100,150 for --workload
     /// reclaim, else 100]
-    #[arg(long = "overcommit", value_name = "PERCENT", value_delimiter = ',', requires = "workload", value_parser = clap::value_parser!(u32).range(100..=1000))]
+    #[arg(long = "overcommit", value_name = "PERCENT", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(100..=1000))]
     pub overcommits: Vec<u32>,
+
+    /// Merging of equal pages.
+    #[command(flatten)]
+    pub merging: MergingOptions,
 }
 
 /// What the runs of one boot compare, all defaults filled in.
@@ -97,13 +102,13 @@ impl BackingOptions {
     ///
     /// [`ToolError::Usage`] naming the option that names something twice.
     pub fn compared(&self) -> Result<Option<Compared>, ToolError> {
-        let Some(workload) = self.workload else {
-            return Ok(None);
-        };
         distinct("--tracker", &self.trackers)?;
         distinct("--change", &self.changes)?;
         distinct("--workers", &self.workers)?;
         distinct("--overcommit", &self.overcommits)?;
+        let Some(workload) = self.workload else {
+            return Ok(None);
+        };
         let trackers: &[Tracker] = match workload {
             Changing::Invalidate => &[Tracker::Ranges, Tracker::Sequence],
             _ => &[Tracker::Ranges],
@@ -129,6 +134,18 @@ impl BackingOptions {
             overcommits: given(&self.overcommits, overcommits),
             workers: given(&self.workers, workers),
         }))
+    }
+
+    /// Checks that the benchmark is given one overcommit for all of its runs.
+    ///
+    /// # Errors
+    ///
+    /// [`ToolError::Usage`] naming the option.
+    pub fn check_one_overcommit(&self) -> Result<(), ToolError> {
+        if self.workload.is_none() && self.overcommits.len() > 1 {
+            return usage("--overcommit: the benchmark takes one value, a list needs --workload");
+        }
+        Ok(())
     }
 }
 

@@ -34,7 +34,8 @@ shown_as_word!(
     Restore,
     Changing,
     Tracker,
-    Change
+    Change,
+    MergeTarget
 );
 
 /// How stage-2 operations exclude each other.
@@ -184,4 +185,13 @@ pub enum Change {
     Direct,
     /// It is unmapped, and faults map it again.
     Unmap,
+}
+
+/// Memory whose equal pages are merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum MergeTarget {
+    /// The benchmark's test memory.
+    Test,
+    /// All else that the guest has.
+    Ram,
 }

@@ -5,7 +5,8 @@ use std::fmt::{self, Display};
 
 use monitor::record::Record;
 
-use super::backing::{Case, Compared};
+use super::backing::{BackingOptions, Case, Compared};
+use super::merging::Merging;
 use super::shared::WorkloadOptions;
 use super::usage;
 use super::words::{Backing, Clear, Enable, Granularity, Harvest, Mode, Restore, Split, Tracking};
@@ -72,6 +73,10 @@ pub struct Workload {
     pub stress: Option<u64>,
     /// What is compared where what backs memory changes, if that is to run instead of the benchmark.
     pub compared: Option<Compared>,
+    /// How much memory the benchmark's guest uses where it has 100.
+    pub overcommit: u32,
+    /// How equal pages are merged.
+    pub merging: Merging,
 }
 
 /// One run of a boot: what its boot doesn't say.
@@ -115,17 +120,27 @@ impl Display for Run {
 }
 
 impl Workload {
-    /// What `options` say, where each list that belongs to the boot has one value; of more, the first is taken. An empty
-    /// list stands for the hypervisor's own choice.
-    pub fn of(options: &WorkloadOptions) -> Self {
+    /// What `options` and `backing` say of the benchmark or of runs in which what backs memory changes, where each list that
+    /// belongs to the boot has one value; of more, the first is taken. An empty list stands for the hypervisor's own choice.
+    ///
+    /// # Errors
+    ///
+    /// [`ToolError::Usage`] naming the option that can't be.
+    pub fn of(options: &WorkloadOptions, backing: &BackingOptions) -> Result<Self, ToolError> {
+        options.check_lists()?;
         let first = |list: &[u32]| list.first().copied().unwrap_or(1);
-        Self {
+        let compared = backing.compared()?;
+        let pages = match compared {
+            Some(_) => Backing::Page4K,
+            None => Backing::Block2M,
+        };
+        Ok(Self {
             modes: options.modes.clone(),
             splits: options.splits.clone(),
             trackings: options.trackings.clone(),
             vcpus: first(&options.vcpus),
             bytes: options.bytes,
-            backing: *options.backings.first().unwrap_or(&Backing::Block2M),
+            backing: *options.backings.first().unwrap_or(&pages),
             iterations: options.iterations,
             write_percent: *options.write_percents.first().unwrap_or(&100),
             random: options.random,
@@ -145,7 +160,18 @@ impl Workload {
             exit_times: options.exit_times,
             program: false,
             stress: None,
-            compared: None,
+            compared,
+            overcommit: backing.overcommits.first().copied().unwrap_or(100),
+            merging: backing.merging.checked(backing.workload, false)?,
+        })
+    }
+
+    /// The modes that it runs in unless the user chooses.
+    pub fn usual_modes(&self) -> Vec<Mode> {
+        let compares_modes = !self.program && self.stress.is_none() && self.compared.is_none();
+        match compares_modes {
+            true => Mode::COMPARED.to_vec(),
+            false => vec![Mode::Parallel],
         }
     }
 
@@ -178,9 +204,11 @@ impl Workload {
 
     /// The CPUs that it keeps busy at most, beside the hypervisor's own.
     pub fn busy_cpus(&self) -> u32 {
-        self.compared.as_ref().map_or(self.vcpus, |compared| {
+        let compared = self.compared.as_ref();
+        let busy = compared.map_or(self.vcpus, |compared| {
             self.vcpus * compared.vms() + compared.most_workers()
-        })
+        });
+        busy + u32::from(self.merging.beside)
     }
 
     /// The CPUs that it can make use of, beside the hypervisor's own: the stress run has a fork run beside its VM, if it can.
@@ -290,7 +318,12 @@ impl Workload {
                 "iterations={} write_percent={}",
                 self.iterations, self.write_percent
             ));
+            words.extend(
+                (self.overcommit != 100).then(|| format!("overcommit={}", self.overcommit)),
+            );
         }
+        words.extend(self.merging.beside.then(|| "merging".into()));
+        words.extend(self.merging.words.iter().cloned());
         if self.random {
             words.push("random".into());
         }

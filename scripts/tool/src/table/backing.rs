@@ -10,7 +10,7 @@ const PAGE: u64 = 4096;
 /// The counter that is to be 0 where other CPUs are at work, and is shown then.
 const RETRIED: &str = "faults_retried";
 /// The counters of a phase that have a row of their own where one of them isn't 0, and what the row is called.
-const COUNTERS: [(&str, &str); 18] = [
+const COUNTERS: [(&str, &str); 19] = [
     (RETRIED, "faults retried"),
     ("faults_busy", "faults that met a lock too long"),
     ("invalidations", "invalidations beside"),
@@ -19,6 +19,7 @@ const COUNTERS: [(&str, &str); 18] = [
     ("pages_shared", "pages_shared"),
     ("pages_sharing", "pages_sharing"),
     ("pages_unshared", "pages_unshared"),
+    ("pages_volatile", "pages_volatile"),
     ("ksm_zero_pages", "ksm_zero_pages"),
     ("full_scans", "full_scans"),
     ("pages_scanned", "pages_scanned"),

@@ -118,6 +118,55 @@ fn equal_pages_of_two_vms_are_merged_while_both_check_them() {
 }
 
 #[test]
+fn a_cpu_without_a_vcpu_merges_beside_the_benchmark_which_is_verified() {
+    for policies in [
+        "",
+        "overcommit=150 harvest=ring ring_entries=64 slots=3",
+        "backing=4K merge_targets=ram max_page_sharing=2 pages_to_scan=1000 sleep_millisecs=1",
+    ] {
+        let options = format!("merging vcpus=2 bytes=2M iterations=30 timeout=60 {policies}");
+        let outcome = Boot::benchmark(&options).cpus(4).limit(150).run_well();
+        let record = &outcome.records[0];
+        let counter = |name: &str| record.counters.get(name).copied().unwrap_or(0);
+        assert!(record.verified, "{}", describe(&outcome));
+        // What the guest's RAM has of zeros.
+        let merged = counter("ksm_zero_pages") + counter("pages_sharing");
+        assert!(
+            counter("full_scans") >= 2 && merged > 0,
+            "{:?}",
+            record.counters
+        );
+        assert!(
+            outcome
+                .lines
+                .iter()
+                .any(|line| line.starts_with("merging counters: "))
+        );
+    }
+}
+
+#[test]
+fn merging_keeps_to_its_rate() {
+    // The guest ends long before the first pause does.
+    let rate = "pages_to_scan=7 sleep_millisecs=3600000";
+    let options = format!("merging {rate} vcpus=2 bytes=4M iterations=2 timeout=60");
+    let outcome = Boot::benchmark(&options).cpus(4).run_well();
+    let record = &outcome.records[0];
+    assert_eq!(record.counters["pages_scanned"], 7);
+    assert_eq!(
+        (record.pages_to_scan, record.sleep_millisecs),
+        (7, 3_600_000)
+    );
+}
+
+#[test]
+fn a_fork_is_merged_with_what_it_comes_from() {
+    let records = run("cow merging change=direct iterations=1", 1);
+    assert_eq!(records[0].merge_targets, "test,ram");
+    assert!(records[0].counters["pages_scanned"] > 0);
+}
+
+#[test]
 fn a_vm_with_less_memory_than_it_uses_loses_nothing() {
     // Enough for what the guest's RAM has of zeros not to be all that has to go.
     let records = run_with("reclaim bytes=16M iterations=1", 2);

@@ -48,6 +48,11 @@ fn malformed_values_are_refused() {
         "split_chunk=big",
         "slots=0",
         "exit_times=1",
+        "merging=1",
+        "merge_targets=disk",
+        "pages_to_scan=0",
+        "sleep_millisecs=-1",
+        "max_page_sharing=1",
     ] {
         let name = option.split('=').next().unwrap_or(option);
         refused(option, &[name]);
@@ -76,6 +81,11 @@ fn contradictions_are_refused() {
     }
     refused("vcpus=1 bytes=4M slots=3", &["slots=3", "2 pieces of 2M"]);
     refused("guest=stress split=none", &["split", "guest=stress"]);
+    refused("pages_to_scan=9", &["pages_to_scan", "merging"]);
+    refused(
+        "guest=backing workload=merge merging",
+        &["merging", "workload=merge"],
+    );
 }
 
 #[test]
@@ -90,6 +100,9 @@ fn sizes_that_make_no_sense_are_refused() {
 fn more_vcpus_than_cpus_are_refused() {
     Boot::benchmark("vcpus=3").cpus(3).run_refused(&["vcpus"]);
     Boot::benchmark("vcpus=1").cpus(1).run_refused(&["vcpus"]);
+    Boot::benchmark("vcpus=2 merging")
+        .cpus(3)
+        .run_refused(&["vcpus=2 merging", "4 CPUs"]);
     refused("vcpus=0", &["vcpus"]);
     refused("vcpus=4294967297", &["vcpus"]);
 }

@@ -95,6 +95,40 @@ fn a_matrix_becomes_tables_results_and_plots() {
 }
 
 #[test]
+fn a_workload_becomes_a_page_of_its_own() {
+    let folder = TempDir::new().expect("room for a folder");
+    let matrix = [
+        "--workload=cow",
+        "--vcpus=1,2",
+        "--bytes=1M",
+        "--iterations=1",
+        "--out=out",
+    ];
+    let output = bench(&matrix, folder.path(), None);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let complaints = complaints(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}{complaints}");
+    assert!(
+        text.contains("All 4 runs of Parvisor are verified."),
+        "{text}"
+    );
+    let exits = text.split("Exits per page written").nth(1);
+    let cells = exits.and_then(|table| table.lines().find(|line| line.starts_with("| 1 ")));
+    let cells = cells.unwrap_or_else(|| panic!("no exits: {text}"));
+    assert!(cells.contains(" 1.0") && cells.contains(" 2.0"), "{cells}");
+    let out = folder.path().join("out");
+    for name in ["README.md", "write.svg", "pages.png", "exits.png"] {
+        let size = fs::metadata(out.join(name)).map_or(0, |file| file.len());
+        assert!(size > 1000, "{name}: {size} bytes");
+    }
+    let again = bench(&["--parse=out/results.json"], folder.path(), None);
+    assert_eq!(
+        String::from_utf8_lossy(&again.stdout).lines().next(),
+        text.lines().next()
+    );
+}
+
+#[test]
 fn a_matrix_that_cant_be_is_refused_in_one_line() {
     assert!(refused(&["--vcpus=1,1"]).contains("--vcpus"));
     assert!(refused(&["--mode=fast"]).contains("fast"));

@@ -11,23 +11,56 @@ use super::Captions;
 use super::canvas::{self, Area, GRID, INK, LABEL, colour, font, shown};
 use super::scale::{Scale, even_marks, label};
 
-/// The phases that have bars, with what stands below them.
-const PHASES: [(Metric, &str); 9] = [
-    (Metric::Populate, "populate"),
-    (Metric::Enable, "enable"),
-    (Metric::FirstDirty, "dirty, first"),
-    (Metric::LaterDirty, "dirty"),
-    (Metric::Get, "get"),
-    (Metric::FirstClear, "clear, first"),
-    (Metric::LaterClear, "clear"),
-    (Metric::Disable, "disable"),
-    (Metric::Restore, "restore"),
-];
-/// The same for exits.
-const EXITS: [(Metric, &str); 2] = [
-    (Metric::FirstExits, "first iteration"),
-    (Metric::LaterExits, "later iterations"),
-];
+/// What can have a bar each, side by side.
+#[derive(Debug)]
+pub struct Group {
+    /// What they show.
+    pub title: &'static str,
+    /// What each shows, with what stands below it.
+    bars: &'static [(Metric, &'static str)],
+}
+
+/// The benchmark's phases.
+pub const PHASES: Group = Group {
+    title: "Time of each phase",
+    bars: &[
+        (Metric::Populate, "populate"),
+        (Metric::Enable, "enable"),
+        (Metric::FirstDirty, "dirty, first"),
+        (Metric::LaterDirty, "dirty"),
+        (Metric::Get, "get"),
+        (Metric::FirstClear, "clear, first"),
+        (Metric::LaterClear, "clear"),
+        (Metric::Disable, "disable"),
+        (Metric::Restore, "restore"),
+    ],
+};
+/// What a page takes where what backs memory changes.
+pub const PAGES: Group = Group {
+    title: "Time per page",
+    bars: &[
+        (Metric::Fill, "fill"),
+        (Metric::Ahead, "ahead"),
+        (Metric::ScanPerPage, "scan"),
+        (Metric::Read, "read"),
+        (Metric::Write, "write"),
+        (Metric::AheadByGuest, "ahead, by guest"),
+        (Metric::WriteAgain, "write once more"),
+        (Metric::Check, "check"),
+    ],
+};
+/// Exits for each page.
+pub const EXITS: Group = Group {
+    title: "Exits per page accessed",
+    bars: &[
+        (Metric::FirstExits, "first iteration"),
+        (Metric::LaterExits, "later iterations"),
+        (Metric::ReadExits, "read"),
+        (Metric::WriteExits, "write"),
+        (Metric::WriteAgainExits, "write once more"),
+        (Metric::CheckExits, "check"),
+    ],
+};
 /// Which share of a group its bars take.
 const FILLED: f64 = 0.82;
 /// Which share of its place a bar takes.
@@ -35,9 +68,22 @@ const THICKNESS: f64 = 0.92;
 /// How much higher than the highest bar the axis is.
 const HEADROOM: f64 = 1.15;
 
-/// Draws how long each phase takes, on a logarithmic scale.
-pub fn phases(section: &Section, captions: &Captions) -> Result<String, String> {
-    let groups = measured(section, &PHASES);
+impl Group {
+    /// Whether there is anything to draw.
+    pub fn is_measured(&self, section: &Section) -> bool {
+        !self.measured(section).is_empty()
+    }
+
+    /// What of it was measured.
+    fn measured(&self, section: &Section) -> Vec<(Metric, &'static str)> {
+        let measured = self.bars.iter().filter(|(metric, _)| section.has(*metric));
+        measured.copied().collect()
+    }
+}
+
+/// Draws how long each of a group takes, on a logarithmic scale.
+pub fn phases(section: &Section, group: &Group, captions: &Captions) -> Result<String, String> {
+    let groups = group.measured(section);
     let metrics: Vec<Metric> = groups.iter().map(|(metric, _)| *metric).collect();
     let section = &section.with(&metrics);
     let unit = Unit::typical(section, &metrics);
@@ -49,13 +95,14 @@ pub fn phases(section: &Section, captions: &Captions) -> Result<String, String> 
         unit,
         scale: Scale::of_times(&spreads.collect::<Vec<_>>()),
     };
-    bars.draw(section, "Time of each phase", captions)
+    bars.draw(section, group.title, captions)
 }
 
 /// Draws how many exits each page costs.
 pub fn exits(section: &Section, captions: &Captions) -> Result<String, String> {
-    let groups = measured(section, &EXITS);
-    let section = &section.with(&EXITS.map(|(metric, _)| metric));
+    let groups = EXITS.measured(section);
+    let metrics: Vec<Metric> = groups.iter().map(|(metric, _)| *metric).collect();
+    let section = &section.with(&metrics);
     let spreads = groups
         .iter()
         .flat_map(|(metric, _)| section.spreads(*metric));
@@ -67,13 +114,7 @@ pub fn exits(section: &Section, captions: &Captions) -> Result<String, String> {
         unit: Unit::Number,
         scale: Scale::even(0.0, high, even_marks(high)),
     };
-    bars.draw(section, "Exits per page accessed", captions)
-}
-
-/// What of these was measured.
-fn measured(section: &Section, groups: &[(Metric, &'static str)]) -> Vec<(Metric, &'static str)> {
-    let measured = groups.iter().filter(|(metric, _)| section.has(*metric));
-    measured.copied().collect()
+    bars.draw(section, EXITS.title, captions)
 }
 
 /// What the bars of a plot show.

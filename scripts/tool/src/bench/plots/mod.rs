@@ -21,13 +21,18 @@ const FAMILY: &str = "sans-serif";
 /// How many pixels of the PNG one unit of the SVG becomes.
 const SCALE: f32 = 2.0;
 /// What is shown as lines where several numbers of vCPUs were measured.
-const AS_LINES: [Metric; 6] = [
+const AS_LINES: [Metric; 11] = [
     Metric::LaterDirty,
     Metric::FirstDirty,
     Metric::Populate,
     Metric::FirstClear,
     Metric::LaterClear,
     Metric::LongestExit,
+    Metric::Fill,
+    Metric::Read,
+    Metric::Write,
+    Metric::Check,
+    Metric::Merge,
 ];
 
 /// A plot.
@@ -69,12 +74,16 @@ pub fn plots(section: &Section, captions: &Captions) -> Result<Vec<Plot>, ToolEr
             });
         }
     }
-    plots.push(Plot {
-        name: "phases".into(),
-        title: "Time of each phase".into(),
-        svg: bars::phases(section, captions).map_err(failed)?,
-    });
-    if section.has(Metric::FirstExits) || section.has(Metric::LaterExits) {
+    for (name, group) in [("phases", bars::PHASES), ("pages", bars::PAGES)] {
+        if group.is_measured(section) {
+            plots.push(Plot {
+                name: name.into(),
+                title: group.title.into(),
+                svg: bars::phases(section, &group, captions).map_err(failed)?,
+            });
+        }
+    }
+    if bars::EXITS.is_measured(section) {
         plots.push(Plot {
             name: "exits".into(),
             title: "Exits per page".into(),
