@@ -17,7 +17,7 @@ use core::fmt;
 use machine::Board;
 use memory::frames::FramePool;
 use memory::{CpuCounters, CpuMemory, MemorySystem};
-use monitor::{Crew, Host, Machine, Module, OwnCpu};
+use monitor::{Crew, HOUSEKEEPING_NS, Host, Machine, Module, OwnCpu};
 use platform::boot::{Boot, BootError, System};
 use platform::cpus::CpuStartError;
 use platform::discovery::ModuleKind;
@@ -124,7 +124,7 @@ fn attend(cpu: CpuId) -> ! {
     let mut own = shared.own_cpu(cpu);
     loop {
         shared.crew.attend(&shared.board, &mut own);
-        gic::wait();
+        (shared.board).wait(shared.board.now_ns().saturating_add(HOUSEKEEPING_NS));
     }
 }
 

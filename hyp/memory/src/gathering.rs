@@ -5,12 +5,12 @@
 //! becomes a block in the tables of every VM that maps it. Memory that was asked for in pages of 4 KiB stays in those, and so does what is logged:
 //! there, blocks are the log's policy to split, and [`restore_blocks`](crate::AddressSpace::restore_blocks) its user's call.
 //!
-//! It runs beside everything else, one CPU at a time. While frames run short nothing is gathered: what is cold is about to be
-//! taken apart.
+//! It runs beside everything else, one CPU at a time. While frames run short nothing is gathered, and nothing of a VM that has
+//! had to put some of its memory away to keep to its limit: what is cold is about to be taken apart.
 
 use crate::compaction::Compacted;
 use crate::cpu::{Caches, CpuMemory};
-use crate::frames::GRANULE;
+use crate::frames::{GRANULE, Owner};
 use crate::mapping::Mapping;
 use crate::object::{Backing, Object, PAGES_IN_REGION};
 use alloc::sync::Arc;
@@ -38,12 +38,22 @@ impl<T: Tlb + Caches> CpuMemory<T> {
             };
             let region = object.region_of(hand.page);
             hand.page = region.end;
-            if object.is_in_crumbs(&region) && self.gather_region(&object, &region) {
+            if object.is_in_crumbs(&region)
+                && !self.has_put_away(object.account())
+                && self.gather_region(&object, &region)
+            {
                 system.gathered().add(1);
                 return true;
             }
         }
         false
+    }
+
+    /// Whether an owner has less memory than it uses.
+    fn has_put_away(&self, owner: Owner) -> bool {
+        let pool = self.pool();
+        matches!(owner, Owner::Vm(vm) if pool.limit(vm).is_some())
+            && pool.compressed_bytes(owner) != 0
     }
 
     /// Makes one run of frames of a region, and a block of it wherever it is mapped. False if it stays as it is.

@@ -16,6 +16,10 @@ use vm::CpuId;
 /// The CPU that posts jobs.
 pub const BOOT_CPU: CpuId = CpuId(0);
 
+/// How often a CPU that nobody kicks looks after memory, in nanoseconds: what has come apart under guests, which needn't tell
+/// anybody, doesn't stay so for long.
+pub const HOUSEKEEPING_NS: u64 = 100_000_000;
+
 /// What CPUs can be given to do.
 pub type Job<M> = dyn Fn(&mut OwnCpu<M>) + Send + Sync;
 
@@ -80,8 +84,8 @@ impl<M: Machine> Crew<M> {
         self.are_idle(0..self.mailboxes.len())
     }
 
-    /// Does the calling CPU's job if it has one, and the housekeeping of its memory. Then it is to wait for a kick, and to
-    /// call again.
+    /// Does the calling CPU's job if it has one, and the housekeeping of its memory. Then it is to wait for a kick, or for
+    /// [`HOUSEKEEPING_NS`], and to call again.
     pub fn attend(&self, machine: &M, own: &mut OwnCpu<M>) {
         let Some(mailbox) = self.mailboxes.get(own.id.0) else {
             return;
@@ -89,6 +93,7 @@ impl<M: Machine> Crew<M> {
         let job = mailbox.job.lock().take();
         let Some(job) = job else {
             own.memory.idle();
+            while !mailbox.is_busy() && own.memory.gather() {}
             return;
         };
         job(own);

@@ -357,8 +357,7 @@ impl<M: Machine> Host<'_, M> {
         let vm = Arc::into_inner(vm).ok_or(RunError::Stuck)?;
         let stage2 = *vm.space.stage2().layout().features();
         vm.space.destroy(memory);
-        let frames = self.settled(id);
-        let machine_frames = memory.pool().counts();
+        let (frames, machine_frames) = self.settled(id);
         if !frames.is_zero() {
             return Err(RunError::Leak(frames));
         }
@@ -374,14 +373,17 @@ impl<M: Machine> Host<'_, M> {
         })
     }
 
-    /// The VM's frames once the epoch has let go of them, or after a while.
-    fn settled(&self, id: VmId) -> VmCounts {
+    /// The VM's frames and the machine's, once the epoch has let go of the VM's and the machine's add up, or after a while: a
+    /// CPU that does its housekeeping may have some in hand.
+    fn settled(&self, id: VmId) -> (VmCounts, Counts) {
+        let (memory, pool) = (&self.own.memory, self.own.memory.pool());
         let deadline = self.machine.now_ns().saturating_add(PATIENCE_NS);
         loop {
-            self.own.memory.idle();
-            let frames = self.own.memory.pool().counts_of(id);
-            if frames.is_zero() || self.machine.now_ns() >= deadline {
-                return frames;
+            memory.idle();
+            let (frames, all) = (pool.counts_of(id), pool.counts());
+            let is_settled = frames.is_zero() && (all.check().is_ok() || !self.crew.is_idle());
+            if is_settled || self.machine.now_ns() >= deadline {
+                return (frames, all);
             }
         }
     }

@@ -35,7 +35,7 @@ mod test_memory;
 pub mod verify;
 
 pub use bench::Complaint;
-pub use crew::{BOOT_CPU, Crew, Job};
+pub use crew::{BOOT_CPU, Crew, HOUSEKEEPING_NS, Job};
 pub use error::RunError;
 pub use guest::Host;
 pub use machine::{Facts, Machine, OwnCpu};

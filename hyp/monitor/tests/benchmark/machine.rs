@@ -3,7 +3,7 @@
 use crate::guests::{Entry, Guest, GuestCpu};
 use memory::frames::{Counts, FramePool, arena};
 use memory::{CpuCounters, CpuMemory, MemorySystem};
-use monitor::{Crew, Facts, Host, Machine, Module, OwnCpu};
+use monitor::{Crew, Facts, HOUSEKEEPING_NS, Host, Machine, Module, OwnCpu};
 use stage2::{Features, Ipa, NoTlb};
 use std::cell::Cell;
 use std::fmt;
@@ -248,7 +248,7 @@ fn boot(options: &str, guest: Guest, module: Option<Module<'_>>, stage2: Feature
                 let mut own = own(cpu);
                 while !over.load(Ordering::Acquire) {
                     crew.attend(machine, &mut own);
-                    machine.wait_for_kick(own.id, Duration::from_secs(60));
+                    machine.wait_for_kick(own.id, Duration::from_nanos(HOUSEKEEPING_NS));
                     machine.acknowledge(own.id);
                 }
             });
