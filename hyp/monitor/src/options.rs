@@ -12,6 +12,7 @@ pub use value::{
 };
 
 use crate::size::Size;
+use alloc::string::String;
 use alloc::vec::Vec;
 use log::LevelFilter;
 use stage2::PAGE_SIZE;
@@ -60,6 +61,9 @@ pub struct Options {
     pub exit_times: bool,
     /// vCPUs.
     pub vcpus: usize,
+    /// The path of a device that the guest gets, in the machine's device tree. The hypervisor doesn't look at what the guest
+    /// does with it: a device that reaches memory by itself (DMA) reaches all of it.
+    pub device: Option<String>,
     /// Memory: the benchmark's per vCPU, or a guest program's.
     pub bytes: Size,
     /// What guest memory is made of.
@@ -111,6 +115,7 @@ impl Default for Options {
             slots: 1,
             exit_times: false,
             vcpus: 4,
+            device: None,
             bytes: Size(64 << 20),
             backing: Backing::Block2M,
             iterations: 3,
@@ -131,7 +136,7 @@ impl Default for Options {
 }
 
 /// The options, in the order in which errors list them.
-const KEYS: [&str; 30] = [
+const KEYS: [&str; 31] = [
     "guest",
     "mode",
     "split",
@@ -147,6 +152,7 @@ const KEYS: [&str; 30] = [
     "slots",
     "exit_times",
     "vcpus",
+    "device",
     "bytes",
     "backing",
     "iterations",
@@ -262,6 +268,7 @@ impl Options {
             "vcpus" => {
                 self.vcpus = value::number(key, text, 1, MOST_VCPUS, "a number from 1 on")? as usize
             }
+            "device" => self.device = Some(value::path(key, text)?),
             "bytes" => self.bytes = value::size(key, text)?,
             "backing" => self.backing = value::word(key, text)?,
             "iterations" => {
@@ -355,14 +362,15 @@ impl Options {
             let mut keys = BENCHMARK_ONLY.iter().chain(&NOT_BACKING).copied();
             keys.find(|key| !BACKING_TOO.contains(key) && is_given(key))
         };
-        let foreign = match self.guest {
+        let of_program = given(&["device"]).filter(|_| self.guest != GuestKind::Program);
+        let foreign = of_program.or(match self.guest {
             GuestKind::DirtyLog => given(&["seconds"]).or(given(&BACKING_ONLY[..4])),
             GuestKind::Stress => given(&BENCHMARK_ONLY).or(given(&BACKING_ONLY)),
             GuestKind::Backing => of_logging(),
             GuestKind::Program => given(&BENCHMARK_ONLY)
                 .or(given(&LOGGED_ONLY))
                 .or(given(&BACKING_ONLY)),
-        };
+        });
         match foreign {
             Some(key) => Err(OptionError::NotForGuest { key, guest }),
             None if self.guest == GuestKind::Program && self.modes.len() > 1 => {
