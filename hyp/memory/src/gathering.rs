@@ -71,6 +71,8 @@ impl<T: Tlb + Caches> CpuMemory<T> {
         for mapping in mappings {
             mapping.make_block(self, region);
         }
+        // The frames that were left are to be free soon: there may be more regions than runs.
+        self.let_epoch_advance();
         true
     }
 
