@@ -208,6 +208,10 @@ impl Object {
             let Backing::Owned(from) = claim.backing() else {
                 return false;
             };
+            // Another CPU has given the region a run meanwhile, which blocks may map: no page of it moves alone.
+            if self.look(*next).extent().level < Level::L3 {
+                return false;
+            }
             let to = run.offset((*next - first) * PAGE_SIZE);
             changer.withdraw(&claim);
             changer.move_frame(&mut [Some(claim)], from, to, self.account());
