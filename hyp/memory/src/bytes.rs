@@ -164,24 +164,26 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 }
 
-/// What backs a page. From one that is put away `bytes` are read at once: it stays so no longer than it is claimed.
+/// What backs a page. From one that is put away `bytes` are read at once: it stays so no longer than it is claimed. Waits for
+/// whoever is changing it: its entries may lead to another frame already, and guests write there what this one won't have.
 fn backing_to_read(slot: &Slot, at: Ipa, bytes: &mut [u8]) -> Backing {
     let (object, number) = (slot.object(), slot.object_page(at));
     loop {
         let look = object.look(number);
-        if !matches!(look.backing(), Backing::Compressed(_)) {
+        let put_away = matches!(look.backing(), Backing::Compressed(_));
+        if !put_away && !look.is_claimed() {
             return look.backing();
         }
-        match object.claim(number) {
-            Some(claim) => {
-                if let Backing::Compressed(handle) = claim.backing() {
-                    let mut page = [0; PAGE_SIZE as usize];
-                    object.system().store().get(handle, &mut page);
-                    let start = at.offset_in(PAGE_SIZE) as usize;
-                    bytes.copy_from_slice(&page[start..start + bytes.len()]);
-                    return claim.backing();
-                }
+        let claim = put_away.then(|| object.claim(number)).flatten();
+        match claim.as_ref().map(Claim::backing) {
+            Some(Backing::Compressed(handle)) => {
+                let mut page = [0; PAGE_SIZE as usize];
+                object.system().store().get(handle, &mut page);
+                let start = at.offset_in(PAGE_SIZE) as usize;
+                bytes.copy_from_slice(&page[start..start + bytes.len()]);
+                return Backing::Compressed(handle);
             }
+            Some(_) => {}
             None => relax(),
         }
     }

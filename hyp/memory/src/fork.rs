@@ -2,7 +2,7 @@
 
 use crate::cpu::{Caches, CpuMemory};
 use crate::direct::Changer;
-use crate::frames::Owner;
+use crate::frames::{FrameSize, Owner};
 use crate::locks::MmuLock;
 use crate::object::{Backing, Claims, Object, ObjectError};
 use crate::slots::{Slot, SlotArray, SlotConfig, SlotError};
@@ -11,8 +11,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use stage2::Tlb;
 
-/// Pages that are shared in one stay in the epoch.
-const AT_ONCE: u64 = 512;
+/// Pages that are shared in one stay in the epoch: those of a region.
+const AT_ONCE: u64 = FrameSize::Block2M.frames() as u64;
 
 impl<L: MmuLock> AddressSpace<L> {
     /// Gives `child`, which has no slots, the slots of this VM. Memory of this VM's own is shared until either writes it, page

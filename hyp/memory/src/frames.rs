@@ -33,10 +33,26 @@ pub use pool::{FramePool, MAX_RUN, MOST_PENDING};
 pub use record::FrameRecord;
 
 use core::fmt;
-use stage2::{Granule, Level, PAGE_SIZE};
+use stage2::{Level, PAGE_SIZE};
+
+/// Bits of a page's number that one level of tables resolves. The model checker's trees have four entries in a table
+/// ([`Layout::small`](stage2::Layout::small)), and so its blocks have four pages: no more could be explored.
+const STRIDE: u32 = if cfg!(loom) { 2 } else { 9 };
 
 /// The granule of every VM's tables: frames are handed out by its pages.
-pub(crate) const GRANULE: Granule = Granule::Size4K;
+pub(crate) const GRANULE: Pieces = Pieces;
+
+/// What leaves of each level map.
+#[derive(Clone, Copy)]
+pub(crate) struct Pieces;
+
+impl Pieces {
+    /// Bytes that one leaf of `level` maps.
+    #[inline]
+    pub(crate) const fn span(self, level: Level) -> u64 {
+        PAGE_SIZE << (STRIDE * (Level::L3 as u32 - level as u32))
+    }
+}
 
 /// How many VMs there can be at the same time.
 pub const MAX_VMS: usize = 16;
@@ -138,8 +154,8 @@ impl FrameSize {
     pub const fn frames(self) -> usize {
         match self {
             Self::Page4K => 1,
-            Self::Block2M => 1 << 9,
-            Self::Block1G => 1 << 18,
+            Self::Block2M => 1 << STRIDE,
+            Self::Block1G => 1 << (2 * STRIDE),
         }
     }
 

@@ -388,22 +388,14 @@ impl Object {
         );
     }
 
-    /// Says what backs a page of an object that is new.
+    /// Says what backs a page that has had nothing: of an object that is new, or of a piece that is being allocated. Whoever has
+    /// found it by its frame's record already and claimed it lets go of it, as it has nothing yet.
     pub(crate) fn publish(&self, page: u64, backing: Backing) {
-        // Release: as for the end of a claim.
-        self.page(page)
-            .word
-            .store(backing.encode(), Ordering::Release);
-    }
-
-    /// Backs a page of a piece that is being allocated. Whoever has the page claimed finds that its piece has to come
-    /// first, and lets go of it.
-    fn give(&self, page: u64, pa: Pa) {
-        let (vacant, owned) = (Backing::Vacant.encode(), Backing::Owned(pa).encode());
+        let (vacant, backing) = (Backing::Vacant.encode(), backing.encode());
         let word = &self.page(page).word;
         // Release: as for the end of a claim.
         while word
-            .compare_exchange(vacant, owned, Ordering::Release, Ordering::Relaxed)
+            .compare_exchange(vacant, backing, Ordering::Release, Ordering::Relaxed)
             .is_err()
         {
             relax();
@@ -475,7 +467,7 @@ impl Object {
             let pa = start.offset(index * PAGE_SIZE);
             self.system.objects().own(pa, self.sharer(first + index));
             if index != 0 {
-                self.give(first + index, pa);
+                self.publish(first + index, Backing::Owned(pa));
             }
         }
         Some(start)

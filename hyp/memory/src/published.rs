@@ -55,6 +55,9 @@ fn raw<T>(value: Option<T>) -> *mut T {
 
 impl<T> Drop for Published<T> {
     fn drop(&mut self) {
+        // The model checker doesn't see that whatever another owner did came before it let go.
+        #[cfg(loom)]
+        stage2::sync::full_barrier();
         #[cfg(not(loom))]
         let last = *self.pointer.get_mut();
         #[cfg(loom)]

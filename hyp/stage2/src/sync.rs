@@ -23,16 +23,34 @@ pub fn full_barrier() {
     fence(Ordering::SeqCst);
 }
 
+/// Whether `key` is asked about for the first time in this execution. The model checker's atomics have to be made anew in each,
+/// also where they lie in memory that outlasts it.
+#[cfg(loom)]
+pub fn is_first(key: u64) -> bool {
+    checked::is_first(key)
+}
+
 #[cfg(loom)]
 mod checked {
     // The model checker runs on a host.
     extern crate std;
 
     use core::cell::Cell;
+    use std::collections::HashSet;
+    use std::sync::{Mutex, PoisonError};
 
     /// How often each CPU may wait in an execution before that is only run to its end, without being varied any further: two
     /// that wait for a third could take turns for ever, and the checker would try every number of turns.
     const WAITS_VARIED: u32 = 2;
+
+    loom::lazy_static! {
+        static ref ASKED: Mutex<HashSet<u64>> = Mutex::default();
+    }
+
+    pub(super) fn is_first(key: u64) -> bool {
+        let asked = ASKED.lock();
+        asked.unwrap_or_else(PoisonError::into_inner).insert(key)
+    }
 
     loom::thread_local! {
         static WAITS: Cell<u32> = Cell::new(0);

@@ -9,57 +9,34 @@
 //! an address space's owner, one at a time.
 #![cfg(loom)]
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
 
-use loom::thread;
-use memory::frames::{FramePool, arena};
-use memory::{
-    Access, AddressSpace, CpuCounters, CpuMemory, Fault, FaultKind, FaultOutcome, LogPolicy,
-    MemorySystem, Parallel, SlotId, VmId,
-};
+use memory::{Access, CpuMemory, Fault, FaultKind, FaultOutcome, LogPolicy, SlotId};
+use model::checked::memory::{Space, cpu_with, nothing_is_left, vm_id};
+use model::checked::{alone, every_execution};
 use stage2::sync::relax;
 use stage2::{Features, Ipa, Layout, Level, NoTlb, PAGE_SIZE};
 
-const CPUS: usize = 4;
 const SLOT: SlotId = SlotId(0);
 const PAGE: Ipa = Ipa::new(0);
 
-static POOL: FramePool = FramePool::new();
-
-fn system() -> &'static MemorySystem {
-    static SYSTEM: OnceLock<MemorySystem> = OnceLock::new();
-    SYSTEM.get_or_init(|| {
-        // SAFETY: the arena is leaked, and added once.
-        unsafe { POOL.add(arena::leak(2048)) };
-        MemorySystem::new(&POOL, CPUS, 2, 8)
-    })
-}
-
 fn cpu(number: usize) -> CpuMemory<NoTlb> {
-    CpuMemory::new(
-        system(),
-        number,
-        NoTlb,
-        Box::leak(Box::new(CpuCounters::default())),
-    )
+    cpu_with(number, NoTlb)
 }
-
-type Space = AddressSpace<Parallel>;
 
 /// An address space with one slot of one page.
-fn space(cpu: &CpuMemory<NoTlb>) -> Arc<Space> {
+fn space(cpu: &CpuMemory<NoTlb>) -> Space {
     let space = Space::new(
         cpu,
-        VmId::new(0).unwrap(),
+        vm_id(0),
         Layout::small(Level::L2, Features::armv8_0(32, 48)),
     )
     .unwrap();
     space
         .add_slot(cpu, SLOT, PAGE, PAGE_SIZE, Level::L3, false)
         .unwrap();
-    Arc::new(space)
+    space
 }
 
 fn access(space: &Space, cpu: &CpuMemory<NoTlb>, access: Access) {
@@ -101,42 +78,19 @@ type Act = fn(&Space, &CpuMemory<NoTlb>);
 /// Tries every execution, with at most so many preemptions, in which `prepare` runs on CPU 0, then each of `race` at once
 /// with the others, on CPU 1, 2 and so on, then `check` on CPU 0. One test at a time, as all share the pool.
 fn explore<const N: usize>(preemptions: usize, prepare: Act, race: [Act; N], check: Act) {
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
-    builder.max_branches = 10_000;
-    let began = Instant::now();
-    builder.check(move || {
+    let _alone = alone();
+    let race = race.map(|act| move |space: &Space, number| act(space, &cpu(number)));
+    every_execution(preemptions, race, move |run| {
         let own = cpu(0);
-        let space = space(&own);
+        let space = Arc::new(space(&own));
         prepare(&space, &own);
-        let threads = race.into_iter().enumerate().map(|(index, act)| {
-            let space = space.clone();
-            thread::spawn(move || act(&space, &cpu(index + 1)))
-        });
-        for thread in threads.collect::<Vec<_>>() {
-            thread
-                .join()
-                .expect("the model checker reports panics itself");
-        }
+        run(&space);
         check(&space, &own);
-        Arc::into_inner(space)
-            .expect("the threads have ended")
-            .destroy(&own);
+        let space = Arc::into_inner(space).expect("the threads have ended");
+        space.destroy(&own);
         own.wait_for_epoch();
-        assert!(POOL.counts_of(VmId::new(0).unwrap()).is_zero());
+        nothing_is_left(1);
     });
-    let name = thread_name();
-    println!(
-        "{name}: {N} CPUs, {preemptions} preemptions, {:.1?}",
-        began.elapsed()
-    );
-}
-
-fn thread_name() -> String {
-    let thread = std::thread::current();
-    thread.name().unwrap_or_default().into()
 }
 
 fn nothing(_: &Space, _: &CpuMemory<NoTlb>) {}

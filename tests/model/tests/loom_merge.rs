@@ -1,39 +1,26 @@
 //! Page merging, and moving pages from frame to frame, under every interleaving with what else happens to those pages: on the
 //! real address space, with its real frames. Each page holds what its guest has written there, and no other page's writes, in the end.
 //!
-//! A guest's write is a step of its thread, as in `loom_policies`: it looks at the tables and writes to the page's own memory;
-//! or it faults. It has no TLB, but an invalidation is complete only when what it overtakes is: a write that was decided on
-//! before counts as not begun.
+//! A guest's write is a step of its thread ([`overtaking`]).
 //!
 //! Bounds: two pages of one object, which is mapped once, in a tree of two levels with four entries each; two or three CPUs,
 //! each a thread, beside a main thread that waits; at most so many preemptions per execution as the first argument of
 //! `explore` says. One of them scans, as only one can at a time.
 #![cfg(loom)]
 
-use std::ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
 
-use loom::thread;
-use memory::frames::{FramePool, arena};
 use memory::{
-    Access, AddressSpace, Caches, CpuMemory, Fault, FaultKind, FaultOutcome, LogPolicy,
-    MemorySystem, MergePolicy, Object, Owner, PageMerging, Parallel, SlotConfig, SlotId, VmId,
+    Access, CpuMemory, LogPolicy, MergePolicy, Object, Owner, PageMerging, SlotConfig, SlotId,
 };
-use stage2::sync::{full_barrier, relax};
-use stage2::{
-    Counters, Descriptor, Entry, Epoch, Features, Ipa, IpaRange, Layout, Level, PAGE_SIZE, Pa,
-    Regime, Step, TableFrame, TableMemory, Tlb, Unlinked, Worker,
-};
+use model::checked::memory::{POOL, Space, cpu_with, nothing_is_left, vm_id};
+use model::checked::overtaking::{self, Overtaking};
+use model::checked::{alone, every_execution, page};
+use stage2::{Features, Layout, Level, PAGE_SIZE};
 
-const CPUS: usize = 4;
 const SLOT: SlotId = SlotId(0);
 const PAGES: u64 = 2;
 
-static POOL: FramePool = FramePool::new();
-
-type Space = AddressSpace<Parallel>;
 type Cpu = CpuMemory<Overtaking>;
 
 /// A VM, and the scanner that merges its pages.
@@ -43,25 +30,12 @@ struct World {
     merging: PageMerging,
 }
 
-fn page(number: u64) -> Ipa {
-    Ipa::new(number * PAGE_SIZE)
-}
-
-fn system() -> &'static MemorySystem {
-    static SYSTEM: OnceLock<MemorySystem> = OnceLock::new();
-    SYSTEM.get_or_init(|| {
-        // SAFETY: the arena is leaked, and added once.
-        unsafe { POOL.add(arena::leak(2048)) };
-        MemorySystem::new(&POOL, CPUS, 2, 8)
-    })
-}
-
 fn cpu(number: usize) -> Cpu {
-    CpuMemory::new(system(), number, Overtaking, Box::leak(Box::default()))
+    cpu_with(number, Overtaking)
 }
 
 fn world(cpu: &Cpu) -> World {
-    let vm = VmId::new(0).unwrap();
+    let vm = vm_id(0);
     let layout = Layout::small(Level::L2, Features::armv8_0(32, 48));
     let space = Space::new(cpu, vm, layout).unwrap();
     let object = Object::anonymous(cpu, Owner::Vm(vm), PAGES * PAGE_SIZE, Level::L3).unwrap();
@@ -84,125 +58,13 @@ fn world(cpu: &Cpu) -> World {
     }
 }
 
-loom::lazy_static! {
-    /// Invalidations that are complete.
-    static ref COMPLETE: loom::sync::atomic::AtomicU64 = loom::sync::atomic::AtomicU64::new(0);
-}
-
-/// How many invalidations are complete. What they stand for is seen by whoever asks.
-fn complete() -> u64 {
-    COMPLETE.fetch_add(0, Ordering::AcqRel)
-}
-
-/// TLB instructions that count.
-struct Overtaking;
-
-impl Overtaking {
-    fn invalidate(&self) {
-        full_barrier();
-        COMPLETE.fetch_add(1, Ordering::AcqRel);
-    }
-}
-
-impl Tlb for Overtaking {
-    fn invalidate_leaf(&self, _: Regime, _: Ipa, _: Option<Level>) {
-        self.invalidate();
-    }
-    fn invalidate_range(&self, _: Regime, _: IpaRange, _: bool) {
-        self.invalidate();
-    }
-    fn invalidate_vmid(&self, _: Regime) {
-        self.invalidate();
-    }
-    fn invalidate_all_vmids(&self) {
-        self.invalidate();
-    }
-    fn invalidate_local(&self, _: Regime, _: Ipa, _: Option<Level>, _: Option<u64>) {}
-    fn publish_tables(&self) {}
-}
-
-impl Caches for Overtaking {
-    fn clean_for_guest(&self, _: Pa, _: u64) {}
-}
-
-/// The tables, for hardware to walk. Nothing is allocated through it.
-struct Walked;
-
-// SAFETY: tables lie at their own addresses and last as long as the process; none is handed out.
-unsafe impl TableMemory for Walked {
-    fn allocate(&self) -> Option<TableFrame> {
-        None
-    }
-    fn free(&self, _: TableFrame) {}
-    fn entries(&self, pa: Pa) -> NonNull<Entry> {
-        NonNull::new(with_exposed_provenance_mut(pa.get() as usize)).expect("no table is at zero")
-    }
-}
-
-impl Epoch for Walked {
-    fn retire(&self, _: Unlinked) {}
-}
-
-/// Writes to a page as hardware does if the tables allow it. Whether it did.
-fn write_through(space: &Space, cpu: &Cpu, number: u64) -> bool {
-    let _guard = cpu.pin();
-    let counters = Counters::default();
-    let worker = Worker {
-        memory: &Walked,
-        tlb: &Overtaking,
-        epoch: &Walked,
-        counters: &counters,
-    };
-    let mut written = false;
-    let before = complete();
-    space
-        .stage2()
-        .walk(&worker, page(number)..page(number + 1), |context| {
-            let leaf = match context.descriptor {
-                Descriptor::Table(_) => return Step::Descend,
-                Descriptor::Leaf(leaf) => leaf,
-                _ => return Step::Stop,
-            };
-            if !leaf.writable() {
-                let dirty = Descriptor::Leaf(leaf.with_write().with_accessed());
-                if !leaf.hardware_dirty()
-                    || context.entry.exchange(context.observed, dirty).is_err()
-                {
-                    return Step::Stop;
-                }
-            }
-            if complete() != before {
-                return Step::Stop;
-            }
-            let word: *const AtomicU64 = with_exposed_provenance(leaf.pa().get() as usize);
-            // SAFETY: the page is the slot's, of the arena, which lasts.
-            unsafe { &*word }.fetch_add(1, Ordering::Relaxed);
-            written = true;
-            Step::Stop
-        });
-    written
-}
-
 /// The guest writes to a page, faulting until it may.
 fn write_page(world: &World, cpu: &Cpu, number: u64) {
-    while !write_through(&world.space, cpu, number) {
-        fault(world, cpu, number, Access::Write);
-    }
+    overtaking::write(&world.space, cpu, 0, page(number));
 }
 
 fn fault(world: &World, cpu: &Cpu, number: u64, access: Access) {
-    let fault = Fault {
-        vcpu: 0,
-        ipa: page(number),
-        va: None,
-        access,
-        kind: FaultKind::Permission,
-    };
-    match world.space.fault(cpu, &fault) {
-        FaultOutcome::Resolved => {}
-        FaultOutcome::Retry => relax(),
-        other => panic!("{other:?}"),
-    }
+    overtaking::fault(&world.space, cpu, 0, page(number), access);
 }
 
 fn write_first(world: &World, cpu: &Cpu) {
@@ -245,12 +107,7 @@ fn move_first(world: &World, cpu: &Cpu) {
 }
 
 fn in_memory(world: &World, cpu: &Cpu, number: u64) -> u64 {
-    let mut bytes = [0; 8];
-    world
-        .space
-        .read_guest(cpu, page(number), &mut bytes)
-        .unwrap();
-    u64::from_le_bytes(bytes)
+    overtaking::in_memory(&world.space, cpu, page(number))
 }
 
 /// Both pages hold what was written once.
@@ -316,25 +173,13 @@ fn explore<const N: usize>(
     race: [Act; N],
     words: [u64; PAGES as usize],
 ) {
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
-    builder.max_branches = 20_000;
-    let began = Instant::now();
-    builder.check(move || {
+    let _alone = alone();
+    let race = race.map(|act| move |world: &World, number| act(world, &cpu(number)));
+    every_execution(preemptions, race, move |run| {
         let own = cpu(0);
         let world = Arc::new(world(&own));
         prepare(&world, &own);
-        let threads = race.into_iter().enumerate().map(|(index, act)| {
-            let world = world.clone();
-            thread::spawn(move || act(&world, &cpu(index + 1)))
-        });
-        for thread in threads.collect::<Vec<_>>() {
-            thread
-                .join()
-                .expect("the model checker reports panics itself");
-        }
+        run(&world);
         for (number, word) in (0..).zip(words) {
             assert_eq!(in_memory(&world, &own, number), word, "page {number}");
         }
@@ -342,14 +187,8 @@ fn explore<const N: usize>(
         drop(world.object);
         world.space.destroy(&own);
         own.wait_for_epoch();
-        assert!(POOL.counts_of(VmId::new(0).unwrap()).is_zero());
-        assert_eq!(POOL.shared_frames(), 0);
+        nothing_is_left(1);
     });
-    let name = std::thread::current().name().unwrap_or_default().to_owned();
-    println!(
-        "{name}: {N} CPUs, {preemptions} preemptions, {:.1?}",
-        began.elapsed()
-    );
 }
 
 #[test]

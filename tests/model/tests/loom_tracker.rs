@@ -11,10 +11,9 @@
 #![cfg(loom)]
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use loom::thread;
 use memory::{Invalidation, Tracker, TrackerMode, Verdict};
+use model::checked::every_execution;
 use stage2::sync::{AtomicU64, Ordering, full_barrier, relax};
 use stage2::{Ipa, IpaRange, PAGE_SIZE};
 
@@ -202,11 +201,8 @@ fn explore_all<const N: usize>(
     race: [Act; N],
 ) {
     let crowd = crowd.to_vec();
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
-    builder.max_branches = 10_000;
-    let began = Instant::now();
-    builder.check(move || {
+    let race = race.map(|act| move |world: &World, _| act(world));
+    every_execution(preemptions, race, move |run| {
         let world = Arc::new(World::new(mode));
         // The records that are taken first have been used before.
         for used in [page(), wide()] {
@@ -215,26 +211,13 @@ fn explore_all<const N: usize>(
         let crowd: Vec<_> = (crowd.iter().cloned())
             .map(|range| world.tracker.begin(range))
             .collect();
-        let threads = race.map(|act| {
-            let world = world.clone();
-            thread::spawn(move || act(&world))
-        });
-        for thread in threads {
-            thread
-                .join()
-                .expect("the model checker reports panics itself");
-        }
+        run(&world);
         world.maps_what_backs_the_page();
         crowd.into_iter().for_each(Invalidation::end);
         let quiet = world.tracker.ticket(Ipa::new(PAGE));
         let verdict = world.tracker.check(quiet, &page());
         assert_eq!(verdict, Verdict::Unchanged, "all have ended");
     });
-    let name = std::thread::current().name().unwrap_or_default().to_owned();
-    println!(
-        "{name}: {N} CPUs, {preemptions} preemptions, {:.1?}",
-        began.elapsed()
-    );
 }
 
 #[test]

@@ -13,6 +13,8 @@ use core::mem::ManuallyDrop;
 use core::ops::Range;
 use core::ptr::{self, NonNull, with_exposed_provenance_mut};
 use core::sync::atomic::AtomicPtr;
+#[cfg(loom)]
+use stage2::sync::is_first;
 use stage2::sync::{AtomicU64, Ordering};
 use stage2::{PAGE_SHIFT, PAGE_SIZE, Pa};
 
@@ -138,8 +140,9 @@ impl Records {
     #[cfg(loom)]
     pub(super) fn prepare(&self, pa: Pa, frames: usize) {
         for frame in 0..frames as u64 {
-            if let Some(address) = self.address(pa.offset(frame * PAGE_SIZE)) {
-                // SAFETY: the frame was handed out just now, so nobody knows of its record yet.
+            let pa = pa.offset(frame * PAGE_SIZE);
+            if let Some(address) = self.address(pa).filter(|_| is_first(pa.get())) {
+                // SAFETY: the frame is handed out for the first time, so nobody knows of its record yet.
                 unsafe { address.write(FrameRecord::empty()) };
             }
         }

@@ -13,8 +13,11 @@ mod epoch;
 mod explore;
 mod frames;
 mod guest;
+pub mod memory;
 mod operations;
+pub mod overtaking;
 mod tlb;
+pub mod vms;
 mod walker;
 
 use std::mem::ManuallyDrop;
@@ -29,7 +32,7 @@ use stage2::{
 };
 
 pub use epoch::{Stay, Stays};
-pub use explore::{Act, explore, no_more, nothing};
+pub use explore::{Act, alone, every_execution, explore, no_more, nothing};
 pub use frames::{CpuTables, Tables};
 pub use guest::{Policy, Served};
 pub use tlb::{CpuTlb, Tlbs};
