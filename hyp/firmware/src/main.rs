@@ -16,7 +16,7 @@ use core::fmt;
 
 use machine::Board;
 use memory::frames::FramePool;
-use memory::{CpuCounters, CpuMemory, MemorySystem};
+use memory::{CpuCounters, CpuMemory, IdleCpus, MemorySystem};
 use monitor::{Crew, HOUSEKEEPING_NS, Host, Machine, Module, OwnCpu};
 use platform::boot::{Boot, BootError, System};
 use platform::cpus::CpuStartError;
@@ -31,6 +31,7 @@ static POOL: FramePool = FramePool::new();
 static SHARED: Once<Shared> = Once::new();
 
 /// What all CPUs work with.
+#[derive(Debug)]
 struct Shared {
     board: Board,
     crew: Crew<Board>,
@@ -76,6 +77,7 @@ fn run(boot: Boot) -> Result<(), Error> {
         ),
         counters: (0..cpus::count()).map(|_| CpuCounters::default()).collect(),
     });
+    shared.memory.set_idle_cpus(shared);
     let own = shared.own_cpu(CpuId::BOOT);
     let mut host = Host {
         machine: &shared.board,
@@ -125,6 +127,12 @@ fn attend(cpu: CpuId) -> ! {
     loop {
         shared.crew.attend(&shared.board, &mut own);
         (shared.board).wait(shared.board.now_ns().saturating_add(HOUSEKEEPING_NS));
+    }
+}
+
+impl IdleCpus for Shared {
+    fn wake_one(&self) {
+        self.crew.wake_one(&self.board);
     }
 }
 

@@ -77,14 +77,14 @@ impl<P> Lists<P> {
         push(&mut self.owners[owner.index()].active, page)
     }
 
-    /// Lists a page as the oldest inactive one, which is the next to go. False without heap.
-    pub(crate) fn enlist_next(&mut self, owner: Owner, page: P) -> bool {
-        let list = &mut self.owners[owner.index()].inactive;
-        let has_room = list.try_reserve(1).is_ok();
-        if has_room {
-            list.push_front(page);
-        }
-        has_room
+    /// Whether one more inactive page can be listed. False without heap.
+    pub(crate) fn has_room(&mut self, owner: Owner) -> bool {
+        self.owners[owner.index()].inactive.try_reserve(1).is_ok()
+    }
+
+    /// Lists a page as the oldest inactive one, which is the next to go. There is room for it.
+    pub(crate) fn enlist_next(&mut self, owner: Owner, page: P) {
+        self.owners[owner.index()].inactive.push_front(page);
     }
 
     /// Notes how many inactive pages of an owner were looked at, whether any was put away, and how often all memory has

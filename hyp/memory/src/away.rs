@@ -1,11 +1,12 @@
 //! Pages that are put away: compressed, without a frame, and brought back when somebody needs them.
 //!
-//! Both are changes of what backs a page, made by whoever has claimed it. To put a page away it is unmapped everywhere
-//! first, so nobody writes it while it is compressed, and what hardware has noted of writes is told to the logs. A page
-//! that turns out to be all zeros is as if nobody had ever written it. If the page can't be put away it stays as it is,
-//! but for the entries that led there, which a fault makes again. A frame that was left is free after an epoch, as the
-//! hypervisor itself may be reading it.
+//! Both are changes of what backs a page, made by whoever has claimed it. Pages are put away in batches: they are unmapped
+//! everywhere first, so nobody writes them while they are compressed, and what hardware has noted of writes is told to the
+//! logs. A page that turns out to be all zeros is as if nobody had ever written it. If a page can't be put away it stays as
+//! it is, but for the entries that led there, which a fault makes again. A frame that was left is free after an epoch, as
+//! the hypervisor itself may be reading it.
 
+use crate::batch::Batch;
 use crate::compressed::{Handle, Refused};
 use crate::copying::{How, Populated, show};
 use crate::cpu::{Caches, CpuMemory};
@@ -15,33 +16,18 @@ use crate::object::{Backing, Claim, Object};
 use stage2::{PAGE_SIZE, Pa, Tlb};
 
 impl<T: Tlb + Caches> Changer<'_, T> {
-    /// Puts a page away that has a frame of its own.
-    ///
-    /// # Errors
-    /// The page doesn't get smaller, or there is no room for it.
-    pub(crate) fn put_away(&self, claim: Claim<'_>, frame: Pa) -> Result<Backing, Refused> {
-        let object = claim.object();
-        object.lower(claim.page());
-        self.unmap(&claim);
-        if self.is_seen_past_caches(object) {
-            self.cpu.hardware().clean_for_guest(frame, PAGE_SIZE);
+    /// Takes pages with frames of their own from everybody who uses them. When this returns, what they hold is in memory,
+    /// and stays as it is while they are claimed.
+    pub(crate) fn isolate(&self, batch: &Batch<'_>) {
+        self.unmap_batch(batch);
+        if !self.is_seen_past_caches(batch.object()) {
+            return;
         }
-        // SAFETY: the frame is the page's own, which is claimed, and nothing maps it any more: nobody writes it.
-        let contents = unsafe { page_at(frame) };
-        let backing = if *contents == [0; PAGE_SIZE as usize] {
-            Backing::Zero
-        } else {
-            let handle = self.cpu.system().store().put(contents)?;
-            self.cpu
-                .pool()
-                .charge_compressed(object.account(), handle.bytes());
-            Backing::Compressed(handle)
-        };
-        self.end_without(claim, frame, backing);
-        // The model checker doesn't see that this comes before the object is let go.
-        #[cfg(loom)]
-        stage2::sync::full_barrier();
-        Ok(backing)
+        for claim in batch.claims() {
+            if let Backing::Owned(frame) = claim.backing() {
+                self.cpu.hardware().clean_for_guest(frame, PAGE_SIZE);
+            }
+        }
     }
 
     /// Ends the claim of a page that has left its frame, which nothing maps any more.
@@ -65,6 +51,40 @@ impl<T: Tlb + Caches> Changer<'_, T> {
     }
 }
 
+impl<T: Tlb + Caches> CpuMemory<T> {
+    /// Puts a page away that is [isolated](Changer::isolate). The caller needs no stay in the epoch: nobody is kept waiting
+    /// while it is compressed but those who want this page.
+    ///
+    /// # Errors
+    /// The page doesn't get smaller, or there is no room for it. The claim comes back.
+    pub(crate) fn put_away<'o>(&self, claim: Claim<'o>) -> Result<Backing, (Claim<'o>, Refused)> {
+        let Backing::Owned(frame) = claim.backing() else {
+            debug_assert!(false, "{claim:?} has no frame of its own");
+            return Ok(claim.backing());
+        };
+        let object = claim.object();
+        // SAFETY: the frame is the page's own, which is claimed, and nothing maps it any more: nobody writes it.
+        let contents = unsafe { page_at(frame) };
+        let backing = if *contents == [0; PAGE_SIZE as usize] {
+            Backing::Zero
+        } else {
+            let handle = match self.system().store().put(contents) {
+                Ok(handle) => handle,
+                Err(refused) => return Err((claim, refused)),
+            };
+            self.pool()
+                .charge_compressed(object.account(), handle.bytes());
+            Backing::Compressed(handle)
+        };
+        let guard = &self.pin();
+        (Changer { cpu: self, guard }).end_without(claim, frame, backing);
+        // The model checker doesn't see that this comes before the object is let go.
+        #[cfg(loom)]
+        stage2::sync::full_barrier();
+        Ok(backing)
+    }
+}
+
 impl Object {
     /// Gives a page that was put away a frame again.
     pub(crate) fn bring_back<T: Caches>(
@@ -77,7 +97,7 @@ impl Object {
             return Populated::Busy;
         };
         let Backing::Compressed(handle) = claim.backing() else {
-            return Populated::Done;
+            return Populated::Changed;
         };
         let Some(frame) = cpu.take_guest(self.account()) else {
             return Populated::OutOfFrames;

@@ -3,16 +3,21 @@
 //! What it gives up reads as zero from then on, and takes a frame again when it is written. To a dirty log it counts as
 //! written. vCPUs may be using it meanwhile: what they write may be lost, and nothing else.
 
+use crate::batch::Batch;
 use crate::cpu::{Caches, CpuMemory};
 use crate::direct::Changer;
 use crate::frames::Owner;
 use crate::locks::MmuLock;
-use crate::object::{Backing, Claim, Object};
+use crate::object::{Backing, Object};
 use crate::slots::Slot;
 use crate::space::AddressSpace;
 use core::fmt;
+use core::ops::Range;
 use stage2::sync::{full_barrier, relax};
 use stage2::{Ipa, IpaRange, PAGE_SIZE, Tlb};
+
+/// Pages that are looked at in one stay in the epoch, at most.
+const AT_ONCE: u64 = 64;
 
 /// Memory can't be given up. Nothing of it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,17 +73,27 @@ impl<L: MmuLock> AddressSpace<L> {
         self.check_own(cpu, &range)?;
         let (mut at, mut given) = (range.start, 0);
         while at < range.end {
-            // A stay for each page: its slot may go meanwhile, and takes the page along.
-            let guard = &cpu.pin();
-            if let Some(slot) = self.slots(guard).find(at).filter(|slot| self.owns(slot)) {
-                let page = slot.object_page(at);
-                given += u64::from((Changer { cpu, guard }).give_up(slot.object(), page));
-                full_barrier();
-                if let Some(log) = slot.log(guard) {
-                    log.mark(slot.page_of(at), 1);
-                }
+            // A stay for each batch: its slot may go meanwhile, and takes the pages along.
+            let guard = cpu.pin();
+            let Some(slot) = self.slots(&guard).find(at).filter(|slot| self.owns(slot)) else {
+                at = at.offset(PAGE_SIZE);
+                continue;
+            };
+            let end = slot.range().end.min(range.end);
+            let first = slot.object_page(at);
+            let pages = first..first + ((end.get() - at.get()) / PAGE_SIZE).min(AT_ONCE);
+            let part = (Changer { cpu, guard: &guard }).give_up(slot.object(), pages);
+            full_barrier();
+            if let Some(log) = slot.log(&guard) {
+                log.mark(slot.page_of(at), part.done);
             }
-            at = at.offset(PAGE_SIZE);
+            drop(guard);
+            if part.done == 0 {
+                // Somebody is changing what backs the page.
+                relax();
+            }
+            given += part.given;
+            at = at.offset(part.done * PAGE_SIZE);
         }
         cpu.system().pressure().note_ballooned(given);
         Ok(given)
@@ -106,28 +121,50 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 }
 
+/// What became of pages that were given up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct GivenUp {
+    /// So many of the first have nothing any more.
+    done: u64,
+    /// So many of these had something.
+    given: u64,
+}
+
 impl<T: Tlb + Caches> Changer<'_, T> {
-    /// Takes from a page what backs it. Whether there was anything.
-    fn give_up(&self, object: &Object, page: u64) -> bool {
-        let claim: Claim<'_> = loop {
-            match object.claim(page) {
-                Some(claim) => break claim,
-                None => relax(),
+    /// Takes from the first of some pages what backs them: as many as a batch has, up to one that somebody else is changing,
+    /// who isn't waited for with claims held.
+    fn give_up(&self, object: &Object, pages: Range<u64>) -> GivenUp {
+        let mut batch = Batch::new(object);
+        let mut given = 0;
+        let first = pages.start;
+        let mut next = first;
+        while next < pages.end && !batch.is_full() {
+            let Some(claim) = object.claim(next) else {
+                break;
+            };
+            match claim.backing() {
+                Backing::Vacant | Backing::Zero | Backing::Device(_) => {}
+                Backing::Compressed(handle) => {
+                    claim.end(Backing::Zero);
+                    object.discard(handle);
+                    given += 1;
+                }
+                Backing::Owned(_) | Backing::Shared(_) => {
+                    batch.add(claim);
+                    given += 1;
+                }
             }
-        };
-        match claim.backing() {
-            Backing::Vacant | Backing::Zero | Backing::Device(_) => false,
-            Backing::Compressed(handle) => {
-                claim.end(Backing::Zero);
-                object.discard(handle);
-                true
-            }
-            Backing::Owned(frame) | Backing::Shared(frame) => {
-                object.lower(page);
-                self.unmap(&claim);
+            next += 1;
+        }
+        self.unmap_batch(&batch);
+        for claim in batch.into_claims() {
+            if let Backing::Owned(frame) | Backing::Shared(frame) = claim.backing() {
                 self.end_without(claim, frame, Backing::Zero);
-                true
             }
+        }
+        GivenUp {
+            done: next - first,
+            given,
         }
     }
 }

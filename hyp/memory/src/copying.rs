@@ -138,8 +138,10 @@ pub(crate) fn show<T: Caches>(cpu: &CpuMemory<T>, pa: Pa, fwb: bool) {
 /// What became of a page that had no frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Populated {
-    /// It has a frame, or its piece has to be allocated smaller: look again.
+    /// It has a frame now.
     Done,
+    /// Somebody else has changed it, or its piece has to be allocated smaller: look again.
+    Changed,
     /// Another CPU is at it.
     Busy,
     /// There is no frame for it.
@@ -157,7 +159,7 @@ impl Object {
             return Populated::Busy;
         };
         if claim.backing() != Backing::Vacant {
-            return Populated::Done;
+            return Populated::Changed;
         }
         let Some(pa) = cpu.take_guest(self.account()) else {
             return Populated::OutOfFrames;
@@ -176,12 +178,17 @@ impl Object {
         };
         // Whoever had it before may have allocated it, or found that it has to be smaller.
         if claim.backing() != Backing::Vacant || self.look(first).extent().level != piece {
-            return Populated::Done;
+            return Populated::Changed;
         }
         match self.allocate_piece(cpu, first, piece) {
-            Some(pa) => claim.end(Backing::Owned(pa)),
-            None => self.allocate_smaller(first, piece),
+            Some(pa) => {
+                claim.end(Backing::Owned(pa));
+                Populated::Done
+            }
+            None => {
+                self.allocate_smaller(first, piece);
+                Populated::Changed
+            }
         }
-        Populated::Done
     }
 }

@@ -271,9 +271,12 @@ impl<T> CpuMemory<T> {
         self.cache.take_denied()
     }
 
-    /// Lets a VM with a limit take some more frames here. Whether it may.
+    /// Lets a VM with a limit take some more frames here, and has an idle CPU woken if it comes near to its limit. Whether
+    /// it may.
     pub(crate) fn renew_allowance(&self, vm: VmId) -> bool {
-        self.cache.renew_allowance(vm)
+        let room = self.cache.renew_allowance(vm);
+        self.system.pressure().note_room(self.pool(), vm, room);
+        room > 0
     }
 
     /// Charges a frame of guest memory to another owner.
@@ -307,9 +310,12 @@ impl<T> CpuMemory<T> {
         }
     }
 
-    /// Fills the cache of frames from the pool, under the pool's lock. Whether there is a frame in it afterwards.
+    /// Fills the cache of frames from the pool, under the pool's lock, and has an idle CPU woken if few are left there.
+    /// Whether there is a frame in it afterwards.
     pub fn refill(&self) -> bool {
-        self.cache.refill()
+        let filled = self.cache.refill();
+        self.system.pressure().note_free(self.cache.left_free());
+        filled
     }
 
     /// Whether it is time for [`Self::upkeep`]: the cache of frames runs low.

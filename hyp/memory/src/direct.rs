@@ -7,12 +7,15 @@
 //!
 //! Nothing here waits but for single entries. Whatever hardware has noted in an entry that goes is told to the slot's log.
 
+use crate::batch::{Batch, MOST};
 use crate::cpu::{Caches, CpuMemory};
 use crate::frames::GRANULE;
 use crate::mapping::Mapping;
 use crate::object::{Claim, Object};
 use crate::reclaim::{Retirement, Tables};
 use crate::slots::Slot;
+use crate::tracker::Invalidation;
+use core::array;
 use core::ops::Range;
 use crossbeam_epoch::Guard;
 use stage2::{Attributes, Ipa, IpaRange, Leaf, Level, PAGE_SIZE, Pa, Permissions, Tlb, Worker};
@@ -71,6 +74,32 @@ impl<'c, T: Tlb + Caches> Changer<'c, T> {
         });
     }
 
+    /// Unmaps claimed pages everywhere, with one invalidation for each mapping. When this returns, no vCPU reaches any of
+    /// them: only from then on is what they hold as it will stay.
+    pub(crate) fn unmap_batch(&self, batch: &Batch<'_>) {
+        for claim in batch.claims() {
+            batch.object().lower(claim.page());
+        }
+        for mapping in batch.object().mappings().all(self.guard) {
+            let ranges = || {
+                let ranges = batch.runs().map(|pages| mapping.range_of(&pages));
+                ranges.filter(|range| !range.is_empty())
+            };
+            let (Some(first), Some(last)) = (ranges().next(), ranges().last()) else {
+                continue;
+            };
+            let mut unpublished = ranges();
+            let tracker = mapping.space.tracker();
+            // Each for itself: faults between them are none of their business.
+            let published: [Option<Invalidation<'_>>; MOST] =
+                array::from_fn(|_| Some(tracker.begin(unpublished.next()?)));
+            self.apply(mapping, first.start..last.end, &mut |changed| {
+                changed.unmap_ranges(ranges());
+            });
+            published.into_iter().flatten().for_each(Invalidation::end);
+        }
+    }
+
     /// Takes from all that maps these claimed pages the right to write, also by a fault. When this returns, no vCPU can.
     pub(crate) fn withdraw_all(&self, object: &Object, pages: Range<u64>) {
         for mapping in object.mappings().all(self.guard) {
@@ -93,8 +122,14 @@ impl<'c, T: Tlb + Caches> Changer<'c, T> {
         if range.is_empty() {
             return;
         }
+        let published = mapping.space.tracker().begin(range.clone());
+        self.apply(mapping, range, change);
+        published.end();
+    }
+
+    /// Has entries of one mapping changed, whose ranges are published.
+    fn apply(&self, mapping: &Mapping, range: IpaRange, change: &mut impl FnMut(&Changed<'_, T>)) {
         let space = &mapping.space;
-        let published = space.tracker().begin(range.clone());
         let tables = self.cpu.tables(space.vm());
         let epoch = self.cpu.retirement(space.vm(), self.guard);
         let changed = Changed {
@@ -104,7 +139,6 @@ impl<'c, T: Tlb + Caches> Changer<'c, T> {
             worker: &self.cpu.worker(&tables, &epoch),
         };
         mapping.lock.exclusively(&mut || change(&changed));
-        published.end();
     }
 }
 
@@ -148,6 +182,18 @@ impl<T: Tlb + Caches> Changed<'_, T> {
     fn unmap(&self) {
         let stage2 = self.mapping.space.stage2();
         stage2.unmap(self.worker, self.range.clone(), |level, ipa, leaf| {
+            self.note(ipa, level, leaf)
+        });
+    }
+
+    /// Unmaps ranges of pages. A block that one of them is part of becomes pages first or, without frames for their table,
+    /// is unmapped.
+    fn unmap_ranges(&self, ranges: impl Iterator<Item = IpaRange> + Clone) {
+        let stage2 = self.mapping.space.stage2();
+        for range in ranges.clone() {
+            let _ = stage2.split(self.worker, range, Level::L3, u64::MAX);
+        }
+        stage2.unmap_leaves(self.worker, ranges, |level, ipa, leaf| {
             self.note(ipa, level, leaf)
         });
     }

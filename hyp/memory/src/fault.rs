@@ -21,7 +21,7 @@ use core::ptr;
 use crossbeam_epoch::Guard;
 use stage2::sync::full_barrier;
 use stage2::{
-    Access, All, Attributes, Broken, Descriptor, Execute, Ipa, Level, MemoryType, OnBlock,
+    Access, All, Attributes, Broken, Counter, Descriptor, Execute, Ipa, Level, MemoryType, OnBlock,
     PAGE_SIZE, Pa, Permissions, Request, Resolution, Tlb, Worker,
 };
 
@@ -89,10 +89,27 @@ impl<L: MmuLock> AddressSpace<L> {
         let guard = cpu.pin();
         let outcome = self.fault_in_epoch(cpu, fault, &guard);
         drop(guard);
-        if outcome == FaultOutcome::OutOfFrames && cpu.make_room() {
-            FaultOutcome::Retry
+        if outcome == FaultOutcome::OutOfFrames {
+            self.fault_for_want_of_frames(cpu, fault)
         } else {
             outcome
+        }
+    }
+
+    /// Makes room for a fault that could not be served without, and serves it.
+    #[cold]
+    fn fault_for_want_of_frames<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        fault: &Fault,
+    ) -> FaultOutcome {
+        if !cpu.make_room() {
+            return FaultOutcome::OutOfFrames;
+        }
+        match self.fault_in_epoch(cpu, fault, &cpu.pin()) {
+            // The guest runs meanwhile: it takes another step.
+            FaultOutcome::OutOfFrames => FaultOutcome::Retry,
+            outcome => outcome,
         }
     }
 
@@ -272,17 +289,16 @@ impl<L: MmuLock> AddressSpace<L> {
         }
         match look.backing() {
             Backing::Vacant if slot.reads_zeros(fault.access, look) => {
-                counters.zeros.add(1);
-                object.note_read(page);
+                counters.zeros.add(u64::from(object.note_read(page)));
                 Served::Prepared
             }
             Backing::Vacant => {
-                counters.populated.add(1);
-                served(object.populate(cpu, page, self.space().how()))
+                let populated = object.populate(cpu, page, self.space().how());
+                served(populated, &counters.populated)
             }
             Backing::Compressed(_) => {
-                counters.brought_back.add(1);
-                served(object.bring_back(cpu, page, self.space().how()))
+                let brought_back = object.bring_back(cpu, page, self.space().how());
+                served(brought_back, &counters.brought_back)
             }
             _ => self.unshare(cpu, guard, slot, fault),
         }
@@ -420,9 +436,14 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 }
 
-fn served(populated: Populated) -> Served {
+/// What it means for a fault that its page was to be given a frame, which `counter` counts.
+fn served(populated: Populated, counter: &Counter) -> Served {
     match populated {
-        Populated::Done => Served::Prepared,
+        Populated::Done => {
+            counter.add(1);
+            Served::Prepared
+        }
+        Populated::Changed => Served::Prepared,
         Populated::Busy => Served::Ended(FaultOutcome::Retry),
         Populated::OutOfFrames => Served::Ended(FaultOutcome::OutOfFrames),
     }

@@ -45,8 +45,8 @@
 //! # Memory that is short
 //! With [watermarks](MemorySystem::set_watermarks), cold pages are put away when frames run out, or when a VM comes to its
 //! [limit](frames::FramePool::set_limit): two lists for each owner, second chances by access flag, compressed with LZ4, brought
-//! back by the fault that needs them. Idle CPUs do it ahead of need ([`CpuMemory::idle`]), and a fault that has run out does a
-//! batch itself. A guest gives memory back by [`AddressSpace::balloon`]. Without room for anything, the fault says so
+//! back by the fault that needs them. Idle CPUs do it ahead of need ([`CpuMemory::relieve`]), woken when memory gets short
+//! ([`IdleCpus`]), and a fault that has run out does a small batch itself. A guest gives memory back by [`AddressSpace::balloon`]. Without room for anything, the fault says so
 //! ([`FaultOutcome::OutOfFrames`]), and all memory is as it was.
 //!
 //! Physical memory is reached at its own address: at EL2 it is mapped so, and on a host the pool's arena gives the
@@ -56,9 +56,11 @@
 
 extern crate alloc;
 
+mod accessed;
 mod ageing;
 mod away;
 mod balloon;
+mod batch;
 mod bytes;
 mod compaction;
 pub mod compressed;
@@ -94,6 +96,7 @@ mod space;
 mod tracker;
 #[cfg(feature = "watch")]
 pub mod watch;
+mod watermarks;
 
 pub use balloon::BalloonError;
 pub use compaction::{Cleared, Compacted, Compaction};
@@ -108,7 +111,7 @@ pub use merge::{MergeError, MergePolicy, MergeStatistics, PageMerging};
 pub use object::{Object, ObjectError};
 pub use policy::{Ahead, Granularity, LogPolicy, Splitting, Tracking};
 pub use prefault::{NotPopulated, PrefaultError};
-pub use pressure::{Count, ReclaimCounters, Watermarks};
+pub use pressure::{Count, ReclaimCounters};
 pub use restore::Restored;
 pub use reverse::{MAX_OBJECTS, ObjectId};
 pub use ring::{DirtyPages, RING_ENTRIES, RingError};
@@ -116,3 +119,4 @@ pub use slots::{MAX_SLOTS, Slot, SlotConfig, SlotError, SlotId};
 pub use space::{AddressSpace, BackingPolicy, Change, NotBacked, UNLINKED_AT_ONCE};
 pub use stage2::Access;
 pub use tracker::{Invalidation, Ticket, Tracker, TrackerMode, Verdict};
+pub use watermarks::{IdleCpus, Watermarks};

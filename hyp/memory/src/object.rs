@@ -377,15 +377,16 @@ impl Object {
         }
     }
 
-    /// Notes that a page which nobody has touched is read: from now on the frame of zeros may be mapped for it.
-    pub(crate) fn note_read(&self, page: u64) {
-        // Whoever was first has decided.
-        let _ = self.page(page).word.compare_exchange(
+    /// Notes that a page which nobody has touched is read: from now on the frame of zeros may be mapped for it. False if
+    /// somebody else was first, and has decided.
+    pub(crate) fn note_read(&self, page: u64) -> bool {
+        let noted = self.page(page).word.compare_exchange(
             Backing::Vacant.encode(),
             Backing::Zero.encode(),
             Ordering::AcqRel,
             Ordering::Relaxed,
         );
+        noted.is_ok()
     }
 
     /// Says what backs a page that has had nothing: of an object that is new, or of a piece that is being allocated. Whoever has
@@ -460,6 +461,9 @@ impl Object {
     ) -> Option<Pa> {
         let size = FrameSize::of_level(piece);
         let start = self.pool().allocate(size, self.account, Purpose::Guest)?;
+        if piece < Level::L3 {
+            cpu.note_taken(self.account);
+        }
         // SAFETY: the frames have just come from the pool, whose memory is mapped.
         unsafe { crate::frames::zero(start, size.bytes()) };
         cpu.hardware().clean_for_guest(start, size.bytes());

@@ -6,53 +6,58 @@
 //! is cold it is taken apart, and its pages are the next to go.
 //!
 //! Who reclaims: a CPU that has nothing else to do, ahead of need ([`CpuMemory::relieve`]); and a CPU whose fault has
-//! run out of frames or into a limit, outside of its epoch, a batch at a time, whereupon the guest tries again. Any
-//! number of them do so at once, beside everything else. No lock is held while entries are changed or anything is
-//! compressed.
+//! run out of frames or into a limit, outside of its epoch, a small batch, whereupon the guest tries again. Any number of
+//! them do so at once, beside everything else. No lock is held while entries are changed or anything is compressed.
+//!
+//! Whether memory is [short](crate::watermarks) is asked where frames are taken in numbers: when a CPU's cache is filled,
+//! when a VM with a limit is allowed more, when a piece is allocated. Whoever finds that it is has a sleeping CPU woken
+//! ([`IdleCpus`]), which goes on until there is enough again. A fault that takes a frame from its CPU's cache asks nobody.
 
+use crate::accessed::Ager;
 use crate::ageing::Lists;
+use crate::batch::{self, Batch};
 use crate::compressed::{Refused, Store, StoreCounts};
 use crate::cpu::{Caches, CpuMemory, MemorySystem};
 use crate::direct::Changer;
 use crate::frames::{FramePool, MAX_VMS, Owner, VmId};
 use crate::hand::Hand;
-use crate::object::{Backing, Object};
-use crate::reverse::Sharer;
-use crate::space::Space;
+use crate::object::{Backing, Claim, Object};
+use crate::reverse::{ObjectId, Sharer};
+use crate::watermarks::{IdleCpus, Levels, Watermarks};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Mutex;
-use stage2::{IpaRange, Level, Tlb};
+use stage2::{Level, Tlb};
 
-/// Pages that one step puts away at most.
-const AT_ONCE: u64 = 32;
-/// Pages on the lists that one step looks at, at most, to find them.
-const LISTED_LOOKS: u64 = 2 * AT_ONCE;
-/// Pages of objects that one step looks at, at most, to find some that aren't listed.
-const HAND_LOOKS: u64 = 4096;
+/// How much one step does at most.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    /// Pages that it puts away.
+    away: u64,
+    /// Pages on the lists that it looks at to find them.
+    listed_looks: u64,
+    /// Pages of objects that it looks at to find some that aren't listed.
+    hand_looks: u64,
+}
+
+impl Share {
+    /// Of a CPU that has nothing else to do.
+    const IDLE: Self = Self {
+        away: 32,
+        listed_looks: 64,
+        hand_looks: 4096,
+    };
+    /// Of a fault, which holds a vCPU up.
+    const DIRECT: Self = Self {
+        away: 8,
+        listed_looks: 16,
+        hand_looks: 512,
+    };
+}
+
 /// Free frames that are kept for compressing others, where there are enough of them.
 const KEPT: u64 = 64;
-
-/// When reclaim begins and ends, in free frames.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Watermarks {
-    /// Idle CPUs begin below this. They look for pages that could go from twice the high one on.
-    pub low: u64,
-    /// They end at this.
-    pub high: u64,
-}
-
-impl Watermarks {
-    /// For a machine with so many frames: a 64th of them, and half as much again.
-    pub const fn of(total: u64) -> Self {
-        let low = total / 64 + 1;
-        Self {
-            low,
-            high: low + low / 2 + 1,
-        }
-    }
-}
 
 /// A number that any CPU adds to, outside of faults but for those that have run out of frames.
 #[derive(Debug, Default)]
@@ -90,6 +95,10 @@ pub struct ReclaimCounters {
     pub no_room: Count,
     /// Blocks that were taken apart.
     pub split: Count,
+    /// Times that some of these pages were unmapped together.
+    pub batches: Count,
+    /// Times that an idle CPU was to be woken.
+    pub wakes: Count,
     /// Steps that idle CPUs took.
     pub idle_steps: Count,
     /// Steps that faults had to take themselves.
@@ -110,6 +119,8 @@ impl ReclaimCounters {
         each("reclaim_incompressible", self.incompressible.get());
         each("reclaim_no_room", self.no_room.get());
         each("reclaim_split", self.split.get());
+        each("reclaim_batches", self.batches.get());
+        each("reclaim_wakes", self.wakes.get());
         each("reclaim_idle_steps", self.idle_steps.get());
         each("reclaim_direct_steps", self.direct_steps.get());
         each("ballooned", self.ballooned.get());
@@ -119,11 +130,7 @@ impl ReclaimCounters {
 /// What reclaim knows.
 #[derive(Debug)]
 pub(crate) struct Pressure {
-    /// The watermarks; a low one of 0 stands for none, and no reclaim.
-    low: AtomicU64,
-    high: AtomicU64,
-    /// Whether free frames have fallen below the low watermark, and not yet risen to the high one.
-    is_low: AtomicBool,
+    levels: Levels,
     lists: Mutex<Lists<Sharer>>,
     hand: Mutex<Hand>,
     /// How often the hand has been around.
@@ -137,9 +144,7 @@ impl Pressure {
     #[inline(never)]
     pub(crate) fn new(pool: &'static FramePool) -> Box<Self> {
         Box::new(Self {
-            low: AtomicU64::new(0),
-            high: AtomicU64::new(0),
-            is_low: AtomicBool::new(false),
+            levels: Levels::default(),
             lists: Mutex::new(Lists::new()),
             hand: Mutex::new(Hand::new()),
             rounds: AtomicU64::new(0),
@@ -160,41 +165,50 @@ impl Pressure {
         self.counters.ballooned.add(pages);
     }
 
-    fn is_on(&self) -> bool {
-        self.low.load(Ordering::Relaxed) != 0
-    }
-
-    /// Whether frames are to be reclaimed ahead of need.
-    fn is_low(&self, free: u64) -> bool {
-        if free >= self.high.load(Ordering::Relaxed) {
-            self.is_low.store(false, Ordering::Relaxed);
-        } else if free < self.low.load(Ordering::Relaxed) {
-            self.is_low.store(true, Ordering::Relaxed);
-        }
-        self.is_low.load(Ordering::Relaxed)
-    }
-
-    /// Whether pages are to be found already, so that it is known which of them are cold when some are to go.
+    /// Whether frames get so few that pages are found already which could go.
     pub(crate) fn is_near(&self, free: u64) -> bool {
-        free < 2 * self.high.load(Ordering::Relaxed)
+        self.levels.is_near(free)
+    }
+
+    /// Frames were taken in numbers, and so many are free now.
+    pub(crate) fn note_free(&self, free: u64) {
+        if self.levels.is_low(free) {
+            self.wake_one();
+        }
+    }
+
+    /// A VM was allowed frames, and may have `room` more.
+    pub(crate) fn note_room(&self, pool: &FramePool, vm: VmId, room: u64) {
+        if self.levels.is_near_limit(pool, vm, room) {
+            self.wake_one();
+        }
+    }
+
+    #[cold]
+    fn wake_one(&self) {
+        if self.levels.wake_one() {
+            self.counters.wakes.add(1);
+        }
     }
 
     /// Puts some cold pages away: of one owner, or of whose turn it is. False if it did nothing and there is no hope
     /// that more steps would.
-    fn step<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, of: Option<Owner>) -> bool {
-        self.find(cpu);
+    fn step<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, of: Option<Owner>, share: Share) -> bool {
+        self.find(cpu, share);
         let rounds = self.rounds.load(Ordering::Relaxed);
         let Some(owner) = of.or_else(|| self.lists.lock().whose_turn()) else {
             return self.lists.lock().is_hopeful(of, rounds);
         };
-        self.balance(cpu, owner);
+        self.balance(cpu, owner, share);
         let (mut away, mut looks) = (0, 0);
-        while away < AT_ONCE && looks < LISTED_LOOKS {
-            let Some(page) = self.lists.lock().take_inactive(owner) else {
+        while away < share.away && looks < share.listed_looks {
+            let most = (share.away - away).min(share.listed_looks - looks);
+            let cold = self.take_cold(cpu, owner, most);
+            if cold.looks == 0 {
                 break;
-            };
-            looks += 1;
-            away += u64::from(self.take(cpu, owner, page));
+            }
+            looks += cold.looks;
+            away += self.put_away(cpu, owner, cold);
         }
         self.counters.scanned.add(looks);
         let mut lists = self.lists.lock();
@@ -203,18 +217,21 @@ impl Pressure {
     }
 
     /// Moves the hand on over pages that aren't listed, and lists what it finds. While one CPU does, others needn't.
-    fn find<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>) {
+    fn find<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, share: Share) {
         let Some(mut hand) = self.hand.try_lock() else {
             return;
         };
         let mut ager = Ager::new(cpu);
         let (mut looks, mut found) = (0, 0);
-        while looks < HAND_LOOKS && found < LISTED_LOOKS {
+        while looks < share.hand_looks && found < share.listed_looks {
             let Some(object) = hand.object(cpu.system().objects()) else {
                 self.rounds.fetch_add(1, Ordering::Relaxed);
                 break;
             };
-            while hand.page < object.pages() && looks < HAND_LOOKS && found < LISTED_LOOKS {
+            while hand.page < object.pages()
+                && looks < share.hand_looks
+                && found < share.listed_looks
+            {
                 looks += 1;
                 let pages = object.pages_at_once(hand.page);
                 let page = object.sharer(hand.page);
@@ -233,75 +250,139 @@ impl Pressure {
     }
 
     /// Makes the oldest active pages inactive, as long as more are active.
-    fn balance<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, owner: Owner) {
+    fn balance<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, owner: Owner, share: Share) {
         let mut ager = Ager::new(cpu);
+        let mut named = Named::new(cpu.system());
         let mut moved = 0;
-        while moved < LISTED_LOOKS {
+        while moved < share.listed_looks {
             let Some(page) = self.lists.lock().take_surplus(owner) else {
                 break;
             };
-            if let Some(object) = cpu.system().objects().get(page.object)
+            if let Some(object) = named.object(page)
                 && object.is_listed(page.page)
             {
-                ager.age(&object, page.page);
-                self.list_again(&object, page, false);
+                ager.age(object, page.page);
+                self.list_again(object, page, false);
             }
             moved += 1;
         }
         self.counters.deactivated.add(moved);
     }
 
-    /// Deals with the oldest inactive page, which was taken from its list. Whether it was put away.
-    fn take<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, owner: Owner, page: Sharer) -> bool {
-        let Some(object) = cpu.system().objects().get(page.object) else {
-            return false;
-        };
-        if !object.is_listed(page.page) {
-            return false;
+    /// Takes the oldest inactive pages from their list, at most `most` of them; those that were accessed become active.
+    fn take_cold<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, owner: Owner, most: u64) -> Cold {
+        let ager = Ager::new(cpu);
+        let mut named = Named::new(cpu.system());
+        let mut cold = Cold::default();
+        while cold.count < batch::MOST && cold.looks < most {
+            let Some(page) = self.lists.lock().take_inactive(owner) else {
+                break;
+            };
+            cold.looks += 1;
+            let Some(object) = named.object(page) else {
+                continue;
+            };
+            if !object.is_listed(page.page) {
+                continue;
+            }
+            if ager.was_accessed(object, page.page) {
+                self.counters.activated.add(1);
+                self.list_again(object, page, true);
+                continue;
+            }
+            cold.pages[cold.count] = page;
+            cold.count += 1;
         }
-        if Ager::new(cpu).was_accessed(&object, page.page) {
-            self.counters.activated.add(1);
-            self.list_again(&object, page, true);
-            return false;
-        }
-        let guard = &cpu.pin();
-        let Some(claim) = object.claim(page.page) else {
-            self.list_again(&object, page, false);
-            return false;
-        };
-        let Backing::Owned(frame) = claim.backing() else {
-            claim.unlist();
-            return false;
-        };
-        if object.look(page.page).extent().level < Level::L3 {
-            self.counters.split.add(1);
-            self.take_apart(&object, owner, page.page);
-        }
-        match (Changer { cpu, guard }).put_away(claim, frame) {
-            Ok(Backing::Zero) => self.counters.zeros.add(1),
-            Ok(_) => self.counters.compressed.add(1),
-            Err(refused) => {
-                match refused {
-                    Refused::Incompressible => self.counters.incompressible.add(1),
-                    Refused::NoRoom => self.counters.no_room.add(1),
-                }
-                self.list_again(&object, page, true);
-                return false;
+        cold
+    }
+
+    /// Puts cold pages away, a batch for each object. How many went.
+    fn put_away<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, owner: Owner, mut cold: Cold) -> u64 {
+        let pages = &mut cold.pages[..cold.count];
+        // In the order in which a batch takes them: neighbours on a list are seldom far from each other.
+        pages.sort_unstable_by_key(|page| (page.object.place(), page.page));
+        let mut away = 0;
+        for of_one in pages.chunk_by(|one, next| one.object == next.object) {
+            if let Some(object) = cpu.system().objects().get(of_one[0].object) {
+                away += self.put_away_of(cpu, owner, &object, of_one);
             }
         }
-        true
+        away
+    }
+
+    /// Puts pages of one object away, which are in ascending order.
+    fn put_away_of<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        owner: Owner,
+        object: &Object,
+        pages: &[Sharer],
+    ) -> u64 {
+        let mut batch = Batch::new(object);
+        let mut busy = [None; batch::MOST];
+        for (page, busy) in pages.iter().zip(&mut busy) {
+            match object.claim(page.page) {
+                Some(claim) if matches!(claim.backing(), Backing::Owned(_)) => batch.add(claim),
+                Some(claim) => claim.unlist(),
+                None => *busy = Some(*page),
+            }
+        }
+        for claim in batch.claims() {
+            if object.look(claim.page()).extent().level < Level::L3 {
+                self.counters.split.add(1);
+                self.take_apart(object, owner, claim.page());
+            }
+        }
+        if batch.len() != 0 {
+            let guard = &cpu.pin();
+            (Changer { cpu, guard }).isolate(&batch);
+            self.counters.batches.add(1);
+        }
+        let mut away = 0;
+        for claim in batch.into_claims() {
+            match cpu.put_away(claim) {
+                Ok(Backing::Zero) => self.counters.zeros.add(1),
+                Ok(_) => self.counters.compressed.add(1),
+                Err((claim, refused)) => {
+                    self.keep(claim, refused);
+                    continue;
+                }
+            }
+            away += 1;
+        }
+        for page in busy.into_iter().flatten() {
+            self.list_again(object, page, false);
+        }
+        away
+    }
+
+    /// Lists a page as active that can't be put away.
+    fn keep(&self, claim: Claim<'_>, refused: Refused) {
+        match refused {
+            Refused::Incompressible => self.counters.incompressible.add(1),
+            Refused::NoRoom => self.counters.no_room.add(1),
+        }
+        let (owner, page) = (claim.object().account(), claim.sharer());
+        if self.lists.lock().activate(owner, page) {
+            claim.cancel();
+        } else {
+            claim.unlist();
+        }
     }
 
     /// Lists the other pages of the region of a claimed page, which was part of a block, as the next to go.
     fn take_apart(&self, object: &Object, owner: Owner, first: u64) {
         object.lower(first);
         for page in object.region_of(first).rev() {
-            if object.enlist(page) && !self.lists.lock().enlist_next(owner, object.sharer(page)) {
-                object.unlist(page);
+            let mut lists = self.lists.lock();
+            // Whoever has claims doesn't wait for others, as taking it back would.
+            if lists.has_room(owner) && object.enlist(page) {
+                lists.enlist_next(owner, object.sharer(page));
             }
         }
     }
 
+    /// Lists a page again that was taken from its list. The caller has claimed none.
     fn list_again(&self, object: &Object, page: Sharer, active: bool) {
         let owner = object.account();
         let mut lists = self.lists.lock();
@@ -317,93 +398,58 @@ impl Pressure {
     }
 }
 
-/// Looks at access flags, and clears them. What TLBs hold is invalidated for many pages at once, when it ends.
-struct Ager<'c, T: Tlb> {
-    cpu: &'c CpuMemory<T>,
-    cleared: Option<(Arc<Space>, IpaRange)>,
+/// Inactive pages that weren't accessed, of one owner, by their names.
+struct Cold {
+    pages: [Sharer; batch::MOST],
+    count: usize,
+    /// How many pages were looked at to find them.
+    looks: u64,
 }
 
-impl<'c, T: Tlb> Ager<'c, T> {
-    fn new(cpu: &'c CpuMemory<T>) -> Self {
-        Self { cpu, cleared: None }
-    }
-
-    /// Clears the access flags of all that maps a page, or the block that it begins. Accesses from when this ends on
-    /// set them.
-    fn age(&mut self, object: &Object, page: u64) {
-        let cpu = self.cpu;
-        Self::clear(cpu, object, page, |space, range| match &mut self.cleared {
-            Some((same, cleared)) if Arc::ptr_eq(same, space) => {
-                cleared.start = cleared.start.min(range.start);
-                cleared.end = cleared.end.max(range.end);
-            }
-            cleared => {
-                let before = cleared.replace((space.clone(), range));
-                Self::invalidate(cpu, before);
-            }
-        });
-    }
-
-    /// Whether a page, or the block that it begins, was accessed since its access flags were cleared; clears them.
-    fn was_accessed(&self, object: &Object, page: u64) -> bool {
-        let mut accessed = false;
-        Self::clear(self.cpu, object, page, |_, _| accessed = true);
-        accessed
-    }
-
-    fn clear(
-        cpu: &CpuMemory<T>,
-        object: &Object,
-        page: u64,
-        mut accessed: impl FnMut(&Arc<Space>, IpaRange),
-    ) {
-        let pages = page..page + object.pages_at_once(page);
-        let guard = cpu.pin();
-        for mapping in object.mappings().all(&guard) {
-            let range = mapping.range_of(&pages);
-            if range.is_empty() {
-                continue;
-            }
-            let space = &mapping.space;
-            let (tables, epoch) = (cpu.tables(space.vm()), cpu.retirement(space.vm(), &guard));
-            let worker = cpu.worker(&tables, &epoch);
-            let mut any = false;
-            mapping.lock.exclusively(&mut || {
-                space
-                    .stage2()
-                    .age(&worker, range.clone(), |_, _| any = true);
-            });
-            if any {
-                accessed(space, range);
-            }
-        }
-    }
-
-    fn invalidate(cpu: &CpuMemory<T>, cleared: Option<(Arc<Space>, IpaRange)>) {
-        if let Some((space, range)) = cleared {
-            let guard = cpu.pin();
-            let (tables, epoch) = (cpu.tables(space.vm()), cpu.retirement(space.vm(), &guard));
-            space
-                .stage2()
-                .invalidate(&cpu.worker(&tables, &epoch), range);
+impl Default for Cold {
+    fn default() -> Self {
+        let none = Sharer {
+            object: ObjectId::NONE,
+            page: 0,
+        };
+        Self {
+            pages: [none; batch::MOST],
+            count: 0,
+            looks: 0,
         }
     }
 }
 
-impl<T: Tlb> Drop for Ager<'_, T> {
-    fn drop(&mut self) {
-        Self::invalidate(self.cpu, self.cleared.take());
+/// Finds objects by their names, of which several in a row are often the same.
+struct Named {
+    system: &'static MemorySystem,
+    last: Option<Arc<Object>>,
+}
+
+impl Named {
+    fn new(system: &'static MemorySystem) -> Self {
+        Self { system, last: None }
+    }
+
+    /// The object of a page, unless its last owner is letting go of it.
+    fn object(&mut self, page: Sharer) -> Option<&Object> {
+        let last = self.last.take().filter(|last| last.id() == page.object);
+        self.last = last.or_else(|| self.system.objects().get(page.object));
+        self.last.as_deref()
     }
 }
 
 impl MemorySystem {
     /// Lets cold pages be put away when frames run out, ahead of need by the watermarks; `None`: they never are.
     pub fn set_watermarks(&self, watermarks: Option<Watermarks>) {
-        let pressure = self.pressure();
-        let Watermarks { low, high } = watermarks.unwrap_or(Watermarks { low: 0, high: 0 });
-        pressure.high.store(high.max(low), Ordering::Relaxed);
-        pressure.low.store(low, Ordering::Relaxed);
-        self.pool().keep_for_compressed(KEPT.min(low / 2));
+        self.pressure().levels.set(watermarks);
+        let kept = watermarks.map_or(0, |watermarks| KEPT.min(watermarks.low / 2));
+        self.pool().keep_for_compressed(kept);
+    }
+
+    /// Says who is to be woken when memory is short: once, for ever.
+    pub fn set_idle_cpus(&self, cpus: &'static dyn IdleCpus) {
+        self.pressure().levels.set_idle_cpus(cpus);
     }
 
     /// What reclaim has done.
@@ -426,6 +472,22 @@ impl MemorySystem {
     }
 }
 
+impl<T> CpuMemory<T> {
+    /// Frames were taken from the pool in numbers, for `owner`.
+    pub(crate) fn note_taken(&self, owner: Owner) {
+        let (pressure, pool) = (self.system().pressure(), self.pool());
+        if !pressure.levels.is_on() {
+            return;
+        }
+        pressure.note_free(pool.free_frames());
+        if let Owner::Vm(vm) = owner
+            && let Some(room) = pool.room(vm)
+        {
+            pressure.note_room(pool, vm, room);
+        }
+    }
+}
+
 impl<T: Tlb + Caches> CpuMemory<T> {
     /// A bounded share of housekeeping for a CPU that has nothing else to do: puts cold pages away if few frames are
     /// free, hands its garbage to the epoch, frees what has passed it, fills the cache of frames.
@@ -435,27 +497,31 @@ impl<T: Tlb + Caches> CpuMemory<T> {
         self.refill();
     }
 
-    /// A bounded share of reclaim, for a CPU that has nothing else to do: if few frames are free, or a VM has more than
-    /// its limit. Whether there is more of it to do.
+    /// A bounded share of reclaim, for a CPU that has nothing else to do: if few frames are free, or a VM is near to its
+    /// limit. Whether there is more of it to do.
     pub fn relieve(&self) -> bool {
         let pressure = self.system().pressure();
-        if !pressure.is_on() {
+        if !pressure.levels.is_on() {
             return false;
         }
         self.pool().reclaim_released();
         let free = self.pool().free_frames();
-        let is_low = pressure.is_low(free);
+        let is_low = pressure.levels.is_low(free);
+        let pool = self.pool();
         let mut vms = (0..MAX_VMS).filter_map(VmId::new);
-        let over = vms.find(|vm| self.pool().over_limit(*vm) > 0);
-        if !is_low && over.is_none() {
+        let near = vms.find(|vm| {
+            let room = pool.room(*vm);
+            room.is_some_and(|room| pressure.levels.is_near_limit(pool, *vm, room))
+        });
+        if !is_low && near.is_none() {
             if pressure.is_near(free) {
-                pressure.find(self);
+                pressure.find(self, Share::IDLE);
             }
             return false;
         }
-        let of = over.filter(|_| !is_low).map(Owner::Vm);
+        let of = near.filter(|_| !is_low).map(Owner::Vm);
         pressure.counters.idle_steps.add(1);
-        let hopeful = pressure.step(self, of);
+        let hopeful = pressure.step(self, of, Share::IDLE);
         self.let_epoch_advance();
         hopeful
     }
@@ -463,24 +529,32 @@ impl<T: Tlb + Caches> CpuMemory<T> {
     /// Tries to get what a fault could not have: frames, or a part of its VM's limit, if need be of pages that are put
     /// away for it. The caller holds no guard. Whether it may try again.
     pub(crate) fn make_room(&self) -> bool {
-        match self.take_denied() {
-            Some(vm) => self.renew_allowance(vm) || self.reclaim(Some(Owner::Vm(vm))),
-            None => self.refill() || self.reclaim(None),
+        let denied = self.take_denied();
+        self.has_room(denied) || self.reclaim(denied)
+    }
+
+    /// Whether there is room by now: within a VM's limit, or among the free frames.
+    fn has_room(&self, denied: Option<VmId>) -> bool {
+        match denied {
+            Some(vm) => self.renew_allowance(vm),
+            None => self.refill(),
         }
     }
 
     #[cold]
-    fn reclaim(&self, of: Option<Owner>) -> bool {
+    fn reclaim(&self, denied: Option<VmId>) -> bool {
         let pressure = self.system().pressure();
-        if !pressure.is_on() {
+        if !pressure.levels.is_on() {
             return false;
         }
         pressure.counters.direct_steps.add(1);
-        let hopeful = pressure.step(self, of);
-        self.wait_for_epoch();
-        match of {
-            Some(Owner::Vm(vm)) => self.renew_allowance(vm) || hopeful,
-            _ => self.refill() || hopeful,
+        let hopeful = pressure.step(self, denied.map(Owner::Vm), Share::DIRECT);
+        self.let_epoch_advance();
+        // A limit counts what was put away at once; frames come free when the epoch has passed.
+        if self.has_room(denied) {
+            return true;
         }
+        self.wait_for_epoch();
+        self.has_room(denied) || hopeful
     }
 }

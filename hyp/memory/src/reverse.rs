@@ -37,7 +37,7 @@ impl ObjectId {
     }
 
     /// The place, counted from 1: 0 for none.
-    const fn place(self) -> usize {
+    pub(crate) const fn place(self) -> usize {
         (self.0 & ((1 << Self::PLACE_BITS) - 1)) as usize
     }
 

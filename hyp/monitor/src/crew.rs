@@ -1,4 +1,5 @@
-//! The CPUs beside CPU 0: each waits for a job and does it.
+//! The CPUs beside CPU 0: each waits for a job and does it. Those that wait, CPU 0 too, put cold pages away while memory is
+//! short: whoever notices that it is wakes one.
 //!
 //! CPU 0 posts at most one job at a time for each; different CPUs may have different ones, as those of several VMs do. A job
 //! is shared by the CPUs that do it, and each lets go of it before it says that it is done: when all are, what the job held
@@ -32,6 +33,8 @@ pub struct Crew<M: Machine> {
 struct Mailbox<M: Machine> {
     /// From the post of a job until it is done.
     busy: AtomicBool,
+    /// From when the CPU is woken because memory is short until it finds that it isn't any more.
+    relieves: AtomicBool,
     job: Mutex<Option<Arc<Job<M>>>>,
 }
 
@@ -40,6 +43,7 @@ impl<M: Machine> Crew<M> {
     pub fn new(cpus: usize) -> Self {
         let mailbox = |_| Mailbox {
             busy: AtomicBool::new(false),
+            relieves: AtomicBool::new(false),
             job: Mutex::new(None),
         };
         Self {
@@ -84,14 +88,40 @@ impl<M: Machine> Crew<M> {
         self.are_idle(0..self.mailboxes.len())
     }
 
-    /// Does the calling CPU's job if it has one, and the housekeeping of its memory. Then it is to wait for a kick, or for
-    /// [`HOUSEKEEPING_NS`], and to call again.
+    /// Wakes a CPU that waits and doesn't reclaim memory yet, CPU 0 last, as it has other things to look after. For any CPU
+    /// at any time. One that has just found that memory isn't short may be missed: whoever next finds that it is calls again.
+    pub fn wake_one(&self, machine: &M) {
+        let cpus = (1..self.mailboxes.len()).chain([BOOT_CPU.0]);
+        let idle = cpus.into_iter().find(|cpu| {
+            let mailbox = &self.mailboxes[*cpu];
+            !mailbox.is_busy()
+                && !mailbox.relieves.load(Ordering::Relaxed)
+                && !mailbox.relieves.swap(true, Ordering::Relaxed)
+        });
+        if let Some(cpu) = idle {
+            machine.kick(CpuId(cpu));
+        }
+    }
+
+    /// A step of reclaim, for a CPU that waits. Whether there is more to do.
+    pub fn relieve(&self, own: &OwnCpu<M>) -> bool {
+        let more = own.memory.relieve();
+        if let (false, Some(mailbox)) = (more, self.mailboxes.get(own.id.0)) {
+            mailbox.relieves.store(false, Ordering::Relaxed);
+        }
+        more
+    }
+
+    /// Does the calling CPU's job if it has one, else reclaims memory as long as that is short; and the housekeeping of its
+    /// memory. Then it is to wait for a kick, or for [`HOUSEKEEPING_NS`], and to call again.
     pub fn attend(&self, machine: &M, own: &mut OwnCpu<M>) {
         let Some(mailbox) = self.mailboxes.get(own.id.0) else {
             return;
         };
         let job = mailbox.job.lock().take();
         let Some(job) = job else {
+            // A job that is posted meanwhile comes with a kick.
+            while self.relieve(own) && !mailbox.is_busy() {}
             own.memory.idle();
             while !mailbox.is_busy() && own.memory.gather() {}
             return;

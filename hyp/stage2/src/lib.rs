@@ -35,6 +35,7 @@
 //! | [`relax`] | as `fault` | as `fault` | none |
 //! | [`map`] | nothing that a TLB held has changed | touch what is mapped already | as a fault, for each table |
 //! | [`unmap`] | no TLB holds anything of what was mapped | fail | none |
+//! | [`unmap_leaves`] | as `unmap` | as `unmap`; unlink a table | none |
 //! | [`replace`] | no TLB holds anything of what was replaced | map what isn't mapped; touch a block; fail | none |
 //! | [`protect`] | no TLB holds a right that was taken away, whoever took it | map, unmap, split | none |
 //! | [`write_protect`] | no TLB holds a writable entry for a leaf that was named, whoever tightened it | as `protect` | none |
@@ -55,6 +56,7 @@
 //! [`relax`]: Stage2::relax
 //! [`map`]: Stage2::map
 //! [`unmap`]: Stage2::unmap
+//! [`unmap_leaves`]: Stage2::unmap_leaves
 //! [`replace`]: Stage2::replace
 //! [`protect`]: Stage2::protect
 //! [`write_protect`]: Stage2::write_protect

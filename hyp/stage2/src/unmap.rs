@@ -12,6 +12,7 @@ use crate::memory::{Epoch, TableMemory, Worker};
 use crate::stage2::Stage2;
 use crate::tlb::Tlb;
 use crate::walk::Step;
+use core::mem;
 
 impl Stage2 {
     /// Removes every mapping in `range` and every table whose whole span lies in it. A block that the range covers in part
@@ -38,6 +39,48 @@ impl Stage2 {
                 self.unmap_pass(worker, &range, unlinked, &mut removed);
             }
         }
+    }
+
+    /// Removes the leaves in `ranges`, which come in ascending order and may lie far apart, with one invalidation for as many
+    /// of them as are held at a time. Tables stay, also empty ones: for single pages that are likely to come back. In all
+    /// else as [`Self::unmap`].
+    pub fn unmap_leaves<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        ranges: impl IntoIterator<Item = IpaRange>,
+        mut removed: impl FnMut(Level, Ipa, Leaf),
+    ) {
+        let mut batch = Batch::default();
+        let mut flush = |batch: Batch<'w, ()>| {
+            batch.flush(worker, self, false, |broken, ()| {
+                remove(worker, self.layout(), broken, &mut removed);
+            });
+        };
+        for range in ranges {
+            debug_assert!(self.layout().contains(&range));
+            let mut at = range.start;
+            while at < range.end {
+                at = self.root().walk(worker, at..range.end, |context| {
+                    match (context.descriptor, batch.is_empty()) {
+                        (Descriptor::Invalid, _) => Step::Continue,
+                        (Descriptor::Table(_), _) => Step::Descend,
+                        (Descriptor::Frozen, _) => Step::Restart,
+                        // As for any unmap: not passed over, nor waited for while others wait for this.
+                        (Descriptor::Locked, true) => Step::Wait,
+                        (Descriptor::Leaf(leaf), true) if leaf.contiguous() => {
+                            dissolve(worker, self, context)
+                        }
+                        (Descriptor::Locked, false) => Step::Stop,
+                        (Descriptor::Leaf(leaf), false) if leaf.contiguous() => Step::Stop,
+                        (Descriptor::Leaf(_), _) => batch.take(worker, context, ()),
+                    }
+                });
+                if at < range.end {
+                    flush(mem::take(&mut batch));
+                }
+            }
+        }
+        flush(batch);
     }
 
     /// Removes the tables under entries of level `unlinked`; and the leaves, if that is the lowest.

@@ -44,7 +44,7 @@ impl<'a> Arbitrary<'a> for Sequence {
 }
 
 fn operation(bytes: &mut Unstructured<'_>) -> Result<Operation> {
-    Ok(match bytes.int_in_range(0..=18)? {
+    Ok(match bytes.int_in_range(0..=19)? {
         0 => Operation::Fault {
             place: place(bytes)?,
             access: *bytes.choose(&[
@@ -101,6 +101,10 @@ fn operation(bytes: &mut Unstructured<'_>) -> Result<Operation> {
             only: filter(bytes)?,
             backing: *bytes.choose(&Backing::ALL)?,
             attributes: attributes(bytes)?,
+        },
+        19 => Operation::UnmapLeaves {
+            span: span(bytes)?,
+            only: filter(bytes)?,
         },
         11 => Operation::Lookup {
             place: place(bytes)?,

@@ -38,6 +38,11 @@ pub enum Operation {
     Unmap {
         span: Span,
     },
+    /// The pages of the span that `only` names, each a range of its own.
+    UnmapLeaves {
+        span: Span,
+        only: Filter,
+    },
     Replace {
         span: Span,
         only: Filter,
@@ -155,6 +160,13 @@ impl Filter {
             Self::Pages => level == Level::L3,
             Self::Nothing => false,
         }
+    }
+
+    /// The pages of a range that it names.
+    pub fn pages_of(self, range: IpaRange, page_size: u64) -> impl Iterator<Item = IpaRange> {
+        let numbers = range.start.get() / page_size..range.end.get() / page_size;
+        let wanted = numbers.filter(move |page| self.wants(*page, Level::L3));
+        wanted.map(move |page| Ipa::new(page * page_size)..Ipa::new((page + 1) * page_size))
     }
 }
 
@@ -345,6 +357,7 @@ pub fn perform<'w, M: TableMemory, T: Tlb, E: Epoch>(
                 .map(|(leaf, level)| Mapped::new(level, leaf)),
         ),
         Operation::Unmap { span }
+        | Operation::UnmapLeaves { span, .. }
         | Operation::Protect { span, .. }
         | Operation::WriteProtect { span, .. }
         | Operation::Age { span }
@@ -377,6 +390,13 @@ fn over_range<'w, M: TableMemory, T: Tlb, E: Epoch>(
                 leaves.push((ipa, Mapped::new(level, leaf).alone()))
             });
             leaves.sort_by_key(|(ipa, _)| *ipa);
+            Report::Leaves(leaves)
+        }
+        Operation::UnmapLeaves { only, .. } => {
+            let wanted = only.pages_of(range, page_size);
+            stage2.unmap_leaves(worker, wanted, |level, ipa, leaf| {
+                leaves.push((ipa, Mapped::new(level, leaf).alone()))
+            });
             Report::Leaves(leaves)
         }
         Operation::Protect { permissions, .. } => {

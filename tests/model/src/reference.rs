@@ -133,6 +133,10 @@ impl Reference {
                 self.map(range, pa, ground.largest(largest), attributes)
             }
             Operation::Unmap { span } => Report::Leaves(self.unmap(&ground.range(span))),
+            Operation::UnmapLeaves { span, only } => {
+                let pages = only.pages_of(ground.range(span), self.layout.page_size());
+                Report::Leaves(pages.flat_map(|page| self.remove_leaves(&page)).collect())
+            }
             Operation::Replace {
                 span,
                 only,

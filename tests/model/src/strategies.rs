@@ -121,6 +121,7 @@ pub fn operation() -> impl Strategy<Value = Operation> {
         6 => any::<(u16, bool)>().prop_map(|(place, write)| Operation::Touch { place, write }),
         4 => map,
         2 => span().prop_map(|span| Operation::Unmap { span }),
+        2 => (span(), filter.clone()).prop_map(|(span, only)| Operation::UnmapLeaves { span, only }),
         4 => (span(), filter.clone(), backing(), attributes()).prop_map(
             |(span, only, backing, attributes)| Operation::Replace {
                 span,

@@ -128,6 +128,10 @@ impl Shares {
                 attributes,
             },
             Operation::Unmap { span } => Operation::Unmap { span: within(span) },
+            Operation::UnmapLeaves { span, only } => Operation::UnmapLeaves {
+                span: within(span),
+                only,
+            },
             Operation::Replace {
                 span,
                 only,
@@ -190,6 +194,10 @@ fn private() -> impl Strategy<Value = Operation> {
         4 => any::<(u16, bool)>().prop_map(|(place, write)| Operation::Touch { place, write }),
         3 => map,
         2 => pages().prop_map(|span| Operation::Unmap { span }),
+        2 => pages().prop_map(|span| Operation::UnmapLeaves {
+            span,
+            only: Filter::EvenPages,
+        }),
         3 => (pages(), backing(), attributes()).prop_map(|(span, backing, attributes)| {
             Operation::Replace {
                 span,

@@ -221,6 +221,92 @@ fn rule_2_after_an_unmap_no_tlb_holds_what_it_removed() {
     );
 }
 
+/// More than are held at a time.
+fn unmap_scattered(cpu: Cpu<'_>) {
+    cpu.unmap_leaves([pages(0..1), pages(2..3), pages(3..4)]);
+}
+
+#[test]
+fn rule_2_after_scattered_pages_went_no_tlb_holds_any() {
+    explore(
+        4,
+        SHALLOW,
+        table_of_pages,
+        [
+            |cpu| {
+                unmap_scattered(cpu);
+                cpu.machine().tlbs().assert_none(&pages(2..4));
+            },
+            |cpu| {
+                cpu.try_access(page(0), Access::Write);
+            },
+        ],
+        |machine| {
+            assert!((2..4).all(|index| machine.lookup(page(index)).is_none()));
+            assert!(machine.lookup(page(1)).is_some());
+        },
+    );
+}
+
+#[test]
+fn rule_5_scattered_pages_go_once_beside_an_unmap_of_their_table() {
+    explore(
+        4,
+        SHALLOW,
+        table_of_pages,
+        [unmap_scattered, unmap],
+        |machine| assert!((0..4).all(|index| machine.lookup(page(index)).is_none())),
+    );
+    explore(
+        1,
+        SHALLOW,
+        table_of_pages,
+        [unmap_scattered, unmap, write_first],
+        no_more,
+    );
+}
+
+#[test]
+fn rule_5_scattered_pages_go_once_beside_a_merge_and_a_split() {
+    explore(
+        4,
+        SHALLOW,
+        table_of_pages,
+        [unmap_scattered, merge],
+        |machine| assert!(machine.lookup(page(0)).is_none()),
+    );
+    explore(
+        4,
+        SHALLOW,
+        protected_block,
+        [unmap_scattered, split],
+        |machine| {
+            assert!(machine.lookup(page(0)).is_none() && machine.lookup(page(3)).is_none());
+        },
+    );
+}
+
+#[test]
+fn rule_4_two_that_take_the_same_scattered_pages_wait_for_neither() {
+    explore(
+        4,
+        SHALLOW,
+        table_of_pages,
+        [unmap_scattered, unmap_scattered],
+        |machine| {
+            assert!((2..4).all(|index| machine.lookup(page(index)).is_none()));
+            assert!(machine.lookup(page(1)).is_some());
+        },
+    );
+    explore(
+        1,
+        SHALLOW,
+        table_of_pages,
+        [unmap_scattered, unmap_scattered, write_second],
+        no_more,
+    );
+}
+
 #[test]
 fn rule_7_a_tree_is_destroyed_beside_a_walker_of_the_last_moment() {
     explore(

@@ -5,13 +5,32 @@
 
 use memory::frames::{Counts, FramePool, arena, read_bytes, write_bytes};
 use memory::{
-    Access, BalloonError, CpuCounters, CpuMemory, Fault, FaultKind, FaultOutcome, LogPolicy,
-    MemorySystem, Object, Owner, SlotConfig, SlotId, StoreCounts, VmId, Watermarks,
+    Access, BalloonError, CpuCounters, CpuMemory, Fault, FaultKind, FaultOutcome, IdleCpus,
+    LogPolicy, MemorySystem, Object, Owner, SlotConfig, SlotId, StoreCounts, VmId, Watermarks,
 };
 use model::vms::{BLOCK, SLOT, START, Space, slot};
 use stage2::{Features, Ipa, Layout, Level, NoTlb, PAGE_SIZE, Pa};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const WATERMARKS: Watermarks = Watermarks { low: 40, high: 60 };
+
+/// A CPU that sleeps: how often it was woken.
+#[derive(Debug, Default)]
+struct Sleeper(AtomicU64);
+
+impl IdleCpus for Sleeper {
+    fn wake_one(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Sleeper {
+    /// Whether it was woken since this was asked last.
+    fn is_woken(&self) -> bool {
+        self.0.swap(0, Ordering::Relaxed) != 0
+    }
+}
+
 fn vm(number: usize) -> VmId {
     VmId::new(number).unwrap()
 }
@@ -101,6 +120,17 @@ impl Machine {
         // SAFETY: as for a write.
         unsafe { read_bytes(pa, &mut bytes) };
         known_by(&bytes)
+    }
+
+    /// A CPU to be woken when memory is short.
+    fn sleeper(&self) -> &'static Sleeper {
+        let sleeper: &Sleeper = Box::leak(Box::default());
+        self.system.set_idle_cpus(sleeper);
+        sleeper
+    }
+
+    fn invalidations(&self) -> u64 {
+        self.counters.stage2.tlbi_broadcast.get()
     }
 
     fn idle_until_relieved(&self) {
@@ -210,6 +240,114 @@ fn idle_cpus_begin_below_the_low_watermark_and_end_at_the_high_one() {
     for known in 0..page {
         assert_eq!(machine.read(&space, known), known + 1);
     }
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_cpu_is_woken_when_few_frames_are_left_and_no_fault_reclaims_if_it_is_in_time() {
+    const PAGES: u64 = 1500;
+    let machine = Machine::new(800);
+    let sleeper = machine.sleeper();
+    let space = machine.vm_of(0, PAGES, Level::L3);
+    let mut woken = 0;
+    for page in 0..PAGES {
+        machine.write(&space, page, page + 1).unwrap();
+        let is_short = machine.pool.free_frames() < WATERMARKS.low;
+        assert_eq!(sleeper.is_woken(), is_short, "page {page}");
+        if is_short {
+            woken += 1;
+            machine.idle_until_relieved();
+            assert!(machine.pool.free_frames() >= WATERMARKS.high);
+        }
+    }
+    assert!((5..60).contains(&woken), "{woken}");
+    let counters = machine.system.reclaim_counters();
+    assert_eq!(counters.direct_steps.get(), 0);
+    assert!(counters.wakes.get() >= woken && counters.compressed.get() > PAGES / 3);
+    assert!((0..PAGES).all(|page| machine.read(&space, page) == page + 1));
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_cpu_is_woken_when_a_vm_comes_near_to_its_limit_and_no_fault_reclaims_if_it_is_in_time() {
+    const LIMIT: u64 = 320;
+    let marks = Watermarks::of(LIMIT);
+    let machine = Machine::new(2000);
+    let sleeper = machine.sleeper();
+    let (small, other) = (
+        machine.vm_of(0, 600, Level::L3),
+        machine.vm_of(1, 600, Level::L3),
+    );
+    machine.pool.set_limit(vm(0), Some(LIMIT));
+    let mut woken = 0;
+    for page in 0..600 {
+        machine.write(&small, page, page + 1).unwrap();
+        machine.write(&other, page, page + 1).unwrap();
+        let away = machine.pool.compressed_bytes(Owner::Vm(vm(0)));
+        let used = machine.pool.counts_of(vm(0)).guest + away.div_ceil(PAGE_SIZE);
+        assert!(used <= LIMIT);
+        let is_woken = sleeper.is_woken();
+        // It is allowed no more than one at a time by then.
+        assert!(is_woken || used <= LIMIT - marks.low + 1, "page {page}");
+        if is_woken {
+            woken += 1;
+            machine.idle_until_relieved();
+        }
+    }
+    assert!((5..100).contains(&woken), "{woken}");
+    let counters = machine.system.reclaim_counters();
+    assert_eq!(counters.direct_steps.get(), 0);
+    assert_eq!(machine.pool.counts_of(vm(1)).guest, 600, "nobody's limit");
+    for page in 0..600 {
+        assert_eq!(machine.read(&small, page), page + 1);
+        assert_eq!(machine.read(&other, page), page + 1);
+    }
+    small.destroy(&machine.cpu);
+    other.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn pages_that_are_put_away_together_cost_one_invalidation() {
+    let machine = Machine::new(1200);
+    let space = machine.vm_of(0, 1000, Level::L3);
+    for page in 0..1000 {
+        machine.write(&space, page, page + 1).unwrap();
+    }
+    machine.pool.set_limit(vm(0), Some(400));
+    let before = machine.invalidations();
+    machine.idle_until_relieved();
+    let counters = machine.system.reclaim_counters();
+    let (away, batches) = (counters.compressed.get(), counters.batches.get());
+    assert!(away >= 550, "{away}");
+    assert_eq!(away.div_ceil(16), batches, "sixteen at a time");
+    // Ageing takes one for each step that finds pages.
+    let invalidations = machine.invalidations() - before;
+    let steps = counters.idle_steps.get();
+    assert!(
+        invalidations <= batches + steps,
+        "{invalidations}: {batches} batches, {steps} steps"
+    );
+    assert!((0..1000).all(|page| machine.read(&space, page) == page + 1));
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn a_fault_that_has_run_out_puts_few_pages_away() {
+    let machine = Machine::new(2000);
+    let space = machine.vm_of(0, 600, Level::L3);
+    machine.pool.set_limit(vm(0), Some(200));
+    let counters = machine.system.reclaim_counters();
+    for page in 0..600 {
+        let (away, steps) = (counters.compressed.get(), counters.direct_steps.get());
+        machine.write(&space, page, page + 1).unwrap();
+        let steps = counters.direct_steps.get() - steps;
+        assert!(counters.compressed.get() - away <= 8 * steps);
+    }
+    assert!(counters.compressed.get() > 400);
     space.destroy(&machine.cpu);
     machine.nothing_is_left();
 }
@@ -451,9 +589,15 @@ fn what_a_guest_gives_up_reads_as_zero_and_its_frames_go_home() {
     machine.cpu.wait_for_epoch();
     let before = machine.guest();
     assert_eq!(before, 2 * BLOCK - 8);
+    // One table for the pages of the block, and sixteen pages at a time.
+    let invalidations = machine.invalidations();
     assert_eq!(
         space.balloon(&machine.cpu, page(BLOCK)..page(BLOCK + 100)),
         Ok(100)
+    );
+    assert_eq!(
+        machine.invalidations() - invalidations,
+        1 + 100u64.div_ceil(16)
     );
     machine.cpu.wait_for_epoch();
     assert_eq!(machine.guest(), before - 100);

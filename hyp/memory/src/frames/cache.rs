@@ -91,6 +91,8 @@ pub struct FrameCache {
     pool: &'static FramePool,
     /// Whose limit was in the way last.
     denied: Cell<Option<VmId>>,
+    /// Frames that the pool had left when this was filled last.
+    left: Cell<u64>,
     frames: [Cell<Pa>; CAPACITY],
 }
 
@@ -104,6 +106,7 @@ impl FrameCache {
             counters,
             pool,
             denied: Cell::new(None),
+            left: Cell::new(u64::MAX),
             frames: [const { Cell::new(Pa::new(0)) }; CAPACITY],
         }
     }
@@ -144,10 +147,10 @@ impl FrameCache {
         self.denied.take()
     }
 
-    /// Allows a VM some frames more here, as far as its limit lets it. Takes the pool's lock. Whether it is allowed any
-    /// afterwards.
-    pub fn renew_allowance(&self, vm: VmId) -> bool {
-        self.pool.renew_allowance(vm, &self.counters) || self.counters.allowed(vm) > 0
+    /// Allows a VM some frames more here, as far as its limit lets it. Takes the pool's lock. Returns how many more it
+    /// could have had in all; it is allowed some here afterwards, unless that is none.
+    pub fn renew_allowance(&self, vm: VmId) -> u64 {
+        self.pool.renew_allowance(vm, &self.counters)
     }
 
     #[inline]
@@ -218,7 +221,8 @@ impl FrameCache {
         self.pool.reclaim_released();
         let count = self.count.get();
         let mut fresh = [Pa::new(0); CAPACITY];
-        let taken = self.pool.take_for_cache(&mut fresh[..CAPACITY - count]);
+        let (taken, left) = self.pool.take_for_cache(&mut fresh[..CAPACITY - count]);
+        self.left.set(left);
         for (slot, frame) in self.frames[count..].iter().zip(&fresh[..taken]) {
             // SAFETY: the frame has just come from the pool, whose memory is mapped.
             unsafe { zero(*frame, PAGE_SIZE) };
@@ -227,6 +231,11 @@ impl FrameCache {
         self.counters.filled.add(taken as u64);
         self.count.set(count + taken);
         self.count.get() > 0
+    }
+
+    /// The free frames that [`Self::refill`] left in the pool, the last time.
+    pub(crate) fn left_free(&self) -> u64 {
+        self.left.get()
     }
 
     /// As [`Self::refill`], if the pool has more than `reserve` free frames.
@@ -422,7 +431,7 @@ mod tests {
                                 None if cache.take_denied() != Some(VM) => {
                                     unreachable!("there are frames")
                                 }
-                                None if cache.renew_allowance(VM) => {}
+                                None if cache.renew_allowance(VM) > 0 => {}
                                 None => return taken,
                             }
                             assert!(pool.counts_of(VM).guest <= LIMIT - 2);
@@ -439,9 +448,9 @@ mod tests {
         let cache = FrameCache::new(pool);
         cache.refill();
         let large = |pool: &FramePool| pool.allocate_run(2, Owner::Vm(VM), Purpose::Guest);
-        assert!(!cache.renew_allowance(VM) && large(pool).is_none());
+        assert!(cache.renew_allowance(VM) == 0 && large(pool).is_none());
         pool.discharge_compressed(Owner::Vm(VM), PAGE_SIZE + 1);
-        assert!(large(pool).is_some() && !cache.renew_allowance(VM));
+        assert!(large(pool).is_some() && cache.renew_allowance(VM) == 0);
         pool.set_limit(VM, Some(LIMIT - 7));
         assert_eq!(pool.over_limit(VM), 7);
         pool.set_limit(VM, None);

@@ -199,6 +199,12 @@ impl FramePool {
         self.used(&self.state.lock(), vm).saturating_sub(limit)
     }
 
+    /// How many frames more a VM may have, if it has a limit.
+    pub(crate) fn room(&self, vm: VmId) -> Option<u64> {
+        self.limit(vm)?;
+        Some(self.limits.room(vm, self.used(&self.state.lock(), vm)))
+    }
+
     /// Frames that count towards a VM's limit, or are about to.
     fn used(&self, state: &State, vm: VmId) -> u64 {
         // First what is allowed: what is found spent is found taken then.
@@ -210,12 +216,13 @@ impl FramePool {
         guest.cast_unsigned() + allowed + compressed
     }
 
-    /// Allows a VM some frames more on the CPU that `counters` are of. False where it has reached its limit.
-    pub(super) fn renew_allowance(&self, vm: VmId, counters: &CacheCounters) -> bool {
+    /// Allows a VM some frames more on the CPU that `counters` are of, and says how many it could have had: none where it
+    /// has reached its limit.
+    pub(super) fn renew_allowance(&self, vm: VmId, counters: &CacheCounters) -> u64 {
         let state = self.state.lock();
         let room = self.limits.room(vm, self.used(&state, vm));
         counters.allow(vm, allowance(room));
-        room > 0
+        room
     }
 
     /// Counts compressed memory for whom it is charged to.
@@ -405,8 +412,9 @@ impl FramePool {
     }
 
     /// Takes single frames for a CPU's cache, as many as there are up to the slice's length, under one hold of the
-    /// lock. Runs are taken as far as there are any, as every CPU that touches new memory comes here again and again.
-    pub(super) fn take_for_cache(&self, frames: &mut [Pa]) -> usize {
+    /// lock: how many that was, and how many are left. Runs are taken as far as there are any, as every CPU that touches
+    /// new memory comes here again and again.
+    pub(super) fn take_for_cache(&self, frames: &mut [Pa]) -> (usize, u64) {
         let mut state = self.state.lock();
         let (mut taken, mut longest) = (0, frames.len());
         while taken < frames.len() && longest > 0 {
@@ -421,7 +429,7 @@ impl FramePool {
                 None => longest = run / 2,
             }
         }
-        taken
+        (taken, state.free_frames)
     }
 
     pub(super) fn return_from_cache(&self, frame: Pa) {

@@ -62,7 +62,7 @@ impl<M: Machine> Run<'_, M> {
         let away = system.put_away();
         results.note("put_away", away.pages);
         results.note("put_away_bytes", away.bytes);
-        // Faults that try again are counted again; what was there and isn't any more came back once.
+        // By faults or by the hypervisor itself: what was there and isn't any more.
         let back = (away_before + compressed).saturating_sub(away.pages);
         results.note("brought_back", back);
         Ok(())

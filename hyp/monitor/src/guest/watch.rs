@@ -117,7 +117,7 @@ impl<M: Machine, L: MmuLock> Watch<'_, M, L> {
         })
     }
 
-    /// Waits until `done`, which becomes true before this CPU is kicked.
+    /// Waits until `done`, which becomes true before this CPU is kicked. Puts cold pages away meanwhile, if memory is short.
     ///
     /// # Errors
     /// The guest has ended before, or its time is up.
@@ -127,7 +127,9 @@ impl<M: Machine, L: MmuLock> Watch<'_, M, L> {
                 return Ok(());
             }
             self.check()?;
-            self.machine.wait(self.deadline_ns);
+            if !self.crew.relieve(self.own) {
+                self.machine.wait(self.deadline_ns);
+            }
         }
     }
 

@@ -95,6 +95,19 @@ impl Cpu<'_> {
         removed
     }
 
+    /// Removes what is mapped in these ranges, and gives up the hold on it.
+    pub fn unmap_leaves<const N: usize>(&self, ranges: [Range<Ipa>; N]) {
+        let mut removed = Vec::new();
+        self.work(|stage2, worker| {
+            stage2.unmap_leaves(worker, ranges, |level, ipa, leaf| {
+                removed.push((level, ipa, leaf));
+            })
+        });
+        for (level, ipa, leaf) in removed {
+            self.removed(level, ipa, leaf);
+        }
+    }
+
     /// Puts `frame` behind the page at `ipa`, if a page is mapped there, with what the frame before it holds; and allows what
     /// `permissions` makes of what was allowed. Whether the page is mapped to it now.
     pub fn replace(

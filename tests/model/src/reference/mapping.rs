@@ -140,6 +140,15 @@ impl Reference {
     }
 
     pub(super) fn unmap(&mut self, range: &IpaRange) -> Vec<(Ipa, Mapped)> {
+        let removed = self.remove_leaves(range);
+        let layout = self.layout;
+        self.tables.retain(|(level, first)| {
+            *first < range.start || first.offset(layout.span(*level)) > range.end
+        });
+        removed
+    }
+
+    pub(super) fn remove_leaves(&mut self, range: &IpaRange) -> Vec<(Ipa, Mapped)> {
         let removed = self.within(range);
         for (ipa, _) in &removed {
             self.dissolve(*ipa);
@@ -147,10 +156,6 @@ impl Reference {
         for (ipa, _) in &removed {
             self.leaves.remove(ipa);
         }
-        let layout = self.layout;
-        self.tables.retain(|(level, first)| {
-            *first < range.start || first.offset(layout.span(*level)) > range.end
-        });
         let alone = removed.into_iter().map(|(ipa, leaf)| (ipa, leaf.alone()));
         alone.collect()
     }

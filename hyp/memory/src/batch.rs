@@ -1,0 +1,79 @@
+//! Pages of one object that are claimed together, so that one TLB invalidation of each VM that maps them serves them all.
+//!
+//! Whoever meets a claimed page goes away and comes back until its claim ends, so a batch is small, and whoever has one
+//! waits for nobody but those who hold single entries of tables: in particular not for other pages' claims.
+
+use crate::object::{Claim, Object};
+use core::ops::Range;
+
+/// Pages in a batch, at most.
+pub(crate) const MOST: usize = if cfg!(loom) { 2 } else { 16 };
+
+/// Pages of one object, claimed, in ascending order.
+#[must_use = "claimed pages block every fault on them"]
+#[derive(Debug)]
+pub(crate) struct Batch<'o> {
+    object: &'o Object,
+    claims: [Option<Claim<'o>>; MOST],
+    taken: usize,
+}
+
+impl<'o> Batch<'o> {
+    /// None yet, of this object.
+    pub(crate) fn new(object: &'o Object) -> Self {
+        Self {
+            object,
+            claims: [const { None }; MOST],
+            taken: 0,
+        }
+    }
+
+    /// Whose pages.
+    pub(crate) fn object(&self) -> &'o Object {
+        self.object
+    }
+
+    /// How many.
+    pub(crate) fn len(&self) -> usize {
+        self.taken
+    }
+
+    /// Whether it has as many as it can have.
+    pub(crate) fn is_full(&self) -> bool {
+        self.taken == MOST
+    }
+
+    /// Takes over the claim of a page of the object that comes after those it has. A batch that is full takes no more:
+    /// the claim is given up.
+    pub(crate) fn add(&mut self, claim: Claim<'o>) {
+        debug_assert!(self.claims().all(|earlier| earlier.page() < claim.page()));
+        debug_assert!(!self.is_full(), "there is no room for it");
+        if let Some(free) = self.claims.get_mut(self.taken) {
+            *free = Some(claim);
+            self.taken += 1;
+        }
+    }
+
+    /// The claims.
+    pub(crate) fn claims(&self) -> impl Iterator<Item = &Claim<'o>> + Clone {
+        self.claims.iter().flatten()
+    }
+
+    /// The pages, as far as they are neighbours as one range: at most [`MOST`] ranges.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = Range<u64>> + Clone {
+        let mut pages = self.claims().map(Claim::page).peekable();
+        core::iter::from_fn(move || {
+            let first = pages.next()?;
+            let mut end = first + 1;
+            while pages.next_if_eq(&end).is_some() {
+                end += 1;
+            }
+            Some(first..end)
+        })
+    }
+
+    /// Hands out the claims, one after the other.
+    pub(crate) fn into_claims(self) -> impl Iterator<Item = Claim<'o>> {
+        self.claims.into_iter().flatten()
+    }
+}

@@ -1,0 +1,109 @@
+//! When memory is short, of all or of a VM with a limit, and who is told.
+//!
+//! Asked by any CPU at any time, where it takes frames in numbers and where it has nothing else to do. The marks are set by
+//! whoever runs VMs; what is short is written only when that changes.
+
+use crate::frames::{FramePool, MAX_VMS, VmId};
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use spin::Once;
+
+/// When reclaim begins and ends, in free frames. A VM with a limit has its own, [`of`](Self::of) that limit, in frames that
+/// it may yet have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Watermarks {
+    /// Idle CPUs begin below this. They look for pages that could go from twice the high one on.
+    pub low: u64,
+    /// They end at this.
+    pub high: u64,
+}
+
+impl Watermarks {
+    /// For a machine with so many frames: a 64th of them, and half as much again.
+    pub const fn of(total: u64) -> Self {
+        let low = total / 64 + 1;
+        Self {
+            low,
+            high: low + low / 2 + 1,
+        }
+    }
+}
+
+/// The CPUs that may have nothing to do.
+pub trait IdleCpus: Sync + fmt::Debug {
+    /// Wakes one that sleeps, if any does, to call [`CpuMemory::relieve`] until that says that there is no more to do. Called
+    /// on any CPU, also in a guest's exit, again and again while memory is short: it takes no longer than that deserves.
+    fn wake_one(&self);
+}
+
+/// Whether something is short: it begins to be below the low watermark, and ends at the high one.
+#[derive(Debug, Default)]
+struct Short(AtomicBool);
+
+impl Short {
+    /// With so many frames left. Written when that makes a difference only, as many ask.
+    fn is_with(&self, left: u64, Watermarks { low, high }: Watermarks) -> bool {
+        let before = self.0.load(Ordering::Relaxed);
+        let now = left < low || before && left < high;
+        if now != before {
+            self.0.store(now, Ordering::Relaxed);
+        }
+        now
+    }
+}
+
+/// What is short.
+#[derive(Debug, Default)]
+pub(crate) struct Levels {
+    /// The watermarks; a low one of 0 stands for none, and no reclaim.
+    low: AtomicU64,
+    high: AtomicU64,
+    /// Free frames.
+    frames: Short,
+    /// What each VM may yet have.
+    vms: [Short; MAX_VMS],
+    idle_cpus: Once<&'static dyn IdleCpus>,
+}
+
+impl Levels {
+    pub(crate) fn set(&self, watermarks: Option<Watermarks>) {
+        let Watermarks { low, high } = watermarks.unwrap_or(Watermarks { low: 0, high: 0 });
+        self.high.store(high.max(low), Ordering::Relaxed);
+        self.low.store(low, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_idle_cpus(&self, cpus: &'static dyn IdleCpus) {
+        self.idle_cpus.call_once(|| cpus);
+    }
+
+    /// Whether pages may be put away at all.
+    pub(crate) fn is_on(&self) -> bool {
+        self.low.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether frames are to be reclaimed ahead of need.
+    pub(crate) fn is_low(&self, free: u64) -> bool {
+        let watermarks = Watermarks {
+            low: self.low.load(Ordering::Relaxed),
+            high: self.high.load(Ordering::Relaxed),
+        };
+        self.is_on() && self.frames.is_with(free, watermarks)
+    }
+
+    /// Whether pages are to be found already, so that it is known which of them are cold when some are to go.
+    pub(crate) fn is_near(&self, free: u64) -> bool {
+        free < 2 * self.high.load(Ordering::Relaxed)
+    }
+
+    /// Whether a VM's pages are to go ahead of need, which may have `room` frames more.
+    pub(crate) fn is_near_limit(&self, pool: &FramePool, vm: VmId, room: u64) -> bool {
+        let is_near = |limit| self.vms[vm.number()].is_with(room, Watermarks::of(limit));
+        self.is_on() && pool.limit(vm).is_some_and(is_near)
+    }
+
+    /// Wakes a CPU that has nothing to do, if anybody knows how.
+    pub(crate) fn wake_one(&self) -> bool {
+        let cpus = self.idle_cpus.get();
+        cpus.inspect(|cpus| cpus.wake_one()).is_some()
+    }
+}
