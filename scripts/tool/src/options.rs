@@ -245,13 +245,25 @@ fn checked_cpus(workload: &Workload, wanted: Option<u32>, gic: Gic) -> Result<u3
     let usual = (workload.useful_cpus() + 1).min(gic.most_cpus());
     let cpus = wanted.unwrap_or(usual.max(busy + 1));
     if busy > cpus - 1 {
-        let what = if busy == vcpus {
-            format!("--vcpus {vcpus}")
-        } else {
-            format!("--vcpus {vcpus}, with a second VM, --workers or --merging {busy} CPUs")
-        };
+        let compared = workload.compared.as_ref();
+        let reasons = [
+            (
+                compared.is_some_and(|compared| compared.vms() > 1),
+                "a second VM",
+            ),
+            (
+                compared.is_some_and(|compared| compared.most_workers() > 0),
+                "--workers",
+            ),
+            (workload.merging.beside, "--merging"),
+        ];
+        let more: String = reasons
+            .iter()
+            .filter(|(is_so, _)| *is_so)
+            .map(|(_, reason)| format!(" and {reason}"))
+            .collect();
         return usage(format!(
-            "{what}: a machine with {cpus} CPUs has room for {}, one CPU is the hypervisor's own",
+            "--vcpus {vcpus}{more}, {busy} CPUs: a machine with {cpus} CPUs has room for {}, one CPU is the hypervisor's own",
             cpus - 1
         ));
     }
@@ -443,7 +455,8 @@ mod tests {
     #[test]
     fn merging_that_cant_be_is_refused() {
         assert!(refused(&["--merging", "--workload=merge"]).contains("--merging"));
-        assert!(refused(&["--merging", "--vcpus=4", "--smp=5"]).contains("has room for 4"));
+        let says = "--vcpus 4 and --merging, 5 CPUs: a machine with 5 CPUs has room for 4";
+        assert!(refused(&["--merging", "--vcpus=4", "--smp=5"]).contains(says));
         assert!(refused(&["--merging", "--stress=5"]).contains("--merging"));
         assert!(refused(&["--sleep-millisecs=5"]).contains("--sleep-millisecs: nothing is merged"));
         assert!(refused(&["--merging", "--pages-to-scan=0"]).contains("--pages-to-scan"));

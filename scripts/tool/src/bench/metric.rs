@@ -62,6 +62,8 @@ pub enum Metric {
     Fork,
     /// Every page is read for the first time.
     Read,
+    /// Every page is written for the first time, which backs it.
+    FirstWrite,
     /// Every page is written, in the way that is measured.
     Write,
     /// The same once more, after what is measured.
@@ -109,7 +111,7 @@ pub enum Quantity {
 
 impl Metric {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 36] = [
         Self::Populate,
         Self::Enable,
         Self::FreeDirty,
@@ -131,6 +133,7 @@ impl Metric {
         Self::Merge,
         Self::ScanPerPage,
         Self::FramesLeft,
+        Self::FirstWrite,
         Self::Read,
         Self::ReadExits,
         Self::Write,
@@ -168,6 +171,7 @@ impl Metric {
             Self::Fill => "Fill, per page and vCPU",
             Self::Fork => "Fork",
             Self::Read => "Read, per page and vCPU",
+            Self::FirstWrite => "First write, per page and vCPU",
             Self::Write => "Write, per page and vCPU",
             Self::WriteAgain => "Write once more, per page and vCPU",
             Self::Check => "Check, per page and vCPU",
@@ -209,6 +213,7 @@ impl Metric {
             Self::Fill => "fill",
             Self::Fork => "fork",
             Self::Read => "read",
+            Self::FirstWrite => "write-first",
             Self::Write => "write",
             Self::WriteAgain => "write-again",
             Self::Check => "check",

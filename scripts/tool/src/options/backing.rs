@@ -55,8 +55,8 @@ pub struct BackingOptions {
     #[arg(long, value_name = "N", value_delimiter = ',', requires = "workload", value_parser = clap::value_parser!(u32).range(0..=126))]
     pub workers: Vec<u32>,
 
-    /// How many percent of the memory that it may have the guest uses. A list is compared. [default: 100,150 for --workload
-    /// reclaim, else 100]
+    /// How many percent of the memory that it may have the guest uses. A list is compared, but by scripts/run for the benchmark.
+    /// [default: 100,150 for --workload reclaim, else 100]
     #[arg(long = "overcommit", value_name = "PERCENT", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(100..=1000))]
     pub overcommits: Vec<u32>,
 

@@ -49,7 +49,7 @@ fn faults_beside_invalidated_ranges_never_try_again() {
 
 #[test]
 fn with_one_count_for_the_vm_they_do() {
-    let records = run("invalidate tracker=sequence workers=0,1 iterations=2", 2);
+    let records = run("invalidate tracker=sequence workers=0,1 iterations=10", 2);
     let retried = records
         .iter()
         .map(|record| record.counters.get("faults_retried").copied());
@@ -121,7 +121,7 @@ fn equal_pages_of_two_vms_are_merged_while_both_check_them() {
 fn a_cpu_without_a_vcpu_merges_beside_the_benchmark_which_is_verified() {
     for policies in [
         "",
-        "overcommit=150 harvest=ring ring_entries=64 slots=3",
+        "overcommit=150 harvest=ring ring_entries=64 slots=2",
         "backing=4K merge_targets=ram max_page_sharing=2 pages_to_scan=1000 sleep_millisecs=1",
     ] {
         let options = format!("merging vcpus=2 bytes=2M iterations=30 timeout=60 {policies}");

@@ -31,6 +31,7 @@ pub fn samples(metric: Metric, record: &Record) -> Vec<f64> {
             .collect(),
         Metric::Read => per_page((PhaseName::Read, 0, LAST)),
         Metric::ReadExits => exits((PhaseName::Read, 0, LAST)),
+        Metric::FirstWrite => written_first(record).map_or_else(Vec::new, per_page),
         Metric::Write => written(record).map_or_else(Vec::new, per_page),
         Metric::WriteExits => written(record).map_or_else(Vec::new, exits),
         Metric::WriteAgain => written_again(record).map_or_else(Vec::new, per_page),
@@ -57,7 +58,7 @@ pub fn samples(metric: Metric, record: &Record) -> Vec<f64> {
         }
         Metric::Retries => {
             let (name, from, to) = match written(record) {
-                Some(kind) if !record.tracker.is_empty() => kind,
+                Some(kind) if record.workload == "invalidate" => kind,
                 _ => return Vec::new(),
             };
             let retries = |phase: &Phase| count(phase, "faults_retried").unwrap_or(0.0);
@@ -75,11 +76,19 @@ pub fn samples(metric: Metric, record: &Record) -> Vec<f64> {
 /// Phases: their name, and their first and last iteration.
 type Kind = (PhaseName, u64, u64);
 
-/// What is written in the way that is measured: in each iteration; by the fork, while its pages are shared; and what may have been
-/// populated ahead.
+/// What is written, and backed by it, before that.
+fn written_first(record: &Record) -> Option<Kind> {
+    match record.workload.as_str() {
+        "invalidate" | "cow" => Some((PhaseName::Write, 1, 1)),
+        _ => None,
+    }
+}
+
+/// What is written in the way that is measured: in each iteration but the first, where there are more; by the fork, while its
+/// pages are shared; and what may have been populated ahead.
 fn written(record: &Record) -> Option<Kind> {
     match record.workload.as_str() {
-        "invalidate" => Some((PhaseName::Write, 1, LAST)),
+        "invalidate" => Some((PhaseName::Write, record.iterations.clamp(1, 2), LAST)),
         "cow" => Some((PhaseName::Write, 2, 2)),
         "prefault" => Some((PhaseName::Write, 1, 1)),
         _ => None,
@@ -122,7 +131,7 @@ mod tests {
     fn record(workload: &str, phases: Vec<Phase>) -> Record {
         Record {
             workload: workload.into(),
-            tracker: "ranges".into(),
+            iterations: 3,
             vcpus: 2,
             bytes_per_vcpu: 8 * 4096,
             phases,
@@ -141,8 +150,9 @@ mod tests {
         };
         let writes = || vec![write(1), write(2), write(3)];
         let invalidate = record("invalidate", writes());
-        assert_eq!(samples(Metric::Write, &invalidate), [10.0, 20.0, 30.0]);
-        assert_eq!(samples(Metric::Retries, &invalidate), [0.5, 0.5, 0.5]);
+        assert_eq!(samples(Metric::FirstWrite, &invalidate), [10.0]);
+        assert_eq!(samples(Metric::Write, &invalidate), [20.0, 30.0]);
+        assert_eq!(samples(Metric::Retries, &invalidate), [0.5, 0.5]);
         assert!(samples(Metric::WriteAgain, &invalidate).is_empty());
         let cow = record("cow", writes());
         assert_eq!(samples(Metric::Write, &cow), [20.0]);

@@ -42,6 +42,7 @@ pub const PAGES: Group = Group {
         (Metric::Fill, "fill"),
         (Metric::Ahead, "ahead"),
         (Metric::ScanPerPage, "scan"),
+        (Metric::FirstWrite, "write, first"),
         (Metric::Read, "read"),
         (Metric::Write, "write"),
         (Metric::AheadByGuest, "ahead, by guest"),
