@@ -47,6 +47,11 @@ impl Journals {
     pub fn of(&self, vcpu: usize) -> Ipa {
         self.start.offset(self.bytes_per_vcpu * vcpu as u64)
     }
+
+    /// Where the last word of a vCPU's journal is.
+    pub fn end_of(&self, vcpu: usize) -> Ipa {
+        self.of(vcpu).offset(self.bytes_per_vcpu - WORD_BYTES)
+    }
 }
 
 /// The bytes of a journal that has a bit for each of so many pages.
@@ -58,7 +63,9 @@ pub fn journal_bytes(pages: u64) -> u64 {
 pub fn needed_journal(options: &Options) -> u64 {
     let pages = options.bytes.0 / PAGE_SIZE;
     match options.guest {
-        GuestKind::Stress => (pages * size_of::<u32>() as u64).next_multiple_of(WORD_BYTES),
+        GuestKind::Stress => {
+            (pages * size_of::<u32>() as u64).next_multiple_of(WORD_BYTES) + WORD_BYTES
+        }
         GuestKind::DirtyLog | GuestKind::Backing | GuestKind::Program => journal_bytes(pages),
     }
 }

@@ -2,7 +2,8 @@
 //! random, and migrates the memory as it goes.
 //!
 //! What backs the memory changes, too: the VM is paused and forked, and its fork runs beside it where there are CPUs for that;
-//! slots come and go, parts are populated ahead, equal pages are merged, cold ones put away.
+//! both add to memory that they have in common; slots come and go, parts are populated ahead, equal pages are merged, cold ones
+//! put away.
 //!
 //! vCPUs work in rounds. Meanwhile CPU 0 enables and disables the logs of slots under any policy, harvests them in any way,
 //! splits and restores blocks, writes into guest memory itself, and keeps a copy of each slot that is logged, of the pages
@@ -11,6 +12,7 @@
 
 mod act;
 mod check;
+mod common;
 mod deck;
 mod fork;
 mod frames;
@@ -33,6 +35,7 @@ use act::Act;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
+use common::Common;
 use deck::Deck;
 use fastrand::Rng;
 use fork::Fork;
@@ -151,6 +154,7 @@ struct Stress<'s, M: Machine, L> {
     twin_vm: Option<VmId>,
     fork: Option<Fork<L>>,
     slots: Slots,
+    common: Option<Common>,
     merging: PageMerging,
 }
 
@@ -178,6 +182,7 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
             first: 0,
             count: 0,
         };
+        let unseen = Slots::behind(copies.offset(pages as u64 * PAGE_SIZE));
         let other_vm = |after| VmId::new((plan.vm.number() + after) % MAX_VMS);
         Ok(Self {
             host,
@@ -197,7 +202,8 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
             spare_vm: other_vm(1),
             twin_vm: other_vm(2),
             fork: None,
-            slots: Slots::behind(copies.offset(pages as u64 * PAGE_SIZE)),
+            common: Common::map(watch, unseen.end())?,
+            slots: unseen,
         })
     }
 
@@ -223,7 +229,7 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
     fn round(&mut self) -> Result<(), RunError> {
         let steps = self.bench.steps();
         self.count("rounds", 1);
-        let step = Step::new(step::STRESS, self.done["rounds"]);
+        let step = self.step(self.done["rounds"]);
         self.watch.post(steps, step);
         while !steps.all_arrived() {
             self.act_beside_vcpus()?;
@@ -237,6 +243,15 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
             self.count("guest_reads", arrival.read);
         }
         self.check_round()
+    }
+
+    /// A step of stress.
+    fn step(&self, number: u64) -> Step {
+        let common = self.common.as_ref();
+        Step {
+            part: common.map_or((0, 0), Common::part),
+            ..Step::new(step::STRESS, number)
+        }
     }
 
     /// Does one thing while vCPUs run.

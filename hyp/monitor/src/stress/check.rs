@@ -22,6 +22,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
     /// Finishes the migration of each slot that is logged, compares, and lets some of them go on.
     pub(super) fn check_round(&mut self) -> Result<(), RunError> {
         self.check_journals()?;
+        self.check_common()?;
         for vcpu in 0..self.options.vcpus {
             self.take_ring(vcpu)?;
         }

@@ -148,6 +148,9 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
             return self.begin_fork();
         };
         fork.check(self.watch, self.options.seed)?;
+        if let Some(common) = &self.common {
+            common.check_fork(self.watch, &fork.vm.space)?;
+        }
         if fork.is_written && self.random.u32(..4) == 0 {
             return self.end_fork();
         }

@@ -88,6 +88,11 @@ impl Slots {
         self.start.get() + PLACES * PLACE_BYTES <= 1 << ipa_bits
     }
 
+    /// Where the last place ends.
+    pub(super) fn end(&self) -> Ipa {
+        self.place(PLACES)
+    }
+
     fn place(&self, place: u64) -> Ipa {
         self.start.offset(place * PLACE_BYTES)
     }

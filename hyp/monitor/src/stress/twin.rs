@@ -6,6 +6,7 @@
 
 use super::Stress;
 use super::check::TestMemory;
+use super::common::counted;
 use crate::bench::Bench;
 use crate::error::RunError;
 use crate::guest::{GuestPlan, Watch};
@@ -48,9 +49,10 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
         // There is one at a time.
         self.twin_vm = None;
         let paused = watch.pause()?;
+        let counted = counted(&watch.own.memory, &watch.vm.space, self.bench)?;
         let bench = Arc::new(self.bench.fork());
         let (outcome, _) = host.run_fork(paused, &plan, &bench, |twin| {
-            self.run_beside(twin, &bench, &written)
+            self.run_beside(twin, &bench, &written, counted)
         });
         self.twin_vm = Some(vm);
         bench.flush();
@@ -65,6 +67,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
         twin: &Watch<'_, M, L>,
         bench: &Bench<M>,
         written: &[u64],
+        counted_before: u64,
     ) -> Result<(), RunError> {
         for left in (0..=STEPS).rev() {
             while !bench.steps().all_arrived() {
@@ -80,9 +83,13 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
             for arrival in bench.steps().arrivals() {
                 self.count("twin_writes", arrival.written);
             }
-            let code = if left == 0 { step::STOP } else { step::STRESS };
-            twin.post(bench.steps(), Step::new(code, STEPS - left));
+            if left != 0 {
+                twin.post(bench.steps(), self.step(STEPS - left));
+            }
         }
+        let counted = counted(&twin.own.memory, &twin.vm.space, bench)?;
+        self.note_added(counted - counted_before);
+        twin.post(bench.steps(), Step::new(step::STOP, 0));
         match twin.wait_for_end()? {
             StopReason::PoweredOff | StopReason::AllVcpusOff => Ok(()),
             reason => Err(RunError::Ended(reason)),

@@ -67,7 +67,7 @@ pub mod params {
     /// Pages are chosen at random.
     pub const RANDOM: u64 = 1;
     /// The steps will be those of the stress run: a vCPU's journal has 32 bits for each of its pages, and says how often it has
-    /// written it.
+    /// written it; and one more word at its end, for what it has added to the memory that VMs have in common.
     pub const STRESS: u64 = 2;
 }
 
@@ -80,7 +80,9 @@ pub mod step {
     /// Access every page of the share once, and write the pattern of the iteration to those that the write percentage picks.
     pub const DIRTY: u64 = 2;
     /// Read and write at random. The pages of the test memory are dealt out to the vCPUs one by one; whoever writes one
-    /// writes [`counted`](crate::counted) into its first and then its last word.
+    /// writes [`counted`](crate::counted) into its first and then its last word. x2: IPA of memory that the VM has in common with
+    /// others; x3: its pages. Now and then a vCPU adds 1 to the first word of one of them, and before that to the last word of
+    /// its journal.
     pub const STRESS: u64 = 3;
     /// Write the pattern of the iteration to each page of a part of the share, without noting it anywhere.
     pub const WRITE: u64 = 4;

@@ -69,11 +69,12 @@ fn main(tree: Tree) -> ! {
 fn announce(tree: Tree) -> usize {
     let pages = (tree.memory_at(TEST_MEMORY) / PAGE_BYTES).div_ceil(tree.vcpus().max(1) as u64);
     let [params, write_percent, kind, seed] = call(BENCH_PARAMS, [0; 3]);
-    let bits_per_page = match kind & params::STRESS {
-        0 => 1,
-        _ => u64::from(u32::BITS),
+    let (bits_per_page, more_words) = match kind & params::STRESS {
+        0 => (1, 0),
+        _ => (u64::from(u32::BITS), 1),
     };
-    let journal_bytes = (pages * bits_per_page).div_ceil(u64::BITS.into()) * 8;
+    let journal_words = (pages * bits_per_page).div_ceil(u64::BITS.into()) + more_words;
+    let journal_bytes = journal_words * 8;
     let [hello, vcpus, bytes_per_vcpu, base] = call(BENCH_HELLO, [journals(), journal_bytes, 0]);
     if hello != SUCCESS || params != SUCCESS || vcpus > MAX_VCPUS as u64 {
         println!("not the benchmark's hypervisor: {hello:#x}, {params:#x}, {vcpus} vCPUs");
@@ -94,7 +95,8 @@ fn run(index: usize) -> ! {
     let bytes = PLAN.bytes_per_vcpu.load(Ordering::Relaxed);
     let base = PLAN.base.load(Ordering::Relaxed);
     let first = base + index as u64 * bytes;
-    let journal = journals() + index as u64 * PLAN.journal_bytes.load(Ordering::Relaxed);
+    let journal_bytes = PLAN.journal_bytes.load(Ordering::Relaxed);
+    let journal = journals() + index as u64 * journal_bytes;
     let pages = bytes / PAGE_BYTES;
     // SAFETY: the harness gave this vCPU this part of the test memory, and accepted that its journal be here; both are
     // mapped, and no other vCPU has them.
@@ -112,6 +114,7 @@ fn run(index: usize) -> ! {
         vcpus: PLAN.vcpus.load(Ordering::Relaxed),
         share: pages,
         journal: journal as *mut u32,
+        added: (journal + journal_bytes - 8) as *mut u64,
     };
     let seed = PLAN.seed.load(Ordering::Relaxed);
     let mut choice = Choice::new(
@@ -129,7 +132,7 @@ fn run(index: usize) -> ! {
             step::DIRTY if choice.is_all() => share.write_all(iteration),
             step::DIRTY => share.access(iteration, &mut choice),
             // SAFETY: the harness gives every vCPU this step or none.
-            step::STRESS => unsafe { stress.step(&mut choice) },
+            step::STRESS => unsafe { stress.step(&mut choice, (from, count)) },
             // SAFETY: the part lies in the share, which is this vCPU's alone.
             step::WRITE..=step::POPULATE_AHEAD => unsafe { part.step(code, iteration, seed) },
             step::STOP if index == 0 => guest_runtime::power_off(),

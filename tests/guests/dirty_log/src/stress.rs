@@ -12,6 +12,8 @@ use crate::accesses::Choice;
 
 const PAGE_BYTES: u64 = 4096;
 const LAST_WORD: u64 = PAGE_BYTES - 8;
+/// One in so many accesses is followed by one to the memory that VMs have in common.
+const COMMON: u64 = 8;
 /// Accesses of a step for each page that the vCPU writes.
 const ACCESSES_PER_PAGE: u64 = 4;
 
@@ -28,15 +30,18 @@ pub struct Stress {
     pub share: u64,
     /// How often this vCPU has written each of its pages.
     pub journal: *mut u32,
+    /// How often it has added to the memory that VMs have in common.
+    pub added: *mut u64,
 }
 
 impl Stress {
-    /// Does one step. Returns how often it wrote and read.
+    /// Does one step. Returns how often it wrote and read. `common` says where the memory begins that VMs have in common, and how
+    /// many pages it has.
     ///
     /// # Safety
-    /// Test memory of `share` pages for each vCPU begins at `memory`; all vCPUs access it only in this way. The journal has a
-    /// word for each page of the share, and is this vCPU's alone.
-    pub unsafe fn step(&mut self, choice: &mut Choice) -> [u64; 2] {
+    /// Test memory of `share` pages for each vCPU begins at `memory`; all vCPUs access it only in this way, and the common memory
+    /// too. The journal has a word for each page of the share, and is this vCPU's alone, as is the word `added`.
+    pub unsafe fn step(&mut self, choice: &mut Choice, common: (u64, u64)) -> [u64; 2] {
         let mut done = [0; 2];
         for _ in 0..self.share * ACCESSES_PER_PAGE {
             match choice.below(4) {
@@ -51,6 +56,10 @@ impl Stress {
                     unsafe { self.access_own(choice.below(self.share), written) };
                     done[usize::from(!written)] += 1;
                 }
+            }
+            if common.1 != 0 && choice.below(COMMON) == 0 {
+                // SAFETY: as promised by the caller, the page exists.
+                unsafe { self.add(common.0 + choice.below(common.1) * PAGE_BYTES) };
             }
         }
         done
@@ -78,6 +87,18 @@ impl Stress {
             unsafe { journal.write_volatile(count as u32 + 1) };
             first.store(counted(count + 1, page), Ordering::Relaxed);
             last.store(counted(count + 1, page), Ordering::Release);
+        }
+    }
+
+    /// Adds 1 to a word, to which other VMs' vCPUs add too, and counts that first.
+    ///
+    /// # Safety
+    /// It exists.
+    unsafe fn add(&mut self, word: u64) {
+        // SAFETY: as promised by the caller, and all VMs access these words as atomics.
+        unsafe {
+            self.added.write_volatile(self.added.read_volatile() + 1);
+            AtomicU64::from_ptr(word as *mut u64).fetch_add(1, Ordering::AcqRel);
         }
     }
 

@@ -215,6 +215,7 @@ fn everything_at_once_loses_no_page() {
             "fork_writes",
             "twins",
             "twin_writes",
+            "added_by_twins",
             "populated",
             "slots_added",
             "slots_moved",
