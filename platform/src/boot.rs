@@ -214,6 +214,8 @@ pub struct System {
     pub features: CpuFeatures,
     /// Memory that nobody uses, in whole pages, mapped at its own address. Its contents are undefined.
     pub memory: RangeSet,
+    /// The device tree, if it lies in memory that is mapped.
+    tree: Option<Fdt<'static>>,
 }
 
 impl Boot {
@@ -250,12 +252,19 @@ impl Boot {
         Ok(System {
             machine,
             features: self.features,
+            // The plan has kept it out of what is free.
+            tree: plan.mapped.contains(tree).then_some(self.tree),
             memory: plan.free,
         })
     }
 }
 
 impl System {
+    /// A device of this machine, by its node's path in the device tree. `None` if there is none, or it is switched off.
+    pub fn device(&self, path: &str) -> Option<discovery::Device> {
+        discovery::device(self.tree?, path)
+    }
+
     /// The bytes of a module of this machine: what a boot loader left in memory that nobody else gets.
     pub fn module(&self, index: usize) -> Option<&'static [u8]> {
         let range = self.machine.modules.get(index)?.range;

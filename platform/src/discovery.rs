@@ -7,6 +7,7 @@ mod cpus;
 mod devices;
 mod guests;
 mod memory;
+mod passing;
 mod structure;
 mod tree;
 
@@ -14,6 +15,7 @@ pub use cpus::{Cpu, Mpidr};
 pub use devices::{Conduit, Gic, Interrupt, TimerInterrupts, Uart};
 pub use guests::{GuestModule, ModuleKind};
 pub use memory::Reservation;
+pub use passing::{Device, device};
 
 use crate::range::{PhysicalRange, RangeSet};
 use alloc::string::{String, ToString};

@@ -2,22 +2,26 @@
 
 use core::fmt;
 
-use monitor::{Facts, Machine};
+use memory::{CpuMemory, Object};
+use monitor::{Device, DeviceError, Facts, Machine, Registers};
 use platform::boot::System;
 use platform::discovery::Gic;
+use platform::range::PhysicalRange;
 use platform::{CpuId, console, cpus, gic, timer};
-use stage2::Features;
+use stage2::{Features, PAGE_SIZE, Pa};
 
 use crate::watch::{GuestCpu, Hardware};
 
 /// This machine.
-#[derive(Debug)]
-pub struct Board(Facts);
+pub struct Board {
+    facts: Facts,
+    system: &'static System,
+}
 
 impl Board {
     /// All of its CPUs are up, and have `stage2` with pages of 4 KiB.
-    pub fn new(system: &System, stage2: Features, most_tlbi: u32) -> Self {
-        Self(Facts {
+    pub fn new(system: &'static System, stage2: Features, most_tlbi: u32) -> Self {
+        let facts = Facts {
             cpus: cpus::count(),
             stage2,
             most_tlbi,
@@ -27,7 +31,31 @@ impl Board {
                 Gic::V3 { .. } => 3,
             },
             clock: "cntpct",
-        })
+        };
+        Self { facts, system }
+    }
+
+    /// Registers that a guest gets.
+    fn registers(
+        &self,
+        memory: &CpuMemory<Hardware>,
+        range: PhysicalRange,
+    ) -> Result<Registers, DeviceError> {
+        let (start, bytes) = (range.start(), range.size());
+        if !start.is_multiple_of(PAGE_SIZE) || !bytes.is_multiple_of(PAGE_SIZE) {
+            return Err(DeviceError::Unaligned { start, bytes });
+        }
+        if range.end() > 1 << self.system.features.pa_bits {
+            return Err(DeviceError::NoRegisters);
+        }
+        if let Some(by) = self.system.machine.user_of(range) {
+            return Err(DeviceError::Taken { start, by });
+        }
+        // SAFETY: it is neither memory, so none of the pool's, nor a device that the hypervisor uses. What a device does with
+        // it is the user's to answer for, who has named it.
+        let object = unsafe { Object::device(memory, Pa::new(start)..Pa::new(range.end())) };
+        let object = object.map_err(DeviceError::Object)?;
+        Ok(Registers { start, object })
     }
 }
 
@@ -36,7 +64,7 @@ impl Machine for Board {
     type Hardware = Hardware;
 
     fn facts(&self) -> &Facts {
-        &self.0
+        &self.facts
     }
 
     fn now_ns(&self) -> u64 {
@@ -53,6 +81,20 @@ impl Machine for Board {
 
     fn kick(&self, cpu: vm::CpuId) {
         gic::kick(CpuId::new(cpu.0));
+    }
+
+    fn device(&self, memory: &CpuMemory<Hardware>, path: &str) -> Result<Device, DeviceError> {
+        let found = self.system.device(path).ok_or(DeviceError::Unknown)?;
+        if found.registers.is_empty() {
+            return Err(DeviceError::NoRegisters);
+        }
+        let registers = found.registers.iter();
+        let registers = registers.map(|range| self.registers(memory, *range));
+        Ok(Device {
+            registers: registers.collect::<Result<_, _>>()?,
+            name: found.name,
+            compatible: found.compatible,
+        })
     }
 
     fn wait(&self, deadline_ns: u64) {

@@ -52,8 +52,8 @@ fn main(boot: Boot) -> ! {
 }
 
 fn run(boot: Boot) -> Result<(), Error> {
-    let system = boot.take_over().map_err(Error::Boot)?;
-    fill_pool(&system);
+    let system: &'static System = Box::leak(Box::new(boot.take_over().map_err(Error::Boot)?));
+    fill_pool(system);
     cpus::start_secondaries(attend).map_err(Error::Cpu)?;
     log::info!("{system}");
     if selftest::run(&system.machine.bootargs) {
@@ -66,7 +66,7 @@ fn run(boot: Boot) -> Result<(), Error> {
     let most_tlbi = calibration.most_instructions();
     let bootargs = watch::start(&system.machine.bootargs).map_err(Error::Option)?;
     let shared = SHARED.call_once(|| Shared {
-        board: Board::new(&system, stage2, most_tlbi),
+        board: Board::new(system, stage2, most_tlbi),
         crew: Crew::new(cpus::count()),
         memory: MemorySystem::new(
             &POOL,

@@ -197,6 +197,7 @@ impl<M: Machine> Run<'_, M> {
             lazy: true,
             limit: None,
             policy: self.case.policy(),
+            device: None,
             unseen: 0,
             hardware_dirty: false,
             ring_entries: None,

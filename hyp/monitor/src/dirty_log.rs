@@ -100,6 +100,7 @@ fn plan<'p>(
         lazy: options.is_overcommitted(),
         limit: None,
         policy: BackingPolicy::default(),
+        device: None,
         unseen: 0,
         hardware_dirty: choice.tracking == Tracking::Hardware,
         ring_entries: (options.harvest == Harvest::Ring).then_some(options.ring_entries),

@@ -2,6 +2,8 @@
 
 use crate::bench::Complaint;
 use crate::image::ImageError;
+use crate::machine::DeviceError;
+use crate::quote::Quoted;
 use crate::verify::{BeyondShare, Mismatch, WrongContent};
 use alloc::string::String;
 use core::fmt;
@@ -34,6 +36,13 @@ pub enum RunError {
     Frames(OutOfFrames),
     /// The guest's memory can't be had.
     Slot(SlotError),
+    /// The guest can't be given the device that it is to have.
+    Device {
+        /// Its path.
+        path: String,
+        /// Why.
+        error: DeviceError,
+    },
     /// The heap is exhausted.
     Heap,
     /// The guest's memory isn't where it should be.
@@ -218,6 +227,13 @@ impl fmt::Display for RunError {
             Self::Layout(error) => error.fmt(f),
             Self::Frames(error) => error.fmt(f),
             Self::Slot(error) => write!(f, "the guest's memory can't be had: {error}"),
+            Self::Device { path, error } => {
+                write!(
+                    f,
+                    "device={} can't be given to a guest: {error}",
+                    Quoted(path)
+                )
+            }
             Self::Heap => f.write_str("the heap is too small for this much guest memory"),
             Self::NotBacked(error) => error.fmt(f),
             Self::Tree(error) => write!(f, "the guest's device tree can't be written: {error}"),

@@ -6,6 +6,7 @@
 mod plan;
 mod watch;
 
+use plan::whole;
 pub use plan::{GuestPlan, RAM, RAM_SLOT, UNSEEN_SLOT};
 pub use watch::{Beside, Watch};
 
@@ -22,10 +23,9 @@ use core::cell::Cell;
 use core::ops::Range;
 use memory::frames::{Counts, VmCounts};
 use memory::{
-    AddressSpace, CpuCounters, CpuMemory, MmuLock, Object, Owner, SlotConfig, SlotError, SlotId,
-    VmId, Watermarks,
+    AddressSpace, CpuCounters, CpuMemory, MmuLock, Object, Owner, SlotError, VmId, Watermarks,
 };
-use stage2::{Features, Ipa, Layout, PAGE_SIZE};
+use stage2::{Features, Layout, PAGE_SIZE};
 use vm::{CpuId, Pause, Service, Start, StopReason, Vcpu, VcpuId, Vm, VmConfig};
 
 /// How long CPUs may take to come back from a guest that was stopped.
@@ -269,6 +269,7 @@ impl<M: Machine> Host<'_, M> {
         let tree = GuestDescription {
             memory: &memory,
             affinities: &affinities,
+            device: plan.device.as_ref(),
             bootargs: plan.bootargs,
         }
         .to_tree()?;
@@ -282,6 +283,9 @@ impl<M: Machine> Host<'_, M> {
         if bytes / PAGE_SIZE > own.pool().counts().free {
             // Before any of it is zeroed in vain.
             return Err(RunError::Slot(SlotError::OutOfMemory { bytes }));
+        }
+        for slot in plan.device_slots() {
+            space.map_object(own, slot)?;
         }
         let entry = RAM.offset(plan.image.offset);
         let piece = plan.ram_backing.level();
@@ -384,18 +388,5 @@ impl<M: Machine> Host<'_, M> {
                 return frames;
             }
         }
-    }
-}
-
-/// All of an object as a slot.
-fn whole(id: SlotId, start: Ipa, object: Arc<Object>) -> SlotConfig {
-    SlotConfig {
-        id,
-        start,
-        offset: 0,
-        bytes: object.bytes(),
-        object,
-        read_only: false,
-        write_faults: false,
     }
 }

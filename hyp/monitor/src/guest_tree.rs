@@ -1,5 +1,6 @@
-//! The device tree that a guest is given: its memory, its vCPUs, PSCI, its arguments.
+//! The device tree that a guest is given: its memory, its vCPUs, PSCI, its device if it has one, its arguments.
 
+use crate::machine::Device;
 use alloc::format;
 use alloc::vec::Vec;
 use stage2::IpaRange;
@@ -12,6 +13,8 @@ pub struct GuestDescription<'d> {
     pub memory: &'d [IpaRange],
     /// The affinity of each vCPU.
     pub affinities: &'d [u64],
+    /// Its device, if it has one.
+    pub device: Option<&'d Device>,
     /// Its command line.
     pub bootargs: &'d str,
 }
@@ -37,6 +40,9 @@ impl GuestDescription<'_> {
         self.write_cpus(&mut tree)?;
         for range in self.memory {
             write_memory(&mut tree, range)?;
+        }
+        if let Some(device) = self.device {
+            write_device(&mut tree, device)?;
         }
         tree.end_node(root)?;
         tree.finish()
@@ -69,6 +75,17 @@ fn write_memory(tree: &mut FdtWriter, range: &IpaRange) -> Result<(), Error> {
     tree.end_node(memory)
 }
 
+fn write_device(tree: &mut FdtWriter, device: &Device) -> Result<(), Error> {
+    let registers = device.registers.iter();
+    let registers = registers.flat_map(|part| [part.start, part.object.bytes()]);
+    let node = tree.begin_node(&device.name)?;
+    if !device.compatible.is_empty() {
+        tree.property("compatible", &device.compatible)?;
+    }
+    tree.property_array_u64("reg", &registers.collect::<Vec<_>>())?;
+    tree.end_node(node)
+}
+
 fn node(tree: &mut FdtWriter, name: &str, properties: &[(&str, &str)]) -> Result<(), Error> {
     let node = tree.begin_node(name)?;
     for (property, value) in properties {
@@ -91,6 +108,7 @@ mod tests {
         let blob = GuestDescription {
             memory: &[range(0x4000_0000, 4 << 20), range(0x8000_0000, 5 << 30)],
             affinities: &[0, 1, 0x100],
+            device: None,
             bootargs: "console=hvc",
         }
         .to_tree()

@@ -38,5 +38,5 @@ pub use bench::Complaint;
 pub use crew::{BOOT_CPU, Crew, Job};
 pub use error::RunError;
 pub use guest::Host;
-pub use machine::{Facts, Machine, OwnCpu};
+pub use machine::{Device, DeviceError, Facts, Machine, OwnCpu, Registers};
 pub use run::{Error, Module, run};

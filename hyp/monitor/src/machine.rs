@@ -2,8 +2,11 @@
 //!
 //! One value for the whole machine; every CPU calls at any time.
 
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
-use memory::{Caches, CpuMemory};
+use memory::{Caches, CpuMemory, Object, ObjectError};
 use stage2::{Features, Tlb};
 use vm::{Cpu, CpuId};
 
@@ -29,6 +32,13 @@ pub trait Machine: Sync + 'static {
     /// Makes CPU `cpu` leave its guest or its wait, now or the next time it tries.
     fn kick(&self, cpu: CpuId);
 
+    /// The device at a path of the machine's device tree, for a guest that gets it to itself.
+    ///
+    /// # Errors
+    /// There is none, or no guest may have it.
+    fn device(&self, memory: &CpuMemory<Self::Hardware>, path: &str)
+    -> Result<Device, DeviceError>;
+
     /// Waits on the calling CPU until it is kicked (or was, since it last waited), or until [`Self::now_ns`] reaches
     /// `deadline_ns`. May return early.
     fn wait(&self, deadline_ns: u64);
@@ -50,6 +60,73 @@ pub struct Facts {
     /// What [`Machine::now_ns`] reads.
     pub clock: &'static str,
 }
+
+/// A device of the machine that a guest gets.
+#[derive(Clone, Debug)]
+pub struct Device {
+    /// Its node's name, with its unit address.
+    pub name: String,
+    /// What it is compatible with, as a device tree has it: strings, each with a NUL.
+    pub compatible: Vec<u8>,
+    /// Its registers, in whole pages.
+    pub registers: Vec<Registers>,
+}
+
+/// Some registers of a device.
+#[derive(Clone, Debug)]
+pub struct Registers {
+    /// Where they are, for CPUs as for the guest.
+    pub start: u64,
+    /// Them.
+    pub object: Arc<Object>,
+}
+
+/// A guest can't be given a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeviceError {
+    /// The device tree has no node there that isn't switched off.
+    Unknown,
+    /// The node names no registers, or none that CPUs reach.
+    NoRegisters,
+    /// The registers aren't whole pages.
+    Unaligned {
+        /// Where they begin.
+        start: u64,
+        /// How many bytes they are.
+        bytes: u64,
+    },
+    /// Somebody else has the addresses.
+    Taken {
+        /// Where the registers begin.
+        start: u64,
+        /// Who.
+        by: &'static str,
+    },
+    /// There is no memory for their description.
+    Object(ObjectError),
+}
+
+impl fmt::Display for DeviceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => {
+                f.write_str("the machine's device tree has no such node that is enabled")
+            }
+            Self::NoRegisters => f.write_str("its node names no registers that CPUs reach"),
+            Self::Unaligned { start, bytes } => write!(
+                f,
+                "its registers at {start:#x}, {bytes:#x} bytes, aren't whole pages"
+            ),
+            Self::Taken { start, by } => write!(
+                f,
+                "its registers at {start:#x} overlap {by}, which the hypervisor keeps"
+            ),
+            Self::Object(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for DeviceError {}
 
 /// What a CPU has for itself.
 pub struct OwnCpu<M: Machine> {

@@ -14,6 +14,7 @@ pub use value::{
 };
 
 use crate::size::Size;
+use alloc::string::String;
 use alloc::vec::Vec;
 use log::LevelFilter;
 use stage2::PAGE_SIZE;
@@ -62,6 +63,9 @@ pub struct Options {
     pub exit_times: bool,
     /// vCPUs.
     pub vcpus: usize,
+    /// The path of a device that the guest gets, in the machine's device tree. The hypervisor doesn't look at what the guest
+    /// does with it: a device that reaches memory by itself (DMA) reaches all of it.
+    pub device: Option<String>,
     /// Memory: the benchmark's per vCPU, or a guest program's.
     pub bytes: Size,
     /// What guest memory is made of.
@@ -117,6 +121,7 @@ impl Default for Options {
             slots: 1,
             exit_times: false,
             vcpus: 4,
+            device: None,
             bytes: Size(64 << 20),
             backing: Backing::Block2M,
             iterations: 3,
@@ -139,7 +144,7 @@ impl Default for Options {
 }
 
 /// The options, in the order in which errors list them.
-const KEYS: [&str; 35] = [
+const KEYS: [&str; 36] = [
     "guest",
     "mode",
     "split",
@@ -155,6 +160,7 @@ const KEYS: [&str; 35] = [
     "slots",
     "exit_times",
     "vcpus",
+    "device",
     "bytes",
     "backing",
     "iterations",
@@ -291,6 +297,7 @@ impl Options {
             "vcpus" => {
                 self.vcpus = value::number(key, text, 1, MOST_VCPUS, "a number from 1 on")? as usize
             }
+            "device" => self.device = Some(value::path(key, text)?),
             "bytes" => self.bytes = value::size(key, text)?,
             "backing" => self.backing = value::word(key, text)?,
             "iterations" => {
@@ -386,7 +393,8 @@ impl Options {
             let mut keys = BENCHMARK_ONLY.iter().chain(&NOT_BACKING).copied();
             keys.find(|key| !BACKING_TOO.contains(key) && is_given(key))
         };
-        let foreign = match self.guest {
+        let of_program = given(&["device"]).filter(|_| self.guest != GuestKind::Program);
+        let foreign = of_program.or(match self.guest {
             GuestKind::DirtyLog => given(&["seconds"]).or(given(&BACKING_ONLY[..4])),
             GuestKind::Stress => given(&BENCHMARK_ONLY)
                 .or(given(&BACKING_ONLY))
@@ -396,7 +404,7 @@ impl Options {
             GuestKind::Program => given(&BENCHMARK_ONLY)
                 .or(given(&LOGGED_ONLY))
                 .or(given(&BACKING_ONLY)),
-        };
+        });
         match foreign {
             Some(key) => Err(OptionError::NotForGuest { key, guest }),
             None if self.guest == GuestKind::Program && self.modes.len() > 1 => {

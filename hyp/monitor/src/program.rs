@@ -5,7 +5,7 @@ use crate::error::RunError;
 use crate::guest::{GuestPlan, Host};
 use crate::guest_console::GuestConsole;
 use crate::image::GuestImage;
-use crate::machine::Machine;
+use crate::machine::{Device, Machine};
 use crate::merging::Scanner;
 use crate::options::Options;
 use alloc::sync::Arc;
@@ -61,6 +61,10 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     image: GuestImage<'_>,
     bootargs: &str,
 ) -> Result<(), RunError> {
+    let device = match &options.device {
+        None => None,
+        Some(path) => Some(device(host, path)?),
+    };
     let plan = GuestPlan {
         vm,
         image,
@@ -74,6 +78,7 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
         lazy: false,
         limit: None,
         policy: BackingPolicy::default(),
+        device,
         unseen: 0,
         hardware_dirty: false,
         ring_entries: None,
@@ -104,4 +109,13 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
         }
         reason => Err(RunError::Program(reason)),
     }
+}
+
+/// The device that the guest is to be given.
+fn device<M: Machine>(host: &Host<'_, M>, path: &str) -> Result<Device, RunError> {
+    let found = host.machine.device(&host.own.memory, path);
+    found.map_err(|error| RunError::Device {
+        path: path.into(),
+        error,
+    })
 }

@@ -120,6 +120,7 @@ fn plan<'p>(
         lazy: false,
         limit: None,
         policy: BackingPolicy::default(),
+        device: None,
         unseen: copies.next_multiple_of(Backing::Block2M.bytes()),
         hardware_dirty: true,
         ring_entries: Some(options.ring_entries),

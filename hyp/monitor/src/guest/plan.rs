@@ -2,11 +2,12 @@
 
 use crate::error::RunError;
 use crate::image::GuestImage;
+use crate::machine::Device;
 use crate::options::{self, Backing, TEST_MEMORY};
 use crate::test_memory::TestSlot;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use memory::{BackingPolicy, Object, SlotId, VmId};
+use memory::{BackingPolicy, Object, SlotConfig, SlotId, VmId};
 use stage2::{Features, Ipa, IpaRange, Layout, PAGE_SIZE};
 
 /// Where a guest's RAM begins.
@@ -15,6 +16,8 @@ pub const RAM: Ipa = Ipa::new(options::RAM);
 pub const RAM_SLOT: SlotId = SlotId(0);
 /// The slot that a guest doesn't know of.
 pub const UNSEEN_SLOT: SlotId = SlotId(u16::MAX as u32);
+/// The slot of a device's first registers; the others' follow.
+const DEVICE_SLOT: u32 = 1 << 16;
 /// The address space that a guest gets unless it needs a larger one, in bits: Linux KVM's choice too.
 const USUAL_IPA_BITS: u32 = 40;
 /// The most bits of an address in descriptors that aren't those of FEAT_LPA2.
@@ -46,6 +49,8 @@ pub struct GuestPlan<'p> {
     pub limit: Option<u64>,
     /// How its tables follow changes of what backs it.
     pub policy: BackingPolicy,
+    /// The device that it is given, if any.
+    pub device: Option<Device>,
     /// The size of memory that it isn't told of, a multiple of the RAM's backing: it lies at [`Self::unseen_start`].
     pub unseen: u64,
     /// Whether its tables have hardware dirty state.
@@ -76,6 +81,15 @@ impl GuestPlan<'_> {
         memory
     }
 
+    /// The slots of the device.
+    pub(super) fn device_slots(&self) -> impl Iterator<Item = SlotConfig> + '_ {
+        let registers = self.device.iter().flat_map(|device| &device.registers);
+        (DEVICE_SLOT..).zip(registers).map(|(number, registers)| {
+            let start = Ipa::new(registers.start);
+            whole(SlotId(number), start, registers.object.clone())
+        })
+    }
+
     /// The end of the test memory.
     pub(super) fn test_end(&self) -> Ipa {
         let last = self.test.last().map(|slot| slot.range().end);
@@ -91,7 +105,10 @@ impl GuestPlan<'_> {
     /// The layout of its tables, of what a machine can have. Larger descriptors' addresses only where its own address space needs
     /// them, dirty state where it is wanted; and contiguous groups not yet, as nothing here makes use of them.
     pub(super) fn layout(&self, possible: &Features) -> Result<Layout, RunError> {
+        let devices = self.device_slots();
+        let devices = devices.map(|slot| slot.start.get() + slot.bytes);
         let end = self.unseen_start().get() + self.unseen;
+        let end = devices.fold(end, u64::max);
         let needed = u64::BITS - end.saturating_sub(1).leading_zeros();
         let usual = USUAL_IPA_BITS.max(needed).min(possible.ipa_bits);
         let ipa_bits = self.ipa_bits.unwrap_or(usual);
@@ -102,5 +119,18 @@ impl GuestPlan<'_> {
             contiguous: false,
             ..*possible
         })?)
+    }
+}
+
+/// All of an object as a slot.
+pub(super) fn whole(id: SlotId, start: Ipa, object: Arc<Object>) -> SlotConfig {
+    SlotConfig {
+        id,
+        start,
+        offset: 0,
+        bytes: object.bytes(),
+        object,
+        read_only: false,
+        write_faults: false,
     }
 }

@@ -60,6 +60,23 @@ fn every_option_is_read() {
 }
 
 #[test]
+fn a_program_is_given_a_device_by_its_path() {
+    let path = |bootargs| Options::parse(bootargs).unwrap().device;
+    assert_eq!(path("guest=program"), None);
+    let given = path("guest=program device=/soc/rtc@9010000");
+    assert_eq!(given.as_deref(), Some("/soc/rtc@9010000"));
+    assert_eq!(
+        refused("guest=program device=rtc"),
+        "malformed value 'rtc' for option 'device': expected a path of the device tree, like /pl031@9010000"
+    );
+    for guest in ["dirty_log", "stress", "backing"] {
+        let says = refused(&["guest=", guest, " device=/rtc"].concat());
+        let expected = "option 'device' contradicts guest=";
+        assert!(says.starts_with(expected), "{says}");
+    }
+}
+
+#[test]
 fn runs_that_change_backing_compare_what_they_are_there_for() {
     let of = |text: &str| Options::parse(&["guest=backing ", text].concat()).unwrap();
     let invalidate = of("");

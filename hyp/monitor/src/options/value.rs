@@ -2,6 +2,7 @@
 
 use super::OptionError;
 use crate::size::{Size, decimal};
+use alloc::string::String;
 use alloc::vec::Vec;
 use log::LevelFilter;
 use memory::RING_ENTRIES;
@@ -255,6 +256,18 @@ pub(super) fn size<'t>(key: &'static str, text: &'t str) -> Result<Size, OptionE
         text,
         expected: "bytes, or a number with K, M or G",
     })
+}
+
+/// A node's path in a device tree.
+pub(super) fn path<'t>(key: &'static str, text: &'t str) -> Result<String, OptionError<'t>> {
+    match text.strip_prefix('/') {
+        Some(_) => Ok(text.into()),
+        None => Err(OptionError::Malformed {
+            key,
+            text,
+            expected: "a path of the device tree, like /pl031@9010000",
+        }),
+    }
 }
 
 pub(super) fn number<'t>(

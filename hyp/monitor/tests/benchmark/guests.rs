@@ -1,6 +1,6 @@
 //! Guests: functions that run on threads of their own, and come out of the guest by handing over an exit.
 
-use crate::machine::Threads;
+use crate::machine::{DEVICE, Threads};
 use hypercall::{
     BALLOON, BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, CONSOLE_PUT, INCONSISTENT, PREFAULT, REPORT,
     content, pattern, step,
@@ -32,6 +32,11 @@ pub enum Guest {
     Honest,
     /// Does one thing wrong.
     Sinner(Sin),
+    /// Reads its device, and reports whether that is what it should be.
+    Reader {
+        /// What it should be.
+        expected: u64,
+    },
     /// Calls with garbage, then reports.
     Program {
         /// Its verdict.
@@ -174,6 +179,10 @@ impl Vcpu {
             Guest::Honest => self.benchmark(None),
             Guest::Sinner(Sin::Hangs) => self.hang(),
             Guest::Sinner(sin) => self.benchmark(Some(sin)),
+            Guest::Reader { expected } => {
+                let found = self.word(DEVICE + 4096, false).load(Ordering::Relaxed);
+                self.call(REPORT, [u64::from(found != expected), found, 0]);
+            }
             Guest::Program { code } => self.program(code),
         }
     }

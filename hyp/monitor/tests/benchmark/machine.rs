@@ -1,10 +1,10 @@
 //! A machine whose CPUs are threads: kicks are flags, stage 2 is walked in software, a guest is a function.
 
 use crate::guests::{Entry, Guest, GuestCpu};
-use memory::frames::{Counts, FramePool, arena};
-use memory::{CpuCounters, CpuMemory, MemorySystem};
-use monitor::{Crew, Facts, Host, Machine, Module, OwnCpu};
-use stage2::{Features, Ipa, NoTlb};
+use memory::frames::{Counts, FramePool, arena, write_bytes};
+use memory::{CpuCounters, CpuMemory, MemorySystem, Object};
+use monitor::{Crew, Device, DeviceError, Facts, Host, Machine, Module, OwnCpu, Registers};
+use stage2::{Features, Ipa, NoTlb, PAGE_SIZE};
 use std::cell::Cell;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,6 +23,9 @@ thread_local! {
 
 const CPUS: usize = 4;
 const FRAMES: usize = 32 << 8;
+/// Where the device is, and what the first word of its second page holds.
+pub const DEVICE: u64 = 0x0901_0000;
+pub const REGISTER: u64 = 0x0123_4567_89ab_cdef;
 
 pub struct Threads {
     facts: Facts,
@@ -82,6 +85,34 @@ impl Machine for Threads {
     fn kick(&self, cpu: CpuId) {
         *self.kicks[cpu.0].pending.lock().unwrap() = true;
         self.kicks[cpu.0].changed.notify_all();
+    }
+
+    /// Two pages of registers, the second of which holds [`REGISTER`].
+    fn device(&self, memory: &CpuMemory<NoTlb>, path: &str) -> Result<Device, DeviceError> {
+        match path {
+            "/clock@9010000" => {}
+            "/taken" => {
+                return Err(DeviceError::Taken {
+                    start: 0,
+                    by: "memory",
+                });
+            }
+            _ => return Err(DeviceError::Unknown),
+        }
+        let frames = arena::leak(2);
+        // SAFETY: the memory is leaked, and nobody else has it.
+        let object = unsafe {
+            write_bytes(frames.start.offset(PAGE_SIZE), &REGISTER.to_ne_bytes());
+            Object::device(memory, frames)
+        };
+        Ok(Device {
+            name: "clock@9010000".into(),
+            compatible: b"test,clock\0".to_vec(),
+            registers: vec![Registers {
+                start: DEVICE,
+                object: object.map_err(DeviceError::Object)?,
+            }],
+        })
     }
 
     fn wait(&self, deadline_ns: u64) {

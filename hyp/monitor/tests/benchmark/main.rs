@@ -5,7 +5,7 @@ mod guests;
 mod machine;
 
 use guests::{Guest, Sin};
-use machine::{Outcome, run, run_with_dirty_state, run_without_guest};
+use machine::{Outcome, REGISTER, run, run_with_dirty_state, run_without_guest};
 use memory::frames::Counts;
 use monitor::record::{PhaseName, Record};
 
@@ -420,6 +420,30 @@ fn a_cpu_without_a_vcpu_merges_what_a_program_has_and_pauses() {
     }
     let outcome = run("guest=program vcpus=1 bytes=4M", Guest::Program { code: 0 });
     assert_eq!(outcome.starting("merging"), 0);
+}
+
+#[test]
+fn a_program_reads_the_device_that_it_is_given() {
+    let options = "guest=program vcpus=1 bytes=4M device=/clock@9010000";
+    let outcome = run(options, Guest::Reader { expected: REGISTER });
+    assert_eq!(outcome.error, None);
+    assert_nothing_left(&outcome);
+    for (path, why) in [
+        (
+            "/taken",
+            "its registers at 0x0 overlap memory, which the hypervisor keeps",
+        ),
+        (
+            "/clock",
+            "the machine's device tree has no such node that is enabled",
+        ),
+    ] {
+        let options = format!("guest=program vcpus=1 bytes=4M device={path}");
+        let outcome = run(&options, Guest::Program { code: 0 });
+        let says = format!("device='{path}' can't be given to a guest: {why}");
+        assert_eq!(outcome.error, Some(says));
+        assert_nothing_left(&outcome);
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@
 //! | `fp` | keeps values in the FP registers of all vCPUs through exits of all kinds | passes |
 //! | `memory` | gives memory up and has it populated ahead, rightly and wrongly | passes |
 //! | `race` | does so while other vCPUs use the same memory | passes |
+//! | `clock` | reads the clock that it is given as a device | passes |
 //! | `off`, `reset` | what they say | by the call |
 //! | `fail` | reports a failure | fails |
 //! | `spin`, `storm`, `wfi` | compute, fault or wait for ever | never |
@@ -19,6 +20,7 @@
 
 mod access;
 mod calls;
+mod clock;
 mod fp;
 mod memory;
 mod registers;
@@ -48,6 +50,7 @@ fn main(tree: Tree) -> ! {
         "fp" => fp::probe(tree),
         "memory" => memory::probe(tree),
         "race" => memory::race(tree),
+        "clock" => clock::probe(tree),
         "off" => guest_runtime::power_off(),
         "reset" => {
             let _ = smccc::psci::system_reset::<Hvc>();

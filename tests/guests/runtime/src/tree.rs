@@ -1,6 +1,7 @@
 //! What a guest's device tree says.
 
 use dtoolkit::fdt::Fdt;
+use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property, ToCellInt};
 
 /// The device tree, if there is a sound one.
@@ -53,5 +54,13 @@ impl Tree {
             .filter(|reg| reg.address.to_int() == Ok(address))
             .find_map(|reg| reg.size.to_int().ok())
             .unwrap_or(0)
+    }
+
+    /// Where the registers of the first device begin that is compatible with `name`.
+    pub fn registers(self, name: &str) -> Option<u64> {
+        let devices = self.0?.root().children();
+        let mut compatible = devices.filter(|node| node.is_compatible(name));
+        let registers = compatible.next()?.reg().ok()??.next()?;
+        registers.address.to_int().ok()
     }
 }

@@ -1,6 +1,7 @@
 //! Guests that misbehave: each ends its own VM at worst, never the machine.
 
 use qemu_tests::{Boot, describe, emulates, images};
+use tool::boot::Outcome;
 use tool::qemu::Gic;
 
 /// What a guest gets to find that all is well.
@@ -96,6 +97,47 @@ fn memory_is_given_up_and_populated_ahead_and_every_wrong_range_is_refused() {
             boot.append(&format!("backing={backing}")).run_well();
         }
     }
+}
+
+/// Exits of a kind, by the counters that were printed at the end.
+fn exits(outcome: &Outcome, kind: &str) -> u64 {
+    let counters = outcome.line_with("counters: ").unwrap_or_default();
+    let mut words = counters.split_whitespace();
+    let count = words.find(|word| *word == kind).and_then(|_| words.next());
+    count.map_or(0, |count| count.parse().expect("a number"))
+}
+
+#[test]
+fn a_clock_that_a_guest_is_given_is_read_without_an_exit() {
+    for cpu in ["cortex-a53", "max"] {
+        let boot = Boot::probe("clock", PATIENCE).cpu(cpu);
+        let outcome = boot.append("device=/pl031@9010000").run_well();
+        let line = outcome.line_with("the clock ticked after");
+        let reads = line.and_then(|line| line.split_whitespace().rev().nth(1));
+        let reads: u64 = reads.and_then(|reads| reads.parse().ok()).expect("reads");
+        let faults = exits(&outcome, "exits_translation_fault");
+        assert!(reads > 1000 && faults < 50, "{}", describe(&outcome));
+    }
+    // It is there for whom it is given to only.
+    ends_with("clock", PATIENCE, "fail");
+}
+
+#[test]
+fn devices_that_no_guest_may_have_are_refused() {
+    for (path, why) in [
+        ("/nothing@9010000", "no such node"),
+        ("/chosen", "no registers"),
+        ("/cpus/cpu@0", "no registers"),
+        ("/memory@40000000", "overlap memory"),
+        ("/pl011@9000000", "overlap console UART"),
+        ("/intc@8000000", "overlap GIC distributor"),
+        ("/fw-cfg@9020000", "aren't whole pages"),
+    ] {
+        let boot = Boot::probe("clock", PATIENCE).append(&format!("device={path}"));
+        boot.run_refused(&[path, why]);
+    }
+    let boot = Boot::benchmark("device=/pl031@9010000");
+    boot.run_refused(&["device", "guest=dirty_log"]);
 }
 
 #[test]
