@@ -49,12 +49,14 @@ fn faults_beside_invalidated_ranges_never_try_again() {
 
 #[test]
 fn with_one_count_for_the_vm_they_do() {
-    let records = run("invalidate tracker=sequence workers=0,1 iterations=10", 2);
-    let retried = records
-        .iter()
-        .map(|record| record.counters.get("faults_retried").copied());
-    let retried: Vec<u64> = retried.map(Option::unwrap_or_default).collect();
-    assert!(retried[0] == 0 && retried[1] > 0, "{retried:?}");
+    let retried_beside = |workers| {
+        let options = format!("invalidate tracker=sequence workers={workers} iterations=4");
+        let counters = &run(&options, 1)[0].counters;
+        counters.get("faults_retried").copied().unwrap_or_default()
+    };
+    assert_eq!(retried_beside(0), 0);
+    // On a busy host the other CPU may have had no turn.
+    assert!((0..5).any(|_| retried_beside(1) > 0));
 }
 
 #[test]

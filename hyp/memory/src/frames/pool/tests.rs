@@ -153,14 +153,14 @@ fn pieces_of_guest_memory_come_home_through_the_epoch_whole() {
 fn the_last_frames_of_a_pool_in_crumbs_are_found_for_a_cache() {
     let (pool, range) = pool_of(64);
     let mut all = [Pa::new(0); 64];
-    assert_eq!(pool.take_for_cache(&mut all), 64);
+    assert_eq!(pool.take_for_cache(&mut all).0, 64);
     let mut crumbs: Vec<Pa> = all.into_iter().step_by(2).collect();
     crumbs.extend(all.get(41));
     for crumb in &crumbs {
         pool.return_from_cache(*crumb);
     }
     let mut found = [Pa::new(0); 40];
-    assert_eq!(pool.take_for_cache(&mut found), crumbs.len());
+    assert_eq!(pool.take_for_cache(&mut found).0, crumbs.len());
     let mut found = found[..crumbs.len()].to_vec();
     found.sort();
     crumbs.sort();
@@ -173,7 +173,7 @@ fn the_last_frames_of_a_pool_in_crumbs_are_found_for_a_cache() {
 fn the_frames_that_are_kept_go_to_compressed_memory_only() {
     let (pool, _) = pool_of(8);
     pool.keep_for_compressed(3);
-    assert_eq!(pool.take_for_cache(&mut [Pa::new(0); 8]), 5);
+    assert_eq!(pool.take_for_cache(&mut [Pa::new(0); 8]).0, 5);
     for purpose in [Purpose::Guest, Purpose::Heap, Purpose::Table] {
         assert_eq!(pool.allocate_run(1, Owner::Hypervisor, purpose), None);
     }
