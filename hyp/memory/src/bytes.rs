@@ -8,6 +8,7 @@ use crate::direct::Changer;
 use crate::frames::{read_bytes, write_bytes};
 use crate::locks::MmuLock;
 use crate::object::{Backing, Claim};
+use crate::pressure::Room;
 use crate::slots::Slot;
 use crate::space::{AddressSpace, NotBacked};
 use core::ops::Range;
@@ -43,7 +44,7 @@ impl<L: MmuLock> AddressSpace<L> {
                 self.write_page(cpu, slot, at, &rest[part])
             });
             match written {
-                Err(NotBacked::OutOfFrames { ipa: at }) if cpu.make_room() => {
+                Err(NotBacked::OutOfFrames { ipa: at }) if cpu.make_room() != Room::None => {
                     done = (at.get() - ipa.get()) as usize;
                 }
                 other => return other,

@@ -11,6 +11,7 @@ use crate::frames::GRANULE;
 use crate::locks::MmuLock;
 use crate::object::{Backing, Look};
 use crate::policy::LogPolicy;
+use crate::pressure::Room;
 use crate::reclaim::{Retirement, Tables};
 use crate::ring::{DirtyPages, DirtyRing, Pushed};
 use crate::slots::{Slot, SlotArray};
@@ -96,18 +97,20 @@ impl<L: MmuLock> AddressSpace<L> {
         }
     }
 
-    /// Makes room for a fault that could not be served without, and serves it.
+    /// Looks for room for a fault that could not be served without, and serves it if there is. If room has to be made, that
+    /// is all for this exit.
     #[cold]
     fn fault_for_want_of_frames<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
         fault: &Fault,
     ) -> FaultOutcome {
-        if !cpu.make_room() {
-            return FaultOutcome::OutOfFrames;
+        match cpu.make_room() {
+            Room::There => {}
+            Room::Made => return FaultOutcome::Retry,
+            Room::None => return FaultOutcome::OutOfFrames,
         }
         match self.fault_in_epoch(cpu, fault, &cpu.pin()) {
-            // The guest runs meanwhile: it takes another step.
             FaultOutcome::OutOfFrames => FaultOutcome::Retry,
             outcome => outcome,
         }

@@ -223,6 +223,9 @@ impl Object {
         // Reading what nobody has written maps it.
         cpu.prepare_zeros().ok_or(out_of_memory)?;
         let pages = NonNull::from(Box::leak(words));
+        // The model checker doesn't see that whoever finds the object by its name comes later.
+        #[cfg(loom)]
+        stage2::sync::full_barrier();
         let object = Arc::new_cyclic(|object| {
             // SAFETY: the pages stay where they are until the object, which owns them, has taken them out again.
             let id = unsafe { system.objects().register(pages, object.clone()) };

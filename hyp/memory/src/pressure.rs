@@ -228,6 +228,9 @@ impl Pressure {
                 self.rounds.fetch_add(1, Ordering::Relaxed);
                 break;
             };
+            // The model checker doesn't see that the object was made before.
+            #[cfg(loom)]
+            stage2::sync::full_barrier();
             while hand.page < object.pages()
                 && looks < share.hand_looks
                 && found < share.listed_looks
@@ -472,6 +475,17 @@ impl MemorySystem {
     }
 }
 
+/// Whether there is room for what could not be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Room {
+    /// There is.
+    There,
+    /// Pages were put away for it, or more steps may do so: the caller may try again, but has taken a while already.
+    Made,
+    /// There is none.
+    None,
+}
+
 impl<T> CpuMemory<T> {
     /// Frames were taken from the pool in numbers, for `owner`.
     pub(crate) fn note_taken(&self, owner: Owner) {
@@ -526,11 +540,17 @@ impl<T: Tlb + Caches> CpuMemory<T> {
         hopeful
     }
 
-    /// Tries to get what a fault could not have: frames, or a part of its VM's limit, if need be of pages that are put
-    /// away for it. The caller holds no guard. Whether it may try again.
-    pub(crate) fn make_room(&self) -> bool {
+    /// Tries to get what could not be had: frames, or a part of its VM's limit, if need be of pages that are put away for
+    /// it. The caller holds no guard.
+    pub(crate) fn make_room(&self) -> Room {
         let denied = self.take_denied();
-        self.has_room(denied) || self.reclaim(denied)
+        if self.has_room(denied) {
+            Room::There
+        } else if self.reclaim(denied) {
+            Room::Made
+        } else {
+            Room::None
+        }
     }
 
     /// Whether there is room by now: within a VM's limit, or among the free frames.

@@ -251,6 +251,16 @@ fn unmap_removes_a_part_of_a_table_and_whole_tables() {
 /// Rule 4: what it has locked before is unmapped first, so that nobody waits for both.
 #[test]
 fn an_unmap_that_waits_for_an_entry_holds_no_other() {
+    unmap_beside_a_locked_entry(false);
+}
+
+#[test]
+fn an_unmap_of_leaves_that_waits_for_an_entry_holds_no_other() {
+    unmap_beside_a_locked_entry(true);
+}
+
+/// Unmaps two pages, `apart` or as one range, of which the second is locked, and wants the first one let go meanwhile.
+fn unmap_beside_a_locked_entry(apart: bool) {
     /// Long enough for a thread that the host has put aside.
     const PATIENCE: Duration = Duration::from_secs(10);
     let machine = machine();
@@ -263,8 +273,13 @@ fn an_unmap_that_waits_for_an_entry_holds_no_other() {
         thread::scope(|scope| {
             scope.spawn(|| {
                 machine.on(0, |worker| {
-                    let both = page(0)..page(2);
-                    machine.stage2.unmap(worker, both, |_, _, _| {});
+                    if apart {
+                        let pages = [page(0)..page(1), page(1)..page(2)];
+                        machine.stage2.unmap_leaves(worker, pages, |_, _, _| {});
+                    } else {
+                        let both = page(0)..page(2);
+                        machine.stage2.unmap(worker, both, |_, _, _| {});
+                    }
                 });
             });
             let began = Instant::now();
