@@ -3,6 +3,12 @@
 //! A vCPU's registers lie in the VM, behind a lock that its thread holds for as long as it runs the guest or serves an exit
 //! of it. A paused VM's threads let go: so a vCPU whose lock is free is out of the guest and out of every handler, and
 //! stays so while the pause lasts, because a thread looks again once it has the lock. Any number may pause a VM at once.
+//!
+//! Who sees whom is decided by the lock alone. Whoever pauses changes the VM's word first and takes the lock second; a thread
+//! takes the lock first and reads the word second. If the thread was first, it still has the lock, or is out; if it comes
+//! later, it has what was done before the lock was let go, and so the word. That word only changes by single steps
+//! (`life.rs`), whose order is no matter. So there is nothing here that the model checker could find, beside that it can't run
+//! spin locks which two of its threads take.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
