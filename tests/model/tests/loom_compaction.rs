@@ -61,6 +61,26 @@ fn unmapped_crumbs(cpu: &Cpu<'_>) {
     cpu.map_known(object.unwrap());
 }
 
+/// A region that another VM has shared, and of which both have written all: the first one's is one run of frames still.
+fn shared_for_a_while(cpu: &Cpu<'_>) {
+    region(cpu, Level::L2);
+    cpu.write_at(0, PAGE);
+    cpu.fork(0, 1);
+    for index in 0..ENTRIES {
+        cpu.write_at(1, page(index));
+        cpu.write_at(0, page(index));
+    }
+    assert_eq!(
+        cpu.translate(0, PAGE).map(|(_, level)| level),
+        Some(Level::L3)
+    );
+}
+
+fn logged_and_shared_for_a_while(cpu: &Cpu<'_>) {
+    shared_for_a_while(cpu);
+    log(cpu);
+}
+
 fn logged_crumbs(cpu: &Cpu<'_>) {
     crumbs(cpu);
     log(cpu);
@@ -107,12 +127,16 @@ fn log(cpu: &Cpu<'_>) {
 
 fn compact(cpu: &Cpu<'_>) {
     match cpu.object().compact_region(&cpu.memory, 0) {
-        Compacted::Moved => {
+        Compacted::Moved | Compacted::OwnAgain => {
             MOVED.fetch_add(1, Ordering::Relaxed);
         }
         Compacted::OutOfFrames => panic!("there are enough"),
         Compacted::Whole | Compacted::NotItsOwn | Compacted::Busy => {}
     }
+}
+
+fn gather(cpu: &Cpu<'_>) {
+    MOVED.fetch_add(u64::from(cpu.memory.gather()), Ordering::Relaxed);
 }
 
 fn migrate(cpu: &Cpu<'_>) {
@@ -168,6 +192,12 @@ fn all_is_there(cpu: &Cpu<'_>) {
     cpu.write(0);
     write_last(cpu);
     assert_eq!(sum(cpu, 0), cpu.world.expected(0));
+}
+
+/// As [`all_is_there`], when nothing is left to gather: the next execution's search begins where this one's did.
+fn all_is_gathered(cpu: &Cpu<'_>) {
+    while cpu.memory.gather() {}
+    all_is_there(cpu);
 }
 
 /// What the child got, whenever that was, stays.
@@ -279,6 +309,25 @@ fn rule_9_a_region_moves_beside_a_harvest_and_the_write_that_it_may_miss() {
 #[test]
 fn rule_9_a_region_moves_while_logging_is_enabled() {
     explore_moves(1, 1, crumbs, [compact, log], nothing_goes_unlogged);
+}
+
+#[test]
+fn rule_8_what_was_shared_is_a_block_again_beside_a_write() {
+    let race: [Act; 2] = [gather, write];
+    explore_moves(1, 2, shared_for_a_while, race, all_is_gathered);
+    let race: [Act; 2] = [gather, watch];
+    explore_moves(1, 2, shared_for_a_while, race, all_is_gathered);
+}
+
+#[test]
+fn rule_9_what_was_shared_is_a_block_again_beside_a_write_that_is_logged() {
+    explore_moves(
+        1,
+        2,
+        logged_and_shared_for_a_while,
+        [compact, write, harvest],
+        nothing_goes_unlogged,
+    );
 }
 
 #[test]
