@@ -277,6 +277,23 @@ fn what_copies_took_apart_is_gathered_into_blocks() {
 }
 
 #[test]
+fn memory_that_a_fork_shares_is_no_block_that_may_be_written() {
+    let mut machine = Machine::new(4 * BLOCK as usize);
+    let object = machine.add_vm(BLOCK, Level::L2);
+    (0..BLOCK).for_each(|page| {
+        machine.write(0, page, 1 + page);
+    });
+    machine.fork(0);
+    let cpu = &machine.vms.cpu;
+    let restored = machine.spaces[0].restore_blocks(cpu, SLOT, START);
+    assert_eq!(restored.unwrap().collapsed.blocks, 0);
+    assert_eq!(machine.write(0, 7, 3), 1);
+    assert_eq!((machine.read(0, 7), machine.read(1, 7)), (3, 8));
+    drop(object);
+    machine.end();
+}
+
+#[test]
 fn memory_that_a_fork_shared_for_a_while_is_a_block_again_without_a_move() {
     let mut machine = Machine::new(4 * BLOCK as usize);
     let object = machine.add_vm(BLOCK, Level::L2);
