@@ -284,6 +284,9 @@ fn memory_that_a_fork_shares_is_no_block_that_may_be_written() {
         machine.write(0, page, 1 + page);
     });
     machine.fork(0);
+    // The first page is the first VM's own again.
+    machine.write(1, 0, 5);
+    machine.write(0, 0, 1);
     let cpu = &machine.vms.cpu;
     let restored = machine.spaces[0].restore_blocks(cpu, SLOT, START);
     assert_eq!(restored.unwrap().collapsed.blocks, 0);
