@@ -9,7 +9,7 @@ use memory::{
 };
 use model::vms::{BLOCK, SLOT, START, Space, Vms};
 use proptest::prelude::*;
-use stage2::{Level, Pa};
+use stage2::{Level, PAGE_SIZE, Pa};
 use std::sync::Arc;
 
 /// CPU 0 of a machine, and its VMs.
@@ -290,7 +290,10 @@ fn memory_that_a_fork_shares_is_no_block_that_may_be_written() {
     let cpu = &machine.vms.cpu;
     let restored = machine.spaces[0].restore_blocks(cpu, SLOT, START);
     assert_eq!(restored.unwrap().collapsed.blocks, 0);
-    assert_eq!(machine.write(0, 7, 3), 1);
+    // Nor is it mapped by one anew.
+    machine.spaces[0].invalidate(cpu, START..START.offset(BLOCK * PAGE_SIZE));
+    machine.write(0, 0, 1);
+    machine.write(0, 7, 3);
     assert_eq!((machine.read(0, 7), machine.read(1, 7)), (3, 8));
     drop(object);
     machine.end();
