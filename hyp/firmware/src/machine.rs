@@ -59,6 +59,14 @@ impl Board {
     }
 }
 
+impl fmt::Debug for Board {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Board")
+            .field("facts", &self.facts)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Machine for Board {
     type Cpu = GuestCpu;
     type Hardware = Hardware;

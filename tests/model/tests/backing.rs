@@ -348,6 +348,36 @@ fn an_image_that_doesnt_lie_in_the_memory_at_a_page_is_refused() {
     machine.check_nothing_is_left();
 }
 
+#[test]
+fn with_any_number_of_frames_memory_begins_with_an_image_or_nothing_is_left_of_it() {
+    const PAGES: u64 = 3;
+    let mut made = 0;
+    for frames in 0..160 {
+        let machine = Vms::new(frames);
+        let Ok(image) = Object::image(&machine.cpu, &[1; (PAGES * PAGE_SIZE) as usize]) else {
+            machine.check_nothing_is_left();
+            continue;
+        };
+        let account = Owner::Vm(VmId::new(0).unwrap());
+        let (bytes, at) = (24 * PAGE_SIZE, 2 * PAGE_SIZE);
+        match Object::with_image(&machine.cpu, account, bytes, Level::L3, &image, at) {
+            Ok(object) => {
+                assert_eq!((machine.guest(), image.sharers()), (24, PAGES));
+                drop(image);
+                assert_eq!((machine.guest(), object.sharers()), (24, 0));
+                made += 1;
+            }
+            Err(error) => {
+                assert_eq!(error, ObjectError::OutOfMemory { bytes });
+                assert_eq!((machine.guest(), image.sharers()), (PAGES, 0));
+                drop(image);
+            }
+        }
+        machine.check_nothing_is_left();
+    }
+    assert!((1..100).contains(&made), "{made}");
+}
+
 /// A VM with a slot of each kind: its own memory, shared memory, an image, a device.
 #[test]
 fn a_fork_has_its_own_copy_of_its_parents_memory_and_the_very_same_of_all_else() {
