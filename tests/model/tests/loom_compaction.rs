@@ -19,7 +19,7 @@ use stage2::{Ipa, Level, PAGE_SIZE, Pa};
 
 const LAST: Ipa = page(ENTRIES - 1);
 
-/// Executions in which something moved.
+/// Executions in which something moved, or blocks came back where it is.
 static MOVED: Unmodelled = Unmodelled::new(0);
 /// The run of frames that is cleared, in one execution.
 static RUN: Unmodelled = Unmodelled::new(0);
@@ -84,6 +84,20 @@ fn logged_and_shared_for_a_while(cpu: &Cpu<'_>) {
 fn logged_crumbs(cpu: &Cpu<'_>) {
     crumbs(cpu);
     log(cpu);
+}
+
+/// A region that is one run of frames, which another VM had too: its pages are its own again.
+fn own_again(cpu: &Cpu<'_>) {
+    crumbs(cpu);
+    assert_eq!(
+        cpu.object().compact_region(&cpu.memory, 0),
+        Compacted::Moved
+    );
+    cpu.fork(0, 1);
+    cpu.space(1).remove_slot(&cpu.memory, SLOT).unwrap();
+    for index in 0..ENTRIES {
+        cpu.write_at(0, page(index));
+    }
 }
 
 /// A run of frames of which the first one is used.
@@ -186,7 +200,10 @@ fn sum(cpu: &Cpu<'_>, vm: usize) -> u64 {
 fn all_is_there(cpu: &Cpu<'_>) {
     assert_eq!(sum(cpu, 0), cpu.world.expected(0));
     let again = cpu.space(0).compact(&cpu.memory, SLOT, PAGE).unwrap();
-    assert!(matches!(again.region, Compacted::Moved | Compacted::Whole));
+    assert!(matches!(
+        again.region,
+        Compacted::Moved | Compacted::OwnAgain | Compacted::Whole
+    ));
     let (_, level) = cpu.translate(0, PAGE).expect("it is mapped");
     assert_eq!(level, Level::L2, "{again:?}");
     cpu.write(0);
@@ -272,6 +289,12 @@ fn rule_8_two_move_a_region_at_once() {
 #[test]
 fn rule_3_a_region_moves_beside_a_fork_which_is_of_one_moment() {
     explore_moves(1, 2, crumbs, [compact, fork], the_fork_is_of_one_moment);
+}
+
+#[test]
+fn rule_3_a_region_that_is_its_own_again_beside_another_fork() {
+    explore_moves(2, 2, own_again, [compact, fork], the_fork_is_of_one_moment);
+    explore_moves(2, 2, own_again, [compact, write], all_is_there);
 }
 
 #[test]

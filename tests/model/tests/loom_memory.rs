@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memory::{Access, CpuMemory, Fault, FaultKind, FaultOutcome, LogPolicy, SlotId};
-use model::checked::memory::{Space, cpu_with, nothing_is_left, vm_id};
+use model::checked::memory::{Space, cpu_with, nothing_is_left, nothing_is_left_so_far, vm_id};
 use model::checked::{alone, every_execution};
 use stage2::sync::relax;
 use stage2::{Features, Ipa, Layout, Level, NoTlb, PAGE_SIZE};
@@ -89,8 +89,9 @@ fn explore<const N: usize>(preemptions: usize, prepare: Act, race: [Act; N], che
         let space = Arc::into_inner(space).expect("the threads have ended");
         space.destroy(&own);
         own.wait_for_epoch();
-        nothing_is_left(1);
+        nothing_is_left_so_far(1);
     });
+    nothing_is_left(1);
 }
 
 fn nothing(_: &Space, _: &CpuMemory<NoTlb>) {}

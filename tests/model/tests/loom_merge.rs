@@ -13,7 +13,9 @@ use std::sync::Arc;
 use memory::{
     Access, CpuMemory, LogPolicy, MergePolicy, Object, Owner, PageMerging, SlotConfig, SlotId,
 };
-use model::checked::memory::{POOL, Space, cpu_with, nothing_is_left, vm_id};
+use model::checked::memory::{
+    POOL, Space, cpu_with, nothing_is_left, nothing_is_left_so_far, vm_id,
+};
 use model::checked::overtaking::{self, Overtaking};
 use model::checked::{alone, every_execution, page};
 use stage2::{Features, Layout, Level, PAGE_SIZE};
@@ -187,8 +189,9 @@ fn explore<const N: usize>(
         drop(world.object);
         world.space.destroy(&own);
         own.wait_for_epoch();
-        nothing_is_left(1);
+        nothing_is_left_so_far(1);
     });
+    nothing_is_left(1);
 }
 
 #[test]

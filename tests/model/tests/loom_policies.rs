@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memory::{CpuMemory, DirtyPages, LogPolicy, SlotId, Tracking};
-use model::checked::memory::{Space, cpu_with, nothing_is_left, vm_id};
+use model::checked::memory::{Space, cpu_with, nothing_is_left, nothing_is_left_so_far, vm_id};
 use model::checked::overtaking::{self, Overtaking};
 use model::checked::{alone, every_execution, page};
 use stage2::{Features, Layout, Level, PAGE_SIZE};
@@ -170,8 +170,9 @@ fn explore<const N: usize>(preemptions: usize, prepare: Act, race: [Act; N]) {
         let space = Arc::into_inner(space).expect("the threads have ended");
         space.destroy(&own);
         own.wait_for_epoch();
-        nothing_is_left(1);
+        nothing_is_left_so_far(1);
     });
+    nothing_is_left(1);
 }
 
 #[test]

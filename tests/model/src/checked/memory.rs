@@ -6,6 +6,10 @@ use super::CPUS;
 use memory::frames::{FramePool, arena};
 use memory::{AddressSpace, CpuMemory, MemorySystem, Parallel, VmId};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Of so many executions one is followed by a look at what is left of it and those before.
+const CHECKED: usize = 64;
 
 /// A VM's memory.
 pub type Space = AddressSpace<Parallel>;
@@ -40,4 +44,16 @@ pub fn nothing_is_left(vms: usize) {
         assert!(counts.is_zero(), "VM {vm} has {counts:?} left");
     }
     assert_eq!(POOL.shared_frames(), 0, "shared frames leaked");
+}
+
+/// [`nothing_is_left`] after some executions. What leaks stays away, and adding up all CPUs that there ever were takes longer
+/// and longer.
+pub fn nothing_is_left_so_far(vms: usize) {
+    static EXECUTIONS: AtomicUsize = AtomicUsize::new(0);
+    if EXECUTIONS
+        .fetch_add(1, Ordering::Relaxed)
+        .is_multiple_of(CHECKED)
+    {
+        nothing_is_left(vms);
+    }
 }

@@ -5,7 +5,7 @@
 //! write to the memory that their tables and TLBs lead to: each write adds one to what their page holds, so that one that gets
 //! lost, or shows where it shouldn't, is found out.
 
-use super::memory::{Space, cpu_with, nothing_is_left, vm_id};
+use super::memory::{Space, cpu_with, nothing_is_left, nothing_is_left_so_far, vm_id};
 use super::{CPUS, alone, every_execution, locked};
 use loom::sync::atomic::AtomicU64;
 use memory::frames::{read_bytes, write_bytes};
@@ -21,8 +21,6 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 /// Two levels of tables.
 const LAYOUT: Layout = Layout::small(Level::L2, Features::armv8_0(32, 48));
-/// Of so many executions one is followed by a look at what is left of it and those before.
-const CHECKED: usize = 64;
 /// The VMs' one slot.
 pub const SLOT: SlotId = SlotId(0);
 /// The page that it begins with.
@@ -54,7 +52,6 @@ pub fn explore<const N: usize>(
 ) {
     let _alone = alone();
     loom::model(begin_all);
-    let executions = AtomicUsize::new(0);
     let race = race.map(|act| move |world: &World, cpu| act(&world.cpu(cpu)));
     every_execution(preemptions, race, move |run| {
         let world = Arc::new(World::new(vms, policy));
@@ -62,10 +59,7 @@ pub fn explore<const N: usize>(
         run(&world);
         check(&world.cpu(0));
         end(Arc::into_inner(world).expect("the threads have ended"));
-        // What leaks stays away, and adding up all CPUs that there ever were takes longer and longer.
-        if (executions.fetch_add(1, Ordering::Relaxed)).is_multiple_of(CHECKED) {
-            nothing_is_left(vms);
-        }
+        nothing_is_left_so_far(vms);
     });
     nothing_is_left(vms);
 }
