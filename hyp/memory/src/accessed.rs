@@ -1,7 +1,7 @@
 //! Whether pages were accessed: what the access flags of all entries that map them say, in all VMs.
 //!
-//! Where hardware doesn't set the flags, the next access faults. For any CPU at any time, vCPUs running; what is claimed
-//! makes no difference.
+//! Where hardware doesn't set the flags, the next access faults. For any CPU at any time, vCPUs running; what is
+//! claimed makes no difference.
 
 use crate::cpu::CpuMemory;
 use crate::object::Object;

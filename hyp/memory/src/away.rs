@@ -1,10 +1,10 @@
 //! Pages that are put away: compressed, without a frame, and brought back when somebody needs them.
 //!
-//! Both are changes of what backs a page, made by whoever has claimed it. Pages are put away in batches: they are unmapped
-//! everywhere first, so nobody writes them while they are compressed, and what hardware has noted of writes is told to the
-//! logs. A page that turns out to be all zeros is as if nobody had ever written it. If a page can't be put away it stays as
-//! it is, but for the entries that led there, which a fault makes again. A frame that was left is free after an epoch, as
-//! the hypervisor itself may be reading it.
+//! Both are changes of what backs a page, made by whoever has claimed it. Pages are put away in batches: they are
+//! unmapped everywhere first, so nobody writes them while they are compressed, and what hardware has noted of writes
+//! is told to the logs. A page that turns out to be all zeros is as if nobody had ever written it. If a page can't be
+//! put away it stays as it is, but for the entries that led there, which a fault makes again. A frame that was left
+//! is free after an epoch, as the hypervisor itself may be reading it.
 
 use crate::batch::Batch;
 use crate::compressed::{Handle, Refused};
@@ -16,8 +16,8 @@ use crate::object::{Backing, Claim, Object};
 use stage2::{PAGE_SIZE, Pa, Tlb};
 
 impl<T: Tlb + Caches> Changer<'_, T> {
-    /// Takes pages with frames of their own from everybody who uses them. When this returns, what they hold is in memory,
-    /// and stays as it is while they are claimed.
+    /// Takes pages with frames of their own from everybody who uses them. When this returns, what they hold is in
+    /// memory, and stays as it is while they are claimed.
     pub(crate) fn isolate(&self, batch: &Batch<'_>) {
         self.unmap_batch(batch);
         if !self.is_seen_past_caches(batch.object()) {
@@ -52,8 +52,8 @@ impl<T: Tlb + Caches> Changer<'_, T> {
 }
 
 impl<T: Tlb + Caches> CpuMemory<T> {
-    /// Puts a page away that is [isolated](Changer::isolate). The caller needs no stay in the epoch: nobody is kept waiting
-    /// while it is compressed but those who want this page.
+    /// Puts a page away that is [isolated](Changer::isolate). The caller needs no stay in the epoch: nobody is kept
+    /// waiting while it is compressed but those who want this page.
     ///
     /// # Errors
     /// The page doesn't get smaller, or there is no room for it. The claim comes back.

@@ -131,8 +131,8 @@ struct GivenUp {
 }
 
 impl<T: Tlb + Caches> Changer<'_, T> {
-    /// Takes from the first of some pages what backs them: as many as a batch has, up to one that somebody else is changing,
-    /// who isn't waited for with claims held.
+    /// Takes from the first of some pages what backs them: as many as a batch has, up to one that somebody else is
+    /// changing, who isn't waited for with claims held.
     fn give_up(&self, object: &Object, pages: Range<u64>) -> GivenUp {
         let mut batch = Batch::new(object);
         let mut given = 0;

@@ -1,4 +1,5 @@
-//! Pages of one object that are claimed together, so that one TLB invalidation of each VM that maps them serves them all.
+//! Pages of one object that are claimed together, so that one TLB invalidation of each VM that maps them serves them
+//! all.
 //!
 //! Whoever meets a claimed page goes away and comes back until its claim ends, so a batch is small, and whoever has one
 //! waits for nobody but those who hold single entries of tables: in particular not for other pages' claims.

@@ -1,11 +1,12 @@
 //! Changes of what backs a page, carried to every table that maps it.
 //!
-//! The changer has claimed the page ([`Object::claim`](crate::object::Object::claim)). Then, for each of the object's mappings
-//! in turn: its range is published in the VM's tracker, full barrier, the entry is changed, the range is retired (rule 8). A
-//! fault that found the page unclaimed in that VM before locks its entry before the change walks there, and is found by it;
-//! or after, and finds the range, or the claimed page.
+//! The changer has claimed the page ([`Object::claim`](crate::object::Object::claim)). Then, for each of the object's
+//! mappings in turn: its range is published in the VM's tracker, full barrier, the entry is changed, the range is
+//! retired (rule 8). A fault that found the page unclaimed in that VM before locks its entry before the change walks
+//! there, and is found by it; or after, and finds the range, or the claimed page.
 //!
-//! Nothing here waits but for single entries. Whatever hardware has noted in an entry that goes is told to the slot's log.
+//! Nothing here waits but for single entries. Whatever hardware has noted in an entry that goes is told to the slot's
+//! log.
 
 use crate::batch::{Batch, MOST};
 use crate::cpu::{Caches, CpuMemory};
@@ -43,8 +44,8 @@ impl<'c, T: Tlb + Caches> Changer<'c, T> {
         });
     }
 
-    /// Puts `to` in the place of `from` wherever that maps a claimed page, with the permissions that `allowed` says. When
-    /// this returns, no TLB holds the old frame.
+    /// Puts `to` in the place of `from` wherever that maps a claimed page, with the permissions that `allowed` says.
+    /// When this returns, no TLB holds the old frame.
     pub(crate) fn replace(
         &self,
         claim: &Claim<'_>,
@@ -74,8 +75,8 @@ impl<'c, T: Tlb + Caches> Changer<'c, T> {
         });
     }
 
-    /// Unmaps claimed pages everywhere, with one invalidation for each mapping. When this returns, no vCPU reaches any of
-    /// them: only from then on is what they hold as it will stay.
+    /// Unmaps claimed pages everywhere, with one invalidation for each mapping. When this returns, no vCPU reaches
+    /// any of them: only from then on is what they hold as it will stay.
     pub(crate) fn unmap_batch(&self, batch: &Batch<'_>) {
         for claim in batch.claims() {
             batch.object().lower(claim.page());
@@ -100,7 +101,8 @@ impl<'c, T: Tlb + Caches> Changer<'c, T> {
         }
     }
 
-    /// Takes from all that maps these claimed pages the right to write, also by a fault. When this returns, no vCPU can.
+    /// Takes from all that maps these claimed pages the right to write, also by a fault. When this returns, no vCPU
+    /// can.
     pub(crate) fn withdraw_all(&self, object: &Object, pages: Range<u64>) {
         for mapping in object.mappings().all(self.guard) {
             let range = mapping.range_of(&pages);
@@ -186,8 +188,8 @@ impl<T: Tlb + Caches> Changed<'_, T> {
         });
     }
 
-    /// Unmaps ranges of pages. A block that one of them is part of becomes pages first or, without frames for their table,
-    /// is unmapped.
+    /// Unmaps ranges of pages. A block that one of them is part of becomes pages first or, without frames for their
+    /// table, is unmapped.
     fn unmap_ranges(&self, ranges: impl Iterator<Item = IpaRange> + Clone) {
         let stage2 = self.mapping.space.stage2();
         for range in ranges.clone() {

@@ -6,12 +6,14 @@
 //! is cold it is taken apart, and its pages are the next to go.
 //!
 //! Who reclaims: a CPU that has nothing else to do, ahead of need ([`CpuMemory::relieve`]); and a CPU whose fault has
-//! run out of frames or into a limit, outside of its epoch, a small batch, whereupon the guest tries again. Any number of
-//! them do so at once, beside everything else. No lock is held while entries are changed or anything is compressed.
+//! run out of frames or into a limit, outside of its epoch, a small batch, whereupon the guest tries again. Any
+//! number of them do so at once, beside everything else. No lock is held while entries are changed or anything is
+//! compressed.
 //!
-//! Whether memory is [short](crate::watermarks) is asked where frames are taken in numbers: when a CPU's cache is filled,
-//! when a VM with a limit is allowed more, when a piece is allocated. Whoever finds that it is has a sleeping CPU woken
-//! ([`IdleCpus`]), which goes on until there is enough again. A fault that takes a frame from its CPU's cache asks nobody.
+//! Whether memory is [short](crate::watermarks) is asked where frames are taken in numbers: when a CPU's cache is
+//! filled, when a VM with a limit is allowed more, when a piece is allocated. Whoever finds that it is has a sleeping
+//! CPU woken ([`IdleCpus`]), which goes on until there is enough again. A fault that takes a frame from its CPU's
+//! cache asks nobody.
 
 use crate::accessed::Ager;
 use crate::ageing::Lists;
@@ -511,8 +513,8 @@ impl<T: Tlb + Caches> CpuMemory<T> {
         self.refill();
     }
 
-    /// A bounded share of reclaim, for a CPU that has nothing else to do: if few frames are free, or a VM is near to its
-    /// limit. Whether there is more of it to do.
+    /// A bounded share of reclaim, for a CPU that has nothing else to do: if few frames are free, or a VM is near to
+    /// its limit. Whether there is more of it to do.
     pub fn relieve(&self) -> bool {
         let pressure = self.system().pressure();
         if !pressure.levels.is_on() {
@@ -540,8 +542,8 @@ impl<T: Tlb + Caches> CpuMemory<T> {
         hopeful
     }
 
-    /// Tries to get what could not be had: frames, or a part of its VM's limit, if need be of pages that are put away for
-    /// it. The caller holds no guard.
+    /// Tries to get what could not be had: frames, or a part of its VM's limit, if need be of pages that are put away
+    /// for it. The caller holds no guard.
     pub(crate) fn make_room(&self) -> Room {
         let denied = self.take_denied();
         if self.has_room(denied) {

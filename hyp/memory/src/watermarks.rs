@@ -1,15 +1,15 @@
 //! When memory is short, of all or of a VM with a limit, and who is told.
 //!
-//! Asked by any CPU at any time, where it takes frames in numbers and where it has nothing else to do. The marks are set by
-//! whoever runs VMs; what is short is written only when that changes.
+//! Asked by any CPU at any time, where it takes frames in numbers and where it has nothing else to do. The marks are
+//! set by whoever runs VMs; what is short is written only when that changes.
 
 use crate::frames::{FramePool, MAX_VMS, VmId};
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use spin::Once;
 
-/// When reclaim begins and ends, in free frames. A VM with a limit has its own, [`of`](Self::of) that limit, in frames that
-/// it may yet have.
+/// When reclaim begins and ends, in free frames. A VM with a limit has its own, [`of`](Self::of) that limit, in
+/// frames that it may yet have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Watermarks {
     /// Idle CPUs begin below this. They look for pages that could go from twice the high one on.
@@ -31,8 +31,9 @@ impl Watermarks {
 
 /// The CPUs that may have nothing to do.
 pub trait IdleCpus: Sync + fmt::Debug {
-    /// Wakes one that sleeps, if any does, to call [`CpuMemory::relieve`] until that says that there is no more to do. Called
-    /// on any CPU, also in a guest's exit, again and again while memory is short: it takes no longer than that deserves.
+    /// Wakes one that sleeps, if any does, to call [`CpuMemory::relieve`](crate::CpuMemory::relieve) until that says
+    /// that there is no more to do. Called on any CPU, also in a guest's exit, again and again while memory is short:
+    /// it takes no longer than that deserves.
     fn wake_one(&self);
 }
 

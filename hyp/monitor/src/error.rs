@@ -10,7 +10,7 @@ use core::fmt;
 use memory::frames::{Unbalanced, VmCounts};
 use memory::{LogError, MergeError, NotBacked, PrefaultError, RingError, SlotError, SlotId, VmId};
 use stage2::{BadLayout, Ipa, OutOfFrames};
-use vm::{BadVcpuCount, StopReason, VcpuId};
+use vm::{StopReason, VcpuId, VmError};
 
 /// Why a run failed.
 #[derive(Debug)]
@@ -28,8 +28,8 @@ pub enum RunError {
         /// Whether one is to merge.
         merging: bool,
     },
-    /// The VM can't have so many vCPUs.
-    Vcpus(BadVcpuCount),
+    /// The VM can't be made.
+    Vm(VmError),
     /// The guest's address space can't have this size.
     Layout(BadLayout),
     /// There is no frame for the root table.
@@ -223,7 +223,7 @@ impl fmt::Display for RunError {
                     "vcpus={vcpus}{option} needs {needed} CPUs, one of them for the monitor{merger}, but there are {cpus}"
                 )
             }
-            Self::Vcpus(error) => error.fmt(f),
+            Self::Vm(error) => error.fmt(f),
             Self::Layout(error) => error.fmt(f),
             Self::Frames(error) => error.fmt(f),
             Self::Slot(error) => write!(f, "the guest's memory can't be had: {error}"),
@@ -355,7 +355,7 @@ macro_rules! from {
 
 from! {
     ImageError => Image,
-    BadVcpuCount => Vcpus,
+    VmError => Vm,
     BadLayout => Layout,
     OutOfFrames => Frames,
     SlotError => Slot,

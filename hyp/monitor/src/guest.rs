@@ -209,7 +209,10 @@ impl<M: Machine> Host<'_, M> {
             counter_offset: self.machine.counter(),
             times_faults: plan.exit_times,
         };
-        let vm = Vm::new(config, space)?;
+        let vm = Vm::new(config, space).map_err(|(error, space)| {
+            space.destroy(own);
+            error
+        })?;
         // The VM is new, so its first vCPU is off.
         let _ = vm.turn_on(VcpuId(0), start);
         Ok(Made { vm, filled_ns })

@@ -15,14 +15,14 @@ use crate::walk::Step;
 use core::mem;
 
 impl Stage2 {
-    /// Removes every mapping in `range` and every table whose whole span lies in it. A block that the range covers in part
-    /// goes as a whole: what was outside faults in again, or is split off before.
+    /// Removes every mapping in `range` and every table whose whole span lies in it. A block that the range covers in
+    /// part goes as a whole: what was outside faults in again, or is split off before.
     ///
     /// `removed` gets each leaf after its TLB invalidation: no guest reaches that memory through it any more, and its
-    /// access and dirty state are the caller's. When this returns, no TLB holds anything of what was mapped. Faults that run
-    /// beside it may map anew; whoever wants the range to stay empty takes away their grounds first (rule 10). It needs no
-    /// memory, so it can't fail. It takes time in proportion to the range, all in one epoch: large ranges are better
-    /// unmapped piece by piece.
+    /// access and dirty state are the caller's. When this returns, no TLB holds anything of what was mapped. Faults
+    /// that run beside it may map anew; whoever wants the range to stay empty takes away their grounds first (rule
+    /// 10). It needs no memory, so it can't fail. It takes time in proportion to the range, all in one epoch: large
+    /// ranges are better unmapped piece by piece.
     pub fn unmap<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
@@ -30,8 +30,8 @@ impl Stage2 {
         mut removed: impl FnMut(Level, Ipa, Leaf),
     ) {
         debug_assert!(self.layout().contains(&range));
-        // Lower tables first, so that a fault waits for no more than one table's contents; those above are empty by then,
-        // but for what came back.
+        // Lower tables first, so that a fault waits for no more than one table's contents; those above are empty by
+        // then, but for what came back.
         let bytes = range.end.get().saturating_sub(range.start.get());
         self.unmap_pass(worker, &range, Level::L2, &mut removed);
         for unlinked in [Level::L1, Level::L0] {
@@ -41,9 +41,9 @@ impl Stage2 {
         }
     }
 
-    /// Removes the leaves in `ranges`, which come in ascending order and may lie far apart, with one invalidation for as many
-    /// of them as are held at a time. Tables stay, also empty ones: for single pages that are likely to come back. In all
-    /// else as [`Self::unmap`].
+    /// Removes the leaves in `ranges`, which come in ascending order and may lie far apart, with one invalidation for
+    /// as many of them as are held at a time. Tables stay, also empty ones: for single pages that are likely to come
+    /// back. In all else as [`Self::unmap`].
     pub fn unmap_leaves<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
@@ -105,8 +105,8 @@ impl Stage2 {
                     Descriptor::Table(_) if !is_whole => return Step::Continue,
                     // Faults put it there after the first pass.
                     Descriptor::Leaf(_) if unlinked != Level::L2 => return Step::Continue,
-                    // A locked entry may become valid again, so it can't be passed over; but this walk must not wait while it
-                    // holds entries itself (rule 4). Nor does the locking of a group begin while it does.
+                    // A locked entry may become valid again, so it can't be passed over; but this walk must not wait
+                    // while it holds entries itself (rule 4). Nor does the locking of a group begin while it does.
                     Descriptor::Locked if batch.is_empty() => return Step::Wait,
                     Descriptor::Leaf(leaf) if leaf.contiguous() && batch.is_empty() => {
                         return dissolve(worker, self, context);

@@ -43,4 +43,4 @@ pub use state::{El1State, FpState, GuestRegs, PacKeys, VcpuState};
 pub use stop::StopReason;
 pub use sysreg::{Direction, SystemRegister};
 pub use vcpu::Vcpu;
-pub use vm::{BadVcpuCount, MAX_VCPUS, VcpuId, Vm, VmConfig};
+pub use vm::{MAX_VCPUS, VcpuId, Vm, VmConfig, VmError};

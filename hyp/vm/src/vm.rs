@@ -5,6 +5,7 @@
 //! own.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicUsize, Ordering, fence};
 
@@ -64,17 +65,27 @@ pub struct VmConfig {
     pub times_faults: bool,
 }
 
-/// A VM can't have this many vCPUs.
+/// A VM can't be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadVcpuCount(pub usize);
+pub enum VmError {
+    /// It can't have this many vCPUs.
+    VcpuCount(usize),
+    /// There is not enough memory to describe this many.
+    OutOfMemory(usize),
+}
 
-impl fmt::Display for BadVcpuCount {
+impl fmt::Display for VmError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a VM can't have {} vCPUs: 1 to {MAX_VCPUS}", self.0)
+        match self {
+            Self::VcpuCount(vcpus) => {
+                write!(f, "a VM can't have {vcpus} vCPUs: 1 to {MAX_VCPUS}")
+            }
+            Self::OutOfMemory(vcpus) => write!(f, "not enough memory for {vcpus} vCPUs"),
+        }
     }
 }
 
-impl core::error::Error for BadVcpuCount {}
+impl core::error::Error for VmError {}
 
 /// What all threads know of one vCPU.
 #[derive(Debug)]
@@ -127,13 +138,22 @@ pub struct Vm<S> {
 
 impl<S> Vm<S> {
     /// A VM with all its vCPUs off.
-    pub fn new(config: VmConfig, space: S) -> Result<Self, BadVcpuCount> {
-        if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
-            return Err(BadVcpuCount(config.vcpus));
+    ///
+    /// # Errors
+    /// It can't have so many vCPUs, or there is not enough memory for them. The space comes back.
+    pub fn new(config: VmConfig, space: S) -> Result<Self, (VmError, S)> {
+        let count = config.vcpus;
+        if count == 0 || count > MAX_VCPUS {
+            return Err((VmError::VcpuCount(count), space));
         }
-        let vcpu = |_| VcpuShared::new(Context::starting_at(Start::default()), PowerSwitch::new());
-        let vcpus = (0..config.vcpus).map(vcpu).collect();
-        Ok(Self::with_vcpus(config, vcpus, space))
+        let mut vcpus = Vec::new();
+        if vcpus.try_reserve_exact(count).is_err() {
+            return Err((VmError::OutOfMemory(count), space));
+        }
+        vcpus.resize_with(count, || {
+            VcpuShared::new(Context::starting_at(Start::default()), PowerSwitch::new())
+        });
+        Ok(Self::with_vcpus(config, vcpus.into_boxed_slice(), space))
     }
 
     /// A VM of these vCPUs, none of which has a thread.
@@ -325,7 +345,6 @@ impl<S> Vm<S> {
 mod tests {
     use super::*;
     use alloc::vec;
-    use alloc::vec::Vec;
 
     fn vm(vcpus: usize) -> Vm<()> {
         Vm::new(
@@ -365,7 +384,10 @@ mod tests {
             counter_offset: 0,
             times_faults: false,
         };
-        assert!(matches!(Vm::new(config(0), ()), Err(BadVcpuCount(0))));
+        assert!(matches!(
+            Vm::new(config(0), ()),
+            Err((VmError::VcpuCount(0), ()))
+        ));
         assert!(Vm::new(config(MAX_VCPUS + 1), ()).is_err());
     }
 

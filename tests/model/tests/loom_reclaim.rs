@@ -6,9 +6,9 @@
 //! of the steps around it is tried. TLBs hold nothing, but an access may be under way by what tables said until an
 //! invalidation completes.
 //!
-//! Bounds: one page, or two that are put away together, in a tree of two levels with four entries each; two or three CPUs, each a thread, beside a main
-//! thread that waits; at most so many preemptions per execution as the first argument of `explore` says. Of what takes
-//! the lock of an address space's owner, one at a time.
+//! Bounds: one page, or two that are put away together, in a tree of two levels with four entries each; two or three CPUs,
+//! each a thread, beside a main thread that waits; at most so many preemptions per execution as the first argument of
+//! `explore` says. Of what takes the lock of an address space's owner, one at a time.
 #![cfg(loom)]
 
 use std::sync::atomic::{AtomicU64, Ordering};

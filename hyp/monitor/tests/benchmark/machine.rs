@@ -23,7 +23,7 @@ thread_local! {
     static THIS_CPU: Cell<usize> = const { Cell::new(0) };
 }
 
-const CPUS: usize = 4;
+pub const CPUS: usize = 4;
 const FRAMES: usize = 32 << 8;
 /// Where the device is, and what the first word of its second page holds.
 pub const DEVICE: u64 = 0x0901_0000;
@@ -237,7 +237,8 @@ pub fn run_without_guest(options: &str) -> Outcome {
     boot(options, Guest::Honest, None, Features::armv8_0(44, 44))
 }
 
-fn boot(options: &str, guest: Guest, module: Option<Module<'_>>, stage2: Features) -> Outcome {
+/// A machine none of whose CPUs runs yet.
+pub fn threads(guest: Guest, stage2: Features) -> &'static Threads {
     let facts = Facts {
         cpus: CPUS,
         stage2,
@@ -246,14 +247,18 @@ fn boot(options: &str, guest: Guest, module: Option<Module<'_>>, stage2: Feature
         gic: 3,
         clock: "host",
     };
-    let machine: &'static Threads = Box::leak(Box::new(Threads {
+    Box::leak(Box::new(Threads {
         facts,
         start: Instant::now(),
         kicks: (0..CPUS).map(|_| Kick::default()).collect(),
         lines: Mutex::default(),
         guest,
         share: AtomicU64::new(0),
-    }));
+    }))
+}
+
+fn boot(options: &str, guest: Guest, module: Option<Module<'_>>, stage2: Features) -> Outcome {
+    let machine = threads(guest, stage2);
     let pool: &'static FramePool = Box::leak(Box::new(FramePool::new()));
     // SAFETY: the arena is this pool's alone.
     unsafe { pool.add(arena::leak(FRAMES)) };

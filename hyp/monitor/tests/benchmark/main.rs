@@ -5,9 +5,13 @@ mod guests;
 mod machine;
 
 use guests::{Guest, Sin};
-use machine::{Outcome, REGISTER, run, run_with_dirty_state, run_without_guest};
+use machine::{CPUS, Outcome, REGISTER, run, run_with_dirty_state, run_without_guest, threads};
 use memory::frames::Counts;
+use monitor::Crew;
 use monitor::record::{PhaseName, Record};
+use stage2::Features;
+use std::sync::Arc;
+use vm::CpuId;
 
 fn records(outcome: &Outcome) -> Vec<Record> {
     let json = outcome
@@ -480,4 +484,20 @@ fn what_cant_be_run_is_refused_before_anything_starts() {
         run_without_guest("vcpus=2").error.as_deref(),
         Some(no_guest)
     );
+}
+
+#[test]
+fn when_memory_is_short_cpus_that_wait_are_woken_one_by_one_and_cpu_0_last() {
+    let machine = threads(Guest::Honest, Features::armv8_0(44, 44));
+    let crew = Crew::new(CPUS);
+    crew.post(machine, 2..3, Arc::new(|_| {}));
+    let kicked = || -> Vec<usize> {
+        let cpus = 0..CPUS;
+        cpus.filter(|cpu| machine.is_kicked(CpuId(*cpu))).collect()
+    };
+    assert_eq!(kicked(), [2], "it has a job");
+    for expected in [vec![1, 2], vec![1, 2, 3], vec![0, 1, 2, 3]] {
+        crew.wake_one(machine);
+        assert_eq!(kicked(), expected);
+    }
 }
