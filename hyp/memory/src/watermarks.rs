@@ -31,8 +31,9 @@ impl Watermarks {
 
 /// The CPUs that may have nothing to do.
 pub trait IdleCpus: Sync + fmt::Debug {
-    /// Wakes one that sleeps, if any does, to call [`CpuMemory::relieve`] until that says that there is no more to do. Called
-    /// on any CPU, also in a guest's exit, again and again while memory is short: it takes no longer than that deserves.
+    /// Wakes one that sleeps, if any does, to call [`crate::CpuMemory::relieve`] until that says that there is no more to
+    /// do. Called on any CPU, also in a guest's exit, again and again while memory is short: it takes no longer than that
+    /// deserves.
     fn wake_one(&self);
 }
 
