@@ -287,6 +287,11 @@ fn rule_8_two_move_a_region_at_once() {
 }
 
 #[test]
+fn rule_8_a_region_moves_beside_a_page_of_it_that_moves_elsewhere() {
+    explore_moves(1, 1, crumbs, [compact, migrate], all_is_there);
+}
+
+#[test]
 fn rule_3_a_region_moves_beside_a_fork_which_is_of_one_moment() {
     explore_moves(1, 2, crumbs, [compact, fork], the_fork_is_of_one_moment);
 }
