@@ -1,6 +1,6 @@
 //! The control plane: what the user wants, and the guests that are run for it.
 //!
-//! CPU 0 runs [`run`]; every other CPU calls [`Crew::attend`] whenever it is kicked, and is given vCPUs to run. What this
+//! CPU 0 runs [`run()`]; every other CPU calls [`Crew::attend`] whenever it is kicked, and is given vCPUs to run. What this
 //! crate needs of the machine is the [`Machine`] trait.
 
 #![cfg_attr(not(test), no_std)]
