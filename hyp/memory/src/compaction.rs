@@ -10,10 +10,9 @@ use crate::cpu::{Caches, CpuMemory};
 use crate::direct::Changer;
 use crate::frames::{FrameSize, GRANULE, Owner, Purpose, copy_page};
 use crate::locks::MmuLock;
-use crate::logging::LogError;
 use crate::object::{Backing, Claim, Extent, Object};
 use crate::reverse::Sharer;
-use crate::slots::{Slot, SlotId};
+use crate::slots::Slot;
 use crate::space::AddressSpace;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -48,17 +47,6 @@ pub enum Compacted {
     OutOfFrames,
 }
 
-/// What one step of making blocks again did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Compaction {
-    /// What became of the step's region.
-    pub region: Compacted,
-    /// Tables that became blocks in this VM.
-    pub blocks: u64,
-    /// Where the next step begins; none after the last.
-    pub next: Option<Ipa>,
-}
-
 /// What one step of clearing runs of frames did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Cleared {
@@ -68,41 +56,6 @@ pub struct Cleared {
     pub left: usize,
     /// Where the next step begins; none after the last.
     pub next: Option<Pa>,
-}
-
-impl<L: MmuLock> AddressSpace<L> {
-    /// Gives the 2 MiB of a slot at `from` one run of frames, if all of its pages have their own, and has a block map it again.
-    /// vCPUs may be running. Other VMs that map the same memory have their blocks with
-    /// [`restore_blocks`](Self::restore_blocks).
-    ///
-    /// # Errors
-    /// There is no such slot, or hardware tracks its writes.
-    pub fn compact<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        id: SlotId,
-        from: Ipa,
-    ) -> Result<Compaction, LogError> {
-        let _control = self.control().lock();
-        let slot = self.restorable(cpu, id)?;
-        let range = slot.range();
-        let start = from.clamp(range.start, range.end);
-        let span = GRANULE.span(Level::L2);
-        let end = start.align_down(span).checked_add(span);
-        let end = end.map_or(range.end, |end| end.min(range.end));
-        let region = self.compact_at(cpu, &slot, start);
-        let mut blocks = 0;
-        if let Compacted::Moved | Compacted::OwnAgain | Compacted::Whole = region {
-            blocks = (self.mapping(&slot))
-                .restore(cpu, start..end, Level::L2)
-                .blocks;
-        }
-        Ok(Compaction {
-            region,
-            blocks,
-            next: (end < range.end).then_some(end),
-        })
-    }
 }
 
 impl<L: MmuLock> AddressSpace<L> {

@@ -23,7 +23,7 @@
 //! | a write to a shared page (copy-on-write) | a copy, or the same frame for the last one that has it |
 //! | [`AddressSpace::fork`]; [`Object::with_image`] | from its own to shared |
 //! | merging ([`PageMerging`]) | from its own to one that equal pages share, or that of zeros |
-//! | compaction ([`AddressSpace::compact`], [`Object::migrate`], [`CpuMemory::clear_run`]), by idle CPUs ([`CpuMemory::gather`]) | a copy in another place |
+//! | compaction ([`Object::compact_region`], [`Object::migrate`], [`CpuMemory::clear_run`]), by idle CPUs ([`CpuMemory::gather`]) and [`AddressSpace::restore_blocks`] | a copy in another place |
 //! | slots that go or move ([`AddressSpace::remove_slot`], [`AddressSpace::move_slot`]) | as it was, somewhere else |
 //!
 //! The change is carried straight to the entries: in each table that maps the page the new frame takes the place of the old one
@@ -99,7 +99,7 @@ pub mod watch;
 mod watermarks;
 
 pub use balloon::BalloonError;
-pub use compaction::{Cleared, Compacted, Compaction};
+pub use compaction::{Cleared, Compacted};
 pub use compressed::StoreCounts;
 pub use cpu::{Caches, CpuCounters, CpuMemory, FaultCounters, MemorySystem};
 pub use dirty_log::{BYTES_PER_WORD, PAGES_PER_WORD};

@@ -113,14 +113,11 @@ fn a_region_of_crumbs_becomes_a_block_again() {
         machine.write(0, page, 1 + page);
     }
     let tables = machine.vms.pool.counts().table;
-    let step = machine.spaces[0]
-        .compact(&machine.vms.cpu, SLOT, START)
-        .unwrap();
-    assert_eq!((step.region, step.blocks), (Compacted::Moved, 1));
-    let rest = machine.spaces[0]
-        .compact(&machine.vms.cpu, SLOT, step.next.unwrap())
-        .unwrap();
-    assert_eq!((rest.region, rest.next), (Compacted::NotItsOwn, None));
+    let cpu = &machine.vms.cpu;
+    assert_eq!(object.compact_region(cpu, 0), Compacted::Moved);
+    assert_eq!(object.compact_region(cpu, BLOCK), Compacted::NotItsOwn);
+    let restored = machine.spaces[0].restore_blocks(cpu, SLOT, START).unwrap();
+    assert_eq!((restored.collapsed.blocks, restored.next), (1, None));
     machine.vms.cpu.wait_for_epoch();
     let (leaf, level, _) = machine.vms.access(&machine.spaces[0], 5, Access::Read);
     assert_eq!((level, leaf.writable()), (Level::L2, true));
@@ -129,10 +126,7 @@ fn a_region_of_crumbs_becomes_a_block_again() {
     for page in 0..BLOCK + 3 {
         assert_eq!(machine.read(0, page), 1 + page);
     }
-    let again = machine.spaces[0]
-        .compact(&machine.vms.cpu, SLOT, START)
-        .unwrap();
-    assert_eq!(again.region, Compacted::Whole);
+    assert_eq!(object.compact_region(&machine.vms.cpu, 0), Compacted::Whole);
     drop(object);
     machine.end();
 }
@@ -405,7 +399,9 @@ proptest! {
                     object.migrate(&machine.vms.cpu, page);
                 }
                 Step::Compact(vm) => {
-                    machine.spaces[vm].compact(&machine.vms.cpu, SLOT, START).unwrap();
+                    let (cpu, space) = (&machine.vms.cpu, &machine.spaces[vm]);
+                    space.object_of(cpu, SLOT).unwrap().compact_region(cpu, 0);
+                    space.restore_blocks(cpu, SLOT, START).unwrap();
                 }
                 Step::Gather => while machine.vms.cpu.gather() {},
                 Step::Clear => {

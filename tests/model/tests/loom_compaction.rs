@@ -196,12 +196,21 @@ fn sum(cpu: &Cpu<'_>, vm: usize) -> u64 {
     pages.map(|value| value.expect("there is a slot")).sum()
 }
 
+/// Has a block map the region, if that can be; what became of its pages.
+fn blocks_again(cpu: &Cpu<'_>) -> Compacted {
+    let compacted = cpu.object().compact_region(&cpu.memory, 0);
+    cpu.space(0)
+        .restore_blocks(&cpu.memory, SLOT, PAGE)
+        .unwrap();
+    compacted
+}
+
 /// No write is lost; and a block that maps the region now leads to the same, whatever is written then.
 fn all_is_there(cpu: &Cpu<'_>) {
     assert_eq!(sum(cpu, 0), cpu.world.expected(0));
-    let again = cpu.space(0).compact(&cpu.memory, SLOT, PAGE).unwrap();
+    let again = blocks_again(cpu);
     assert!(matches!(
-        again.region,
+        again,
         Compacted::Moved | Compacted::OwnAgain | Compacted::Whole
     ));
     let (_, level) = cpu.translate(0, PAGE).expect("it is mapped");
@@ -221,7 +230,7 @@ fn all_is_gathered(cpu: &Cpu<'_>) {
 fn the_fork_is_of_one_moment(cpu: &Cpu<'_>) {
     assert_eq!(sum(cpu, 0), cpu.world.expected(0), "a write is lost");
     // Blocks come back, where they may.
-    cpu.space(0).compact(&cpu.memory, SLOT, PAGE).unwrap();
+    blocks_again(cpu);
     let child = cpu.read(1);
     cpu.write(0);
     write_last(cpu);
