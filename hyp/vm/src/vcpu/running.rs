@@ -79,11 +79,14 @@ where
     #[inline]
     fn handle(&mut self, exit: &RawExit) -> Next {
         match exit.reason {
-            ExitReason::Synchronous => match Cause::decode(exit.esr) {
-                Cause::DataAbort(abort) => self.abort(exit, abort, abort.data_access()),
-                Cause::InstructionAbort(abort) => self.abort(exit, abort, abort.fetch_access()),
-                other => self.instruction(exit, other),
-            },
+            ExitReason::Synchronous => {
+                let (abort, access) = match Cause::decode(exit.esr) {
+                    Cause::DataAbort(abort) => (abort, abort.data_access()),
+                    Cause::InstructionAbort(abort) => (abort, abort.fetch_access()),
+                    other => return self.instruction(exit, other),
+                };
+                self.abort(exit, abort, access)
+            }
             ExitReason::Interrupt => {
                 self.count(ExitKind::Interrupt);
                 self.cpu.acknowledge_interrupts();
@@ -104,7 +107,7 @@ where
         self.vm.shared(self.id).exits.count(kind);
     }
 
-    #[inline]
+    #[inline(always)]
     fn abort(&mut self, exit: &RawExit, abort: Abort, access: Access) -> Next {
         let AbortKind::Stage2(kind) = abort.kind() else {
             return self.other_abort(exit, abort);
@@ -123,7 +126,7 @@ where
     }
 
     /// Serves a stage-2 fault, and says at which address.
-    #[inline]
+    #[inline(always)]
     fn serve(
         &mut self,
         exit: &RawExit,
