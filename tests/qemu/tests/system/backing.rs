@@ -126,24 +126,21 @@ fn a_cpu_without_a_vcpu_merges_beside_the_benchmark_which_is_verified() {
         "overcommit=150 harvest=ring ring_entries=64 slots=2",
         "backing=4K merge_targets=ram max_page_sharing=2 pages_to_scan=1000 sleep_millisecs=1",
     ] {
-        let options = format!("merging vcpus=2 bytes=2M iterations=30 timeout=60 {policies}");
-        let outcome = Boot::benchmark(&options).cpus(4).limit(150).run_well();
-        let record = &outcome.records[0];
-        let counter = |name: &str| record.counters.get(name).copied().unwrap_or(0);
-        assert!(record.verified, "{}", describe(&outcome));
-        // What the guest's RAM has of zeros.
-        let merged = counter("ksm_zero_pages") + counter("pages_sharing");
-        assert!(
-            counter("full_scans") >= 2 && merged > 0,
-            "{:?}",
-            record.counters
-        );
-        assert!(
-            outcome
-                .lines
-                .iter()
-                .any(|line| line.starts_with("merging counters: "))
-        );
+        let merges = |iterations| {
+            let options =
+                format!("merging vcpus=2 bytes=2M iterations={iterations} timeout=60 {policies}");
+            let outcome = Boot::benchmark(&options).cpus(4).limit(150).run_well();
+            let record = &outcome.records[0];
+            assert!(record.verified, "{}", describe(&outcome));
+            let mut lines = outcome.lines.iter();
+            assert!(lines.any(|line| line.starts_with("merging counters: ")));
+            let counter = |name: &str| record.counters.get(name).copied().unwrap_or(0);
+            // What the guest's RAM has of zeros.
+            let merged = counter("ksm_zero_pages") + counter("pages_sharing");
+            counter("full_scans") >= 2 && merged > 0
+        };
+        // On a busy host the CPU that merges may come late.
+        assert!([30, 100, 300].into_iter().any(merges), "{policies}");
     }
 }
 
