@@ -9,16 +9,14 @@ use crate::copying::writable_by_fault;
 use crate::cpu::{Caches, CpuMemory};
 use crate::direct::Changer;
 use crate::frames::{FrameSize, GRANULE, Owner, Purpose, copy_page};
-use crate::locks::MmuLock;
 use crate::object::{Backing, Claim, Extent, Object};
 use crate::reverse::Sharer;
 use crate::slots::Slot;
-use crate::space::AddressSpace;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::array;
 use core::sync::atomic::Ordering;
-use stage2::{Ipa, IpaRange, Level, PAGE_SIZE, Pa, Permissions, Tlb};
+use stage2::{IpaRange, Level, PAGE_SIZE, Pa, Permissions, Tlb};
 
 /// Pages that are moved in one stay in the epoch.
 const AT_ONCE: u64 = 16;
@@ -58,41 +56,21 @@ pub struct Cleared {
     pub next: Option<Pa>,
 }
 
-impl<L: MmuLock> AddressSpace<L> {
-    /// Gives each 2 MiB of a part of a slot that was made of such pieces one run of frames again, as far as that can be.
-    pub(crate) fn compact_range<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        slot: &Slot,
-        range: IpaRange,
-    ) {
-        if slot.object().piece() > Level::L2 {
+impl Slot {
+    /// Gives each 2 MiB of a part of the slot that was made of such pieces one run of frames again, as far as that can be.
+    pub(crate) fn compact<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, range: IpaRange) {
+        if self.object().piece() > Level::L2 {
             return;
         }
         let span = GRANULE.span(Level::L2);
         let mut start = range.start.align_down(span);
         while start < range.end {
-            let region = self.compact_at(cpu, slot, start);
-            if region == Compacted::OutOfFrames && cpu.clear_some_run() {
-                self.compact_at(cpu, slot, start);
+            if start >= self.range().start && self.fitting(start, Level::L2) == Level::L2 {
+                self.object()
+                    .compact_region_anyhow(cpu, self.object_page(start));
             }
             start = start.checked_add(span).unwrap_or(range.end);
         }
-    }
-
-    /// Gives the 2 MiB of a slot at `start` one run of frames, if they are all of a region of its object.
-    fn compact_at<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        slot: &Slot,
-        start: Ipa,
-    ) -> Compacted {
-        let span = GRANULE.span(Level::L2);
-        let fits = start >= slot.range().start && start.is_aligned(span);
-        if !fits || slot.fitting(start, Level::L2) != Level::L2 {
-            return Compacted::NotItsOwn;
-        }
-        slot.object().compact_region(cpu, slot.object_page(start))
     }
 }
 
@@ -160,6 +138,18 @@ impl Object {
                 Compacted::OwnAgain
             }
             None => Compacted::NotItsOwn,
+        }
+    }
+
+    /// As [`Self::compact_region`]; where there is no run of free frames, one is cleared for it. The caller is in no epoch.
+    pub(crate) fn compact_region_anyhow<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        page: u64,
+    ) -> Compacted {
+        match self.compact_region(cpu, page) {
+            Compacted::OutOfFrames if cpu.clear_some_run() => self.compact_region(cpu, page),
+            compacted => compacted,
         }
     }
 
@@ -329,7 +319,7 @@ impl<T: Tlb + Caches> CpuMemory<T> {
 
     /// Clears the next run of frames of which few are used, for whoever needs one that is free. Whether one has come free
     /// perhaps. The caller is in no epoch.
-    pub(crate) fn clear_some_run(&self) -> bool {
+    fn clear_some_run(&self) -> bool {
         let hand = self.system().next_to_clear();
         let cleared = self.clear_run(Pa::new(hand.load(Ordering::Relaxed)), FEW);
         let next = cleared.next.map_or(0, Pa::get);

@@ -61,10 +61,7 @@ impl<T: Tlb + Caches> CpuMemory<T> {
         let Some(mappings) = self.mappings_of(object, region) else {
             return false;
         };
-        let mut compacted = object.compact_region(self, region.start);
-        if compacted == Compacted::OutOfFrames && self.clear_some_run() {
-            compacted = object.compact_region(self, region.start);
-        }
+        let compacted = object.compact_region_anyhow(self, region.start);
         if !matches!(compacted, Compacted::Moved | Compacted::OwnAgain) {
             return false;
         }

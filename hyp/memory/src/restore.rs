@@ -42,7 +42,7 @@ impl<L: MmuLock> AddressSpace<L> {
         let step = GRANULE.span(Level::L2) * UNLINKED_AT_ONCE;
         let end = start.align_down(step).checked_add(step);
         let end = end.map_or(range.end, |end| end.min(range.end));
-        self.compact_range(cpu, &slot, start..end);
+        slot.compact(cpu, start..end);
         let mapping = self.mapping(&slot);
         let mut collapsed = mapping.restore(cpu, start..end, Level::L2);
         let block = end.offset_in(GRANULE.span(Level::L1)) == 0 || end == range.end;
