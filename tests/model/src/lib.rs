@@ -4,13 +4,14 @@
 //! [`System`] is the machine model: CPUs with real TLB instructions and barriers, TLBs that hold all that the architecture
 //! lets them, hardware that updates entries on its own, and a monitor (the `watcher` crate) that names the rule that is
 //! broken. It runs under random schedules that replay from a seed ([`explore`]). [`Mmu`] is a simpler one that threads of
-//! the host run on as well, with real memory behind it; [`vms`] has VMs on real memory, step by step. Random operations come
-//! from [`strategies`].
+//! the host run on as well, with real memory behind it; [`vms`] has VMs on real memory, step by step; [`in_place`] is what
+//! tests bring beside those. Random operations come from [`strategies`].
 
 #[cfg(loom)]
 pub mod checked;
 mod frames;
 mod ground;
+pub mod in_place;
 mod operation;
 mod plain;
 mod reference;

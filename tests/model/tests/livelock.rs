@@ -7,7 +7,6 @@
 #![cfg(not(loom))]
 #![cfg(not(miri))]
 
-use std::ptr::{NonNull, with_exposed_provenance_mut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -15,13 +14,11 @@ use std::time::{Duration, Instant};
 
 use memory::frames::{FramePool, arena};
 use memory::{
-    Access, AddressSpace, BackingPolicy, Caches, CpuCounters, CpuMemory, Fault, FaultKind,
-    FaultOutcome, MemorySystem, Object, Owner, Parallel, SlotConfig, SlotId, TrackerMode, VmId,
+    Access, AddressSpace, BackingPolicy, CpuCounters, CpuMemory, Fault, FaultKind, FaultOutcome,
+    MemorySystem, Object, Owner, Parallel, SlotConfig, SlotId, TrackerMode, VmId,
 };
-use stage2::{
-    Counters, Entry, Epoch, Features, Ipa, IpaRange, Layout, Level, PAGE_SIZE, Pa, Regime,
-    TableFrame, TableMemory, Tlb, Unlinked, Worker,
-};
+use model::in_place::{AtBroadcasts, InPlace};
+use stage2::{Counters, Features, Ipa, Layout, Level, PAGE_SIZE, Worker};
 
 type Space = AddressSpace<Parallel>;
 
@@ -38,68 +35,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The machine. CPUs that invalidate take their time: others run in the middle of it as often as between two, however few
 /// CPUs the host has.
-#[derive(Clone, Copy)]
-struct Hardware {
-    is_slow: bool,
-}
+type Hardware = AtBroadcasts<fn()>;
 
-impl Hardware {
-    fn invalidate(self) {
-        if self.is_slow {
-            thread::yield_now();
-        }
-    }
-}
-
-impl Tlb for Hardware {
-    fn invalidate_leaf(&self, _: Regime, _: Ipa, _: Option<Level>) {
-        self.invalidate();
-    }
-
-    fn invalidate_range(&self, _: Regime, _: IpaRange, _: bool) {
-        self.invalidate();
-    }
-
-    fn invalidate_vmid(&self, _: Regime) {
-        self.invalidate();
-    }
-
-    fn invalidate_all_vmids(&self) {
-        self.invalidate();
-    }
-
-    fn invalidate_local(&self, _: Regime, _: Ipa, _: Option<Level>, _: Option<u64>) {}
-
-    fn publish_tables(&self) {}
-}
-
-impl Caches for Hardware {
-    fn clean_for_guest(&self, _: Pa, _: u64) {}
-}
-
-/// Tables that are there already, for whoever drops single entries.
-struct InPlace;
-
-// SAFETY: it allocates nothing, and the pool's frames are at their own addresses for ever.
-unsafe impl TableMemory for InPlace {
-    fn allocate(&self) -> Option<TableFrame> {
-        None
-    }
-
-    fn free(&self, frame: TableFrame) {
-        panic!("{frame:?} came from nowhere");
-    }
-
-    fn entries(&self, pa: Pa) -> NonNull<Entry> {
-        NonNull::new(with_exposed_provenance_mut(pa.get() as usize)).expect("no table at 0")
-    }
-}
-
-impl Epoch for InPlace {
-    fn retire(&self, unlinked: Unlinked) {
-        panic!("{unlinked:?}: a page's range holds no table");
-    }
-}
+const SLOW: Hardware = AtBroadcasts(thread::yield_now);
+const QUICK: Hardware = AtBroadcasts(|| ());
 
 /// A VM whose memory is one page after the other of what is left alone, what is invalidated, what is left alone.
 struct World {
@@ -248,7 +187,7 @@ fn retries_beside(tracker: TrackerMode, invalidators: u64) -> u64 {
     let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, cpus, 2, 8)));
     let cpu_of = |number: usize, is_slow| {
         let counters: &CpuCounters = Box::leak(Box::default());
-        let cpu = CpuMemory::new(system, number, Hardware { is_slow }, counters);
+        let cpu = CpuMemory::new(system, number, if is_slow { SLOW } else { QUICK }, counters);
         (cpu, counters)
     };
     let (main, _) = cpu_of(0, false);

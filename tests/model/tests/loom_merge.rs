@@ -16,7 +16,7 @@ use memory::{
 use model::checked::memory::{
     POOL, Space, cpu_with, nothing_is_left, nothing_is_left_so_far, vm_id,
 };
-use model::checked::overtaking::{self, Overtaking};
+use model::checked::overtaking::{self, OVERTAKING, Overtaking};
 use model::checked::{alone, every_execution, page};
 use stage2::{Features, Layout, Level, PAGE_SIZE};
 
@@ -33,7 +33,7 @@ struct World {
 }
 
 fn cpu(number: usize) -> Cpu {
-    cpu_with(number, Overtaking)
+    cpu_with(number, OVERTAKING)
 }
 
 fn world(cpu: &Cpu) -> World {

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use memory::{CpuMemory, DirtyPages, LogPolicy, SlotId, Tracking};
 use model::checked::memory::{Space, cpu_with, nothing_is_left, nothing_is_left_so_far, vm_id};
-use model::checked::overtaking::{self, Overtaking};
+use model::checked::overtaking::{self, OVERTAKING, Overtaking};
 use model::checked::{alone, every_execution, page};
 use stage2::{Features, Layout, Level, PAGE_SIZE};
 
@@ -51,7 +51,7 @@ static COPY: [AtomicU64; PAGES as usize] = [const { AtomicU64::new(0) }; PAGES a
 type Cpu = CpuMemory<Overtaking>;
 
 fn cpu(number: usize) -> Cpu {
-    cpu_with(number, Overtaking)
+    cpu_with(number, OVERTAKING)
 }
 
 /// An address space with one slot of a few pages.

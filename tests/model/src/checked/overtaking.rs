@@ -3,14 +3,12 @@
 //! what it overtakes is: a write that was decided on before counts as not begun.
 
 use super::memory::Space;
+use crate::in_place::{AtBroadcasts, InPlace};
 use loom::sync::atomic::AtomicU64 as Modelled;
-use memory::{Access, Caches, CpuMemory, Fault, FaultKind, FaultOutcome};
+use memory::{Access, CpuMemory, Fault, FaultKind, FaultOutcome};
 use stage2::sync::{full_barrier, relax};
-use stage2::{
-    Counters, Descriptor, Entry, Epoch, Ipa, IpaRange, Level, PAGE_SIZE, Pa, Regime, Step,
-    TableFrame, TableMemory, Tlb, Unlinked, Worker,
-};
-use std::ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut};
+use stage2::{Counters, Descriptor, Ipa, PAGE_SIZE, Step, Worker};
+use std::ptr::with_exposed_provenance;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 loom::lazy_static! {
@@ -24,53 +22,14 @@ fn complete() -> u64 {
 }
 
 /// TLB instructions that count.
-#[derive(Debug)]
-pub struct Overtaking;
+pub type Overtaking = AtBroadcasts<fn()>;
 
-impl Overtaking {
-    fn invalidate(&self) {
-        full_barrier();
-        COMPLETE.fetch_add(1, Ordering::AcqRel);
-    }
-}
+/// Those.
+pub const OVERTAKING: Overtaking = AtBroadcasts(invalidated);
 
-impl Tlb for Overtaking {
-    fn invalidate_leaf(&self, _: Regime, _: Ipa, _: Option<Level>) {
-        self.invalidate();
-    }
-    fn invalidate_range(&self, _: Regime, _: IpaRange, _: bool) {
-        self.invalidate();
-    }
-    fn invalidate_vmid(&self, _: Regime) {
-        self.invalidate();
-    }
-    fn invalidate_all_vmids(&self) {
-        self.invalidate();
-    }
-    fn invalidate_local(&self, _: Regime, _: Ipa, _: Option<Level>, _: Option<u64>) {}
-    fn publish_tables(&self) {}
-}
-
-impl Caches for Overtaking {
-    fn clean_for_guest(&self, _: Pa, _: u64) {}
-}
-
-/// The tables, for hardware to walk. Nothing is allocated through it.
-struct Walked;
-
-// SAFETY: tables lie at their own addresses and last as long as the process; none is handed out.
-unsafe impl TableMemory for Walked {
-    fn allocate(&self) -> Option<TableFrame> {
-        None
-    }
-    fn free(&self, _: TableFrame) {}
-    fn entries(&self, pa: Pa) -> NonNull<Entry> {
-        NonNull::new(with_exposed_provenance_mut(pa.get() as usize)).expect("no table is at zero")
-    }
-}
-
-impl Epoch for Walked {
-    fn retire(&self, _: Unlinked) {}
+fn invalidated() {
+    full_barrier();
+    COMPLETE.fetch_add(1, Ordering::AcqRel);
 }
 
 /// Adds one to the word at `ipa`, which begins a page, as hardware does if the tables allow it. Whether it did.
@@ -78,9 +37,9 @@ fn write_through(space: &Space, cpu: &CpuMemory<Overtaking>, ipa: Ipa) -> bool {
     let _guard = cpu.pin();
     let counters = Counters::default();
     let worker = Worker {
-        memory: &Walked,
-        tlb: &Overtaking,
-        epoch: &Walked,
+        memory: &InPlace,
+        tlb: &OVERTAKING,
+        epoch: &InPlace,
         counters: &counters,
     };
     let mut written = false;
