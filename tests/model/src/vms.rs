@@ -3,8 +3,8 @@
 
 use memory::frames::{Counts, FramePool, arena, read_bytes, write_bytes};
 use memory::{
-    Access, AddressSpace, BackingPolicy, CpuMemory, Fault, FaultKind, FaultOutcome, MemorySystem,
-    Object, Owner, Parallel, SlotConfig, SlotId, VmId,
+    Access, AddressSpace, BackingPolicy, CpuCounters, CpuMemory, Fault, FaultKind, FaultOutcome,
+    MemorySystem, Object, Owner, Parallel, SlotConfig, SlotId, VmId,
 };
 use stage2::{Features, Ipa, Layout, Leaf, Level, NoTlb, PAGE_SIZE, Pa};
 use std::sync::Arc;
@@ -26,6 +26,8 @@ pub type Space = AddressSpace<Parallel>;
 pub struct Vms {
     /// The CPU.
     pub cpu: CpuMemory<NoTlb>,
+    /// What it counts.
+    pub counters: &'static CpuCounters,
     /// The machine's frames.
     pub pool: &'static FramePool,
 }
@@ -38,8 +40,11 @@ impl Vms {
         unsafe { pool.add(arena::leak(frames)) };
         let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 2, 8)));
         let counters = Box::leak(Box::default());
-        let cpu = CpuMemory::new(system, 0, NoTlb, counters);
-        Self { cpu, pool }
+        Self {
+            cpu: CpuMemory::new(system, 0, NoTlb, counters),
+            counters,
+            pool,
+        }
     }
 
     /// A VM without memory.

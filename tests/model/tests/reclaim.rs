@@ -3,13 +3,14 @@
 #![cfg(not(loom))]
 #![cfg(not(miri))]
 
-use memory::frames::{Counts, FramePool, arena, read_bytes, write_bytes};
+use memory::frames::{read_bytes, write_bytes};
 use memory::{
-    Access, BalloonError, CpuCounters, CpuMemory, Fault, FaultKind, FaultOutcome, IdleCpus,
-    LogPolicy, MemorySystem, Object, Owner, SlotConfig, SlotId, StoreCounts, VmId, Watermarks,
+    Access, BackingPolicy, BalloonError, FaultKind, FaultOutcome, IdleCpus, LogPolicy,
+    MemorySystem, Object, Owner, SlotConfig, SlotId, StoreCounts, VmId, Watermarks,
 };
-use model::vms::{BLOCK, SLOT, START, Space, slot};
-use stage2::{Features, Ipa, Layout, Level, NoTlb, PAGE_SIZE, Pa};
+use model::vms::{BLOCK, SLOT, START, Space, Vms, frame, slot};
+use stage2::{Features, Ipa, Layout, Level, PAGE_SIZE, Pa};
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const WATERMARKS: Watermarks = Watermarks { low: 40, high: 60 };
@@ -35,41 +36,36 @@ fn vm(number: usize) -> VmId {
     VmId::new(number).unwrap()
 }
 
-/// CPU 0 of a machine with a pool of its own.
+/// A machine whose memory is watched.
 struct Machine {
-    cpu: CpuMemory<NoTlb>,
-    counters: &'static CpuCounters,
+    vms: Vms,
     system: &'static MemorySystem,
-    pool: &'static FramePool,
+}
+
+impl Deref for Machine {
+    type Target = Vms;
+
+    fn deref(&self) -> &Vms {
+        &self.vms
+    }
 }
 
 impl Machine {
     fn new(frames: usize) -> Self {
-        let pool: &FramePool = Box::leak(Box::new(FramePool::new()));
-        // SAFETY: the arena is leaked, and added once.
-        unsafe { pool.add(arena::leak(frames)) };
-        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 2, 8)));
+        let vms = Vms::new(frames);
+        let system = vms.cpu.system();
         system.set_watermarks(Some(WATERMARKS));
-        let counters: &CpuCounters = Box::leak(Box::default());
-        Self {
-            cpu: CpuMemory::new(system, 0, NoTlb, counters),
-            counters,
-            system,
-            pool,
-        }
+        Self { vms, system }
     }
 
     fn space(&self, number: usize) -> Space {
-        let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
-        Space::new(&self.cpu, vm(number), layout).unwrap()
+        self.vms.space(number, BackingPolicy::default())
     }
 
     /// A VM with one slot of so many pages.
     fn vm_of(&self, number: usize, pages: u64, piece: Level) -> Space {
         let space = self.space(number);
-        let account = Owner::Vm(vm(number));
-        let object = Object::anonymous(&self.cpu, account, pages * PAGE_SIZE, piece).unwrap();
-        space.map_object(&self.cpu, slot(object)).unwrap();
+        self.map(&space, self.anonymous(space.vm(), pages, piece));
         space
     }
 
@@ -80,23 +76,12 @@ impl Machine {
             let kind = match space.lookup(&self.cpu, ipa) {
                 Some((leaf, _)) if !leaf.accessed() => FaultKind::AccessFlag,
                 Some((leaf, level)) if access.allowed_by(leaf) => {
-                    let within = page % BLOCK * PAGE_SIZE;
-                    return Ok(match level {
-                        Level::L3 => leaf.pa(),
-                        _ => leaf.pa().offset(within),
-                    });
+                    return Ok(frame(leaf, level, page));
                 }
                 Some(_) => FaultKind::Permission,
                 None => FaultKind::Translation,
             };
-            let fault = Fault {
-                vcpu: 0,
-                ipa,
-                va: None,
-                access,
-                kind,
-            };
-            match space.fault(&self.cpu, &fault) {
+            match self.fault(space, ipa, access, kind) {
                 FaultOutcome::Resolved | FaultOutcome::Retry => {}
                 other => return Err(other),
             }
@@ -136,16 +121,6 @@ impl Machine {
     fn idle_until_relieved(&self) {
         while self.cpu.relieve() {}
         self.cpu.wait_for_epoch();
-    }
-
-    fn guest(&self) -> u64 {
-        self.counts().guest
-    }
-
-    fn counts(&self) -> Counts {
-        let counts = self.pool.counts();
-        counts.check().unwrap();
-        counts
     }
 
     fn nothing_is_left(&self) {
