@@ -12,7 +12,7 @@ use aarch64_cpu::registers::HCR_EL2;
 use stage2::{Ipa, PAGE_SIZE};
 use vm::{
     Cpu, El1State, ExceptionControls, ExceptionRecord, ExitReason, FpState, GuestRegs, PacKeys,
-    RawExit, SystemRegister, VcpuControls, VcpuState,
+    RawExit, Syndrome, SystemRegister, VcpuControls, VcpuState,
 };
 
 use crate::el2::HCR_BOOT;
@@ -229,6 +229,9 @@ impl Cpu for HardwareCpu {
             world_load_fp(&raw const state.fp);
             write_register!("vmpidr_el2", controls.mpidr);
             write_register!("cntvoff_el2", controls.counter_offset);
+            // No exit yet of this guest.
+            write_register!("esr_el2", 0);
+            write_register!("far_el2", 0);
             if self.ras {
                 // What the guest takes for DISR_EL1.
                 write_register!("s3_4_c12_c1_1", 0); // VDISR_EL2
@@ -267,6 +270,14 @@ impl Cpu for HardwareCpu {
             esr: read_register!("esr_el2"),
             far: read_register!("far_el2"),
             hpfar: read_register!("hpfar_el2"),
+        }
+    }
+
+    fn syndrome(&self) -> Syndrome {
+        // Interrupts leave these registers alone, and EL2 itself has taken no exception since.
+        Syndrome {
+            esr: read_register!("esr_el2"),
+            far: read_register!("far_el2"),
         }
     }
 

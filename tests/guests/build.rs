@@ -1,14 +1,16 @@
 //! The build script of every guest: passes the linker script and the flags of a position-independent, self-relocating image
 //! to the linker.
 
-use std::env;
 use std::path::Path;
+use std::{env, fs};
 
 fn main() {
-    let directory = env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
-    let script = Path::new(&directory).join("../runtime/guest.ld");
     println!("cargo::rerun-if-changed=../build.rs");
-    println!("cargo::rerun-if-changed={}", script.display());
+    println!("cargo::rerun-if-changed=../runtime/guest.ld");
+    // Cargo knows the path of this folder, and puts it right when a clone is copied together with what was built there.
+    let folder = env::var("OUT_DIR").expect("cargo sets OUT_DIR");
+    let script = Path::new(&folder).join("guest.ld");
+    fs::copy("../runtime/guest.ld", &script).expect("the linker script can be copied");
     let arguments = [
         format!("--script={}", script.display()),
         "-pie".into(),

@@ -43,10 +43,11 @@ struct Shared {
 fn main(boot: Boot) -> ! {
     let status = match run(boot) {
         Ok(()) => 0,
+        // The monitor has said why.
         Err(Error::Run(status)) => status,
         Err(error) => {
             console::write_line(format_args!("parvisor: error: {error}"));
-            1
+            error.status()
         }
     };
     psci::exit(status)
@@ -102,7 +103,7 @@ fn run(boot: Boot) -> Result<(), Error> {
     });
     monitor::run(&mut host, &bootargs, module).map_err(|error| {
         console::write_line(format_args!("parvisor: error: {error}"));
-        Error::Run(1)
+        Error::Run(error.status())
     })
 }
 
@@ -165,6 +166,17 @@ enum Error {
     NoGranule,
     /// What the monitor has reported already.
     Run(u8),
+}
+
+impl Error {
+    /// The exit status: 2 for options, 1 for all else.
+    fn status(&self) -> u8 {
+        match self {
+            Self::Run(status) => *status,
+            Self::Option(_) => 2,
+            Self::Boot(_) | Self::Cpu(_) | Self::NoGranule => 1,
+        }
+    }
 }
 
 impl fmt::Display for Error {

@@ -4,6 +4,7 @@ use crate::bench::Complaint;
 use crate::image::ImageError;
 use crate::machine::DeviceError;
 use crate::quote::Quoted;
+use crate::size::Size;
 use crate::verify::{BeyondShare, Mismatch, WrongContent};
 use alloc::string::String;
 use core::fmt;
@@ -36,6 +37,13 @@ pub enum RunError {
     Frames(OutOfFrames),
     /// The guest's memory can't be had.
     Slot(SlotError),
+    /// The machine hasn't as much memory as the guest is to have.
+    TooLittleMemory {
+        /// What it is to have.
+        wanted: Size,
+        /// What there is.
+        free: Size,
+    },
     /// The guest can't be given the device that it is to have.
     Device {
         /// Its path.
@@ -55,14 +63,14 @@ pub enum RunError {
     Ended(StopReason),
     /// A guest program ended, and not well.
     Program(StopReason),
-    /// The guest took too long.
+    /// The guest made no progress any more.
     TimedOut {
-        /// How long it had, in seconds.
+        /// For how long, in seconds.
         seconds: u64,
     },
-    /// Only some vCPUs were done with a step in time.
+    /// As before, in a step with which only some vCPUs are done.
     StepTimedOut {
-        /// How long the VM had, in seconds.
+        /// For how long, in seconds.
         seconds: u64,
         /// vCPUs that were done.
         arrived: usize,
@@ -189,6 +197,19 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// Whether it is the options that can't be served, by this machine or with this guest: nothing has run.
+    pub fn is_bad_option(&self) -> bool {
+        matches!(
+            self,
+            Self::Image(_)
+                | Self::TooFewCpus { .. }
+                | Self::Layout(_)
+                | Self::TooLittleMemory { .. }
+                | Self::Device { .. }
+                | Self::NoHardwareDirty { .. }
+        )
+    }
+
     /// Whether the benchmark ran to a result that is wrong.
     pub fn is_mismatch(&self) -> bool {
         matches!(
@@ -227,6 +248,10 @@ impl fmt::Display for RunError {
             Self::Layout(error) => error.fmt(f),
             Self::Frames(error) => error.fmt(f),
             Self::Slot(error) => write!(f, "the guest's memory can't be had: {error}"),
+            Self::TooLittleMemory { wanted, free } => write!(
+                f,
+                "the guest's memory can't be had: it is to have {wanted} in all, and the machine has {free} to give"
+            ),
             Self::Device { path, error } => {
                 write!(
                     f,
@@ -242,7 +267,7 @@ impl fmt::Display for RunError {
             Self::Program(reason) => write!(f, "{reason}"),
             Self::TimedOut { seconds } => write!(
                 f,
-                "the guest didn't end within its timeout={seconds} seconds"
+                "the guest made no progress for {seconds} s and didn't end (timeout={seconds})"
             ),
             Self::StepTimedOut {
                 seconds,
@@ -250,7 +275,7 @@ impl fmt::Display for RunError {
                 vcpus,
             } => write!(
                 f,
-                "the guest didn't finish within its timeout={seconds} seconds: {arrived} of {vcpus} vCPUs are done"
+                "the guest made no progress for {seconds} s (timeout={seconds}): {arrived} of {vcpus} vCPUs are done"
             ),
             Self::Stuck => f.write_str("CPUs don't come back from the guest"),
             Self::Prefault(error) => error.fmt(f),

@@ -15,8 +15,10 @@ use crate::error::RunError;
 use crate::guest_tree::GuestDescription;
 use crate::machine::{Machine, OwnCpu};
 use crate::options::{Options, TEST_MEMORY};
+use crate::patience::Patience;
 use crate::record::CounterMap;
 use crate::report::Stage2Use;
+use crate::size::Size;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::Cell;
@@ -28,8 +30,9 @@ use memory::{
 use stage2::{Features, Layout, PAGE_SIZE};
 use vm::{CpuId, Pause, Service, Start, StopReason, Vcpu, VcpuId, Vm, VmConfig};
 
-/// How long CPUs may take to come back from a guest that was stopped.
-const PATIENCE_NS: u64 = 10_000_000_000;
+/// How long CPUs may take to come back from a guest that was stopped, and how often CPU 0 looks whether they have.
+const PATIENCE_NS: u64 = 30_000_000_000;
+const LOOKS: u32 = 60;
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
 /// The machine, as CPU 0 works with it.
@@ -170,7 +173,13 @@ impl<M: Machine> Host<'_, M> {
             filled_ns,
             crew: self.crew,
             counters: self.counters,
-            deadline_ns: started_ns.saturating_add(plan.timeout.saturating_mul(NS_PER_SECOND)),
+            patience: Patience::new(
+                started_ns,
+                plan.timeout.saturating_mul(NS_PER_SECOND),
+                watch::LOOKS,
+            ),
+            renewals: Cell::new(0),
+            seen: Cell::new(0),
             timeout: plan.timeout,
             relieved: Cell::new(None),
         };
@@ -285,7 +294,11 @@ impl<M: Machine> Host<'_, M> {
         let bytes = plan.ram.saturating_add(test).saturating_add(plan.unseen);
         if bytes / PAGE_SIZE > own.pool().counts().free {
             // Before any of it is zeroed in vain.
-            return Err(RunError::Slot(SlotError::OutOfMemory { bytes }));
+            let free = own.pool().counts().free * PAGE_SIZE;
+            return Err(RunError::TooLittleMemory {
+                wanted: Size(bytes),
+                free: Size(free),
+            });
         }
         for slot in plan.device_slots() {
             space.map_object(own, slot)?;
@@ -342,13 +355,13 @@ impl<M: Machine> Host<'_, M> {
 
     /// Ends the VM if it hasn't ended, and waits until its CPUs have come back from it. False if they don't.
     fn stop<L>(&self, vm: &Vm<AddressSpace<L>>, cpus: Range<usize>) -> bool {
-        let deadline = self.machine.now_ns().saturating_add(PATIENCE_NS);
+        let patience = Patience::new(self.machine.now_ns(), PATIENCE_NS, LOOKS);
         vm.stop(StopReason::Requested, |cpu| self.machine.kick(cpu));
         while !self.crew.are_idle(cpus.clone()) {
-            if self.machine.now_ns() >= deadline {
+            if patience.is_over(self.machine.now_ns()) {
                 return false;
             }
-            self.machine.wait(deadline);
+            self.machine.wait(patience.next_ns());
         }
         true
     }
@@ -384,12 +397,12 @@ impl<M: Machine> Host<'_, M> {
     /// CPU that does its housekeeping may have some in hand.
     fn settled(&self, id: VmId) -> (VmCounts, Counts) {
         let (memory, pool) = (&self.own.memory, self.own.memory.pool());
-        let deadline = self.machine.now_ns().saturating_add(PATIENCE_NS);
+        let patience = Patience::new(self.machine.now_ns(), PATIENCE_NS, LOOKS);
         loop {
             memory.idle();
             let (frames, all) = (pool.counts_of(id), pool.counts());
             let is_settled = frames.is_zero() && (all.check().is_ok() || !self.crew.is_idle());
-            if is_settled || self.machine.now_ns() >= deadline {
+            if is_settled || patience.is_over(self.machine.now_ns()) {
                 return (frames, all);
             }
         }

@@ -21,6 +21,7 @@ mod low_rings;
 mod machine;
 mod merging;
 pub mod options;
+mod patience;
 mod policy;
 mod program;
 mod quote;

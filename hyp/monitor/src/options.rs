@@ -97,7 +97,7 @@ pub struct Options {
     pub ipa_bits: Option<u32>,
     /// How long the stress run goes on, in seconds.
     pub seconds: u64,
-    /// How long a VM may take, in seconds; for the stress run, beyond its own.
+    /// How long a VM may go on without progress, in seconds.
     pub timeout: u64,
     /// What to log.
     pub log: LevelFilter,

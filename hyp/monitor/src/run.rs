@@ -29,6 +29,21 @@ pub enum Error<'t> {
     Run(RunError),
 }
 
+/// The exit status of options that can't be used, and that of a run that failed.
+const BAD_OPTIONS: u8 = 2;
+const FAILED: u8 = 1;
+
+impl Error<'_> {
+    /// The exit status that it is the reason of.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Options(_) => BAD_OPTIONS,
+            Self::Run(error) if error.is_bad_option() => BAD_OPTIONS,
+            Self::Run(_) => FAILED,
+        }
+    }
+}
+
 impl fmt::Display for Error<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -43,7 +58,8 @@ impl core::error::Error for Error<'_> {}
 /// Runs what `bootargs` ask for: the guest in `module`, in each mode with each policy. Stops at the first failure.
 ///
 /// # Errors
-/// Bad options, no guest, or a run that failed: to be printed, and to be the reason of a failing status.
+/// Bad options, no guest, or a run that failed: to be printed, and to be the reason of a failing status
+/// ([`Error::status`]).
 pub fn run<'t, M: Machine>(
     host: &mut Host<'_, M>,
     bootargs: &'t str,

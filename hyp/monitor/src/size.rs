@@ -4,13 +4,43 @@ use core::fmt;
 
 const UNITS: [(char, u32); 3] = [('G', 30), ('M', 20), ('K', 10)];
 
+/// A text isn't a size.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SizeError {
+    /// It isn't a number with or without a suffix.
+    Malformed,
+    /// It is more than 64 bits hold.
+    TooLarge,
+}
+
+impl fmt::Display for SizeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expected())
+    }
+}
+
+impl SizeError {
+    /// What was expected instead.
+    pub const fn expected(self) -> &'static str {
+        match self {
+            Self::Malformed => "a number of bytes, or a number with K, M or G, as in 64M",
+            Self::TooLarge => "less than 2^64 bytes, as no machine has so much",
+        }
+    }
+}
+
+impl core::error::Error for SizeError {}
+
 /// A number of bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Size(pub u64);
 
 impl Size {
-    /// Reads a decimal number with a suffix of K, M, G (of 1,024) or none. `None` if it isn't one or exceeds 64 bits.
-    pub fn parse(text: &str) -> Option<Self> {
+    /// Reads a decimal number with a suffix of K, M, G (of 1,024) or none.
+    ///
+    /// # Errors
+    /// It isn't one, or exceeds 64 bits.
+    pub fn parse(text: &str) -> Result<Self, SizeError> {
         let unit = UNITS
             .into_iter()
             .find(|(suffix, _)| text.ends_with([*suffix, suffix.to_ascii_lowercase()]));
@@ -18,18 +48,21 @@ impl Size {
             Some((_, shift)) => (&text[..text.len() - 1], shift),
             None => (text, 0),
         };
-        decimal(digits)?.checked_mul(1 << shift).map(Self)
+        if !is_decimal(digits) {
+            return Err(SizeError::Malformed);
+        }
+        let bytes = decimal(digits).and_then(|number| number.checked_mul(1 << shift));
+        bytes.map(Self).ok_or(SizeError::TooLarge)
     }
 }
 
 /// Reads digits only: no sign, no space. `None` if there are others, none, or too many.
 pub(crate) fn decimal(digits: &str) -> Option<u64> {
-    let only_digits = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-    if only_digits {
-        digits.parse().ok()
-    } else {
-        None
-    }
+    is_decimal(digits).then(|| digits.parse().ok()).flatten()
+}
+
+fn is_decimal(digits: &str) -> bool {
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// In the largest unit that leaves no fraction.
@@ -50,10 +83,10 @@ mod tests {
 
     #[test]
     fn suffixes_are_powers_of_1024() {
-        assert_eq!(Size::parse("64M"), Some(Size(64 << 20)));
-        assert_eq!(Size::parse("1g"), Some(Size(1 << 30)));
-        assert_eq!(Size::parse("4096"), Some(Size(4096)));
-        assert_eq!(Size::parse("16777215G"), Some(Size(16_777_215 << 30)));
+        assert_eq!(Size::parse("64M"), Ok(Size(64 << 20)));
+        assert_eq!(Size::parse("1g"), Ok(Size(1 << 30)));
+        assert_eq!(Size::parse("4096"), Ok(Size(4096)));
+        assert_eq!(Size::parse("16777215G"), Ok(Size(16_777_215 << 30)));
     }
 
     #[test]
@@ -67,11 +100,16 @@ mod tests {
             "1MM",
             "0x10",
             "1.5G",
-            "17179869184G",
-            "99999999999999999999",
             "é",
         ] {
-            assert_eq!(Size::parse(text), None, "{text}");
+            assert_eq!(Size::parse(text), Err(SizeError::Malformed), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_no_machine_has_is_told_from_what_is_no_size() {
+        for text in ["17179869184G", "99999999999G", "99999999999999999999"] {
+            assert_eq!(Size::parse(text), Err(SizeError::TooLarge), "{text}");
         }
     }
 

@@ -37,6 +37,21 @@ pub struct RawExit {
     pub hpfar: u64,
 }
 
+/// What a synchronous exit leaves in the syndrome registers, until the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Syndrome {
+    /// ESR_EL2.
+    pub esr: u64,
+    /// FAR_EL2; valid for aborts.
+    pub far: u64,
+}
+
+impl Syndrome {
+    /// There was no such exit. (No exit has this syndrome: that of an unknown reason says the instruction's length, Arm ARM
+    /// D24.2.40.)
+    pub const NONE: Self = Self { esr: 0, far: 0 };
+}
+
 /// The registers that select a VM's stage-2 translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stage2Registers {
@@ -95,6 +110,9 @@ pub trait Cpu {
 
     /// Runs the loaded guest until it exits.
     fn enter(&mut self, regs: &mut GuestRegs) -> RawExit;
+
+    /// The loaded guest's last exit that was a synchronous one, since it was loaded.
+    fn syndrome(&self) -> Syndrome;
 
     /// Where the loaded guest's stage 1 maps the virtual address `va` for a read at EL1 (AT S1E1R), or `None` if it
     /// doesn't, or doesn't any more. The guest's PAR_EL1 is kept.

@@ -14,6 +14,7 @@ extern crate alloc;
 mod cpu;
 mod exits;
 mod holds;
+mod glance;
 mod id;
 mod life;
 mod pause;
@@ -30,10 +31,11 @@ mod vcpu;
 mod vm;
 
 pub use cpu::{
-    Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers,
+    Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers, Syndrome,
     VcpuControls,
 };
 pub use exits::{ExitCounts, ExitKind};
+pub use glance::{Glance, Seen};
 pub use life::Starvation;
 pub use pause::Pause;
 pub use power::{PowerState, Start};

@@ -15,6 +15,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::cpu::CpuId;
+use crate::glance::{Glance, Seen};
 use crate::state::VcpuState;
 use crate::vm::{VcpuId, VcpuShared, Vm};
 
@@ -55,6 +56,25 @@ impl<S, K: FnMut(CpuId)> Pause<'_, S, K> {
     /// such vCPU.
     pub fn state(&self, vcpu: VcpuId) -> VcpuState {
         self.vm.shared(vcpu).context.lock().state.clone()
+    }
+
+    /// What a vCPU is doing, as far as it can be seen now. Panics if there is no such vCPU.
+    pub fn glance(&self, vcpu: VcpuId) -> Glance {
+        let shared = self.vm.shared(vcpu);
+        let context = shared.context.try_lock();
+        let exits = shared.exits.snapshot();
+        let exits = exits.iter().filter(|(kind, _)| kind.is_exit());
+        Glance {
+            vcpu,
+            power: shared.power.state(),
+            seen: context.map(|context| Seen {
+                pc: context.state.regs.pc,
+                pstate: context.state.regs.pstate,
+                last_exit: context.last_exit,
+                awaits_answer: context.awaits_answer,
+            }),
+            exits: exits.map(|(_, count)| count).sum(),
+        }
     }
 
     /// A VM like this one, whose memory is `space`: its vCPUs, as soon as threads run them, go on where this one's are

@@ -4,6 +4,7 @@
 //! fixed; everything else uses the fields. A vCPU's state belongs to the thread that runs it; while it doesn't run, to whoever
 //! has its lock.
 
+use crate::cpu::Syndrome;
 use crate::power::Start;
 
 /// SCTLR_EL1 after reset, as the arm64 boot protocol wants it: MMU and caches off, the bits that are RES1 in Armv8.0 set
@@ -170,6 +171,8 @@ pub(crate) struct Context {
     pub(crate) state: VcpuState,
     /// It waits for the answer to a service call, which goes to its x0 and up.
     pub(crate) awaits_answer: bool,
+    /// Its last exit that was a synchronous one, until it was put.
+    pub(crate) last_exit: Syndrome,
 }
 
 impl Context {
@@ -178,6 +181,7 @@ impl Context {
         Self {
             state: VcpuState::starting_at(start.entry, start.context),
             awaits_answer: false,
+            last_exit: Syndrome::NONE,
         }
     }
 }

@@ -39,6 +39,13 @@ pub enum StopReason {
         /// The virtual address.
         va: u64,
     },
+    /// An exception leads the guest to a vector where it has no memory, and so on for ever.
+    NoVectors {
+        /// Where.
+        vcpu: VcpuId,
+        /// The vector.
+        pc: u64,
+    },
     /// No frame was left to resolve a fault with, and nobody has freed any.
     OutOfFrames {
         /// Whose fault.
@@ -76,6 +83,11 @@ impl fmt::Display for StopReason {
             Self::TlbConflict { vcpu, va } => write!(
                 f,
                 "the guest made a TLB conflict on {vcpu} at address {va:#x}"
+            ),
+            Self::NoVectors { vcpu, pc } => write!(
+                f,
+                "an exception led the guest on {vcpu} to {pc:#x}, where it has no memory: its image can't run here, or it set \
+                 no vectors"
             ),
             Self::OutOfFrames { vcpu, ipa } => Starvation {
                 vcpu: *vcpu,

@@ -7,7 +7,7 @@ use platform::tlb::{self, CpuInstructions};
 use platform::world::HardwareCpu;
 use stage2::{Barrier, Instructions, Ipa, Maintenance, Pa, Tlbi};
 use vm::{
-    Cpu, CpuId, ExceptionControls, ExceptionRecord, GuestRegs, RawExit, SystemRegister,
+    Cpu, CpuId, ExceptionControls, ExceptionRecord, GuestRegs, RawExit, Syndrome, SystemRegister,
     VcpuControls, VcpuState,
 };
 
@@ -101,6 +101,10 @@ impl Cpu for GuestCpu {
         // What a CPU has loaded only to invalidate isn't walked; that the guest goes on is news.
         report(MONITOR.vttbr(this_cpu(), self.vttbr));
         self.cpu.enter(regs)
+    }
+
+    fn syndrome(&self) -> Syndrome {
+        self.cpu.syndrome()
     }
 
     fn translate_read(&mut self, va: u64) -> Option<Ipa> {

@@ -61,7 +61,7 @@ pub struct GuestPlan<'p> {
     pub exit_times: bool,
     /// The size of its address space, if that was asked for.
     pub ipa_bits: Option<u32>,
-    /// How long it may take, in seconds.
+    /// How long it may go on without progress, in seconds.
     pub timeout: u64,
 }
 

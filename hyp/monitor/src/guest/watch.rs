@@ -1,12 +1,15 @@
 //! A guest that runs, seen from CPU 0: what it does is waited for here, and other CPUs can be set to work on its memory
 //! meanwhile.
 //!
-//! Several guests run at once if one is run while another is watched: each has CPUs, a time limit and counters of its own.
+//! Several guests run at once if one is run while another is watched: each has CPUs, a limit and counters of its own. The limit
+//! is on the time without progress: a step that is done, a fault that gave a vCPU memory. It is counted in looks
+//! ([`Patience`]), so that it says something of the guest even where the machine itself is slow or stands still.
 
 use crate::counters::Snapshot;
 use crate::crew::Crew;
 use crate::error::RunError;
 use crate::machine::{Machine, OwnCpu};
+use crate::patience::Patience;
 use crate::steps::{Step, Steps};
 use crate::test_memory::TestSlot;
 use alloc::sync::Arc;
@@ -15,6 +18,14 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 use memory::{AddressSpace, CpuCounters, MmuLock};
 use vm::{CpuId, Pause, Starvation, StopReason, Vm};
+
+/// How many times its limit a guest may take for one step while it makes progress: one that only seems to is ended too.
+const MOST_RENEWALS: u32 = 30 * LOOKS;
+/// How often CPU 0 looks after a guest before it has none of its time left.
+pub(super) const LOOKS: u32 = 4;
+/// How long vCPUs may take to come out to be looked at.
+const GLANCE_NS: u64 = 1_000_000_000;
+const GLANCE_LOOKS: u32 = 20;
 
 /// A guest that runs, seen from CPU 0.
 pub struct Watch<'w, M: Machine, L> {
@@ -34,7 +45,11 @@ pub struct Watch<'w, M: Machine, L> {
     pub filled_ns: u64,
     pub(super) crew: &'static Crew<M>,
     pub(super) counters: &'static [CpuCounters],
-    pub(super) deadline_ns: u64,
+    pub(super) patience: Patience,
+    /// How often in succession the guest was given new patience without having ended a step.
+    pub(super) renewals: Cell<u32>,
+    /// What the guest had done at the last look.
+    pub(super) seen: Cell<u64>,
     pub(super) timeout: u64,
     /// The last want of memory that was relieved.
     pub(super) relieved: Cell<Option<Starvation>>,
@@ -107,14 +122,22 @@ impl<M: Machine, L: MmuLock> Watch<'_, M, L> {
             meanwhile();
             steps.all_arrived()
         };
-        self.wait_until(done).map_err(|error| match error {
+        let waited = self.wait_until(done).map_err(|error| match error {
             RunError::TimedOut { seconds } => RunError::StepTimedOut {
                 seconds,
                 arrived: steps.arrived(),
                 vcpus: steps.seats(),
             },
             other => other,
-        })
+        });
+        self.note_progress();
+        waited
+    }
+
+    /// The guest has done what was expected of it, or waits for this CPU: it has all of its time again.
+    pub fn note_progress(&self) {
+        self.renewals.set(0);
+        self.patience.renew(self.machine.now_ns());
     }
 
     /// Waits until `done`, which becomes true before this CPU is kicked. Puts cold pages away meanwhile, if memory is short.
@@ -128,7 +151,7 @@ impl<M: Machine, L: MmuLock> Watch<'_, M, L> {
             }
             self.check()?;
             if !self.crew.relieve(self.own) {
-                self.machine.wait(self.deadline_ns);
+                self.machine.wait(self.patience.next_ns());
             }
         }
     }
@@ -143,7 +166,7 @@ impl<M: Machine, L: MmuLock> Watch<'_, M, L> {
         let pause = self.vm.pause(|cpu| self.machine.kick(cpu));
         while !pause.is_complete() {
             self.check()?;
-            self.machine.wait(self.deadline_ns);
+            self.machine.wait(self.patience.next_ns());
         }
         Ok(pause)
     }
@@ -159,12 +182,63 @@ impl<M: Machine, L: MmuLock> Watch<'_, M, L> {
         if let Some(reason) = self.vm.stop_reason() {
             return Err(RunError::Ended(reason));
         }
-        if self.machine.now_ns() >= self.deadline_ns {
+        let now_ns = self.machine.now_ns();
+        if self.patience.is_due(now_ns) {
+            self.look(now_ns)?;
+        }
+        Ok(())
+    }
+
+    /// Looks whether the guest has made progress.
+    ///
+    /// # Errors
+    /// It hasn't for as long as it may.
+    #[cold]
+    fn look(&self, now_ns: u64) -> Result<(), RunError> {
+        let done = self.faults_served();
+        let before = self.seen.replace(done);
+        let vm = self.vm.space.vm();
+        if done != before && self.renewals.get() < MOST_RENEWALS {
+            self.renewals.set(self.renewals.get() + 1);
+            self.patience.renew(now_ns);
+            let served = done.wrapping_sub(before);
+            // Whoever watches the console sees that it goes on.
+            self.machine
+                .write_line(format_args!("{vm} goes on: {served} faults served"));
+        } else if self.patience.is_over(now_ns) {
+            self.show_vcpus();
             return Err(RunError::TimedOut {
                 seconds: self.timeout,
             });
         }
         Ok(())
+    }
+
+    /// The faults of the guest that gave it memory, or a right to it. Those that have to be tried again are none.
+    fn faults_served(&self) -> u64 {
+        let of_cpu = |counters: &CpuCounters| {
+            let faults = &counters.faults;
+            let served = [&faults.mapped, &faults.relaxed, &faults.split];
+            served
+                .into_iter()
+                .fold(0, |sum: u64, counter| sum.wrapping_add(counter.get()))
+        };
+        let cpus = self.counters[self.cpus.clone()].iter();
+        cpus.fold(0, |sum, counters| sum.wrapping_add(of_cpu(counters)))
+    }
+
+    /// Prints where each vCPU is.
+    fn show_vcpus(&self) {
+        let pause = self.vm.pause(|cpu| self.machine.kick(cpu));
+        let patience = Patience::new(self.machine.now_ns(), GLANCE_NS, GLANCE_LOOKS);
+        while !pause.is_complete() && !patience.is_over(self.machine.now_ns()) {
+            self.machine.wait(patience.next_ns());
+        }
+        let vm = self.vm.space.vm();
+        for vcpu in self.vm.vcpus() {
+            let glance = pause.glance(vcpu);
+            self.machine.write_line(format_args!("{vm}, {glance}"));
+        }
     }
 
     /// Lets a guest go on that was paused for want of memory, if there is some by now.

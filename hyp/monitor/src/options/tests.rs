@@ -267,7 +267,7 @@ fn malformed_values_are_named_with_what_is_expected() {
     );
     assert_eq!(
         refused("bytes=64X"),
-        "malformed value '64X' for option 'bytes': expected bytes, or a number with K, M or G"
+        "malformed value '64X' for option 'bytes': expected a number of bytes, or a number with K, M or G, as in 64M"
     );
     assert_eq!(
         refused("bytes=5000"),

@@ -251,10 +251,10 @@ pub(super) fn words<'t, T: Word>(
 }
 
 pub(super) fn size<'t>(key: &'static str, text: &'t str) -> Result<Size, OptionError<'t>> {
-    Size::parse(text).ok_or(OptionError::Malformed {
+    Size::parse(text).map_err(|error| OptionError::Malformed {
         key,
         text,
-        expected: "bytes, or a number with K, M or G",
+        expected: error.expected(),
     })
 }
 

@@ -80,6 +80,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
                 written,
             };
             memory.check(bench.journals())?;
+            twin.note_progress();
             for arrival in bench.steps().arrivals() {
                 self.count("twin_writes", arrival.written);
             }

@@ -14,8 +14,8 @@ use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use vm::{
-    Cpu, CpuId, ExceptionControls, ExceptionRecord, GuestRegs, RawExit, SystemRegister,
-    VcpuControls, VcpuState,
+    Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, GuestRegs, RawExit, Syndrome,
+    SystemRegister, VcpuControls, VcpuState,
 };
 
 thread_local! {
@@ -130,6 +130,7 @@ pub struct ThreadCpu {
     machine: &'static Threads,
     id: CpuId,
     guest: Option<GuestCpu>,
+    last_exit: Syndrome,
 }
 
 impl Cpu for ThreadCpu {
@@ -144,6 +145,7 @@ impl Cpu for ThreadCpu {
             controls: *controls,
         };
         self.guest = Some(GuestCpu::start(self.machine.guest, entry));
+        self.last_exit = Syndrome::NONE;
     }
 
     fn put(&mut self, _: &mut VcpuState) {
@@ -151,7 +153,17 @@ impl Cpu for ThreadCpu {
     }
 
     fn enter(&mut self, regs: &mut GuestRegs) -> RawExit {
-        self.guest.as_mut().expect("a vCPU is loaded").resume(regs)
+        let guest = self.guest.as_mut().expect("a vCPU is loaded");
+        let exit = guest.resume(regs);
+        if exit.reason == ExitReason::Synchronous {
+            let RawExit { esr, far, .. } = exit;
+            self.last_exit = Syndrome { esr, far };
+        }
+        exit
+    }
+
+    fn syndrome(&self) -> Syndrome {
+        self.last_exit
     }
 
     fn translate_read(&mut self, va: u64) -> Option<Ipa> {
@@ -274,6 +286,7 @@ fn boot(options: &str, guest: Guest, module: Option<Module<'_>>, stage2: Feature
             machine,
             id: CpuId(cpu),
             guest: None,
+            last_exit: Syndrome::NONE,
         },
         memory: CpuMemory::new(system, cpu, NoTlb, &counters[cpu]),
     };

@@ -383,7 +383,7 @@ fn a_guest_that_breaks_the_rules_ends_its_own_vm_only() {
 #[test]
 fn a_guest_that_hangs_is_out_of_time() {
     let outcome = run("vcpus=2 bytes=1M timeout=1", Guest::Sinner(Sin::Hangs));
-    let says = "the guest didn't finish within its timeout=1 seconds: 1 of 2 vCPUs are done";
+    let says = "the guest made no progress for 1 s (timeout=1): 1 of 2 vCPUs are done";
     assert_eq!(outcome.error.as_deref(), Some(says));
     assert_nothing_left(&outcome);
     let outcome = run(
@@ -392,7 +392,7 @@ fn a_guest_that_hangs_is_out_of_time() {
     );
     assert_eq!(
         outcome.error.as_deref(),
-        Some("the guest didn't end within its timeout=1 seconds")
+        Some("the guest made no progress for 1 s and didn't end (timeout=1)")
     );
     assert_nothing_left(&outcome);
 }

@@ -7,7 +7,7 @@ use memory::{Access, Fault, FaultKind, FaultOutcome};
 use stage2::{Ipa, PAGE_SIZE};
 
 use super::sleep;
-use crate::cpu::{Cpu, ExceptionRecord, ExitReason, RawExit, VcpuControls};
+use crate::cpu::{Cpu, ExceptionRecord, ExitReason, RawExit, Syndrome, VcpuControls};
 use crate::exits::ExitKind;
 use crate::holds::HoldPeriod;
 use crate::id;
@@ -24,6 +24,8 @@ use crate::sysreg::{Direction, Emulation, emulate};
 use crate::vm::{VcpuId, Vm};
 
 const INSTRUCTION: u64 = 4;
+/// SCTLR_EL1.M: stage 1 is on.
+const SCTLR_M: u64 = 1;
 /// The address bits of VBAR_EL1.
 const VECTOR_BASE: u64 = !0x7ff;
 
@@ -68,7 +70,11 @@ where
             let exit = self.cpu.enter(&mut self.context.state.regs);
             next = self.handle(&exit);
         }
+        let last_exit = self.cpu.syndrome();
         self.cpu.put(&mut self.context.state);
+        if last_exit != Syndrome::NONE {
+            self.context.last_exit = last_exit;
+        }
         match next {
             Next::TurnOff if vm.turn_off(self.id) => self.stop(StopReason::AllVcpusOff),
             Next::Stop(reason) => self.stop(reason),
@@ -276,8 +282,23 @@ where
     #[cold]
     fn inject_external_abort(&mut self, exit: &RawExit) -> Next {
         self.count(ExitKind::InjectedAbort);
+        let from = self.context.state.regs.pc;
         let esr = external_abort(exit.esr, pstate::is_el0(self.context.state.regs.pstate));
-        self.inject(esr, Some(exit.far))
+        let next = self.inject(esr, Some(exit.far));
+        let fetches = matches!(Cause::decode(exit.esr), Cause::InstructionAbort(_));
+        if fetches && self.context.state.regs.pc == from && !self.translates() {
+            // It is at its vector already, and would be sent there for ever; nobody else can change where that leads.
+            return Next::Stop(StopReason::NoVectors {
+                vcpu: self.id,
+                pc: from,
+            });
+        }
+        next
+    }
+
+    /// Whether the guest's stage 1 is on.
+    fn translates(&mut self) -> bool {
+        self.cpu.exception_controls().sctlr & SCTLR_M != 0
     }
 
     #[cold]

@@ -15,7 +15,7 @@ use crate::state::GuestRegs;
 use crate::stop::StopReason;
 use crate::vm::VmConfig;
 use ::memory::{Access, Fault, FaultKind, FaultOutcome};
-use fakes::{ENTRY, FakeCpu, FakeService, FakeSpace, Lines, Turn, VBAR};
+use fakes::{ENTRY, FakeCpu, FakeService, FakeSpace, Lines, SPAN, Turn, VBAR};
 use proptest::prelude::*;
 use stage2::{Ipa, PAGE_SIZE};
 use std::boxed::Box;

@@ -9,7 +9,7 @@ use memory::{Access, Fault, FaultOutcome};
 use stage2::{Ipa, IpaRange, PAGE_SIZE};
 
 use crate::cpu::{
-    Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers,
+    Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers, Syndrome,
     VcpuControls,
 };
 use crate::service::{Service, ServiceReply};
@@ -22,7 +22,7 @@ use crate::vm::VcpuId;
 pub const ENTRY: u64 = 0x4000_0000;
 /// Where the guest has its vectors.
 pub const VBAR: u64 = 0xffff_0000_0000_1800;
-const SPAN: u64 = 1 << 23;
+pub const SPAN: u64 = 1 << 23;
 const HVC: u64 = 0x16 << 26 | 1 << 25;
 const SYSTEM_OFF: u64 = 0x8400_0008;
 
@@ -167,11 +167,14 @@ pub struct FakeCpu {
     pub endless: Option<Turn>,
     pub translation: Option<Ipa>,
     pub records: Vec<ExceptionRecord>,
+    /// The guest's SCTLR_EL1.
+    pub sctlr: u64,
     pub loads: Vec<(VcpuState, VcpuControls)>,
     pub loaded: bool,
     /// What the guest has in its FP, system and key registers when it is put, if it has changed them.
     pub changed: Option<(El1State, FpState, PacKeys)>,
     pub sleeps: usize,
+    pub last_exit: Syndrome,
     /// What its clock says, one after the other.
     pub times: Mutex<VecDeque<u64>>,
 }
@@ -185,10 +188,12 @@ impl FakeCpu {
             endless: None,
             translation: None,
             records: Vec::new(),
+            sctlr: SPAN,
             loads: Vec::new(),
             loaded: false,
             changed: None,
             sleeps: 0,
+            last_exit: Syndrome::NONE,
             times: Mutex::default(),
         }
     }
@@ -203,6 +208,7 @@ impl Cpu for FakeCpu {
     fn load(&mut self, state: &VcpuState, controls: &VcpuControls) {
         assert!(!self.loaded);
         self.loaded = true;
+        self.last_exit = Syndrome::NONE;
         self.loads.push((state.clone(), *controls));
     }
 
@@ -216,7 +222,7 @@ impl Cpu for FakeCpu {
 
     fn enter(&mut self, regs: &mut GuestRegs) -> RawExit {
         assert!(self.loaded, "entered a guest that isn't loaded");
-        match (self.script.pop_front(), &mut self.endless) {
+        let exit = match (self.script.pop_front(), &mut self.endless) {
             (Some(mut turn), _) => turn(regs),
             (None, Some(turn)) => turn(regs),
             (None, None) => {
@@ -228,7 +234,16 @@ impl Cpu for FakeCpu {
                     hpfar: 0,
                 }
             }
+        };
+        if exit.reason == ExitReason::Synchronous {
+            let RawExit { esr, far, .. } = exit;
+            self.last_exit = Syndrome { esr, far };
         }
+        exit
+    }
+
+    fn syndrome(&self) -> Syndrome {
+        self.last_exit
     }
 
     fn translate_read(&mut self, _: u64) -> Option<Ipa> {
@@ -238,7 +253,7 @@ impl Cpu for FakeCpu {
     fn exception_controls(&mut self) -> ExceptionControls {
         ExceptionControls {
             vbar: VBAR,
-            sctlr: SPAN,
+            sctlr: self.sctlr,
         }
     }
 

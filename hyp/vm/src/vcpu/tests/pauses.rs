@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::life::Starvation;
+use crate::cpu::Syndrome;
 use crate::pause::Pause;
 use crate::power::PowerState;
 use crate::state::{El1State, FpState, PacKeys};
@@ -36,7 +37,7 @@ fn counting(id: usize, lines: &Arc<Lines>) -> FakeCpu {
 fn wait_until(mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(30), "it never came");
+        assert!(start.elapsed() < Duration::from_secs(600), "it never came");
         thread::yield_now();
     }
 }
@@ -319,4 +320,49 @@ fn marks() -> (El1State, FpState, PacKeys) {
         ..PacKeys::default()
     };
     (el1, fp, pac)
+}
+
+#[test]
+fn a_glance_tells_where_a_vcpu_is_and_how_it_came_out_last() {
+    let (vm, lines, service) = (vm(2), Lines::new(2), FakeService::default());
+    let mut cpu = counting(0, &lines);
+    let abort = RawExit {
+        far: 0x1238,
+        ..exit(0x9200_0006)
+    };
+    cpu.script.push_back(Box::new(move |regs| {
+        regs.pc = 0x77;
+        abort
+    }));
+    let cpus = vec![cpu, FakeCpu::new(1, &lines, [])];
+    beside(&vm, &service, cpus, || {
+        wait_until(|| vm.exits().of(ExitKind::Interrupt) != 0);
+        let pause = vm.pause(|cpu| lines.kick(cpu));
+        wait_for(&pause);
+        let seen = pause.glance(VcpuId(0)).seen.expect("it is out");
+        let last_exit = Syndrome {
+            esr: abort.esr,
+            far: abort.far,
+        };
+        assert_eq!((seen.pc, seen.last_exit), (0x77, last_exit), "interrupts don't count");
+        let other = pause.glance(VcpuId(1));
+        assert_eq!((other.power, other.exits), (PowerState::Off, 0));
+        vm.stop(StopReason::Requested, |cpu| lines.kick(cpu));
+    });
+}
+
+#[test]
+fn a_glance_at_a_vcpu_that_is_being_served_waits_for_nobody() {
+    let (vm, lines, service) = (vm(1), Lines::new(1), FakeService::default());
+    let held = service.calls.lock().unwrap();
+    let cpu = FakeCpu::new(0, &lines, [call(0xc600_0002, [7, 8, 9])]);
+    beside(&vm, &service, vec![cpu], || {
+        // Given back if this fails, too.
+        let held = held;
+        wait_until(|| vm.exits().of(ExitKind::Hypercall) == 1);
+        let pause = vm.pause(|cpu| lines.kick(cpu));
+        let glance = pause.glance(VcpuId(0));
+        assert_eq!((glance.seen, glance.exits), (None, 1));
+        drop(held);
+    });
 }

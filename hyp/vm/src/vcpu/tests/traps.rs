@@ -293,3 +293,29 @@ fn what_traps_in_aarch32_is_undefined() {
     );
     assert_eq!((cpu.sleeps, exits.of(ExitKind::Other)), (0, 1));
 }
+
+/// A guest that fetches from its vector, where it has no memory, and what follows if its SCTLR_EL1 is this.
+fn fetches_from_its_vector(sctlr: u64) -> Option<StopReason> {
+    let vm = vm(1);
+    let outcomes = [FaultOutcome::NoSlot; 3];
+    vm.space.outcomes.lock().unwrap().extend(outcomes);
+    let fetch = || -> Turn {
+        Box::new(|regs: &mut GuestRegs| RawExit {
+            far: regs.pc,
+            ..exit(FETCH_ABORT | 0x06)
+        })
+    };
+    let mut cpu = FakeCpu::new(0, &Lines::new(1), [fetch(), fetch(), fetch()]);
+    cpu.sctlr = sctlr;
+    run_on(&vm, &FakeService::default(), cpu);
+    vm.stop_reason()
+}
+
+#[test]
+fn a_guest_without_vectors_is_ended_where_nobody_else_can_help_it() {
+    let pc = VBAR + 0x200;
+    let vcpu = VcpuId(0);
+    assert_eq!(fetches_from_its_vector(SPAN), Some(StopReason::NoVectors { vcpu, pc }));
+    // Another vCPU may be about to map something there.
+    assert_eq!(fetches_from_its_vector(SPAN | 1), Some(StopReason::PoweredOff));
+}

@@ -1,0 +1,84 @@
+//! How long CPU 0 waits for others before it gives them up: until it has looked after them so often, at moments that are apart,
+//! and seen no progress at any. The time that passes between two looks doesn't count beyond that: a machine that its host
+//! stops for hours, or gives no CPU, has as many looks as any.
+
+use core::cell::Cell;
+
+/// A limit in looks. Used by the CPU that waits.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    apart_ns: u64,
+    most: u32,
+    left: Cell<u32>,
+    next_ns: Cell<u64>,
+}
+
+impl Patience {
+    /// For waiting from now on for `limit_ns` at least, with so many looks, one at least.
+    pub fn new(now_ns: u64, limit_ns: u64, looks: u32) -> Self {
+        let patience = Self {
+            apart_ns: limit_ns / u64::from(looks),
+            most: looks,
+            left: Cell::new(looks),
+            next_ns: Cell::new(0),
+        };
+        patience.renew(now_ns);
+        patience
+    }
+
+    /// When to look next.
+    pub fn next_ns(&self) -> u64 {
+        self.next_ns.get()
+    }
+
+    /// Whether it is time to look.
+    pub fn is_due(&self, now_ns: u64) -> bool {
+        now_ns >= self.next_ns.get()
+    }
+
+    /// There was progress: all looks are left again.
+    pub fn renew(&self, now_ns: u64) {
+        self.left.set(self.most);
+        self.next_ns.set(now_ns.saturating_add(self.apart_ns));
+    }
+
+    /// A look, if it is time for one, has shown no progress. Whether it was the last.
+    pub fn is_over(&self, now_ns: u64) -> bool {
+        if self.is_due(now_ns) {
+            self.left.set(self.left.get().saturating_sub(1));
+            self.next_ns.set(now_ns.saturating_add(self.apart_ns));
+        }
+        self.left.get() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_ends_after_as_many_looks_as_were_meant() {
+        let patience = Patience::new(1000, 400, 4);
+        assert_eq!(patience.next_ns(), 1100);
+        let ends = (1000..2000).find(|now| patience.is_over(*now));
+        assert_eq!(ends, Some(1400));
+        assert!(patience.is_over(1401), "it stays over");
+    }
+
+    #[test]
+    fn a_machine_that_was_stopped_has_lost_one_look() {
+        let patience = Patience::new(0, 400, 4);
+        assert!(!patience.is_over(1_000_000_000));
+        let ends = (1_000_000_000..2_000_000_000).find(|now| patience.is_over(*now));
+        assert_eq!(ends, Some(1_000_000_300));
+    }
+
+    #[test]
+    fn progress_gives_all_looks_back() {
+        let patience = Patience::new(0, 400, 4);
+        assert!(!patience.is_over(100) && !patience.is_over(200) && !patience.is_over(300));
+        patience.renew(350);
+        assert!(!patience.is_over(400) && patience.is_due(450));
+        assert_eq!((350..).find(|now| patience.is_over(*now)), Some(750));
+    }
+}
