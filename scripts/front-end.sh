@@ -1,6 +1,7 @@
-# Shared by the scripts beside it: starts the command $1 of the Rust tool with the other arguments.
+# Shared by the scripts beside it: starts the command $1 of the Rust tool with the other arguments. What it builds and runs
+# is the repository of $self, the script that was called, wherever that has been copied or linked to: cargo tells the tool.
 front_end() {
-    scripts=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd -P) || exit 2
+    scripts=$(CDPATH= cd -- "$(dirname -- "$self")" && pwd -P) || exit 2
     if ! command -v cargo >/dev/null 2>&1 && [ -x "$HOME/.cargo/bin/cargo" ]; then
         PATH=$HOME/.cargo/bin:$PATH
     fi
@@ -14,6 +15,11 @@ front_end() {
     fi
     # Cargo is silent unless it builds the tool for the first time, which takes a while.
     quiet=--quiet
+    # The tool works in other folders than this one.
+    case ${CARGO_TARGET_DIR:-/} in
+        /*) ;;
+        *) export CARGO_TARGET_DIR="$PWD/$CARGO_TARGET_DIR" ;;
+    esac
     [ -d "${CARGO_TARGET_DIR:-$scripts/../target}/debug" ] || quiet=
     unset CARGO_BUILD_TARGET
     exec cargo run $quiet --manifest-path "$scripts/../Cargo.toml" -p tool -- "$@"

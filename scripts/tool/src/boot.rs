@@ -1,16 +1,18 @@
 //! Runs a machine from its start to its end and collects what it says: records, errors, the exit status.
 //!
-//! A machine always ends: by itself, at the host's time limit, or soon after it gave its exit status. Several may run
-//! at once, each driven by a thread of its own.
+//! A machine always ends: by itself, at its limit, or soon after it gave its exit status. Several may run at once, each driven
+//! by a thread of its own. Limits are of the emulator's own time ([`effort`](crate::effort)): that others keep the host busy
+//! ends no machine.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::console::{Line, Splitter};
+use crate::effort::{Limit, Reached, Watchdog};
 use crate::process::Group;
 use monitor::record::Record;
 
@@ -20,8 +22,8 @@ const MOST_LINES: usize = 20_000;
 const GRACE: Duration = Duration::from_secs(15);
 /// How long the readers of a dead group's pipes may take to end.
 const READERS_END: Duration = Duration::from_secs(1);
-/// How far ahead "no limit" is.
-const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How often a silent machine is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// How a machine ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +32,8 @@ pub enum End {
     Ended(ExitStatus),
     /// It went on after the exit status and was ended.
     EndedAfterStatus,
-    /// It reached the host's time limit and was ended.
-    TimedOut,
+    /// It reached its limit and was ended.
+    TimedOut(Reached),
 }
 
 /// What a machine said until its end.
@@ -60,7 +62,7 @@ enum Event {
     ConsoleEnded,
 }
 
-/// Starts `command` and follows it to its end, at the latest `limit` from now. `observe` sees every line of the console as
+/// Starts `command` and follows it to its end, at the latest at its limit. `observe` sees every line of the console as
 /// it comes, `complain` every line that the emulator prints on standard error.
 ///
 /// # Errors
@@ -68,7 +70,7 @@ enum Event {
 /// If the program can't be started or waited for.
 pub fn run(
     command: &mut Command,
-    limit: Option<Duration>,
+    limit: Limit,
     mut observe: impl FnMut(&Line, &str),
     mut complain: impl FnMut(&str),
 ) -> io::Result<Outcome> {
@@ -77,46 +79,54 @@ pub fn run(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut group = Group::spawn(command)?;
+    let mut watchdog = Watchdog::new(group.leader(), limit);
     let events = follow(&mut group);
-    let mut deadline = Instant::now() + limit.unwrap_or(FOREVER);
     let mut outcome = Outcome::new();
-    loop {
-        match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Event::Console(text)) => {
-                let line = Line::parse(&text);
-                observe(&line, &text);
-                if outcome.take(line, text) {
-                    deadline = deadline.min(Instant::now() + GRACE);
-                }
+    let mut take = |event, watchdog: &mut Watchdog| match event {
+        Event::Console(text) => {
+            watchdog.line();
+            let line = Line::parse(&text);
+            observe(&line, &text);
+            if outcome.take(line, text) {
+                watchdog.ends_within(GRACE);
             }
-            Ok(Event::Complaint(text)) => {
-                complain(&text);
-                outcome.complaints.push(text);
-            }
-            Ok(Event::ConsoleEnded) | Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) => break,
         }
-    }
-    outcome.end = match group.wait_until(deadline.min(Instant::now() + GRACE))? {
-        Some(status) => End::Ended(status),
-        None if outcome.status.is_some() => End::EndedAfterStatus,
-        None => End::TimedOut,
+        Event::Complaint(text) => {
+            complain(&text);
+            outcome.complaints.push(text);
+        }
+        Event::ConsoleEnded => watchdog.ends_within(GRACE),
+    };
+    let end = loop {
+        match events.recv_timeout(LOOK) {
+            Ok(event) => take(event, &mut watchdog),
+            // It has closed its pipes, and is about to end.
+            Err(RecvTimeoutError::Disconnected) => thread::sleep(LOOK),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if let Some(status) = group.ended()? {
+            break End::Ended(status);
+        }
+        if let Some(reached) = watchdog.reached() {
+            break End::TimedOut(reached);
+        }
     };
     group.kill();
     // The readers end when the last of the group has gone; what they still hold is wanted.
     while let Ok(event) = events.recv_timeout(READERS_END) {
-        if let Event::Complaint(text) = event {
-            complain(&text);
-            outcome.complaints.push(text);
-        }
+        take(event, &mut watchdog);
     }
+    outcome.end = match end {
+        End::TimedOut(_) if outcome.status.is_some() => End::EndedAfterStatus,
+        end => end,
+    };
     Ok(outcome)
 }
 
 impl Outcome {
     fn new() -> Self {
         Self {
-            end: End::TimedOut,
+            end: End::EndedAfterStatus,
             status: None,
             records: Vec::new(),
             errors: Vec::new(),
@@ -157,16 +167,26 @@ impl Outcome {
             .map(String::as_str)
     }
 
-    /// How a machine ended that gave no exit status within so many seconds.
-    pub fn end_in_words(&self, limit: Option<u64>) -> String {
-        match (self.end, limit) {
-            (End::TimedOut, Some(seconds)) => {
-                format!("the machine didn't end within {seconds} s and was ended")
-            }
-            (End::Ended(status), _) => {
+    /// Why a machine with CPUs of the model `cpu`, which the user has chosen, doesn't boot, if it never said a word.
+    pub fn mute_cpu(&self, cpu: &str) -> Option<String> {
+        match self.end {
+            End::TimedOut(silence @ Reached::FirstLine(_)) => Some(format!(
+                "--cpu {cpu}: the machine doesn't boot: {silence}; it takes an arm64 CPU with EL2"
+            )),
+            _ => None,
+        }
+    }
+
+    /// How a machine ended that gave no exit status.
+    pub fn end_in_words(&self) -> String {
+        match self.end {
+            End::TimedOut(reached) => format!("the machine was ended: {reached} of its own time"),
+            End::Ended(status) => {
                 format!("the emulator ended without an exit status of the hypervisor ({status})")
             }
-            _ => "the emulator ended without an exit status of the hypervisor".into(),
+            End::EndedAfterStatus => {
+                "the emulator ended without an exit status of the hypervisor".into()
+            }
         }
     }
 
@@ -222,13 +242,13 @@ mod tests {
     use super::*;
     use crate::console::tests::RECORD;
 
-    fn shell(script: &str, limit: Duration) -> Outcome {
+    fn shell(script: &str, limit: Limit) -> Outcome {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        run(&mut command, Some(limit), |_, _| {}, |_| {}).expect("sh starts")
+        run(&mut command, limit, |_, _| {}, |_| {}).expect("sh starts")
     }
 
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Limit = Limit::total(Duration::from_secs(60));
 
     #[test]
     fn a_run_that_ends_well_gives_its_records_and_status() {
@@ -265,11 +285,33 @@ mod tests {
 
     #[test]
     fn a_machine_that_never_ends_is_ended_at_the_limit() {
-        let started = Instant::now();
-        let outcome = shell("echo hello; sleep 1000", Duration::from_millis(300));
-        assert_eq!(outcome.end, End::TimedOut);
+        let limit = Duration::from_millis(300);
+        let outcome = shell("echo hello; sleep 1000", Limit::total(limit));
+        assert_eq!(outcome.end, End::TimedOut(Reached::Total(limit)));
         assert_eq!(outcome.status, None);
-        assert!(started.elapsed() < Duration::from_secs(30));
+        let limit = Limit {
+            first_line: Some(limit),
+            ..Limit::NONE
+        };
+        let said = shell("sleep 1000", limit).end_in_words();
+        assert!(said.contains("printed nothing in its first"), "{said}");
+        assert!(matches!(shell("echo hello; sleep 2", limit).end, End::Ended(_)));
+    }
+
+    /// Nobody could stop a machine for longer in less time: as a host does that gives it no CPU.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_machine_that_gets_no_cpu_for_long_is_not_ended() {
+        let script = "(sleep 3; kill -CONT $$) & kill -STOP $$; echo 'parvisor: exit status 0'";
+        let outcome = shell(script, Limit::total(Duration::from_secs(1)));
+        assert_eq!(outcome.status, Some(0), "{:?}", outcome.end);
+    }
+
+    #[test]
+    fn what_a_machine_leaves_behind_is_not_waited_for() {
+        let outcome = shell("echo hello; sleep 1000 & exit 0", LONG);
+        assert!(matches!(outcome.end, End::Ended(status) if status.success()));
+        assert_eq!(outcome.lines.len(), 1);
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! Runs cargo in the repository, or in a copy of it, and follows what it prints. Every run has a time limit, so that a
-//! test that hangs fails instead of holding everything up.
+//! Runs cargo in the repository, or in a copy of it, and follows what it prints. Every run has a limit, so that a test that
+//! hangs fails instead of holding everything up: on how long it prints nothing, which no test that ends does for long. Limits
+//! are of the run's own time ([`effort`](crate::effort)): that others keep the host busy doesn't count.
 //!
 //! Each command is a process group of its own, which ends with the run, on Ctrl-C too.
 
@@ -10,14 +11,16 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::images::{repository, without_foreign_flags};
+use crate::effort::{Limit, Reached, Watchdog};
+use crate::images::without_foreign_flags;
 use crate::process::Group;
+use crate::repository::repository;
 use crate::setup::{NIGHTLY, cargo};
 
-/// The limit of a command that is given no other.
-const USUAL_LIMIT: Duration = Duration::from_secs(15 * 60);
+/// The limit of a command that is given no other: it says something now and then, as each test does that ends.
+const USUAL_LIMIT: Limit = Limit::silence(Duration::from_secs(15 * 60));
 /// How often a silent command is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long the readers of a dead group's pipes may take to end.
@@ -27,7 +30,7 @@ const READERS_END: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct CargoCommand {
     command: Command,
-    limit: Duration,
+    limit: Limit,
 }
 
 /// How a command ended.
@@ -37,8 +40,8 @@ pub enum Ended {
     Exited(ExitStatus),
     /// Whoever followed it had seen enough.
     Stopped,
-    /// It reached its time limit and was ended.
-    TimedOut,
+    /// It reached a limit and was ended.
+    TimedOut(Reached),
 }
 
 impl CargoCommand {
@@ -102,9 +105,9 @@ impl CargoCommand {
         self
     }
 
-    /// Ended after `limit`.
+    /// Ended at this limit instead of the usual one.
     #[must_use]
-    pub fn limited(mut self, limit: Duration) -> Self {
+    pub fn limited(mut self, limit: Limit) -> Self {
         self.limit = limit;
         self
     }
@@ -127,8 +130,9 @@ impl CargoCommand {
         });
         match ended {
             Ok(Ended::Exited(status)) => status.success(),
-            Ok(Ended::Stopped | Ended::TimedOut) => {
-                eprintln!("error: ended after {} s", self.limit.as_secs());
+            Ok(Ended::Stopped) => false,
+            Ok(Ended::TimedOut(reached)) => {
+                eprintln!("error: ended by force: {reached} of its own time");
                 false
             }
             Err(error) => {
@@ -149,39 +153,42 @@ impl CargoCommand {
     }
 }
 
-/// Runs `command` and gives each line from its pipes to `line`, for at most `limit`.
+/// Runs `command` and gives each line from its pipes to `line`, up to its limit.
 fn follow(
     command: &mut Command,
-    limit: Duration,
+    limit: Limit,
     mut line: impl FnMut(&str) -> ControlFlow<()>,
 ) -> io::Result<Ended> {
     let mut group = Group::spawn(command)?;
-    let deadline = Instant::now() + limit;
+    let mut watchdog = Watchdog::new(group.leader(), limit);
     let lines = lines_of(&mut group);
-    loop {
+    let status = loop {
         match lines.recv_timeout(LOOK) {
-            Ok(text) if line(&text).is_break() => return Ok(Ended::Stopped),
-            Err(RecvTimeoutError::Disconnected) => break,
-            Ok(_) | Err(RecvTimeoutError::Timeout) => {}
-        }
-        if Instant::now() >= deadline {
-            return Ok(Ended::TimedOut);
-        }
-        // A process that it has left behind may hold the pipes for ever.
-        if group.wait_until(Instant::now())?.is_some() {
-            group.kill();
-            while let Ok(text) = lines.recv_timeout(READERS_END) {
+            Ok(text) => {
+                watchdog.line();
                 if line(&text).is_break() {
                     return Ok(Ended::Stopped);
                 }
             }
-            break;
+            // It has closed its pipes, and is about to end.
+            Err(RecvTimeoutError::Disconnected) => thread::sleep(LOOK),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if let Some(status) = group.ended()? {
+            break status;
+        }
+        if let Some(reached) = watchdog.reached() {
+            return Ok(Ended::TimedOut(reached));
+        }
+    };
+    // A process that it has left behind may hold the pipes for ever.
+    group.kill();
+    while let Ok(text) = lines.recv_timeout(READERS_END) {
+        if line(&text).is_break() {
+            return Ok(Ended::Stopped);
         }
     }
-    Ok(match group.wait_until(deadline)? {
-        Some(status) => Ended::Exited(status),
-        None => Ended::TimedOut,
-    })
+    Ok(Ended::Exited(status))
 }
 
 /// Starts the threads that read the child's pipes.
@@ -213,7 +220,7 @@ fn lines_of(group: &mut Group) -> Receiver<String> {
 mod tests {
     use super::*;
 
-    fn shell(script: &str, limit: Duration, stop_at: &str) -> (Ended, Vec<String>) {
+    fn shell(script: &str, limit: Limit, stop_at: &str) -> (Ended, Vec<String>) {
         let mut command = Command::new("sh");
         command
             .args(["-c", script])
@@ -231,7 +238,7 @@ mod tests {
         (ended.expect("sh starts"), lines)
     }
 
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Limit = Limit::total(Duration::from_secs(60));
 
     #[test]
     fn both_pipes_are_read_to_their_end() {
@@ -250,9 +257,25 @@ mod tests {
     #[test]
     fn a_command_ends_at_its_limit_even_while_it_prints() {
         let limit = Duration::from_millis(200);
-        assert_eq!(shell("sleep 1000", limit, "").0, Ended::TimedOut);
-        let (ended, _) = shell("while :; do echo a; sleep 0.01; done", limit, "");
-        assert_eq!(ended, Ended::TimedOut);
+        let reached = Ended::TimedOut(Reached::Total(limit));
+        assert_eq!(shell("sleep 1000", Limit::total(limit), "").0, reached);
+        let (ended, _) = shell(
+            "while :; do echo a; sleep 0.01; done",
+            Limit::total(limit),
+            "",
+        );
+        assert_eq!(ended, reached);
+    }
+
+    #[test]
+    fn a_command_that_says_something_now_and_then_goes_on() {
+        let limit = Limit::silence(Duration::from_secs(2));
+        let (ended, lines) = shell("for i in 1 2 3 4 5 6; do sleep 0.7; echo $i; done", limit, "");
+        assert!(matches!(ended, Ended::Exited(status) if status.success()));
+        assert_eq!(lines.len(), 6);
+        let (ended, _) = shell("echo a; sleep 1000", limit, "");
+        let reached = Reached::Silence(Duration::from_secs(2));
+        assert_eq!(ended, Ended::TimedOut(reached));
     }
 
     #[test]

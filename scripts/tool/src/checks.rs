@@ -1,21 +1,28 @@
 //! `scripts/test`: everything that has to hold, step by step. A step that fails doesn't keep the next ones from
 //! running; what they found is summed up in the last line.
 //!
-//! Each command has a time limit, so that a test that hangs fails instead of holding everything up.
+//! Each command has a limit on how long it prints nothing ([`cargo`](crate::cargo)), so that a test that hangs fails instead of
+//! holding everything up, and a busy host fails none.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 
+use crate::bench::estimate::in_words;
 use crate::cargo::CargoCommand;
 use crate::error::{FAILED, ToolError, USAGE};
-use crate::images::{self, repository};
+use crate::files;
+use crate::images;
 use crate::instructions;
 use crate::mutants;
 use crate::options::one_line;
+use crate::repository::{repository, target_folder};
 use crate::setup::{self, TARGET, cargo};
 use crate::simclock;
 
@@ -344,21 +351,59 @@ fn run(options: &TestOptions) -> Result<Counts, ToolError> {
     }
     let host_packages = host_packages()?;
     let mut sum = Counts::default();
-    for step in steps {
-        say(&format!("\n== {} ==", step.heading()));
+    let mut times = Times::open(target_folder().join("parvisor/test-seconds.json"));
+    for (index, step) in steps.iter().enumerate() {
+        let left = times.left(&steps[index..]);
+        let left = left.map_or_else(String::new, |left| format!(", about {left} left"));
+        let (heading, number, count) = (step.heading(), index + 1, steps.len());
+        say(&format!("\n== {heading} ({number} of {count}{left}) =="));
         let started = Instant::now();
         let counts = step.run(&host_packages);
-        let seconds = started.elapsed().as_secs();
+        let took = started.elapsed();
         say(&format!(
-            "-- {}: {} passed, {} failed, {seconds} s",
-            step.heading(),
+            "-- {heading}: {} passed, {} failed, {} s",
             counts.passed,
-            counts.failed
+            counts.failed,
+            took.as_secs()
         ));
+        times.took(*step, took);
         sum = sum.plus(counts);
     }
     say("");
     Ok(sum)
+}
+
+/// How long each step took last, by its heading.
+struct Times {
+    path: PathBuf,
+    seconds: BTreeMap<String, f64>,
+}
+
+impl Times {
+    /// Those that are kept in this file; none if there is no such file.
+    fn open(path: PathBuf) -> Self {
+        let kept = fs::read(&path).ok();
+        let seconds = kept.and_then(|kept| serde_json::from_slice(&kept).ok());
+        Self {
+            path,
+            seconds: seconds.unwrap_or_default(),
+        }
+    }
+
+    /// How long these steps take, in words, if all of them are known.
+    fn left(&self, steps: &[Step]) -> Option<String> {
+        let of_step = |step: &Step| self.seconds.get(step.heading()).copied();
+        let all: Option<f64> = steps.iter().map(of_step).sum();
+        all.map(in_words)
+    }
+
+    /// Keeps how long a step took. Whoever can't write it isn't told how much is left.
+    fn took(&mut self, step: Step, took: Duration) {
+        self.seconds.insert(step.heading().into(), took.as_secs_f64());
+        if let Ok(text) = serde_json::to_vec(&self.seconds) {
+            let _ = files::replace(&self.path, &text);
+        }
+    }
 }
 
 /// A line for the user; whoever closed standard output doesn't want it.
@@ -474,6 +519,19 @@ mod tests {
             })
         );
         assert_eq!(test_result("test a_test ... ok"), None);
+    }
+
+    #[test]
+    fn the_time_that_is_left_is_that_of_the_last_runs() {
+        let folder = tempfile::TempDir::new().expect("room for a folder");
+        let path = folder.path().join("made/times");
+        let mut times = Times::open(path.clone());
+        times.took(Step::Host, Duration::from_secs(70));
+        times.took(Step::Loom, Duration::from_secs(20));
+        let times = Times::open(path);
+        let left = |steps: &[Step]| times.left(steps);
+        assert_eq!(left(&[Step::Host, Step::Loom]).as_deref(), Some("1 min 30 s"));
+        assert_eq!(left(&[Step::Loom, Step::Docs]), None);
     }
 
     #[test]

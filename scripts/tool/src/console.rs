@@ -27,7 +27,8 @@ pub enum Line {
     Fatal(String),
     /// The exit status: nothing follows.
     ExitStatus(i32),
-    /// A result of the benchmark, the heading of a run, or the account of the frames after it.
+    /// A result of the benchmark, the heading of a run, the account of the frames after it, or where a vCPU is that makes no
+    /// progress.
     Result(String),
     /// What a guest printed.
     Guest(String),
@@ -98,9 +99,10 @@ impl Line {
             return Self::Guest(printed.to_string());
         }
         let is_account = text.starts_with("frames: ") || text.contains(" after its end: ");
+        let is_vcpu = text.starts_with("VM ") && text.contains(", vCPU ");
         let sums = ["== ", "stress counters: ", "merging counters: "];
         let is_heading = sums.iter().any(|start| text.starts_with(start));
-        if is_heading || is_account || is_result(text) {
+        if is_heading || is_account || is_vcpu || is_result(text) {
             return Self::Result(text.to_string());
         }
         Self::Other(text.to_string())
@@ -192,6 +194,10 @@ pub(crate) mod tests {
         ));
         assert!(matches!(
             Line::parse("vm1 after its end: table 0 guest 0 pending 0"),
+            Line::Result(_)
+        ));
+        assert!(matches!(
+            Line::parse("VM 0, vCPU 1: runs at EL1, pc 0x40200040"),
             Line::Result(_)
         ));
         assert!(matches!(

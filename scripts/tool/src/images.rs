@@ -5,13 +5,15 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::io::{BufRead, BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
 use crate::error::ToolError;
+use crate::files;
 use crate::flat::flat_binary;
+use crate::repository::repository;
 use crate::setup::{TARGET, cargo};
 
 /// rustc says of the target features in `.cargo/config.toml`, at every crate, that their names may change one day.
@@ -28,12 +30,6 @@ pub struct Images {
     pub dirty_log: PathBuf,
     /// The guest that misbehaves on request.
     pub probe: PathBuf,
-}
-
-/// The root of the repository.
-pub fn repository() -> &'static Path {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.ancestors().nth(2).unwrap_or(manifest)
 }
 
 /// Removes from `command` the variables that would replace what `.cargo/config.toml` says of the bare-metal target.
@@ -207,27 +203,10 @@ fn install(executable: &Path, folder: &Path, name: &str) -> Result<(PathBuf, Pat
     let image = folder.join(name).with_extension("img");
     let symbols = folder.join(name).with_extension("elf");
     for (path, contents) in [(&image, &flat), (&symbols, &elf)] {
-        replace(path, contents)
+        files::replace(path, contents)
             .map_err(|error| ToolError::Build(format!("{}: {error}", path.display())))?;
     }
     Ok((image, symbols))
-}
-
-/// Replaces a file as a whole, unless it has these contents already.
-pub fn replace(path: &Path, contents: &[u8]) -> std::io::Result<()> {
-    if fs::read(path).is_ok_and(|present| present == contents) {
-        return Ok(());
-    }
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let name = path
-        .file_name()
-        .unwrap_or(OsStr::new("image"))
-        .to_string_lossy();
-    let partial = folder.join(format!(".{name}.{}", std::process::id()));
-    let mut file = fs::File::create(&partial)?;
-    file.write_all(contents)?;
-    fs::rename(&partial, path)
 }
 
 #[cfg(test)]
@@ -256,10 +235,5 @@ mod tests {
         assert!(
             report("warning: unstable feature specified for `-Ctarget-feature`: `x`").is_none()
         );
-    }
-
-    #[test]
-    fn the_repository_holds_the_manifest_of_the_workspace() {
-        assert!(repository().join("scripts/tool/Cargo.toml").is_file());
     }
 }

@@ -4,12 +4,16 @@ use std::env;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use tool::{bench, checks, error, mutants, process, run};
+use tool::{bench, checks, error, mutants, process, repository, run};
 
 fn main() -> ExitCode {
     if let Err(error) = process::end_groups_on_signals() {
         eprintln!("error: signals can't be handled: {error}");
         return ExitCode::from(error::FAILED);
+    }
+    if repository::find().is_none() {
+        eprintln!("error: this isn't run for a clone of Parvisor: use the scripts in its folder scripts");
+        return ExitCode::from(error::USAGE);
     }
     let mut arguments = env::args_os().skip(1);
     let command = arguments.next().unwrap_or_default();

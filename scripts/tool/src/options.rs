@@ -4,6 +4,7 @@
 pub mod backing;
 pub mod merging;
 pub mod shared;
+pub mod typed;
 pub mod words;
 pub mod workload;
 
@@ -11,22 +12,32 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Arg, ArgAction, Parser};
 
 use self::backing::BackingOptions;
 use self::shared::{MachineOptions, WorkloadOptions, one};
 use self::workload::Workload;
+use crate::effort::Limit;
 use crate::error::ToolError;
 use crate::qemu::Gic;
-use crate::size::{self, Size};
+use crate::size::{self, Size, mib};
 
 /// The most CPUs that the hypervisor brings up.
 pub const MOST_CPUS: u32 = 128;
-/// How long beyond the hypervisor's own limits a run may take: the boot, and the verification.
+/// How long beyond the hypervisor's own limits the machine may be silent: while it boots, or verifies.
 const HOST_MARGIN_SECONDS: u64 = 60;
-/// How long a run on simulated time may take: a second of it takes minutes of the host's, the more the more CPUs there are.
-const SIMULATED_RUN_SECONDS: u64 = 30 * 60;
+/// How long a machine on simulated time may be silent: a second of it takes minutes of the host's, the more the more CPUs there
+/// are.
+const SIMULATED_SECONDS: u64 = 30 * 60;
+/// How long a machine may take to say its first word, and how much longer for each CPU, in milliseconds.
+const FIRST_LINE_MILLIS: u64 = 15_000;
+const FIRST_LINE_MILLIS_PER_CPU: u64 = 250;
+/// The port of a debugger, unless the user names another one.
+const GDB_PORT: &str = "1234";
+/// The memory of each vCPU under stress, unless the user says: all of it is compared again and again.
+const STRESS_BYTES: Size = mib(8);
 
 /// Boots Parvisor in an emulator and measures it: several vCPUs write to their memory while the hypervisor harvests,
 /// again and again, which pages they wrote.
@@ -40,6 +51,9 @@ const SIMULATED_RUN_SECONDS: u64 = 30 * 60;
     disable_version_flag = true,
     max_term_width = 120,
     mut_arg("vcpus", one("4")),
+    mut_arg("bytes", |option| option.help(
+        "The memory of each vCPU: a multiple of 4K [default: 64M; 8M with --stress]"
+    )),
     mut_arg("backing", |option| usual_backing(option.action(ArgAction::Set).value_delimiter(None))),
     mut_arg("write_percent", one("100")),
     mut_arg("granularity", one("4K")),
@@ -101,9 +115,16 @@ pub struct RunOptions {
     #[arg(long, value_name = "STRING", requires = "guest")]
     pub guest_append: Option<String>,
 
-    /// Stop before the first instruction, print how to attach gdb, and wait for it.
-    #[arg(long, conflicts_with_all = ["host_timeout", "simulated"])]
-    pub gdb: bool,
+    /// Stop before the first instruction, print how to attach gdb, and wait for it, on port 1234 unless another one is named.
+    #[arg(
+        long,
+        value_name = "PORT",
+        num_args = 0..=1,
+        default_missing_value = GDB_PORT,
+        value_parser = clap::value_parser!(u16).range(1..),
+        conflicts_with_all = ["host_timeout", "simulated"]
+    )]
+    pub gdb: Option<u16>,
 
     /// Run a debug build, in which a break-before-make monitor watches every change of the tables and ends the run at the
     /// first rule that is broken. Slow: its times mean nothing. With --append inject=no-flush, no-break, local or
@@ -132,8 +153,8 @@ pub struct Plan {
     pub memory: Size,
     /// The hypervisor's options.
     pub append: String,
-    /// After how many seconds the emulator is killed; nothing while a debugger may hold it.
-    pub host_seconds: Option<u64>,
+    /// When the emulator is killed; never while a debugger may hold it.
+    pub limit: Limit,
 }
 
 impl RunOptions {
@@ -156,8 +177,8 @@ impl RunOptions {
     pub fn plan(&self) -> Result<Plan, ToolError> {
         let workload = self.checked_workload()?;
         let mut plan = self.machine.plan(workload, self.smp, self.mem)?;
-        if self.gdb {
-            plan.host_seconds = None;
+        if self.gdb.is_some() {
+            plan.limit = Limit::NONE;
         }
         Ok(plan)
     }
@@ -174,6 +195,9 @@ impl RunOptions {
         };
         if workload.modes.is_empty() {
             workload.modes = workload.usual_modes();
+        }
+        if self.stress.is_some() && self.workload.bytes.is_none() {
+            workload.bytes = STRESS_BYTES;
         }
         if program && workload.modes.len() > 1 {
             return usage("--guest: a guest of your own runs in one mode only");
@@ -222,21 +246,35 @@ impl MachineOptions {
         if self.cpu.is_empty() {
             return usage("--cpu: the name of the model is empty");
         }
-        let runs = workload.runs() as u64;
-        let seconds = self.timeout + workload.stress.unwrap_or(0);
-        let host_seconds = self.host_timeout.unwrap_or(if self.simulated {
-            SIMULATED_RUN_SECONDS * runs
-        } else {
-            seconds * runs + HOST_MARGIN_SECONDS
-        });
+        typed::check_appended(&workload.words(self.timeout, None), self.append.as_deref())?;
         Ok(Plan {
             append: workload.words(self.timeout, self.append.as_deref()),
             workload,
             gic,
             cpus,
             memory,
-            host_seconds: Some(host_seconds),
+            limit: self.limit(cpus),
         })
+    }
+
+    /// When the emulator is killed that runs a machine with so many CPUs. The hypervisor prints something at least as often as it
+    /// looks after its guests' limit.
+    fn limit(&self, cpus: u32) -> Limit {
+        if let Some(seconds) = self.host_timeout {
+            return Limit::total(Duration::from_secs(seconds));
+        }
+        let is_held = self.qemu.iter().any(|argument| argument == "-S");
+        if is_held {
+            return Limit::NONE;
+        }
+        if self.simulated {
+            return Limit::silence(Duration::from_secs(SIMULATED_SECONDS));
+        }
+        let first = FIRST_LINE_MILLIS + FIRST_LINE_MILLIS_PER_CPU * u64::from(cpus);
+        Limit {
+            first_line: Some(Duration::from_millis(first)),
+            ..Limit::silence(Duration::from_secs(self.timeout + HOST_MARGIN_SECONDS))
+        }
     }
 }
 
@@ -345,7 +383,11 @@ mod tests {
             plan.append,
             "mode=mutex,rwlock,parallel vcpus=4 bytes=65536K backing=2M timeout=120 iterations=3 write_percent=100"
         );
-        assert_eq!(plan.host_seconds, Some(420));
+        let limit = Limit {
+            first_line: Some(Duration::from_millis(16_250)),
+            ..Limit::silence(Duration::from_secs(180))
+        };
+        assert_eq!(plan.limit, limit);
     }
 
     #[test]
@@ -389,7 +431,7 @@ mod tests {
             "mode=parallel vcpus=4 bytes=131072K backing=2M timeout=120 guest=stress seconds=9 seed=3 slots=2"
         );
         assert_eq!(plan.memory, mib(1280));
-        assert_eq!(plan.host_seconds, Some(189));
+        assert_eq!(plan.limit.silence, Some(Duration::from_secs(180)));
         assert_eq!(plan.cpus, 9, "a fork may run beside the VM");
         assert!(refused(&["--stress=9", "--split=none"]).contains("--split"));
         assert!(refused(&["--stress=9", "--iterations=2"]).contains("--iterations"));
@@ -515,8 +557,12 @@ mod tests {
         assert!(refused(&["--vcpus", "4", "--smp", "4"]).contains("room for 3"));
         assert!(refused(&["--smp", "1"]).contains("room for 0"));
         assert!(refused(&["--gic", "2", "--vcpus", "8"]).contains("at most 8"));
-        assert!(refused(&["--bytes", "0"]).contains("4 KiB"));
-        assert!(refused(&["--bytes", "6000"]).contains("4 KiB"));
+        let says = "--bytes 0: each vCPU needs memory, at least 4 KiB";
+        assert_eq!(refused(&["--bytes", "0"]), says);
+        let says = "--bytes: 6000 bytes aren't a multiple of 4 KiB";
+        assert_eq!(refused(&["--bytes", "6000"]), says);
+        assert!(refused(&["--bytes", "99999999999G"]).contains("no machine has so much"));
+        assert!(refused(&["--mem", "99999999999G"]).contains("no machine has so much"));
         assert!(refused(&["--mem", "256M"]).contains("don't fit"));
         assert!(refused(&["--mem", "5000"]).contains("1 MiB"));
         assert!(refused(&["--bytes", "17179869183G"]).contains("any machine"));
@@ -552,7 +598,7 @@ mod tests {
             })
         );
         let plan = plan(&["--simulated", "--mode=parallel"]).expect("sound options");
-        assert_eq!(plan.host_seconds, Some(SIMULATED_RUN_SECONDS));
+        assert_eq!(plan.limit.silence, Some(Duration::from_secs(1800)));
         assert!(refused(&["--line-cost=50"]).contains("--simulated"));
         assert!(refused(&["--simulated", "--monitor"]).contains("--monitor"));
         assert!(refused(&["--simulated", "--tlbi-cost=2000000"]).contains("2000000"));
@@ -560,6 +606,36 @@ mod tests {
 
     #[test]
     fn a_debugger_may_take_its_time() {
-        assert_eq!(plan(&["--gdb"]).expect("sound options").host_seconds, None);
+        let plan = |arguments: &[&str]| plan(arguments).expect("sound options");
+        assert_eq!(plan(&["--gdb"]).limit, Limit::NONE);
+        assert_eq!(plan(&["--", "-S", "-s"]).limit, Limit::NONE);
+        let total = Limit::total(Duration::from_secs(7));
+        assert_eq!(plan(&["--host-timeout=7"]).limit, total);
+    }
+
+    #[test]
+    fn a_debugger_may_have_another_port() {
+        let port = |arguments: &[&str]| parse(arguments).expect("sound options").gdb;
+        assert_eq!(port(&[]), None);
+        assert_eq!(port(&["--gdb"]), Some(1234));
+        assert_eq!(port(&["--gdb", "--vcpus=1"]), Some(1234));
+        assert_eq!(port(&["--gdb", "4321"]), Some(4321));
+        assert!(refused(&["--gdb=0"]).contains("--gdb"));
+        assert!(refused(&["--gdb=70000"]).contains("70000"));
+    }
+
+    #[test]
+    fn the_stress_run_has_less_memory_unless_the_user_says() {
+        let append = |arguments: &[&str]| plan(arguments).expect("sound options").append;
+        assert!(append(&["--stress=5"]).contains(" bytes=8192K "));
+        assert!(append(&["--stress=5", "--bytes=64M"]).contains(" bytes=65536K "));
+    }
+
+    #[test]
+    fn what_has_an_option_of_its_own_isnt_appended() {
+        let says = "--append vcpus=2: say it by --vcpus";
+        assert!(refused(&["--append", "log=debug vcpus=2"]).contains(says));
+        assert!(refused(&["--append=seconds=2", "--stress=4"]).contains("say it by --stress"));
+        assert!(plan(&["--append", "slots=2 exit_times"]).is_ok());
     }
 }

@@ -75,8 +75,8 @@ pub struct Machine {
     pub append: String,
     /// The guests.
     pub modules: Vec<Module>,
-    /// Whether to stop before the first instruction and wait for a debugger.
-    pub debugger: bool,
+    /// The port on which it waits for a debugger before its first instruction, if it is to.
+    pub debugger: Option<u16>,
     /// What makes it run on simulated time, with the virtual addresses of the instructions that take part in the
     /// cache-line model; nothing for real time.
     pub simulation: Option<(Simulation, Range<u64>)>,
@@ -123,8 +123,8 @@ impl Machine {
             "none",
             "-no-reboot",
         ]);
-        if self.debugger {
-            command.args(["-s", "-S"]);
+        if let Some(port) = self.debugger {
+            command.arg("-gdb").arg(format!("tcp::{port}")).arg("-S");
         }
         if let Some((simulation, text)) = &self.simulation {
             simulation.apply(&mut command, text.clone());
@@ -166,7 +166,7 @@ mod tests {
             kernel: Some("parvisor.img".into()),
             append: "mode=mutex,parallel vcpus=4".into(),
             modules: Vec::new(),
-            debugger: false,
+            debugger: None,
             simulation: None,
             extra: vec!["-d".into(), "int".into()],
         }
@@ -196,6 +196,18 @@ mod tests {
         assert_eq!(value("-append"), "mode=mutex,parallel vcpus=4");
         assert!(arguments.ends_with(&["-d".into(), "int".into()]));
         assert!(!arguments.contains(&"-S".into()));
+    }
+
+    #[test]
+    fn a_machine_waits_for_a_debugger_on_the_port_that_was_named() {
+        let machine = Machine {
+            debugger: Some(4321),
+            ..machine()
+        };
+        let arguments = arguments(&machine);
+        let gdb = arguments.iter().position(|argument| argument == "-gdb");
+        let said = gdb.map(|index| &arguments[index + 1..index + 3]);
+        assert_eq!(said, Some(["tcp::4321".into(), "-S".into()].as_slice()));
     }
 
     #[test]

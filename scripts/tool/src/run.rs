@@ -1,7 +1,7 @@
 //! `scripts/run`: set-up, build, one boot that runs every mode, then the comparison.
 
 use std::ffi::OsString;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -11,13 +11,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::boot::{self, Outcome};
 use crate::console::{Line, Runs};
 use crate::error::{FAILED, ToolError, USAGE};
+use crate::files;
 use crate::images::{self, Images};
-use crate::options::{Plan, RunOptions, one_line};
+use crate::options::{Plan, RunOptions, one_line, typed};
+use crate::process;
 use crate::qemu::{LOAD_ADDRESS, Machine, Module};
 use crate::setup::system::{Package, System};
 use crate::setup::{self, find_program};
 use crate::simclock;
 use crate::table::comparison;
+use monitor::image::GuestImage;
 use monitor::record::Record;
 
 /// How much of the console is shown when the machine ended without an exit status.
@@ -80,44 +83,54 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
         simulation,
         extra: options.machine.qemu.clone(),
     };
-    if options.gdb {
-        announce_debugger(&images);
+    if let Some(port) = options.gdb {
+        announce_debugger(&images, port);
     }
-    let outcome = follow(&machine, options, &plan)?;
-    let clock = machine.simulation.map(|(simulation, _)| simulation.clock());
-    finish(options, &plan, clock, outcome)
+    let clock = machine
+        .simulation
+        .as_ref()
+        .map(|(simulation, _)| simulation.clock());
+    let mut results = Kept {
+        options,
+        gic: plan.gic.version(),
+        clock,
+        records: Vec::new(),
+        failed: None,
+    };
+    let outcome = follow(&machine, &plan, &mut results)?;
+    finish(&plan, &results, &outcome)
 }
 
 /// Checks the files that the user named before anything is built.
 fn check_files(options: &RunOptions) -> Result<(), ToolError> {
     if let Some(guest) = &options.guest {
-        let readable = fs::File::open(guest).and_then(|file| file.metadata());
-        match readable {
-            Ok(metadata) if metadata.is_file() => {}
-            Ok(_) => {
-                return Err(ToolError::Usage(format!(
-                    "--guest {}: not a file",
-                    guest.display()
-                )));
-            }
-            Err(error) => {
-                return Err(ToolError::Usage(format!(
-                    "--guest {}: {error}",
-                    guest.display()
-                )));
-            }
-        }
+        let refused = |why: String| ToolError::Usage(format!("--guest {}: {why}", guest.display()));
+        let bytes = fs::read(guest).map_err(|error| refused(error.to_string()))?;
+        check_image(&bytes).map_err(refused)?;
     }
     if let Some(json) = &options.json {
-        let writable = OpenOptions::new().create(true).append(true).open(json);
-        writable
+        files::check(json)
             .map_err(|error| ToolError::Usage(format!("--json {}: {error}", json.display())))?;
     }
     Ok(())
 }
 
+/// Checks that a guest's image is one; else says why not.
+fn check_image(bytes: &[u8]) -> Result<(), String> {
+    let error = match GuestImage::check(bytes, false) {
+        Ok(_) => return Ok(()),
+        Err(error) => error,
+    };
+    let advice = match bytes {
+        [0x7f, b'E', b'L', b'F', ..] => "; it is an ELF file, of which objcopy -O binary makes an image",
+        [0x1f, 0x8b, ..] => "; it is compressed, and has to be unpacked by gunzip",
+        _ => "",
+    };
+    Err(format!("{error}{advice}"))
+}
+
 /// Says how to attach gdb; the emulator then waits for it.
-fn announce_debugger(images: &Images) {
+fn announce_debugger(images: &Images, port: u16) {
     let symbols = images.symbols.display();
     let gdb = [
         "gdb-multiarch",
@@ -132,15 +145,51 @@ fn announce_debugger(images: &Images) {
         let advice = System::detect().advice(Package::Gdb);
         eprintln!("note: gdb must know arm64; if this system's doesn't, {advice}");
     }
-    eprintln!("The machine waits for gdb on port 1234. Attach with:\n");
+    eprintln!("The machine waits for gdb on port {port}. Attach with:\n");
     eprintln!(
-        "  {} -ex 'set architecture aarch64' -ex 'target remote :1234' -ex 'add-symbol-file {symbols} -o {LOAD_ADDRESS:#x}'\n",
+        "  {} -ex 'set architecture aarch64' -ex 'target remote :{port}' -ex 'add-symbol-file {symbols} -o {LOAD_ADDRESS:#x}'\n",
         gdb.unwrap_or("gdb-multiarch")
     );
 }
 
+/// The records of the runs that have ended. After each they are written, so that neither Ctrl-C nor a run that fails loses
+/// what was measured; before the first, what the file held is left alone.
+struct Kept<'o> {
+    options: &'o RunOptions,
+    gic: u64,
+    /// What was measured with, unless it is the machine's own clock.
+    clock: Option<String>,
+    records: Vec<Record>,
+    /// Why they couldn't be written, if so.
+    failed: Option<ToolError>,
+}
+
+impl Kept<'_> {
+    /// Takes a record, with what the hypervisor can't know.
+    fn take(&mut self, record: &Record) {
+        let mut record = record.clone();
+        record.cpu.clone_from(&self.options.machine.cpu);
+        record.gic = self.gic;
+        if let Some(clock) = &self.clock {
+            record.clock.clone_from(clock);
+        }
+        self.records.push(record);
+        let Some(path) = &self.options.json else {
+            return;
+        };
+        match write_records(path, &self.records) {
+            Ok(()) => process::say_when_ended(format!(
+                "ended early; what was measured is in {}",
+                path.display()
+            )),
+            Err(error) => self.failed = Some(error),
+        }
+    }
+}
+
 /// Starts the machine and shows the user how it comes on.
-fn follow(machine: &Machine, options: &RunOptions, plan: &Plan) -> Result<Outcome, ToolError> {
+fn follow(machine: &Machine, plan: &Plan, results: &mut Kept<'_>) -> Result<Outcome, ToolError> {
+    let options = results.options;
     let bar = progress_bar(options, plan);
     let mut runs = Runs::default();
     let observe = |line: &Line, text: &str| {
@@ -149,6 +198,9 @@ fn follow(machine: &Machine, options: &RunOptions, plan: &Plan) -> Result<Outcom
             bar.set_length(progress.steps * plan.workload.runs() as u64);
             bar.set_position(done + progress.step.min(progress.steps));
             bar.set_message(progress.mode.clone());
+        }
+        if let Line::Record(record) = line {
+            results.take(record);
         }
         if let Some(shown) = shown(line, text, options) {
             bar.suspend(|| print_line(shown));
@@ -159,8 +211,7 @@ fn follow(machine: &Machine, options: &RunOptions, plan: &Plan) -> Result<Outcom
             bar.suspend(|| eprintln!("{text}"));
         }
     };
-    let limit = plan.host_seconds.map(Duration::from_secs);
-    let outcome = boot::run(&mut machine.command(), limit, observe, complain);
+    let outcome = boot::run(&mut machine.command(), plan.limit, observe, complain);
     bar.finish_and_clear();
     outcome.map_err(|error| {
         ToolError::Io(format!(
@@ -171,11 +222,11 @@ fn follow(machine: &Machine, options: &RunOptions, plan: &Plan) -> Result<Outcom
 }
 
 fn progress_bar(options: &RunOptions, plan: &Plan) -> ProgressBar {
-    if options.machine.verbose || options.gdb || !std::io::stderr().is_terminal() {
+    if options.machine.verbose || options.gdb.is_some() || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(plan.workload.runs() as u64);
-    let style = ProgressStyle::with_template("[{elapsed_precise}] {bar:40} {pos}/{len} {msg}");
+    let style = ProgressStyle::with_template("[{elapsed_precise}] {bar:40} {pos}/{len}, {eta} left {msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.set_message("booting");
     bar.enable_steady_tick(Duration::from_millis(250));
@@ -185,7 +236,7 @@ fn progress_bar(options: &RunOptions, plan: &Plan) -> ProgressBar {
 /// What the user sees of a line, if anything.
 fn shown<'a>(line: &'a Line, text: &'a str, options: &RunOptions) -> Option<&'a str> {
     match line {
-        _ if options.machine.verbose => Some(text),
+        _ if options.machine.verbose || measures_nothing(options) => Some(text),
         Line::Result(result) => Some(result),
         Line::Guest(printed) if options.guest.is_some() => Some(printed),
         _ => None,
@@ -197,37 +248,31 @@ fn print_line(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// Tells how it ended, writes the records, which `clock` was measured with unless it is the machine's own, and decides
-/// on the exit status.
-fn finish(
-    options: &RunOptions,
-    plan: &Plan,
-    clock: Option<String>,
-    mut outcome: Outcome,
-) -> Result<u8, ToolError> {
-    for record in &mut outcome.records {
-        record.cpu.clone_from(&options.machine.cpu);
-        record.gic = plan.gic.version();
-        if let Some(clock) = &clock {
-            record.clock.clone_from(clock);
-        }
-    }
-    if !outcome.records.is_empty() {
-        print_line(&format!("\n{}", comparison(&outcome.records)));
-    }
-    if let Some(json) = &options.json {
-        write_records(json, &outcome.records)?;
+/// Whether the user asks the hypervisor for something else than a measurement.
+fn measures_nothing(options: &RunOptions) -> bool {
+    typed::measures_nothing(options.machine.append.as_deref())
+}
+
+/// Tells how it ended, and decides on the exit status.
+fn finish(plan: &Plan, results: &Kept<'_>, outcome: &Outcome) -> Result<u8, ToolError> {
+    let options = results.options;
+    if !results.records.is_empty() {
+        print_line(&format!("\n{}", comparison(&results.records)));
     }
     for line in &outcome.errors {
-        eprintln!("error: {line}");
+        let append = options.machine.append.as_deref();
+        eprintln!("error: {}", typed::as_typed(line, append));
     }
     for line in &outcome.fatal {
         eprintln!("{line}");
     }
+    if let Some(error) = &results.failed {
+        return Err(error.clone());
+    }
     match outcome.status {
-        Some(0) => complete(options, plan, &outcome).map(|()| 0),
+        Some(0) => complete(options, plan, outcome).map(|()| 0),
         Some(status) => Ok(u8::try_from(status).unwrap_or(FAILED)),
-        None => Err(no_status(&outcome, plan)),
+        None => Err(no_status(outcome, options)),
     }
 }
 
@@ -237,13 +282,13 @@ fn write_records(path: &Path, records: &[Record]) -> Result<(), ToolError> {
     };
     let mut text = serde_json::to_string_pretty(records).map_err(|error| failed(&error))?;
     text.push('\n');
-    fs::write(path, text).map_err(|error| failed(&error))
+    files::replace(path, text.as_bytes()).map_err(|error| failed(&error))
 }
 
 /// Checks that a run which calls itself good has brought all that it should.
 fn complete(options: &RunOptions, plan: &Plan, outcome: &Outcome) -> Result<(), ToolError> {
     let failed = |text: String| Err(ToolError::Io(text));
-    if options.guest.is_some() {
+    if options.guest.is_some() || measures_nothing(options) {
         return Ok(());
     }
     for run in plan.workload.each() {
@@ -262,9 +307,13 @@ fn complete(options: &RunOptions, plan: &Plan, outcome: &Outcome) -> Result<(), 
 }
 
 /// The account of a machine that gave no exit status; shows what it said last.
-fn no_status(outcome: &Outcome, plan: &Plan) -> ToolError {
+fn no_status(outcome: &Outcome, options: &RunOptions) -> ToolError {
     if let Some(reason) = outcome.refusal() {
         return ToolError::Usage(format!("the emulator refused to start: {reason}"));
+    }
+    let chosen = options.machine.chosen_cpu();
+    if let Some(reason) = chosen.and_then(|cpu| outcome.mute_cpu(cpu)) {
+        return ToolError::Usage(reason);
     }
     for line in outcome
         .last_lines(LAST_LINES)
@@ -273,5 +322,5 @@ fn no_status(outcome: &Outcome, plan: &Plan) -> ToolError {
     {
         eprintln!("  | {line}");
     }
-    ToolError::NoStatus(outcome.end_in_words(plan.host_seconds))
+    ToolError::NoStatus(outcome.end_in_words())
 }

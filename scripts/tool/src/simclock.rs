@@ -13,8 +13,9 @@ use object::elf::SHF_EXECINSTR;
 use object::{Object, ObjectSection, SectionFlags};
 
 use crate::error::ToolError;
-use crate::images::{repository, without_foreign_flags};
+use crate::images::without_foreign_flags;
 use crate::qemu::LOAD_ADDRESS;
+use crate::repository::repository;
 use crate::setup::{self, FULL_QEMU, cargo};
 
 /// The crate of the plugin, which is no member of the workspace.

@@ -1,6 +1,6 @@
 //! Sizes in bytes, read as the hypervisor reads them.
 
-pub use monitor::size::Size;
+pub use monitor::size::{Size, SizeError};
 
 /// `count` MiB.
 pub const fn mib(count: u64) -> Size {
@@ -11,7 +11,7 @@ pub const fn mib(count: u64) -> Size {
 ///
 /// # Errors
 ///
-/// What a size looks like.
-pub fn parse(text: &str) -> Result<Size, &'static str> {
-    Size::parse(text).ok_or("a size is a number of bytes, or a number with K, M or G, as in 64M")
+/// What a size looks like, or that this is too much.
+pub fn parse(text: &str) -> Result<Size, SizeError> {
+    Size::parse(text)
 }

@@ -262,7 +262,7 @@ fn an_unmap_of_leaves_that_waits_for_an_entry_holds_no_other() {
 /// Unmaps two pages, `apart` or as one range, of which the second is locked, and wants the first one let go meanwhile.
 fn unmap_beside_a_locked_entry(apart: bool) {
     /// Long enough for a thread that the host has put aside.
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const PATIENCE: Duration = Duration::from_secs(60);
     let machine = machine();
     machine.access(0, &request(page(0), Access::Write, Level::L3, false));
     machine.on(1, |worker| {

@@ -276,7 +276,7 @@ fn a_leaf_whose_table_is_unlinked_meanwhile_is_handed_out_once_and_nothing_comes
 #[test]
 fn a_replacement_that_waits_for_an_entry_holds_no_other() {
     /// Long enough for a thread that the host has put aside.
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const PATIENCE: Duration = Duration::from_secs(60);
     let machine = machine();
     fault(&machine, 0..1, Access::Write);
     machine.on(2, |worker| {

@@ -1,5 +1,5 @@
 //! What the system tests share: machines with the images of this tree, started with whatever a test wants to be
-//! different, each with a hard time limit.
+//! different, each with a hard limit of the emulator's own time: however busy the host is, no machine is ended for that.
 //!
 //! The images are built once per process. Tests may boot machines at the same time.
 
@@ -14,6 +14,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use tool::boot::{self, Outcome};
+use tool::effort::Limit;
 use tool::images::{self, Images};
 use tool::qemu::{Gic, Machine, Module};
 use tool::setup;
@@ -93,7 +94,7 @@ impl Boot {
             kernel: Some(images().hypervisor.clone()),
             append: append.into(),
             modules: Vec::new(),
-            debugger: false,
+            debugger: None,
             simulation: None,
             extra: Vec::new(),
         };
@@ -171,7 +172,7 @@ impl Boot {
         self
     }
 
-    /// Another time limit.
+    /// Another limit.
     pub fn limit(mut self, seconds: u64) -> Self {
         self.limit = Duration::from_secs(seconds);
         self
@@ -184,7 +185,7 @@ impl Boot {
     /// If the emulator can't be started.
     pub fn run(&self) -> Outcome {
         let mut command = self.machine.command();
-        boot::run(&mut command, Some(self.limit), |_, _| {}, |_| {})
+        boot::run(&mut command, Limit::total(self.limit), |_, _| {}, |_| {})
             .unwrap_or_else(|error| panic!("{command:?}: {error}"))
     }
 
@@ -201,16 +202,30 @@ impl Boot {
         outcome
     }
 
-    /// As [`Boot::run`], and the hypervisor must have refused to go on, with status 1 and one line that contains each of `words`.
+    /// As [`Boot::run`], and the hypervisor must have refused its options, with status 2 and one line that contains each of
+    /// `words`.
     ///
     /// # Panics
     ///
     /// If it didn't.
     pub fn run_refused(&self, words: &[&str]) -> Outcome {
+        self.run_to_error(2, words)
+    }
+
+    /// As [`Boot::run_refused`], for a machine that can't be used, which is status 1.
+    ///
+    /// # Panics
+    ///
+    /// If it goes on.
+    pub fn run_failed(&self, words: &[&str]) -> Outcome {
+        self.run_to_error(1, words)
+    }
+
+    fn run_to_error(&self, status: i32, words: &[&str]) -> Outcome {
         let outcome = self.run();
         let named = |error: &String| words.iter().all(|word| error.contains(word));
         let is_refused =
-            outcome.status == Some(1) && outcome.fatal.is_empty() && outcome.errors.len() == 1;
+            outcome.status == Some(status) && outcome.fatal.is_empty() && outcome.errors.len() == 1;
         assert!(
             is_refused && outcome.errors.iter().all(named),
             "expected {words:?}\n{}",

@@ -24,7 +24,7 @@ pub fn of_machine(boot: &Boot) -> DeviceTree {
         .push(format!("dumpdtb={}", file.display()).into());
     let outcome = boot::run(
         &mut machine.command(),
-        Some(crate::LIMIT),
+        tool::effort::Limit::total(crate::LIMIT),
         |_, _| {},
         |_| {},
     );

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use qemu_tests::{Boot, assert_verified, describe, emulator, images};
 use tool::boot;
+use tool::effort::Limit;
 use tool::images::build_scaling;
 use tool::qemu::{Gic, Machine};
 use tool::simclock::{self, Costs, Simulation};
 use tool::size::mib;
 
-/// No machine takes longer, in real time.
+/// No machine takes longer, in the emulator's own time.
 const LIMIT: Duration = Duration::from_secs(100);
 const CPUS: [u32; 4] = [1, 2, 4, 8];
 /// Instructions of a round of the guest's work.
@@ -60,11 +61,11 @@ fn time(simulation: &Simulation, name: &str, rounds: u64, cpus: u32) -> u64 {
         kernel: Some(image.clone()),
         append: format!("{name} {rounds}"),
         modules: Vec::new(),
-        debugger: false,
+        debugger: None,
         simulation: Some((simulation.clone(), text.clone())),
         extra: Vec::new(),
     };
-    let outcome = boot::run(&mut machine.command(), Some(LIMIT), |_, _| {}, |_| {});
+    let outcome = boot::run(&mut machine.command(), Limit::total(LIMIT), |_, _| {}, |_| {});
     let outcome = outcome.expect("the emulator starts");
     let line = outcome.line_with(&format!("{name} {cpus} "));
     let time = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());

@@ -3,6 +3,7 @@
 //!
 //! What a guest printed is never taken for a result: it stands behind `guest: `.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use clap::ValueEnum;
@@ -30,6 +31,9 @@ const LINUX: &str = "Linux version ";
 const SELFTEST: &str = "dirty_log_perf_test";
 /// What Parvisor prints when all runs were verified.
 const ALL_WELL: &str = "parvisor: exit status 0";
+/// What it prints last in any case, and what it prints of an error.
+const STATUS: &str = "parvisor: exit status ";
+const ERROR: &str = "parvisor: error: ";
 /// How result lines begin.
 const RESULTS: [&str; 10] = [
     "Populate memory time:",
@@ -51,8 +55,11 @@ const MOST_PIECES: usize = 4096;
 pub struct Capture {
     /// The runs.
     pub records: Vec<Record>,
-    /// Records that couldn't be read, where the result lines of the run were taken instead.
-    pub notices: Vec<String>,
+    /// What the log lacks, or says that it failed: a line each. Of a record that can't be read the result lines of the run were
+    /// taken instead.
+    pub failures: Vec<String>,
+    /// The options of which [`Known`] was needed.
+    pub used: BTreeSet<&'static str>,
 }
 
 impl Capture {
@@ -71,6 +78,8 @@ impl Capture {
             system: String::new(),
             piece: None,
             is_verified: text.contains(ALL_WELL),
+            lacks_status: false,
+            error: None,
         };
         let mut count = 0;
         for (index, line) in text.lines().enumerate() {
@@ -79,6 +88,12 @@ impl Capture {
             reader.line(count, plain.trim_end())?;
         }
         reader.end()?;
+        if reader.lacks_status {
+            let name = path.display();
+            reader.capture.failures.push(format!(
+                "{name}: the log ends after {count} lines, before the hypervisor's exit status"
+            ));
+        }
         if reader.capture.records.is_empty() {
             return Err(ToolError::Io(format!(
                 "{}: no results in {count} lines: neither {RECORD}lines nor result lines of the benchmark",
@@ -100,6 +115,10 @@ struct Reader<'r> {
     /// The beginning of a record, whose end may be on the next lines.
     piece: Option<Piece>,
     is_verified: bool,
+    /// Whether the hypervisor has begun a run, and hasn't said yet how all ended.
+    lacks_status: bool,
+    /// The hypervisor's last error.
+    error: Option<String>,
 }
 
 /// A run of which only result lines are known so far.
@@ -140,6 +159,11 @@ impl Reader<'_> {
         if let Some(facts) = heading(own) {
             self.end_run()?;
             self.run.facts = facts;
+            self.lacks_status = true;
+        } else if let Some(at) = own.find(STATUS) {
+            self.status(number, own[at + STATUS.len()..].trim_end());
+        } else if let Some(at) = own.find(ERROR) {
+            self.error = Some(own[at + ERROR.len()..].to_string());
         } else if let Some(at) = own.find(LINUX) {
             let version = own[at + LINUX.len()..].split(['-', ' ', '+']).next();
             self.system = format!("linux {}", version.unwrap_or_default());
@@ -157,6 +181,17 @@ impl Reader<'_> {
             self.run.phases.push(phase);
         }
         Ok(())
+    }
+
+    /// The hypervisor says how all ended.
+    fn status(&mut self, line: usize, status: &str) {
+        self.lacks_status = false;
+        let error = self.error.take();
+        if status != "0" {
+            let why = error.unwrap_or_else(|| format!("the hypervisor ended with status {status}"));
+            let name = self.path.display();
+            self.capture.failures.push(format!("{name}:{line}: {why}"));
+        }
     }
 
     /// Takes a record, or what there is of it until now.
@@ -198,7 +233,7 @@ impl Reader<'_> {
             return Err(ToolError::Io(what));
         }
         self.capture
-            .notices
+            .failures
             .push(format!("{what}; its result lines are taken"));
         self.end_run()
     }
@@ -226,11 +261,18 @@ impl Reader<'_> {
                 self.path.display()
             )))
         };
-        let or = |said: u64, known: Option<u64>| Some(said).filter(|said| *said != 0).or(known);
-        let Some(vcpus) = or(facts.vcpus, self.known.vcpus) else {
+        let used = &mut self.capture.used;
+        let mut or = |said: u64, known: Option<u64>, option| {
+            let said = Some(said).filter(|said| *said != 0);
+            if said.is_none() {
+                used.insert(option);
+            }
+            said.or(known)
+        };
+        let Some(vcpus) = or(facts.vcpus, self.known.vcpus, "--vcpus") else {
             return failed("how many vCPUs there were", "--vcpus N");
         };
-        let Some(bytes_per_vcpu) = or(facts.bytes_per_vcpu, self.known.bytes) else {
+        let Some(bytes_per_vcpu) = or(facts.bytes_per_vcpu, self.known.bytes, "--bytes") else {
             return failed("how much memory each vCPU had", "--bytes SIZE");
         };
         let is_parvisor = facts.system == PARVISOR;
@@ -246,9 +288,26 @@ impl Reader<'_> {
             .unwrap_or(0);
         let write_percent = match label::is_of_backing(&facts) {
             true => 0,
-            false => or(facts.write_percent, self.known.write_percent).unwrap_or(100),
+            false => {
+                let said = or(facts.write_percent, self.known.write_percent, "--write-percent");
+                said.unwrap_or(100)
+            }
         };
         let known_backing = self.known.backing.clone().unwrap_or_else(|| "2M".into());
+        if facts.backing.is_empty() {
+            used.insert("--backing");
+        }
+        used.insert("--cpu");
+        let ends_well = is_parvisor && self.is_verified;
+        let is_whole = ends_well
+            || label::is_of_backing(&facts)
+            || phases.iter().any(|phase| phase.name == PhaseName::Disable);
+        if !is_whole {
+            self.capture.failures.push(format!(
+                "{}:{line}: the log ends in the middle of a run",
+                self.path.display()
+            ));
+        }
         self.capture.records.push(Record {
             system,
             mode: if is_parvisor {
@@ -370,7 +429,8 @@ fn bytes(text: &str) -> Option<u64> {
         "bytes" => "",
         unit => unit.strip_suffix("iB")?,
     };
-    Size::parse(&format!("{count}{suffix}")).map(|Size(bytes)| bytes)
+    let size = Size::parse(&format!("{count}{suffix}"));
+    size.ok().map(|Size(bytes)| bytes)
 }
 
 /// What the options of the selftest's command line say. Without manual clearing (`-g`) memory is write-protected at first.
@@ -443,7 +503,7 @@ Disabling dirty logging time: 0.001452000s
         let capture = read(&text).expect("two records");
         let sample: Record = serde_json::from_str(SAMPLE).expect("the sample is a record");
         assert_eq!(capture.records, [sample.clone(), sample]);
-        assert!(capture.notices.is_empty());
+        assert!(capture.failures.is_empty());
     }
 
     #[test]
@@ -472,7 +532,7 @@ Disabling dirty logging time: 0.001452000s
             "{PARVISOR_LINES}@record {cut}\n{PARVISOR_LINES}@record {SAMPLE}\n"
         ))
         .expect("two runs");
-        let notice = &capture.notices[0];
+        let notice = &capture.failures[0];
         assert!(
             notice.starts_with("log:9: a record that can't be read"),
             "{notice}"

@@ -29,7 +29,7 @@ pub mod table;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -40,8 +40,10 @@ use self::options::BenchOptions;
 use self::results::{Clock, FORMAT, Host, Results};
 use self::running::Measurement;
 use crate::error::{FAILED, ToolError, USAGE};
-use crate::images::{self, repository};
-use crate::options::{one_line, usage};
+use crate::files;
+use crate::images;
+use crate::options::{one_line, typed, usage};
+use crate::repository::{repository, target_folder};
 use crate::{linux, setup, simclock};
 
 /// Runs the command with these arguments, the first of which is its name. Gives the exit status.
@@ -72,29 +74,43 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
 
 /// Shows earlier results again.
 fn render(options: &BenchOptions) -> Result<u8, ToolError> {
+    options.check_parse()?;
     if let Some(folder) = &options.out {
-        prepare_folder(folder)?;
+        prepare_folder(folder, options.force)?;
     }
-    let parsed = parse::read(&options.parse, &options.known())?;
-    for notice in &parsed.notices {
-        eprintln!("note: {notice}");
-    }
+    check_file(options.json.as_deref())?;
+    let results = parse::read(&options.parse, &options.known())?;
     if let Some(json) = &options.json {
-        parsed.results.write(json)?;
+        results.write(json)?;
     }
-    show(&parsed.results, options.out.as_deref())?;
-    Ok(0)
+    show(&results, options.out.as_deref())?;
+    Ok(verdict(&results))
+}
+
+/// Says what failed; gives the exit status.
+fn verdict(results: &Results) -> u8 {
+    for failure in grouped(&results.failures) {
+        eprintln!("error: {failure}");
+    }
+    if results.failures.is_empty() {
+        0
+    } else {
+        FAILED
+    }
 }
 
 /// Measures the matrix, and shows what came out even if something failed.
 fn measure(options: &BenchOptions, arguments: &[OsString]) -> Result<u8, ToolError> {
+    if typed::measures_nothing(options.machine.append.as_deref()) {
+        return usage("--append: that is nothing to measure; scripts/run takes it");
+    }
     let matrix = Matrix::new(&options.workload, &options.backing, &options.machine)?;
     check_file(options.json.as_deref())?;
     let folder = match &options.out {
         Some(folder) => folder.clone(),
         None => new_folder()?,
     };
-    prepare_folder(&folder)?;
+    prepare_folder(&folder, options.force)?;
     setup::rust_target()?;
     let emulator = setup::emulator()?;
     let images = images::build()?;
@@ -146,14 +162,7 @@ fn measure(options: &BenchOptions, arguments: &[OsString]) -> Result<u8, ToolErr
     };
     measurement.run(&mut results)?;
     show(&results, Some(&folder))?;
-    for failure in grouped(&results.failures) {
-        eprintln!("error: {failure}");
-    }
-    Ok(if results.failures.is_empty() {
-        0
-    } else {
-        FAILED
-    })
+    Ok(verdict(&results))
 }
 
 /// Prints the tables, and writes the page with its plots if there is a folder for it.
@@ -183,7 +192,7 @@ fn reproducing(arguments: &[OsString]) -> Vec<String> {
             "--out" | "--json" => {
                 words.next();
             }
-            "-v" | "--verbose" => {}
+            "-v" | "--verbose" | "--force" => {}
             other if other.starts_with("--out=") || other.starts_with("--json=") => {}
             _ => kept.push(word),
         }
@@ -212,17 +221,15 @@ fn check_file(path: Option<&Path>) -> Result<(), ToolError> {
     let Some(path) = path else {
         return Ok(());
     };
-    match OpenOptions::new().create(true).append(true).open(path) {
-        Ok(_) => Ok(()),
+    match files::check(path) {
+        Ok(()) => Ok(()),
         Err(error) => usage(format!("--json {}: {error}", path.display())),
     }
 }
 
 /// A new folder among those of earlier measurements.
 fn new_folder() -> Result<PathBuf, ToolError> {
-    let target = std::env::var_os("CARGO_TARGET_DIR");
-    let target = target.map_or_else(|| repository().join("target"), PathBuf::from);
-    let parent = target.join("bench");
+    let parent = target_folder().join("bench");
     let failed =
         |path: &Path, error: std::io::Error| ToolError::Io(format!("{}: {error}", path.display()));
     fs::create_dir_all(&parent).map_err(|error| failed(&parent, error))?;
@@ -237,8 +244,15 @@ fn new_folder() -> Result<PathBuf, ToolError> {
     }
 }
 
-/// Makes the folder if it isn't there, and checks that it can be written to.
-fn prepare_folder(folder: &Path) -> Result<(), ToolError> {
+/// Makes the folder if it isn't there, and checks that it can be written to, and holds no results unless the user wants those
+/// replaced.
+fn prepare_folder(folder: &Path, force: bool) -> Result<(), ToolError> {
+    if !force && folder.join(page::RESULTS).exists() {
+        return usage(format!(
+            "--out {}: there are results already, which only --force replaces",
+            folder.display()
+        ));
+    }
     let refused =
         |error: std::io::Error| ToolError::Usage(format!("--out {}: {error}", folder.display()));
     fs::create_dir_all(folder).map_err(refused)?;

@@ -8,16 +8,20 @@ use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use super::parse::Known;
+use crate::error::ToolError;
 use crate::options::backing::BackingOptions;
 use crate::options::shared::{MachineOptions, WorkloadOptions};
-use crate::options::usual_backing;
+use crate::options::{usage, usual_backing};
 use crate::options::words::Backing;
+
+/// Options that say what is read and where results go.
+const PLACES: [&str; 4] = ["parse", "json", "out", "force"];
 
 /// Measures a matrix: every combination of the given numbers of vCPUs, modes, policies and workloads, as often as wanted.
 ///
 /// Ends with tables, and writes JSON, plots (SVG and PNG) and a page that shows all of it. With --parse it measures
 /// nothing and renders earlier results, or what a board printed on its serial line. Exit status: 0 all runs verified; 1 a
-/// run failed or something is missing (what was measured is written all the same); 2 bad options.
+/// run failed, a log is cut, or something is missing (what was measured is written all the same); 2 bad options.
 #[derive(Clone, Debug, Parser)]
 #[command(
     bin_name = "scripts/bench",
@@ -69,16 +73,14 @@ pub struct BenchOptions {
     #[arg(long, value_name = "FOLDER")]
     pub out: Option<PathBuf>,
 
-    /// Measure nothing, render these files: results of scripts/bench, records of scripts/run, or captured serial logs.
-    #[arg(
-        long,
-        value_name = "FILE",
-        num_args = 1..,
-        conflicts_with_all = [
-            "repeat", "with_kvm", "mode", "split", "tracking", "simulated", "host_timeout", "append", "qemu", "workload",
-            "overcommits", "merging"
-        ]
-    )]
+    /// Replace the results that --out has already.
+    #[arg(long, requires = "out")]
+    pub force: bool,
+
+    /// Measure nothing, render these files: results of scripts/bench, records of scripts/run, or captured serial logs. What a
+    /// log doesn't say can be said by --vcpus, --bytes, --backing, --write-percent and --cpu; no other option of a measurement
+    /// goes with it.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
     pub parse: Vec<PathBuf>,
 
     /// The options that the user gave, and that don't merely have their default values.
@@ -103,6 +105,35 @@ impl BenchOptions {
         Ok(options)
     }
 
+    /// Checks that with --parse nothing is said of a measurement but what results may lack.
+    ///
+    /// # Errors
+    ///
+    /// [`ToolError::Usage`] naming the option that would be ignored.
+    pub fn check_parse(&self) -> Result<(), ToolError> {
+        let known = Known::OPTIONS.map(|(id, _)| id);
+        let goes = |id: &&String| PLACES.contains(&id.as_str()) || known.contains(&id.as_str());
+        if let Some(id) = self.given.iter().find(|id| !goes(id)) {
+            let command = Self::command();
+            let option = command.get_arguments().find(|option| option.get_id() == id.as_str());
+            let name = option.and_then(|option| option.get_long());
+            return usage(match name {
+                Some(name) => format!("--{name}: nothing is measured with --parse"),
+                None => "arguments for QEMU: nothing is measured with --parse".into(),
+            });
+        }
+        let lists = [
+            ("--vcpus", self.workload.vcpus.len()),
+            ("--backing", self.workload.backings.len()),
+            ("--write-percent", self.workload.write_percents.len()),
+        ];
+        let is_given = |option: &str| self.given.contains(&option[2..].replace('-', "_"));
+        match lists.iter().find(|(option, count)| is_given(option) && *count > 1) {
+            Some((option, _)) => usage(format!("{option}: one value says what a log doesn't")),
+            None => Ok(()),
+        }
+    }
+
     /// What the user says of results that don't say it themselves: options that are given, with one value.
     pub fn known(&self) -> Known {
         let is_given = |option: &str| self.given.contains(option);
@@ -112,7 +143,10 @@ impl BenchOptions {
         let percent = workload.write_percents.first();
         Known {
             vcpus: vcpus.map(|count| u64::from(*count)),
-            bytes: Some(workload.bytes.0).filter(|_| is_given("bytes")),
+            bytes: workload
+                .bytes
+                .map(|size| size.0)
+                .filter(|_| is_given("bytes")),
             backing: backing.map(Backing::to_string),
             write_percent: percent
                 .filter(|_| is_given("write_percent"))

@@ -1,6 +1,7 @@
 //! Reads results from files: those of `scripts/bench` and `scripts/run`, and what a machine printed on its serial line and
 //! somebody captured, with whatever else a serial line carries.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -26,32 +27,52 @@ pub struct Known {
     pub cpu: Option<String>,
 }
 
-/// What was read, and what about it the user should know.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Parsed {
-    /// The results of all files.
-    pub results: Results,
-    /// Lines that couldn't be read, though what they said was found elsewhere.
-    pub notices: Vec<String>,
+impl Known {
+    /// What can be said: by its name among clap's, and as it is typed.
+    pub const OPTIONS: [(&'static str, &'static str); 5] = [
+        ("vcpus", "--vcpus"),
+        ("bytes", "--bytes"),
+        ("backing", "--backing"),
+        ("write_percent", "--write-percent"),
+        ("cpu", "--cpu"),
+    ];
+
+    /// The options that say it.
+    fn said(&self) -> BTreeSet<&'static str> {
+        let are_said = [
+            self.vcpus.is_some(),
+            self.bytes.is_some(),
+            self.backing.is_some(),
+            self.write_percent.is_some(),
+            self.cpu.is_some(),
+        ];
+        let options = Self::OPTIONS.into_iter().zip(are_said);
+        let said = options.filter(|(_, is_said)| *is_said);
+        said.map(|((_, typed), _)| typed).collect()
+    }
 }
 
 /// Reads all of these files as one set of results.
 ///
 /// # Errors
 ///
-/// One line that names the file, and the line in it where that can be told.
-pub fn read(paths: &[PathBuf], known: &Known) -> Result<Parsed, ToolError> {
+/// One line that names the file, and the line in it where that can be told; or the option that says what all of them say
+/// themselves.
+pub fn read(paths: &[PathBuf], known: &Known) -> Result<Results, ToolError> {
     let mut all: Option<Results> = None;
-    let mut notices = Vec::new();
+    let mut unused = known.said();
     for path in paths {
         let bytes = fs::read(path)
             .map_err(|error| ToolError::Usage(format!("--parse {}: {error}", path.display())))?;
         let text = String::from_utf8_lossy(&bytes);
-        let read = parse(path, &text, known, &mut notices)?;
+        let read = parse(path, &text, known, &mut unused)?;
         all = Some(match all {
             None => read,
             Some(earlier) => joined(earlier, read, path)?,
         });
+    }
+    if let Some(option) = unused.first() {
+        return usage(format!("{option}: all that is parsed says it itself"));
     }
     match all {
         None => usage("--parse: no file is named"),
@@ -61,7 +82,7 @@ pub fn read(paths: &[PathBuf], known: &Known) -> Result<Parsed, ToolError> {
                 let command = ["scripts/bench".to_string(), "--parse".to_string()];
                 results.command = command.into_iter().chain(files).collect();
             }
-            Ok(Parsed { results, notices })
+            Ok(results)
         }
     }
 }
@@ -71,8 +92,9 @@ fn parse(
     path: &Path,
     text: &str,
     known: &Known,
-    notices: &mut Vec<String>,
+    unused: &mut BTreeSet<&'static str>,
 ) -> Result<Results, ToolError> {
+    let mut failures = Vec::new();
     let mut beginning = text.chars().filter(|c| !c.is_whitespace());
     let records = match (beginning.next(), beginning.next()) {
         (Some('{'), _) => return Results::parse(path, text),
@@ -82,7 +104,8 @@ fn parse(
         })?,
         _ => {
             let capture = Capture::read(path, text, known)?;
-            notices.extend(capture.notices);
+            failures = capture.failures;
+            unused.retain(|option| !capture.used.contains(option));
             capture.records
         }
     };
@@ -98,6 +121,7 @@ fn parse(
         runs: runs
             .map(|record: Record| Run { repeat: 1, record })
             .collect(),
+        failures,
         ..Results::default()
     })
 }
@@ -158,11 +182,62 @@ mod tests {
         );
         for path in [&bench, &run, &log] {
             let read = read(std::slice::from_ref(path), &Known::default()).expect("sound");
-            assert_eq!(read.results.runs, measured.runs, "{}", path.display());
+            assert_eq!(read.runs, measured.runs, "{}", path.display());
         }
         let all = read(&[bench, run, log], &Known::default()).expect("sound");
-        assert_eq!(all.results.runs.len(), 3);
-        assert_eq!(all.results.command[1], "--parse");
+        assert_eq!(all.runs.len(), 3);
+        assert_eq!(all.command[1], "--parse");
+    }
+
+    #[test]
+    fn what_the_files_say_themselves_isnt_to_be_said() {
+        let folder = TempDir::new().expect("room for a folder");
+        let line = serde_json::to_string(&record("mutex", 1, 1_000_000)).expect("it can be said");
+        let log = file(&folder, "log", &format!("@record {line}\n"));
+        let known = Known {
+            vcpus: Some(8),
+            ..Known::default()
+        };
+        let error = read(&[log.clone()], &known).expect_err("it says 1 vCPU");
+        assert_eq!(error.to_string(), "--vcpus: all that is parsed says it itself");
+        let lines = "Populate memory time: 0.001372000s\nDisabling dirty logging time: 0.001s\n";
+        let bare = file(&folder, "bare", lines);
+        let known = Known {
+            bytes: Some(4096),
+            ..known
+        };
+        let runs = read(&[log, bare], &known).expect("sound").runs;
+        assert_eq!(runs[1].record.vcpus, 8);
+    }
+
+    #[test]
+    fn a_log_that_is_cut_is_a_failure() {
+        let folder = TempDir::new().expect("room for a folder");
+        let line = serde_json::to_string(&record("mutex", 1, 1_000_000)).expect("it can be said");
+        let heading = "== mode mutex: 1 vCPUs x 4 MiB, backing 2M, 1 iterations ==";
+        let populate = "Populate memory time: 0.001372000s";
+        let disable = "Disabling dirty logging time: 0.001452000s";
+        let run = format!("{heading}\n{populate}\n{disable}\n@record {line}\n");
+        let failures = |text: &str| {
+            let log = file(&folder, "log", text);
+            read(&[log], &Known::default()).expect("some results").failures
+        };
+        let end = "parvisor: exit status 0";
+        assert!(failures(&format!("{run}{run}{end}\n")).is_empty());
+        for (text, why) in [
+            (run.clone(), "before the hypervisor's exit status"),
+            (format!("{run}{heading}\n"), "before the hypervisor's exit status"),
+            (
+                format!("./dirty_log_perf_test -v 4 -b 8M\n{populate}\n"),
+                "in the middle of a run",
+            ),
+            (format!("{run}{heading}\n{populate}\n@record {{\"mo"), "can't be read"),
+            (format!("{run}parvisor: error: it broke\nparvisor: exit status 1\n"), "it broke"),
+        ] {
+            let found = failures(&text);
+            let named = found.iter().any(|failure| failure.contains("log") && failure.contains(why));
+            assert!(named, "{text}: {found:?}");
+        }
     }
 
     #[test]

@@ -1,14 +1,13 @@
 //! The results of a benchmark as a file: everything that tables, plots and page are made of, so that they can be made
 //! again from it alone.
 
-use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use monitor::record::Record;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ToolError;
+use crate::files;
 
 /// The version of the file's format. A reader refuses others.
 pub const FORMAT: u64 = 1;
@@ -107,27 +106,14 @@ impl Results {
             |error: &dyn std::fmt::Display| ToolError::Io(format!("{}: {error}", path.display()));
         let mut text = serde_json::to_string_pretty(self).map_err(|error| failed(&error))?;
         text.push('\n');
-        replace(path, text.as_bytes()).map_err(|error| failed(&error))
+        files::replace(path, text.as_bytes()).map_err(|error| failed(&error))
     }
-}
-
-/// Replaces a file as a whole. What isn't a plain file, a pipe or a terminal, is written to.
-fn replace(path: &Path, contents: &[u8]) -> std::io::Result<()> {
-    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-        return fs::OpenOptions::new()
-            .append(true)
-            .open(path)?
-            .write_all(contents);
-    }
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let partial = path.with_file_name(format!(".{name}.{}", std::process::id()));
-    fs::write(&partial, contents)?;
-    fs::rename(&partial, path)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn refusal(text: &str) -> String {
         let error = Results::parse(Path::new("some.json"), text).expect_err("it isn't sound");

@@ -2,7 +2,6 @@
 //! fails nor Ctrl-C loses it.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use monitor::record::Record;
 
@@ -13,10 +12,11 @@ use super::results::{Results, Run};
 use super::table::counted;
 use crate::boot::{self, Outcome};
 use crate::console::Line;
-use crate::error::ToolError;
+use crate::error::{ToolError, USAGE};
 use crate::linux;
 use crate::options::Plan;
 use crate::options::shared::MachineOptions;
+use crate::options::typed::as_typed;
 use crate::options::workload::Workload;
 use crate::process;
 use crate::qemu::{Machine, Module};
@@ -133,8 +133,7 @@ impl Measurement<'_> {
                 eprintln!("{text}");
             }
         };
-        let limit = plan.host_seconds.map(Duration::from_secs);
-        let outcome = boot::run(&mut machine.command(), limit, observe, complain);
+        let outcome = boot::run(&mut machine.command(), plan.limit, observe, complain);
         let outcome = outcome.map_err(|error| {
             ToolError::Io(format!("{} can't be run: {error}", self.emulator.display()))
         })?;
@@ -142,6 +141,18 @@ impl Measurement<'_> {
             return Err(ToolError::Usage(format!(
                 "the emulator refused to start: {reason}"
             )));
+        }
+        let chosen = self.options.chosen_cpu();
+        if let Some(reason) = chosen.and_then(|cpu| outcome.mute_cpu(cpu)) {
+            return Err(ToolError::Usage(reason));
+        }
+        let append = self.options.append.as_deref();
+        let refused = outcome
+            .errors
+            .first()
+            .filter(|_| outcome.status == Some(USAGE.into()));
+        if let Some(reason) = refused {
+            return Err(ToolError::Usage(as_typed(reason, append)));
         }
         self.file(plan, repeat, outcome, results);
         Ok(())
@@ -162,7 +173,7 @@ impl Measurement<'_> {
                 address: Machine::module_address(plan.memory),
                 bootargs: None,
             }],
-            debugger: false,
+            debugger: None,
             simulation: self.simulation.clone(),
             extra: self.options.qemu.clone(),
         }
@@ -170,7 +181,7 @@ impl Measurement<'_> {
 
     /// Files what came out of a boot, and what should have.
     fn file(&self, plan: &Plan, repeat: u64, mut outcome: Outcome, results: &mut Results) {
-        let cause = cause(&outcome, plan);
+        let cause = cause(&outcome, self.options.append.as_deref());
         for run in plan.workload.each() {
             let found = outcome.records.iter().position(|record| run.is(record));
             let why = match found.map(|index| outcome.records.remove(index)) {
@@ -233,13 +244,14 @@ impl Measurement<'_> {
 }
 
 /// What went wrong with a boot, in one line.
-fn cause(outcome: &Outcome, plan: &Plan) -> Option<String> {
-    let said = outcome.errors.first().or(outcome.fatal.first());
+fn cause(outcome: &Outcome, append: Option<&str>) -> Option<String> {
+    let errors = outcome.errors.first().map(|error| as_typed(error, append));
+    let said = errors.or_else(|| outcome.fatal.first().cloned());
     match (outcome.status, said) {
-        (_, Some(said)) => Some(said.clone()),
+        (_, Some(said)) => Some(said),
         (Some(0), None) => None,
         (Some(status), None) => Some(format!("the hypervisor ended with status {status}")),
-        (None, None) => Some(outcome.end_in_words(plan.host_seconds)),
+        (None, None) => Some(outcome.end_in_words()),
     }
 }
 

@@ -3,7 +3,6 @@
 //!
 //! One process at a time holds the folder; others wait for its lock.
 
-use std::env;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,7 +15,7 @@ use super::packages::remove;
 use super::releases::{Release, Series};
 use super::selftest::CALLS;
 use crate::error::ToolError;
-use crate::images::repository;
+use crate::repository::target_folder;
 
 /// The form of the folder; another one is built anew.
 const FORMAT: u32 = 1;
@@ -76,8 +75,7 @@ impl Cache {
     ///
     /// [`ToolError::Io`] if the folder can't be used.
     pub fn open() -> Result<Self, ToolError> {
-        let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
-        Self::open_at(repository().join(Path::new(&target)).join("linux"))
+        Self::open_at(target_folder().join("linux"))
     }
 
     fn open_at(folder: PathBuf) -> Result<Self, ToolError> {

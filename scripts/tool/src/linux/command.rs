@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::boot::{self, End};
+use crate::effort::Limit;
 use crate::error::ToolError;
 
 /// How many of a failed program's last lines are shown.
@@ -33,7 +34,7 @@ pub fn finish(command: &mut Command, limit: Duration, what: &str) -> Result<Outp
         .unwrap_or(&program)
         .to_string_lossy();
     command.env("LC_ALL", "C");
-    let outcome = boot::run(command, Some(limit), |_, _| {}, |_| {})
+    let outcome = boot::run(command, Limit::total(limit), |_, _| {}, |_| {})
         .map_err(|error| failed(what, &format!("{program} can't be run: {error}")))?;
     let lines: Vec<String> = outcome.lines.into_iter().collect();
     match outcome.end {
@@ -46,7 +47,7 @@ pub fn finish(command: &mut Command, limit: Duration, what: &str) -> Result<Outp
             let said = said.unwrap_or_else(|| "it didn't say why".into());
             Err(failed(what, &format!("{program} failed: {said}")))
         }
-        End::TimedOut | End::EndedAfterStatus => Err(failed(
+        End::TimedOut(_) | End::EndedAfterStatus => Err(failed(
             what,
             &format!("{program} hadn't ended after {} s", limit.as_secs()),
         )),

@@ -11,7 +11,7 @@ use cpio::{NewcBuilder, write_cpio};
 
 use super::cache::{Cache, unusable};
 use crate::error::ToolError;
-use crate::images::replace;
+use crate::files::replace;
 
 /// The first program.
 const INIT: &str = include_str!("init.sh");

@@ -11,6 +11,7 @@ use super::command::last_lines;
 use super::test::Test;
 use crate::boot::{self, End, Outcome};
 use crate::console::Line;
+use crate::effort::Limit;
 use crate::error::ToolError;
 
 /// What the lines of `init.sh` begin with that say what went wrong.
@@ -44,7 +45,7 @@ pub fn run(
             observe(&phase);
         }
     };
-    let outcome = boot::run(&mut command, Some(test.limit()), observe_line, |_| {})
+    let outcome = boot::run(&mut command, Limit::total(test.limit()), observe_line, |_| {})
         .map_err(|error| ToolError::Io(format!("{}: {error}", emulator.display())))?;
     record(kernel, test, &outcome)
 }
@@ -146,7 +147,7 @@ fn failure(lines: &[String]) -> Option<Failure> {
 fn no_end(kernel: &Kernel, test: &Test, outcome: &Outcome, lines: &[String]) -> ToolError {
     let how = match outcome.end {
         End::Ended(status) => format!("the emulator ended ({status}) before the test"),
-        End::EndedAfterStatus | End::TimedOut => {
+        End::EndedAfterStatus | End::TimedOut(_) => {
             format!("the test hadn't ended after {} s", test.limit().as_secs())
         }
     };

@@ -117,7 +117,7 @@ impl Test {
             kernel: Some(kernel.image.clone()),
             append,
             modules: Vec::new(),
-            debugger: false,
+            debugger: None,
             simulation: self
                 .simulation
                 .clone()

@@ -10,10 +10,9 @@ pub mod report;
 pub mod suites;
 pub mod tree;
 
-use std::env;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -25,8 +24,8 @@ use self::report::{Document, Judged, Outcome, Tally};
 use self::suites::{SUITES, Verdict};
 use self::tree::Tree;
 use crate::error::{FAILED, ToolError, USAGE};
-use crate::images::repository;
 use crate::options::one_line;
+use crate::repository::{repository, target_folder};
 
 /// Puts deliberate bugs into a copy of the sources, one at a time, and shows that a test catches each of them.
 ///
@@ -249,8 +248,7 @@ impl Workshop {
 
 /// Where the copy lies and is built: below the target folder.
 fn folder() -> PathBuf {
-    let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
-    repository().join(Path::new(&target)).join("mutants")
+    target_folder().join("mutants")
 }
 
 fn progress_bar(mutants: usize) -> ProgressBar {
@@ -258,7 +256,7 @@ fn progress_bar(mutants: usize) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(mutants as u64);
-    let style = ProgressStyle::with_template("[{elapsed_precise}] {bar:40} {pos}/{len} {msg}");
+    let style = ProgressStyle::with_template("[{elapsed_precise}] {bar:40} {pos}/{len}, {eta} left {msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.enable_steady_tick(Duration::from_millis(250));
     bar

@@ -265,7 +265,7 @@ pub fn load(folder: &Path, known: &'static [Suite]) -> (Vec<Mutant>, Vec<BadMuta
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::images::repository;
+    use crate::repository::repository;
     use crate::mutants::suites::SUITES;
     use crate::mutants::tree;
 

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::cargo::{CargoCommand, Ended};
+use crate::effort::Limit;
 
 /// The suites in the order in which they are run: the fast ones first.
 pub const SUITES: &[Suite] = &[
@@ -131,7 +132,7 @@ impl Suite {
                 None => command.args(self.all),
             }
         };
-        let building = command().limited(BUILD_LIMIT);
+        let building = command().limited(Limit::total(BUILD_LIMIT));
         let built = building
             .args(["--no-run", "--message-format=short"])
             .watch(|line| {
@@ -147,7 +148,7 @@ impl Suite {
         let started = Instant::now();
         let mut results = Results::default();
         // Without --nocapture, what a test says before it ends the process would be lost.
-        let run = command().limited(limit);
+        let run = command().limited(Limit::total(limit));
         let ended = run
             .args(["--", "--nocapture"])
             .args(test)
@@ -207,7 +208,7 @@ impl Results {
     fn verdict(self, ended: Ended, time: Duration) -> Verdict {
         match (self.failed, ended) {
             (Some(test), _) => Verdict::Failed(Failure::Test(test)),
-            (None, Ended::TimedOut) => Verdict::Failed(Failure::TimeLimit(self.slow)),
+            (None, Ended::TimedOut(_)) => Verdict::Failed(Failure::TimeLimit(self.slow)),
             (None, Ended::Exited(status)) if status.success() => Verdict::Passed(time),
             (None, _) => Verdict::Failed(Failure::Death(self.panicked)),
         }
@@ -217,6 +218,7 @@ impl Results {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::effort::Reached;
     use std::os::unix::process::ExitStatusExt;
     use std::process::ExitStatus;
 
@@ -262,6 +264,7 @@ mod tests {
         let lines = ["test a::b has been running for over 60 seconds"];
         let failure = Failure::TimeLimit(Some("a::b".into()));
         assert_eq!(failure.to_string(), "time limit, in a::b");
-        assert_eq!(verdict(&lines, Ended::TimedOut), Verdict::Failed(failure));
+        let ended = Ended::TimedOut(Reached::Total(TIME));
+        assert_eq!(verdict(&lines, ended), Verdict::Failed(failure));
     }
 }

@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn the_snapshot_holds_sources_and_leaves_out_what_git_ignores() {
-        let files = snapshot(crate::images::repository()).expect("git lists the files");
+        let files = snapshot(crate::repository::repository()).expect("git lists the files");
         assert!(files.contains_key(Path::new("scripts/tool/src/mutants/tree.rs")));
         assert!(!files.keys().any(|path| path.starts_with("target")));
     }

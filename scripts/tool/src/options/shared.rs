@@ -10,6 +10,9 @@ use super::words::{Backing, Clear, Enable, Granularity, Harvest, Mode, Restore, 
 use crate::simclock::Costs;
 use crate::size::{self, Size};
 
+/// The CPU model that is emulated unless the user names another one.
+const USUAL_CPU: &str = "neoverse-n1";
+
 /// Makes an option that takes a list take one value.
 pub fn one(default: &'static str) -> impl Fn(Arg) -> Arg {
     move |option| {
@@ -26,8 +29,8 @@ pub struct WorkloadOptions {
     pub vcpus: Vec<u32>,
 
     /// The memory of each vCPU: a multiple of 4K.
-    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = size::parse)]
-    pub bytes: Size,
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub bytes: Option<Size>,
 
     /// How often the memory is dirtied and its log harvested.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=MOST_ITERATIONS))]
@@ -159,19 +162,19 @@ pub struct WorkloadOptions {
 #[derive(Args, Clone, Debug)]
 pub struct MachineOptions {
     /// The CPU model to emulate: cortex-a53, cortex-a72, neoverse-n1, neoverse-n2, max, ….
-    #[arg(long, value_name = "MODEL", default_value = "neoverse-n1")]
+    #[arg(long, value_name = "MODEL", default_value = USUAL_CPU)]
     pub cpu: String,
 
     /// The version of the interrupt controller. 2 serves at most 8 CPUs.
     #[arg(long, value_name = "VERSION", default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=3))]
     pub gic: u8,
 
-    /// How long the guest of one run may take before the hypervisor ends it, on the machine's own clock.
+    /// How long a guest may go on without progress before the hypervisor ends it, by the machine's own clock.
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub timeout: u64,
 
-    /// How long the emulator may take for one boot before it is killed. [default: what --timeout allows, and a minute; half
-    /// an hour for each run if --simulated]
+    /// How long the emulator may work for one boot before it is killed; that others keep the host busy doesn't count. [default: no
+    /// limit, but a minute longer than --timeout without a word; half an hour if --simulated]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub host_timeout: Option<u64>,
 
@@ -203,6 +206,11 @@ pub struct MachineOptions {
 }
 
 impl MachineOptions {
+    /// The CPU model, if it isn't the usual one.
+    pub fn chosen_cpu(&self) -> Option<&str> {
+        Some(self.cpu.as_str()).filter(|cpu| *cpu != USUAL_CPU)
+    }
+
     /// The costs of simulated time, if that is wanted.
     pub fn costs(&self) -> Option<Costs> {
         self.simulated.then_some(Costs {

@@ -21,6 +21,8 @@ const USUAL_OVERHEAD: Size = mib(192);
 const LEAST_RAM: Size = mib(512);
 /// RAM comes in multiples of this where the user doesn't say how much.
 const MEMORY_STEP: Size = mib(256);
+/// The memory of each vCPU where the user doesn't say how much.
+const USUAL_BYTES: Size = mib(64);
 /// The smallest page.
 const PAGE: Size = Size(4096);
 
@@ -139,7 +141,7 @@ impl Workload {
             splits: options.splits.clone(),
             trackings: options.trackings.clone(),
             vcpus: first(&options.vcpus),
-            bytes: options.bytes,
+            bytes: options.bytes.unwrap_or(USUAL_BYTES),
             backing: *options.backings.first().unwrap_or(&pages),
             iterations: options.iterations,
             write_percent: *options.write_percents.first().unwrap_or(&100),
@@ -240,8 +242,13 @@ impl Workload {
     /// [`ToolError::Usage`] naming the option that can't be.
     pub fn memory(&self, wanted: Option<Size>) -> Result<Size, ToolError> {
         let Size(bytes) = self.bytes;
-        if bytes == 0 || !bytes.is_multiple_of(PAGE.0) {
-            return usage(format!("--bytes: {} are no multiple of {PAGE}", self.bytes));
+        if bytes == 0 {
+            let who = if self.program { "a guest" } else { "each vCPU" };
+            return usage(format!("--bytes 0: {who} needs memory, at least {PAGE}"));
+        }
+        if !bytes.is_multiple_of(PAGE.0) {
+            let bytes = self.bytes;
+            return usage(format!("--bytes: {bytes} aren't a multiple of {PAGE}"));
         }
         let sharers = if self.program {
             1
@@ -266,7 +273,7 @@ impl Workload {
             return Ok(usual);
         };
         if !memory.0.is_multiple_of(mib(1).0) {
-            return usage(format!("--mem: {memory} are no multiple of {}", mib(1)));
+            return usage(format!("--mem: {memory} aren't a multiple of {}", mib(1)));
         }
         if memory.0 < bytes * sharers * copies + LEAST_OVERHEAD.0 {
             return usage(format!(

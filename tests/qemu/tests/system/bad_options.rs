@@ -1,4 +1,4 @@
-//! Options that are unknown, malformed, contradictory or can't be served: one line that names the culprit, status 1.
+//! Options that are unknown, malformed, contradictory or can't be served: one line that names the culprit, status 2.
 
 use qemu_tests::raw::RawFiles;
 use qemu_tests::{Boot, images};

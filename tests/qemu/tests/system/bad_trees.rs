@@ -51,7 +51,7 @@ fn good_tree(boot: &Boot) -> Vec<u8> {
 fn without_el2_it_says_so() {
     let mut boot = Boot::benchmark(SHORT);
     boot.machine.el2 = false;
-    boot.run_refused(&["EL1"]);
+    boot.run_failed(&["EL1"]);
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn refused_with(change: impl Fn(&mut dtoolkit::model::DeviceTree), words: &[&str
     change(&mut changed);
     files
         .machine(boot, TREE, Some(&changed.to_dtb()))
-        .run_refused(words);
+        .run_failed(words);
 }
 
 #[test]

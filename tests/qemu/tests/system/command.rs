@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use monitor::record::Record;
 use qemu_tests::images;
 use tempfile::TempDir;
-use tool::images::repository;
+use tool::repository::repository;
 
 /// Runs a script of this tree in `folder`, with this emulator if it isn't to be the usual one.
 pub(crate) fn script(
@@ -65,6 +65,105 @@ fn bad_options_are_refused_in_one_line() {
 #[test]
 fn an_unknown_cpu_model_is_refused() {
     assert!(refused(&["--cpu", "no-such-cpu"]).contains("no-such-cpu"));
+}
+
+#[test]
+fn a_cpu_that_cant_run_it_is_named() {
+    // A 32-bit CPU, on which nothing ever says a word.
+    assert!(refused(&["--cpu", "cortex-a15"]).contains("--cpu cortex-a15: the machine doesn't boot"));
+}
+
+#[test]
+fn what_the_hypervisor_refuses_is_named_as_typed() {
+    let text = refused(&["--vcpus=1", "--bytes=4M", "--slots=3"]);
+    assert_eq!(text, "error: --slots 3 contradicts the memory, which is 2 pieces of 2M\n");
+    let text = refused(&["--vcpus=1", "--bytes=4M", "--append=ipa_bits=64"]);
+    assert!(text.contains("option 'ipa_bits'"), "{text}");
+    assert!(refused(&["--tracking=hardware", "--cpu=cortex-a72"]).contains("--tracking hardware needs"));
+}
+
+#[test]
+fn a_guest_that_is_no_image_is_named() {
+    let folder = TempDir::new().expect("room for a folder");
+    let path = folder.path().join("guest");
+    for (contents, says) in [
+        (b"no image\n".repeat(99), "the magic number is missing"),
+        (b"\x7fELF and more\n".repeat(99), "it is an ELF file"),
+        (Vec::new(), "0 bytes are no header"),
+    ] {
+        fs::write(&path, contents).expect("the folder is ours");
+        let text = refused(&["--guest", &path.to_string_lossy()]);
+        assert!(text.contains("--guest ") && text.contains(says), "{text}");
+    }
+}
+
+#[test]
+fn a_self_test_that_passes_is_a_success() {
+    let folder = TempDir::new().expect("room for a folder");
+    let output = run(&["--append", "selftest=stage2"], folder.path(), None);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{text}{}", complaints(&output));
+    assert!(text.contains("parvisor: exit status 0"), "{text}");
+}
+
+/// An emulator that gives one result and then says no more.
+fn one_result() -> String {
+    let record = Record {
+        mode: "mutex".into(),
+        verified: true,
+        ..Record::default()
+    };
+    let record = serde_json::to_string(&record).expect("it can be said");
+    format!("echo '@record {record}'; sleep 1000")
+}
+
+#[test]
+fn results_are_kept_when_a_run_fails_and_nothing_is_lost_where_there_are_none() {
+    let folder = TempDir::new().expect("room for a folder");
+    let file = folder.path().join("out.json");
+    let json = ["--json", "out.json", "--host-timeout", "1"];
+    fs::write(&file, "[]\n").expect("the folder is ours");
+    let emulator = wrapper(folder.path(), "echo hello; exit 1");
+    let output = run(&json, folder.path(), Some(&emulator));
+    assert_eq!(output.status.code(), Some(4));
+    assert_eq!(fs::read_to_string(&file).expect("it is there"), "[]\n");
+    let emulator = wrapper(folder.path(), &one_result());
+    let output = run(&json, folder.path(), Some(&emulator));
+    assert_eq!(output.status.code(), Some(4), "{}", complaints(&output));
+    assert_eq!(records(&file), 1);
+}
+
+#[test]
+fn results_are_kept_when_the_user_ends_a_run() {
+    let folder = TempDir::new().expect("room for a folder");
+    let emulator = wrapper(folder.path(), &one_result());
+    images();
+    let child = Command::new(repository().join("scripts/run"))
+        .args(["--json", "out.json"])
+        .current_dir(folder.path())
+        .env("QEMU", &emulator)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    let child = child.expect("the script can be run");
+    let file = folder.path().join("out.json");
+    while !file.exists() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    // The script has become cargo, and that the tool.
+    let interrupt = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(interrupt.expect("kill is there").success());
+    let output = child.wait_with_output().expect("it ends");
+    let text = complaints(&output);
+    assert_eq!(output.status.code(), Some(130), "{text}");
+    assert!(text.contains("what was measured is in out.json"), "{text}");
+    assert_eq!(records(&file), 1);
+}
+
+fn records(file: &Path) -> usize {
+    let text = fs::read_to_string(file).expect("the file was written");
+    let records: Vec<Record> = serde_json::from_str(&text).expect("an array of records");
+    records.len()
 }
 
 #[test]

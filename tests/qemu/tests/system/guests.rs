@@ -1,11 +1,12 @@
 //! Guests that misbehave: each ends its own VM at worst, never the machine.
 
+use qemu_tests::raw::RawFiles;
 use qemu_tests::{Boot, describe, emulates, images};
 use tool::boot::Outcome;
 use tool::qemu::Gic;
 
 /// What a guest gets to find that all is well.
-const PATIENCE: u64 = 20;
+const PATIENCE: u64 = 120;
 
 /// The guest finds nothing wrong with what it was answered.
 fn passes(probe: &str) {
@@ -54,8 +55,36 @@ fn a_guest_that_resets_itself_ends() {
 #[test]
 fn a_guest_that_never_ends_is_ended() {
     for probe in ["spin", "storm", "wfi"] {
-        ends_with(probe, 2, "timeout=2");
+        ends_with(probe, 2, "no progress for 2 s");
     }
+}
+
+#[test]
+fn a_guest_that_is_ended_for_want_of_progress_is_shown() {
+    for (probe, words) in [
+        ("spin", ["vCPU 0: runs at EL1, pc 0x4", "last exit: HVC"]),
+        ("wfi", ["vCPU 0: waits for an interrupt at EL1", "last exit: WFI"]),
+    ] {
+        let outcome = Boot::probe(probe, 2).run();
+        let line = outcome.line_with("VM 0, vCPU 0: ").unwrap_or_default();
+        let is_shown = words.iter().all(|word| line.contains(word));
+        assert!(is_shown, "{words:?}: {}", describe(&outcome));
+    }
+}
+
+#[test]
+fn an_image_that_cant_run_is_ended_at_once() {
+    let files = RawFiles::new();
+    // A header without instructions behind it: its first word is undefined, and so are its vectors.
+    let mut image = vec![0; 4096];
+    image[16..24].copy_from_slice(&4096_u64.to_le_bytes());
+    image[56..60].copy_from_slice(b"ARM\x64");
+    let image = files.write("empty.img", &image);
+    let options = "guest=program vcpus=1 bytes=16M timeout=1000";
+    let outcome = Boot::without_guest(options).guest(&image, None).run();
+    let says = "an exception led the guest on vCPU 0 to 0x200, where it has no memory";
+    let is_said = outcome.errors.iter().any(|error| error.contains(says));
+    assert!(is_said && outcome.status == Some(1), "{}", describe(&outcome));
 }
 
 #[test]

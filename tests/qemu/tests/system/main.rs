@@ -6,6 +6,7 @@ mod bad_trees;
 mod benchmark;
 mod boots;
 mod command;
+mod copies;
 mod fatal;
 mod guests;
 mod matrix;

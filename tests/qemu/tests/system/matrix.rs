@@ -136,7 +136,43 @@ fn a_matrix_that_cant_be_is_refused_in_one_line() {
     assert!(refused(&["--json=/nowhere/at/all"]).contains("/nowhere/at/all"));
     assert!(refused(&["--out=/dev/null/x"]).contains("/dev/null/x"));
     assert!(refused(&["--parse=/nowhere/at/all"]).contains("/nowhere/at/all"));
-    assert!(refused(&["--parse=x", "--repeat=2"]).contains("--repeat"));
+    for option in ["--repeat=2", "--mode=mutex", "--iterations=2", "--smp=2", "--seed=1", "--simulated"] {
+        let name = option.split('=').next().unwrap_or(option);
+        assert!(refused(&["--parse=x", option]).contains(name), "{option}");
+    }
+    assert!(refused(&["--parse=x", "--vcpus=1,2"]).contains("--vcpus"));
+}
+
+#[test]
+fn results_are_replaced_on_request_only() {
+    let folder = TempDir::new().expect("room for a folder");
+    let log = "== mode mutex: 1 vCPUs x 4 MiB, backing 2M, 1 iterations ==\n\
+               Populate memory time: 0.001000000s\nparvisor: exit status 0\n";
+    fs::write(folder.path().join("log"), log).expect("the folder is ours");
+    let parse = |more: &[&str]| {
+        let arguments = [&["--parse=log", "--out=out"], more].concat();
+        let output = bench(&arguments, folder.path(), None);
+        (output.status.code(), complaints(&output))
+    };
+    assert_eq!(parse(&[]).0, Some(0));
+    let (status, text) = parse(&[]);
+    assert_eq!(status, Some(2));
+    assert!(text.contains("--out out: there are results already"), "{text}");
+    assert_eq!(parse(&["--force"]).0, Some(0));
+    let (status, text) = parse(&["--force", "--vcpus=8"]);
+    assert_eq!((status, text.contains("--vcpus: all that is parsed says it")), (Some(2), true));
+}
+
+#[test]
+fn a_log_that_is_cut_is_shown_and_fails() {
+    let folder = TempDir::new().expect("room for a folder");
+    let log = "== mode mutex: 1 vCPUs x 4 MiB, backing 2M, 1 iterations ==\n\
+               Populate memory time: 0.001000000s\nIteration 1 dirty mem";
+    fs::write(folder.path().join("log"), log).expect("the folder is ours");
+    let output = bench(&["--parse=log"], folder.path(), None);
+    let (shown, text) = (String::from_utf8_lossy(&output.stdout), complaints(&output));
+    assert_eq!(output.status.code(), Some(1), "{shown}{text}");
+    assert!(shown.contains("mutex") && text.contains("error: log"), "{shown}{text}");
 }
 
 #[test]

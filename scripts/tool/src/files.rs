@@ -1,0 +1,100 @@
+//! Files that are written as a whole: whoever reads one finds the old contents or the new ones, and a file that can't be
+//! written is as it was. Several processes may do so at once.
+
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Replaces a file as a whole, unless it has these contents already; makes its folder if there is none. What isn't a plain
+/// file, a pipe or a terminal, is written to.
+///
+/// # Errors
+///
+/// Whatever keeps it from being written.
+pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
+    // A link stays, and what it leads to is replaced.
+    let real = path.canonicalize().unwrap_or_else(|_| path.into());
+    if is_special(&real) {
+        return OpenOptions::new()
+            .append(true)
+            .open(real)?
+            .write_all(contents);
+    }
+    if fs::read(&real).is_ok_and(|present| present == contents) {
+        return Ok(());
+    }
+    let partial = beside(&real);
+    if let Some(folder) = partial.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fs::write(&partial, contents)?;
+    fs::rename(&partial, real)
+}
+
+/// Checks that [`replace`] can write a file whose folder is there. It is left as it is, or isn't made.
+///
+/// # Errors
+///
+/// What keeps it from being written.
+pub fn check(path: &Path) -> io::Result<()> {
+    let real = path.canonicalize().unwrap_or_else(|_| path.into());
+    if real.exists() {
+        OpenOptions::new().append(true).open(&real)?;
+        if is_special(&real) {
+            return Ok(());
+        }
+    }
+    let partial = beside(&real);
+    fs::write(&partial, [])?;
+    fs::remove_file(partial)
+}
+
+fn is_special(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| !metadata.is_file())
+}
+
+/// Where a file's new contents are until they are complete.
+fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or(OsStr::new("file"));
+    path.with_file_name(format!(
+        ".{}.{}",
+        name.to_string_lossy(),
+        std::process::id()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::TempDir;
+
+    #[test]
+    fn a_file_is_replaced_and_nothing_is_left_beside_it() {
+        let folder = TempDir::new().expect("room for a folder");
+        let path = folder.path().join("made/file");
+        replace(&path, b"one").expect("the folder is ours");
+        replace(&path, b"two").expect("the folder is ours");
+        assert_eq!(fs::read(&path).expect("it is there"), b"two");
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).expect("the folder is ours");
+        replace(&link, b"three").expect("the folder is ours");
+        assert_eq!(fs::read(&path).expect("it is there"), b"three");
+        let count = |folder: &Path| fs::read_dir(folder).expect("it is there").count();
+        assert_eq!((count(folder.path()), count(&folder.path().join("made"))), (2, 1));
+    }
+
+    #[test]
+    fn a_check_changes_nothing() {
+        let folder = TempDir::new().expect("room for a folder");
+        let (old, new) = (folder.path().join("old"), folder.path().join("new"));
+        fs::write(&old, "results").expect("the folder is ours");
+        check(&old).expect("it can be written");
+        check(&new).expect("it can be written");
+        check(Path::new("/dev/null")).expect("it can be written");
+        assert_eq!(fs::read(&old).expect("it is there"), b"results");
+        assert!(!new.exists());
+        assert!(check(folder.path()).is_err(), "a folder");
+        assert!(check(&folder.path().join("none/file")).is_err());
+    }
+}
