@@ -91,17 +91,7 @@ mod tests {
 
     #[test]
     fn what_is_no_size_is_refused() {
-        for text in [
-            "",
-            "M",
-            "-1",
-            "+1",
-            "1 M",
-            "1MM",
-            "0x10",
-            "1.5G",
-            "é",
-        ] {
+        for text in ["", "M", "-1", "+1", "1 M", "1MM", "0x10", "1.5G", "é"] {
             assert_eq!(Size::parse(text), Err(SizeError::Malformed), "{text}");
         }
     }

@@ -351,7 +351,10 @@ mod tests {
         assert!(clock.has_time(NS_PER_SECOND), "the first round begins");
         clock.round_ns = 4 * NS_PER_SECOND;
         assert!(clock.has_time(8 * NS_PER_SECOND));
-        assert!(!clock.has_time(9 * NS_PER_SECOND), "it would end two seconds late");
+        assert!(
+            !clock.has_time(9 * NS_PER_SECOND),
+            "it would end two seconds late"
+        );
         assert!(!clock.is_over(10 * NS_PER_SECOND) && clock.is_over(11 * NS_PER_SECOND));
         assert_eq!(clock.seconds(4 * NS_PER_SECOND), 3);
     }

@@ -13,8 +13,8 @@ extern crate alloc;
 
 mod cpu;
 mod exits;
-mod holds;
 mod glance;
+mod holds;
 mod id;
 mod life;
 mod pause;

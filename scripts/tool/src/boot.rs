@@ -295,7 +295,10 @@ mod tests {
         };
         let said = shell("sleep 1000", limit).end_in_words();
         assert!(said.contains("printed nothing in its first"), "{said}");
-        assert!(matches!(shell("echo hello; sleep 2", limit).end, End::Ended(_)));
+        assert!(matches!(
+            shell("echo hello; sleep 2", limit).end,
+            End::Ended(_)
+        ));
     }
 
     /// Nobody could stop a machine for longer in less time: as a host does that gives it no CPU.

@@ -270,7 +270,11 @@ mod tests {
     #[test]
     fn a_command_that_says_something_now_and_then_goes_on() {
         let limit = Limit::silence(Duration::from_secs(2));
-        let (ended, lines) = shell("for i in 1 2 3 4 5 6; do sleep 0.7; echo $i; done", limit, "");
+        let (ended, lines) = shell(
+            "for i in 1 2 3 4 5 6; do sleep 0.7; echo $i; done",
+            limit,
+            "",
+        );
         assert!(matches!(ended, Ended::Exited(status) if status.success()));
         assert_eq!(lines.len(), 6);
         let (ended, _) = shell("echo a; sleep 1000", limit, "");

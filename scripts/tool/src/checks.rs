@@ -399,7 +399,8 @@ impl Times {
 
     /// Keeps how long a step took. Whoever can't write it isn't told how much is left.
     fn took(&mut self, step: Step, took: Duration) {
-        self.seconds.insert(step.heading().into(), took.as_secs_f64());
+        self.seconds
+            .insert(step.heading().into(), took.as_secs_f64());
         if let Ok(text) = serde_json::to_vec(&self.seconds) {
             let _ = files::replace(&self.path, &text);
         }
@@ -530,7 +531,10 @@ mod tests {
         times.took(Step::Loom, Duration::from_secs(20));
         let times = Times::open(path);
         let left = |steps: &[Step]| times.left(steps);
-        assert_eq!(left(&[Step::Host, Step::Loom]).as_deref(), Some("1 min 30 s"));
+        assert_eq!(
+            left(&[Step::Host, Step::Loom]).as_deref(),
+            Some("1 min 30 s")
+        );
         assert_eq!(left(&[Step::Loom, Step::Docs]), None);
     }
 

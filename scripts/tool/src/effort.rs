@@ -196,7 +196,10 @@ fn activity(leader: i32) -> Option<Activity> {
         let ended = u64::try_from(stat.cutime + stat.cstime).unwrap_or(0);
         ticks += stat.utime + stat.stime + ended;
         let tasks = process.tasks().into_iter().flatten().flatten();
-        for state in tasks.filter_map(|task| task.stat().ok()).map(|stat| stat.state) {
+        for state in tasks
+            .filter_map(|task| task.stat().ok())
+            .map(|stat| stat.state)
+        {
             activity.busy += usize::from(matches!(state, 'R' | 'D'));
             activity.is_stopped |= state == 'T';
         }
@@ -254,8 +257,9 @@ mod tests {
         use crate::process::Group;
         use std::process::Command;
 
-        let mut group = Group::spawn(Command::new("sh").args(["-c", "sleep 1000 & while :; do :; done"]))
-            .expect("sh starts");
+        let mut group =
+            Group::spawn(Command::new("sh").args(["-c", "sleep 1000 & while :; do :; done"]))
+                .expect("sh starts");
         let leader = i32::try_from(group.child().id()).expect("a small number");
         let mut last = Activity::default();
         // However busy the host is, a loop wants a CPU, and gets one sooner or later.
@@ -264,8 +268,11 @@ mod tests {
             std::thread::sleep(Duration::from_millis(10));
         }
         assert!(!last.is_stopped);
-        nix::sys::signal::killpg(nix::unistd::Pid::from_raw(leader), nix::sys::signal::Signal::SIGSTOP)
-            .expect("the group is ours");
+        nix::sys::signal::killpg(
+            nix::unistd::Pid::from_raw(leader),
+            nix::sys::signal::Signal::SIGSTOP,
+        )
+        .expect("the group is ours");
         while !last.is_stopped {
             last = activity(leader).expect("Linux tells");
             std::thread::sleep(Duration::from_millis(10));

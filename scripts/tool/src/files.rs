@@ -81,7 +81,10 @@ mod tests {
         replace(&link, b"three").expect("the folder is ours");
         assert_eq!(fs::read(&path).expect("it is there"), b"three");
         let count = |folder: &Path| fs::read_dir(folder).expect("it is there").count();
-        assert_eq!((count(folder.path()), count(&folder.path().join("made"))), (2, 1));
+        assert_eq!(
+            (count(folder.path()), count(&folder.path().join("made"))),
+            (2, 1)
+        );
     }
 
     #[test]

@@ -12,7 +12,9 @@ fn main() -> ExitCode {
         return ExitCode::from(error::FAILED);
     }
     if repository::find().is_none() {
-        eprintln!("error: this isn't run for a clone of Parvisor: use the scripts in its folder scripts");
+        eprintln!(
+            "error: this isn't run for a clone of Parvisor: use the scripts in its folder scripts"
+        );
         return ExitCode::from(error::USAGE);
     }
     let mut arguments = env::args_os().skip(1);

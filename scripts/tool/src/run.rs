@@ -122,7 +122,9 @@ fn check_image(bytes: &[u8]) -> Result<(), String> {
         Err(error) => error,
     };
     let advice = match bytes {
-        [0x7f, b'E', b'L', b'F', ..] => "; it is an ELF file, of which objcopy -O binary makes an image",
+        [0x7f, b'E', b'L', b'F', ..] => {
+            "; it is an ELF file, of which objcopy -O binary makes an image"
+        }
         [0x1f, 0x8b, ..] => "; it is compressed, and has to be unpacked by gunzip",
         _ => "",
     };
@@ -226,7 +228,8 @@ fn progress_bar(options: &RunOptions, plan: &Plan) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(plan.workload.runs() as u64);
-    let style = ProgressStyle::with_template("[{elapsed_precise}] {bar:40} {pos}/{len}, {eta} left {msg}");
+    let style =
+        ProgressStyle::with_template("[{elapsed_precise}] {bar:40} {pos}/{len}, {eta} left {msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.set_message("booting");
     bar.enable_steady_tick(Duration::from_millis(250));

@@ -65,7 +65,12 @@ fn time(simulation: &Simulation, name: &str, rounds: u64, cpus: u32) -> u64 {
         simulation: Some((simulation.clone(), text.clone())),
         extra: Vec::new(),
     };
-    let outcome = boot::run(&mut machine.command(), Limit::total(LIMIT), |_, _| {}, |_| {});
+    let outcome = boot::run(
+        &mut machine.command(),
+        Limit::total(LIMIT),
+        |_, _| {},
+        |_| {},
+    );
     let outcome = outcome.expect("the emulator starts");
     let line = outcome.line_with(&format!("{name} {cpus} "));
     let time = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());

@@ -19,9 +19,10 @@ const AT_ONCE: u64 = 256;
 const FIRST: u64 = 1;
 const SECOND: u64 = 2;
 
-/// How the workers' work ended.
+/// How far the workers have come, and how their work ended.
 #[derive(Default)]
 struct Ended {
+    pages: AtomicU64,
     last_ns: AtomicU64,
     error: Once<PrefaultError>,
 }
@@ -70,13 +71,22 @@ impl<M: Machine> Run<'_, M> {
                         ended.error.call_once(|| error);
                         break;
                     }
+                    ended.pages.fetch_add(next - at, Ordering::Relaxed);
                     at = next;
                 }
                 ended.last_ns.fetch_max(machine.now_ns(), Ordering::Relaxed);
             })
         };
         let beside = beside.ok_or(RunError::Stuck)?;
-        watch.wait_until(|| beside.are_done())?;
+        let mut seen = 0;
+        watch.wait_until(|| {
+            // The guest waits for the workers: their progress is its.
+            let populated = ended.pages.load(Ordering::Relaxed);
+            if core::mem::replace(&mut seen, populated) != populated {
+                watch.note_progress();
+            }
+            beside.are_done()
+        })?;
         let last_ns = ended.last_ns.load(Ordering::Relaxed);
         results.end(watch, (PhaseName::Prefault, 0), last_ns, start);
         match ended.error.get() {

@@ -385,6 +385,18 @@ fn a_guest_that_hangs_is_out_of_time() {
     let outcome = run("vcpus=2 bytes=1M timeout=1", Guest::Sinner(Sin::Hangs));
     let says = "the guest made no progress for 1 s (timeout=1): 1 of 2 vCPUs are done";
     assert_eq!(outcome.error.as_deref(), Some(says));
+    assert_eq!(
+        outcome.starting("VM 0, vCPU 0: "),
+        1,
+        "{:#?}",
+        outcome.lines
+    );
+    assert_eq!(
+        outcome.starting("VM 0, vCPU 1: "),
+        1,
+        "{:#?}",
+        outcome.lines
+    );
     assert_nothing_left(&outcome);
     let outcome = run(
         "vcpus=1 bytes=2M timeout=1 guest=program",

@@ -32,7 +32,7 @@ impl Matrix {
             boots: Vec::new(),
             notices: Vec::new(),
         };
-        for workload in workloads(options, backing)? {
+        for workload in workloads(options, backing, machine.simulated)? {
             matrix.add(workload, machine)?;
         }
         match (matrix.boots.is_empty(), matrix.notices.first()) {
@@ -70,8 +70,9 @@ impl Matrix {
 fn workloads(
     options: &WorkloadOptions,
     backing: &BackingOptions,
+    simulated: bool,
 ) -> Result<Vec<Workload>, ToolError> {
-    let mut first = Workload::of(options, backing)?;
+    let mut first = Workload::of(options, backing, simulated)?;
     if first.modes.is_empty() {
         first.modes = first.usual_modes();
     }

@@ -11,8 +11,8 @@ use super::parse::Known;
 use crate::error::ToolError;
 use crate::options::backing::BackingOptions;
 use crate::options::shared::{MachineOptions, WorkloadOptions};
-use crate::options::{usage, usual_backing};
 use crate::options::words::Backing;
+use crate::options::{usage, usual_backing};
 
 /// Options that say what is read and where results go.
 const PLACES: [&str; 4] = ["parse", "json", "out", "force"];
@@ -112,12 +112,14 @@ impl BenchOptions {
     /// [`ToolError::Usage`] naming the option that would be ignored.
     pub fn check_parse(&self) -> Result<(), ToolError> {
         let known = Known::OPTIONS.map(|(id, _)| id);
-        let goes = |id: &&String| PLACES.contains(&id.as_str()) || known.contains(&id.as_str());
-        if let Some(id) = self.given.iter().find(|id| !goes(id)) {
-            let command = Self::command();
-            let option = command.get_arguments().find(|option| option.get_id() == id.as_str());
-            let name = option.and_then(|option| option.get_long());
-            return usage(match name {
+        let command = Self::command();
+        let mut options = command.get_arguments();
+        let ignored = options.find(|option| {
+            let id = option.get_id().as_str();
+            self.given.contains(id) && !PLACES.contains(&id) && !known.contains(&id)
+        });
+        if let Some(option) = ignored {
+            return usage(match option.get_long() {
                 Some(name) => format!("--{name}: nothing is measured with --parse"),
                 None => "arguments for QEMU: nothing is measured with --parse".into(),
             });
@@ -128,7 +130,10 @@ impl BenchOptions {
             ("--write-percent", self.workload.write_percents.len()),
         ];
         let is_given = |option: &str| self.given.contains(&option[2..].replace('-', "_"));
-        match lists.iter().find(|(option, count)| is_given(option) && *count > 1) {
+        match lists
+            .iter()
+            .find(|(option, count)| is_given(option) && *count > 1)
+        {
             Some((option, _)) => usage(format!("{option}: one value says what a log doesn't")),
             None => Ok(()),
         }

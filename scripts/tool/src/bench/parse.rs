@@ -199,7 +199,10 @@ mod tests {
             ..Known::default()
         };
         let error = read(&[log.clone()], &known).expect_err("it says 1 vCPU");
-        assert_eq!(error.to_string(), "--vcpus: all that is parsed says it itself");
+        assert_eq!(
+            error.to_string(),
+            "--vcpus: all that is parsed says it itself"
+        );
         let lines = "Populate memory time: 0.001372000s\nDisabling dirty logging time: 0.001s\n";
         let bare = file(&folder, "bare", lines);
         let known = Known {
@@ -220,22 +223,35 @@ mod tests {
         let run = format!("{heading}\n{populate}\n{disable}\n@record {line}\n");
         let failures = |text: &str| {
             let log = file(&folder, "log", text);
-            read(&[log], &Known::default()).expect("some results").failures
+            read(&[log], &Known::default())
+                .expect("some results")
+                .failures
         };
         let end = "parvisor: exit status 0";
         assert!(failures(&format!("{run}{run}{end}\n")).is_empty());
         for (text, why) in [
             (run.clone(), "before the hypervisor's exit status"),
-            (format!("{run}{heading}\n"), "before the hypervisor's exit status"),
+            (
+                format!("{run}{heading}\n"),
+                "before the hypervisor's exit status",
+            ),
             (
                 format!("./dirty_log_perf_test -v 4 -b 8M\n{populate}\n"),
                 "in the middle of a run",
             ),
-            (format!("{run}{heading}\n{populate}\n@record {{\"mo"), "can't be read"),
-            (format!("{run}parvisor: error: it broke\nparvisor: exit status 1\n"), "it broke"),
+            (
+                format!("{run}{heading}\n{populate}\n@record {{\"mo"),
+                "can't be read",
+            ),
+            (
+                format!("{run}parvisor: error: it broke\nparvisor: exit status 1\n"),
+                "it broke",
+            ),
         ] {
             let found = failures(&text);
-            let named = found.iter().any(|failure| failure.contains("log") && failure.contains(why));
+            let named = found
+                .iter()
+                .any(|failure| failure.contains("log") && failure.contains(why));
             assert!(named, "{text}: {found:?}");
         }
     }

@@ -45,8 +45,13 @@ pub fn run(
             observe(&phase);
         }
     };
-    let outcome = boot::run(&mut command, Limit::total(test.limit()), observe_line, |_| {})
-        .map_err(|error| ToolError::Io(format!("{}: {error}", emulator.display())))?;
+    let outcome = boot::run(
+        &mut command,
+        Limit::total(test.limit()),
+        observe_line,
+        |_| {},
+    )
+    .map_err(|error| ToolError::Io(format!("{}: {error}", emulator.display())))?;
     record(kernel, test, &outcome)
 }
 

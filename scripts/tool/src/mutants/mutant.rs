@@ -265,9 +265,9 @@ pub fn load(folder: &Path, known: &'static [Suite]) -> (Vec<Mutant>, Vec<BadMuta
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::repository::repository;
     use crate::mutants::suites::SUITES;
     use crate::mutants::tree;
+    use crate::repository::repository;
 
     const HEAD: &str = "title = 'a bug'\nrule = 2\nfile = 'a.rs'\n";
 

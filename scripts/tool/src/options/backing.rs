@@ -51,7 +51,8 @@ pub struct BackingOptions {
     pub changes: Vec<Change>,
 
     /// How many CPUs work on the memory beside the vCPUs: invalidate, merge, or populate. A list is compared; 0 is without.
-    /// [default: 0,1,4,16 for --workload invalidate, 0,1 for merge, 0,1,8 for prefault, else 0]
+    /// [default: 0,1,4,16 for --workload invalidate, without --simulated only as many as the host has CPUs for; 0,1 for merge,
+    /// 0,1,8 for prefault, else 0]
     #[arg(long, value_name = "N", value_delimiter = ',', requires = "workload", value_parser = clap::value_parser!(u32).range(0..=126))]
     pub workers: Vec<u32>,
 
@@ -96,12 +97,12 @@ pub struct Case {
 }
 
 impl BackingOptions {
-    /// What is compared, if that is wanted at all.
+    /// What is compared, if that is wanted at all, on a machine of which the host runs so many CPUs at the same time.
     ///
     /// # Errors
     ///
     /// [`ToolError::Usage`] naming the option that names something twice.
-    pub fn compared(&self) -> Result<Option<Compared>, ToolError> {
+    pub fn compared(&self, vcpus: u32, host_cpus: u32) -> Result<Option<Compared>, ToolError> {
         distinct("--tracker", &self.trackers)?;
         distinct("--change", &self.changes)?;
         distinct("--workers", &self.workers)?;
@@ -118,7 +119,7 @@ impl BackingOptions {
             _ => &[Change::Direct],
         };
         let workers: &[u32] = match workload {
-            Changing::Invalidate => &[0, 1, 4, 16],
+            Changing::Invalidate => invalidating(vcpus, host_cpus),
             Changing::Merge => &[0, 1],
             Changing::Prefault => &[0, 1, 8],
             Changing::Cow | Changing::Reclaim => &[0],
@@ -146,6 +147,17 @@ impl BackingOptions {
             return usage("--overcommit: the benchmark takes one value, a list needs --workload");
         }
         Ok(())
+    }
+}
+
+/// How many CPUs invalidate, one list after the other for more and more CPUs of the host. Where more do than it runs at the same
+/// time, there is an invalidation going on at any moment, and with the tracker that has all faults of a VM try again no fault
+/// ever comes to its end.
+fn invalidating(vcpus: u32, host_cpus: u32) -> &'static [u32] {
+    match host_cpus.saturating_sub(vcpus + 1) {
+        0..4 => &[0, 1],
+        4..16 => &[0, 1, 4],
+        _ => &[0, 1, 4, 16],
     }
 }
 
@@ -225,5 +237,19 @@ impl Display for Case {
             f,
             "{workload}, tracker {tracker}, change {change}, overcommit {overcommit} %, {workers} workers"
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_cpus_invalidate_than_the_host_runs() {
+        assert_eq!(invalidating(2, 2), [0, 1]);
+        assert_eq!(invalidating(2, 8), [0, 1, 4]);
+        assert_eq!(invalidating(2, 18), [0, 1, 4]);
+        assert_eq!(invalidating(2, 19), [0, 1, 4, 16]);
+        assert_eq!(invalidating(127, u32::MAX), [0, 1, 4, 16]);
     }
 }

@@ -64,7 +64,10 @@ fn key_of(word: &str) -> &str {
 
 /// The keys of the options that the user has appended.
 fn appended(append: Option<&str>) -> impl Iterator<Item = &str> {
-    append.into_iter().flat_map(str::split_whitespace).map(key_of)
+    append
+        .into_iter()
+        .flat_map(str::split_whitespace)
+        .map(key_of)
 }
 
 /// Whether nothing is measured, because the appended options ask for something else.
@@ -110,7 +113,10 @@ pub fn as_typed(error: &str, append: Option<&str>) -> String {
             (None, Some(option)) if typed.contains('=') => Some(format!("{option} {value}")),
             _ => None,
         };
-        spelled.map_or_else(|| word.into(), |spelled| format!("{before}{spelled}{after}"))
+        spelled.map_or_else(
+            || word.into(),
+            |spelled| format!("{before}{spelled}{after}"),
+        )
     });
     words.collect::<Vec<String>>().join(" ")
 }
@@ -131,10 +137,16 @@ mod tests {
             said("bytes=5000", None),
             "malformed value '5000' for --bytes: expected whole pages of 4K"
         );
-        assert!(said("guest=program iterations=2", None).starts_with("--iterations contradicts --guest,"));
+        assert!(
+            said("guest=program iterations=2", None)
+                .starts_with("--iterations contradicts --guest,")
+        );
         assert!(said("guest=stress split=none", None).starts_with("--split contradicts --stress,"));
         let text = said("harvest=ring tracking=hardware", None);
-        assert!(text.starts_with("--tracking hardware contradicts --harvest ring:"), "{text}");
+        assert!(
+            text.starts_with("--tracking hardware contradicts --harvest ring:"),
+            "{text}"
+        );
         assert_eq!(
             said("vcpus=1 bytes=4M slots=3", None),
             "--slots 3 contradicts the memory, which is 2 pieces of 2M"
@@ -156,7 +168,10 @@ mod tests {
 
     #[test]
     fn every_option_that_the_scripts_have_is_known() {
-        for word in "mode=x split=x ring_entries=1 vcpus=0 bytes=x seconds=x timeout=x max_page_sharing=0".split(' ') {
+        for word in
+            "mode=x split=x ring_entries=1 vcpus=0 bytes=x seconds=x timeout=x max_page_sharing=0"
+                .split(' ')
+        {
             let text = said(word, None);
             assert!(text.contains("--") && !text.contains("option '"), "{text}");
         }

@@ -123,15 +123,25 @@ impl Display for Run {
 
 impl Workload {
     /// What `options` and `backing` say of the benchmark or of runs in which what backs memory changes, where each list that
-    /// belongs to the boot has one value; of more, the first is taken. An empty list stands for the hypervisor's own choice.
+    /// belongs to the boot has one value; of more, the first is taken. An empty list stands for the hypervisor's own choice. On
+    /// simulated time all CPUs of a machine run at the same time.
     ///
     /// # Errors
     ///
     /// [`ToolError::Usage`] naming the option that can't be.
-    pub fn of(options: &WorkloadOptions, backing: &BackingOptions) -> Result<Self, ToolError> {
+    pub fn of(
+        options: &WorkloadOptions,
+        backing: &BackingOptions,
+        simulated: bool,
+    ) -> Result<Self, ToolError> {
         options.check_lists()?;
         let first = |list: &[u32]| list.first().copied().unwrap_or(1);
-        let compared = backing.compared()?;
+        let host_cpus = match std::thread::available_parallelism() {
+            Ok(count) if !simulated => u32::try_from(count.get()).unwrap_or(u32::MAX),
+            _ => u32::MAX,
+        };
+        let most_vcpus = options.vcpus.iter().max().copied().unwrap_or(1);
+        let compared = backing.compared(most_vcpus, host_cpus)?;
         let pages = match compared {
             Some(_) => Backing::Page4K,
             None => Backing::Block2M,

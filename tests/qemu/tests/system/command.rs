@@ -70,16 +70,23 @@ fn an_unknown_cpu_model_is_refused() {
 #[test]
 fn a_cpu_that_cant_run_it_is_named() {
     // A 32-bit CPU, on which nothing ever says a word.
-    assert!(refused(&["--cpu", "cortex-a15"]).contains("--cpu cortex-a15: the machine doesn't boot"));
+    assert!(
+        refused(&["--cpu", "cortex-a15"]).contains("--cpu cortex-a15: the machine doesn't boot")
+    );
 }
 
 #[test]
 fn what_the_hypervisor_refuses_is_named_as_typed() {
     let text = refused(&["--vcpus=1", "--bytes=4M", "--slots=3"]);
-    assert_eq!(text, "error: --slots 3 contradicts the memory, which is 2 pieces of 2M\n");
+    assert_eq!(
+        text,
+        "error: --slots 3 contradicts the memory, which is 2 pieces of 2M\n"
+    );
     let text = refused(&["--vcpus=1", "--bytes=4M", "--append=ipa_bits=64"]);
     assert!(text.contains("option 'ipa_bits'"), "{text}");
-    assert!(refused(&["--tracking=hardware", "--cpu=cortex-a72"]).contains("--tracking hardware needs"));
+    assert!(
+        refused(&["--tracking=hardware", "--cpu=cortex-a72"]).contains("--tracking hardware needs")
+    );
 }
 
 #[test]
@@ -102,7 +109,12 @@ fn a_self_test_that_passes_is_a_success() {
     let folder = TempDir::new().expect("room for a folder");
     let output = run(&["--append", "selftest=stage2"], folder.path(), None);
     let text = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(0), "{text}{}", complaints(&output));
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{text}{}",
+        complaints(&output)
+    );
     assert!(text.contains("parvisor: exit status 0"), "{text}");
 }
 
@@ -151,7 +163,9 @@ fn results_are_kept_when_the_user_ends_a_run() {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     // The script has become cargo, and that the tool.
-    let interrupt = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    let interrupt = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
     assert!(interrupt.expect("kill is there").success());
     let output = child.wait_with_output().expect("it ends");
     let text = complaints(&output);

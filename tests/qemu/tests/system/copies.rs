@@ -53,7 +53,11 @@ fn a_copied_clone_works_with_itself() {
         let output = listed(script, &target_folder());
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{text}{}", complaints(&output));
-        assert!(text.contains("only-in-the-copy"), "{}: {text}", script.display());
+        assert!(
+            text.contains("only-in-the-copy"),
+            "{}: {text}",
+            script.display()
+        );
     }
     let here = listed(&repository().join("scripts/mutate"), &target_folder());
     assert!(!String::from_utf8_lossy(&here.stdout).contains("only-in-the-copy"));

@@ -63,7 +63,10 @@ fn a_guest_that_never_ends_is_ended() {
 fn a_guest_that_is_ended_for_want_of_progress_is_shown() {
     for (probe, words) in [
         ("spin", ["vCPU 0: runs at EL1, pc 0x4", "last exit: HVC"]),
-        ("wfi", ["vCPU 0: waits for an interrupt at EL1", "last exit: WFI"]),
+        (
+            "wfi",
+            ["vCPU 0: waits for an interrupt at EL1", "last exit: WFI"],
+        ),
     ] {
         let outcome = Boot::probe(probe, 2).run();
         let line = outcome.line_with("VM 0, vCPU 0: ").unwrap_or_default();
@@ -84,7 +87,11 @@ fn an_image_that_cant_run_is_ended_at_once() {
     let outcome = Boot::without_guest(options).guest(&image, None).run();
     let says = "an exception led the guest on vCPU 0 to 0x200, where it has no memory";
     let is_said = outcome.errors.iter().any(|error| error.contains(says));
-    assert!(is_said && outcome.status == Some(1), "{}", describe(&outcome));
+    assert!(
+        is_said && outcome.status == Some(1),
+        "{}",
+        describe(&outcome)
+    );
 }
 
 #[test]

@@ -136,7 +136,14 @@ fn a_matrix_that_cant_be_is_refused_in_one_line() {
     assert!(refused(&["--json=/nowhere/at/all"]).contains("/nowhere/at/all"));
     assert!(refused(&["--out=/dev/null/x"]).contains("/dev/null/x"));
     assert!(refused(&["--parse=/nowhere/at/all"]).contains("/nowhere/at/all"));
-    for option in ["--repeat=2", "--mode=mutex", "--iterations=2", "--smp=2", "--seed=1", "--simulated"] {
+    for option in [
+        "--repeat=2",
+        "--mode=mutex",
+        "--iterations=2",
+        "--smp=2",
+        "--seed=1",
+        "--simulated",
+    ] {
         let name = option.split('=').next().unwrap_or(option);
         assert!(refused(&["--parse=x", option]).contains(name), "{option}");
     }
@@ -157,10 +164,16 @@ fn results_are_replaced_on_request_only() {
     assert_eq!(parse(&[]).0, Some(0));
     let (status, text) = parse(&[]);
     assert_eq!(status, Some(2));
-    assert!(text.contains("--out out: there are results already"), "{text}");
+    assert!(
+        text.contains("--out out: there are results already"),
+        "{text}"
+    );
     assert_eq!(parse(&["--force"]).0, Some(0));
     let (status, text) = parse(&["--force", "--vcpus=8"]);
-    assert_eq!((status, text.contains("--vcpus: all that is parsed says it")), (Some(2), true));
+    assert_eq!(
+        (status, text.contains("--vcpus: all that is parsed says it")),
+        (Some(2), true)
+    );
 }
 
 #[test]
@@ -172,7 +185,10 @@ fn a_log_that_is_cut_is_shown_and_fails() {
     let output = bench(&["--parse=log"], folder.path(), None);
     let (shown, text) = (String::from_utf8_lossy(&output.stdout), complaints(&output));
     assert_eq!(output.status.code(), Some(1), "{shown}{text}");
-    assert!(shown.contains("mutex") && text.contains("error: log"), "{shown}{text}");
+    assert!(
+        shown.contains("mutex") && text.contains("error: log"),
+        "{shown}{text}"
+    );
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Pauses: from outside, for want of memory, and with a fork.
 
 use super::*;
-use crate::life::Starvation;
 use crate::cpu::Syndrome;
+use crate::life::Starvation;
 use crate::pause::Pause;
 use crate::power::PowerState;
 use crate::state::{El1State, FpState, PacKeys};
@@ -344,7 +344,11 @@ fn a_glance_tells_where_a_vcpu_is_and_how_it_came_out_last() {
             esr: abort.esr,
             far: abort.far,
         };
-        assert_eq!((seen.pc, seen.last_exit), (0x77, last_exit), "interrupts don't count");
+        assert_eq!(
+            (seen.pc, seen.last_exit),
+            (0x77, last_exit),
+            "interrupts don't count"
+        );
         let other = pause.glance(VcpuId(1));
         assert_eq!((other.power, other.exits), (PowerState::Off, 0));
         vm.stop(StopReason::Requested, |cpu| lines.kick(cpu));

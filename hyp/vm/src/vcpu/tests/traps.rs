@@ -315,7 +315,13 @@ fn fetches_from_its_vector(sctlr: u64) -> Option<StopReason> {
 fn a_guest_without_vectors_is_ended_where_nobody_else_can_help_it() {
     let pc = VBAR + 0x200;
     let vcpu = VcpuId(0);
-    assert_eq!(fetches_from_its_vector(SPAN), Some(StopReason::NoVectors { vcpu, pc }));
+    assert_eq!(
+        fetches_from_its_vector(SPAN),
+        Some(StopReason::NoVectors { vcpu, pc })
+    );
     // Another vCPU may be about to map something there.
-    assert_eq!(fetches_from_its_vector(SPAN | 1), Some(StopReason::PoweredOff));
+    assert_eq!(
+        fetches_from_its_vector(SPAN | 1),
+        Some(StopReason::PoweredOff)
+    );
 }
