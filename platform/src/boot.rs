@@ -10,11 +10,12 @@ use crate::early_map::{self, Kind};
 use crate::features::CpuFeatures;
 use crate::gic::{self, GicError};
 use crate::plan::{MemoryPlan, PlanError};
-use crate::range::{PhysicalRange, RangeSet};
+use crate::range::{PAGE_SIZE, PhysicalRange, RangeSet};
 use crate::register::read_register;
 use crate::timer::{self, UnknownFrequency};
 use crate::{console, el2, heap, image, percpu, psci};
 use aarch64_paging::MapError;
+use alloc::vec::Vec;
 use core::arch::{asm, global_asm};
 use core::fmt::{self, Write};
 use core::mem::offset_of;
@@ -209,13 +210,12 @@ pub struct Boot {
 /// A machine that is under control: final address space, heap, interrupt controller. One CPU runs.
 pub struct System {
     /// What there is.
-    pub machine: Machine,
+    pub machine: Machine<'static>,
     /// What the CPUs have.
     pub features: CpuFeatures,
     /// Memory that nobody uses, in whole pages, mapped at its own address. Its contents are undefined.
     pub memory: RangeSet,
-    /// The device tree, if it lies in memory that is mapped.
-    tree: Option<Fdt<'static>>,
+    tree: Fdt<'static>,
 }
 
 impl Boot {
@@ -225,10 +225,10 @@ impl Boot {
     /// The device tree is unusable, or the machine isn't what it says.
     pub fn take_over(self) -> Result<System, BootError> {
         self.clock.map_err(BootError::Clock)?;
-        let mut machine =
-            Machine::discover(self.tree, own_mpidr()).map_err(BootError::Discovery)?;
+        let kept = keep(self.tree)?;
+        let mut machine = Machine::discover(kept, own_mpidr()).map_err(BootError::Discovery)?;
         leave_unstartable_cpus(&mut machine);
-        let blob = self.tree.data();
+        let blob = kept.data();
         let Some(tree) = PhysicalRange::sized(blob.as_ptr() as u64, blob.len() as u64) else {
             park(ParkCode::NoDeviceTree)
         };
@@ -252,8 +252,7 @@ impl Boot {
         Ok(System {
             machine,
             features: self.features,
-            // The plan has kept it out of what is free.
-            tree: plan.mapped.contains(tree).then_some(self.tree),
+            tree: kept,
             memory: plan.free,
         })
     }
@@ -261,8 +260,14 @@ impl Boot {
 
 impl System {
     /// A device of this machine, by its node's path in the device tree. `None` if there is none, or it is switched off.
-    pub fn device(&self, path: &str) -> Option<discovery::Device> {
-        discovery::device(self.tree?, path)
+    ///
+    /// # Errors
+    /// There is no memory for its description.
+    pub fn device(
+        &self,
+        path: &str,
+    ) -> Option<Result<discovery::Device<'static>, discovery::NoRoom>> {
+        discovery::device(self.tree, path)
     }
 
     /// The bytes of a module of this machine: what a boot loader left in memory that nobody else gets.
@@ -300,7 +305,7 @@ impl fmt::Display for System {
     }
 }
 
-fn address_space(machine: &Machine, plan: &MemoryPlan) -> Result<AddressSpace, MapError> {
+fn address_space(machine: &Machine<'_>, plan: &MemoryPlan) -> Result<AddressSpace, MapError> {
     let boot_guards = percpu::all().flat_map(|cpu| cpu.guard_pages());
     let devices = machine
         .devices()
@@ -313,8 +318,22 @@ fn address_space(machine: &Machine, plan: &MemoryPlan) -> Result<AddressSpace, M
     )
 }
 
+/// The tree, where it stays readable: page 0 is never mapped, so from there it moves.
+fn keep(tree: Fdt<'static>) -> Result<Fdt<'static>, BootError> {
+    let blob = tree.data();
+    if blob.as_ptr().addr() >= PAGE_SIZE as usize {
+        return Ok(tree);
+    }
+    let mut copy = Vec::new();
+    let bytes = blob.len();
+    copy.try_reserve_exact(bytes)
+        .map_err(|_| BootError::TreeTooLarge { bytes })?;
+    copy.extend_from_slice(blob);
+    discovery::parse(copy.leak()).map_err(BootError::Discovery)
+}
+
 /// CPUs that need another method than PSCI stay off, and don't count.
-fn leave_unstartable_cpus(machine: &mut Machine) {
+fn leave_unstartable_cpus(machine: &mut Machine<'_>) {
     let psci = psci::version().is_some();
     let boot = own_mpidr();
     let before = machine.cpus.len();
@@ -332,6 +351,11 @@ fn leave_unstartable_cpus(machine: &mut Machine) {
 pub enum BootError {
     /// By its device tree.
     Discovery(DiscoveryError),
+    /// Its device tree lies in page 0, and there is no room to keep it anywhere else.
+    TreeTooLarge {
+        /// Its size.
+        bytes: usize,
+    },
     /// By its memory.
     Memory(PlanError),
     /// By its clock.
@@ -346,6 +370,10 @@ impl fmt::Display for BootError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Discovery(error) => error.fmt(f),
+            Self::TreeTooLarge { bytes } => write!(
+                f,
+                "the device tree of {bytes} bytes lies in page 0, and there is no room to move it"
+            ),
             Self::Memory(error) => error.fmt(f),
             Self::Clock(error) => error.fmt(f),
             Self::Gic(error) => error.fmt(f),

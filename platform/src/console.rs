@@ -1,6 +1,7 @@
 //! The console, a PL011, and the log that goes to it.
 //!
-//! Whoever prints takes the lock for a whole line, so lines don't mix. Fatal reports use `emergency_line`, which takes no
+//! Whoever prints takes the lock for a whole line, so lines don't mix. CPUs get it in the order in which they asked: one
+//! whose guest prints without end delays another's line by one of its own, no more. Fatal reports use `emergency_line`, which takes no
 //! lock and silences everybody else. Waiting for room in the FIFO is bounded: a stuck UART loses output, nothing more.
 
 use crate::discovery;
@@ -11,11 +12,11 @@ use core::fmt::{self, Write};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use log::{LevelFilter, Log, Metadata, Record};
-use spin::Mutex;
+use spin::mutex::TicketMutex;
 
 const PATIENCE: u32 = 10_000_000;
 
-static CONSOLE: Mutex<Option<Port>> = Mutex::new(None);
+static CONSOLE: TicketMutex<Option<Port>> = TicketMutex::new(None);
 /// The registers' address for fatal reports, 0 without a console.
 static REGISTERS: AtomicUsize = AtomicUsize::new(0);
 static SILENCED: AtomicBool = AtomicBool::new(false);

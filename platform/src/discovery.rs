@@ -1,7 +1,8 @@
 //! What the machine consists of, read once from its device tree into plain values.
 //!
 //! The tree is input from outside: [`Fdt::new`] checks its structure before anything is read, every number is checked here,
-//! and what contradicts itself is an error that names the node. Runs once on the boot CPU; tested on the host.
+//! and what contradicts itself is an error that names the node. Text of any length stays in the tree; what is copied has a
+//! bounded size. Runs once on the boot CPU; tested on the host.
 
 mod cpus;
 mod devices;
@@ -15,14 +16,14 @@ pub use cpus::{Cpu, Mpidr};
 pub use devices::{Conduit, Gic, Interrupt, TimerInterrupts, Uart};
 pub use guests::{GuestModule, ModuleKind};
 pub use memory::Reservation;
-pub use passing::{Device, device};
+pub use passing::{Device, GuardedRegisters, NoRoom, device};
 
 use crate::range::{PhysicalRange, RangeSet};
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use dtoolkit::error::{FdtErrorKind, FdtParseError};
-use dtoolkit::fdt::Fdt;
+use dtoolkit::fdt::{Fdt, FdtProperty};
 use dtoolkit::{Node, Property};
 
 /// Most CPUs that are brought up.
@@ -30,7 +31,7 @@ pub const MAX_CPUS: usize = 512;
 
 /// The machine as its device tree describes it.
 #[derive(Clone, Debug)]
-pub struct Machine {
+pub struct Machine<'t> {
     /// Memory, all banks.
     pub memory: RangeSet,
     /// Memory that somebody else keeps.
@@ -46,17 +47,19 @@ pub struct Machine {
     /// Where to print.
     pub console: Option<Uart>,
     /// The hypervisor's own options.
-    pub bootargs: String,
+    pub bootargs: &'t str,
     /// What was loaded to be run as a guest.
-    pub modules: Vec<GuestModule>,
+    pub modules: Vec<GuestModule<'t>>,
+    /// Registers that reach beyond whoever has them: no guest may have any of these.
+    pub guarded: Vec<GuardedRegisters>,
 }
 
-impl Machine {
+impl<'t> Machine<'t> {
     /// Reads the tree. `boot_cpu` is the affinity of the CPU that this runs on.
     ///
     /// # Errors
     /// The tree lacks something that Parvisor can't do without, or contradicts itself.
-    pub fn discover(tree: Fdt<'_>, boot_cpu: Mpidr) -> Result<Self, DiscoveryError> {
+    pub fn discover(tree: Fdt<'t>, boot_cpu: Mpidr) -> Result<Self, DiscoveryError> {
         Ok(Self {
             memory: memory::banks(tree)?,
             reservations: memory::reservations(tree)?,
@@ -67,6 +70,7 @@ impl Machine {
             console: devices::console(tree),
             bootargs: bootargs(tree)?,
             modules: guests::modules(tree)?,
+            guarded: passing::guarded(tree)?,
         })
     }
 
@@ -125,27 +129,35 @@ pub fn find_conduit(tree: Fdt<'_>) -> Option<Conduit> {
     devices::conduit(tree)
 }
 
-fn bootargs(tree: Fdt<'_>) -> Result<String, DiscoveryError> {
+fn bootargs(tree: Fdt<'_>) -> Result<&str, DiscoveryError> {
+    let chosen = "/chosen";
     let Some(property) = tree
-        .find_node("/chosen")
+        .find_node(chosen)
         .and_then(|chosen| chosen.property("bootargs"))
     else {
-        return Ok(String::new());
+        return Ok("");
     };
-    text(property.value()).ok_or(DiscoveryError::BadProperty {
-        node: "/chosen".to_string(),
+    text(value_of(&property)).ok_or_else(|| DiscoveryError::BadProperty {
+        node: short(chosen),
         property: "bootargs",
     })
 }
 
+/// A node's name for a message, cut where it is longer than any may be (Devicetree Specification 2.2.1).
+pub(crate) fn short(name: &str) -> String {
+    const LONGEST: usize = 64;
+    name.chars().take(LONGEST).collect()
+}
+
+/// A property's value, for as long as there is the tree.
+fn value_of<'t>(property: &FdtProperty<'t>) -> &'t [u8] {
+    property.value_as::<&'t [u8]>().unwrap_or_default()
+}
+
 /// A string property's text without its NUL, or `None` if it isn't text.
-fn text(value: &[u8]) -> Option<String> {
+fn text(value: &[u8]) -> Option<&str> {
     let text = core::str::from_utf8(value.strip_suffix(b"\0").unwrap_or(value)).ok()?;
-    if text.contains('\0') {
-        None
-    } else {
-        Some(text.into())
-    }
+    (!text.contains('\0')).then_some(text)
 }
 
 /// Why a device tree can't be used.

@@ -2,10 +2,12 @@
 //!
 //! Registers come out of reset with unknown values, and boot firmware leaves its own, so each one that affects guests, traps or
 //! EL2 itself is written, none inherited; of optional features only where the CPU has them (Arm ARM D23.2). The world
-//! switch sets those again that differ between VMs. Every CPU runs this for itself.
+//! switch sets those again that differ between VMs; [`inherited`] has the registers of EL1, and the table of what keeps
+//! guests apart. Every CPU runs this for itself.
 
 use crate::exceptions;
 use crate::features::CpuFeatures;
+use crate::inherited;
 use crate::register::{read_register, write_register};
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{HCR_EL2, MAIR_EL2, SCTLR_EL2, TCR_EL2};
@@ -49,6 +51,7 @@ pub(crate) fn tcr(pa_range: u8) -> u64 {
 
 /// Sets this CPU's EL2 registers, its exception vectors among them.
 pub(crate) fn set_registers(features: &CpuFeatures) {
+    inherited::write(features);
     let midr = read_register!("midr_el1");
     let mpidr = read_register!("mpidr_el1");
     // SAFETY: traps and controls of EL1 and EL0, where nothing runs yet; EL2's own translation isn't touched.
@@ -71,7 +74,9 @@ pub(crate) fn set_registers(features: &CpuFeatures) {
 }
 
 /// CPTR_EL2 without VHE: RES1 bits (SVE and SME trap), trace and activity monitors trap, FP doesn't.
-const CPTR_BOOT: u64 = 0x33ff | 1 << 20 | 1 << 30;
+pub(crate) const CPTR_BOOT: u64 = 0x33ff | 1 << 20 | 1 << 30;
+/// CPTR_EL2.TSM: SME's instructions and registers trap, also EL2's own.
+pub(crate) const CPTR_TSM: u64 = 1 << 12;
 
 /// MDCR_EL2: debug, OS lock, PMU, profiling and trace-filter accesses of guests trap; all counters belong to HPMN's range.
 fn debug_traps(features: &CpuFeatures) -> u64 {

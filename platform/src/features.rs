@@ -36,6 +36,7 @@ pub const fn model_name(midr: u64) -> &'static str {
         (0x41, 0xd40) => "neoverse-v1",
         (0x41, 0xd47) => "cortex-a710",
         (0x41, 0xd49) => "neoverse-n2",
+        (0x46, 0x001) => "a64fx",
         (0x00, 0x051) => "max",
         _ => "unknown",
     }
@@ -96,7 +97,7 @@ pub struct CpuFeatures {
     pub ras: u8,
     /// FEAT_AMU version.
     pub amu: u8,
-    /// FEAT_MPAM, as major version.
+    /// FEAT_MPAM: the major version, and 1 for version 0.1.
     pub mpam: u8,
     /// FEAT_NV: 1, or 2 with FEAT_NV2.
     pub nv: u8,
@@ -112,7 +113,11 @@ pub struct CpuFeatures {
     pub spe: bool,
     /// FEAT_TRF: trace filter controls.
     pub trace_filter: bool,
-    /// System registers of GICv3 or later.
+    /// FEAT_TRBE: trace buffer.
+    pub trace_buffer: bool,
+    /// FEAT_BRBE: branch record buffer.
+    pub branch_record: bool,
+    /// System registers of GICv3 or later, if such a GIC is in use: `gic` knows.
     pub gic_registers: bool,
 }
 
@@ -164,7 +169,10 @@ impl CpuFeatures {
             mops: field(id.aa64isar2, 16) != 0,
             ras: field(id.aa64pfr0, 28),
             amu: field(id.aa64pfr0, 44),
-            mpam: field(id.aa64pfr0, 40),
+            mpam: match (field(id.aa64pfr0, 40), field(id.aa64pfr1, 16)) {
+                (0, fraction) => (fraction != 0) as u8,
+                (major, _) => major,
+            },
             nv: field(id.aa64mmfr2, 24),
             tcr2: field(id.aa64mmfr3, 0) != 0,
             sctlr2: field(id.aa64mmfr3, 4) != 0,
@@ -172,6 +180,8 @@ impl CpuFeatures {
             pmu: if pmu == 0xf { 0 } else { pmu },
             spe: field(id.aa64dfr0, 32) != 0,
             trace_filter: field(id.aa64dfr0, 40) != 0,
+            trace_buffer: field(id.aa64dfr0, 44) != 0,
+            branch_record: field(id.aa64dfr0, 52) != 0,
             gic_registers: field(id.aa64pfr0, 24) != 0,
         }
     }

@@ -1,6 +1,11 @@
 //! The interrupt controller, as far as the hypervisor itself needs it: one software-generated interrupt that kicks a CPU out of
 //! a guest or of waiting, and the timer's that ends waiting. All other interrupts are off.
 //!
+//! The device tree says which GIC is in use: its registers are memory-mapped (GICv2) or system registers (GICv3). The CPU's
+//! ID register only says that system registers *may* be there: the model a64fx of QEMU has the ID field and undefined
+//! registers beside a GICv2. While memory-mapped registers work, ICC_SRE_EL2.SRE is 0, and ICC_* at EL1 is undefined
+//! (IHI 0069, 12.2.20). So system registers are touched in `v3` only.
+//!
 //! Interrupts are always masked at EL2, so a kick is never taken there: it ends a WFI, or a guest's run. Any CPU may kick any
 //! other at any time.
 
@@ -37,6 +42,8 @@ enum Gic {
 pub enum GicError {
     /// The tree describes a GICv3, but the CPU has no registers for it.
     NoSystemRegisters,
+    /// The CPU has registers for a GICv3, but firmware keeps them switched off (ICC_SRE_EL2.SRE stays 0).
+    SystemRegistersOff(CpuId),
     /// No redistributor belongs to this CPU.
     NoRedistributor(CpuId),
     /// Redistributors of an unknown layout.
@@ -53,6 +60,10 @@ impl fmt::Display for GicError {
             Self::NoSystemRegisters => {
                 f.write_str("the device tree describes a GICv3 but the CPU can't talk to one")
             }
+            Self::SystemRegistersOff(cpu) => write!(
+                f,
+                "the device tree describes a GICv3 but firmware keeps its system registers off on {cpu}"
+            ),
             Self::NoRedistributor(cpu) => write!(f, "no GIC redistributor belongs to {cpu}"),
             Self::UnknownLayout(region) => write!(
                 f,

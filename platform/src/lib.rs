@@ -44,6 +44,8 @@ pub mod gic;
 pub mod heap;
 #[cfg(target_os = "none")]
 pub mod image;
+#[cfg(any(test, target_os = "none"))]
+mod inherited;
 #[cfg(target_os = "none")]
 mod percpu;
 #[cfg(target_os = "none")]

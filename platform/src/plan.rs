@@ -2,9 +2,9 @@
 //!
 //! Computed once, from values that come from outside, before anything is mapped; tested on the host.
 
-use crate::discovery::{GuestModule, Machine};
+use crate::discovery::{GuestModule, Machine, short};
 use crate::range::{PAGE_SIZE, PhysicalRange, RangeSet};
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use core::fmt;
 
 /// The memory of one CPU's stacks. Each has a page below it that is never mapped.
@@ -52,12 +52,12 @@ impl MemoryPlan {
     /// # Errors
     /// Something is where it can't be, or memory is too small.
     pub fn new(
-        machine: &Machine,
+        machine: &Machine<'_>,
         pa_bits: u8,
         image: PhysicalRange,
         tree: PhysicalRange,
     ) -> Result<Self, PlanError> {
-        let mapped = mappable(machine, pa_bits);
+        let mut mapped = mappable(machine, pa_bits);
         if !mapped.contains(image) {
             return Err(PlanError::ImageOutsideMemory(image));
         }
@@ -77,12 +77,14 @@ impl MemoryPlan {
             {
                 return Err(PlanError::module(
                     module,
-                    ModuleFault::OverlapsModule(other.name.clone()),
+                    ModuleFault::OverlapsModule(short(other.name)),
                 ));
             }
             free.remove(module.range.grow_to(PAGE_SIZE));
         }
         free = free.shrink_to(PAGE_SIZE);
+        // What was found there is looked at for as long as the machine runs, also where that isn't RAM.
+        mapped.insert(tree.grow_to(PAGE_SIZE));
 
         let wanted = (machine.memory.bytes() / HEAP_SHARE + HEAP_BASE) & !(HEAP_ALIGN - 1);
         let heap = free.take(wanted, HEAP_ALIGN).ok_or(PlanError::NoRoom {
@@ -122,7 +124,7 @@ impl MemoryPlan {
 }
 
 /// All memory that may be mapped: whole pages, without page 0, so that a null pointer is never valid.
-fn mappable(machine: &Machine, pa_bits: u8) -> RangeSet {
+fn mappable(machine: &Machine<'_>, pa_bits: u8) -> RangeSet {
     let mut mapped = machine.memory.shrink_to(PAGE_SIZE);
     let out_of_reach = PhysicalRange::new(reach(pa_bits), u64::MAX);
     let page_0 = PhysicalRange::new(0, PAGE_SIZE);
@@ -144,7 +146,7 @@ fn reach(pa_bits: u8) -> u64 {
     1 << pa_bits.min(MAPPABLE_BITS)
 }
 
-fn check_devices(machine: &Machine, pa_bits: u8) -> Result<(), PlanError> {
+fn check_devices(machine: &Machine<'_>, pa_bits: u8) -> Result<(), PlanError> {
     for (device, registers) in machine.devices() {
         if machine.memory.overlaps(registers.grow_to(PAGE_SIZE)) {
             return Err(PlanError::DeviceInMemory { device, registers });
@@ -157,7 +159,7 @@ fn check_devices(machine: &Machine, pa_bits: u8) -> Result<(), PlanError> {
 }
 
 fn check_module(
-    module: &GuestModule,
+    module: &GuestModule<'_>,
     mapped: &RangeSet,
     image: PhysicalRange,
     tree: PhysicalRange,
@@ -225,9 +227,9 @@ pub enum ModuleFault {
 }
 
 impl PlanError {
-    fn module(module: &GuestModule, fault: ModuleFault) -> Self {
+    fn module(module: &GuestModule<'_>, fault: ModuleFault) -> Self {
         Self::Module {
-            module: module.name.to_string(),
+            module: short(module.name),
             range: module.range,
             fault,
         }

@@ -69,11 +69,6 @@ const HCR_GUEST: u64 = HCR_BOOT
     | HCR_TACR
     | HCR_TSW;
 
-/// ICH_HCR_EL2: no virtual interrupts, all of EL1's accesses to the CPU interface trap (IHI 0069, 12.4.7).
-const ICH_HCR_TRAPS: u64 = 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14;
-const ICC_SRE_ENABLE: u64 = 1 << 3;
-const ICC_SRE: u64 = 1;
-
 /// PAR_EL1: translation failed; else the address that it gave (D23.2.122).
 const PAR_FAILED: u64 = 1;
 const PAR_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -84,7 +79,6 @@ pub struct HardwareCpu {
     hcr: u64,
     pauth: bool,
     ras: bool,
-    gic_registers: bool,
 }
 
 impl HardwareCpu {
@@ -105,26 +99,7 @@ impl HardwareCpu {
         if features.lor {
             hcr |= HCR_TLOR;
         }
-        Self {
-            hcr,
-            pauth,
-            ras,
-            gic_registers: features.gic_registers,
-        }
-    }
-
-    fn set_interrupt_traps(&self) {
-        if !self.gic_registers {
-            return;
-        }
-        let sre = read_register!("s3_4_c12_c9_5"); // ICC_SRE_EL2
-        // SAFETY: these act on EL1's view of the CPU interface; ICH_HCR_EL2 exists while system registers are in use.
-        unsafe {
-            write_register!("s3_4_c12_c9_5", sre & !ICC_SRE_ENABLE);
-            if sre & ICC_SRE != 0 {
-                write_register!("s3_4_c12_c11_0", ICH_HCR_TRAPS); // ICH_HCR_EL2
-            }
-        }
+        Self { hcr, pauth, ras }
     }
 }
 
@@ -217,7 +192,6 @@ impl Cpu for HardwareCpu {
         if self.pauth {
             key_registers!(load_keys, &state.pac);
         }
-        self.set_interrupt_traps();
         let forced_write_back = if controls.stage2.forced_write_back {
             HCR_FWB
         } else {
@@ -234,7 +208,7 @@ impl Cpu for HardwareCpu {
             write_register!("far_el2", 0);
             if self.ras {
                 // What the guest takes for DISR_EL1.
-                write_register!("s3_4_c12_c1_1", 0); // VDISR_EL2
+                write_register!("s3_4_c12_c1_1", state.disr_el1); // VDISR_EL2
             }
             barrier::isb(SY);
             write_register!("vtcr_el2", controls.stage2.vtcr);
@@ -256,6 +230,9 @@ impl Cpu for HardwareCpu {
         }
         if self.pauth {
             key_registers!(save_keys, &mut state.pac);
+        }
+        if self.ras {
+            state.disr_el1 = read_register!("s3_4_c12_c1_1"); // VDISR_EL2
         }
         barrier::isb(SY);
     }

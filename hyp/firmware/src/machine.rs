@@ -1,8 +1,9 @@
 //! The machine that the monitor works with: the platform behind the monitor's trait.
 
+use alloc::vec::Vec;
 use core::fmt;
 
-use memory::{CpuMemory, Object};
+use memory::{CpuMemory, Object, ObjectError};
 use monitor::{Device, DeviceError, Facts, Machine, Registers};
 use platform::boot::System;
 use platform::discovery::Gic;
@@ -93,13 +94,24 @@ impl Machine for Board {
 
     fn device(&self, memory: &CpuMemory<Hardware>, path: &str) -> Result<Device, DeviceError> {
         let found = self.system.device(path).ok_or(DeviceError::Unknown)?;
+        let no_room = |ranges: usize| {
+            let bytes = (ranges * size_of::<Registers>()) as u64;
+            DeviceError::Object(ObjectError::OutOfMemory { bytes })
+        };
+        let found = found.map_err(|error| no_room(error.ranges))?;
         if found.registers.is_empty() {
             return Err(DeviceError::NoRegisters);
         }
-        let registers = found.registers.iter();
-        let registers = registers.map(|range| self.registers(memory, *range));
+        let mut registers = Vec::new();
+        let count = found.registers.len();
+        registers
+            .try_reserve_exact(count)
+            .map_err(|_| no_room(count))?;
+        for range in &found.registers {
+            registers.push(self.registers(memory, *range)?);
+        }
         Ok(Device {
-            registers: registers.collect::<Result<_, _>>()?,
+            registers,
             name: found.name,
             compatible: found.compatible,
         })

@@ -58,7 +58,7 @@ fn run(boot: Boot) -> Result<(), Error> {
     fill_pool(system);
     cpus::start_secondaries(attend).map_err(Error::Cpu)?;
     log::info!("{system}");
-    if selftest::run(&system.machine.bootargs) {
+    if selftest::run(system.machine.bootargs) {
         return Ok(());
     }
     let stage2 = system.features.stage2(Granule::Size4K);
@@ -66,7 +66,7 @@ fn run(boot: Boot) -> Result<(), Error> {
     let calibration = calibration::run(&system.features);
     log::info!("{calibration}");
     let most_tlbi = calibration.most_instructions();
-    let bootargs = watch::start(&system.machine.bootargs).map_err(Error::Option)?;
+    let bootargs = watch::start(system.machine.bootargs).map_err(Error::Option)?;
     let shared = SHARED.call_once(|| Shared {
         board: Board::new(system, stage2, most_tlbi),
         crew: Crew::new(cpus::count()),
@@ -92,10 +92,7 @@ fn run(boot: Boot) -> Result<(), Error> {
         .iter()
         .position(|module| module.kind == ModuleKind::Kernel);
     let module = guest.and_then(|index| {
-        let bootargs = system.machine.modules[index]
-            .bootargs
-            .as_deref()
-            .unwrap_or_default();
+        let bootargs = system.machine.modules[index].bootargs.unwrap_or_default();
         Some(Module {
             bytes: system.module(index)?,
             bootargs,

@@ -7,6 +7,7 @@ use crate::hand::Hand;
 use crate::pressure::{Count, Pressure};
 use crate::reclaim::{Retirement, Tables};
 use crate::reverse::Objects;
+use crate::trust::TrustDomains;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
@@ -112,6 +113,7 @@ pub struct MemorySystem {
     gate: Gate,
     objects: Objects,
     pressure: Box<Pressure>,
+    trust: TrustDomains,
     /// The frame of zeros, once an object needs it.
     zeros: Once<Pa>,
     /// Where the search for runs of frames goes on that can be cleared.
@@ -137,6 +139,7 @@ impl MemorySystem {
             gate: Gate::default(),
             objects: Objects::new(pool),
             pressure: Pressure::new(pool),
+            trust: TrustDomains::new(),
             zeros: Once::new(),
             next_to_clear: AtomicU64::new(0),
             gathering: Mutex::new(Hand::new()),
@@ -146,6 +149,17 @@ impl MemorySystem {
             pa_range,
             vmid_bits,
         }
+    }
+
+    /// Has `vm` trust `other` and all VMs that trust it: their equal pages may be merged, by which each can find out what the
+    /// others hold (`trust`). A VM that is made trusts nobody, or its parent if it is a fork.
+    pub fn trust(&self, vm: VmId, other: VmId) {
+        self.trust.join(vm, other);
+    }
+
+    /// Which VMs trust each other.
+    pub(crate) fn trust_domains(&self) -> &TrustDomains {
+        &self.trust
     }
 
     /// Where the search for runs of frames goes on that can be cleared: an address, to begin at.

@@ -26,6 +26,7 @@ impl<L: MmuLock> AddressSpace<L> {
     /// then, and may try again.
     pub fn fork<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, child: &Self) -> Result<(), SlotError> {
         let _control = self.control().lock();
+        cpu.system().trust(child.vm(), self.vm());
         let slots = self.held_slots(cpu)?;
         let mut copies: Vec<(Arc<Object>, Arc<Object>)> = Vec::new();
         for slot in &slots {

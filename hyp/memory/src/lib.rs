@@ -94,6 +94,7 @@ mod ring;
 mod slots;
 mod space;
 mod tracker;
+mod trust;
 #[cfg(feature = "watch")]
 pub mod watch;
 mod watermarks;

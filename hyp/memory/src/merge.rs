@@ -6,6 +6,9 @@
 //! they compared: the checksum decides nothing but who meets. Equal pages share a frame that nobody may write; a write to one
 //! of them gets its own copy, as after a fork. A page of zeros becomes what it was before it was first written.
 //!
+//! Pages meet only where their VMs trust each other ([`trust`](crate::trust)), and those of a VM with a limit meet nobody, as
+//! nobody would pay for what they share. Pages of zeros give up their frames there too.
+//!
 //! A block of 2 MiB is taken apart only if, in the scan before, enough of its pages had partners to pay for it.
 //!
 //! Steps are for CPUs that have nothing else to do. They run beside everything else: who scans holds a lock that no fault
@@ -21,6 +24,7 @@ use self::sharing::{Joined, PageOf, checksum, checksum_of_zeros};
 use self::target::Target;
 use crate::cpu::{Caches, CpuMemory};
 use crate::direct::Changer;
+use crate::frames::Owner;
 use crate::locks::MmuLock;
 use crate::object::{Backing, Object};
 use crate::slots::SlotArray;
@@ -147,7 +151,8 @@ impl PageMerging {
         }
     }
 
-    /// Has an object's pages merged from now on, with those of others and among themselves. It may be in use. Waits for a step
+    /// Has an object's pages merged from now on, among themselves and with those of VMs that [trust](crate::MemorySystem::trust) its
+    /// own. It may be in use. Waits for a step
     /// that is being made.
     ///
     /// # Errors
@@ -404,11 +409,19 @@ impl Scan {
         checksum: u32,
     ) -> Met {
         let ordinal = self.targets[index].ordinals().start + page.page as u32;
+        if is_limited(page.object) {
+            return Met::None;
+        }
+        let domains = page.object.system().trust_domains();
+        let domain = domains.of(page.object);
+        let checksum = checksum ^ domain.bits();
         let Some(met) = self.candidates.enter(checksum, ordinal) else {
             return Met::None;
         };
         let at = (self.targets).partition_point(|target| target.ordinals().end <= met);
-        let Some(object) = self.targets[at].object() else {
+        let object = self.targets[at].object();
+        let Some(object) = object.filter(|object| domains.of(object) == domain) else {
+            // It is gone, or met by chance: its owner and this one don't trust each other.
             self.candidates.replace(checksum, met, ordinal);
             return Met::None;
         };
@@ -447,6 +460,15 @@ impl Scan {
 /// Whether an object has pages that are to be merged.
 fn is_mergeable(object: &Object) -> bool {
     !object.is_device() && !object.is_image()
+}
+
+/// Whether its pages count towards somebody's limit. What is merged is charged to nobody in particular, and can't be put away:
+/// a guest that fills its memory with equal pages would have twice its limit and more.
+fn is_limited(object: &Object) -> bool {
+    match object.account() {
+        Owner::Vm(vm) => object.pool().limit(vm).is_some(),
+        Owner::Hypervisor | Owner::Shared => false,
+    }
 }
 
 /// Whom a page has met.

@@ -1,6 +1,7 @@
 //! Why a run failed: each error is one line that names the culprit.
 
 use crate::bench::Complaint;
+use crate::guest_tree::TreeError;
 use crate::image::ImageError;
 use crate::machine::DeviceError;
 use crate::quote::Quoted;
@@ -56,7 +57,7 @@ pub enum RunError {
     /// The guest's memory isn't where it should be.
     NotBacked(NotBacked),
     /// The guest's device tree can't be written.
-    Tree(vm_fdt::Error),
+    Tree(TreeError),
     /// The dirty log doesn't work as it should.
     Log(LogError),
     /// The guest ended before it was done.
@@ -385,7 +386,7 @@ from! {
     OutOfFrames => Frames,
     SlotError => Slot,
     NotBacked => NotBacked,
-    vm_fdt::Error => Tree,
+    TreeError => Tree,
     LogError => Log,
     RingError => Ring,
     PrefaultError => Prefault,

@@ -3,6 +3,7 @@
 use crate::machine::Device;
 use alloc::format;
 use alloc::vec::Vec;
+use core::fmt;
 use stage2::IpaRange;
 use vm_fdt::{Error, FdtWriter};
 
@@ -23,8 +24,36 @@ impl GuestDescription<'_> {
     /// The flattened tree.
     ///
     /// # Errors
-    /// A value that a tree can't hold: `bootargs` with a NUL in it.
-    pub fn to_tree(&self) -> Result<Vec<u8>, Error> {
+    /// A value that a tree can't hold: `bootargs` with a NUL in it. Or there is no heap: what makes the tree can't say so,
+    /// so it is asked for more than that may need, and given back, beforehand.
+    pub fn to_tree(&self) -> Result<Vec<u8>, TreeError> {
+        let bytes = self.most_bytes();
+        let mut room = Vec::<u8>::new();
+        room.try_reserve_exact(bytes)
+            .map_err(|_| TreeError::NoRoom {
+                bootargs: self.bootargs.len(),
+                bytes,
+            })?;
+        drop(room);
+        self.write().map_err(TreeError::Value)
+    }
+
+    /// What the tree and its growing may take, at most.
+    fn most_bytes(&self) -> usize {
+        /// Of a vCPU's node, of a range of memory, of all else.
+        const NODE: usize = 256;
+        const REST: usize = 4096;
+        let device = self.device.map_or(0, |device| {
+            let registers = device.registers.len().saturating_mul(2 * size_of::<u64>());
+            registers.saturating_add(device.compatible.len() + device.name.len())
+        });
+        let nodes = (self.affinities.len() + self.memory.len()).saturating_mul(NODE);
+        let all = self.bootargs.len().saturating_add(device);
+        // Its buffer is copied into one twice as large when it grows.
+        all.saturating_add(nodes + REST).saturating_mul(4)
+    }
+
+    fn write(&self) -> Result<Vec<u8>, Error> {
         let mut tree = FdtWriter::new()?;
         let root = tree.begin_node("")?;
         tree.property_u32("#address-cells", 2)?;
@@ -78,9 +107,9 @@ fn write_memory(tree: &mut FdtWriter, range: &IpaRange) -> Result<(), Error> {
 fn write_device(tree: &mut FdtWriter, device: &Device) -> Result<(), Error> {
     let registers = device.registers.iter();
     let registers = registers.flat_map(|part| [part.start, part.object.bytes()]);
-    let node = tree.begin_node(&device.name)?;
+    let node = tree.begin_node(device.name)?;
     if !device.compatible.is_empty() {
-        tree.property("compatible", &device.compatible)?;
+        tree.property("compatible", device.compatible)?;
     }
     tree.property_array_u64("reg", &registers.collect::<Vec<_>>())?;
     tree.end_node(node)
@@ -93,6 +122,34 @@ fn node(tree: &mut FdtWriter, name: &str, properties: &[(&str, &str)]) -> Result
     }
     tree.end_node(node)
 }
+
+/// Why a guest's device tree can't be made.
+#[derive(Debug, PartialEq, Eq)]
+pub enum TreeError {
+    /// A tree can't hold one of the values.
+    Value(Error),
+    /// There is no heap for it.
+    NoRoom {
+        /// The length of the guest's command line.
+        bootargs: usize,
+        /// The bytes that were to be had.
+        bytes: usize,
+    },
+}
+
+impl fmt::Display for TreeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(error) => error.fmt(f),
+            Self::NoRoom { bootargs, bytes } => write!(
+                f,
+                "there is no memory of {bytes} bytes for it, with bootargs of {bootargs} bytes"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for TreeError {}
 
 #[cfg(test)]
 mod tests {
@@ -137,5 +194,26 @@ mod tests {
             last.property("reg").unwrap().value(),
             0x100u64.to_be_bytes()
         );
+    }
+
+    /// What is asked for beforehand is enough for a tree and for the buffer that it grew out of.
+    #[test]
+    fn no_tree_takes_more_than_is_asked_for() {
+        let affinities: Vec<u64> = (0..128).collect();
+        let memory = [Ipa::new(0x4000_0000)..Ipa::new(0x5000_0000)];
+        for (length, vcpus) in [(0, 1), (0, 128), (120_000, 1), (1 << 20, 128)] {
+            let bootargs = "x".repeat(length);
+            let description = GuestDescription {
+                memory: &memory,
+                affinities: &affinities[..vcpus],
+                device: None,
+                bootargs: &bootargs,
+            };
+            let tree = description.to_tree().unwrap();
+            assert!(
+                3 * tree.len() <= description.most_bytes(),
+                "{length}, {vcpus}"
+            );
+        }
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! One value for the whole machine; every CPU calls at any time.
 
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -65,9 +64,9 @@ pub struct Facts {
 #[derive(Clone, Debug)]
 pub struct Device {
     /// Its node's name, with its unit address.
-    pub name: String,
+    pub name: &'static str,
     /// What it is compatible with, as a device tree has it: strings, each with a NUL.
-    pub compatible: Vec<u8>,
+    pub compatible: &'static [u8],
     /// Its registers, in whole pages.
     pub registers: Vec<Registers>,
 }

@@ -49,11 +49,15 @@ pub fn slots(options: &Options) -> Vec<TestSlot> {
 
 /// A bitmap of so many pages, all clear. `None` without heap for it.
 pub fn bitmap(pages: u64) -> Option<Vec<u64>> {
-    let words = usize::try_from(pages.div_ceil(u64::BITS.into())).ok()?;
-    let mut bitmap = Vec::new();
-    bitmap.try_reserve_exact(words).ok()?;
-    bitmap.resize(words, 0);
-    Some(bitmap)
+    zeros(usize::try_from(pages.div_ceil(u64::BITS.into())).ok()?)
+}
+
+/// So many words, all 0. `None` without heap for them.
+pub fn zeros(words: usize) -> Option<Vec<u64>> {
+    let mut zeros = Vec::new();
+    zeros.try_reserve_exact(words).ok()?;
+    zeros.resize(words, 0);
+    Some(zeros)
 }
 
 #[cfg(test)]

@@ -144,6 +144,8 @@ pub struct VcpuState {
     pub fp: FpState,
     /// Pointer-authentication keys; unused on a CPU without them.
     pub pac: PacKeys,
+    /// DISR_EL1, which is VDISR_EL2 for a guest; unused on a CPU without FEAT_RAS.
+    pub disr_el1: u64,
 }
 
 impl VcpuState {
@@ -161,6 +163,7 @@ impl VcpuState {
             el1: El1State::reset(),
             fp: FpState::default(),
             pac: PacKeys::default(),
+            disr_el1: 0,
         }
     }
 }

@@ -1,7 +1,6 @@
 //! The CPUs, by affinity.
 
-use super::{DiscoveryError, MAX_CPUS};
-use alloc::string::ToString;
+use super::{DiscoveryError, MAX_CPUS, short};
 use alloc::vec::Vec;
 use core::fmt;
 use dtoolkit::fdt::{Fdt, FdtNode};
@@ -119,7 +118,7 @@ fn starts_by_psci(node: &FdtNode<'_>) -> bool {
 /// A node's affinities: one for each thread.
 fn affinities(node: &FdtNode<'_>) -> Result<Vec<Mpidr>, DiscoveryError> {
     let malformed = || DiscoveryError::BadProperty {
-        node: node.name().to_string(),
+        node: short(node.name()),
         property: "reg",
     };
     let regs = node.reg().map_err(|_| malformed())?.ok_or_else(malformed)?;

@@ -1,16 +1,16 @@
 //! The devices that the hypervisor itself uses: GIC, generic timer, console UART, and PSCI.
 
-use super::DiscoveryError;
 use super::tree::{Place, is_enabled};
+use super::{DiscoveryError, short};
 use crate::range::PhysicalRange;
-use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::ops::ControlFlow;
 use dtoolkit::fdt::Fdt;
 use dtoolkit::{Node, Property};
 
 const MAX_REDISTRIBUTOR_REGIONS: usize = 32;
-const GICV2: [&str; 6] = [
+/// What interrupt controllers of version 2 are compatible with.
+pub const GICV2: [&str; 6] = [
     "arm,gic-400",
     "arm,cortex-a15-gic",
     "arm,cortex-a7-gic",
@@ -18,6 +18,9 @@ const GICV2: [&str; 6] = [
     "arm,pl390",
     "brcm,brahma-b15-gic",
 ];
+
+/// What interrupt controllers of version 3 and 4 are compatible with.
+pub const GICV3: [&str; 1] = ["arm,gic-v3"];
 
 /// The instruction that calls PSCI.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,7 +93,7 @@ pub fn conduit(tree: Fdt<'_>) -> Option<Conduit> {
 /// The GIC. A machine with several has the one that CPUs are connected to first.
 pub fn gic(tree: Fdt<'_>) -> Result<Gic, DiscoveryError> {
     find(tree, &mut |place| {
-        if place.is_enabled_and_compatible(&["arm,gic-v3"]) {
+        if place.is_enabled_and_compatible(&GICV3) {
             Some(gic_v3(place))
         } else if place.is_enabled_and_compatible(&GICV2) {
             Some(gic_v2(place))
@@ -144,7 +147,7 @@ fn required_registers(
 
 fn malformed(place: &Place<'_, '_>, property: &'static str) -> DiscoveryError {
     DiscoveryError::BadProperty {
-        node: place.node.name().to_string(),
+        node: short(place.node.name()),
         property,
     }
 }

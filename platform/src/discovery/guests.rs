@@ -1,9 +1,8 @@
 //! What was loaded beside the hypervisor to be run as a guest: the nodes under /chosen that QEMU's `guest-loader` device
 //! and Xen-aware boot loaders write.
 
-use super::{DiscoveryError, text};
+use super::{DiscoveryError, short, text, value_of};
 use crate::range::PhysicalRange;
-use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::standard::NodeStandard;
@@ -24,19 +23,19 @@ pub enum ModuleKind {
 
 /// A file in memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct GuestModule {
+pub struct GuestModule<'t> {
     /// The node's name.
-    pub name: String,
+    pub name: &'t str,
     /// What it is.
     pub kind: ModuleKind,
     /// Where it is.
     pub range: PhysicalRange,
     /// The module's own arguments.
-    pub bootargs: Option<String>,
+    pub bootargs: Option<&'t str>,
 }
 
 /// All modules, in the tree's order.
-pub fn modules(tree: Fdt<'_>) -> Result<Vec<GuestModule>, DiscoveryError> {
+pub fn modules(tree: Fdt<'_>) -> Result<Vec<GuestModule<'_>>, DiscoveryError> {
     let mut modules = Vec::new();
     let chosen = tree.find_node("/chosen");
     for node in chosen.iter().flat_map(|chosen| chosen.children()) {
@@ -54,17 +53,17 @@ pub fn modules(tree: Fdt<'_>) -> Result<Vec<GuestModule>, DiscoveryError> {
     Ok(modules)
 }
 
-fn module(node: &FdtNode<'_>) -> Result<GuestModule, DiscoveryError> {
+fn module<'t>(node: &FdtNode<'t>) -> Result<GuestModule<'t>, DiscoveryError> {
     let malformed = |property| DiscoveryError::BadModule {
-        module: node.name().to_string(),
+        module: short(node.name()),
         property,
     };
     let bootargs = match node.property("bootargs") {
         None => None,
-        Some(property) => Some(text(property.value()).ok_or_else(|| malformed("bootargs"))?),
+        Some(property) => Some(text(value_of(&property)).ok_or_else(|| malformed("bootargs"))?),
     };
     Ok(GuestModule {
-        name: node.name().to_string(),
+        name: node.name(),
         kind: kind(node),
         range: range(node).ok_or_else(|| malformed("reg"))?,
         bootargs,

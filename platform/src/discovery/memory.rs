@@ -1,9 +1,8 @@
 //! Memory banks, and what is reserved in them.
 
-use super::DiscoveryError;
 use super::tree::is_enabled;
+use super::{DiscoveryError, short};
 use crate::range::{PhysicalRange, RangeSet};
-use alloc::string::ToString;
 use alloc::vec::Vec;
 use dtoolkit::Property;
 use dtoolkit::fdt::{Fdt, FdtNode};
@@ -101,7 +100,7 @@ fn ranges_of(
     to: &mut Vec<PhysicalRange>,
 ) -> Result<(), DiscoveryError> {
     let malformed = || DiscoveryError::BadProperty {
-        node: node.name().to_string(),
+        node: short(node.name()),
         property: "reg",
     };
     let Some(regs) = node.reg().map_err(|_| malformed())? else {

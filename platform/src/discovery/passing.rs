@@ -1,44 +1,133 @@
 //! Devices that a guest may be given: what the tree says of one, and whether somebody else has its registers.
+//!
+//! Never given away, however little the hypervisor uses them, are interrupt controllers with all their parts (an ITS takes
+//! physical addresses of tables that it writes; a GICv2m frame raises anybody's interrupts) and IOMMUs, whose registers
+//! hold physical addresses too. They are found by the properties that their bindings demand, so that unknown models are
+//! found as well, and whether they are enabled or not: their registers are there.
 
+use super::devices::{GICV2, GICV3};
 use super::tree::{Place, is_enabled};
-use super::{Gic, Machine};
+use super::{DiscoveryError, Gic, Machine, value_of};
 use crate::range::PhysicalRange;
-use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::ops::ControlFlow;
+use dtoolkit::Node;
 use dtoolkit::fdt::Fdt;
-use dtoolkit::{Node, Property};
+use dtoolkit::standard::NodeStandard;
+
+/// Far more than machines have.
+const MOST_GUARDED: usize = 256;
+
+/// Registers that no guest may have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GuardedRegisters {
+    /// What they are of.
+    pub device: &'static str,
+    /// Where they are.
+    pub registers: PhysicalRange,
+}
 
 /// A device as its node describes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Device {
+pub struct Device<'t> {
     /// The node's name, with its unit address.
-    pub name: String,
+    pub name: &'t str,
     /// What it is compatible with, as the property has it: strings, each with a NUL.
-    pub compatible: Vec<u8>,
+    pub compatible: &'t [u8],
     /// Its registers, as CPU addresses; none if the node doesn't say, or says what can't be.
     pub registers: Vec<PhysicalRange>,
 }
 
+/// There is no memory for a list of a device's registers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoRoom {
+    /// How many ranges the list has.
+    pub ranges: usize,
+}
+
 /// The device at a path ("/pl011@9000000"). `None` if there is no such node, or it is switched off.
-pub fn device(tree: Fdt<'_>, path: &str) -> Option<Device> {
+///
+/// # Errors
+/// There is no memory for what its node says.
+pub fn device<'t>(tree: Fdt<'t>, path: &str) -> Option<Result<Device<'t>, NoRoom>> {
     let path = path.strip_prefix('/')?;
     Place::root(tree).at_path(path, &mut |place| {
-        let count = match place.node.reg() {
-            Ok(Some(registers)) => registers.count(),
-            _ => 0,
-        };
-        let registers: Option<Vec<_>> = (0..count).map(|index| place.registers(index)).collect();
-        let compatible = place.node.property("compatible");
-        is_enabled(&place.node).then(|| Device {
-            name: place.node.name().to_string(),
-            compatible: compatible.map_or_else(Vec::new, |property| property.value().to_vec()),
-            registers: registers.unwrap_or_default(),
-        })
+        is_enabled(&place.node).then(|| describe(place))
     })
 }
 
-impl Machine {
-    /// Who has some of these addresses, so that no guest may: memory, or a device that the hypervisor uses.
+fn describe<'t>(place: &Place<'t, '_>) -> Result<Device<'t>, NoRoom> {
+    let count = register_count(place);
+    let mut registers = Vec::new();
+    registers
+        .try_reserve_exact(count)
+        .map_err(|_| NoRoom { ranges: count })?;
+    for range in (0..count).map(|index| place.registers(index)) {
+        match range {
+            Some(range) => registers.push(range),
+            None => {
+                registers.clear();
+                break;
+            }
+        }
+    }
+    let compatible = place.node.property("compatible");
+    Ok(Device {
+        name: place.node.name(),
+        compatible: compatible.map_or(&[], |property| value_of(&property)),
+        registers,
+    })
+}
+
+/// The registers of all interrupt controllers that CPUs or messages are connected to, and of all IOMMUs.
+pub fn guarded(tree: Fdt<'_>) -> Result<Vec<GuardedRegisters>, DiscoveryError> {
+    let mut all = Vec::new();
+    let walk = Place::root(tree).walk(&mut |place| {
+        let Some(device) = guarded_kind(place) else {
+            return ControlFlow::Continue(());
+        };
+        let ranges = (0..register_count(place)).filter_map(|index| place.registers(index));
+        for registers in ranges {
+            if all.len() == MOST_GUARDED {
+                return ControlFlow::Break(());
+            }
+            all.push(GuardedRegisters { device, registers });
+        }
+        ControlFlow::Continue(())
+    });
+    match walk {
+        ControlFlow::Continue(()) => Ok(all),
+        ControlFlow::Break(()) => Err(DiscoveryError::TooMany {
+            what: "register ranges of interrupt controllers and IOMMUs",
+            most: MOST_GUARDED,
+        }),
+    }
+}
+
+fn guarded_kind(place: &Place<'_, '_>) -> Option<&'static str> {
+    let has = |property| place.node.property(property).is_some();
+    let is_compatible = |name: &&str| place.node.is_compatible(name);
+    if has("#iommu-cells") {
+        Some("IOMMU")
+    } else if has("msi-controller") {
+        Some("MSI controller (ITS)")
+    } else if GICV2.iter().chain(&GICV3).any(is_compatible) {
+        Some("GIC")
+    } else {
+        None
+    }
+}
+
+fn register_count(place: &Place<'_, '_>) -> usize {
+    match place.node.reg() {
+        Ok(Some(registers)) => registers.count(),
+        _ => 0,
+    }
+}
+
+impl Machine<'_> {
+    /// Who has some of these addresses, so that no guest may: memory, a device that the hypervisor uses, or one that is
+    /// [guarded](Self::guarded).
     pub fn user_of(&self, range: PhysicalRange) -> Option<&'static str> {
         let reserved = |reserved: &super::Reservation| reserved.range.overlaps(range);
         if self.memory.overlaps(range) || self.reservations.iter().any(reserved) {
@@ -56,6 +145,8 @@ impl Machine {
         let virtual_gic = virtual_gic.into_iter().flatten();
         let mut used = self.devices();
         used.extend(virtual_gic.map(|registers| ("GIC virtualization", registers)));
+        let guarded = self.guarded.iter();
+        used.extend(guarded.map(|guarded| (guarded.device, guarded.registers)));
         let overlapping = used.iter().find(|(_, registers)| registers.overlaps(range));
         overlapping.map(|(name, _)| *name)
     }

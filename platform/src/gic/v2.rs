@@ -7,15 +7,15 @@ use arm_gic::gicv2::registers::{Gicc, Gicd};
 use arm_gic::gicv2::{GicV2, SgiTarget, SgiTargetListFilter};
 use arm_gic::{IntId, InterruptGroup};
 use core::sync::atomic::{AtomicU8, Ordering};
-use spin::Mutex;
+use spin::mutex::TicketMutex;
 
 const MAX_CPUS: usize = 8;
 const GICD_ITARGETSR0: u64 = 0x800;
 const SPURIOUS: u32 = 1020;
 
 pub struct V2 {
-    /// One lock for all, also for the registers that each CPU has for itself: kicks are rare.
-    driver: Mutex<GicV2<'static>>,
+    /// One lock for all, also for the registers that each CPU has for itself: kicks are rare. Fair, as guests cause kicks.
+    driver: TicketMutex<GicV2<'static>>,
     distributor: PhysicalRange,
     /// Each CPU's bit in target lists, 0 until it is known.
     targets: [AtomicU8; MAX_CPUS],
@@ -33,7 +33,7 @@ impl V2 {
         };
         driver.enable_all_interrupts(false);
         Ok(Self {
-            driver: Mutex::new(driver),
+            driver: TicketMutex::new(driver),
             distributor,
             targets: [const { AtomicU8::new(0) }; MAX_CPUS],
         })

@@ -4,7 +4,7 @@ use super::{GicError, KICK, LOWEST_PRIORITY};
 use crate::discovery::Mpidr;
 use crate::percpu::{CpuId, PerCpu};
 use crate::range::PhysicalRange;
-use crate::register::write_register;
+use crate::register::{read_register, write_register};
 use aarch64_cpu::asm::barrier;
 use alloc::vec::Vec;
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
@@ -14,6 +14,13 @@ use arm_gic::gicv3::{
 };
 use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
 use core::ptr::NonNull;
+
+/// ICC_SRE_EL2 (IHI 0069, 12.2.20): system registers instead of memory-mapped ones, and no bypass of the GIC. Enable (bit 3)
+/// stays clear, so EL1's ICC_SRE_EL1 traps.
+const ICC_SRE: u64 = 1;
+const ICC_SRE_NO_BYPASS: u64 = 0b11 << 1;
+/// ICH_HCR_EL2: no virtual interrupts; EL1's accesses to the CPU interface trap (IHI 0069, 12.4.7: TC, TALL0, TALL1, TDIR).
+const ICH_HCR_TRAPS: u64 = 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14;
 
 /// The targets that one write to ICC_SGI1R_EL1 can list.
 const TARGETS: u8 = 16;
@@ -45,14 +52,17 @@ impl V3 {
         let mut redistributor = self
             .redistributor(mpidr)?
             .ok_or(GicError::NoRedistributor(cpu))?;
-        GicCpuInterface::disable_legacy_interrupt_bypass_el2(true);
-        GicCpuInterface::enable_system_register_el2(true);
+        // SAFETY: nothing of a guest's GIC is active, and the CPU's ID register says that the register exists.
+        unsafe { write_register!("s3_4_c12_c9_5", ICC_SRE | ICC_SRE_NO_BYPASS) }; // ICC_SRE_EL2
         barrier::isb(barrier::SY);
+        if read_register!("s3_4_c12_c9_5") & ICC_SRE == 0 {
+            return Err(GicError::SystemRegistersOff(cpu));
+        }
         GicCpuInterface::enable_system_register_el1();
         barrier::isb(barrier::SY);
-        // SAFETY: nothing of a guest's GIC is active.
+        // SAFETY: as above; these registers are accessible now that system registers are in use. They act on EL1 only.
         unsafe {
-            write_register!("ich_hcr_el2", 0);
+            write_register!("ich_hcr_el2", ICH_HCR_TRAPS);
             write_register!("ich_vmcr_el2", 0);
         }
         // An error says that it is awake already.

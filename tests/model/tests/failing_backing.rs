@@ -345,6 +345,7 @@ fn share_an_image(machine: &mut Machine, parent: &Guest, child: &Guest) {
 /// Equal pages of both share a frame, until they are written, and one moves while they do.
 fn merge(machine: &mut Machine, parent: &mut Guest, child: &mut Guest) {
     let merging = PageMerging::new(MergePolicy::default());
+    (machine.cpu.system()).trust(child.space.vm(), parent.space.vm());
     for guest in [&mut *parent, &mut *child] {
         merging.add_vm(&machine.cpu, &guest.space).unwrap();
         for page in 0..3 {

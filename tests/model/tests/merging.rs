@@ -3,12 +3,12 @@
 #![cfg(not(miri))]
 
 use memory::{
-    Access, BackingPolicy, LogPolicy, MergeError, MergePolicy, MergeStatistics, Object, Owner,
-    PageMerging,
+    Access, BackingPolicy, FaultKind, FaultOutcome, LogPolicy, MergeError, MergePolicy,
+    MergeStatistics, Object, Owner, PageMerging,
 };
-use model::vms::{BLOCK, SLOT, Space, Vms};
+use model::vms::{BLOCK, SLOT, START, Space, Vms};
 use proptest::prelude::*;
-use stage2::Level;
+use stage2::{Level, PAGE_SIZE};
 use std::sync::Arc;
 
 /// CPU 0 of a machine, its VMs, and the scanner.
@@ -37,7 +37,20 @@ impl Machine {
         machine
     }
 
+    /// A VM that trusts those there are, and that these trust.
     fn add_vm(&mut self, pages: u64, piece: Level) -> Arc<Object> {
+        let object = self.add_lone_vm(pages, piece);
+        let last = self.spaces.len() - 1;
+        self.trust(last, 0);
+        object
+    }
+
+    fn trust(&self, vm: usize, other: usize) {
+        let [vm, other] = [vm, other].map(|vm| self.spaces[vm].vm());
+        self.vms.cpu.system().trust(vm, other);
+    }
+
+    fn add_lone_vm(&mut self, pages: u64, piece: Level) -> Arc<Object> {
         let space = self.vms.space(self.spaces.len(), BackingPolicy::default());
         let object = self.vms.anonymous(space.vm(), pages, piece);
         self.vms.map(&space, object.clone());
@@ -362,4 +375,195 @@ proptest! {
         }
         machine.end();
     }
+}
+
+/// A machine of VMs whose pages are all equal and offered for merging; nobody trusts anybody.
+fn strangers(vms: usize, pages: u64) -> Machine {
+    let mut machine = Machine::new(256, MergePolicy::default());
+    for vm in 0..vms {
+        let object = machine.add_lone_vm(pages, Level::L3);
+        machine.merging.add(&object).unwrap();
+        for page in 0..pages {
+            machine.write(vm, page, 7);
+        }
+    }
+    machine
+}
+
+/// Whether two VMs' pages have the same frame is what a guest can time.
+fn frames(machine: &Machine, vm: usize, pages: u64) -> Vec<stage2::Pa> {
+    let space = &machine.spaces[vm];
+    let frame = |page| machine.vms.access(space, page, Access::Read).0.pa();
+    (0..pages).map(frame).collect()
+}
+
+#[test]
+fn equal_pages_of_vms_that_dont_trust_each_other_stay_apart() {
+    const PAGES: u64 = 3;
+    let machine = strangers(3, PAGES);
+    let statistics = machine.scan(4);
+    assert_eq!((statistics.pages_shared, statistics.pages_sharing), (3, 6));
+    let first: Vec<_> = (0..3).map(|vm| frames(&machine, vm, PAGES)).collect();
+    for (vm, frames) in first.iter().enumerate() {
+        assert!(
+            frames.iter().all(|frame| *frame == frames[0]),
+            "within VM {vm}"
+        );
+    }
+    assert!(first[0][0] != first[1][0] && first[1][0] != first[2][0] && first[0][0] != first[2][0]);
+
+    // The last two come to trust each other.
+    machine.trust(2, 1);
+    let statistics = machine.scan(3);
+    machine.write(1, 0, 8);
+    machine.write(1, 0, 7);
+    assert_eq!(
+        statistics.pages_shared, 3,
+        "what is shared isn't taken apart"
+    );
+    machine.scan(3);
+    let now: Vec<_> = (0..3).map(|vm| frames(&machine, vm, PAGES)).collect();
+    assert_eq!(now[0], first[0], "the first is alone still");
+    assert!(now[1][0] == now[1][1] || now[1][0] == now[2][0]);
+    machine.end();
+}
+
+#[test]
+fn pages_of_zeros_give_up_their_frames_whoever_trusts_whom() {
+    let mut machine = Machine::new(256, MergePolicy::default());
+    for vm in 0..2 {
+        let object = machine.add_lone_vm(4, Level::L3);
+        machine.merging.add(&object).unwrap();
+        for page in 0..4 {
+            machine.write(vm, page, 1);
+            machine.write(vm, page, 0);
+        }
+    }
+    let before = machine.guest();
+    machine.scan(4);
+    assert_eq!(before - machine.guest(), 8);
+    machine.end();
+}
+
+#[test]
+fn memory_that_vms_share_is_merged_with_itself_only() {
+    let mut machine = Machine::new(256, MergePolicy::default());
+    let own = machine.add_vm(2, Level::L3);
+    let shared = Object::shared(&machine.vms.cpu, 2 * PAGE_SIZE, Level::L3).unwrap();
+    let other = machine.vms.space(1, BackingPolicy::default());
+    machine.vms.map(&other, shared.clone());
+    machine.spaces.push(other);
+    machine.trust(1, 0);
+    for object in [&own, &shared] {
+        machine.merging.add(object).unwrap();
+    }
+    for (vm, page) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        machine.write(vm, page, 9);
+    }
+    machine.scan(4);
+    let (own, shared) = (frames(&machine, 0, 2), frames(&machine, 1, 2));
+    assert!(own[0] == own[1] && shared[0] == shared[1] && own[0] != shared[0]);
+    machine.end();
+}
+
+/// A VM's number may be used again, by one that nobody trusts.
+#[test]
+fn a_new_vm_isnt_trusted_for_its_number() {
+    let mut machine = strangers(2, 2);
+    machine.trust(1, 0);
+    let gone = machine.spaces.pop().unwrap();
+    machine.merging.remove_vm(&machine.vms.cpu, &gone);
+    gone.destroy(&machine.vms.cpu);
+    machine.vms.cpu.wait_for_epoch();
+    let object = machine.add_lone_vm(2, Level::L3);
+    machine.merging.add(&object).unwrap();
+    for page in 0..2 {
+        machine.write(1, page, 7);
+    }
+    machine.scan(4);
+    assert_ne!(frames(&machine, 0, 2)[0], frames(&machine, 1, 2)[0]);
+    machine.end();
+}
+
+/// A fork shares its parent's frames in any case.
+#[test]
+fn a_fork_trusts_its_parent() {
+    let mut machine = strangers(1, 2);
+    let child = machine.vms.space(1, BackingPolicy::default());
+    machine.spaces[0].fork(&machine.vms.cpu, &child).unwrap();
+    machine.spaces.push(child);
+    for (vm, page) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        machine.write(vm, page, 5);
+    }
+    (machine.merging)
+        .add_vm(&machine.vms.cpu, &machine.spaces[1])
+        .unwrap();
+    machine.scan(4);
+    assert_eq!(frames(&machine, 0, 2), frames(&machine, 1, 2));
+    machine.end();
+}
+
+/// Nobody pays for what is shared: a VM with a limit that fills its memory with equal pages would have more than that.
+#[test]
+fn a_vm_gets_no_memory_beyond_its_limit_by_having_pages_merged() {
+    const LIMIT: u64 = 8;
+    let mut machine = Machine::new(256, MergePolicy::default());
+    for _ in 0..2 {
+        let object = machine.add_vm(2 * LIMIT, Level::L3);
+        machine.merging.add(&object).unwrap();
+    }
+    let (limited, free) = (machine.spaces[0].vm(), machine.spaces[1].vm());
+    let pool = machine.vms.cpu.pool();
+    pool.set_limit(limited, Some(LIMIT));
+    for vm in 0..2 {
+        for page in 0..LIMIT {
+            machine.write(vm, page, 7);
+        }
+    }
+    machine.scan(4);
+    assert_eq!(pool.counts_of(limited).guest, LIMIT);
+    assert_eq!((pool.counts_of(free).guest, pool.shared_frames()), (0, 1));
+    // Zeros are nobody's memory, so it may have others instead.
+    for page in 0..LIMIT / 2 {
+        machine.write(0, page, 0);
+    }
+    machine.scan(3);
+    assert_eq!(pool.counts_of(limited).guest, LIMIT / 2);
+    for page in LIMIT..LIMIT + LIMIT / 2 {
+        machine.write(0, page, 7);
+    }
+    machine.scan(3);
+    assert_eq!(pool.counts_of(limited).guest, LIMIT);
+    pool.set_limit(limited, None);
+    machine.scan(3);
+    assert_eq!(
+        (pool.counts_of(limited).guest, pool.shared_frames()),
+        (0, 1)
+    );
+    machine.end();
+}
+
+/// The same for copies: what a write takes is charged to the VM that writes, and one at its limit has none.
+#[test]
+fn a_fork_that_writes_pays_for_its_copies() {
+    let mut machine = strangers(1, 4);
+    let child = machine.vms.space(1, BackingPolicy::default());
+    machine.spaces[0].fork(&machine.vms.cpu, &child).unwrap();
+    let pool = machine.vms.cpu.pool();
+    let (parent, vm) = (machine.spaces[0].vm(), child.vm());
+    machine.spaces.push(child);
+    pool.set_limit(vm, Some(3));
+    for page in 0..3 {
+        machine.write(1, page, 8);
+    }
+    assert_eq!(
+        (pool.counts_of(parent).guest, pool.counts_of(vm).guest),
+        (0, 3)
+    );
+    let last = START.offset(3 * PAGE_SIZE);
+    let kind = FaultKind::Translation;
+    let refused = (machine.vms).fault(&machine.spaces[1], last, Access::Write, kind);
+    assert_eq!(refused, FaultOutcome::OutOfFrames);
+    assert_eq!(pool.over_limit(vm), 0);
+    machine.end();
 }

@@ -39,9 +39,30 @@ impl RawFiles {
     ///
     /// If a file can't be written.
     pub fn machine(&self, boot: Boot, x0: u64, tree: Option<&[u8]>) -> Boot {
+        self.machine_after(boot, &[], x0, tree)
+    }
+
+    /// As [`Self::machine`], with system registers that the first CPU sets before it jumps to the image.
+    ///
+    /// # Panics
+    ///
+    /// If a file can't be written.
+    pub fn machine_after(
+        &self,
+        boot: Boot,
+        registers: &[(Register, u64)],
+        x0: u64,
+        tree: Option<&[u8]>,
+    ) -> Boot {
         let mut raw = boot;
         raw.machine.kernel = None;
-        let entry = self.write("entry", &entry_code(x0, IMAGE));
+        let mut code: Vec<u32> = registers
+            .iter()
+            .flat_map(|(register, value)| register.set(*value))
+            .collect();
+        code.extend(entry_code(x0, IMAGE));
+        let code: Vec<u8> = code.into_iter().flat_map(u32::to_le_bytes).collect();
+        let entry = self.write("entry", &code);
         raw = load(raw, &entry, ENTRY, true);
         raw = load(raw, &images().hypervisor, IMAGE, false);
         if let Some(tree) = tree {
@@ -80,14 +101,31 @@ pub fn load(boot: Boot, file: &Path, address: u64, is_entry: bool) -> Boot {
 }
 
 /// `x0 = …; x1 = x2 = x3 = 0; jump to image`.
-fn entry_code(x0: u64, image: u64) -> Vec<u8> {
+fn entry_code(x0: u64, image: u64) -> Vec<u32> {
     const BR_X4: u32 = 0xd61f_0080;
     let mut code = Vec::new();
     for (register, value) in [(0, x0), (1, 0), (2, 0), (3, 0), (4, image)] {
         code.extend(set_register(register, value));
     }
     code.push(BR_X4);
-    code.into_iter().flat_map(u32::to_le_bytes).collect()
+    code
+}
+
+/// A system register by its encoding: op0, op1, CRn, CRm, op2.
+#[derive(Clone, Copy, Debug)]
+pub struct Register(pub u32, pub u32, pub u32, pub u32, pub u32);
+
+impl Register {
+    /// `msr register, x5; isb`, with a number in x5.
+    fn set(self, value: u64) -> Vec<u32> {
+        const MSR: u32 = 0xd500_0000;
+        const ISB: u32 = 0xd503_3fdf;
+        let Self(op0, op1, crn, crm, op2) = self;
+        let fields = op0 << 19 | op1 << 16 | crn << 12 | crm << 8 | op2 << 5;
+        let mut code = set_register(5, value).to_vec();
+        code.extend([MSR | fields | 5, ISB]);
+        code
+    }
 }
 
 /// `movz` and three `movk`: a register gets a 64-bit number.
@@ -104,6 +142,12 @@ fn set_register(register: u32, value: u64) -> [u32; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_system_register_is_set_by_its_encoding() {
+        // msr mdscr_el1, x5
+        assert_eq!(Register(2, 0, 0, 2, 2).set(0)[4], 0xd510_0245);
+    }
 
     #[test]
     fn a_register_is_set_in_four_instructions() {

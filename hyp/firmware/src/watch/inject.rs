@@ -1,7 +1,6 @@
 //! Bugs on purpose, to see that the monitor reports them: the boot option `inject=BUG` of the debug build.
 
 use alloc::string::String;
-use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Once;
@@ -38,9 +37,16 @@ pub fn choose(bootargs: &str) -> Result<String, &'static str> {
         };
         BUG.call_once(|| bug);
     }
-    let rest = bootargs.split_ascii_whitespace();
-    let rest: Vec<&str> = rest.filter(|word| !is_ours(word)).collect();
-    Ok(rest.join(" "))
+    let mut rest = String::new();
+    rest.try_reserve_exact(bootargs.len() + 1)
+        .map_err(|_| "there is no memory for a copy of bootargs")?;
+    for word in bootargs.split_ascii_whitespace() {
+        if !is_ours(&word) {
+            rest.push_str(word);
+            rest.push(' ');
+        }
+    }
+    Ok(rest)
 }
 
 fn has(bug: Bug) -> bool {

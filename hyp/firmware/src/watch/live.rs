@@ -3,7 +3,7 @@
 //!
 //! Every CPU calls at any time. Each call takes the monitor's lock, so this is for debugging, not for measuring.
 
-use alloc::string::String;
+use alloc::borrow::Cow;
 use alloc::vec::Vec;
 use core::ptr::with_exposed_provenance;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -43,12 +43,12 @@ impl Memory for Tables {
 ///
 /// # Errors
 /// There is no such bug.
-pub fn start(bootargs: &str) -> Result<String, &'static str> {
+pub fn start(bootargs: &str) -> Result<Cow<'_, str>, &'static str> {
     let rest = inject::choose(bootargs)?;
     stage2::watch::install(&LIVE);
     memory::watch::install(&LIVE);
     log::info!("break-before-make monitor: on");
-    Ok(rest)
+    Ok(Cow::Owned(rest))
 }
 
 /// The calling CPU's number.

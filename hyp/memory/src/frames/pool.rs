@@ -175,8 +175,10 @@ impl FramePool {
     }
 
     /// Lets a VM have at most so many frames of memory of its own, what it has in compressed form among them; `None`:
-    /// as many as there are. What it shares, and its tables, don't count. It may have more at this moment
-    /// ([`Self::over_limit`]), and comes to have more where it is left with what it shared.
+    /// as many as there are. Copies of what it shares are charged to it when it writes, before it has them. Frames that
+    /// it shares with a fork, images and its tables don't count; its pages aren't merged with others, which would be
+    /// memory that nobody pays for. It may have more at this moment ([`Self::over_limit`]), and comes to have more
+    /// where its forks leave it with what they shared.
     pub fn set_limit(&self, vm: VmId, frames: Option<u64>) {
         self.limits.set(vm, frames);
     }

@@ -1,5 +1,5 @@
-//! Equal pages of two VMs are merged while both run: their guests fill their memory as two Linux machines would, and check it
-//! over and over. Then each fills a part of its own anew.
+//! Equal pages of two VMs that are said to trust each other are merged while both run: their guests fill their memory as two
+//! Linux machines would, and check it over and over. Then each fills a part of its own anew.
 
 use super::stage::Stage;
 use super::{Outcome, Run};
@@ -27,6 +27,8 @@ impl<M: Machine> Run<'_, M> {
         let bytes = self.options.bytes.0;
         let (done, remains) = self.host.run::<L, _, _>(&plans[0], &benches[0], |watch| {
             let run = self.host.run::<L, _, _>(&plans[1], &benches[1], |second| {
+                // Without it their equal pages would stay apart.
+                (watch.own.memory.system()).trust(plans[1].vm, plans[0].vm);
                 let stages = [
                     Stage::open(watch, &benches[0], bytes)?,
                     Stage::open(second, &benches[1], bytes)?,

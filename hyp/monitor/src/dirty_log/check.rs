@@ -6,6 +6,7 @@ use crate::error::RunError;
 use crate::guest::Watch;
 use crate::machine::Machine;
 use crate::options::{Backing, Enable, Granularity, Harvest, TEST_MEMORY};
+use crate::test_memory::zeros;
 use crate::verify;
 use alloc::vec::Vec;
 use memory::MmuLock;
@@ -32,7 +33,10 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
             let Watch { own, vm, .. } = self.watch;
             vm.space
                 .read_guest(&own.memory, journals.of(vcpu), &mut bytes)?;
-            let journal: Vec<u64> = bytes.chunks_exact(8).map(little_endian).collect();
+            let mut journal = zeros(length / size_of::<u64>()).ok_or(RunError::Heap)?;
+            for (word, bytes) in journal.iter_mut().zip(bytes.chunks_exact(8)) {
+                *word = little_endian(bytes);
+            }
             let first = self.share * vcpu as u64;
             verify::merge(&mut self.written, first, self.share, &journal).map_err(|error| {
                 RunError::Journal {

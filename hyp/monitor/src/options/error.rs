@@ -20,6 +20,8 @@ pub enum OptionError<'t> {
     },
     /// The option needs a value.
     NoValue(&'static str),
+    /// There is no memory for the option's value.
+    NoRoom(&'static str),
     /// The option's value isn't one.
     Malformed {
         /// The option.
@@ -90,6 +92,7 @@ impl fmt::Display for OptionError<'_> {
             Self::Repeated { key, text } => {
                 write!(f, "option '{key}' names {} twice", Quoted(text))
             }
+            Self::NoRoom(key) => write!(f, "there is no memory for the value of option '{key}'"),
             Self::NoValue(key) => write!(f, "option '{key}' needs a value: {key}=..."),
             Self::Malformed {
                 key,

@@ -261,7 +261,13 @@ pub(super) fn size<'t>(key: &'static str, text: &'t str) -> Result<Size, OptionE
 /// A node's path in a device tree.
 pub(super) fn path<'t>(key: &'static str, text: &'t str) -> Result<String, OptionError<'t>> {
     match text.strip_prefix('/') {
-        Some(_) => Ok(text.into()),
+        Some(_) => {
+            let mut path = String::new();
+            path.try_reserve_exact(text.len())
+                .map_err(|_| OptionError::NoRoom(key))?;
+            path.push_str(text);
+            Ok(path)
+        }
         None => Err(OptionError::Malformed {
             key,
             text,

@@ -4,6 +4,7 @@ use super::Stress;
 use crate::error::RunError;
 use crate::guest::Watch;
 use crate::machine::Machine;
+use crate::test_memory::zeros;
 use crate::verify;
 use core::ops::Range;
 use memory::{
@@ -165,7 +166,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
     fn get_then_clear(&mut self, index: usize) -> Result<(), RunError> {
         let words = self.any_words(index);
         let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
-        let mut log = alloc::vec![0; words.len()];
+        let mut log = zeros(words.len()).ok_or(RunError::Heap)?;
         let slot = self.targets[index].slot.id;
         let first = words.start as u64 * u64::from(u64::BITS);
         space.get_dirty_log(own, slot, first, &mut log)?;
@@ -186,7 +187,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
     /// Takes all that is dirty in some words.
     pub(super) fn harvest(&mut self, index: usize, words: Range<usize>) -> Result<(), RunError> {
         let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
-        let mut log = alloc::vec![0; words.len()];
+        let mut log = zeros(words.len()).ok_or(RunError::Heap)?;
         let slot = self.targets[index].slot.id;
         let first = words.start as u64 * u64::from(u64::BITS);
         let split = space.get_and_clear_dirty_log(own, slot, first, &mut log)?;
@@ -198,7 +199,8 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
     fn clear_blindly(&mut self, index: usize) -> Result<(), RunError> {
         let words = self.any_words(index);
         let (own, space) = (&self.watch.own.memory, &self.watch.vm.space);
-        let mut log: alloc::vec::Vec<u64> = words.clone().map(|_| self.random.u64(..)).collect();
+        let mut log = zeros(words.len()).ok_or(RunError::Heap)?;
+        log.fill_with(|| self.random.u64(..));
         let slot = self.targets[index].slot.id;
         let first = words.start as u64 * u64::from(u64::BITS);
         let split = space.clear_dirty_log(own, slot, first, &mut log)?;

@@ -108,8 +108,8 @@ impl Machine for Threads {
             Object::device(memory, frames)
         };
         Ok(Device {
-            name: "clock@9010000".into(),
-            compatible: b"test,clock\0".to_vec(),
+            name: "clock@9010000",
+            compatible: b"test,clock\0",
             registers: vec![Registers {
                 start: DEVICE,
                 object: object.map_err(DeviceError::Object)?,

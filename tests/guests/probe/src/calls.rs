@@ -3,7 +3,8 @@
 
 use crate::wrong;
 use core::arch::asm;
-use guest_runtime::{expect_exception, println};
+use core::sync::atomic::{AtomicBool, Ordering};
+use guest_runtime::{Tree, call, expect_exception, println, start_vcpu};
 use hypercall::{
     BALLOON, BENCH_NEXT, NOT_SUPPORTED, REPORT, REVISION, UID, VENDOR_REVISION, VENDOR_UID,
 };
@@ -40,6 +41,31 @@ pub fn probe() {
         };
     });
     println!("hypercalls: done");
+}
+
+static IS_FLOODING: AtomicBool = AtomicBool::new(false);
+
+/// Whether this is what vCPUs are started for.
+pub fn is_flooding() -> bool {
+    IS_FLOODING.load(Ordering::Acquire)
+}
+
+/// Prints without end, on all vCPUs.
+pub fn flood_from_all(tree: Tree) -> ! {
+    IS_FLOODING.store(true, Ordering::Release);
+    for vcpu in 1..tree.vcpus() {
+        if let Err(error) = start_vcpu(vcpu) {
+            wrong(format_args!("vCPU {vcpu} can't be started: {error}"));
+        }
+    }
+    flood()
+}
+
+/// Prints without end: lines of nothing, so that most of the time somebody has the console.
+pub fn flood() -> ! {
+    loop {
+        call(hypercall::CONSOLE_PUT, [u64::from(b'\n'), 0, 0]);
+    }
 }
 
 fn known(conduit: Conduit) {

@@ -5,6 +5,7 @@
 //! | `outside` | all kinds of accesses outside every slot | passes |
 //! | `jump` | calls code that isn't there | passes |
 //! | `sysregs` | reads and clears every system register, executes every system instruction | passes |
+//! | `dirty` | leaves everything in a vCPU's registers, and starts it again | passes |
 //! | `hypercalls` | known calls, and unknown ones with garbage | passes |
 //! | `smp` | starts and stops all vCPUs, rightly and wrongly | passes |
 //! | `fp` | keeps values in the FP registers of all vCPUs through exits of all kinds | passes |
@@ -13,7 +14,7 @@
 //! | `clock` | reads the clock that it is given as a device | passes |
 //! | `off`, `reset` | what they say | by the call |
 //! | `fail` | reports a failure | fails |
-//! | `spin`, `storm`, `wfi` | compute, fault or wait for ever | never |
+//! | `spin`, `storm`, `wfi`, `flood` | compute, fault, wait or print for ever | never |
 
 #![no_std]
 #![no_main]
@@ -44,7 +45,9 @@ fn main(tree: Tree) -> ! {
         "outside" => access::outside(tree),
         "jump" => access::jump(),
         "storm" => access::storm(),
+        "flood" => calls::flood_from_all(tree),
         "sysregs" => registers::probe(),
+        "dirty" => registers::leave_dirty(tree),
         "hypercalls" => calls::probe(),
         "smp" => smp::probe(tree),
         "fp" => fp::probe(tree),

@@ -1,6 +1,6 @@
 //! Starting and stopping vCPUs by PSCI, rightly and wrongly.
 
-use crate::{fp, memory, wrong};
+use crate::{calls, fp, memory, registers, wrong};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use guest_runtime::{Tree, affinity, entry_point, index, println, start_vcpu};
 use smccc::Hvc;
@@ -21,6 +21,12 @@ pub fn secondary(own_index: usize) -> ! {
     }
     if fp::is_wanted() {
         fp::secondary(own_index);
+    }
+    if calls::is_flooding() {
+        calls::flood();
+    }
+    if registers::is_dirtying() {
+        registers::dirtied();
     }
     if memory::is_racing() {
         memory::racer(own_index);

@@ -4,7 +4,7 @@ use std::fs;
 
 use qemu_tests::raw::RawFiles;
 use qemu_tests::{Boot, SHORT, assert_verified, describe, emulates, images};
-use tool::qemu::Gic;
+use tool::qemu::{Gic, Module};
 use tool::size::mib;
 
 fn benchmark_on(cpu: &str, gic: Gic) {
@@ -32,6 +32,13 @@ fn cortex_a53_runs_it() {
 fn cortex_a72_runs_it() {
     benchmark_on("cortex-a72", Gic::V2);
     benchmark_on("cortex-a72", Gic::V3);
+}
+
+/// Its ID register says that there are GICv3 registers, also where the machine has a GICv2.
+#[test]
+fn a64fx_runs_it() {
+    benchmark_on("a64fx", Gic::V2);
+    benchmark_on("a64fx", Gic::V3);
 }
 
 #[test]
@@ -107,4 +114,22 @@ fn little_memory_is_enough() {
     let mut boot = Boot::without_guest(SHORT).memory(mib(128));
     boot = boot.guest(&images().dirty_log, None);
     assert_verified(&boot.run_well(), &["parallel"]);
+}
+
+/// As long as an argument of a program may be on Linux.
+#[test]
+fn long_arguments_of_many_modules_are_no_matter() {
+    const MODULE: u64 = 8 << 20;
+    let long = "x".repeat(120_000);
+    let mut boot = Boot::benchmark(SHORT);
+    let first = boot.machine.modules[0].clone();
+    boot.machine.modules = (0..4)
+        .map(|index| Module {
+            address: first.address + index * MODULE,
+            bootargs: Some(long.clone()),
+            ..first.clone()
+        })
+        .collect();
+    assert_verified(&boot.run_well(), &["parallel"]);
+    Boot::benchmark(&long).run_refused(&["'xxxxxxxx", "...'"]);
 }

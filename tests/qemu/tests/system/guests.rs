@@ -59,6 +59,20 @@ fn a_guest_that_never_ends_is_ended() {
     }
 }
 
+/// Whoever prints gets the console in turn, the hypervisor too.
+#[test]
+fn guests_that_print_without_end_keep_nobody_from_the_console() {
+    let append = "guest=program vcpus=4 bytes=16M timeout=2";
+    let boot = Boot::without_guest(append).cpus(5);
+    let outcome = boot.guest(&images().probe, Some("flood")).run();
+    let is_clean = outcome.status == Some(1) && outcome.fatal.is_empty();
+    let is_named = outcome
+        .errors
+        .iter()
+        .any(|error| error.contains("timeout=2"));
+    assert!(is_clean && is_named, "{}", describe(&outcome));
+}
+
 #[test]
 fn a_guest_that_is_ended_for_want_of_progress_is_shown() {
     for (probe, words) in [
@@ -120,6 +134,26 @@ fn vcpus_start_and_stop() {
     passes_with_all_vcpus("smp");
 }
 
+/// What one vCPU leaves in its CPU's registers, no other finds there.
+#[test]
+fn a_vcpu_starts_with_fresh_registers_after_another_left_its_dirty() {
+    for (cpu, gic) in [
+        ("cortex-a53", Gic::V2),
+        ("cortex-a72", Gic::V3),
+        ("neoverse-n2", Gic::V3),
+        ("a64fx", Gic::V2),
+        ("a64fx", Gic::V3),
+        ("max", Gic::V2),
+        ("max", Gic::V3),
+    ] {
+        if emulates(cpu) {
+            let boot = Boot::without_guest("guest=program vcpus=2 bytes=16M timeout=40");
+            let boot = boot.cpu(cpu).gic(gic);
+            boot.guest(&images().probe, Some("dirty")).run_well();
+        }
+    }
+}
+
 #[test]
 fn fp_registers_survive_exits() {
     passes_with_all_vcpus("fp");
@@ -172,6 +206,17 @@ fn devices_that_no_guest_may_have_are_refused() {
         let boot = Boot::probe("clock", PATIENCE).append(&format!("device={path}"));
         boot.run_refused(&[path, why]);
     }
+    let its = "/intc@8000000/its@8080000";
+    let boot = Boot::probe("clock", PATIENCE).append(&format!("device={its}"));
+    boot.run_refused(&[its, "overlap MSI controller"]);
+    let smmu = "/smmuv3@9050000";
+    let boot = Boot::probe("clock", PATIENCE).append(&format!("device={smmu}"));
+    let boot = boot.arguments(["-machine", "iommu=smmuv3"]);
+    boot.run_refused(&[smmu, "overlap IOMMU"]);
+    let frame = "/intc@8000000/v2m@8020000";
+    let boot = Boot::probe("clock", PATIENCE).append(&format!("device={frame}"));
+    let boot = boot.gic(Gic::V2);
+    boot.run_refused(&[frame, "overlap MSI controller"]);
     let boot = Boot::benchmark("device=/pl031@9010000");
     boot.run_refused(&["device", "guest=dirty_log"]);
 }
@@ -201,7 +246,7 @@ fn a_vm_that_finds_no_memory_is_paused_with_a_message_and_then_ended() {
 
 #[test]
 fn registers_and_calls_are_harmless_on_every_cpu() {
-    for cpu in ["cortex-a53", "cortex-a72", "neoverse-n2", "max"] {
+    for cpu in ["cortex-a53", "cortex-a72", "a64fx", "neoverse-n2", "max"] {
         if emulates(cpu) {
             for probe in ["sysregs", "hypercalls", "outside", "jump"] {
                 Boot::probe(probe, PATIENCE).cpu(cpu).run_well();

@@ -1,6 +1,7 @@
 //! The engine's tables against the emulator's own table walker, and the features that guests' tables use on each CPU.
 
-use qemu_tests::{Boot, SHORT, assert_verified, describe, emulates};
+use qemu_tests::raw::{RawFiles, Register, TREE};
+use qemu_tests::{Boot, SHORT, assert_verified, describe, emulates, tree};
 
 /// What the comparison of all layouts says at its end.
 #[derive(Debug, PartialEq, Eq)]
@@ -88,6 +89,38 @@ fn every_layout_agrees_with_the_walker_of_max() {
             noted_writes: 5 * 8 * 3,
         };
         assert_eq!(compared, expected);
+    }
+}
+
+/// Boot firmware that left software step, breakpoints and, where the CPU has it, streaming mode on: a guest that the boot CPU
+/// runs doesn't notice.
+#[test]
+fn a_guest_has_nothing_that_boot_firmware_left_in_registers() {
+    const OSLAR_EL1: Register = Register(2, 0, 1, 0, 4);
+    const MDSCR_EL1: Register = Register(2, 0, 0, 2, 2);
+    const CNTP_CTL_EL0: Register = Register(3, 3, 14, 2, 1);
+    const CPTR_EL2: Register = Register(3, 4, 1, 1, 2);
+    const SVCR: Register = Register(3, 3, 4, 2, 2);
+    /// SS, KDE, MDE.
+    const STEP: u64 = 1 | 1 << 13 | 1 << 15;
+    /// Bits that are RES1 without SME's trap.
+    const NO_SME_TRAP: u64 = 0x22ff;
+    /// SM and ZA.
+    const STREAMING: u64 = 0b11;
+    let debug = [(OSLAR_EL1, 0), (MDSCR_EL1, STEP), (CNTP_CTL_EL0, 1)];
+    let streaming = [(CPTR_EL2, NO_SME_TRAP), (SVCR, STREAMING)];
+    for (cpu, registers) in [
+        ("cortex-a72", debug.to_vec()),
+        ("max", debug.into_iter().chain(streaming).collect()),
+        ("max", streaming.to_vec()),
+    ] {
+        let files = RawFiles::new();
+        let boot = Boot::without_guest("selftest=stage2").cpu(cpu).cpus(1);
+        let tree = tree::of_machine(&boot).to_dtb();
+        let boot = files.machine_after(boot, &registers, TREE, Some(&tree));
+        let outcome = boot.limit(300).run_well();
+        let agrees = outcome.line_with("agree with its walker");
+        assert!(agrees.is_some(), "{cpu}: {}", describe(&outcome));
     }
 }
 

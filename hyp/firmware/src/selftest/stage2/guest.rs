@@ -1,5 +1,5 @@
 //! A guest of a few instructions, for what only an access shows: who may execute a page, what hardware notes of a write, that
-//! what the engine invalidates is gone.
+//! what the engine invalidates is gone, that boot firmware's debug and streaming modes are.
 //!
 //! And that a write is refused: QEMU 10.0 dies of an assertion (`is_s2_format` in `do_ats_write`) when AT S12E1W meets a
 //! permission fault of stage 2.
@@ -22,12 +22,22 @@ use super::subject::{Checks, OwnWorker, registers, with_tree};
 /// What a guest leaves by, told apart by their operands.
 const DONE: u32 = 1;
 const FROM_EL0: u32 = 2;
+const FROM_EL1: u32 = 3;
+/// `add v0.4s, v0.4s, v0.4s`: undefined in streaming mode (FEAT_SME).
+const ADD_VECTORS: u32 = 0x4ea0_8400;
+/// CPACR_EL1.FPEN: FP and SIMD don't trap.
+const FP_ENABLED: u64 = 0b11 << 20;
 /// `str x2, [x1]`
 const STORE: u32 = 0xf900_0022;
 /// Where an exception from EL0 is taken to (Arm ARM D1.4.2).
 const VECTOR_FROM_EL0: usize = 0x400;
+const VECTOR_FROM_EL1: usize = 0x200;
 /// SPSR_EL2 for EL0, everything masked.
 const EL0_MASKED: u64 = 0x3c0;
+/// SPSR_EL2 for EL1 on its own stack pointer, everything masked.
+const EL1_MASKED: u64 = EL0_MASKED | 0b101;
+/// As above, but for debug exceptions.
+const EL1_DEBUGGABLE: u64 = EL1_MASKED & !(1 << 9);
 
 const fn hvc(operand: u32) -> u32 {
     0xd400_0002 | operand << 5
@@ -76,6 +86,7 @@ pub fn check(cpu: &CpuFeatures, features: Features) -> Checks {
             checks: Checks::default(),
         };
         guest.fetches();
+        guest.runs_without_inherited_modes();
         guest.stores();
         guest.checks
     })
@@ -95,6 +106,18 @@ struct Guest<'t> {
 }
 
 impl Guest<'_> {
+    /// No step, breakpoint or streaming mode that was on before the hypervisor booted is on for a guest.
+    fn runs_without_inherited_modes(&mut self) {
+        self.vectors.write(VECTOR_FROM_EL1 / 4, hvc(FROM_EL1));
+        self.map(self.code_at, &self.code, Permissions::RAM);
+        self.expect(
+            &[ADD_VECTORS, hvc(DONE)],
+            EL1_DEBUGGABLE,
+            Exit::Call(DONE),
+            &"debug exceptions or SIMD, with what boot firmware left in the registers,",
+        );
+    }
+
     /// Every way to allow execution, tried at EL1 and at EL0.
     fn fetches(&mut self) {
         self.vectors.write(VECTOR_FROM_EL0 / 4, hvc(FROM_EL0));
@@ -114,15 +137,15 @@ impl Guest<'_> {
             let at_el1 = execute == Execute::Everywhere || execute == Execute::AtEl1 && told_apart;
             let at_el0 = execute == Execute::Everywhere || execute == Execute::AtEl0 && told_apart;
             for (is_el1, allowed) in [(true, at_el1), (false, at_el0)] {
-                let (instruction, call) = match is_el1 {
-                    true => (hvc(DONE), DONE),
-                    false => (svc(0), FROM_EL0),
+                let (instruction, call, pstate) = match is_el1 {
+                    true => (hvc(DONE), DONE, EL1_MASKED),
+                    false => (svc(0), FROM_EL0, EL0_MASKED),
                 };
                 let expected = match allowed {
                     true => Exit::Call(call),
                     false => Exit::Fetch(PERMISSION + 3),
                 };
-                self.expect(&[instruction], is_el1, expected, &execute);
+                self.expect(&[instruction], pstate, expected, &execute);
                 self.checks.executed += 1;
             }
         }
@@ -207,7 +230,7 @@ impl Guest<'_> {
     /// Stores to the data page; what is stored arrives if the store is allowed.
     fn store(&mut self, expected: Exit) {
         self.data.write(0, 0);
-        self.expect(&[STORE, hvc(DONE)], true, expected, &"a store");
+        self.expect(&[STORE, hvc(DONE)], EL1_MASKED, expected, &"a store");
         let arrived = self.data.read(0) != 0;
         assert_eq!(
             arrived,
@@ -216,13 +239,7 @@ impl Guest<'_> {
         );
     }
 
-    fn expect(
-        &mut self,
-        instructions: &[u32],
-        is_el1: bool,
-        expected: Exit,
-        what: &dyn fmt::Debug,
-    ) {
+    fn expect(&mut self, instructions: &[u32], pstate: u64, expected: Exit, what: &dyn fmt::Debug) {
         for (index, instruction) in instructions.iter().enumerate() {
             self.code.write(index, *instruction);
         }
@@ -233,14 +250,13 @@ impl Guest<'_> {
         state.el1.vbar_el1 = self.vectors_at.get();
         state.regs.x[1] = self.data_at.get();
         state.regs.x[2] = u64::MAX;
-        if !is_el1 {
-            state.regs.pstate = EL0_MASKED;
-        }
+        state.el1.cpacr_el1 = FP_ENABLED;
+        state.regs.pstate = pstate;
         let exit = self.vcpu.run(&mut state);
         if exit != expected {
             panic!(
                 "selftest=stage2: {what:?} at EL{} is to end in {expected:x?}, but ends in {exit:x?}; {:?}",
-                u32::from(is_el1),
+                pstate >> 2 & 0b11,
                 self.stage2.layout()
             );
         }
