@@ -72,7 +72,7 @@ impl<L: MmuLock> AddressSpace<L> {
         // Logging that is switched on meanwhile is seen here, or what is copied then has these bytes (rule 8).
         full_barrier();
         if let Some(log) = slot.log(&cpu.pin()) {
-            log.mark(slot.page_of(at), 1);
+            log.mark_page(slot.page_of(at));
         }
         Ok(())
     }
