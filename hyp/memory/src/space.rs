@@ -139,6 +139,7 @@ impl<L: MmuLock> AddressSpace<L> {
             .allocate_root(layout.root_tables(), vm)
             .ok_or(OutOfFrames)?;
         prepare_tables(root, layout.root_tables());
+        cpu.system().note_layout(&layout);
         Ok(Self {
             space: Arc::new(Space {
                 vm,

@@ -189,6 +189,9 @@ impl Caches for Hardware {
             .fetch_add(1, loom::sync::atomic::Ordering::Relaxed);
         full_barrier();
     }
+
+    /// Comes before each copy. Memory is read as it is, so there is nothing to do; and no barrier to be relied on.
+    fn clean_for_hypervisor(&self, _: Pa, _: u64) {}
 }
 
 /// VMs, and what their guests did.
