@@ -53,6 +53,11 @@ impl memory::Caches for CpuInstructions {
         invalidate_instructions();
     }
 
+    fn clean_for_hypervisor(&self, pa: Pa, bytes: u64) {
+        clean_and_invalidate(pa.get(), bytes);
+        barrier::dsb(ISH);
+    }
+
     fn clean_for_fetches(&self, pa: Pa, bytes: u64) {
         // CTR_EL0: no cleaning, or no invalidation, is needed for instructions to be coherent with data (FEAT_IDC, FEAT_DIC).
         const IDC: u64 = 1 << 28;

@@ -16,16 +16,13 @@ use crate::object::{Backing, Claim, Object};
 use stage2::{PAGE_SIZE, Pa, Tlb};
 
 impl<T: Tlb + Caches> Changer<'_, T> {
-    /// Takes pages with frames of their own from everybody who uses them. When this returns, what they hold is in
-    /// memory, and stays as it is while they are claimed.
+    /// Takes pages with frames of their own from everybody who uses them. When this returns, what they hold can be read,
+    /// however it was written, and stays as it is while they are claimed.
     pub(crate) fn isolate(&self, batch: &Batch<'_>) {
         self.unmap_batch(batch);
-        if !self.is_seen_past_caches(batch.object()) {
-            return;
-        }
         for claim in batch.claims() {
             if let Backing::Owned(frame) = claim.backing() {
-                self.cpu.hardware().clean_for_guest(frame, PAGE_SIZE);
+                self.cpu.drop_stale_lines(frame, PAGE_SIZE);
             }
         }
     }
@@ -42,12 +39,6 @@ impl<T: Tlb + Caches> Changer<'_, T> {
         if left == 0 {
             self.cpu.retire_guest(self.guard, frame, owner);
         }
-    }
-
-    /// Whether some guest may have written past the data caches.
-    fn is_seen_past_caches(&self, object: &Object) -> bool {
-        let mappings = object.mappings().all(self.guard);
-        mappings.iter().any(|mapping| !mapping.space.how().fwb)
     }
 }
 

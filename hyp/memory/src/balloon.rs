@@ -85,7 +85,8 @@ impl<L: MmuLock> AddressSpace<L> {
             let part = (Changer { cpu, guard: &guard }).give_up(slot.object(), pages);
             full_barrier();
             if let Some(log) = slot.log(&guard) {
-                log.mark(slot.page_of(at), part.done);
+                let page = slot.page_of(at);
+                log.mark(page..page + part.done);
             }
             drop(guard);
             if part.done == 0 {

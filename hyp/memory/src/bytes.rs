@@ -65,6 +65,10 @@ impl<L: MmuLock> AddressSpace<L> {
             .claim_to_write(cpu, slot, at)
             .ok_or(NotBacked::OutOfFrames { ipa: at })?;
         let pa = page.offset(at.offset_in(PAGE_SIZE));
+        if (bytes.len() as u64) < PAGE_SIZE {
+            // Of a line that is written in part the rest is written back as well.
+            cpu.drop_stale_lines(pa, bytes.len() as u64);
+        }
         // SAFETY: the frame backs the guest, and stays its page's own while that is claimed.
         unsafe { write_bytes(pa, bytes) };
         show(cpu, page, self.stage2().layout().features().fwb);
@@ -72,7 +76,7 @@ impl<L: MmuLock> AddressSpace<L> {
         // Logging that is switched on meanwhile is seen here, or what is copied then has these bytes (rule 8).
         full_barrier();
         if let Some(log) = slot.log(&cpu.pin()) {
-            log.mark(slot.page_of(at), 1);
+            log.mark_page(slot.page_of(at));
         }
         Ok(())
     }
@@ -117,7 +121,7 @@ impl<L: MmuLock> AddressSpace<L> {
     ///
     /// # Errors
     /// Some of the range isn't backed by memory.
-    pub fn read_guest<T>(
+    pub fn read_guest<T: Caches>(
         &self,
         cpu: &CpuMemory<T>,
         ipa: Ipa,
@@ -129,6 +133,7 @@ impl<L: MmuLock> AddressSpace<L> {
             match backing_to_read(slot, at, &mut bytes[part.clone()]) {
                 Backing::Owned(page) | Backing::Shared(page) => {
                     let pa = page.offset(at.offset_in(PAGE_SIZE));
+                    cpu.drop_stale_lines(pa, part.len() as u64);
                     // SAFETY: the frame backs the guest, and isn't given to anybody else in the epoch that `guard` holds.
                     unsafe { read_bytes(pa, &mut bytes[part]) }
                 }

@@ -5,7 +5,7 @@
 //! copy (a direct change, or so the vCPUs that touch it wait for one page at most). Nothing is unmapped. vCPUs may be running,
 //! and other CPUs doing the same. Each call does a bounded amount of work, for a CPU that has nothing else to do.
 
-use crate::copying::writable_by_fault;
+use crate::copying::{show, writable_by_fault};
 use crate::cpu::{Caches, CpuMemory};
 use crate::direct::Changer;
 use crate::frames::{FrameSize, GRANULE, Owner, Purpose, copy_page};
@@ -208,9 +208,10 @@ impl<T: Tlb + Caches> Changer<'_, T> {
     /// frame is nobody's yet, and charged to the hypervisor; the other one is to `owner`.
     fn move_frame(&self, claims: &mut [Option<Claim<'_>>], from: Pa, to: Pa, owner: Owner) {
         let objects = self.cpu.system().objects();
+        self.cpu.drop_stale_lines(from, PAGE_SIZE);
         // SAFETY: `to` has just come from the pool; what nobody writes is copied, and stays while its pages are claimed.
         unsafe { copy_page(from, to) };
-        self.cpu.hardware().clean_for_guest(to, PAGE_SIZE);
+        show(self.cpu, to, !self.cpu.system().is_written_past_caches());
         self.cpu.recharge(Owner::Hypervisor, owner);
         for claim in claims.iter().flatten() {
             objects.unshare(from, claim.sharer());

@@ -92,6 +92,7 @@ impl<T: Tlb + Caches> Changer<'_, T> {
             return Some(shared);
         }
         let copy = self.cpu.take_guest(account)?;
+        self.cpu.drop_stale_lines(shared, PAGE_SIZE);
         // SAFETY: the copy has just come from the pool; what is shared isn't written, and stays while the claim lasts.
         unsafe { copy_page(shared, copy) };
         show(self.cpu, copy, how.fwb);

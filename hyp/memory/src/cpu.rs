@@ -31,6 +31,12 @@ pub trait Caches {
     fn clean_for_fetches(&self, pa: Pa, bytes: u64) {
         self.clean_for_guest(pa, bytes);
     }
+
+    /// Makes what was written at `pa` past the data caches visible to the hypervisor, which reads through them (clean and
+    /// invalidate to the point of coherency): they may hold lines from before.
+    fn clean_for_hypervisor(&self, pa: Pa, bytes: u64) {
+        self.clean_for_guest(pa, bytes);
+    }
 }
 
 impl<I: Instructions + Caches> Caches for Maintenance<I> {
@@ -40,6 +46,10 @@ impl<I: Instructions + Caches> Caches for Maintenance<I> {
 
     fn clean_for_fetches(&self, pa: Pa, bytes: u64) {
         self.instructions().clean_for_fetches(pa, bytes);
+    }
+
+    fn clean_for_hypervisor(&self, pa: Pa, bytes: u64) {
+        self.instructions().clean_for_hypervisor(pa, bytes);
     }
 }
 
@@ -126,6 +136,9 @@ pub struct MemorySystem {
     vmids: VmidAllocator,
     pa_range: u64,
     vmid_bits: u32,
+    /// Whether there is, or has been, a VM whose guest can write past the data caches. What it wrote may be anybody's by now:
+    /// frames that were shared outlive it.
+    past_caches: AtomicBool,
 }
 
 impl MemorySystem {
@@ -148,6 +161,7 @@ impl MemorySystem {
             vmids,
             pa_range,
             vmid_bits,
+            past_caches: AtomicBool::new(false),
         }
     }
 
@@ -160,6 +174,20 @@ impl MemorySystem {
     /// Which VMs trust each other.
     pub(crate) fn trust_domains(&self) -> &TrustDomains {
         &self.trust
+    }
+
+    /// Notes that a VM is made whose tables don't force write-back (FEAT_S2FWB). Relaxed: whoever reads its memory has got
+    /// that from it by what orders more.
+    pub(crate) fn note_layout(&self, layout: &Layout) {
+        if !layout.features().fwb {
+            self.past_caches.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether memory may hold what a guest has written past the data caches.
+    #[inline]
+    pub(crate) fn is_written_past_caches(&self) -> bool {
+        self.past_caches.load(Ordering::Relaxed)
     }
 
     /// Where the search for runs of frames goes on that can be cleared: an address, to begin at.
@@ -395,6 +423,16 @@ fn wait_for_others(looks: u32) {
 }
 
 impl<T: Caches> CpuMemory<T> {
+    /// Before guest memory is read or written in part by the hypervisor: drops cache lines that are older than what guests
+    /// have written past the caches. What vCPUs may write meanwhile may be missed; where it matters, they can't any more. Nothing
+    /// to do where no guest can look past the caches.
+    #[inline]
+    pub(crate) fn drop_stale_lines(&self, pa: Pa, bytes: u64) {
+        if self.system.is_written_past_caches() {
+            self.hardware.clean_for_hypervisor(pa, bytes);
+        }
+    }
+
     /// Sees to it that there is a frame that backs what guests have read and nobody has written. `None` where there is none
     /// to be had.
     pub(crate) fn prepare_zeros(&self) -> Option<()> {

@@ -10,7 +10,6 @@
 
 use crate::batch::{Batch, MOST};
 use crate::cpu::{Caches, CpuMemory};
-use crate::frames::GRANULE;
 use crate::mapping::Mapping;
 use crate::object::{Claim, Object};
 use crate::reclaim::{Retirement, Tables};
@@ -19,7 +18,7 @@ use crate::tracker::Invalidation;
 use core::array;
 use core::ops::Range;
 use crossbeam_epoch::Guard;
-use stage2::{Attributes, Ipa, IpaRange, Leaf, Level, PAGE_SIZE, Pa, Permissions, Tlb, Worker};
+use stage2::{Attributes, Ipa, IpaRange, Leaf, Level, Pa, Permissions, Tlb, Worker};
 
 /// Who changes: a CPU within the epoch.
 pub(crate) struct Changer<'c, T> {
@@ -204,10 +203,7 @@ impl<T: Tlb + Caches> Changed<'_, T> {
     fn note(&self, ipa: Ipa, level: Level, leaf: Leaf) {
         let slot = &self.mapping.slot;
         if let (true, Some(log)) = (leaf.dirty(), slot.log(self.guard)) {
-            let (start, end) = (slot.range().start, slot.range().end);
-            let from = ipa.max(start);
-            let to = ipa.offset(GRANULE.span(level)).min(end);
-            log.mark(slot.page_of(from), (to.get() - from.get()) / PAGE_SIZE);
+            log.mark(slot.pages_of(ipa, level));
         }
     }
 }

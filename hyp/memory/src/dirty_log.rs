@@ -6,6 +6,7 @@
 
 use crate::policy::LogPolicy;
 use alloc::vec::Vec;
+use core::ops::Range;
 use stage2::sync::{AtomicU64, Ordering};
 use stage2::{Level, PAGE_SIZE};
 
@@ -77,22 +78,41 @@ impl DirtyLog {
         &self.policy
     }
 
-    /// Marks the pages of `[first, first + count)` that the slot has.
+    /// Marks those of `pages` that the slot has.
     ///
     /// The caller made them writable before (rule 9). Release: pairs with the acquire of [`Self::take`], so a harvester
     /// that sees the mark sees the writable entry.
-    pub(crate) fn mark(&self, first: u64, count: u64) {
-        let end = (first + count).min(self.pages);
-        let mut at = first;
+    pub(crate) fn mark(&self, pages: Range<u64>) {
+        self.for_each_word(pages, |word, bits| self.set(&self.words[word].0, bits));
+    }
+
+    /// Marks those of `pages`, wherever they begin and end, that the words from `first_word` on in `named` don't name. What
+    /// these have no bit for isn't named.
+    #[cold]
+    pub(crate) fn mark_unnamed(&self, pages: Range<u64>, first_word: usize, named: &[u64]) {
+        self.for_each_word(pages, |word, bits| {
+            let index = word.checked_sub(first_word);
+            let named = index.and_then(|index| named.get(index)).unwrap_or(&0);
+            if bits & !named != 0 {
+                self.set(&self.words[word].0, bits & !named);
+            }
+        });
+    }
+
+    /// Calls `each` with every word that has some of these pages, as far as the slot has them, and with their bits in it.
+    fn for_each_word(&self, pages: Range<u64>, mut each: impl FnMut(usize, u64)) {
+        let end = pages.end.min(self.pages);
+        let mut at = pages.start;
         while at < end {
-            let bit = at % PAGES_PER_WORD;
-            let bits = (end - at).min(PAGES_PER_WORD - bit);
-            self.mark_bits(at, u64::MAX >> (PAGES_PER_WORD - bits));
-            at += bits;
+            let shift = at % PAGES_PER_WORD;
+            let count = (end - at).min(PAGES_PER_WORD - shift);
+            let bits = u64::MAX >> (PAGES_PER_WORD - count) << shift;
+            each((at / PAGES_PER_WORD) as usize, bits);
+            at += count;
         }
     }
 
-    /// [`Self::mark`] for one page.
+    /// [`Self::mark`] for one page, which the slot has.
     #[inline]
     pub(crate) fn mark_page(&self, page: u64) {
         let word = (page / PAGES_PER_WORD) as usize;
@@ -188,8 +208,8 @@ mod tests {
     fn a_mark_is_taken_once() {
         let log = log_of(130, false);
         assert_eq!(log.len(), 3);
-        log.mark(0, 1);
-        log.mark(129, 1);
+        log.mark(0..1);
+        log.mark(129..130);
         let mut copy = vec![0; 3];
         log.copy(0, &mut copy);
         assert_eq!(copy, [1, 0, 2]);
@@ -202,8 +222,8 @@ mod tests {
     #[test]
     fn only_wanted_bits_are_taken() {
         let log = log_of(64, false);
-        log.mark(3, 1);
-        log.mark(5, 1);
+        log.mark(3..4);
+        log.mark(5..6);
         let mut wanted = [1 << 5];
         log.take(0, &mut wanted);
         assert_eq!(wanted, [1 << 5]);
@@ -214,7 +234,7 @@ mod tests {
     #[test]
     fn a_block_marks_all_its_pages() {
         let log = log_of(1024, false);
-        log.mark(512, 512);
+        log.mark(512..1024);
         let mut copy = vec![0; 16];
         log.copy(0, &mut copy);
         assert!(copy[..8].iter().all(|w| *w == 0) && copy[8..].iter().all(|w| *w == u64::MAX));
@@ -231,7 +251,7 @@ mod tests {
         let mut all = [u64::MAX; 2];
         log.take(0, &mut all);
         assert_eq!(all, [u64::MAX, 0x3f]);
-        log.mark(64, 1);
+        log.mark(64..65);
         log.copy(0, &mut copy);
         assert_eq!(copy, [0, 1]);
     }
@@ -242,6 +262,34 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn pages_are_marked_wherever_they_begin_and_end(
+            start in 0u64..200,
+            count in 0u64..200,
+            first_word in 0usize..5,
+            named in prop::collection::vec(any::<u64>(), 0..4),
+            initially_set: bool,
+        ) {
+            const PAGES: u64 = 300;
+            let pages = start..start + count;
+            let is_named = |page: u64| {
+                let word = (page as usize / 64).checked_sub(first_word).and_then(|index| named.get(index));
+                word.is_some_and(|word| word & 1 << (page % 64) != 0)
+            };
+            let marked = |mark: &dyn Fn(&DirtyLog)| -> Vec<u64> {
+                let log = log_of(PAGES, initially_set);
+                log.take(0, &mut [u64::MAX; 5]);
+                mark(&log);
+                let mut copy = [0; 5];
+                log.copy(0, &mut copy);
+                (0..320).filter(|page| copy[*page as usize / 64] & 1 << (page % 64) != 0).collect()
+            };
+            let there = || pages.clone().filter(|page| *page < PAGES);
+            prop_assert_eq!(marked(&|log| log.mark(pages.clone())), there().collect::<Vec<_>>());
+            let unnamed: Vec<u64> = there().filter(|page| !is_named(*page)).collect();
+            prop_assert_eq!(marked(&|log| log.mark_unnamed(pages.clone(), first_word, &named)), unnamed);
+        }
+
         #[test]
         fn bits_are_marked_wherever_they_lie(first in 0u64..200, bits: u64, initially_set: bool) {
             let log = log_of(300, initially_set);

@@ -370,7 +370,7 @@ impl<L: MmuLock> AddressSpace<L> {
             worker,
             start..start.offset(GRANULE.span(above)),
             All,
-            |ipa, level| next.mark(slot.page_of(ipa), GRANULE.span(level) / PAGE_SIZE),
+            |ipa, level| next.mark(slot.pages_of(ipa, level)),
         );
     }
 
@@ -410,7 +410,7 @@ impl<L: MmuLock> AddressSpace<L> {
         if log.by_ring() {
             return self.report(slot, log, fault.vcpu, first, count);
         }
-        log.mark(first, count);
+        log.mark(first..first + count);
         FaultOutcome::Resolved
     }
 
@@ -433,7 +433,7 @@ impl<L: MmuLock> AddressSpace<L> {
             Some(Pushed::Done) => FaultOutcome::Resolved,
             Some(Pushed::SoonFull) => FaultOutcome::RingLow,
             Some(Pushed::NotFitting) | None => {
-                log.mark(first, count);
+                log.mark(first..first + count);
                 FaultOutcome::Resolved
             }
         }

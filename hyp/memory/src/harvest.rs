@@ -35,8 +35,12 @@ impl<L: MmuLock> AddressSpace<L> {
     /// Copies the log of the pages from `first_page` (a multiple of 64) on into `bitmap`, and changes nothing that a guest
     /// could notice.
     ///
+    /// Every write is in it that came before this call, whatever other CPUs are doing to the pages (rule 14): with the vCPUs
+    /// stopped outside of fault handlers nothing is left that a later call would find. Where hardware tracks writes, this
+    /// waits for CPUs that are changing what backs the range; so the caller is in no epoch, and none of them.
+    ///
     /// # Errors
-    /// The slot isn't logged, or the bitmap doesn't lie within it.
+    /// The slot isn't logged, or the bitmap's words don't lie within its log. An empty bitmap may begin at the log's end.
     pub fn get_dirty_log<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -51,12 +55,12 @@ impl<L: MmuLock> AddressSpace<L> {
             log.policy().by_hardware()
         };
         let _control = by_hardware.then(|| self.control().lock());
-        let guard = cpu.pin();
-        let (slot, log) = self.logged_slot(id, &guard)?;
-        let words = words_of(log, id, first_page, bitmap)?;
         if by_hardware {
-            self.note_hardware_dirty(cpu, &guard, slot, log, &words);
+            self.note_hardware_dirty(cpu, id, first_page, bitmap.len())?;
         }
+        let guard = cpu.pin();
+        let (_, log) = self.logged_slot(id, &guard)?;
+        let words = words_of(log, id, first_page, bitmap.len())?;
         log.copy(words.start, bitmap);
         Ok(())
     }
@@ -79,7 +83,8 @@ impl<L: MmuLock> AddressSpace<L> {
         self.clear(cpu, id, first_page, bitmap, Clear::Named)
     }
 
-    /// [`Self::get_dirty_log`] and [`Self::clear_dirty_log`] of all that is dirty, in one.
+    /// [`Self::get_dirty_log`] and [`Self::clear_dirty_log`] of all that is dirty, in one: a last harvest too, with the vCPUs
+    /// stopped.
     ///
     /// # Errors
     /// As for [`Self::get_dirty_log`].
@@ -102,14 +107,14 @@ impl<L: MmuLock> AddressSpace<L> {
         what: Clear,
     ) -> Result<SplitAhead, LogError> {
         let _control = self.control().lock();
+        if what == Clear::AllThereIs {
+            self.note_hardware_dirty(cpu, id, first_page, bitmap.len())?;
+            bitmap.fill(u64::MAX);
+        }
         let (policy, words, range) = {
             let guard = cpu.pin();
             let (slot, log) = self.logged_slot(id, &guard)?;
-            let words = words_of(log, id, first_page, bitmap)?;
-            if what == Clear::AllThereIs {
-                self.note_hardware_dirty(cpu, &guard, slot, log, &words);
-                bitmap.fill(u64::MAX);
-            }
+            let words = words_of(log, id, first_page, bitmap.len())?;
             (*log.policy(), words.clone(), range_of(slot, &words))
         };
         let mut split = SplitAhead::default();
@@ -123,42 +128,63 @@ impl<L: MmuLock> AddressSpace<L> {
         let start = range.start;
         let wanted = Named { bitmap, start };
         self.protect_logged(cpu, &guard, &policy, range, wanted, |block, level| {
-            mark_unnamed(log, slot.page_of(block), level, words.start, bitmap)
+            log.mark_unnamed(slot.pages_of(block, level), words.start, bitmap)
         });
         Ok(split)
     }
 
-    /// Marks what the CPU has noted as written in these words of a log.
+    /// Marks all that hardware has noted as written among the pages of so many words of a log, with `control` held: also what
+    /// other CPUs have taken out of the tables meanwhile, to move, merge or unmap pages, and tell the log only when they have
+    /// invalidated (rule 14). A CPU that does so has published its range before it takes an entry: the walk passes over
+    /// what it holds or has frozen, and then it is waited for. It never waits for `control` or for an epoch of this CPU's.
     fn note_hardware_dirty<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        first_page: u64,
+        words: usize,
+    ) -> Result<(), LogError> {
+        let range = {
+            let guard = cpu.pin();
+            let (slot, log) = self.logged_slot(id, &guard)?;
+            let range = range_of(slot, &words_of(log, id, first_page, words)?);
+            if !log.policy().by_hardware() {
+                return Ok(());
+            }
+            self.find_hardware_dirty(cpu, &guard, slot, log, range.clone());
+            range
+        };
+        // The walk, full barrier, then a look at what is published: who took an entry before the walk came by is seen.
+        self.space().tracker().wait(&range);
+        Ok(())
+    }
+
+    /// Marks what hardware has noted in the entries of a range.
+    fn find_hardware_dirty<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
         guard: &Guard,
         slot: &Slot,
         log: &DirtyLog,
-        words: &Range<usize>,
+        range: IpaRange,
     ) {
-        if !log.policy().by_hardware() {
-            return;
-        }
         let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
         let worker = cpu.worker(&tables, &epoch);
         let _lock = self.lock().exclusive();
         self.stage2().find_dirty(
             &worker,
-            range_of(slot, words),
+            range,
             |part| !log.is_full(slot.page_of(part.start), pages_in(&part)),
             |ipa, level, bits| match level {
                 Level::L3 => log.mark_bits(slot.page_of(ipa), bits),
-                _ => {
-                    let part = ipa..ipa.offset(GRANULE.span(level));
-                    log.mark(slot.page_of(ipa), pages_in(&part));
-                }
+                _ => log.mark(slot.pages_of(ipa, level)),
             },
         );
     }
 
-    /// Takes up to `pages.len()` entries out of a vCPU's ring, and returns how many. When this returns, no vCPU can write to
-    /// what they name unlogged: now it may be copied. A vCPU that waits for room in its ring can be woken.
+    /// Takes up to `pages.len()` reports out of a vCPU's ring, and returns how many: fewer only if it holds no more. When this
+    /// returns, no vCPU can write to what they name unlogged: now it may be copied. A vCPU that waits for room in its ring
+    /// can be woken. What was reported of a slot that has gone or moved since isn't returned.
     pub fn harvest_ring<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -170,19 +196,42 @@ impl<L: MmuLock> AddressSpace<L> {
             return 0;
         };
         let mut taken = 0;
-        for batch in pages.chunks_mut(RING_BATCH) {
-            let count = ring.peek(batch);
-            let batch = &mut batch[..count];
+        while taken < pages.len() {
+            let wanted = RING_BATCH.min(pages.len() - taken);
+            let batch = &mut pages[taken..taken + wanted];
+            let peeked = ring.peek(batch);
+            let batch = &mut batch[..peeked.reports];
             batch.sort_unstable();
+            let present = self.keep_present(cpu, batch);
             full_barrier();
-            self.protect_reported(cpu, batch);
-            ring.advance(count);
-            taken += count;
-            if count < RING_BATCH {
+            self.protect_reported(cpu, &batch[..present]);
+            ring.advance(peeked.entries);
+            taken += present;
+            if peeked.entries < wanted {
                 break;
             }
         }
         taken
+    }
+
+    /// Moves those of some pages, which are sorted, to the front that lie in a slot that there is. How many they are.
+    fn keep_present<T>(&self, cpu: &CpuMemory<T>, pages: &mut [DirtyPages]) -> usize {
+        let guard = cpu.pin();
+        let slots = self.slots(&guard);
+        let (mut present, mut last) = (0, None);
+        for index in 0..pages.len() {
+            let reported = pages[index];
+            let end = match last {
+                Some((slot, end)) if slot == reported.slot => end,
+                _ => slots.get(reported.slot).map_or(0, |slot| slot.pages()),
+            };
+            last = Some((reported.slot, end));
+            if reported.first + reported.count <= end {
+                pages[present] = reported;
+                present += 1;
+            }
+        }
+        present
     }
 
     /// Write-protects pages that are sorted, those of one table of pages at a time.
@@ -240,12 +289,16 @@ fn pages_in(range: &IpaRange) -> u64 {
     (range.end.get() - range.start.get()) / PAGE_SIZE
 }
 
-/// The addresses that words of a slot's log stand for.
+/// The addresses that words of a slot's log stand for. The last word may have bits for more pages than there are: what begins
+/// behind that word begins at the slot's end.
 fn range_of(slot: &Slot, words: &Range<usize>) -> IpaRange {
     let slot = slot.range();
-    let start = slot.start.offset(words.start as u64 * BYTES_PER_WORD);
-    let end = start.offset(words.len() as u64 * BYTES_PER_WORD);
-    start..end.min(slot.end)
+    let start_of = |word: usize| {
+        slot.start
+            .offset(word as u64 * BYTES_PER_WORD)
+            .min(slot.end)
+    };
+    start_of(words.start)..start_of(words.end)
 }
 
 /// The leaves that a bitmap names whose first page is at `start`. A block is named by any of its pages; the part of it that
@@ -282,24 +335,12 @@ impl Wanted for Named<'_> {
     }
 }
 
-/// Marks the pages of a block of `level` from page `first` on but for those that `bitmap` names, which begins at
-/// `first_word`.
-#[cold]
-fn mark_unnamed(log: &DirtyLog, first: u64, level: Level, first_word: usize, bitmap: &[u64]) {
-    let end = first + GRANULE.span(level) / PAGE_SIZE;
-    for word in first / PAGES_PER_WORD..end / PAGES_PER_WORD {
-        let index = (word as usize).checked_sub(first_word);
-        let named = index.and_then(|index| bitmap.get(index)).unwrap_or(&0);
-        log.mark_bits(word * PAGES_PER_WORD, !named);
-    }
-}
-
-/// The words of `log` that a bitmap of this length from `first_page` on stands for.
+/// The words of `log` from `first_page` on, so many of them; none also behind the last.
 fn words_of(
     log: &DirtyLog,
     id: SlotId,
     first_page: u64,
-    bitmap: &[u64],
+    words: usize,
 ) -> Result<Range<usize>, LogError> {
     let out_of_range = LogError::OutOfRange(id);
     if !first_page.is_multiple_of(PAGES_PER_WORD) {
@@ -307,7 +348,7 @@ fn words_of(
     }
     let first = usize::try_from(first_page / PAGES_PER_WORD).map_err(|_| out_of_range)?;
     let end = first
-        .checked_add(bitmap.len())
+        .checked_add(words)
         .filter(|end| *end <= log.len())
         .ok_or(out_of_range)?;
     Ok(first..end)

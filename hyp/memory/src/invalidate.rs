@@ -60,7 +60,7 @@ impl<L: MmuLock> AddressSpace<L> {
             };
             let next = slot.range().end.min(end);
             if let Some(log) = slot.log(guard) {
-                log.mark(slot.page_of(at), (next.get() - at.get()) / PAGE_SIZE);
+                log.mark(slot.pages_of(ipa, level));
             }
             at = next;
         }

@@ -204,6 +204,7 @@ impl<L: MmuLock> AddressSpace<L> {
             cpu.wait_for_epoch();
         }
         cpu.wait_for_epoch();
+        self.rings().forget(slot.id());
         drop(slot);
         cpu.pool().reclaim_released();
     }

@@ -16,6 +16,8 @@ const SOFT_SHARE: u64 = 4;
 
 const PAGE_BITS: u32 = 40;
 const SLOT_BITS: u32 = 22;
+/// An entry that was a report of a slot which has gone: of no kind that there is.
+const NOTHING: u64 = u64::MAX;
 
 /// Pages of a slot that a vCPU has made writable: one, or a block of them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -42,16 +44,18 @@ impl DirtyPages {
             .then_some(kind << (SLOT_BITS + PAGE_BITS) | slot << PAGE_BITS | self.first)
     }
 
-    fn unpack(word: u64) -> Self {
-        Self {
+    /// What a word says; `None` for [`NOTHING`].
+    fn unpack(word: u64) -> Option<Self> {
+        Some(Self {
             slot: SlotId((word >> PAGE_BITS) as u32 & ((1 << SLOT_BITS) - 1)),
             first: word & ((1 << PAGE_BITS) - 1),
             count: match word >> (SLOT_BITS + PAGE_BITS) {
                 0 => 1,
                 1 => 512,
-                _ => 0x4_0000,
+                2 => 0x4_0000,
+                _ => return None,
             },
-        }
+        })
     }
 }
 
@@ -115,23 +119,49 @@ impl DirtyRing {
     }
 
     /// Reads the oldest entries without taking them, as many as there are up to the slice's length. For the harvester.
-    pub(crate) fn peek(&self, into: &mut [DirtyPages]) -> usize {
+    pub(crate) fn peek(&self, into: &mut [DirtyPages]) -> Peeked {
         let from = self.consumed.0.load(Ordering::Relaxed);
         let there = self.produced.0.load(Ordering::Acquire) - from;
-        let count = into.len().min(there as usize);
-        for (at, pages) in (from..).zip(&mut into[..count]) {
-            *pages = DirtyPages::unpack(self.entry(at).load(Ordering::Relaxed));
+        let entries = into.len().min(there as usize);
+        let mut reports = 0;
+        for at in from..from + entries as u64 {
+            if let Some(pages) = DirtyPages::unpack(self.entry(at).load(Ordering::Relaxed)) {
+                into[reports] = pages;
+                reports += 1;
+            }
         }
-        count
+        Peeked { entries, reports }
     }
 
-    /// Takes what was read. For the harvester.
-    pub(crate) fn advance(&self, count: usize) {
+    /// Takes entries that were read. For the harvester.
+    pub(crate) fn advance(&self, entries: usize) {
         let from = self.consumed.0.load(Ordering::Relaxed);
         self.consumed
             .0
-            .store(from + count as u64, Ordering::Release);
+            .store(from + entries as u64, Ordering::Release);
     }
+
+    /// Has what was reported of a slot mean nothing any more: the slot has gone, so that nothing more is reported of it, and
+    /// another one may get its name. For the harvester, whose entries they are; the vCPU may be reporting others.
+    fn forget(&self, slot: SlotId) {
+        let from = self.consumed.0.load(Ordering::Relaxed);
+        let to = self.produced.0.load(Ordering::Acquire);
+        for entry in (from..to).map(|at| self.entry(at)) {
+            let pages = DirtyPages::unpack(entry.load(Ordering::Relaxed));
+            if pages.is_some_and(|pages| pages.slot == slot) {
+                entry.store(NOTHING, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// What was read of a ring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Peeked {
+    /// So many entries, to be taken then.
+    pub(crate) entries: usize,
+    /// So many of them say something.
+    pub(crate) reports: usize,
 }
 
 /// How reporting went.
@@ -201,6 +231,12 @@ impl DirtyRings {
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Forgets what was reported of a slot that has gone. With the VM's `control` held, as the harvester has it, and after an
+    /// epoch in which no fault could find the slot any more: nothing more is reported of it.
+    pub(crate) fn forget(&self, slot: SlotId) {
+        self.0.iter().for_each(|ring| ring.forget(slot));
+    }
 }
 
 #[cfg(all(test, not(loom)))]
@@ -224,7 +260,7 @@ mod tests {
                 first: (1 << PAGE_BITS) - 1,
                 count,
             };
-            assert_eq!(DirtyPages::unpack(pages.pack().unwrap()), pages);
+            assert_eq!(DirtyPages::unpack(pages.pack().unwrap()), Some(pages));
         }
         assert_eq!(
             DirtyPages {
@@ -253,13 +289,36 @@ mod tests {
         assert!(ring.is_full());
         assert_eq!(ring.push(page(64)), Pushed::NotFitting);
         let mut taken = [page(0); 10];
-        assert_eq!(ring.peek(&mut taken), 10);
+        assert_eq!(ring.peek(&mut taken).reports, 10);
         assert_eq!(taken[9], page(9));
         assert!(ring.is_full(), "they aren't taken yet");
         ring.advance(10);
         assert_eq!(ring.push(page(64)), Pushed::Done);
-        assert_eq!(ring.peek(&mut taken), 10);
+        assert_eq!(ring.peek(&mut taken).reports, 10);
         assert_eq!(taken[0], page(10));
+    }
+
+    #[test]
+    fn what_was_reported_of_a_slot_that_has_gone_is_passed_over_and_takes_room_until_then() {
+        let rings = DirtyRings::new(1, 64).unwrap();
+        let ring = rings.of(0).unwrap();
+        let of_other = |first| DirtyPages {
+            slot: SlotId(2),
+            ..page(first)
+        };
+        for first in 0..32 {
+            ring.push(page(first));
+            ring.push(of_other(first));
+        }
+        ring.advance(2);
+        rings.forget(SlotId(1));
+        let mut taken = [page(0); 20];
+        let peeked = ring.peek(&mut taken);
+        assert_eq!((peeked.entries, peeked.reports), (20, 10));
+        assert_eq!((taken[0], taken[9]), (of_other(1), of_other(10)));
+        ring.advance(peeked.entries);
+        assert_eq!(ring.push(page(5)), Pushed::Done, "the name is used again");
+        assert_eq!(ring.used(), 64 - 2 - 20 + 1);
     }
 
     #[test]
@@ -288,12 +347,12 @@ mod tests {
             let mut next = 0;
             let mut taken = [page(0); 16];
             while next < COUNT {
-                let count = ring.peek(&mut taken);
-                for pages in &taken[..count] {
+                let peeked = ring.peek(&mut taken);
+                for pages in &taken[..peeked.reports] {
                     assert_eq!(*pages, page(next));
                     next += 1;
                 }
-                ring.advance(count);
+                ring.advance(peeked.entries);
                 thread::yield_now();
             }
         });

@@ -11,6 +11,7 @@ use crate::reverse::ObjectId;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 use crossbeam_epoch::Guard;
 use spin::Mutex;
 use stage2::{Access, Ipa, IpaRange, Level, PAGE_SHIFT, Pa};
@@ -168,6 +169,14 @@ impl Slot {
     #[inline]
     pub(crate) fn page_of(&self, ipa: Ipa) -> u64 {
         (ipa.get() - self.config.start.get()) >> PAGE_SHIFT
+    }
+
+    /// The numbers within the slot of the pages that a leaf of `level` at `ipa` maps, as far as they lie in it.
+    pub(crate) fn pages_of(&self, ipa: Ipa, level: Level) -> Range<u64> {
+        let range = self.range();
+        let end = ipa.get().saturating_add(GRANULE.span(level));
+        let number = |ipa: Ipa| self.page_of(ipa.clamp(range.start, range.end));
+        number(ipa)..number(Ipa::new(end))
     }
 
     /// The log, while logging is enabled.

@@ -140,6 +140,7 @@ impl<L: MmuLock> AddressSpace<L> {
             .ok_or(OutOfFrames)?;
         prepare_tables(root, layout.root_tables());
         cpu.system().trust_domains().begin(vm);
+        cpu.system().note_layout(&layout);
         Ok(Self {
             space: Arc::new(Space {
                 vm,

@@ -24,7 +24,7 @@ use self::wide::Wide;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::mem;
-use stage2::sync::full_barrier;
+use stage2::sync::{full_barrier, relax};
 use stage2::{Ipa, IpaRange, PAGE_SHIFT};
 
 /// Bytes of a region, as a power of two: 64 pages. What shares a region shares a line with its invalidations.
@@ -148,6 +148,23 @@ impl Tracker {
         Invalidation {
             tracker: self,
             published,
+        }
+    }
+
+    /// Waits for whoever is changing something in `range` by now: for each part of it, until no published range covers any of
+    /// it. A full barrier comes first. So the caller, who has looked at the entries before, has seen each as it was before
+    /// a change, or finds here that the change is at an end: all that it had to tell of the entry it has told (rule 14).
+    ///
+    /// Those who are waited for may wait for the epoch, or for the lock of their tables: the caller holds neither.
+    pub fn wait(&self, range: &IpaRange) {
+        full_barrier();
+        let Some(pages) = Pages::of(range) else {
+            return;
+        };
+        for bucket in self.touched(pages) {
+            while bucket.is_invalidating(pages, &self.wide) {
+                relax();
+            }
         }
     }
 

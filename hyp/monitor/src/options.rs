@@ -27,8 +27,10 @@ pub const TEST_MEMORY: u64 = 0x8000_0000;
 const MOST_VCPUS: u64 = vm::MAX_VCPUS as u64;
 /// The most iterations: the guest's pattern has 16 bits for them.
 pub const MOST_ITERATIONS: u64 = u16::MAX as u64;
-/// The most slots of test memory: with that of RAM, as many as Linux KVM has.
-const MOST_SLOTS: u64 = 32764;
+/// The slots that are kept for what a guest has beside test memory: its RAM, and what the stress run adds.
+pub const OTHER_SLOTS: usize = 12;
+/// The most slots of test memory: with the others, as many as a VM may have.
+pub const MOST_SLOTS: usize = memory::MAX_SLOTS - OTHER_SLOTS;
 
 /// What the user wants.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -340,10 +342,7 @@ impl Options {
             "restore" => self.restore = value::word(key, text)?,
             "split_chunk" => self.split_chunk = value::size(key, text)?,
             "split_reserve" => self.split_reserve = value::size(key, text)?,
-            "slots" => {
-                self.slots =
-                    value::number(key, text, 1, MOST_SLOTS, "a number from 1 to 32764")? as usize
-            }
+            "slots" => self.slots = value::slots(key, text)?,
             _ => return Err(OptionError::Unknown(key)),
         }
         Ok(())

@@ -10,13 +10,16 @@ use std::sync::Arc;
 use memory::frames::{FramePool, arena};
 use memory::{
     Access, AddressSpace, Ahead, Caches, CpuMemory, DirtyPages, Fault, FaultOutcome, Granularity,
-    LogPolicy, MemorySystem, Parallel, SlotId, Splitting, Tracking, VmId,
+    LogError, LogPolicy, MemorySystem, Object, Owner, Parallel, SlotConfig, SlotId, Splitting,
+    Tracking, VmId,
 };
 use model::{Hardware, Mmu};
 use stage2::{Features, Ipa, IpaRange, Layout, Level, PAGE_SIZE, Pa, Regime, Tlb};
 
 const SLOT: SlotId = SlotId(0);
 const START: Ipa = Ipa::new(0x4000_0000);
+/// Where it may go.
+const MOVED: Ipa = Ipa::new(0x7000_0000);
 /// Pages of a block of 2 MiB.
 const BLOCK: u64 = 512;
 /// Blocks of the slot.
@@ -87,6 +90,12 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
+        let machine = Self::without_slots();
+        machine.add_slot(START, BLOCKS * BLOCK);
+        machine
+    }
+
+    fn without_slots() -> Self {
         let pool = Box::leak(Box::new(FramePool::new()));
         // SAFETY: the arena is leaked, and added once.
         unsafe { pool.add(arena::leak(2048)) };
@@ -115,10 +124,6 @@ impl Machine {
         let cpus: Vec<_> = (0..3).map(cpu).collect();
         let mut space = Space::new(&cpus[2], VmId::new(0).unwrap(), layout).unwrap();
         space.make_rings(2, 64).unwrap();
-        let bytes = BLOCKS * BLOCK * PAGE_SIZE;
-        space
-            .add_slot(&cpus[2], SLOT, START, bytes, Level::L2, false)
-            .unwrap();
         let space = Arc::new(space);
         Self {
             space,
@@ -128,12 +133,39 @@ impl Machine {
         }
     }
 
+    fn add_slot(&self, start: Ipa, pages: u64) {
+        let piece = match pages.is_multiple_of(BLOCK) {
+            true => Level::L2,
+            false => Level::L3,
+        };
+        (self.space)
+            .add_slot(self.harness(), SLOT, start, pages * PAGE_SIZE, piece, false)
+            .unwrap();
+    }
+
+    /// Maps blocks, but begins with a page of the first one: all others begin at a page whose number is no multiple of 64.
+    fn add_slot_that_begins_within_a_block(&self) {
+        let account = Owner::Vm(self.space.vm());
+        let bytes = (BLOCKS + 1) * BLOCK * PAGE_SIZE;
+        let object = Object::preallocated(self.harness(), account, bytes, Level::L2).unwrap();
+        let config = SlotConfig {
+            id: SLOT,
+            start: START.offset(PAGE_SIZE),
+            object,
+            offset: PAGE_SIZE,
+            bytes: bytes - PAGE_SIZE,
+            read_only: false,
+            write_faults: false,
+        };
+        (self.space).map_object(self.harness(), config).unwrap();
+    }
+
     fn harness(&self) -> &CpuMemory<Interrupted> {
         &self.cpus[2]
     }
 
     fn access(&self, vcpu: usize, page: u64, access: Access) {
-        let ipa = START.offset(page * PAGE_SIZE);
+        let ipa = self.start().offset(page * PAGE_SIZE);
         let (vttbr, _) = self.space.activate(&self.cpus[vcpu]);
         let root = Pa::new(vttbr.bits() & ((1 << 48) - 1) & !0x3f);
         let write = access == Access::Write;
@@ -147,7 +179,10 @@ impl Machine {
             };
             let outcome = self.space.fault(&self.cpus[vcpu], &fault);
             assert!(
-                matches!(outcome, FaultOutcome::Resolved | FaultOutcome::Retry),
+                matches!(
+                    outcome,
+                    FaultOutcome::Resolved | FaultOutcome::RingLow | FaultOutcome::Retry
+                ),
                 "{outcome:?}"
             );
         }
@@ -193,6 +228,19 @@ impl Machine {
         part[0] & 1 << (page % 64) != 0
     }
 
+    /// Where the slot begins that the test has made.
+    fn start(&self) -> Ipa {
+        let begins = |ipa| {
+            (self.space)
+                .read_guest(self.harness(), ipa, &mut [0])
+                .is_ok()
+        };
+        let mut starts = [START, START.offset(PAGE_SIZE), MOVED].into_iter();
+        starts
+            .find(|start| begins(*start))
+            .expect("there is a slot")
+    }
+
     fn harvest_ring(&self, vcpu: usize) -> Vec<u64> {
         let none = DirtyPages {
             slot: SLOT,
@@ -221,6 +269,132 @@ fn a_write_to_a_block_isnt_forgotten_with_another_part_of_it() {
     assert_eq!(machine.clear(1), u64::MAX);
     assert!(machine.is_dirty(0), "a write is lost");
     assert!(!machine.is_dirty(64), "it was taken, and nobody wrote");
+}
+
+/// A block's pages were marked by whole words of the log, counted from its first page: where that isn't a word's first, the
+/// pages of the block's last word were forgotten, and those before the block in its first word were taken for written.
+#[test]
+fn a_block_that_begins_within_a_word_is_forgotten_in_part_only_as_any_other() {
+    let machine = Machine::without_slots();
+    machine.add_slot_that_begins_within_a_block();
+    // The first whole block has the slot's pages 511 to 1022.
+    machine.write(0, 1000);
+    machine.enable(&LogPolicy {
+        granularity: Granularity::Block2M,
+        ..BY_HARDWARE
+    });
+    machine.write(0, 1000);
+    assert!(machine.is_dirty(511) && machine.is_dirty(1022));
+    assert!(!machine.is_dirty(510) && !machine.is_dirty(1023));
+    assert_eq!(machine.clear(15), u64::MAX >> 1);
+    assert_eq!(machine.clear(9), u64::MAX);
+    // Noted by hardware alone, and taken from it with another part.
+    machine.write(0, 1000);
+    assert_eq!(machine.clear(10), u64::MAX);
+    assert!(machine.is_dirty(1000), "a write is lost");
+    assert!(machine.is_dirty(511), "a part that nobody has taken");
+    assert!(!machine.is_dirty(510), "nobody wrote before the block");
+    assert!(!machine.is_dirty(640), "it was taken, and nobody wrote");
+}
+
+/// Clearing no words at the end of a log whose last word has bits for pages that there aren't looked through addresses whose
+/// end came before their start.
+#[test]
+fn no_words_at_a_log_s_end_are_got_and_cleared_as_nothing() {
+    let machine = Machine::without_slots();
+    machine.add_slot(START, 70);
+    for policy in [BY_PROTECTION, BY_HARDWARE] {
+        machine.enable(&LogPolicy {
+            initially_set: true,
+            splitting: Splitting::Eager(Ahead {
+                chunk: 0,
+                reserve: 0,
+            }),
+            ..policy
+        });
+        let (space, harness) = (&machine.space, machine.harness());
+        for (first, words, expected) in [
+            (128, 0, Ok(())),
+            (64, 0, Ok(())),
+            (0, 2, Ok(())),
+            (128, 1, Err(LogError::OutOfRange(SLOT))),
+            (192, 0, Err(LogError::OutOfRange(SLOT))),
+            (65, 0, Err(LogError::OutOfRange(SLOT))),
+            (u64::MAX - 63, 0, Err(LogError::OutOfRange(SLOT))),
+        ] {
+            let mut bitmap = vec![0; words];
+            let got = space.get_dirty_log(harness, SLOT, first, &mut bitmap);
+            assert_eq!(got, expected, "get {words} words from page {first}");
+            let cleared = space.clear_dirty_log(harness, SLOT, first, &mut bitmap);
+            assert_eq!(cleared.map(|_| ()), expected, "clear from page {first}");
+            let both = space.get_and_clear_dirty_log(harness, SLOT, first, &mut bitmap);
+            assert_eq!(both.map(|_| ()), expected, "both from page {first}");
+        }
+        machine.disable();
+    }
+}
+
+/// What a ring still held of a slot that had gone was reported of the next one of that name, also beyond its end.
+#[test]
+fn a_ring_says_nothing_of_a_slot_that_has_gone() {
+    for pages in [64, BLOCK, BLOCKS * BLOCK] {
+        let machine = Machine::new();
+        machine.enable(&IN_RINGS);
+        machine.write(0, 900);
+        machine.write(0, 3);
+        machine.space.remove_slot(machine.harness(), SLOT).unwrap();
+        machine.add_slot(START, pages);
+        machine.enable(&IN_RINGS);
+        machine.write(0, 5);
+        machine.write(1, 6);
+        assert_eq!(machine.harvest_ring(0), [5]);
+        assert_eq!(machine.harvest_ring(1), [6]);
+        assert_eq!(machine.harvest_ring(0), []);
+        machine.write(0, 5);
+        assert_eq!(machine.harvest_ring(0), [5], "its next write is noticed");
+    }
+}
+
+/// A slot that moves has no log any more, so nothing that its ring held is of a log that it gets later.
+#[test]
+fn a_ring_says_nothing_of_a_slot_that_has_moved() {
+    let machine = Machine::new();
+    machine.enable(&IN_RINGS);
+    machine.write(0, 900);
+    (machine.space)
+        .move_slot(machine.harness(), SLOT, MOVED)
+        .unwrap();
+    machine.enable(&IN_RINGS);
+    assert_eq!(machine.harvest_ring(0), []);
+    machine.write(0, 900);
+    assert_eq!(machine.harvest_ring(0), [900]);
+}
+
+/// A ring whose older half has nothing to say any more gives all of the rest at once, whatever room there is.
+#[test]
+fn what_a_slot_that_has_gone_left_in_a_ring_hides_nothing_behind_it() {
+    let machine = Machine::new();
+    machine.enable(&IN_RINGS);
+    (0..40).for_each(|page| machine.write(0, page));
+    machine.space.remove_slot(machine.harness(), SLOT).unwrap();
+    machine.add_slot(START, 64);
+    machine.enable(&IN_RINGS);
+    (40..64).for_each(|page| machine.write(0, page));
+    let mut found = Vec::new();
+    let none = DirtyPages {
+        slot: SLOT,
+        first: 0,
+        count: 0,
+    };
+    let mut room = [none; 5];
+    loop {
+        let taken = machine.space.harvest_ring(machine.harness(), 0, &mut room);
+        found.extend(room[..taken].iter().map(|pages| pages.first));
+        if taken < room.len() {
+            break;
+        }
+    }
+    assert_eq!(found, (40..64).collect::<Vec<_>>());
 }
 
 /// What a ring of an earlier log still held made pages clean whose writes hardware has noted since.

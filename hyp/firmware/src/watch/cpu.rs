@@ -70,6 +70,10 @@ impl Caches for WatchedInstructions {
     fn clean_for_fetches(&self, pa: Pa, bytes: u64) {
         self.0.clean_for_fetches(pa, bytes);
     }
+
+    fn clean_for_hypervisor(&self, pa: Pa, bytes: u64) {
+        self.0.clean_for_hypervisor(pa, bytes);
+    }
 }
 
 /// A world switch that the monitor hears of.

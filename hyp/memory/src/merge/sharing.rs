@@ -50,7 +50,8 @@ pub(super) enum Joined {
     Different,
 }
 
-/// A checksum of what a frame holds at this moment, never 0. The frame was found in the changer's epoch.
+/// A checksum of what a frame holds at this moment, never 0. The frame was found in the changer's epoch. What guests write past
+/// the caches may be missed: it decides nothing, and what it leads to is compared without stale lines.
 pub(super) fn checksum<T>(_: &Changer<'_, T>, pa: Pa) -> u32 {
     checksum_of(|offset, chunk| {
         // SAFETY: the frame backs a guest, and isn't given to anybody else in the changer's epoch.
@@ -81,7 +82,7 @@ impl<T: Tlb + Caches> Changer<'_, T> {
         };
         match (page.backing(), other.backing()) {
             (Backing::Owned(from), Backing::Owned(to)) => {
-                self.seal(&other, to);
+                self.seal(&other);
                 if !self.is_sealed_copy(&page, from, to) {
                     return Joined::Different;
                 }
@@ -140,17 +141,18 @@ impl<T: Tlb + Caches> Changer<'_, T> {
         }
     }
 
-    /// Lets no vCPU write to a claimed page any more, and sees what they have written.
-    fn seal(&self, claim: &Claim<'_>, pa: Pa) {
+    /// Lets no vCPU write to a claimed page any more.
+    fn seal(&self, claim: &Claim<'_>) {
         claim.object().lower(claim.page());
         self.withdraw(claim);
-        // A guest whose caches are off has written past them.
-        self.cpu.hardware().clean_for_guest(pa, PAGE_SIZE);
     }
 
     /// Whether a page that nobody can write to any more holds what another frame does, which isn't written either.
     fn is_sealed_copy(&self, claim: &Claim<'_>, pa: Pa, other: Pa) -> bool {
-        self.seal(claim, pa);
+        self.seal(claim);
+        // A guest whose caches are off has written past them: what is shared was perhaps never read since.
+        self.cpu.drop_stale_lines(pa, PAGE_SIZE);
+        self.cpu.drop_stale_lines(other, PAGE_SIZE);
         // SAFETY: both frames back guests, or one is that of zeros.
         unsafe { same_pages(pa, other) }
     }

@@ -5,7 +5,9 @@ use super::*;
 use Verdict::{Invalidated, LookAgain, Unchanged};
 use proptest::prelude::*;
 use stage2::PAGE_SIZE;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 const REGION: u64 = 1 << REGION_SHIFT;
 const REGION_PAGES: u64 = REGION / PAGE_SIZE;
@@ -44,6 +46,32 @@ fn the_end_is_exclusive() {
         assert_eq!(tracker.fault(page(first + count - 1)), Invalidated);
         assert_eq!(tracker.fault(page(first + count)), Unchanged);
         invalidation.end();
+    }
+}
+
+#[test]
+fn who_waits_for_a_range_waits_for_what_is_published_in_it_and_for_nothing_else() {
+    for mode in [TrackerMode::Ranges, TrackerMode::Sequence] {
+        let tracker = Tracker::new(mode).unwrap();
+        tracker.wait(&pages(0, 1 << 20));
+        tracker.wait(&pages(5, 0));
+        for (first, count) in [(512, 1), (700, 3 * REGION_PAGES)] {
+            let invalidation = tracker.begin(pages(first, count));
+            if mode == TrackerMode::Ranges {
+                tracker.wait(&pages(first - 1, 1));
+                tracker.wait(&pages(first + count, 1 << 20));
+            }
+            let has_ended = AtomicBool::new(false);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    tracker.wait(&pages(first + count - 1, 1));
+                    assert!(has_ended.load(Ordering::Relaxed), "it was still active");
+                });
+                thread::sleep(Duration::from_millis(20));
+                has_ended.store(true, Ordering::Relaxed);
+                invalidation.end();
+            });
+        }
     }
 }
 

@@ -103,9 +103,10 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
                 .space
                 .harvest_ring(&own.memory, vcpu, &mut self.ring_buffer);
             for pages in &self.ring_buffer[..taken] {
-                let slot = self.slots.iter().find(|slot| slot.id == pages.slot);
-                let first = slot.map_or(0, |slot| slot.first_page) + pages.first;
-                verify::add(&mut self.from_rings, first, pages.count);
+                if let Some(slot) = self.slots.iter().find(|slot| slot.id == pages.slot) {
+                    let first = slot.first_page + pages.first;
+                    verify::add(&mut self.from_rings, first, pages.count);
+                }
             }
             if taken < self.ring_buffer.len() {
                 return;

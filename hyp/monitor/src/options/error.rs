@@ -1,5 +1,6 @@
 //! What can be wrong with the options: each error is one line that names the culprit.
 
+use super::MOST_SLOTS;
 use crate::quote::Quoted;
 use crate::size::Size;
 use core::fmt;
@@ -45,6 +46,8 @@ pub enum OptionError<'t> {
         /// Why.
         why: &'static str,
     },
+    /// No VM has so many slots for test memory.
+    SlotsBeyondVm(u64),
     /// There are fewer pieces of memory than slots.
     TooManySlots {
         /// The slots.
@@ -112,6 +115,10 @@ impl fmt::Display for OptionError<'_> {
             Self::NotWithRing { with, why } => {
                 write!(f, "{with} contradicts harvest=ring: {why}")
             }
+            Self::SlotsBeyondVm(slots) => write!(
+                f,
+                "slots={slots} exceeds the {MOST_SLOTS} slots that a VM has for test memory"
+            ),
             Self::TooManySlots {
                 slots,
                 pieces,

@@ -396,6 +396,25 @@ fn malformed_policies_are_named() {
 }
 
 #[test]
+fn test_memory_has_no_more_slots_than_a_vm_has_left_for_it() {
+    let with = |slots: u64| ["vcpus=1 bytes=8M backing=4K slots=", &slots.to_string()].concat();
+    let most = MOST_SLOTS as u64;
+    assert_eq!(most, 500, "as documents say");
+    assert_eq!(
+        Options::parse(&with(most)).unwrap().slots + OTHER_SLOTS,
+        memory::MAX_SLOTS
+    );
+    for slots in [most + 1, 513, 32764, u64::MAX] {
+        let expected = format!("slots={slots} exceeds the 500 slots that a VM has for test memory");
+        assert_eq!(refused(&with(slots)), expected);
+    }
+    for slots in ["0", "-1", "many", "18446744073709551616"] {
+        let expected = "expected a number from 1 on";
+        assert!(refused(&["slots=", slots].concat()).ends_with(expected));
+    }
+}
+
+#[test]
 fn the_stress_run_chooses_for_itself() {
     assert_eq!(
         refused("guest=stress split=eager"),

@@ -1,6 +1,6 @@
 //! The values that options can have, by the words that bootargs and records have for them.
 
-use super::OptionError;
+use super::{MOST_SLOTS, OptionError};
 use crate::size::{Size, decimal};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -289,6 +289,14 @@ pub(super) fn number<'t>(
         text,
         expected,
     })
+}
+
+/// How many slots the test memory is cut into.
+pub(super) fn slots<'t>(key: &'static str, text: &'t str) -> Result<usize, OptionError<'t>> {
+    let slots = number(key, text, 1, u64::MAX, "a number from 1 on")?;
+    let fitting = usize::try_from(slots).ok();
+    let fitting = fitting.filter(|slots| *slots <= MOST_SLOTS);
+    fitting.ok_or(OptionError::SlotsBeyondVm(slots))
 }
 
 /// Different numbers, which commas part.

@@ -9,7 +9,7 @@ use crate::bench::Bench;
 use crate::error::RunError;
 use crate::guest::Watch;
 use crate::machine::Machine;
-use memory::{AddressSpace, CpuMemory, MmuLock, Object, SlotConfig, SlotError, SlotId};
+use memory::{AddressSpace, Caches, CpuMemory, MmuLock, Object, SlotConfig, SlotError, SlotId};
 use stage2::{Ipa, Level, PAGE_SIZE};
 
 const SLOT: SlotId = SlotId(0x7fff);
@@ -61,7 +61,7 @@ impl Common {
     }
 
     /// The sum of its words, as a VM has them.
-    pub(super) fn sum<T, L: MmuLock>(
+    pub(super) fn sum<T: Caches, L: MmuLock>(
         &self,
         own: &CpuMemory<T>,
         space: &AddressSpace<L>,
@@ -106,7 +106,7 @@ pub(super) fn counted<M: Machine, L: MmuLock>(
     (0..bench.steps().seats()).map(of_vcpu).sum()
 }
 
-fn word<T, L: MmuLock>(
+fn word<T: Caches, L: MmuLock>(
     own: &CpuMemory<T>,
     space: &AddressSpace<L>,
     at: Ipa,

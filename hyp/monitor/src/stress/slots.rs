@@ -7,6 +7,7 @@ use super::deck::Deck;
 use crate::error::RunError;
 use crate::guest::Watch;
 use crate::machine::Machine;
+use crate::options::OTHER_SLOTS;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -24,6 +25,9 @@ const BLOCK_PAGES: u64 = 512;
 const FIRST_ID: u32 = 0x8000;
 /// How many there are at once.
 const MOST: usize = 6;
+
+// Beside them there are RAM, the copy of the test memory, and what the VM has in common with its forks.
+const _: () = assert!(MOST + 3 <= OTHER_SLOTS);
 
 /// What is done with them.
 #[derive(Clone, Copy, Debug)]

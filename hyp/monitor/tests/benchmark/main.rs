@@ -182,6 +182,7 @@ fn rings_lose_nothing_however_small_they_are() {
         "granularity=2M",
         "random write_percent=50",
         "backing=4K slots=7",
+        "backing=4K slots=500",
     ] {
         let records = verified(&run(&format!("{options} {policies}"), Guest::Honest), 1);
         assert_eq!(records[0].harvest, "ring");

@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 
 use clap::{Arg, ArgAction, Args};
-use monitor::options::MOST_ITERATIONS;
+use monitor::options::{MOST_ITERATIONS, MOST_SLOTS};
 
 use super::words::{Backing, Clear, Enable, Granularity, Harvest, Mode, Restore, Split, Tracking};
 use crate::simclock::Costs;
@@ -132,7 +132,13 @@ pub struct WorkloadOptions {
     pub split_reserve: Option<Size>,
 
     /// Into how many slots the memory is cut.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=MOST_SLOTS as i64),
+        help = format!("Into how many slots the memory is cut, at most {MOST_SLOTS}")
+    )]
     pub slots: u32,
 
     /// Measure the longest exit of each vCPU, which costs each fault about 50 instructions.

@@ -73,6 +73,19 @@ fn every_option_reaches_the_hypervisor() {
 }
 
 #[test]
+fn the_memory_has_as_many_slots_as_a_vm_has_for_it() {
+    let most = plan(&["--backing=4k", "--slots=500"]).expect("sound options");
+    assert!(most.append.contains("slots=500"), "{}", most.append);
+    let beyond = refused(&["--slots=501"]);
+    assert!(beyond.contains("501") && beyond.contains("500"), "{beyond}");
+    let help = parse(&["--help"]).expect_err("it is help").to_string();
+    assert!(
+        help.contains("slots the memory is cut, at most 500"),
+        "{help}"
+    );
+}
+
+#[test]
 fn the_stress_run_replaces_the_benchmark_and_has_room_for_copies() {
     let plan = plan(&[
         "--stress=9",

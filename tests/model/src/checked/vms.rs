@@ -7,6 +7,7 @@
 
 use super::memory::{Space, cpu_with, nothing_is_left, nothing_is_left_so_far, vm_id};
 use super::{CPUS, alone, every_execution, locked};
+use crate::in_place::InPlace;
 use loom::sync::atomic::AtomicU64;
 use memory::frames::{read_bytes, write_bytes};
 use memory::{
@@ -14,13 +15,25 @@ use memory::{
     Object, Owner, SlotConfig, SlotId, TrackerMode,
 };
 use stage2::sync::{full_barrier, relax};
-use stage2::{Features, Ipa, IpaRange, Layout, Leaf, Level, NoTlb, PAGE_SIZE, Pa, Regime, Tlb};
+use stage2::{
+    Counters, Descriptor, Features, Ipa, IpaRange, Layout, Leaf, Level, NoTlb, PAGE_SIZE, Pa,
+    Regime, Step, Tlb, Worker,
+};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64 as Unmodelled, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 /// Two levels of tables.
 const LAYOUT: Layout = Layout::small(Level::L2, Features::armv8_0(32, 48));
+/// The same, whose entries have hardware dirty state (FEAT_HAFDBS).
+const TRACKED: Layout = Layout::small(
+    Level::L2,
+    Features {
+        hardware_access: true,
+        hardware_dirty: true,
+        ..*LAYOUT.features()
+    },
+);
 /// The VMs' one slot.
 pub const SLOT: SlotId = SlotId(0);
 /// The page that it begins with.
@@ -50,11 +63,33 @@ pub fn explore<const N: usize>(
     race: [Act; N],
     check: Act,
 ) {
+    explore_with(preemptions, vms, (LAYOUT, policy), prepare, race, check);
+}
+
+/// As [`explore`], with direct changes, for VMs whose CPUs note writes in entries ([`Cpu::note_write`]).
+pub fn explore_tracked<const N: usize>(
+    preemptions: usize,
+    vms: usize,
+    prepare: Act,
+    race: [Act; N],
+    check: Act,
+) {
+    explore_with(preemptions, vms, (TRACKED, DIRECT), prepare, race, check);
+}
+
+fn explore_with<const N: usize>(
+    preemptions: usize,
+    vms: usize,
+    (layout, policy): (Layout, BackingPolicy),
+    prepare: Act,
+    race: [Act; N],
+    check: Act,
+) {
     let _alone = alone();
     loom::model(begin_all);
     let race = race.map(|act| move |world: &World, cpu| act(&world.cpu(cpu)));
     every_execution(preemptions, race, move |run| {
-        let world = Arc::new(World::new(vms, policy));
+        let world = Arc::new(World::new(vms, layout, policy));
         prepare(&world.cpu(0));
         run(&world);
         check(&world.cpu(0));
@@ -154,6 +189,9 @@ impl Caches for Hardware {
             .fetch_add(1, loom::sync::atomic::Ordering::Relaxed);
         full_barrier();
     }
+
+    /// Comes before each copy. Memory is read as it is, so there is nothing to do; and no barrier to be relied on.
+    fn clean_for_hypervisor(&self, _: Pa, _: u64) {}
 }
 
 /// VMs, and what their guests did.
@@ -175,7 +213,7 @@ pub struct Cpu<'w> {
 }
 
 impl World {
-    fn new(vms: usize, policy: BackingPolicy) -> Self {
+    fn new(vms: usize, layout: Layout, policy: BackingPolicy) -> Self {
         let tlbs = Arc::new(Tlbs {
             held: Mutex::default(),
             contents: AtomicU64::new(0),
@@ -189,7 +227,7 @@ impl World {
         };
         let memory = world.cpu(0).memory;
         world.spaces = (0..vms)
-            .map(|vm| Space::with_backing(&memory, vm_id(vm), LAYOUT, policy).unwrap())
+            .map(|vm| Space::with_backing(&memory, vm_id(vm), layout, policy).unwrap())
             .collect();
         world
     }
@@ -283,6 +321,29 @@ impl Cpu<'_> {
     /// As [`Self::write_at`], at [`PAGE`].
     pub fn write(&self, vm: usize) {
         assert!(self.write_at(vm, PAGE), "there is a slot");
+    }
+
+    /// The guest writes to a page whose writes hardware tracks, while no other CPU runs: its CPU notes that in the entry,
+    /// without a fault.
+    pub fn note_write(&self, vm: usize, ipa: Ipa) {
+        let worker = Worker {
+            memory: &InPlace,
+            tlb: &NoTlb,
+            epoch: &InPlace,
+            counters: &Counters::default(),
+        };
+        let range = ipa..ipa.offset(PAGE_SIZE);
+        let stage2 = self.space(vm).stage2();
+        stage2.walk(&worker, range, |context| match context.descriptor {
+            Descriptor::Table(_) => Step::Descend,
+            Descriptor::Leaf(leaf) if leaf.hardware_dirty() => {
+                let dirty = Descriptor::Leaf(leaf.with_write());
+                let exchanged = context.entry.exchange(context.observed, dirty);
+                exchanged.expect("no other CPU runs");
+                Step::Continue
+            }
+            other => panic!("{other:?} isn't tracked"),
+        });
     }
 
     /// What the guest finds at `ipa`. `None` where no slot is.

@@ -80,6 +80,7 @@ fn contradictions_are_refused() {
         refused(&format!("harvest=ring {with}"), &["harvest=ring", with]);
     }
     refused("vcpus=1 bytes=4M slots=3", &["slots=3", "2 pieces of 2M"]);
+    refused("slots=501", &["slots=501", "500 slots"]);
     refused("guest=stress split=none", &["split", "guest=stress"]);
     refused("pages_to_scan=9", &["pages_to_scan", "merging"]);
     refused(
