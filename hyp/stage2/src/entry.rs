@@ -247,7 +247,7 @@ pub struct Unflushed<'t> {
 
 impl<'t> Unflushed<'t> {
     /// Invalidates what the old value left in TLBs: the leaf, or everything under the table.
-    pub fn flush(self, tlb: &impl Tlb, vm: Regime, layout: &Layout) -> Broken<'t> {
+    pub fn flush(self, tlb: &impl Tlb, vm: Regime<'_>, layout: &Layout) -> Broken<'t> {
         let level = self.observed.level;
         match self.observed.descriptor() {
             Descriptor::Table(_) => {

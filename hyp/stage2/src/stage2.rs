@@ -61,7 +61,7 @@ impl Stage2 {
         &self.vmid
     }
 
-    /// What VTTBR_EL2 holds while this VM runs or is invalidated.
+    /// What VTTBR_EL2 holds while this VM runs or is invalidated, with the VMID that it has now.
     #[inline]
     pub fn vttbr(&self) -> Vttbr {
         Vttbr::new(self.frame.pa(), self.vmid.current())
@@ -69,8 +69,8 @@ impl Stage2 {
 
     /// Whose translations its invalidations are about.
     #[inline]
-    pub(crate) fn regime(&self) -> Regime {
-        Regime::new(self.vttbr(), &self.layout)
+    pub fn regime(&self) -> Regime<'_> {
+        Regime::of(self)
     }
 
     #[inline]

@@ -29,9 +29,7 @@ pub enum Outcome {
 impl System {
     /// One access by a guest on `cpu`.
     pub fn guest(&self, cpu: usize, ipa: Ipa, access: Access) -> Outcome {
-        // A guest runs here: what its CPU has loaded is walked.
-        let loaded = self.stage2().vttbr().bits();
-        self.shared.note(self.shared.monitor.vttbr(cpu, loaded));
+        self.enter(cpu);
         loop {
             pause();
             let mut ways = self
