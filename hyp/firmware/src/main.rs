@@ -76,6 +76,7 @@ fn run(boot: Boot) -> Result<(), Error> {
     });
     shared.memory.set_idle_cpus(shared);
     let own = shared.own_cpu(CpuId::BOOT);
+    watch::use_up_vmids(&own.memory, stage2);
     let mut host = Host {
         machine: &shared.board,
         crew: &shared.crew,

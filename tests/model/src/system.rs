@@ -292,6 +292,7 @@ impl System {
     /// Runs `work` on a CPU, inside an epoch.
     pub fn on<R>(&self, cpu: usize, work: impl FnOnce(&OnCpu<'_>) -> R) -> R {
         run_on(cpu, || {
+            let registers = RegimeRegisters::of(self.tlb(cpu).instructions());
             let guard = self.epochs.0.enter();
             let counters = Counters::default();
             let result = work(&Worker {
@@ -303,6 +304,11 @@ impl System {
             for frame in self.epochs.0.leave(guard) {
                 self.frames.release(&frame);
             }
+            let left = RegimeRegisters::of(self.tlb(cpu).instructions());
+            assert_eq!(
+                left, registers,
+                "rule 12: CPU {cpu} has other registers than before"
+            );
             result
         })
     }

@@ -6,13 +6,11 @@
 //! makes a difference.
 #![cfg(loom)]
 
-use model::checked::regimes::{Cpu, explore};
+use model::checked::regimes::explore;
 
 #[test]
 fn rule_12_a_vm_that_starts_beside_an_invalidation_has_no_stale_entry() {
-    explore(
-        6,
-        [Cpu::protect as fn(&Cpu<'_>), Cpu::start],
-        Cpu::assert_protected,
-    );
+    explore(6, [|cpu| cpu.protect(), |cpu| cpu.start()], |cpu| {
+        cpu.assert_protected()
+    });
 }

@@ -31,7 +31,7 @@ use super::suites::{Selection, Suite};
 /// Where the mutants lie in the repository.
 pub const FOLDER: &str = "tests/model/mutants";
 /// The rules of the protocol.
-const RULES: std::ops::RangeInclusive<u8> = 1..=11;
+const RULES: std::ops::RangeInclusive<u8> = 1..=14;
 
 /// The files of a source tree, by their paths in it.
 pub type Files = BTreeMap<PathBuf, Vec<u8>>;

@@ -174,7 +174,7 @@ impl Cpu<'_> {
             vmids.activate(self.number, stage2.vmid(), worker.tlb);
             let regime = stage2.regime();
             let (vttbr, vtcr) = (regime.vttbr().bits(), regime.vtcr());
-            RegimeRegisters { vttbr, vtcr }.load(self);
+            RegimeRegisters { vttbr, vtcr }.load(&self);
             let counters = Counters::default();
             let hardware = Worker {
                 memory: worker.memory,
