@@ -12,7 +12,8 @@
 //! | Arm ARM D8.16 (break-before-make), D8.17 (TLB maintenance) | the rest, by section |
 //!
 //! What is left out: shapes whose point is that plain loads and stores are reordered. In this model memory is in order and
-//! a store is visible at once; what it lets through, it lets through because of TLBs.
+//! a store is visible at once; what it lets through, it lets through because of TLBs, and of registers that aren't in effect
+//! yet. Store buffering between an entry and a VMID is the model checker's (`loom_vmids`).
 // Miri doesn't know how the schedules switch stacks.
 #![cfg(not(any(loom, miri)))]
 
