@@ -125,8 +125,8 @@ pub struct MemorySystem {
 }
 
 impl MemorySystem {
-    /// For a machine of `cpus` CPUs with `vmid_bits` bits of VMID (8 or 16): of the CPUs, and of all layouts that they use
-    /// ([`stage2::Features::wide_vmids`]).
+    /// For a machine of `cpus` CPUs with `vmid_bits` bits of VMID (8 or 16): of the CPUs, and of all layouts that they
+    /// use ([`stage2::Features::wide_vmids`]).
     ///
     /// # Errors
     /// There are too few VMIDs for so many CPUs.

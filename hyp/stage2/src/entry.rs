@@ -64,8 +64,8 @@ impl Observed {
         Descriptor::kept(self.word, self.level, self.format)
     }
 
-    /// The block that is marked with nT, if it is one.
-    const fn marked(self) -> Option<Leaf> {
+    /// The block that is marked with nT ([`Entry::mark`]), as it is without, if it is one.
+    pub(crate) const fn marked(self) -> Option<Leaf> {
         Descriptor::marked(self.word, self.level, self.format)
     }
 }
@@ -163,9 +163,10 @@ impl Entry {
         })
     }
 
-    /// Takes the entry of a block, from what was observed, to replace it by a table that maps the same, by way of its nT bit
-    /// (FEAT_BBM level 1). Everybody else waits as for a locked entry: were there two who replace it, one could take the mark
-    /// away and a third one set it anew, and the other would link its table while TLBs hold the block without.
+    /// Takes the entry of a block, from what was observed, to replace it by a table that maps the same, by way of its
+    /// nT bit (FEAT_BBM level 1). Everybody else waits as for a locked entry: were there two who replace it, one could
+    /// take the mark away and a third one set it anew, and the other would link its table while TLBs hold the block
+    /// without.
     pub(crate) fn mark(&self, from: Observed) -> Result<Marked<'_>, Lost> {
         let Descriptor::Leaf(block) = from.descriptor() else {
             return Err(Lost);
@@ -304,8 +305,8 @@ impl Drop for Unflushed<'_> {
     }
 }
 
-/// The entry of a block that is marked with nT. CPUs may fault on it for as long as it is, so a table is linked in its place or
-/// the mark is taken away; it is never forgotten.
+/// The entry of a block that is marked with nT. CPUs may fault on it for as long as it is, so a table is linked in its
+/// place or the mark is taken away; it is never forgotten.
 #[must_use = "a marked entry blocks faults on it until a table is linked or the mark is taken away"]
 #[derive(Debug)]
 pub(crate) struct Marked<'t> {
@@ -314,9 +315,9 @@ pub(crate) struct Marked<'t> {
 }
 
 impl Marked<'_> {
-    /// Puts a table in the block's place, once no TLB holds the block without the mark. Fails if hardware has noted an access
-    /// or a write meanwhile, which the table doesn't know of: then the mark is gone. Or if the table that holds the entry was
-    /// unlinked, and the block is its unlinker's. Release: pairs with [`Entry::observe`].
+    /// Puts a table in the block's place, once no TLB holds the block without the mark. Fails if hardware has noted an
+    /// access or a write meanwhile, which the table doesn't know of: then the mark is gone. Or if the table that holds
+    /// the entry was unlinked, and the block is its unlinker's. Release: pairs with [`Entry::observe`].
     pub(crate) fn link(self, table: Descriptor) -> Result<(), Lost> {
         let this = mem::ManuallyDrop::new(self);
         let Observed { word, format, .. } = this.observed;
@@ -350,8 +351,7 @@ fn unmark(entry: &Entry, marked: Observed) {
         let Some(block) = found.marked() else {
             return;
         };
-        let bare = block.without_no_translation();
-        let bare = Descriptor::Leaf(bare).encode(marked.format);
+        let bare = Descriptor::Leaf(block).encode(marked.format);
         if entry.compare_exchange(found, found.word, bare).is_ok() {
             return;
         }

@@ -318,8 +318,8 @@ impl Layout {
         }
     }
 
-    /// VTCR_EL2 for this layout: walks inner shareable and write-back, leaves inner shareable. TLB maintenance goes by it
-    /// as well as walks do (rule 12): VS decides how much of a VMID counts, DS what an operand by range means.
+    /// VTCR_EL2 for this layout: walks inner shareable and write-back, leaves inner shareable. TLB maintenance goes by
+    /// it as well as walks do (rule 12): VS decides how much of a VMID counts, DS what an operand by range means.
     pub const fn vtcr(&self) -> u64 {
         const RES1: u64 = 1 << 31;
         const WALKS: u64 = 0b01 << 8 | 0b01 << 10 | 0b11 << 12;

@@ -1,11 +1,11 @@
 //! TLB maintenance out of the architecture's instructions (Arm ARM D8.17).
 //!
 //! The sequences are here, so that they run on a model of the machine as well as on the machine; the instructions come
-//! in through [`Instructions`]. They act on the VMID in the issuing CPU's VTTBR_EL2, as wide as its VTCR_EL2 says that VMIDs
-//! are ([`RegimeRegisters`]). A vCPU's CPU has those of its VM; anybody else sets both for the duration and puts back what
-//! was there, so that no walk starts from a VM's tables when nobody vouches for them. An invalidation by IPA leaves entries
-//! that combine stage 1 and 2, so those of the whole VMID go after it, and not before its completion, as they could come
-//! back out of what it hasn't reached yet.
+//! in through [`Instructions`]. They act on the VMID in the issuing CPU's VTTBR_EL2, as wide as its VTCR_EL2 says that
+//! VMIDs are ([`RegimeRegisters`]). A vCPU's CPU has those of its VM; anybody else sets both for the duration and puts
+//! back what was there, so that no walk starts from a VM's tables when nobody vouches for them. An invalidation by IPA
+//! leaves entries that combine stage 1 and 2, so those of the whole VMID go after it, and not before its completion, as
+//! they could come back out of what it hasn't reached yet.
 //!
 //! The VM's VMID is read after the barrier that orders the change of its tables (rule 12): a CPU on which the VM gets
 //! another VMID meanwhile ([`VmidAllocator::activate`](crate::VmidAllocator::activate)) orders that store before its
@@ -66,8 +66,8 @@ pub trait Instructions {
     /// What VTTBR_EL2 holds.
     fn vttbr(&self) -> u64;
 
-    /// Writes VTTBR_EL2, which takes effect with the next ISB or exception return. No guest runs on this CPU until it holds
-    /// a running VM's value again.
+    /// Writes VTTBR_EL2, which takes effect with the next ISB or exception return. No guest runs on this CPU until it
+    /// holds a running VM's value again.
     fn set_vttbr(&self, value: u64);
 
     /// What VTCR_EL2 holds.
@@ -77,8 +77,8 @@ pub trait Instructions {
     fn set_vtcr(&self, value: u64);
 }
 
-/// The registers that a CPU's stage-2 walks and TLB maintenance go by. They change hands together (rule 12): the VMID is in
-/// one, how many of its bits count, and how operands are read, is in the other.
+/// The registers that a CPU's stage-2 walks and TLB maintenance go by. They change hands together (rule 12): the VMID
+/// is in one, how many of its bits count, and how operands are read, is in the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RegimeRegisters {
     /// VTTBR_EL2: root table and VMID.

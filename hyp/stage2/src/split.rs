@@ -206,8 +206,8 @@ impl Stage2 {
         broken.make(link).map_err(|Lost| Step::Restart)
     }
 
-    /// By way of the block's nT bit: once no TLB holds it without, it can be replaced (FEAT_BBM level 1). A loss takes the bit
-    /// away again, as there may be no frames for another try.
+    /// By way of the block's nT bit: once no TLB holds it without, it can be replaced (FEAT_BBM level 1). A loss takes
+    /// the bit away again, as there may be no frames for another try.
     fn link_by_mark<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &self,
         worker: &Worker<'w, M, T, E>,

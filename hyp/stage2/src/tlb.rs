@@ -18,8 +18,9 @@ impl<'s> Regime<'s> {
         Self(stage2)
     }
 
-    /// What VTTBR_EL2 is to hold. The VMID is as it is now, so whoever invalidates by it asks after the barrier that orders
-    /// the change of the tables (rule 12): a CPU that gives the VM another one meanwhile walks the changed tables by it.
+    /// What VTTBR_EL2 is to hold. The VMID is as it is now, so whoever invalidates by it asks after the barrier that
+    /// orders the change of the tables (rule 12): a CPU that gives the VM another one meanwhile walks the changed
+    /// tables by it.
     #[inline]
     pub fn vttbr(&self) -> Vttbr {
         self.0.vttbr()
@@ -42,7 +43,8 @@ impl<'s> Regime<'s> {
     }
 
     /// The hint to give for a leaf whose descriptor is at `level`. None where size changes skip the break: a page's
-    /// descriptor may be in place there while the block that it came from is still in TLBs, and a hint would spare that.
+    /// descriptor may be in place there while the block that it came from is still in TLBs, and a hint would spare
+    /// that.
     #[inline]
     pub(crate) fn hint(&self, level: Level) -> Option<Level> {
         matches!(self.0.layout().features().bbm, Bbm::Level0).then_some(level)
@@ -71,8 +73,9 @@ pub trait Tlb {
     /// `va` is the guest's virtual address (all its ASIDs are covered); without one, all combined entries go.
     fn invalidate_local(&self, vm: Regime<'_>, ipa: Ipa, level: Option<Level>, va: Option<u64>);
 
-    /// Makes what was written so far visible to every CPU and its table walker before anything that follows (DSB ISHST): the
-    /// contents of tables before a link to them is published (rule 11), a VM's new VMID before its guest can walk (rule 12).
+    /// Makes what was written so far visible to every CPU and its table walker before anything that follows (DSB
+    /// ISHST): the contents of tables before a link to them is published (rule 11), a VM's new VMID before its guest
+    /// can walk (rule 12).
     fn publish_tables(&self);
 }
 

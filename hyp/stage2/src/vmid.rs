@@ -36,8 +36,8 @@ impl VmidHolder {
         Self(AtomicU64::new(0))
     }
 
-    /// The VMID. It stays the same while any vCPU of the VM is active on a CPU. Relaxed: whoever invalidates by it asks after
-    /// a barrier, and [`VmidAllocator::activate`] has one after the store of another VMID (rule 12).
+    /// The VMID. It stays the same while any vCPU of the VM is active on a CPU. Relaxed: whoever invalidates by it asks
+    /// after a barrier, and [`VmidAllocator::activate`] has one after the store of another VMID (rule 12).
     #[inline]
     pub fn current(&self) -> Vmid {
         Vmid(number(self.0.load(Ordering::Relaxed)))
@@ -117,8 +117,8 @@ impl VmidAllocator {
     }
 
     /// Sees to it that the VM has a VMID, and remembers that `cpu` runs it from now on. At a rollover, invalidates all
-    /// TLBs before it returns. Whoever invalidates something of the VM either uses the VMID that it has when this returns, or
-    /// has changed the tables before its guest walks them here (rule 12).
+    /// TLBs before it returns. Whoever invalidates something of the VM either uses the VMID that it has when this
+    /// returns, or has changed the tables before its guest walks them here (rule 12).
     pub fn activate(&self, cpu: usize, holder: &VmidHolder, tlb: &impl Tlb) -> Vmid {
         let active = &self.active[cpu];
         let held = holder.0.load(Ordering::Acquire);
@@ -138,8 +138,9 @@ impl VmidAllocator {
         if generation(held) != self.generation.load(Ordering::Relaxed) {
             held = self.renew(&mut state, held, tlb);
             holder.0.store(held, Ordering::Release);
-            // Before any walk by it: pairs with the barrier between a change of the tables and the look at the VMID. CPUs that
-            // only find it need none: their walks depend on what they have read here, and memory is multi-copy atomic.
+            // Before any walk by it: pairs with the barrier between a change of the tables and the look at the VMID.
+            // CPUs that only find it need none: their walks depend on what they have read here, and memory is
+            // multi-copy atomic.
             tlb.publish_tables();
         }
         active.store(held, Ordering::SeqCst);

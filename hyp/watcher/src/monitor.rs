@@ -167,8 +167,9 @@ impl<M: Memory> Monitor<M> {
         self.state.lock().cpu(cpu).registers.write_vtcr(value);
     }
 
-    /// `cpu` enters a guest: what it has in its registers is in effect, and walked. What is loaded only to invalidate isn't,
-    /// and once everything of a tree was dropped and nobody has it loaded, it is nobody's business until somebody enters it.
+    /// `cpu` enters a guest: what it has in its registers is in effect, and walked. What is loaded only to invalidate
+    /// isn't, and once everything of a tree was dropped and nobody has it loaded, it is nobody's business until
+    /// somebody enters it.
     pub fn enter(&self, cpu: usize) -> Vec<Violation> {
         let state = &mut *self.state.lock();
         let now = state.tick();

@@ -1,13 +1,13 @@
 //! What a CPU's stage-2 walks and TLB maintenance go by: VTTBR_EL2 and VTCR_EL2 (Arm ARM D23.2.216, D23.2.217).
 //!
-//! A register that was written takes effect with the next context synchronisation event. Until then an instruction may find
-//! either value, and of each register on its own (D8.2, synchronisation of System registers).
+//! A register that was written takes effect with the next context synchronisation event. Until then an instruction may
+//! find either value, and of each register on its own (D8.2, synchronisation of System registers).
 
 use crate::geometry::{Format, Geometry, Granule};
 use alloc::vec::Vec;
 
-/// The values that a register may have, oldest first: what it held at the last context synchronisation event, and what was
-/// written to it since.
+/// The values that a register may have, oldest first: what it held at the last context synchronisation event, and what
+/// was written to it since.
 #[derive(Clone, Debug)]
 struct Register(Vec<u64>);
 
@@ -51,7 +51,8 @@ impl Registers {
         self.vtcr.0.push(value);
     }
 
-    /// A context synchronisation event: what was written is in effect. Returns the roots that it may have had until now.
+    /// A context synchronisation event: what was written is in effect. Returns the roots that it may have had until
+    /// now.
     pub(crate) fn synchronise(&mut self) -> Vec<u64> {
         let before = self.vttbr.0.iter().map(|value| root_of(*value)).collect();
         self.vttbr.synchronise();
@@ -128,7 +129,8 @@ impl Vtcr {
         }
     }
 
-    /// Whether walks and operands by this register are those of a tree: its granule (TG0) and its descriptors' addresses (DS).
+    /// Whether walks and operands by this register are those of a tree: its granule (TG0) and its descriptors'
+    /// addresses (DS).
     pub(crate) fn fits(self, geometry: &Geometry) -> bool {
         let ds = self.0 >> 32 & 1 != 0;
         self.granule() == Some(geometry.granule) && ds == (geometry.format == Format::Lpa2)

@@ -217,8 +217,8 @@ impl State {
         }
     }
 
-    /// After everything of a VMID (of all, if none is named) was dropped, only those CPUs hold it that have it loaded; but for
-    /// the one that did it.
+    /// After everything of a VMID (of all, if none is named) was dropped, only those CPUs hold it that have it loaded;
+    /// but for the one that did it.
     fn evict(&mut self, issuer: usize, cpus: CpuSet, vmid: Option<u16>) {
         let loaded: Vec<Vec<Regime>> = (self.cpus.iter())
             .map(|cpu| cpu.registers.possible().collect())

@@ -292,7 +292,7 @@ impl fmt::Display for Violation {
             ),
             Self::OtherRegime { root, cpu, vtcr } => write!(
                 f,
-                "rule 12, regimes: CPU {cpu} walks root {root:#x} by VTCR_EL2 {vtcr:#x}, whose granule or address format is another"
+                "rule 12, regimes: CPU {cpu} walks root {root:#x} by VTCR_EL2 {vtcr:#x}, which doesn't fit it"
             ),
             Self::VmidReused {
                 root,

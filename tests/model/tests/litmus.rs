@@ -12,8 +12,8 @@
 //! | Arm ARM D8.16 (break-before-make), D8.17 (TLB maintenance) | the rest, by section |
 //!
 //! What is left out: shapes whose point is that plain loads and stores are reordered. In this model memory is in order and
-//! a store is visible at once; what it lets through, it lets through because of TLBs, and of registers that aren't in effect
-//! yet. Store buffering between an entry and a VMID is the model checker's (`loom_vmids`).
+//! a store is visible at once; what it lets through, it lets through because of TLBs, and of registers that aren't in
+//! effect yet. Store buffering between an entry and a VMID is the model checker's (`loom_vmids`).
 // Miri doesn't know how the schedules switch stacks.
 #![cfg(not(any(loom, miri)))]
 
@@ -283,31 +283,37 @@ const SHAPES: &[Shape] = &[
     shape("bad_bbm_missing_tlbi", Mapped,
         &[&[Write(PTE_X, INVALID), DSB, Write(PTE_X, NEW_PAGE), Load(X)]], &[Old], ALLOWED, NotInvalidated),
     shape("bad_bbm_by_wrong_VMID", Mapped,
-        &[&[Vttbr(OTHER), ISB, Write(PTE_X, INVALID), DSB, Drop(Vmalls12e1is), DSB, Vttbr(VTTBR), ISB, Write(PTE_X, NEW_PAGE), Load(X)]],
+        &[&[Vttbr(OTHER), ISB, Write(PTE_X, INVALID), DSB, Drop(Vmalls12e1is), DSB, Vttbr(VTTBR), ISB, Write(PTE_X,
+            NEW_PAGE), Load(X)]],
         &[Old], ALLOWED, NotInvalidated),
     shape("bad_overlap_VMID", Mapped, &[&[Vttbr(0x107 << 48 | OTHER_ROOT), Enter]], &[], ALLOWED, VmidReused),
     shape("good_free_page", Mapped,
         &[&[Write(PMD, INVALID), DSB, Drop(Vmalls12e1is), DSB, Free(PAGES), Load(X)]], &[Old], FORBIDDEN, Nothing),
     shape("bad_reuse_page", Mapped, &[&[Write(PMD, INVALID), DSB, Free(PAGES)]], &[], ALLOWED, FreedReachable),
-    // Rule 12, and D8.2 (System registers take effect with a context synchronisation event): CPU 0 runs another VM, or none,
-    // and changes what CPU 1's guest translates by.
+    // Rule 12, and D8.2 (System registers take effect with a context synchronisation event): CPU 0 runs another VM, or
+    // none, and changes what CPU 1's guest translates by.
     shape("good_bbm_from_outside", Mapped,
-        &[&[Vttbr(OTHER), ISB, Write(PTE_X, INVALID), DSB, Vttbr(VTTBR), ISB, Drop(Vmalls12e1is), DSB, Vttbr(OTHER), ISB,
+        &[&[Vttbr(OTHER), ISB, Write(PTE_X, INVALID), DSB, Vttbr(VTTBR), ISB, Drop(Vmalls12e1is), DSB, Vttbr(OTHER),
+            ISB,
             Write(PTE_X, NEW_PAGE), Signal], &[See, DSB, ISB, Load(X)]],
         &[Is(1), Old], FORBIDDEN, Nothing),
     shape("bad_bbm_from_outside, no ISB after VTTBR", Mapped,
-        &[&[Vttbr(OTHER), ISB, Write(PTE_X, INVALID), DSB, Vttbr(VTTBR), Drop(Vmalls12e1is), DSB, Write(PTE_X, NEW_PAGE), Signal],
+        &[&[Vttbr(OTHER), ISB, Write(PTE_X, INVALID), DSB, Vttbr(VTTBR), Drop(Vmalls12e1is), DSB, Write(PTE_X,
+            NEW_PAGE), Signal],
             &[See, Load(X)]],
         &[Is(1), Old], ALLOWED, NotInvalidated),
     shape("bad_bbm_from_outside, ISB after the TLBI", Mapped,
-        &[&[Vttbr(OTHER), ISB, Write(PTE_X, INVALID), DSB, Vttbr(VTTBR), Drop(Vmalls12e1is), ISB, DSB, Write(PTE_X, NEW_PAGE), Signal],
+        &[&[Vttbr(OTHER), ISB, Write(PTE_X, INVALID), DSB, Vttbr(VTTBR), Drop(Vmalls12e1is), ISB, DSB, Write(PTE_X,
+            NEW_PAGE), Signal],
             &[See, Load(X)]],
         &[Is(1), Old], ALLOWED, NotInvalidated),
     shape("bad_bbm_inside, no ISB after VTTBR is put back", Mapped,
-        &[&[Vttbr(OTHER), ISB, Vttbr(VTTBR), Write(PTE_X, INVALID), DSB, Drop(Vmalls12e1is), DSB, Write(PTE_X, NEW_PAGE), Load(X)]],
+        &[&[Vttbr(OTHER), ISB, Vttbr(VTTBR), Write(PTE_X, INVALID), DSB, Drop(Vmalls12e1is), DSB, Write(PTE_X,
+            NEW_PAGE), Load(X)]],
         &[Old], ALLOWED, NotInvalidated),
     shape("good_bbm_from_outside, VTCR switched too", Mapped,
-        &[&[Vttbr(0), Vtcr(BOOT_VTCR), ISB, Write(PTE_X, INVALID), DSB, Vttbr(VTTBR), Vtcr(VTCR), ISB, Drop(Vmalls12e1is), DSB,
+        &[&[Vttbr(0), Vtcr(BOOT_VTCR), ISB, Write(PTE_X, INVALID), DSB, Vttbr(VTTBR), Vtcr(VTCR), ISB,
+            Drop(Vmalls12e1is), DSB,
             Write(PTE_X, NEW_PAGE), Signal], &[See, Load(X)]],
         &[Is(1), Old], FORBIDDEN, Nothing),
     shape("bad_bbm_from_outside, VTCR left behind", Mapped,

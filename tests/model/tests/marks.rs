@@ -1,5 +1,5 @@
-//! Blocks that are marked with nT to be replaced (FEAT_BBM level 1). CPUs may fault on them for as long as they are, so no mark
-//! is left behind.
+//! Blocks that are marked with nT to be replaced (FEAT_BBM level 1). CPUs may fault on them for as long as they are, so
+//! no mark is left behind.
 // Miri doesn't know how the schedules switch stacks.
 #![cfg(not(any(loom, miri)))]
 
@@ -17,7 +17,8 @@ const NO_TRANSLATION: u64 = 1 << 16;
 const CPUS: usize = 3;
 const SCHEDULES: u64 = 400;
 
-/// A block of 2 MiB that nobody has accessed, on CPUs whose hardware sets the access flag; and frames for so many tables.
+/// A block of 2 MiB that nobody has accessed, on CPUs whose hardware sets the access flag; and frames for so many
+/// tables.
 fn unaccessed_block(frames: usize) -> System {
     let layout = Layout::new(Features {
         bbm: Bbm::Level1,
@@ -54,8 +55,8 @@ fn split(system: &System, cpu: usize) -> bool {
     })
 }
 
-/// No walker meets a mark, and guests get on. A TLB may still hold the block with its mark, by which it translates: faults
-/// come of walks.
+/// No walker meets a mark, and guests get on. A TLB may still hold the block with its mark, by which it translates:
+/// faults come of walks.
 fn no_mark_is_left(system: &System) {
     let ways = (system.monitor()).translations(system.root(), 2, 0);
     for way in ways.iter().filter(|way| way.kind == Kind::Visible) {

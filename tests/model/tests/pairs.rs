@@ -180,8 +180,8 @@ impl Scene {
         self.system.monitor().harvested(self.system.root(), range);
     }
 
-    /// A CPU that is about to work on the VM's tables may be one that doesn't run it: as it came up, as it left this VM, or
-    /// with another VM, whose tables and VMIDs are others.
+    /// A CPU that is about to work on the VM's tables may be one that doesn't run it: as it came up, as it left this
+    /// VM, or with another VM, whose tables and VMIDs are others.
     fn leave(&self, cpu: usize) {
         let other = self.layout().features().granule != Granule::Size16K;
         match choose(4) {

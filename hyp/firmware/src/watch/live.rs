@@ -53,8 +53,8 @@ pub fn start(bootargs: &str) -> Result<String, &'static str> {
     Ok(rest)
 }
 
-/// Gives the first 256 VMIDs to VMs that end at once. The next ones don't fit into 8 bits where VMIDs have 16, so that what
-/// works on them only with the right VTCR_EL2 is watched at work; where VMIDs have 8 bits, there is a rollover.
+/// Gives the first 256 VMIDs to VMs that end at once. The next ones don't fit into 8 bits where VMIDs have 16, so that
+/// what works on them only with the right VTCR_EL2 is watched at work; where VMIDs have 8 bits, there is a rollover.
 pub fn use_up_vmids(cpu: &CpuMemory<Hardware>, features: Features) {
     let layout = Layout::new(features).ok();
     for _ in 0..1 << 8 {

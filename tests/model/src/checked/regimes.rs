@@ -1,8 +1,10 @@
-//! The engine's own TLB maintenance, by CPUs that run a VM and CPUs that don't, under the model checker: which VMID it is for.
+//! The engine's own TLB maintenance, by CPUs that run a VM and CPUs that don't, under the model checker: which VMID it
+//! is for.
 //!
-//! There is one VM, with one page. TLB entries are tagged by VMID, and an invalidation reaches those of the VMID in its CPU's
-//! VTTBR_EL2, all of them: which instructions it is made of is another suite's matter. Barriers are the model checker's. A
-//! walk finds any value of an entry that no barrier and no invalidation *of its VMID* has made old, as hardware's does.
+//! There is one VM, with one page. TLB entries are tagged by VMID, and an invalidation reaches those of the VMID in its
+//! CPU's VTTBR_EL2, all of them: which instructions it is made of is another suite's matter. Barriers are the model
+//! checker's. A walk finds any value of an entry that no barrier and no invalidation *of its VMID* has made old, as
+//! hardware's does.
 
 use std::cell::Cell;
 use std::mem::ManuallyDrop;
