@@ -9,8 +9,10 @@ use crate::exceptions;
 use crate::features::CpuFeatures;
 use crate::inherited;
 use crate::register::{read_register, write_register};
+use crate::tlb::CpuInstructions;
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{HCR_EL2, MAIR_EL2, SCTLR_EL2, TCR_EL2};
+use stage2::RegimeRegisters;
 
 /// HCR_EL2 while no guest runs: no VHE, EL1 is AArch64, interrupts and SErrors come to EL2, SMC traps.
 pub(crate) const HCR_BOOT: u64 = HCR_EL2::RW::EL1IsAarch64.value
@@ -63,11 +65,10 @@ pub(crate) fn set_registers(features: &CpuFeatures) {
         write_register!("actlr_el2", 0);
         write_register!("cptr_el2", CPTR_BOOT);
         write_register!("mdcr_el2", debug_traps(features));
-        write_register!("vttbr_el2", 0);
-        write_register!("vtcr_el2", 1 << 31);
         write_register!("vpidr_el2", midr);
         write_register!("vmpidr_el2", mpidr);
     }
+    RegimeRegisters::NONE.load(&CpuInstructions::new());
     set_timer_registers(features);
     set_optional_registers(features);
     barrier::isb(barrier::SY);

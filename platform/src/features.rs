@@ -45,7 +45,7 @@ pub const fn model_name(midr: u64) -> &'static str {
 /// What a CPU has. The versions are the ID registers' field values: 0 where the feature is missing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CpuFeatures {
-    /// ID_AA64MMFR0_EL1.PARange as it is, for TCR_EL2.PS and VTCR_EL2.PS.
+    /// ID_AA64MMFR0_EL1.PARange as it is, for TCR_EL2.PS.
     pub pa_range: u8,
     /// Bits of a physical address, 32 to 52.
     pub pa_bits: u8,

@@ -93,4 +93,15 @@ impl Instructions for CpuInstructions {
         // SAFETY: no guest runs on this CPU until the world switch has set its own value again, or this one is put back.
         unsafe { write_register!("vttbr_el2", value) };
     }
+
+    #[inline(always)]
+    fn vtcr(&self) -> u64 {
+        read_register!("vtcr_el2")
+    }
+
+    #[inline(always)]
+    fn set_vtcr(&self, value: u64) {
+        // SAFETY: as above.
+        unsafe { write_register!("vtcr_el2", value) };
+    }
 }

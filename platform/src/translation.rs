@@ -130,6 +130,7 @@ impl CpuFeatures {
             hardware_dirty: self.hafdbs >= 2,
             contiguous: true,
             atomics: self.lse,
+            wide_vmids: self.vmid_bits == 16,
         })
     }
 }

@@ -6,10 +6,11 @@
 
 use crate::el2::HCR_BOOT;
 use crate::register::{read_register, write_register};
+use crate::tlb::CpuInstructions;
 use aarch64_cpu::asm::barrier::{self, ISH, SY};
 use aarch64_cpu::registers::HCR_EL2;
 use core::arch::asm;
-use stage2::{Ipa, Level, Pa};
+use stage2::{Ipa, Level, Pa, RegimeRegisters};
 use vm::Stage2Registers;
 
 /// HCR_EL2.DC: with EL1's MMU off its accesses are normal write-back instead of device accesses, so that stage 2 alone decides
@@ -76,8 +77,7 @@ pub enum Stage1 {
 #[derive(Debug)]
 pub struct Walker {
     sctlr: u64,
-    vtcr: u64,
-    vttbr: u64,
+    regime: RegimeRegisters,
     par: u64,
 }
 
@@ -86,8 +86,7 @@ impl Walker {
     pub fn new(tables: Stage2Registers, stage1: Stage1) -> Self {
         let walker = Self {
             sctlr: read_register!("sctlr_el1"),
-            vtcr: read_register!("vtcr_el2"),
-            vttbr: read_register!("vttbr_el2"),
+            regime: RegimeRegisters::of(&CpuInstructions::new()),
             par: read_register!("par_el1"),
         };
         let mut hcr = HCR_BOOT | HCR_EL2::VM::Enable.value;
@@ -100,9 +99,8 @@ impl Walker {
         // SAFETY: they affect EL1 and EL0 only, where nothing runs meanwhile.
         unsafe {
             write_register!("sctlr_el1", 0);
-            write_register!("vtcr_el2", tables.vtcr);
-            write_register!("vttbr_el2", tables.vttbr);
-            barrier::isb(SY);
+            let Stage2Registers { vttbr, vtcr, .. } = tables;
+            RegimeRegisters { vttbr, vtcr }.load(&CpuInstructions::new());
             write_register!("hcr_el2", hcr);
         }
         barrier::isb(SY);
@@ -134,8 +132,7 @@ impl Drop for Walker {
         // SAFETY: what was there before, from the last one to the first.
         unsafe {
             write_register!("hcr_el2", HCR_BOOT);
-            write_register!("vttbr_el2", self.vttbr);
-            write_register!("vtcr_el2", self.vtcr);
+            self.regime.load(&CpuInstructions::new());
             write_register!("sctlr_el1", self.sctlr);
             write_register!("par_el1", self.par);
         }

@@ -9,10 +9,10 @@ use core::mem::offset_of;
 use aarch64_cpu::asm::barrier::{self, SY};
 use aarch64_cpu::asm::wfi;
 use aarch64_cpu::registers::HCR_EL2;
-use stage2::{Ipa, PAGE_SIZE};
+use stage2::{Instructions, Ipa, PAGE_SIZE, RegimeRegisters};
 use vm::{
     Cpu, El1State, ExceptionControls, ExceptionRecord, ExitReason, FpState, GuestRegs, PacKeys,
-    RawExit, Syndrome, SystemRegister, VcpuControls, VcpuState,
+    RawExit, Stage2Registers, Syndrome, SystemRegister, VcpuControls, VcpuState,
 };
 
 use crate::el2::HCR_BOOT;
@@ -20,6 +20,7 @@ use crate::features::CpuFeatures;
 use crate::gic;
 use crate::percpu::CpuId;
 use crate::register::{read_register, write_register};
+use crate::tlb::CpuInstructions;
 use crate::walker::HCR_FWB;
 
 global_asm!(
@@ -192,11 +193,12 @@ impl Cpu for HardwareCpu {
         if self.pauth {
             key_registers!(load_keys, &state.pac);
         }
-        let forced_write_back = if controls.stage2.forced_write_back {
-            HCR_FWB
-        } else {
-            0
-        };
+        let Stage2Registers {
+            vttbr,
+            vtcr,
+            forced_write_back,
+        } = controls.stage2;
+        let forced_write_back = if forced_write_back { HCR_FWB } else { 0 };
         // SAFETY: FP registers are the guest's alone, as EL2 is compiled without; the controls act on EL1 only. Stage 2 is
         // switched on last, when all that EL1 translates by is this guest's.
         unsafe {
@@ -211,9 +213,7 @@ impl Cpu for HardwareCpu {
                 write_register!("s3_4_c12_c1_1", state.disr_el1); // VDISR_EL2
             }
             barrier::isb(SY);
-            write_register!("vtcr_el2", controls.stage2.vtcr);
-            write_register!("vttbr_el2", controls.stage2.vttbr);
-            barrier::isb(SY);
+            RegimeRegisters { vttbr, vtcr }.load(&CpuInstructions::new());
             write_register!("hcr_el2", self.hcr | forced_write_back);
         }
         barrier::isb(SY);
@@ -226,8 +226,9 @@ impl Cpu for HardwareCpu {
             world_save_fp(&raw mut state.fp);
             write_register!("cntv_ctl_el0", 0);
             write_register!("hcr_el2", HCR_BOOT);
-            write_register!("vttbr_el2", 0);
         }
+        // VTCR_EL2 stays, and means nothing until it is written together with a VTTBR_EL2 again.
+        CpuInstructions::new().set_vttbr(0);
         if self.pauth {
             key_registers!(save_keys, &mut state.pac);
         }

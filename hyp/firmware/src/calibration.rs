@@ -59,7 +59,7 @@ fn measure(cpu: &CpuFeatures) -> Option<Costs> {
         let walker = Walker::new(
             Stage2Registers {
                 vttbr: stage2.vttbr().bits(),
-                vtcr: layout.vtcr(cpu.pa_range.into(), cpu.vmid_bits.into()),
+                vtcr: layout.vtcr(),
                 forced_write_back: layout.features().fwb,
             },
             Stage1::WriteBack,

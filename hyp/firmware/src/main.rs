@@ -23,7 +23,7 @@ use platform::cpus::CpuStartError;
 use platform::discovery::ModuleKind;
 use platform::{CpuId, console, cpus, gic, heap, psci};
 use spin::Once;
-use stage2::{Granule, PAGE_SIZE, Pa};
+use stage2::{Granule, PAGE_SIZE, Pa, TooFewVmids};
 
 platform::entry!(main);
 
@@ -56,6 +56,8 @@ fn main(boot: Boot) -> ! {
 fn run(boot: Boot) -> Result<(), Error> {
     let system: &'static System = Box::leak(Box::new(boot.take_over().map_err(Error::Boot)?));
     fill_pool(system);
+    let vmid_bits = system.features.vmid_bits.into();
+    let memory = MemorySystem::new(&POOL, cpus::count(), vmid_bits).map_err(Error::Vmids)?;
     cpus::start_secondaries(attend).map_err(Error::Cpu)?;
     log::info!("{system}");
     if selftest::run(system.machine.bootargs) {
@@ -70,16 +72,12 @@ fn run(boot: Boot) -> Result<(), Error> {
     let shared = SHARED.call_once(|| Shared {
         board: Board::new(system, stage2, most_tlbi),
         crew: Crew::new(cpus::count()),
-        memory: MemorySystem::new(
-            &POOL,
-            cpus::count(),
-            system.features.pa_range.into(),
-            system.features.vmid_bits.into(),
-        ),
+        memory,
         counters: (0..cpus::count()).map(|_| CpuCounters::default()).collect(),
     });
     shared.memory.set_idle_cpus(shared);
     let own = shared.own_cpu(CpuId::BOOT);
+    watch::use_up_vmids(&own.memory, stage2);
     let mut host = Host {
         machine: &shared.board,
         crew: &shared.crew,
@@ -156,6 +154,8 @@ impl Shared {
 #[derive(Debug)]
 enum Error {
     Boot(BootError),
+    /// There are more CPUs than a VMID could be found for.
+    Vmids(TooFewVmids),
     Cpu(CpuStartError),
     /// An option of this build only that can't be used.
     Option(&'static str),
@@ -180,6 +180,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Boot(error) => error.fmt(f),
+            Self::Vmids(error) => error.fmt(f),
             Self::Cpu(error) => error.fmt(f),
             Self::Option(error) => f.write_str(error),
             Self::NoGranule => f.write_str("these CPUs' stage 2 has no pages of 4 KiB"),

@@ -11,6 +11,10 @@ mod live;
 mod off;
 
 #[cfg(feature = "monitor")]
-pub use {cpu::GuestCpu, cpu::Hardware, cpu::guest_cpu, cpu::hardware, live::start};
+pub use {
+    cpu::GuestCpu, cpu::Hardware, cpu::guest_cpu, cpu::hardware, live::start, live::use_up_vmids,
+};
 #[cfg(not(feature = "monitor"))]
-pub use {off::GuestCpu, off::Hardware, off::guest_cpu, off::hardware, off::start};
+pub use {
+    off::GuestCpu, off::Hardware, off::guest_cpu, off::hardware, off::start, off::use_up_vmids,
+};

@@ -15,8 +15,8 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crossbeam_epoch::{Collector, Guard, LocalHandle};
 use spin::{Mutex, Once};
 use stage2::{
-    Counter, Counters, Instructions, Layout, Maintenance, NoTlb, PAGE_SIZE, Pa, Tlb, VmidAllocator,
-    VmidHolder, Worker,
+    Counter, Counters, Instructions, Maintenance, NoTlb, PAGE_SIZE, Pa, Tlb, TooFewVmids,
+    VmidAllocator, VmidHolder, Worker,
 };
 
 /// The machine's caches, as far as guests with their MMU off can see past them.
@@ -134,19 +134,20 @@ pub struct MemorySystem {
     /// CPUs that have yet to register.
     to_come: AtomicUsize,
     vmids: VmidAllocator,
-    pa_range: u64,
-    vmid_bits: u32,
     /// Whether there is, or has been, a VM whose guest can write past the data caches. What it wrote may be anybody's by now:
     /// frames that were shared outlive it.
     past_caches: AtomicBool,
 }
 
 impl MemorySystem {
-    /// For a machine of `cpus` CPUs with `vmid_bits` bits of VMID (8 or 16) and physical addresses as
-    /// ID_AA64MMFR0_EL1.PARange says.
-    pub fn new(pool: &'static FramePool, cpus: usize, pa_range: u64, vmid_bits: u32) -> Self {
-        let vmids = VmidAllocator::new(cpus, vmid_bits);
-        Self {
+    /// For a machine of `cpus` CPUs with `vmid_bits` bits of VMID (8 or 16): of the CPUs, and of all layouts that they
+    /// use ([`stage2::Features::wide_vmids`]).
+    ///
+    /// # Errors
+    /// There are too few VMIDs for so many CPUs.
+    pub fn new(pool: &'static FramePool, cpus: usize, vmid_bits: u32) -> Result<Self, TooFewVmids> {
+        let vmids = VmidAllocator::new(cpus, vmid_bits)?;
+        Ok(Self {
             pool,
             collector: Collector::new(),
             gate: Gate::default(),
@@ -159,10 +160,8 @@ impl MemorySystem {
             gathered: Count::default(),
             to_come: AtomicUsize::new(cpus),
             vmids,
-            pa_range,
-            vmid_bits,
             past_caches: AtomicBool::new(false),
-        }
+        })
     }
 
     /// Has `vm` trust `other` and all VMs that trust it: their equal pages may be merged, by which each can find out what the
@@ -233,11 +232,6 @@ impl MemorySystem {
             self.gate.close(&self.collector);
         }
         handle
-    }
-
-    /// VTCR_EL2 for a VM.
-    pub(crate) fn vtcr(&self, layout: &Layout) -> u64 {
-        layout.vtcr(self.pa_range, self.vmid_bits)
     }
 }
 

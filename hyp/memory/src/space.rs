@@ -173,10 +173,7 @@ impl<L: MmuLock> AddressSpace<L> {
     /// Gives the VM a VMID that is good on the calling CPU, and returns what VTTBR_EL2 and VTCR_EL2 are to hold there.
     pub fn activate<T: Tlb>(&self, cpu: &CpuMemory<T>) -> (Vttbr, u64) {
         cpu.activate(self.stage2().vmid());
-        (
-            self.stage2().vttbr(),
-            cpu.system().vtcr(self.stage2().layout()),
-        )
+        (self.stage2().vttbr(), self.stage2().layout().vtcr())
     }
 
     /// The VM that it belongs to.

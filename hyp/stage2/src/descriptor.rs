@@ -23,7 +23,9 @@ const S2AP_WRITE: u64 = 1 << 7;
 /// SH, but with FEAT_LPA2, where VTCR_EL2.SH0 holds for all and the bits are the address's.
 const INNER_SHAREABLE: u64 = 0b11 << 8;
 const ACCESSED: u64 = 1 << 10;
-/// FEAT_BBM level 1: the block is kept in TLBs only in ways that its replacement by a table can't conflict with.
+/// nT, FEAT_BBM level 1: the block is kept in TLBs only in ways that its replacement by a table can't conflict with, or
+/// it is as if it weren't there: whether the bit causes a translation fault is the implementation's choice (Arm ARM,
+/// pseudocode of AArch64.BlocknTFaults). So whoever sets it takes it away again ([`Entry::mark`](crate::Entry::mark)).
 const NO_TRANSLATION: u64 = 1 << 16;
 /// Dirty bit modifier: hardware may set S2AP_WRITE (FEAT_HAFDBS, D8.5.2).
 const HARDWARE_DIRTY: u64 = 1 << 51;
@@ -33,8 +35,8 @@ const EXECUTE_SHIFT: u32 = 53;
 const EXECUTE_NEVER: u64 = 0b11 << EXECUTE_SHIFT;
 /// Software: a fault may make this entry writable by a single exchange (rule 3).
 const MAY_WRITE: u64 = 1 << 55;
-/// Software: the block is marked with NO_TRANSLATION. Said twice, as in a page, and in the small blocks of a tree for model
-/// checking, that bit is one of the address.
+/// Software: the block is marked with NO_TRANSLATION, by somebody who is replacing it. Said twice, as in a page, and in
+/// the small blocks of a tree for model checking, that bit is one of the address.
 const MARKED: u64 = 1 << 56;
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 
@@ -436,6 +438,10 @@ impl Leaf {
         self.with(NO_TRANSLATION | MARKED)
     }
 
+    pub(crate) const fn without_no_translation(self) -> Self {
+        self.without(NO_TRANSLATION | MARKED)
+    }
+
     /// The bits of this leaf that don't depend on its address or level.
     const fn kept_by_size_change(self) -> u64 {
         const KEPT: u64 = MEMORY_TYPE
@@ -498,7 +504,8 @@ impl fmt::Debug for Leaf {
 pub enum Descriptor {
     /// Nothing is mapped.
     Invalid,
-    /// Invalid to hardware; somebody is between break and make (rule 2).
+    /// Invalid to hardware; somebody is between break and make (rule 2). Or a block that somebody has marked with nT
+    /// and is replacing: hardware may fault on it or translate by it.
     Locked,
     /// Invalid to hardware for ever: the table that holds it is no longer part of the tree (rule 5).
     Frozen,
@@ -521,6 +528,7 @@ impl Descriptor {
             };
         }
         match (word & TABLE_OR_PAGE != 0, level) {
+            (false, Level::L0 | Level::L1 | Level::L2) if word & MARKED != 0 => Self::Locked,
             (true, Level::L3) | (false, Level::L0 | Level::L1 | Level::L2) => {
                 Self::Leaf(Leaf { word, format })
             }
@@ -534,8 +542,21 @@ impl Descriptor {
         leaf.word & !VALID | LOCKED
     }
 
+    /// The block that a word of `level` is without its nT mark, if it has one.
+    pub(crate) const fn marked(word: u64, level: Level, format: Format) -> Option<Leaf> {
+        const BITS: u64 = VALID | TABLE_OR_PAGE | MARKED;
+        if word & BITS == VALID | MARKED && !matches!(level, Level::L3) {
+            Some(Leaf { word, format }.without_no_translation())
+        } else {
+            None
+        }
+    }
+
     /// The leaf that the holder of a locked entry keeps mapped.
     pub(crate) const fn kept(word: u64, level: Level, format: Format) -> Option<Leaf> {
+        if let Some(block) = Self::marked(word, level, format) {
+            return Some(block);
+        }
         if word & (VALID | LOCKED) != LOCKED || word == LOCKED {
             return None;
         }

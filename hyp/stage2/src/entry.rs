@@ -59,9 +59,14 @@ impl Observed {
         self.level
     }
 
-    /// The leaf that the holder of a locked entry keeps mapped ([`Entry::lock_to_change`]).
+    /// The leaf that the holder of a locked entry keeps mapped ([`Entry::lock_to_change`], [`Entry::mark`]).
     const fn kept(self) -> Option<Leaf> {
         Descriptor::kept(self.word, self.level, self.format)
+    }
+
+    /// The block that is marked with nT ([`Entry::mark`]), as it is without, if it is one.
+    pub(crate) const fn marked(self) -> Option<Leaf> {
+        Descriptor::marked(self.word, self.level, self.format)
     }
 }
 
@@ -158,6 +163,22 @@ impl Entry {
         })
     }
 
+    /// Takes the entry of a block, from what was observed, to replace it by a table that maps the same, by way of its
+    /// nT bit (FEAT_BBM level 1). Everybody else waits as for a locked entry: were there two who replace it, one could
+    /// take the mark away and a third one set it anew, and the other would link its table while TLBs hold the block
+    /// without.
+    pub(crate) fn mark(&self, from: Observed) -> Result<Marked<'_>, Lost> {
+        let Descriptor::Leaf(block) = from.descriptor() else {
+            return Err(Lost);
+        };
+        let marked = Descriptor::Leaf(block.with_no_translation());
+        let observed = self.exchange_sparing_break(from, marked, Bbm::Level1)?;
+        Ok(Marked {
+            entry: self,
+            observed,
+        })
+    }
+
     /// Takes an invalid entry so that only its holder may fill it (rule 8). There is nothing to invalidate.
     #[inline]
     pub fn lock_vacant(&self, from: Observed, ipa: Ipa) -> Result<Broken<'_>, Lost> {
@@ -247,7 +268,7 @@ pub struct Unflushed<'t> {
 
 impl<'t> Unflushed<'t> {
     /// Invalidates what the old value left in TLBs: the leaf, or everything under the table.
-    pub fn flush(self, tlb: &impl Tlb, vm: Regime, layout: &Layout) -> Broken<'t> {
+    pub fn flush(self, tlb: &impl Tlb, vm: Regime<'_>, layout: &Layout) -> Broken<'t> {
         let level = self.observed.level;
         match self.observed.descriptor() {
             Descriptor::Table(_) => {
@@ -281,6 +302,59 @@ impl Drop for Unflushed<'_> {
     /// is right whether or not anything was invalidated.
     fn drop(&mut self) {
         forgotten(self.entry, self.observed, self.locked);
+    }
+}
+
+/// The entry of a block that is marked with nT. CPUs may fault on it for as long as it is, so a table is linked in its
+/// place or the mark is taken away; it is never forgotten.
+#[must_use = "a marked entry blocks faults on it until a table is linked or the mark is taken away"]
+#[derive(Debug)]
+pub(crate) struct Marked<'t> {
+    entry: &'t Entry,
+    observed: Observed,
+}
+
+impl Marked<'_> {
+    /// Puts a table in the block's place, once no TLB holds the block without the mark. Fails if hardware has noted an
+    /// access or a write meanwhile, which the table doesn't know of: then the mark is gone. Or if the table that holds
+    /// the entry was unlinked, and the block is its unlinker's. Release: pairs with [`Entry::observe`].
+    pub(crate) fn link(self, table: Descriptor) -> Result<(), Lost> {
+        let this = mem::ManuallyDrop::new(self);
+        let Observed { word, format, .. } = this.observed;
+        let linked = this
+            .entry
+            .compare_exchange(this.observed, word, table.encode(format));
+        if linked.is_err() {
+            unmark(this.entry, this.observed);
+        }
+        linked
+    }
+}
+
+impl Drop for Marked<'_> {
+    /// As for [`Unflushed`].
+    fn drop(&mut self) {
+        unmark(self.entry, self.observed);
+        debug_assert!(
+            false,
+            "a marked entry was forgotten; it was {:?}",
+            self.observed
+        );
+    }
+}
+
+/// Takes the mark away. Only hardware and whoever unlinks the table change a marked entry, so this ends soon.
+#[cold]
+fn unmark(entry: &Entry, marked: Observed) {
+    loop {
+        let found = entry.observe(marked.level, marked.format);
+        let Some(block) = found.marked() else {
+            return;
+        };
+        let bare = Descriptor::Leaf(block).encode(marked.format);
+        if entry.compare_exchange(found, found.word, bare).is_ok() {
+            return;
+        }
     }
 }
 

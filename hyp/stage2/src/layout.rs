@@ -52,6 +52,8 @@ pub struct Features {
     pub contiguous: bool,
     /// FEAT_LSE, on each CPU that works on the tables: runs of entries are changed by its single-instruction atomics.
     pub atomics: bool,
+    /// FEAT_VMID16: VMIDs have 16 bits, not 8 (VTCR_EL2.VS).
+    pub wide_vmids: bool,
 }
 
 impl Features {
@@ -69,6 +71,7 @@ impl Features {
             hardware_dirty: false,
             contiguous: false,
             atomics: false,
+            wide_vmids: false,
         }
     }
 }
@@ -315,9 +318,9 @@ impl Layout {
         }
     }
 
-    /// VTCR_EL2 for this layout: walks inner shareable and write-back, leaves inner shareable, `pa_range` as in
-    /// ID_AA64MMFR0_EL1.PARange, 16-bit VMIDs if the CPU has them.
-    pub const fn vtcr(&self, pa_range: u64, vmid_bits: u32) -> u64 {
+    /// VTCR_EL2 for this layout: walks inner shareable and write-back, leaves inner shareable. TLB maintenance goes by
+    /// it as well as walks do (rule 12): VS decides how much of a VMID counts, DS what an operand by range means.
+    pub const fn vtcr(&self) -> u64 {
         const RES1: u64 = 1 << 31;
         const WALKS: u64 = 0b01 << 8 | 0b01 << 10 | 0b11 << 12;
         let t0sz = 64 - self.features.ipa_bits as u64;
@@ -327,12 +330,17 @@ impl Layout {
             Granule::Size16K => (0b10, 3 - self.start as u64),
             Granule::Size64K => (0b01, 3 - self.start as u64),
         };
-        let widest = match self.format {
-            Format::Narrow => 0b101,
-            Format::Lpa2 | Format::Lpa64K => 0b110,
+        // As ID_AA64MMFR0_EL1.PARange counts (D23.2.73).
+        let ps = match (self.features.pa_bits, self.format) {
+            (52.., Format::Lpa2 | Format::Lpa64K) => 0b110,
+            (48.., _) => 0b101,
+            (44.., _) => 0b100,
+            (42.., _) => 0b011,
+            (40.., _) => 0b010,
+            (36.., _) => 0b001,
+            _ => 0b000,
         };
-        let ps = if pa_range > widest { widest } else { pa_range };
-        let vs = (vmid_bits == 16) as u64;
+        let vs = self.features.wide_vmids as u64;
         let ha = self.features.hardware_access as u64;
         let hd = self.features.hardware_dirty as u64;
         let ds = matches!(self.format, Format::Lpa2) as u64;
@@ -413,33 +421,38 @@ mod tests {
 
     #[test]
     fn vtcr_matches_the_layout() {
-        let vtcr = |features, pa_range, vmid_bits| {
-            Layout::new(features).unwrap().vtcr(pa_range, vmid_bits)
+        let vtcr = |features| Layout::new(features).unwrap().vtcr();
+        let wide_vmids = |features| Features {
+            wide_vmids: true,
+            ..features
         };
-        assert_eq!(vtcr(Features::armv8_0(40, 40), 2, 8), 0x8002_3558);
-        assert_eq!(vtcr(Features::armv8_0(48, 52), 6, 16), 0x800d_3590);
+        for (pa_bits, ps) in [
+            (32, 0),
+            (36, 1),
+            (40, 2),
+            (42, 3),
+            (44, 4),
+            (48, 5),
+            (52, 5),
+        ] {
+            let narrow = vtcr(Features::armv8_0(32, pa_bits));
+            assert_eq!(narrow >> 16 & 7, ps, "{pa_bits} bits");
+        }
+        assert_eq!(vtcr(Features::armv8_0(40, 40)), 0x8002_3558);
+        assert_eq!(vtcr(wide_vmids(Features::armv8_0(48, 52))), 0x800d_3590);
         assert_eq!(
-            vtcr(features(Granule::Size4K, 52, true), 6, 16),
+            vtcr(wide_vmids(features(Granule::Size4K, 52, true))),
             0x1_800e_358c
         );
-        assert_eq!(
-            vtcr(features(Granule::Size16K, 48, false), 5, 8),
-            0x8005_b590
-        );
-        assert_eq!(
-            vtcr(features(Granule::Size16K, 52, true), 6, 8),
-            0x1_8006_b5cc
-        );
-        assert_eq!(
-            vtcr(features(Granule::Size64K, 52, false), 6, 8),
-            0x8006_758c
-        );
+        assert_eq!(vtcr(features(Granule::Size16K, 48, false)), 0x8005_b590);
+        assert_eq!(vtcr(features(Granule::Size16K, 52, true)), 0x1_8006_b5cc);
+        assert_eq!(vtcr(features(Granule::Size64K, 52, false)), 0x8006_758c);
         let by_hardware = Features {
             hardware_access: true,
             hardware_dirty: true,
             ..Features::armv8_0(40, 40)
         };
-        assert_eq!(vtcr(by_hardware, 2, 8), 0x8062_3558);
+        assert_eq!(vtcr(by_hardware), 0x8062_3558);
     }
 
     #[test]

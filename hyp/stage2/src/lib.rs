@@ -21,6 +21,9 @@
 //! 6. **Installing a table** is one exchange of a fully built table; the loser gives its frame back.
 //! 7. **Epochs.** Every walk runs inside an epoch ([`Worker::epoch`]); an [`Unlinked`] table is freed after it.
 //! 11. **Contents before links.** What a link leads to is visible to all CPUs and walkers before the link is.
+//! 12. **The regime of an invalidation.** VTTBR_EL2 and VTCR_EL2 change hands together ([`RegimeRegisters`]); the VMID
+//!    is read after the barrier that orders the change of the tables, and a new one is visible before its guest can
+//!    walk.
 //!
 //! Rules 8 to 10 (decisions and their grounds, the dirty log, slots) belong to whoever decides what to map. For them
 //! [`Stage2::fault`] hands out the locked entry, so that its caller can look again before it makes it.
@@ -127,7 +130,7 @@ pub use descriptor::{Attributes, Descriptor, Execute, Leaf, MemoryType, Permissi
 pub use entry::{Broken, Entry, Lost, Observed, POISON, Unflushed, Unlinked};
 pub use fault::{Access, OnBlock, Request, Resolution};
 pub use layout::{BadLayout, Bbm, Features, Format, Layout};
-pub use maintenance::{Barrier, Instructions, Maintenance, TlbPolicy, Tlbi};
+pub use maintenance::{Barrier, Instructions, Maintenance, RegimeRegisters, TlbPolicy, Tlbi};
 pub use map::{MapFailed, MapStopped, Mapped, Mapping};
 pub use memory::{Counter, Counters, Epoch, TableFrame, TableMemory, Worker};
 pub use replace::Replaced;
@@ -135,7 +138,7 @@ pub use split::{Split, SplitFailed};
 pub use stage2::{OutOfFrames, Stage2};
 pub use teardown::Teardown;
 pub use tlb::{NoTlb, Regime, Tlb};
-pub use vmid::{VmidAllocator, VmidHolder};
+pub use vmid::{TooFewVmids, VmidAllocator, VmidHolder};
 pub use walk::{Step, VisitContext};
 pub use wanted::{All, Wanted};
 

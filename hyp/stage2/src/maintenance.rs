@@ -1,10 +1,15 @@
 //! TLB maintenance out of the architecture's instructions (Arm ARM D8.17).
 //!
 //! The sequences are here, so that they run on a model of the machine as well as on the machine; the instructions come
-//! in through [`Instructions`]. They act on the VMID in the issuing CPU's VTTBR_EL2. A vCPU's CPU has that of its VM;
-//! anybody else sets it for the duration and puts back what was there, so that no walk starts from a VM's tables when
-//! nobody vouches for them. An invalidation by IPA leaves entries that combine stage 1 and 2, so those of the whole VMID go
-//! after it, and not before its completion, as they could come back out of what it hasn't reached yet.
+//! in through [`Instructions`]. They act on the VMID in the issuing CPU's VTTBR_EL2, as wide as its VTCR_EL2 says that
+//! VMIDs are ([`RegimeRegisters`]). A vCPU's CPU has those of its VM; anybody else sets both for the duration and puts
+//! back what was there, so that no walk starts from a VM's tables when nobody vouches for them. An invalidation by IPA
+//! leaves entries that combine stage 1 and 2, so those of the whole VMID go after it, and not before its completion, as
+//! they could come back out of what it hasn't reached yet.
+//!
+//! The VM's VMID is read after the barrier that orders the change of its tables (rule 12): a CPU on which the VM gets
+//! another VMID meanwhile ([`VmidAllocator::activate`](crate::VmidAllocator::activate)) orders that store before its
+//! guest's first walk, so either it walks the changed tables, or its VMID is the one that is invalidated.
 
 use crate::address::{Ipa, IpaRange, Level};
 use crate::operand::{self, Piece, Pieces};
@@ -61,8 +66,50 @@ pub trait Instructions {
     /// What VTTBR_EL2 holds.
     fn vttbr(&self) -> u64;
 
-    /// Writes VTTBR_EL2. No guest runs on this CPU until it holds a running VM's value again.
+    /// Writes VTTBR_EL2, which takes effect with the next ISB or exception return. No guest runs on this CPU until it
+    /// holds a running VM's value again.
     fn set_vttbr(&self, value: u64);
+
+    /// What VTCR_EL2 holds.
+    fn vtcr(&self) -> u64;
+
+    /// Writes VTCR_EL2. As [`Self::set_vttbr`].
+    fn set_vtcr(&self, value: u64);
+}
+
+/// The registers that a CPU's stage-2 walks and TLB maintenance go by. They change hands together (rule 12): the VMID
+/// is in one, how many of its bits count, and how operands are read, is in the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RegimeRegisters {
+    /// VTTBR_EL2: root table and VMID.
+    pub vttbr: u64,
+    /// VTCR_EL2: IPA size, granule, walk attributes, width of VMIDs.
+    pub vtcr: u64,
+}
+
+impl RegimeRegisters {
+    /// A CPU's that has had no VM's yet: nothing but VTCR_EL2's RES1 bit.
+    pub const NONE: Self = Self {
+        vttbr: 0,
+        vtcr: 1 << 31,
+    };
+
+    /// Puts them into the CPU. On return they are in effect.
+    #[inline]
+    pub fn load(self, cpu: &impl Instructions) {
+        cpu.set_vtcr(self.vtcr);
+        cpu.set_vttbr(self.vttbr);
+        cpu.barrier(Barrier::Isb);
+    }
+
+    /// What the CPU has.
+    #[inline]
+    pub fn of(cpu: &impl Instructions) -> Self {
+        Self {
+            vttbr: cpu.vttbr(),
+            vtcr: cpu.vtcr(),
+        }
+    }
 }
 
 /// What of the TLB instructions to use.
@@ -99,39 +146,41 @@ impl<I: Instructions> Maintenance<I> {
     }
 
     #[inline]
-    fn operand(&self, vm: &Regime, ipa: Ipa, level: Option<Level>) -> u64 {
+    fn operand(&self, vm: &Regime<'_>, ipa: Ipa, level: Option<Level>) -> u64 {
         let hint = if self.policy.level_hint { level } else { None };
-        operand::address(vm.granule, ipa, hint)
+        operand::address(vm.granule(), ipa, hint)
     }
 
-    /// Runs `operations` with the VMID of `vm` in VTTBR_EL2.
+    /// Runs `operations` in the regime of `vm`, after a barrier that orders the change of its tables.
     #[inline]
-    fn with_vmid(&self, vm: &Regime, operations: impl FnOnce(&I)) {
+    fn within(&self, vm: &Regime<'_>, ordered_by: Barrier, operations: impl FnOnce(&I)) {
         let cpu = &self.instructions;
-        let current = cpu.vttbr();
-        if current == vm.vttbr.bits() {
+        cpu.barrier(ordered_by);
+        let vttbr = vm.vttbr().bits();
+        // VTCR_EL2 came with it.
+        if cpu.vttbr() == vttbr {
             return operations(cpu);
         }
-        cpu.set_vttbr(vm.vttbr.bits());
-        cpu.barrier(Barrier::Isb);
+        let before = RegimeRegisters::of(cpu);
+        let vtcr = vm.vtcr();
+        RegimeRegisters { vttbr, vtcr }.load(cpu);
         operations(cpu);
-        cpu.set_vttbr(current);
-        cpu.barrier(Barrier::Isb);
+        before.load(cpu);
     }
 
     /// Whether `range` takes no more instructions than one invalidation may be made of.
-    fn is_few(&self, vm: &Regime, range: &IpaRange) -> bool {
+    fn is_few(&self, vm: &Regime<'_>, range: &IpaRange) -> bool {
         let most = self.policy.most_instructions as usize;
-        let pages = range.end.get().saturating_sub(range.start.get()) >> vm.granule.page_shift();
+        let pages = range.end.get().saturating_sub(range.start.get()) >> vm.granule().page_shift();
         if self.policy.range {
-            Pieces::new(vm, range).nth(most).is_none()
+            (Pieces::new(vm.granule(), vm.wide(), range).nth(most)).is_none()
         } else {
             pages <= most as u64
         }
     }
 
-    fn by_range(cpu: &I, vm: &Regime, range: &IpaRange, tables: bool) {
-        for piece in Pieces::new(vm, range) {
+    fn by_range(cpu: &I, vm: &Regime<'_>, range: &IpaRange, tables: bool) {
+        for piece in Pieces::new(vm.granule(), vm.wide(), range) {
             cpu.tlbi(match (piece, tables) {
                 (Piece::Page(operand), true) => Tlbi::Ipas2e1is(operand),
                 (Piece::Page(operand), false) => Tlbi::Ipas2le1is(operand),
@@ -141,16 +190,16 @@ impl<I: Instructions> Maintenance<I> {
         }
     }
 
-    fn by_page(cpu: &I, vm: &Regime, range: &IpaRange, tables: bool) {
+    fn by_page(cpu: &I, vm: &Regime<'_>, range: &IpaRange, tables: bool) {
         let mut ipa = range.start;
         while ipa < range.end {
-            let operand = operand::address(vm.granule, ipa, None);
+            let operand = operand::address(vm.granule(), ipa, None);
             cpu.tlbi(if tables {
                 Tlbi::Ipas2e1is(operand)
             } else {
                 Tlbi::Ipas2le1is(operand)
             });
-            ipa = ipa.offset(1 << vm.granule.page_shift());
+            ipa = ipa.offset(1 << vm.granule().page_shift());
         }
     }
 }
@@ -165,20 +214,18 @@ fn drop_combined(cpu: &impl Instructions) {
 }
 
 impl<I: Instructions> Tlb for Maintenance<I> {
-    fn invalidate_leaf(&self, vm: Regime, ipa: Ipa, level: Option<Level>) {
-        self.instructions.barrier(Barrier::DsbIshst);
-        self.with_vmid(&vm, |cpu| {
+    fn invalidate_leaf(&self, vm: Regime<'_>, ipa: Ipa, level: Option<Level>) {
+        self.within(&vm, Barrier::DsbIshst, |cpu| {
             cpu.tlbi(Tlbi::Ipas2le1is(self.operand(&vm, ipa, level)));
             drop_combined(cpu);
         });
     }
 
-    fn invalidate_range(&self, vm: Regime, range: IpaRange, tables: bool) {
+    fn invalidate_range(&self, vm: Regime<'_>, range: IpaRange, tables: bool) {
         if !self.is_few(&vm, &range) {
             return self.invalidate_vmid(vm);
         }
-        self.instructions.barrier(Barrier::DsbIshst);
-        self.with_vmid(&vm, |cpu| {
+        self.within(&vm, Barrier::DsbIshst, |cpu| {
             if self.policy.range {
                 Self::by_range(cpu, &vm, &range, tables);
             } else {
@@ -188,9 +235,8 @@ impl<I: Instructions> Tlb for Maintenance<I> {
         });
     }
 
-    fn invalidate_vmid(&self, vm: Regime) {
-        self.instructions.barrier(Barrier::DsbIshst);
-        self.with_vmid(&vm, |cpu| {
+    fn invalidate_vmid(&self, vm: Regime<'_>) {
+        self.within(&vm, Barrier::DsbIshst, |cpu| {
             cpu.tlbi(Tlbi::Vmalls12e1is);
             cpu.barrier(Barrier::DsbIsh);
             cpu.barrier(Barrier::Isb);
@@ -206,9 +252,8 @@ impl<I: Instructions> Tlb for Maintenance<I> {
     }
 
     #[inline]
-    fn invalidate_local(&self, vm: Regime, ipa: Ipa, level: Option<Level>, va: Option<u64>) {
-        self.instructions.barrier(Barrier::DsbNshst);
-        self.with_vmid(&vm, |cpu| {
+    fn invalidate_local(&self, vm: Regime<'_>, ipa: Ipa, level: Option<Level>, va: Option<u64>) {
+        self.within(&vm, Barrier::DsbNshst, |cpu| {
             cpu.tlbi(Tlbi::Ipas2le1(self.operand(&vm, ipa, level)));
             cpu.barrier(Barrier::DsbNsh);
             cpu.tlbi(match va {

@@ -1,7 +1,6 @@
 //! The operands of TLB maintenance instructions (Arm ARM C5.5). Plain arithmetic.
 
 use crate::address::{Granule, Ipa, IpaRange, Level};
-use crate::tlb::Regime;
 
 /// TG and the upper half of the TTL hint (Arm ARM C5.5, TLBI IPAS2E1IS).
 const fn granule_field(granule: Granule) -> u64 {
@@ -52,14 +51,14 @@ pub(crate) struct Pieces {
 impl Pieces {
     const MAX_SCALE: u32 = 3;
 
-    /// For `range`, of whole pages.
-    pub(crate) const fn new(vm: &Regime, range: &IpaRange) -> Self {
-        let page_shift = vm.granule.page_shift();
+    /// For `range`, of whole pages of this granule, where VTCR_EL2.DS is as `wide` says.
+    pub(crate) const fn new(granule: Granule, wide: bool, range: &IpaRange) -> Self {
+        let page_shift = granule.page_shift();
         Self {
-            granule: vm.granule,
+            granule,
             next: range.start.get(),
             pages: range.end.get().saturating_sub(range.start.get()) >> page_shift,
-            base_shift: if vm.wide { 16 } else { page_shift },
+            base_shift: if wide { 16 } else { page_shift },
         }
     }
 }
@@ -102,21 +101,17 @@ impl Iterator for Pieces {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::address::{Pa, Vmid, Vttbr};
     use alloc::vec::Vec;
     use proptest::prelude::*;
 
-    fn regime(granule: Granule, wide: bool) -> Regime {
-        Regime {
-            vttbr: Vttbr::new(Pa::new(0), Vmid(1)),
-            granule,
-            wide,
-            level_is_known: true,
-        }
+    /// How operands are encoded.
+    struct Encoding {
+        granule: Granule,
+        wide: bool,
     }
 
     /// The first page's address and the pages that a piece covers, decoded as C5.5 says.
-    fn covered(piece: Piece, vm: &Regime) -> (u64, u64) {
+    fn covered(piece: Piece, vm: &Encoding) -> (u64, u64) {
         match piece {
             Piece::Page(operand) => ((operand & ((1 << 40) - 1)) << 12, 1),
             Piece::Range(operand) => {
@@ -128,18 +123,18 @@ mod tests {
         }
     }
 
-    fn pieces(vm: &Regime, first: u64, pages: u64) -> Vec<Piece> {
+    fn pieces(vm: &Encoding, first: u64, pages: u64) -> Vec<Piece> {
         let size = 1 << vm.granule.page_shift();
-        Pieces::new(
-            vm,
-            &(Ipa::new(first * size)..Ipa::new((first + pages) * size)),
-        )
-        .collect()
+        let range = Ipa::new(first * size)..Ipa::new((first + pages) * size);
+        Pieces::new(vm.granule, vm.wide, &range).collect()
     }
 
     #[test]
     fn a_block_takes_one_operand() {
-        let vm = regime(Granule::Size4K, false);
+        let vm = Encoding {
+            granule: Granule::Size4K,
+            wide: false,
+        };
         let block = pieces(&vm, 0x4_0000, 512);
         assert_eq!(block.len(), 1);
         assert_eq!(covered(block[0], &vm), (0x4000_0000, 512));
@@ -180,7 +175,10 @@ mod tests {
             first in 0u64..1 << 34,
             pages in 1u64..1 << 20,
         ) {
-            let vm = regime(Granule::ALL[granule], wide && granule < 2);
+            let vm = Encoding {
+                granule: Granule::ALL[granule],
+                wide: wide && granule < 2,
+            };
             let size = 1 << vm.granule.page_shift();
             let mut next = first * size;
             let pieces = pieces(&vm, first, pages);

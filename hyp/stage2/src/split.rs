@@ -5,7 +5,7 @@
 
 use crate::address::{Ipa, IpaRange, Level};
 use crate::descriptor::{Descriptor, Leaf};
-use crate::entry::{Lost, Observed};
+use crate::entry::Lost;
 use crate::fault::lost;
 use crate::group::dissolve;
 use crate::layout::{Bbm, Layout};
@@ -175,7 +175,7 @@ impl Stage2 {
             _ if !cut.keeps_rest() => self.link_by_break(worker, context, link),
             Bbm::Level0 => self.link_by_break(worker, context, link),
             Bbm::Level1 => self.link_by_mark(worker, context, link),
-            Bbm::Level2 => self.link_in_place(worker, context, context.observed, link),
+            Bbm::Level2 => self.link_in_place(worker, context, link),
         };
         match linked {
             Ok(()) => {
@@ -206,23 +206,23 @@ impl Stage2 {
         broken.make(link).map_err(|Lost| Step::Restart)
     }
 
-    /// By way of the block's nT bit: once no TLB holds it without, it can be replaced (FEAT_BBM level 1). Whoever finds the
-    /// bit set by another CPU invalidates too, as that one may not have got there.
+    /// By way of the block's nT bit: once no TLB holds it without, it can be replaced (FEAT_BBM level 1). A loss takes
+    /// the bit away again, as there may be no frames for another try.
     fn link_by_mark<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &self,
         worker: &Worker<'w, M, T, E>,
         context: &VisitContext<'w>,
         link: Descriptor,
     ) -> Result<(), Step> {
-        let Descriptor::Leaf(block) = context.descriptor else {
-            return Err(Step::Again);
-        };
-        let marked = Descriptor::Leaf(block.with_no_translation());
-        let Ok(observed) = context.entry.exchange(context.observed, marked) else {
+        let Ok(marked) = context.entry.mark(context.observed) else {
             return Err(lost(worker));
         };
         self.invalidate_block(worker, context);
-        self.link_in_place(worker, context, observed, link)
+        if marked.link(link).is_err() {
+            return Err(lost(worker));
+        }
+        self.invalidate_block(worker, context);
+        Ok(())
     }
 
     /// By one exchange (FEAT_BBM level 2). Until the invalidation is complete, TLBs may translate by the block, which maps
@@ -231,13 +231,12 @@ impl Stage2 {
         &self,
         worker: &Worker<'w, M, T, E>,
         context: &VisitContext<'w>,
-        observed: Observed,
         link: Descriptor,
     ) -> Result<(), Step> {
         let bbm = self.layout().features().bbm;
         if context
             .entry
-            .exchange_sparing_break(observed, link, bbm)
+            .exchange_sparing_break(context.observed, link, bbm)
             .is_err()
         {
             return Err(lost(worker));

@@ -61,7 +61,7 @@ impl Stage2 {
         &self.vmid
     }
 
-    /// What VTTBR_EL2 holds while this VM runs or is invalidated.
+    /// What VTTBR_EL2 holds while this VM runs or is invalidated, with the VMID that it has now.
     #[inline]
     pub fn vttbr(&self) -> Vttbr {
         Vttbr::new(self.frame.pa(), self.vmid.current())
@@ -69,8 +69,8 @@ impl Stage2 {
 
     /// Whose translations its invalidations are about.
     #[inline]
-    pub(crate) fn regime(&self) -> Regime {
-        Regime::new(self.vttbr(), &self.layout)
+    pub fn regime(&self) -> Regime<'_> {
+        Regime::of(self)
     }
 
     #[inline]
@@ -100,7 +100,8 @@ impl Stage2 {
         self.root().walk(worker, range, visit)
     }
 
-    /// What maps `ipa` at this moment, and at which level. A locked entry maps nothing. Changes nothing, and promises
+    /// What maps `ipa` at this moment, and at which level. A locked entry maps nothing, but for a block that is being
+    /// replaced without a break. Changes nothing, and promises
     /// nothing of TLBs.
     pub fn lookup<M: TableMemory, T: Tlb, E: Epoch>(
         &self,
@@ -111,7 +112,10 @@ impl Stage2 {
             let observed = self.root().seek(worker, ipa).observed;
             match observed.descriptor() {
                 Descriptor::Leaf(leaf) => return Some((leaf, observed.level())),
-                Descriptor::Invalid | Descriptor::Locked => return None,
+                Descriptor::Invalid => return None,
+                Descriptor::Locked => {
+                    return observed.marked().map(|block| (block, observed.level()));
+                }
                 // The tree is dead.
                 Descriptor::Frozen if observed.level() == self.layout.start() => return None,
                 Descriptor::Frozen | Descriptor::Table(_) => worker.before(Step::Restart),

@@ -6,42 +6,48 @@
 //! doesn't touch them (Arm ARM D8.17.5), so each method takes care of them too.
 
 use crate::address::{Granule, Ipa, IpaRange, Level, Vttbr};
-use crate::layout::{Bbm, Format, Layout};
+use crate::layout::{Bbm, Format};
+use crate::stage2::Stage2;
 
 /// Whose translations an invalidation is about, and how they are laid out.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Regime {
-    /// The root and the VMID.
-    pub vttbr: Vttbr,
-    /// The granule, which operands carry.
-    pub granule: Granule,
-    /// VTCR_EL2.DS: operands by range count in 64 KiB.
-    pub wide: bool,
-    /// Whether a leaf that is to go may be in TLBs at the level of its descriptor only.
-    pub level_is_known: bool,
-}
+#[derive(Clone, Copy, Debug)]
+pub struct Regime<'s>(&'s Stage2);
 
-impl Regime {
-    pub(crate) const fn new(vttbr: Vttbr, layout: &Layout) -> Self {
-        let features = layout.features();
-        Self {
-            vttbr,
-            granule: features.granule,
-            wide: matches!(layout.format(), Format::Lpa2),
-            // Where size changes skip the break, a page's descriptor may be in place while the block that it came from is
-            // still in TLBs: a hint would spare that.
-            level_is_known: matches!(features.bbm, Bbm::Level0),
-        }
+impl<'s> Regime<'s> {
+    pub(crate) const fn of(stage2: &'s Stage2) -> Self {
+        Self(stage2)
     }
 
-    /// The hint to give for a leaf whose descriptor is at `level`.
+    /// What VTTBR_EL2 is to hold. The VMID is as it is now, so whoever invalidates by it asks after the barrier that
+    /// orders the change of the tables (rule 12): a CPU that gives the VM another one meanwhile walks the changed
+    /// tables by it.
     #[inline]
-    pub(crate) const fn hint(&self, level: Level) -> Option<Level> {
-        if self.level_is_known {
-            Some(level)
-        } else {
-            None
-        }
+    pub fn vttbr(&self) -> Vttbr {
+        self.0.vttbr()
+    }
+
+    /// What VTCR_EL2 is to hold together with it (rule 12).
+    pub fn vtcr(&self) -> u64 {
+        self.0.layout().vtcr()
+    }
+
+    /// The granule, which operands carry.
+    #[inline]
+    pub(crate) fn granule(&self) -> Granule {
+        self.0.layout().features().granule
+    }
+
+    /// VTCR_EL2.DS: operands by range count in 64 KiB.
+    pub(crate) fn wide(&self) -> bool {
+        matches!(self.0.layout().format(), Format::Lpa2)
+    }
+
+    /// The hint to give for a leaf whose descriptor is at `level`. None where size changes skip the break: a page's
+    /// descriptor may be in place there while the block that it came from is still in TLBs, and a hint would spare
+    /// that.
+    #[inline]
+    pub(crate) fn hint(&self, level: Level) -> Option<Level> {
+        matches!(self.0.layout().features().bbm, Bbm::Level0).then_some(level)
     }
 }
 
@@ -50,14 +56,14 @@ impl Regime {
 pub trait Tlb {
     /// On every CPU: the entries (stage-2 leaf, then all combined ones of the VMID) that translate the leaf at `ipa`.
     /// `level`, if known, is the leaf's level, for a TTL hint. One IPA within a block reaches the whole block.
-    fn invalidate_leaf(&self, vm: Regime, ipa: Ipa, level: Option<Level>);
+    fn invalidate_leaf(&self, vm: Regime<'_>, ipa: Ipa, level: Option<Level>);
 
     /// On every CPU: all entries that translate an address in `range`, cached tables above them too if `tables` is set,
     /// then all combined ones of the VMID. May do more than asked (the whole VMID) where that is cheaper.
-    fn invalidate_range(&self, vm: Regime, range: IpaRange, tables: bool);
+    fn invalidate_range(&self, vm: Regime<'_>, range: IpaRange, tables: bool);
 
     /// On every CPU: everything of the VMID, stage 1 and 2 (TLBI VMALLS12E1IS).
-    fn invalidate_vmid(&self, vm: Regime);
+    fn invalidate_vmid(&self, vm: Regime<'_>);
 
     /// On every CPU: everything of every VMID (TLBI ALLE1IS), for a VMID rollover.
     fn invalidate_all_vmids(&self);
@@ -65,10 +71,11 @@ pub trait Tlb {
     /// On this CPU only: what translated a guest's access to `va` and the page at `ipa`. Enough when a permission was
     /// relaxed (rule 3): any other CPU that still holds the old entry faults and does the same.
     /// `va` is the guest's virtual address (all its ASIDs are covered); without one, all combined entries go.
-    fn invalidate_local(&self, vm: Regime, ipa: Ipa, level: Option<Level>, va: Option<u64>);
+    fn invalidate_local(&self, vm: Regime<'_>, ipa: Ipa, level: Option<Level>, va: Option<u64>);
 
-    /// Makes table contents written so far visible to every CPU's table walker (DSB ISHST), before a link to them is
-    /// published (rule 11).
+    /// Makes what was written so far visible to every CPU and its table walker before anything that follows (DSB
+    /// ISHST): the contents of tables before a link to them is published (rule 11), a VM's new VMID before its guest
+    /// can walk (rule 12).
     fn publish_tables(&self);
 }
 
@@ -77,10 +84,10 @@ pub trait Tlb {
 pub struct NoTlb;
 
 impl Tlb for NoTlb {
-    fn invalidate_leaf(&self, _: Regime, _: Ipa, _: Option<Level>) {}
-    fn invalidate_range(&self, _: Regime, _: IpaRange, _: bool) {}
-    fn invalidate_vmid(&self, _: Regime) {}
+    fn invalidate_leaf(&self, _: Regime<'_>, _: Ipa, _: Option<Level>) {}
+    fn invalidate_range(&self, _: Regime<'_>, _: IpaRange, _: bool) {}
+    fn invalidate_vmid(&self, _: Regime<'_>) {}
     fn invalidate_all_vmids(&self) {}
-    fn invalidate_local(&self, _: Regime, _: Ipa, _: Option<Level>, _: Option<u64>) {}
+    fn invalidate_local(&self, _: Regime<'_>, _: Ipa, _: Option<Level>, _: Option<u64>) {}
     fn publish_tables(&self) {}
 }

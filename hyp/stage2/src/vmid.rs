@@ -10,6 +10,7 @@
 use crate::address::Vmid;
 use crate::tlb::Tlb;
 use alloc::vec::Vec;
+use core::fmt;
 use spin::Mutex;
 
 use crate::sync::{AtomicU64, Ordering};
@@ -35,7 +36,8 @@ impl VmidHolder {
         Self(AtomicU64::new(0))
     }
 
-    /// The VMID. It stays the same while any vCPU of the VM is active on a CPU.
+    /// The VMID. It stays the same while any vCPU of the VM is active on a CPU. Relaxed: whoever invalidates by it asks
+    /// after a barrier, and [`VmidAllocator::activate`] has one after the store of another VMID (rule 12).
     #[inline]
     pub fn current(&self) -> Vmid {
         Vmid(number(self.0.load(Ordering::Relaxed)))
@@ -47,6 +49,35 @@ impl Default for VmidHolder {
         Self::new()
     }
 }
+
+/// There are too many CPUs for the VMIDs: at a rollover each may hold one, and there has to be another one to give out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TooFewVmids {
+    /// The CPUs.
+    pub cpus: usize,
+    /// The bits of a VMID.
+    pub bits: u32,
+}
+
+impl TooFewVmids {
+    /// CPUs that VMIDs of so many bits are enough for: one is left over, and VMID 0 is never given out.
+    const fn most_cpus(bits: u32) -> usize {
+        (1 << bits) - 2
+    }
+}
+
+impl fmt::Display for TooFewVmids {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cpus, bits } = self;
+        let most = Self::most_cpus(*bits);
+        write!(
+            f,
+            "this machine has {cpus} CPUs, and VMIDs of {bits} bits are enough for {most}: start it with fewer"
+        )
+    }
+}
+
+impl core::error::Error for TooFewVmids {}
 
 /// Gives VMIDs to VMs.
 #[derive(Debug)]
@@ -66,10 +97,15 @@ struct State {
 }
 
 impl VmidAllocator {
-    /// For `cpus` CPUs whose VMIDs have `bits` bits (8 or 16). There must be more VMIDs than CPUs.
-    pub fn new(cpus: usize, bits: u32) -> Self {
-        debug_assert!(cpus < (1 << bits) - 1);
-        Self {
+    /// For `cpus` CPUs whose VMIDs have `bits` bits (8 or 16).
+    ///
+    /// # Errors
+    /// There are too few VMIDs for them: 8 bits are enough for 254 CPUs.
+    pub fn new(cpus: usize, bits: u32) -> Result<Self, TooFewVmids> {
+        if cpus > TooFewVmids::most_cpus(bits) {
+            return Err(TooFewVmids { cpus, bits });
+        }
+        Ok(Self {
             generation: AtomicU64::new(1),
             active: (0..cpus).map(|_| AtomicU64::new(0)).collect(),
             state: Mutex::new(State {
@@ -77,11 +113,12 @@ impl VmidAllocator {
                 next: 1,
                 reserved: core::iter::repeat_n(0, cpus).collect(),
             }),
-        }
+        })
     }
 
     /// Sees to it that the VM has a VMID, and remembers that `cpu` runs it from now on. At a rollover, invalidates all
-    /// TLBs before it returns.
+    /// TLBs before it returns. Whoever invalidates something of the VM either uses the VMID that it has when this
+    /// returns, or has changed the tables before its guest walks them here (rule 12).
     pub fn activate(&self, cpu: usize, holder: &VmidHolder, tlb: &impl Tlb) -> Vmid {
         let active = &self.active[cpu];
         let held = holder.0.load(Ordering::Acquire);
@@ -101,6 +138,10 @@ impl VmidAllocator {
         if generation(held) != self.generation.load(Ordering::Relaxed) {
             held = self.renew(&mut state, held, tlb);
             holder.0.store(held, Ordering::Release);
+            // Before any walk by it: pairs with the barrier between a change of the tables and the look at the VMID.
+            // CPUs that only find it need none: their walks depend on what they have read here, and memory is
+            // multi-copy atomic.
+            tlb.publish_tables();
         }
         active.store(held, Ordering::SeqCst);
         Vmid(number(held))
@@ -130,8 +171,8 @@ impl VmidAllocator {
         self.generation.store(next, Ordering::SeqCst);
         self.begin_generation(state);
         tlb.invalidate_all_vmids();
-        // There are more VMIDs than CPUs, so the reserved ones leave some.
-        let fresh = state.take_any().unwrap_or(1);
+        let fresh = (state.take_any())
+            .expect("there are more VMIDs than CPUs hold, or there were no allocator");
         next << NUMBER_BITS | u64::from(fresh)
     }
 
@@ -183,13 +224,13 @@ mod tests {
     struct Flushes(AtomicUsize);
 
     impl Tlb for Flushes {
-        fn invalidate_leaf(&self, _: Regime, _: Ipa, _: Option<Level>) {}
-        fn invalidate_range(&self, _: Regime, _: IpaRange, _: bool) {}
-        fn invalidate_vmid(&self, _: Regime) {}
+        fn invalidate_leaf(&self, _: Regime<'_>, _: Ipa, _: Option<Level>) {}
+        fn invalidate_range(&self, _: Regime<'_>, _: IpaRange, _: bool) {}
+        fn invalidate_vmid(&self, _: Regime<'_>) {}
         fn invalidate_all_vmids(&self) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
-        fn invalidate_local(&self, _: Regime, _: Ipa, _: Option<Level>, _: Option<u64>) {}
+        fn invalidate_local(&self, _: Regime<'_>, _: Ipa, _: Option<Level>, _: Option<u64>) {}
         fn publish_tables(&self) {}
     }
 
@@ -198,7 +239,7 @@ mod tests {
         // 65,535 of them take Miri minutes.
         let most = if cfg!(miri) { 8 } else { 16 };
         for bits in [8, most] {
-            let (allocator, flushes) = (VmidAllocator::new(2, bits), Flushes::default());
+            let (allocator, flushes) = (VmidAllocator::new(2, bits).unwrap(), Flushes::default());
             let mut seen = alloc::vec![false; 1 << bits];
             for _ in 1..1 << bits {
                 let vmid = allocator.activate(0, &VmidHolder::new(), &flushes);
@@ -211,8 +252,32 @@ mod tests {
     }
 
     #[test]
+    fn as_many_cpus_as_vmids_are_refused_and_one_less_works() {
+        let refused = VmidAllocator::new(255, 8).unwrap_err();
+        assert_eq!(refused, TooFewVmids { cpus: 255, bits: 8 });
+        assert_eq!(
+            alloc::string::ToString::to_string(&refused),
+            "this machine has 255 CPUs, and VMIDs of 8 bits are enough for 254: start it with fewer"
+        );
+        assert!(VmidAllocator::new(65_535, 16).is_err());
+        // All run a VM of their own, and go over to another one: through rollovers, no two share a VMID.
+        let (allocator, flushes) = (VmidAllocator::new(254, 8).unwrap(), Flushes::default());
+        let vms: Vec<_> = (0..3 * 254).map(|_| VmidHolder::new()).collect();
+        for (turn, vm) in vms.iter().enumerate() {
+            allocator.activate(turn % 254, vm, &flushes);
+            let running = &vms[turn.saturating_sub(253)..=turn];
+            let mut seen = [false; 256];
+            for vm in running {
+                let vmid = usize::from(vm.current().0);
+                assert!(vmid != 0 && !core::mem::replace(&mut seen[vmid], true));
+            }
+        }
+        assert!(flushes.0.load(Ordering::Relaxed) > 0);
+    }
+
+    #[test]
     fn a_vm_that_runs_through_rollovers_keeps_its_vmid() {
-        let (allocator, flushes) = (VmidAllocator::new(2, 8), Flushes::default());
+        let (allocator, flushes) = (VmidAllocator::new(2, 8).unwrap(), Flushes::default());
         let runs = VmidHolder::new();
         let vmid = allocator.activate(1, &runs, &flushes);
         for _ in 0..1000 {
@@ -227,7 +292,7 @@ mod tests {
         extern crate std;
         const CPUS: usize = 4;
         const ROUNDS: usize = if cfg!(miri) { 30 } else { 5000 };
-        let (allocator, flushes) = (VmidAllocator::new(CPUS, 8), Flushes::default());
+        let (allocator, flushes) = (VmidAllocator::new(CPUS, 8).unwrap(), Flushes::default());
         let running: [AtomicU64; CPUS] = [const { AtomicU64::new(0) }; CPUS];
         std::thread::scope(|scope| {
             for cpu in 0..CPUS {
@@ -257,7 +322,7 @@ mod tests {
         fn a_vmid_changes_hands_only_over_an_invalidation(
             starts in prop::collection::vec((0..3usize, 0..400usize), 1..STARTS),
         ) {
-            let (allocator, flushes) = (VmidAllocator::new(3, 8), Flushes::default());
+            let (allocator, flushes) = (VmidAllocator::new(3, 8).unwrap(), Flushes::default());
             let vms: alloc::vec::Vec<_> = (0..400).map(|_| VmidHolder::new()).collect();
             let mut last_user = [None::<(usize, usize)>; 256];
             let mut runs = [None; 3];

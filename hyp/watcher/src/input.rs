@@ -58,6 +58,6 @@ pub enum Barrier {
     DsbNshst,
     /// DSB NSH: earlier stores are visible to this CPU's walker, earlier local invalidations are complete.
     DsbNsh,
-    /// ISB: means nothing to what TLBs hold.
+    /// ISB: what was written to system registers is in effect.
     Isb,
 }

@@ -15,7 +15,11 @@
 //! # What it takes for granted
 //! - Stores reach memory when they are reported. Only the issuing CPU's own TLB invalidation may overtake one, until that
 //!   CPU's DSB: another CPU's acts after it has seen the store (memory is multi-copy atomic).
-//! - A CPU that loads a VTTBR only to invalidate doesn't walk those tables before it puts the old one back.
+//! - A CPU walks the tables that it has loaded only from the moment on at which it enters a guest: at EL2 they are out
+//!   of context, so one that loads a VTTBR only to invalidate doesn't walk those tables before it puts the old one
+//!   back.
+//! - What is written to VTTBR_EL2 and VTCR_EL2 takes effect with an ISB or an exception return; until then a TLB
+//!   invalidation may go by the old value or the new one, and counts for what it would do by either.
 //! - An entry that a TLB may keep for a whole contiguous group is forgotten entry by entry only.
 
 #![no_std]
@@ -34,6 +38,7 @@ mod links;
 mod monitor;
 mod operand;
 mod reads;
+mod regime;
 mod state;
 mod tlbs;
 mod tree;

@@ -3,7 +3,7 @@
 use crate::geometry::Geometry;
 use crate::input::{Barrier, Tlbi};
 use crate::reads::Translation;
-use crate::state::{Pending, State, root_of, vmid_of};
+use crate::state::{Pending, State};
 use crate::tree::{Change, Tree};
 use crate::violation::Violation;
 use alloc::vec::Vec;
@@ -157,21 +157,27 @@ impl<M: Memory> Monitor<M> {
         found
     }
 
-    /// `cpu` writes VTTBR_EL2: 0, or the root and VMID of a tree. To be told again whenever the CPU enters a guest: what
-    /// is loaded only to invalidate isn't walked, and once everything of a tree was dropped and nobody has it loaded, it
-    /// is nobody's business until somebody loads it.
-    pub fn vttbr(&self, cpu: usize, value: u64) -> Vec<Violation> {
-        let state = &mut *self.state.lock();
-        let now = state.tick();
-        let before = core::mem::replace(&mut state.cpu(cpu).vttbr, value);
-        let found = state.load(cpu, value, &self.memory, now);
-        if let Some(&number) = state.roots.get(&root_of(before)) {
-            state.settle(number);
-        }
-        found.into_iter().collect()
+    /// `cpu` writes VTTBR_EL2: 0, or the root and VMID of a tree.
+    pub fn vttbr(&self, cpu: usize, value: u64) {
+        self.state.lock().cpu(cpu).registers.write_vttbr(value);
     }
 
-    /// `cpu` issues a TLB invalidation, for the VMID in its VTTBR_EL2.
+    /// `cpu` writes VTCR_EL2.
+    pub fn vtcr(&self, cpu: usize, value: u64) {
+        self.state.lock().cpu(cpu).registers.write_vtcr(value);
+    }
+
+    /// `cpu` enters a guest: what it has in its registers is in effect, and walked. What is loaded only to invalidate
+    /// isn't, and once everything of a tree was dropped and nobody has it loaded, it is nobody's business until
+    /// somebody enters it.
+    pub fn enter(&self, cpu: usize) -> Vec<Violation> {
+        let state = &mut *self.state.lock();
+        let now = state.tick();
+        state.synchronise(cpu);
+        state.enter(cpu, &self.memory, now)
+    }
+
+    /// `cpu` issues a TLB invalidation, for the VMID in its VTTBR_EL2, as VTCR_EL2 reads it.
     pub fn tlbi(&self, cpu: usize, operation: Tlbi) {
         let state = &mut *self.state.lock();
         let issued = state.tick();
@@ -181,12 +187,13 @@ impl<M: Memory> Monitor<M> {
         } else {
             cpu.ordered
         };
-        cpu.pending.push(Pending {
+        let pending = Pending {
             operation,
-            vmid: vmid_of(cpu.vttbr),
+            regimes: cpu.registers.possible().collect(),
             issued,
             ordered,
-        });
+        };
+        cpu.pending.push(pending);
     }
 
     /// `cpu` executes a barrier.
@@ -196,7 +203,8 @@ impl<M: Memory> Monitor<M> {
         match barrier {
             Barrier::DsbIsh => state.complete(cpu, |_| true),
             Barrier::DsbNsh => state.complete(cpu, Tlbi::is_local),
-            Barrier::DsbIshst | Barrier::DsbNshst | Barrier::Isb => {}
+            Barrier::Isb => state.synchronise(cpu),
+            Barrier::DsbIshst | Barrier::DsbNshst => {}
         }
         let cpu = state.cpu(cpu);
         match barrier {

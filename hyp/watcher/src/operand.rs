@@ -2,6 +2,7 @@
 
 use crate::geometry::{Format, Geometry, Granule};
 use crate::input::Tlbi;
+use crate::regime::Vtcr;
 use core::ops::Range;
 
 /// What an instruction is sure to drop from the TLBs that it acts on.
@@ -24,8 +25,16 @@ pub(crate) enum Scope {
     Everything,
 }
 
-/// What `operation` reaches in a tree of this geometry.
-pub(crate) fn scope(operation: Tlbi, geometry: &Geometry) -> Scope {
+/// What `operation` reaches in a tree of this geometry, issued by a CPU with this VTCR_EL2. An operand means something
+/// only where that is the tree's.
+pub(crate) fn scope(operation: Tlbi, geometry: &Geometry, vtcr: Vtcr) -> Scope {
+    match encoded(operation, geometry) {
+        Scope::Stage2 { .. } if !vtcr.fits(geometry) => Scope::Nothing,
+        scope => scope,
+    }
+}
+
+fn encoded(operation: Tlbi, geometry: &Geometry) -> Scope {
     match operation {
         Tlbi::Ipas2e1is(operand) | Tlbi::Ipas2e1(operand) => by_address(operand, false, geometry),
         Tlbi::Ipas2le1is(operand) | Tlbi::Ipas2le1(operand) => by_address(operand, true, geometry),
@@ -120,15 +129,18 @@ mod tests {
             (&wide, 0b0100, Some(0)),
         ] {
             assert_eq!(
-                scope(Tlbi::Ipas2le1is(at(hint)), geometry),
+                encoded(Tlbi::Ipas2le1is(at(hint)), geometry),
                 stage2(page.clone(), true, level),
                 "{hint:#b}"
             );
         }
-        assert_eq!(scope(Tlbi::Ipas2e1is(at(0b1011)), &narrow), Scope::Nothing);
+        assert_eq!(
+            encoded(Tlbi::Ipas2e1is(at(0b1011)), &narrow),
+            Scope::Nothing
+        );
         let large = Geometry::new(Granule::Size64K, Format::Narrow, 1, 1);
         assert_eq!(
-            scope(Tlbi::Ipas2e1(0x12_345f), &large),
+            encoded(Tlbi::Ipas2e1(0x12_345f), &large),
             stage2(0x1_2345_0000..0x1_2346_0000, false, None)
         );
     }
@@ -139,26 +151,26 @@ mod tests {
         // 4K, scale 1, num 7: 8 << 6 pages from 2 MiB on.
         let operand = 1 << 46 | 1 << 44 | 7 << 39 | 0x200;
         assert_eq!(
-            scope(Tlbi::Ripas2e1is(operand), &narrow),
+            encoded(Tlbi::Ripas2e1is(operand), &narrow),
             stage2(0x20_0000..0x40_0000, false, None)
         );
         assert_eq!(
-            scope(Tlbi::Ripas2le1is(operand | 2 << 37), &narrow),
+            encoded(Tlbi::Ripas2le1is(operand | 2 << 37), &narrow),
             stage2(0x20_0000..0x40_0000, true, Some(2))
         );
         // A level 1 block can't begin at 2 MiB.
         assert_eq!(
-            scope(Tlbi::Ripas2le1is(operand | 1 << 37), &narrow),
+            encoded(Tlbi::Ripas2le1is(operand | 1 << 37), &narrow),
             Scope::Nothing
         );
         assert_eq!(
-            scope(Tlbi::Ripas2e1is(operand ^ 3 << 46), &narrow),
+            encoded(Tlbi::Ripas2e1is(operand ^ 3 << 46), &narrow),
             Scope::Nothing
         );
         let wide = Geometry::new(Granule::Size16K, Format::Lpa2, 1, 1);
         let operand = 2 << 46 | 3;
         assert_eq!(
-            scope(Tlbi::Ripas2e1is(operand), &wide),
+            encoded(Tlbi::Ripas2e1is(operand), &wide),
             stage2(0x3_0000..0x3_8000, false, None)
         );
     }
@@ -166,7 +178,18 @@ mod tests {
     #[test]
     fn el2_stage_1_maintenance_reaches_nothing() {
         let narrow = Geometry::new(Granule::Size4K, Format::Narrow, 1, 1);
-        assert_eq!(scope(Tlbi::Vae2is(0), &narrow), Scope::Nothing);
-        assert_eq!(scope(Tlbi::Alle2is, &narrow), Scope::Nothing);
+        assert_eq!(encoded(Tlbi::Vae2is(0), &narrow), Scope::Nothing);
+        assert_eq!(encoded(Tlbi::Alle2is, &narrow), Scope::Nothing);
+    }
+
+    #[test]
+    fn operands_mean_nothing_in_another_regime() {
+        let wide = Geometry::new(Granule::Size4K, Format::Lpa2, 0, 1);
+        let (own, boot) = (Vtcr(1 << 32 | 1 << 31), Vtcr(1 << 31));
+        for operation in [Tlbi::Ipas2e1is(0), Tlbi::Ripas2le1is(1 << 46)] {
+            assert_ne!(scope(operation, &wide, own), Scope::Nothing);
+            assert_eq!(scope(operation, &wide, boot), Scope::Nothing);
+        }
+        assert_eq!(scope(Tlbi::Vmalls12e1is, &wide, boot), Scope::Everything);
     }
 }

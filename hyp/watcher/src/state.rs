@@ -5,7 +5,8 @@ use crate::cpus::CpuSet;
 use crate::dirty::Ledger;
 use crate::input::Tlbi;
 use crate::monitor::{Memory, Stamp};
-use crate::operand::scope;
+use crate::operand::{Scope, scope};
+use crate::regime::{Regime, Registers};
 use crate::tlbs::Held;
 use crate::tree::Tree;
 use crate::violation::Violation;
@@ -13,18 +14,38 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 /// A TLB invalidation that was issued and isn't complete.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Pending {
     pub(crate) operation: Tlbi,
-    pub(crate) vmid: u16,
+    /// The regimes that its CPU may have been in.
+    pub(crate) regimes: Vec<Regime>,
     pub(crate) issued: Stamp,
     /// Up to when the issuing CPU's own stores were ordered before it.
     pub(crate) ordered: Stamp,
 }
 
+impl Pending {
+    /// What of a tree it is sure to drop: what it would in every regime that it may have been issued in.
+    fn scope(&self, tree: &Tree) -> Scope {
+        let mut scopes = self.regimes.iter().map(|regime| {
+            if self.operation == Tlbi::Alle1is || tree.vmid == Some(regime.vmid()) {
+                scope(self.operation, tree.geometry(), regime.vtcr)
+            } else {
+                Scope::Nothing
+            }
+        });
+        let first = scopes.next().unwrap_or(Scope::Nothing);
+        if scopes.all(|other| other == first) {
+            first
+        } else {
+            Scope::Nothing
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Cpu {
-    pub(crate) vttbr: u64,
+    pub(crate) registers: Registers,
     /// Its last DSB for all CPUs, and for itself only.
     pub(crate) ordered: Stamp,
     pub(crate) ordered_here: Stamp,
@@ -75,7 +96,7 @@ impl State {
     pub(crate) fn cpu(&mut self, cpu: usize) -> &mut Cpu {
         if self.cpus.len() <= cpu {
             let fresh = Cpu {
-                vttbr: 0,
+                registers: Registers::new(),
                 ordered: Stamp(0),
                 ordered_here: Stamp(0),
                 pending: Vec::new(),
@@ -89,17 +110,32 @@ impl State {
         self.trees.get(self.roots.get(&root)?)
     }
 
-    pub(crate) fn load(
-        &mut self,
-        cpu: usize,
-        value: u64,
-        memory: &impl Memory,
-        now: Stamp,
-    ) -> Option<Violation> {
-        let (root, vmid) = (root_of(value), vmid_of(value));
-        let number = *self.roots.get(&root)?;
-        let tree = self.trees.get_mut(&number)?;
+    /// A context synchronisation event of a CPU. Trees that it may have had until now may be nobody's any more.
+    pub(crate) fn synchronise(&mut self, cpu: usize) {
+        for root in self.cpu(cpu).registers.synchronise() {
+            if let Some(&number) = self.roots.get(&root) {
+                self.settle(number);
+            }
+        }
+    }
+
+    /// A CPU begins to walk what it has loaded.
+    pub(crate) fn enter(&mut self, cpu: usize, memory: &impl Memory, now: Stamp) -> Vec<Violation> {
+        let regime = self.cpu(cpu).registers.written();
+        let (root, vmid) = (regime.root(), regime.vmid());
+        let number = self.roots.get(&root).copied();
+        let Some((number, tree)) = number.and_then(|number| {
+            let tree = self.trees.get_mut(&number)?;
+            Some((number, tree))
+        }) else {
+            return Vec::new();
+        };
         tree.wake(memory, now);
+        let mut found = Vec::new();
+        if !regime.vtcr.fits(tree.geometry()) {
+            let vtcr = regime.vtcr.0;
+            found.push(Violation::OtherRegime { root, cpu, vtcr });
+        }
         let moved = tree.vmid.is_some_and(|old| old != vmid);
         tree.vmid = Some(vmid);
         let tenants = self.tenants.entry(vmid).or_default();
@@ -114,12 +150,13 @@ impl State {
                 cpus: CpuSet::only(cpu),
             }),
         }
-        other.map(|other| Violation::VmidReused {
+        found.extend(other.map(|other| Violation::VmidReused {
             root,
             vmid,
             other,
             cpu,
-        })
+        }));
+        found
     }
 
     /// Completes the invalidations of `cpu` that `meant` picks. What a DSB doesn't separate may have happened in any
@@ -133,6 +170,10 @@ impl State {
         due.sort_by_key(|pending| (strength(pending.operation), pending.issued));
         for pending in due {
             let operation = pending.operation;
+            let is_whole = matches!(
+                operation,
+                Tlbi::Alle1is | Tlbi::Vmalls12e1is | Tlbi::Vmalls12e1
+            );
             let cpus = if operation.is_local() {
                 CpuSet::only(cpu)
             } else {
@@ -146,18 +187,18 @@ impl State {
                 };
                 held.since < visible
             };
-            let everyone = operation == Tlbi::Alle1is;
             for tree in self.trees.values_mut() {
-                if everyone || tree.vmid == Some(pending.vmid) {
-                    let scope = scope(operation, tree.geometry());
+                let scope = pending.scope(tree);
+                if scope != Scope::Nothing {
                     tree.invalidate(&scope, cpus, &covers, pending.issued, now);
                 }
             }
-            if matches!(
-                operation,
-                Tlbi::Alle1is | Tlbi::Vmalls12e1is | Tlbi::Vmalls12e1
-            ) {
-                self.evict(cpu, cpus, pending.vmid, everyone);
+            let mut vmids = pending.regimes.iter().map(|regime| regime.vmid());
+            let vmid = vmids.next();
+            if is_whole && operation == Tlbi::Alle1is {
+                self.evict(cpu, cpus, None);
+            } else if is_whole && vmids.all(|other| Some(other) == vmid) {
+                self.evict(cpu, cpus, vmid);
             }
         }
     }
@@ -166,7 +207,8 @@ impl State {
     pub(crate) fn settle(&mut self, number: u64) {
         let is_held =
             |(_, tenants): (&u16, &Vec<Tenant>)| tenants.iter().any(|tenant| tenant.tree == number);
-        let is_loaded = |cpu: &Cpu| self.roots.get(&root_of(cpu.vttbr)) == Some(&number);
+        let root = self.trees.get(&number).map(|tree| tree.root);
+        let is_loaded = |cpu: &Cpu| root.is_some_and(|root| cpu.registers.may_have(root));
         if self.tenants.iter().any(is_held) || self.cpus.iter().any(is_loaded) {
             return;
         }
@@ -175,21 +217,21 @@ impl State {
         }
     }
 
-    /// After everything of a VMID was dropped, only those CPUs hold it that have it loaded; but for the one that did it.
-    pub(crate) fn evict(&mut self, issuer: usize, cpus: CpuSet, vmid: u16, everyone: bool) {
-        let loaded: Vec<u64> = self.cpus.iter().map(|cpu| cpu.vttbr).collect();
+    /// After everything of a VMID (of all, if none is named) was dropped, only those CPUs hold it that have it loaded;
+    /// but for the one that did it.
+    fn evict(&mut self, issuer: usize, cpus: CpuSet, vmid: Option<u16>) {
+        let loaded: Vec<Vec<Regime>> = (self.cpus.iter())
+            .map(|cpu| cpu.registers.possible().collect())
+            .collect();
         let mut left = Vec::new();
         for (&found, tenants) in &mut self.tenants {
-            if !everyone && found != vmid {
+            if vmid.is_some_and(|vmid| vmid != found) {
                 continue;
             }
             for tenant in &mut *tenants {
+                let has = |regime: &Regime| regime.root() == tenant.root && regime.vmid() == found;
                 let keeps = (loaded.iter().enumerate())
-                    .filter(|(cpu, value)| {
-                        *cpu != issuer
-                            && root_of(**value) == tenant.root
-                            && vmid_of(**value) == found
-                    })
+                    .filter(|(cpu, regimes)| *cpu != issuer && regimes.iter().any(has))
                     .fold(CpuSet::NONE, |set, (cpu, _)| set | CpuSet::only(cpu));
                 tenant.cpus = tenant.cpus & (!cpus | keeps);
             }
@@ -208,7 +250,7 @@ impl State {
             return Vec::new();
         };
         let loaded = (self.cpus.iter().enumerate())
-            .filter(|(_, cpu)| root_of(cpu.vttbr) == root)
+            .filter(|(_, cpu)| cpu.registers.may_have(root))
             .fold(CpuSet::NONE, |set, (cpu, _)| set | CpuSet::only(cpu));
         let holding = (self.tenants.values().flatten())
             .filter(|tenant| tenant.tree == number)
@@ -232,15 +274,4 @@ fn strength(operation: Tlbi) -> u32 {
         Tlbi::Ipas2e1is(_) | Tlbi::Ipas2e1(_) | Tlbi::Ripas2e1is(_) => 2,
         Tlbi::Vmalls12e1is | Tlbi::Vmalls12e1 | Tlbi::Alle1is => 3,
     }
-}
-
-/// VTTBR_EL2.BADDR: bits 47 to 1, with bits 51 to 48 of the address in 5 to 2 where roots are aligned enough.
-pub(crate) fn root_of(vttbr: u64) -> u64 {
-    const ADDRESS: u64 = 0x0000_ffff_ffff_ffc0;
-    vttbr & ADDRESS | (vttbr >> 2 & 0xf) << 48
-}
-
-/// VTTBR_EL2.VMID.
-pub(crate) fn vmid_of(vttbr: u64) -> u16 {
-    (vttbr >> 48) as u16
 }

@@ -172,6 +172,15 @@ pub enum Violation {
         /// Whether they have it in VTTBR_EL2 still.
         loaded: bool,
     },
+    /// Rule 12: a CPU walks a tree by a VTCR_EL2 that isn't the tree's.
+    OtherRegime {
+        /// The tree.
+        root: u64,
+        /// Who walks.
+        cpu: usize,
+        /// VTCR_EL2.
+        vtcr: u64,
+    },
     /// A tree is loaded with a VMID under which the CPU may hold entries of another one.
     VmidReused {
         /// The tree.
@@ -280,6 +289,10 @@ impl fmt::Display for Violation {
                 } else {
                     "may hold entries under its VMID"
                 }
+            ),
+            Self::OtherRegime { root, cpu, vtcr } => write!(
+                f,
+                "rule 12, regimes: CPU {cpu} walks root {root:#x} by VTCR_EL2 {vtcr:#x}, which doesn't fit it"
             ),
             Self::VmidReused {
                 root,

@@ -4,11 +4,8 @@ use crate::schedule::{pause, trace};
 use crate::system::Physical;
 use stage2::{Barrier, Instructions, Tlbi};
 use std::cell::Cell;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use watcher::{Monitor, Violation};
-
-use crate::locked;
+use watcher::Monitor;
 
 thread_local! {
     /// For threads that no scheduler runs.
@@ -45,12 +42,18 @@ fn move_to(cpu: usize) -> usize {
     }
 }
 
+/// A CPU's registers, as they were written last: what an MRS finds.
+#[derive(Debug, Default)]
+pub struct Registers {
+    vttbr: AtomicU64,
+    vtcr: AtomicU64,
+}
+
 /// One CPU, for the engine's TLB maintenance.
 #[derive(Clone, Copy, Debug)]
 pub struct Cpu<'m> {
     pub(crate) monitor: &'m Monitor<Physical>,
-    pub(crate) found: &'m Mutex<Vec<Violation>>,
-    pub(crate) vttbr: &'m AtomicU64,
+    pub(crate) registers: &'m Registers,
     pub(crate) number: usize,
 }
 
@@ -68,13 +71,24 @@ impl Instructions for Cpu<'_> {
     }
 
     fn vttbr(&self) -> u64 {
-        self.vttbr.load(Ordering::Relaxed)
+        self.registers.vttbr.load(Ordering::Relaxed)
     }
 
     fn set_vttbr(&self, value: u64) {
         pause();
-        self.vttbr.store(value, Ordering::Relaxed);
-        let found = self.monitor.vttbr(self.number, value);
-        locked(self.found).extend(found);
+        trace(self.number, || format!("VTTBR_EL2 {value:#x}"));
+        self.registers.vttbr.store(value, Ordering::Relaxed);
+        self.monitor.vttbr(self.number, value);
+    }
+
+    fn vtcr(&self) -> u64 {
+        self.registers.vtcr.load(Ordering::Relaxed)
+    }
+
+    fn set_vtcr(&self, value: u64) {
+        pause();
+        trace(self.number, || format!("VTCR_EL2 {value:#x}"));
+        self.registers.vtcr.store(value, Ordering::Relaxed);
+        self.monitor.vtcr(self.number, value);
     }
 }

@@ -7,13 +7,14 @@ use crate::cpu::current;
 use crate::schedule::{choose, pause, trace};
 use crate::system::System;
 use crate::{Served, locked};
-use stage2::{Access, Ipa, Pa, Request};
+use stage2::{Access, Bbm, Ipa, Pa, Request};
 use std::ptr::with_exposed_provenance;
 use std::sync::atomic::{AtomicU64, Ordering};
 use watcher::{Kind, Translation};
 
 const ACCESSED: u64 = 1 << 10;
 const WRITABLE: u64 = 1 << 7;
+const NO_TRANSLATION: u64 = 1 << 16;
 /// Times that an access may fault before something must be wrong.
 const PATIENCE: usize = 10_000;
 
@@ -29,9 +30,7 @@ pub enum Outcome {
 impl System {
     /// One access by a guest on `cpu`.
     pub fn guest(&self, cpu: usize, ipa: Ipa, access: Access) -> Outcome {
-        // A guest runs here: what its CPU has loaded is walked.
-        let loaded = self.stage2().vttbr().bits();
-        self.shared.note(self.shared.monitor.vttbr(cpu, loaded));
+        self.enter(cpu);
         loop {
             pause();
             let mut ways = self
@@ -61,6 +60,14 @@ impl System {
 
     fn take(&self, way: Translation, access: Access) -> Taken {
         let features = self.stage2().layout().features();
+        // Whether a walk that finds the nT bit of a block faults is the implementation's choice.
+        let is_marked = features.bbm == Bbm::Level1
+            && way.kind == Kind::Visible
+            && way.level < 3
+            && way.word & NO_TRANSLATION != 0;
+        if is_marked && choose(2) == 0 {
+            return Taken::Refused;
+        }
         if !way.accessed {
             return match way.entry {
                 Some(entry) if features.hardware_access => self.update(entry, way.word, ACCESSED),

@@ -4,15 +4,16 @@
 //! whose entry it is. What the monitor reports is kept until [`System::check`], as a panic in the middle of the engine's
 //! work would only hide it behind others.
 
-use crate::cpu::{Cpu, current, run_on};
+use crate::cpu::{Cpu, Registers, current, run_on};
 use crate::epochs::Epochs;
 use crate::frames::Frames;
 use crate::schedule::{pause, trace};
 use crate::{Served, locked, serve};
 use stage2::watch::{self, Watcher};
 use stage2::{
-    Counters, Entry, Ipa, IpaRange, Layout, Leaf, Level, Maintenance, Pa, Request, Stage2,
-    TableFrame, TableMemory, Tlb, TlbPolicy, VmidAllocator, Worker,
+    Barrier, Counters, Entry, Instructions, Ipa, IpaRange, Layout, Leaf, Level, Maintenance, NoTlb,
+    Pa, RegimeRegisters, Request, Stage2, TableFrame, TableMemory, Tlb, TlbPolicy, VmidAllocator,
+    VmidHolder, Worker,
 };
 use std::collections::BTreeMap;
 use std::mem;
@@ -179,7 +180,7 @@ pub struct System {
     pub(crate) shared: Arc<Shared>,
     frames: WatchedFrames,
     epochs: EpochsHere,
-    vttbr: Vec<AtomicU64>,
+    registers: Vec<Registers>,
     policy: TlbPolicy,
     stage2: Option<Stage2>,
 }
@@ -206,15 +207,20 @@ impl System {
             shared,
             frames,
             epochs: EpochsHere(Epochs::default()),
-            vttbr: (0..cpus).map(|_| AtomicU64::new(0)).collect(),
+            registers: (0..cpus).map(|_| Registers::default()).collect(),
             policy,
             stage2: Some(stage2),
         };
-        let vmids = VmidAllocator::new(cpus, 8);
+        let bits = if layout.features().wide_vmids { 16 } else { 8 };
+        let vmids = VmidAllocator::new(cpus, bits).expect("few CPUs");
+        // Where VMIDs are wide, the VM's takes more than 8 bits.
+        for _ in 0..if bits == 16 { 1 << 8 } else { 0 } {
+            vmids.activate(0, &VmidHolder::new(), &NoTlb);
+        }
         for cpu in 0..cpus {
-            let tlb = system.tlb(cpu);
-            vmids.activate(cpu, system.stage2().vmid(), &tlb);
-            system.load(cpu, system.stage2().vttbr().bits());
+            vmids.activate(cpu, system.stage2().vmid(), &system.tlb(cpu));
+            system.load(cpu, RegimeRegisters::NONE);
+            system.enter(cpu);
         }
         system
     }
@@ -246,28 +252,47 @@ impl System {
 
     /// How many CPUs there are.
     pub fn cpus(&self) -> usize {
-        self.vttbr.len()
+        self.registers.len()
     }
 
     fn tlb(&self, cpu: usize) -> Maintenance<Cpu<'_>> {
         let cpu = Cpu {
             monitor: &self.shared.monitor,
-            found: &self.shared.found,
-            vttbr: &self.vttbr[cpu],
+            registers: &self.registers[cpu],
             number: cpu,
         };
         Maintenance::new(cpu, self.policy)
     }
 
-    /// Has `cpu` load another VTTBR_EL2: 0 for none.
-    pub fn load(&self, cpu: usize, vttbr: u64) {
-        use stage2::Instructions;
-        self.tlb(cpu).instructions().set_vttbr(vttbr);
+    /// Has `cpu` leave the VM, if it runs that, with other registers: another VM's, or none.
+    pub fn load(&self, cpu: usize, registers: RegimeRegisters) {
+        registers.load(self.tlb(cpu).instructions());
+    }
+
+    /// Has `cpu` leave the VM as the world switch does: VTCR_EL2 stays.
+    pub fn put(&self, cpu: usize) {
+        let tlb = self.tlb(cpu);
+        tlb.instructions().set_vttbr(0);
+        tlb.instructions().barrier(Barrier::Isb);
+    }
+
+    /// Has `cpu` enter the VM's guest, whose registers it loads if it hasn't got them.
+    pub(crate) fn enter(&self, cpu: usize) {
+        let regime = self.stage2().regime();
+        let registers = RegimeRegisters {
+            vttbr: regime.vttbr().bits(),
+            vtcr: regime.vtcr(),
+        };
+        if RegimeRegisters::of(self.tlb(cpu).instructions()) != registers {
+            self.load(cpu, registers);
+        }
+        self.shared.note(self.shared.monitor.enter(cpu));
     }
 
     /// Runs `work` on a CPU, inside an epoch.
     pub fn on<R>(&self, cpu: usize, work: impl FnOnce(&OnCpu<'_>) -> R) -> R {
         run_on(cpu, || {
+            let registers = RegimeRegisters::of(self.tlb(cpu).instructions());
             let guard = self.epochs.0.enter();
             let counters = Counters::default();
             let result = work(&Worker {
@@ -279,6 +304,11 @@ impl System {
             for frame in self.epochs.0.leave(guard) {
                 self.frames.release(&frame);
             }
+            let left = RegimeRegisters::of(self.tlb(cpu).instructions());
+            assert_eq!(
+                left, registers,
+                "rule 12: CPU {cpu} has other registers than before"
+            );
             result
         })
     }
@@ -329,7 +359,7 @@ impl System {
         self.check();
         let root = self.root();
         for cpu in 0..self.cpus() {
-            self.load(cpu, 0);
+            self.put(cpu);
         }
         if let Some(stage2) = self.stage2.take() {
             self.on(0, |worker| {

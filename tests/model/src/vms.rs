@@ -38,7 +38,7 @@ impl Vms {
         let pool: &FramePool = Box::leak(Box::new(FramePool::new()));
         // SAFETY: the arena is leaked, and added once.
         unsafe { pool.add(arena::leak(frames)) };
-        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 2, 8)));
+        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 8).unwrap()));
         let counters = Box::leak(Box::default());
         Self {
             cpu: CpuMemory::new(system, 0, NoTlb, counters),

@@ -91,13 +91,7 @@ fn collapse_spoilt_by_an_unmap_of(unmapped: u16) {
             );
             assert_eq!(collapsed.blocks, 0);
             let taken = taken.into_inner().expect("an invalidation");
-            let regime = Regime {
-                vttbr: stage2.vttbr(),
-                granule: stage2.layout().features().granule,
-                wide: false,
-                level_is_known: true,
-            };
-            let broken = taken.flush(cpu.tlb, regime, stage2.layout());
+            let broken = taken.flush(cpu.tlb, stage2.regime(), stage2.layout());
             assert!(broken.make(Descriptor::Invalid).is_err(), "frozen");
             Step::Stop
         });

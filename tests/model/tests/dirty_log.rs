@@ -99,7 +99,7 @@ impl Machine {
         let pool = Box::leak(Box::new(FramePool::new()));
         // SAFETY: the arena is leaked, and added once.
         unsafe { pool.add(arena::leak(2048)) };
-        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 3, 2, 8)));
+        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 3, 8).unwrap()));
         let features = Features {
             hardware_access: true,
             hardware_dirty: true,

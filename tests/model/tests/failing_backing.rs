@@ -105,7 +105,7 @@ impl Machine {
         let pooled = cached.offset(frames.pooled * PAGE_SIZE);
         // SAFETY: the arena is leaked, and whoever had it before has ended.
         unsafe { pool.add(all.start..cached) };
-        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 2, 8)));
+        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 8).unwrap()));
         let cpu = CpuMemory::new(system, 0, NoTlb, Box::leak(Box::default()));
         assert_eq!(pool.free_frames(), 0, "all are in the cache");
         // SAFETY: as above.

@@ -12,7 +12,8 @@
 //! | Arm ARM D8.16 (break-before-make), D8.17 (TLB maintenance) | the rest, by section |
 //!
 //! What is left out: shapes whose point is that plain loads and stores are reordered. In this model memory is in order and
-//! a store is visible at once; what it lets through, it lets through because of TLBs.
+//! a store is visible at once; what it lets through, it lets through because of TLBs, and of registers that aren't in
+//! effect yet. Store buffering between an entry and a VMID is the model checker's (`loom_vmids`).
 // Miri doesn't know how the schedules switch stacks.
 #![cfg(not(any(loom, miri)))]
 
@@ -51,6 +52,10 @@ enum Step {
     Free(u64),
     /// Writes VTTBR_EL2.
     Vttbr(u64),
+    /// Writes VTCR_EL2.
+    Vtcr(u64),
+    /// Enters a guest, whose tables are walked from now on.
+    Enter,
 }
 
 /// What a load found.
@@ -99,8 +104,12 @@ const MIDDLE: u64 = 0x20_0000;
 const PAGES: u64 = 0x30_0000;
 const HIDDEN: u64 = 0x40_0000;
 const OTHER_ROOT: u64 = 0x50_0000;
-const VTTBR: u64 = 7 << 48 | ROOT;
-const OTHER: u64 = 8 << 48 | OTHER_ROOT;
+/// A VMID that 8 bits don't hold, and one that has the same lower half.
+const VTTBR: u64 = 0x107 << 48 | ROOT;
+const OTHER: u64 = 0x207 << 48 | OTHER_ROOT;
+/// VTCR_EL2 with VMIDs of 16 bits; as a CPU has it that ran no VM yet.
+const VTCR: u64 = 1 << 31 | 1 << 19;
+const BOOT_VTCR: u64 = 1 << 31;
 const X: u64 = 0;
 const Z: u64 = 0x1000;
 /// The entries of X and Z at level 3, and the one above them.
@@ -121,6 +130,7 @@ const LEVEL_3: u64 = 0b0111 << 44;
 const LEVEL_2: u64 = 0b0110 << 44;
 
 const DSB: Step = Order(DsbIsh);
+const ISB: Step = Order(Isb);
 const IPA: Step = Drop(Ipas2le1is(AT_X));
 const VMALL: Step = Drop(Vmalle1is);
 
@@ -152,43 +162,43 @@ const FORBIDDEN: bool = false;
 const SHAPES: &[Shape] = &[
     // ESOP 2022: one CPU changes an entry and uses it.
     shape("CoWinvT", Mapped, &[&[Write(PTE_X, INVALID), Load(X)]], &[Old], ALLOWED, Nothing),
-    shape("CoWinvT+dsb-isb", Mapped, &[&[Write(PTE_X, INVALID), DSB, Order(Isb), Load(X)]], &[Old], ALLOWED, Nothing),
+    shape("CoWinvT+dsb-isb", Mapped, &[&[Write(PTE_X, INVALID), DSB, ISB, Load(X)]], &[Old], ALLOWED, Nothing),
     shape("CoWinvT1+tlbi-dsb", Mapped,
         &[&[Write(PTE_X, INVALID), Drop(Ipas2le1(AT_X)), Order(DsbNsh), Drop(Vmalle1), Order(DsbNsh), Load(X)]],
         &[Old], ALLOWED, Nothing),
     shape("CoWinvT1+dsb-tlbi-dsb", Mapped,
         &[&[Write(PTE_X, INVALID), Order(DsbNsh), Drop(Ipas2le1(AT_X)), Order(DsbNsh), Drop(Vmalle1), Order(DsbNsh), Load(X)]],
         &[Old], FORBIDDEN, Nothing),
-    shape("CoWT.inv+dsb-isb", Unmapped, &[&[Write(PTE_X, NEW_PAGE), DSB, Order(Isb), Load(X)]], &[Fault], FORBIDDEN, Nothing),
+    shape("CoWT.inv+dsb-isb", Unmapped, &[&[Write(PTE_X, NEW_PAGE), DSB, ISB, Load(X)]], &[Fault], FORBIDDEN, Nothing),
     shape("CoWT1+dsb-tlbi-dsb", Mapped,
         &[&[Write(PTE_X, NEW_PAGE), Order(DsbNsh), Drop(Ipas2le1(AT_X)), Order(DsbNsh), Drop(Vmalle1), Order(DsbNsh), Load(X)]],
         &[Old], FORBIDDEN, NoBreak),
     shape("CoWinvWT1+dsb-tlbi-dsb-dsb-isb", Mapped,
-        &[&[Write(PTE_X, INVALID), DSB, IPA, DSB, VMALL, DSB, Write(PTE_X, NEW_PAGE), DSB, Order(Isb), Load(X)]],
+        &[&[Write(PTE_X, INVALID), DSB, IPA, DSB, VMALL, DSB, Write(PTE_X, NEW_PAGE), DSB, ISB, Load(X)]],
         &[Old], FORBIDDEN, Nothing),
     // ESOP 2022: coherence of one entry's translations and loads.
     shape("CoTT", Mapped, &[&[Write(PTE_X, NEW_PAGE)], &[Load(X), Load(X)]], &[New, Old], ALLOWED, NoBreak),
-    shape("CoRT+dsb-isb", Mapped, &[&[Write(PTE_X, NEW_PAGE)], &[LoadEntry(PTE_X), DSB, Order(Isb), Load(X)]],
+    shape("CoRT+dsb-isb", Mapped, &[&[Write(PTE_X, NEW_PAGE)], &[LoadEntry(PTE_X), DSB, ISB, Load(X)]],
         &[New, Old], ALLOWED, NoBreak),
-    shape("CoTR.inv+dsb-isb", Unmapped, &[&[Write(PTE_X, NEW_PAGE)], &[Load(X), DSB, Order(Isb), LoadEntry(PTE_X)]],
+    shape("CoTR.inv+dsb-isb", Unmapped, &[&[Write(PTE_X, NEW_PAGE)], &[Load(X), DSB, ISB, LoadEntry(PTE_X)]],
         &[New, Old], FORBIDDEN, Nothing),
     // ESOP 2022: one CPU unmaps and says so, another one uses the page.
-    shape("MP.invRT+dsb+dsb-isb", Mapped, &[&[Write(PTE_X, INVALID), DSB, Signal], &[See, DSB, Order(Isb), Load(X)]],
+    shape("MP.invRT+dsb+dsb-isb", Mapped, &[&[Write(PTE_X, INVALID), DSB, Signal], &[See, DSB, ISB, Load(X)]],
         &[Is(1), Old], ALLOWED, Nothing),
     shape("MP.invRT1+dsb-tlbiis-dsb+dsb-isb", Mapped,
-        &[&[Write(PTE_X, INVALID), DSB, IPA, DSB, VMALL, DSB, Signal], &[See, DSB, Order(Isb), Load(X)]],
+        &[&[Write(PTE_X, INVALID), DSB, IPA, DSB, VMALL, DSB, Signal], &[See, DSB, ISB, Load(X)]],
         &[Is(1), Old], FORBIDDEN, Nothing),
     shape("MP.invRT1+dsb-tlbiis-dsb+dsb-isb, before it is said", Mapped,
-        &[&[Write(PTE_X, INVALID), DSB, IPA, DSB, VMALL, DSB, Signal], &[See, DSB, Order(Isb), Load(X)]],
+        &[&[Write(PTE_X, INVALID), DSB, IPA, DSB, VMALL, DSB, Signal], &[See, DSB, ISB, Load(X)]],
         &[Is(0), Old], ALLOWED, Nothing),
     shape("MP.RT1+dsb-tlbi-dsb+dsb-isb", Mapped,
         &[&[Write(PTE_X, NEW_PAGE), DSB, Drop(Ipas2le1(AT_X)), DSB, Drop(Vmalle1), DSB, Signal], &[See, DSB, Load(X)]],
         &[Is(1), Old], ALLOWED, NoBreak),
     shape("MP.RT1+dsb-tlbiis-dsb+dsb-isb", Mapped,
-        &[&[Write(PTE_X, NEW_PAGE), DSB, IPA, DSB, VMALL, DSB, Signal], &[See, DSB, Order(Isb), Load(X)]],
+        &[&[Write(PTE_X, NEW_PAGE), DSB, IPA, DSB, VMALL, DSB, Signal], &[See, DSB, ISB, Load(X)]],
         &[Is(1), Old], FORBIDDEN, NoBreak),
     shape("MP.RT1+dsb-tlbiallis-dsb+dsb-isb", Mapped,
-        &[&[Write(PTE_X, NEW_PAGE), DSB, Drop(Vmalls12e1is), DSB, Signal], &[See, DSB, Order(Isb), Load(X)]],
+        &[&[Write(PTE_X, NEW_PAGE), DSB, Drop(Vmalls12e1is), DSB, Signal], &[See, DSB, ISB, Load(X)]],
         &[Is(1), Old], FORBIDDEN, NoBreak),
     shape("RBS+dsb-tlbiis-dsb", Mapped,
         &[&[Write(PTE_X, INVALID), DSB, IPA, DSB, VMALL, DSB, Signal], &[LoadAlias(X)]],
@@ -197,27 +207,27 @@ const SHAPES: &[Shape] = &[
         &[&[Write(PTE_X, INVALID), DSB, IPA, DSB, VMALL, Signal], &[LoadAlias(X)]],
         &[Is(1)], ALLOWED, Nothing),
     shape("MP.TT+dmb+dsb-isb", Mapped,
-        &[&[Write(PTE_X, NEW_PAGE), Write(PTE_Z, NEW_PAGE + 0x1000)], &[Load(Z), DSB, Order(Isb), Load(X)]],
+        &[&[Write(PTE_X, NEW_PAGE), Write(PTE_Z, NEW_PAGE + 0x1000)], &[Load(Z), DSB, ISB, Load(X)]],
         &[New, Old], ALLOWED, NoBreak),
     // ESOP 2022: break, make, then say so.
     shape("BBM1+dsb-tlbiis-dsb-dsb+dsb-isb, stale", Mapped,
-        &[&[Write(PTE_X, INVALID), DSB, IPA, DSB, VMALL, DSB, Write(PTE_X, NEW_PAGE), DSB, Signal], &[See, DSB, Order(Isb), Load(X)]],
+        &[&[Write(PTE_X, INVALID), DSB, IPA, DSB, VMALL, DSB, Write(PTE_X, NEW_PAGE), DSB, Signal], &[See, DSB, ISB, Load(X)]],
         &[Is(1), Old], FORBIDDEN, Nothing),
     shape("BBM1+dsb-tlbiis-dsb-dsb+dsb-isb, spurious", Mapped,
-        &[&[Write(PTE_X, INVALID), DSB, IPA, DSB, VMALL, DSB, Write(PTE_X, NEW_PAGE), DSB, Signal], &[See, DSB, Order(Isb), Load(X)]],
+        &[&[Write(PTE_X, INVALID), DSB, IPA, DSB, VMALL, DSB, Write(PTE_X, NEW_PAGE), DSB, Signal], &[See, DSB, ISB, Load(X)]],
         &[Is(1), Fault], FORBIDDEN, Nothing),
     shape("BBM1+dsb-tlbiis-dsb-dsb+dsb-isb, meanwhile", Mapped,
         &[&[Write(PTE_X, INVALID), DSB, IPA, DSB, VMALL, DSB, Write(PTE_X, NEW_PAGE), DSB, Signal], &[See, Load(X)]],
         &[Is(0), Fault], ALLOWED, Nothing),
     shape("MP.BBM1+tlbiis-dsb-dsb+dsb-isb", Mapped,
-        &[&[Write(PTE_X, INVALID), IPA, DSB, VMALL, DSB, Write(PTE_X, NEW_PAGE), DSB, Signal], &[See, DSB, Order(Isb), Load(X)]],
+        &[&[Write(PTE_X, INVALID), IPA, DSB, VMALL, DSB, Write(PTE_X, NEW_PAGE), DSB, Signal], &[See, DSB, ISB, Load(X)]],
         &[Is(1), Old], ALLOWED, NotInvalidated),
     shape("MP.BBM1+dsb-tlbiis-dmb-dmb+dmb", Mapped,
         &[&[Write(PTE_X, INVALID), DSB, IPA, VMALL, Write(PTE_X, NEW_PAGE), Signal], &[See, Load(X)]],
         &[Is(1), Old], ALLOWED, NotInvalidated),
     // ESOP 2022: who invalidates need not be who stored.
     shape("WRC.TRT+dsb-isbs", Mapped,
-        &[&[Write(PTE_X, INVALID)], &[LoadEntry(PTE_X), DSB, Order(Isb), Signal], &[See, DSB, Order(Isb), Load(X)]],
+        &[&[Write(PTE_X, INVALID)], &[LoadEntry(PTE_X), DSB, ISB, Signal], &[See, DSB, ISB, Load(X)]],
         &[New, Is(1), Old], ALLOWED, Nothing),
     shape("WRC.TRT1+dsb-tlbiis-dsb+dsb-isb", Mapped,
         &[&[Write(PTE_X, INVALID)], &[LoadEntry(PTE_X), DSB, IPA, DSB, VMALL, DSB, Signal], &[See, DSB, Load(X)]],
@@ -228,12 +238,12 @@ const SHAPES: &[Shape] = &[
     shape("IntermediateTLB+MultiStage.inv33, and combined", Mapped,
         &[&[Write(PTE_X, INVALID), DSB, IPA, DSB, VMALL, DSB, Load(X)]], &[Old], FORBIDDEN, Nothing),
     shape("UpdateWhileUnmappedSimple", Hidden,
-        &[&[Write(HIDDEN, NEW_PAGE), DSB, Write(PMD, HIDDEN | 3), DSB, Order(Isb), Load(X)]], &[Old], FORBIDDEN, Nothing),
+        &[&[Write(HIDDEN, NEW_PAGE), DSB, Write(PMD, HIDDEN | 3), DSB, ISB, Load(X)]], &[Old], FORBIDDEN, Nothing),
     shape("UpdateWhileUnmapped, of a table that was linked", Mapped,
         &[&[Write(PMD, INVALID), DSB, IPA, DSB, VMALL, DSB, Write(PTE_X, NEW_PAGE), Write(PMD, PAGES | 3), Load(X)]],
         &[Old], ALLOWED, NoBreak),
     shape("BBMLateLink", Hidden,
-        &[&[Write(PMD, HIDDEN | 3), Order(DsbIshst), Order(Isb), Load(X), Write(HIDDEN, NEW_PAGE), Order(DsbIshst), Load(X)]],
+        &[&[Write(PMD, HIDDEN | 3), Order(DsbIshst), ISB, Load(X), Write(HIDDEN, NEW_PAGE), Order(DsbIshst), Load(X)]],
         &[Old, Old], ALLOWED, NoBreak),
     // D8.17: scopes, and the order of the two invalidations.
     shape("D8.17 combined first", Mapped,
@@ -273,12 +283,43 @@ const SHAPES: &[Shape] = &[
     shape("bad_bbm_missing_tlbi", Mapped,
         &[&[Write(PTE_X, INVALID), DSB, Write(PTE_X, NEW_PAGE), Load(X)]], &[Old], ALLOWED, NotInvalidated),
     shape("bad_bbm_by_wrong_VMID", Mapped,
-        &[&[Vttbr(OTHER), Write(PTE_X, INVALID), DSB, Drop(Vmalls12e1is), DSB, Vttbr(VTTBR), Write(PTE_X, NEW_PAGE), Load(X)]],
+        &[&[Vttbr(OTHER), ISB, Write(PTE_X, INVALID), DSB, Drop(Vmalls12e1is), DSB, Vttbr(VTTBR), ISB,
+            Write(PTE_X, NEW_PAGE), Load(X)]],
         &[Old], ALLOWED, NotInvalidated),
-    shape("bad_overlap_VMID", Mapped, &[&[Vttbr(7 << 48 | OTHER_ROOT)]], &[], ALLOWED, VmidReused),
+    shape("bad_overlap_VMID", Mapped, &[&[Vttbr(0x107 << 48 | OTHER_ROOT), Enter]], &[], ALLOWED, VmidReused),
     shape("good_free_page", Mapped,
         &[&[Write(PMD, INVALID), DSB, Drop(Vmalls12e1is), DSB, Free(PAGES), Load(X)]], &[Old], FORBIDDEN, Nothing),
     shape("bad_reuse_page", Mapped, &[&[Write(PMD, INVALID), DSB, Free(PAGES)]], &[], ALLOWED, FreedReachable),
+    // Rule 12, and D8.2 (System registers take effect with a context synchronisation event): CPU 0 runs another VM, or
+    // none, and changes what CPU 1's guest translates by.
+    shape("good_bbm_from_outside", Mapped,
+        &[&[Vttbr(OTHER), ISB, Write(PTE_X, INVALID), DSB, Vttbr(VTTBR), ISB, Drop(Vmalls12e1is), DSB, Vttbr(OTHER),
+            ISB, Write(PTE_X, NEW_PAGE), Signal], &[See, DSB, ISB, Load(X)]],
+        &[Is(1), Old], FORBIDDEN, Nothing),
+    shape("bad_bbm_from_outside, no ISB after VTTBR", Mapped,
+        &[&[Vttbr(OTHER), ISB, Write(PTE_X, INVALID), DSB, Vttbr(VTTBR), Drop(Vmalls12e1is), DSB,
+            Write(PTE_X, NEW_PAGE), Signal], &[See, Load(X)]],
+        &[Is(1), Old], ALLOWED, NotInvalidated),
+    shape("bad_bbm_from_outside, ISB after the TLBI", Mapped,
+        &[&[Vttbr(OTHER), ISB, Write(PTE_X, INVALID), DSB, Vttbr(VTTBR), Drop(Vmalls12e1is), ISB, DSB,
+            Write(PTE_X, NEW_PAGE), Signal], &[See, Load(X)]],
+        &[Is(1), Old], ALLOWED, NotInvalidated),
+    shape("bad_bbm_inside, no ISB after VTTBR is put back", Mapped,
+        &[&[Vttbr(OTHER), ISB, Vttbr(VTTBR), Write(PTE_X, INVALID), DSB, Drop(Vmalls12e1is), DSB,
+            Write(PTE_X, NEW_PAGE), Load(X)]],
+        &[Old], ALLOWED, NotInvalidated),
+    shape("good_bbm_from_outside, VTCR switched too", Mapped,
+        &[&[Vttbr(0), Vtcr(BOOT_VTCR), ISB, Write(PTE_X, INVALID), DSB, Vttbr(VTTBR), Vtcr(VTCR), ISB,
+            Drop(Vmalls12e1is), DSB, Write(PTE_X, NEW_PAGE), Signal], &[See, Load(X)]],
+        &[Is(1), Old], FORBIDDEN, Nothing),
+    shape("bad_bbm_from_outside, VTCR left behind", Mapped,
+        &[&[Vttbr(0), Vtcr(BOOT_VTCR), ISB, Write(PTE_X, INVALID), DSB, Vttbr(VTTBR), ISB, Drop(Vmalls12e1is), DSB,
+            Write(PTE_X, NEW_PAGE), Signal], &[See, Load(X)]],
+        &[Is(1), Old], ALLOWED, NotInvalidated),
+    shape("bad_bbm_from_outside, VTCR of another granule", Mapped,
+        &[&[Vttbr(0), Vtcr(VTCR | 0b10 << 14), ISB, Write(PTE_X, INVALID), DSB, Vttbr(VTTBR), ISB, IPA, DSB, VMALL, DSB,
+            Write(PTE_X, NEW_PAGE), Load(X)]],
+        &[Old], ALLOWED, NotInvalidated),
     // What was found in open-source hypervisors.
     shape("hypervisor: a flush that does nothing", Mapped,
         &[&[Write(PTE_X, INVALID), Write(PTE_X, NEW_PAGE), Load(X)]], &[Old], ALLOWED, NotInvalidated),
@@ -432,7 +473,9 @@ impl Machine {
         machine.monitor.root_created(ROOT, geometry);
         machine.monitor.root_created(OTHER_ROOT, geometry);
         for cpu in 0..cpus {
-            machine.step(cpu, Vttbr(VTTBR));
+            for step in [Vtcr(VTCR), Vttbr(VTTBR), Enter] {
+                machine.step(cpu, step);
+            }
         }
         machine
     }
@@ -470,7 +513,9 @@ impl Machine {
                 self.loads[cpu].push(BTreeSet::from([value]));
             }
             Free(frame) => self.found.extend(self.monitor.table_freed(cpu, frame)),
-            Vttbr(value) => self.found.extend(self.monitor.vttbr(cpu, value)),
+            Vttbr(value) => self.monitor.vttbr(cpu, value),
+            Vtcr(value) => self.monitor.vtcr(cpu, value),
+            Enter => self.found.extend(self.monitor.enter(cpu)),
         }
     }
 

@@ -184,7 +184,7 @@ fn retries_beside(tracker: TrackerMode, invalidators: u64) -> u64 {
     // SAFETY: the arena is leaked, and added once.
     unsafe { pool.add(arena::leak(8192)) };
     let cpus = invalidators as usize + 4;
-    let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, cpus, 2, 8)));
+    let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, cpus, 8).unwrap()));
     let cpu_of = |number: usize, is_slow| {
         let counters: &CpuCounters = Box::leak(Box::default());
         let cpu = CpuMemory::new(system, number, if is_slow { SLOW } else { QUICK }, counters);

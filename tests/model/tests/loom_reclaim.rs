@@ -41,7 +41,7 @@ fn system() -> &'static MemorySystem {
     SYSTEM.get_or_init(|| {
         // SAFETY: the arena is leaked, and added once.
         unsafe { POOL.add(arena::leak(2048)) };
-        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(&POOL, CPUS, 2, 8)));
+        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(&POOL, CPUS, 8).unwrap()));
         // Always.
         system.set_watermarks(Some(Watermarks {
             low: 1 << 40,

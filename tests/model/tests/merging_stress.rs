@@ -81,7 +81,7 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
     // The vCPUs' CPUs, the harness's and the scanner's.
     let cpus = VCPUS + 2;
     let mmu = Mmu::new(layout, cpus);
-    let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(&POOL, cpus, 2, 8)));
+    let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(&POOL, cpus, 8).unwrap()));
     let own = cpu(system, &mmu, VCPUS);
     let vm = VmId::new(0).expect("the first");
     let mut space = AddressSpace::<L>::new(&own, vm, layout).expect("enough frames");

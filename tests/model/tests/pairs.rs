@@ -10,7 +10,7 @@ use model::{Outcome, System, backing_of, choose, explore};
 use shuttle::thread;
 use stage2::{
     Access, Attributes, Bbm, Features, Granule, Ipa, IpaRange, Layout, Leaf, Level, Mapping,
-    OnBlock, Pa, Permissions, Request, TlbPolicy,
+    OnBlock, Pa, Permissions, RegimeRegisters, Request, TlbPolicy,
 };
 use std::sync::Arc;
 use watcher::Promise;
@@ -180,8 +180,27 @@ impl Scene {
         self.system.monitor().harvested(self.system.root(), range);
     }
 
+    /// A CPU that is about to work on the VM's tables may be one that doesn't run it: as it came up, as it left this
+    /// VM, or with another VM, whose tables and VMIDs are others.
+    fn leave(&self, cpu: usize) {
+        let other = self.layout().features().granule != Granule::Size16K;
+        match choose(4) {
+            0 => self.system.load(cpu, RegimeRegisters::NONE),
+            1 => self.system.put(cpu),
+            2 => self.system.load(
+                cpu,
+                RegimeRegisters {
+                    vttbr: 0x42 << 48 | 0x1_0000,
+                    vtcr: 1 << 31 | u64::from(other) << 15,
+                },
+            ),
+            _ => {}
+        }
+    }
+
     fn run(&self, cpu: usize, operation: Operation) {
         let system = &self.system;
+        self.leave(cpu);
         let range = self.range();
         let since = system.now();
         let mut leaves: Vec<(Ipa, Level)> = Vec::new();
@@ -423,6 +442,7 @@ fn features(granule: Granule, contiguous: bool, bbm: Bbm) -> Features {
         granule,
         contiguous,
         bbm,
+        wide_vmids: choose(2) == 0,
         ..Features::armv8_0(40, 48)
     }
 }

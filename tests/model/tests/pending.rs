@@ -57,7 +57,7 @@ fn a_teardown_waits_for_the_epoch_before_too_much_awaits_it() {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: the arena is leaked, and added once.
     unsafe { POOL.add(arena::leak(4 * TABLES as usize)) };
-    let system = &*Box::leak(Box::new(MemorySystem::new(&POOL, 2, 2, 8)));
+    let system = &*Box::leak(Box::new(MemorySystem::new(&POOL, 2, 8).unwrap()));
     let (held_up, holding) = mpsc::channel();
     let other = thread::spawn(move || {
         let cpu = cpu(system, 1);
@@ -131,7 +131,7 @@ fn beside_busy_cpus(work: fn(&CpuMemory<NoTlb>, &Space, &'static FramePool)) {
     let pool = &*Box::leak(Box::new(FramePool::new()));
     // SAFETY: the arena is leaked, and added once.
     unsafe { pool.add(arena::leak(8192)) };
-    let system = &*Box::leak(Box::new(MemorySystem::new(pool, 1 + BUSY, 2, 8)));
+    let system = &*Box::leak(Box::new(MemorySystem::new(pool, 1 + BUSY, 8).unwrap()));
     let (ended, end) = mpsc::channel();
     let main = thread::spawn(move || {
         let own = cpu(system, 0);

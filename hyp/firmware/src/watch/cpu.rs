@@ -25,10 +25,7 @@ pub fn hardware(features: &CpuFeatures, most_instructions: u32) -> Hardware {
 
 /// The calling CPU, to run guests.
 pub fn guest_cpu(features: &CpuFeatures) -> GuestCpu {
-    GuestCpu {
-        cpu: HardwareCpu::new(features),
-        vttbr: 0,
-    }
+    GuestCpu(HardwareCpu::new(features))
 }
 
 /// Instructions that the monitor hears of.
@@ -58,7 +55,16 @@ impl Instructions for WatchedInstructions {
 
     fn set_vttbr(&self, value: u64) {
         self.0.set_vttbr(value);
-        report(MONITOR.vttbr(this_cpu(), value));
+        MONITOR.vttbr(this_cpu(), value);
+    }
+
+    fn vtcr(&self) -> u64 {
+        self.0.vtcr()
+    }
+
+    fn set_vtcr(&self, value: u64) {
+        self.0.set_vtcr(value);
+        MONITOR.vtcr(this_cpu(), value);
     }
 }
 
@@ -78,33 +84,34 @@ impl Caches for WatchedInstructions {
 
 /// A world switch that the monitor hears of.
 #[derive(Debug)]
-pub struct GuestCpu {
-    cpu: HardwareCpu,
-    /// What the loaded guest's VTTBR_EL2 is.
-    vttbr: u64,
+pub struct GuestCpu(HardwareCpu);
+
+/// Tells the monitor what the CPU's registers really are, after a world switch has written and synchronised them.
+fn tell_registers() {
+    let (cpu, number) = (CpuInstructions::new(), this_cpu());
+    MONITOR.vtcr(number, cpu.vtcr());
+    MONITOR.vttbr(number, cpu.vttbr());
+    MONITOR.barrier(number, Barrier::Isb.into());
 }
 
 impl Cpu for GuestCpu {
     fn now_ns(&self) -> u64 {
-        self.cpu.now_ns()
+        self.0.now_ns()
     }
 
     fn load(&mut self, state: &VcpuState, controls: &VcpuControls) {
-        self.vttbr = controls.stage2.vttbr;
-        report(MONITOR.vttbr(this_cpu(), self.vttbr));
-        self.cpu.load(state, controls);
+        self.0.load(state, controls);
+        tell_registers();
     }
 
     fn put(&mut self, state: &mut VcpuState) {
-        self.cpu.put(state);
-        self.vttbr = 0;
-        report(MONITOR.vttbr(this_cpu(), 0));
+        self.0.put(state);
+        tell_registers();
     }
 
     fn enter(&mut self, regs: &mut GuestRegs) -> RawExit {
-        // What a CPU has loaded only to invalidate isn't walked; that the guest goes on is news.
-        report(MONITOR.vttbr(this_cpu(), self.vttbr));
-        self.cpu.enter(regs)
+        report(MONITOR.enter(this_cpu()));
+        self.0.enter(regs)
     }
 
     fn syndrome(&self) -> Syndrome {
@@ -112,30 +119,30 @@ impl Cpu for GuestCpu {
     }
 
     fn translate_read(&mut self, va: u64) -> Option<Ipa> {
-        self.cpu.translate_read(va)
+        self.0.translate_read(va)
     }
 
     fn exception_controls(&mut self) -> ExceptionControls {
-        self.cpu.exception_controls()
+        self.0.exception_controls()
     }
 
     fn set_exception(&mut self, record: &ExceptionRecord) {
-        self.cpu.set_exception(record);
+        self.0.set_exception(record);
     }
 
     fn id_register(&self, register: SystemRegister) -> u64 {
-        self.cpu.id_register(register)
+        self.0.id_register(register)
     }
 
     fn kick(&mut self, target: CpuId) {
-        self.cpu.kick(target);
+        self.0.kick(target);
     }
 
     fn acknowledge_interrupts(&mut self) {
-        self.cpu.acknowledge_interrupts();
+        self.0.acknowledge_interrupts();
     }
 
     fn wait_for_interrupt(&mut self) {
-        self.cpu.wait_for_interrupt();
+        self.0.wait_for_interrupt();
     }
 }

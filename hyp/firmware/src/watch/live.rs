@@ -9,11 +9,13 @@ use core::ptr::with_exposed_provenance;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use memory::watch::MemoryWatcher;
+use memory::{AddressSpace, CpuMemory, Parallel, VmId};
 use platform::{CpuId, console, psci};
 use stage2::watch::Watcher;
-use stage2::{Entry, IpaRange, Layout, Level, Pa, Vttbr};
+use stage2::{Entry, Features, IpaRange, Layout, Level, Pa, Vttbr};
 use watcher::{Memory, Monitor, Promise, Violation};
 
+use super::cpu::Hardware;
 use super::inject;
 
 /// The exit status of a run in which a rule was broken.
@@ -49,6 +51,20 @@ pub fn start(bootargs: &str) -> Result<Cow<'_, str>, &'static str> {
     memory::watch::install(&LIVE);
     log::info!("break-before-make monitor: on");
     Ok(Cow::Owned(rest))
+}
+
+/// Gives the first 256 VMIDs to VMs that end at once. The next ones don't fit into 8 bits where VMIDs have 16, so that
+/// what works on them only with the right VTCR_EL2 is watched at work; where VMIDs have 8 bits, there is a rollover.
+pub fn use_up_vmids(cpu: &CpuMemory<Hardware>, features: Features) {
+    let layout = Layout::new(features).ok();
+    for _ in 0..1 << 8 {
+        let vm = VmId::new(0).zip(layout);
+        let space = vm.and_then(|(vm, layout)| AddressSpace::<Parallel>::new(cpu, vm, layout).ok());
+        if let Some(space) = space {
+            space.activate(cpu);
+            space.destroy(cpu);
+        }
+    }
 }
 
 /// The calling CPU's number.

@@ -1,9 +1,11 @@
 //! Nobody watches.
 
 use alloc::borrow::Cow;
+use memory::CpuMemory;
 use platform::features::CpuFeatures;
 use platform::tlb;
 use platform::world::HardwareCpu;
+use stage2::Features;
 
 /// The calling CPU's world switch.
 pub type GuestCpu = HardwareCpu;
@@ -24,3 +26,6 @@ pub fn hardware(features: &CpuFeatures, most_instructions: u32) -> Hardware {
 pub fn start(bootargs: &str) -> Result<Cow<'_, str>, &'static str> {
     Ok(Cow::Borrowed(bootargs))
 }
+
+/// VMs get the first VMIDs.
+pub fn use_up_vmids(_: &CpuMemory<Hardware>, _: Features) {}

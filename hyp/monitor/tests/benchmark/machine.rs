@@ -274,7 +274,8 @@ fn boot(options: &str, guest: Guest, module: Option<Module<'_>>, stage2: Feature
     let pool: &'static FramePool = Box::leak(Box::new(FramePool::new()));
     // SAFETY: the arena is this pool's alone.
     unsafe { pool.add(arena::leak(FRAMES)) };
-    let system: &'static MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, CPUS, 4, 16)));
+    let system: &'static MemorySystem =
+        Box::leak(Box::new(MemorySystem::new(pool, CPUS, 16).unwrap()));
     let counters: &'static [CpuCounters] = (0..CPUS)
         .map(|_| CpuCounters::default())
         .collect::<Vec<_>>()

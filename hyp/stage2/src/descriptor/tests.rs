@@ -71,6 +71,14 @@ fn the_mark_of_a_block_is_no_part_of_its_address() {
     assert_eq!(marked.pa(), block.pa());
     let change = (Descriptor::Leaf(block), Descriptor::Leaf(marked));
     assert!(!change.0.change_needs_break(change.1, Bbm::Level1));
+    // The rest of the engine waits for whoever has marked it; who ends the entry meanwhile has the block.
+    let word = change.1.encode(NARROW);
+    assert_eq!(
+        Descriptor::decode(word, Level::L2, NARROW),
+        Descriptor::Locked
+    );
+    assert_eq!(Descriptor::kept(word, Level::L2, NARROW), Some(block));
+    assert_eq!(marked.without_no_translation(), block);
     let page = plain().leaf(Level::L3, Pa::new(0x8001_0000), memory);
     assert!(!page.no_translation() && page.pa() == Pa::new(0x8001_0000));
 }

@@ -14,6 +14,8 @@ pub(crate) const MIDDLE: u64 = 0x20_0000;
 pub(crate) const PAGES: u64 = 0x30_0000;
 pub(crate) const OTHER: u64 = 0x40_0000;
 pub(crate) const VTTBR: u64 = 7 << 48 | ROOT;
+/// 4 KiB pages, VMIDs of 16 bits.
+pub(crate) const VTCR: u64 = 1 << 31 | 1 << 19;
 
 pub(crate) const LOCKED: u64 = 0b10;
 pub(crate) const WRITE: u64 = 1 << 7;
@@ -84,8 +86,18 @@ impl Machine {
         machine
     }
 
+    /// A CPU goes over to a guest.
     pub(crate) fn load(&mut self, cpu: usize, vttbr: u64) -> &mut Self {
-        self.found.extend(self.monitor.vttbr(cpu, vttbr));
+        self.monitor.vtcr(cpu, VTCR);
+        self.monitor.vttbr(cpu, vttbr);
+        self.found.extend(self.monitor.enter(cpu));
+        self
+    }
+
+    /// CPU 0 writes VTTBR_EL2 and VTCR_EL2.
+    pub(crate) fn registers(&mut self, vttbr: u64, vtcr: u64) -> &mut Self {
+        self.monitor.vtcr(0, vtcr);
+        self.monitor.vttbr(0, vttbr);
         self
     }
 

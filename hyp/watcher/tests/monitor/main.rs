@@ -4,6 +4,7 @@ mod ends;
 mod leaves;
 mod machine;
 mod promises;
+mod regimes;
 mod sizes;
 mod tables;
 

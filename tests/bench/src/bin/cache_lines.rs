@@ -54,7 +54,7 @@ fn serve(space: &AddressSpace<Parallel>, cpu: &CpuMemory<NoTlb>, fault: &Fault) 
 fn main() {
     // SAFETY: the arena is leaked, and added once.
     unsafe { POOL.add(arena::leak(2048)) };
-    let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(&POOL, 2, 2, 8)));
+    let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(&POOL, 2, 8).unwrap()));
     let cpus = [cpu(system, 0), cpu(system, 1)];
     let layout = Layout::new(Features::armv8_0(40, 40)).expect("every CPU has it");
     let vm = VmId::new(0).expect("the first");

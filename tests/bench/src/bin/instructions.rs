@@ -164,7 +164,7 @@ impl Vms {
     fn new(is_there: bool) -> Self {
         // SAFETY: the arena is leaked, and added once.
         unsafe { POOL.add(arena::leak(4096)) };
-        let system = &*Box::leak(Box::new(MemorySystem::new(&POOL, 1, 2, 8)));
+        let system = &*Box::leak(Box::new(MemorySystem::new(&POOL, 1, 8).unwrap()));
         let cpu = CpuMemory::new(system, 0, NoTlb, Box::leak(Box::default()));
         let space = |number| {
             let layout = Layout::new(Features::armv8_0(40, 40)).expect("every CPU has it");
@@ -322,7 +322,7 @@ fn run(operation: &str, pages: u64, stage2: &Stage2, cpu: &Cpu) -> bool {
                 && measured::find_dirty(&stage2, &worker, pages) == 0
         }
         "epoch" => {
-            let system = &*Box::leak(Box::new(MemorySystem::new(&POOL, EPOCH_CPUS, 2, 8)));
+            let system = &*Box::leak(Box::new(MemorySystem::new(&POOL, EPOCH_CPUS, 8).unwrap()));
             let cpus: Vec<_> = (0..EPOCH_CPUS)
                 .map(|number| CpuMemory::new(system, number, NoTlb, Box::leak(Box::default())))
                 .collect();

@@ -23,7 +23,7 @@ pub fn system() -> &'static MemorySystem {
     SYSTEM.get_or_init(|| {
         // SAFETY: the arena is leaked, and added once.
         unsafe { POOL.add(arena::leak(2048)) };
-        MemorySystem::new(&POOL, CPUS, 2, 8)
+        MemorySystem::new(&POOL, CPUS, 8).unwrap()
     })
 }
 

@@ -16,6 +16,7 @@ mod guest;
 pub mod memory;
 mod operations;
 pub mod overtaking;
+pub mod regimes;
 mod tlb;
 pub mod vms;
 mod walker;

@@ -119,12 +119,16 @@ struct Tlbs {
 }
 
 impl Tlbs {
-    fn invalidate(&self, gone: impl Fn(&Tag, Level) -> bool) {
+    /// Drops what is to go of one VM's translations, or of all.
+    fn invalidate(&self, vm: Option<Regime<'_>>, gone: impl Fn(u64, Level) -> bool) {
         full_barrier();
+        let vttbr = vm.map(|vm| vm.vttbr().bits());
         self.contents
             .fetch_add(1, loom::sync::atomic::Ordering::Relaxed);
         self.invalidations.fetch_add(1, Ordering::Relaxed);
-        locked(&self.held).retain(|tag, (_, level)| !gone(tag, *level));
+        locked(&self.held).retain(|(_, tables, page), (_, level)| {
+            vttbr.is_some_and(|vttbr| vttbr != *tables) || !gone(*page, *level)
+        });
         full_barrier();
     }
 
@@ -149,31 +153,29 @@ pub struct Hardware {
 
 impl Tlb for Hardware {
     fn invalidate_leaf(&self, vm: Regime, ipa: Ipa, hint: Option<Level>) {
-        self.tlbs.invalidate(|(_, tables, page), level| {
-            let hinted = hint.is_none_or(|hint| hint == level);
-            *tables == vm.vttbr.bits() && hinted && leaf_at(*page, level).contains(&ipa)
+        self.tlbs.invalidate(Some(vm), |page, level| {
+            hint.is_none_or(|hint| hint == level) && leaf_at(page, level).contains(&ipa)
         });
     }
 
     fn invalidate_range(&self, vm: Regime, range: IpaRange, _: bool) {
-        self.tlbs.invalidate(|(_, tables, page), level| {
-            let leaf = leaf_at(*page, level);
-            *tables == vm.vttbr.bits() && range.start < leaf.end && leaf.start < range.end
+        self.tlbs.invalidate(Some(vm), |page, level| {
+            let leaf = leaf_at(page, level);
+            range.start < leaf.end && leaf.start < range.end
         });
     }
 
     fn invalidate_vmid(&self, vm: Regime) {
-        self.tlbs
-            .invalidate(|(_, tables, _), _| *tables == vm.vttbr.bits());
+        self.tlbs.invalidate(Some(vm), |_, _| true);
     }
 
     fn invalidate_all_vmids(&self) {
-        self.tlbs.invalidate(|_, _| true);
+        self.tlbs.invalidate(None, |_, _| true);
     }
 
     /// No other CPU notices, so the model checker needn't.
     fn invalidate_local(&self, vm: Regime, ipa: Ipa, _: Option<Level>, _: Option<u64>) {
-        let tag = (self.cpu, vm.vttbr.bits(), ipa.get());
+        let tag = (self.cpu, vm.vttbr().bits(), ipa.get());
         locked(&self.tlbs.held).remove(&tag);
     }
 

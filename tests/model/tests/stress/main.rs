@@ -148,7 +148,8 @@ fn run<L: MmuLock + std::fmt::Debug + 'static, T: Threads>(
 ) -> Came {
     let layout = layout(seed);
     let mmu = Mmu::new(layout, vcpus + 1);
-    let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(&POOL, vcpus + 1, 2, 8)));
+    let system: &MemorySystem =
+        Box::leak(Box::new(MemorySystem::new(&POOL, vcpus + 1, 8).unwrap()));
     let own = cpu(system, &mmu, vcpus);
     let vm = VmId::new(0).expect("the first");
     let mut space = AddressSpace::<L>::new(&own, vm, layout).expect("enough frames");

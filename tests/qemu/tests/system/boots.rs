@@ -89,6 +89,14 @@ fn all_of_128_cpus_come_up() {
     assert_verified(&outcome, &["parallel"]);
 }
 
+/// At a VMID rollover each CPU may hold one of the 255, and there has to be another one.
+#[test]
+fn as_many_cpus_as_vmids_are_refused() {
+    let boot = Boot::benchmark(SHORT).cpu("cortex-a53").cpus(255);
+    boot.memory(mib(1024))
+        .run_refused(&["255 CPUs", "VMIDs of 8 bits", "254"]);
+}
+
 #[test]
 fn eight_cpus_come_up_with_gicv2() {
     let outcome = Boot::benchmark(SHORT)

@@ -293,7 +293,7 @@ impl GuestCpu {
         Self {
             cpu: HardwareCpu::new(cpu),
             controls: VcpuControls {
-                stage2: registers(cpu, stage2),
+                stage2: registers(stage2),
                 mpidr: 1 << 31,
                 counter_offset: 0,
             },

@@ -147,11 +147,11 @@ pub fn with_tree<R>(
 }
 
 /// The registers that select a tree.
-pub fn registers(cpu: &CpuFeatures, stage2: &Stage2) -> Stage2Registers {
+pub fn registers(stage2: &Stage2) -> Stage2Registers {
     let layout = stage2.layout();
     Stage2Registers {
         vttbr: stage2.vttbr().bits(),
-        vtcr: layout.vtcr(cpu.pa_range.into(), cpu.vmid_bits.into()),
+        vtcr: layout.vtcr(),
         forced_write_back: layout.features().fwb,
     }
 }
@@ -181,7 +181,7 @@ impl<'t> Subject<'t> {
         Self {
             stage2,
             worker,
-            registers: registers(cpu, stage2),
+            registers: registers(stage2),
             walker: None,
             refused_writes: 0,
             stage1,
