@@ -15,7 +15,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crossbeam_epoch::{Collector, Guard, LocalHandle};
 use spin::{Mutex, Once};
 use stage2::{
-    Counter, Counters, Instructions, Maintenance, NoTlb, PAGE_SIZE, Pa, Tlb, TooFewVmids,
+    Counter, Counters, Instructions, Layout, Maintenance, NoTlb, PAGE_SIZE, Pa, Tlb, TooFewVmids,
     VmidAllocator, VmidHolder, Worker,
 };
 

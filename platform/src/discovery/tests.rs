@@ -114,8 +114,9 @@ fn add_module(tree: &mut DeviceTree, start: u32, size: u32) {
     set(module, "bootargs", "quiet");
 }
 
-fn discover(tree: &DeviceTree) -> Result<Machine, DiscoveryError> {
-    Machine::discover(parse(&tree.to_dtb()).unwrap(), BOOT)
+/// The blob that the machine's description is read from lives as long as the test's process, as firmware's does.
+fn discover(tree: &DeviceTree) -> Result<Machine<'static>, DiscoveryError> {
+    Machine::discover(parse(tree.to_dtb().leak()).unwrap(), BOOT)
 }
 
 fn plan(tree: &DeviceTree) -> Result<MemoryPlan, PlanError> {

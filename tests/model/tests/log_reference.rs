@@ -129,7 +129,7 @@ impl Machine {
         // The first gigabyte holds the frames' records.
         // SAFETY: the arena is leaked, and added once.
         unsafe { pool.add(arena::leak(3 * GIB as usize)) };
-        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 2, 2, 8)));
+        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 2, 8).unwrap()));
         let features = Features {
             hardware_access: true,
             hardware_dirty: true,

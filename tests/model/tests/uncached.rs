@@ -136,7 +136,7 @@ impl Machine {
         let pool = Box::leak(Box::new(FramePool::new()));
         // SAFETY: the arena is leaked, and added once.
         unsafe { pool.add(arena::leak(4096)) };
-        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 2, 8)));
+        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 8).unwrap()));
         let features = Features {
             fwb,
             ..Features::armv8_0(40, 48)
