@@ -251,7 +251,7 @@ impl fmt::Display for RunError {
             Self::Slot(error) => write!(f, "the guest's memory can't be had: {error}"),
             Self::TooLittleMemory { wanted, free } => write!(
                 f,
-                "the guest's memory can't be had: it is to have {wanted} in all, and the machine has {free} to give"
+                "the guest's memory can't be had: it takes {wanted}, and {free} are free"
             ),
             Self::Device { path, error } => {
                 write!(

@@ -123,8 +123,8 @@ mod tests {
             on(0, 0, false),
             "vCPU 2: runs at EL1, pc 0x40200040, pstate 0x3c5, last exit: none, 7 exits"
         );
-        assert!(on(0x5600_0000, 0, true).contains("waits for an answer at EL1"));
-        assert!(on(0x5600_0000, 0, true).contains("last exit: HVC (ESR_EL2 0x56000000)"));
+        assert!(on(0x5a00_0000, 0, true).contains("waits for an answer at EL1"));
+        assert!(on(0x5a00_0000, 0, true).contains("last exit: HVC (ESR_EL2 0x5a000000)"));
         assert!(on(0x0600_0000, 0, false).contains("waits for an interrupt"));
         assert!(on(0x9200_0046, 0x1234, false).contains("data abort at 0x1234"));
         assert!(on(0x8200_0006, 0x200, false).contains("instruction abort at 0x200"));

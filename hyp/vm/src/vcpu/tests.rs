@@ -188,7 +188,7 @@ fn a_guest_that_faults_for_ever_ends_with_its_vm() {
             if round == 500 {
                 vm.stop(StopReason::TimedOut, |_| {});
             }
-            exit(FETCH_ABORT | 0x06)
+            exit(DATA_ABORT | 0x06)
         }) as Turn
     });
     let cpu = run(&vm, script);
