@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64 as Unmodelled, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-/// Two levels of tables.
+/// Two levels of tables. What a leaf of a level spans is the same in deeper trees.
 const LAYOUT: Layout = Layout::small(Level::L2, Features::armv8_0(32, 48));
 /// The VMs' one slot.
 pub const SLOT: SlotId = SlotId(0);
@@ -50,11 +50,24 @@ pub fn explore<const N: usize>(
     race: [Act; N],
     check: Act,
 ) {
+    explore_in(LAYOUT, preemptions, vms, policy, prepare, race, check);
+}
+
+/// As [`explore`], with this layout of the VMs' trees.
+pub fn explore_in<const N: usize>(
+    layout: Layout,
+    preemptions: usize,
+    vms: usize,
+    policy: BackingPolicy,
+    prepare: Act,
+    race: [Act; N],
+    check: Act,
+) {
     let _alone = alone();
     loom::model(begin_all);
     let race = race.map(|act| move |world: &World, cpu| act(&world.cpu(cpu)));
     every_execution(preemptions, race, move |run| {
-        let world = Arc::new(World::new(vms, policy));
+        let world = Arc::new(World::new(layout, vms, policy));
         prepare(&world.cpu(0));
         run(&world);
         check(&world.cpu(0));
@@ -175,7 +188,7 @@ pub struct Cpu<'w> {
 }
 
 impl World {
-    fn new(vms: usize, policy: BackingPolicy) -> Self {
+    fn new(layout: Layout, vms: usize, policy: BackingPolicy) -> Self {
         let tlbs = Arc::new(Tlbs {
             held: Mutex::default(),
             contents: AtomicU64::new(0),
@@ -189,7 +202,7 @@ impl World {
         };
         let memory = world.cpu(0).memory;
         world.spaces = (0..vms)
-            .map(|vm| Space::with_backing(&memory, vm_id(vm), LAYOUT, policy).unwrap())
+            .map(|vm| Space::with_backing(&memory, vm_id(vm), layout, policy).unwrap())
             .collect();
         world
     }
