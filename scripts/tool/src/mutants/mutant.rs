@@ -31,7 +31,7 @@ use super::suites::{Selection, Suite};
 /// Where the mutants lie in the repository.
 pub const FOLDER: &str = "tests/model/mutants";
 /// The rules of the protocol.
-const RULES: std::ops::RangeInclusive<u8> = 1..=11;
+const RULES: std::ops::RangeInclusive<u8> = 1..=14;
 
 /// The files of a source tree, by their paths in it.
 pub type Files = BTreeMap<PathBuf, Vec<u8>>;
@@ -359,8 +359,8 @@ pub(crate) mod tests {
         let no_file = "title = ''\nrule = 1\n[[change]]\nfind = 'a'\nreplace = 'b'\n";
         assert_eq!(refused(no_file), Fault::NoFile(1));
         assert_eq!(
-            refused("title = ''\nrule = 12\nchange = []"),
-            Fault::UnknownRule(12)
+            refused("title = ''\nrule = 15\nchange = []"),
+            Fault::UnknownRule(15)
         );
         assert_eq!(
             fault(mutant("bad", "suites = ['guess']\nchange = []")),
