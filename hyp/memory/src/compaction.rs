@@ -9,7 +9,7 @@ use crate::copying::{show, writable_by_fault};
 use crate::cpu::{Caches, CpuMemory};
 use crate::direct::Changer;
 use crate::frames::{FrameSize, GRANULE, Owner, Purpose, copy_page};
-use crate::object::{Backing, Claim, Extent, Object};
+use crate::object::{Backing, Claim, Object};
 use crate::reverse::Sharer;
 use crate::slots::Slot;
 use alloc::sync::Arc;
@@ -194,11 +194,7 @@ impl Object {
         if !claims.pages().all(in_place) {
             return Compacted::Busy;
         }
-        let extent = Extent {
-            level: Level::L2,
-            read_only: false,
-        };
-        self.set_extent(first, extent);
+        self.note_run(&claims);
         Compacted::Moved
     }
 }

@@ -152,7 +152,7 @@ pub(crate) enum Populated {
 impl Object {
     /// Backs a page that nobody has touched, with all of its piece if there is a run of frames for that.
     pub(crate) fn populate<T: Caches>(&self, cpu: &CpuMemory<T>, page: u64, how: How) -> Populated {
-        let piece = self.look(page).extent().level;
+        let piece = self.piece_at(page);
         if piece < Level::L3 {
             return self.populate_piece(cpu, page, piece);
         }
@@ -178,7 +178,7 @@ impl Object {
             return Populated::Busy;
         };
         // Whoever had it before may have allocated it, or found that it has to be smaller.
-        if claim.backing() != Backing::Vacant || self.look(first).extent().level != piece {
+        if claim.backing() != Backing::Vacant || self.piece_at(first) != piece {
             return Populated::Changed;
         }
         match self.allocate_piece(cpu, first, piece) {

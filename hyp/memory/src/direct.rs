@@ -18,7 +18,9 @@ use crate::tracker::Invalidation;
 use core::array;
 use core::ops::Range;
 use crossbeam_epoch::Guard;
-use stage2::{Attributes, Ipa, IpaRange, Leaf, Level, Pa, Permissions, Tlb, Worker};
+use stage2::{
+    Attributes, Ipa, IpaRange, Leaf, Level, Pa, Permissions, Split, SplitFailed, Tlb, Worker,
+};
 
 /// Who changes: a CPU within the epoch.
 pub(crate) struct Changer<'c, T> {
@@ -151,12 +153,16 @@ impl<T: Tlb + Caches> Changed<'_, T> {
         if found.is_some_and(|(_, level)| level == Level::L3) {
             return;
         }
-        if stage2
-            .split(self.worker, self.range.clone(), Level::L3, u64::MAX)
-            .is_err()
-        {
+        if self.split(self.range.clone()).is_err() {
             self.unmap();
         }
+    }
+
+    /// Makes pages of the blocks that map a range. What a gigabyte's block maps elsewhere becomes blocks of 2 MiB.
+    fn split(&self, range: IpaRange) -> Result<Split, SplitFailed> {
+        let stage2 = self.mapping.space.stage2();
+        let to = |level| stage2.split(self.worker, range.clone(), level, u64::MAX);
+        to(Level::L2).and_then(|_| to(Level::L3))
     }
 
     fn protect(&self, permissions: Permissions) {
@@ -192,7 +198,7 @@ impl<T: Tlb + Caches> Changed<'_, T> {
     fn unmap_ranges(&self, ranges: impl Iterator<Item = IpaRange> + Clone) {
         let stage2 = self.mapping.space.stage2();
         for range in ranges.clone() {
-            let _ = stage2.split(self.worker, range, Level::L3, u64::MAX);
+            let _ = self.split(range);
         }
         stage2.unmap_leaves(self.worker, ranges, |level, ipa, leaf| {
             self.note(ipa, level, leaf)

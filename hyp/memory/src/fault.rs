@@ -202,7 +202,7 @@ impl<L: MmuLock> AddressSpace<L> {
                     && same_log(slot.log(guard), log)
                     && match self.space().tracker().check(ticket, &span) {
                         Verdict::Unchanged => true,
-                        Verdict::LookAgain => slot.object().look(page) == look,
+                        Verdict::LookAgain => is_as_found(slot, page, look, level, &request),
                         Verdict::Invalidated => false,
                     };
                 let leaf = self.stage2().leaf_for(&request, level);
@@ -464,11 +464,15 @@ fn request_for(slot: &Slot, log: Option<&DirtyLog>, fault: &Fault, look: Look, p
         Backing::Device(_) => (true, Level::L3),
         Backing::Vacant | Backing::Zero | Backing::Compressed(_) => (false, Level::L3),
     };
-    let largest = slot.fitting(fault.ipa, level);
-    let permissions = match (slot.read_only() || !owned, policy) {
-        (true, _) => Permissions::READ_ONLY,
-        (false, None) => Permissions::RAM,
-        (false, Some(policy)) => Permissions {
+    let writes = owned && !slot.read_only();
+    let largest = match level {
+        Level::L3 => Level::L3,
+        _ => slot.largest_block(fault.ipa, look, writes),
+    };
+    let permissions = match (writes, policy) {
+        (false, _) => Permissions::READ_ONLY,
+        (true, None) => Permissions::RAM,
+        (true, Some(policy)) => Permissions {
             write: fault.access == Access::Write,
             hardware_dirty: policy.by_hardware(),
             ..Permissions::LOGGED
@@ -493,6 +497,13 @@ fn request_for(slot: &Slot, log: Option<&DirtyLog>, fault: &Fault, look: Look, p
         largest_written: policy.map_or(Level::L0, LogPolicy::largest_written),
         on_block: policy.map_or(OnBlock::Split, LogPolicy::on_block),
     }
+}
+
+/// Whether a page, and how large a block may map it, is as it was found: for a leaf of `level` whose entry is locked.
+fn is_as_found(slot: &Slot, page: u64, look: Look, level: Level, request: &Request) -> bool {
+    let object = slot.object();
+    let writes = request.attributes.permissions.may_write;
+    object.look(page) == look && (level > Level::L1 || object.allows_gigabyte(page, writes))
 }
 
 /// Maps what backs the fault, or leaves the entry as it was if the grounds for it have gone (rule 8). Whether it is mapped

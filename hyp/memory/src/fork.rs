@@ -113,10 +113,18 @@ impl Object {
         account: Owner,
     ) -> Result<Arc<Self>, ObjectError> {
         let copy = Self::anonymous(cpu, account, self.bytes(), self.piece())?;
-        for first in (0..self.pages()).step_by(AT_ONCE as usize) {
-            let end = (first + AT_ONCE).min(self.pages());
-            copy.note_shared(first);
+        let mut next = 0;
+        while next < self.pages() {
+            let (first, end) = (next, (next + AT_ONCE).min(self.pages()));
             let claims = self.claim_all(first..end);
+            // The copy's is as untouched, and either is allocated as one when it is touched.
+            if let Some(untouched) = self.untouched(first) {
+                copy.take_extent(first, self);
+                next += untouched;
+                continue;
+            }
+            next = end;
+            copy.note_shared(first);
             // With the claims: whoever gives the region a block again has all of its pages, too.
             self.note_shared(first);
             let guard = &cpu.pin();

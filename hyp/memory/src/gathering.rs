@@ -2,8 +2,9 @@
 //!
 //! Copies, merging and reclaim treat pages apart, and the region of 2 MiB that they lie in is mapped page by page from then
 //! on. When all of its pages have frames of their own again, it is moved into one run of frames (unless it is one still), and
-//! becomes a block in the tables of every VM that maps it. Memory that was asked for in pages of 4 KiB stays in those, and so does what is logged:
-//! there, blocks are the log's policy to split, and [`restore_blocks`](crate::AddressSpace::restore_blocks) its user's call.
+//! becomes a block in the tables of every VM that maps it; and with the last of the regions of 1 GiB that others had a part of,
+//! so does the gigabyte. Memory that was asked for in pages of 4 KiB stays in those, and so does what is logged: there, blocks
+//! are the log's policy to split, and [`restore_blocks`](crate::AddressSpace::restore_blocks) its user's call.
 //!
 //! It runs beside everything else, one CPU at a time. While frames run short nothing is gathered, and nothing of a VM that has
 //! had to put some of its memory away to keep to its limit: what is cold is about to be taken apart.
@@ -115,7 +116,9 @@ impl Mapping {
             slots.any(|slot| Arc::ptr_eq(slot, &self.slot)) && self.slot.log(guard).is_none()
         };
         if is_free_of_log && range.end.get() - range.start.get() == GRANULE.span(Level::L2) {
-            self.restore(cpu, range, Level::L2);
+            self.restore(cpu, range.clone(), Level::L2);
+            // With the last region that others had a part of, all of its gigabyte is one run again.
+            self.restore(cpu, range, Level::L1);
         }
     }
 }

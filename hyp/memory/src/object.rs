@@ -5,36 +5,35 @@
 //! first ([`Object::claim`]), which nobody waits for: while it is claimed, only the claim's holder changes what backs
 //! the page, where entries for it lead, and whether they may be made writable.
 //!
-//! For each region of 2 MiB a word says whether its pages are one run of frames still, and so how large a block may map
-//! them. Whoever is about to treat one of the pages apart takes that back first ([`Object::lower`]).
+//! How large a block may map a page is said by other words ([`extent`]). Whoever is about to treat one of several pages apart
+//! takes that back first, for all of them ([`Object::lower`]).
 //!
 //! Any number of CPUs do all of it at once. Orderings: words are stored with release and read with acquire, so whoever
 //! sees a frame in one sees what the frame holds (rule 11).
 
 mod claim;
+mod extent;
 mod word;
 
 pub(crate) use self::claim::{Claim, Claims};
-pub(crate) use self::word::{Backing, Extent, Look};
+pub(crate) use self::word::{Backing, Look};
 
-use self::word::{CLAIMED, LEVEL, LISTED, OWNED, READ_ONLY, STATE};
+use self::extent::Extents;
+use self::word::{CLAIMED, LISTED, OWNED, STATE};
 use crate::cpu::{Caches, CpuMemory, MemorySystem};
 use crate::frames::{FramePool, FrameSize, GRANULE, Owner, Purpose};
 use crate::mapping::Mappings;
 use crate::reverse::{ObjectId, Page, Pages, Sharer};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 use core::ptr::NonNull;
-use stage2::sync::{AtomicU64, Ordering, relax};
+use stage2::sync::{Ordering, relax};
 use stage2::{Level, PAGE_SIZE, Pa};
 
 /// Pages of a region, the smallest piece that a block maps.
 pub(crate) const PAGES_IN_REGION: u64 = FrameSize::Block2M.frames() as u64;
-/// Pages of the largest piece.
-const PAGES_IN_GIB: u64 = FrameSize::Block1G.frames() as u64;
 
 /// What an object is for, and so what becomes of it when a VM is forked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,7 +58,7 @@ pub struct Object {
     account: Owner,
     piece: Level,
     pages: NonNull<Pages>,
-    regions: Box<[AtomicU64]>,
+    extents: Extents,
     mappings: Mappings,
     system: &'static MemorySystem,
 }
@@ -151,9 +150,8 @@ impl Object {
         let bytes = self.bytes();
         let mut page = 0;
         while page < self.pages() {
-            let look = self.look(page);
-            let piece = look.extent().level;
-            if look.backing() == Backing::Vacant {
+            let piece = self.piece_at(page);
+            if self.look(page).backing() == Backing::Vacant {
                 let pa = self.allocate_piece(cpu, page, piece);
                 let pa = pa.ok_or(ObjectError::OutOfMemory { bytes })?;
                 self.publish(page, Backing::Owned(pa));
@@ -217,8 +215,7 @@ impl Object {
         let out_of_memory = ObjectError::OutOfMemory { bytes };
         let pages = usize::try_from(bytes / PAGE_SIZE).map_err(|_| out_of_memory)?;
         let words = Pages::new(pages).ok_or(out_of_memory)?;
-        let regions = words_of(pages.div_ceil(PAGES_IN_REGION as usize), piece as u64)
-            .ok_or(out_of_memory)?;
+        let extents = Extents::new(pages as u64, piece).ok_or(out_of_memory)?;
         let system = cpu.system();
         // Reading what nobody has written maps it.
         cpu.prepare_zeros().ok_or(out_of_memory)?;
@@ -235,7 +232,7 @@ impl Object {
                 account,
                 piece,
                 pages,
-                regions,
+                extents,
                 mappings: Mappings::new(),
                 system,
             }
@@ -305,11 +302,6 @@ impl Object {
         &self.all()[page as usize]
     }
 
-    #[inline]
-    fn region(&self, page: u64) -> &AtomicU64 {
-        &self.regions[(page / PAGES_IN_REGION) as usize]
-    }
-
     /// How the reverse map knows a page.
     pub(crate) fn sharer(&self, page: u64) -> Sharer {
         Sharer {
@@ -324,7 +316,7 @@ impl Object {
         Look {
             // A page is the same on a list.
             word: self.page(page).word.load(Ordering::Acquire) & !LISTED,
-            region: self.region(page).load(Ordering::Acquire),
+            region: self.extents.region(page).load(Ordering::Acquire),
         }
     }
 
@@ -355,31 +347,6 @@ impl Object {
         }
     }
 
-    /// How many pages from a page on are listed as one: those of the block that may map it.
-    pub(crate) fn pages_at_once(&self, page: u64) -> u64 {
-        let block = FrameSize::of_level(self.look(page).extent().level).frames() as u64;
-        (page | (block - 1)).min(self.pages() - 1) + 1 - page
-    }
-
-    /// The pages of a page's region.
-    pub(crate) fn region_of(&self, page: u64) -> Range<u64> {
-        let first = page & !(PAGES_IN_REGION - 1);
-        first..(first + PAGES_IN_REGION).min(self.pages())
-    }
-
-    /// The run of frames that backs a block of `level` from a page on, all of it the object's own.
-    pub(crate) fn run_at(&self, page: u64, level: Level) -> Option<Pa> {
-        let end = page + FrameSize::of_level(level).frames() as u64;
-        let intact = (page..end).step_by(PAGES_IN_REGION as usize).all(|page| {
-            let extent = self.look(page).extent();
-            extent.level <= level && !extent.read_only
-        });
-        match self.look(page).backing() {
-            Backing::Owned(pa) if intact => Some(pa),
-            _ => None,
-        }
-    }
-
     /// Notes that a page which nobody has touched is read: from now on the frame of zeros may be mapped for it. False if
     /// somebody else was first, and has decided.
     pub(crate) fn note_read(&self, page: u64) -> bool {
@@ -404,54 +371,6 @@ impl Object {
         {
             relax();
         }
-    }
-
-    /// Takes back that blocks map a page: to be called, with the page claimed, before it is treated apart from those
-    /// around it. A 1 GiB block becomes 2 MiB blocks elsewhere.
-    pub(crate) fn lower(&self, page: u64) {
-        if self.look(page).extent().level == Level::L1 {
-            self.lower_gib(page);
-        }
-        // AcqRel: a fault that sees the page's new word has to see this.
-        self.region(page).fetch_or(Extent::PAGES, Ordering::AcqRel);
-    }
-
-    fn lower_gib(&self, page: u64) {
-        let first = page & !(PAGES_IN_GIB - 1);
-        let end = (first + PAGES_IN_GIB).min(self.pages());
-        for page in (first..end).step_by(PAGES_IN_REGION as usize) {
-            let _ = self
-                .region(page)
-                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-                    (word & LEVEL == Level::L1 as u64).then_some(word & !LEVEL | Level::L2 as u64)
-                });
-        }
-    }
-
-    /// Notes that not all pages of a region are its own any more, so that blocks map it only for reading. They are claimed, or
-    /// the object is new.
-    pub(crate) fn note_shared(&self, page: u64) {
-        self.region(page).fetch_or(READ_ONLY, Ordering::AcqRel);
-    }
-
-    /// Notes that all pages of a region, which are claimed, are its own again: if they are one run of frames still, blocks map
-    /// it as before.
-    pub(crate) fn note_own(&self, claims: &Claims<'_>) {
-        self.region(claims.pages().start)
-            .fetch_and(!READ_ONLY, Ordering::AcqRel);
-    }
-
-    /// Takes over how large blocks may map a region from an object whose frames this one, which nobody uses yet,
-    /// shares.
-    pub(crate) fn take_extent(&self, page: u64, of: &Self) {
-        self.set_extent(page, of.look(page).extent());
-    }
-
-    /// Says how large blocks may map the pages of a region, all of which are claimed.
-    pub(crate) fn set_extent(&self, page: u64, extent: Extent) {
-        let read_only = if extent.read_only { READ_ONLY } else { 0 };
-        self.region(page)
-            .store(extent.level as u64 | read_only, Ordering::Release);
     }
 
     /// Backs a piece that has nothing, whose first page is the caller's (new, or claimed), with zeroed frames. All of
@@ -480,70 +399,44 @@ impl Object {
         Some(start)
     }
 
-    /// The first page of the piece that a page belongs to.
-    pub(crate) fn first_of_piece(&self, page: u64, piece: Level) -> u64 {
-        page & !(FrameSize::of_level(piece).frames() as u64 - 1)
-    }
-
-    /// Has a piece allocated in smaller ones, as there is no run of frames for it. Its first page is claimed.
-    pub(crate) fn allocate_smaller(&self, first: u64, piece: Level) {
-        match piece {
-            Level::L1 => self.lower_gib(first),
-            _ => self.lower(first),
-        }
-    }
-
     pub(crate) fn pool(&self) -> &'static FramePool {
         self.system.pool()
     }
 
-    /// Gives back what backs a page, which no VM reaches any more, and nobody is looking at.
-    fn release_page(&self, page: u64) {
-        let (owner, pa) = match self.look(page).backing() {
-            Backing::Vacant | Backing::Zero | Backing::Device(_) => return,
-            Backing::Compressed(handle) => return self.discard(handle),
-            Backing::Owned(pa) => (self.account, pa),
-            Backing::Shared(pa) => (Owner::Shared, pa),
-        };
+    /// Gives back what backs the pages from `first` on, as far as they are one piece; how many that were. No VM reaches them
+    /// any more, and nobody is looking at them.
+    fn release_piece(&self, first: u64) -> u64 {
+        match self.look(first).backing() {
+            Backing::Vacant | Backing::Zero | Backing::Device(_) => {}
+            Backing::Compressed(handle) => self.discard(handle),
+            Backing::Shared(pa) => self.release_shared(first, pa),
+            Backing::Owned(pa) => {
+                let size = FrameSize::of_level(self.piece_at(first));
+                self.release_own(first, pa, size);
+                return size.frames() as u64;
+            }
+        }
+        1
+    }
+
+    fn release_shared(&self, page: u64, pa: Pa) {
         if self.system.objects().unshare(pa, self.sharer(page)) == 0 {
-            self.pool().guest_leaving(owner, 1);
+            self.pool().guest_leaving(Owner::Shared, 1);
             // SAFETY: the frame was this page's alone, no VM maps the object any more, and an epoch has passed since.
             unsafe { self.pool().release_guest(pa) };
         }
     }
 
-    /// Gives back what backs the pages from `first` on, as far as they are one piece; how many that were.
-    fn release_piece(&self, first: u64) -> u64 {
-        let look = self.look(first);
-        let (
-            Extent {
-                level,
-                read_only: false,
-            },
-            Backing::Owned(pa),
-        ) = (look.extent(), look.backing())
-        else {
-            self.release_page(first);
-            return 1;
-        };
-        let size = FrameSize::of_level(level);
-        for page in first..first + size.frames() as u64 {
-            let pa = pa.offset((page - first) * PAGE_SIZE);
-            self.system.objects().unshare(pa, self.sharer(page));
+    /// Gives back a run of frames of the object's own.
+    fn release_own(&self, first: u64, pa: Pa, size: FrameSize) {
+        for index in 0..size.frames() as u64 {
+            let frame = pa.offset(index * PAGE_SIZE);
+            (self.system.objects()).unshare(frame, self.sharer(first + index));
         }
         self.pool().guest_leaving(self.account, size.frames());
-        // SAFETY: as for a page; all of the piece is of this object.
+        // SAFETY: all of the run was of this object, no VM maps that any more, and an epoch has passed since.
         unsafe { self.pool().release_guest_piece(pa, size) };
-        size.frames() as u64
     }
-}
-
-/// Words that all hold `value`; `None` without heap.
-fn words_of(count: usize, value: u64) -> Option<Box<[AtomicU64]>> {
-    let mut words = Vec::new();
-    words.try_reserve_exact(count).ok()?;
-    words.resize_with(count, || AtomicU64::new(value));
-    Some(words.into_boxed_slice())
 }
 
 impl Drop for Object {

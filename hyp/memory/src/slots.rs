@@ -130,6 +130,16 @@ impl Slot {
         self.first_page
     }
 
+    /// The largest block that may map the page at `ipa`, which its region allows, as it was found: for writing if `writes`
+    /// says so.
+    #[inline]
+    pub(crate) fn largest_block(&self, ipa: Ipa, look: Look, writes: bool) -> Level {
+        let largest = self
+            .object()
+            .largest_block(self.object_page(ipa), look, writes);
+        self.fitting(ipa, largest)
+    }
+
     /// The largest block that may map the page at `ipa`, of those up to `level`.
     #[inline]
     pub(crate) fn fitting(&self, ipa: Ipa, level: Level) -> Level {

@@ -15,6 +15,8 @@ pub const START: Ipa = Ipa::new(0x4000_0000);
 pub const SLOT: SlotId = SlotId(0);
 /// Pages of a block of 2 MiB.
 pub const BLOCK: u64 = 512;
+/// Pages of a block of 1 GiB. Only what tests write of it takes memory.
+pub const GIB: u64 = BLOCK * BLOCK;
 /// The word of a page that guests use: not the first, so that a page isn't known by its beginning.
 const WORD: u64 = 8;
 
@@ -137,10 +139,12 @@ impl Vms {
 
 /// The frame of a page that a leaf maps.
 pub fn frame(leaf: Leaf, level: Level, page: u64) -> Pa {
-    match level {
-        Level::L3 => leaf.pa(),
-        _ => leaf.pa().offset(page % BLOCK * PAGE_SIZE),
-    }
+    let pages = match level {
+        Level::L3 => 1,
+        Level::L2 => BLOCK,
+        Level::L1 | Level::L0 => GIB,
+    };
+    leaf.pa().offset(page % pages * PAGE_SIZE)
 }
 
 /// All of an object as a VM's memory.

@@ -7,7 +7,7 @@ use memory::{
     Access, BackingPolicy, Change, FaultKind, FaultOutcome, LogPolicy, MAX_SLOTS, NotPopulated,
     Object, ObjectError, Owner, SlotConfig, SlotError, SlotId, VmId,
 };
-use model::vms::{BLOCK, SLOT, START, Space, Vms, slot};
+use model::vms::{BLOCK, GIB, SLOT, START, Space, Vms, slot};
 use stage2::{Ipa, Level, PAGE_SIZE};
 use std::sync::Arc;
 
@@ -103,19 +103,21 @@ fn large_pieces_are_mapped_by_blocks_and_smaller_ones_where_there_is_no_run() {
 
 #[test]
 fn a_fork_shares_all_frames_and_either_side_copies_what_it_writes_in_one_fault() {
-    for piece in [Level::L3, Level::L2] {
-        let machine = Vms::new(8192);
+    for piece in [Level::L3, Level::L2, Level::L1] {
+        // Of a gigabyte, too, the first pages are used.
+        let rest = if piece == Level::L1 { GIB - BLOCK } else { 0 };
+        let machine = Vms::new(8192 + rest as usize);
         let (parent, child) = (
             space(&machine, 0, Change::Direct),
             space(&machine, 1, Change::Direct),
         );
-        machine.map(&parent, anonymous(&machine, BLOCK, piece));
+        machine.map(&parent, anonymous(&machine, BLOCK + rest, piece));
         for page in 0..BLOCK {
             machine.write(&parent, page, page + 1);
         }
         parent.fork(&machine.cpu, &child).unwrap();
-        assert_eq!(machine.guest(), BLOCK);
-        assert_eq!(machine.pool.shared_frames(), BLOCK);
+        assert_eq!(machine.guest(), BLOCK + rest);
+        assert_eq!(machine.pool.shared_frames(), BLOCK + rest);
         for page in 0..BLOCK {
             assert_eq!(machine.read(&child, page), page + 1);
         }
@@ -139,13 +141,13 @@ fn a_fork_shares_all_frames_and_either_side_copies_what_it_writes_in_one_fault()
             assert_eq!(machine.read(&parent, page), mine);
             assert_eq!(machine.read(&child, page), its);
         }
-        assert_eq!(machine.guest(), BLOCK + BLOCK / 2);
-        assert_eq!(machine.pool.shared_frames(), BLOCK / 2);
+        assert_eq!(machine.guest(), rest + BLOCK + BLOCK / 2);
+        assert_eq!(machine.pool.shared_frames(), rest + BLOCK / 2);
         parent.destroy(&machine.cpu);
         // What the parent had and the child didn't copy is the child's alone: no copy any more.
         assert_eq!(machine.write(&child, BLOCK - 1, 7), 1);
-        assert_eq!(machine.guest(), BLOCK);
-        assert_eq!(machine.pool.shared_frames(), BLOCK / 2 - 1);
+        assert_eq!(machine.guest(), BLOCK + rest);
+        assert_eq!(machine.pool.shared_frames(), rest + BLOCK / 2 - 1);
         child.destroy(&machine.cpu);
         machine.check_nothing_is_left();
     }

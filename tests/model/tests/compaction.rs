@@ -7,7 +7,7 @@ use memory::{
     Access, BackingPolicy, Compacted, LogPolicy, MergePolicy, Object, Owner, PageMerging,
     Watermarks,
 };
-use model::vms::{BLOCK, SLOT, START, Space, Vms};
+use model::vms::{BLOCK, GIB, SLOT, START, Space, Vms};
 use proptest::prelude::*;
 use stage2::{Level, PAGE_SIZE, Pa};
 use std::sync::Arc;
@@ -372,10 +372,12 @@ proptest! {
             ],
             1..60,
         ),
-        piece in prop_oneof![Just(Level::L2), Just(Level::L3)],
+        piece in prop_oneof![4 => Just(Level::L2), 4 => Just(Level::L3), 1 => Just(Level::L1)],
     ) {
-        let mut machine = Machine::new(8 * BLOCK as usize);
-        let object = machine.add_vm(BLOCK, piece);
+        // Of a gigabyte, too, the first pages are used.
+        let rest = if piece == Level::L1 { GIB - BLOCK } else { 0 };
+        let mut machine = Machine::new((8 * BLOCK + rest) as usize);
+        let object = machine.add_vm(BLOCK + rest, piece);
         let mut written: [Vec<u64>; 2] = [(1..=BLOCK).collect(), (1..=BLOCK).collect()];
         for page in 0..BLOCK {
             machine.write(0, page, 1 + page);

@@ -1,5 +1,6 @@
 //! All of dirty logging beside merging and compaction without pause: whatever vCPUs and the hypervisor write is found in memory
-//! and in what is copied after each harvest, also if its page shared a frame with others, or moved to another one, in between.
+//! and in what is copied after each harvest, also if its page shared a frame with others, forks among them, or moved to another
+//! one, in between.
 //!
 //! The machine, its guest and its harness are those of the stress run without them. `PARVISOR_SEED=…` brings what threads do
 //! back, not their timing; `PARVISOR_STRESS_SECONDS=…` is how long it goes on.
@@ -22,13 +23,14 @@ use memory::{
     AddressSpace, Compacted, CpuMemory, MemorySystem, MergePolicy, MmuLock, Object, Owner,
     PageMerging, Parallel, RwLocked, SlotConfig, SlotId, VmId,
 };
+use model::vms::GIB;
 use model::{Hardware, Mmu};
 use stage2::{Features, Ipa, Layout, Level, PAGE_SIZE};
 
 use harness::Harness;
 use machine::{Machine, Place, Random};
 
-const FRAMES: usize = 4096;
+const FRAMES: usize = GIB as usize + 4096;
 const PAGES: [u64; 3] = [700, 300, 100];
 const VCPUS: usize = 3;
 /// Guests write few values, so that pages are often equal.
@@ -51,14 +53,24 @@ fn cpu(system: &'static MemorySystem, mmu: &Arc<Mmu>, number: usize) -> CpuMemor
     )
 }
 
-fn places() -> Vec<Place> {
+/// The guest's slots: in every third run one that is a gigabyte, too, of which it uses some pages.
+fn places(seed: u64) -> Vec<Place> {
     let place = |(id, pages): (u32, u64)| Place {
         id: SlotId(id),
         start: Ipa::new(0x4000_1000 + u64::from(id) * 0x40_0000),
         pages,
         piece: Level::L3,
+        apart: 1,
     };
-    (0..).zip(PAGES).map(place).collect()
+    let gigabyte = Place {
+        id: SlotId(PAGES.len() as u32),
+        start: Ipa::new(0x8000_0000),
+        pages: GIB,
+        piece: Level::L1,
+        apart: GIB / 100,
+    };
+    let places = (0..).zip(PAGES).map(place);
+    places.chain((seed % 3 == 2).then_some(gigabyte)).collect()
 }
 
 /// What came of a run.
@@ -75,7 +87,7 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
     let layout = Layout::new(Features {
         hardware_access: tracks,
         hardware_dirty: tracks,
-        ..Features::armv8_0(32, 48)
+        ..Features::armv8_0(40, 48)
     })
     .expect("a CPU may have these");
     // The vCPUs' CPUs, the harness's and the scanner's.
@@ -88,7 +100,7 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
     space.make_rings(VCPUS, 64).expect("enough heap");
     let merging = PageMerging::new(MergePolicy::default());
     let mut objects = Vec::new();
-    for place in places() {
+    for place in places(seed) {
         let bytes = place.pages * PAGE_SIZE;
         let object = Object::anonymous(&own, Owner::Vm(vm), bytes, place.piece);
         let object = object.expect("enough heap");
@@ -104,15 +116,27 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
             write_faults: false,
         };
         space.map_object(&own, config).expect("enough heap");
+        if place.piece == Level::L1 {
+            // While there is a run of frames for it.
+            let untouched = space.write_guest(&own, place.start, &[0; 8]);
+            untouched.expect("it is backed");
+        }
     }
-    let machine = Arc::new(Machine::new(space, mmu.clone(), places(), VCPUS, VALUES));
+    let machine = Arc::new(Machine::new(
+        space,
+        mmu.clone(),
+        places(seed),
+        VCPUS,
+        VALUES,
+    ));
     let over = Arc::new(AtomicBool::new(false));
     let scanner = thread::spawn({
-        let (mmu, over) = (mmu.clone(), over.clone());
+        let (mmu, over, machine) = (mmu.clone(), over.clone(), machine.clone());
         move || {
             let cpu = cpu(system, &mmu, VCPUS + 1);
             let mut random = Random::new(seed, VCPUS as u64 + 1);
             let (mut merged, mut moved) = (0, 0);
+            let mut fork: Option<AddressSpace<L>> = None;
             while !over.load(Ordering::Relaxed) {
                 merging.step(&cpu);
                 merged = merged.max(merging.statistics().pages_sharing);
@@ -123,8 +147,21 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
                     let whole = objects[0].compact_region(&cpu, 0) == Compacted::Moved;
                     moved += if whole { 512 } else { 0 };
                 }
+                if random.one_in(64) {
+                    fork = match fork.take() {
+                        None => Some(fork_of(&machine.space, &cpu)),
+                        Some(fork) => {
+                            fork.destroy(&cpu);
+                            None
+                        }
+                    };
+                }
+                cpu.gather();
                 cpu.idle();
                 thread::yield_now();
+            }
+            if let Some(fork) = fork {
+                fork.destroy(&cpu);
             }
             (merged, moved)
         }
@@ -142,7 +179,7 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
         })
         .collect();
     let harness = Harness::new(machine.clone(), own, Random::new(seed, VCPUS as u64));
-    let harness = harness.run(STEPS);
+    let harness = harness.run(STEPS, false);
     over.store(true, Ordering::Relaxed);
     for handle in vcpus {
         handle.join().unwrap_or_else(|panic| resume_unwind(panic));
@@ -164,6 +201,14 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
     came
 }
 
+/// Another VM, which never runs, with the same memory.
+fn fork_of<L: MmuLock>(of: &AddressSpace<L>, cpu: &CpuMemory<Hardware>) -> AddressSpace<L> {
+    let vm = VmId::new(1).expect("the second");
+    let fork = AddressSpace::<L>::new(cpu, vm, *of.stage2().layout()).expect("enough frames");
+    of.fork(cpu, &fork).expect("enough heap");
+    fork
+}
+
 fn number(name: &str) -> Option<u64> {
     let value = env::var(name).ok()?;
     let number = value.parse();
@@ -181,7 +226,8 @@ fn no_write_is_lost_while_pages_are_merged_and_moved_all_the_time() {
     let mut runs = 0;
     let all_came =
         |came: &Came| only.is_some() || came.compared > 0 && came.merged > 0 && came.moved > 0;
-    while began.elapsed() < time || !all_came(&came) && began.elapsed() < MOST {
+    // With a gigabyte, too.
+    while began.elapsed() < time || runs < 3 || !all_came(&came) && began.elapsed() < MOST {
         let one = match seed % 6 {
             5 => run::<RwLocked>(seed),
             _ => run::<Parallel>(seed),

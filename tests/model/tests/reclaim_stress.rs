@@ -17,18 +17,21 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
-use memory::frames::{FramePool, arena};
+use memory::frames::{FramePool, FrameSize, Purpose, arena};
 use memory::{
-    AddressSpace, CpuMemory, MemorySystem, MmuLock, Parallel, RwLocked, SlotId, VmId, Watermarks,
+    AddressSpace, CpuMemory, MemorySystem, MmuLock, Owner, Parallel, RwLocked, SlotId, VmId,
+    Watermarks,
 };
+use model::vms::GIB;
 use model::{Hardware, Mmu};
 use stage2::{Features, Ipa, Layout, Level, PAGE_SIZE};
 
 use harness::Harness;
 use machine::{Machine, Place, Random};
 
-/// Frames of the machine, which are fewer than the guest has pages.
-const FRAMES: usize = 900;
+/// Frames of the machine, which are fewer than the guest has pages, but for those of a gigabyte: where the guest has none,
+/// they are nobody's to take.
+const FRAMES: usize = GIB as usize + 900;
 const PAGES: [u64; 3] = [700, 300, 100];
 const VCPUS: usize = 3;
 /// Reclaims all the time.
@@ -54,14 +57,24 @@ fn cpu(system: &'static MemorySystem, mmu: &Arc<Mmu>, number: usize) -> CpuMemor
     )
 }
 
-fn places() -> Vec<Place> {
+/// The guest's slots: in every third run one that is a gigabyte, too, of which it uses some pages.
+fn places(seed: u64) -> Vec<Place> {
     let place = |(id, pages): (u32, u64)| Place {
         id: SlotId(id),
         start: Ipa::new(0x4000_1000 + u64::from(id) * 0x40_0000),
         pages,
         piece: Level::L3,
+        apart: 1,
     };
-    (0..).zip(PAGES).map(place).collect()
+    let gigabyte = Place {
+        id: SlotId(PAGES.len() as u32),
+        start: Ipa::new(0x8000_0000),
+        pages: GIB,
+        piece: Level::L1,
+        apart: GIB / 100,
+    };
+    let places = (0..).zip(PAGES).map(place);
+    places.chain((seed % 3 == 2).then_some(gigabyte)).collect()
 }
 
 /// What came of a run.
@@ -78,9 +91,12 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
     let layout = Layout::new(Features {
         hardware_access: tracks,
         hardware_dirty: tracks,
-        ..Features::armv8_0(32, 48)
+        ..Features::armv8_0(40, 48)
     })
     .expect("a CPU may have these");
+    let (size, owner, purpose) = (FrameSize::Block1G, Owner::Hypervisor, Purpose::Guest);
+    let has_gigabyte = places(seed).len() > PAGES.len();
+    let kept = (!has_gigabyte).then(|| POOL.allocate(size, owner, purpose));
     // The vCPUs' CPUs, the harness's and the reclaimer's.
     let cpus = VCPUS + 2;
     let mmu = Mmu::new(layout, cpus);
@@ -90,7 +106,7 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
     let vm = VmId::new(0).expect("the first");
     let mut space = AddressSpace::<L>::new(&own, vm, layout).expect("enough frames");
     space.make_rings(VCPUS, 64).expect("enough heap");
-    for place in places() {
+    for place in places(seed) {
         let bytes = place.pages * PAGE_SIZE;
         let object = memory::Object::anonymous(&own, memory::Owner::Vm(vm), bytes, place.piece);
         let config = memory::SlotConfig {
@@ -103,8 +119,19 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
             write_faults: false,
         };
         space.map_object(&own, config).expect("enough heap");
+        if place.piece == Level::L1 {
+            // While there is a run of frames for it.
+            let untouched = space.write_guest(&own, place.start, &[0; 8]);
+            untouched.expect("it is backed");
+        }
     }
-    let machine = Arc::new(Machine::new(space, mmu.clone(), places(), VCPUS, u64::MAX));
+    let machine = Arc::new(Machine::new(
+        space,
+        mmu.clone(),
+        places(seed),
+        VCPUS,
+        u64::MAX,
+    ));
     let over = Arc::new(AtomicBool::new(false));
     let reclaimer = thread::spawn({
         let (mmu, over) = (mmu.clone(), over.clone());
@@ -129,7 +156,7 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
         })
         .collect();
     let harness = Harness::new(machine.clone(), own, Random::new(seed, VCPUS as u64));
-    let harness = harness.run(STEPS);
+    let harness = harness.run(STEPS, false);
     over.store(true, Ordering::Relaxed);
     for handle in vcpus.into_iter().chain([reclaimer]) {
         handle.join().unwrap_or_else(|panic| resume_unwind(panic));
@@ -146,6 +173,9 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
     machine.space.destroy(&own);
     own.wait_for_epoch();
     assert!(POOL.counts_of(vm).is_zero(), "frames leaked");
+    if let Some(run) = kept.flatten() {
+        POOL.free(run, size, owner, purpose);
+    }
     let counts = POOL.counts();
     counts.check().expect("all frames are somewhere");
     assert_eq!((counts.compressed, system.put_away().pages), (0, 0));
@@ -170,7 +200,8 @@ fn no_write_is_lost_while_pages_are_put_away_all_the_time() {
     let all_came = |came: &Came| {
         only.is_some() || came.compared > 0 && came.put_away > 0 && came.activated > 0
     };
-    while began.elapsed() < time || !all_came(&came) && began.elapsed() < MOST {
+    // With a gigabyte, too.
+    while began.elapsed() < time || runs < 3 || !all_came(&came) && began.elapsed() < MOST {
         let one = match seed % 6 {
             5 => run::<RwLocked>(seed),
             _ => run::<Parallel>(seed),

@@ -3,6 +3,7 @@
 use crate::frames::FrameSize;
 use alloc::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use core::ops::Range;
+use core::slice;
 use stage2::{PAGE_SIZE, Pa};
 
 /// Leaks `frames` zeroed frames, aligned to their size up to 1 GiB.
@@ -17,4 +18,22 @@ pub fn leak(frames: usize) -> Range<Pa> {
     }
     let start = Pa::new(start.expose_provenance() as u64);
     start..start.offset(frames as u64 * PAGE_SIZE)
+}
+
+/// Zeroes whole pages of an arena, but for those that are zero: what nobody has touched takes no memory of the host, however
+/// large the pieces are that a test's guests are backed by.
+///
+/// # Safety
+/// The memory is an arena's, and the caller's to write.
+pub(super) unsafe fn zero(start: *mut u8, bytes: usize) {
+    const PAGE: usize = PAGE_SIZE as usize;
+    static ZEROS: [u8; PAGE] = [0; PAGE];
+    for offset in (0..bytes).step_by(PAGE) {
+        // SAFETY: within the caller's range, which an arena has zeroed or somebody written since.
+        let page =
+            unsafe { slice::from_raw_parts_mut(start.add(offset), PAGE.min(bytes - offset)) };
+        if page != &ZEROS[..page.len()] {
+            page.fill(0);
+        }
+    }
 }

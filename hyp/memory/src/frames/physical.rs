@@ -37,7 +37,12 @@ pub(crate) unsafe fn page_at_mut<'a>(pa: Pa) -> &'a mut [u8; PAGE] {
 pub unsafe fn zero(pa: Pa, bytes: u64) {
     let start = with_exposed_provenance_mut::<u8>(pa.get() as usize);
     // SAFETY: the caller owns the range.
-    unsafe { start.write_bytes(0, bytes as usize) }
+    unsafe {
+        #[cfg(any(test, feature = "arena"))]
+        crate::frames::arena::zero(start, bytes as usize);
+        #[cfg(not(any(test, feature = "arena")))]
+        start.write_bytes(0, bytes as usize);
+    }
 }
 
 /// Fills memory that nobody uses any more with what no walker may ever meet. In debug builds only.

@@ -1,4 +1,5 @@
-//! What the words of an object say: for a page what backs it, for a region of 2 MiB how large a block may map its pages.
+//! What the words of an object say: for a page what backs it, for a region of 2 MiB and for a gigabyte whether a block
+//! may map it.
 
 use crate::compressed::Handle;
 use stage2::{Level, PAGE_SIZE, Pa};
@@ -56,29 +57,34 @@ impl Backing {
     }
 }
 
-/// Set in the word of a region that is one run of frames, but not all of them its own: a block may map it for reading.
-pub(super) const READ_ONLY: u64 = 1 << 2;
-pub(super) const LEVEL: u64 = 0b11;
+/// Set in the word of a region whose pages are treated apart, and in that of a gigabyte whose regions are: they are
+/// one run of frames no more.
+pub(super) const APART: u64 = 1;
+/// Set in the word of a region not all of whose pages are its own: a block may map it for reading.
+pub(super) const READ_ONLY: u64 = 1 << 1;
+/// Set in the word of a region of a piece of 1 GiB. A block may map more than the region if the gigabyte's word allows
+/// it.
+pub(super) const IN_GIGABYTE: u64 = 1 << 2;
+/// What the word of a gigabyte counts by: its regions that are [`READ_ONLY`].
+pub(super) const READ_ONLY_REGION: u64 = 1 << 1;
 
-/// How large a block may map a page.
+/// How large a block may map a page, as far as its region of 2 MiB goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Extent {
-    /// The level of the block.
+    /// The level of the block: 2 or 3.
     pub(crate) level: Level,
     /// Only for reading.
     pub(crate) read_only: bool,
 }
 
 impl Extent {
-    pub(super) const PAGES: u64 = Level::L3 as u64;
-
     #[inline]
     const fn decode(word: u64) -> Self {
         Self {
-            level: match word & LEVEL {
-                1 => Level::L1,
-                2 => Level::L2,
-                _ => Level::L3,
+            level: if word & APART == 0 {
+                Level::L2
+            } else {
+                Level::L3
             },
             read_only: word & READ_ONLY != 0,
         }
@@ -105,9 +111,15 @@ impl Look {
         Backing::decode(self.word)
     }
 
-    /// How large a block may map it.
+    /// How large a block may map it, as far as its region goes.
     #[inline]
     pub(crate) const fn extent(self) -> Extent {
         Extent::decode(self.region)
+    }
+
+    /// Whether a block may map more than its region, if the word of its gigabyte says so too.
+    #[inline]
+    pub(super) const fn may_be_gigabyte(self) -> bool {
+        self.region & (IN_GIGABYTE | APART) == IN_GIGABYTE
     }
 }

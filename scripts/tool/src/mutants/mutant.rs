@@ -359,8 +359,8 @@ pub(crate) mod tests {
         let no_file = "title = ''\nrule = 1\n[[change]]\nfind = 'a'\nreplace = 'b'\n";
         assert_eq!(refused(no_file), Fault::NoFile(1));
         assert_eq!(
-            refused("title = ''\nrule = 12\nchange = []"),
-            Fault::UnknownRule(12)
+            refused("title = ''\nrule = 15\nchange = []"),
+            Fault::UnknownRule(15)
         );
         assert_eq!(
             fault(mutant("bad", "suites = ['guess']\nchange = []")),

@@ -23,7 +23,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64 as Unmodelled, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-/// Two levels of tables.
+/// Two levels of tables. What a leaf of a level spans is the same in deeper trees.
 const LAYOUT: Layout = Layout::small(Level::L2, Features::armv8_0(32, 48));
 /// The same, whose entries have hardware dirty state (FEAT_HAFDBS).
 const TRACKED: Layout = Layout::small(
@@ -63,7 +63,7 @@ pub fn explore<const N: usize>(
     race: [Act; N],
     check: Act,
 ) {
-    explore_with(preemptions, vms, (LAYOUT, policy), prepare, race, check);
+    explore_in(LAYOUT, preemptions, vms, policy, prepare, race, check);
 }
 
 /// As [`explore`], with direct changes, for VMs whose CPUs note writes in entries ([`Cpu::note_write`]).
@@ -74,13 +74,15 @@ pub fn explore_tracked<const N: usize>(
     race: [Act; N],
     check: Act,
 ) {
-    explore_with(preemptions, vms, (TRACKED, DIRECT), prepare, race, check);
+    explore_in(TRACKED, preemptions, vms, DIRECT, prepare, race, check);
 }
 
-fn explore_with<const N: usize>(
+/// As [`explore`], with this layout of the VMs' trees.
+pub fn explore_in<const N: usize>(
+    layout: Layout,
     preemptions: usize,
     vms: usize,
-    (layout, policy): (Layout, BackingPolicy),
+    policy: BackingPolicy,
     prepare: Act,
     race: [Act; N],
     check: Act,
@@ -89,7 +91,7 @@ fn explore_with<const N: usize>(
     loom::model(begin_all);
     let race = race.map(|act| move |world: &World, cpu| act(&world.cpu(cpu)));
     every_execution(preemptions, race, move |run| {
-        let world = Arc::new(World::new(vms, layout, policy));
+        let world = Arc::new(World::new(layout, vms, policy));
         prepare(&world.cpu(0));
         run(&world);
         check(&world.cpu(0));
@@ -215,7 +217,7 @@ pub struct Cpu<'w> {
 }
 
 impl World {
-    fn new(vms: usize, layout: Layout, policy: BackingPolicy) -> Self {
+    fn new(layout: Layout, vms: usize, policy: BackingPolicy) -> Self {
         let tlbs = Arc::new(Tlbs {
             held: Mutex::default(),
             contents: AtomicU64::new(0),

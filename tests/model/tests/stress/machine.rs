@@ -65,12 +65,24 @@ pub struct Place {
     pub pages: u64,
     /// What backs it.
     pub piece: Level,
+    /// How far the pages that are used lie apart: the guest, and whoever checks it, knows of no others.
+    pub apart: u64,
 }
 
 impl Place {
     /// A page of it.
     pub fn page(&self, number: u64) -> Ipa {
         self.start.offset(number * PAGE_SIZE)
+    }
+
+    /// How many pages are used.
+    pub fn used(&self) -> u64 {
+        self.pages.div_ceil(self.apart)
+    }
+
+    /// Where a page is among those that are used; `None` if it isn't.
+    pub fn index(&self, page: u64) -> Option<u64> {
+        (page < self.pages && page.is_multiple_of(self.apart)).then(|| page / self.apart)
     }
 }
 
@@ -108,7 +120,7 @@ impl<L: MmuLock> Machine<L> {
         vcpus: usize,
         values: u64,
     ) -> Self {
-        let pages: u64 = places.iter().map(|place| place.pages).sum();
+        let pages: u64 = places.iter().map(Place::used).sum();
         let journal = || {
             (0..pages as usize * OWN_WORDS)
                 .map(|_| AtomicU64::new(0))
@@ -135,10 +147,10 @@ impl<L: MmuLock> Machine<L> {
         self.waits.load(Ordering::Relaxed)
     }
 
-    /// Where a page's words are in a journal.
+    /// Where the words of one of the pages that are used are in a journal.
     pub fn in_journal(&self, slot: usize, page: u64) -> usize {
-        let before: u64 = self.places[..slot].iter().map(|place| place.pages).sum();
-        (before + page) as usize * OWN_WORDS
+        let before: u64 = self.places[..slot].iter().map(Place::used).sum();
+        (before + page / self.places[slot].apart) as usize * OWN_WORDS
     }
 
     /// Stops all vCPUs, between two accesses.
@@ -248,7 +260,8 @@ impl<L: MmuLock> Machine<L> {
 
     fn any_page(&self, random: &mut Random) -> (usize, u64) {
         let slot = random.below(self.places.len() as u64) as usize;
-        (slot, random.below(self.places[slot].pages))
+        let place = &self.places[slot];
+        (slot, random.below(place.used()) * place.apart)
     }
 
     /// One access, faulting until it goes through. Whether the run has ended before.

@@ -89,6 +89,25 @@ fn what_is_populated_ahead_takes_no_fault() {
     }
 }
 
+/// The guests have one piece of 1 GiB each, of which they use the first pages.
+#[test]
+fn what_backs_gigabytes_changes_while_guests_use_them() {
+    for (workload, runs) in [
+        ("cow", 2),
+        ("merge iterations=1", 2),
+        ("invalidate tracker=ranges workers=1", 1),
+        ("prefault workers=1", 1),
+    ] {
+        let options =
+            format!("guest=backing workload={workload} backing=1G vcpus=2 bytes=2M timeout=60");
+        let boot = Boot::benchmark(&options).cpus(6).memory(mib(4096));
+        let outcome = boot.limit(150).run_well();
+        let records = &outcome.records;
+        let all_well = records.len() == runs && records.iter().all(|record| record.verified);
+        assert!(all_well, "{}", describe(&outcome));
+    }
+}
+
 #[test]
 fn equal_pages_of_two_vms_are_merged_while_both_check_them() {
     let records = run("merge iterations=1", 2);
