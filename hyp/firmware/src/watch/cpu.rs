@@ -115,7 +115,7 @@ impl Cpu for GuestCpu {
     }
 
     fn syndrome(&self) -> Syndrome {
-        self.cpu.syndrome()
+        self.0.syndrome()
     }
 
     fn translate_read(&mut self, va: u64) -> Option<Ipa> {
