@@ -119,7 +119,7 @@ fn rule_13_a_page_given_up_beside_a_fault_elsewhere_in_its_gigabyte_is_gone() {
 #[test]
 fn rule_13_two_pages_given_up_at_once_are_gone_wherever_a_third_cpu_faults() {
     race(
-        1,
+        2,
         1,
         written,
         [|cpu| give_up(cpu, 0), |cpu| give_up(cpu, 1), touch_last],
