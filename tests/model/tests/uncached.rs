@@ -1,8 +1,10 @@
-//! Guests that write past the data caches, as those with their MMU off do where stage 2 can't force write-back: what the
-//! hypervisor copies, compares, reads or writes in part is what they have written, not what its caches hold of before.
+//! Guests that write past the data caches, as those with their MMU off do where stage 2 can't force write-back: what
+//! the hypervisor copies, compares, reads or writes in part is what they have written, not what its caches hold of
+//! before.
 //!
-//! The arena is what the caches hold. What a guest writes past them is kept beside it, until the line is cleaned and invalidated:
-//! then it is seen; or lost, if the hypervisor has changed the line in the meantime, which is written back.
+//! The arena is what the caches hold. What a guest writes past them is kept beside it, until the line is cleaned and
+//! invalidated: then it is seen; or lost, if the hypervisor has changed the line in the meantime, which is written
+//! back.
 #![cfg(not(loom))]
 #![cfg(not(miri))]
 
@@ -244,7 +246,8 @@ fn a_page_that_moves_takes_along_what_was_written_past_the_caches() {
     let events = machine.take_events();
     let to = machine.frame(&space, 2, Access::Read);
     assert_ne!(from, to);
-    // Nobody can write it any more; it is read as it is in memory, written, seen by guests; and the other one is forgotten.
+    // Nobody can write it any more; it is read as it is in memory, written, seen by guests; and the other one is
+    // forgotten.
     assert_eq!(
         events,
         [
