@@ -328,6 +328,7 @@ fn pages_that_are_equal_only_in_the_caches_are_not_merged() {
         let (parent, object) = machine.vm(0, 1, Level::L3);
         let (child, _) = machine.vm(1, 0, Level::L3);
         let (other, others) = machine.vm(2, 1, Level::L3);
+        (machine.cpu.system()).trust(other.vm(), parent.vm());
         machine.write_past(&parent, 0, 0, 1234);
         if is_forked {
             parent.fork(&machine.cpu, &child).unwrap();
@@ -342,6 +343,14 @@ fn pages_that_are_equal_only_in_the_caches_are_not_merged() {
             1,
             "it has got another page's contents"
         );
+        // They are, as soon as they are equal.
+        machine.write(&other, 0, 1234);
+        merge_all(
+            &machine,
+            &[object.as_ref().unwrap(), others.as_ref().unwrap()],
+        );
+        let frames = [&parent, &other].map(|space| machine.frame(space, 0, Access::Read));
+        assert_eq!(frames[0], frames[1]);
         for space in [child, parent, other] {
             space.destroy(&machine.cpu);
         }
