@@ -16,8 +16,8 @@ use crate::object::{Backing, Claim, Object};
 use stage2::{PAGE_SIZE, Pa, Tlb};
 
 impl<T: Tlb + Caches> Changer<'_, T> {
-    /// Takes pages with frames of their own from everybody who uses them. When this returns, what they hold can be read,
-    /// however it was written, and stays as it is while they are claimed.
+    /// Takes pages with frames of their own from everybody who uses them. When this returns, what they hold can be
+    /// read, however it was written, and stays as it is while they are claimed.
     pub(crate) fn isolate(&self, batch: &Batch<'_>) {
         self.unmap_batch(batch);
         for claim in batch.claims() {

@@ -32,8 +32,8 @@ pub trait Caches {
         self.clean_for_guest(pa, bytes);
     }
 
-    /// Makes what was written at `pa` past the data caches visible to the hypervisor, which reads through them (clean and
-    /// invalidate to the point of coherency): they may hold lines from before.
+    /// Makes what was written at `pa` past the data caches visible to the hypervisor, which reads through them (clean
+    /// and invalidate to the point of coherency): they may hold lines from before.
     fn clean_for_hypervisor(&self, pa: Pa, bytes: u64) {
         self.clean_for_guest(pa, bytes);
     }
@@ -134,8 +134,8 @@ pub struct MemorySystem {
     /// CPUs that have yet to register.
     to_come: AtomicUsize,
     vmids: VmidAllocator,
-    /// Whether there is, or has been, a VM whose guest can write past the data caches. What it wrote may be anybody's by now:
-    /// frames that were shared outlive it.
+    /// Whether there is, or has been, a VM whose guest can write past the data caches. What it wrote may be anybody's
+    /// by now: frames that were shared outlive it.
     past_caches: AtomicBool,
 }
 
@@ -175,8 +175,8 @@ impl MemorySystem {
         &self.trust
     }
 
-    /// Notes that a VM is made whose tables don't force write-back (FEAT_S2FWB). Relaxed: whoever reads its memory has got
-    /// that from it by what orders more.
+    /// Notes that a VM is made whose tables don't force write-back (FEAT_S2FWB). Relaxed: whoever reads its memory has
+    /// got that from it by what orders more.
     pub(crate) fn note_layout(&self, layout: &Layout) {
         if !layout.features().fwb {
             self.past_caches.store(true, Ordering::Relaxed);
@@ -417,9 +417,9 @@ fn wait_for_others(looks: u32) {
 }
 
 impl<T: Caches> CpuMemory<T> {
-    /// Before guest memory is read or written in part by the hypervisor: drops cache lines that are older than what guests
-    /// have written past the caches. What vCPUs may write meanwhile may be missed; where it matters, they can't any more. Nothing
-    /// to do where no guest can look past the caches.
+    /// Before guest memory is read or written in part by the hypervisor: drops cache lines that are older than what
+    /// guests have written past the caches. What vCPUs may write meanwhile may be missed; where it matters, they can't
+    /// any more. Nothing to do where no guest can look past the caches.
     #[inline]
     pub(crate) fn drop_stale_lines(&self, pa: Pa, bytes: u64) {
         if self.system.is_written_past_caches() {

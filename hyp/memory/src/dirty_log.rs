@@ -86,8 +86,8 @@ impl DirtyLog {
         self.for_each_word(pages, |word, bits| self.set(&self.words[word].0, bits));
     }
 
-    /// Marks those of `pages`, wherever they begin and end, that the words from `first_word` on in `named` don't name. What
-    /// these have no bit for isn't named.
+    /// Marks those of `pages`, wherever they begin and end, that the words from `first_word` on in `named` don't name.
+    /// What these have no bit for isn't named.
     #[cold]
     pub(crate) fn mark_unnamed(&self, pages: Range<u64>, first_word: usize, named: &[u64]) {
         self.for_each_word(pages, |word, bits| {
@@ -99,7 +99,8 @@ impl DirtyLog {
         });
     }
 
-    /// Calls `each` with every word that has some of these pages, as far as the slot has them, and with their bits in it.
+    /// Calls `each` with every word that has some of these pages, as far as the slot has them, and with their bits in
+    /// it.
     fn for_each_word(&self, pages: Range<u64>, mut each: impl FnMut(usize, u64)) {
         let end = pages.end.min(self.pages);
         let mut at = pages.start;

@@ -35,12 +35,14 @@ impl<L: MmuLock> AddressSpace<L> {
     /// Copies the log of the pages from `first_page` (a multiple of 64) on into `bitmap`, and changes nothing that a guest
     /// could notice.
     ///
-    /// Every write is in it that came before this call, whatever other CPUs are doing to the pages (rule 14): with the vCPUs
-    /// stopped outside of fault handlers nothing is left that a later call would find. Where hardware tracks writes, this
-    /// waits for CPUs that are changing what backs the range; so the caller is in no epoch, and none of them.
+    /// Every write is in it that came before this call, whatever other CPUs are doing to the pages (rule 14): with the
+    /// vCPUs stopped outside of fault handlers nothing is left that a later call would find. Where hardware tracks
+    /// writes, this waits for CPUs that are changing what backs the range; so the caller is in no epoch, and none of
+    /// them.
     ///
     /// # Errors
-    /// The slot isn't logged, or the bitmap's words don't lie within its log. An empty bitmap may begin at the log's end.
+    /// The slot isn't logged, or the bitmap's words don't lie within its log. An empty bitmap may begin at the log's
+    /// end.
     pub fn get_dirty_log<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -83,8 +85,8 @@ impl<L: MmuLock> AddressSpace<L> {
         self.clear(cpu, id, first_page, bitmap, Clear::Named)
     }
 
-    /// [`Self::get_dirty_log`] and [`Self::clear_dirty_log`] of all that is dirty, in one: a last harvest too, with the vCPUs
-    /// stopped.
+    /// [`Self::get_dirty_log`] and [`Self::clear_dirty_log`] of all that is dirty, in one: a last harvest too, with the
+    /// vCPUs stopped.
     ///
     /// # Errors
     /// As for [`Self::get_dirty_log`].
@@ -133,10 +135,11 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(split)
     }
 
-    /// Marks all that hardware has noted as written among the pages of so many words of a log, with `control` held: also what
-    /// other CPUs have taken out of the tables meanwhile, to move, merge or unmap pages, and tell the log only when they have
-    /// invalidated (rule 14). A CPU that does so has published its range before it takes an entry: the walk passes over
-    /// what it holds or has frozen, and then it is waited for. It never waits for `control` or for an epoch of this CPU's.
+    /// Marks all that hardware has noted as written among the pages of so many words of a log, with `control` held:
+    /// also what other CPUs have taken out of the tables meanwhile, to move, merge or unmap pages, and tell the log
+    /// only when they have invalidated (rule 14). A CPU that does so has published its range before it takes an entry:
+    /// the walk passes over what it holds or has frozen, and then it is waited for. It never waits for `control` or for
+    /// an epoch of this CPU's.
     fn note_hardware_dirty<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -182,9 +185,9 @@ impl<L: MmuLock> AddressSpace<L> {
         );
     }
 
-    /// Takes up to `pages.len()` reports out of a vCPU's ring, and returns how many: fewer only if it holds no more. When this
-    /// returns, no vCPU can write to what they name unlogged: now it may be copied. A vCPU that waits for room in its ring
-    /// can be woken. What was reported of a slot that has gone or moved since isn't returned.
+    /// Takes up to `pages.len()` reports out of a vCPU's ring, and returns how many: fewer only if it holds no more.
+    /// When this returns, no vCPU can write to what they name unlogged: now it may be copied. A vCPU that waits for
+    /// room in its ring can be woken. What was reported of a slot that has gone or moved since isn't returned.
     pub fn harvest_ring<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -289,8 +292,8 @@ fn pages_in(range: &IpaRange) -> u64 {
     (range.end.get() - range.start.get()) / PAGE_SIZE
 }
 
-/// The addresses that words of a slot's log stand for. The last word may have bits for more pages than there are: what begins
-/// behind that word begins at the slot's end.
+/// The addresses that words of a slot's log stand for. The last word may have bits for more pages than there are: what
+/// begins behind that word begins at the slot's end.
 fn range_of(slot: &Slot, words: &Range<usize>) -> IpaRange {
     let slot = slot.range();
     let start_of = |word: usize| {

@@ -9,10 +9,10 @@
 //!    write-protects second, and returns after the TLB invalidation.
 //! 10. **Slots** are an immutable array behind an epoch-protected pointer; their frames are released after the
 //!     invalidation of their range and an epoch.
-//! 14. **A mark that comes after the fact is waited for.** A CPU that moves, merges, shares or unmaps a page takes from its entry
-//!     what hardware has noted, and tells the log when it has invalidated. It publishes its range before it takes an entry; who
-//!     reads the log looks through the entries, full barrier, then waits until no range published there is active. So the
-//!     harvest that is made with the vCPUs stopped has every write, though idle CPUs go on.
+//! 14. **A mark that comes after the fact is waited for.** A CPU that moves, merges, shares or unmaps a page takes from
+//!     its entry what hardware has noted, and tells the log when it has invalidated. It publishes its range before it
+//!     takes an entry; who reads the log looks through the entries, full barrier, then waits until no range published
+//!     there is active. So the harvest that is made with the vCPUs stopped has every write, though idle CPUs go on.
 //!
 //! # What backs a page
 //! A stage-2 table is a second mapping: the pages are somebody else's. Here that is an [`Object`], which slots

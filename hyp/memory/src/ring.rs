@@ -141,8 +141,9 @@ impl DirtyRing {
             .store(from + entries as u64, Ordering::Release);
     }
 
-    /// Has what was reported of a slot mean nothing any more: the slot has gone, so that nothing more is reported of it, and
-    /// another one may get its name. For the harvester, whose entries they are; the vCPU may be reporting others.
+    /// Has what was reported of a slot mean nothing any more: the slot has gone, so that nothing more is reported of
+    /// it, and another one may get its name. For the harvester, whose entries they are; the vCPU may be reporting
+    /// others.
     fn forget(&self, slot: SlotId) {
         let from = self.consumed.0.load(Ordering::Relaxed);
         let to = self.produced.0.load(Ordering::Acquire);
@@ -232,8 +233,8 @@ impl DirtyRings {
         self.0.is_empty()
     }
 
-    /// Forgets what was reported of a slot that has gone. With the VM's `control` held, as the harvester has it, and after an
-    /// epoch in which no fault could find the slot any more: nothing more is reported of it.
+    /// Forgets what was reported of a slot that has gone. With the VM's `control` held, as the harvester has it, and
+    /// after an epoch in which no fault could find the slot any more: nothing more is reported of it.
     pub(crate) fn forget(&self, slot: SlotId) {
         self.0.iter().for_each(|ring| ring.forget(slot));
     }

@@ -151,9 +151,10 @@ impl Tracker {
         }
     }
 
-    /// Waits for whoever is changing something in `range` by now: for each part of it, until no published range covers any of
-    /// it. A full barrier comes first. So the caller, who has looked at the entries before, has seen each as it was before
-    /// a change, or finds here that the change is at an end: all that it had to tell of the entry it has told (rule 14).
+    /// Waits for whoever is changing something in `range` by now: for each part of it, until no published range covers
+    /// any of it. A full barrier comes first. So the caller, who has looked at the entries before, has seen each as it
+    /// was before a change, or finds here that the change is at an end: all that it had to tell of the entry it has
+    /// told (rule 14).
     ///
     /// Those who are waited for may wait for the epoch, or for the lock of their tables: the caller holds neither.
     pub fn wait(&self, range: &IpaRange) {

@@ -96,9 +96,9 @@ impl Stage2 {
     /// by the part of it that the range covers, whether it can tell anything new; where it can't, nothing is read. `dirty`
     /// gets the first IPA of up to 64 leaves, their level, and a bit for each that is dirty, where one is.
     ///
-    /// A write that happens meanwhile is found now or the next time. What another CPU has taken out of a page's entry, or has
-    /// frozen with its table, isn't found: that CPU is told of it. Whoever needs all of it at once waits, after this has
-    /// returned, until that CPU has passed on what it was told (rule 14).
+    /// A write that happens meanwhile is found now or the next time. What another CPU has taken out of a page's entry,
+    /// or has frozen with its table, isn't found: that CPU is told of it. Whoever needs all of it at once waits, after
+    /// this has returned, until that CPU has passed on what it was told (rule 14).
     pub fn find_dirty<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,

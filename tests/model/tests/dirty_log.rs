@@ -143,7 +143,8 @@ impl Machine {
             .unwrap();
     }
 
-    /// Maps blocks, but begins with a page of the first one: all others begin at a page whose number is no multiple of 64.
+    /// Maps blocks, but begins with a page of the first one: all others begin at a page whose number is no multiple of
+    /// 64.
     fn add_slot_that_begins_within_a_block(&self) {
         let account = Owner::Vm(self.space.vm());
         let bytes = (BLOCKS + 1) * BLOCK * PAGE_SIZE;
@@ -271,8 +272,9 @@ fn a_write_to_a_block_isnt_forgotten_with_another_part_of_it() {
     assert!(!machine.is_dirty(64), "it was taken, and nobody wrote");
 }
 
-/// A block's pages were marked by whole words of the log, counted from its first page: where that isn't a word's first, the
-/// pages of the block's last word were forgotten, and those before the block in its first word were taken for written.
+/// A block's pages were marked by whole words of the log, counted from its first page: where that isn't a word's first,
+/// the pages of the block's last word were forgotten, and those before the block in its first word were taken for
+/// written.
 #[test]
 fn a_block_that_begins_within_a_word_is_forgotten_in_part_only_as_any_other() {
     let machine = Machine::without_slots();
@@ -297,8 +299,8 @@ fn a_block_that_begins_within_a_word_is_forgotten_in_part_only_as_any_other() {
     assert!(!machine.is_dirty(640), "it was taken, and nobody wrote");
 }
 
-/// Clearing no words at the end of a log whose last word has bits for pages that there aren't looked through addresses whose
-/// end came before their start.
+/// Clearing no words at the end of a log whose last word has bits for pages that there aren't looked through addresses
+/// whose end came before their start.
 #[test]
 fn no_words_at_a_log_s_end_are_got_and_cleared_as_nothing() {
     let machine = Machine::without_slots();

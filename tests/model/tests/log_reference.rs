@@ -1,6 +1,6 @@
-//! The dirty log against a reference, on real memory and a software MMU: whatever a slot is made of and wherever it begins, in the
-//! guest as in its object, however writes are noticed, how much counts as one and which part of the log is taken, what is
-//! found is what was written since it was last taken.
+//! The dirty log against a reference, on real memory and a software MMU: whatever a slot is made of and wherever it
+//! begins, in the guest as in its object, however writes are noticed, how much counts as one and which part of the log
+//! is taken, what is found is what was written since it was last taken.
 #![cfg(not(loom))]
 #![cfg(not(miri))]
 
@@ -60,8 +60,8 @@ struct Reference {
 }
 
 impl Reference {
-    /// The pages that count as one with a page, if a block may map them: all of it lies in the slot, and at a multiple of its
-    /// size in the guest as in the object.
+    /// The pages that count as one with a page, if a block may map them: all of it lies in the slot, and at a multiple
+    /// of its size in the guest as in the object.
     fn together(&self, page: u64) -> Range<u64> {
         let Case {
             piece,

@@ -1,8 +1,9 @@
-//! The last harvest of a dirty log that hardware keeps, under every interleaving with CPUs that go on to move, merge and unmap
-//! pages (rule 14): no vCPU runs any more, and what hardware has noted is in this harvest, as there is no other.
+//! The last harvest of a dirty log that hardware keeps, under every interleaving with CPUs that go on to move, merge
+//! and unmap pages (rule 14): no vCPU runs any more, and what hardware has noted is in this harvest, as there is no
+//! other.
 //!
-//! Bounds: one region of four pages in a tree of two levels; up to two VMs; two CPUs, each a thread, beside a main thread that
-//! waits; at most so many preemptions per execution as the first argument of `explore` says.
+//! Bounds: one region of four pages in a tree of two levels; up to two VMs; two CPUs, each a thread, beside a main
+//! thread that waits; at most so many preemptions per execution as the first argument of `explore` says.
 #![cfg(loom)]
 
 use memory::{LogPolicy, Object, Owner, Tracking};

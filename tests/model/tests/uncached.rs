@@ -1,8 +1,10 @@
-//! Guests that write past the data caches, as those with their MMU off do where stage 2 can't force write-back: what the
-//! hypervisor copies, compares, reads or writes in part is what they have written, not what its caches hold of before.
+//! Guests that write past the data caches, as those with their MMU off do where stage 2 can't force write-back: what
+//! the hypervisor copies, compares, reads or writes in part is what they have written, not what its caches hold of
+//! before.
 //!
-//! The arena is what the caches hold. What a guest writes past them is kept beside it, until the line is cleaned and invalidated:
-//! then it is seen; or lost, if the hypervisor has changed the line in the meantime, which is written back.
+//! The arena is what the caches hold. What a guest writes past them is kept beside it, until the line is cleaned and
+//! invalidated: then it is seen; or lost, if the hypervisor has changed the line in the meantime, which is written
+//! back.
 #![cfg(not(loom))]
 #![cfg(not(miri))]
 
@@ -244,7 +246,8 @@ fn a_page_that_moves_takes_along_what_was_written_past_the_caches() {
     let events = machine.take_events();
     let to = machine.frame(&space, 2, Access::Read);
     assert_ne!(from, to);
-    // Nobody can write it any more; it is read as it is in memory, written, seen by guests; and the other one is forgotten.
+    // Nobody can write it any more; it is read as it is in memory, written, seen by guests; and the other one is
+    // forgotten.
     assert_eq!(
         events,
         [
@@ -325,6 +328,7 @@ fn pages_that_are_equal_only_in_the_caches_are_not_merged() {
         let (parent, object) = machine.vm(0, 1, Level::L3);
         let (child, _) = machine.vm(1, 0, Level::L3);
         let (other, others) = machine.vm(2, 1, Level::L3);
+        (machine.cpu.system()).trust(other.vm(), parent.vm());
         machine.write_past(&parent, 0, 0, 1234);
         if is_forked {
             parent.fork(&machine.cpu, &child).unwrap();
@@ -339,6 +343,14 @@ fn pages_that_are_equal_only_in_the_caches_are_not_merged() {
             1,
             "it has got another page's contents"
         );
+        // They are, as soon as they are equal.
+        machine.write(&other, 0, 1234);
+        merge_all(
+            &machine,
+            &[object.as_ref().unwrap(), others.as_ref().unwrap()],
+        );
+        let frames = [&parent, &other].map(|space| machine.frame(space, 0, Access::Read));
+        assert_eq!(frames[0], frames[1]);
         for space in [child, parent, other] {
             space.destroy(&machine.cpu);
         }

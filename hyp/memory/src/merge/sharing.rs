@@ -50,8 +50,8 @@ pub(super) enum Joined {
     Different,
 }
 
-/// A checksum of what a frame holds at this moment, never 0. The frame was found in the changer's epoch. What guests write past
-/// the caches may be missed: it decides nothing, and what it leads to is compared without stale lines.
+/// A checksum of what a frame holds at this moment, never 0. The frame was found in the changer's epoch. What guests
+/// write past the caches may be missed: it decides nothing, and what it leads to is compared without stale lines.
 pub(super) fn checksum<T>(_: &Changer<'_, T>, pa: Pa) -> u32 {
     checksum_of(|offset, chunk| {
         // SAFETY: the frame backs a guest, and isn't given to anybody else in the changer's epoch.

@@ -327,8 +327,8 @@ impl Cpu<'_> {
         assert!(self.write_at(vm, PAGE), "there is a slot");
     }
 
-    /// The guest writes to a page whose writes hardware tracks, while no other CPU runs: its CPU notes that in the entry,
-    /// without a fault.
+    /// The guest writes to a page whose writes hardware tracks, while no other CPU runs: its CPU notes that in the
+    /// entry, without a fault.
     pub fn note_write(&self, vm: usize, ipa: Ipa) {
         let worker = Worker {
             memory: &InPlace,
