@@ -52,7 +52,7 @@ const TAKEN_AT_ONCE: usize = 300;
 /// How much the harness may do before it checks, when all vCPUs wait.
 const MOST_LATE_ACTS: u32 = 30;
 /// How often everything is done at least, although the run's time is over: on a slow machine there are few acts.
-const LEAST_DEALS: u64 = 1;
+const LEAST_DEALS: u64 = 5;
 /// How many of so many logs have rings.
 const RINGS: [(bool, usize); 2] = [(true, 1), (false, 4)];
 const NS_PER_SECOND: u64 = 1_000_000_000;
@@ -277,6 +277,10 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
             }
             self.act()?;
         }
+        // What is missing then is done at once, without another round.
+        while self.is_late() && self.acts.rounds() < LEAST_DEALS {
+            self.act()?;
+        }
         for arrival in steps.arrivals() {
             self.count("guest_writes", arrival.written);
             self.count("guest_reads", arrival.read);
@@ -293,7 +297,7 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
         }
     }
 
-    /// Does one thing while vCPUs run; when the run's time is over, and all has been done, only what lets them end.
+    /// Does one thing while vCPUs run; when the run's time is over, only what lets them end.
     fn act_beside_vcpus(&mut self) -> Result<(), RunError> {
         if self.bench.steps().all_arrived() {
             // They wait for the harness, which is busy with a fork of theirs.
@@ -308,10 +312,9 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
         self.act()
     }
 
-    /// Whether the run is to end as soon as it can.
+    /// Whether the run's time is over: it is to end as soon as it can.
     fn is_late(&self) -> bool {
-        let now_ns = self.watch.machine.now_ns();
-        self.clock.is_over(now_ns) && self.acts.rounds() >= LEAST_DEALS
+        self.clock.is_over(self.watch.machine.now_ns())
     }
 
     fn wait_for_vcpus(&mut self) -> Result<(), RunError> {

@@ -198,7 +198,7 @@ mod tests {
             vcpus: Some(8),
             ..Known::default()
         };
-        let error = read(&[log.clone()], &known).expect_err("it says 1 vCPU");
+        let error = read(std::slice::from_ref(&log), &known).expect_err("it says 1 vCPU");
         assert_eq!(
             error.to_string(),
             "--vcpus: all that is parsed says it itself"

@@ -76,7 +76,10 @@ fn guests_that_print_without_end_keep_nobody_from_the_console() {
 #[test]
 fn a_guest_that_is_ended_for_want_of_progress_is_shown() {
     for (probe, words) in [
-        ("spin", ["vCPU 0: runs at EL1, pc 0x4", "last exit: HVC"]),
+        (
+            "spin",
+            ["vCPU 0: runs at EL1, pc 0x4", "last exit: data abort at"],
+        ),
         (
             "wfi",
             ["vCPU 0: waits for an interrupt at EL1", "last exit: WFI"],
