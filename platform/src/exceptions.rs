@@ -1,4 +1,5 @@
-//! Exceptions taken at EL2. Those of guests go to the world switch; all others are fatal and end in [`crate::fatal`].
+//! Exceptions taken at EL2. Those of guests go to the world switch; of all others only those of instructions that
+//! [`crate::recover`] names aren't fatal, and end in [`crate::fatal`].
 
 use crate::fatal;
 use crate::percpu::PerCpu;
@@ -10,8 +11,12 @@ global_asm!(
     frame = const offset_of!(PerCpu, frame),
     depth = const offset_of!(PerCpu, fatal_depth),
     emergency_top = const offset_of!(PerCpu, emergency_top),
+    data_abort = const DATA_ABORT,
     report = sym fatal::report_exception,
 );
+
+/// The class of a data abort that is taken without a change of the exception level (Arm ARM D24.2.40).
+const DATA_ABORT: u64 = 0x25;
 
 /// The vectors' address, for VBAR_EL2.
 pub(crate) fn vectors() -> u64 {

@@ -51,6 +51,8 @@ mod percpu;
 #[cfg(target_os = "none")]
 pub mod psci;
 #[cfg(target_os = "none")]
+mod recover;
+#[cfg(target_os = "none")]
 mod register;
 #[cfg(target_os = "none")]
 pub mod timer;

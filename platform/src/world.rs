@@ -3,7 +3,7 @@
 //! A vCPU keeps its CPU, so its system, FP and key registers change hands only when it is loaded and put; an exit saves
 //! the general registers and nothing else (`world.S`). Each CPU has its own [`HardwareCpu`]; nothing here is shared.
 
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 use core::mem::offset_of;
 
 use aarch64_cpu::asm::barrier::{self, SY};
@@ -19,6 +19,7 @@ use crate::el2::HCR_BOOT;
 use crate::features::CpuFeatures;
 use crate::gic;
 use crate::percpu::CpuId;
+use crate::recover;
 use crate::register::{read_register, write_register};
 use crate::tlb::CpuInstructions;
 use crate::walker::HCR_FWB;
@@ -70,8 +71,7 @@ const HCR_GUEST: u64 = HCR_BOOT
     | HCR_TACR
     | HCR_TSW;
 
-/// PAR_EL1: translation failed; else the address that it gave (D23.2.122).
-const PAR_FAILED: u64 = 1;
+/// PAR_EL1: the address that a translation gave (D23.2.122).
 const PAR_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// This CPU, as it runs guests.
@@ -262,13 +262,11 @@ impl Cpu for HardwareCpu {
     #[inline]
     fn translate_read(&mut self, va: u64) -> Option<Ipa> {
         let kept = read_register!("par_el1");
-        // SAFETY: the translation's only effect is on PAR_EL1.
-        unsafe { asm!("at s1e1r, {}", in(reg) va, options(nostack, preserves_flags)) };
-        barrier::isb(SY);
+        recover::translate_read(va);
         let result = read_register!("par_el1");
         // SAFETY: the guest's own value.
         unsafe { write_register!("par_el1", kept) };
-        (result & PAR_FAILED == 0).then(|| Ipa::new(result & PAR_ADDRESS | (va % PAGE_SIZE)))
+        (result & recover::PAR_FAILED == 0).then(|| Ipa::new(result & PAR_ADDRESS | (va % PAGE_SIZE)))
     }
 
     fn exception_controls(&mut self) -> ExceptionControls {

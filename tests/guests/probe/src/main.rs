@@ -11,6 +11,7 @@
 //! | `fp` | keeps values in the FP registers of all vCPUs through exits of all kinds | passes |
 //! | `memory` | gives memory up and has it populated ahead, rightly and wrongly | passes |
 //! | `race` | does so while other vCPUs use the same memory | passes |
+//! | `walks` | lets the hypervisor walk tables that change into a device's registers | passes |
 //! | `clock` | reads the clock that it is given as a device | passes |
 //! | `off`, `reset` | what they say | by the call |
 //! | `fail` | reports a failure | fails |
@@ -26,6 +27,7 @@ mod fp;
 mod memory;
 mod registers;
 mod smp;
+mod walks;
 
 use core::fmt::Arguments;
 use guest_runtime::{Tree, println, report};
@@ -53,6 +55,7 @@ fn main(tree: Tree) -> ! {
         "fp" => fp::probe(tree),
         "memory" => memory::probe(tree),
         "race" => memory::race(tree),
+        "walks" => walks::probe(tree),
         "clock" => clock::probe(tree),
         "off" => guest_runtime::power_off(),
         "reset" => {

@@ -1,7 +1,9 @@
 //! Guests that misbehave: each ends its own VM at worst, never the machine.
 
+use std::ffi::OsStr;
+
 use qemu_tests::raw::RawFiles;
-use qemu_tests::{Boot, describe, emulates, images};
+use qemu_tests::{Boot, describe, emulates, images, tree};
 use tool::boot::Outcome;
 use tool::qemu::Gic;
 
@@ -190,6 +192,39 @@ fn a_clock_that_a_guest_is_given_is_read_without_an_exit() {
     }
     // It is there for whom it is given to only.
     ends_with("clock", PATIENCE, "fail");
+}
+
+/// Where no device answers: what reads there gets an external abort.
+const NOTHING: u64 = 0x0b00_0000;
+
+/// Two vCPUs have the hypervisor walk their tables, which are the registers of a device that doesn't answer every now and then.
+#[test]
+fn walks_of_tables_that_become_a_device_harm_nobody() {
+    for cpu in ["max", "cortex-a72", "neoverse-n1"] {
+        let folder = tempfile::TempDir::new().expect("room for a file");
+        let file = folder.path().join("tree");
+        let attack = |seconds| {
+            let options = "guest=program vcpus=2 bytes=16M device=/pl031@9010000";
+            let boot = Boot::without_guest(&format!("{options} timeout={seconds}")).cpu(cpu);
+            let boot = boot.guest(&images().probe, Some("walks"));
+            let mut tree = tree::of_machine(&boot);
+            tree::move_device(&mut tree, "/pl031@9010000", NOTHING);
+            std::fs::write(&file, tree.to_dtb()).expect("the folder is ours");
+            boot.arguments([OsStr::new("-dtb"), file.as_os_str()])
+        };
+        let outcome = attack(PATIENCE).run_well();
+        let lost = exits(&outcome, "exits_lost_translation");
+        assert!(lost > 0, "{cpu}: {}", describe(&outcome));
+        // In the middle of it the VM can be stopped.
+        let outcome = attack(1).run();
+        let stopped = |error: &String| error.contains("timeout=1");
+        let is_clean = outcome.status == Some(1) && outcome.fatal.is_empty();
+        assert!(
+            is_clean && outcome.errors.iter().any(stopped),
+            "{cpu}: {}",
+            describe(&outcome)
+        );
+    }
 }
 
 #[test]
