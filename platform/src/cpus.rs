@@ -7,7 +7,7 @@ use crate::features::{self, CpuFeatures};
 use crate::gic::{self, GicError};
 use crate::percpu::{self, CpuId, PerCpu};
 use crate::register::read_register;
-use crate::{caches, el2, psci, timer};
+use crate::{caches, el2, exceptions, psci, timer};
 use core::fmt;
 use core::sync::atomic::Ordering;
 use spin::{Mutex, Once};
@@ -146,6 +146,7 @@ fn wait_until_online(cpu: &PerCpu) -> Result<(), CpuStartError> {
 pub(crate) extern "C" fn secondary_main(cpu: &'static PerCpu) -> ! {
     let features = CpuFeatures::probe();
     el2::set_registers(&features);
+    exceptions::unmask_errors();
     match check(cpu, &features) {
         Ok(entry) => {
             cpu.state.store(ONLINE, Ordering::Release);

@@ -31,8 +31,13 @@ pub(crate) const SCTLR_EARLY: u64 = SCTLR_RES1
     | SCTLR_EL2::C::Cacheable.value
     | SCTLR_EL2::I::Cacheable.value
     | SCTLR_EL2::SA::Enable.value;
-/// SCTLR_EL2 for good: also, what is writable is never executable.
-pub(crate) const SCTLR_FINAL: u64 = SCTLR_EARLY | SCTLR_EL2::WXN::Enable.value;
+/// SCTLR_EL2 for good: also, what is writable is never executable, and where the CPU can, errors are told from each other
+/// at each exception and exception return: one of the guest's is known to be before EL2 has used anything.
+pub(crate) const fn sctlr_final(features: &CpuFeatures) -> u64 {
+    const IESB: u64 = 1 << 21;
+    let iesb = if features.iesb { IESB } else { 0 };
+    SCTLR_EARLY | SCTLR_EL2::WXN::Enable.value | iesb
+}
 
 /// MAIR_EL2: attribute 0 is Device-nGnRE, attribute 1 normal write-back memory.
 pub(crate) const MAIR: u64 = MAIR_EL2::Attr0_Device::nonGathering_nonReordering_EarlyWriteAck.value

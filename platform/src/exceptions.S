@@ -33,7 +33,7 @@ el2_vectors:
     el2_vector 4, recover
     el2_vector 5, fatal_entry
     el2_vector 6, fatal_entry
-    el2_vector 7, fatal_entry
+    el2_vector 7, recover
 
     guest_vector guest_exit_sync
     guest_vector guest_exit_irq
@@ -46,7 +46,7 @@ el2_vectors:
     guest_vector guest_exit_serror
     .balign 0x80
 
-// Goes on where the table says, if the exception is a data abort of an instruction that has an entry there. All that it was
+// Goes on where the table says, if the exception is a data abort or an SError at an instruction that has an entry there. All that it was
 // taken with but ELR_EL2, SPSR_EL2, ESR_EL2 and FAR_EL2 is as it was: nothing at EL2 needs the guest's in these any more.
 // x0 = PerCpu, x1 = vector; the interrupted x0 in CNTHP_CVAL_EL2, x1 in the frame.
 recover:
@@ -55,6 +55,8 @@ recover:
     mrs x2, esr_el2
     ubfx x2, x2, #26, #6
     cmp x2, #{data_abort}
+    mov x3, #{serror}
+    ccmp x2, x3, #4, ne
     b.ne 3f
     mrs x2, elr_el2
     adrp x3, __recovery_start

@@ -16,6 +16,7 @@ use vm::{
 };
 
 use crate::el2::HCR_BOOT;
+use crate::exceptions;
 use crate::features::CpuFeatures;
 use crate::gic;
 use crate::percpu::CpuId;
@@ -45,6 +46,7 @@ unsafe extern "C" {
     fn world_enter(regs: *mut GuestRegs) -> ExitReason;
     fn world_load_fp(state: *const FpState);
     fn world_save_fp(state: *mut FpState);
+    fn world_take_error() -> u64;
 }
 
 /// HCR_EL2 bits that aarch64-cpu doesn't name: no access to what isn't offered, nor to what acts on the whole machine
@@ -189,6 +191,7 @@ impl Cpu for HardwareCpu {
     }
 
     fn load(&mut self, state: &VcpuState, controls: &VcpuControls) {
+        exceptions::mask_errors();
         el1_registers!(load_each, &state.el1);
         if self.pauth {
             key_registers!(load_keys, &state.pac);
@@ -219,7 +222,10 @@ impl Cpu for HardwareCpu {
         barrier::isb(SY);
     }
 
-    fn put(&mut self, state: &mut VcpuState) {
+    fn put(&mut self, state: &mut VcpuState) -> Option<u64> {
+        // SAFETY: what it may change of EL2's registers it saves as a function does. SErrors are unmasked afterwards, which
+        // is as they are at EL2 while no guest is loaded.
+        let error = unsafe { world_take_error() };
         el1_registers!(save_each, &mut state.el1);
         // SAFETY: as in `load`; the guest doesn't run any more.
         unsafe {
@@ -236,6 +242,7 @@ impl Cpu for HardwareCpu {
             state.disr_el1 = read_register!("s3_4_c12_c1_1"); // VDISR_EL2
         }
         barrier::isb(SY);
+        (error != 0).then_some(error)
     }
 
     #[inline]

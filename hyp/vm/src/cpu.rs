@@ -106,7 +106,10 @@ pub trait Cpu {
 
     /// Takes the loaded vCPU's registers back into `state` (all but the general ones, which every exit saves) and leaves
     /// the CPU without a guest: no stage-2 translation is active afterwards.
-    fn put(&mut self, state: &mut VcpuState);
+    ///
+    /// Returns the syndrome (ESR_EL2) of an SError that came of what was accessed while the guest was loaded, and that it
+    /// hasn't been made to exit with. One that comes later is nobody's.
+    fn put(&mut self, state: &mut VcpuState) -> Option<u64>;
 
     /// Runs the loaded guest until it exits.
     fn enter(&mut self, regs: &mut GuestRegs) -> RawExit;

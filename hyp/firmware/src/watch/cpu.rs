@@ -104,9 +104,10 @@ impl Cpu for GuestCpu {
         tell_registers();
     }
 
-    fn put(&mut self, state: &mut VcpuState) {
-        self.0.put(state);
+    fn put(&mut self, state: &mut VcpuState) -> Option<u64> {
+        let error = self.0.put(state);
         tell_registers();
+        error
     }
 
     fn enter(&mut self, regs: &mut GuestRegs) -> RawExit {

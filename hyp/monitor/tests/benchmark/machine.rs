@@ -148,8 +148,9 @@ impl Cpu for ThreadCpu {
         self.last_exit = Syndrome::NONE;
     }
 
-    fn put(&mut self, _: &mut VcpuState) {
+    fn put(&mut self, _: &mut VcpuState) -> Option<u64> {
         self.guest = None;
+        None
     }
 
     fn enter(&mut self, regs: &mut GuestRegs) -> RawExit {
