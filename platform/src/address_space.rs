@@ -57,7 +57,8 @@ impl AddressSpace {
         Ok(Self(map))
     }
 
-    /// Switches this CPU to the tables, which stay for ever, with this in SCTLR_EL2. Returns what other CPUs put into TTBR0_EL2.
+    /// Switches this CPU to the tables, which stay for ever, with this in SCTLR_EL2. Returns what other CPUs put into
+    /// TTBR0_EL2.
     pub fn activate(self, sctlr: u64) -> u64 {
         unsafe extern "C" {
             fn switch_tables(ttbr: u64, sctlr: u64);

@@ -1,11 +1,12 @@
 // The EL2 exception vectors (Arm ARM D1.3.1).
 //
-// From a lower level they go to the world switch. From EL2 itself an exception is fatal, unless the instruction that took it
-// has an entry in the table of those that may (recover.rs): interrupts are always masked there. The registers are saved in
-// this CPU's own data and the report runs on its emergency stack, so nothing here relies on the stack that was in use.
+// From a lower level they go to the world switch. From EL2 itself an exception is fatal, unless the instruction that
+// took it has an entry in the table of those that may (recover.rs): interrupts are always masked there. The registers
+// are saved in this CPU's own data and the report runs on its emergency stack, so nothing here relies on the stack that
+// was in use.
 
-// The one register that is free while a guest is loaded: the compare value of EL2's own timer, which is off but in an idle
-// CPU's wait (timer.rs), where no exception is recovered from.
+// The one register that is free while a guest is loaded: the compare value of EL2's own timer, which is off but in an
+// idle CPU's wait (timer.rs), where no exception is recovered from.
 .macro el2_vector number, target
     .balign 0x80
     msr cnthp_cval_el2, x0
@@ -16,15 +17,61 @@
     b \target
 .endm
 
+// What an exit begins with where the CPU may have been made to speculate at EL2 as the guest likes (speculation.rs).
+// The stack is that of `world_enter`; flags, TPIDR_EL2 and what the guest's registers are kept in aren't the guest's
+// any more.
 .macro guest_vector target
     .balign 0x80
     b \target
 .endm
 
-.section .text.vectors, "ax"
+.macro guest_vector_clearing target
+    .balign 0x80
+    hint #22                            // CLRBHB
+    isb
+    b \target
+.endm
+
+// x0 = how many branches are taken, not 0.
+.macro take_branches
+1:  b 2f
+2:  subs x0, x0, #1
+    b.ne 1b
+    dsb nsh
+    isb
+.endm
+
+.macro guest_vector_looping target
+    .balign 0x80
+    str x0, [sp, #-16]!
+    mrs x0, tpidr_el2
+    ldr x0, [x0, #{loops}]
+    take_branches
+    ldr x0, [sp], #16
+    b \target
+.endm
+
+// The call keeps x4 to x30 (DEN0028, section 2.6).
+.macro guest_vector_calling target
+    .balign 0x80
+    stp x0, x1, [sp, #-32]!
+    stp x2, x3, [sp, #16]
+    mrs x0, tpidr_el2
+    ldr x0, [x0, #{workaround}]
+    smc #0
+    mrs x0, tpidr_el2
+    ldr x0, [x0, #{loops}]
+    cbz x0, 3f
+    take_branches
+3:  ldp x2, x3, [sp, #16]
+    ldp x0, x1, [sp], #32
+    b \target
+.endm
+
+.macro vectors name, guest_vector
 .balign 0x800
-.global el2_vectors
-el2_vectors:
+.global \name
+\name:
     el2_vector 0, fatal_entry
     el2_vector 1, fatal_entry
     el2_vector 2, fatal_entry
@@ -35,19 +82,27 @@ el2_vectors:
     el2_vector 6, fatal_entry
     el2_vector 7, recover
 
-    guest_vector guest_exit_sync
-    guest_vector guest_exit_irq
-    guest_vector guest_exit_irq
-    guest_vector guest_exit_serror
+    \guest_vector guest_exit_sync
+    \guest_vector guest_exit_irq
+    \guest_vector guest_exit_irq
+    \guest_vector guest_exit_serror
 
-    guest_vector guest_exit_sync
-    guest_vector guest_exit_irq
-    guest_vector guest_exit_irq
-    guest_vector guest_exit_serror
+    \guest_vector guest_exit_sync
+    \guest_vector guest_exit_irq
+    \guest_vector guest_exit_irq
+    \guest_vector guest_exit_serror
     .balign 0x80
+.endm
 
-// Goes on where the table says, if the exception is a data abort or an SError at an instruction that has an entry there. All that it was
-// taken with but ELR_EL2, SPSR_EL2, ESR_EL2 and FAR_EL2 is as it was: nothing at EL2 needs the guest's in these any more.
+.section .text.vectors, "ax"
+    vectors el2_vectors, guest_vector
+    vectors el2_vectors_clearing, guest_vector_clearing
+    vectors el2_vectors_looping, guest_vector_looping
+    vectors el2_vectors_calling, guest_vector_calling
+
+// Goes on where the table says, if the exception is a data abort or an SError at an instruction that has an entry there.
+// All that it was taken with but ELR_EL2, SPSR_EL2, ESR_EL2 and FAR_EL2 is as it was: of the guest's in these nothing is
+// needed any more, but for what is said of its last exit when it is stopped.
 // x0 = PerCpu, x1 = vector; the interrupted x0 in CNTHP_CVAL_EL2, x1 in the frame.
 recover:
     stp x2, x3, [x0, #{frame} + 16]

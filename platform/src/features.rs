@@ -232,8 +232,16 @@ impl CpuFeatures {
     /// Reads and decodes the ID registers of the CPU that this runs on.
     #[cfg(target_os = "none")]
     pub fn probe() -> Self {
+        Self::from_registers(&IdRegisters::read())
+    }
+}
+
+#[cfg(target_os = "none")]
+impl IdRegisters {
+    /// Those of the CPU that this runs on.
+    pub(crate) fn read() -> Self {
         use crate::register::read_register;
-        Self::from_registers(&IdRegisters {
+        Self {
             midr: read_register!("midr_el1"),
             aa64pfr0: read_register!("id_aa64pfr0_el1"),
             aa64pfr1: read_register!("id_aa64pfr1_el1"),
@@ -246,7 +254,7 @@ impl CpuFeatures {
             aa64mmfr1: read_register!("id_aa64mmfr1_el1"),
             aa64mmfr2: read_register!("s3_0_c0_c7_2"),
             aa64mmfr3: read_register!("s3_0_c0_c7_3"),
-        })
+        }
     }
 }
 
@@ -348,7 +356,13 @@ mod tests {
         assert!(
             features.lse && features.tlbi_range && features.vhe && features.xnx && features.hcx
         );
-        assert!(features.iesb && features.fwb && features.ttl && features.pauth_address && !features.pauth_generic);
+        assert!(
+            features.iesb
+                && features.fwb
+                && features.ttl
+                && features.pauth_address
+                && !features.pauth_generic
+        );
     }
 
     #[test]

@@ -83,8 +83,8 @@ guest_exit:
 // Completes what was accessed while the guest was loaded, and takes the SError that came of it, if one did. Returns its
 // syndrome in x0, or 0. SErrors are unmasked from here on: those that come later are EL2's own.
 //
-// With FEAT_RAS it is ESB that sees to it that the error of an access that was made is pending; without, ESB does nothing,
-// and DSB is all there is (Arm ARM D17.4, B2.3.12).
+// With FEAT_RAS it is ESB that sees to it that the error of an access that was made is pending; without, ESB does
+// nothing, and DSB is all there is (Arm ARM D17.4, B2.3.12).
 .global world_take_error
 world_take_error:
     dsb sy

@@ -12,7 +12,7 @@ use aarch64_cpu::registers::HCR_EL2;
 use stage2::{Instructions, Ipa, PAGE_SIZE, RegimeRegisters};
 use vm::{
     Cpu, El1State, ExceptionControls, ExceptionRecord, ExitReason, FpState, GuestRegs, PacKeys,
-    RawExit, Stage2Registers, Syndrome, SystemRegister, VcpuControls, VcpuState,
+    Protections, RawExit, Stage2Registers, Syndrome, SystemRegister, VcpuControls, VcpuState,
 };
 
 use crate::el2::HCR_BOOT;
@@ -20,6 +20,7 @@ use crate::exceptions;
 use crate::features::CpuFeatures;
 use crate::gic;
 use crate::percpu::CpuId;
+use crate::protect;
 use crate::recover;
 use crate::register::{read_register, write_register};
 use crate::tlb::CpuInstructions;
@@ -82,10 +83,11 @@ pub struct HardwareCpu {
     hcr: u64,
     pauth: bool,
     ras: bool,
+    protections: Protections,
 }
 
 impl HardwareCpu {
-    /// For the calling CPU, whose features are `features`.
+    /// For the calling CPU, whose features are `features`. All CPUs are up.
     pub fn new(features: &CpuFeatures) -> Self {
         let pauth = features.pauth_address || features.pauth_generic;
         let mut hcr = HCR_GUEST;
@@ -102,7 +104,12 @@ impl HardwareCpu {
         if features.lor {
             hcr |= HCR_TLOR;
         }
-        Self { hcr, pauth, ras }
+        Self {
+            hcr,
+            pauth,
+            ras,
+            protections: protect::protections(),
+        }
     }
 }
 
@@ -223,8 +230,8 @@ impl Cpu for HardwareCpu {
     }
 
     fn put(&mut self, state: &mut VcpuState) -> Option<u64> {
-        // SAFETY: what it may change of EL2's registers it saves as a function does. SErrors are unmasked afterwards, which
-        // is as they are at EL2 while no guest is loaded.
+        // SAFETY: what it may change of EL2's registers it saves as a function does. SErrors are unmasked afterwards,
+        // which is as they are at EL2 while no guest is loaded.
         let error = unsafe { world_take_error() };
         el1_registers!(save_each, &mut state.el1);
         // SAFETY: as in `load`; the guest doesn't run any more.
@@ -259,7 +266,7 @@ impl Cpu for HardwareCpu {
     }
 
     fn syndrome(&self) -> Syndrome {
-        // Interrupts leave these registers alone, and EL2 itself has taken no exception since.
+        // Interrupts leave these registers alone. Where EL2 has recovered from an exception since, they tell of that.
         Syndrome {
             esr: read_register!("esr_el2"),
             far: read_register!("far_el2"),
@@ -273,7 +280,8 @@ impl Cpu for HardwareCpu {
         let result = read_register!("par_el1");
         // SAFETY: the guest's own value.
         unsafe { write_register!("par_el1", kept) };
-        (result & recover::PAR_FAILED == 0).then(|| Ipa::new(result & PAR_ADDRESS | (va % PAGE_SIZE)))
+        (result & recover::PAR_FAILED == 0)
+            .then(|| Ipa::new(result & PAR_ADDRESS | (va % PAGE_SIZE)))
     }
 
     fn exception_controls(&mut self) -> ExceptionControls {
@@ -300,6 +308,10 @@ impl Cpu for HardwareCpu {
             4 0 "id_aa64pfr0_el1", 4 1 "id_aa64pfr1_el1", 5 0 "id_aa64dfr0_el1", 6 0 "id_aa64isar0_el1",
             6 1 "id_aa64isar1_el1", 6 2 "s3_0_c0_c6_2", 7 0 "id_aa64mmfr0_el1", 7 1 "id_aa64mmfr1_el1",
             7 2 "s3_0_c0_c7_2")
+    }
+
+    fn protections(&self) -> Protections {
+        self.protections
     }
 
     fn kick(&mut self, target: vm::CpuId) {

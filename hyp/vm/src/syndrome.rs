@@ -171,8 +171,8 @@ impl SystemAccess {
     }
 }
 
-/// Whether a guest in which an SError with this syndrome came can go on as if nothing had happened: the error is corrected, or
-/// is kept where it is and nothing has used it. Only CPUs with FEAT_RAS say so.
+/// Whether a guest in which an SError with this syndrome came can go on as if nothing had happened: the error is
+/// corrected, or is kept where it is and nothing has used it. Only CPUs with FEAT_RAS say so.
 pub const fn is_survived(serror: u64) -> bool {
     let is_told = serror & SERROR_IDS == 0 && serror & FSC_MASK as u64 == SERROR_FSC_ASYNCHRONOUS;
     let severity = serror >> SERROR_AET_SHIFT & 0b111;

@@ -7,8 +7,8 @@ use platform::tlb::{self, CpuInstructions};
 use platform::world::HardwareCpu;
 use stage2::{Barrier, Instructions, Ipa, Maintenance, Pa, Tlbi};
 use vm::{
-    Cpu, CpuId, ExceptionControls, ExceptionRecord, GuestRegs, RawExit, Syndrome, SystemRegister,
-    VcpuControls, VcpuState,
+    Cpu, CpuId, ExceptionControls, ExceptionRecord, GuestRegs, Protections, RawExit, Syndrome,
+    SystemRegister, VcpuControls, VcpuState,
 };
 
 use super::inject;
@@ -133,6 +133,10 @@ impl Cpu for GuestCpu {
 
     fn id_register(&self, register: SystemRegister) -> u64 {
         self.0.id_register(register)
+    }
+
+    fn protections(&self) -> Protections {
+        self.0.protections()
     }
 
     fn kick(&mut self, target: CpuId) {

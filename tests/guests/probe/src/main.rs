@@ -7,6 +7,7 @@
 //! | `sysregs` | reads and clears every system register, executes every system instruction | passes |
 //! | `dirty` | leaves everything in a vCPU's registers, and starts it again | passes |
 //! | `hypercalls` | known calls, and unknown ones with garbage | passes |
+//! | `workarounds` | asks what it needs against speculation, and calls what it may | passes |
 //! | `smp` | starts and stops all vCPUs, rightly and wrongly | passes |
 //! | `fp` | keeps values in the FP registers of all vCPUs through exits of all kinds | passes |
 //! | `memory` | gives memory up and has it populated ahead, rightly and wrongly | passes |
@@ -51,6 +52,7 @@ fn main(tree: Tree) -> ! {
         "sysregs" => registers::probe(),
         "dirty" => registers::leave_dirty(tree),
         "hypercalls" => calls::probe(),
+        "workarounds" => calls::workarounds(),
         "smp" => smp::probe(tree),
         "fp" => fp::probe(tree),
         "memory" => memory::probe(tree),

@@ -1,6 +1,7 @@
-//! An attack on walks of this guest's tables that the hypervisor makes: while the first vCPU calls code in a page that may not
-//! be executed, which makes the hypervisor ask where that page is, the second one puts a device's registers in the place of the
-//! table that says so, and takes them away again. What such a walk reads there the hypervisor must survive.
+//! An attack on walks of this guest's tables that the hypervisor makes: while the first vCPU calls code in a page that
+//! may not be executed, which makes the hypervisor ask where that page is, the second one puts a device's registers in
+//! the place of the table that says so, and takes them away again. What such a walk reads there the hypervisor must
+//! survive.
 
 use crate::wrong;
 use core::arch::asm;

@@ -197,7 +197,8 @@ fn a_clock_that_a_guest_is_given_is_read_without_an_exit() {
 /// Where no device answers: what reads there gets an external abort.
 const NOTHING: u64 = 0x0b00_0000;
 
-/// Two vCPUs have the hypervisor walk their tables, which are the registers of a device that doesn't answer every now and then.
+/// Two vCPUs have the hypervisor walk their tables, which are the registers of a device that doesn't answer every now
+/// and then.
 #[test]
 fn walks_of_tables_that_become_a_device_harm_nobody() {
     for cpu in ["max", "cortex-a72", "neoverse-n1"] {
@@ -224,6 +225,25 @@ fn walks_of_tables_that_become_a_device_harm_nobody() {
             "{cpu}: {}",
             describe(&outcome)
         );
+    }
+}
+
+/// What SMCCC_ARCH_FEATURES answers about workarounds 1, 2 and 3, where firmware has none: 0 where a call helps, 1
+/// where none is needed, -2 where there is nothing to call for, -1 where nothing helps, or the guest helps itself.
+#[test]
+fn a_guest_finds_out_what_its_cpu_needs_against_speculation() {
+    for (cpu, more, answers) in [
+        ("cortex-a53", "", "1 -2 1"),
+        ("cortex-a72", "", "-1 -1 -1"),
+        ("neoverse-n1", "", "1 -1 0"),
+        ("neoverse-n1", "mitigations=off", "1 -1 -1"),
+        ("neoverse-n1", "mitigations=auto", "1 -1 0"),
+        ("max", "", "1 -1 1"),
+    ] {
+        let boot = Boot::probe("workarounds", PATIENCE).cpu(cpu).append(more);
+        let outcome = boot.run_well();
+        let found = outcome.line_with(&format!("workarounds: {answers}"));
+        assert!(found.is_some(), "{cpu} {more}: {}", describe(&outcome));
     }
 }
 

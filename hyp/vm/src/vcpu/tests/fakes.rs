@@ -12,6 +12,7 @@ use crate::cpu::{
     Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers, Syndrome,
     VcpuControls,
 };
+use crate::protection::Protections;
 use crate::service::{Service, ServiceReply};
 use crate::space::{GuestMemory, Refusal};
 use crate::state::{El1State, FpState, GuestRegs, PacKeys, VcpuState};
@@ -175,6 +176,7 @@ pub struct FakeCpu {
     pub changed: Option<(El1State, FpState, PacKeys)>,
     /// The syndrome of an SError that is found when the guest is put.
     pub late_error: Option<u64>,
+    pub protections: Protections,
     pub sleeps: usize,
     pub last_exit: Syndrome,
     /// What its clock says, one after the other.
@@ -195,6 +197,7 @@ impl FakeCpu {
             loaded: false,
             changed: None,
             late_error: None,
+            protections: Protections::default(),
             sleeps: 0,
             last_exit: Syndrome::NONE,
             times: Mutex::default(),
@@ -267,6 +270,10 @@ impl Cpu for FakeCpu {
 
     fn id_register(&self, _: SystemRegister) -> u64 {
         u64::MAX
+    }
+
+    fn protections(&self) -> Protections {
+        self.protections
     }
 
     fn kick(&mut self, target: CpuId) {
