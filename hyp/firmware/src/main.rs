@@ -174,7 +174,7 @@ impl Error {
         match self {
             Self::Run(status) => *status,
             Self::Option(_) => 2,
-            Self::Boot(_) | Self::Cpu(_) | Self::NoGranule => 1,
+            Self::Boot(_) | Self::Vmids(_) | Self::Cpu(_) | Self::NoGranule => 1,
         }
     }
 }
