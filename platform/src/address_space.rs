@@ -3,7 +3,6 @@
 //! Writable and executable exclude each other: text is R-X, constants R--, everything else RW-. Page 0 and a page below
 //! every stack are not mapped. Built once by the boot CPU, used by all, never changed afterwards.
 
-use crate::el2::SCTLR_FINAL;
 use crate::image;
 use crate::range::{PAGE_SIZE, PhysicalRange};
 use aarch64_paging::MapError;
@@ -58,8 +57,9 @@ impl AddressSpace {
         Ok(Self(map))
     }
 
-    /// Switches this CPU to the tables, which stay for ever. Returns what other CPUs put into TTBR0_EL2.
-    pub fn activate(self) -> u64 {
+    /// Switches this CPU to the tables, which stay for ever, with this in SCTLR_EL2. Returns what other CPUs put into
+    /// TTBR0_EL2.
+    pub fn activate(self, sctlr: u64) -> u64 {
         unsafe extern "C" {
             fn switch_tables(ttbr: u64, sctlr: u64);
         }
@@ -67,7 +67,7 @@ impl AddressSpace {
         core::mem::forget(self.0);
         // SAFETY: the tables map the image, the running stack and all else in use at the address it has, and are
         // never freed.
-        unsafe { switch_tables(root, SCTLR_FINAL) };
+        unsafe { switch_tables(root, sctlr) };
         root
     }
 }

@@ -13,7 +13,7 @@ use crate::plan::{MemoryPlan, PlanError};
 use crate::range::{PAGE_SIZE, PhysicalRange, RangeSet};
 use crate::register::read_register;
 use crate::timer::{self, UnknownFrequency};
-use crate::{console, el2, heap, image, percpu, psci};
+use crate::{console, el2, exceptions, heap, image, percpu, psci};
 use aarch64_paging::MapError;
 use alloc::vec::Vec;
 use core::arch::{asm, global_asm};
@@ -189,6 +189,7 @@ extern "C" fn boot_main(tree: *const u8) -> ! {
             console::init(uart);
         }
     }
+    exceptions::unmask_errors();
     parvisor_main(Boot {
         tree,
         features,
@@ -234,12 +235,13 @@ impl Boot {
         };
         let plan = MemoryPlan::new(&machine, self.features.pa_bits, image::whole(), tree)
             .map_err(BootError::Memory)?;
+        let sctlr = el2::sctlr_final(&self.features);
         let root = address_space(&machine, &plan)
             .map_err(BootError::Map)?
-            .activate();
+            .activate(sctlr);
         // SAFETY: the new tables map the heap, which is no part of `plan.free` nor of anything else.
         unsafe { heap::extend(plan.heap) };
-        set_boot_context(root, el2::SCTLR_FINAL);
+        set_boot_context(root, sctlr);
         percpu::init_secondary_cpus(
             machine.cpus.iter().skip(1).map(|cpu| cpu.mpidr),
             plan.stacks,

@@ -7,7 +7,7 @@ use crate::features::{self, CpuFeatures};
 use crate::gic::{self, GicError};
 use crate::percpu::{self, CpuId, PerCpu};
 use crate::register::read_register;
-use crate::{caches, el2, psci, timer};
+use crate::{caches, el2, exceptions, protect, psci, timer};
 use core::fmt;
 use core::sync::atomic::Ordering;
 use spin::{Mutex, Once};
@@ -93,16 +93,23 @@ impl fmt::Display for CpuStartError {
 
 impl core::error::Error for CpuStartError {}
 
-/// Starts all other CPUs; each runs `entry` with its number, interrupts masked. Returns when all of them are up.
-/// To be called once, by the boot CPU.
+/// Starts all other CPUs; each runs `entry` with its number, interrupts masked. Returns when all of them are up. Exits
+/// from guests do what is needed against speculation, on all CPUs, if `mitigations` says so. To be called once, by the
+/// boot CPU.
 ///
 /// # Errors
 /// One doesn't come up.
-pub fn start_secondaries(entry: fn(CpuId) -> !) -> Result<(), CpuStartError> {
+pub fn start_secondaries(entry: fn(CpuId) -> !, mitigations: bool) -> Result<(), CpuStartError> {
     unsafe extern "C" {
         safe static secondary_start: u8;
     }
     ENTRY.call_once(|| entry);
+    if !mitigations {
+        protect::switch_off();
+    }
+    if let Some(own) = PerCpu::try_current() {
+        log::info!("exits from guests begin with {}", protect::this_cpu(own));
+    }
     caches::clean_value(&BOOT_CONTEXT);
     let start = (&raw const secondary_start) as u64;
     for cpu in percpu::secondaries() {
@@ -146,6 +153,8 @@ fn wait_until_online(cpu: &PerCpu) -> Result<(), CpuStartError> {
 pub(crate) extern "C" fn secondary_main(cpu: &'static PerCpu) -> ! {
     let features = CpuFeatures::probe();
     el2::set_registers(&features);
+    exceptions::unmask_errors();
+    protect::this_cpu(cpu);
     match check(cpu, &features) {
         Ok(entry) => {
             cpu.state.store(ONLINE, Ordering::Release);

@@ -9,6 +9,7 @@ use crate::exceptions;
 use crate::features::CpuFeatures;
 use crate::inherited;
 use crate::register::{read_register, write_register};
+use crate::speculation::OnExit;
 use crate::tlb::CpuInstructions;
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{HCR_EL2, MAIR_EL2, SCTLR_EL2, TCR_EL2};
@@ -31,8 +32,13 @@ pub(crate) const SCTLR_EARLY: u64 = SCTLR_RES1
     | SCTLR_EL2::C::Cacheable.value
     | SCTLR_EL2::I::Cacheable.value
     | SCTLR_EL2::SA::Enable.value;
-/// SCTLR_EL2 for good: also, what is writable is never executable.
-pub(crate) const SCTLR_FINAL: u64 = SCTLR_EARLY | SCTLR_EL2::WXN::Enable.value;
+/// SCTLR_EL2 for good: also, what is writable is never executable, and where the CPU can, errors are told from each
+/// other at each exception and exception return: one of the guest's is known to be before EL2 has used anything.
+pub(crate) const fn sctlr_final(features: &CpuFeatures) -> u64 {
+    const IESB: u64 = 1 << 21;
+    let iesb = if features.iesb { IESB } else { 0 };
+    SCTLR_EARLY | SCTLR_EL2::WXN::Enable.value | iesb
+}
 
 /// MAIR_EL2: attribute 0 is Device-nGnRE, attribute 1 normal write-back memory.
 pub(crate) const MAIR: u64 = MAIR_EL2::Attr0_Device::nonGathering_nonReordering_EarlyWriteAck.value
@@ -58,7 +64,7 @@ pub(crate) fn set_registers(features: &CpuFeatures) {
     let mpidr = read_register!("mpidr_el1");
     // SAFETY: traps and controls of EL1 and EL0, where nothing runs yet; EL2's own translation isn't touched.
     unsafe {
-        write_register!("vbar_el2", exceptions::vectors());
+        write_register!("vbar_el2", exceptions::vectors(OnExit::Nothing));
         write_register!("hcr_el2", HCR_BOOT);
         write_register!("hstr_el2", 0);
         write_register!("hacr_el2", 0);

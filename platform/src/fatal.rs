@@ -63,7 +63,7 @@ fn print_exception(cpu: &PerCpu, frame: &FatalFrame) {
             cpu.id
         )),
         _ => emergency_line(format_args!(
-            "parvisor: FATAL: {}: SError in the hypervisor, {syndrome}",
+            "parvisor: FATAL: {}: {syndrome} in the hypervisor",
             cpu.id
         )),
     }

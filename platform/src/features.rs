@@ -95,6 +95,8 @@ pub struct CpuFeatures {
     pub mops: bool,
     /// FEAT_RAS version.
     pub ras: u8,
+    /// FEAT_IESB: error synchronization at every exception and exception return, if SCTLR_EL2 asks for it.
+    pub iesb: bool,
     /// FEAT_AMU version.
     pub amu: u8,
     /// FEAT_MPAM: the major version, and 1 for version 0.1.
@@ -168,6 +170,7 @@ impl CpuFeatures {
             hcx: field(id.aa64mmfr1, 40) != 0,
             mops: field(id.aa64isar2, 16) != 0,
             ras: field(id.aa64pfr0, 28),
+            iesb: field(id.aa64mmfr2, 36) != 0,
             amu: field(id.aa64pfr0, 44),
             mpam: match (field(id.aa64pfr0, 40), field(id.aa64pfr1, 16)) {
                 (0, fraction) => (fraction != 0) as u8,
@@ -229,8 +232,16 @@ impl CpuFeatures {
     /// Reads and decodes the ID registers of the CPU that this runs on.
     #[cfg(target_os = "none")]
     pub fn probe() -> Self {
+        Self::from_registers(&IdRegisters::read())
+    }
+}
+
+#[cfg(target_os = "none")]
+impl IdRegisters {
+    /// Those of the CPU that this runs on.
+    pub(crate) fn read() -> Self {
         use crate::register::read_register;
-        Self::from_registers(&IdRegisters {
+        Self {
             midr: read_register!("midr_el1"),
             aa64pfr0: read_register!("id_aa64pfr0_el1"),
             aa64pfr1: read_register!("id_aa64pfr1_el1"),
@@ -243,7 +254,7 @@ impl CpuFeatures {
             aa64mmfr1: read_register!("id_aa64mmfr1_el1"),
             aa64mmfr2: read_register!("s3_0_c0_c7_2"),
             aa64mmfr3: read_register!("s3_0_c0_c7_3"),
-        })
+        }
     }
 }
 
@@ -329,7 +340,7 @@ mod tests {
             aa64isar1: 1 << 8,
             aa64mmfr0: 6 | 1 << 56 | 2 << 60,
             aa64mmfr1: 2 | 2 << 4 | 1 << 8 | 1 << 28 | 1 << 40,
-            aa64mmfr2: 1 << 40 | 1 << 48 | 2 << 52,
+            aa64mmfr2: 1 << 36 | 1 << 40 | 1 << 48 | 2 << 52,
             ..IdRegisters::default()
         });
         assert_eq!(
@@ -345,7 +356,13 @@ mod tests {
         assert!(
             features.lse && features.tlbi_range && features.vhe && features.xnx && features.hcx
         );
-        assert!(features.fwb && features.ttl && features.pauth_address && !features.pauth_generic);
+        assert!(
+            features.iesb
+                && features.fwb
+                && features.ttl
+                && features.pauth_address
+                && !features.pauth_generic
+        );
     }
 
     #[test]

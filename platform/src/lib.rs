@@ -3,7 +3,7 @@
 //!
 //! The other crates don't know this one: they name what they need of a machine as traits, and this crate implements them.
 //! On a host only the parts without hardware exist: [`discovery`], [`plan`], [`range`], [`features`], [`translation`],
-//! [`calibration`], [`syndrome`].
+//! [`calibration`], [`speculation`], [`syndrome`].
 //!
 //! The way through it: the boot loader enters `boot.S`, which ends in `boot`; that calls the function named by `entry!` with a
 //! `boot::Boot`, whose `take_over` gives a `boot::System`. `cpus::start_secondaries` brings up the rest.
@@ -17,6 +17,7 @@ pub mod discovery;
 pub mod features;
 pub mod plan;
 pub mod range;
+pub mod speculation;
 pub mod syndrome;
 pub mod translation;
 
@@ -49,7 +50,11 @@ mod inherited;
 #[cfg(target_os = "none")]
 mod percpu;
 #[cfg(target_os = "none")]
+mod protect;
+#[cfg(target_os = "none")]
 pub mod psci;
+#[cfg(target_os = "none")]
+mod recover;
 #[cfg(target_os = "none")]
 mod register;
 #[cfg(target_os = "none")]

@@ -83,6 +83,10 @@ pub(crate) struct PerCpu {
     pub fatal_depth: AtomicU64,
     /// The registers at the latest one. Written by the vector.
     pub frame: UnsafeCell<FatalFrame>,
+    /// What exits from guests begin with, where it is a loop or a call of firmware: how many branches are taken, and
+    /// which function is called. Read by the vectors.
+    pub loops: AtomicU64,
+    pub workaround: AtomicU64,
     /// The CPU's number.
     pub id: CpuId,
     /// The CPU's affinity.
@@ -110,6 +114,8 @@ impl PerCpu {
                 far: 0,
                 vector: 0,
             }),
+            loops: AtomicU64::new(0),
+            workaround: AtomicU64::new(0),
             id,
             mpidr,
             state: AtomicU8::new(0),

@@ -1,11 +1,12 @@
-//! Calls to firmware: starting CPUs, powering off (PSCI 1.1). An SMC is issued only where the device tree offers PSCI by SMC:
-//! elsewhere it may hang. Any CPU may call at any time.
+//! Calls to firmware: starting CPUs, powering off (PSCI 1.1), workarounds (SMCCC 1.1). An SMC is issued only where the
+//! device tree offers PSCI by SMC: elsewhere it may hang. Any CPU may call at any time.
 
 use crate::console;
 use crate::discovery::{Conduit, Mpidr};
+use crate::speculation::{Firmware, Workaround};
 use core::sync::atomic::{AtomicU8, Ordering};
 use smccc::psci::{self, Version};
-use smccc::{Hvc, Smc};
+use smccc::{Hvc, Smc, arch};
 
 pub use smccc::psci::Error;
 
@@ -30,6 +31,29 @@ pub fn version() -> Option<Version> {
         SMC => psci::version::<Smc>().ok(),
         HVC => psci::version::<Hvc>().ok(),
         _ => None,
+    }
+}
+
+/// What firmware can do about speculation on the calling CPU. Each CPU may get another answer.
+pub(crate) fn workarounds() -> Firmware {
+    const WITH_FEATURES: arch::Version = arch::Version { major: 1, minor: 1 };
+    // Without SMCCC 1.1 there is no ARCH_FEATURES, and without PSCI 1.0 no way to know.
+    let has_features = CONDUIT.load(Ordering::Relaxed) == SMC
+        && psci::version::<Smc>().is_ok_and(|version| version.major >= 1)
+        && psci::psci_features::<Smc>(arch::SMCCC_VERSION).is_ok()
+        && arch::version::<Smc>().is_ok_and(|version| version >= WITH_FEATURES);
+    if !has_features {
+        return Firmware::default();
+    }
+    let workaround = |function| match arch::features::<Smc>(function) {
+        Ok(0) => Workaround::Needed,
+        Ok(_) | Err(arch::Error::NotRequired) => Workaround::NotNeeded,
+        Err(_) => Workaround::Missing,
+    };
+    Firmware {
+        branch_targets: workaround(arch::SMCCC_ARCH_WORKAROUND_1),
+        store_bypass: workaround(arch::SMCCC_ARCH_WORKAROUND_2),
+        branch_history: workaround(arch::SMCCC_ARCH_WORKAROUND_3),
     }
 }
 

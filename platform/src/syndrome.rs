@@ -59,6 +59,22 @@ impl Syndrome {
         }
     }
 
+    /// What an SError's syndrome says of the error. Only CPUs with FEAT_RAS say anything.
+    const fn error_severity(self) -> &'static str {
+        let iss = self.iss();
+        if iss & 1 << 24 != 0 {
+            return ", with a syndrome that the CPU's implementer defines";
+        }
+        match (iss & 0x3f, iss >> 10 & 7) {
+            (0x11, 0) => ", uncontainable",
+            (0x11, 1) => ", unrecoverable",
+            (0x11, 2) => ", restartable",
+            (0x11, 3) => ", recoverable",
+            (0x11, 6) => ", corrected",
+            _ => "",
+        }
+    }
+
     fn write_fault_status(self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let status = self.iss() & 0x3f;
         let level = status & 3;
@@ -96,6 +112,7 @@ impl fmt::Display for Syndrome {
                 })?;
                 self.write_fault_status(f)
             }
+            0x2f => f.write_str(self.error_severity()),
             0x15..=0x17 | 0x3c => write!(f, " #{:#x}", self.iss() & 0xffff),
             0x18 => {
                 let iss = self.iss();
@@ -131,6 +148,13 @@ mod tests {
                 "instruction abort, permission fault at level 2",
             ),
             (0x0200_0000, "undefined instruction"),
+            (0xbe00_0000, "SError"),
+            (0xbe00_0411, "SError, unrecoverable"),
+            (0xbe00_1811, "SError, corrected"),
+            (
+                0xbf00_0000,
+                "SError, with a syndrome that the CPU's implementer defines",
+            ),
             (0xf200_0001, "BRK instruction #0x1"),
             (0x5a00_0003, "HVC #0x3"),
             (

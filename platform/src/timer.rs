@@ -66,7 +66,8 @@ pub(crate) fn arm(deadline_ns: u64) {
     const ENABLE: u64 = 1;
     let ticks = u128::from(deadline_ns) * u128::from(frequency()) / u128::from(NS_PER_SECOND);
     let ticks = u64::try_from(ticks).unwrap_or(u64::MAX).saturating_add(1);
-    // SAFETY: EL2's own timer, whose interrupt is never taken: it only ends a wait.
+    // SAFETY: EL2's own timer, whose interrupt is never taken: it only ends a wait. The vectors keep a register in
+    // CVAL, but go on after that only while a guest is loaded or being put (exceptions.S).
     unsafe {
         write_register!("cnthp_cval_el2", ticks);
         write_register!("cnthp_ctl_el2", ENABLE);

@@ -80,6 +80,28 @@ guest_exit:
     ldp x29, x30, [sp], #112
     ret
 
+// Completes what was accessed while the guest was loaded, and takes the SError that came of it, if one did. Returns its
+// syndrome in x0, or 0. SErrors are unmasked from here on: those that come later are EL2's own.
+//
+// With FEAT_RAS it is ESB that sees to it that the error of an access that was made is pending; without, ESB does
+// nothing, and DSB is all there is (Arm ARM D17.4, B2.3.12).
+.global world_take_error
+world_take_error:
+    dsb sy
+    mov x0, xzr
+    msr daifclr, #4
+1:  hint #16                            // ESB
+2:  isb
+3:  ret
+4:  mrs x0, esr_el2
+    ret
+    .pushsection .recovery, "a"
+    .balign 4
+    .long 1b - ., 4b - .
+    .long 2b - ., 4b - .
+    .long 3b - ., 4b - .
+    .popsection
+
 // x0 = an FpState. q0 to q31, FPCR, FPSR.
 .arch_extension fp
 .arch_extension simd

@@ -3,7 +3,7 @@
 //! A vCPU keeps its CPU, so its system, FP and key registers change hands only when it is loaded and put; an exit saves
 //! the general registers and nothing else (`world.S`). Each CPU has its own [`HardwareCpu`]; nothing here is shared.
 
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 use core::mem::offset_of;
 
 use aarch64_cpu::asm::barrier::{self, SY};
@@ -12,13 +12,16 @@ use aarch64_cpu::registers::HCR_EL2;
 use stage2::{Instructions, Ipa, PAGE_SIZE, RegimeRegisters};
 use vm::{
     Cpu, El1State, ExceptionControls, ExceptionRecord, ExitReason, FpState, GuestRegs, PacKeys,
-    RawExit, Stage2Registers, Syndrome, SystemRegister, VcpuControls, VcpuState,
+    Protections, RawExit, Stage2Registers, Syndrome, SystemRegister, VcpuControls, VcpuState,
 };
 
 use crate::el2::HCR_BOOT;
+use crate::exceptions;
 use crate::features::CpuFeatures;
 use crate::gic;
 use crate::percpu::CpuId;
+use crate::protect;
+use crate::recover;
 use crate::register::{read_register, write_register};
 use crate::tlb::CpuInstructions;
 use crate::walker::HCR_FWB;
@@ -44,6 +47,7 @@ unsafe extern "C" {
     fn world_enter(regs: *mut GuestRegs) -> ExitReason;
     fn world_load_fp(state: *const FpState);
     fn world_save_fp(state: *mut FpState);
+    fn world_take_error() -> u64;
 }
 
 /// HCR_EL2 bits that aarch64-cpu doesn't name: no access to what isn't offered, nor to what acts on the whole machine
@@ -70,8 +74,7 @@ const HCR_GUEST: u64 = HCR_BOOT
     | HCR_TACR
     | HCR_TSW;
 
-/// PAR_EL1: translation failed; else the address that it gave (D23.2.122).
-const PAR_FAILED: u64 = 1;
+/// PAR_EL1: the address that a translation gave (D23.2.122).
 const PAR_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// This CPU, as it runs guests.
@@ -80,10 +83,11 @@ pub struct HardwareCpu {
     hcr: u64,
     pauth: bool,
     ras: bool,
+    protections: Protections,
 }
 
 impl HardwareCpu {
-    /// For the calling CPU, whose features are `features`.
+    /// For the calling CPU, whose features are `features`. All CPUs are up.
     pub fn new(features: &CpuFeatures) -> Self {
         let pauth = features.pauth_address || features.pauth_generic;
         let mut hcr = HCR_GUEST;
@@ -100,7 +104,12 @@ impl HardwareCpu {
         if features.lor {
             hcr |= HCR_TLOR;
         }
-        Self { hcr, pauth, ras }
+        Self {
+            hcr,
+            pauth,
+            ras,
+            protections: protect::protections(),
+        }
     }
 }
 
@@ -189,6 +198,7 @@ impl Cpu for HardwareCpu {
     }
 
     fn load(&mut self, state: &VcpuState, controls: &VcpuControls) {
+        exceptions::mask_errors();
         el1_registers!(load_each, &state.el1);
         if self.pauth {
             key_registers!(load_keys, &state.pac);
@@ -219,7 +229,10 @@ impl Cpu for HardwareCpu {
         barrier::isb(SY);
     }
 
-    fn put(&mut self, state: &mut VcpuState) {
+    fn put(&mut self, state: &mut VcpuState) -> Option<u64> {
+        // SAFETY: what it may change of EL2's registers it saves as a function does. SErrors are unmasked afterwards,
+        // which is as they are at EL2 while no guest is loaded.
+        let error = unsafe { world_take_error() };
         el1_registers!(save_each, &mut state.el1);
         // SAFETY: as in `load`; the guest doesn't run any more.
         unsafe {
@@ -236,6 +249,7 @@ impl Cpu for HardwareCpu {
             state.disr_el1 = read_register!("s3_4_c12_c1_1"); // VDISR_EL2
         }
         barrier::isb(SY);
+        (error != 0).then_some(error)
     }
 
     #[inline]
@@ -252,7 +266,7 @@ impl Cpu for HardwareCpu {
     }
 
     fn syndrome(&self) -> Syndrome {
-        // Interrupts leave these registers alone, and EL2 itself has taken no exception since.
+        // Interrupts leave these registers alone. Where EL2 has recovered from an exception since, they tell of that.
         Syndrome {
             esr: read_register!("esr_el2"),
             far: read_register!("far_el2"),
@@ -262,13 +276,12 @@ impl Cpu for HardwareCpu {
     #[inline]
     fn translate_read(&mut self, va: u64) -> Option<Ipa> {
         let kept = read_register!("par_el1");
-        // SAFETY: the translation's only effect is on PAR_EL1.
-        unsafe { asm!("at s1e1r, {}", in(reg) va, options(nostack, preserves_flags)) };
-        barrier::isb(SY);
+        recover::translate_read(va);
         let result = read_register!("par_el1");
         // SAFETY: the guest's own value.
         unsafe { write_register!("par_el1", kept) };
-        (result & PAR_FAILED == 0).then(|| Ipa::new(result & PAR_ADDRESS | (va % PAGE_SIZE)))
+        (result & recover::PAR_FAILED == 0)
+            .then(|| Ipa::new(result & PAR_ADDRESS | (va % PAGE_SIZE)))
     }
 
     fn exception_controls(&mut self) -> ExceptionControls {
@@ -295,6 +308,10 @@ impl Cpu for HardwareCpu {
             4 0 "id_aa64pfr0_el1", 4 1 "id_aa64pfr1_el1", 5 0 "id_aa64dfr0_el1", 6 0 "id_aa64isar0_el1",
             6 1 "id_aa64isar1_el1", 6 2 "s3_0_c0_c6_2", 7 0 "id_aa64mmfr0_el1", 7 1 "id_aa64mmfr1_el1",
             7 2 "s3_0_c0_c7_2")
+    }
+
+    fn protections(&self) -> Protections {
+        self.protections
     }
 
     fn kick(&mut self, target: vm::CpuId) {

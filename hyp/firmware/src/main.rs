@@ -7,6 +7,7 @@ extern crate alloc;
 
 mod calibration;
 mod machine;
+mod mitigations;
 mod selftest;
 mod tables;
 mod watch;
@@ -56,11 +57,13 @@ fn main(boot: Boot) -> ! {
 fn run(boot: Boot) -> Result<(), Error> {
     let system: &'static System = Box::leak(Box::new(boot.take_over().map_err(Error::Boot)?));
     fill_pool(system);
+    let (bootargs, mitigations) =
+        mitigations::choose(system.machine.bootargs).map_err(Error::Option)?;
     let vmid_bits = system.features.vmid_bits.into();
     let memory = MemorySystem::new(&POOL, cpus::count(), vmid_bits).map_err(Error::Vmids)?;
-    cpus::start_secondaries(attend).map_err(Error::Cpu)?;
+    cpus::start_secondaries(attend, mitigations).map_err(Error::Cpu)?;
     log::info!("{system}");
-    if selftest::run(system.machine.bootargs) {
+    if selftest::run(&bootargs) {
         return Ok(());
     }
     let stage2 = system.features.stage2(Granule::Size4K);
@@ -68,7 +71,7 @@ fn run(boot: Boot) -> Result<(), Error> {
     let calibration = calibration::run(&system.features);
     log::info!("{calibration}");
     let most_tlbi = calibration.most_instructions();
-    let bootargs = watch::start(system.machine.bootargs).map_err(Error::Option)?;
+    let bootargs = watch::start(&bootargs).map_err(Error::Option)?;
     let shared = SHARED.call_once(|| Shared {
         board: Board::new(system, stage2, most_tlbi),
         crew: Crew::new(cpus::count()),
@@ -157,7 +160,7 @@ enum Error {
     /// There are more CPUs than a VMID could be found for.
     Vmids(TooFewVmids),
     Cpu(CpuStartError),
-    /// An option of this build only that can't be used.
+    /// An option that isn't the monitor's, and can't be used.
     Option(&'static str),
     /// The CPUs' stage 2 has no pages of 4 KiB.
     NoGranule,
@@ -171,7 +174,7 @@ impl Error {
         match self {
             Self::Run(status) => *status,
             Self::Option(_) => 2,
-            Self::Boot(_) | Self::Cpu(_) | Self::NoGranule => 1,
+            Self::Boot(_) | Self::Vmids(_) | Self::Cpu(_) | Self::NoGranule => 1,
         }
     }
 }

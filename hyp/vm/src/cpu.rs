@@ -5,6 +5,7 @@
 
 use stage2::Ipa;
 
+use crate::protection::Protections;
 use crate::state::{GuestRegs, VcpuState};
 use crate::sysreg::SystemRegister;
 
@@ -106,7 +107,10 @@ pub trait Cpu {
 
     /// Takes the loaded vCPU's registers back into `state` (all but the general ones, which every exit saves) and leaves
     /// the CPU without a guest: no stage-2 translation is active afterwards.
-    fn put(&mut self, state: &mut VcpuState);
+    ///
+    /// Returns the syndrome (ESR_EL2) of an SError that came of what was accessed while the guest was loaded, and that
+    /// it hasn't been made to exit with. One that comes later is taken for EL2's own.
+    fn put(&mut self, state: &mut VcpuState) -> Option<u64>;
 
     /// Runs the loaded guest until it exits.
     fn enter(&mut self, regs: &mut GuestRegs) -> RawExit;
@@ -126,6 +130,10 @@ pub trait Cpu {
 
     /// What the CPU's own ID register holds; 0 for one that the CPU doesn't have.
     fn id_register(&self, register: SystemRegister) -> u64;
+
+    /// How guests are protected from what the CPUs speculate, on all of the machine's CPUs: what is done at each exit,
+    /// and what they need and may do themselves.
+    fn protections(&self) -> Protections;
 
     /// Makes CPU `target` leave its guest or its wait, by an interrupt. All that this CPU wrote before is visible to the
     /// target when it comes out.

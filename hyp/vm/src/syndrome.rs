@@ -27,6 +27,13 @@ const ISS_CM: u32 = 1 << 8;
 const FSC_MASK: u32 = 0x3f;
 const FSC_EXTERNAL: u64 = 0x10;
 
+/// Of an SError's syndrome (Arm ARM D24.2.40): whether the implementation defines it, and what AET means anything with.
+const SERROR_IDS: u64 = 1 << 24;
+const SERROR_FSC_ASYNCHRONOUS: u64 = 0x11;
+const SERROR_AET_SHIFT: u32 = 10;
+const SERROR_AET_RESTARTABLE: u64 = 0b010;
+const SERROR_AET_CORRECTED: u64 = 0b110;
+
 /// Why a guest came out synchronously.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -164,6 +171,14 @@ impl SystemAccess {
     }
 }
 
+/// Whether a guest in which an SError with this syndrome came can go on as if nothing had happened: the error is
+/// corrected, or is kept where it is and nothing has used it. Only CPUs with FEAT_RAS say so.
+pub const fn is_survived(serror: u64) -> bool {
+    let is_told = serror & SERROR_IDS == 0 && serror & FSC_MASK as u64 == SERROR_FSC_ASYNCHRONOUS;
+    let severity = serror >> SERROR_AET_SHIFT & 0b111;
+    is_told && matches!(severity, SERROR_AET_RESTARTABLE | SERROR_AET_CORRECTED)
+}
+
 /// The page of HPFAR_EL2's IPA: FIPA, bits 47 to 4, holds IPA bits 55 to 12.
 #[inline]
 pub const fn fault_page(hpfar: u64) -> u64 {
@@ -274,6 +289,16 @@ mod tests {
         let fetch = 0x8200_0006;
         assert_eq!(external_abort(fetch, false), 0x21 << 26 | 1 << 25 | 0x10);
         assert_eq!(external_abort(fetch, true), 0x20 << 26 | 1 << 25 | 0x10);
+    }
+
+    #[test]
+    fn only_an_error_that_is_known_to_have_done_no_harm_is_survived() {
+        let serror = |aet: u64| 0x2f << CLASS_SHIFT | IL | aet << 10 | 0x11;
+        let survived = (0..8).filter(|&aet| is_survived(serror(aet)));
+        assert_eq!(survived.collect::<std::vec::Vec<_>>(), [0b010, 0b110]);
+        // Of an uncategorized one, or one in the implementation's own words, nothing is known.
+        assert!(!is_survived(serror(0b110) & !0x3f));
+        assert!(!is_survived(serror(0b110) | 1 << 24));
     }
 
     proptest! {

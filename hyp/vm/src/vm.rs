@@ -15,6 +15,7 @@ use crate::cpu::CpuId;
 use crate::exits::{ExitCounters, ExitCounts};
 use crate::holds::{HoldPeriod, LongestHold};
 use crate::life::{Life, Starvation};
+use crate::nospec::within;
 use crate::power::{PowerState, PowerSwitch, Start};
 use crate::state::Context;
 use crate::stop::StopReason;
@@ -201,7 +202,7 @@ impl<S> Vm<S> {
         let vcpu = VcpuId(cluster * CLUSTER + core);
         let exists =
             affinity & !AFFINITY == 0 && vcpu.0 < self.vcpus.len() && vcpu.affinity() == affinity;
-        exists.then_some(vcpu)
+        exists.then_some(VcpuId(within(vcpu.0, self.vcpus.len())))
     }
 
     /// Turns a vCPU on: its thread will start it. Tells what the vCPU is if it isn't off. Panics if there is no such vCPU.

@@ -83,6 +83,18 @@ pub fn add_module(tree: &mut DeviceTree, address: u64, size: u64) {
     );
 }
 
+/// Says that the registers of a device, one page of them, are somewhere else.
+///
+/// # Panics
+///
+/// If there is no such device.
+pub fn move_device(tree: &mut DeviceTree, path: &str, address: u64) {
+    const PAGE: u64 = 4096;
+    let device = tree.find_node_mut(path).expect("there is such a device");
+    device.remove_property("reg");
+    device.add_property(property("reg", cells(&[address, PAGE])));
+}
+
 fn chosen(tree: &mut DeviceTree) -> &mut DeviceTreeNode {
     tree.find_node_mut("/chosen")
         .expect("QEMU's tree has /chosen")

@@ -7,8 +7,8 @@ use platform::tlb::{self, CpuInstructions};
 use platform::world::HardwareCpu;
 use stage2::{Barrier, Instructions, Ipa, Maintenance, Pa, Tlbi};
 use vm::{
-    Cpu, CpuId, ExceptionControls, ExceptionRecord, GuestRegs, RawExit, Syndrome, SystemRegister,
-    VcpuControls, VcpuState,
+    Cpu, CpuId, ExceptionControls, ExceptionRecord, GuestRegs, Protections, RawExit, Syndrome,
+    SystemRegister, VcpuControls, VcpuState,
 };
 
 use super::inject;
@@ -104,9 +104,10 @@ impl Cpu for GuestCpu {
         tell_registers();
     }
 
-    fn put(&mut self, state: &mut VcpuState) {
-        self.0.put(state);
+    fn put(&mut self, state: &mut VcpuState) -> Option<u64> {
+        let error = self.0.put(state);
         tell_registers();
+        error
     }
 
     fn enter(&mut self, regs: &mut GuestRegs) -> RawExit {
@@ -132,6 +133,10 @@ impl Cpu for GuestCpu {
 
     fn id_register(&self, register: SystemRegister) -> u64 {
         self.0.id_register(register)
+    }
+
+    fn protections(&self) -> Protections {
+        self.0.protections()
     }
 
     fn kick(&mut self, target: CpuId) {

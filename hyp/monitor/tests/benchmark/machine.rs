@@ -14,8 +14,8 @@ use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use vm::{
-    Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, GuestRegs, RawExit, Syndrome,
-    SystemRegister, VcpuControls, VcpuState,
+    Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, GuestRegs, Protections, RawExit,
+    Syndrome, SystemRegister, VcpuControls, VcpuState,
 };
 
 thread_local! {
@@ -148,8 +148,13 @@ impl Cpu for ThreadCpu {
         self.last_exit = Syndrome::NONE;
     }
 
-    fn put(&mut self, _: &mut VcpuState) {
+    fn put(&mut self, _: &mut VcpuState) -> Option<u64> {
         self.guest = None;
+        None
+    }
+
+    fn protections(&self) -> Protections {
+        Protections::default()
     }
 
     fn enter(&mut self, regs: &mut GuestRegs) -> RawExit {

@@ -3,6 +3,9 @@
 use core::mem;
 
 use memory::Access;
+use smccc::arch::{
+    SMCCC_ARCH_FEATURES, SMCCC_ARCH_WORKAROUND_1, SMCCC_ARCH_WORKAROUND_3, SMCCC_VERSION,
+};
 use stage2::{Ipa, IpaRange, PAGE_SIZE};
 
 use super::running::{Next, Running};
@@ -12,10 +15,8 @@ use crate::psci;
 use crate::service::{Service, ServiceReply};
 use crate::space::{GuestMemory, Refusal};
 
-/// SMCCC 1.4, and the functions of the Arm architecture range that exist here (DEN0028, section 7).
+/// The version of the calling convention (DEN0028, section 7.2).
 const SMCCC_1_4: u64 = 1 << 16 | 4;
-const SMCCC_VERSION: u32 = 0x8000_0000;
-const SMCCC_ARCH_FEATURES: u32 = 0x8000_0001;
 /// Bits of a function identifier: a 64-bit call, the owning entity with the fast-call bit (DEN0028, table 2-1).
 const CALL_64: u32 = 1 << 30;
 const OWNER: u32 = 0xbf00_0000;
@@ -46,8 +47,11 @@ where
             (SMCCC_VERSION, _) => self.answer([SMCCC_1_4]),
             (SMCCC_ARCH_FEATURES, _) => self.answer([match args[0] as u32 {
                 SMCCC_VERSION | SMCCC_ARCH_FEATURES => 0,
-                _ => hypercall::NOT_SUPPORTED,
+                function => self.cpu.protections().feature(function),
             }]),
+            (SMCCC_ARCH_WORKAROUND_1 | SMCCC_ARCH_WORKAROUND_3, _) => {
+                self.answer([self.cpu.protections().call(function)])
+            }
             (_, OWNER_PSCI) => self.psci(function, [args[0], args[1], args[2]]),
             (hypercall::VENDOR_UID, _) => self.answer(hypercall::UID.map(u64::from)),
             (hypercall::VENDOR_REVISION, _) => self.answer(hypercall::REVISION.map(u64::from)),

@@ -18,7 +18,7 @@ use crate::space::GuestMemory;
 use crate::state::Context;
 use crate::stop::StopReason;
 use crate::syndrome::{
-    Abort, AbortKind, Cause, SystemAccess, external_abort, fault_page, undefined,
+    Abort, AbortKind, Cause, SystemAccess, external_abort, fault_page, is_survived, undefined,
 };
 use crate::sysreg::{Direction, Emulation, emulate};
 use crate::vm::{VcpuId, Vm};
@@ -71,9 +71,14 @@ where
             next = self.handle(&exit);
         }
         let last_exit = self.cpu.syndrome();
-        self.cpu.put(&mut self.context.state);
+        let late_error = self.cpu.put(&mut self.context.state);
         if last_exit != Syndrome::NONE {
             self.context.last_exit = last_exit;
+        }
+        if let Some(esr) = late_error
+            && let Next::Stop(reason) = self.system_error(esr)
+        {
+            self.stop(reason);
         }
         match next {
             Next::TurnOff if vm.turn_off(self.id) => self.stop(StopReason::AllVcpusOff),
@@ -98,13 +103,7 @@ where
                 self.cpu.acknowledge_interrupts();
                 Next::Enter
             }
-            ExitReason::SystemError => {
-                self.count(ExitKind::SystemError);
-                Next::Stop(StopReason::SystemError {
-                    vcpu: self.id,
-                    esr: exit.esr,
-                })
-            }
+            ExitReason::SystemError => self.system_error(exit.esr),
         }
     }
 
@@ -208,6 +207,17 @@ where
         self.service.ring_low(self.id);
         sleep(self.vm, self.cpu, self.memory);
         Next::Enter
+    }
+
+    /// An SError came of what the guest accessed, or of what was accessed for it.
+    #[cold]
+    fn system_error(&mut self, esr: u64) -> Next {
+        self.count(ExitKind::SystemError);
+        if is_survived(esr) {
+            return Next::Enter;
+        }
+        let vcpu = self.id;
+        Next::Stop(StopReason::SystemError { vcpu, esr })
     }
 
     #[cold]

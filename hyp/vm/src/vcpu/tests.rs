@@ -10,6 +10,7 @@ use super::*;
 use crate::cpu::{ExceptionRecord, ExitReason, RawExit};
 use crate::exits::{ExitCounts, ExitKind};
 use crate::power::Start;
+use crate::protection::{Protection, Protections};
 use crate::service::ServiceReply;
 use crate::state::GuestRegs;
 use crate::stop::StopReason;

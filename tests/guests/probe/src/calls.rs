@@ -8,11 +8,14 @@ use guest_runtime::{Tree, call, expect_exception, println, start_vcpu};
 use hypercall::{
     BALLOON, BENCH_NEXT, NOT_SUPPORTED, REPORT, REVISION, UID, VENDOR_REVISION, VENDOR_UID,
 };
+use smccc::arch::{
+    SMCCC_ARCH_FEATURES, SMCCC_ARCH_WORKAROUND_1, SMCCC_ARCH_WORKAROUND_2, SMCCC_ARCH_WORKAROUND_3,
+    SMCCC_VERSION,
+};
 
 const PSCI_VERSION: u32 = 0x8400_0000;
 const PSCI_CPU_ON: [u32; 2] = [0x8400_0003, 0xC400_0003];
 const PSCI_FEATURES: u32 = 0x8400_000A;
-const SMCCC_VERSION: u32 = 0x8000_0000;
 /// Functions of PSCI, without their width, that end or stop the caller: CPU_SUSPEND, CPU_OFF, SYSTEM_OFF, SYSTEM_RESET,
 /// CPU_FREEZE, CPU_DEFAULT_SUSPEND, SYSTEM_SUSPEND, SYSTEM_RESET2.
 const ENDS: [u32; 8] = [1, 2, 8, 9, 0xB, 0xC, 0xE, 0x12];
@@ -66,6 +69,36 @@ pub fn flood() -> ! {
     loop {
         call(hypercall::CONSOLE_PUT, [u64::from(b'\n'), 0, 0]);
     }
+}
+
+/// Asks about each of the workarounds of firmware, and calls those that may be called.
+pub fn workarounds() {
+    let call = |function: u32, argument: u32| {
+        let mut arguments = [0x5a; 17];
+        arguments[0] = argument.into();
+        let results = smccc::smc64(function, arguments);
+        if results[4..] != arguments[3..] {
+            wrong(format_args!("call {function:#x} changed x4 to x17"));
+        }
+        results[0] as i32
+    };
+    let answers = [
+        SMCCC_ARCH_WORKAROUND_1,
+        SMCCC_ARCH_WORKAROUND_2,
+        SMCCC_ARCH_WORKAROUND_3,
+    ]
+    .map(|function| {
+        let answer = call(SMCCC_ARCH_FEATURES, function);
+        let result = call(function, 0);
+        if (answer < 0) != (result < 0) {
+            wrong(format_args!(
+                "workaround {function:#x} is told as {answer} and returns {result}"
+            ));
+        }
+        answer
+    });
+    let [first, second, third] = answers;
+    println!("workarounds: {first} {second} {third}");
 }
 
 fn known(conduit: Conduit) {

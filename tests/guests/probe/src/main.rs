@@ -7,10 +7,12 @@
 //! | `sysregs` | reads and clears every system register, executes every system instruction | passes |
 //! | `dirty` | leaves everything in a vCPU's registers, and starts it again | passes |
 //! | `hypercalls` | known calls, and unknown ones with garbage | passes |
+//! | `workarounds` | asks what it needs against speculation, and calls what it may | passes |
 //! | `smp` | starts and stops all vCPUs, rightly and wrongly | passes |
 //! | `fp` | keeps values in the FP registers of all vCPUs through exits of all kinds | passes |
 //! | `memory` | gives memory up and has it populated ahead, rightly and wrongly | passes |
 //! | `race` | does so while other vCPUs use the same memory | passes |
+//! | `walks` | lets the hypervisor walk tables that change into a device's registers | passes |
 //! | `clock` | reads the clock that it is given as a device | passes |
 //! | `off`, `reset` | what they say | by the call |
 //! | `fail` | reports a failure | fails |
@@ -26,6 +28,7 @@ mod fp;
 mod memory;
 mod registers;
 mod smp;
+mod walks;
 
 use core::fmt::Arguments;
 use guest_runtime::{Tree, println, report};
@@ -49,10 +52,12 @@ fn main(tree: Tree) -> ! {
         "sysregs" => registers::probe(),
         "dirty" => registers::leave_dirty(tree),
         "hypercalls" => calls::probe(),
+        "workarounds" => calls::workarounds(),
         "smp" => smp::probe(tree),
         "fp" => fp::probe(tree),
         "memory" => memory::probe(tree),
         "race" => memory::race(tree),
+        "walks" => walks::probe(tree),
         "clock" => clock::probe(tree),
         "off" => guest_runtime::power_off(),
         "reset" => {

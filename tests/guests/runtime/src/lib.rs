@@ -14,7 +14,7 @@ use core::panic::PanicInfo;
 use smccc::Hvc;
 
 pub use exceptions::{Exception, expect_exception};
-pub use start::{MAX_VCPUS, affinity, entry_point, index, start_vcpu};
+pub use start::{MAX_VCPUS, TABLE_ENTRIES, affinity, entry_point, identity_map, index, start_vcpu};
 pub use tree::Tree;
 
 /// The codes by which a guest reports that it failed, beside those that a probe has for itself.

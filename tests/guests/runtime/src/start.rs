@@ -15,8 +15,8 @@ const CLUSTER: usize = 16;
 const MAGIC: u64 = u64::from_le_bytes(*b"PARVGEND");
 
 const GIB_SHIFT: u32 = 30;
-/// Entries of a level-1 table: 512 GiB, which is 39 bits of address.
-const ENTRIES: usize = 512;
+/// Entries of a table. Of a level-1 table that is 512 GiB, or 39 bits of address.
+pub const TABLE_ENTRIES: usize = 512;
 /// Block descriptor: valid, attribute 0, inner shareable, accessed, EL1 only (Arm ARM D8.3).
 const BLOCK: u64 = 1 | 0b11 << 8 | 1 << 10 | 1 << 54;
 /// Attribute 0: normal memory, write-back.
@@ -45,17 +45,22 @@ global_asm!(
 
 /// The identity map: blocks of 1 GiB.
 #[repr(align(4096))]
-struct Table(#[expect(dead_code, reason = "the MMU reads it")] [u64; ENTRIES]);
+struct Table([u64; TABLE_ENTRIES]);
 
 static TABLE: Table = {
-    let mut entries = [BLOCK; ENTRIES];
+    let mut entries = [BLOCK; TABLE_ENTRIES];
     let mut gib = 0;
-    while gib < ENTRIES {
+    while gib < TABLE_ENTRIES {
         entries[gib] |= (gib as u64) << GIB_SHIFT;
         gib += 1;
     }
     Table(entries)
 };
+
+/// The entries of the level-1 table that every vCPU starts with: each of its gigabytes at its own address.
+pub fn identity_map() -> &'static [u64; TABLE_ENTRIES] {
+    &TABLE.0
+}
 
 #[repr(align(16))]
 struct Stacks(

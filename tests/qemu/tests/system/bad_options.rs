@@ -98,6 +98,12 @@ fn sizes_that_make_no_sense_are_refused() {
 }
 
 #[test]
+fn mitigations_are_on_or_off() {
+    refused("mitigations=some", &["mitigations", "auto, off"]);
+    refused("mitigations=off mitigations=off", &["mitigations", "twice"]);
+}
+
+#[test]
 fn more_vcpus_than_cpus_are_refused() {
     Boot::benchmark("vcpus=3").cpus(3).run_refused(&["vcpus"]);
     Boot::benchmark("vcpus=1").cpus(1).run_refused(&["vcpus"]);

@@ -1,7 +1,9 @@
 //! Guests that misbehave: each ends its own VM at worst, never the machine.
 
+use std::ffi::OsStr;
+
 use qemu_tests::raw::RawFiles;
-use qemu_tests::{Boot, describe, emulates, images};
+use qemu_tests::{Boot, describe, emulates, images, tree};
 use tool::boot::Outcome;
 use tool::qemu::Gic;
 
@@ -193,6 +195,59 @@ fn a_clock_that_a_guest_is_given_is_read_without_an_exit() {
     }
     // It is there for whom it is given to only.
     ends_with("clock", PATIENCE, "fail");
+}
+
+/// Where no device answers: what reads there gets an external abort.
+const NOTHING: u64 = 0x0b00_0000;
+
+/// Two vCPUs have the hypervisor walk their tables, which are the registers of a device that doesn't answer every now
+/// and then.
+#[test]
+fn walks_of_tables_that_become_a_device_harm_nobody() {
+    for cpu in ["max", "cortex-a72", "neoverse-n1"] {
+        let folder = tempfile::TempDir::new().expect("room for a file");
+        let file = folder.path().join("tree");
+        let attack = |seconds| {
+            let options = "guest=program vcpus=2 bytes=16M device=/pl031@9010000";
+            let boot = Boot::without_guest(&format!("{options} timeout={seconds}")).cpu(cpu);
+            let boot = boot.guest(&images().probe, Some("walks"));
+            let mut tree = tree::of_machine(&boot);
+            tree::move_device(&mut tree, "/pl031@9010000", NOTHING);
+            std::fs::write(&file, tree.to_dtb()).expect("the folder is ours");
+            boot.arguments([OsStr::new("-dtb"), file.as_os_str()])
+        };
+        let outcome = attack(PATIENCE).run_well();
+        let lost = exits(&outcome, "exits_lost_translation");
+        assert!(lost > 0, "{cpu}: {}", describe(&outcome));
+        // In the middle of it the VM can be stopped.
+        let outcome = attack(1).run();
+        let stopped = |error: &String| error.contains("timeout=1");
+        let is_clean = outcome.status == Some(1) && outcome.fatal.is_empty();
+        assert!(
+            is_clean && outcome.errors.iter().any(stopped),
+            "{cpu}: {}",
+            describe(&outcome)
+        );
+    }
+}
+
+/// What SMCCC_ARCH_FEATURES answers about workarounds 1, 2 and 3, where firmware has none: 0 where a call helps, 1
+/// where none is needed, -2 where there is nothing to call for, -1 where nothing helps, or the guest helps itself.
+#[test]
+fn a_guest_finds_out_what_its_cpu_needs_against_speculation() {
+    for (cpu, more, answers) in [
+        ("cortex-a53", "", "1 -2 1"),
+        ("cortex-a72", "", "-1 -1 -1"),
+        ("neoverse-n1", "", "1 -1 0"),
+        ("neoverse-n1", "mitigations=off", "1 -1 -1"),
+        ("neoverse-n1", "mitigations=auto", "1 -1 0"),
+        ("max", "", "1 -1 1"),
+    ] {
+        let boot = Boot::probe("workarounds", PATIENCE).cpu(cpu).append(more);
+        let outcome = boot.run_well();
+        let found = outcome.line_with(&format!("workarounds: {answers}"));
+        assert!(found.is_some(), "{cpu} {more}: {}", describe(&outcome));
+    }
 }
 
 #[test]

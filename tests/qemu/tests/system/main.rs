@@ -9,6 +9,7 @@ mod command;
 mod copies;
 mod fatal;
 mod guests;
+mod image;
 mod matrix;
 mod monitor;
 mod policies;

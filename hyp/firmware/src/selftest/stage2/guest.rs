@@ -310,7 +310,8 @@ impl GuestCpu {
             }
             self.cpu.acknowledge_interrupts();
         };
-        self.cpu.put(state);
+        let error = self.cpu.put(state);
+        assert_eq!(error, None, "an SError came of the guest's accesses");
         let status = exit.esr & 0x3f;
         match (exit.reason, exit.esr >> 26 & 0x3f) {
             (ExitReason::Synchronous, 0x16) => Exit::Call(exit.esr as u32 & 0xffff),

@@ -24,9 +24,37 @@ fn psci_and_the_calling_convention_tell_their_versions_and_features() {
         returns(0x1_0004),
         call(0x8000_0001, [0x8000_0001, 0, 0]),
         returns(0),
-        call(0x8000_0001, [0x8000_8000, 0, 0]),
+        call(0x8000_0001, [0x8000_0002, 0, 0]),
         returns(-1),
     ]);
+}
+
+/// SMCCC_ARCH_WORKAROUND_1, 2 and 3.
+#[test]
+fn a_guest_finds_the_workarounds_and_calls_those_that_it_needs() {
+    let features = |function| call(0x8000_0001, [function, 0, 0]);
+    let lines = Lines::new(1);
+    let turns = [
+        features(0x8000_8000),
+        returns(1),
+        features(0x8000_7fff),
+        returns(-2),
+        features(0x8000_3fff),
+        returns(0),
+        call(0x8000_8000, [7; 3]),
+        check(|regs| assert_eq!(regs.x[..4], [0, 7, 7, 7])),
+        call(0x8000_3fff, [0; 3]),
+        returns(0),
+        call(0x8000_7fff, [0; 3]),
+        returns(-1),
+    ];
+    let mut cpu = FakeCpu::new(0, &lines, turns);
+    cpu.protections = Protections {
+        branch_targets: Protection::Unaffected,
+        branch_history: Protection::Mitigated,
+        store_bypass: Protection::Mitigated,
+    };
+    run_on(&vm(1), &FakeService::default(), cpu);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::cpu::{
     Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers, Syndrome,
     VcpuControls,
 };
+use crate::protection::Protections;
 use crate::service::{Service, ServiceReply};
 use crate::space::{GuestMemory, Refusal};
 use crate::state::{El1State, FpState, GuestRegs, PacKeys, VcpuState};
@@ -173,6 +174,9 @@ pub struct FakeCpu {
     pub loaded: bool,
     /// What the guest has in its FP, system and key registers when it is put, if it has changed them.
     pub changed: Option<(El1State, FpState, PacKeys)>,
+    /// The syndrome of an SError that is found when the guest is put.
+    pub late_error: Option<u64>,
+    pub protections: Protections,
     pub sleeps: usize,
     pub last_exit: Syndrome,
     /// What its clock says, one after the other.
@@ -192,6 +196,8 @@ impl FakeCpu {
             loads: Vec::new(),
             loaded: false,
             changed: None,
+            late_error: None,
+            protections: Protections::default(),
             sleeps: 0,
             last_exit: Syndrome::NONE,
             times: Mutex::default(),
@@ -212,12 +218,13 @@ impl Cpu for FakeCpu {
         self.loads.push((state.clone(), *controls));
     }
 
-    fn put(&mut self, state: &mut VcpuState) {
+    fn put(&mut self, state: &mut VcpuState) -> Option<u64> {
         assert!(self.loaded);
         self.loaded = false;
         if let Some(changed) = self.changed.clone() {
             (state.el1, state.fp, state.pac) = changed;
         }
+        self.late_error.take()
     }
 
     fn enter(&mut self, regs: &mut GuestRegs) -> RawExit {
@@ -263,6 +270,10 @@ impl Cpu for FakeCpu {
 
     fn id_register(&self, _: SystemRegister) -> u64 {
         u64::MAX
+    }
+
+    fn protections(&self) -> Protections {
+        self.protections
     }
 
     fn kick(&mut self, target: CpuId) {

@@ -225,6 +225,35 @@ fn what_cannot_be_resolved_ends_the_vm() {
 }
 
 #[test]
+fn an_error_that_did_no_harm_is_survived() {
+    let corrected = 0x2f << 26 | IL | 0b110 << 10 | 0x11;
+    let error = RawExit {
+        reason: ExitReason::SystemError,
+        ..exit(corrected)
+    };
+    let (_, exits, reason) = run_alone([out(error), check(|regs| assert_eq!(regs.pc, ENTRY))]);
+    assert_eq!(exits.of(ExitKind::SystemError), 1);
+    assert_eq!(reason, Some(StopReason::PoweredOff));
+}
+
+/// What the guest accessed last comes to an error only when it is out, because it goes off, and has the CPU no more.
+#[test]
+fn an_error_that_comes_after_the_last_exit_ends_the_vm_that_it_is_of() {
+    let vcpu = VcpuId(0);
+    let esr = 0x2f << 26 | IL;
+    let vm = vm(2);
+    let lines = Lines::new(1);
+    let mut cpu = FakeCpu::new(0, &lines, [call(CPU_OFF, [0; 3])]);
+    cpu.late_error = Some(esr);
+    run_on(&vm, &FakeService::default(), cpu);
+    assert_eq!(
+        vm.stop_reason(),
+        Some(StopReason::SystemError { vcpu, esr })
+    );
+    assert_eq!(vm.exits().of(ExitKind::SystemError), 1);
+}
+
+#[test]
 fn id_registers_are_filtered_and_what_is_not_offered_is_undefined() {
     let (id_aa64pfr1, mdscr, pmcr) = ((3, 0, 0, 4, 1), (2, 0, 0, 2, 2), (3, 3, 9, 12, 0));
     let (cpu, exits, _) = run_alone([

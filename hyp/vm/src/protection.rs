@@ -1,0 +1,133 @@
+//! How guests are protected from what CPUs speculate, as far as they may ask: SMCCC_ARCH_FEATURES about the workarounds
+//! that firmware has (Arm DEN0028, section 7), of which this hypervisor is the guest's.
+
+use smccc::arch::{SMCCC_ARCH_WORKAROUND_1, SMCCC_ARCH_WORKAROUND_2, SMCCC_ARCH_WORKAROUND_3};
+
+/// How a guest is protected from one vulnerability, from the best to the worst.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum Protection {
+    /// The CPU doesn't have it.
+    #[default]
+    Unaffected,
+    /// By means that the guest has itself.
+    Own,
+    /// By what is done at each exit, or all the time.
+    Mitigated,
+    /// By nothing.
+    Vulnerable,
+}
+
+/// How guests are protected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Protections {
+    /// From branch targets that others choose (CVE-2017-5715).
+    pub branch_targets: Protection,
+    /// From branch targets that others choose among by history (CVE-2022-23960).
+    pub branch_history: Protection,
+    /// From loads of what was stored over (CVE-2018-3639).
+    pub store_bypass: Protection,
+}
+
+/// The answers about a workaround: the caller needs it; doesn't; nobody does, and it mustn't be called; there is none.
+const NEEDED: u64 = 0;
+const NOT_NEEDED: u64 = 1;
+const NOT_REQUIRED: u64 = -2i64 as u64;
+
+impl Protections {
+    /// The worse of each.
+    #[must_use]
+    pub const fn worst(self, other: Self) -> Self {
+        Self {
+            branch_targets: worse(self.branch_targets, other.branch_targets),
+            branch_history: worse(self.branch_history, other.branch_history),
+            store_bypass: worse(self.store_bypass, other.store_bypass),
+        }
+    }
+
+    /// What SMCCC_ARCH_FEATURES answers about `function`.
+    pub(crate) const fn feature(&self, function: u32) -> u64 {
+        let both = worse(self.branch_targets, self.branch_history);
+        match (function, self.branch_targets, self.store_bypass, both) {
+            (SMCCC_ARCH_WORKAROUND_1, protection, _, _)
+            | (SMCCC_ARCH_WORKAROUND_3, _, _, protection) => match protection {
+                Protection::Unaffected => NOT_NEEDED,
+                Protection::Mitigated => NEEDED,
+                Protection::Own | Protection::Vulnerable => hypercall::NOT_SUPPORTED,
+            },
+            (SMCCC_ARCH_WORKAROUND_2, _, Protection::Unaffected | Protection::Mitigated, _) => {
+                NOT_REQUIRED
+            }
+            _ => hypercall::NOT_SUPPORTED,
+        }
+    }
+
+    /// What a call of `function` returns, a workaround for branches: it is done, by the exit that the call was.
+    pub(crate) const fn call(&self, function: u32) -> u64 {
+        match self.feature(function) {
+            NEEDED | NOT_NEEDED => hypercall::SUCCESS,
+            _ => hypercall::NOT_SUPPORTED,
+        }
+    }
+}
+
+const fn worse(one: Protection, other: Protection) -> Protection {
+    if one as u8 > other as u8 { one } else { other }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Protection::{Mitigated, Own, Unaffected, Vulnerable};
+    use hypercall::{NOT_SUPPORTED, SUCCESS};
+
+    fn answers(branch_targets: Protection, branch_history: Protection) -> [u64; 4] {
+        let protections = Protections {
+            branch_targets,
+            branch_history,
+            store_bypass: Unaffected,
+        };
+        let functions = [SMCCC_ARCH_WORKAROUND_1, SMCCC_ARCH_WORKAROUND_3];
+        let [first, third] = functions.map(|function| protections.feature(function));
+        let [call, other] = functions.map(|function| protections.call(function));
+        [first, third, call, other]
+    }
+
+    #[test]
+    fn a_guest_is_told_what_it_needs_and_what_it_may_call() {
+        let (yes, no, none) = (NEEDED, NOT_NEEDED, NOT_SUPPORTED);
+        assert_eq!(answers(Unaffected, Unaffected), [no, no, SUCCESS, SUCCESS]);
+        assert_eq!(answers(Mitigated, Mitigated), [yes, yes, SUCCESS, SUCCESS]);
+        assert_eq!(answers(Unaffected, Mitigated), [no, yes, SUCCESS, SUCCESS]);
+        assert_eq!(answers(Mitigated, Vulnerable), [yes, none, SUCCESS, none]);
+        assert_eq!(answers(Vulnerable, Vulnerable), [none; 4]);
+    }
+
+    #[test]
+    fn store_bypass_is_never_the_guests_to_call_for() {
+        for (store_bypass, answer) in [
+            (Unaffected, NOT_REQUIRED),
+            (Mitigated, NOT_REQUIRED),
+            (Own, NOT_SUPPORTED),
+            (Vulnerable, NOT_SUPPORTED),
+        ] {
+            let protections = Protections {
+                store_bypass,
+                ..Protections::default()
+            };
+            assert_eq!(protections.feature(SMCCC_ARCH_WORKAROUND_2), answer);
+            assert_eq!(protections.call(SMCCC_ARCH_WORKAROUND_2), NOT_SUPPORTED);
+        }
+    }
+
+    #[test]
+    fn of_several_cpus_the_worst_is_told_of() {
+        let good = Protections::default();
+        let bad = Protections {
+            branch_history: Vulnerable,
+            store_bypass: Own,
+            ..good
+        };
+        assert_eq!(good.worst(bad), bad);
+        assert_eq!(bad.worst(good), bad);
+    }
+}
