@@ -344,7 +344,7 @@ fn a_visitor_s_page_does_not_become_a_link() {
                 })
                 .unwrap()
         });
-        assert_eq!(walked, Ok(Ipa::new(0)));
+        assert_eq!(walked, Ipa::new(0));
         assert_eq!(
             machine.lookup(Ipa::new(0)),
             new.map(|leaf| (leaf, Level::L1))
