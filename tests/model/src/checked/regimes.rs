@@ -167,7 +167,9 @@ impl Cpu<'_> {
     /// Takes the right to write to the page away, from outside the VM.
     pub fn protect(&self) {
         self.work(|stage2, worker| {
-            stage2.write_protect(worker, pages(0..1), |_, _| true, |_, _| {});
+            stage2
+                .write_protect(worker, pages(0..1), |_, _| true, |_, _| {})
+                .expect("a page");
         });
     }
 
