@@ -5,7 +5,7 @@
 //! change has caused from one that it has not.
 
 use crate::features::CpuFeatures;
-use stage2::{Bbm, Features, Granule};
+use stage2::{Atomics, Bbm, Features, Granule};
 
 /// Whether, and with what addresses, stage 2 can have pages of one size.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -129,7 +129,13 @@ impl CpuFeatures {
             hardware_access: self.hafdbs >= 1,
             hardware_dirty: self.hafdbs >= 2,
             contiguous: true,
-            atomics: self.lse,
+            atomics: if self.lse {
+                // SAFETY: these are what boot has found all CPUs to have (`missing_on`). Made-up ones (a host's tests) have no
+                // CPU, and so nobody works on tables with them.
+                unsafe { Atomics::everywhere() }
+            } else {
+                Atomics::NONE
+            },
             wide_vmids: self.vmid_bits == 16,
         })
     }

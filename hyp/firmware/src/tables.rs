@@ -19,7 +19,11 @@ pub struct HeapTables {
 
 impl HeapTables {
     /// For trees laid out like this.
-    pub fn new(layout: &Layout) -> Self {
+    ///
+    /// # Safety
+    /// A table is free as soon as it is unlinked: one operation at a time works on the trees, and what an operation has
+    /// handed out is gone before the next.
+    pub unsafe fn new(layout: &Layout) -> Self {
         let bytes = layout.table_size() as usize;
         Self {
             table: Allocation::from_size_align(bytes, bytes)
@@ -37,10 +41,7 @@ impl HeapTables {
     pub fn root(&self, layout: &Layout) -> TableFrame {
         let tables = layout.root_tables();
         let root = self.take(tables);
-        TableFrame::root(
-            root.unwrap_or_else(|| handle_alloc_error(self.run(tables))),
-            tables,
-        )
+        root.unwrap_or_else(|| handle_alloc_error(self.run(tables)))
     }
 
     /// The memory of a run of tables, which is aligned to its size: `tables` is a power of two.
@@ -49,7 +50,7 @@ impl HeapTables {
         Allocation::from_size_align(bytes, bytes).expect("a root's size is a small power of two")
     }
 
-    fn take(&self, tables: usize) -> Option<Pa> {
+    fn take(&self, tables: usize) -> Option<TableFrame> {
         let frames = self.frames.get() + tables;
         if frames * self.table.size() > MOST_BYTES {
             return None;
@@ -60,21 +61,24 @@ impl HeapTables {
             return None;
         }
         self.frames.set(frames);
-        Some(Pa::new(memory.expose_provenance() as u64))
+        let pa = Pa::new(memory.expose_provenance() as u64);
+        // SAFETY: the heap gives it to nobody else, zeroed and aligned as asked; EL2 maps it at its own address.
+        Some(unsafe { TableFrame::new(pa, self.run(tables).size() as u64) })
     }
 }
 
 // SAFETY: the heap gives each frame to nobody else, zeroed and aligned as asked; EL2 maps it at its own address.
 unsafe impl TableMemory for HeapTables {
     fn allocate(&self) -> Option<TableFrame> {
-        self.take(1).map(TableFrame::new)
+        self.take(1)
     }
 
-    fn free(&self, frame: TableFrame) {
+    unsafe fn free(&self, frame: TableFrame) {
         let memory = with_exposed_provenance_mut(frame.pa().get() as usize);
-        self.frames.set(self.frames.get() - frame.tables());
+        let tables = frame.bytes() as usize / self.table.size();
+        self.frames.set(self.frames.get() - tables);
         // SAFETY: the frame came from `take` with as many tables, and is the caller's alone.
-        unsafe { dealloc(memory, self.run(frame.tables())) };
+        unsafe { dealloc(memory, self.run(tables)) };
     }
 
     fn entries(&self, pa: Pa) -> NonNull<Entry> {
@@ -83,8 +87,11 @@ unsafe impl TableMemory for HeapTables {
     }
 }
 
-impl Epoch for HeapTables {
+// SAFETY: nobody else is inside, and nothing that an operation hands out is used after the next (`new`); the engine's own
+// operations don't look at what they have retired.
+unsafe impl Epoch for HeapTables {
     fn retire(&self, unlinked: Unlinked) {
-        self.free(unlinked.into_frame());
+        // SAFETY: all tables of the tree came from here.
+        unsafe { self.free(unlinked.into_frame()) };
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::cpu::CpuMemory;
 use crate::object::Object;
-use crate::space::Space;
+use crate::space::{IN_SPACE, Space};
 use alloc::sync::Arc;
 use stage2::{IpaRange, Tlb};
 
@@ -63,7 +63,8 @@ impl<'c, T: Tlb> Ager<'c, T> {
             mapping.lock.exclusively(&mut || {
                 space
                     .stage2()
-                    .age(&worker, range.clone(), |_, _| any = true);
+                    .age(&worker, range.clone(), |_, _| any = true)
+                    .expect(IN_SPACE);
             });
             if any {
                 accessed(space, range);
@@ -77,7 +78,8 @@ impl<'c, T: Tlb> Ager<'c, T> {
             let (tables, epoch) = (cpu.tables(space.vm()), cpu.retirement(space.vm(), &guard));
             space
                 .stage2()
-                .invalidate(&cpu.worker(&tables, &epoch), range);
+                .invalidate(&cpu.worker(&tables, &epoch), range)
+                .expect(IN_SPACE);
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::mapping::Mapping;
 use crate::object::{Claim, Object};
 use crate::reclaim::{Retirement, Tables};
 use crate::slots::Slot;
+use crate::space::IN_SPACE;
 use crate::tracker::Invalidation;
 use core::array;
 use core::ops::Range;
@@ -168,9 +169,11 @@ impl<T: Tlb + Caches> Changed<'_, T> {
     fn protect(&self, permissions: Permissions) {
         let stage2 = self.mapping.space.stage2();
         let page = self.range.clone();
-        stage2.protect(self.worker, page, permissions, |ipa, level, leaf| {
-            self.note(ipa, level, leaf)
-        });
+        stage2
+            .protect(self.worker, page, permissions, |ipa, level, leaf| {
+                self.note(ipa, level, leaf)
+            })
+            .expect(IN_SPACE);
     }
 
     fn replace(&self, from: Pa, to: Pa, attributes: Attributes) {
@@ -179,6 +182,7 @@ impl<T: Tlb + Caches> Changed<'_, T> {
         let note = |ipa, leaf| self.note(ipa, Level::L3, leaf);
         while stage2
             .replace(self.worker, self.range.clone(), choose, note)
+            .expect(IN_SPACE)
             .blocks
             != 0
         {
@@ -188,9 +192,11 @@ impl<T: Tlb + Caches> Changed<'_, T> {
 
     fn unmap(&self) {
         let stage2 = self.mapping.space.stage2();
-        stage2.unmap(self.worker, self.range.clone(), |level, ipa, leaf| {
-            self.note(ipa, level, leaf)
-        });
+        stage2
+            .unmap(self.worker, self.range.clone(), |level, ipa, leaf| {
+                self.note(ipa, level, leaf)
+            })
+            .expect(IN_SPACE);
     }
 
     /// Unmaps ranges of pages. A block that one of them is part of becomes pages first or, without frames for their
@@ -200,9 +206,11 @@ impl<T: Tlb + Caches> Changed<'_, T> {
         for range in ranges.clone() {
             let _ = self.split(range);
         }
-        stage2.unmap_leaves(self.worker, ranges, |level, ipa, leaf| {
-            self.note(ipa, level, leaf)
-        });
+        stage2
+            .unmap_leaves(self.worker, ranges, |level, ipa, leaf| {
+                self.note(ipa, level, leaf)
+            })
+            .expect(IN_SPACE);
     }
 
     /// Tells the log of a write that hardware has noted in an entry that isn't there any more.

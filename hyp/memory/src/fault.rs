@@ -15,15 +15,15 @@ use crate::pressure::Room;
 use crate::reclaim::{Retirement, Tables};
 use crate::ring::{DirtyPages, DirtyRing, Pushed};
 use crate::slots::{Slot, SlotArray};
-use crate::space::{AddressSpace, Change};
+use crate::space::{AddressSpace, Change, IN_SPACE};
 use crate::tracker::Verdict;
 use alloc::sync::Arc;
 use core::ptr;
 use crossbeam_epoch::Guard;
 use stage2::sync::full_barrier;
 use stage2::{
-    Access, All, Attributes, Broken, Counter, Descriptor, Execute, Ipa, Level, MemoryType, OnBlock,
-    PAGE_SIZE, Pa, Permissions, Request, Resolution, Tlb, Worker,
+    Access, All, Attributes, Broken, Counter, Execute, Ipa, Level, MemoryType, OnBlock, PAGE_SIZE,
+    Pa, Permissions, Request, Resolution, Stage2, Tlb, Worker,
 };
 
 /// Why stage 2 refused an access (Arm ARM, ESR_EL2.ISS.DFSC).
@@ -205,8 +205,7 @@ impl<L: MmuLock> AddressSpace<L> {
                         Verdict::LookAgain => is_as_found(slot, page, look, level, &request),
                         Verdict::Invalidated => false,
                     };
-                let leaf = self.stage2().leaf_for(&request, level);
-                if !fill(broken, leaf, unchanged) {
+                if !fill(self.stage2(), broken, &request, unchanged) {
                     counters.retried.add(1);
                     return Served::Ended(FaultOutcome::Retry);
                 }
@@ -243,6 +242,7 @@ impl<L: MmuLock> AddressSpace<L> {
             }
             Resolution::NotPermitted => return Served::Ended(FaultOutcome::NotPermitted),
             Resolution::OutOfFrames => return Served::Ended(FaultOutcome::OutOfFrames),
+            Resolution::NotInSpace => return Served::Ended(FaultOutcome::NoSlot),
         };
         Served::Ended(match writable {
             Some(level) => self.mark_after_write(slot, fault, level, guard),
@@ -366,12 +366,14 @@ impl<L: MmuLock> AddressSpace<L> {
             _ => Level::L1,
         };
         let start = request.ipa.align_down(GRANULE.span(above));
-        self.stage2().write_protect(
-            worker,
-            start..start.offset(GRANULE.span(above)),
-            All,
-            |ipa, level| next.mark(slot.pages_of(ipa, level)),
-        );
+        self.stage2()
+            .write_protect(
+                worker,
+                start..start.offset(GRANULE.span(above)),
+                All,
+                |ipa, level| next.mark(slot.pages_of(ipa, level)),
+            )
+            .expect(IN_SPACE);
     }
 
     /// Marks what has just become writable, if writes are logged by now: the entry came first, the bit is second (rule 9), and
@@ -509,9 +511,9 @@ fn is_as_found(slot: &Slot, page: u64, look: Look, level: Level, request: &Reque
 /// Maps what backs the fault, or leaves the entry as it was if the grounds for it have gone (rule 8). Whether it is mapped
 /// now.
 #[inline]
-fn fill(broken: Broken<'_>, leaf: Descriptor, unchanged: bool) -> bool {
+fn fill(stage2: &Stage2, broken: Broken<'_>, request: &Request, unchanged: bool) -> bool {
     if unchanged {
-        broken.make(leaf).is_ok()
+        stage2.fill(broken, request).is_ok()
     } else {
         // Lost only to an unmap of the whole table, which leaves nothing to restore.
         let _ = broken.restore();

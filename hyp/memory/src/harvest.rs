@@ -11,7 +11,7 @@ use crate::locks::MmuLock;
 use crate::logging::{LogError, SplitAhead};
 use crate::ring::DirtyPages;
 use crate::slots::{Slot, SlotId};
-use crate::space::AddressSpace;
+use crate::space::{AddressSpace, IN_SPACE};
 use core::ops::Range;
 use crossbeam_epoch::Guard;
 use stage2::sync::full_barrier;
@@ -174,15 +174,17 @@ impl<L: MmuLock> AddressSpace<L> {
         let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
         let worker = cpu.worker(&tables, &epoch);
         let _lock = self.lock().exclusive();
-        self.stage2().find_dirty(
-            &worker,
-            range,
-            |part| !log.is_full(slot.page_of(part.start), pages_in(&part)),
-            |ipa, level, bits| match level {
-                Level::L3 => log.mark_bits(slot.page_of(ipa), bits),
-                _ => log.mark(slot.pages_of(ipa, level)),
-            },
-        );
+        self.stage2()
+            .find_dirty(
+                &worker,
+                range,
+                |part| !log.is_full(slot.page_of(part.start), pages_in(&part)),
+                |ipa, level, bits| match level {
+                    Level::L3 => log.mark_bits(slot.page_of(ipa), bits),
+                    _ => log.mark(slot.pages_of(ipa, level)),
+                },
+            )
+            .expect(IN_SPACE);
     }
 
     /// Takes up to `pages.len()` reports out of a vCPU's ring, and returns how many: fewer only if it holds no more.

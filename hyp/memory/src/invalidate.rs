@@ -6,22 +6,28 @@
 use crate::cpu::{Caches, CpuMemory};
 use crate::frames::GRANULE;
 use crate::locks::MmuLock;
-use crate::space::{AddressSpace, UNLINKED_AT_ONCE};
+use crate::space::{AddressSpace, IN_SPACE, UNLINKED_AT_ONCE};
 use crossbeam_epoch::Guard;
 use stage2::{Ipa, IpaRange, Leaf, Level, PAGE_SIZE, Tlb};
 
 impl<L: MmuLock> AddressSpace<L> {
-    /// Unmaps a range. When this returns, no vCPU reaches by an old mapping what was behind it; those that access it fault it
-    /// in again. Writes that hardware has noted are told to the slots' dirty logs. vCPUs may be running.
+    /// Unmaps all pages that a range touches. When this returns, no vCPU reaches by an old mapping what was behind it; those
+    /// that access it fault it in again. What isn't in the IPA space is mapped to nothing anyway. Writes that hardware has noted are told to the slots' dirty logs. vCPUs may be running.
     pub fn invalidate<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, range: IpaRange) {
-        self.vacate(cpu, range, |guard, level, ipa, leaf| {
+        let end = range.end.min(self.stage2().layout().all().end);
+        let end = Ipa::new(end.get().next_multiple_of(PAGE_SIZE));
+        let pages = range.start.align_down(PAGE_SIZE)..end;
+        if pages.is_empty() {
+            return;
+        }
+        self.vacate(cpu, pages, |guard, level, ipa, leaf| {
             if leaf.dirty() {
                 self.note_written(guard, ipa, level);
             }
         });
     }
 
-    /// Unmaps a range in steps, and shows `removed` each leaf that goes.
+    /// Unmaps a range of whole pages in steps, and shows `removed` each leaf that goes.
     pub(crate) fn vacate<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -39,9 +45,11 @@ impl<L: MmuLock> AddressSpace<L> {
             let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), &guard));
             let worker = cpu.worker(&tables, &epoch);
             let _lock = self.lock().exclusive();
-            self.stage2().unmap(&worker, at..end, |level, ipa, leaf| {
-                removed(&guard, level, ipa, leaf)
-            });
+            self.stage2()
+                .unmap(&worker, at..end, |level, ipa, leaf| {
+                    removed(&guard, level, ipa, leaf)
+                })
+                .expect(IN_SPACE);
             at = end;
         }
         published.end();

@@ -67,7 +67,7 @@ mod balloon;
 mod batch;
 mod bytes;
 mod compaction;
-pub mod compressed;
+mod compressed;
 mod copying;
 mod cpu;
 mod direct;

@@ -9,7 +9,7 @@ use crate::frames::GRANULE;
 use crate::locks::MmuLock;
 use crate::policy::{Ahead, LogPolicy, Splitting};
 use crate::slots::{Slot, SlotId};
-use crate::space::AddressSpace;
+use crate::space::{AddressSpace, IN_SPACE};
 use alloc::sync::Arc;
 use core::fmt;
 use core::ops::AddAssign;
@@ -253,9 +253,15 @@ impl<L: MmuLock> AddressSpace<L> {
         let stage2 = self.stage2();
         if policy.by_hardware() {
             let largest = policy.largest_written();
-            return stage2.track_writes(&worker, range, largest, wanted, forgotten);
+            return stage2
+                .track_writes(&worker, range, largest, wanted, forgotten)
+                .expect(IN_SPACE);
         }
-        let protect = || stage2.write_protect(&worker, range.clone(), wanted, |_, _| {});
+        let protect = || {
+            stage2
+                .write_protect(&worker, range.clone(), wanted, |_, _| {})
+                .expect(IN_SPACE)
+        };
         #[cfg(feature = "watch")]
         crate::watch::write_protects(stage2.vttbr(), &range, &wanted, &mut || protect());
         #[cfg(not(feature = "watch"))]

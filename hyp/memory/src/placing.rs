@@ -7,7 +7,7 @@
 use crate::cpu::{Caches, CpuMemory};
 use crate::frames::{GRANULE, Owner};
 use crate::locks::MmuLock;
-use crate::object::Object;
+use crate::object::{Backing, Object};
 use crate::slots::{Slot, SlotArray, SlotConfig, SlotError, SlotId};
 use crate::space::AddressSpace;
 use alloc::sync::Arc;
@@ -160,7 +160,16 @@ impl<L: MmuLock> AddressSpace<L> {
         if config.object.is_image() && !config.read_only {
             return Err(SlotError::ReadOnlyObject(config.object.id()));
         }
-        Ok(())
+        let first = config.object.look(config.offset / PAGE_SIZE).backing();
+        let layout = self.stage2().layout();
+        match first {
+            Backing::Device(pa) if layout.check_backing(pa, config.bytes).is_err() => {
+                let bits = layout.pa_bits();
+                Err(SlotError::BeyondPhysical { bits })
+            }
+            // Frames are the pool's, of memory that this CPU runs in.
+            _ => Ok(()),
+        }
     }
 
     fn check_place(&self, start: Ipa, bytes: u64, piece: u64) -> Result<(), SlotError> {

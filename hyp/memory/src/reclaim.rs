@@ -3,7 +3,7 @@
 use crate::frames::{FrameCache, FramePool, VmId};
 use core::ptr::{NonNull, with_exposed_provenance_mut};
 use crossbeam_epoch::Guard;
-use stage2::{Entry, Epoch, Pa, TableFrame, TableMemory, Unlinked};
+use stage2::{Entry, Epoch, PAGE_SIZE, Pa, TableFrame, TableMemory, Unlinked};
 
 /// The frames that one CPU makes one VM's tables of.
 #[derive(Debug)]
@@ -43,13 +43,14 @@ unsafe impl TableMemory for Tables<'_> {
         prepare_tables(pa, 1);
         #[cfg(feature = "watch")]
         crate::watch::allocated(pa);
-        Some(TableFrame::new(pa))
+        // SAFETY: as above.
+        Some(unsafe { TableFrame::new(pa, PAGE_SIZE) })
     }
 
-    fn free(&self, frame: TableFrame) {
+    unsafe fn free(&self, frame: TableFrame) {
         #[cfg(feature = "watch")]
         crate::watch::freed(frame.pa());
-        // SAFETY: the caller owns the frame, which `allocate` took from a CPU's cache, and no walker has seen it.
+        // SAFETY: the caller owns the frame, which `allocate` took from a CPU's cache of this pool, and no walker has seen it.
         unsafe { self.cache.give_back_table(frame.pa(), self.vm) };
     }
 
@@ -86,10 +87,12 @@ pub struct Retirement<'g> {
     pub(crate) vm: VmId,
 }
 
-impl Epoch for Retirement<'_> {
+// SAFETY: a `Retirement` is there only under its CPU's guard, from the collector that all CPUs of the system take part in: what
+// is deferred runs when all guards are gone that were there.
+unsafe impl Epoch for Retirement<'_> {
     fn retire(&self, unlinked: Unlinked) {
         let (pool, vm, frame) = (self.pool, self.vm, unlinked.into_frame());
-        let (pa, frames) = (frame.pa(), frame.tables());
+        let (pa, frames) = (frame.pa(), (frame.bytes() / PAGE_SIZE) as usize);
         pool.note_pending(vm, frames);
         // The closure's three words lie in the epoch's own bag: nothing is allocated for it.
         // SAFETY: the table is unlinked, its invalidation is complete, and the epoch has passed when this runs (rule 7).

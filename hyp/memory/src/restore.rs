@@ -7,7 +7,7 @@ use crate::locks::MmuLock;
 use crate::logging::LogError;
 use crate::mapping::Mapping;
 use crate::slots::{Slot, SlotId};
-use crate::space::{AddressSpace, UNLINKED_AT_ONCE};
+use crate::space::{AddressSpace, IN_SPACE, UNLINKED_AT_ONCE};
 use alloc::sync::Arc;
 use crossbeam_epoch::Guard;
 use stage2::{Attributes, Collapsed, Ipa, IpaRange, Level, Pa, Permissions, Tlb};
@@ -128,7 +128,9 @@ impl Mapping {
             let Some(_claims) = slot.object().claim_region(slot.object_page(table.start)) else {
                 return;
             };
-            (self.space.stage2()).protect(&worker, table.clone(), permissions, |_, _, _| {});
+            (self.space.stage2())
+                .protect(&worker, table.clone(), permissions, |_, _, _| {})
+                .expect(IN_SPACE);
         }
         let pages = stage2::Mapping {
             pa,
@@ -153,7 +155,7 @@ impl Mapping {
         let (tables, epoch) = (cpu.tables(vm), cpu.retirement(vm, guard));
         let worker = cpu.worker(&tables, &epoch);
         let start = block.start;
-        let mut collapsed = Collapsed::default();
+        let mut collapsed = Ok(Collapsed::default());
         (self.lock).exclusively(&mut || {
             collapsed = self.space.stage2().collapse(
                 &worker,
@@ -168,7 +170,7 @@ impl Mapping {
                 |_, _, _| {},
             );
         });
-        collapsed
+        collapsed.expect(IN_SPACE)
     }
 }
 

@@ -236,6 +236,11 @@ pub enum SlotError {
         /// The IPA space's size in bits.
         bits: u32,
     },
+    /// The device lies where this VM's tables can't lead to.
+    BeyondPhysical {
+        /// The bits of the physical addresses that they can hold.
+        bits: u32,
+    },
     /// There are not enough frames for its memory, or not enough heap for its description.
     OutOfMemory {
         /// The bytes that were to be had.
@@ -269,6 +274,12 @@ impl fmt::Display for SlotError {
             Self::Empty => f.write_str("the slot is empty"),
             Self::BeyondIpaSpace { bits } => {
                 write!(f, "the slot ends beyond the VM's {bits}-bit address space")
+            }
+            Self::BeyondPhysical { bits } => {
+                write!(
+                    f,
+                    "the device lies beyond physical addresses of {bits} bits"
+                )
             }
             Self::OutOfMemory { bytes } => write!(
                 f,

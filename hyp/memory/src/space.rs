@@ -16,10 +16,12 @@ use alloc::sync::Arc;
 use core::fmt;
 use crossbeam_epoch::Guard;
 use spin::{Mutex, Once};
-use stage2::{Ipa, Layout, Leaf, Level, OutOfFrames, Stage2, TableFrame, Tlb, Vttbr};
+use stage2::{Ipa, Layout, Leaf, Level, OutOfFrames, PAGE_SIZE, Stage2, TableFrame, Tlb, Vttbr};
 
 /// Tables that one step of an operation unlinks at most, before it looks whether too many await their epoch.
 pub const UNLINKED_AT_ONCE: u64 = 64;
+/// Why the tables refuse none of the ranges that this crate works on: they are parts of slots, or blocks around them.
+pub(crate) const IN_SPACE: &str = "slots are whole pages of the IPA space";
 /// Entries of a table, for the length of a step.
 const TABLE_ENTRIES: usize = 512;
 
@@ -122,6 +124,9 @@ impl core::error::Error for NotBacked {}
 
 impl<L: MmuLock> AddressSpace<L> {
     /// An empty address space, whose tables have 4 KiB pages. Its root comes from the pool.
+    ///
+    /// # Panics
+    /// The layout's pages have another size.
     pub fn new<T>(cpu: &CpuMemory<T>, vm: VmId, layout: Layout) -> Result<Self, OutOfFrames> {
         Self::with_backing(cpu, vm, layout, BackingPolicy::default())
     }
@@ -141,10 +146,14 @@ impl<L: MmuLock> AddressSpace<L> {
         prepare_tables(root, layout.root_tables());
         cpu.system().trust_domains().begin(vm);
         cpu.system().note_layout(&layout);
+        let bytes = layout.root_tables() as u64 * PAGE_SIZE;
+        // SAFETY: the pool has just given so much out, zeroed and aligned to its size; it is reached as all frames are (`Tables`),
+        // by which alone this space's tree is worked on.
+        let root = unsafe { TableFrame::new(root, bytes) };
         Ok(Self {
             space: Arc::new(Space {
                 vm,
-                stage2: Stage2::new(TableFrame::root(root, layout.root_tables()), layout),
+                stage2: Stage2::new(root, layout),
                 slots: Published::new(None),
                 tracker,
                 change: backing.change,

@@ -4,10 +4,12 @@
 
 mod error;
 mod merging;
+mod table;
 mod value;
 
 pub use error::OptionError;
 pub use merging::MergeOptions;
+pub use table::{BOOT_OPTIONS, BootOption, asks_for_help};
 pub use value::{
     Backing, Change, Clear, Enable, Granularity, GuestKind, Harvest, MergeTarget, Mode, Restore,
     Split, Tracker, Tracking, Workload,
@@ -18,6 +20,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use log::LevelFilter;
 use stage2::PAGE_SIZE;
+use table::KEYS;
 
 /// Where a guest's RAM begins.
 pub const RAM: u64 = 0x4000_0000;
@@ -145,45 +148,6 @@ impl Default for Options {
     }
 }
 
-/// The options, in the order in which errors list them.
-const KEYS: [&str; 36] = [
-    "guest",
-    "mode",
-    "split",
-    "tracking",
-    "granularity",
-    "harvest",
-    "ring_entries",
-    "enable",
-    "clear",
-    "restore",
-    "split_chunk",
-    "split_reserve",
-    "slots",
-    "exit_times",
-    "vcpus",
-    "device",
-    "bytes",
-    "backing",
-    "iterations",
-    "write_percent",
-    "random",
-    "seed",
-    "workload",
-    "tracker",
-    "change",
-    "workers",
-    "overcommit",
-    "merging",
-    "merge_targets",
-    "pages_to_scan",
-    "sleep_millisecs",
-    "max_page_sharing",
-    "ipa_bits",
-    "seconds",
-    "timeout",
-    "log",
-];
 /// The options that only the benchmark has: the stress run chooses at random.
 const BENCHMARK_ONLY: [&str; 12] = [
     "iterations",

@@ -4,7 +4,9 @@ use crate::error::RunError;
 use crate::guest::Host;
 use crate::image::{GuestImage, ImageError};
 use crate::machine::Machine;
-use crate::options::{GuestKind, Mode, OptionError, Options, Tracking};
+use crate::options::{
+    BOOT_OPTIONS, GuestKind, Mode, OptionError, Options, Tracking, asks_for_help,
+};
 use crate::policy::{Choice, choices};
 use crate::{backing, dirty_log, program, stress};
 use core::fmt;
@@ -55,7 +57,8 @@ impl fmt::Display for Error<'_> {
 
 impl core::error::Error for Error<'_> {}
 
-/// Runs what `bootargs` ask for: the guest in `module`, in each mode with each policy. Stops at the first failure.
+/// Runs what `bootargs` ask for: the guest in `module`, in each mode with each policy. Stops at the first failure. With the
+/// word `help` among them, only says what they can be.
 ///
 /// # Errors
 /// Bad options, no guest, or a run that failed: to be printed, and to be the reason of a failing status
@@ -65,9 +68,23 @@ pub fn run<'t, M: Machine>(
     bootargs: &'t str,
     module: Option<Module<'_>>,
 ) -> Result<(), Error<'t>> {
+    if asks_for_help(bootargs) {
+        print_options(host.machine);
+        return Ok(());
+    }
     let options = Options::parse(bootargs).map_err(Error::Options)?;
     log::set_max_level(options.log);
     run_all(host, &options, module).map_err(Error::Run)
+}
+
+/// What there is to choose, one line each.
+fn print_options<M: Machine>(machine: &M) {
+    machine.write_line(format_args!(
+        "Boot options, the words of the hypervisor's bootargs: KEY=VALUE, lists with commas, or the word alone"
+    ));
+    for option in &BOOT_OPTIONS {
+        machine.write_line(format_args!("{option}"));
+    }
 }
 
 fn run_all<M: Machine>(

@@ -43,10 +43,11 @@ unsafe impl TableMemory for Tables {
         let frame = self.used.fetch_add(1, Ordering::Relaxed);
         let is_there = frame < self.entries.len() / self.layout.table_entries();
         let pa = Pa::new(Self::BASE + frame as u64 * self.layout.table_size());
-        is_there.then(|| TableFrame::new(pa))
+        // SAFETY: nobody was given it before, and `entries` finds it.
+        is_there.then(|| unsafe { TableFrame::new(pa, self.layout.table_size()) })
     }
 
-    fn free(&self, _: TableFrame) {}
+    unsafe fn free(&self, _: TableFrame) {}
 
     fn entries(&self, pa: Pa) -> NonNull<Entry> {
         let frame = (pa.get() - Self::BASE) / self.layout.table_size();
@@ -59,7 +60,8 @@ unsafe impl TableMemory for Tables {
 #[derive(Default)]
 struct UntilTheEnd(RefCell<Vec<TableFrame>>);
 
-impl Epoch for UntilTheEnd {
+// SAFETY: nothing of it is used for anything as long as the tables last.
+unsafe impl Epoch for UntilTheEnd {
     fn retire(&self, unlinked: Unlinked) {
         self.0.borrow_mut().push(unlinked.into_frame());
     }
@@ -112,7 +114,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Harvest: take the log, then have the next write to each of its pages fault again.
     let harvested = std::mem::take(&mut log);
     let wanted = |ipa, level| level == Level::L3 && harvested.contains(&ipa);
-    stage2.write_protect(&worker, ram, wanted, |_, _| {});
+    stage2.write_protect(&worker, ram, wanted, |_, _| {})?;
     let (leaf, _) = stage2.lookup(&worker, written).ok_or("unmapped")?;
     assert!(!leaf.writable());
 

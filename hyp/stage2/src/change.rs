@@ -5,6 +5,7 @@
 //! of the range, before they return.
 
 use crate::address::{Ipa, IpaRange, Level};
+use crate::bounds::BadAddress;
 use crate::descriptor::{Descriptor, Leaf, Permissions};
 use crate::entry::{Entry, Observed};
 use crate::fault::lost;
@@ -57,18 +58,22 @@ impl Owed {
 }
 
 impl Stage2 {
-    /// Makes the leaves in `range` that `wanted` names read-only until a fault relaxes them. Leaves that the range covers in part count as in it. `was_dirty` gets those whose writes hardware had
-    /// tracked and seen, which are tracked no more.
+    /// Makes the leaves in `range` that `wanted` names read-only until a fault relaxes them. Leaves that the range covers in
+    /// part count as in it. `was_dirty` gets those whose writes hardware had tracked and seen, which are tracked no more.
     ///
     /// When this returns, no TLB holds a writable entry for any of them, also where another CPU made the change and has
     /// not finished its invalidation (rule 3). It never waits for more than one entry, and maps or unmaps nothing.
+    ///
+    /// # Errors
+    /// The range isn't one of whole pages of the IPA space.
     pub fn write_protect<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         range: IpaRange,
         wanted: impl Wanted,
         mut was_dirty: impl FnMut(Ipa, Level),
-    ) {
+    ) -> Result<(), BadAddress> {
+        self.layout().check(&range)?;
         let protected = self.change_leaves(
             worker,
             range,
@@ -88,6 +93,7 @@ impl Stage2 {
             },
         );
         worker.counters.write_protected.add(protected);
+        Ok(())
     }
 
     /// Gives the leaves in `range` these permissions: tightens, relaxes, or both. A leaf that the range covers in part is
@@ -97,14 +103,18 @@ impl Stage2 {
     /// When this returns, no TLB holds an entry with a right that these permissions don't have, for any leaf that was in
     /// the range, also where another CPU has changed it and not finished its invalidation (rule 3). TLBs may hold entries
     /// with fewer rights: a CPU that runs into one faults, which drops it. It maps or unmaps nothing.
+    ///
+    /// # Errors
+    /// The range isn't one of whole pages of the IPA space.
     pub fn protect<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         range: IpaRange,
         permissions: Permissions,
         mut changed: impl FnMut(Ipa, Level, Leaf),
-    ) {
+    ) -> Result<(), BadAddress> {
         let layout = self.layout();
+        layout.check(&range)?;
         self.change_leaves(
             worker,
             range,
@@ -125,6 +135,7 @@ impl Stage2 {
             },
             |context, leaf| changed(context.ipa, context.level, leaf),
         );
+        Ok(())
     }
 
     /// Clears the access flags in `range` and calls `accessed` with each leaf that had it, by its first IPA and level.
@@ -132,12 +143,16 @@ impl Stage2 {
     /// Invalidates nothing: an access through what a TLB holds goes unnoticed until that is gone, which makes a page look
     /// older than it is. For certainty, follow with [`Self::invalidate`]. Never takes a right away; where hardware doesn't
     /// set the flag, the next access that misses the TLB faults.
+    ///
+    /// # Errors
+    /// The range isn't one of whole pages of the IPA space.
     pub fn age<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         range: IpaRange,
         mut accessed: impl FnMut(Ipa, Level),
-    ) {
+    ) -> Result<(), BadAddress> {
+        self.layout().check(&range)?;
         self.change_leaves(
             worker,
             range,
@@ -152,14 +167,18 @@ impl Stage2 {
             },
             |context, _| accessed(context.ipa, context.level),
         );
+        Ok(())
     }
 
     /// Whether anything in `range` was accessed since [`Self::age`]. Changes nothing.
+    ///
+    /// # Errors
+    /// The range isn't one of whole pages of the IPA space.
     pub fn test_age<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         range: IpaRange,
-    ) -> bool {
+    ) -> Result<bool, BadAddress> {
         let end = range.end;
         let stopped = self.walk(worker, range, |context| match context.descriptor {
             Descriptor::Table(_) => Step::Descend,
@@ -167,12 +186,12 @@ impl Stage2 {
             Descriptor::Leaf(_) | Descriptor::Invalid => Step::Continue,
             Descriptor::Locked => Step::Wait,
             Descriptor::Frozen => Step::Restart,
-        });
-        stopped < end
+        })?;
+        Ok(stopped < end)
     }
 
     /// Changes the leaves in `range` that `wanted` names as `decide` says and tells `changed` of each one, as it was.
-    /// Invalidates what is owed. Returns how many were changed.
+    /// Invalidates what is owed. Returns how many were changed. `range` has been [checked](Layout::check).
     ///
     /// `plain` is the short cut for pages that come in numbers: what they become, TLBs having to forget what they were, and
     /// `changed` not wanting to know.
@@ -186,7 +205,6 @@ impl Stage2 {
         mut decide: impl FnMut(&Found, Leaf) -> Verdict,
         mut changed: impl FnMut(&Found, Leaf),
     ) -> u64 {
-        debug_assert!(self.layout().contains(&range));
         let mut pass = Pass {
             owed: Owed::NOTHING,
             changed: 0,
@@ -402,8 +420,8 @@ fn exchange_pages(
     plain: &impl Fn(Observed) -> Option<Leaf>,
 ) -> usize {
     #[cfg(target_arch = "aarch64")]
-    if layout.features().atomics {
-        // SAFETY: the layout's owner says that the CPUs have FEAT_LSE.
+    if layout.features().atomics.are_everywhere() {
+        // SAFETY: the CPUs have FEAT_LSE (`Atomics::everywhere`).
         return unsafe { exchange_pages_by_atomics(pages, layout.format(), plain) };
     }
     exchange_each_page(pages, layout.format(), plain)

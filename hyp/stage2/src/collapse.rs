@@ -3,6 +3,7 @@
 //! May run at any time beside faults, write protection, unmaps and splits.
 
 use crate::address::{Ipa, IpaRange, Level};
+use crate::bounds::BadAddress;
 use crate::descriptor::{Attributes, Descriptor, Leaf, Permissions};
 use crate::entry::Entry;
 use crate::fault::lost;
@@ -32,7 +33,7 @@ impl AddAssign for Collapsed {
 
 impl Stage2 {
     /// Turns each table under an entry of level `to` in `range` into a block, where all its entries map one aligned,
-    /// contiguous piece of memory alike. The block is accessed if any of them was, and dirty if any of them was and
+    /// contiguous piece of memory alike. Where the granule has no block so large, that is the next smaller level. The block is accessed if any of them was, and dirty if any of them was and
     /// hardware still tracks that.
     ///
     /// `permissions` says what the block allows, told whether hardware has noted a write that nobody has collected. It is
@@ -45,6 +46,9 @@ impl Stage2 {
     /// When this returns, no TLB holds an entry for any page or table that it replaced. Needs no memory, so it can't fail.
     /// The break can't be spared even where FEAT_BBM would: the entries below are frozen before the block may exist, as a
     /// fault could change them behind its back, and frozen entries translate nothing.
+    ///
+    /// # Errors
+    /// The range isn't one of whole pages of the IPA space.
     pub fn collapse<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
@@ -52,8 +56,9 @@ impl Stage2 {
         to: Level,
         mut permissions: impl FnMut(bool) -> Permissions,
         mut removed: impl FnMut(Level, Ipa, Leaf),
-    ) -> Collapsed {
-        debug_assert!(self.layout().contains(&range) && to >= self.layout().largest_leaf());
+    ) -> Result<Collapsed, BadAddress> {
+        self.layout().check(&range)?;
+        let to = to.max(self.layout().largest_leaf());
         let mut collapsed = Collapsed::default();
         self.root()
             .walk(worker, range, |context| match context.descriptor {
@@ -83,7 +88,7 @@ impl Stage2 {
                 Descriptor::Frozen => Step::Restart,
                 Descriptor::Leaf(_) | Descriptor::Invalid => Step::Continue,
             });
-        collapsed
+        Ok(collapsed)
     }
 
     fn collapse_table<'w, M: TableMemory, T: Tlb, E: Epoch>(

@@ -172,10 +172,12 @@ pub struct Leaf {
 }
 
 impl Layout {
-    /// A leaf of `level` that maps `pa` (aligned to the level's span), accessed, in no contiguous group.
+    /// A leaf of `level` that maps `pa` (aligned to the level's span, and [within](Self::check_backing) the physical
+    /// addresses), accessed, in no contiguous group. Debug builds check the address.
     #[inline]
     pub const fn leaf(&self, level: Level, pa: Pa, attributes: Attributes) -> Leaf {
         debug_assert!(pa.is_aligned(self.span(level)));
+        debug_assert!(self.check_backing(pa, self.span(level)).is_ok());
         let format = self.format();
         let kind = if matches!(level, Level::L3) {
             TABLE_OR_PAGE
@@ -442,6 +444,16 @@ impl Leaf {
         self.without(NO_TRANSLATION | MARKED)
     }
 
+    /// What makes this leaf the value of an entry of `level`; or the leaf, if it is of another one. A page's word is a link
+    /// in the tables above.
+    pub(crate) const fn at(self, level: Level) -> Result<Descriptor, Self> {
+        if self.has(TABLE_OR_PAGE) == matches!(level, Level::L3) {
+            Ok(Descriptor::Leaf(self))
+        } else {
+            Err(self)
+        }
+    }
+
     /// The bits of this leaf that don't depend on its address or level.
     const fn kept_by_size_change(self) -> u64 {
         const KEPT: u64 = MEMORY_TYPE
@@ -457,7 +469,7 @@ impl Leaf {
 
     /// A leaf of `level` with this one's attributes, access and dirty state included, that maps `pa`. In no group.
     #[must_use]
-    pub const fn moved_to(self, level: Level, pa: Pa) -> Self {
+    pub(crate) const fn moved_to(self, level: Level, pa: Pa) -> Self {
         let mut word = self.kept_by_size_change() | self.format.address_bits(pa);
         if matches!(level, Level::L3) {
             word |= TABLE_OR_PAGE;

@@ -102,8 +102,11 @@ impl Entry {
 
     /// Changes the entry from what was observed and returns what it holds now. For changes that need no break; debug
     /// builds check that. Release on success: pairs with [`Self::observe`].
+    ///
+    /// Not for other crates, as are none that write an entry: whoever may store a link to any address, or a page where a block
+    /// belongs (which is a link there), has walkers read any memory as a table.
     #[inline]
-    pub fn exchange(&self, from: Observed, to: Descriptor) -> Result<Observed, Lost> {
+    pub(crate) fn exchange(&self, from: Observed, to: Descriptor) -> Result<Observed, Lost> {
         self.exchange_sparing_break(from, to, Bbm::Level0)
     }
 
@@ -140,13 +143,13 @@ impl Entry {
     /// even if the table is unlinked before it makes the entry (rule 5).
     ///
     /// Nothing is invalidated yet: the [`Unflushed`] has to go through one of its invalidations.
-    pub fn lock(&self, from: Observed, ipa: Ipa) -> Result<Unflushed<'_>, Lost> {
+    pub(crate) fn lock(&self, from: Observed, ipa: Ipa) -> Result<Unflushed<'_>, Lost> {
         self.lock_with(Descriptor::Locked.encode(from.format), from, ipa)
     }
 
     /// As [`Self::lock`], to put something else in its place that maps the same. If the table is unlinked meanwhile, so that
     /// nothing can be put there, a leaf that the entry stood for is its unlinker's.
-    pub fn lock_to_change(&self, from: Observed, ipa: Ipa) -> Result<Unflushed<'_>, Lost> {
+    pub(crate) fn lock_to_change(&self, from: Observed, ipa: Ipa) -> Result<Unflushed<'_>, Lost> {
         match from.descriptor() {
             Descriptor::Leaf(leaf) => self.lock_with(Descriptor::locked_keeping(leaf), from, ipa),
             _ => self.lock(from, ipa),
@@ -181,7 +184,7 @@ impl Entry {
 
     /// Takes an invalid entry so that only its holder may fill it (rule 8). There is nothing to invalidate.
     #[inline]
-    pub fn lock_vacant(&self, from: Observed, ipa: Ipa) -> Result<Broken<'_>, Lost> {
+    pub(crate) fn lock_vacant(&self, from: Observed, ipa: Ipa) -> Result<Broken<'_>, Lost> {
         debug_assert!(matches!(from.descriptor(), Descriptor::Invalid));
         let locked = Descriptor::Locked.encode(from.format);
         self.compare_exchange(from, from.word, locked)?;
@@ -216,8 +219,12 @@ impl Entry {
     }
 
     /// The bare word, as the hardware walker updates it and a watcher reads it.
+    ///
+    /// # Safety
+    /// Nothing is stored in it that walkers would take for a link to anything but what it has linked before, as long as that
+    /// is a table.
     #[cfg(feature = "watch")]
-    pub fn word(&self) -> &AtomicU64 {
+    pub unsafe fn word(&self) -> &AtomicU64 {
         &self.0
     }
 }
@@ -247,6 +254,10 @@ fn watched<R>(entry: &Entry, level: Level, access: impl Fn() -> (R, Option<(u64,
     let mut result = None;
     watcher.pause();
     watcher.change(entry, level, &mut || {
+        // Once, whatever the watcher does: what the first access did would be forgotten by the result of a second.
+        if result.is_some() {
+            return None;
+        }
         let (value, change) = access();
         result = Some(value);
         change
@@ -385,10 +396,28 @@ impl<'t> Broken<'t> {
         self.observed.descriptor()
     }
 
+    /// Publishes a leaf, or that nothing is mapped. Fails if the table was unlinked meanwhile (the entry is frozen): restart
+    /// from the root.
+    ///
+    /// # Panics
+    /// The leaf isn't one of the entry's level: the entry has its old value back then.
+    pub fn make_leaf(self, new: Option<Leaf>) -> Result<(), Lost> {
+        let level = self.level();
+        match new.map(|leaf| leaf.at(level)) {
+            None => self.make(Descriptor::Invalid),
+            Some(Ok(leaf)) => self.make(leaf),
+            Some(Err(of_other_level)) => {
+                // Lost only if the entry is frozen, which leaves nothing to restore.
+                let _ = self.restore();
+                panic!("{of_other_level:?} is no leaf of {level:?}");
+            }
+        }
+    }
+
     /// Publishes the new value. Fails if the table was unlinked meanwhile (the entry is frozen): restart from the root.
     /// Release: pairs with [`Entry::observe`].
     #[inline]
-    pub fn make(self, new: Descriptor) -> Result<(), Lost> {
+    pub(crate) fn make(self, new: Descriptor) -> Result<(), Lost> {
         let this = mem::ManuallyDrop::new(self);
         let new = new.encode(this.observed.format);
         this.entry.compare_exchange(this.observed, this.locked, new)
@@ -456,7 +485,7 @@ fn freeze_table(
             _ => {}
         }
     }
-    retire(Unlinked(TableFrame::from_linked(pa)));
+    retire(Unlinked(TableFrame::from_linked(pa, layout)));
 }
 
 /// A table that no entry leads to any more and that no TLB holds, all of its entries frozen.
@@ -468,7 +497,8 @@ fn freeze_table(
 pub struct Unlinked(TableFrame);
 
 impl Unlinked {
-    /// The frame, for the epoch to free when every walker of today has left.
+    /// The frame, for the epoch to free when every walker of today has left ([`Epoch`](crate::Epoch)): not zeroed, and nobody's
+    /// until then.
     pub fn into_frame(self) -> TableFrame {
         self.0
     }

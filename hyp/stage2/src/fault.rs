@@ -4,7 +4,7 @@
 
 use crate::address::{Ipa, Level, Pa};
 use crate::descriptor::{Attributes, Descriptor, Execute, Leaf};
-use crate::entry::Broken;
+use crate::entry::{Broken, Lost};
 use crate::group::dissolve;
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::split::{Around, Cut};
@@ -49,7 +49,8 @@ pub struct Request {
     pub va: Option<u64>,
     /// The access.
     pub access: Access,
-    /// What backs the page of `ipa`.
+    /// What backs the page of `ipa`, [within](crate::Layout::check_backing) the physical addresses: debug builds check that. Whoever
+    /// owns memory checks it once, where it gets it, as descriptors hold no more of an address than that.
     pub pa: Pa,
     /// The largest block that alignment and backing allow at `ipa`. Where the granule has none so large, the next smaller.
     pub largest: Level,
@@ -78,7 +79,7 @@ pub enum OnBlock {
 #[derive(Debug)]
 pub enum Resolution<'t> {
     /// Nothing was mapped. The caller holds the entry, looks at its grounds again (rule 8), and makes it
-    /// ([`Stage2::leaf_for`]) or restores it.
+    /// ([`Stage2::fill`]) or restores it.
     Vacant(Broken<'t>),
     /// The entry was made writable; the caller marks what this level spans dirty, if it logs (rule 9).
     Relaxed(Level),
@@ -94,29 +95,37 @@ pub enum Resolution<'t> {
     NotPermitted,
     /// No frame for a table.
     OutOfFrames,
+    /// The address lies beyond the IPA space: nothing can be mapped there.
+    NotInSpace,
 }
 
 impl Stage2 {
-    /// The leaf of `level` that serves a fault on which nothing was mapped.
+    /// Maps what `request` says by the entry that [`fault`](Self::fault) has handed out for it.
+    ///
+    /// # Errors
+    /// The table was unlinked meanwhile: the guest is to fault again.
     #[inline]
-    pub fn leaf_for(&self, request: &Request, level: Level) -> Descriptor {
+    pub fn fill(&self, vacant: Broken<'_>, request: &Request) -> Result<(), Lost> {
+        // The leaf is of the entry's level whatever the request says, so that it is no link.
+        let level = vacant.level();
         let pa = request.pa.align_down(self.layout().span(level));
-        Descriptor::Leaf(self.layout().leaf(level, pa, request.attributes))
+        let leaf = self.layout().leaf(level, pa, request.attributes);
+        vacant.make(Descriptor::Leaf(leaf))
     }
 
-    /// Serves a fault. `request.ipa` lies within the IPA space. On return, this CPU's TLB holds no entry that denies
-    /// what the tables now allow; those of other CPUs may, until they fault as well. Never waits for another CPU for long
-    /// (rule 4), never makes anything more permissive than the entry says it may be (rule 3).
+    /// Serves a fault. On return, this CPU's TLB holds no entry that denies what the tables now allow; those of other CPUs
+    /// may, until they fault as well. Never waits for another CPU for long (rule 4), never makes anything more permissive
+    /// than the entry says it may be (rule 3).
     #[inline(always)]
     pub fn fault<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         request: &Request,
     ) -> Resolution<'w> {
-        debug_assert!(self.layout().contains(&(request.ipa..request.ipa)));
         // What comes in numbers is looked at first: a page that nobody has touched.
-        let place = self.root().seek(worker, request.ipa);
-        if place.observed.level() == Level::L3 && place.observed.descriptor() == Descriptor::Invalid
+        if let Some(place) = self.root().seek(worker, request.ipa)
+            && place.observed.level() == Level::L3
+            && place.observed.descriptor() == Descriptor::Invalid
         {
             let page = request.ipa.align_down(self.layout().page_size());
             if let Ok(broken) = place.entry().lock_vacant(place.observed, page) {
@@ -137,8 +146,7 @@ impl Stage2 {
         va: Option<u64>,
         largest_written: Level,
     ) -> Option<Level> {
-        debug_assert!(self.layout().contains(&(ipa..ipa)));
-        let place = self.root().seek(worker, ipa);
+        let place = self.root().seek(worker, ipa)?;
         let level = place.observed.level();
         let Descriptor::Leaf(leaf) = place.observed.descriptor() else {
             return None;
@@ -178,7 +186,9 @@ impl Stage2 {
     ) -> Resolution<'w> {
         let mut looks = LOOKS_AT_LOCKED;
         loop {
-            let place = self.root().seek(worker, request.ipa);
+            let Some(place) = self.root().seek(worker, request.ipa) else {
+                return Resolution::NotInSpace;
+            };
             let context = place.context(self.layout(), request.ipa);
             let outcome = match context.descriptor {
                 Descriptor::Leaf(leaf) => self.fault_on_leaf(worker, request, &context, leaf),
@@ -288,7 +298,8 @@ impl Stage2 {
         worker.tlb.publish_tables();
         let link = Descriptor::Table(frame.pa());
         if context.entry.exchange(context.observed, link).is_err() {
-            worker.memory.free(frame);
+            // SAFETY: it has just come from this memory.
+            unsafe { worker.memory.free(frame) };
             return Err(Some(lost(worker)));
         }
         worker.counters.tables_linked.add(1);

@@ -4,7 +4,7 @@
 //! shifts, address format, VTCR_EL2. A layout never changes while its tables exist. Sources: Arm ARM D8.2 (granules,
 //! concatenation), D23.2.216 (VTCR_EL2).
 
-use crate::address::{Granule, Ipa, IpaRange, Level};
+use crate::address::{Granule, Ipa, Level};
 use crate::descriptor::LeafBits;
 use core::fmt;
 use core::num::NonZeroUsize;
@@ -51,9 +51,31 @@ pub struct Features {
     /// Groups of adjacent leaves carry the contiguous bit.
     pub contiguous: bool,
     /// FEAT_LSE, on each CPU that works on the tables: runs of entries are changed by its single-instruction atomics.
-    pub atomics: bool,
+    pub atomics: Atomics,
     /// FEAT_VMID16: VMIDs have 16 bits, not 8 (VTCR_EL2.VS).
     pub wide_vmids: bool,
+}
+
+/// Whether all CPUs that work on the tables have FEAT_LSE. Not a plain bool, as its instructions are undefined elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Atomics(bool);
+
+impl Atomics {
+    /// Some may not have it.
+    pub const NONE: Self = Self(false);
+
+    /// They have it.
+    ///
+    /// # Safety
+    /// That is so (ID_AA64ISAR0_EL1.Atomic on each of them).
+    pub const unsafe fn everywhere() -> Self {
+        Self(true)
+    }
+
+    /// Whether they have it.
+    pub const fn are_everywhere(self) -> bool {
+        self.0
+    }
 }
 
 impl Features {
@@ -70,7 +92,7 @@ impl Features {
             hardware_access: false,
             hardware_dirty: false,
             contiguous: false,
-            atomics: false,
+            atomics: Atomics::NONE,
             wide_vmids: false,
         }
     }
@@ -221,16 +243,6 @@ impl Layout {
     /// What all leaves have in common.
     pub(crate) const fn bits(&self) -> &LeafBits {
         &self.bits
-    }
-
-    /// The whole IPA space.
-    pub const fn all(&self) -> IpaRange {
-        Ipa::new(0)..Ipa::new(1 << self.features.ipa_bits)
-    }
-
-    /// Whether a range lies within the IPA space.
-    pub const fn contains(&self, range: &IpaRange) -> bool {
-        range.start.get() <= range.end.get() && range.end.get() <= 1 << self.features.ipa_bits
     }
 
     /// The first level that is looked up.

@@ -53,7 +53,8 @@
 //! | [`destroy`] | no TLB holds anything of the VM; [`Teardown::step`] then takes bounded time | wait for anybody | none |
 //!
 //! An operation that has run out of frames leaves all that it has done, says how far it came, and goes on from there when it
-//! is called again. Tables that were taken out of the tree are not free before the [`Epoch`] says so.
+//! is called again. Tables that were taken out of the tree are not free before the [`Epoch`] says so. A range that isn't whole
+//! pages of the IPA space is refused before anything is done ([`BadAddress`]), by those that never fail too.
 //!
 //! [`fault`]: Stage2::fault
 //! [`relax`]: Stage2::relax
@@ -86,6 +87,68 @@
 //! host, under tests, Miri and the loom model checker. The crate is `no_std` and allocates nothing but the bookkeeping of
 //! [`VmidAllocator`]. Its feature `watch` reports every change of a shared entry to a watcher, for tests and debug builds.
 //!
+//! # What safe code can't do
+//! Whatever is called with whatever addresses, in debug and release builds, the engine itself reads and writes nothing but its
+//! tables. Ranges and addresses that it can't translate are errors ([`BadAddress`], [`Resolution::NotInSpace`]). What it can't
+//! check is a contract that somebody signs by `unsafe`: whose memory a [`TableFrame`] is, how a [`TableMemory`] finds it, when an
+//! [`Epoch`] frees it, and that all CPUs have the instructions that [`Atomics`] promises.
+//!
+//! What a *guest* reaches is another matter: whoever lets one run on a tree vouches, where that is done (the root in VTTBR_EL2),
+//! for the memory that is mapped, for the [`Tlb`] and for the [`Instructions`].
+//!
+//! Memory that is nobody's doesn't become a table:
+//! ```compile_fail,E0133
+//! let root = stage2::TableFrame::new(stage2::Pa::new(0x1000), 4096);
+//! ```
+//! An epoch that frees at once has to say that it may:
+//! ```compile_fail,E0200
+//! struct AtOnce;
+//! impl stage2::Epoch for AtOnce {
+//!     fn retire(&self, unlinked: stage2::Unlinked) {
+//!         drop(unlinked.into_frame());
+//!     }
+//! }
+//! ```
+//! A frame goes back only to where it came from:
+//! ```compile_fail,E0133
+//! fn mix_up<M: stage2::TableMemory>(one: &M, other: &M) {
+//!     one.free(other.allocate().unwrap());
+//! }
+//! ```
+//! A visitor links no table, nor does the holder of a broken entry:
+//! ```compile_fail,E0308
+//! fn visit(context: &stage2::VisitContext<'_>) {
+//!     let _ = context.exchange(Some(stage2::Descriptor::Table(stage2::Pa::new(0x1000))));
+//! }
+//! ```
+//! ```compile_fail,E0308
+//! fn make(broken: stage2::Broken<'_>) {
+//!     let _ = broken.make_leaf(Some(stage2::Descriptor::Table(stage2::Pa::new(0x1000))));
+//! }
+//! ```
+//! ```compile_fail,E0624
+//! fn make(broken: stage2::Broken<'_>) {
+//!     let _ = broken.make(stage2::Descriptor::Table(stage2::Pa::new(0x1000)));
+//! }
+//! ```
+//! Nor does it change another entry than the one that it was shown, from what was observed elsewhere:
+//! ```compile_fail,E0616
+//! fn visit(context: &stage2::VisitContext<'_>) {
+//!     let _ = context.entry;
+//! }
+//! ```
+//! ```compile_fail,E0507
+//! fn visit(context: &stage2::VisitContext<'_>) {
+//!     let mut copy = *context;
+//!     copy.level = stage2::Level::L3;
+//! }
+//! ```
+//! Instructions that some CPU may lack aren't promised in passing:
+//! ```compile_fail,E0133
+//! let mut features = stage2::Features::armv8_0(40, 48);
+//! features.atomics = stage2::Atomics::everywhere();
+//! ```
+//!
 //! # Example
 //! All of it on a host, which is `examples/host.rs`:
 //!
@@ -99,6 +162,7 @@ extern crate alloc;
 
 mod address;
 mod batch;
+mod bounds;
 mod change;
 mod collapse;
 mod descriptor;
@@ -125,16 +189,17 @@ mod wanted;
 pub mod watch;
 
 pub use address::{Granule, Ipa, IpaRange, Level, PAGE_SHIFT, PAGE_SIZE, Pa, Vmid, Vttbr};
+pub use bounds::BadAddress;
 pub use collapse::Collapsed;
 pub use descriptor::{Attributes, Descriptor, Execute, Leaf, MemoryType, Permissions};
 pub use entry::{Broken, Entry, Lost, Observed, POISON, Unflushed, Unlinked};
 pub use fault::{Access, OnBlock, Request, Resolution};
-pub use layout::{BadLayout, Bbm, Features, Format, Layout};
+pub use layout::{Atomics, BadLayout, Bbm, Features, Format, Layout};
 pub use maintenance::{Barrier, Instructions, Maintenance, RegimeRegisters, TlbPolicy, Tlbi};
 pub use map::{MapFailed, MapStopped, Mapped, Mapping};
 pub use memory::{Counter, Counters, Epoch, TableFrame, TableMemory, Worker};
 pub use replace::Replaced;
-pub use split::{Split, SplitFailed};
+pub use split::{Split, SplitFailed, SplitStopped};
 pub use stage2::{OutOfFrames, Stage2};
 pub use teardown::Teardown;
 pub use tlb::{NoTlb, Regime, Tlb};

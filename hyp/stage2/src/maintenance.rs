@@ -58,6 +58,10 @@ pub enum Barrier {
 /// The issuing CPU's instructions, executed in the order of the calls.
 pub trait Instructions {
     /// Issues a TLB invalidation for the VMID that VTTBR_EL2 holds.
+    ///
+    /// With HCR_EL2.TGE clear, also where EL2 runs with VHE: with E2H and TGE both set, as a host under VHE has them,
+    /// instructions for EL1 act on EL2's own translation (Arm ARM D8.17), and every stage-2 entry stays in the TLBs. Who runs
+    /// so clears TGE around the instruction (an ISB after it is cleared, another one after it is set again).
     fn tlbi(&self, operation: Tlbi);
 
     /// Issues a barrier.

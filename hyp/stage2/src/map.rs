@@ -3,11 +3,12 @@
 //! May run at any time beside every other operation. Fills only what is vacant: a fault that was first stays as it is.
 
 use crate::address::{Ipa, IpaRange, Level, Pa};
+use crate::bounds::BadAddress;
 use crate::descriptor::{Attributes, Descriptor, Leaf};
 use crate::entry::Broken;
 use crate::group::MOST_MEMBERS;
 use crate::memory::{Epoch, TableMemory, Worker};
-use crate::stage2::Stage2;
+use crate::stage2::{OutOfFrames, Stage2};
 use crate::sync;
 use crate::tlb::Tlb;
 use crate::walk::{Step, VisitContext};
@@ -40,6 +41,8 @@ pub enum MapStopped {
     OutOfFrames,
     /// The caller's grounds for it have gone (rule 8).
     GroundsGone,
+    /// The range, or what was to back it, can't be mapped. Nothing was.
+    BadAddress(BadAddress),
 }
 
 /// A map that ended early. What it did until then stays, and all else is as it was.
@@ -53,11 +56,17 @@ pub struct MapFailed {
 
 impl fmt::Display for MapFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let why = match self.reason {
-            MapStopped::OutOfFrames => "no frame left for a stage-2 table",
-            MapStopped::GroundsGone => "what backs the range has changed",
-        };
-        write!(f, "mapping stopped at {}: {why}", self.mapped.done_to)
+        let at = self.mapped.done_to;
+        match self.reason {
+            MapStopped::OutOfFrames => write!(f, "mapping stopped at {at}: {OutOfFrames}"),
+            MapStopped::GroundsGone => {
+                write!(
+                    f,
+                    "mapping stopped at {at}: what backs the range has changed"
+                )
+            }
+            MapStopped::BadAddress(why) => write!(f, "nothing was mapped: {why}"),
+        }
     }
 }
 
@@ -82,6 +91,9 @@ impl Stage2 {
     /// caller's to see to, as only it knows who wrote them: on CPUs without FEAT_S2FWB past the caches too.
     ///
     /// Nothing that was in a TLB changes, so nothing is invalidated. It never replaces or changes a mapping.
+    ///
+    /// # Errors
+    /// How far it came, and what was in the way.
     pub fn map<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
@@ -89,10 +101,14 @@ impl Stage2 {
         mapping: Mapping,
         grounds: impl FnMut() -> bool,
     ) -> Result<Mapped, MapFailed> {
-        let page_size = self.layout().page_size();
-        debug_assert!(self.layout().contains(&range));
-        debug_assert!(range.start.is_aligned(page_size) && range.end.is_aligned(page_size));
-        debug_assert!(mapping.pa.is_aligned(page_size));
+        if let Err(bad) = self.check_mapping(&range, mapping.pa) {
+            let mapped = Mapped {
+                done_to: range.start,
+                leaves: 0,
+            };
+            let reason = MapStopped::BadAddress(bad);
+            return Err(MapFailed { mapped, reason });
+        }
         let mut map = Map {
             stage2: self,
             mapping: Mapping {
@@ -116,6 +132,13 @@ impl Stage2 {
             None => Ok(mapped),
             Some(reason) => Err(MapFailed { mapped, reason }),
         }
+    }
+
+    /// Whether memory from `pa` on can be mapped at `range`.
+    fn check_mapping(&self, range: &IpaRange, pa: Pa) -> Result<(), BadAddress> {
+        self.layout().check(range)?;
+        let bytes = range.end.get() - range.start.get();
+        self.layout().check_backing(pa, bytes)
     }
 }
 
@@ -264,7 +287,8 @@ impl<G: FnMut() -> bool> Map<'_, G> {
         if step == Step::Continue {
             worker.counters.tables_linked.add(1);
         } else {
-            worker.memory.free(table);
+            // SAFETY: it was just built of a frame of this memory.
+            unsafe { worker.memory.free(table) };
         }
         step
     }

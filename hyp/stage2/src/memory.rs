@@ -16,23 +16,28 @@ use core::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug, PartialEq, Eq)]
 pub struct TableFrame {
     pa: Pa,
-    tables: usize,
+    bytes: u64,
 }
 
 impl TableFrame {
-    /// Takes ownership of the zeroed frame at `pa`.
-    pub const fn new(pa: Pa) -> Self {
-        Self { pa, tables: 1 }
-    }
-
-    /// Takes ownership of the run of `tables` zeroed frames at `pa`, for a root.
-    pub const fn root(pa: Pa, tables: usize) -> Self {
-        Self { pa, tables }
+    /// Takes ownership of `bytes` of zeroed memory at `pa`: a table ([`Layout::table_size`]), or the tables of a root
+    /// ([`Layout::root_bytes`]).
+    ///
+    /// # Safety
+    /// - Nobody else has the memory, nor a `TableFrame` for any of it.
+    /// - It is zeroed ([`Entry::vacant`]), aligned to its size, and part of a [`TableMemory`], by which it can be reached.
+    /// - That is where the tables come from of every tree that it becomes part of: whoever works on such a tree does so with
+    ///   this `TableMemory`, or with another one that reaches the same frames (each CPU has its own).
+    pub const unsafe fn new(pa: Pa, bytes: u64) -> Self {
+        Self { pa, bytes }
     }
 
     /// Ownership of a frame that a link led to: for whoever froze all of it, or never showed it.
-    pub(crate) const fn from_linked(pa: Pa) -> Self {
-        Self::new(pa)
+    pub(crate) const fn from_linked(pa: Pa, layout: &Layout) -> Self {
+        Self {
+            pa,
+            bytes: layout.table_size(),
+        }
     }
 
     /// The (first) frame's address.
@@ -40,9 +45,9 @@ impl TableFrame {
         self.pa
     }
 
-    /// How many frames these are.
-    pub const fn tables(&self) -> usize {
-        self.tables
+    /// The bytes of memory that this owns.
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
     }
 }
 
@@ -51,22 +56,34 @@ impl TableFrame {
 /// One source serves trees of one granule: its frames have the granule's size ([`Layout::table_size`]).
 ///
 /// # Safety
-/// [`allocate`](Self::allocate) returns frames that nobody else uses, zeroed, aligned to their size, and
+/// [`allocate`](Self::allocate) returns single frames that nobody else uses, zeroed, aligned to their size, at addresses that
+/// descriptors can hold ([`Layout::pa_bits`]), and
 /// [`entries`](Self::entries) maps the address of each one to memory that stays valid for shared access as
-/// [`Layout::table_entries`] [`Entry`] values until the frame is freed. The same holds for the frames of a root.
+/// [`Layout::table_entries`] [`Entry`] values until the frame is freed. The same holds for the frames of a root, all of whose
+/// entries follow each other.
 pub unsafe trait TableMemory {
     /// A zeroed frame, or `None` where there are none left. Called in the fault path: no lock, no shared cache line.
     fn allocate(&self) -> Option<TableFrame>;
 
     /// Takes back a frame that no walker can have seen.
-    fn free(&self, frame: TableFrame);
+    ///
+    /// # Safety
+    /// It came from [`allocate`](Self::allocate) of this source, by whichever CPU.
+    unsafe fn free(&self, frame: TableFrame);
 
     /// Where the table at `pa` is reachable.
     fn entries(&self, pa: Pa) -> NonNull<Entry>;
 }
 
-/// Deferred reclamation: an epoch that the caller entered before its walk and leaves after it.
-pub trait Epoch {
+/// Deferred reclamation: an epoch that the caller entered before its walk and leaves after it (rule 7). Whoever has a value
+/// of such a type is inside: for that long, the references that a [`Worker`] with it gets to tables have to be good.
+///
+/// # Safety
+/// A frame that [`retire`](Self::retire) gets stays as it is, as what it is, and is neither freed nor used for anything else
+/// until nobody is inside any more who was when it came: all other values, on all CPUs, of all epochs that a tree is
+/// worked on with are gone; and so is the one that it was given to, with the operation that did so, and all that this or an
+/// earlier operation with it has handed out.
+pub unsafe trait Epoch {
     /// Frees the frame once every CPU that is inside an epoch now has left it (rule 7).
     fn retire(&self, unlinked: Unlinked);
 }

@@ -5,6 +5,7 @@
 
 use crate::address::{Ipa, IpaRange, Level, Pa};
 use crate::batch::Batch;
+use crate::bounds::BadAddress;
 use crate::descriptor::{Attributes, Descriptor, Leaf};
 use crate::entry::Broken;
 use crate::fault::lost;
@@ -33,7 +34,7 @@ impl AddAssign for Replaced {
 
 impl Stage2 {
     /// Puts other memory behind pages in `range`. `choose` is shown each page's leaf as it is, and says what the page is to
-    /// be mapped to (aligned to the page size) and how; without an answer it stays as it is. Blocks are left alone, and
+    /// be mapped to (as for [`Request::pa`](crate::Request::pa)) and how; without an answer it stays as it is. Blocks are left alone, and
     /// counted. What isn't mapped isn't created.
     ///
     /// `replaced` gets each leaf that was taken, once, as it was last: after its TLB invalidation, when no guest reaches the
@@ -49,14 +50,17 @@ impl Stage2 {
     /// map what they have decided to; whoever wants them to see the new memory publishes it first (rule 8). It needs no
     /// memory, so it can't fail. It waits for entries that others hold, but never while it holds one itself (rule 4).
     /// It takes time in proportion to the range, all in one epoch.
+    ///
+    /// # Errors
+    /// The range isn't one of whole pages of the IPA space.
     pub fn replace<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         range: IpaRange,
         mut choose: impl FnMut(Ipa, Leaf) -> Option<(Pa, Attributes)>,
         mut replaced: impl FnMut(Ipa, Leaf),
-    ) -> Replaced {
-        debug_assert!(self.layout().contains(&range));
+    ) -> Result<Replaced, BadAddress> {
+        self.layout().check(&range)?;
         let mut found = Replaced::default();
         let page_size = self.layout().page_size();
         if range.end.get().saturating_sub(range.start.get()) <= page_size {
@@ -65,7 +69,7 @@ impl Stage2 {
             self.replace_pages(worker, range, &mut choose, &mut replaced, &mut found);
         }
         worker.counters.replaced.add(found.pages);
-        found
+        Ok(found)
     }
 
     /// [`Self::replace`] for many pages: one invalidation for a batch of them.

@@ -4,6 +4,7 @@
 //! spare it. May run at any time beside every other operation.
 
 use crate::address::{Ipa, IpaRange, Level};
+use crate::bounds::BadAddress;
 use crate::descriptor::{Descriptor, Leaf};
 use crate::entry::Lost;
 use crate::fault::lost;
@@ -13,6 +14,7 @@ use crate::memory::{Epoch, TableFrame, TableMemory, Worker};
 use crate::stage2::{OutOfFrames, Stage2};
 use crate::tlb::Tlb;
 use crate::walk::{Step, VisitContext};
+use core::fmt;
 
 /// How far down the pieces of a block are cut.
 #[derive(Clone, Copy, Debug)]
@@ -74,14 +76,35 @@ pub struct Split {
     pub blocks: u64,
 }
 
-/// Why a split ended before the end of its range. What it did until then stays, and all else is as it was.
+/// Why a split ended before the end of its range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SplitStopped {
+    /// There was no frame for a table.
+    OutOfFrames,
+    /// The range isn't one of whole pages of the IPA space.
+    BadAddress(BadAddress),
+}
+
+/// A split that ended early. What it did until then stays, and all else is as it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SplitFailed {
     /// How far it came.
     pub split: Split,
-    /// What was missing.
-    pub reason: OutOfFrames,
+    /// What was in the way.
+    pub reason: SplitStopped,
 }
+
+impl fmt::Display for SplitFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "splitting stopped at {}: ", self.split.done_to)?;
+        match self.reason {
+            SplitStopped::OutOfFrames => OutOfFrames.fmt(f),
+            SplitStopped::BadAddress(why) => why.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for SplitFailed {}
 
 impl Stage2 {
     /// Splits the blocks in `range` into leaves of `to`, with the block's permissions, access and dirty state; blocks that
@@ -91,6 +114,9 @@ impl Stage2 {
     /// A block is replaced as a whole, a block of 1 GiB by one break for all its pages, or, if there aren't frames for
     /// that, level by level. When this returns, no TLB holds an entry for any block that it replaced. It never makes
     /// anything more or less permissive, and leaves alone what is smaller already.
+    ///
+    /// # Errors
+    /// How far it came, and what was in the way.
     pub fn split<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
@@ -98,7 +124,14 @@ impl Stage2 {
         to: Level,
         blocks: u64,
     ) -> Result<Split, SplitFailed> {
-        debug_assert!(self.layout().contains(&range));
+        if let Err(bad) = self.layout().check(&range) {
+            let split = Split {
+                done_to: range.start,
+                blocks: 0,
+            };
+            let reason = SplitStopped::BadAddress(bad);
+            return Err(SplitFailed { split, reason });
+        }
         let mut done = 0;
         let mut failed = false;
         let done_to = self
@@ -129,7 +162,7 @@ impl Stage2 {
             blocks: done,
         };
         if failed {
-            let reason = OutOfFrames;
+            let reason = SplitStopped::OutOfFrames;
             return Err(SplitFailed { split, reason });
         }
         Ok(split)
@@ -334,9 +367,15 @@ fn free<M: TableMemory, T: Tlb, E: Epoch>(
     if let Some(below) = level.below() {
         for entry in worker.table(layout, table.pa()) {
             if let Descriptor::Table(child) = entry.observe(level, layout.format()).descriptor() {
-                free(worker, layout, below, TableFrame::from_linked(child));
+                free(
+                    worker,
+                    layout,
+                    below,
+                    TableFrame::from_linked(child, layout),
+                );
             }
         }
     }
-    worker.memory.free(table);
+    // SAFETY: the subtree was built of frames of this memory.
+    unsafe { worker.memory.free(table) };
 }

@@ -4,6 +4,7 @@
 //! teardown. All take `&self` and may run on any CPU at any time.
 
 use crate::address::{Ipa, IpaRange, Level, Vttbr};
+use crate::bounds::BadAddress;
 use crate::descriptor::{Descriptor, Leaf};
 use crate::layout::Layout;
 use crate::memory::{Epoch, TableFrame, TableMemory, Worker};
@@ -34,10 +35,17 @@ pub struct Stage2 {
 }
 
 impl Stage2 {
-    /// An empty translation. `root` are [`Layout::root_tables`] zeroed frames in one run that is aligned to its size.
+    /// An empty translation. `root` are [`Layout::root_bytes`] of zeroed memory, aligned to their size.
+    ///
+    /// # Panics
+    /// The root is smaller, larger, or at another address.
     pub fn new(root: TableFrame, layout: Layout) -> Self {
-        debug_assert!(
-            root.pa().is_aligned(layout.root_bytes()) && root.tables() == layout.root_tables()
+        let bytes = layout.root_bytes();
+        assert!(
+            root.bytes() == bytes
+                && root.pa().is_aligned(bytes)
+                && layout.check_backing(root.pa(), bytes).is_ok(),
+            "{root:?} is no root of {bytes} bytes"
         );
         #[cfg(feature = "watch")]
         if let Some(watcher) = crate::watch::watcher() {
@@ -88,28 +96,30 @@ impl Stage2 {
     /// Visits the entries that cover `range`, in address order, from the root down as the visitor says: for operations that
     /// this crate doesn't have. Returns where the visitor stopped, or the range's end.
     ///
-    /// The visitor changes entries by [`Entry`](crate::Entry)'s verbs only, from what it was shown; what it owes the TLBs
+    /// The visitor changes entries by [`VisitContext`]'s verbs only, from what it was shown; what it owes the TLBs
     /// is its own business. It runs inside the caller's epoch, beside every other operation.
+    ///
+    /// # Errors
+    /// The range isn't one of whole pages of the IPA space.
     pub fn walk<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         range: IpaRange,
         visit: impl FnMut(&VisitContext<'w>) -> Step,
-    ) -> Ipa {
-        debug_assert!(self.layout.contains(&range));
-        self.root().walk(worker, range, visit)
+    ) -> Result<Ipa, BadAddress> {
+        self.layout.check(&range)?;
+        Ok(self.root().walk(worker, range, visit))
     }
 
     /// What maps `ipa` at this moment, and at which level. A locked entry maps nothing, but for a block that is being
-    /// replaced without a break. Changes nothing, and promises
-    /// nothing of TLBs.
+    /// replaced without a break; and so does an address beyond the IPA space. Changes nothing, and promises nothing of TLBs.
     pub fn lookup<M: TableMemory, T: Tlb, E: Epoch>(
         &self,
         worker: &Worker<'_, M, T, E>,
         ipa: Ipa,
     ) -> Option<(Leaf, Level)> {
         loop {
-            let observed = self.root().seek(worker, ipa).observed;
+            let observed = self.root().seek(worker, ipa)?.observed;
             match observed.descriptor() {
                 Descriptor::Leaf(leaf) => return Some((leaf, observed.level())),
                 Descriptor::Invalid => return None,
@@ -125,13 +135,18 @@ impl Stage2 {
 
     /// Drops all that any TLB holds of `range`: on return every CPU translates it by the tables as they are. For owners
     /// that let [`age`](Self::age) run without, and want to be sure once.
+    ///
+    /// # Errors
+    /// The range isn't one of whole pages of the IPA space.
     pub fn invalidate<M: TableMemory, T: Tlb, E: Epoch>(
         &self,
         worker: &Worker<'_, M, T, E>,
         range: IpaRange,
-    ) {
+    ) -> Result<(), BadAddress> {
+        self.layout.check(&range)?;
         worker.counters.tlbi_broadcast.add(1);
         worker.tlb.invalidate_range(self.regime(), range, false);
+        Ok(())
     }
 
     /// Calls `clean` with the address and size of each piece of write-back memory mapped in `range`, so that accesses of
@@ -139,15 +154,18 @@ impl Stage2 {
     /// through them. Nothing to do where the layout has FEAT_S2FWB, as no such access exists then.
     ///
     /// What is mapped or unmapped meanwhile may be missed or cleaned in vain.
+    ///
+    /// # Errors
+    /// The range isn't one of whole pages of the IPA space.
     pub fn clean_caches<M: TableMemory, T: Tlb, E: Epoch>(
         &self,
         worker: &Worker<'_, M, T, E>,
         range: IpaRange,
         mut clean: impl FnMut(crate::Pa, u64),
-    ) {
-        debug_assert!(self.layout.contains(&range));
+    ) -> Result<(), BadAddress> {
+        self.layout.check(&range)?;
         if self.layout.features().fwb {
-            return;
+            return Ok(());
         }
         self.root()
             .walk(worker, range, |context| match context.descriptor {
@@ -162,5 +180,6 @@ impl Stage2 {
                 }
                 Descriptor::Leaf(_) | Descriptor::Invalid => Step::Continue,
             });
+        Ok(())
     }
 }

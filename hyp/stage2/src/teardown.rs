@@ -136,7 +136,7 @@ impl Teardown {
     /// Hands the table that has been emptied to the epoch.
     fn leave<M: TableMemory, T: Tlb, E: Epoch>(&mut self, worker: &Worker<'_, M, T, E>) {
         let frame = if self.depth > 0 {
-            let frame = TableFrame::from_linked(self.path[self.depth].table);
+            let frame = TableFrame::from_linked(self.path[self.depth].table, &self.layout);
             self.depth -= 1;
             Some(frame)
         } else {
@@ -147,7 +147,8 @@ impl Teardown {
             if let (None, Some(watcher)) = (&self.root, crate::watch::watcher()) {
                 watcher.root(frame.pa(), &self.layout, false);
             }
-            worker.counters.tables_unlinked.add(frame.tables() as u64);
+            let tables = frame.bytes() / self.layout.table_size();
+            worker.counters.tables_unlinked.add(tables);
             worker.epoch.retire(Unlinked::of_dead_tree(frame));
         }
     }

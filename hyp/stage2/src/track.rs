@@ -4,6 +4,7 @@
 //! All may run at any time beside every other operation. What they owe the TLBs is invalidated before they return.
 
 use crate::address::{Ipa, IpaRange, Level};
+use crate::bounds::BadAddress;
 use crate::change::{Found, Verdict};
 use crate::descriptor::Descriptor;
 use crate::entry::{Entry, Observed};
@@ -24,6 +25,9 @@ impl Stage2 {
     ///
     /// When this returns, no TLB holds an entry that lets a write to any of them go unnoticed, also where another CPU made
     /// the change and has not finished its invalidation (rule 3). It maps or unmaps nothing.
+    ///
+    /// # Errors
+    /// The range isn't one of whole pages of the IPA space.
     pub fn track_writes<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
@@ -31,8 +35,9 @@ impl Stage2 {
         largest: Level,
         wanted: impl Wanted,
         mut forgotten: impl FnMut(Ipa, Level),
-    ) {
+    ) -> Result<(), BadAddress> {
         let layout = self.layout();
+        layout.check(&range)?;
         let protected = self.change_leaves(
             worker,
             range,
@@ -62,6 +67,7 @@ impl Stage2 {
             },
         );
         worker.counters.write_protected.add(protected);
+        Ok(())
     }
 
     /// Collects what hardware has noted as written in `range` (FEAT_HAFDBS): calls `dirty` with each such leaf, by its
@@ -70,12 +76,16 @@ impl Stage2 {
     /// When this returns, no TLB holds a writable entry for a leaf that it reported: every later write is noted again. Of
     /// two that harvest one range at once, each reports a part, and only what it reported itself is clean to it; so
     /// harvests exclude each other (rule 9).
+    ///
+    /// # Errors
+    /// The range isn't one of whole pages of the IPA space.
     pub fn harvest_dirty<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         range: IpaRange,
         mut dirty: impl FnMut(Ipa, Level),
-    ) {
+    ) -> Result<(), BadAddress> {
+        self.layout().check(&range)?;
         self.change_leaves(
             worker,
             range,
@@ -90,23 +100,27 @@ impl Stage2 {
             },
             |context, _| dirty(context.ipa, context.level),
         );
+        Ok(())
     }
 
     /// Tells what hardware has noted as written in `range`, and changes nothing. `wanted` is asked for each lowest table,
     /// by the part of it that the range covers, whether it can tell anything new; where it can't, nothing is read. `dirty`
     /// gets the first IPA of up to 64 leaves, their level, and a bit for each that is dirty, where one is.
     ///
-    /// A write that happens meanwhile is found now or the next time. What another CPU has taken out of a page's entry,
-    /// or has frozen with its table, isn't found: that CPU is told of it. Whoever needs all of it at once waits, after
-    /// this has returned, until that CPU has passed on what it was told (rule 14).
+    /// A write that happens meanwhile is found now or the next time. What another CPU has taken out of a page's entry, or has
+    /// frozen with its table, isn't found: that CPU is told of it. Whoever needs all of it at once waits, after this has
+    /// returned, until that CPU has passed on what it was told (rule 14).
+    ///
+    /// # Errors
+    /// The range isn't one of whole pages of the IPA space.
     pub fn find_dirty<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         range: IpaRange,
         wanted: impl Fn(IpaRange) -> bool,
         mut dirty: impl FnMut(Ipa, Level, u64),
-    ) {
-        debug_assert!(self.layout().contains(&range));
+    ) -> Result<(), BadAddress> {
+        self.layout().check(&range)?;
         self.root()
             .walk(worker, range, |context| match context.descriptor {
                 Descriptor::Table(pa) if context.level == Level::L2 => {
@@ -127,6 +141,7 @@ impl Stage2 {
                 Descriptor::Locked => Step::Wait,
                 Descriptor::Frozen => Step::Restart,
             });
+        Ok(())
     }
 
     /// Looks through the pages of a lowest table. What a frozen or locked entry stood for is with whoever froze or locked it.

@@ -4,6 +4,7 @@
 
 use crate::address::{Ipa, IpaRange, Level};
 use crate::batch::Batch;
+use crate::bounds::BadAddress;
 use crate::descriptor::{Descriptor, Leaf};
 use crate::entry::Broken;
 use crate::group::dissolve;
@@ -23,13 +24,16 @@ impl Stage2 {
     /// that run beside it may map anew; whoever wants the range to stay empty takes away their grounds first (rule
     /// 10). It needs no memory, so it can't fail. It takes time in proportion to the range, all in one epoch: large
     /// ranges are better unmapped piece by piece.
+    ///
+    /// # Errors
+    /// The range isn't one of whole pages of the IPA space.
     pub fn unmap<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         range: IpaRange,
         mut removed: impl FnMut(Level, Ipa, Leaf),
-    ) {
-        debug_assert!(self.layout().contains(&range));
+    ) -> Result<(), BadAddress> {
+        self.layout().check(&range)?;
         // Lower tables first, so that a fault waits for no more than one table's contents; those above are empty by
         // then, but for what came back.
         let bytes = range.end.get().saturating_sub(range.start.get());
@@ -39,25 +43,33 @@ impl Stage2 {
                 self.unmap_pass(worker, &range, unlinked, &mut removed);
             }
         }
+        Ok(())
     }
 
     /// Removes the leaves in `ranges`, which come in ascending order and may lie far apart, with one invalidation for
     /// as many of them as are held at a time. Tables stay, also empty ones: for single pages that are likely to come
     /// back. In all else as [`Self::unmap`].
+    ///
+    /// # Errors
+    /// A range isn't one of whole pages of the IPA space. Those before it are unmapped.
     pub fn unmap_leaves<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         ranges: impl IntoIterator<Item = IpaRange>,
         mut removed: impl FnMut(Level, Ipa, Leaf),
-    ) {
+    ) -> Result<(), BadAddress> {
         let mut batch = Batch::default();
         let mut flush = |batch: Batch<'w, ()>| {
             batch.flush(worker, self, false, |broken, ()| {
                 remove(worker, self.layout(), broken, &mut removed);
             });
         };
+        let mut checked = Ok(());
         for range in ranges {
-            debug_assert!(self.layout().contains(&range));
+            checked = self.layout().check(&range);
+            if checked.is_err() {
+                break;
+            }
             let mut at = range.start;
             while at < range.end {
                 at = self.root().walk(worker, at..range.end, |context| {
@@ -81,6 +93,7 @@ impl Stage2 {
             }
         }
         flush(batch);
+        checked
     }
 
     /// Removes the tables under entries of level `unlinked`; and the leaves, if that is the lowest.

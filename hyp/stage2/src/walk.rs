@@ -5,21 +5,22 @@
 //! again at the root (rule 5), so a walk always works on the tree as it is.
 
 use crate::address::{Ipa, IpaRange, Level, Pa};
-use crate::descriptor::Descriptor;
-use crate::entry::{Entry, Observed};
+use crate::descriptor::{Descriptor, Leaf};
+use crate::entry::{Entry, Lost, Observed, Unflushed};
 use crate::layout::Layout;
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::tlb::Tlb;
 use core::slice;
 
 /// All that a visit needs to know.
-#[derive(Clone, Copy)]
+///
+/// There is no copy of one, which could be made to speak of another entry than the one that was observed.
 pub struct VisitContext<'t> {
     /// The slot in the table.
-    pub entry: &'t Entry,
+    pub(crate) entry: &'t Entry,
     /// What it held when the walker came by.
-    pub observed: Observed,
-    /// `observed`, decoded.
+    pub(crate) observed: Observed,
+    /// What it held when the walker came by, decoded.
     pub descriptor: Descriptor,
     /// The level of the table that holds it.
     pub level: Level,
@@ -37,7 +38,33 @@ pub struct VisitContext<'t> {
     pub(crate) index: usize,
 }
 
-impl VisitContext<'_> {
+impl<'t> VisitContext<'t> {
+    /// Changes the entry from what it held to a leaf, or to nothing. For changes that need no break; debug builds check
+    /// that.
+    ///
+    /// # Errors
+    /// It holds something else by now: look again (rule 1).
+    ///
+    /// # Panics
+    /// The leaf isn't one of the entry's level.
+    pub fn exchange(&self, new: Option<Leaf>) -> Result<(), Lost> {
+        let new = match new.map(|leaf| leaf.at(self.level)) {
+            None => Descriptor::Invalid,
+            Some(Ok(leaf)) => leaf,
+            Some(Err(other)) => panic!("{other:?} is no leaf of {:?}", self.level),
+        };
+        self.entry.exchange(self.observed, new).map(|_| ())
+    }
+
+    /// Takes the entry for a break, from what it held (rule 2), to remove what it stood for: that is the caller's now,
+    /// even if the table is unlinked before it makes the entry (rule 5).
+    ///
+    /// # Errors
+    /// It holds something else by now: look again (rule 1).
+    pub fn lock(&self) -> Result<Unflushed<'t>, Lost> {
+        self.entry.lock(self.observed, self.ipa)
+    }
+
     /// Whether the walk's range covers all of the entry.
     pub fn is_whole(&self) -> bool {
         self.start == self.ipa && self.end == self.ipa_end
@@ -110,8 +137,9 @@ impl Root<'_> {
         &self,
         worker: &Worker<'w, M, T, E>,
     ) -> &'w [Entry] {
-        // SAFETY: the root's frames are one run of `layout.root_tables()` tables, owned by the `Stage2` that lends this
-        // `Root`, and freed only through an epoch after that is gone.
+        // SAFETY: the root's frames are one run of `layout.root_tables()` tables (`Stage2::new`) of the source that everybody
+        // works with (`TableFrame::new`), owned by the `Stage2` that lends this `Root`, and freed only through an epoch after
+        // that is gone.
         unsafe {
             slice::from_raw_parts(
                 worker.memory.entries(self.pa).as_ptr(),
@@ -120,25 +148,25 @@ impl Root<'_> {
         }
     }
 
-    /// The entry that ends the translation of `ipa`: no table.
+    /// The entry that ends the translation of `ipa`: no table. `None` beyond the IPA space.
     #[inline(always)]
     pub(crate) fn seek<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &self,
         worker: &Worker<'w, M, T, E>,
         ipa: Ipa,
-    ) -> Place<'w> {
+    ) -> Option<Place<'w>> {
         let mut level = self.layout.start();
         let mut shift = self.layout.shift(level);
         let mut table = self.entries(worker);
         let mut index = (ipa.get() >> shift) as usize;
         loop {
-            let observed = table[index].observe(level, self.layout.format());
+            let observed = table.get(index)?.observe(level, self.layout.format());
             let (Some(pa), Some(below)) = (observed.link(), level.below()) else {
-                return Place {
+                return Some(Place {
                     table,
                     index,
                     observed,
-                };
+                });
             };
             level = below;
             shift -= self.layout.stride();
@@ -147,8 +175,8 @@ impl Root<'_> {
         }
     }
 
-    /// Visits the entries that cover `range`, in address order, from the root down as the visitor says.
-    /// Returns where it was stopped, or the range's end.
+    /// Visits the entries that cover `range`, which has been [checked](Layout::check), in address order, from the root down as
+    /// the visitor says. Returns where it was stopped, or the range's end.
     #[inline(always)]
     pub(crate) fn walk<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &self,

@@ -49,7 +49,7 @@ fn operations(criterion: &mut Criterion) {
         fill(stage2, cpu, PAGES, Level::L3, Permissions::RAM);
         for table in 0..PAGES / BLOCK_PAGES {
             let pages = page(table * BLOCK_PAGES)..page((table + 1) * BLOCK_PAGES - 1);
-            stage2.unmap(&cpu.worker(), pages, |_, _, _| {});
+            stage2.unmap(&cpu.worker(), pages, |_, _, _| {}).unwrap();
         }
     };
     let blocks = |stage2: &Stage2, cpu: &Cpu| fill(stage2, cpu, PAGES, Level::L2, Permissions::RAM);
@@ -76,22 +76,26 @@ fn operations(criterion: &mut Criterion) {
         },
     );
     measure(&mut group, "write protect", &pages, |stage2, worker| {
-        stage2.write_protect(worker, all(), All, |_, _| {});
+        stage2.write_protect(worker, all(), All, |_, _| {}).unwrap();
     });
     measure(&mut group, "protect", &pages, |stage2, worker| {
-        stage2.protect(worker, all(), Permissions::READ_ONLY, |_, _, _| {});
+        stage2
+            .protect(worker, all(), Permissions::READ_ONLY, |_, _, _| {})
+            .unwrap();
     });
     measure(&mut group, "age", &pages, |stage2, worker| {
-        stage2.age(worker, all(), |_, _| {});
+        stage2.age(worker, all(), |_, _| {}).unwrap();
     });
     measure(&mut group, "unmap", &pages, |stage2, worker| {
-        stage2.unmap(worker, all(), |_, _, _| {});
+        stage2.unmap(worker, all(), |_, _, _| {}).unwrap();
     });
     measure(&mut group, "split", blocks, |stage2, worker| {
         let _ = black_box(stage2.split(worker, all(), Level::L3, u64::MAX));
     });
     measure(&mut group, "collapse", &pages, |stage2, worker| {
-        stage2.collapse(worker, all(), Level::L2, |_| Permissions::RAM, |_, _, _| {});
+        stage2
+            .collapse(worker, all(), Level::L2, |_| Permissions::RAM, |_, _, _| {})
+            .unwrap();
     });
     group.finish();
 }
@@ -119,7 +123,9 @@ fn relax_under<L: MmuLock>(cpus: u64, rounds: u64) -> Duration {
                     let mut spent = Duration::ZERO;
                     for _ in 0..rounds {
                         let range = page(pages.start)..page(pages.end);
-                        stage2.write_protect(&worker, range, All, |_, _| {});
+                        stage2
+                            .write_protect(&worker, range, All, |_, _| {})
+                            .unwrap();
                         start.wait();
                         let begun = Instant::now();
                         for index in pages.clone() {

@@ -39,10 +39,12 @@ impl Frames {
 // zeroed: whoever gives one back has emptied it.
 unsafe impl TableMemory for Frames {
     fn allocate(&self) -> Option<TableFrame> {
-        self.0.borrow_mut().pop().map(TableFrame::new)
+        let pa = self.0.borrow_mut().pop()?;
+        // SAFETY: as above.
+        Some(unsafe { TableFrame::new(pa, PAGE_SIZE) })
     }
 
-    fn free(&self, frame: TableFrame) {
+    unsafe fn free(&self, frame: TableFrame) {
         // SAFETY: the caller owns the frame.
         unsafe {
             with_exposed_provenance_mut::<Frame>(frame.pa().get() as usize).write_bytes(0, 1)
@@ -62,7 +64,8 @@ unsafe impl TableMemory for Frames {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Keep;
 
-impl Epoch for Keep {
+// SAFETY: nothing is ever freed.
+unsafe impl Epoch for Keep {
     fn retire(&self, unlinked: Unlinked) {
         // Its frame is part of the arena, which lasts.
         let _ = unlinked.into_frame();
@@ -130,7 +133,8 @@ fn tree_of(features: Features) -> Stage2 {
     let start = frames.0.borrow()[0]
         .get()
         .next_multiple_of(layout.root_bytes());
-    let root = TableFrame::root(Pa::new(start), layout.root_tables());
+    // SAFETY: these frames are the tree's alone, zeroes, at their own addresses as all of an arena's are, and last.
+    let root = unsafe { TableFrame::new(Pa::new(start), layout.root_bytes()) };
     Stage2::new(root, layout)
 }
 
@@ -174,10 +178,7 @@ pub fn serve(stage2: &Stage2, worker: &BenchWorker<'_>, request: &Request) -> bo
         return true;
     }
     match stage2.fault(worker, request) {
-        Resolution::Vacant(broken) => {
-            let leaf = stage2.leaf_for(request, broken.level());
-            broken.make(leaf).is_ok()
-        }
+        Resolution::Vacant(broken) => stage2.fill(broken, request).is_ok(),
         Resolution::Relaxed(_) | Resolution::Split => true,
         _ => false,
     }

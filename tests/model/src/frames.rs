@@ -91,7 +91,7 @@ impl Frames {
         let vacant = || AtomicPtr::new(ptr::null_mut());
         Self {
             addresses: Addresses::MadeUp {
-                base: Pa::new(3 << (layout.features().pa_bits - 2)),
+                base: Pa::new(3 << (layout.pa_bits() - 2)),
                 slots: (0..SLOTS).map(|_| vacant()).collect(),
                 taken: Mutex::new(vec![false; SLOTS]),
             },
@@ -137,7 +137,7 @@ impl Frames {
     }
 
     /// A run of empty tables, aligned to its size in pages.
-    pub(crate) fn allocate_run(&self, tables: usize) -> Pa {
+    pub(crate) fn allocate_run(&self, tables: usize) -> TableFrame {
         // SAFETY: the layout's size isn't zero.
         let start = unsafe { alloc::alloc(self.allocation(tables)) }.cast::<Entry>();
         assert!(!start.is_null());
@@ -147,7 +147,9 @@ impl Frames {
         }
         let pa = self.place(start, tables);
         locked(&self.runs).insert(pa.get(), tables);
-        pa
+        let bytes = tables as u64 * self.layout.table_size();
+        // SAFETY: the entries were just made, and are nobody else's until `release`. `entries` finds them.
+        unsafe { TableFrame::new(pa, bytes) }
     }
 
     /// Gives a run its address.
@@ -165,8 +167,13 @@ impl Frames {
         base.offset(slot as u64 * self.layout.table_size())
     }
 
+    /// How many tables a frame holds.
+    fn tables(&self, frame: &TableFrame) -> usize {
+        (frame.bytes() / self.layout.table_size()) as usize
+    }
+
     fn entries_of(&self, frame: &TableFrame) -> &[Entry] {
-        let count = frame.tables() * self.layout.table_entries();
+        let count = self.tables(frame) * self.layout.table_entries();
         // SAFETY: a frame that somebody owns is live.
         unsafe { std::slice::from_raw_parts(self.entries(frame.pa()).as_ptr(), count) }
     }
@@ -176,22 +183,22 @@ impl Frames {
         let tables = locked(&self.runs).remove(&frame.pa().get());
         assert_eq!(
             tables,
-            Some(frame.tables()),
+            Some(self.tables(frame)),
             "{frame:?} was freed twice, or never allocated"
         );
         let start = self.entries(frame.pa()).as_ptr();
         if let Addresses::MadeUp { base, slots, .. } = &self.addresses {
             slots[self.slot(*base, frame.pa())].store(ptr::null_mut(), Ordering::Relaxed);
         }
-        for index in 0..frame.tables() * self.layout.table_entries() {
+        for index in 0..self.tables(frame) * self.layout.table_entries() {
             // SAFETY: `allocate_run` wrote that many entries there; the run was just found to be live, and is no more.
             unsafe { start.add(index).drop_in_place() };
         }
         // SAFETY: as above, with the same layout.
-        unsafe { alloc::dealloc(start.cast(), self.allocation(frame.tables())) };
+        unsafe { alloc::dealloc(start.cast(), self.allocation(self.tables(frame))) };
         if let Addresses::MadeUp { base, taken, .. } = &self.addresses {
             let slot = self.slot(*base, frame.pa());
-            locked(taken)[slot..slot + frame.tables()].fill(false);
+            locked(taken)[slot..slot + self.tables(frame)].fill(false);
         }
     }
 }
@@ -200,10 +207,10 @@ impl Frames {
 unsafe impl TableMemory for Frames {
     fn allocate(&self) -> Option<TableFrame> {
         let granted = locked(&self.supply).take();
-        granted.then(|| TableFrame::new(self.allocate_run(1)))
+        granted.then(|| self.allocate_run(1))
     }
 
-    fn free(&self, frame: TableFrame) {
+    unsafe fn free(&self, frame: TableFrame) {
         let last = &self.entries_of(&frame)[self.layout.table_entries() - 1];
         let found = last.observe(Level::L3, self.layout.format());
         let frozen = found.descriptor() == Descriptor::Frozen;
@@ -234,7 +241,7 @@ pub struct Retired(Mutex<Vec<TableFrame>>);
 impl Retired {
     /// Frames that wait.
     pub fn pending(&self) -> usize {
-        locked(&self.0).iter().map(TableFrame::tables).sum()
+        locked(&self.0).len()
     }
 
     /// All of them, which wait no more.
@@ -243,7 +250,8 @@ impl Retired {
     }
 }
 
-impl Epoch for Retired {
+// SAFETY: they are kept until `take`, which is for when no operation is under way.
+unsafe impl Epoch for Retired {
     fn retire(&self, unlinked: Unlinked) {
         locked(&self.0).push(unlinked.into_frame());
     }

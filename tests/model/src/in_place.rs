@@ -47,7 +47,7 @@ unsafe impl TableMemory for InPlace {
         None
     }
 
-    fn free(&self, frame: TableFrame) {
+    unsafe fn free(&self, frame: TableFrame) {
         panic!("{frame:?} came from nowhere");
     }
 
@@ -56,7 +56,8 @@ unsafe impl TableMemory for InPlace {
     }
 }
 
-impl Epoch for InPlace {
+// SAFETY: nothing is retired.
+unsafe impl Epoch for InPlace {
     fn retire(&self, unlinked: Unlinked) {
         panic!("{unlinked:?}: a page's range holds no table");
     }

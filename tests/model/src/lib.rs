@@ -103,6 +103,8 @@ pub enum Served {
     NotPermitted,
     /// No frame.
     OutOfFrames,
+    /// Beyond the IPA space.
+    NotInSpace,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -113,8 +115,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn serve(stage2: &Stage2, request: &Request, resolution: Resolution<'_>) -> Served {
     match resolution {
         Resolution::Vacant(broken) => {
-            let leaf = stage2.leaf_for(request, broken.level());
-            if broken.make(leaf).is_ok() {
+            if stage2.fill(broken, request).is_ok() {
                 Served::Mapped
             } else {
                 Served::Again
@@ -127,5 +128,6 @@ fn serve(stage2: &Stage2, request: &Request, resolution: Resolution<'_>) -> Serv
         Resolution::Busy => Served::Again,
         Resolution::NotPermitted => Served::NotPermitted,
         Resolution::OutOfFrames => Served::OutOfFrames,
+        Resolution::NotInSpace => Served::NotInSpace,
     }
 }

@@ -5,9 +5,13 @@
 //! of it.
 
 use stage2::{
-    Access, Attributes, Descriptor, Epoch, Ipa, IpaRange, Leaf, Level, MapStopped, Mapping,
-    OnBlock, Permissions, Request, Resolution, Stage2, Step, TableMemory, Tlb, Worker,
+    Access, Attributes, BadAddress, Descriptor, Epoch, Ipa, IpaRange, Leaf, Level, MapStopped,
+    Mapping, OnBlock, Permissions, Request, Resolution, SplitStopped, Stage2, Step, TableMemory,
+    Tlb, Worker,
 };
+
+/// Why no operation is refused.
+const WITHIN: &str = "a ground is whole pages of the IPA space";
 
 use crate::{Backing, Ground, Served, Span, Supply};
 
@@ -311,6 +315,7 @@ pub fn perform<'w, M: TableMemory, T: Tlb, E: Epoch>(
                 },
                 |ipa, leaf| leaves.push((ipa, Mapped::new(Level::L3, leaf))),
             );
+            let found = found.expect(WITHIN);
             assert!(found.pages <= leaves.len() as u64);
             let blocks = found.blocks;
             Report::Replaced { leaves, blocks }
@@ -318,7 +323,10 @@ pub fn perform<'w, M: TableMemory, T: Tlb, E: Epoch>(
         Operation::Split { span, to, blocks } => {
             let (split, failed) = match stage2.split(worker, ground.range(span), to, blocks) {
                 Ok(split) => (split, false),
-                Err(error) => (error.split, true),
+                Err(error) => {
+                    assert_eq!(error.reason, SplitStopped::OutOfFrames);
+                    (error.split, true)
+                }
             };
             Report::Split {
                 done_to: split.done_to,
@@ -344,6 +352,7 @@ pub fn perform<'w, M: TableMemory, T: Tlb, E: Epoch>(
                 },
                 |_, _, leaf| lost += u64::from(leaf.dirty()),
             );
+            let collapsed = collapsed.expect(WITHIN);
             dirty += lost;
             Report::Collapsed {
                 blocks: collapsed.blocks,
@@ -368,7 +377,7 @@ pub fn perform<'w, M: TableMemory, T: Tlb, E: Epoch>(
         | Operation::Walk { span }
         | Operation::CleanCaches { span }
         | Operation::Invalidate { span } => {
-            over_range(stage2, worker, ground.range(span), operation)
+            over_range(stage2, worker, ground.range(span), operation).expect(WITHIN)
         }
         Operation::Supply(_) => Report::Nothing,
     }
@@ -380,15 +389,15 @@ fn over_range<'w, M: TableMemory, T: Tlb, E: Epoch>(
     worker: &Worker<'w, M, T, E>,
     range: IpaRange,
     operation: Operation,
-) -> Report {
+) -> Result<Report, BadAddress> {
     let page_size = stage2.layout().page_size();
     let mut leaves = Vec::new();
     let mut places = Vec::new();
-    match operation {
+    Ok(match operation {
         Operation::Unmap { .. } => {
             stage2.unmap(worker, range, |level, ipa, leaf| {
                 leaves.push((ipa, Mapped::new(level, leaf).alone()))
-            });
+            })?;
             leaves.sort_by_key(|(ipa, _)| *ipa);
             Report::Leaves(leaves)
         }
@@ -396,13 +405,13 @@ fn over_range<'w, M: TableMemory, T: Tlb, E: Epoch>(
             let wanted = only.pages_of(range, page_size);
             stage2.unmap_leaves(worker, wanted, |level, ipa, leaf| {
                 leaves.push((ipa, Mapped::new(level, leaf).alone()))
-            });
+            })?;
             Report::Leaves(leaves)
         }
         Operation::Protect { permissions, .. } => {
             stage2.protect(worker, range, permissions, |ipa, level, leaf| {
                 leaves.push((ipa, Mapped::new(level, leaf).alone()))
-            });
+            })?;
             Report::Leaves(leaves)
         }
         Operation::WriteProtect { only, .. } => {
@@ -411,16 +420,16 @@ fn over_range<'w, M: TableMemory, T: Tlb, E: Epoch>(
                 range,
                 |ipa: Ipa, level| only.wants(ipa.get() / page_size, level),
                 |ipa, level| places.push((ipa, level)),
-            );
+            )?;
             Report::Places(places)
         }
         Operation::Age { .. } => {
-            stage2.age(worker, range, |ipa, level| places.push((ipa, level)));
+            stage2.age(worker, range, |ipa, level| places.push((ipa, level)))?;
             Report::Places(places)
         }
-        Operation::TestAge { .. } => Report::Accessed(stage2.test_age(worker, range)),
+        Operation::TestAge { .. } => Report::Accessed(stage2.test_age(worker, range)?),
         Operation::HarvestDirty { .. } => {
-            stage2.harvest_dirty(worker, range, |ipa, level| places.push((ipa, level)));
+            stage2.harvest_dirty(worker, range, |ipa, level| places.push((ipa, level)))?;
             Report::Places(places)
         }
         Operation::FindDirty { .. } => {
@@ -433,7 +442,7 @@ fn over_range<'w, M: TableMemory, T: Tlb, E: Epoch>(
                     let span = stage2.layout().span(level);
                     places.extend(found.map(|bit| (ipa.offset(bit * span), level)));
                 },
-            );
+            )?;
             Report::Places(places)
         }
         Operation::TrackWrites { largest, only, .. } => {
@@ -443,7 +452,7 @@ fn over_range<'w, M: TableMemory, T: Tlb, E: Epoch>(
                 largest,
                 |ipa: Ipa, level| only.wants(ipa.get() / page_size, level),
                 |ipa, level| places.push((ipa, level)),
-            );
+            )?;
             Report::Places(places)
         }
         Operation::Walk { .. } => {
@@ -456,19 +465,19 @@ fn over_range<'w, M: TableMemory, T: Tlb, E: Epoch>(
                 Descriptor::Invalid => Step::Continue,
                 Descriptor::Locked => Step::Wait,
                 Descriptor::Frozen => Step::Restart,
-            });
+            })?;
             Report::Leaves(leaves)
         }
         Operation::CleanCaches { .. } => {
             let mut cleaned = Vec::new();
-            stage2.clean_caches(worker, range, |pa, bytes| cleaned.push((pa.get(), bytes)));
+            stage2.clean_caches(worker, range, |pa, bytes| cleaned.push((pa.get(), bytes)))?;
             Report::Cleaned(cleaned)
         }
         _ => {
-            stage2.invalidate(worker, range);
+            stage2.invalidate(worker, range)?;
             Report::Nothing
         }
-    }
+    })
 }
 
 /// Serves a fault until it has an outcome.
@@ -480,8 +489,7 @@ fn fault<'w, M: TableMemory, T: Tlb, E: Epoch>(
     loop {
         return match stage2.fault(worker, request) {
             Resolution::Vacant(broken) => {
-                let leaf = stage2.leaf_for(request, broken.level());
-                if broken.make(leaf).is_err() {
+                if stage2.fill(broken, request).is_err() {
                     continue;
                 }
                 Served::Mapped
@@ -493,6 +501,7 @@ fn fault<'w, M: TableMemory, T: Tlb, E: Epoch>(
             Resolution::Busy => continue,
             Resolution::NotPermitted => Served::NotPermitted,
             Resolution::OutOfFrames => Served::OutOfFrames,
+            Resolution::NotInSpace => Served::NotInSpace,
         };
     }
 }
@@ -510,21 +519,22 @@ fn touch<'w, M: TableMemory, T: Tlb, E: Epoch>(
         return;
     }
     let range = page..page.offset(stage2.layout().page_size());
-    stage2.walk(worker, range, |context| match context.descriptor {
-        Descriptor::Table(_) => Step::Descend,
-        Descriptor::Leaf(leaf) => {
-            let noted = if write && features.hardware_dirty && leaf.hardware_dirty() {
-                leaf.with_write().with_accessed()
-            } else {
-                leaf.with_accessed()
-            };
-            let new = Descriptor::Leaf(noted);
-            match context.entry.exchange(context.observed, new) {
-                Ok(_) => Step::Stop,
-                Err(_) => Step::Again,
+    stage2
+        .walk(worker, range, |context| match context.descriptor {
+            Descriptor::Table(_) => Step::Descend,
+            Descriptor::Leaf(leaf) => {
+                let noted = if write && features.hardware_dirty && leaf.hardware_dirty() {
+                    leaf.with_write().with_accessed()
+                } else {
+                    leaf.with_accessed()
+                };
+                match context.exchange(Some(noted)) {
+                    Ok(()) => Step::Stop,
+                    Err(_) => Step::Again,
+                }
             }
-        }
-        Descriptor::Invalid | Descriptor::Locked => Step::Stop,
-        Descriptor::Frozen => Step::Restart,
-    });
+            Descriptor::Invalid | Descriptor::Locked => Step::Stop,
+            Descriptor::Frozen => Step::Restart,
+        })
+        .expect("a page");
 }

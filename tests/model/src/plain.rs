@@ -8,8 +8,7 @@ use crate::frames::{Frames, Retired};
 use crate::{Served, locked, serve};
 use stage2::sync::{self, full_barrier};
 use stage2::{
-    Counters, Ipa, IpaRange, Layout, Leaf, Level, PAGE_SIZE, Regime, Request, Stage2, TableFrame,
-    Tlb, Worker,
+    Counters, Ipa, IpaRange, Layout, Leaf, Level, PAGE_SIZE, Regime, Request, Stage2, Tlb, Worker,
 };
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -136,8 +135,7 @@ impl Machine {
     /// With an empty translation of the given layout.
     pub fn new(layout: Layout) -> Self {
         let frames = Frames::new(layout);
-        let run = frames.allocate_run(layout.root_tables());
-        let root = TableFrame::root(run, layout.root_tables());
+        let root = frames.allocate_run(layout.root_tables());
         Self {
             stage2: Stage2::new(root, layout),
             frames,
@@ -184,7 +182,9 @@ impl Machine {
                 return last;
             }
             match self.fault(cpu, request) {
-                stuck @ (Served::NotPermitted | Served::OutOfFrames) => return Some(stuck),
+                stuck @ (Served::NotPermitted | Served::OutOfFrames | Served::NotInSpace) => {
+                    return Some(stuck);
+                }
                 served => last = Some(served),
             }
         }

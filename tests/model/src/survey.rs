@@ -24,7 +24,7 @@ impl Survey {
         worker: &Worker<'w, M, T, E>,
     ) -> Self {
         let mut survey = Self::default();
-        stage2.walk(worker, stage2.layout().all(), |context| {
+        let walked = stage2.walk(worker, stage2.layout().all(), |context| {
             match context.descriptor {
                 Descriptor::Table(_) => {
                     survey.tables.insert((context.level, context.ipa));
@@ -42,6 +42,7 @@ impl Survey {
             }
             Step::Continue
         });
+        assert!(walked.is_ok());
         survey
     }
 

@@ -151,9 +151,10 @@ unsafe impl TableMemory for WatchedFrames {
         Some(frame)
     }
 
-    fn free(&self, frame: TableFrame) {
+    unsafe fn free(&self, frame: TableFrame) {
         self.unregister(frame.pa());
-        self.frames.free(frame);
+        // SAFETY: `allocate` took it from there.
+        unsafe { self.frames.free(frame) };
     }
 
     fn entries(&self, pa: Pa) -> NonNull<Entry> {
@@ -168,7 +169,8 @@ pub type OnCpu<'w> = Worker<'w, WatchedFrames, Maintenance<Cpu<'w>>, EpochsHere>
 #[derive(Debug)]
 pub struct EpochsHere(Epochs);
 
-impl stage2::Epoch for EpochsHere {
+// SAFETY: as `Epochs`, whose clock a CPU enters for each operation (`System::on`).
+unsafe impl stage2::Epoch for EpochsHere {
     fn retire(&self, unlinked: stage2::Unlinked) {
         self.0.retire(unlinked);
     }
@@ -199,9 +201,8 @@ impl System {
             shared: shared.clone(),
             bytes: layout.table_size(),
         };
-        let run = frames.frames.allocate_run(layout.root_tables());
-        frames.register(run, layout.root_tables());
-        let root = TableFrame::root(run, layout.root_tables());
+        let root = frames.frames.allocate_run(layout.root_tables());
+        frames.register(root.pa(), layout.root_tables());
         let stage2 = Stage2::new(root, layout);
         let system = Self {
             shared,

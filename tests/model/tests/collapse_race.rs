@@ -59,42 +59,46 @@ fn collapse_spoilt_by_an_unmap_of(unmapped: u16) {
         };
         perform(stage2, cpu, &ground, write);
         let block = ground.range(Span::Tables(0, 0));
-        stage2.walk(cpu, block.clone(), |context| {
-            if let Descriptor::Table(_) = context.descriptor {
-                return Step::Descend;
-            }
-            if context.ipa != ground.page(unmapped) {
-                return Step::Continue;
-            }
-            // This CPU unmaps the page, and the other one merges the table at the same time.
-            let taken = RefCell::new(None);
-            let tlb = Meanwhile(|| {
-                let locked = context.entry.lock(context.observed, context.ipa);
-                *taken.borrow_mut() = Some(locked.expect("nobody has frozen it yet"));
-            });
-            let other = Worker {
-                memory: cpu.memory,
-                tlb: &tlb,
-                epoch: cpu.epoch,
-                counters: &Counters::default(),
-            };
-            let collapsed = stage2.collapse(
-                &other,
-                block.clone(),
-                Level::L2,
-                |_| Permissions::LOGGED_BY_HARDWARE,
-                |_, ipa, leaf| {
-                    if leaf.dirty() {
-                        told.borrow_mut().push(ipa);
-                    }
-                },
-            );
-            assert_eq!(collapsed.blocks, 0);
-            let taken = taken.into_inner().expect("an invalidation");
-            let broken = taken.flush(cpu.tlb, stage2.regime(), stage2.layout());
-            assert!(broken.make(Descriptor::Invalid).is_err(), "frozen");
-            Step::Stop
-        });
+        stage2
+            .walk(cpu, block.clone(), |context| {
+                if let Descriptor::Table(_) = context.descriptor {
+                    return Step::Descend;
+                }
+                if context.ipa != ground.page(unmapped) {
+                    return Step::Continue;
+                }
+                // This CPU unmaps the page, and the other one merges the table at the same time.
+                let taken = RefCell::new(None);
+                let tlb = Meanwhile(|| {
+                    let locked = context.lock();
+                    *taken.borrow_mut() = Some(locked.expect("nobody has frozen it yet"));
+                });
+                let other = Worker {
+                    memory: cpu.memory,
+                    tlb: &tlb,
+                    epoch: cpu.epoch,
+                    counters: &Counters::default(),
+                };
+                let collapsed = stage2
+                    .collapse(
+                        &other,
+                        block.clone(),
+                        Level::L2,
+                        |_| Permissions::LOGGED_BY_HARDWARE,
+                        |_, ipa, leaf| {
+                            if leaf.dirty() {
+                                told.borrow_mut().push(ipa);
+                            }
+                        },
+                    )
+                    .unwrap();
+                assert_eq!(collapsed.blocks, 0);
+                let taken = taken.into_inner().expect("an invalidation");
+                let broken = taken.flush(cpu.tlb, stage2.regime(), stage2.layout());
+                assert!(broken.make_leaf(None).is_err(), "frozen");
+                Step::Stop
+            })
+            .unwrap();
     });
     assert!(machine.lookup(ground.page(2)).is_none());
     let told = told.into_inner();

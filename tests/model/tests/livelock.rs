@@ -144,7 +144,8 @@ impl World {
             }
             self.space
                 .stage2()
-                .unmap(&worker, page.clone(), |_, _, _| {});
+                .unmap(&worker, page.clone(), |_, _, _| {})
+                .unwrap();
         }
     }
 

@@ -181,7 +181,7 @@ fn rule_4_a_fault_on_a_locked_entry_returns_to_the_guest() {
                         let beside = cpu.machine().cpu(3);
                         let served = beside.fault(page(0), Access::Write, Policy::PAGES);
                         assert_eq!(served, Served::Again);
-                        broken.make(stage2.leaf_for(&request, Level::L3)).unwrap();
+                        stage2.fill(broken, &request).unwrap();
                         cpu.hold(page(0), Level::L3, 1);
                     }
                 });

@@ -52,6 +52,7 @@ fn a_write_protected_page_is_relaxed_by_a_local_invalidation_only() {
         machine
             .stage2
             .write_protect(worker, page(0)..page(1), |_, _| true, |_, _| {})
+            .unwrap()
     });
     machine.translate(0, page(0));
     machine.tlbs.take_log();
@@ -108,6 +109,7 @@ fn after_write_protection_no_tlb_holds_a_writable_entry() {
         machine
             .stage2
             .write_protect(worker, page(0)..page(1024), |_, _| true, |_, _| {})
+            .unwrap()
     });
     assert!(!machine.stale_writable(&pages));
     machine.destroy();
@@ -122,6 +124,7 @@ fn write_protection_of_entries_that_another_cpu_tightened_still_invalidates() {
             machine
                 .stage2
                 .write_protect(worker, page(0)..page(1), |_, _| true, |_, _| {})
+                .unwrap()
         })
     };
     protect();
@@ -143,6 +146,7 @@ fn the_first_logged_write_splits_a_block_and_keeps_the_rest_readable() {
             machine
                 .stage2
                 .write_protect(worker, page(0)..page(1), |_, _| true, |_, _| {})
+                .unwrap()
         });
         let before = machine.frames.live();
         assert_eq!(
@@ -176,6 +180,7 @@ fn collapse_restores_blocks_of_every_size() {
         machine
             .stage2
             .write_protect(worker, all.clone(), |_, _| true, |_, _| {})
+            .unwrap()
     });
     machine.access(1, &request(page(7), Access::Write, Level::L1, true));
     for (to, blocks) in [(Level::L2, 1), (Level::L1, 1)] {
@@ -183,6 +188,7 @@ fn collapse_restores_blocks_of_every_size() {
             machine
                 .stage2
                 .collapse(worker, all.clone(), to, |_| Permissions::RAM, |_, _, _| {})
+                .unwrap()
         });
         assert_eq!((collapsed.blocks, collapsed.left), (blocks, 0));
     }
@@ -209,13 +215,16 @@ fn collapse_leaves_incomplete_and_scattered_tables_alone() {
         machine.access(0, &scattered);
     }
     let collapsed = machine.on(0, |worker| {
-        machine.stage2.collapse(
-            worker,
-            page(0)..page(1024),
-            Level::L2,
-            |_| Permissions::RAM,
-            |_, _, _| {},
-        )
+        machine
+            .stage2
+            .collapse(
+                worker,
+                page(0)..page(1024),
+                Level::L2,
+                |_| Permissions::RAM,
+                |_, _, _| {},
+            )
+            .unwrap()
     });
     assert_eq!((collapsed.blocks, collapsed.left), (0, 2));
     assert!(machine.lookup(page(0)).is_some());
@@ -237,6 +246,7 @@ fn unmap_removes_a_part_of_a_table_and_whole_tables() {
         machine
             .stage2
             .unmap(worker, page(100)..page(1024), |_, _, _| removed += 1)
+            .unwrap()
     });
     assert_eq!(removed, 924);
     assert_eq!(machine.retired.pending(), 1);
@@ -275,10 +285,13 @@ fn unmap_beside_a_locked_entry(apart: bool) {
                 machine.on(0, |worker| {
                     if apart {
                         let pages = [page(0)..page(1), page(1)..page(2)];
-                        machine.stage2.unmap_leaves(worker, pages, |_, _, _| {});
+                        machine
+                            .stage2
+                            .unmap_leaves(worker, pages, |_, _, _| {})
+                            .unwrap();
                     } else {
                         let both = page(0)..page(2);
-                        machine.stage2.unmap(worker, both, |_, _, _| {});
+                        machine.stage2.unmap(worker, both, |_, _, _| {}).unwrap();
                     }
                 });
             });
@@ -333,6 +346,7 @@ fn every_failing_allocation_leaves_the_tables_valid_and_nothing_leaked() {
             machine
                 .stage2
                 .write_protect(worker, page(0)..page(1), |_, _| true, |_, _| {})
+                .unwrap()
         });
         let before = machine.frames.live();
         machine.frames.limit(allowed);
@@ -385,6 +399,7 @@ fn a_group_of_any_size_is_made_and_taken_apart() {
                 machine
                     .stage2
                     .write_protect(worker, range.clone(), |_, _| true, |_, _| {})
+                    .unwrap()
             });
             assert!(!contiguous());
             machine.destroy();

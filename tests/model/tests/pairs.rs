@@ -227,7 +227,7 @@ impl Scene {
             Unmap => {
                 let wanted = range.clone();
                 system.on(cpu, |worker| {
-                    system.stage2().unmap(worker, wanted, &mut dirty)
+                    system.stage2().unmap(worker, wanted, &mut dirty).unwrap()
                 });
                 system.promised(Promise::NoEntry, range, since);
             }
@@ -241,16 +241,19 @@ impl Scene {
                     }
                 };
                 system.on(cpu, |worker| {
-                    system.stage2().replace(
-                        worker,
-                        range,
-                        |ipa, leaf| Some((toggled(ipa, leaf), attributes)),
-                        |ipa, leaf| {
-                            let page = ipa..ipa.offset(self.layout().page_size());
-                            system.promised(Promise::NoEntry, page, since);
-                            dirty(Level::L3, ipa, leaf);
-                        },
-                    )
+                    system
+                        .stage2()
+                        .replace(
+                            worker,
+                            range,
+                            |ipa, leaf| Some((toggled(ipa, leaf), attributes)),
+                            |ipa, leaf| {
+                                let page = ipa..ipa.offset(self.layout().page_size());
+                                system.promised(Promise::NoEntry, page, since);
+                                dirty(Level::L3, ipa, leaf);
+                            },
+                        )
+                        .unwrap()
                 });
             }
             WriteProtect => {
@@ -259,27 +262,35 @@ impl Scene {
                     system
                         .stage2()
                         .write_protect(worker, wanted, |_, _| true, |_, _| {})
+                        .unwrap()
                 });
                 system.promised(Promise::NoWrite, range, since);
             }
             ReadOnly => {
                 let wanted = range.clone();
                 system.on(cpu, |worker| {
-                    (system.stage2()).protect(worker, wanted, Permissions::READ_ONLY, |_, _, _| {})
+                    (system.stage2())
+                        .protect(worker, wanted, Permissions::READ_ONLY, |_, _, _| {})
+                        .unwrap()
                 });
                 system.promised(Promise::NoWrite, range, since);
             }
             Relax => {
                 let permissions = self.permissions();
                 system.on(cpu, |worker| {
-                    (system.stage2()).protect(worker, range, permissions, |_, _, _| {})
+                    (system.stage2())
+                        .protect(worker, range, permissions, |_, _, _| {})
+                        .unwrap()
                 });
             }
-            Age => system.on(cpu, |worker| system.stage2().age(worker, range, |_, _| {})),
+            Age => system.on(cpu, |worker| {
+                system.stage2().age(worker, range, |_, _| {}).unwrap()
+            }),
             Harvest => {
                 system.on(cpu, |worker| {
                     (system.stage2())
                         .harvest_dirty(worker, range, |ipa, level| leaves.push((ipa, level)))
+                        .unwrap()
                 });
                 for (ipa, level) in &leaves {
                     let pages = *ipa..ipa.offset(self.layout().span(*level));
@@ -296,20 +307,18 @@ impl Scene {
                         let first = |page| ipa.offset(page * span);
                         found.extend(pages.map(|page| first(page)..first(page + 1)));
                     };
-                    stage2.find_dirty(worker, range.clone(), |_| true, add);
+                    stage2
+                        .find_dirty(worker, range.clone(), |_| true, add)
+                        .unwrap();
                     let named = |ipa: Ipa, level: Level| {
                         let end = ipa.offset(self.layout().span(level));
                         found.iter().any(|part| part.start < end && ipa < part.end)
                     };
-                    stage2.track_writes(
-                        worker,
-                        range,
-                        self.largest_tracked,
-                        named,
-                        |ipa, level| {
+                    stage2
+                        .track_writes(worker, range, self.largest_tracked, named, |ipa, level| {
                             leaves.push((ipa, level));
-                        },
-                    );
+                        })
+                        .unwrap();
                 });
                 // Now what was found may be copied.
                 for part in found {
@@ -327,23 +336,28 @@ impl Scene {
                 let permissions = self.permissions();
                 let to = Level::L2;
                 system.on(cpu, |worker| {
-                    system.stage2().collapse(
-                        worker,
-                        range,
-                        to,
-                        |dirty| Permissions {
-                            write: dirty || permissions.write,
-                            ..permissions
-                        },
-                        |level, ipa, leaf| {
-                            if leaf.dirty() {
-                                leaves.push((ipa, level));
-                            }
-                        },
-                    )
+                    system
+                        .stage2()
+                        .collapse(
+                            worker,
+                            range,
+                            to,
+                            |dirty| Permissions {
+                                write: dirty || permissions.write,
+                                ..permissions
+                            },
+                            |level, ipa, leaf| {
+                                if leaf.dirty() {
+                                    leaves.push((ipa, level));
+                                }
+                            },
+                        )
+                        .unwrap()
                 });
             }
-            Invalidate => system.on(cpu, |worker| system.stage2().invalidate(worker, range)),
+            Invalidate => system.on(cpu, |worker| {
+                system.stage2().invalidate(worker, range).unwrap()
+            }),
         }
         for (ipa, level) in leaves {
             self.collected(ipa, level);

@@ -68,7 +68,7 @@ fn a_teardown_waits_for_the_epoch_before_too_much_awaits_it() {
         drop(guard);
     });
     let cpu = cpu(system, 0);
-    let layout = Layout::new(Features::armv8_0(40, 40)).unwrap();
+    let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
     let space = AddressSpace::<Parallel>::new(&cpu, VmId::new(0).unwrap(), layout).unwrap();
     let bytes = TABLES * Granule::Size4K.span(Level::L2);
     let slot = SlotConfig {
@@ -135,7 +135,7 @@ fn beside_busy_cpus(work: fn(&CpuMemory<NoTlb>, &Space, &'static FramePool)) {
     let (ended, end) = mpsc::channel();
     let main = thread::spawn(move || {
         let own = cpu(system, 0);
-        let layout = Layout::new(Features::armv8_0(40, 40)).unwrap();
+        let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
         let space = Space::new(&own, VmId::new(0).unwrap(), layout).unwrap();
         let bytes = BLOCKS * Granule::Size4K.span(Level::L2);
         space

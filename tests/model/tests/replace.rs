@@ -40,12 +40,15 @@ fn fault(machine: &Machine, pages: std::ops::Range<u64>, access: Access) {
 fn replace(machine: &Machine, range: IpaRange, new: Permissions) -> (Replaced, Vec<(Ipa, Leaf)>) {
     let mut taken = Vec::new();
     let found = machine.on(1, |worker| {
-        machine.stage2.replace(
-            worker,
-            range,
-            |ipa, _| Some((other(ipa), Attributes::memory(new))),
-            |ipa, leaf| taken.push((ipa, leaf)),
-        )
+        machine
+            .stage2
+            .replace(
+                worker,
+                range,
+                |ipa, _| Some((other(ipa), Attributes::memory(new))),
+                |ipa, leaf| taken.push((ipa, leaf)),
+            )
+            .unwrap()
     });
     (found, taken)
 }
@@ -78,17 +81,20 @@ fn what_is_handed_out_is_in_no_tlb_and_not_mapped_again_yet() {
     assert!(machine.stale_writable(&all));
     let mut handed_out = 0;
     machine.on(1, |worker| {
-        machine.stage2.replace(
-            worker,
-            pages(0..BATCH),
-            |ipa, _| Some((other(ipa), Attributes::memory(Permissions::RAM))),
-            |ipa, _| {
-                assert!(!machine.stale_writable(&all));
-                let read = request(ipa, Access::Read, Level::L3, false);
-                assert_eq!(machine.fault(2, &read), Served::Again, "{ipa} isn't held");
-                handed_out += 1;
-            },
-        )
+        machine
+            .stage2
+            .replace(
+                worker,
+                pages(0..BATCH),
+                |ipa, _| Some((other(ipa), Attributes::memory(Permissions::RAM))),
+                |ipa, _| {
+                    assert!(!machine.stale_writable(&all));
+                    let read = request(ipa, Access::Read, Level::L3, false);
+                    assert_eq!(machine.fault(2, &read), Served::Again, "{ipa} isn't held");
+                    handed_out += 1;
+                },
+            )
+            .unwrap()
     });
     assert_eq!(handed_out, BATCH);
     machine.destroy();
@@ -116,12 +122,15 @@ fn what_isnt_chosen_stays_and_costs_nothing() {
     fault(&machine, 0..4, Access::Write);
     machine.tlbs.take_log();
     let found = machine.on(1, |worker| {
-        machine.stage2.replace(
-            worker,
-            pages(0..4),
-            |_, _| None,
-            |ipa, _| panic!("{ipa} was taken"),
-        )
+        machine
+            .stage2
+            .replace(
+                worker,
+                pages(0..4),
+                |_, _| None,
+                |ipa, _| panic!("{ipa} was taken"),
+            )
+            .unwrap()
     });
     assert_eq!(found, Replaced::default());
     assert_eq!(machine.tlbs.take_log(), []);
@@ -165,7 +174,9 @@ fn a_page_keeps_its_access_flag() {
     let machine = machine();
     fault(&machine, 0..2, Access::Read);
     let aged = pages(0..1);
-    machine.on(0, |worker| machine.stage2.age(worker, aged, |_, _| {}));
+    machine.on(0, |worker| {
+        machine.stage2.age(worker, aged, |_, _| {}).unwrap()
+    });
     replace(&machine, pages(0..2), Permissions::RAM);
     assert!(!machine.lookup(page(0)).unwrap().0.accessed());
     assert!(machine.lookup(page(1)).unwrap().0.accessed());
@@ -194,16 +205,19 @@ fn contiguous_groups_are_taken_apart_first() {
     assert!(machine.lookup(page(20)).unwrap().0.contiguous());
     // Page 7 first, so that the group of page 20 is met while it is held.
     let found = machine.on(1, |worker| {
-        machine.stage2.replace(
-            worker,
-            pages(0..48),
-            |ipa, leaf| {
-                let chosen = ipa == page(7) || ipa == page(20);
-                let is_old = leaf.pa() == backing_of(ipa);
-                (chosen && is_old).then(|| (other(ipa), Attributes::memory(Permissions::RAM)))
-            },
-            |_, leaf| assert!(!leaf.contiguous()),
-        )
+        machine
+            .stage2
+            .replace(
+                worker,
+                pages(0..48),
+                |ipa, leaf| {
+                    let chosen = ipa == page(7) || ipa == page(20);
+                    let is_old = leaf.pa() == backing_of(ipa);
+                    (chosen && is_old).then(|| (other(ipa), Attributes::memory(Permissions::RAM)))
+                },
+                |_, leaf| assert!(!leaf.contiguous()),
+            )
+            .unwrap()
     });
     assert_eq!(found.pages, 2);
     for index in 0..48 {
@@ -224,19 +238,22 @@ fn a_leaf_that_changes_after_it_was_chosen_is_chosen_again() {
     let mut seen = Vec::new();
     let mut taken = Vec::new();
     machine.on(1, |worker| {
-        machine.stage2.replace(
-            worker,
-            pages(0..1),
-            |ipa, leaf| {
-                if seen.is_empty() {
-                    let write = request(ipa, Access::Write, Level::L3, true);
-                    assert_eq!(machine.access(0, &write), Some(Served::Relaxed(Level::L3)));
-                }
-                seen.push(leaf.writable());
-                Some((other(ipa), Attributes::memory(Permissions::RAM)))
-            },
-            |_, leaf| taken.push(leaf.writable()),
-        )
+        machine
+            .stage2
+            .replace(
+                worker,
+                pages(0..1),
+                |ipa, leaf| {
+                    if seen.is_empty() {
+                        let write = request(ipa, Access::Write, Level::L3, true);
+                        assert_eq!(machine.access(0, &write), Some(Served::Relaxed(Level::L3)));
+                    }
+                    seen.push(leaf.writable());
+                    Some((other(ipa), Attributes::memory(Permissions::RAM)))
+                },
+                |_, leaf| taken.push(leaf.writable()),
+            )
+            .unwrap()
     });
     assert_eq!(seen, [false, true]);
     assert_eq!(taken, [true], "a write was lost");
@@ -251,18 +268,23 @@ fn a_leaf_whose_table_is_unlinked_meanwhile_is_handed_out_once_and_nothing_comes
     let mut taken = Vec::new();
     let mut removed = Vec::new();
     let found = machine.on(1, |worker| {
-        machine.stage2.replace(
-            worker,
-            pages(0..1),
-            |ipa, _| Some((other(ipa), Attributes::memory(Permissions::RAM))),
-            |ipa, _| {
-                taken.push(ipa);
-                let table = pages(0..512);
-                machine.on(2, |worker| {
-                    (machine.stage2).unmap(worker, table, |_, ipa, _| removed.push(ipa))
-                });
-            },
-        )
+        machine
+            .stage2
+            .replace(
+                worker,
+                pages(0..1),
+                |ipa, _| Some((other(ipa), Attributes::memory(Permissions::RAM))),
+                |ipa, _| {
+                    taken.push(ipa);
+                    let table = pages(0..512);
+                    machine.on(2, |worker| {
+                        (machine.stage2)
+                            .unmap(worker, table, |_, ipa, _| removed.push(ipa))
+                            .unwrap()
+                    });
+                },
+            )
+            .unwrap()
     });
     assert_eq!(found, Replaced::default());
     assert_eq!(taken, [page(0)]);

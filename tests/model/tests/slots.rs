@@ -8,7 +8,7 @@ use memory::{
     Access, AddressSpace, CpuMemory, Fault, FaultKind, FaultOutcome, MAX_SLOTS, MemorySystem,
     NotPopulated, Object, Owner, Parallel, SlotConfig, SlotError, SlotId, VmId,
 };
-use stage2::{Features, Ipa, IpaRange, Layout, Level, NoTlb, PAGE_SIZE};
+use stage2::{Features, Ipa, IpaRange, Layout, Level, NoTlb, PAGE_SIZE, Pa};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -269,6 +269,54 @@ fn changes_that_are_refused_change_nothing() {
     drop((two, object));
     cpu.wait_for_epoch();
     assert_eq!(machine.guest(), 0);
+}
+
+#[test]
+fn a_range_that_is_invalidated_may_be_any() {
+    let machine = Machine::new(64);
+    let cpu = machine.cpu(0);
+    let space = space(&cpu);
+    let object = anonymous(&cpu, 4, Level::L3);
+    space.map_object(&cpu, slot(0, 0, object)).unwrap();
+    let is_mapped = || space.lookup(&cpu, page(1)).is_some();
+    let (within, end) = (page(1).offset(8), page(2));
+    for (range, goes) in [
+        (Ipa::new(u64::MAX - 4095)..Ipa::new(u64::MAX), false),
+        (end..within, false),
+        (page(0)..page(1), false),
+        (within..within.offset(8), true),
+        (within..Ipa::new(u64::MAX), true),
+        (Ipa::new(0)..Ipa::new(1 << 40), true),
+    ] {
+        assert_eq!(fault(&space, &cpu, 1, Access::Read), FaultOutcome::Resolved);
+        assert!(is_mapped());
+        space.invalidate(&cpu, range.clone());
+        assert_eq!(is_mapped(), !goes, "{range:?}");
+    }
+    space.destroy(&cpu);
+}
+
+/// Its address would lose the bits that descriptors have no room for, and lead to other memory.
+#[test]
+fn a_device_that_no_descriptor_can_name_is_given_to_nobody() {
+    let machine = Machine::new(64);
+    let cpu = machine.cpu(0);
+    let space = space(&cpu);
+    let bits = space.stage2().layout().pa_bits();
+    let end = 1u64 << bits;
+    let device = |start: u64| {
+        // SAFETY: no guest runs.
+        unsafe { Object::device(&cpu, Pa::new(start)..Pa::new(start + 2 * PAGE_SIZE)) }.unwrap()
+    };
+    for start in [end, end - PAGE_SIZE, end << 2] {
+        let config = slot(0, 0, device(start));
+        let refused = Err(SlotError::BeyondPhysical { bits });
+        assert_eq!(space.map_object(&cpu, config), refused, "{start:#x}");
+    }
+    space
+        .map_object(&cpu, slot(0, 0, device(end - 2 * PAGE_SIZE)))
+        .unwrap();
+    space.destroy(&cpu);
 }
 
 #[test]

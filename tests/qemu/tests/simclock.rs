@@ -2,8 +2,10 @@
 //!
 //! An instruction takes a nanosecond, whatever the host does meanwhile; CPUs begin and end a few microseconds apart.
 
+use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::path::Path;
+use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -48,10 +50,10 @@ fn text(symbols: &Path) -> Range<u64> {
     simclock::hypervisor_text(symbols).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// How many simulated nanoseconds it takes if each CPU goes `rounds` times round one of the guest's loops.
-fn time(simulation: &Simulation, name: &str, rounds: u64, cpus: u32) -> u64 {
+/// The machine that runs one of the guest's loops.
+fn machine(simulation: &Simulation, name: &str, rounds: u64, cpus: u32) -> Machine {
     let (image, text) = guest();
-    let machine = Machine {
+    Machine {
         emulator: emulator().into(),
         cpu: "max".into(),
         gic: Gic::V3,
@@ -64,7 +66,12 @@ fn time(simulation: &Simulation, name: &str, rounds: u64, cpus: u32) -> u64 {
         debugger: None,
         simulation: Some((simulation.clone(), text.clone())),
         extra: Vec::new(),
-    };
+    }
+}
+
+/// How many simulated nanoseconds it takes if each CPU goes `rounds` times round one of the guest's loops.
+fn time(simulation: &Simulation, name: &str, rounds: u64, cpus: u32) -> u64 {
+    let machine = machine(simulation, name, rounds, cpus);
     let outcome = boot::run(
         &mut machine.command(),
         Limit::total(LIMIT),
@@ -84,6 +91,107 @@ fn assert_near(what: &str, cpus: u32, time: u64, expected: u64, percent: u64) {
         time.abs_diff(expected) * 100 <= expected * percent,
         "{what}, {cpus} CPUs: {time} ns, not {expected} ns to {percent} %"
     );
+}
+
+/// The same command with other arguments and another environment.
+fn changed(
+    command: &Command,
+    mut argument: impl FnMut(&OsStr) -> OsString,
+    keeps: impl Fn(&OsStr) -> bool,
+) -> Command {
+    let mut changed = Command::new(command.get_program());
+    changed.args(command.get_args().map(&mut argument));
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) if keeps(name) => changed.env(name, value),
+            _ => changed.env_remove(name),
+        };
+    }
+    changed
+}
+
+/// Checks that an emulator ends by itself, with one line of the plugin's that says why.
+fn assert_refused(what: &str, mut command: Command, why: &str) {
+    let outcome = boot::run(&mut command, Limit::total(LIMIT), |_, _| {}, |_| {});
+    let outcome = outcome.expect("the emulator starts");
+    let said: Vec<_> = (outcome.complaints.iter())
+        .filter(|line| line.starts_with("simclock: "))
+        .collect();
+    assert!(
+        matches!(&said[..], [line] if line.contains(why)),
+        "{what}: {}",
+        describe(&outcome)
+    );
+    assert!(
+        matches!(outcome.end, boot::End::Ended(status) if !status.success()),
+        "{what}: {}",
+        describe(&outcome)
+    );
+}
+
+#[test]
+fn without_being_preloaded_it_refuses_to_run() {
+    let Some(simulation) = simulation(FREE) else {
+        return;
+    };
+    let with = machine(&simulation, "private", 10, 2).command();
+    let without = changed(&with, OsString::from, |name| name != "LD_PRELOAD");
+    assert_refused("not preloaded", without, "not preloaded: LD_PRELOAD");
+}
+
+#[test]
+fn a_wrapper_that_the_library_does_not_get_through_is_named() {
+    if simulation(FREE).is_none() {
+        return;
+    }
+    let folder = tempfile::TempDir::new().expect("room for a folder");
+    let wrapper = folder.path().join("wrapper");
+    let text = format!("#!/bin/sh\nexec '{}' \"$@\"\n", emulator().display());
+    // Written by another process: one that this one forks meanwhile must not hold it open, or it couldn't be run.
+    let written = Command::new("sh")
+        .args([
+            "-c",
+            "printf %s \"$1\" > \"$2\" && chmod +x \"$2\"",
+            "sh",
+            &text,
+        ])
+        .arg(&wrapper)
+        .status();
+    assert!(written.expect("sh starts").success());
+    let refused = simclock::prepare(&wrapper, FREE).expect_err("the shell can't load it");
+    assert!(refused.to_string().contains("is a wrapper"), "{refused}");
+}
+
+#[test]
+fn one_thread_for_all_cpus_is_refused() {
+    let Some(simulation) = simulation(FREE) else {
+        return;
+    };
+    for cpus in [1, 2] {
+        let with = machine(&simulation, "private", 10, cpus).command();
+        let single = |argument: &OsStr| match argument.to_str() {
+            Some("tcg,thread=multi") => "tcg,thread=single".into(),
+            _ => argument.into(),
+        };
+        let what = format!("thread=single, {cpus} CPUs");
+        assert_refused(
+            &what,
+            changed(&with, single, |_| true),
+            "thread for each CPU",
+        );
+        let plain = |argument: &OsStr| match argument.to_str() {
+            Some("tcg,thread=multi") => "tcg".into(),
+            _ => argument.into(),
+        };
+        let mut counted = changed(&with, plain, |_| true);
+        counted.args(["-icount", "shift=0"]);
+        let what = format!("-icount, {cpus} CPUs");
+        assert_refused(
+            &what,
+            counted,
+            "-icount: simulated time needs a thread for each CPU",
+        );
+    }
 }
 
 #[test]

@@ -28,11 +28,26 @@ pub fn real_time() -> u64 {
     time.tv_sec.cast_unsigned() * NANOSECONDS + time.tv_nsec.cast_unsigned()
 }
 
-/// Whether the emulator's calls come here.
+/// Whether the emulator's calls come here: whether what a lookup by name finds first lies in this library.
+///
+/// The address of this library's own function says nothing, as that is looked up by its name too, and is libc's where this
+/// library comes later. A private variable is where the library is.
 pub fn is_in_place() -> bool {
     // SAFETY: the lookup changes nothing.
     let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"clock_gettime".as_ptr()) };
-    found.cast_const() == clock_gettime as *const c_void
+    let own = &raw const SIMULATION;
+    library_at(found.cast_const()).is_some_and(|found| library_at(own.cast()) == Some(found))
+}
+
+/// Where the library begins that an address belongs to.
+fn library_at(address: *const c_void) -> Option<usize> {
+    let mut found = mem::MaybeUninit::<libc::Dl_info>::uninit();
+    // SAFETY: the lookup writes to where it is told, if it finds anything.
+    if address.is_null() || unsafe { libc::dladdr(address, found.as_mut_ptr()) } == 0 {
+        return None;
+    }
+    // SAFETY: it has found something, and has filled this in.
+    Some(unsafe { found.assume_init() }.dli_fbase.addr())
 }
 
 /// libc's function of this name.

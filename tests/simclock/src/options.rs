@@ -78,9 +78,45 @@ fn number(text: &str) -> Option<u64> {
     }
 }
 
+/// The option of the emulator's command line (arguments ended by zero bytes) by which one thread runs all CPUs, if there is
+/// one.
+pub fn one_thread_for_all(command_line: &[u8]) -> Option<&'static str> {
+    let arguments = || command_line.split(|byte| *byte == 0).skip(1);
+    let mut pairs = arguments().zip(arguments().skip(1));
+    // One dash or two.
+    pairs.find_map(|(name, value)| match name.strip_prefix(b"-")? {
+        b"icount" | b"-icount" => Some("-icount"),
+        b"accel" | b"-accel" => {
+            let mut parts = value.split(|byte| *byte == b',');
+            let is_single = parts.any(|part| part == b"thread=single");
+            is_single.then_some("-accel tcg,thread=single")
+        }
+        _ => None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn options_for_one_thread_are_found_in_the_command_line() {
+        let found = |line: &str| one_thread_for_all(line.replace(' ', "\0").as_bytes());
+        let single = Some("-accel tcg,thread=single");
+        assert_eq!(
+            found("qemu -smp 4 -accel tcg,thread=multi -plugin x "),
+            None
+        );
+        assert_eq!(found("qemu -accel tcg,thread=single "), single);
+        assert_eq!(found("qemu --accel thread=single,tcg -smp 4 "), single);
+        assert_eq!(
+            found("qemu -smp 1 -icount shift=0 -kernel x "),
+            Some("-icount")
+        );
+        assert_eq!(found("qemu --icount auto "), Some("-icount"));
+        assert_eq!(found("qemu -append thread=single -name icount "), None);
+        assert_eq!(found(""), None);
+    }
 
     #[test]
     fn every_option_is_read() {

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::fs;
 use std::ptr;
 use std::thread;
 
@@ -11,7 +12,7 @@ use crate::MOST_CPUS;
 use crate::decode::{Scope, fetches_to_write, tlb_invalidation};
 use crate::interposed;
 use crate::lines::Access;
-use crate::options::Options;
+use crate::options::{Options, one_thread_for_all};
 use crate::simulation::{SIMULATION, Simulation};
 
 const NO_REGISTERS: qemu::qemu_plugin_cb_flags = qemu::qemu_plugin_cb_flags::QEMU_PLUGIN_CB_NO_REGS;
@@ -20,6 +21,12 @@ const NO_REGISTERS: qemu::qemu_plugin_cb_flags = qemu::qemu_plugin_cb_flags::QEM
 // SAFETY: the name is the emulator's for this very purpose.
 #[unsafe(no_mangle)]
 pub static qemu_plugin_version: c_int = 4;
+
+/// Where the emulator's arguments can be read, each ended by a zero byte.
+const COMMAND_LINE: &str = "/proc/self/cmdline";
+/// What is said where one thread runs all CPUs: they would wait for each other for ever, and `-icount` has a clock of its own.
+const NEEDS_THREADS: &str =
+    "simulated time needs a thread for each CPU, as '-accel tcg,thread=multi' has them";
 
 thread_local! {
     /// The CPU whose thread this is.
@@ -66,6 +73,13 @@ fn install<S: AsRef<str>>(
     if !interposed::is_in_place() {
         return Err("not preloaded: LD_PRELOAD must name this library too".into());
     }
+    if let Some(option) = fs::read(COMMAND_LINE)
+        .ok()
+        .as_deref()
+        .and_then(one_thread_for_all)
+    {
+        return Err(format!("{option}: {NEEDS_THREADS}"));
+    }
     if options.is_check {
         // SAFETY: the emulator has started nothing yet that would have to be ended.
         unsafe { libc::_exit(0) };
@@ -101,7 +115,10 @@ extern "C" fn cpu_created(_: qemu::qemu_plugin_id_t, cpu: c_uint) {
         eprintln!("simclock: the machine has more than {MOST_CPUS} CPUs");
         std::process::exit(1);
     }
-    CPU.set(Some(cpu));
+    if CPU.replace(Some(cpu)).is_some_and(|other| other != cpu) {
+        eprintln!("simclock: one thread runs several CPUs: {NEEDS_THREADS}");
+        std::process::exit(1);
+    }
     simulation().start(cpu, interposed::real_time());
 }
 

@@ -89,8 +89,10 @@ impl Watcher for Live {
     fn pause(&self) {}
 
     fn change(&self, entry: &Entry, level: Level, access: &mut dyn FnMut() -> Option<(u64, u64)>) {
-        let address = entry.word().as_ptr().expose_provenance() as u64;
-        let mut access = || inject::change(entry.word(), level, access);
+        // SAFETY: what the bugs on purpose store is what the entry held before, or was just given.
+        let word = unsafe { entry.word() };
+        let address = word.as_ptr().expose_provenance() as u64;
+        let mut access = || inject::change(word, level, access);
         report(MONITOR.change(this_cpu(), address, &mut access));
     }
 

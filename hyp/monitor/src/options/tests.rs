@@ -458,3 +458,34 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn help_says_of_each_option_what_errors_say_too() {
+    for option in &BOOT_OPTIONS {
+        let (key, values) = (option.key, option.values);
+        let word = alloc::format!("{key}=?");
+        match Options::parse(&word) {
+            Err(OptionError::Malformed {
+                key: named,
+                expected,
+                ..
+            }) => assert_eq!((named, expected), (key, values)),
+            other => panic!("{word}: {other:?}"),
+        }
+        let line = option.to_string();
+        assert!(line.contains(key) && line.contains(values), "{line}");
+        assert!(!option.meaning.is_empty() && line.len() <= 140, "{line}");
+        let same = BOOT_OPTIONS.iter().filter(|other| other.key == key);
+        assert_eq!(same.count(), 1, "{key}");
+    }
+}
+
+#[test]
+fn help_is_a_word_among_others() {
+    for bootargs in ["help", "vcpus=2 help", "\thelp mode=no"] {
+        assert!(asks_for_help(bootargs), "{bootargs}");
+    }
+    for bootargs in ["", "vcpus=2", "helpful", "help=1", "log=help"] {
+        assert!(!asks_for_help(bootargs), "{bootargs}");
+    }
+}

@@ -1,12 +1,23 @@
 //! The values that options can have, by the words that bootargs and records have for them.
 
 use super::{MOST_SLOTS, OptionError};
-use crate::size::{Size, decimal};
+use crate::size::{Size, SizeError, decimal};
 use alloc::string::String;
 use alloc::vec::Vec;
 use log::LevelFilter;
 use memory::RING_ENTRIES;
 use stage2::Level;
+
+/// What a size can be.
+pub(super) const SIZES: &str = SizeError::Malformed.expected();
+/// What a device can be.
+pub(super) const PATHS: &str = "a path of the device tree, like /pl031@9010000";
+/// What can be logged.
+pub(super) const LEVELS: &str = "error, warn, info, debug or trace";
+/// What an option can be that has no value.
+pub(super) const ALONE: &str = "the word alone";
+/// How large a ring can be.
+pub(super) const RING_SIZES: &str = "a power of two from 64 to 65536";
 
 /// A value that a word stands for.
 pub(super) trait Word: Copy + Eq + 'static {
@@ -271,7 +282,7 @@ pub(super) fn path<'t>(key: &'static str, text: &'t str) -> Result<String, Optio
         None => Err(OptionError::Malformed {
             key,
             text,
-            expected: "a path of the device tree, like /pl031@9010000",
+            expected: PATHS,
         }),
     }
 }
@@ -332,7 +343,7 @@ pub(super) fn level<'t>(key: &'static str, text: &'t str) -> Result<LevelFilter,
     level.ok_or(OptionError::Malformed {
         key,
         text,
-        expected: "error, warn, info, debug or trace",
+        expected: LEVELS,
     })
 }
 
@@ -343,7 +354,7 @@ pub(super) fn alone<'t>(key: &'static str, text: Option<&'t str>) -> Result<bool
         Some(text) => Err(OptionError::Malformed {
             key,
             text,
-            expected: "the word alone",
+            expected: ALONE,
         }),
     }
 }
@@ -355,6 +366,6 @@ pub(super) fn ring_entries<'t>(key: &'static str, text: &'t str) -> Result<usize
         .ok_or(OptionError::Malformed {
             key,
             text,
-            expected: "a power of two from 64 to 65536",
+            expected: RING_SIZES,
         })
 }

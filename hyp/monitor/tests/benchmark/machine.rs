@@ -222,7 +222,7 @@ impl Outcome {
 
 /// Runs the monitor with these options and this guest.
 pub fn run(options: &str, guest: Guest) -> Outcome {
-    run_with(options, guest, Features::armv8_0(44, 44))
+    run_with(options, guest, Features::armv8_0(44, 48))
 }
 
 /// The same, with an honest guest on CPUs that keep dirty state.
@@ -230,7 +230,7 @@ pub fn run_with_dirty_state(options: &str) -> Outcome {
     let features = Features {
         hardware_access: true,
         hardware_dirty: true,
-        ..Features::armv8_0(44, 44)
+        ..Features::armv8_0(44, 48)
     };
     run_with(options, Guest::Honest, features)
 }
@@ -251,7 +251,7 @@ fn run_with(options: &str, guest: Guest, features: Features) -> Outcome {
 }
 
 pub fn run_without_guest(options: &str) -> Outcome {
-    boot(options, Guest::Honest, None, Features::armv8_0(44, 44))
+    boot(options, Guest::Honest, None, Features::armv8_0(44, 48))
 }
 
 /// A machine none of whose CPUs runs yet.

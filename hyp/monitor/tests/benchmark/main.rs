@@ -500,7 +500,7 @@ fn what_cant_be_run_is_refused_before_anything_starts() {
 
 #[test]
 fn when_memory_is_short_cpus_that_wait_are_woken_one_by_one_and_cpu_0_last() {
-    let machine = threads(Guest::Honest, Features::armv8_0(44, 44));
+    let machine = threads(Guest::Honest, Features::armv8_0(44, 48));
     let crew = Crew::new(CPUS);
     crew.post(machine, 2..3, Arc::new(|_| {}));
     let kicked = || -> Vec<usize> {

@@ -56,7 +56,7 @@ fn main() {
     unsafe { POOL.add(arena::leak(2048)) };
     let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(&POOL, 2, 8).unwrap()));
     let cpus = [cpu(system, 0), cpu(system, 1)];
-    let layout = Layout::new(Features::armv8_0(40, 40)).expect("every CPU has it");
+    let layout = Layout::new(Features::armv8_0(40, 48)).expect("every CPU has it");
     let vm = VmId::new(0).expect("the first");
     let space = AddressSpace::<Parallel>::new(&cpus[0], vm, layout).expect("enough frames");
     let bytes = SLOT_PAGES * PAGE_SIZE;

@@ -32,8 +32,7 @@ mod measured {
         let Resolution::Vacant(broken) = stage2.fault(worker, request) else {
             return false;
         };
-        let leaf = stage2.leaf_for(request, broken.level());
-        broken.make(leaf).is_ok()
+        stage2.fill(broken, request).is_ok()
     }
 
     #[inline(never)]
@@ -91,26 +90,30 @@ mod measured {
     #[inline(never)]
     pub fn find_dirty(stage2: &Stage2, worker: &BenchWorker<'_>, pages: u64) -> u64 {
         let mut found = 0;
-        stage2.find_dirty(
-            worker,
-            page(0)..page(pages),
-            |_| true,
-            |_, _, bits| found += u64::from(bits.count_ones()),
-        );
+        stage2
+            .find_dirty(
+                worker,
+                page(0)..page(pages),
+                |_| true,
+                |_, _, bits| found += u64::from(bits.count_ones()),
+            )
+            .expect("pages");
         found
     }
 
     #[inline(never)]
     pub fn track(stage2: &Stage2, worker: &BenchWorker<'_>, pages: u64) -> bool {
         let all = page(0)..page(pages);
-        stage2.track_writes(worker, all, Level::L3, All, |_, _| {});
-        true
+        stage2
+            .track_writes(worker, all, Level::L3, All, |_, _| {})
+            .is_ok()
     }
 
     #[inline(never)]
     pub fn harvest(stage2: &Stage2, worker: &BenchWorker<'_>, pages: u64) -> bool {
-        stage2.write_protect(worker, page(0)..page(pages), All, |_, _| {});
-        true
+        stage2
+            .write_protect(worker, page(0)..page(pages), All, |_, _| {})
+            .is_ok()
     }
 }
 
@@ -167,7 +170,7 @@ impl Vms {
         let system = &*Box::leak(Box::new(MemorySystem::new(&POOL, 1, 8).unwrap()));
         let cpu = CpuMemory::new(system, 0, NoTlb, Box::leak(Box::default()));
         let space = |number| {
-            let layout = Layout::new(Features::armv8_0(40, 40)).expect("every CPU has it");
+            let layout = Layout::new(Features::armv8_0(40, 48)).expect("every CPU has it");
             let vm = VmId::new(number).expect("there are more");
             Space::new(&cpu, vm, layout).expect("enough frames")
         };

@@ -92,29 +92,31 @@ impl Machine {
     /// What the tables hold, while nothing else runs.
     pub(super) fn snapshot(&self) -> Snapshot {
         let mut found = Snapshot::default();
-        self.cpu(0).work(|stage2, worker| {
-            let all = stage2.layout().all();
-            stage2.walk(worker, all, |context| {
-                match context.descriptor {
-                    Descriptor::Table(pa) => {
-                        found.links.insert((context.level, context.ipa), pa);
-                        return Step::Descend;
-                    }
-                    Descriptor::Leaf(leaf) => {
-                        let bytes = context.ipa_end.get() - context.ipa.get();
-                        for offset in (0..bytes).step_by(PAGE_SIZE as usize) {
-                            let at = context.ipa.offset(offset);
-                            found.leaves.insert(at, (leaf, context.level));
+        self.cpu(0)
+            .work(|stage2, worker| {
+                let all = stage2.layout().all();
+                stage2.walk(worker, all, |context| {
+                    match context.descriptor {
+                        Descriptor::Table(pa) => {
+                            found.links.insert((context.level, context.ipa), pa);
+                            return Step::Descend;
+                        }
+                        Descriptor::Leaf(leaf) => {
+                            let bytes = context.ipa_end.get() - context.ipa.get();
+                            for offset in (0..bytes).step_by(PAGE_SIZE as usize) {
+                                let at = context.ipa.offset(offset);
+                                found.leaves.insert(at, (leaf, context.level));
+                            }
+                        }
+                        Descriptor::Invalid => {}
+                        left @ (Descriptor::Locked | Descriptor::Frozen) => {
+                            panic!("rule 2: {} was left {left:?}", context.ipa)
                         }
                     }
-                    Descriptor::Invalid => {}
-                    left @ (Descriptor::Locked | Descriptor::Frozen) => {
-                        panic!("rule 2: {} was left {left:?}", context.ipa)
-                    }
-                }
-                Step::Continue
+                    Step::Continue
+                })
             })
-        });
+            .expect("all of the IPA space");
         found
     }
 

@@ -51,7 +51,9 @@ impl Stays {
     }
 }
 
-impl Epoch for Stay<'_> {
+// SAFETY: a stay is one CPU's, for one operation; when it ends, what it has retired is freed after the stays of others that
+// were seen then. (Mutants break this; poison is what they are found by.)
+unsafe impl Epoch for Stay<'_> {
     fn retire(&self, unlinked: Unlinked) {
         let frame = unlinked.into_frame();
         self.tables.retire(&frame);

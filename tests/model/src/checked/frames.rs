@@ -44,12 +44,12 @@ impl Tables {
     }
 
     /// A root, of one table.
-    pub(super) fn allocate_root(&self) -> Pa {
+    pub(super) fn allocate_root(&self) -> TableFrame {
         assert_eq!(self.layout.root_tables(), 1);
         self.allocate(None)
     }
 
-    fn allocate(&self, builder: Option<usize>) -> Pa {
+    fn allocate(&self, builder: Option<usize>) -> TableFrame {
         let words = (0..ENTRIES).map(|_| AtomicU64::new(0)).collect();
         let mut frames = locked(&self.frames);
         frames.push(Frame {
@@ -57,7 +57,9 @@ impl Tables {
             state: State::Live,
             unpublished_by: builder,
         });
-        Pa::new(FIRST + (frames.len() as u64 - 1) * PAGE_SIZE)
+        let pa = Pa::new(FIRST + (frames.len() as u64 - 1) * PAGE_SIZE);
+        // SAFETY: the words are new, zero, as many as a table has, and last as long as the machine.
+        unsafe { TableFrame::new(pa, self.layout.table_size()) }
     }
 
     fn index(pa: Pa) -> usize {
@@ -155,11 +157,11 @@ impl<'m> CpuTables<'m> {
 // SAFETY: each frame is used once, and its words last as long as the machine. An `Entry` is one such word.
 unsafe impl TableMemory for CpuTables<'_> {
     fn allocate(&self) -> Option<TableFrame> {
-        Some(TableFrame::new(self.tables.allocate(Some(self.cpu))))
+        Some(self.tables.allocate(Some(self.cpu)))
     }
 
     /// Nobody has seen the table, so poisoning it takes no step of the model checker's own.
-    fn free(&self, frame: TableFrame) {
+    unsafe fn free(&self, frame: TableFrame) {
         self.tables.change_state(&frame, State::Live, State::Freed);
         self.tables.poison(&frame);
     }

@@ -100,7 +100,7 @@ impl Cpu<'_> {
         self.work(|stage2, worker| match stage2.fault(worker, &request) {
             Resolution::Vacant(broken) => {
                 let (first, level) = (broken.ipa(), broken.level());
-                if broken.make(stage2.leaf_for(&request, level)).is_err() {
+                if stage2.fill(broken, &request).is_err() {
                     return Served::Again;
                 }
                 self.hold(first, level, 1);
@@ -121,6 +121,7 @@ impl Cpu<'_> {
             Resolution::Busy => Served::Again,
             Resolution::NotPermitted => Served::NotPermitted,
             Resolution::OutOfFrames => panic!("this machine's frames don't run out"),
+            Resolution::NotInSpace => panic!("{ipa} lies beyond the IPA space"),
         })
     }
 

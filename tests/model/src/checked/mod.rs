@@ -28,9 +28,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use account::{Account, Snapshot};
 use loom::sync::atomic::{AtomicBool, Ordering};
 use stage2::sync::full_barrier;
-use stage2::{
-    Counters, Features, Ipa, Layout, Leaf, Level, PAGE_SIZE, Pa, Stage2, TableFrame, Worker,
-};
+use stage2::{Counters, Features, Ipa, Layout, Leaf, Level, PAGE_SIZE, Pa, Stage2, Worker};
 
 pub use epoch::{Stay, Stays};
 pub use explore::{Act, alone, every_execution, explore, no_more, nothing};
@@ -99,7 +97,7 @@ impl Machine {
     /// With an empty translation.
     pub fn new(layout: Layout) -> Self {
         let tables = Tables::new(layout);
-        let root = TableFrame::root(tables.allocate_root(), layout.root_tables());
+        let root = tables.allocate_root();
         Self {
             stage2: ManuallyDrop::new(Stage2::new(root, layout)),
             tables,

@@ -5,9 +5,12 @@ use std::ops::Range;
 use super::{Cpu, Machine, Policy, backing_of, locked, other_backing_of, page};
 use stage2::sync::full_barrier;
 use stage2::{
-    Access, Attributes, Collapsed, Descriptor, Ipa, Leaf, Level, MapFailed, Mapped, Mapping,
-    PAGE_SIZE, Pa, Permissions, Resolution, Split,
+    Access, Attributes, Collapsed, Ipa, Leaf, Level, MapFailed, Mapped, Mapping, PAGE_SIZE, Pa,
+    Permissions, Resolution, Split,
 };
+
+/// Why no range is refused.
+const IN_SPACE: &str = "tests name pages of the IPA space";
 
 impl Cpu<'_> {
     /// Maps `range` by leaves of no more than `largest`, which must be all that it makes.
@@ -64,12 +67,9 @@ impl Cpu<'_> {
             if let Resolution::Vacant(broken) = stage2.fault(worker, &request) {
                 let (first, level) = (broken.ipa(), broken.level());
                 full_barrier();
-                let new = if self.machine.is_published() {
-                    Descriptor::Invalid
-                } else {
-                    stage2.leaf_for(&request, level)
-                };
-                if broken.make(new).is_ok() && new != Descriptor::Invalid {
+                if self.machine.is_published() {
+                    let _ = broken.restore();
+                } else if stage2.fill(broken, &request).is_ok() {
                     self.hold(first, level, 1);
                 }
             }
@@ -88,7 +88,8 @@ impl Cpu<'_> {
             stage2.unmap(worker, range, |level, ipa, leaf| {
                 removed.push((level, ipa, leaf));
             })
-        });
+        })
+        .expect(IN_SPACE);
         for (level, ipa, leaf) in &removed {
             self.removed(*level, *ipa, *leaf);
         }
@@ -102,7 +103,8 @@ impl Cpu<'_> {
             stage2.unmap_leaves(worker, ranges, |level, ipa, leaf| {
                 removed.push((level, ipa, leaf));
             })
-        });
+        })
+        .expect(IN_SPACE);
         for (level, ipa, leaf) in removed {
             self.removed(level, ipa, leaf);
         }
@@ -135,6 +137,7 @@ impl Cpu<'_> {
                 },
             )
         });
+        let replaced = replaced.expect(IN_SPACE);
         assert!(taken <= 1, "rule 5: one page was handed out {taken} times");
         let is_mapped = replaced.pages == 1;
         if is_mapped {
@@ -166,7 +169,8 @@ impl Cpu<'_> {
                 |_, _| true,
                 |ipa, level| dirty.push((ipa, level)),
             )
-        });
+        })
+        .expect(IN_SPACE);
         self.copy_leaves(dirty);
     }
 
@@ -179,7 +183,8 @@ impl Cpu<'_> {
                     dirty.push((ipa, level));
                 }
             })
-        });
+        })
+        .expect(IN_SPACE);
         self.copy_leaves(dirty);
     }
 
@@ -188,7 +193,8 @@ impl Cpu<'_> {
         let mut dirty = Vec::new();
         self.work(|stage2, worker| {
             stage2.harvest_dirty(worker, range, |ipa, level| dirty.push((ipa, level)))
-        });
+        })
+        .expect(IN_SPACE);
         self.copy_leaves(dirty);
     }
 
@@ -209,7 +215,7 @@ impl Cpu<'_> {
                     let dirty = (0..64).filter(|bit| bits & 1 << bit != 0);
                     found.extend(dirty.map(|leaf| first(leaf)..first(leaf + 1)));
                 },
-            );
+            )?;
             full_barrier();
             stage2.track_writes(
                 worker,
@@ -220,8 +226,9 @@ impl Cpu<'_> {
                     (found.iter()).any(|part| part.start < end && ipa < part.end)
                 },
                 |ipa, level| forgotten.push((ipa, level)),
-            );
-        });
+            )
+        })
+        .expect(IN_SPACE);
         for part in found {
             self.copy(part);
         }
@@ -231,8 +238,9 @@ impl Cpu<'_> {
     /// Has hardware note the next write through every leaf in `range`, and hands out none of those that it has noted.
     pub fn track(&self, range: Range<Ipa>, largest: Level) {
         self.work(|stage2, worker| {
-            stage2.track_writes(worker, range, largest, |_, _| true, |_, _| {});
-        });
+            stage2.track_writes(worker, range, largest, |_, _| true, |_, _| {})
+        })
+        .expect(IN_SPACE);
     }
 
     fn copy_leaves(&self, leaves: Vec<(Ipa, Level)>) {
@@ -249,7 +257,8 @@ impl Cpu<'_> {
     /// Clears access flags. How many leaves had it.
     pub fn age(&self, range: Range<Ipa>) -> usize {
         let mut accessed = 0;
-        self.work(|stage2, worker| stage2.age(worker, range, |_, _| accessed += 1));
+        self.work(|stage2, worker| stage2.age(worker, range, |_, _| accessed += 1))
+            .expect(IN_SPACE);
         accessed
     }
 
@@ -281,6 +290,7 @@ impl Cpu<'_> {
                 |level, ipa, leaf| removed.push((level, ipa, leaf)),
             )
         });
+        let collapsed = collapsed.expect(IN_SPACE);
         for (level, ipa, leaf) in removed {
             self.removed(level, ipa, leaf);
         }

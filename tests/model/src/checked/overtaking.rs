@@ -53,10 +53,8 @@ fn write_through(space: &Space, cpu: &CpuMemory<Overtaking>, ipa: Ipa) -> bool {
                 _ => return Step::Stop,
             };
             if !leaf.writable() {
-                let dirty = Descriptor::Leaf(leaf.with_write().with_accessed());
-                if !leaf.hardware_dirty()
-                    || context.entry.exchange(context.observed, dirty).is_err()
-                {
+                let dirty = leaf.with_write().with_accessed();
+                if !leaf.hardware_dirty() || context.exchange(Some(dirty)).is_err() {
                     return Step::Stop;
                 }
             }
@@ -68,7 +66,8 @@ fn write_through(space: &Space, cpu: &CpuMemory<Overtaking>, ipa: Ipa) -> bool {
             unsafe { &*word }.fetch_add(1, Ordering::Relaxed);
             written = true;
             Step::Stop
-        });
+        })
+        .expect("a page");
     written
 }
 

@@ -16,7 +16,7 @@ use loom::sync::atomic::{AtomicU64, Ordering};
 use stage2::sync::full_barrier;
 use stage2::{
     Attributes, Barrier, Counters, Epoch, Instructions, Leaf, Level, Maintenance, Mapping, NoTlb,
-    Permissions, RegimeRegisters, Stage2, TableFrame, TableMemory, TlbPolicy, Tlbi, Unlinked, Vmid,
+    Permissions, RegimeRegisters, Stage2, TableMemory, TlbPolicy, Tlbi, Unlinked, Vmid,
     VmidAllocator, Worker,
 };
 
@@ -94,7 +94,7 @@ pub fn explore<const N: usize>(preemptions: usize, race: [Act; N], check: Act) {
 impl World {
     fn new() -> Self {
         let tables = Tables::new(SHALLOW);
-        let root = TableFrame::root(tables.allocate_root(), SHALLOW.root_tables());
+        let root = tables.allocate_root();
         let world = Self {
             stage2: ManuallyDrop::new(Stage2::new(root, SHALLOW)),
             tables,
@@ -134,9 +134,11 @@ impl World {
 /// Frees at once: what is unlinked here is a dead tree, which nobody walks.
 struct AtOnce<'w>(CpuTables<'w>);
 
-impl Epoch for AtOnce<'_> {
+// SAFETY: by the end, when all that is retired is, nobody else is inside, and nothing is looked at any more.
+unsafe impl Epoch for AtOnce<'_> {
     fn retire(&self, unlinked: Unlinked) {
-        self.0.free(unlinked.into_frame());
+        // SAFETY: all tables of the tree came from there.
+        unsafe { self.0.free(unlinked.into_frame()) };
     }
 }
 
@@ -165,7 +167,9 @@ impl Cpu<'_> {
     /// Takes the right to write to the page away, from outside the VM.
     pub fn protect(&self) {
         self.work(|stage2, worker| {
-            stage2.write_protect(worker, pages(0..1), |_, _| true, |_, _| {});
+            stage2
+                .write_protect(worker, pages(0..1), |_, _| true, |_, _| {})
+                .expect("a page");
         });
     }
 

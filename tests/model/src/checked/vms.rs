@@ -338,16 +338,16 @@ impl Cpu<'_> {
         };
         let range = ipa..ipa.offset(PAGE_SIZE);
         let stage2 = self.space(vm).stage2();
-        stage2.walk(&worker, range, |context| match context.descriptor {
+        let walked = stage2.walk(&worker, range, |context| match context.descriptor {
             Descriptor::Table(_) => Step::Descend,
             Descriptor::Leaf(leaf) if leaf.hardware_dirty() => {
-                let dirty = Descriptor::Leaf(leaf.with_write());
-                let exchanged = context.entry.exchange(context.observed, dirty);
+                let exchanged = context.exchange(Some(leaf.with_write()));
                 exchanged.expect("no other CPU runs");
                 Step::Continue
             }
             other => panic!("{other:?} isn't tracked"),
         });
+        walked.expect("a page");
     }
 
     /// What the guest finds at `ipa`. `None` where no slot is.

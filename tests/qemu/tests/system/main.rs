@@ -7,6 +7,7 @@ mod benchmark;
 mod boots;
 mod command;
 mod copies;
+mod documented;
 mod fatal;
 mod guests;
 mod image;

@@ -17,7 +17,7 @@ use stage2::{
 };
 use vm::{Cpu, ExitReason, VcpuControls, VcpuState};
 
-use super::subject::{Checks, OwnWorker, registers, with_tree};
+use super::subject::{Checks, OwnWorker, WITHIN, registers, with_tree};
 
 /// What a guest leaves by, told apart by their operands.
 const DONE: u32 = 1;
@@ -194,16 +194,22 @@ impl Guest<'_> {
         self.stage2
             .harvest_dirty(self.worker, self.page(self.data_at), |ipa, _| {
                 dirty = Some(ipa);
-            });
+            })
+            .expect(WITHIN);
         dirty
     }
 
     fn store_to_an_aged_page(&mut self, by_hardware: bool) {
         self.store(Exit::Call(DONE));
         let page = self.page(self.data_at);
-        self.stage2.age(self.worker, page.clone(), |_, _| {});
-        self.stage2.invalidate(self.worker, page.clone());
-        assert!(!self.stage2.test_age(self.worker, page.clone()));
+        let accessed = || self.stage2.test_age(self.worker, page.clone());
+        self.stage2
+            .age(self.worker, page.clone(), |_, _| {})
+            .expect(WITHIN);
+        self.stage2
+            .invalidate(self.worker, page.clone())
+            .expect(WITHIN);
+        assert_eq!(accessed(), Ok(false));
         if !by_hardware {
             self.store(Exit::Data(ACCESS_FLAG + 3));
             let request = Request {
@@ -223,7 +229,7 @@ impl Guest<'_> {
             );
         }
         self.store(Exit::Call(DONE));
-        assert!(self.stage2.test_age(self.worker, page));
+        assert_eq!(self.stage2.test_age(self.worker, page), Ok(true));
         self.checks.accessed += u64::from(by_hardware);
     }
 
@@ -265,7 +271,9 @@ impl Guest<'_> {
     /// Maps a page anew.
     fn map(&self, ipa: Ipa, page: &Page, permissions: Permissions) {
         let range = self.page(ipa);
-        self.stage2.unmap(self.worker, range.clone(), |_, _, _| {});
+        self.stage2
+            .unmap(self.worker, range.clone(), |_, _, _| {})
+            .expect(WITHIN);
         let mapping = Mapping {
             pa: page.pa(),
             attributes: Attributes::memory(permissions),

@@ -123,13 +123,17 @@ impl Subject<'_> {
     }
 }
 
+/// Why no operation is refused.
+pub const WITHIN: &str = "selftest=stage2: pages of the address space";
+
 /// Lends a tree to `work`. Panics if anything is left of it afterwards.
 pub fn with_tree<R>(
     cpu: &CpuFeatures,
     layout: Layout,
     work: impl FnOnce(&Stage2, &OwnWorker<'_>) -> R,
 ) -> R {
-    let tables = HeapTables::new(&layout);
+    // SAFETY: this CPU does one operation after the other on the tree, and keeps nothing of any: `work` has no other worker.
+    let tables = unsafe { HeapTables::new(&layout) };
     let maintenance = tlb::maintenance(cpu, UNMEASURED);
     let counters = Counters::default();
     let worker = Worker {
@@ -252,7 +256,9 @@ impl<'t> Subject<'t> {
             attributes,
             largest: level,
         };
-        self.stage2.unmap(self.worker, range.clone(), |_, _, _| {});
+        self.stage2
+            .unmap(self.worker, range.clone(), |_, _, _| {})
+            .expect(WITHIN);
         self.map(range.clone(), mapping);
         let mut asked = Expected {
             pa: mapping.pa,
@@ -261,20 +267,27 @@ impl<'t> Subject<'t> {
             level,
         };
         self.agree_as_asked(&range, asked);
-        self.stage2.age(self.worker, range.clone(), |_, _| {});
-        self.stage2.invalidate(self.worker, range.clone());
+        self.age(&range);
         asked.accessed = false;
         self.agree_as_asked(&range, asked);
         asked.attributes.permissions = self.any_attributes().permissions;
         let permissions = asked.attributes.permissions;
         self.stage2
-            .protect(self.worker, range.clone(), permissions, |_, _, _| {});
+            .protect(self.worker, range.clone(), permissions, |_, _, _| {})
+            .expect(WITHIN);
         self.agree_as_asked(&range, asked);
         self.stage2
-            .write_protect(self.worker, range.clone(), |_, _| true, |_, _| {});
+            .write_protect(self.worker, range.clone(), |_, _| true, |_, _| {})
+            .expect(WITHIN);
         asked.attributes.permissions.write = false;
         asked.attributes.permissions.hardware_dirty = false;
         self.agree_as_asked(&range, asked);
+    }
+
+    fn age(&self, range: &IpaRange) {
+        let aged = self.stage2.age(self.worker, range.clone(), |_, _| {});
+        let invalidated = || self.stage2.invalidate(self.worker, range.clone());
+        aged.and_then(|()| invalidated()).expect(WITHIN);
     }
 
     fn map(&self, range: IpaRange, mapping: Mapping) {
@@ -325,16 +338,19 @@ impl<'t> Subject<'t> {
                 // May run out of tables, as splits do: what was done until then counts.
                 let _ = stage2.map(worker, range.clone(), mapping, || true);
             }
-            3 => stage2.unmap(worker, range.clone(), |_, _, _| {}),
+            3 => stage2
+                .unmap(worker, range.clone(), |_, _, _| {})
+                .expect(WITHIN),
             4 => {
                 let permissions = self.any_attributes().permissions;
-                stage2.protect(worker, range.clone(), permissions, |_, _, _| {});
+                stage2
+                    .protect(worker, range.clone(), permissions, |_, _, _| {})
+                    .expect(WITHIN);
             }
-            5 => stage2.write_protect(worker, range.clone(), |_, _| true, |_, _| {}),
-            6 => {
-                stage2.age(worker, range.clone(), |_, _| {});
-                stage2.invalidate(worker, range.clone());
-            }
+            5 => stage2
+                .write_protect(worker, range.clone(), |_, _| true, |_, _| {})
+                .expect(WITHIN),
+            6 => self.age(&range),
             _ => {
                 let to = level.below().unwrap_or(level);
                 let _ = stage2.split(worker, range.clone(), to, 2);
@@ -367,7 +383,7 @@ impl<'t> Subject<'t> {
         let page = ipa.align_down(self.layout().page_size());
         let range = page..page.offset(self.layout().page_size());
         let mut found = Err(Level::L0);
-        self.stage2.walk(self.worker, range, |context| {
+        let walked = self.stage2.walk(self.worker, range, |context| {
             found = match context.descriptor {
                 Descriptor::Table(_) => return Step::Descend,
                 Descriptor::Leaf(leaf) => Ok(Expected {
@@ -380,6 +396,7 @@ impl<'t> Subject<'t> {
             };
             Step::Stop
         });
+        walked.expect(WITHIN);
         found
     }
 
