@@ -360,9 +360,9 @@ fn a_root_that_is_too_small_or_not_aligned_is_refused() {
     assert_eq!(bytes, 2 * layout.table_size());
     let refused = |pa: u64, bytes: u64| {
         std::panic::catch_unwind(|| {
-            // SAFETY: nobody has these addresses, and nothing reads them: the root is refused, or forgotten.
+            // SAFETY: nobody has these addresses, and nothing reads them: the root is refused, or never walked.
             let root = unsafe { TableFrame::new(Pa::new(pa), bytes) };
-            std::mem::forget(Stage2::new(root, layout));
+            Stage2::new(root, layout)
         })
         .is_err()
     };

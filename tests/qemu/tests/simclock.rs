@@ -135,7 +135,11 @@ fn without_being_preloaded_it_refuses_to_run() {
         return;
     };
     let with = machine(&simulation, "private", 10, 2).command();
-    let without = changed(&with, OsString::from, |name| name != "LD_PRELOAD");
+    let without = changed(
+        &with,
+        |argument| argument.into(),
+        |name| name != "LD_PRELOAD",
+    );
     assert_refused("not preloaded", without, "not preloaded: LD_PRELOAD");
 }
 

@@ -101,7 +101,7 @@ fn whatever_exits_begin_with_the_guest_keeps_its_registers() {
     let usual = image.symbols["el2_vectors"];
     for other in ["calling", "clearing"] {
         let vectors = image.symbols[&format!("el2_vectors_{other}")];
-        let branch = B << 26 | (vectors - usual) as u32 / 4;
+        let branch = (B << 26) | ((vectors - usual) as u32 / 4);
         let branches = [8, 9, 10, 11, 12, 13, 14, 15].map(|vector| (usual + vector * 0x80, branch));
         let outcome = patched(&branches, "max", "hypercalls");
         assert_eq!(outcome.status, Some(0), "{other}: {}", describe(&outcome));
