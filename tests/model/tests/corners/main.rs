@@ -13,7 +13,7 @@ mod covering;
 mod operations;
 mod scene;
 
-use corner::{Corner, GIB, OPERATIONS, Operation};
+use corner::{Corner, GIB, Log, OPERATIONS, OPERATORS, Operation, PLACES, Second};
 use covering::covering;
 use memory::BackingPolicy;
 use memory::frames::arena;
@@ -168,14 +168,24 @@ fn memory_in_gigabytes() {
             .collect()
     };
     let rows = covering(2, &Corner::SIZES);
-    let corners: Vec<Corner> = (rows.iter().enumerate())
-        .map(|(number, row)| {
-            let operations = match ORDERS.get(number % (2 * ORDERS.len())) {
-                Some(order) => order.to_vec(),
-                None => by_turns(number),
-            };
-            Corner::new(Level::L1, row, operations)
-        })
-        .collect();
+    let in_order = |(number, row): (usize, &Vec<usize>)| {
+        let operations = match ORDERS.get(number % (2 * ORDERS.len())) {
+            Some(order) => order.to_vec(),
+            None => by_turns(number),
+        };
+        Corner::new(Level::L1, row, operations)
+    };
+    let mut corners: Vec<Corner> = rows.iter().enumerate().map(in_order).collect();
+    // Only what isn't logged is gathered: all orders of what a fork shares, wherever it lies.
+    for (number, place) in PLACES.into_iter().enumerate() {
+        corners.extend(ORDERS.iter().map(|order| Corner {
+            log: Log::None,
+            second: Second::Fork,
+            place,
+            cpu: OPERATORS[1],
+            frames: None,
+            ..Corner::new(Level::L1, &rows[number], order.to_vec())
+        }));
+    }
     walk_all(&corners, || memory.to_vec());
 }

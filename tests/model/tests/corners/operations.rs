@@ -269,10 +269,7 @@ impl Scene<'_> {
         // All of a region of the memory, and some pages on either side.
         let region = (slot.first + slot.pages / 2) / BLOCK * BLOCK - slot.first;
         let (first, end) = (region - 9, region + BLOCK + 9);
-        let access = match self.round % 2 {
-            0 => Access::Read,
-            _ => Access::Write,
-        };
+        let access = Access::Write;
         let range = slot.at(first)..slot.at(end);
         let space = &self.spaces[&0];
         let operator = self.operator();
@@ -289,9 +286,7 @@ impl Scene<'_> {
                 first + (error.done_to.get() - slot.at(first).get()) / PAGE_SIZE
             }
         };
-        if access == Access::Write {
-            (first..done).for_each(|page| self.note_written(&slot, page));
-        }
+        (first..done).for_each(|page| self.note_written(&slot, page));
     }
 
     /// Nothing may be written for a while.
