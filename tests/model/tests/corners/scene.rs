@@ -302,7 +302,7 @@ impl<'m> Scene<'m> {
                 let turn = index as u64 + self.round + slot.vm as u64;
                 match turn % 3 {
                     0 => self.guest_writes(&slot, page, index),
-                    1 if turn % 2 == 0 => self.guest_reads(&slot, page, index),
+                    1 if turn.is_multiple_of(2) => self.guest_reads(&slot, page, index),
                     _ => {}
                 }
             }
