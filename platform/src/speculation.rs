@@ -187,6 +187,10 @@ const fn history(id: &IdRegisters, model: (u8, u16), firmware: &Firmware) -> (On
 }
 
 /// How many taken branches a model remembers.
+#[expect(
+    clippy::manual_range_patterns,
+    reason = "models have names, and their numbers no order"
+)]
 const fn loops(model: (u8, u16)) -> Option<u8> {
     Some(match model {
         // Cortex-X3, Neoverse V2, V3, V3AE.

@@ -34,12 +34,16 @@ impl<T: Send + Sync> Published<T> {
 
     /// Publishes another value, then lets no CPU that looks later see the old one (the full barrier of rule 8), and gives
     /// that to the epoch. Whether there was one.
+    ///
+    /// Not by way of what this CPU alone collects: the old value may hold a VM's memory, and whoever waits for that to end
+    /// would wait for a CPU that runs a guest and has nothing else to give up.
     pub(crate) fn replace(&self, value: Option<T>, guard: &Guard) -> bool {
         let old = self.pointer.swap(raw(value), Ordering::AcqRel);
         full_barrier();
         if !old.is_null() {
             // SAFETY: the old value came from `raw`, and only CPUs that are in an epoch now can still be using it.
             unsafe { guard.defer_destroy(Shared::from(old.cast_const())) };
+            guard.flush();
         }
         !old.is_null()
     }

@@ -383,10 +383,10 @@ fn modules_are_found_as_guest_loader_writes_them() {
     assert_eq!(
         machine.modules,
         [GuestModule {
-            name: "module@50000000".into(),
+            name: "module@50000000",
             kind: ModuleKind::Kernel,
             range: range(0x5000_0000, 0x5001_2345),
-            bootargs: Some("quiet".into()),
+            bootargs: Some("quiet"),
         }]
     );
 }

@@ -5,9 +5,9 @@
 
 use crate::cpu::current;
 use crate::schedule::{choose, pause, trace};
-use crate::system::System;
+use crate::system::{Shared, System};
 use crate::{Served, locked};
-use stage2::{Access, Bbm, Ipa, Pa, Request};
+use stage2::{Access, Bbm, Features, Ipa, Pa, Request};
 use std::ptr::with_exposed_provenance;
 use std::sync::atomic::{AtomicU64, Ordering};
 use watcher::{Kind, Translation};
@@ -59,57 +59,7 @@ impl System {
     }
 
     fn take(&self, way: Translation, access: Access) -> Taken {
-        let features = self.stage2().layout().features();
-        // Whether a walk that finds the nT bit of a block faults is the implementation's choice.
-        let is_marked = features.bbm == Bbm::Level1
-            && way.kind == Kind::Visible
-            && way.level < 3
-            && way.word & NO_TRANSLATION != 0;
-        if is_marked && choose(2) == 0 {
-            return Taken::Refused;
-        }
-        if !way.accessed {
-            return match way.entry {
-                Some(entry) if features.hardware_access => self.update(entry, way.word, ACCESSED),
-                _ => Taken::Refused,
-            };
-        }
-        let allowed = match access {
-            Access::Read => way.readable,
-            Access::Write => way.writable,
-            Access::Execute => matches!(way.execute_never, 0b00 | 0b11),
-            Access::ExecuteAtEl0 => matches!(way.execute_never, 0b00 | 0b01),
-        };
-        match way.entry {
-            _ if allowed => Taken::Through(way.output),
-            Some(entry)
-                if access == Access::Write && way.dirty_modifier && features.hardware_dirty =>
-            {
-                self.update(entry, way.word, WRITABLE)
-            }
-            // Hardware makes an entry dirty in memory or not at all: a clean one in a TLB has it walk again.
-            None if access == Access::Write && way.dirty_modifier => Taken::Changed,
-            _ => Taken::Refused,
-        }
-    }
-
-    /// Hardware sets a bit of an entry, if that is still what it was; either way it looks again.
-    fn update(&self, entry: u64, word: u64, bit: u64) -> Taken {
-        let place: *const AtomicU64 = with_exposed_provenance(entry as usize);
-        let found = self.shared.monitor.hardware_change(entry, &mut || {
-            // SAFETY: walkers can reach the entry's table, and only now was asked where they can be; nobody else has run
-            // since, and a table that they can reach is a live one: the monitor forgets it when it is freed.
-            let place = unsafe { &*place };
-            place
-                .compare_exchange(word, word | bit, Ordering::AcqRel, Ordering::Relaxed)
-                .ok()
-                .map(|old| (old, old | bit))
-        });
-        trace(current(), || {
-            format!("hardware sets {bit:#x} in {entry:#x}, {word:#x}")
-        });
-        self.shared.note(found);
-        Taken::Changed
+        (self.shared).take(self.stage2().layout().features(), way, access)
     }
 
     /// Hardware looks at `ipa` of its own accord on `cpu`, and sets its access flag if it does that.
@@ -148,8 +98,64 @@ impl System {
     }
 }
 
+impl Shared {
+    /// A guest's access by one of the ways that its CPU has, on a machine with these features.
+    pub(crate) fn take(&self, features: &Features, way: Translation, access: Access) -> Taken {
+        // Whether a walk that finds the nT bit of a block faults is the implementation's choice.
+        let is_marked = features.bbm == Bbm::Level1
+            && way.kind == Kind::Visible
+            && way.level < 3
+            && way.word & NO_TRANSLATION != 0;
+        if is_marked && choose(2) == 0 {
+            return Taken::Refused;
+        }
+        if !way.accessed {
+            return match way.entry {
+                Some(entry) if features.hardware_access => self.update(entry, way.word, ACCESSED),
+                _ => Taken::Refused,
+            };
+        }
+        let allowed = match access {
+            Access::Read => way.readable,
+            Access::Write => way.writable,
+            Access::Execute => matches!(way.execute_never, 0b00 | 0b11),
+            Access::ExecuteAtEl0 => matches!(way.execute_never, 0b00 | 0b01),
+        };
+        match way.entry {
+            _ if allowed => Taken::Through(way.output),
+            Some(entry)
+                if access == Access::Write && way.dirty_modifier && features.hardware_dirty =>
+            {
+                self.update(entry, way.word, WRITABLE)
+            }
+            // Hardware makes an entry dirty in memory or not at all: a clean one in a TLB has it walk again.
+            None if access == Access::Write && way.dirty_modifier => Taken::Changed,
+            _ => Taken::Refused,
+        }
+    }
+
+    /// Hardware sets a bit of an entry, if that is still what it was; either way it looks again.
+    fn update(&self, entry: u64, word: u64, bit: u64) -> Taken {
+        let place: *const AtomicU64 = with_exposed_provenance(entry as usize);
+        let found = self.monitor.hardware_change(entry, &mut || {
+            // SAFETY: walkers can reach the entry's table, and only now was asked where they can be; nobody else has run
+            // since, and a table that they can reach is a live one: the monitor forgets it when it is freed.
+            let place = unsafe { &*place };
+            place
+                .compare_exchange(word, word | bit, Ordering::AcqRel, Ordering::Relaxed)
+                .ok()
+                .map(|old| (old, old | bit))
+        });
+        trace(current(), || {
+            format!("hardware sets {bit:#x} in {entry:#x}, {word:#x}")
+        });
+        self.note(found);
+        Taken::Changed
+    }
+}
+
 /// What came of taking one translation.
-enum Taken {
+pub(crate) enum Taken {
     /// The access goes to this address.
     Through(u64),
     /// Hardware changed something, or walks again.

@@ -4,8 +4,8 @@
 //! [`System`] is the machine model: CPUs with real TLB instructions and barriers, TLBs that hold all that the architecture
 //! lets them, hardware that updates entries on its own, and a monitor (the `watcher` crate) that names the rule that is
 //! broken. It runs under random schedules that replay from a seed ([`explore`]). [`Mmu`] is a simpler one that threads of
-//! the host run on as well, with real memory behind it; [`vms`] has VMs on real memory, step by step; [`in_place`] is what
-//! tests bring beside those. Random operations come from [`strategies`].
+//! the host run on as well, with real memory behind it; [`vms`] has VMs on real memory, step by step, and [`watched`] has
+//! them under the monitor; [`in_place`] is what tests bring beside those. Random operations come from [`strategies`].
 
 #[cfg(loom)]
 pub mod checked;
@@ -34,6 +34,8 @@ pub mod strategies;
 mod system;
 #[cfg(not(loom))]
 pub mod vms;
+#[cfg(not(loom))]
+pub mod watched;
 
 pub use frames::{Frames, Retired, Supply};
 pub use ground::{Backing, Ground, Span, real_grounds, small_grounds};

@@ -9,11 +9,12 @@ use crate::epochs::Epochs;
 use crate::frames::Frames;
 use crate::schedule::{pause, trace};
 use crate::{Served, locked, serve};
+use memory::watch::MemoryWatcher;
 use stage2::watch::{self, Watcher};
 use stage2::{
     Barrier, Counters, Entry, Instructions, Ipa, IpaRange, Layout, Leaf, Level, Maintenance, NoTlb,
     Pa, RegimeRegisters, Request, Stage2, TableFrame, TableMemory, Tlb, TlbPolicy, VmidAllocator,
-    VmidHolder, Worker,
+    VmidHolder, Vttbr, Worker,
 };
 use std::collections::BTreeMap;
 use std::mem;
@@ -41,6 +42,9 @@ impl Memory for Physical {
 /// Every frame of every machine: its end, and whose it is.
 static REGISTRY: Mutex<BTreeMap<u64, (u64, Arc<Shared>)>> = Mutex::new(BTreeMap::new());
 
+/// The bits of VTTBR_EL2 that say where the root is, of roots below 48 bits.
+pub(crate) const ROOT: u64 = ((1 << 48) - 1) & !0x3f;
+
 fn shared_by(address: u64) -> Option<Arc<Shared>> {
     let registry = locked(&REGISTRY);
     let (_, (end, shared)) = registry.range(..=address).next_back()?;
@@ -54,7 +58,33 @@ pub(crate) struct Shared {
     pub(crate) found: Mutex<Vec<Violation>>,
 }
 
+/// Has the engine and the memory above it report to whoever has [registered](register) what they work on.
+pub(crate) fn install() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        watch::install(&Dispatch);
+        memory::watch::install(&Dispatch);
+    });
+}
+
+/// What lies at these addresses is a machine's from now on.
+pub(crate) fn register(start: u64, end: u64, shared: &Arc<Shared>) {
+    locked(&REGISTRY).insert(start, (end, shared.clone()));
+}
+
+/// What begins at an address is nobody's any more.
+pub(crate) fn unregister(start: u64) {
+    locked(&REGISTRY).remove(&start);
+}
+
 impl Shared {
+    pub(crate) fn new() -> Self {
+        Self {
+            monitor: Monitor::new(Physical),
+            found: Mutex::default(),
+        }
+    }
+
     pub(crate) fn note(&self, found: Vec<Violation>) {
         for violation in &found {
             trace(current(), || format!("violation: {violation}"));
@@ -106,6 +136,35 @@ impl Watcher for Dispatch {
     }
 }
 
+impl MemoryWatcher for Dispatch {
+    fn allocated(&self, frame: Pa) {
+        if let Some(shared) = shared_by(frame.get()) {
+            shared.monitor.table_allocated(current(), frame.get());
+        }
+    }
+
+    fn freed(&self, frame: Pa) {
+        if let Some(shared) = shared_by(frame.get()) {
+            let found = shared.monitor.table_freed(current(), frame.get());
+            shared.note(found);
+        }
+    }
+
+    fn write_protects(&self, vttbr: Vttbr, ranges: &[IpaRange], work: &mut dyn FnMut()) {
+        let root = vttbr.bits() & ROOT;
+        let Some(shared) = shared_by(root) else {
+            return work();
+        };
+        let since = shared.monitor.now();
+        work();
+        for range in ranges {
+            let range = range.start.get()..range.end.get();
+            let found = (shared.monitor).promised(root, Promise::NoWrite, range, since);
+            shared.note(found);
+        }
+    }
+}
+
 /// Frames that the monitor hears about.
 #[derive(Debug)]
 pub struct WatchedFrames {
@@ -117,14 +176,14 @@ pub struct WatchedFrames {
 impl WatchedFrames {
     fn register(&self, pa: Pa, tables: usize) {
         let end = pa.get() + tables as u64 * self.bytes;
-        locked(&REGISTRY).insert(pa.get(), (end, self.shared.clone()));
+        register(pa.get(), end, &self.shared);
         self.shared.monitor.table_allocated(current(), pa.get());
     }
 
     fn unregister(&self, pa: Pa) {
         let found = self.shared.monitor.table_freed(current(), pa.get());
         self.shared.note(found);
-        locked(&REGISTRY).remove(&pa.get());
+        unregister(pa.get());
     }
 
     fn release(&self, frame: &TableFrame) {
@@ -190,12 +249,8 @@ pub struct System {
 impl System {
     /// With `cpus` CPUs, whose TLB instructions `policy` chooses from, and an empty translation of the given layout.
     pub fn new(layout: Layout, cpus: usize, policy: TlbPolicy) -> Self {
-        static INSTALLED: Once = Once::new();
-        INSTALLED.call_once(|| watch::install(&Dispatch));
-        let shared = Arc::new(Shared {
-            monitor: Monitor::new(Physical),
-            found: Mutex::default(),
-        });
+        install();
+        let shared = Arc::new(Shared::new());
         let frames = WatchedFrames {
             frames: Frames::at_their_addresses(layout),
             shared: shared.clone(),
@@ -233,7 +288,7 @@ impl System {
 
     /// The root's address, by which the monitor knows the tree.
     pub fn root(&self) -> u64 {
-        self.stage2().vttbr().bits() & ((1 << 48) - 1) & !0x3f
+        self.stage2().vttbr().bits() & ROOT
     }
 
     /// The monitor.

@@ -102,6 +102,36 @@ fn large_pieces_are_mapped_by_blocks_and_smaller_ones_where_there_is_no_run() {
 }
 
 #[test]
+fn no_block_reaches_beyond_its_slot_on_either_side() {
+    let machine = Vms::new(4096);
+    let space = space(&machine, 0, Change::Direct);
+    let object = anonymous(&machine, 3 * BLOCK, Level::L2);
+    // From the middle of the first block to the middle of the last.
+    let (first, end) = (5, 2 * BLOCK + 7);
+    let config = SlotConfig {
+        start: START.offset(first * PAGE_SIZE),
+        offset: first * PAGE_SIZE,
+        bytes: (end - first) * PAGE_SIZE,
+        ..slot(object)
+    };
+    space.map_object(&machine.cpu, config).unwrap();
+    let is_mapped = |page: u64| {
+        let ipa = START.offset(page * PAGE_SIZE);
+        space.lookup(&machine.cpu, ipa).is_some()
+    };
+    for (page, expected) in [(first, Level::L3), (BLOCK, Level::L2), (end - 1, Level::L3)] {
+        let (_, level, _) = machine.access(&space, page, Access::Write);
+        assert_eq!(level, expected, "page {page}");
+    }
+    assert!(!is_mapped(first - 1) && !is_mapped(end));
+    let from = START.offset(first * PAGE_SIZE);
+    space.restore_blocks(&machine.cpu, SLOT, from).unwrap();
+    assert!(!is_mapped(first - 1) && !is_mapped(end));
+    space.destroy(&machine.cpu);
+    machine.check_nothing_is_left();
+}
+
+#[test]
 fn a_fork_shares_all_frames_and_either_side_copies_what_it_writes_in_one_fault() {
     for piece in [Level::L3, Level::L2, Level::L1] {
         // Of a gigabyte, too, the first pages are used.

@@ -40,8 +40,8 @@ fn unaccessed_block(frames: usize) -> System {
     system.on(0, |worker| {
         let mapped = (system.stage2()).map(worker, block.clone(), mapping, || true);
         mapped.expect("frames don't run out yet");
-        system.stage2().age(worker, block.clone(), |_, _| {});
-        system.stage2().invalidate(worker, block);
+        (system.stage2().age(worker, block.clone(), |_, _| {})).unwrap();
+        system.stage2().invalidate(worker, block).unwrap();
     });
     system.frames().limit(frames);
     system

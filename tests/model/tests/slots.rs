@@ -9,9 +9,10 @@ use memory::{
     NotPopulated, Object, Owner, Parallel, SlotConfig, SlotError, SlotId, VmId,
 };
 use stage2::{Features, Ipa, IpaRange, Layout, Level, NoTlb, PAGE_SIZE, Pa};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 const START: Ipa = Ipa::new(0x4000_0000);
 /// Pages of a block of 2 MiB.
@@ -102,6 +103,38 @@ impl Drop for Ends<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
+}
+
+#[test]
+fn a_vm_ends_while_the_cpu_that_made_its_slots_does_nothing() {
+    const LIMIT: Duration = Duration::from_secs(60);
+    let (ended, has_ended) = mpsc::channel();
+    thread::spawn(move || {
+        let machine = Machine::new(1024);
+        let cpus: Vec<_> = (0..CPUS).map(|number| machine.cpu(number)).collect();
+        let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
+        let vm = |vm| Space::new(&cpus[0], VmId::new(vm).unwrap(), layout).unwrap();
+        let [one, two] = [0, 1].map(vm);
+        let own = anonymous(&cpus[0], 8, Level::L3);
+        two.map_object(&cpus[0], slot(1, 64, own)).unwrap();
+        // A list of who maps it, and one of a VM's slots, take the place of others each time.
+        let shared = Object::shared(&cpus[0], 8 * PAGE_SIZE, Level::L3).unwrap();
+        for space in [&two, &one] {
+            let config = slot(0, 0, shared.clone());
+            space.map_object(&cpus[0], config).unwrap();
+        }
+        two.prefault(&cpus[1], 1, pages(64, 72), Access::Write)
+            .unwrap();
+        assert_eq!(machine.guest(), 8);
+        two.remove_slot(&cpus[1], SlotId(1)).unwrap();
+        let left = machine.guest();
+        two.destroy(&cpus[1]);
+        drop(shared);
+        one.destroy(&cpus[1]);
+        ended.send(left).unwrap();
+    });
+    let left = has_ended.recv_timeout(LIMIT).expect("it ends");
+    assert_eq!(left, 0, "memory of a slot that has gone");
 }
 
 #[test]

@@ -85,7 +85,7 @@ pub fn probe(tree: Tree) {
         wrong(format_args!("vCPU 1 can't be started: {error}"));
     }
     let end = read_register!("cntvct_el0") + SECONDS * read_register!("cntfrq_el0");
-    let (code, mut calls) = ((GIB as u64) << 30 | ENTRY as u64 * PAGE, 0u64);
+    let (code, mut calls) = (((GIB as u64) << 30) | (ENTRY as u64 * PAGE), 0u64);
     while read_register!("cntvct_el0") < end {
         calls += 1;
         let taken = expect_exception(|| {
