@@ -14,7 +14,7 @@ use alloc::sync::Arc;
 use core::fmt;
 use core::ops::AddAssign;
 use crossbeam_epoch::Guard;
-use stage2::{All, Ipa, IpaRange, Level, Tlb, Wanted};
+use stage2::{All, Ipa, IpaRange, Level, PAGE_SIZE, Tlb, Wanted};
 
 /// A chunk that holds any slot: IPA spaces have no more than 52 bits.
 const LARGEST_CHUNK: u64 = 1 << 62;
@@ -150,8 +150,8 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(())
     }
 
-    /// Splits the blocks of a slot that is logged, from `from` on over at most `bytes`, as eager splitting does. vCPUs may
-    /// be running.
+    /// Splits the blocks of a slot that is logged, from `from` on over at most `bytes` (to whole pages), as eager splitting
+    /// does. vCPUs may be running.
     ///
     /// # Errors
     /// The slot isn't logged.
@@ -175,8 +175,10 @@ impl<L: MmuLock> AddressSpace<L> {
             (slot, policy)
         };
         let slot = slot.range();
-        let start = from.clamp(slot.start, slot.end);
-        let end = start.checked_add(bytes).unwrap_or(slot.end).min(slot.end);
+        let start = from.clamp(slot.start, slot.end).align_down(PAGE_SIZE);
+        let end = from.checked_add(bytes).unwrap_or(slot.end);
+        let end = (start.max(end).checked_add(PAGE_SIZE - 1)).unwrap_or(slot.end);
+        let end = end.align_down(PAGE_SIZE).min(slot.end);
         Ok(self.split_ahead(cpu, &policy, start..end))
     }
 

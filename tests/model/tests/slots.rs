@@ -306,7 +306,7 @@ fn changes_that_are_refused_change_nothing() {
 
 #[test]
 fn a_range_that_is_invalidated_may_be_any() {
-    let machine = Machine::new(64);
+    let machine = Machine::new(1024);
     let cpu = machine.cpu(0);
     let space = space(&cpu);
     let object = anonymous(&cpu, 4, Level::L3);
@@ -332,7 +332,7 @@ fn a_range_that_is_invalidated_may_be_any() {
 /// Its address would lose the bits that descriptors have no room for, and lead to other memory.
 #[test]
 fn a_device_that_no_descriptor_can_name_is_given_to_nobody() {
-    let machine = Machine::new(64);
+    let machine = Machine::new(1024);
     let cpu = machine.cpu(0);
     let space = space(&cpu);
     let bits = space.stage2().layout().pa_bits();

@@ -482,12 +482,12 @@ fn what_cant_be_run_is_refused_before_anything_starts() {
     };
     short("vcpus=2 bytes=1G", "2052 MiB");
     assert_eq!(
-        refused("vcpus=2 ipa_bits=48"),
+        refused("vcpus=2 bytes=4M ipa_bits=48"),
         "an IPA size of 48 bits is not possible here: 32 to 44"
     );
     short("guest=program vcpus=1 bytes=16M backing=1G", "1 GiB");
     assert_eq!(
-        refused("vcpus=2 tracking=hardware"),
+        refused("vcpus=2 bytes=4M tracking=hardware"),
         "tracking=hardware needs CPUs that note writes themselves (FEAT_HAFDBS with dirty state), which threads doesn't"
     );
     let no_guest =
