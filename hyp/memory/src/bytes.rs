@@ -111,7 +111,7 @@ impl<L: MmuLock> AddressSpace<L> {
                     Changer { cpu, guard }.unshare(object, page, how) == Unshared::OutOfFrames
                 }
             };
-            if ran_out && !cpu.refill() {
+            if ran_out {
                 return None;
             }
         }

@@ -354,6 +354,11 @@ impl<T> CpuMemory<T> {
         filled
     }
 
+    /// Frames in this CPU's cache.
+    pub(crate) fn cached_frames(&self) -> usize {
+        self.cache.len()
+    }
+
     /// Whether it is time for [`Self::upkeep`]: the cache of frames runs low.
     #[inline]
     pub fn needs_upkeep(&self) -> bool {

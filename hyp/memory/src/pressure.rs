@@ -477,6 +477,9 @@ impl MemorySystem {
     }
 }
 
+/// The most frames that have to be had together: the tables of a block of 1 GiB that is split around a page.
+const FRAMES_AT_ONCE: usize = 2;
+
 /// Whether there is room for what could not be had.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Room {
@@ -555,11 +558,16 @@ impl<T: Tlb + Caches> CpuMemory<T> {
         }
     }
 
-    /// Whether there is room by now: within a VM's limit, or among the free frames.
+    /// Whether there is room by now: within a VM's limit, or among the free frames. Frames that the cache had all along were
+    /// too few, unless they are as many as anybody takes at once.
     fn has_room(&self, denied: Option<VmId>) -> bool {
         match denied {
             Some(vm) => self.renew_allowance(vm),
-            None => self.refill(),
+            None => {
+                let before = self.cached_frames();
+                self.refill();
+                self.cached_frames() > before || before >= FRAMES_AT_ONCE
+            }
         }
     }
 

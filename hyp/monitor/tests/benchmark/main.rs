@@ -482,8 +482,8 @@ fn what_cant_be_run_is_refused_before_anything_starts() {
     };
     short("vcpus=2 bytes=1G", "2052 MiB");
     assert_eq!(
-        refused("vcpus=2 bytes=4M ipa_bits=48"),
-        "an IPA size of 48 bits is not possible here: 32 to 44"
+        refused("vcpus=2 bytes=4M ipa_bits=49"),
+        "an IPA size of 49 bits is not possible here: 32 to 48"
     );
     short("guest=program vcpus=1 bytes=16M backing=1G", "1 GiB");
     assert_eq!(
