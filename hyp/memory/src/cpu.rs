@@ -5,6 +5,7 @@ use crate::frames::{FrameCache, FramePool, FrameSize, MOST_PENDING, Owner, Purpo
 use crate::gate::Gate;
 use crate::hand::Hand;
 use crate::pressure::{Count, Pressure};
+use crate::published::hand_over;
 use crate::reclaim::{Retirement, Tables};
 use crate::reverse::Objects;
 use crate::trust::TrustDomains;
@@ -375,7 +376,7 @@ impl<T> CpuMemory<T> {
     /// Hands this CPU's garbage to the epoch, lets that advance by a step, and frees what has passed it.
     pub(crate) fn let_epoch_advance(&self) {
         self.system.gate.step();
-        self.pin().flush();
+        hand_over(&self.pin());
     }
 
     /// For whoever is about to unlink tables: waits until few enough await their epoch ([`MOST_PENDING`]). The caller holds

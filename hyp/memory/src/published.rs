@@ -43,10 +43,17 @@ impl<T: Send + Sync> Published<T> {
         if !old.is_null() {
             // SAFETY: the old value came from `raw`, and only CPUs that are in an epoch now can still be using it.
             unsafe { guard.defer_destroy(Shared::from(old.cast_const())) };
-            guard.flush();
+            hand_over(guard);
         }
         !old.is_null()
     }
+}
+
+/// Hands what this CPU has collected to the epoch. Never inlined: a bag of 64 deferred functions goes by way of the stack, a few
+/// KiB of it, which callers that nest would add up.
+#[inline(never)]
+pub(crate) fn hand_over(guard: &Guard) {
+    guard.flush();
 }
 
 fn raw<T>(value: Option<T>) -> *mut T {

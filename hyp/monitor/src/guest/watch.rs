@@ -2,7 +2,7 @@
 //! meanwhile.
 //!
 //! Several guests run at once if one is run while another is watched: each has CPUs, a limit and counters of its own. The limit
-//! is on the time without progress: a step that is done, a fault that gave a vCPU memory. It is counted in looks
+//! is on the time without progress: a step that is done, a fault that gave a vCPU memory, a call. It is counted in looks
 //! ([`Patience`]), so that it says something of the guest even where the machine itself is slow or stands still.
 
 use crate::counters::Snapshot;
@@ -17,7 +17,7 @@ use core::cell::Cell;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 use memory::{AddressSpace, CpuCounters, MmuLock};
-use vm::{CpuId, Pause, Starvation, StopReason, Vm};
+use vm::{CpuId, ExitKind, Pause, Starvation, StopReason, Vm};
 
 /// How many times its limit a guest may take for one step while it makes progress: one that only seems to is ended too.
 const MOST_RENEWALS: u32 = 30 * LOOKS;
@@ -195,7 +195,7 @@ impl<M: Machine, L: MmuLock> Watch<'_, M, L> {
     /// It hasn't for as long as it may.
     #[cold]
     fn look(&self, now_ns: u64) -> Result<(), RunError> {
-        let done = self.faults_served();
+        let done = self.work_done();
         let before = self.seen.replace(done);
         let vm = self.vm.space.vm();
         if done != before && self.renewals.get() < MOST_RENEWALS {
@@ -203,8 +203,9 @@ impl<M: Machine, L: MmuLock> Watch<'_, M, L> {
             self.patience.renew(now_ns);
             let served = done.wrapping_sub(before);
             // Whoever watches the console sees that it goes on.
-            self.machine
-                .write_line(format_args!("{vm} goes on: {served} faults served"));
+            self.machine.write_line(format_args!(
+                "{vm} goes on: {served} faults and calls served"
+            ));
         } else if self.patience.is_over(now_ns) {
             self.show_vcpus();
             return Err(RunError::TimedOut {
@@ -214,8 +215,9 @@ impl<M: Machine, L: MmuLock> Watch<'_, M, L> {
         Ok(())
     }
 
-    /// The faults of the guest that gave it memory, or a right to it. Those that have to be tried again are none.
-    fn faults_served(&self) -> u64 {
+    /// What was done for the guest: faults that gave it memory, or a right to it, and its calls. What has to be tried again
+    /// is nothing done.
+    fn work_done(&self) -> u64 {
         let of_cpu = |counters: &CpuCounters| {
             let faults = &counters.faults;
             let served = [&faults.mapped, &faults.relaxed, &faults.split];
@@ -224,7 +226,8 @@ impl<M: Machine, L: MmuLock> Watch<'_, M, L> {
                 .fold(0, |sum: u64, counter| sum.wrapping_add(counter.get()))
         };
         let cpus = self.counters[self.cpus.clone()].iter();
-        cpus.fold(0, |sum, counters| sum.wrapping_add(of_cpu(counters)))
+        let calls = self.vm.exits().of(ExitKind::Hypercall);
+        cpus.fold(calls, |sum, counters| sum.wrapping_add(of_cpu(counters)))
     }
 
     /// Prints where each vCPU is.

@@ -50,20 +50,16 @@ fn the_guest_of_the_page_is_built_and_run_by_its_commands() {
     assert!(build.contains("hello.rs -o hello.img"));
     shell(build, folder.path());
     assert_eq!(run, "scripts/run --guest hello.img");
-    let output = script(
-        "scripts/run",
-        &["--guest", "hello.img"],
-        folder.path(),
-        None,
-    );
-    let printed = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{}", complaints(&output));
-    for line in ["guest: hello", "program: the guest powered off"] {
-        assert!(read(GUESTS).contains(line));
-        assert!(
-            printed.lines().any(|printed| printed.contains(line)),
-            "{printed}"
-        );
+    let console = ["guest: hello", "program: the guest powered off"];
+    for (option, lines) in [(None, &["hello"][..]), (Some("--verbose"), &console[..])] {
+        let arguments: Vec<&str> = ["--guest", "hello.img"].into_iter().chain(option).collect();
+        let output = script("scripts/run", &arguments, folder.path(), None);
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{}", complaints(&output));
+        for line in lines {
+            assert!(read(GUESTS).contains(line));
+            assert!(printed.lines().any(|printed| printed == *line), "{printed}");
+        }
     }
 }
 
