@@ -1,17 +1,17 @@
 # Shared by the scripts beside it: starts the command $1 of the Rust tool with the other arguments. What it builds and runs
 # is the repository of $self, the script that was called, wherever that has been copied or linked to: cargo tells the tool.
 front_end() {
-    scripts=$(CDPATH= cd -- "$(dirname -- "$self")" && pwd -P) || exit 2
+    scripts=$(CDPATH= cd -- "$(dirname -- "$self")" && pwd -P) || exit 1
     if ! command -v cargo >/dev/null 2>&1 && [ -x "$HOME/.cargo/bin/cargo" ]; then
         PATH=$HOME/.cargo/bin:$PATH
     fi
     if ! command -v cargo >/dev/null 2>&1; then
         echo "error: cargo is missing: install Rust's stable toolchain with rustup (https://rustup.rs)" >&2
-        exit 2
+        exit 1
     fi
     if ! command -v cc >/dev/null 2>&1; then
         echo "error: a C compiler is missing, which Rust links with: install gcc (on macOS: xcode-select --install)" >&2
-        exit 2
+        exit 1
     fi
     # Cargo is silent unless it builds the tool for the first time, which takes a while.
     quiet=--quiet

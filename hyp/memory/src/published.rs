@@ -43,6 +43,8 @@ impl<T: Send + Sync> Published<T> {
         if !old.is_null() {
             // SAFETY: the old value came from `raw`, and only CPUs that are in an epoch now can still be using it.
             unsafe { guard.defer_destroy(Shared::from(old.cast_const())) };
+            // The model checker's threads have too little stack for it; when what has passed the epoch goes is no part of a rule.
+            #[cfg(not(loom))]
             hand_over(guard);
         }
         !old.is_null()

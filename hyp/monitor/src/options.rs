@@ -9,7 +9,7 @@ mod value;
 
 pub use error::OptionError;
 pub use merging::MergeOptions;
-pub use table::{BOOT_OPTIONS, BootOption, asks_for_help};
+pub use table::{BOOT_OPTIONS, BootOption, EARLY_OPTIONS, asks_for_help};
 pub use value::{
     Backing, Change, Clear, Enable, Granularity, GuestKind, Harvest, MergeTarget, Mode, Restore,
     Split, Tracker, Tracking, Workload,

@@ -5,7 +5,7 @@ use crate::guest::Host;
 use crate::image::{GuestImage, ImageError};
 use crate::machine::Machine;
 use crate::options::{
-    BOOT_OPTIONS, GuestKind, Mode, OptionError, Options, Tracking, asks_for_help,
+    BOOT_OPTIONS, EARLY_OPTIONS, GuestKind, Mode, OptionError, Options, Tracking, asks_for_help,
 };
 use crate::policy::{Choice, choices};
 use crate::{backing, dirty_log, program, stress};
@@ -82,7 +82,7 @@ fn print_options<M: Machine>(machine: &M) {
     machine.write_line(format_args!(
         "Boot options, the words of the hypervisor's bootargs: KEY=VALUE, lists with commas, or the word alone"
     ));
-    for option in &BOOT_OPTIONS {
+    for option in BOOT_OPTIONS.iter().chain(&EARLY_OPTIONS) {
         machine.write_line(format_args!("{option}"));
     }
 }

@@ -174,6 +174,20 @@ pub const BOOT_OPTIONS: [BootOption; 36] = [
     option("log", value::LEVELS, "what the hypervisor says of itself"),
 ];
 
+/// Options that are taken before the others are read, by whoever boots the machine.
+pub const EARLY_OPTIONS: [BootOption; 2] = [
+    option(
+        "mitigations",
+        "auto, on or off",
+        "what exits do against speculation: what the CPU needs, by default for guest=program",
+    ),
+    option(
+        "selftest",
+        "stage2, panic, undef, stack, null, wx, nx or nested",
+        "a test of the tables, or a failure on purpose, instead of a guest",
+    ),
+];
+
 /// The names of all options.
 pub(super) const KEYS: [&str; BOOT_OPTIONS.len()] = {
     let mut keys = [""; BOOT_OPTIONS.len()];

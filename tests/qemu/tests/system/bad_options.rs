@@ -99,7 +99,7 @@ fn sizes_that_make_no_sense_are_refused() {
 
 #[test]
 fn mitigations_are_on_or_off() {
-    refused("mitigations=some", &["mitigations", "auto, off"]);
+    refused("mitigations=some", &["mitigations", "auto, on, off"]);
     refused("mitigations=off mitigations=off", &["mitigations", "twice"]);
 }
 
@@ -148,6 +148,6 @@ fn a_guest_that_is_no_image_is_refused() {
 
 #[test]
 fn a_guest_program_must_fit_into_its_memory() {
-    let boot = Boot::without_guest("guest=program vcpus=1 bytes=4K").memory(mib(512));
+    let boot = Boot::without_guest("guest=program vcpus=1 bytes=4K backing=4K").memory(mib(512));
     boot.guest(&images().probe, None).run_refused(&["guest"]);
 }
