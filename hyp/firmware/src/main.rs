@@ -173,8 +173,9 @@ impl Error {
     fn status(&self) -> u8 {
         match self {
             Self::Run(status) => *status,
-            Self::Option(_) => 2,
-            Self::Boot(_) | Self::Vmids(_) | Self::Cpu(_) | Self::NoGranule => 1,
+            // More CPUs than the machine has VMIDs for are asked for like an option.
+            Self::Option(_) | Self::Vmids(_) => 2,
+            Self::Boot(_) | Self::Cpu(_) | Self::NoGranule => 1,
         }
     }
 }
