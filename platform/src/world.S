@@ -93,10 +93,9 @@ world_take_error:
 1:  hint #16                            // ESB
 2:  isb
 3:  ret
-4:  mrs x1, esr_el2                     // the first one tells; another may be pending still
-    cmp x0, xzr
-    csel x0, x1, x0, eq
-    b 1b
+4:  cbnz x0, 3b                         // the first one tells
+    mrs x0, esr_el2
+    b 1b                                // ESB may find another
     .pushsection .recovery, "a"
     .balign 4
     .long 1b - ., 4b - .

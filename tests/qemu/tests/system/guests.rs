@@ -217,7 +217,7 @@ fn walks_of_tables_that_become_a_device_harm_nobody() {
             boot.arguments([OsStr::new("-dtb"), file.as_os_str()])
         };
         let outcome = attack(PATIENCE).run_well();
-        let lost = exits(&outcome, "exits_lost_translation");
+        let lost = exits(&outcome, "lost_translation");
         assert!(lost > 0, "{cpu}: {}", describe(&outcome));
         // In the middle of it the VM can be stopped.
         let outcome = attack(1).run();
