@@ -3,7 +3,6 @@
 //! reordered by it, but every order of the steps around it is tried.
 
 use super::CPUS;
-use loom::thread;
 use memory::frames::{FramePool, arena};
 use memory::{AddressSpace, CpuMemory, MemorySystem, Parallel, VmId};
 use std::sync::OnceLock;
@@ -11,9 +10,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Of so many executions one is followed by a look at what is left of it and those before.
 const CHECKED: usize = 64;
-
-/// Words of the stack that a memory system is made by way of.
-const STACK: usize = 0x4000;
 
 /// A VM's memory.
 pub type Space = AddressSpace<Parallel>;
@@ -23,16 +19,11 @@ pub static POOL: FramePool = FramePool::new();
 
 /// The memory system of all executions.
 pub fn system() -> &'static MemorySystem {
-    static SYSTEM: OnceLock<Box<MemorySystem>> = OnceLock::new();
+    static SYSTEM: OnceLock<MemorySystem> = OnceLock::new();
     SYSTEM.get_or_init(|| {
-        // It is made by way of the stack, of which the model checker's first thread has too little.
-        let make = thread::Builder::new().stack_size(STACK).spawn(|| {
-            // SAFETY: the arena is leaked, and added once.
-            unsafe { POOL.add(arena::leak(2048)) };
-            Box::new(MemorySystem::new(&POOL, CPUS, 8).unwrap())
-        });
-        let made = make.expect("the model checker starts its threads").join();
-        made.expect("the model checker reports panics itself")
+        // SAFETY: the arena is leaked, and added once.
+        unsafe { POOL.add(arena::leak(2048)) };
+        MemorySystem::new(&POOL, CPUS, 8).unwrap()
     })
 }
 
