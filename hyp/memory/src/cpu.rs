@@ -147,8 +147,17 @@ impl MemorySystem {
     /// # Errors
     /// There are too few VMIDs for so many CPUs.
     pub fn new(pool: &'static FramePool, cpus: usize, vmid_bits: u32) -> Result<Self, TooFewVmids> {
-        let vmids = VmidAllocator::new(cpus, vmid_bits)?;
-        Ok(Self {
+        Ok(Self::with_vmids(
+            pool,
+            cpus,
+            VmidAllocator::new(cpus, vmid_bits)?,
+        ))
+    }
+
+    /// As [`Self::new`], with the allocator of VMIDs. It is a large value, which this makes where it is to be.
+    #[inline(always)]
+    pub fn with_vmids(pool: &'static FramePool, cpus: usize, vmids: VmidAllocator) -> Self {
+        Self {
             pool,
             collector: Collector::new(),
             gate: Gate::default(),
@@ -162,7 +171,7 @@ impl MemorySystem {
             to_come: AtomicUsize::new(cpus),
             vmids,
             past_caches: AtomicBool::new(false),
-        })
+        }
     }
 
     /// Has `vm` trust `other` and all VMs that trust it: their equal pages may be merged, by which each can find out what the

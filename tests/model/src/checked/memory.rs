@@ -5,6 +5,7 @@
 use super::CPUS;
 use memory::frames::{FramePool, arena};
 use memory::{AddressSpace, CpuMemory, MemorySystem, Parallel, VmId};
+use stage2::VmidAllocator;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -23,7 +24,8 @@ pub fn system() -> &'static MemorySystem {
     SYSTEM.get_or_init(|| {
         // SAFETY: the arena is leaked, and added once.
         unsafe { POOL.add(arena::leak(2048)) };
-        MemorySystem::new(&POOL, CPUS, 8).unwrap()
+        // Not by way of a Result: the model checker's threads have little stack.
+        MemorySystem::with_vmids(&POOL, CPUS, VmidAllocator::new(CPUS, 8).unwrap())
     })
 }
 
