@@ -22,7 +22,7 @@ use memory::{
     LogPolicy, MemorySystem, Parallel, SlotId, StoreCounts, VmId, Watermarks,
 };
 use stage2::sync::{full_barrier, relax};
-use stage2::{Features, Ipa, IpaRange, Layout, Level, PAGE_SIZE, Pa, Regime, Tlb};
+use stage2::{Features, Ipa, IpaRange, Layout, Level, PAGE_SIZE, Pa, Regime, Tlb, VmidAllocator};
 
 const CPUS: usize = 4;
 const SLOT: SlotId = SlotId(0);
@@ -41,7 +41,10 @@ fn system() -> &'static MemorySystem {
     SYSTEM.get_or_init(|| {
         // SAFETY: the arena is leaked, and added once.
         unsafe { POOL.add(arena::leak(2048)) };
-        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(&POOL, CPUS, 8).unwrap()));
+        let vmids = VmidAllocator::new(CPUS, 8).unwrap();
+        // Not by way of a Result: the model checker's threads have little stack.
+        let system: &MemorySystem =
+            Box::leak(Box::new(MemorySystem::with_vmids(&POOL, CPUS, vmids)));
         // Always.
         system.set_watermarks(Some(Watermarks {
             low: 1 << 40,
