@@ -51,8 +51,9 @@ use vm::StopReason;
 const TAKEN_AT_ONCE: usize = 300;
 /// How much the harness may do before it checks, when all vCPUs wait.
 const MOST_LATE_ACTS: u32 = 30;
-/// How often everything is done at least, although the run's time is over: on a slow machine there are few acts.
-const LEAST_DEALS: u64 = 5;
+/// How often everything is done at least, although the run's time is over: on a slow machine there are few acts. So often
+/// that the changes of slots are all dealt, too.
+const LEAST_DEALS: u64 = 6;
 /// How many of so many logs have rings.
 const RINGS: [(bool, usize); 2] = [(true, 1), (false, 4)];
 const NS_PER_SECOND: u64 = 1_000_000_000;
@@ -346,7 +347,19 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
 
 #[cfg(test)]
 mod tests {
+    use super::slots::Change;
     use super::*;
+
+    #[test]
+    fn every_change_of_slots_is_among_the_least_acts() {
+        let dealt = Act::COUNTS
+            .iter()
+            .find(|(act, _)| matches!(act, Act::Slots));
+        let least = LEAST_DEALS as usize * dealt.map_or(0, |(_, count)| *count);
+        let changes: usize = Change::COUNTS.iter().map(|(_, count)| count).sum();
+        // The first one is no card, nor the one that follows when the last slot has gone, which happens once a deal.
+        assert!(least >= changes + 2, "{least} acts for {changes} changes");
+    }
 
     #[test]
     fn the_run_ends_when_its_time_is_over_to_half_a_round() {

@@ -31,7 +31,7 @@ const _: () = assert!(MOST + 3 <= OTHER_SLOTS);
 
 /// What is done with them.
 #[derive(Clone, Copy, Debug)]
-enum Change {
+pub(super) enum Change {
     /// A new one, unless there are enough.
     Add,
     /// A new one where one is already.
@@ -47,7 +47,7 @@ enum Change {
 
 impl Change {
     /// As often as each is done.
-    const COUNTS: &[(Self, usize)] = &[
+    pub(super) const COUNTS: &[(Self, usize)] = &[
         (Self::Add, 2),
         (Self::AddOver, 1),
         (Self::Move, 1),
