@@ -272,7 +272,9 @@ impl Workload {
         } else {
             u64::from(vms)
         };
-        let written = bytes.checked_mul(sharers * copies);
+        // For a fork, it wants as much room as the VM and the fork may write of both beside each other.
+        let forked = self.stress.map_or(0, |_| 3);
+        let written = bytes.checked_mul(sharers * (copies + forked));
         let Some(usual) = written.and_then(|written| self.usual_memory(written)) else {
             return usage(format!(
                 "--bytes: {} are more than any machine has",

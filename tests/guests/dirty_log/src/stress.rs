@@ -16,6 +16,8 @@ const LAST_WORD: u64 = PAGE_BYTES - 8;
 const COMMON: u64 = 8;
 /// Accesses of a step for each page that the vCPU writes.
 const ACCESSES_PER_PAGE: u64 = 4;
+/// The most accesses of a step, so that a step in memory of gigabytes ends soon, too.
+const MOST_ACCESSES: u64 = 8192;
 
 /// What a vCPU writes and what it knows of it.
 #[derive(Debug)]
@@ -43,7 +45,7 @@ impl Stress {
     /// too. The journal has a word for each page of the share, and is this vCPU's alone, as is the word `added`.
     pub unsafe fn step(&mut self, choice: &mut Choice, common: (u64, u64)) -> [u64; 2] {
         let mut done = [0; 2];
-        for _ in 0..self.share * ACCESSES_PER_PAGE {
+        for _ in 0..(self.share * ACCESSES_PER_PAGE).min(MOST_ACCESSES) {
             match choice.below(4) {
                 0 => {
                     // SAFETY: as promised by the caller, the page exists.
