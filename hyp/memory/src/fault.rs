@@ -87,6 +87,49 @@ impl<L: MmuLock> AddressSpace<L> {
     /// Serves a fault of one of this VM's vCPUs on the CPU that `cpu` belongs to.
     #[inline(always)]
     pub fn fault<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, fault: &Fault) -> FaultOutcome {
+        match self.relax(cpu, fault) {
+            Some(outcome) => outcome,
+            None => self.fault_unrelaxed(cpu, fault),
+        }
+    }
+
+    /// Serves the commonest of faults, the first write to a page that is logged, if all that it takes is one exchange of a leaf
+    /// that is there. `None` where it takes more: then nothing has changed, and it is for
+    /// [`fault_unrelaxed`](Self::fault_unrelaxed).
+    #[inline(always)]
+    pub fn relax<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        fault: &Fault,
+    ) -> Option<FaultOutcome> {
+        if fault.access != Access::Write || fault.kind != FaultKind::Permission {
+            return None;
+        }
+        let guard = cpu.pin();
+        let slot = self.slots(&guard).find(fault.ipa)?;
+        let log = slot.log(&guard);
+        if slot.read_only() || self.must_wait(log, fault) {
+            return None;
+        }
+        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), &guard));
+        let worker = cpu.worker(&tables, &epoch);
+        let lock = self.lock().shared();
+        let largest_written = log.map_or(Level::L0, DirtyLog::largest_written);
+        let level = self
+            .stage2()
+            .relax(&worker, fault.ipa, fault.va, largest_written)?;
+        drop(lock);
+        cpu.fault_counters().relaxed.add(1);
+        Some(self.mark_after_write(slot, fault, level, &guard))
+    }
+
+    /// As [`fault`](Self::fault), after [`relax`](Self::relax) has given up.
+    #[inline(always)]
+    pub fn fault_unrelaxed<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        fault: &Fault,
+    ) -> FaultOutcome {
         let guard = cpu.pin();
         let outcome = self.fault_in_epoch(cpu, fault, &guard);
         drop(guard);
@@ -133,13 +176,8 @@ impl<L: MmuLock> AddressSpace<L> {
             if slot.read_only() {
                 return FaultOutcome::NotPermitted;
             }
-            if log.is_some_and(|log| log.by_ring() && self.ring_is_full(fault.vcpu)) {
+            if self.must_wait(log, fault) {
                 return FaultOutcome::RingFull;
-            }
-            if fault.kind == FaultKind::Permission
-                && let Some(level) = self.relax(cpu, fault, log, guard)
-            {
-                return self.mark_after_write(slot, fault, level, guard);
             }
         }
         for _ in 0..LOOKS {
@@ -150,26 +188,6 @@ impl<L: MmuLock> AddressSpace<L> {
         }
         // What backs the page changes all the time.
         FaultOutcome::Retry
-    }
-
-    /// Makes what is logged writable, if that takes a single exchange.
-    #[inline(always)]
-    fn relax<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        fault: &Fault,
-        log: Option<&DirtyLog>,
-        guard: &Guard,
-    ) -> Option<Level> {
-        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
-        let worker = cpu.worker(&tables, &epoch);
-        let _lock = self.lock().shared();
-        let largest_written = log.map_or(Level::L0, DirtyLog::largest_written);
-        let relaxed = self
-            .stage2()
-            .relax(&worker, fault.ipa, fault.va, largest_written)?;
-        cpu.fault_counters().relaxed.add(1);
-        Some(relaxed)
     }
 
     /// Serves any fault, on the grounds that were found: the slots, the one that covers it, its log. Looks for what backs it
@@ -335,6 +353,12 @@ impl<L: MmuLock> AddressSpace<L> {
             Unshared::Busy => Served::Ended(FaultOutcome::Retry),
             Unshared::OutOfFrames => Served::Ended(FaultOutcome::OutOfFrames),
         }
+    }
+
+    /// Whether a write is logged in its vCPU's ring, and that is full.
+    #[inline(always)]
+    fn must_wait(&self, log: Option<&DirtyLog>, fault: &Fault) -> bool {
+        log.is_some_and(DirtyLog::by_ring) && self.ring_is_full(fault.vcpu)
     }
 
     #[cold]

@@ -80,6 +80,18 @@ impl Cause {
     }
 }
 
+/// Whether a synchronous exit is a store, or an atomic, of the guest's own that stage 2 forbids: a data abort with a permission
+/// fault of any level, not of cache maintenance, and not of a walk of the guest's tables.
+#[inline(always)]
+pub const fn is_plain_permission_fault(esr: u64) -> bool {
+    const PERMISSION: u64 = 0b00_1100;
+    const ANY_LEVEL: u64 = 0b11;
+    const MASK: u64 = CLASS_MASK << CLASS_SHIFT
+        | (ISS_CM | ISS_S1PTW | ISS_WNR) as u64
+        | FSC_MASK as u64 & !ANY_LEVEL;
+    esr & MASK == CLASS_DATA_ABORT << CLASS_SHIFT | ISS_WNR as u64 | PERMISSION
+}
+
 /// The instruction-specific syndrome of an abort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abort(u32);

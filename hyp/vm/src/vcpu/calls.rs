@@ -86,7 +86,7 @@ where
                 self.answer([hypercall::SUCCESS])
             }
             psci::Reply::Off => Next::TurnOff,
-            psci::Reply::Stop(reason) => Next::Stop(reason),
+            psci::Reply::Stop(reason) => self.end(reason),
         }
     }
 
@@ -96,7 +96,7 @@ where
             match reply {
                 ServiceReply::Return(values) => return self.answer(values),
                 ServiceReply::NotSupported => return self.answer([hypercall::NOT_SUPPORTED]),
-                ServiceReply::Stop(reason) => return Next::Stop(reason),
+                ServiceReply::Stop(reason) => return self.end(reason),
                 ServiceReply::Wait if !self.vm.runs() => {
                     self.context.awaits_answer = true;
                     return Next::Enter;

@@ -18,7 +18,8 @@ use crate::space::GuestMemory;
 use crate::state::Context;
 use crate::stop::StopReason;
 use crate::syndrome::{
-    Abort, AbortKind, Cause, SystemAccess, external_abort, fault_page, is_survived, undefined,
+    Abort, AbortKind, Cause, SystemAccess, external_abort, fault_page, is_plain_permission_fault,
+    is_survived, undefined,
 };
 use crate::sysreg::{Direction, Emulation, emulate};
 use crate::vm::{VcpuId, Vm};
@@ -36,8 +37,8 @@ pub(super) enum Next {
     Enter,
     /// The vCPU goes off.
     TurnOff,
-    /// The VM ends.
-    Stop(StopReason),
+    /// The VM ends, for the reason that the vCPU has noted ([`Running::end`]).
+    Stop,
 }
 
 /// A vCPU that its thread runs.
@@ -48,6 +49,8 @@ pub(super) struct Running<'r, S, C, K, V: ?Sized> {
     pub(super) cpu: &'r mut K,
     pub(super) memory: &'r C,
     pub(super) service: &'r V,
+    /// Why the VM is to end, when an exit said so. Not part of what follows an exit, which each exit would copy.
+    pub(super) reason: Option<StopReason>,
 }
 
 impl<S, C, K, V> Running<'_, S, C, K, V>
@@ -68,23 +71,57 @@ where
         let mut next = self.take_answer();
         while next == Next::Enter && vm.runs() {
             let exit = self.cpu.enter(&mut self.context.state.regs);
-            next = self.handle(&exit);
+            next = match self.relax_untimed(&exit) {
+                Some(FaultOutcome::Resolved) => Next::Enter,
+                Some(_) => self.ring_low(),
+                None => self.handle(&exit),
+            };
         }
         let last_exit = self.cpu.syndrome();
         let late_error = self.cpu.put(&mut self.context.state);
         if last_exit != Syndrome::NONE {
             self.context.last_exit = last_exit;
         }
-        if let Some(esr) = late_error
-            && let Next::Stop(reason) = self.system_error(esr)
-        {
-            self.stop(reason);
+        if next == Next::TurnOff && vm.turn_off(self.id) {
+            self.end(StopReason::AllVcpusOff);
         }
-        match next {
-            Next::TurnOff if vm.turn_off(self.id) => self.stop(StopReason::AllVcpusOff),
-            Next::Stop(reason) => self.stop(reason),
-            Next::Enter | Next::TurnOff => {}
+        let reason = self.reason.take();
+        if let Some(esr) = late_error {
+            self.system_error(esr);
         }
+        // The first one stays.
+        for reason in [self.reason.take(), reason].into_iter().flatten() {
+            vm.stop(reason, |cpu| self.cpu.kick(cpu));
+        }
+    }
+
+    /// [`Self::relax`], unless it is to be timed how long faults take.
+    #[inline(always)]
+    fn relax_untimed(&mut self, exit: &RawExit) -> Option<FaultOutcome> {
+        match self.vm.timed() {
+            None => self.relax(exit),
+            Some(_) => None,
+        }
+    }
+
+    /// Serves the commonest of exits, the first write to a logged page, if that takes no more than one exchange: resolved, and maybe the
+    /// vCPU's ring is nearly full. `None`: nothing has happened yet.
+    #[inline(always)]
+    fn relax(&mut self, exit: &RawExit) -> Option<FaultOutcome> {
+        if exit.reason != ExitReason::Synchronous || !is_plain_permission_fault(exit.esr) {
+            return None;
+        }
+        let fault = Fault {
+            vcpu: self.id.0,
+            // HPFAR_EL2 isn't valid then (Arm ARM D24.2.66).
+            ipa: self.cpu.translate_read(exit.far)?,
+            va: Some(exit.far),
+            access: Access::Write,
+            kind: FaultKind::Permission,
+        };
+        let outcome = self.vm.space.relax(self.memory, &fault)?;
+        self.count(ExitKind::PermissionFault);
+        Some(outcome)
     }
 
     #[inline]
@@ -179,7 +216,10 @@ where
         (abort, access, kind): (Abort, Access, FaultKind),
     ) -> (FaultOutcome, Ipa) {
         let exited_ns = self.cpu.now_ns();
-        let served = self.serve(exit, abort, access, kind);
+        let served = match self.relax(exit) {
+            Some(outcome) => (outcome, Ipa::new(exit.far)),
+            None => self.serve(exit, abort, access, kind),
+        };
         let hold = self.cpu.now_ns().saturating_sub(exited_ns);
         self.vm.shared(self.id).longest_hold.note(period, hold);
         served
@@ -217,14 +257,14 @@ where
             return Next::Enter;
         }
         let vcpu = self.id;
-        Next::Stop(StopReason::SystemError { vcpu, esr })
+        self.end(StopReason::SystemError { vcpu, esr })
     }
 
     #[cold]
     fn other_abort(&mut self, exit: &RawExit, abort: Abort) -> Next {
         self.count(ExitKind::OtherAbort);
         match abort.kind() {
-            AbortKind::TlbConflict => Next::Stop(StopReason::TlbConflict {
+            AbortKind::TlbConflict => self.end(StopReason::TlbConflict {
                 vcpu: self.id,
                 va: exit.far,
             }),
@@ -298,7 +338,7 @@ where
         let fetches = matches!(Cause::decode(exit.esr), Cause::InstructionAbort(_));
         if fetches && self.context.state.regs.pc == from && !self.translates() {
             // It is at its vector already, and would be sent there for ever; nobody else can change where that leads.
-            return Next::Stop(StopReason::NoVectors {
+            return self.end(StopReason::NoVectors {
                 vcpu: self.id,
                 pc: from,
             });
@@ -333,7 +373,10 @@ where
         Next::Enter
     }
 
-    fn stop(&mut self, reason: StopReason) {
-        self.vm.stop(reason, |cpu| self.cpu.kick(cpu));
+    /// Notes why the VM is to end.
+    #[cold]
+    pub(super) fn end(&mut self, reason: StopReason) -> Next {
+        self.reason = Some(reason);
+        Next::Stop
     }
 }
