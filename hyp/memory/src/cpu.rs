@@ -11,6 +11,7 @@ use crate::reverse::Objects;
 use crate::trust::TrustDomains;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use core::cell::Cell;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crossbeam_epoch::{Collector, Guard, LocalHandle};
@@ -114,6 +115,8 @@ pub struct CpuMemory<T> {
     epoch: LocalHandle,
     hardware: T,
     counters: &'static CpuCounters,
+    /// Where in its VM's array the slot is that a fault has found last.
+    last_slot: Cell<usize>,
 }
 
 /// What all CPUs share to work on the memory of VMs. Read-only in the fault path, but for the epoch's own upkeep.
@@ -271,6 +274,7 @@ impl<T> CpuMemory<T> {
             epoch: system.register(),
             hardware,
             counters,
+            last_slot: Cell::new(0),
         };
         cpu.refill();
         cpu
@@ -299,6 +303,12 @@ impl<T> CpuMemory<T> {
     /// What all CPUs share.
     pub fn system(&self) -> &'static MemorySystem {
         self.system
+    }
+
+    /// Where faults look for their slot first. A guess: the array may be another one by now.
+    #[inline]
+    pub(crate) fn last_slot(&self) -> &Cell<usize> {
+        &self.last_slot
     }
 
     #[inline]

@@ -106,7 +106,7 @@ impl<L: MmuLock> AddressSpace<L> {
             return None;
         }
         let guard = cpu.pin();
-        let slot = self.slots(&guard).find(fault.ipa)?;
+        let slot = self.slots(&guard).find_again(fault.ipa, cpu.last_slot())?;
         let log = slot.log(&guard);
         if slot.read_only() || self.must_wait(log, fault) {
             return None;

@@ -10,6 +10,7 @@ use crate::published::Published;
 use crate::reverse::ObjectId;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::fmt;
 use core::ops::Range;
 use crossbeam_epoch::Guard;
@@ -301,9 +302,26 @@ impl SlotArray {
     /// The slot that covers `ipa`.
     #[inline]
     pub(crate) fn find(&self, ipa: Ipa) -> Option<&Arc<Slot>> {
+        self.0.get(self.index_of(ipa)?)
+    }
+
+    fn index_of(&self, ipa: Ipa) -> Option<usize> {
         let after = self.0.partition_point(|slot| slot.config.start <= ipa);
-        let slot = self.0.get(after.checked_sub(1)?)?;
-        (ipa < slot.range().end).then_some(slot)
+        let index = after.checked_sub(1)?;
+        (ipa < self.0.get(index)?.range().end).then_some(index)
+    }
+
+    /// As [`find`](Self::find), for whoever mostly finds the slot that it has found before: `hint` is where that was.
+    #[inline(always)]
+    pub(crate) fn find_again(&self, ipa: Ipa, hint: &Cell<usize>) -> Option<&Arc<Slot>> {
+        if let Some(slot) = self.0.get(hint.get())
+            && slot.config.start <= ipa
+            && ipa < slot.range().end
+        {
+            return Some(slot);
+        }
+        hint.set(self.index_of(ipa)?);
+        self.0.get(hint.get())
     }
 
     pub(crate) fn get(&self, id: SlotId) -> Result<&Arc<Slot>, SlotError> {

@@ -54,6 +54,12 @@ impl Observed {
         Descriptor::dirty_page_cleaned(self.word, self.format)
     }
 
+    /// The entry of a lowest table, writable, if it maps a page that a single exchange makes so.
+    #[inline(always)]
+    pub(crate) const fn page_relaxed(self) -> Option<Leaf> {
+        Descriptor::page_relaxed(self.word, self.format)
+    }
+
     /// The level of the table that holds the entry.
     pub const fn level(self) -> Level {
         self.level

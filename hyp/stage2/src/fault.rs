@@ -146,6 +146,42 @@ impl Stage2 {
         va: Option<u64>,
         largest_written: Level,
     ) -> Option<Level> {
+        // Nearly all trees are plain, and nearly all that is logged are pages.
+        let level = match self.layout().plain_stride() {
+            9 if self.relax_page::<512, _, _, _>(worker, ipa) => Level::L3,
+            // The stride of trees for model checking.
+            2 if self.relax_page::<4, _, _, _>(worker, ipa) => Level::L3,
+            _ => self.relax_leaf(worker, ipa, largest_written)?,
+        };
+        worker.counters.relaxed.add(1);
+        self.invalidate_faulted(worker, ipa, va, level);
+        Some(level)
+    }
+
+    /// Makes the page at `ipa` writable, in a plain tree whose tables have `N` entries, if a single exchange does.
+    #[inline(always)]
+    fn relax_page<'w, const N: usize, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        ipa: Ipa,
+    ) -> bool {
+        let Some((entry, observed)) = self.root().seek_page::<N, _, _, _>(worker, ipa) else {
+            return false;
+        };
+        let Some(writable) = observed.page_relaxed() else {
+            return false;
+        };
+        entry.exchange(observed, Descriptor::Leaf(writable)).is_ok()
+    }
+
+    /// Makes the leaf at `ipa` writable, if a single exchange does, and it is no larger than `largest_written`.
+    #[inline(never)]
+    fn relax_leaf<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        ipa: Ipa,
+        largest_written: Level,
+    ) -> Option<Level> {
         let place = self.root().seek(worker, ipa)?;
         let level = place.observed.level();
         let Descriptor::Leaf(leaf) = place.observed.descriptor() else {
@@ -156,8 +192,6 @@ impl Stage2 {
         }
         let writable = Descriptor::Leaf(leaf.with_write().with_accessed());
         place.entry().exchange(place.observed, writable).ok()?;
-        worker.counters.relaxed.add(1);
-        self.invalidate_faulted(worker, ipa, va, level);
         Some(level)
     }
 

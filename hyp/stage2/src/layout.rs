@@ -152,6 +152,8 @@ pub struct Layout {
     start: Level,
     tables: usize,
     root_entries: usize,
+    /// As `stride`, if it is a plain tree; else 0.
+    plain_stride: u32,
     bits: LeafBits,
 }
 
@@ -218,6 +220,10 @@ impl Layout {
                         start,
                         tables: tables as usize,
                         root_entries: 1 << (features.ipa_bits - shifts[start as usize]),
+                        plain_stride: match (features.granule, format) {
+                            (Granule::Size4K, Format::Narrow) => stride,
+                            _ => 0,
+                        },
                         bits: LeafBits::new(format, &features),
                     };
                 }
@@ -263,6 +269,12 @@ impl Layout {
     /// Address bits that one level resolves.
     pub(crate) const fn stride(&self) -> u32 {
         self.stride
+    }
+
+    /// As [`stride`](Self::stride), if the tree is a plain one: pages of 4 KiB, addresses where they always were. Else 0.
+    #[inline(always)]
+    pub(crate) const fn plain_stride(&self) -> u32 {
+        self.plain_stride
     }
 
     /// Address bits below an entry of `level`.

@@ -265,7 +265,6 @@ impl<I: Instructions> Tlb for Maintenance<I> {
                 None => Tlbi::Vmalle1,
             });
             cpu.barrier(Barrier::DsbNsh);
-            cpu.barrier(Barrier::Isb);
         });
     }
 

@@ -151,6 +151,18 @@ pub(crate) fn table_entries<'t, M: TableMemory>(
     unsafe { slice::from_raw_parts(memory.entries(pa).as_ptr(), layout.table_entries()) }
 }
 
+/// The entries of a table that is linked and has `N` of them, which is how many the layout says.
+#[inline(always)]
+pub(crate) fn table_of<'t, const N: usize, M: TableMemory>(
+    memory: &'t M,
+    layout: &Layout,
+    pa: Pa,
+) -> &'t [Entry; N] {
+    debug_assert!(layout.table_entries() == N);
+    // SAFETY: as for `table_entries`; a table has as many entries as the layout says.
+    unsafe { memory.entries(pa).cast::<[Entry; N]>().as_ref() }
+}
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
         /// What one CPU's operations did, counted. One writer (that CPU), any readers: plain loads and stores on a line

@@ -70,7 +70,8 @@ pub trait Tlb {
 
     /// On this CPU only: what translated a guest's access to `va` and the page at `ipa`. Enough when a permission was
     /// relaxed (rule 3): any other CPU that still holds the old entry faults and does the same.
-    /// `va` is the guest's virtual address (all its ASIDs are covered); without one, all combined entries go.
+    /// `va` is the guest's virtual address (all its ASIDs are covered); without one, all combined entries go. For the guest's
+    /// next access: what was fetched before, the CPU drops at its next exception return, or other context synchronization.
     fn invalidate_local(&self, vm: Regime<'_>, ipa: Ipa, level: Option<Level>, va: Option<u64>);
 
     /// Makes what was written so far visible to every CPU and its table walker before anything that follows (DSB

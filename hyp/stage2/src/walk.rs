@@ -4,11 +4,11 @@
 //! how to go on. Any number of walkers and operations may run on one tree at once; whoever meets a frozen table starts
 //! again at the root (rule 5), so a walk always works on the tree as it is.
 
-use crate::address::{Ipa, IpaRange, Level, Pa};
+use crate::address::{Ipa, IpaRange, Level, PAGE_SHIFT, Pa};
 use crate::descriptor::{Descriptor, Leaf};
 use crate::entry::{Entry, Lost, Observed, Unflushed};
-use crate::layout::Layout;
-use crate::memory::{Epoch, TableMemory, Worker};
+use crate::layout::{Format, Layout};
+use crate::memory::{Epoch, TableMemory, Worker, table_of};
 use crate::tlb::Tlb;
 use core::slice;
 
@@ -173,6 +173,33 @@ impl Root<'_> {
             table = worker.table(self.layout, pa);
             index = self.layout.index(ipa, shift);
         }
+    }
+
+    /// The entry of the page at `ipa` in a plain tree whose tables have `N` entries ([`Layout::plain_stride`]), if tables lead
+    /// down to it. As [`seek`](Self::seek), with all shifts known.
+    #[inline(always)]
+    pub(crate) fn seek_page<'w, const N: usize, M: TableMemory, T: Tlb, E: Epoch>(
+        &self,
+        worker: &Worker<'w, M, T, E>,
+        ipa: Ipa,
+    ) -> Option<(&'w Entry, Observed)> {
+        let stride = N.trailing_zeros();
+        let below = |pa: Pa, level: Level| -> (&'w Entry, Observed) {
+            let shift = PAGE_SHIFT + stride * (Level::L3 as u32 - level as u32);
+            let table: &[Entry; N] = table_of(worker.memory, self.layout, pa);
+            let entry = &table[(ipa.get() >> shift) as usize % N];
+            (entry, entry.observe(level, Format::Narrow))
+        };
+        let start = self.layout.start();
+        let index = (ipa.get() >> self.layout.shift(start)) as usize;
+        let root = self.entries(worker).get(index)?;
+        let mut at = (root, root.observe(start, Format::Narrow));
+        for level in [Level::L1, Level::L2, Level::L3] {
+            if start < level {
+                at = below(at.1.link()?, level);
+            }
+        }
+        Some(at)
     }
 
     /// Visits the entries that cover `range`, which has been [checked](Layout::check), in address order, from the root down as

@@ -100,6 +100,7 @@ where
             cpu: self.cpu,
             memory: self.memory,
             service: self.service,
+            exits: &shared.exits,
             reason: None,
         }
         .run();

@@ -8,7 +8,7 @@ use stage2::{Ipa, PAGE_SIZE};
 
 use super::sleep;
 use crate::cpu::{Cpu, ExceptionRecord, ExitReason, RawExit, Syndrome, VcpuControls};
-use crate::exits::ExitKind;
+use crate::exits::{ExitCounters, ExitKind};
 use crate::holds::HoldPeriod;
 use crate::id;
 use crate::life::Starvation;
@@ -49,6 +49,8 @@ pub(super) struct Running<'r, S, C, K, V: ?Sized> {
     pub(super) cpu: &'r mut K,
     pub(super) memory: &'r C,
     pub(super) service: &'r V,
+    /// The vCPU's counters.
+    pub(super) exits: &'r ExitCounters,
     /// Why the VM is to end, when an exit said so. Not part of what follows an exit, which each exit would copy.
     pub(super) reason: Option<StopReason>,
 }
@@ -146,7 +148,7 @@ where
 
     #[inline]
     fn count(&self, kind: ExitKind) {
-        self.vm.shared(self.id).exits.count(kind);
+        self.exits.count(kind);
     }
 
     #[inline(always)]
