@@ -106,12 +106,25 @@ impl<L: MmuLock> AddressSpace<L> {
             return None;
         }
         let guard = cpu.pin();
-        let slot = self.slots(&guard).find_again(fault.ipa, cpu.last_slot())?;
-        let log = slot.log(&guard);
+        let outcome = self.relax_in_epoch(cpu, fault, &guard);
+        // In one place, or it would be a call in each.
+        drop(guard);
+        outcome
+    }
+
+    #[inline(always)]
+    fn relax_in_epoch<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        fault: &Fault,
+        guard: &Guard,
+    ) -> Option<FaultOutcome> {
+        let slot = self.slots(guard).find_again(fault.ipa, cpu.last_slot())?;
+        let log = slot.log(guard);
         if slot.read_only() || self.must_wait(log, fault) {
             return None;
         }
-        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), &guard));
+        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
         let worker = cpu.worker(&tables, &epoch);
         let lock = self.lock().shared();
         let largest_written = log.map_or(Level::L0, DirtyLog::largest_written);
@@ -120,7 +133,7 @@ impl<L: MmuLock> AddressSpace<L> {
             .relax(&worker, fault.ipa, fault.va, largest_written)?;
         drop(lock);
         cpu.fault_counters().relaxed.add(1);
-        Some(self.mark_after_write(slot, fault, level, &guard))
+        Some(self.mark_after_write(slot, fault, level, guard))
     }
 
     /// As [`fault`](Self::fault), after [`relax`](Self::relax) has given up.
@@ -402,7 +415,7 @@ impl<L: MmuLock> AddressSpace<L> {
 
     /// Marks what has just become writable, if writes are logged by now: the entry came first, the bit is second (rule 9), and
     /// logging that was switched on in between is seen here or sees the entry (rule 8).
-    #[inline]
+    #[inline(always)]
     fn mark_after_write(
         &self,
         slot: &Slot,
@@ -418,7 +431,7 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 
     /// Tells the log of a write through a leaf of this level.
-    #[inline]
+    #[inline(always)]
     fn mark(&self, slot: &Slot, log: &DirtyLog, fault: &Fault, level: Level) -> FaultOutcome {
         if level == Level::L3 && !log.by_ring() {
             log.mark_page(slot.page_of(fault.ipa));

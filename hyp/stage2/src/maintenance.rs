@@ -156,7 +156,7 @@ impl<I: Instructions> Maintenance<I> {
     }
 
     /// Runs `operations` in the regime of `vm`, after a barrier that orders the change of its tables.
-    #[inline]
+    #[inline(always)]
     fn within(&self, vm: &Regime<'_>, ordered_by: Barrier, operations: impl FnOnce(&I)) {
         let cpu = &self.instructions;
         cpu.barrier(ordered_by);
@@ -255,7 +255,7 @@ impl<I: Instructions> Tlb for Maintenance<I> {
         cpu.barrier(Barrier::Isb);
     }
 
-    #[inline]
+    #[inline(always)]
     fn invalidate_local(&self, vm: Regime<'_>, ipa: Ipa, level: Option<Level>, va: Option<u64>) {
         self.within(&vm, Barrier::DsbNshst, |cpu| {
             cpu.tlbi(Tlbi::Ipas2le1(self.operand(&vm, ipa, level)));
