@@ -16,7 +16,7 @@
 //! 5. **Unlinking a table.** Its parent entry is broken; then every entry below is *frozen* by swap; then the parent's new
 //!    value is made and the frames go to the epoch. Whoever meets *frozen*, or loses an exchange to it, starts at the root.
 //!    Whose exchange removed a leaf owns what it stood for: its access and dirty state, its hold on memory. Only a leaf that
-//!    was locked to be replaced by something that maps the same ([`Entry::lock_to_change`]) goes to whoever freezes it, who
+//!    was locked to be replaced by something that maps the same (`Entry::lock_to_change`) goes to whoever freezes it, who
 //!    finds it in the locked word.
 //! 6. **Installing a table** is one exchange of a fully built table; the loser gives its frame back.
 //! 7. **Epochs.** Every walk runs inside an epoch ([`Worker::epoch`]); an [`Unlinked`] table is freed after it.
