@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use monitor::options::BOOT_OPTIONS;
+use monitor::options::{BOOT_OPTIONS, EARLY_OPTIONS};
 use qemu_tests::{Boot, emulator, images};
 use tempfile::TempDir;
 use tool::repository::repository;
@@ -104,7 +104,7 @@ fn the_qemu_command_by_hand_runs_the_benchmark() {
 #[test]
 fn help_lists_the_boot_options_and_ends_well() {
     let outcome = Boot::without_guest("vcpus=2 help").run_well();
-    for option in &BOOT_OPTIONS {
+    for option in BOOT_OPTIONS.iter().chain(&EARLY_OPTIONS) {
         let said = |line: &String| line.split_whitespace().next() == Some(option.key);
         assert!(outcome.lines.iter().any(said), "{}", option.key);
     }
