@@ -8,6 +8,7 @@ use crate::dirty_log::DirtyLog;
 use crate::frames::GRANULE;
 use crate::locks::MmuLock;
 use crate::policy::{Ahead, LogPolicy, Splitting};
+use crate::published::try_box;
 use crate::slots::{Slot, SlotId};
 use crate::space::{AddressSpace, IN_SPACE};
 use alloc::sync::Arc;
@@ -101,7 +102,8 @@ impl<L: MmuLock> AddressSpace<L> {
             let slot = self.held_slot(id, &guard)?;
             self.check_policy(&slot, policy, &guard)?;
             let words = slot.take_spare().ok_or(LogError::OutOfMemory(id))?;
-            let log = DirtyLog::new(words, slot.pages(), *policy);
+            let log = try_box(DirtyLog::new(words, slot.pages(), *policy));
+            let log = log.ok_or(LogError::OutOfMemory(id))?;
             slot.replace_log(Some(log), &guard);
             slot
         };

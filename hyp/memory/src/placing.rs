@@ -10,6 +10,7 @@ use crate::locks::MmuLock;
 use crate::object::{Backing, Object};
 use crate::slots::{Slot, SlotArray, SlotConfig, SlotError, SlotId};
 use crate::space::AddressSpace;
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use crossbeam_epoch::Guard;
 use stage2::{Ipa, Level, PAGE_SIZE, Tlb};
@@ -147,8 +148,37 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(())
     }
 
+    /// Makes slots the VM's, which has none: all at once, each known to its object first.
+    ///
+    /// # Errors
+    /// There is no heap, or the VM has a slot. It has got none of these then.
+    pub(crate) fn publish_first<T>(
+        &self,
+        cpu: &CpuMemory<T>,
+        slots: &[Arc<Slot>],
+    ) -> Result<(), SlotError> {
+        let _control = self.control().lock();
+        let guard = &cpu.pin();
+        if let Some(slot) = self.slots(guard).iter().next() {
+            return Err(SlotError::Exists(slot.id()));
+        }
+        let all = SlotArray::of(slots).ok_or(SlotError::OutOfMemory { bytes: 0 })?;
+        let known = slots
+            .iter()
+            .take_while(|slot| slot.object().mappings().add(self.mapping(slot)));
+        let known = known.count();
+        if let Some(unknown) = slots.get(known) {
+            for slot in &slots[..known] {
+                slot.object().mappings().remove(slot, guard);
+            }
+            return Err(out_of_memory(unknown));
+        }
+        self.replace_slots(all, guard);
+        Ok(())
+    }
+
     /// Checks what a slot is to be, but for its neighbours.
-    fn check(&self, config: &SlotConfig) -> Result<(), SlotError> {
+    pub(crate) fn check(&self, config: &SlotConfig) -> Result<(), SlotError> {
         self.check_place(config.start, config.bytes, PAGE_SIZE)?;
         if !config.offset.is_multiple_of(PAGE_SIZE) {
             return Err(SlotError::Unaligned { piece: PAGE_SIZE });
@@ -198,8 +228,8 @@ impl<L: MmuLock> AddressSpace<L> {
     ) -> Result<(), SlotError> {
         let with = self.slots(guard).with(Some(slot.clone()), without);
         let mappings = slot.object().mappings();
-        let with: SlotArray = with.ok_or(out_of_memory(&slot))?;
-        if !mappings.add(self.mapping(&slot), guard) {
+        let with: Box<SlotArray> = with.ok_or(out_of_memory(&slot))?;
+        if !mappings.add(self.mapping(&slot)) {
             return Err(out_of_memory(&slot));
         }
         self.replace_slots(with, guard);
@@ -208,10 +238,7 @@ impl<L: MmuLock> AddressSpace<L> {
 
     /// Lets go of a slot that nothing maps any more: its memory goes home with it, unless others have it too.
     fn forget<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, slot: Arc<Slot>) {
-        while !slot.object().mappings().remove(&slot, &cpu.pin()) {
-            // Without heap for the list of the others: until somebody has given some back.
-            cpu.wait_for_epoch();
-        }
+        slot.object().mappings().remove(&slot, &cpu.pin());
         cpu.wait_for_epoch();
         self.rings().forget(slot.id());
         drop(slot);
@@ -220,7 +247,7 @@ impl<L: MmuLock> AddressSpace<L> {
 }
 
 /// A slot with the memory of its first dirty log.
-fn new_slot(config: SlotConfig) -> Result<Arc<Slot>, SlotError> {
+pub(crate) fn new_slot(config: SlotConfig) -> Result<Arc<Slot>, SlotError> {
     let slot = Slot::new(config);
     if slot.read_only() || slot.object().is_device() || slot.prepare_log() {
         Ok(Arc::new(slot))

@@ -12,6 +12,7 @@ use crate::reclaim::prepare_tables;
 use crate::ring::{DirtyRings, RingError};
 use crate::slots::{Slot, SlotArray};
 use crate::tracker::{Tracker, TrackerMode};
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
 use crossbeam_epoch::Guard;
@@ -154,7 +155,7 @@ impl<L: MmuLock> AddressSpace<L> {
             space: Arc::new(Space {
                 vm,
                 stage2: Stage2::new(root, layout),
-                slots: Published::new(None),
+                slots: Published::new(),
                 tracker,
                 change: backing.change,
                 control: Mutex::new(()),
@@ -217,7 +218,7 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 
     /// Publishes other slots, so that no fault that looks later sees the old ones (rule 8).
-    pub(crate) fn replace_slots(&self, slots: SlotArray, guard: &Guard) {
+    pub(crate) fn replace_slots(&self, slots: Box<SlotArray>, guard: &Guard) {
         self.space.slots.replace(Some(slots), guard);
     }
 
@@ -274,14 +275,11 @@ impl<L: MmuLock> AddressSpace<L> {
 
     /// Takes all slots out of their objects' mappings: nobody changes this VM's tables from now on.
     fn detach<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>) {
-        let mut all = false;
-        while !all {
-            let guard = cpu.pin();
-            // False without heap for the list of the others: until somebody has given some back.
-            all = (self.slots(&guard).iter())
-                .all(|slot| slot.object().mappings().remove(slot, &guard));
-            drop(guard);
-            cpu.wait_for_epoch();
+        let guard = cpu.pin();
+        for slot in self.slots(&guard).iter() {
+            slot.object().mappings().remove(slot, &guard);
         }
+        drop(guard);
+        cpu.wait_for_epoch();
     }
 }
