@@ -239,6 +239,17 @@ impl MemorySystem {
         self.zeros.get().copied().unwrap_or(Pa::new(0))
     }
 
+    /// What is used together is of one memory system, whose epoch holds for all of it.
+    ///
+    /// # Panics
+    /// The CPU is of another one.
+    pub(crate) fn check<T>(&self, cpu: &CpuMemory<T>) {
+        assert!(
+            core::ptr::eq(self, cpu.system),
+            "a CPU of another memory system"
+        );
+    }
+
     /// Makes a CPU take part in the epochs. From the last one on, faults look at no other CPU's place in them.
     fn register(&self) -> LocalHandle {
         let handle = self.collector.register();

@@ -53,7 +53,7 @@ impl<L: MmuLock> AddressSpace<L> {
 
     /// All slots, which may be used beyond the epoch.
     fn held_slots<T>(&self, cpu: &CpuMemory<T>) -> Result<Vec<Arc<Slot>>, SlotError> {
-        let guard = cpu.pin();
+        let guard = self.pin(cpu);
         let slots: &SlotArray = self.slots(&guard);
         let mut held = try_with_capacity(slots.iter().count())?;
         held.extend(slots.iter().cloned());

@@ -12,6 +12,7 @@ use crate::slots::{Slot, SlotArray, SlotConfig, SlotError, SlotId};
 use crate::space::AddressSpace;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use core::ptr;
 use crossbeam_epoch::Guard;
 use stage2::{Ipa, Level, PAGE_SIZE, Tlb};
 
@@ -31,7 +32,7 @@ impl<L: MmuLock> AddressSpace<L> {
         read_only: bool,
     ) -> Result<(), SlotError> {
         self.check_place(start, bytes, GRANULE.span(piece))?;
-        self.slots(&cpu.pin())
+        self.slots(&self.pin(cpu))
             .check(id, &(start..start.offset(bytes)), None)?;
         let object = Object::preallocated(cpu, Owner::Vm(self.vm()), bytes, piece);
         self.map_object(
@@ -59,7 +60,7 @@ impl<L: MmuLock> AddressSpace<L> {
     ) -> Result<(), SlotError> {
         let _control = self.control().lock();
         self.check(&config)?;
-        let guard = cpu.pin();
+        let guard = self.pin(cpu);
         let range = config.start..config.start.offset(config.bytes);
         self.slots(&guard).check(config.id, &range, None)?;
         let slot = new_slot(config)?;
@@ -71,7 +72,7 @@ impl<L: MmuLock> AddressSpace<L> {
     /// # Errors
     /// There is no such slot.
     pub fn object_of<T>(&self, cpu: &CpuMemory<T>, id: SlotId) -> Result<Arc<Object>, SlotError> {
-        Ok(self.slots(&cpu.pin()).get(id)?.object().clone())
+        Ok(self.slots(&self.pin(cpu)).get(id)?.object().clone())
     }
 
     /// Takes a slot away. When this returns, no vCPU reaches its memory any more; what it doesn't share is back in the pool.
@@ -86,7 +87,7 @@ impl<L: MmuLock> AddressSpace<L> {
     ) -> Result<(), SlotError> {
         let _control = self.control().lock();
         let slot = {
-            let guard = cpu.pin();
+            let guard = self.pin(cpu);
             let slot = self.slots(&guard).get(id)?.clone();
             let without = self.slots(&guard).with(None, Some(id));
             self.replace_slots(without.ok_or(out_of_memory(&slot))?, &guard);
@@ -133,7 +134,7 @@ impl<L: MmuLock> AddressSpace<L> {
     ) -> Result<(), SlotError> {
         let _control = self.control().lock();
         let old = {
-            let guard = cpu.pin();
+            let guard = self.pin(cpu);
             let old = self.slots(&guard).get(id)?.clone();
             let mut config = old.config().clone();
             change(&mut config);
@@ -158,7 +159,7 @@ impl<L: MmuLock> AddressSpace<L> {
         slots: &[Arc<Slot>],
     ) -> Result<(), SlotError> {
         let _control = self.control().lock();
-        let guard = &cpu.pin();
+        let guard = &self.pin(cpu);
         if let Some(slot) = self.slots(guard).iter().next() {
             return Err(SlotError::Exists(slot.id()));
         }
@@ -178,7 +179,14 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 
     /// Checks what a slot is to be, but for its neighbours.
+    ///
+    /// # Panics
+    /// The object is of another memory system.
     pub(crate) fn check(&self, config: &SlotConfig) -> Result<(), SlotError> {
+        assert!(
+            ptr::eq(self.system(), config.object.system()),
+            "an object of another memory system"
+        );
         self.check_place(config.start, config.bytes, PAGE_SIZE)?;
         if !config.offset.is_multiple_of(PAGE_SIZE) {
             return Err(SlotError::Unaligned { piece: PAGE_SIZE });
@@ -238,7 +246,7 @@ impl<L: MmuLock> AddressSpace<L> {
 
     /// Lets go of a slot that nothing maps any more: its memory goes home with it, unless others have it too.
     fn forget<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, slot: Arc<Slot>) {
-        slot.object().mappings().remove(&slot, &cpu.pin());
+        slot.object().mappings().remove(&slot, &self.pin(cpu));
         cpu.wait_for_epoch();
         self.rings().forget(slot.id());
         drop(slot);

@@ -64,7 +64,7 @@ impl<L: MmuLock> AddressSpace<L> {
         range: &IpaRange,
         access: Access,
     ) -> Result<(), NotPopulated> {
-        let guard = cpu.pin();
+        let guard = self.pin(cpu);
         let slots = self.slots(&guard);
         let mut at = range.start;
         while at < range.end {

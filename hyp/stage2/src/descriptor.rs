@@ -173,7 +173,7 @@ pub struct Leaf {
 
 impl Layout {
     /// A leaf of `level` that maps `pa` (aligned to the level's span, and [within](Self::check_backing) the physical
-    /// addresses), accessed, in no contiguous group. Debug builds check the address.
+    /// addresses, without which it maps something else), accessed, in no contiguous group. Debug builds check the address.
     #[inline]
     pub const fn leaf(&self, level: Level, pa: Pa, attributes: Attributes) -> Leaf {
         debug_assert!(pa.is_aligned(self.span(level)));
