@@ -79,7 +79,7 @@ impl Head {
     }
 
     fn active(self, half: Half) -> u64 {
-        self.0 / half.one() & ((1 << ACTIVE_BITS) - 1)
+        (self.0 / half.one()) & ((1 << ACTIVE_BITS) - 1)
     }
 
     /// When the turn has changed.
