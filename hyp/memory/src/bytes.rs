@@ -28,7 +28,7 @@ impl<L: MmuLock> AddressSpace<L> {
         ipa: Ipa,
         bytes: &[u8],
     ) -> Result<(), NotBacked> {
-        let guard = cpu.pin();
+        let guard = self.pin(cpu);
         self.for_each_page(&guard, ipa, bytes.len(), |slot, at, _| {
             match slot.object().is_device() || slot.object().is_image() {
                 true => Err(NotBacked::NoSlot { ipa: at }),
@@ -40,9 +40,10 @@ impl<L: MmuLock> AddressSpace<L> {
         loop {
             let rest = &bytes[done..];
             let start = ipa.offset(done as u64);
-            let written = self.for_each_page(&cpu.pin(), start, rest.len(), |slot, at, part| {
-                self.write_page(cpu, slot, at, &rest[part])
-            });
+            let written =
+                self.for_each_page(&self.pin(cpu), start, rest.len(), |slot, at, part| {
+                    self.write_page(cpu, slot, at, &rest[part])
+                });
             match written {
                 Err(NotBacked::OutOfFrames { ipa: at }) if cpu.make_room() != Room::None => {
                     done = (at.get() - ipa.get()) as usize;
@@ -75,7 +76,7 @@ impl<L: MmuLock> AddressSpace<L> {
         claim.cancel();
         // Logging that is switched on meanwhile is seen here, or what is copied then has these bytes (rule 8).
         full_barrier();
-        if let Some(log) = slot.log(&cpu.pin()) {
+        if let Some(log) = slot.log(&self.pin(cpu)) {
             log.mark_page(slot.page_of(at));
         }
         Ok(())
@@ -107,7 +108,7 @@ impl<L: MmuLock> AddressSpace<L> {
                     object.bring_back(cpu, page, how) == Populated::OutOfFrames
                 }
                 _ => {
-                    let guard = &cpu.pin();
+                    let guard = &self.pin(cpu);
                     Changer { cpu, guard }.unshare(object, page, how) == Unshared::OutOfFrames
                 }
             };
@@ -127,7 +128,7 @@ impl<L: MmuLock> AddressSpace<L> {
         ipa: Ipa,
         bytes: &mut [u8],
     ) -> Result<(), NotBacked> {
-        let guard = cpu.pin();
+        let guard = self.pin(cpu);
         let length = bytes.len();
         self.for_each_page(&guard, ipa, length, |slot, at, part| {
             match backing_to_read(slot, at, &mut bytes[part.clone()]) {

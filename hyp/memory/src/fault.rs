@@ -84,9 +84,11 @@ enum Served {
 }
 
 impl<L: MmuLock> AddressSpace<L> {
-    /// Serves a fault of one of this VM's vCPUs on the CPU that `cpu` belongs to.
+    /// Serves a fault of one of this VM's vCPUs on the CPU that `cpu` belongs to, which has [activated](Self::activate) the VM: only
+    /// there, and in debug builds, it is checked that both are of one memory system.
     #[inline(always)]
     pub fn fault<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, fault: &Fault) -> FaultOutcome {
+        debug_assert!(ptr::eq(self.system(), cpu.system()));
         let guard = cpu.pin();
         let outcome = self.fault_in_epoch(cpu, fault, &guard);
         drop(guard);
@@ -513,7 +515,9 @@ fn is_as_found(slot: &Slot, page: u64, look: Look, level: Level, request: &Reque
 #[inline]
 fn fill(stage2: &Stage2, broken: Broken<'_>, request: &Request, unchanged: bool) -> bool {
     if unchanged {
-        stage2.fill(broken, request).is_ok()
+        // SAFETY: what backs guests are frames of the pool, which this CPU reaches at their own addresses, and devices, which
+        // were checked with their slot.
+        unsafe { stage2.fill(broken, request) }.is_ok()
     } else {
         // Lost only to an unmap of the whole table, which leaves nothing to restore.
         let _ = broken.restore();

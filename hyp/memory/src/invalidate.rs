@@ -41,7 +41,7 @@ impl<L: MmuLock> AddressSpace<L> {
             let step = GRANULE.span(Level::L2) * UNLINKED_AT_ONCE;
             let end = at.align_down(step).checked_add(step).unwrap_or(range.end);
             let end = end.min(range.end);
-            let guard = cpu.pin();
+            let guard = self.pin(cpu);
             let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), &guard));
             let worker = cpu.worker(&tables, &epoch);
             let _lock = self.lock().exclusive();

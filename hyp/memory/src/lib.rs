@@ -79,6 +79,9 @@ mod gate;
 mod gathering;
 mod hand;
 mod harvest;
+pub mod heap_reserve;
+#[cfg(all(test, not(loom), not(miri)))]
+mod heap_tests;
 mod image;
 mod invalidate;
 mod locks;
