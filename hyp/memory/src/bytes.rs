@@ -21,7 +21,7 @@ impl<L: MmuLock> AddressSpace<L> {
     ///
     /// # Errors
     /// Some of the range isn't backed by memory of the VM's own, and nothing is written; or there is no frame for some of it,
-    /// and what comes before is written.
+    /// or no such memory any more as slots change meanwhile, and what comes before is written.
     pub fn write_guest<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -29,12 +29,7 @@ impl<L: MmuLock> AddressSpace<L> {
         bytes: &[u8],
     ) -> Result<(), NotBacked> {
         let guard = self.pin(cpu);
-        self.for_each_page(&guard, ipa, bytes.len(), |slot, at, _| {
-            match slot.object().is_device() || slot.object().is_image() {
-                true => Err(NotBacked::NoSlot { ipa: at }),
-                false => Ok(()),
-            }
-        })?;
+        self.for_each_page(&guard, ipa, bytes.len(), |slot, at, _| check_own(slot, at))?;
         drop(guard);
         let mut done = 0;
         loop {
@@ -42,6 +37,8 @@ impl<L: MmuLock> AddressSpace<L> {
             let start = ipa.offset(done as u64);
             let written =
                 self.for_each_page(&self.pin(cpu), start, rest.len(), |slot, at, part| {
+                    // Slots may have changed since.
+                    check_own(slot, at)?;
                     self.write_page(cpu, slot, at, &rest[part])
                 });
             match written {
@@ -168,6 +165,14 @@ impl<L: MmuLock> AddressSpace<L> {
             each(slot, at, part)?;
         }
         Ok(())
+    }
+}
+
+/// Whether a slot's memory may be written: a device isn't memory, and an image is everybody's.
+fn check_own(slot: &Slot, at: Ipa) -> Result<(), NotBacked> {
+    match slot.object().is_device() || slot.object().is_image() {
+        true => Err(NotBacked::NoSlot { ipa: at }),
+        false => Ok(()),
     }
 }
 

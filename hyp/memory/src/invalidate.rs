@@ -21,8 +21,12 @@ impl<L: MmuLock> AddressSpace<L> {
             return;
         }
         self.vacate(cpu, pages, |guard, level, ipa, leaf| {
-            if leaf.dirty() {
-                self.note_written(guard, ipa, level);
+            // No leaf maps pages of two slots.
+            if leaf.dirty()
+                && let Some(slot) = self.slots(guard).find(ipa)
+                && let Some(log) = slot.log(guard)
+            {
+                log.mark(slot.pages_of(ipa, level));
             }
         });
     }
@@ -53,24 +57,5 @@ impl<L: MmuLock> AddressSpace<L> {
             at = end;
         }
         published.end();
-    }
-
-    /// Marks what a leaf has mapped as written, in the logs of the slots that it lies in.
-    #[cold]
-    fn note_written(&self, guard: &Guard, ipa: Ipa, level: Level) {
-        let slots = self.slots(guard);
-        let mut at = ipa;
-        let end = ipa.offset(GRANULE.span(level));
-        while at < end {
-            let Some(slot) = slots.find(at) else {
-                at = at.offset(PAGE_SIZE);
-                continue;
-            };
-            let next = slot.range().end.min(end);
-            if let Some(log) = slot.log(guard) {
-                log.mark(slot.pages_of(ipa, level));
-            }
-            at = next;
-        }
     }
 }
