@@ -423,7 +423,7 @@ impl<'t> Broken<'t> {
         this.entry.compare_exchange(this.observed, this.locked, new)
     }
 
-    /// Gives the entry its old value back. Fails as [`Self::make`] does.
+    /// Gives the entry its old value back. Fails as [`Self::make_leaf`] does.
     pub fn restore(self) -> Result<(), Lost> {
         let old = self.old();
         self.make(old)
