@@ -14,6 +14,7 @@ use core::mem;
 
 /// What owners of frames fill freed ones with, in debug builds: hardware finds no valid descriptor in it, and a walker that
 /// meets it panics, as its epoch has not kept the table for it (rule 7).
+#[doc(hidden)]
 pub const POISON: u64 = 0xdead_f4ee_dead_f4ee;
 
 /// A slot of a translation table.
