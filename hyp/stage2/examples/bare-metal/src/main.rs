@@ -215,7 +215,8 @@ fn serve<I: Instructions>(
     match stage2.fault(worker, &request) {
         // With more CPUs, this is where to look again whether `backing` still says so, and to restore the entry if not (rule 8).
         Resolution::Vacant(broken) => {
-            let filled = stage2.fill(broken, &request);
+            // SAFETY: what `backing` names is the guest's: its RAM, or its code.
+            let filled = unsafe { stage2.fill(broken, &request) };
             assert!(filled.is_ok(), "nobody else unlinks tables");
         }
         // First the entry is writable, then the page is in the log (rule 9).
