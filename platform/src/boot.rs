@@ -241,6 +241,7 @@ impl Boot {
             .activate(sctlr);
         // SAFETY: the new tables map the heap, which is no part of `plan.free` nor of anything else.
         unsafe { heap::extend(plan.heap) };
+        heap::reserve_for_epoch(machine.cpus.len()).map_err(BootError::Memory)?;
         set_boot_context(root, sctlr);
         percpu::init_secondary_cpus(
             machine.cpus.iter().skip(1).map(|cpu| cpu.mpidr),

@@ -3,8 +3,8 @@
 //! Code asks this struct, never an ID register, and never a control register's read-back: VTCR_EL2 shows bits of features
 //! that Cortex-A53 and A72 lack. Decoding is plain arithmetic and tested on the host.
 
-use crate::translation::{GranuleSupport, granules, never_conflicts};
 use core::fmt;
+use stage2::{Atomics, Features, Granule, GranuleSupport};
 
 /// The ID registers that features are decoded from.
 #[derive(Clone, Copy, Default, Debug)]
@@ -21,6 +21,18 @@ pub struct IdRegisters {
     pub aa64mmfr1: u64,
     pub aa64mmfr2: u64,
     pub aa64mmfr3: u64,
+}
+
+impl IdRegisters {
+    /// Those that stage 2 goes by.
+    const fn translation(&self) -> stage2::IdRegisters {
+        stage2::IdRegisters {
+            midr: self.midr,
+            aa64mmfr0: self.aa64mmfr0,
+            aa64mmfr1: self.aa64mmfr1,
+            aa64mmfr2: self.aa64mmfr2,
+        }
+    }
 }
 
 /// The model of a CPU by its MIDR_EL1 (implementer and part number), as QEMU and Linux call it.
@@ -71,6 +83,8 @@ pub struct CpuFeatures {
     pub hafdbs: u8,
     /// FEAT_XNX: stage 2 tells EL1's execution from EL0's.
     pub xnx: bool,
+    /// The registers that stage 2 goes by.
+    translation: stage2::IdRegisters,
     /// FEAT_LOR: limited ordering regions.
     pub lor: bool,
     /// FEAT_PAN version.
@@ -130,32 +144,25 @@ const fn field(register: u64, low_bit: u32) -> u8 {
 impl CpuFeatures {
     /// Decodes the registers.
     pub const fn from_registers(id: &IdRegisters) -> Self {
-        let pa_range = field(id.aa64mmfr0, 0);
+        let translation = id.translation();
         let pmu = field(id.aa64dfr0, 8);
         let apa3 = field(id.aa64isar2, 12);
         let gpa3 = field(id.aa64isar2, 8);
         Self {
-            pa_range,
-            pa_bits: match pa_range {
-                0 => 32,
-                1 => 36,
-                2 => 40,
-                3 => 42,
-                4 => 44,
-                5 => 48,
-                _ => 52,
-            },
-            vmid_bits: if field(id.aa64mmfr1, 4) == 2 { 16 } else { 8 },
+            pa_range: field(id.aa64mmfr0, 0),
+            pa_bits: translation.pa_bits() as u8,
+            vmid_bits: translation.vmid_bits() as u8,
             lse: field(id.aa64isar0, 20) >= 2,
             tlbi_range: field(id.aa64isar0, 56) >= 2,
             vhe: field(id.aa64mmfr1, 8) != 0,
-            bbm: field(id.aa64mmfr2, 52),
-            no_conflict_abort: never_conflicts(id.midr, field(id.aa64mmfr2, 52)),
-            granules: granules(id.aa64mmfr0),
-            fwb: field(id.aa64mmfr2, 40) != 0,
+            bbm: translation.bbm() as u8,
+            no_conflict_abort: translation.never_conflicts(),
+            granules: translation.granules(),
+            fwb: translation.fwb(),
             ttl: field(id.aa64mmfr2, 48) != 0,
-            hafdbs: field(id.aa64mmfr1, 0),
-            xnx: field(id.aa64mmfr1, 28) != 0,
+            hafdbs: translation.hafdbs() as u8,
+            xnx: translation.xnx(),
+            translation,
             lor: field(id.aa64mmfr1, 16) != 0,
             pan: field(id.aa64mmfr1, 20),
             pauth_address: field(id.aa64isar1, 4) != 0 || field(id.aa64isar1, 8) != 0 || apa3 != 0,
@@ -187,6 +194,19 @@ impl CpuFeatures {
             branch_record: field(id.aa64dfr0, 52) != 0,
             gic_registers: field(id.aa64pfr0, 24) != 0,
         }
+    }
+
+    /// All that stage 2 can use with pages of this size, with the largest guest address space; or `None` without such pages.
+    pub const fn stage2(&self, granule: Granule) -> Option<Features> {
+        let Some(mut features) = self.translation.features(granule) else {
+            return None;
+        };
+        if self.lse {
+            // SAFETY: these are what boot has found all CPUs to have (`missing_on`). Made-up ones (a host's tests) have no
+            // CPU, and so nobody works on tables with them.
+            features.atomics = unsafe { Atomics::everywhere() };
+        }
+        Some(features)
     }
 
     /// The name of a feature that this system relies on and `other`, another CPU of it, lacks or has differently.

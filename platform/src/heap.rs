@@ -1,11 +1,14 @@
 //! EL2's heap: a buddy allocator behind a spin lock, first on memory within the image, then on what the memory plan gives it.
 //!
-//! Any CPU may use it at any time, except in a fault's path, which takes no lock. When it is exhausted the Rust runtime's
-//! allocation error becomes a panic, and so a clear end.
+//! Any CPU may use it at any time, except in a fault's path, which takes no lock but for each 64th time that a CPU gives something
+//! up. When it is exhausted, what the hypervisor asks for is refused, and the epoch has a [reserve](Reserving); beyond that the
+//! Rust runtime's allocation error becomes a panic, and so a clear end.
 
+use crate::plan::PlanError;
 use crate::range::PhysicalRange;
 use buddy_system_allocator::LockedHeap;
 use core::cell::UnsafeCell;
+use memory::heap_reserve::{BAG, BAGS_PER_CPU, Reserving};
 
 /// Blocks of up to 2 to the power of this less one.
 const ORDERS: usize = 33;
@@ -13,7 +16,7 @@ const ORDERS: usize = 33;
 const EARLY_BYTES: usize = 512 << 10;
 
 #[global_allocator]
-static HEAP: LockedHeap<ORDERS> = LockedHeap::empty();
+static HEAP: Reserving<LockedHeap<ORDERS>> = Reserving::new(LockedHeap::empty());
 
 #[repr(C, align(4096))]
 struct EarlyMemory(UnsafeCell<[u8; EARLY_BYTES]>);
@@ -36,7 +39,7 @@ pub struct HeapUse {
 
 /// The heap's exact use at this moment.
 pub fn usage() -> HeapUse {
-    let heap = HEAP.lock();
+    let heap = HEAP.heap().lock();
     HeapUse {
         requested: heap.stats_alloc_user(),
         allocated: heap.stats_alloc_actual(),
@@ -48,7 +51,7 @@ pub fn usage() -> HeapUse {
 pub(crate) fn init_early() {
     let start = EARLY_MEMORY.0.get() as usize;
     // SAFETY: the memory belongs to nobody else, and this is called once.
-    unsafe { HEAP.lock().init(start, EARLY_BYTES) }
+    unsafe { HEAP.heap().lock().init(start, EARLY_BYTES) }
 }
 
 /// Gives the heap more memory.
@@ -58,7 +61,22 @@ pub(crate) fn init_early() {
 pub(crate) unsafe fn extend(memory: PhysicalRange) {
     // SAFETY: as promised by the caller.
     unsafe {
-        HEAP.lock()
+        HEAP.heap()
+            .lock()
             .init(memory.start() as usize, memory.size() as usize)
     }
+}
+
+/// Puts by what the epoch can't do without, for so many CPUs.
+///
+/// # Errors
+/// There isn't so much heap.
+pub(crate) fn reserve_for_epoch(cpus: usize) -> Result<(), PlanError> {
+    let bags = cpus * BAGS_PER_CPU;
+    if HEAP.put_by(bags) < bags {
+        let size = (bags * BAG.size()) as u64;
+        let what = "epoch's bags";
+        return Err(PlanError::NoRoom { what, size });
+    }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 //! controller, timer, console, firmware calls, and the discovery of all this from the device tree.
 //!
 //! The other crates don't know this one: they name what they need of a machine as traits, and this crate implements them.
-//! On a host only the parts without hardware exist: [`discovery`], [`plan`], [`range`], [`features`], [`translation`],
+//! On a host only the parts without hardware exist: [`discovery`], [`plan`], [`range`], [`features`],
 //! [`calibration`], [`speculation`], [`syndrome`].
 //!
 //! The way through it: the boot loader enters `boot.S`, which ends in `boot`; that calls the function named by `entry!` with a
@@ -19,7 +19,6 @@ pub mod plan;
 pub mod range;
 pub mod speculation;
 pub mod syndrome;
-pub mod translation;
 
 #[cfg(target_os = "none")]
 mod address_space;

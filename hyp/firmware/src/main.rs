@@ -7,7 +7,6 @@ extern crate alloc;
 
 mod calibration;
 mod machine;
-mod mitigations;
 mod selftest;
 mod tables;
 mod watch;
@@ -18,6 +17,7 @@ use core::fmt;
 use machine::Board;
 use memory::frames::FramePool;
 use memory::{CpuCounters, CpuMemory, IdleCpus, MemorySystem};
+use monitor::options::{EarlyOptions, OptionError};
 use monitor::{Crew, HOUSEKEEPING_NS, Host, Machine, Module, OwnCpu};
 use platform::boot::{Boot, BootError, System};
 use platform::cpus::CpuStartError;
@@ -57,13 +57,14 @@ fn main(boot: Boot) -> ! {
 fn run(boot: Boot) -> Result<(), Error> {
     let system: &'static System = Box::leak(Box::new(boot.take_over().map_err(Error::Boot)?));
     fill_pool(system);
-    let (bootargs, mitigations) =
-        mitigations::choose(system.machine.bootargs).map_err(Error::Option)?;
+    let bootargs = system.machine.bootargs;
+    let early = EarlyOptions::parse(bootargs).map_err(Error::Option)?;
     let vmid_bits = system.features.vmid_bits.into();
     let memory = MemorySystem::new(&POOL, cpus::count(), vmid_bits).map_err(Error::Vmids)?;
-    cpus::start_secondaries(attend, mitigations).map_err(Error::Cpu)?;
+    cpus::start_secondaries(attend, early.mitigations).map_err(Error::Cpu)?;
     log::info!("{system}");
-    if selftest::run(&bootargs) {
+    if let Some(test) = early.self_test {
+        selftest::run(test);
         return Ok(());
     }
     let stage2 = system.features.stage2(Granule::Size4K);
@@ -71,7 +72,7 @@ fn run(boot: Boot) -> Result<(), Error> {
     let calibration = calibration::run(&system.features);
     log::info!("{calibration}");
     let most_tlbi = calibration.most_instructions();
-    let bootargs = watch::start(&bootargs).map_err(Error::Option)?;
+    watch::start(&early).map_err(Error::Option)?;
     let shared = SHARED.call_once(|| Shared {
         board: Board::new(system, stage2, most_tlbi),
         crew: Crew::new(cpus::count()),
@@ -99,7 +100,7 @@ fn run(boot: Boot) -> Result<(), Error> {
             bootargs,
         })
     });
-    monitor::run(&mut host, &bootargs, module).map_err(|error| {
+    monitor::run(&mut host, bootargs, module).map_err(|error| {
         console::write_line(format_args!("parvisor: error: {error}"));
         Error::Run(error.status())
     })
@@ -160,8 +161,8 @@ enum Error {
     /// There are more CPUs than a VMID could be found for.
     Vmids(TooFewVmids),
     Cpu(CpuStartError),
-    /// An option that isn't the monitor's, and can't be used.
-    Option(&'static str),
+    /// An option that is taken before the monitor's, and can't be used.
+    Option(OptionError<'static>),
     /// The CPUs' stage 2 has no pages of 4 KiB.
     NoGranule,
     /// What the monitor has reported already.
@@ -186,7 +187,7 @@ impl fmt::Display for Error {
             Self::Boot(error) => error.fmt(f),
             Self::Vmids(error) => error.fmt(f),
             Self::Cpu(error) => error.fmt(f),
-            Self::Option(error) => f.write_str(error),
+            Self::Option(error) => error.fmt(f),
             Self::NoGranule => f.write_str("these CPUs' stage 2 has no pages of 4 KiB"),
             Self::Run(status) => write!(f, "the run failed with status {status}"),
         }

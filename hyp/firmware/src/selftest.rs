@@ -8,30 +8,21 @@ mod stage2;
 
 use core::hint::black_box;
 
-/// Does as the option asks, if it is there; then there is nothing more to run.
-pub fn run(bootargs: &str) -> bool {
-    let Some(kind) = bootargs
-        .split_ascii_whitespace()
-        .find_map(|option| option.strip_prefix("selftest="))
-    else {
-        return false;
+use monitor::options::SelfTest;
+
+/// Does as the option asks.
+pub fn run(test: SelfTest) {
+    match test {
+        SelfTest::Stage2 => return stage2::run(),
+        SelfTest::Panic => panic!("as asked by selftest=panic"),
+        SelfTest::Undefined => undefined_instruction(),
+        SelfTest::Stack => overflow_stack(0),
+        SelfTest::Null => read_null(),
+        SelfTest::WriteText => write_text(),
+        SelfTest::ExecuteData => execute_data(),
+        SelfTest::Nested => panic!("as asked: {}", FaultingText),
     };
-    match kind {
-        "panic" => panic!("as asked by selftest=panic"),
-        "undef" => undefined_instruction(),
-        "stack" => overflow_stack(0),
-        "null" => read_null(),
-        "wx" => write_text(),
-        "nx" => execute_data(),
-        "stage2" => {
-            stage2::run();
-            return true;
-        }
-        "nested" => panic!("as asked: {}", FaultingText),
-        // The monitor refuses it, as any option that it doesn't know.
-        _ => return false,
-    };
-    panic!("selftest={kind}: nothing happened")
+    panic!("selftest={}: nothing happened", test.name())
 }
 
 fn undefined_instruction() -> u64 {

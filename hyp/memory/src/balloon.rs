@@ -74,7 +74,7 @@ impl<L: MmuLock> AddressSpace<L> {
         let (mut at, mut given) = (range.start, 0);
         while at < range.end {
             // A stay for each batch: its slot may go meanwhile, and takes the pages along.
-            let guard = cpu.pin();
+            let guard = self.pin(cpu);
             let Some(slot) = self.slots(&guard).find(at).filter(|slot| self.owns(slot)) else {
                 at = at.offset(PAGE_SIZE);
                 continue;
@@ -101,7 +101,7 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 
     fn check_own<T>(&self, cpu: &CpuMemory<T>, range: &IpaRange) -> Result<(), BalloonError> {
-        let guard = cpu.pin();
+        let guard = self.pin(cpu);
         let mut at = range.start;
         while at < range.end {
             let slot = self

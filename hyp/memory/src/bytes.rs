@@ -21,28 +21,26 @@ impl<L: MmuLock> AddressSpace<L> {
     ///
     /// # Errors
     /// Some of the range isn't backed by memory of the VM's own, and nothing is written; or there is no frame for some of it,
-    /// and what comes before is written.
+    /// or no such memory any more as slots change meanwhile, and what comes before is written.
     pub fn write_guest<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
         ipa: Ipa,
         bytes: &[u8],
     ) -> Result<(), NotBacked> {
-        let guard = cpu.pin();
-        self.for_each_page(&guard, ipa, bytes.len(), |slot, at, _| {
-            match slot.object().is_device() || slot.object().is_image() {
-                true => Err(NotBacked::NoSlot { ipa: at }),
-                false => Ok(()),
-            }
-        })?;
+        let guard = self.pin(cpu);
+        self.for_each_page(&guard, ipa, bytes.len(), |slot, at, _| check_own(slot, at))?;
         drop(guard);
         let mut done = 0;
         loop {
             let rest = &bytes[done..];
             let start = ipa.offset(done as u64);
-            let written = self.for_each_page(&cpu.pin(), start, rest.len(), |slot, at, part| {
-                self.write_page(cpu, slot, at, &rest[part])
-            });
+            let written =
+                self.for_each_page(&self.pin(cpu), start, rest.len(), |slot, at, part| {
+                    // Slots may have changed since.
+                    check_own(slot, at)?;
+                    self.write_page(cpu, slot, at, &rest[part])
+                });
             match written {
                 Err(NotBacked::OutOfFrames { ipa: at }) if cpu.make_room() != Room::None => {
                     done = (at.get() - ipa.get()) as usize;
@@ -75,7 +73,7 @@ impl<L: MmuLock> AddressSpace<L> {
         claim.cancel();
         // Logging that is switched on meanwhile is seen here, or what is copied then has these bytes (rule 8).
         full_barrier();
-        if let Some(log) = slot.log(&cpu.pin()) {
+        if let Some(log) = slot.log(&self.pin(cpu)) {
             log.mark_page(slot.page_of(at));
         }
         Ok(())
@@ -107,7 +105,7 @@ impl<L: MmuLock> AddressSpace<L> {
                     object.bring_back(cpu, page, how) == Populated::OutOfFrames
                 }
                 _ => {
-                    let guard = &cpu.pin();
+                    let guard = &self.pin(cpu);
                     Changer { cpu, guard }.unshare(object, page, how) == Unshared::OutOfFrames
                 }
             };
@@ -127,7 +125,7 @@ impl<L: MmuLock> AddressSpace<L> {
         ipa: Ipa,
         bytes: &mut [u8],
     ) -> Result<(), NotBacked> {
-        let guard = cpu.pin();
+        let guard = self.pin(cpu);
         let length = bytes.len();
         self.for_each_page(&guard, ipa, length, |slot, at, part| {
             match backing_to_read(slot, at, &mut bytes[part.clone()]) {
@@ -167,6 +165,14 @@ impl<L: MmuLock> AddressSpace<L> {
             each(slot, at, part)?;
         }
         Ok(())
+    }
+}
+
+/// Whether a slot's memory may be written: a device isn't memory, and an image is everybody's.
+fn check_own(slot: &Slot, at: Ipa) -> Result<(), NotBacked> {
+    match slot.object().is_device() || slot.object().is_image() {
+        true => Err(NotBacked::NoSlot { ipa: at }),
+        false => Ok(()),
     }
 }
 

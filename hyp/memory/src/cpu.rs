@@ -5,7 +5,7 @@ use crate::frames::{FrameCache, FramePool, FrameSize, MOST_PENDING, Owner, Purpo
 use crate::gate::Gate;
 use crate::hand::Hand;
 use crate::pressure::{Count, Pressure};
-use crate::published::hand_over;
+use crate::published::{defer, hand_over};
 use crate::reclaim::{Retirement, Tables};
 use crate::reverse::Objects;
 use crate::trust::TrustDomains;
@@ -115,6 +115,8 @@ pub struct CpuMemory<T> {
     epoch: LocalHandle,
     hardware: T,
     counters: &'static CpuCounters,
+    /// Whether the epoch that this CPU waits for has passed. Made once, so that a wait needs no heap.
+    passed: Arc<AtomicBool>,
     /// Where in its VM's array the slot is that a fault has found last.
     last_slot: Cell<usize>,
 }
@@ -179,6 +181,9 @@ impl MemorySystem {
 
     /// Has `vm` trust `other` and all VMs that trust it: their equal pages may be merged, by which each can find out what the
     /// others hold (`trust`). A VM that is made trusts nobody, or its parent if it is a fork.
+    ///
+    /// `vm` leaves those that it trusted before. VMs that had joined it don't come along: they go on trusting each other, and
+    /// not `vm`. Pages that were merged by then stay so until they are written.
     pub fn trust(&self, vm: VmId, other: VmId) {
         self.trust.join(vm, other);
     }
@@ -237,6 +242,17 @@ impl MemorySystem {
         self.zeros.get().copied().unwrap_or(Pa::new(0))
     }
 
+    /// What is used together is of one memory system, whose epoch holds for all of it.
+    ///
+    /// # Panics
+    /// The CPU is of another one.
+    pub(crate) fn check<T>(&self, cpu: &CpuMemory<T>) {
+        assert!(
+            core::ptr::eq(self, cpu.system),
+            "a CPU of another memory system"
+        );
+    }
+
     /// Makes a CPU take part in the epochs. From the last one on, faults look at no other CPU's place in them.
     fn register(&self) -> LocalHandle {
         let handle = self.collector.register();
@@ -274,6 +290,7 @@ impl<T> CpuMemory<T> {
             epoch: system.register(),
             hardware,
             counters,
+            passed: Arc::default(),
             last_slot: Cell::new(0),
         };
         cpu.refill();
@@ -345,7 +362,7 @@ impl<T> CpuMemory<T> {
         let pool = self.pool();
         pool.guest_leaving(owner, 1);
         // SAFETY: no page refers to the frame, its invalidation is complete, and the epoch has passed when this runs.
-        guard.defer(move || unsafe { pool.release_guest(pa) });
+        defer(guard, move || unsafe { pool.release_guest(pa) });
     }
 
     /// Frames for the tables of `vm`.
@@ -411,12 +428,11 @@ impl<T> CpuMemory<T> {
     /// Waits until every CPU that is in the epoch now has left it once, and what was deferred before has been done.
     /// The caller holds no guard.
     pub fn wait_for_epoch(&self) {
-        let passed = Arc::new(AtomicBool::new(false));
-        let signal = passed.clone();
-        self.pin()
-            .defer(move || signal.store(true, Ordering::Release));
+        let signal = self.passed.clone();
+        defer(&self.pin(), move || signal.store(true, Ordering::Release));
         let mut turns = 0;
-        while !passed.load(Ordering::Acquire) {
+        // One wait at a time is this CPU's; the next one begins from false again.
+        while !self.passed.swap(false, Ordering::Acquire) {
             self.let_epoch_advance();
             turns += 1;
             wait_for_others(turns);

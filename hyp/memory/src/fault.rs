@@ -84,7 +84,8 @@ enum Served {
 }
 
 impl<L: MmuLock> AddressSpace<L> {
-    /// Serves a fault of one of this VM's vCPUs on the CPU that `cpu` belongs to.
+    /// Serves a fault of one of this VM's vCPUs on the CPU that `cpu` belongs to, which has [activated](Self::activate) the VM: only
+    /// there, and in debug builds, it is checked that both are of one memory system.
     #[inline(always)]
     pub fn fault<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, fault: &Fault) -> FaultOutcome {
         match self.relax(cpu, fault) {
@@ -105,6 +106,7 @@ impl<L: MmuLock> AddressSpace<L> {
         if fault.access != Access::Write || fault.kind != FaultKind::Permission {
             return None;
         }
+        debug_assert!(ptr::eq(self.system(), cpu.system()));
         let guard = cpu.pin();
         let outcome = self.relax_in_epoch(cpu, fault, &guard);
         // In one place, or it would be a call in each.
@@ -143,6 +145,7 @@ impl<L: MmuLock> AddressSpace<L> {
         cpu: &CpuMemory<T>,
         fault: &Fault,
     ) -> FaultOutcome {
+        debug_assert!(ptr::eq(self.system(), cpu.system()));
         let guard = cpu.pin();
         let outcome = self.fault_in_epoch(cpu, fault, &guard);
         drop(guard);
@@ -550,7 +553,9 @@ fn is_as_found(slot: &Slot, page: u64, look: Look, level: Level, request: &Reque
 #[inline]
 fn fill(stage2: &Stage2, broken: Broken<'_>, request: &Request, unchanged: bool) -> bool {
     if unchanged {
-        stage2.fill(broken, request).is_ok()
+        // SAFETY: what backs guests are frames of the pool, which this CPU reaches at their own addresses, and devices, which
+        // were checked with their slot.
+        unsafe { stage2.fill(broken, request) }.is_ok()
     } else {
         // Lost only to an unmap of the whole table, which leaves nothing to restore.
         let _ = broken.restore();

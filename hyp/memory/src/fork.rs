@@ -5,6 +5,7 @@ use crate::direct::Changer;
 use crate::frames::{FrameSize, Owner};
 use crate::locks::MmuLock;
 use crate::object::{Backing, Claims, Object, ObjectError};
+use crate::placing::new_slot;
 use crate::slots::{Slot, SlotArray, SlotConfig, SlotError};
 use crate::space::AddressSpace;
 use alloc::sync::Arc;
@@ -26,79 +27,77 @@ impl<L: MmuLock> AddressSpace<L> {
     /// then, and may try again.
     pub fn fork<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, child: &Self) -> Result<(), SlotError> {
         let _control = self.control().lock();
-        cpu.system().trust(child.vm(), self.vm());
+        let forked = self.fork_slots(cpu, child);
+        match forked {
+            Ok(()) => cpu.system().trust(child.vm(), self.vm()),
+            // What was made of the child's memory is given back by now, also what others were looking at.
+            Err(_) => cpu.wait_for_epoch(),
+        }
+        forked
+    }
+
+    /// Makes all of the child's slots, and has it have them only then: what fails leaves nothing to be undone.
+    fn fork_slots<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        child: &Self,
+    ) -> Result<(), SlotError> {
         let slots = self.held_slots(cpu)?;
         let mut copies: Vec<(Arc<Object>, Arc<Object>)> = Vec::new();
+        let mut forked = try_with_capacity(slots.len())?;
         for slot in &slots {
-            let copied = self.fork_slot(cpu, child, slot, &mut copies);
-            if let Err(error) = copied {
-                drop(copies);
-                child.remove_all(cpu);
-                return Err(error);
-            }
+            forked.push(fork_slot(cpu, child, slot, &mut copies)?);
         }
-        Ok(())
+        child.publish_first(cpu, &forked)
     }
 
     /// All slots, which may be used beyond the epoch.
     fn held_slots<T>(&self, cpu: &CpuMemory<T>) -> Result<Vec<Arc<Slot>>, SlotError> {
-        let guard = cpu.pin();
+        let guard = self.pin(cpu);
         let slots: &SlotArray = self.slots(&guard);
-        let mut held = Vec::new();
-        let count = slots.iter().count();
-        held.try_reserve_exact(count)
-            .map_err(|_| SlotError::OutOfMemory { bytes: 0 })?;
+        let mut held = try_with_capacity(slots.iter().count())?;
         held.extend(slots.iter().cloned());
         Ok(held)
     }
+}
 
-    fn fork_slot<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        child: &Self,
-        slot: &Slot,
-        copies: &mut Vec<(Arc<Object>, Arc<Object>)>,
-    ) -> Result<(), SlotError> {
-        let object = slot.object();
-        let known = copies
-            .iter()
-            .find(|(original, _)| Arc::ptr_eq(original, object));
-        let copy = match known {
-            Some((_, copy)) => copy.clone(),
-            None if !object.is_private() => object.clone(),
-            None => {
-                let copy = object.fork(cpu, Owner::Vm(child.vm()))?;
-                copies
-                    .try_reserve(1)
-                    .map_err(|_| SlotError::OutOfMemory { bytes: 0 })?;
-                copies.push((object.clone(), copy.clone()));
-                copy
-            }
-        };
-        child.map_object(
-            cpu,
-            SlotConfig {
-                object: copy,
-                ..slot.config().clone()
-            },
-        )
-    }
-
-    fn remove_all<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>) {
-        loop {
-            let first = {
-                let guard = cpu.pin();
-                let first = self.slots(&guard).iter().next();
-                first.map(|slot| slot.id())
-            };
-            match first.map(|id| self.remove_slot(cpu, id)) {
-                None => return,
-                Some(Ok(())) => {}
-                // Without heap for the other slots' array: until somebody has given some back.
-                Some(Err(_)) => cpu.wait_for_epoch(),
-            }
+/// A slot of the child's like one of the parent's: private memory in a copy, one for all slots that have parts of it.
+fn fork_slot<L: MmuLock, T: Tlb + Caches>(
+    cpu: &CpuMemory<T>,
+    child: &AddressSpace<L>,
+    slot: &Slot,
+    copies: &mut Vec<(Arc<Object>, Arc<Object>)>,
+) -> Result<Arc<Slot>, SlotError> {
+    let object = slot.object();
+    let known = copies
+        .iter()
+        .find(|(original, _)| Arc::ptr_eq(original, object));
+    let copy = match known {
+        Some((_, copy)) => copy.clone(),
+        None if !object.is_private() => object.clone(),
+        None => {
+            copies
+                .try_reserve(1)
+                .map_err(|_| SlotError::OutOfMemory { bytes: 0 })?;
+            let copy = object.fork(cpu, Owner::Vm(child.vm()))?;
+            copies.push((object.clone(), copy.clone()));
+            copy
         }
-    }
+    };
+    let config = SlotConfig {
+        object: copy,
+        ..slot.config().clone()
+    };
+    child.check(&config)?;
+    new_slot(config)
+}
+
+/// A vector for so many values.
+fn try_with_capacity<V>(count: usize) -> Result<Vec<V>, SlotError> {
+    let mut values = Vec::new();
+    let reserved = values.try_reserve_exact(count);
+    reserved.map_err(|_| SlotError::OutOfMemory { bytes: 0 })?;
+    Ok(values)
 }
 
 impl Object {

@@ -77,16 +77,15 @@ impl<T: Tlb + Caches> CpuMemory<T> {
     /// What maps a region, to be used beyond the epoch; `None` if a log is kept of some of it, or there is no heap.
     fn mappings_of(&self, object: &Object, region: &Range<u64>) -> Option<Vec<Mapping>> {
         let guard = &self.pin();
-        let all = object.mappings().all(guard);
         let mut found = Vec::new();
-        found.try_reserve_exact(all.len()).ok()?;
-        for mapping in all {
+        for mapping in object.mappings().all(guard) {
             if mapping.range_of(region).is_empty() {
                 continue;
             }
             if mapping.slot.log(guard).is_some() {
                 return None;
             }
+            found.try_reserve(1).ok()?;
             found.push(mapping.clone());
         }
         Some(found)

@@ -52,7 +52,7 @@ impl<L: MmuLock> AddressSpace<L> {
     ) -> Result<(), LogError> {
         // What hardware has noted is taken over while nobody cleans it; else there is nothing to exclude.
         let by_hardware = {
-            let guard = cpu.pin();
+            let guard = self.pin(cpu);
             let (_, log) = self.logged_slot(id, &guard)?;
             log.policy().by_hardware()
         };
@@ -60,7 +60,7 @@ impl<L: MmuLock> AddressSpace<L> {
         if by_hardware {
             self.note_hardware_dirty(cpu, id, first_page, bitmap.len())?;
         }
-        let guard = cpu.pin();
+        let guard = self.pin(cpu);
         let (_, log) = self.logged_slot(id, &guard)?;
         let words = words_of(log, id, first_page, bitmap.len())?;
         log.copy(words.start, bitmap);
@@ -114,7 +114,7 @@ impl<L: MmuLock> AddressSpace<L> {
             bitmap.fill(u64::MAX);
         }
         let (policy, words, range) = {
-            let guard = cpu.pin();
+            let guard = self.pin(cpu);
             let (slot, log) = self.logged_slot(id, &guard)?;
             let words = words_of(log, id, first_page, bitmap.len())?;
             (*log.policy(), words.clone(), range_of(slot, &words))
@@ -123,7 +123,7 @@ impl<L: MmuLock> AddressSpace<L> {
         if policy.initially_set {
             split = self.split_ahead(cpu, &policy, range.clone());
         }
-        let guard = cpu.pin();
+        let guard = self.pin(cpu);
         let (slot, log) = self.logged_slot(id, &guard)?;
         log.take(words.start, bitmap);
         full_barrier();
@@ -148,7 +148,7 @@ impl<L: MmuLock> AddressSpace<L> {
         words: usize,
     ) -> Result<(), LogError> {
         let range = {
-            let guard = cpu.pin();
+            let guard = self.pin(cpu);
             let (slot, log) = self.logged_slot(id, &guard)?;
             let range = range_of(slot, &words_of(log, id, first_page, words)?);
             if !log.policy().by_hardware() {
@@ -221,7 +221,7 @@ impl<L: MmuLock> AddressSpace<L> {
 
     /// Moves those of some pages, which are sorted, to the front that lie in a slot that there is. How many they are.
     fn keep_present<T>(&self, cpu: &CpuMemory<T>, pages: &mut [DirtyPages]) -> usize {
-        let guard = cpu.pin();
+        let guard = self.pin(cpu);
         let slots = self.slots(&guard);
         let (mut present, mut last) = (0, None);
         for index in 0..pages.len() {
@@ -241,7 +241,7 @@ impl<L: MmuLock> AddressSpace<L> {
 
     /// Write-protects pages that are sorted, those of one table of pages at a time.
     fn protect_reported<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, pages: &[DirtyPages]) {
-        let guard = cpu.pin();
+        let guard = self.pin(cpu);
         let table = |pages: &DirtyPages| (pages.slot, pages.first as usize / PAGES_IN_TABLE);
         for near in pages.chunk_by(|one, next| table(one) == table(next)) {
             let Some(first) = near.first() else {

@@ -21,8 +21,12 @@ impl<L: MmuLock> AddressSpace<L> {
             return;
         }
         self.vacate(cpu, pages, |guard, level, ipa, leaf| {
-            if leaf.dirty() {
-                self.note_written(guard, ipa, level);
+            // No leaf maps pages of two slots.
+            if leaf.dirty()
+                && let Some(slot) = self.slots(guard).find(ipa)
+                && let Some(log) = slot.log(guard)
+            {
+                log.mark(slot.pages_of(ipa, level));
             }
         });
     }
@@ -41,7 +45,7 @@ impl<L: MmuLock> AddressSpace<L> {
             let step = GRANULE.span(Level::L2) * UNLINKED_AT_ONCE;
             let end = at.align_down(step).checked_add(step).unwrap_or(range.end);
             let end = end.min(range.end);
-            let guard = cpu.pin();
+            let guard = self.pin(cpu);
             let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), &guard));
             let worker = cpu.worker(&tables, &epoch);
             let _lock = self.lock().exclusive();
@@ -53,24 +57,5 @@ impl<L: MmuLock> AddressSpace<L> {
             at = end;
         }
         published.end();
-    }
-
-    /// Marks what a leaf has mapped as written, in the logs of the slots that it lies in.
-    #[cold]
-    fn note_written(&self, guard: &Guard, ipa: Ipa, level: Level) {
-        let slots = self.slots(guard);
-        let mut at = ipa;
-        let end = ipa.offset(GRANULE.span(level));
-        while at < end {
-            let Some(slot) = slots.find(at) else {
-                at = at.offset(PAGE_SIZE);
-                continue;
-            };
-            let next = slot.range().end.min(end);
-            if let Some(log) = slot.log(guard) {
-                log.mark(slot.pages_of(ipa, level));
-            }
-            at = next;
-        }
     }
 }

@@ -1,18 +1,7 @@
 //! What backs guest memory: memory objects, slots, faults, changes of backing, the dirty log.
 //!
-//! This crate decides *what* is mapped; [`stage2`] does it. It carries the rules of the protocol that are about decisions:
-//!
-//! 8. **Decisions and their grounds.** A fault decides on published state: which slot, what backs the page, whether it is
-//!    logged. Whoever changes that publishes, full barrier, then walks the entries; a fault changes or locks its entry, full
-//!    barrier, then looks again. One of the two sees the other.
-//! 9. **Dirty log.** A fault makes the entry writable first and sets the bit second; a harvest takes the bits first,
-//!    write-protects second, and returns after the TLB invalidation.
-//! 10. **Slots** are an immutable array behind an epoch-protected pointer; their frames are released after the
-//!     invalidation of their range and an epoch.
-//! 14. **A mark that comes after the fact is waited for.** A CPU that moves, merges, shares or unmaps a page takes from
-//!     its entry what hardware has noted, and tells the log when it has invalidated. It publishes its range before it
-//!     takes an entry; who reads the log looks through the entries, full barrier, then waits until no range published
-//!     there is active. So the harvest that is made with the vCPUs stopped has every write, though idle CPUs go on.
+//! This crate decides *what* is mapped; [`stage2`] does it, and numbers the rules of the protocol. Rules 8 to 10 and 14, which
+//! are about decisions, are kept here: in [`Tracker`], the dirty log and the slots.
 //!
 //! # What backs a page
 //! A stage-2 table is a second mapping: the pages are somebody else's. Here that is an [`Object`], which slots
@@ -79,6 +68,9 @@ mod gate;
 mod gathering;
 mod hand;
 mod harvest;
+pub mod heap_reserve;
+#[cfg(all(test, not(loom), not(miri)))]
+mod heap_tests;
 mod image;
 mod invalidate;
 mod locks;

@@ -8,6 +8,7 @@ use crate::dirty_log::DirtyLog;
 use crate::frames::GRANULE;
 use crate::locks::MmuLock;
 use crate::policy::{Ahead, LogPolicy, Splitting};
+use crate::published::try_box;
 use crate::slots::{Slot, SlotId};
 use crate::space::{AddressSpace, IN_SPACE};
 use alloc::sync::Arc;
@@ -97,18 +98,19 @@ impl<L: MmuLock> AddressSpace<L> {
     ) -> Result<SplitAhead, LogError> {
         let _control = self.control().lock();
         let slot = {
-            let guard = cpu.pin();
+            let guard = self.pin(cpu);
             let slot = self.held_slot(id, &guard)?;
             self.check_policy(&slot, policy, &guard)?;
             let words = slot.take_spare().ok_or(LogError::OutOfMemory(id))?;
-            let log = DirtyLog::new(words, slot.pages(), *policy);
+            let log = try_box(DirtyLog::new(words, slot.pages(), *policy));
+            let log = log.ok_or(LogError::OutOfMemory(id))?;
             slot.replace_log(Some(log), &guard);
             slot
         };
         let mut split = SplitAhead::default();
         if !policy.initially_set {
             split = self.split_ahead(cpu, policy, slot.range());
-            let guard = cpu.pin();
+            let guard = self.pin(cpu);
             self.protect_logged(cpu, &guard, policy, slot.range(), All, |_, _| {});
         }
         Ok(split)
@@ -136,7 +138,7 @@ impl<L: MmuLock> AddressSpace<L> {
     pub fn disable_dirty_log<T>(&self, cpu: &CpuMemory<T>, id: SlotId) -> Result<(), LogError> {
         let _control = self.control().lock();
         let slot = {
-            let guard = cpu.pin();
+            let guard = self.pin(cpu);
             let slot = self.held_slot(id, &guard)?;
             if !slot.replace_log(None, &guard) {
                 return Err(LogError::Disabled(id));
@@ -165,7 +167,7 @@ impl<L: MmuLock> AddressSpace<L> {
     ) -> Result<SplitAhead, LogError> {
         let _control = self.control().lock();
         let (slot, policy) = {
-            let guard = cpu.pin();
+            let guard = self.pin(cpu);
             let slot = self.held_slot(id, &guard)?;
             let log = slot.log(&guard).ok_or(LogError::Disabled(id))?;
             let policy = LogPolicy {
@@ -212,7 +214,7 @@ impl<L: MmuLock> AddressSpace<L> {
         range: IpaRange,
         reserve: u64,
     ) -> SplitAhead {
-        let guard = cpu.pin();
+        let guard = self.pin(cpu);
         let (tables, epoch) = (
             cpu.tables(self.vm()).sparing(reserve),
             cpu.retirement(self.vm(), &guard),

@@ -4,15 +4,17 @@
 //! slot's range was unmapped, so that no entry leads to an object that its mappings don't name.
 
 use crate::locks::Exclusion;
-use crate::published::Published;
+use crate::published::try_box;
 use crate::slots::Slot;
 use crate::space::Space;
+use alloc::boxed::Box;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
-use crossbeam_epoch::Guard;
+use core::ptr;
+use crossbeam_epoch::{Guard, Shared};
 use spin::Mutex;
+use stage2::sync::{AtomicPtr, Ordering, full_barrier};
 use stage2::{IpaRange, PAGE_SIZE};
 
 /// One slot that maps an object.
@@ -38,55 +40,100 @@ impl Mapping {
     }
 }
 
-/// All slots that map an object.
+/// All slots that map an object: a chain, so that one goes without a look for heap.
+///
+/// A new one comes first. One that goes is left as it is for whoever is looking at it, who finds the others from there on: all
+/// that were there when the look began and haven't gone since.
 pub(crate) struct Mappings {
-    list: Published<Vec<Mapping>>,
+    first: Link,
     /// Held by whoever changes them.
     changes: Mutex<()>,
+}
+
+/// The next mapping of a chain, a box's; null after the last.
+type Link = AtomicPtr<Linked>;
+
+struct Linked {
+    mapping: Mapping,
+    next: Link,
 }
 
 impl Mappings {
     /// None yet.
     pub(crate) fn new() -> Self {
         Self {
-            list: Published::new(None),
+            first: Link::new(ptr::null_mut()),
             changes: Mutex::new(()),
         }
     }
 
     /// The mappings at this moment.
     #[inline]
-    pub(crate) fn all<'g>(&self, guard: &'g Guard) -> &'g [Mapping] {
-        self.list.load(guard).map_or(&[], Vec::as_slice)
+    pub(crate) fn all<'g>(&'g self, guard: &'g Guard) -> impl Iterator<Item = &'g Mapping> {
+        let mut at = follow(&self.first, guard);
+        core::iter::from_fn(move || {
+            let linked = at?;
+            at = follow(&linked.next, guard);
+            Some(&linked.mapping)
+        })
     }
 
     /// One more. False without heap.
-    pub(crate) fn add(&self, mapping: Mapping, guard: &Guard) -> bool {
+    pub(crate) fn add(&self, mapping: Mapping) -> bool {
         let _changes = self.changes.lock();
-        let now = self.all(guard);
-        let mut with = Vec::new();
-        if with.try_reserve_exact(now.len() + 1).is_err() {
+        // Relaxed: of what was changed under the lock.
+        let first = self.first.load(Ordering::Relaxed);
+        let next = Link::new(first);
+        let Some(linked) = try_box(Linked { mapping, next }) else {
             return false;
-        }
-        with.extend_from_slice(now);
-        with.push(mapping);
-        self.list.replace(Some(with), guard);
+        };
+        // Release: pairs with the acquire of `follow`.
+        self.first.store(Box::into_raw(linked), Ordering::Release);
+        full_barrier();
         true
     }
 
-    /// One fewer. Needs no memory that could be missing: the last one leaves none, and else there were more before.
-    pub(crate) fn remove(&self, slot: &Arc<Slot>, guard: &Guard) -> bool {
-        let _changes = self.changes.lock();
-        let now = self.all(guard);
-        let mut without = Vec::new();
-        if without.try_reserve_exact(now.len()).is_err() {
-            return false;
+    /// One fewer. The caller waits for the epoch: until then it holds on to the slot and the space.
+    pub(crate) fn remove(&self, slot: &Arc<Slot>, guard: &Guard) {
+        let changes = self.changes.lock();
+        let mut link = &self.first;
+        let gone = loop {
+            let Some(linked) = follow(link, guard) else {
+                return;
+            };
+            if Arc::ptr_eq(&linked.mapping.slot, slot) {
+                break linked;
+            }
+            link = &linked.next;
+        };
+        // Release: whoever finds the next one by this link finds it as `add` left it.
+        link.store(gone.next.load(Ordering::Relaxed), Ordering::Release);
+        full_barrier();
+        drop(changes);
+        // SAFETY: it was a box, nothing leads to it any more, and only CPUs that are in an epoch now can still be using it.
+        unsafe { guard.defer_destroy(Shared::from(ptr::from_ref(gone))) };
+    }
+}
+
+/// What a link leads to. Acquire: pairs with the releases of whoever changes it.
+#[inline]
+fn follow<'g>(link: &Link, _: &'g Guard) -> Option<&'g Linked> {
+    // SAFETY: the link is null or that of a box which is handed to the epoch after it was unlinked; the caller's stay in the
+    // epoch began before.
+    unsafe { link.load(Ordering::Acquire).as_ref() }
+}
+
+impl Drop for Mappings {
+    fn drop(&mut self) {
+        // The model checker doesn't see that whatever another owner did came before it let go.
+        #[cfg(loom)]
+        full_barrier();
+        let mut next = self.first.load(Ordering::Relaxed);
+        while !next.is_null() {
+            // SAFETY: the pointer was a box's; the chain is owned here, so nobody else can reach it.
+            let linked = unsafe { Box::from_raw(next) };
+            next = linked.next.load(Ordering::Relaxed);
         }
-        let others = now.iter().filter(|other| !Arc::ptr_eq(&other.slot, slot));
-        without.extend(others.cloned());
-        let rest = (!without.is_empty()).then_some(without);
-        self.list.replace(rest, guard);
-        true
     }
 }
 

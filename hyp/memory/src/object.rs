@@ -23,7 +23,7 @@ use self::word::{CLAIMED, LISTED, OWNED, STATE};
 use crate::cpu::{Caches, CpuMemory, MemorySystem};
 use crate::frames::{FramePool, FrameSize, GRANULE, Owner, Purpose};
 use crate::mapping::Mappings;
-use crate::reverse::{ObjectId, Page, Pages, Sharer};
+use crate::reverse::{NotRegistered, ObjectId, Page, Pages, Sharer};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
@@ -223,11 +223,12 @@ impl Object {
         // The model checker doesn't see that whoever finds the object by its name comes later.
         #[cfg(loom)]
         stage2::sync::full_barrier();
+        let mut registered = Err(NotRegistered::TooMany);
         let object = Arc::new_cyclic(|object| {
             // SAFETY: the pages stay where they are until the object, which owns them, has taken them out again.
-            let id = unsafe { system.objects().register(pages, object.clone()) };
+            registered = unsafe { system.objects().register(pages, object.clone()) };
             Self {
-                id: id.unwrap_or(ObjectId::NONE),
+                id: registered.unwrap_or(ObjectId::NONE),
                 kind,
                 account,
                 piece,
@@ -237,10 +238,11 @@ impl Object {
                 system,
             }
         });
-        if object.id == ObjectId::NONE {
-            return Err(ObjectError::TooMany);
+        match registered {
+            Ok(_) => Ok(object),
+            Err(NotRegistered::TooMany) => Err(ObjectError::TooMany),
+            Err(NotRegistered::OutOfHeap) => Err(out_of_memory),
         }
-        Ok(object)
     }
 
     /// Its name in the reverse map.

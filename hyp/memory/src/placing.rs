@@ -10,7 +10,9 @@ use crate::locks::MmuLock;
 use crate::object::{Backing, Object};
 use crate::slots::{Slot, SlotArray, SlotConfig, SlotError, SlotId};
 use crate::space::AddressSpace;
+use alloc::boxed::Box;
 use alloc::sync::Arc;
+use core::ptr;
 use crossbeam_epoch::Guard;
 use stage2::{Ipa, Level, PAGE_SIZE, Tlb};
 
@@ -30,7 +32,7 @@ impl<L: MmuLock> AddressSpace<L> {
         read_only: bool,
     ) -> Result<(), SlotError> {
         self.check_place(start, bytes, GRANULE.span(piece))?;
-        self.slots(&cpu.pin())
+        self.slots(&self.pin(cpu))
             .check(id, &(start..start.offset(bytes)), None)?;
         let object = Object::preallocated(cpu, Owner::Vm(self.vm()), bytes, piece);
         self.map_object(
@@ -58,7 +60,7 @@ impl<L: MmuLock> AddressSpace<L> {
     ) -> Result<(), SlotError> {
         let _control = self.control().lock();
         self.check(&config)?;
-        let guard = cpu.pin();
+        let guard = self.pin(cpu);
         let range = config.start..config.start.offset(config.bytes);
         self.slots(&guard).check(config.id, &range, None)?;
         let slot = new_slot(config)?;
@@ -70,7 +72,7 @@ impl<L: MmuLock> AddressSpace<L> {
     /// # Errors
     /// There is no such slot.
     pub fn object_of<T>(&self, cpu: &CpuMemory<T>, id: SlotId) -> Result<Arc<Object>, SlotError> {
-        Ok(self.slots(&cpu.pin()).get(id)?.object().clone())
+        Ok(self.slots(&self.pin(cpu)).get(id)?.object().clone())
     }
 
     /// Takes a slot away. When this returns, no vCPU reaches its memory any more; what it doesn't share is back in the pool.
@@ -85,7 +87,7 @@ impl<L: MmuLock> AddressSpace<L> {
     ) -> Result<(), SlotError> {
         let _control = self.control().lock();
         let slot = {
-            let guard = cpu.pin();
+            let guard = self.pin(cpu);
             let slot = self.slots(&guard).get(id)?.clone();
             let without = self.slots(&guard).with(None, Some(id));
             self.replace_slots(without.ok_or(out_of_memory(&slot))?, &guard);
@@ -132,7 +134,7 @@ impl<L: MmuLock> AddressSpace<L> {
     ) -> Result<(), SlotError> {
         let _control = self.control().lock();
         let old = {
-            let guard = cpu.pin();
+            let guard = self.pin(cpu);
             let old = self.slots(&guard).get(id)?.clone();
             let mut config = old.config().clone();
             change(&mut config);
@@ -147,8 +149,44 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(())
     }
 
+    /// Makes slots the VM's, which has none: all at once, each known to its object first.
+    ///
+    /// # Errors
+    /// There is no heap, or the VM has a slot. It has got none of these then.
+    pub(crate) fn publish_first<T>(
+        &self,
+        cpu: &CpuMemory<T>,
+        slots: &[Arc<Slot>],
+    ) -> Result<(), SlotError> {
+        let _control = self.control().lock();
+        let guard = &self.pin(cpu);
+        if let Some(slot) = self.slots(guard).iter().next() {
+            return Err(SlotError::Exists(slot.id()));
+        }
+        let all = SlotArray::of(slots).ok_or(SlotError::OutOfMemory { bytes: 0 })?;
+        let known = slots
+            .iter()
+            .take_while(|slot| slot.object().mappings().add(self.mapping(slot)));
+        let known = known.count();
+        if let Some(unknown) = slots.get(known) {
+            for slot in &slots[..known] {
+                slot.object().mappings().remove(slot, guard);
+            }
+            return Err(out_of_memory(unknown));
+        }
+        self.replace_slots(all, guard);
+        Ok(())
+    }
+
     /// Checks what a slot is to be, but for its neighbours.
-    fn check(&self, config: &SlotConfig) -> Result<(), SlotError> {
+    ///
+    /// # Panics
+    /// The object is of another memory system.
+    pub(crate) fn check(&self, config: &SlotConfig) -> Result<(), SlotError> {
+        assert!(
+            ptr::eq(self.system(), config.object.system()),
+            "an object of another memory system"
+        );
         self.check_place(config.start, config.bytes, PAGE_SIZE)?;
         if !config.offset.is_multiple_of(PAGE_SIZE) {
             return Err(SlotError::Unaligned { piece: PAGE_SIZE });
@@ -198,8 +236,8 @@ impl<L: MmuLock> AddressSpace<L> {
     ) -> Result<(), SlotError> {
         let with = self.slots(guard).with(Some(slot.clone()), without);
         let mappings = slot.object().mappings();
-        let with: SlotArray = with.ok_or(out_of_memory(&slot))?;
-        if !mappings.add(self.mapping(&slot), guard) {
+        let with: Box<SlotArray> = with.ok_or(out_of_memory(&slot))?;
+        if !mappings.add(self.mapping(&slot)) {
             return Err(out_of_memory(&slot));
         }
         self.replace_slots(with, guard);
@@ -208,10 +246,7 @@ impl<L: MmuLock> AddressSpace<L> {
 
     /// Lets go of a slot that nothing maps any more: its memory goes home with it, unless others have it too.
     fn forget<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, slot: Arc<Slot>) {
-        while !slot.object().mappings().remove(&slot, &cpu.pin()) {
-            // Without heap for the list of the others: until somebody has given some back.
-            cpu.wait_for_epoch();
-        }
+        slot.object().mappings().remove(&slot, &self.pin(cpu));
         cpu.wait_for_epoch();
         self.rings().forget(slot.id());
         drop(slot);
@@ -220,7 +255,7 @@ impl<L: MmuLock> AddressSpace<L> {
 }
 
 /// A slot with the memory of its first dirty log.
-fn new_slot(config: SlotConfig) -> Result<Arc<Slot>, SlotError> {
+pub(crate) fn new_slot(config: SlotConfig) -> Result<Arc<Slot>, SlotError> {
     let slot = Slot::new(config);
     if slot.read_only() || slot.object().is_device() || slot.prepare_log() {
         Ok(Arc::new(slot))

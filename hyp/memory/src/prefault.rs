@@ -9,6 +9,10 @@ use core::fmt;
 use stage2::sync::relax;
 use stage2::{Access, Ipa, IpaRange, Level, PAGE_SIZE, Tlb};
 
+/// How often a page is faulted in, as others take its mapping away or change what backs it, before the caller is told: a guest can
+/// have that go on for ever, and this CPU has interrupts to take, and perhaps a VM to stop.
+const MOST_FAULTS: u32 = 64;
+
 /// A range wasn't populated to its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PrefaultError {
@@ -29,6 +33,8 @@ pub enum NotPopulated {
     OutOfFrames,
     /// The vCPU's dirty ring is full, which is to be harvested first.
     RingFull,
+    /// What backs it, or its entry, was changed each time: the caller looks whether it has anything else to do, and goes on.
+    Busy,
 }
 
 impl fmt::Display for PrefaultError {
@@ -38,6 +44,7 @@ impl fmt::Display for PrefaultError {
             NotPopulated::NotPermitted => "its slot doesn't allow the access",
             NotPopulated::OutOfFrames => "no memory is left",
             NotPopulated::RingFull => "the vCPU's dirty ring is full",
+            NotPopulated::Busy => "other CPUs change it all the time",
         };
         write!(f, "populating stopped at {}: {why}", self.done_to)
     }
@@ -57,7 +64,7 @@ impl<L: MmuLock> AddressSpace<L> {
         range: &IpaRange,
         access: Access,
     ) -> Result<(), NotPopulated> {
-        let guard = cpu.pin();
+        let guard = self.pin(cpu);
         let slots = self.slots(&guard);
         let mut at = range.start;
         while at < range.end {
@@ -75,7 +82,7 @@ impl<L: MmuLock> AddressSpace<L> {
     /// Any number of CPUs may populate the same range at once, vCPUs running; for a bounded stay, a range of few pages.
     ///
     /// # Errors
-    /// A page can't be mapped for the access. What comes before it is.
+    /// A page can't be mapped for the access, or not yet ([`NotPopulated::Busy`]). What comes before it is.
     pub fn prefault<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -112,7 +119,7 @@ impl<L: MmuLock> AddressSpace<L> {
         if !self.stage2().layout().contains(&(ipa..ipa.offset(1))) {
             return Err(NotPopulated::NoSlot);
         }
-        loop {
+        for _ in 0..MOST_FAULTS {
             let kind = match self.lookup(cpu, ipa) {
                 Some((leaf, level)) if access.allowed_by(leaf) && leaf.accessed() => {
                     return Ok(level);
@@ -137,5 +144,56 @@ impl<L: MmuLock> AddressSpace<L> {
                 FaultOutcome::OutOfFrames => return Err(NotPopulated::OutOfFrames),
             }
         }
+        Err(NotPopulated::Busy)
+    }
+}
+
+#[cfg(all(test, not(loom), not(miri)))]
+mod tests {
+    use super::*;
+    use crate::frames::{FramePool, VmId, arena};
+    use crate::{BackingPolicy, MemorySystem, Object, Owner, Parallel, SlotConfig, SlotId};
+    use crate::{Change, TrackerMode};
+    use stage2::{Features, Layout, NoTlb};
+
+    /// By one count for all of the VM, any change anywhere has every fault begin again.
+    #[test]
+    fn a_range_that_is_never_let_alone_is_given_up_with_what_was_done() {
+        let pool: &FramePool = Box::leak(Box::new(FramePool::new()));
+        // SAFETY: the arena is leaked, and added once.
+        unsafe { pool.add(arena::leak(256)) };
+        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 8).unwrap()));
+        let cpu = CpuMemory::new(system, 0, NoTlb, Box::leak(Box::default()));
+        let backing = BackingPolicy {
+            tracker: TrackerMode::Sequence,
+            change: Change::Direct,
+        };
+        let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
+        let vm = VmId::new(0).unwrap();
+        let space = AddressSpace::<Parallel>::with_backing(&cpu, vm, layout, backing).unwrap();
+        let bytes = 8 * PAGE_SIZE;
+        let slot = SlotConfig {
+            id: SlotId(0),
+            start: Ipa::new(0),
+            object: Object::anonymous(&cpu, Owner::Vm(vm), bytes, Level::L3).unwrap(),
+            offset: 0,
+            bytes,
+            read_only: false,
+            write_faults: false,
+        };
+        space.map_object(&cpu, slot).unwrap();
+        let page = |number: u64| Ipa::new(number * PAGE_SIZE);
+        let populate = |range: IpaRange| space.prefault(&cpu, 0, range, Access::Write);
+        populate(page(0)..page(3)).unwrap();
+        let elsewhere = page(1 << 20)..page((1 << 20) + 1);
+        let changed = space.space().tracker().begin(elsewhere);
+        let busy = PrefaultError {
+            done_to: page(3),
+            reason: NotPopulated::Busy,
+        };
+        assert_eq!(populate(page(0)..page(8)), Err(busy));
+        changed.end();
+        populate(page(0)..page(8)).unwrap();
+        space.destroy(&cpu);
     }
 }

@@ -4,10 +4,12 @@
 //! Any number of CPUs read at once; whoever replaces excludes others that do. Under the model checker the pointer is one of
 //! its atomics, so that it tries every order, and the older values that a CPU without a barrier may still see.
 
+use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr;
-use crossbeam_epoch::{Guard, Owned, Shared};
+use crossbeam_epoch::{Guard, Shared};
 use stage2::sync::{AtomicPtr, Ordering, full_barrier};
 
 /// A value, or none, that is replaced as a whole.
@@ -17,10 +19,10 @@ pub(crate) struct Published<T> {
 }
 
 impl<T: Send + Sync> Published<T> {
-    /// Of `value`.
-    pub(crate) fn new(value: Option<T>) -> Self {
+    /// Of no value.
+    pub(crate) fn new() -> Self {
         let owns = PhantomData;
-        let pointer = AtomicPtr::new(raw(value));
+        let pointer = AtomicPtr::new(ptr::null_mut());
         Self { pointer, owns }
     }
 
@@ -37,18 +39,38 @@ impl<T: Send + Sync> Published<T> {
     ///
     /// Not by way of what this CPU alone collects: the old value may hold a VM's memory, and whoever waits for that to end
     /// would wait for a CPU that runs a guest and has nothing else to give up.
-    pub(crate) fn replace(&self, value: Option<T>, guard: &Guard) -> bool {
-        let old = self.pointer.swap(raw(value), Ordering::AcqRel);
+    pub(crate) fn replace(&self, value: Option<Box<T>>, guard: &Guard) -> bool {
+        let value = value.map_or(ptr::null_mut(), Box::into_raw);
+        let old = self.pointer.swap(value, Ordering::AcqRel);
         full_barrier();
         if !old.is_null() {
-            // SAFETY: the old value came from `raw`, and only CPUs that are in an epoch now can still be using it.
+            // SAFETY: the old value was a box, and only CPUs that are in an epoch now can still be using it.
             unsafe { guard.defer_destroy(Shared::from(old.cast_const())) };
-            // The model checker's threads have too little stack for it; when what has passed the epoch goes is no part of a rule.
-            #[cfg(not(loom))]
             hand_over(guard);
         }
         !old.is_null()
     }
+}
+
+/// Has `work` done when everybody has left the epoch who is in it now. It lies in the CPU's bag itself: what needs more than
+/// three words would be boxed, by a request that the heap can't refuse.
+#[inline]
+pub(crate) fn defer<F: FnOnce() + Send + 'static>(guard: &Guard, work: F) {
+    const {
+        assert!(size_of::<F>() <= 3 * size_of::<usize>());
+        assert!(align_of::<F>() <= align_of::<usize>());
+    }
+    guard.defer(work);
+}
+
+/// A box; `None` without heap.
+pub(crate) fn try_box<T>(value: T) -> Option<Box<T>> {
+    let mut one = Vec::new();
+    one.try_reserve_exact(1).ok()?;
+    one.push(value);
+    let one = Box::into_raw(one.into_boxed_slice());
+    // SAFETY: a slice of one value is laid out as that is, and this owned the box.
+    Some(unsafe { Box::from_raw(one.cast()) })
 }
 
 /// Hands what this CPU has collected to the epoch. Never inlined: a bag of 64 deferred functions goes by way of the stack, a few
@@ -56,14 +78,6 @@ impl<T: Send + Sync> Published<T> {
 #[inline(never)]
 pub(crate) fn hand_over(guard: &Guard) {
     guard.flush();
-}
-
-fn raw<T>(value: Option<T>) -> *mut T {
-    // SAFETY: the pointer isn't read before it is published, and then only in an epoch.
-    let guard = unsafe { crossbeam_epoch::unprotected() };
-    value.map_or(ptr::null_mut(), |value| {
-        Owned::new(value).into_shared(guard).as_raw().cast_mut()
-    })
 }
 
 impl<T> Drop for Published<T> {
@@ -76,8 +90,8 @@ impl<T> Drop for Published<T> {
         #[cfg(loom)]
         let last = self.pointer.with_mut(|last| *last);
         if !last.is_null() {
-            // SAFETY: the pointer came from `raw`; it is owned here, so nobody else can reach it.
-            drop(unsafe { Owned::from_raw(last) });
+            // SAFETY: the pointer was a box's; it is owned here, so nobody else can reach it.
+            drop(unsafe { Box::from_raw(last) });
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Table frames between the pool, the tables and the epoch.
 
 use crate::frames::{FrameCache, FramePool, VmId};
+use crate::published::defer;
 use core::ptr::{NonNull, with_exposed_provenance_mut};
 use crossbeam_epoch::Guard;
 use stage2::{Entry, Epoch, PAGE_SIZE, Pa, TableFrame, TableMemory, Unlinked};
@@ -94,12 +95,13 @@ unsafe impl Epoch for Retirement<'_> {
         let (pool, vm, frame) = (self.pool, self.vm, unlinked.into_frame());
         let (pa, frames) = (frame.pa(), (frame.bytes() / PAGE_SIZE) as usize);
         pool.note_pending(vm, frames);
-        // The closure's three words lie in the epoch's own bag: nothing is allocated for it.
+        // Half a word, and the VM's number has room in the other half.
+        let few = frames as u32;
         // SAFETY: the table is unlinked, its invalidation is complete, and the epoch has passed when this runs (rule 7).
-        self.guard.defer(move || unsafe {
+        defer(self.guard, move || unsafe {
             #[cfg(feature = "watch")]
             crate::watch::freed(pa);
-            pool.release_deferred(pa, frames, vm)
+            pool.release_deferred(pa, few as usize, vm)
         });
     }
 }

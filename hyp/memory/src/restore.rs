@@ -60,7 +60,7 @@ impl<L: MmuLock> AddressSpace<L> {
         cpu: &CpuMemory<T>,
         id: SlotId,
     ) -> Result<Arc<Slot>, LogError> {
-        let guard = cpu.pin();
+        let guard = self.pin(cpu);
         let slot = self.held_slot(id, &guard)?;
         let log = slot.log(&guard);
         if log.is_some_and(|log| log.policy().by_hardware()) {

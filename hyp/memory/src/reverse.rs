@@ -7,6 +7,7 @@
 
 use crate::frames::{FramePool, FrameRecord};
 use crate::object::Object;
+use crate::published::try_box;
 use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -52,6 +53,15 @@ impl ObjectId {
 
 const _: () = assert!(MAX_OBJECTS < 1 << ObjectId::PLACE_BITS);
 
+/// An object can't be given a name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum NotRegistered {
+    /// There are as many as there can be.
+    TooMany,
+    /// There is no heap for one more.
+    OutOfHeap,
+}
+
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "object {}", self.place())
@@ -80,7 +90,7 @@ impl Pages {
             word: AtomicU64::new(0),
             next: AtomicU64::new(Sharer::NONE),
         });
-        Some(Box::new(Self(pages.into_boxed_slice())))
+        try_box(Self(pages.into_boxed_slice()))
     }
 }
 
@@ -194,25 +204,26 @@ impl Objects {
         &self,
         pages: NonNull<Pages>,
         object: Weak<Object>,
-    ) -> Option<ObjectId> {
+    ) -> Result<ObjectId, NotRegistered> {
         let mut objects = self.objects.lock();
         let index = match objects.iter().position(|place| place.object.is_none()) {
             Some(free) => free,
             None if objects.len() < MAX_OBJECTS => {
-                objects.try_reserve(1).ok()?;
+                let reserved = objects.try_reserve(1);
+                reserved.map_err(|_| NotRegistered::OutOfHeap)?;
                 objects.push(Place {
                     generation: 0,
                     object: None,
                 });
                 objects.len() - 1
             }
-            None => return None,
+            None => return Err(NotRegistered::TooMany),
         };
         let place = &mut objects[index];
         place.object = Some(object);
         // Release: whoever finds the object's name in a record finds its pages.
         self.pages[index].store(pages.as_ptr(), Ordering::Release);
-        Some(ObjectId::new(index, place.generation))
+        Ok(ObjectId::new(index, place.generation))
     }
 
     /// Takes an object's name back.

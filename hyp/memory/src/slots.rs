@@ -6,8 +6,9 @@
 use crate::dirty_log::{DirtyLog, Words};
 use crate::frames::GRANULE;
 use crate::object::{Look, Object, ObjectError};
-use crate::published::Published;
+use crate::published::{Published, try_box};
 use crate::reverse::ObjectId;
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::Cell;
@@ -73,7 +74,7 @@ impl Slot {
             first_page: config.offset >> PAGE_SHIFT,
             largest: largest.unwrap_or(Level::L3),
             config,
-            log: Published::new(None),
+            log: Published::new(),
             spare: Mutex::new(None),
         }
     }
@@ -198,7 +199,7 @@ impl Slot {
 
     /// Publishes a log, or none, so that whoever walks the entries afterwards is seen by faults or sees them (rule 8).
     /// Whether there was one.
-    pub(crate) fn replace_log(&self, log: Option<DirtyLog>, guard: &Guard) -> bool {
+    pub(crate) fn replace_log(&self, log: Option<Box<DirtyLog>>, guard: &Guard) -> bool {
         self.log.replace(log, guard)
     }
 }
@@ -358,8 +359,20 @@ impl SlotArray {
         Ok(())
     }
 
+    /// An array of these, sorted by address; `None` without heap.
+    pub(crate) fn of(slots: &[Arc<Slot>]) -> Option<Box<Self>> {
+        let mut all = Vec::new();
+        all.try_reserve_exact(slots.len()).ok()?;
+        all.extend_from_slice(slots);
+        try_box(Self(all))
+    }
+
     /// This array without the slot called `without`, if it is given, and with one more, if that is; `None` without heap.
-    pub(crate) fn with(&self, slot: Option<Arc<Slot>>, without: Option<SlotId>) -> Option<Self> {
+    pub(crate) fn with(
+        &self,
+        slot: Option<Arc<Slot>>,
+        without: Option<SlotId>,
+    ) -> Option<Box<Self>> {
         let mut all = Vec::new();
         all.try_reserve_exact(self.0.len() + 1).ok()?;
         let kept = self.0.iter().filter(|slot| Some(slot.id()) != without);
@@ -369,6 +382,6 @@ impl SlotArray {
                 all.partition_point(|other: &Arc<Slot>| other.range().start < slot.range().start);
             all.insert(at, slot);
         }
-        Some(Self(all))
+        try_box(Self(all))
     }
 }

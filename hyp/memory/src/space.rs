@@ -3,7 +3,7 @@
 //! Faults ([`AddressSpace::fault`]) run on any number of CPUs beside everything else here. What changes slots excludes
 //! only other such changes, and harvests of dirty logs exclude each other (rule 9), by locks that no fault takes.
 
-use crate::cpu::{Caches, CpuMemory};
+use crate::cpu::{Caches, CpuMemory, MemorySystem};
 use crate::frames::VmId;
 use crate::locks::MmuLock;
 use crate::mapping::Mapping;
@@ -12,6 +12,7 @@ use crate::reclaim::prepare_tables;
 use crate::ring::{DirtyRings, RingError};
 use crate::slots::{Slot, SlotArray};
 use crate::tracker::{Tracker, TrackerMode};
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
 use crossbeam_epoch::Guard;
@@ -48,6 +49,8 @@ pub struct BackingPolicy {
 #[derive(Debug)]
 pub(crate) struct Space {
     vm: VmId,
+    /// Whose frames and epochs it lives by.
+    system: &'static MemorySystem,
     stage2: Stage2,
     slots: Published<SlotArray>,
     tracker: Tracker,
@@ -153,8 +156,9 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(Self {
             space: Arc::new(Space {
                 vm,
+                system: cpu.system(),
                 stage2: Stage2::new(root, layout),
-                slots: Published::new(None),
+                slots: Published::new(),
                 tracker,
                 change: backing.change,
                 control: Mutex::new(()),
@@ -179,10 +183,29 @@ impl<L: MmuLock> AddressSpace<L> {
         self.space.rings.get().unwrap_or(&NONE)
     }
 
-    /// Gives the VM a VMID that is good on the calling CPU, and returns what VTTBR_EL2 and VTCR_EL2 are to hold there.
+    /// Gives the VM a VMID that is good on the calling CPU, and returns what VTTBR_EL2 and VTCR_EL2 are to hold there. A CPU does so
+    /// before it runs the VM and serves its faults.
+    ///
+    /// # Panics
+    /// The CPU is of another memory system than the VM: here, as faults don't look.
     pub fn activate<T: Tlb>(&self, cpu: &CpuMemory<T>) -> (Vttbr, u64) {
+        self.space.system.check(cpu);
         cpu.activate(self.stage2().vmid());
         (self.stage2().vttbr(), self.stage2().layout().vtcr())
+    }
+
+    /// Enters the epoch, for all but a fault.
+    ///
+    /// # Panics
+    /// The CPU is of another memory system: its epoch would protect nothing here.
+    pub(crate) fn pin<T>(&self, cpu: &CpuMemory<T>) -> Guard {
+        self.space.system.check(cpu);
+        cpu.pin()
+    }
+
+    /// The memory system that it is part of.
+    pub(crate) fn system(&self) -> &'static MemorySystem {
+        self.space.system
     }
 
     /// The VM that it belongs to.
@@ -217,7 +240,7 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 
     /// Publishes other slots, so that no fault that looks later sees the old ones (rule 8).
-    pub(crate) fn replace_slots(&self, slots: SlotArray, guard: &Guard) {
+    pub(crate) fn replace_slots(&self, slots: Box<SlotArray>, guard: &Guard) {
         self.space.slots.replace(Some(slots), guard);
     }
 
@@ -232,7 +255,7 @@ impl<L: MmuLock> AddressSpace<L> {
 
     /// What the tables map `ipa` to at this moment, and at which level.
     pub fn lookup<T: Tlb>(&self, cpu: &CpuMemory<T>, ipa: Ipa) -> Option<(Leaf, Level)> {
-        let guard = cpu.pin();
+        let guard = self.pin(cpu);
         let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), &guard));
         self.stage2().lookup(&cpu.worker(&tables, &epoch), ipa)
     }
@@ -274,14 +297,11 @@ impl<L: MmuLock> AddressSpace<L> {
 
     /// Takes all slots out of their objects' mappings: nobody changes this VM's tables from now on.
     fn detach<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>) {
-        let mut all = false;
-        while !all {
-            let guard = cpu.pin();
-            // False without heap for the list of the others: until somebody has given some back.
-            all = (self.slots(&guard).iter())
-                .all(|slot| slot.object().mappings().remove(slot, &guard));
-            drop(guard);
-            cpu.wait_for_epoch();
+        let guard = self.pin(cpu);
+        for slot in self.slots(&guard).iter() {
+            slot.object().mappings().remove(slot, &guard);
         }
+        drop(guard);
+        cpu.wait_for_epoch();
     }
 }

@@ -19,7 +19,7 @@
 mod bucket;
 mod wide;
 
-use self::bucket::{BUCKETS, Bucket, Head, Place};
+use self::bucket::{BUCKETS, Bucket, Half, Head, Place};
 use self::wide::Wide;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -73,7 +73,16 @@ pub enum Verdict {
 pub struct Invalidation<'t> {
     tracker: &'t Tracker,
     /// None for an empty range.
-    published: Option<(Pages, Place)>,
+    published: Option<Published>,
+}
+
+/// What was published of a range.
+#[derive(Clone, Copy, Debug)]
+struct Published {
+    pages: Pages,
+    place: Place,
+    /// In which half of each bucket it is counted, a bit for each.
+    halves: u128,
 }
 
 impl Tracker {
@@ -143,7 +152,7 @@ impl Tracker {
     ///
     /// Ranges may overlap, also in what several CPUs publish at once, up to 65535 at a time.
     pub fn begin(&self, range: IpaRange) -> Invalidation<'_> {
-        let published = Pages::of(&range).map(|pages| (pages, self.publish(pages)));
+        let published = Pages::of(&range).map(|pages| self.publish(pages));
         full_barrier();
         Invalidation {
             tracker: self,
@@ -152,9 +161,12 @@ impl Tracker {
     }
 
     /// Waits for whoever is changing something in `range` by now: for each part of it, until no published range covers
-    /// any of it. A full barrier comes first. So the caller, who has looked at the entries before, has seen each as it
-    /// was before a change, or finds here that the change is at an end: all that it had to tell of the entry it has
-    /// told (rule 14).
+    /// any of it, or all have ended that were active when this looked there first. A full barrier comes first. So the caller,
+    /// who has looked at the entries before, has seen each as it was before a change, or finds here that the change is at an
+    /// end: all that it had to tell of the entry it has told (rule 14).
+    ///
+    /// It ends, however many changes begin meanwhile: what a guest has changed all the time, by its faults and calls, can't
+    /// keep it.
     ///
     /// Those who are waited for may wait for the epoch, or for the lock of their tables: the caller holds neither.
     pub fn wait(&self, range: &IpaRange) {
@@ -163,34 +175,47 @@ impl Tracker {
             return;
         };
         for bucket in self.touched(pages) {
-            while bucket.is_invalidating(pages, &self.wide) {
+            let began = bucket.look();
+            while bucket.is_invalidating(pages, &self.wide) && !bucket.has_outlived(began) {
                 relax();
             }
         }
     }
 
-    fn publish(&self, pages: Pages) -> Place {
+    fn publish(&self, pages: Pages) -> Published {
         let place = if self.mode == TrackerMode::Sequence {
             Place::Coarse
         } else if pages.are_in_one_region() {
-            let bucket = self.bucket(pages.first_region());
-            let place = bucket.record(pages);
-            bucket.publish();
-            return place;
+            self.bucket(pages.first_region()).record(pages)
         } else {
             self.wide.record(pages)
         };
-        for bucket in self.touched(pages) {
-            bucket.refer_to(place);
-            bucket.publish();
+        let mut halves = 0;
+        for index in ones(self.indices(pages)) {
+            let bucket = &self.buckets[index];
+            if self.mode == TrackerMode::Sequence || !pages.are_in_one_region() {
+                bucket.refer_to(place);
+            }
+            let Half(half) = bucket.publish();
+            halves |= u128::from(half) << index;
         }
-        place
+        Published {
+            pages,
+            place,
+            halves,
+        }
     }
 
-    fn retire(&self, pages: Pages, place: Place) {
-        for bucket in self.touched(pages) {
+    fn retire(&self, published: Published) {
+        let Published {
+            pages,
+            place,
+            halves,
+        } = published;
+        for index in ones(self.indices(pages)) {
+            let bucket = &self.buckets[index];
             // The event comes first: a check that misses the record counts it.
-            bucket.retire();
+            bucket.retire(Half(halves >> index & 1 == 1));
             bucket.release(place);
         }
         if let Place::Wide(record) = place {
@@ -213,14 +238,18 @@ impl Tracker {
 
     /// The buckets that pages fall into, each once.
     fn touched(&self, pages: Pages) -> impl Iterator<Item = &Bucket> {
+        ones(self.indices(pages)).map(|index| &self.buckets[index])
+    }
+
+    /// Their numbers, a bit for each.
+    fn indices(&self, pages: Pages) -> u128 {
         let all = self.buckets.len();
-        let wanted: u128 = if pages.last_region() - pages.first_region() >= all as u64 - 1 {
+        if pages.last_region() - pages.first_region() >= all as u64 - 1 {
             u128::MAX >> (u128::BITS - all as u32)
         } else {
             (pages.first_region()..=pages.last_region())
                 .fold(0, |wanted, region| wanted | 1 << self.index(region))
-        };
-        ones(wanted).map(|index| &self.buckets[index])
+        }
     }
 }
 
@@ -233,8 +262,8 @@ impl Invalidation<'_> {
     }
 
     fn retire(&self) {
-        if let Some((pages, place)) = self.published {
-            self.tracker.retire(pages, place);
+        if let Some(published) = self.published {
+            self.tracker.retire(published);
         }
     }
 }

@@ -57,16 +57,22 @@ impl TrustDomains {
         self.of[vm.number()].store(domain, Ordering::Relaxed);
     }
 
-    /// A VM trusts another one, and all that trust that.
+    /// A VM trusts another one, and all that trust that, and no VM that it trusted before. Those that had joined it stay with
+    /// each other, without it.
     pub(crate) fn join(&self, vm: VmId, other: VmId) {
-        let domain = self.of[other.number()].load(Ordering::Relaxed);
+        let domain = self.number_of(other);
         self.of[vm.number()].store(domain, Ordering::Relaxed);
+    }
+
+    /// The number of a VM's domain.
+    pub(crate) fn number_of(&self, vm: VmId) -> u32 {
+        self.of[vm.number()].load(Ordering::Relaxed)
     }
 
     /// The domain of an object's pages.
     pub(crate) fn of(&self, object: &Object) -> TrustDomain {
         match object.account() {
-            Owner::Vm(vm) => TrustDomain::Vms(self.of[vm.number()].load(Ordering::Relaxed)),
+            Owner::Vm(vm) => TrustDomain::Vms(self.number_of(vm)),
             Owner::Shared | Owner::Hypervisor => TrustDomain::Object(object.id()),
         }
     }

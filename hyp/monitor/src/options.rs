@@ -2,17 +2,19 @@
 //!
 //! They come from outside, so whatever isn't understood is an error that names it. Read once at boot.
 
+mod early;
 mod error;
 mod merging;
 mod table;
 mod value;
 
+pub use early::EarlyOptions;
 pub use error::OptionError;
 pub use merging::MergeOptions;
-pub use table::{BOOT_OPTIONS, BootOption, EARLY_OPTIONS, asks_for_help};
+pub use table::{BOOT_OPTIONS, BootOption, EARLY_OPTIONS};
 pub use value::{
-    Backing, Change, Clear, Enable, Granularity, GuestKind, Harvest, MergeTarget, Mode, Restore,
-    Split, Tracker, Tracking, Workload,
+    Backing, Bug, Change, Clear, Enable, Granularity, GuestKind, Harvest, MergeTarget, Mitigations,
+    Mode, Restore, SelfTest, Split, Tracker, Tracking, Workload,
 };
 
 use crate::size::Size;
@@ -20,7 +22,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use log::LevelFilter;
 use stage2::PAGE_SIZE;
-use table::KEYS;
+use table::{EARLY_KEYS, KEYS};
 
 /// Where a guest's RAM begins.
 pub const RAM: u64 = 0x4000_0000;
@@ -172,16 +174,21 @@ const NOT_BACKING: [&str; 4] = ["slots", "ring_entries", "split_chunk", "seconds
 /// The options that a program has no use for either.
 const LOGGED_ONLY: [&str; 5] = ["seed", "slots", "ring_entries", "split_chunk", "seconds"];
 
+/// The words of `bootargs`: key, and value if there is one.
+fn each_word(bootargs: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
+    let words = bootargs.split_ascii_whitespace();
+    words.map(|word| match word.split_once('=') {
+        Some((key, text)) => (key, Some(text)),
+        None => (word, None),
+    })
+}
+
 impl Options {
-    /// Reads the words of `bootargs`.
+    /// Reads the words of `bootargs`, but for those that are [`EarlyOptions`].
     pub fn parse(bootargs: &str) -> Result<Self, OptionError<'_>> {
         let mut options = Self::default();
         let mut given = [false; KEYS.len()];
-        for word in bootargs.split_ascii_whitespace() {
-            let (key, text) = match word.split_once('=') {
-                Some((key, text)) => (key, Some(text)),
-                None => (word, None),
-            };
+        for (key, text) in each_word(bootargs).filter(|(key, _)| !EARLY_KEYS.contains(key)) {
             let index = KEYS
                 .iter()
                 .position(|known| *known == key)
@@ -255,9 +262,7 @@ impl Options {
             }
             _ => {}
         }
-        let text = text
-            .filter(|text| !text.is_empty())
-            .ok_or(OptionError::NoValue(key))?;
+        let text = value::present(key, text)?;
         match key {
             "guest" => self.guest = value::word(key, text)?,
             "vcpus" => {

@@ -49,6 +49,19 @@ pub(crate) fn backing_heading<M: Machine>(machine: &M, options: &Options, case: 
     ));
 }
 
+/// Why a stress run goes on although its time is over: everything is to be done so often, and vCPUs are to end their round.
+pub(crate) fn stress_late<M: Machine>(machine: &M, seconds: u64, done: u64, least: u64) {
+    if done < least {
+        machine.write_line(format_args!(
+            "stress: {seconds} s beyond its time, until everything was done {least} times; so far {done}"
+        ));
+    } else {
+        machine.write_line(format_args!(
+            "stress: {seconds} s beyond its time, until the vCPUs have ended their round"
+        ));
+    }
+}
+
 /// What a stress run has done.
 pub(crate) fn stress_done<M: Machine>(machine: &M, done: &CounterMap) {
     machine.write_line(format_args!("stress {}", Listed(done)));

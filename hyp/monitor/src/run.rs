@@ -5,7 +5,7 @@ use crate::guest::Host;
 use crate::image::{GuestImage, ImageError};
 use crate::machine::Machine;
 use crate::options::{
-    BOOT_OPTIONS, EARLY_OPTIONS, GuestKind, Mode, OptionError, Options, Tracking, asks_for_help,
+    BOOT_OPTIONS, EARLY_OPTIONS, EarlyOptions, GuestKind, Mode, OptionError, Options, Tracking,
 };
 use crate::policy::{Choice, choices};
 use crate::{backing, dirty_log, program, stress};
@@ -68,7 +68,8 @@ pub fn run<'t, M: Machine>(
     bootargs: &'t str,
     module: Option<Module<'_>>,
 ) -> Result<(), Error<'t>> {
-    if asks_for_help(bootargs) {
+    let early = EarlyOptions::parse(bootargs).map_err(Error::Options)?;
+    if early.help {
         print_options(host.machine);
         return Ok(());
     }

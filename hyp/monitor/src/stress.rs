@@ -57,6 +57,8 @@ const LEAST_DEALS: u64 = 6;
 /// How many of so many logs have rings.
 const RINGS: [(bool, usize); 2] = [(true, 1), (false, 4)];
 const NS_PER_SECOND: u64 = 1_000_000_000;
+/// How often it says how far it has come, at least, and that its time is over.
+const TELL_NS: u64 = 5 * NS_PER_SECOND;
 
 /// Runs it once, in one mode.
 ///
@@ -169,6 +171,8 @@ struct Clock {
     end_ns: u64,
     /// How long the last round took.
     round_ns: u64,
+    /// When it was last said how far it has come.
+    told_ns: u64,
 }
 
 impl Clock {
@@ -177,6 +181,7 @@ impl Clock {
             start_ns: now_ns,
             end_ns: now_ns.saturating_add(seconds.saturating_mul(NS_PER_SECOND)),
             round_ns: 0,
+            told_ns: now_ns,
         }
     }
 
@@ -189,8 +194,18 @@ impl Clock {
         now_ns.saturating_add(self.round_ns / 2) < self.end_ns
     }
 
-    fn seconds(&self, now_ns: u64) -> u64 {
-        now_ns.saturating_sub(self.start_ns) / NS_PER_SECOND
+    /// How far a run has come in which everything was done `deals` times: its seconds, then what is to be done however long
+    /// that takes, and its end.
+    fn progress(&self, now_ns: u64, deals: u64, has_ended: bool) -> (u64, u64) {
+        let seconds = |until_ns: u64| until_ns.saturating_sub(self.start_ns) / NS_PER_SECOND;
+        let passed = seconds(now_ns.min(self.end_ns));
+        let step = passed + deals.min(LEAST_DEALS) + u64::from(has_ended);
+        (step, seconds(self.end_ns) + LEAST_DEALS + 1)
+    }
+
+    /// By how many seconds the run's time is over.
+    fn late_seconds(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(self.end_ns) / NS_PER_SECOND
     }
 }
 
@@ -245,11 +260,11 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
     }
 
     fn run(&mut self) -> Result<(), RunError> {
-        self.progress(0);
+        self.progress(false);
         self.wait_for_vcpus()?;
         loop {
             let begun_ns = self.watch.machine.now_ns();
-            self.progress(self.clock.seconds(begun_ns));
+            self.progress(false);
             if !self.clock.has_time(begun_ns) && self.acts.rounds() >= LEAST_DEALS {
                 break;
             }
@@ -257,7 +272,7 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
             self.clock.round_ns = self.watch.machine.now_ns() - begun_ns;
         }
         self.end_logging()?;
-        self.progress(self.options.seconds + 1);
+        self.progress(true);
         self.end_guest()
     }
 
@@ -280,6 +295,7 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
         }
         // What is missing then is done at once, without another round.
         while self.is_late() && self.acts.rounds() < LEAST_DEALS {
+            self.tell();
             self.act()?;
         }
         for arrival in steps.arrivals() {
@@ -305,6 +321,7 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
             self.watch.note_progress();
         }
         self.watch.check()?;
+        self.tell();
         self.serve_rings()?;
         if self.is_late() {
             core::hint::spin_loop();
@@ -335,11 +352,27 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
         *self.done.entry(name.into()).or_default() += count;
     }
 
-    fn progress(&self, seconds: u64) {
+    /// Says how far it has come if that wasn't said for long: a round has no end in sight on a slow machine.
+    fn tell(&mut self) {
+        let now_ns = self.watch.machine.now_ns();
+        if now_ns < self.clock.told_ns.saturating_add(TELL_NS) {
+            return;
+        }
+        self.progress(false);
+        if self.is_late() {
+            let late = self.clock.late_seconds(now_ns);
+            report::stress_late(self.watch.machine, late, self.acts.rounds(), LEAST_DEALS);
+        }
+    }
+
+    fn progress(&mut self, has_ended: bool) {
+        let now_ns = self.watch.machine.now_ns();
+        self.clock.told_ns = now_ns;
+        let (step, steps) = self.clock.progress(now_ns, self.acts.rounds(), has_ended);
         let progress = Progress {
             mode: L::NAME.into(),
-            step: seconds.min(self.options.seconds + 1),
-            steps: self.options.seconds + 1,
+            step,
+            steps,
         };
         report::progress(self.watch.machine, &progress);
     }
@@ -372,6 +405,21 @@ mod tests {
             "it would end two seconds late"
         );
         assert!(!clock.is_over(10 * NS_PER_SECOND) && clock.is_over(11 * NS_PER_SECOND));
-        assert_eq!(clock.seconds(4 * NS_PER_SECOND), 3);
+    }
+
+    #[test]
+    fn progress_goes_on_when_the_time_is_over_until_everything_was_done() {
+        let clock = Clock::new(NS_PER_SECOND, 3);
+        let steps = 3 + LEAST_DEALS + 1;
+        let progress = |second: u64, deals, has_ended| {
+            clock.progress(second * NS_PER_SECOND, deals, has_ended)
+        };
+        assert_eq!(progress(1, 0, false), (0, steps));
+        assert_eq!(progress(3, 1, false), (3, steps));
+        assert_eq!(progress(40, 1, false), (4, steps));
+        assert_eq!(progress(80, LEAST_DEALS, false), (steps - 1, steps));
+        assert_eq!(progress(80, LEAST_DEALS + 9, true), (steps, steps));
+        assert_eq!(clock.late_seconds(3 * NS_PER_SECOND), 0);
+        assert_eq!(clock.late_seconds(9 * NS_PER_SECOND), 5);
     }
 }

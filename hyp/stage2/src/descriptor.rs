@@ -3,8 +3,12 @@
 //! A 64-bit word is decoded once into a [`Descriptor`], together with the level and the format that it was read in; what
 //! isn't one of its variants can't be expressed. Source: Arm ARM D8.3, VMSAv8-64 stage-2 descriptors.
 
+mod attributes;
+
+pub(crate) use self::attributes::LeafBits;
+pub use self::attributes::{Attributes, Execute, MemoryType, Permissions};
 use crate::address::{Level, Pa};
-use crate::layout::{Bbm, Features, Format, Layout};
+use crate::layout::{Bbm, Format, Layout};
 use core::fmt;
 
 const VALID: u64 = 1 << 0;
@@ -76,94 +80,6 @@ impl Format {
     }
 }
 
-/// Who may execute from a mapping. At EL0 and EL1 apart only with FEAT_XNX; without it, what isn't for both is for none.
-/// The values are those of `XN[1:0]`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(u8)]
-pub enum Execute {
-    /// EL0 and EL1.
-    Everywhere = 0b00,
-    /// EL0 only.
-    AtEl0 = 0b01,
-    /// Nobody.
-    Nowhere = 0b10,
-    /// EL1 only.
-    AtEl1 = 0b11,
-}
-
-/// What a guest may do with a mapping.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Permissions {
-    /// Writable now. With `hardware_dirty`: written to.
-    pub write: bool,
-    /// A fault may make it writable. Always set where `write` is.
-    pub may_write: bool,
-    /// Who executes.
-    pub execute: Execute,
-    /// Hardware makes it writable at the first write, which shows as `write` (FEAT_HAFDBS). Without that feature it means
-    /// nothing, and the first write faults.
-    pub hardware_dirty: bool,
-}
-
-impl Permissions {
-    /// Readable, writable, executable: ordinary RAM.
-    pub const RAM: Self = Self {
-        write: true,
-        may_write: true,
-        execute: Execute::Everywhere,
-        hardware_dirty: false,
-    };
-    /// As [`Self::RAM`], but the first write faults: RAM whose writes are logged.
-    pub const LOGGED: Self = Self {
-        write: false,
-        ..Self::RAM
-    };
-    /// As [`Self::RAM`], but the first write is recorded by hardware.
-    pub const LOGGED_BY_HARDWARE: Self = Self {
-        hardware_dirty: true,
-        ..Self::LOGGED
-    };
-    /// Never writable.
-    pub const READ_ONLY: Self = Self {
-        may_write: false,
-        ..Self::LOGGED
-    };
-}
-
-/// What kind of memory a guest sees (stage 1 can only make it stricter, but for FEAT_S2FWB's forced write-back). The values
-/// are those of `MemAttr[3:0]` without FEAT_S2FWB.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(u8)]
-pub enum MemoryType {
-    /// Device-nGnRnE: the strictest.
-    DeviceNgnrne = 0b0000,
-    /// Device-nGnRE: early write acknowledgement allowed.
-    DeviceNgnre = 0b0001,
-    /// Normal, not cacheable.
-    NonCacheable = 0b0101,
-    /// Normal, inner and outer write-back cacheable; forced where the layout has FEAT_S2FWB.
-    WriteBack = 0b1111,
-}
-
-/// All that a mapping is beside its address.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Attributes {
-    /// The memory type.
-    pub memory: MemoryType,
-    /// What the guest may do.
-    pub permissions: Permissions,
-}
-
-impl Attributes {
-    /// Write-back memory.
-    pub const fn memory(permissions: Permissions) -> Self {
-        Self {
-            memory: MemoryType::WriteBack,
-            permissions,
-        }
-    }
-}
-
 /// A valid leaf: block or page.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Leaf {
@@ -173,7 +89,7 @@ pub struct Leaf {
 
 impl Layout {
     /// A leaf of `level` that maps `pa` (aligned to the level's span, and [within](Self::check_backing) the physical
-    /// addresses), accessed, in no contiguous group. Debug builds check the address.
+    /// addresses, without which it maps something else), accessed, in no contiguous group. Debug builds check the address.
     #[inline]
     pub const fn leaf(&self, level: Level, pa: Pa, attributes: Attributes) -> Leaf {
         debug_assert!(pa.is_aligned(self.span(level)));
@@ -198,90 +114,6 @@ impl Layout {
     #[inline(always)]
     const fn permission_bits(&self, permissions: Permissions) -> u64 {
         self.bits().permissions[permissions.number()]
-    }
-}
-
-impl Permissions {
-    /// How many there are.
-    const COUNT: usize = 1 << 5;
-
-    /// The same, with hardware tracking writes.
-    #[must_use]
-    pub(crate) const fn tracked(self) -> Self {
-        Self {
-            hardware_dirty: true,
-            ..self
-        }
-    }
-
-    /// A number of their own for all permissions there are.
-    #[inline(always)]
-    const fn number(self) -> usize {
-        (self.write as usize
-            | (self.may_write as usize) << 1
-            | (self.hardware_dirty as usize) << 2
-            | (self.execute as usize) << 3)
-            % Self::COUNT
-    }
-
-    /// The descriptor's bits for the permissions with a number.
-    const fn encode(number: usize, xnx: bool, tracking: bool) -> u64 {
-        let write = number & 1 != 0;
-        let may_write = write || number & 1 << 1 != 0;
-        let execute = (number >> 3) as u64;
-        let execute = if xnx || execute == 0 {
-            execute
-        } else {
-            Execute::Nowhere as u64
-        };
-        let mut bits = execute << EXECUTE_SHIFT;
-        if write {
-            bits |= S2AP_WRITE;
-        }
-        if may_write {
-            bits |= MAY_WRITE;
-        }
-        if may_write && tracking && number & 1 << 2 != 0 {
-            bits |= HARDWARE_DIRTY;
-        }
-        bits
-    }
-}
-
-/// What the words of leaves are put together from, worked out once for a layout: mapping is in the fault path.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct LeafBits {
-    /// Of every leaf: valid, readable, accessed, shareability.
-    leaf: u64,
-    /// The memory type of write-back memory.
-    write_back: u64,
-    /// Permissions, by their numbers.
-    permissions: [u64; Permissions::COUNT],
-}
-
-impl LeafBits {
-    pub(crate) const fn new(format: Format, features: &Features) -> Self {
-        let mut permissions = [0; Permissions::COUNT];
-        let mut number = 0;
-        while number < permissions.len() {
-            permissions[number] =
-                Permissions::encode(number, features.xnx, features.hardware_dirty);
-            number += 1;
-        }
-        let shareable = if matches!(format, Format::Lpa2) {
-            0
-        } else {
-            INNER_SHAREABLE
-        };
-        Self {
-            leaf: VALID | S2AP_READ | ACCESSED | shareable,
-            write_back: if features.fwb {
-                FORCED_WRITE_BACK
-            } else {
-                (MemoryType::WriteBack as u64) << MEMORY_TYPE_SHIFT
-            },
-            permissions,
-        }
     }
 }
 

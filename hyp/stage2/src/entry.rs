@@ -14,6 +14,7 @@ use core::mem;
 
 /// What owners of frames fill freed ones with, in debug builds: hardware finds no valid descriptor in it, and a walker that
 /// meets it panics, as its epoch has not kept the table for it (rule 7).
+#[doc(hidden)]
 pub const POISON: u64 = 0xdead_f4ee_dead_f4ee;
 
 /// A slot of a translation table.
@@ -429,7 +430,7 @@ impl<'t> Broken<'t> {
         this.entry.compare_exchange(this.observed, this.locked, new)
     }
 
-    /// Gives the entry its old value back. Fails as [`Self::make`] does.
+    /// Gives the entry its old value back. Fails as [`Self::make_leaf`] does.
     pub fn restore(self) -> Result<(), Lost> {
         let old = self.old();
         self.make(old)

@@ -49,8 +49,7 @@ pub struct Request {
     pub va: Option<u64>,
     /// The access.
     pub access: Access,
-    /// What backs the page of `ipa`, [within](crate::Layout::check_backing) the physical addresses: debug builds check that. Whoever
-    /// owns memory checks it once, where it gets it, as descriptors hold no more of an address than that.
+    /// What backs the page of `ipa`, [within](crate::Layout::check_backing) the physical addresses, as [`Stage2::fill`] demands.
     pub pa: Pa,
     /// The largest block that alignment and backing allow at `ipa`. Where the granule has none so large, the next smaller.
     pub largest: Level,
@@ -104,8 +103,13 @@ impl Stage2 {
     ///
     /// # Errors
     /// The table was unlinked meanwhile: the guest is to fault again.
+    ///
+    /// # Safety
+    /// The page at [`Request::pa`] passes [`check_backing`](crate::Layout::check_backing) of these tables' layout. Descriptors hold no
+    /// more of an address than that: the guest would get other memory, whosever it is. Whoever owns memory checks it once, where
+    /// it gets it, so that a fault needn't; debug builds do.
     #[inline]
-    pub fn fill(&self, vacant: Broken<'_>, request: &Request) -> Result<(), Lost> {
+    pub unsafe fn fill(&self, vacant: Broken<'_>, request: &Request) -> Result<(), Lost> {
         // The leaf is of the entry's level whatever the request says, so that it is no link.
         let level = vacant.level();
         let pa = request.pa.align_down(self.layout().span(level));

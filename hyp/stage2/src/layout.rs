@@ -101,7 +101,7 @@ impl Features {
 /// The features can't be had together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BadLayout {
-    /// The IPA size isn't one that Parvisor offers, or that the CPU has.
+    /// The IPA size is none that stage 2 has, or none that the CPU has.
     IpaBits {
         /// What was asked for.
         bits: u32,
@@ -181,6 +181,7 @@ impl Layout {
     /// A tree for model checking: tables of four entries, the root one table at `start`. The protocol doesn't depend on
     /// their number, and 512 entries are too many to explore. The IPA size of `features` doesn't count. FEAT_BBM level 1 takes
     /// blocks whose bit 16 is free: those of 64 KiB pages, or at addresses without it.
+    #[doc(hidden)]
     pub const fn small(start: Level, features: Features) -> Self {
         const STRIDE: u32 = 2;
         let page_shift = features.granule.page_shift();

@@ -16,7 +16,7 @@
 //! 5. **Unlinking a table.** Its parent entry is broken; then every entry below is *frozen* by swap; then the parent's new
 //!    value is made and the frames go to the epoch. Whoever meets *frozen*, or loses an exchange to it, starts at the root.
 //!    Whose exchange removed a leaf owns what it stood for: its access and dirty state, its hold on memory. Only a leaf that
-//!    was locked to be replaced by something that maps the same ([`Entry::lock_to_change`]) goes to whoever freezes it, who
+//!    was locked to be replaced by something that maps the same (`Entry::lock_to_change`) goes to whoever freezes it, who
 //!    finds it in the locked word.
 //! 6. **Installing a table** is one exchange of a fully built table; the loser gives its frame back.
 //! 7. **Epochs.** Every walk runs inside an epoch ([`Worker::epoch`]); an [`Unlinked`] table is freed after it.
@@ -25,8 +25,20 @@
 //!    is read after the barrier that orders the change of the tables, and a new one is visible before its guest can
 //!    walk.
 //!
-//! Rules 8 to 10 (decisions and their grounds, the dirty log, slots) belong to whoever decides what to map. For them
-//! [`Stage2::fault`] hands out the locked entry, so that its caller can look again before it makes it.
+//! Rules 8 to 10 and 14 are for whoever decides what to map; the engine has what they take:
+//!
+//! 8. **Decisions and their grounds.** A fault decides on published state: what backs the page, whether its writes are
+//!    logged. Whoever changes that publishes, full barrier, then walks the entries; a fault changes or locks its entry, full
+//!    barrier, then looks again. One of the two sees the other. Therefore [`Stage2::fault`] hands out a vacant entry locked
+//!    ([`Resolution::Vacant`]), and [`Stage2::map`] asks whether its grounds still hold.
+//! 9. **Dirty log.** A fault makes the entry writable first and sets the bit second; a harvest takes the bits first,
+//!    write-protects second ([`Stage2::write_protect`]), and returns after the TLB invalidation.
+//! 10. **Regions** of guest memory (slots) are an immutable array behind an epoch-protected pointer; their frames are released
+//!     after the invalidation of their range and an epoch.
+//! 14. **A mark that comes after the fact is waited for.** A CPU that moves, merges, shares or unmaps a page takes from
+//!     its entry what hardware has noted, and tells the log when it has invalidated. It publishes its range before it
+//!     takes an entry; who reads the log looks through the entries, full barrier, then waits until no range published
+//!     there is active. So the harvest that is made with the vCPUs stopped has every write, though idle CPUs go on.
 //!
 //! # Operations
 //! All of [`Stage2`], by `&self`, on any CPU at any time, beside each other and themselves; only [`destroy`] takes the whole.
@@ -82,10 +94,19 @@
 //! [`Worker`] is the three of them on one CPU, with its [`Counters`]. [`Maintenance`] makes a [`Tlb`] of the architecture's
 //! [`Instructions`]. A [`Layout`] is worked out of the [`Features`] that are to be used: granule, address sizes, FEAT_LPA2,
 //! FEAT_S2FWB, FEAT_XNX, FEAT_BBM, FEAT_HAFDBS, contiguous groups. [`VmidAllocator`] gives VMIDs to more VMs than there are.
+//! [`IdRegisters`] says which of them a CPU has. EL2 has to map the memory of tables as normal, inner-shareable, write-back
+//! cacheable, as the walks that VTCR_EL2 sets up ([`Layout::vtcr`]) read it: exchanges and exclusives work on no other
+//! memory, and a walker sees what they write only so.
 //!
 //! Inside, [`Descriptor`] and [`Leaf`] know the bits, [`Entry`] the verbs, [`Stage2`] the operations. All of it runs on a
-//! host, under tests, Miri and the loom model checker. The crate is `no_std` and allocates nothing but the bookkeeping of
-//! [`VmidAllocator`]. Its feature `watch` reports every change of a shared entry to a watcher, for tests and debug builds.
+//! host, under tests, Miri and the loom model checker. The crate is `no_std`.
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `vmids` (on by default) | [`VmidAllocator`], which needs a global allocator. Without it a VM has a VMID of the caller's choice ([`VmidHolder::fixed`]), and the crate neither allocates nor depends on any other |
+//! | `instructions` | `CpuInstructions`: the architecture's TLB invalidations and barriers, for EL2 (`aarch64` only) |
+//! | `watch` | reports every change of a shared entry to a watcher, for tests and debug builds |
+//! | `loom` | runs on the atomics of the loom model checker where the compiler is given `--cfg loom` |
 //!
 //! # What safe code can't do
 //! Whatever is called with whatever addresses, in debug and release builds, the engine itself reads and writes nothing but its
@@ -149,8 +170,9 @@
 //! features.atomics = stage2::Atomics::everywhere();
 //! ```
 //!
-//! # Example
-//! All of it on a host, which is `examples/host.rs`:
+//! # Examples
+//! `examples/bare-metal` is a hypervisor for one guest, as small as it can be, that boots at EL2. All but the machine, on a
+//! host, is `examples/host.rs`:
 //!
 //! ```
 #![doc = include_str!("../examples/host.rs")]
@@ -158,6 +180,7 @@
 
 #![no_std]
 
+#[cfg(any(feature = "vmids", test))]
 extern crate alloc;
 
 mod address;
@@ -169,6 +192,9 @@ mod descriptor;
 mod entry;
 mod fault;
 mod group;
+mod id_registers;
+#[cfg(all(feature = "instructions", target_arch = "aarch64"))]
+mod instructions;
 mod layout;
 mod maintenance;
 mod map;
@@ -177,12 +203,15 @@ mod operand;
 mod replace;
 mod split;
 mod stage2;
+#[doc(hidden)]
 pub mod sync;
 mod teardown;
 mod tlb;
 mod track;
 mod unmap;
 mod vmid;
+#[cfg(feature = "vmids")]
+mod vmid_allocator;
 mod walk;
 mod wanted;
 #[cfg(feature = "watch")]
@@ -194,6 +223,9 @@ pub use collapse::Collapsed;
 pub use descriptor::{Attributes, Descriptor, Execute, Leaf, MemoryType, Permissions};
 pub use entry::{Broken, Entry, Lost, Observed, POISON, Unflushed, Unlinked};
 pub use fault::{Access, OnBlock, Request, Resolution};
+pub use id_registers::{GranuleSupport, IdRegisters};
+#[cfg(all(feature = "instructions", target_arch = "aarch64"))]
+pub use instructions::CpuInstructions;
 pub use layout::{Atomics, BadLayout, Bbm, Features, Format, Layout};
 pub use maintenance::{Barrier, Instructions, Maintenance, RegimeRegisters, TlbPolicy, Tlbi};
 pub use map::{MapFailed, MapStopped, Mapped, Mapping};
@@ -203,7 +235,9 @@ pub use split::{Split, SplitFailed, SplitStopped};
 pub use stage2::{OutOfFrames, Stage2};
 pub use teardown::Teardown;
 pub use tlb::{NoTlb, Regime, Tlb};
-pub use vmid::{TooFewVmids, VmidAllocator, VmidHolder};
+pub use vmid::VmidHolder;
+#[cfg(feature = "vmids")]
+pub use vmid_allocator::{TooFewVmids, VmidAllocator};
 pub use walk::{Step, VisitContext};
 pub use wanted::{All, Wanted};
 

@@ -34,8 +34,8 @@ impl AddAssign for Replaced {
 
 impl Stage2 {
     /// Puts other memory behind pages in `range`. `choose` is shown each page's leaf as it is, and says what the page is to
-    /// be mapped to (as for [`Request::pa`](crate::Request::pa)) and how; without an answer it stays as it is. Blocks are left alone, and
-    /// counted. What isn't mapped isn't created.
+    /// be mapped to and how; without an answer it stays as it is. Blocks are left alone, and counted. What isn't mapped isn't
+    /// created.
     ///
     /// `replaced` gets each leaf that was taken, once, as it was last: after its TLB invalidation, when no guest reaches the
     /// memory through it any more, and before the page is mapped again, when no guest reaches the new one through it yet. Its
@@ -52,7 +52,8 @@ impl Stage2 {
     /// It takes time in proportion to the range, all in one epoch.
     ///
     /// # Errors
-    /// The range isn't one of whole pages of the IPA space.
+    /// The range isn't one of whole pages of the IPA space. Or what `choose` answers [can't back](crate::Layout::check_backing) a
+    /// page: that one stays as it is, and all for which nothing was answered before.
     pub fn replace<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
@@ -63,13 +64,20 @@ impl Stage2 {
         self.layout().check(&range)?;
         let mut found = Replaced::default();
         let page_size = self.layout().page_size();
+        let mut checked = Ok(());
+        let mut choose = |ipa, leaf| {
+            checked.ok()?;
+            let (pa, attributes) = choose(ipa, leaf)?;
+            checked = self.layout().check_backing(pa, page_size);
+            checked.is_ok().then_some((pa, attributes))
+        };
         if range.end.get().saturating_sub(range.start.get()) <= page_size {
             self.replace_page(worker, range, &mut choose, &mut replaced, &mut found);
         } else {
             self.replace_pages(worker, range, &mut choose, &mut replaced, &mut found);
         }
         worker.counters.replaced.add(found.pages);
-        Ok(found)
+        checked.map(|()| found)
     }
 
     /// [`Self::replace`] for many pages: one invalidation for a batch of them.

@@ -35,11 +35,20 @@ pub struct Stage2 {
 }
 
 impl Stage2 {
-    /// An empty translation. `root` are [`Layout::root_bytes`] of zeroed memory, aligned to their size.
+    /// An empty translation whose VMID an allocator is to give. `root` are [`Layout::root_bytes`] of zeroed memory, aligned to
+    /// their size.
     ///
     /// # Panics
     /// The root is smaller, larger, or at another address.
     pub fn new(root: TableFrame, layout: Layout) -> Self {
+        Self::with_vmid(root, layout, VmidHolder::new())
+    }
+
+    /// As [`new`](Self::new), with a VMID of the caller's choice ([`VmidHolder::fixed`]).
+    ///
+    /// # Panics
+    /// As `new`.
+    pub fn with_vmid(root: TableFrame, layout: Layout, vmid: VmidHolder) -> Self {
         let bytes = layout.root_bytes();
         assert!(
             root.bytes() == bytes
@@ -54,7 +63,7 @@ impl Stage2 {
         Self {
             frame: ManuallyDrop::new(root),
             layout,
-            vmid: VmidHolder::new(),
+            vmid,
         }
     }
 

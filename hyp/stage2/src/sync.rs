@@ -1,9 +1,9 @@
 //! The atomics that the protocol runs on: the machine's, or the model checker's. Crates that carry rules of the protocol
 //! use them too, so that the checker sees all of it.
 
-#[cfg(not(loom))]
+#[cfg(not(all(loom, feature = "loom")))]
 pub use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering, fence};
-#[cfg(loom)]
+#[cfg(all(loom, feature = "loom"))]
 pub use loom::sync::atomic::{AtomicPtr, AtomicU64, Ordering, fence};
 
 /// Tells the CPU (or the model checker) that this is a wait for another one.
@@ -12,9 +12,9 @@ pub fn relax() {
     if let Some(watcher) = crate::watch::watcher() {
         return watcher.pause();
     }
-    #[cfg(not(loom))]
+    #[cfg(not(all(loom, feature = "loom")))]
     core::hint::spin_loop();
-    #[cfg(loom)]
+    #[cfg(all(loom, feature = "loom"))]
     checked::relax();
 }
 
@@ -25,12 +25,12 @@ pub fn full_barrier() {
 
 /// Whether `key` is asked about for the first time in this execution. The model checker's atomics have to be made anew in each,
 /// also where they lie in memory that outlasts it.
-#[cfg(loom)]
+#[cfg(all(loom, feature = "loom"))]
 pub fn is_first(key: u64) -> bool {
     checked::is_first(key)
 }
 
-#[cfg(loom)]
+#[cfg(all(loom, feature = "loom"))]
 mod checked {
     // The model checker runs on a host.
     extern crate std;

@@ -63,6 +63,8 @@ pub enum Refusal {
     OutOfFrames,
     /// The vCPU's dirty ring is full, and is to be harvested before anything more is written.
     RingFull,
+    /// Other CPUs are in the way: the guest asks again, after what else there is to do.
+    Busy,
 }
 
 impl From<NotPopulated> for Refusal {
@@ -72,6 +74,7 @@ impl From<NotPopulated> for Refusal {
             NotPopulated::NotPermitted => Self::NotPermitted,
             NotPopulated::OutOfFrames => Self::OutOfFrames,
             NotPopulated::RingFull => Self::RingFull,
+            NotPopulated::Busy => Self::Busy,
         }
     }
 }

@@ -157,22 +157,29 @@ impl Outcome {
         is_status
     }
 
-    /// Why the emulator refused to start, if it did.
-    pub fn refusal(&self) -> Option<&str> {
+    /// Why the emulator refused to start, if it did, in one line: what it said last in its own name and what followed, or the
+    /// last that a wrapper said.
+    pub fn refusal(&self) -> Option<String> {
         let failed = matches!(self.end, End::Ended(status) if !status.success());
-        let refused = failed && self.lines.is_empty();
-        self.complaints
-            .last()
-            .filter(|_| refused)
-            .map(String::as_str)
+        if !failed || !self.lines.is_empty() {
+            return None;
+        }
+        let is_own = |line: &String| line.starts_with("qemu") && !line.contains(": warning: ");
+        let Some(first) = self.complaints.iter().rposition(is_own) else {
+            return self.complaints.last().cloned();
+        };
+        let mut said = self.complaints[first..].iter().map(|line| line.trim());
+        let reason = said.next()?;
+        let (_, reason) = reason.split_once(": ").unwrap_or(("", reason));
+        let mut whole = vec![reason];
+        whole.extend(said);
+        Some(whole.join("; "))
     }
 
-    /// Why a machine with CPUs of the model `cpu`, which the user has chosen, doesn't boot, if it never said a word.
-    pub fn mute_cpu(&self, cpu: &str) -> Option<String> {
+    /// The limit that a machine has reached which never said a word.
+    pub fn never_spoke(&self) -> Option<Reached> {
         match self.end {
-            End::TimedOut(silence @ Reached::FirstLine(_)) => Some(format!(
-                "--cpu {cpu}: the machine doesn't boot: {silence}; it takes an arm64 CPU with EL2"
-            )),
+            End::TimedOut(silence @ Reached::FirstLine(_)) => Some(silence),
             _ => None,
         }
     }

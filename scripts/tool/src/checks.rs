@@ -39,6 +39,8 @@ const TARGET_PACKAGES: [&[&str]; 2] = [
 ];
 /// The package of the system tests, which have a step of their own.
 const SYSTEM_TESTS: &str = "qemu-tests";
+/// The package that is published.
+const PUBLISHED: &str = "stage2";
 /// The crate of the fuzz targets, which is no member of the workspace.
 const FUZZ: &str = "tests/fuzz";
 /// Miri's flags: no pointer is made of an integer, physical addresses lead to the frames of tests by number.
@@ -92,6 +94,8 @@ enum Step {
     Docs,
     /// The bare-metal images.
     Build,
+    /// Packages: what others may use without the rest, built by itself.
+    Package,
     /// Instructions and cache lines of the fast paths, against their limits.
     Instructions,
     /// System tests: boots under QEMU.
@@ -116,6 +120,7 @@ impl Step {
             Self::Loom => "model checking",
             Self::Docs => "documentation",
             Self::Build => "bare-metal images",
+            Self::Package => "packages",
             Self::Instructions => "instructions",
             Self::Qemu => "system tests under QEMU",
             Self::Simclock => "simulated clock",
@@ -171,6 +176,7 @@ impl Step {
                 Ok(_) => Counts::PASSED,
                 Err(error) => failed(&error.to_string()),
             },
+            Self::Package => packages(),
             Self::Qemu => tests(
                 CargoCommand::new(["test", "--no-fail-fast", "-p", SYSTEM_TESTS])
                     .args(["--lib", "--test", "system"])
@@ -214,6 +220,29 @@ fn counted() -> Counts {
         Ok(()) => counts,
         Err(error) => counts.plus(failed(&error.to_string())),
     }
+}
+
+/// The packages of the page tables and of the simulated clock, built as whoever downloads them would; and the page tables with
+/// the features that this system has no use for.
+fn packages() -> Counts {
+    let features = |features: &str| {
+        CargoCommand::new(["clippy", "-p", PUBLISHED, "--no-default-features"])
+            .args([
+                "--target",
+                TARGET,
+                "--target-dir",
+                "target/package",
+                "--features",
+                features,
+            ])
+            .args(["--", "-D", "warnings"])
+    };
+    // What isn't committed is checked, too.
+    let package = ["package", "--allow-dirty", "--target-dir", "target/package"];
+    check(CargoCommand::new(package).args(["-p", PUBLISHED]))
+        .plus(check(features("")))
+        .plus(check(features("instructions,watch")))
+        .plus(on_linux(|| check(in_simclock(CargoCommand::new(package)))))
 }
 
 /// Miri over the page tables' unit tests and their tests on a machine, which have few cases for it.

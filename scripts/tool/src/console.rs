@@ -27,8 +27,8 @@ pub enum Line {
     Fatal(String),
     /// The exit status: nothing follows.
     ExitStatus(i32),
-    /// A result of the benchmark, the heading of a run, the account of the frames after it, or where a vCPU is that makes no
-    /// progress.
+    /// A result of the benchmark, the heading of a run, the account of the frames after it, why it takes longer than it was to,
+    /// or where a vCPU is that makes no progress.
     Result(String),
     /// What a guest printed.
     Guest(String),
@@ -100,7 +100,7 @@ impl Line {
         }
         let is_account = text.starts_with("frames: ") || text.contains(" after its end: ");
         let is_vcpu = text.starts_with("VM ") && text.contains(", vCPU ");
-        let sums = ["== ", "stress counters: ", "merging counters: "];
+        let sums = ["== ", "stress: ", "stress counters: ", "merging counters: "];
         let is_heading = sums.iter().any(|start| text.starts_with(start));
         if is_heading || is_account || is_vcpu || is_result(text) {
             return Self::Result(text.to_string());
@@ -194,6 +194,10 @@ pub(crate) mod tests {
         ));
         assert!(matches!(
             Line::parse("vm1 after its end: table 0 guest 0 pending 0"),
+            Line::Result(_)
+        ));
+        assert!(matches!(
+            Line::parse("stress: 5 s beyond its time"),
             Line::Result(_)
         ));
         assert!(matches!(

@@ -257,10 +257,10 @@ mod tests {
         use crate::process::Group;
         use std::process::Command;
 
-        let mut group =
+        let group =
             Group::spawn(Command::new("sh").args(["-c", "sleep 1000 & while :; do :; done"]))
                 .expect("sh starts");
-        let leader = i32::try_from(group.child().id()).expect("a small number");
+        let leader = group.leader();
         let mut last = Activity::default();
         // However busy the host is, a loop wants a CPU, and gets one sooner or later.
         while last.busy == 0 || last.cpu == Duration::ZERO {

@@ -18,6 +18,7 @@ pub mod mutants;
 pub mod options;
 pub mod process;
 pub mod qemu;
+pub mod refusal;
 pub mod repository;
 pub mod run;
 pub mod setup;

@@ -2,6 +2,7 @@
 //! refused by the hypervisor, which alone knows what it can do; but then it is well-formed.
 
 pub mod backing;
+pub mod cpu;
 pub mod merging;
 pub mod shared;
 pub mod typed;
@@ -49,6 +50,7 @@ const STRESS_BYTES: Size = mib(8);
 #[command(
     bin_name = "scripts/run",
     disable_version_flag = true,
+    allow_negative_numbers = true,
     max_term_width = 120,
     mut_arg("vcpus", one("4")),
     mut_arg("bytes", |option| option.help(
@@ -243,9 +245,7 @@ impl MachineOptions {
         let gic = if self.gic == 2 { Gic::V2 } else { Gic::V3 };
         let cpus = checked_cpus(&workload, cpus, gic)?;
         let memory = workload.memory(memory)?;
-        if self.cpu.is_empty() {
-            return usage("--cpu: the name of the model is empty");
-        }
+        cpu::check(&self.cpu)?;
         typed::check_appended(&workload.words(self.timeout, None), self.append.as_deref())?;
         Ok(Plan {
             append: workload.words(self.timeout, self.append.as_deref()),
@@ -279,40 +279,50 @@ impl MachineOptions {
 }
 
 fn checked_cpus(workload: &Workload, wanted: Option<u32>, gic: Gic) -> Result<u32, ToolError> {
-    let (vcpus, busy) = (workload.vcpus, workload.busy_cpus());
-    let usual = (workload.useful_cpus() + 1).min(gic.most_cpus());
+    let (busy, most) = (workload.busy_cpus(), gic.most_cpus());
+    let usual = (workload.useful_cpus() + 1).min(most);
     let cpus = wanted.unwrap_or(usual.max(busy + 1));
-    if busy > cpus - 1 {
-        let compared = workload.compared.as_ref();
-        let reasons = [
-            (
-                compared.is_some_and(|compared| compared.vms() > 1),
-                "a second VM",
-            ),
-            (
-                compared.is_some_and(|compared| compared.most_workers() > 0),
-                "--workers",
-            ),
-            (workload.merging.beside, "--merging"),
-        ];
-        let more: String = reasons
-            .iter()
-            .filter(|(is_so, _)| *is_so)
-            .map(|(_, reason)| format!(" and {reason}"))
-            .collect();
+    if busy >= cpus {
         return usage(format!(
-            "--vcpus {vcpus}{more}, {busy} CPUs: a machine with {cpus} CPUs has room for {}, one CPU is the hypervisor's own",
-            cpus - 1
+            "--smp {cpus}: too few CPUs: {} {busy}, and the hypervisor has one of its own",
+            busy_with(workload)
         ));
     }
-    if cpus > gic.most_cpus() {
-        return usage(format!(
-            "--gic {}: it serves at most {} CPUs, not {cpus}",
-            gic.version(),
-            gic.most_cpus()
-        ));
+    match wanted {
+        _ if cpus <= most => Ok(cpus),
+        Some(_) => usage(format!(
+            "--smp {cpus}: --gic {} serves at most {most} CPUs",
+            gic.version()
+        )),
+        None => usage(format!(
+            "{} {busy} CPUs, and the hypervisor has one of its own: --gic {} serves at most {most}",
+            busy_with(workload),
+            gic.version()
+        )),
     }
-    Ok(cpus)
+}
+
+/// What needs CPUs of its own, as the beginning of a sentence.
+fn busy_with(workload: &Workload) -> String {
+    let compared = workload.compared.as_ref();
+    let others = [
+        (
+            compared.is_some_and(|compared| compared.vms() > 1),
+            "a second VM",
+        ),
+        (
+            compared.is_some_and(|compared| compared.most_workers() > 0),
+            "--workers",
+        ),
+        (workload.merging.beside, "--merging"),
+    ];
+    let others: String = others
+        .iter()
+        .filter(|(is_so, _)| *is_so)
+        .map(|(_, other)| format!(" and {other}"))
+        .collect();
+    let verb = if others.is_empty() { "needs" } else { "need" };
+    format!("--vcpus {}{others} {verb}", workload.vcpus)
 }
 
 fn distinct<T: Ord + Display>(option: &str, values: &[T]) -> Result<(), ToolError> {

@@ -1,16 +1,24 @@
-//! Child processes that never outlive this one's wish: each leads a process group of its own (a wrapper script and the
-//! emulator that it starts are one group), and Ctrl-C, a termination signal or a limit ends the whole group.
+//! Child processes that never outlive this one: each belongs to a process group of its own (a wrapper script and the
+//! emulator that it starts are one group), and Ctrl-C, a termination signal, a limit or this process's death ends the whole
+//! group.
+//!
+//! A shell leads the group and waits at a pipe, whose other end closes when this process ends, even by SIGKILL; then it kills its
+//! group. It isn't waited for before the group has been killed for the last time: so long the group's number is nobody
+//! else's.
 //!
 //! Threads may start and end children at the same time; the set of groups is behind a lock.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+
+/// What the leader runs. Nobody writes to the pipe: there is nothing to read until it is closed.
+const LEADER: &str = "read -r nothing; kill -KILL 0";
 
 /// The exit status after Ctrl-C, as shells have it.
 const INTERRUPTED: i32 = 130;
@@ -29,11 +37,55 @@ fn groups() -> MutexGuard<'static, BTreeSet<i32>> {
 #[derive(Debug)]
 pub struct Group {
     child: Child,
-    leader: i32,
+    leader: Leader,
+}
+
+/// The leader of a group. Dropping it kills the group.
+#[derive(Debug)]
+struct Leader {
+    process: Child,
+    /// The group.
+    number: i32,
+    /// What it waits at.
+    lifeline: Option<ChildStdin>,
+}
+
+impl Leader {
+    /// Starts one, and enters its group into the set.
+    fn spawn(groups: &mut BTreeSet<i32>) -> io::Result<Self> {
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", LEADER])
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let mut process = command.spawn()?;
+        let number = i32::try_from(process.id()).unwrap_or(i32::MAX);
+        groups.insert(number);
+        let lifeline = process.stdin.take();
+        Ok(Self {
+            process,
+            number,
+            lifeline,
+        })
+    }
+}
+
+impl Drop for Leader {
+    fn drop(&mut self) {
+        // The lock is held until the number is out of the set, as it may soon be another group's.
+        let mut groups = groups();
+        kill_group(self.number);
+        groups.remove(&self.number);
+        self.lifeline = None;
+        // Killed, it can't be waited for in vain.
+        let _ = self.process.wait();
+    }
 }
 
 impl Group {
-    /// Starts `command` as the leader of a new group.
+    /// Starts `command` in a new group.
     ///
     /// # Errors
     ///
@@ -41,10 +93,13 @@ impl Group {
     pub fn spawn(command: &mut Command) -> io::Result<Self> {
         // The lock is held over the start, so that a signal can't fall between it and the entry into the set.
         let mut groups = groups();
-        let child = command.process_group(0).spawn()?;
-        let leader = i32::try_from(child.id()).unwrap_or(i32::MAX);
-        groups.insert(leader);
-        Ok(Self { child, leader })
+        let leader = Leader::spawn(&mut groups)?;
+        let child = command.process_group(leader.number).spawn();
+        drop(groups);
+        Ok(Self {
+            child: child?,
+            leader,
+        })
     }
 
     /// The child itself, for its pipes.
@@ -52,12 +107,12 @@ impl Group {
         &mut self.child
     }
 
-    /// The process that leads it, by whose number the group is known.
+    /// The number of the process that leads the group, and of the group.
     pub fn leader(&self) -> i32 {
-        self.leader
+        self.leader.number
     }
 
-    /// How the leader has ended, if it has.
+    /// How the child has ended, if it has.
     ///
     /// # Errors
     ///
@@ -66,9 +121,9 @@ impl Group {
         self.child.try_wait()
     }
 
-    /// Ends the whole group at once and waits for its leader.
+    /// Ends the whole group at once and waits for the child.
     pub fn kill(&mut self) {
-        kill_group(self.leader);
+        kill_group(self.leader.number);
         // Killed, it can't be waited for in vain; and if it is gone already, so much the better.
         let _ = self.child.wait();
     }
@@ -77,7 +132,6 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         self.kill();
-        groups().remove(&self.leader);
     }
 }
 
@@ -127,10 +181,35 @@ mod tests {
     }
 
     #[test]
-    fn a_group_whose_leader_runs_has_not_ended() {
+    fn a_group_whose_child_runs_has_not_ended() {
         let mut group = Group::spawn(Command::new("sleep").arg("1000")).expect("sleep starts");
         assert!(group.ended().expect("waiting works").is_none());
         group.kill();
         assert!(group.ended().expect("waiting works").is_some());
+    }
+
+    /// However this process dies, the system closes its end of the pipe.
+    #[test]
+    fn a_group_ends_when_nobody_holds_its_pipe() {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "sleep 1000 & wait"])
+            .stdout(Stdio::piped());
+        let mut group = Group::spawn(&mut command).expect("sh starts");
+        let mut output = group.child().stdout.take().expect("a pipe");
+        group.leader.lifeline = None;
+        io::Read::read_to_end(&mut output, &mut Vec::new()).expect("the end of the pipe");
+        assert!(!group.child().wait().expect("it is ours").success());
+    }
+
+    #[test]
+    fn a_groups_number_is_nobody_elses_before_it_was_killed_for_the_last_time() {
+        let mut group = Group::spawn(&mut Command::new("true")).expect("true starts");
+        let number = Pid::from_raw(group.leader());
+        group.child().wait().expect("it is ours");
+        group.kill();
+        assert_eq!(killpg(number, None), Ok(()), "the leader isn't waited for");
+        drop(group);
+        assert_eq!(killpg(number, None), Err(nix::errno::Errno::ESRCH));
     }
 }

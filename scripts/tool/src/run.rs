@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,9 +14,10 @@ use crate::console::{Line, Runs};
 use crate::error::{FAILED, ToolError, USAGE};
 use crate::files;
 use crate::images::{self, Images};
-use crate::options::{Plan, RunOptions, one_line, typed};
+use crate::options::{Plan, RunOptions, one_line, typed, usage};
 use crate::process;
 use crate::qemu::{LOAD_ADDRESS, Machine, Module};
+use crate::refusal::Started;
 use crate::setup::system::{Package, System};
 use crate::setup::{self, find_program};
 use crate::simclock;
@@ -49,6 +51,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
 fn run(options: &RunOptions) -> Result<u8, ToolError> {
     let plan = options.plan()?;
     check_files(options)?;
+    options.gdb.map_or(Ok(()), check_port)?;
     setup::rust_target()?;
     let emulator = setup::emulator()?;
     let mut images = images::build()?;
@@ -111,6 +114,29 @@ fn check_files(options: &RunOptions) -> Result<(), ToolError> {
     if let Some(json) = &options.json {
         files::check(json)
             .map_err(|error| ToolError::Usage(format!("--json {}: {error}", json.display())))?;
+    }
+    Ok(())
+}
+
+/// Checks that the emulator can wait at this port, as it does at every address of the host. If it can at some only, it says
+/// nothing, and gdb finds somebody else.
+fn check_port(port: u16) -> Result<(), ToolError> {
+    let addresses = [
+        IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        Ipv4Addr::UNSPECIFIED.into(),
+    ];
+    for address in addresses {
+        let refused = TcpListener::bind((address, port)).err();
+        // Hosts without IPv6 have no such address.
+        let refused = refused.filter(|error| {
+            matches!(
+                error.kind(),
+                ErrorKind::AddrInUse | ErrorKind::PermissionDenied
+            )
+        });
+        if let Some(error) = refused {
+            return usage(format!("--gdb {port}: the port can't be had: {error}"));
+        }
     }
     Ok(())
 }
@@ -194,7 +220,9 @@ fn follow(machine: &Machine, plan: &Plan, results: &mut Kept<'_>) -> Result<Outc
     let options = results.options;
     let bar = progress_bar(options, plan);
     let mut runs = Runs::default();
+    let mut is_reporting = false;
     let observe = |line: &Line, text: &str| {
+        is_reporting |= matches!(line, Line::Fatal(_));
         if let Line::Progress(progress) = line {
             let done = runs.take(progress) * progress.steps;
             bar.set_length(progress.steps * plan.workload.runs() as u64);
@@ -204,7 +232,7 @@ fn follow(machine: &Machine, plan: &Plan, results: &mut Kept<'_>) -> Result<Outc
         if let Line::Record(record) = line {
             results.take(record);
         }
-        if let Some(shown) = shown(line, text, options) {
+        if let Some(shown) = shown(line, text, options, is_reporting) {
             bar.suspend(|| print_line(shown));
         }
     };
@@ -236,10 +264,20 @@ fn progress_bar(options: &RunOptions, plan: &Plan) -> ProgressBar {
     bar
 }
 
-/// What the user sees of a line, if anything.
-fn shown<'a>(line: &'a Line, text: &'a str, options: &RunOptions) -> Option<&'a str> {
+/// What the user sees of a line when it comes, if anything. Errors and the report on a failure, of which it may be a part, are
+/// shown at the end.
+fn shown<'a>(
+    line: &'a Line,
+    text: &'a str,
+    options: &RunOptions,
+    is_reporting: bool,
+) -> Option<&'a str> {
     match line {
-        _ if options.machine.verbose || measures_nothing(options) => Some(text),
+        _ if options.machine.verbose => Some(text),
+        Line::Error(_) | Line::Unreadable(_) => None,
+        Line::ExitStatus(_) if measures_nothing(options) => Some(text),
+        _ if is_reporting => None,
+        _ if measures_nothing(options) => Some(text),
         Line::Result(result) => Some(result),
         Line::Guest(printed) if options.guest.is_some() => Some(printed),
         _ => None,
@@ -262,11 +300,21 @@ fn finish(plan: &Plan, results: &Kept<'_>, outcome: &Outcome) -> Result<u8, Tool
     if !results.records.is_empty() {
         print_line(&format!("\n{}", comparison(&results.records)));
     }
+    let started = Started {
+        plan,
+        machine: &options.machine,
+        memory: options.mem,
+    };
+    if let Some(why) = started.why_nothing_ran(outcome) {
+        return Err(ToolError::Usage(why));
+    }
     for line in &outcome.errors {
         let append = options.machine.append.as_deref();
         eprintln!("error: {}", typed::as_typed(line, append));
     }
-    for line in &outcome.fatal {
+    // All of the console has been shown if that is wanted.
+    let fatal = outcome.fatal.iter().filter(|_| !options.machine.verbose);
+    for line in fatal {
         eprintln!("{line}");
     }
     if let Some(error) = &results.failed {
@@ -275,7 +323,7 @@ fn finish(plan: &Plan, results: &Kept<'_>, outcome: &Outcome) -> Result<u8, Tool
     match outcome.status {
         Some(0) => complete(options, plan, outcome).map(|()| 0),
         Some(status) => Ok(u8::try_from(status).unwrap_or(FAILED)),
-        None => Err(no_status(outcome, options)),
+        None => Err(no_status(outcome, &started)),
     }
 }
 
@@ -304,20 +352,13 @@ fn complete(options: &RunOptions, plan: &Plan, outcome: &Outcome) -> Result<(), 
         }
     }
     match outcome.errors.first() {
-        Some(error) => failed(format!("the hypervisor ended well in spite of: {error}")),
+        Some(_) => failed("the hypervisor ended well in spite of its errors".into()),
         None => Ok(()),
     }
 }
 
 /// The account of a machine that gave no exit status; shows what it said last.
-fn no_status(outcome: &Outcome, options: &RunOptions) -> ToolError {
-    if let Some(reason) = outcome.refusal() {
-        return ToolError::Usage(format!("the emulator refused to start: {reason}"));
-    }
-    let chosen = options.machine.chosen_cpu();
-    if let Some(reason) = chosen.and_then(|cpu| outcome.mute_cpu(cpu)) {
-        return ToolError::Usage(reason);
-    }
+fn no_status(outcome: &Outcome, started: &Started<'_>) -> ToolError {
     for line in outcome
         .last_lines(LAST_LINES)
         .filter(|line| !line.starts_with('@'))
@@ -325,5 +366,58 @@ fn no_status(outcome: &Outcome, options: &RunOptions) -> ToolError {
     {
         eprintln!("  | {line}");
     }
-    ToolError::NoStatus(outcome.end_in_words())
+    let extra = started.extra();
+    let extra = extra.map_or_else(String::new, |extra| {
+        format!("; the emulator's arguments may be the cause: {extra}")
+    });
+    ToolError::NoStatus(outcome.end_in_words() + &extra)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(arguments: &[&str]) -> RunOptions {
+        let all = std::iter::once("scripts/run").chain(arguments.iter().copied());
+        RunOptions::parse_arguments(all.map(OsString::from)).expect("sound options")
+    }
+
+    /// What is shown of a console while it comes.
+    fn seen(console: &[&str], options: &RunOptions) -> Vec<String> {
+        let mut is_reporting = false;
+        let mut seen = Vec::new();
+        for text in console {
+            let line = Line::parse(text);
+            is_reporting |= matches!(line, Line::Fatal(_));
+            seen.extend(shown(&line, text, options, is_reporting).map(String::from));
+        }
+        seen
+    }
+
+    #[test]
+    fn what_is_said_at_the_end_isnt_shown_before() {
+        let console = [
+            "[ 0.1 cpu0] INFO hello",
+            "parvisor: error: option 'x'",
+            "parvisor: FATAL panic",
+            "x0 0",
+            "parvisor: exit status 3",
+        ];
+        let usual = seen(&console, &options(&["--append", "selftest=panic"]));
+        assert_eq!(usual, [console[0], console[4]]);
+        assert_eq!(seen(&console, &options(&["--verbose"])), console);
+        assert!(seen(&console, &options(&[])).is_empty());
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_named() {
+        let other = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("some port is free");
+        let port = other.local_addr().expect("it has one").port();
+        let error = check_port(port).expect_err("it is taken");
+        assert_eq!(error.exit_status(), USAGE);
+        let says = format!("--gdb {port}: the port can't be had: ");
+        assert!(error.to_string().starts_with(&says), "{error}");
+        drop(other);
+        assert_eq!(check_port(port), Ok(()));
+    }
 }

@@ -178,7 +178,8 @@ pub fn serve(stage2: &Stage2, worker: &BenchWorker<'_>, request: &Request) -> bo
         return true;
     }
     match stage2.fault(worker, request) {
-        Resolution::Vacant(broken) => stage2.fill(broken, request).is_ok(),
+        // SAFETY: the benchmarks' memory lies far below the end of the physical addresses.
+        Resolution::Vacant(broken) => unsafe { stage2.fill(broken, request) }.is_ok(),
         Resolution::Relaxed(_) | Resolution::Split => true,
         _ => false,
     }

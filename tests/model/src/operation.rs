@@ -489,7 +489,8 @@ fn fault<'w, M: TableMemory, T: Tlb, E: Epoch>(
     loop {
         return match stage2.fault(worker, request) {
             Resolution::Vacant(broken) => {
-                if stage2.fill(broken, request).is_err() {
+                // SAFETY: the ground's memory is chosen within its layout's physical addresses.
+                if unsafe { stage2.fill(broken, request) }.is_err() {
                     continue;
                 }
                 Served::Mapped

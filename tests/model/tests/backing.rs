@@ -2,12 +2,12 @@
 #![cfg(not(loom))]
 #![cfg(not(miri))]
 
-use memory::frames::arena;
+use memory::frames::{arena, write_bytes};
 use memory::{
     Access, BackingPolicy, Change, FaultKind, FaultOutcome, LogPolicy, MAX_SLOTS, NotPopulated,
     Object, ObjectError, Owner, SlotConfig, SlotError, SlotId, VmId,
 };
-use model::vms::{BLOCK, GIB, SLOT, START, Space, Vms, slot};
+use model::vms::{BLOCK, GIB, SLOT, START, Space, Vms, frame, slot};
 use stage2::{Ipa, Level, PAGE_SIZE};
 use std::sync::Arc;
 
@@ -627,6 +627,57 @@ fn an_invalidated_range_is_found_again_as_it_was_and_its_neighbours_stay() {
     machine.check_nothing_is_left();
 }
 
+/// An unmap goes by steps of 128 MiB, which begin and end within the range as they like.
+#[test]
+fn a_range_of_any_size_is_unmapped_to_its_last_page_and_its_neighbours_stay() {
+    const STEP: u64 = 64 * BLOCK;
+    const PAGES: u64 = 3 * STEP + 7;
+    let machine = Vms::new(1024);
+    let space = space(&machine, 0, Change::Direct);
+    machine.map(&space, anonymous(&machine, PAGES, Level::L3));
+    let probes = [
+        0,
+        1,
+        STEP - 1,
+        STEP,
+        2 * STEP - 1,
+        2 * STEP,
+        3 * STEP,
+        PAGES - 2,
+        PAGES - 1,
+    ];
+    let at = |page| START.offset(page * PAGE_SIZE);
+    let mapped = || -> Vec<u64> {
+        let is_mapped = |page: &u64| space.lookup(&machine.cpu, at(*page)).is_some();
+        probes.into_iter().filter(is_mapped).collect()
+    };
+    let all_is_there = || {
+        let reads = |page: &u64| machine.read(&space, *page) == page + 100;
+        probes.iter().all(reads)
+    };
+    for (range, left) in [
+        (1..PAGES - 1, vec![0, PAGES - 1]),
+        (STEP..PAGES, vec![0, 1, STEP - 1]),
+        (0..2 * STEP, vec![2 * STEP, 3 * STEP, PAGES - 2, PAGES - 1]),
+    ] {
+        for page in probes {
+            machine.write(&space, page, page + 100);
+        }
+        space.invalidate(&machine.cpu, at(range.start)..at(range.end));
+        assert_eq!(mapped(), left, "{range:?}");
+        assert!(all_is_there());
+    }
+    let elsewhere = at(4 * STEP + 3);
+    space.move_slot(&machine.cpu, SLOT, elsewhere).unwrap();
+    assert_eq!(mapped(), []);
+    space.move_slot(&machine.cpu, SLOT, START).unwrap();
+    assert!(all_is_there());
+    space.remove_slot(&machine.cpu, SLOT).unwrap();
+    assert_eq!(mapped(), []);
+    space.destroy(&machine.cpu);
+    machine.check_nothing_is_left();
+}
+
 #[test]
 fn a_slot_that_moves_takes_its_memory_along_and_one_that_goes_leaves_nothing() {
     let machine = Vms::new(8192);
@@ -698,5 +749,135 @@ fn running_out_of_frames_loses_nothing() {
     parent.destroy(&machine.cpu);
     assert!((0..BLOCK).all(|page| machine.read(&child, page) == page));
     child.destroy(&machine.cpu);
+    machine.check_nothing_is_left();
+}
+
+/// A VM that has all the frames that there are, until it gives some up.
+struct Hoarder {
+    space: Space,
+    given: u64,
+}
+
+impl Hoarder {
+    fn new(machine: &Vms) -> Self {
+        const PAGES: u64 = 4096;
+        let space = space(machine, 2, Change::Direct);
+        machine.map(&space, machine.anonymous(space.vm(), PAGES, Level::L3));
+        let take = |page: u64| {
+            let ipa = START.offset(page * PAGE_SIZE);
+            machine.fault(&space, ipa, Access::Write, FaultKind::Translation)
+        };
+        let none = (0..PAGES).find(|page| take(*page) == FaultOutcome::OutOfFrames);
+        assert!(none.is_some(), "there are more frames");
+        Self { space, given: 0 }
+    }
+
+    /// Gives up so many frames, which the CPU has then.
+    fn give(&mut self, machine: &Vms, frames: u64) {
+        let at = |page| START.offset(page * PAGE_SIZE);
+        let range = at(self.given)..at(self.given + frames);
+        if frames > 0 {
+            assert_eq!(self.space.balloon(&machine.cpu, range), Ok(frames));
+        }
+        self.given += frames;
+        machine.cpu.wait_for_epoch();
+        machine.cpu.refill();
+    }
+}
+
+/// A copy of a page of a block takes a frame, and its neighbours a table in each slot that maps them as a block:
+/// whichever of these is missing, the guest gets its copy once there is one, and nobody finds anything else changed.
+#[test]
+fn a_page_of_a_shared_block_is_copied_whichever_frame_is_missing() {
+    const SECOND: Ipa = Ipa::new(0x8000_0000);
+    const PAGE: u64 = 5;
+    for (frames, change) in
+        (0..6).flat_map(|frames| [(frames, Change::Direct), (frames, Change::Unmap)])
+    {
+        let machine = Vms::new(2048);
+        let parent = space(&machine, 0, change);
+        let object = anonymous(&machine, BLOCK, Level::L2);
+        machine.map(&parent, object.clone());
+        let second = SlotConfig {
+            id: SlotId(1),
+            start: SECOND,
+            ..slot(object)
+        };
+        parent.map_object(&machine.cpu, second).unwrap();
+        for page in PAGE - 1..PAGE + 2 {
+            machine.write(&parent, page, page + 100);
+        }
+        let child = space(&machine, 1, change);
+        parent.fork(&machine.cpu, &child).unwrap();
+        let (first, second) = (
+            START.offset(PAGE * PAGE_SIZE),
+            SECOND.offset(PAGE * PAGE_SIZE),
+        );
+        for vm in [&parent, &child] {
+            machine.read(vm, PAGE);
+            machine.fault(vm, second, Access::Read, FaultKind::Translation);
+            let level = |ipa| vm.lookup(&machine.cpu, ipa).map(|(_, level)| level);
+            assert_eq!(
+                (level(first), level(second)),
+                (Some(Level::L2), Some(Level::L2))
+            );
+        }
+        let mut hoarder = Hoarder::new(&machine);
+        hoarder.give(&machine, frames);
+        let leaf = loop {
+            let kind = match child.lookup(&machine.cpu, first) {
+                Some((leaf, _)) if Access::Write.allowed_by(leaf) => break leaf,
+                Some(_) => FaultKind::Permission,
+                None => FaultKind::Translation,
+            };
+            if machine.fault(&child, first, Access::Write, kind) == FaultOutcome::OutOfFrames {
+                hoarder.give(&machine, 1);
+            }
+        };
+        // SAFETY: the leaf maps memory of the arena, which backs the guest.
+        unsafe { write_bytes(leaf.pa().offset(8), &7_u64.to_ne_bytes()) };
+        hoarder.give(&machine, 16);
+        for (vm, expected) in [(&parent, PAGE + 100), (&child, 7)] {
+            assert_eq!(machine.read(vm, PAGE - 1), PAGE + 99);
+            assert_eq!(machine.read(vm, PAGE), expected);
+            assert_eq!(machine.read(vm, PAGE + 1), PAGE + 101);
+            let frame_at = |ipa| {
+                let found = vm.lookup(&machine.cpu, ipa);
+                found.map(|(leaf, level)| frame(leaf, level, PAGE))
+            };
+            assert!(frame_at(second).is_none_or(|frame| Some(frame) == frame_at(first)));
+        }
+        for vm in [child, parent, hoarder.space] {
+            vm.destroy(&machine.cpu);
+        }
+        machine.check_nothing_is_left();
+    }
+}
+
+/// Its frame is the page's own again, but the block's other pages need a table, for which there is no frame: the guest is told
+/// so, and doesn't fault for ever.
+#[test]
+fn the_last_one_of_those_who_shared_a_block_writes_when_there_is_a_table_for_it() {
+    let machine = Vms::new(2048);
+    let parent = space(&machine, 0, Change::Direct);
+    machine.map(&parent, anonymous(&machine, BLOCK, Level::L2));
+    (0..2).for_each(|page| _ = machine.write(&parent, page, page + 100));
+    let child = space(&machine, 1, Change::Direct);
+    parent.fork(&machine.cpu, &child).unwrap();
+    child.destroy(&machine.cpu);
+    let (_, level, _) = machine.access(&parent, 0, Access::Read);
+    assert_eq!(level, Level::L2);
+    let mut hoarder = Hoarder::new(&machine);
+    let outcome = machine.fault(&parent, START, Access::Write, FaultKind::Permission);
+    assert_eq!(outcome, FaultOutcome::OutOfFrames);
+    hoarder.give(&machine, 1);
+    machine.write(&parent, 0, 7);
+    assert_eq!(
+        (machine.read(&parent, 0), machine.read(&parent, 1)),
+        (7, 101)
+    );
+    for vm in [parent, hoarder.space] {
+        vm.destroy(&machine.cpu);
+    }
     machine.check_nothing_is_left();
 }

@@ -291,6 +291,42 @@ fn memory_that_no_descriptor_can_name_is_not_mapped_as_other_memory() {
     }
 }
 
+/// Nor put in the place of what is mapped: pages that were answered for before have what was answered, and no other is touched.
+#[test]
+fn a_page_is_not_replaced_by_memory_that_no_descriptor_can_name() {
+    for layout in layouts() {
+        let machine = machine(layout);
+        let page_size = layout.page_size();
+        let start = Ipa::new(0);
+        let pages = start..start.offset(4 * page_size);
+        let small = Mapping {
+            largest: Level::L3,
+            ..mapping(BACKING)
+        };
+        machine.on(0, |worker| {
+            let mapped = machine.stage2.map(worker, pages.clone(), small, || true);
+            assert_eq!(mapped.unwrap().leaves, 4);
+        });
+        let other = Pa::new(2 * BACKING);
+        for bad in [1 << layout.pa_bits(), BACKING + page_size / 2, u64::MAX] {
+            let choose = |ipa: Ipa, leaf: Leaf| {
+                let pa = if ipa == start { other } else { Pa::new(bad) };
+                Some((pa, leaf.attributes()))
+            };
+            let replaced = machine.on(0, |worker| {
+                (machine.stage2).replace(worker, pages.clone(), choose, |_, _| {})
+            });
+            assert!(replaced.is_err(), "{bad:#x}");
+            for page in 0..4 {
+                let (leaf, _) = machine.lookup(start.offset(page * page_size)).unwrap();
+                let was = Pa::new(BACKING + page * page_size);
+                assert_eq!(leaf.pa(), if page == 0 { other } else { was });
+            }
+        }
+        machine.destroy();
+    }
+}
+
 /// A page's word in a table above the lowest is a link to the page, which walkers would take for a table.
 #[test]
 fn a_visitor_s_page_does_not_become_a_link() {

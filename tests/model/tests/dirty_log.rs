@@ -96,6 +96,11 @@ impl Machine {
     }
 
     fn without_slots() -> Self {
+        Self::with_rings_of(64)
+    }
+
+    /// Without slots.
+    fn with_rings_of(entries: usize) -> Self {
         let pool = Box::leak(Box::new(FramePool::new()));
         // SAFETY: the arena is leaked, and added once.
         unsafe { pool.add(arena::leak(2048)) };
@@ -123,7 +128,7 @@ impl Machine {
         };
         let cpus: Vec<_> = (0..3).map(cpu).collect();
         let mut space = Space::new(&cpus[2], VmId::new(0).unwrap(), layout).unwrap();
-        space.make_rings(2, 64).unwrap();
+        space.make_rings(2, entries).unwrap();
         let space = Arc::new(space);
         Self {
             space,
@@ -248,7 +253,7 @@ impl Machine {
             first: 0,
             count: 0,
         };
-        let mut pages = [none; 64];
+        let mut pages = [none; 1024];
         let count = self.space.harvest_ring(self.harness(), vcpu, &mut pages);
         pages[..count].iter().map(|pages| pages.first).collect()
     }
@@ -397,6 +402,25 @@ fn what_a_slot_that_has_gone_left_in_a_ring_hides_nothing_behind_it() {
         }
     }
     assert_eq!(found, (40..64).collect::<Vec<_>>());
+}
+
+/// More reports than are protected at once, of several tables of pages, in the order in which the guest likes to write.
+#[test]
+fn a_large_ring_is_harvested_to_its_last_entry_and_all_that_it_names_is_protected() {
+    const REPORTS: u64 = 600;
+    let machine = Machine::with_rings_of(1024);
+    machine.add_slot_that_begins_within_a_block();
+    machine.enable(&IN_RINGS);
+    let pages = || (0..REPORTS).map(|index| index * 7 % (BLOCKS * BLOCK));
+    let mut expected: Vec<u64> = pages().collect();
+    expected.sort_unstable();
+    for _ in 0..2 {
+        pages().for_each(|page| machine.write(0, page));
+        let mut reported = machine.harvest_ring(0);
+        reported.sort_unstable();
+        assert_eq!(reported, expected);
+        assert_eq!(machine.harvest_ring(0), []);
+    }
 }
 
 /// What a ring of an earlier log still held made pages clean whose writes hardware has noted since.

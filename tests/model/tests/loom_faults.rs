@@ -181,7 +181,8 @@ fn rule_4_a_fault_on_a_locked_entry_returns_to_the_guest() {
                         let beside = cpu.machine().cpu(3);
                         let served = beside.fault(page(0), Access::Write, Policy::PAGES);
                         assert_eq!(served, Served::Again);
-                        stage2.fill(broken, &request).unwrap();
+                        // SAFETY: the frames' numbers stand for memory within the physical addresses.
+                        unsafe { stage2.fill(broken, &request) }.unwrap();
                         cpu.hold(page(0), Level::L3, 1);
                     }
                 });

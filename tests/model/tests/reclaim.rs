@@ -6,10 +6,11 @@
 use memory::frames::{read_bytes, write_bytes};
 use memory::{
     Access, BackingPolicy, BalloonError, FaultKind, FaultOutcome, IdleCpus, LogPolicy,
-    MemorySystem, Object, Owner, SlotConfig, SlotId, StoreCounts, VmId, Watermarks,
+    MemorySystem, NotBacked, Object, Owner, SlotConfig, SlotId, StoreCounts, VmId, Watermarks,
 };
 use model::vms::{BLOCK, SLOT, START, Space, Vms, frame, slot};
 use stage2::{Features, Ipa, Layout, Level, PAGE_SIZE, Pa};
+use std::cell::Cell;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -355,6 +356,46 @@ fn what_is_used_all_the_time_stays_and_what_is_not_goes() {
     machine.nothing_is_left();
 }
 
+/// A block is one page on the lists of reclaim: an access to any page of it, in any slot that maps it, counts.
+#[test]
+fn a_block_is_in_use_by_any_page_of_it_in_any_slot() {
+    const BLOCKS: u64 = 6;
+    const HOT: u64 = 2;
+    /// Where no block fits.
+    const SECOND: Ipa = Ipa::new(0x8000_5000);
+    let machine = Machine::new(8 * BLOCK as usize);
+    let space = machine.space(0);
+    let object = machine.anonymous(space.vm(), BLOCKS * BLOCK, Level::L2);
+    machine.map(&space, object.clone());
+    let config = SlotConfig {
+        id: SlotId(1),
+        start: SECOND,
+        ..slot(object)
+    };
+    space.map_object(&machine.cpu, config).unwrap();
+    for page in (0..BLOCKS).map(|block| block * BLOCK) {
+        machine.write(&space, page, page + 1).unwrap();
+    }
+    let ipa = SECOND.offset((HOT * BLOCK + 77) * PAGE_SIZE);
+    let access = |kind| machine.fault(&space, ipa, Access::Read, kind);
+    assert_eq!(access(FaultKind::Translation), FaultOutcome::Resolved);
+    // All are found, and none has to go; then they have to.
+    let high = 1 << 40;
+    for (low, split) in [(1, 0), (high, BLOCKS - 1)] {
+        machine
+            .system
+            .set_watermarks(Some(Watermarks { low, high }));
+        machine.cpu.relieve();
+        assert_eq!(machine.system.reclaim_counters().split.get(), split);
+        assert_eq!(access(FaultKind::AccessFlag), FaultOutcome::Resolved);
+    }
+    machine.system.set_watermarks(Some(WATERMARKS));
+    let (_, level, _) = machine.vms.access(&space, HOT * BLOCK, Access::Read);
+    assert_eq!(level, Level::L2, "it is whole");
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
 #[test]
 fn pages_of_zeros_are_dropped() {
     let machine = Machine::new(400);
@@ -583,6 +624,116 @@ fn what_a_guest_gives_up_reads_as_zero_and_its_frames_go_home() {
     machine.nothing_is_left();
 }
 
+/// A block is taken apart for what goes, in each table that maps it: its other pages cost their guests no fault.
+#[test]
+fn neighbours_of_what_a_guest_gives_up_stay_mapped() {
+    let machine = Machine::new(4 * BLOCK as usize);
+    let space = machine.vm_of(0, 3 * BLOCK, Level::L2);
+    let mapped = |page: u64| space.lookup(&machine.cpu, START.offset(page * PAGE_SIZE));
+    for page in [0, BLOCK, 2 * BLOCK] {
+        machine.write(&space, page, 1).unwrap();
+        assert_eq!(mapped(page).unwrap().1, Level::L2);
+    }
+    let (first, end) = (BLOCK - 2, BLOCK + 3);
+    let range = START.offset(first * PAGE_SIZE)..START.offset(end * PAGE_SIZE);
+    assert_eq!(space.balloon(&machine.cpu, range), Ok(end - first));
+    for page in first - 9..end + 9 {
+        let gone = (first..end).contains(&page);
+        assert_eq!(mapped(page).is_none(), gone, "page {page}");
+    }
+    assert!(mapped(0).is_some() && mapped(2 * BLOCK - 1).is_some());
+    assert_eq!(mapped(2 * BLOCK).unwrap().1, Level::L2);
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+/// The same memory in two slots, of which the second begins with a later page and at an address where no block fits.
+#[test]
+fn what_is_given_up_in_one_slot_is_gone_from_every_other() {
+    const SECOND: Ipa = Ipa::new(0x8000_5000);
+    const FROM: u64 = 3;
+    let machine = Machine::new(3 * BLOCK as usize);
+    let space = machine.space(0);
+    let object = machine.anonymous(space.vm(), 2 * BLOCK, Level::L2);
+    machine.map(&space, object.clone());
+    let config = SlotConfig {
+        id: SlotId(1),
+        start: SECOND,
+        offset: FROM * PAGE_SIZE,
+        bytes: object.bytes() - FROM * PAGE_SIZE,
+        ..slot(object)
+    };
+    space.map_object(&machine.cpu, config).unwrap();
+    let in_second = |page: u64| SECOND.offset((page - FROM) * PAGE_SIZE);
+    let pages = [2, 3, 4, BLOCK - 1, BLOCK, 2 * BLOCK - 1];
+    for page in pages {
+        machine.write(&space, page, page + 1).unwrap();
+        if page >= FROM {
+            let outcome = machine.fault(
+                &space,
+                in_second(page),
+                Access::Write,
+                FaultKind::Translation,
+            );
+            assert_eq!(outcome, FaultOutcome::Resolved);
+        }
+    }
+    for (first, end) in [(1, 5), (BLOCK - 1, BLOCK + 1), (2 * BLOCK - 1, 2 * BLOCK)] {
+        let range = START.offset(first * PAGE_SIZE)..START.offset(end * PAGE_SIZE);
+        assert_eq!(space.balloon(&machine.cpu, range), Ok(end - first));
+    }
+    for page in pages.into_iter().filter(|page| *page >= FROM) {
+        let mapped = space.lookup(&machine.cpu, in_second(page));
+        assert_eq!(mapped, None, "page {page}");
+        let mut bytes = [1; 8];
+        let read = space.read_guest(&machine.cpu, in_second(page), &mut bytes);
+        assert_eq!((read, bytes), (Ok(()), [0; 8]));
+    }
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+/// What is given up is written, to the last page of it, in the log of every slot that it lies in, and nothing else is.
+#[test]
+fn what_a_guest_gives_up_is_dirty_in_the_log_of_its_slot() {
+    const PAGES: u64 = 100;
+    let machine = Machine::new(400);
+    let space = machine.vm_of(0, PAGES, Level::L3);
+    let second = SlotConfig {
+        id: SlotId(1),
+        start: START.offset(PAGES * PAGE_SIZE),
+        ..slot(machine.anonymous(space.vm(), PAGES, Level::L3))
+    };
+    space.map_object(&machine.cpu, second).unwrap();
+    for page in (0..2 * PAGES).step_by(2) {
+        machine.write(&space, page, page + 1).unwrap();
+    }
+    let slots = [SLOT, SlotId(1)];
+    let policy = LogPolicy::default();
+    for id in slots {
+        space.enable_dirty_log(&machine.cpu, id, &policy).unwrap();
+    }
+    let (first, end) = (10, PAGES + 91);
+    let range = START.offset(first * PAGE_SIZE)..START.offset(end * PAGE_SIZE);
+    assert_eq!(
+        space.balloon(&machine.cpu, range),
+        Ok((end - first) / 2 + 1)
+    );
+    for (index, id) in slots.into_iter().enumerate() {
+        let mut words = [0_u64; 2];
+        space
+            .get_dirty_log(&machine.cpu, id, 0, &mut words)
+            .unwrap();
+        for page in 0..PAGES {
+            let number = index as u64 * PAGES + page;
+            let is_dirty = words[page as usize / 64] & 1 << (page % 64) != 0;
+            assert_eq!(is_dirty, (first..end).contains(&number), "page {number}");
+        }
+    }
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
 #[test]
 fn a_guest_gives_up_its_own_memory_only() {
     let machine = Machine::new(400);
@@ -715,4 +866,70 @@ fn with_any_number_of_frames_what_was_written_is_there_and_nothing_is_lost() {
         machine.nothing_is_left();
     }
     assert!((10..90).contains(&all_went), "{all_went}");
+}
+
+thread_local! {
+    /// What happens when a CPU is to be woken.
+    static MEANWHILE: Cell<Option<Box<dyn FnOnce()>>> = Cell::default();
+}
+
+/// While it looks for frames, others go on.
+#[derive(Debug)]
+struct Others;
+
+impl IdleCpus for Others {
+    fn wake_one(&self) {
+        MEANWHILE.take().into_iter().for_each(|happens| happens());
+    }
+}
+
+/// An image takes the place of the memory that is to be written, while the hypervisor makes room for what it writes: the image
+/// is everybody's, and stays as it is.
+#[test]
+fn what_the_hypervisor_writes_goes_into_no_image_that_comes_meanwhile() {
+    const IMAGE: SlotId = SlotId(1);
+    let machine: &Machine = Box::leak(Box::new(Machine::new(400)));
+    let cpu = &machine.cpu;
+    machine.system.set_watermarks(None);
+    let space: &Space = Box::leak(Box::new(machine.vm_of(0, 1, Level::L3)));
+    let at = START.offset(PAGE_SIZE);
+    let second = SlotConfig {
+        id: IMAGE,
+        start: at,
+        ..slot(machine.anonymous(space.vm(), 1, Level::L3))
+    };
+    space.map_object(cpu, second).unwrap();
+    machine.write(space, 0, 5).unwrap();
+    let image = Object::image(cpu, &[7; PAGE_SIZE as usize]).unwrap();
+    // The pool gets frames when there are none, which the CPU has yet to take.
+    let hoarder = machine.vm_of(1, 1000, Level::L3);
+    let taken = (0..1000).find(|page| machine.write(&hoarder, *page, 1).is_err());
+    assert!(taken.is_some());
+    let range = START..START.offset(8 * PAGE_SIZE);
+    assert_eq!(hoarder.balloon(cpu, range), Ok(8));
+    cpu.wait_for_epoch();
+    machine.system.set_watermarks(Some(Watermarks {
+        low: 1 << 40,
+        high: 1 << 40,
+    }));
+    machine.system.set_idle_cpus(&Others);
+    let replacing = image.clone();
+    MEANWHILE.set(Some(Box::new(move || {
+        space.remove_slot(cpu, IMAGE).unwrap();
+        let config = SlotConfig {
+            id: IMAGE,
+            start: at,
+            read_only: true,
+            ..slot(replacing)
+        };
+        space.map_object(cpu, config).unwrap();
+    })));
+    let written = space.write_guest(cpu, START, &[9; 2 * PAGE_SIZE as usize]);
+    assert!(MEANWHILE.take().is_none(), "nothing came in between");
+    assert_eq!(written, Err(NotBacked::NoSlot { ipa: at }));
+    let mut bytes = [0; 2];
+    space
+        .read_guest(cpu, START.offset(PAGE_SIZE - 1), &mut bytes)
+        .unwrap();
+    assert_eq!(bytes, [9, 7]);
 }

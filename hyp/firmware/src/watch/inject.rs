@@ -1,52 +1,16 @@
 //! Bugs on purpose, to see that the monitor reports them: the boot option `inject=BUG` of the debug build.
 
-use alloc::string::String;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use monitor::options::Bug;
 use spin::Once;
 use stage2::{Barrier, Level, Tlbi};
 
-/// A bug.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Bug {
-    /// A TLB flush that does nothing.
-    NoFlush,
-    /// A block stays valid while it is replaced by a table.
-    NoBreak,
-    /// Invalidations reach only the CPU that issues them.
-    Local,
-    /// Tables are linked without the barrier that makes their contents visible to walkers.
-    NoPublish,
-}
-
 static BUG: Once<Bug> = Once::new();
 
-/// Takes the option out of the others.
-///
-/// # Errors
-/// There is no such bug.
-pub fn choose(bootargs: &str) -> Result<String, &'static str> {
-    let is_ours = |word: &&str| word.starts_with("inject=");
-    if let Some(word) = bootargs.split_ascii_whitespace().find(is_ours) {
-        let bug = match word {
-            "inject=no-flush" => Bug::NoFlush,
-            "inject=no-break" => Bug::NoBreak,
-            "inject=local" => Bug::Local,
-            "inject=no-publish" => Bug::NoPublish,
-            _ => return Err("inject= is one of no-flush, no-break, local, no-publish"),
-        };
-        BUG.call_once(|| bug);
-    }
-    let mut rest = String::new();
-    rest.try_reserve_exact(bootargs.len() + 1)
-        .map_err(|_| "there is no memory for a copy of bootargs")?;
-    for word in bootargs.split_ascii_whitespace() {
-        if !is_ours(&word) {
-            rest.push_str(word);
-            rest.push(' ');
-        }
-    }
-    Ok(rest)
+/// From now on there is this bug.
+pub fn choose(bug: Bug) {
+    BUG.call_once(|| bug);
 }
 
 fn has(bug: Bug) -> bool {

@@ -3,13 +3,13 @@
 //!
 //! Every CPU calls at any time. Each call takes the monitor's lock, so this is for debugging, not for measuring.
 
-use alloc::borrow::Cow;
 use alloc::vec::Vec;
 use core::ptr::with_exposed_provenance;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use memory::watch::MemoryWatcher;
 use memory::{AddressSpace, CpuMemory, Parallel, VmId};
+use monitor::options::{EarlyOptions, OptionError};
 use platform::{CpuId, console, psci};
 use stage2::watch::Watcher;
 use stage2::{Entry, Features, IpaRange, Layout, Level, Pa, Vttbr};
@@ -40,17 +40,18 @@ impl Memory for Tables {
     }
 }
 
-/// Has all trees that are made from now on watched, with the bug that the option `inject=` asks for. Returns the other
-/// options.
+/// Has all trees that are made from now on watched, with the bug that the options ask for.
 ///
 /// # Errors
-/// There is no such bug.
-pub fn start(bootargs: &str) -> Result<Cow<'_, str>, &'static str> {
-    let rest = inject::choose(bootargs)?;
+/// None: this build has every bug.
+pub fn start(options: &EarlyOptions) -> Result<(), OptionError<'static>> {
+    if let Some(bug) = options.inject {
+        inject::choose(bug);
+    }
     stage2::watch::install(&LIVE);
     memory::watch::install(&LIVE);
     log::info!("break-before-make monitor: on");
-    Ok(Cow::Owned(rest))
+    Ok(())
 }
 
 /// Gives the first 256 VMIDs to VMs that end at once. The next ones don't fit into 8 bits where VMIDs have 16, so that

@@ -1,7 +1,7 @@
 //! Nobody watches.
 
-use alloc::borrow::Cow;
 use memory::CpuMemory;
+use monitor::options::{EarlyOptions, OptionError};
 use platform::features::CpuFeatures;
 use platform::tlb;
 use platform::world::HardwareCpu;
@@ -22,9 +22,12 @@ pub fn hardware(features: &CpuFeatures, most_instructions: u32) -> Hardware {
     tlb::maintenance(features, most_instructions)
 }
 
-/// The options for the monitor of guests: all of them.
-pub fn start(bootargs: &str) -> Result<Cow<'_, str>, &'static str> {
-    Ok(Cow::Borrowed(bootargs))
+/// Watches nothing.
+///
+/// # Errors
+/// A bug is asked for, of which there is none without anybody to find it.
+pub fn start(options: &EarlyOptions) -> Result<(), OptionError<'static>> {
+    options.check_no_bug()
 }
 
 /// VMs get the first VMIDs.

@@ -8,6 +8,10 @@
 //! - it is counted as retired, then emptied, then let go (release): who doesn't find it any more (acquire) finds an event
 //!   more in the head when it looks there again;
 //! - whoever holds a record anew acquires it from whoever let it go.
+//!
+//! What is active is counted in two halves, so that a wait for it comes to an end whatever begins meanwhile. All that begins is
+//! counted in the half of that *turn*; the other half only falls, and when it is empty a wait may have the turn change. After
+//! two changes everything has ended that was active before the first.
 
 use super::wide::{WIDE_RECORDS, Wide};
 use super::{Pages, ones};
@@ -20,8 +24,16 @@ pub(super) const RECORDS: usize = if cfg!(loom) { 2 } else { 24 };
 
 const _: () = assert!(BUCKETS.is_power_of_two() && BUCKETS <= 128);
 
-/// The head counts events from this bit on, and what is active below.
-const EVENT: u64 = 1 << 16;
+/// The head counts what is active in the two halves below this bit, 16 for each; turns from it on, whose last bit says which
+/// half what begins is counted in; and events from there on. A ticket is taken for older than it is only if just so many
+/// events come between it and its check as there are numbers for them: 2 to the power of 28.
+const TURN_SHIFT: u32 = 32;
+const TURN: u64 = 1 << TURN_SHIFT;
+const TURNS: u64 = 16;
+const EVENT: u64 = TURN * TURNS;
+const ACTIVE_BITS: u64 = 16;
+/// Changes of turn after which all has ended that was active before them.
+const TURNS_TO_END: u64 = 2;
 
 /// What is held: a bit for each record, a bit for each wide one that touches this bucket, and how many ranges had neither.
 const RECORD_BITS: u64 = (1 << RECORDS) - 1;
@@ -47,7 +59,7 @@ pub(super) struct Bucket {
 #[repr(align(128))]
 struct HeadLine(AtomicU64);
 
-/// How many ranges have been published and retired in a bucket, and how many are active.
+/// How many ranges have been published and retired in a bucket, and how many are active, in each half.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Head(u64);
 
@@ -55,7 +67,40 @@ impl Head {
     /// Whether nothing is being invalidated.
     #[inline]
     pub(super) fn is_quiet(self) -> bool {
-        self.0 & (EVENT - 1) == 0
+        self.0 & (TURN - 1) == 0
+    }
+
+    fn turn(self) -> u64 {
+        self.0 >> TURN_SHIFT & (TURNS - 1)
+    }
+
+    fn half(self) -> Half {
+        Half(self.turn() & 1 == 1)
+    }
+
+    fn active(self, half: Half) -> u64 {
+        (self.0 / half.one()) & ((1 << ACTIVE_BITS) - 1)
+    }
+
+    /// When the turn has changed.
+    fn turned(self) -> Self {
+        let turn = (self.turn() + 1) % TURNS;
+        Self(self.0 & !(EVENT - TURN) | turn << TURN_SHIFT)
+    }
+}
+
+/// In which half of the counts of what is active a range is counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Half(pub(super) bool);
+
+impl Half {
+    /// One range more.
+    fn one(self) -> u64 {
+        1 << (ACTIVE_BITS * u64::from(self.0))
+    }
+
+    fn other(self) -> Self {
+        Self(!self.0)
     }
 }
 
@@ -117,14 +162,37 @@ impl Bucket {
         }
     }
 
-    /// Counts a range that was noted. Release: the record comes before it.
-    pub(super) fn publish(&self) {
-        self.head.0.fetch_add(EVENT + 1, Ordering::AcqRel);
+    /// Counts a range that was noted: in the half that is returned. Release: the record comes before it.
+    pub(super) fn publish(&self) -> Half {
+        let mut head = Head(self.head.0.load(Ordering::Relaxed));
+        loop {
+            let counted = head.0.wrapping_add(EVENT + head.half().one());
+            match self.exchange(head, Head(counted)) {
+                Ok(_) => return head.half(),
+                Err(now) => head = Head(now),
+            }
+        }
     }
 
     /// Counts a range as retired. Release: what backs it now comes before it.
-    pub(super) fn retire(&self) {
-        self.head.0.fetch_add(EVENT - 1, Ordering::AcqRel);
+    pub(super) fn retire(&self, half: Half) {
+        self.head.0.fetch_add(EVENT - half.one(), Ordering::AcqRel);
+    }
+
+    /// Whether all that was active when the head was `began` has ended, by what the turns say: has the turn change if it can.
+    /// Asked again and again this is true after as long as the longest of them takes, twice, whatever begins meanwhile.
+    pub(super) fn has_outlived(&self, began: Head) -> bool {
+        let mut head = self.look();
+        if head.active(head.half().other()) == 0 && self.exchange(head, head.turned()).is_ok() {
+            head = head.turned();
+        }
+        head.turn().wrapping_sub(began.turn()) % TURNS >= TURNS_TO_END
+    }
+
+    fn exchange(&self, head: Head, next: Head) -> Result<u64, u64> {
+        self.head
+            .0
+            .compare_exchange(head.0, next.0, Ordering::AcqRel, Ordering::Relaxed)
     }
 
     /// Lets go of a record that was counted as retired.

@@ -75,6 +75,73 @@ fn who_waits_for_a_range_waits_for_what_is_published_in_it_and_for_nothing_else(
     }
 }
 
+/// Fails if it takes longer than any of what it waits for could.
+fn ends(work: impl FnOnce() + Send) {
+    let has_ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            work();
+            has_ended.store(true, Ordering::Relaxed);
+        });
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while !has_ended.load(Ordering::Relaxed) {
+            if std::time::Instant::now() > deadline {
+                eprintln!("it waits without an end");
+                std::process::abort();
+            }
+            thread::yield_now();
+        }
+    });
+}
+
+/// At every look another range is active there, and none for long: a guest can have it so by its faults.
+#[test]
+fn a_wait_ends_although_there_is_always_another_range() {
+    let chain = |tracker: &Tracker, range: fn() -> IpaRange| {
+        let has_ended = AtomicBool::new(false);
+        let first = tracker.begin(range());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                ends(|| tracker.wait(&page(5)));
+                has_ended.store(true, Ordering::Relaxed);
+            });
+            let mut last = first;
+            while !has_ended.load(Ordering::Relaxed) {
+                let next = tracker.begin(range());
+                last.end();
+                last = next;
+            }
+            last.end();
+        });
+        assert_eq!(tracker.fault(page(5)), Unchanged);
+    };
+    for range in [|| page(5), || pages(0, 3 * REGION_PAGES)] {
+        chain(&tracker(), range);
+        chain(&Tracker::new(TrackerMode::Sequence).unwrap(), range);
+    }
+}
+
+#[test]
+fn a_wait_has_seen_the_end_of_all_that_were_active_whatever_the_others_wait_for() {
+    let tracker = tracker();
+    let (mut active, mut ended) = (Vec::new(), false);
+    // In either half, and waits by others between them.
+    for _ in 0..5 {
+        active.push(tracker.begin(page(5)));
+        let began = tracker.bucket(0).look();
+        for _ in 0..40 {
+            ended |= tracker.bucket(0).has_outlived(began);
+        }
+    }
+    assert!(!ended, "one is active that was so before");
+    let began = tracker.bucket(0).look();
+    let last = active.pop();
+    active.into_iter().for_each(Invalidation::end);
+    assert!((0..40).all(|_| !tracker.bucket(0).has_outlived(began)));
+    last.unwrap().end();
+    assert!((0..3).any(|_| tracker.bucket(0).has_outlived(began)));
+}
+
 #[test]
 fn a_fault_at_either_edge_is_told_by_the_range_alone() {
     for (first, count) in [(512, 1), (700, 2), (700, 900), (1000, 4 * REGION_PAGES)] {

@@ -10,7 +10,7 @@ use crate::results::Results;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 use hypercall::step;
-use memory::{Access, MmuLock, PrefaultError};
+use memory::{Access, MmuLock, NotPopulated, PrefaultError};
 use spin::Once;
 
 /// Pages that a worker populates before it looks whether it is to stop.
@@ -67,9 +67,13 @@ impl<M: Machine> Run<'_, M> {
                 while at < end && !stop.load(Ordering::Relaxed) {
                     let next = end.min(at + AT_ONCE);
                     let range = range_of(at..next);
-                    if let Err(error) = vm.space.prefault(&own.memory, 0, range, Access::Write) {
-                        ended.error.call_once(|| error);
-                        break;
+                    match vm.space.prefault(&own.memory, 0, range, Access::Write) {
+                        Ok(()) => {}
+                        Err(error) if error.reason == NotPopulated::Busy => continue,
+                        Err(error) => {
+                            ended.error.call_once(|| error);
+                            break;
+                        }
                     }
                     ended.pages.fetch_add(next - at, Ordering::Relaxed);
                     at = next;

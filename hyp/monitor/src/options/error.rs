@@ -21,6 +21,8 @@ pub enum OptionError<'t> {
     },
     /// The option needs a value.
     NoValue(&'static str),
+    /// Only the debug build has the option.
+    DebugBuildOnly(&'static str),
     /// There is no memory for the option's value.
     NoRoom(&'static str),
     /// The option's value isn't one.
@@ -96,6 +98,10 @@ impl fmt::Display for OptionError<'_> {
                 write!(f, "option '{key}' names {} twice", Quoted(text))
             }
             Self::NoRoom(key) => write!(f, "there is no memory for the value of option '{key}'"),
+            Self::DebugBuildOnly(key) => write!(
+                f,
+                "option '{key}' needs the debug build with the break-before-make monitor, as scripts/run --monitor makes it"
+            ),
             Self::NoValue(key) => write!(f, "option '{key}' needs a value: {key}=..."),
             Self::Malformed {
                 key,

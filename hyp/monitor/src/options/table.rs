@@ -2,12 +2,15 @@
 
 use super::value::{self, Word};
 use super::{
-    Backing, Change, Clear, Enable, Granularity, GuestKind, Harvest, MergeTarget, Mode, Restore,
-    Split, Tracker, Tracking, Workload,
+    Backing, Bug, Change, Clear, Enable, Granularity, GuestKind, Harvest, MergeTarget, Mitigations,
+    Mode, Restore, SelfTest, Split, Tracker, Tracking, Workload,
 };
 use core::fmt;
 
-/// The boot option that lists the others.
+/// The options that are taken early.
+pub(super) const MITIGATIONS: &str = "mitigations";
+pub(super) const SELF_TEST: &str = "selftest";
+pub(super) const INJECT: &str = "inject";
 pub(super) const HELP: &str = "help";
 
 /// A boot option.
@@ -175,31 +178,33 @@ pub const BOOT_OPTIONS: [BootOption; 36] = [
 ];
 
 /// Options that are taken before the others are read, by whoever boots the machine.
-pub const EARLY_OPTIONS: [BootOption; 2] = [
-    option(
-        "mitigations",
-        "auto, on or off",
+pub const EARLY_OPTIONS: [BootOption; 4] = [
+    words::<Mitigations>(
+        MITIGATIONS,
         "what exits do against speculation: what the CPU needs, by default for guest=program",
     ),
-    option(
-        "selftest",
-        "stage2, panic, undef, stack, null, wx, nx or nested",
+    words::<SelfTest>(
+        SELF_TEST,
         "a test of the tables, or a failure on purpose, instead of a guest",
     ),
+    words::<Bug>(
+        INJECT,
+        "a bug for the break-before-make monitor, in the debug build of scripts/run --monitor",
+    ),
+    option(HELP, value::ALONE, "lists these options"),
 ];
 
 /// The names of all options.
-pub(super) const KEYS: [&str; BOOT_OPTIONS.len()] = {
-    let mut keys = [""; BOOT_OPTIONS.len()];
+pub(super) const KEYS: [&str; BOOT_OPTIONS.len()] = keys(&BOOT_OPTIONS);
+/// The names of those that are taken early.
+pub(super) const EARLY_KEYS: [&str; EARLY_OPTIONS.len()] = keys(&EARLY_OPTIONS);
+
+const fn keys<const COUNT: usize>(options: &[BootOption; COUNT]) -> [&'static str; COUNT] {
+    let mut keys = [""; COUNT];
     let mut index = 0;
-    while index < keys.len() {
-        keys[index] = BOOT_OPTIONS[index].key;
+    while index < COUNT {
+        keys[index] = options[index].key;
         index += 1;
     }
     keys
-};
-
-/// Whether the options are asked for.
-pub fn asks_for_help(bootargs: &str) -> bool {
-    bootargs.split_ascii_whitespace().any(|word| word == HELP)
 }

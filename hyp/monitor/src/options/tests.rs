@@ -462,30 +462,101 @@ proptest! {
 #[test]
 fn help_says_of_each_option_what_errors_say_too() {
     for option in &BOOT_OPTIONS {
-        let (key, values) = (option.key, option.values);
-        let word = alloc::format!("{key}=?");
-        match Options::parse(&word) {
-            Err(OptionError::Malformed {
-                key: named,
-                expected,
-                ..
-            }) => assert_eq!((named, expected), (key, values)),
-            other => panic!("{word}: {other:?}"),
-        }
-        let line = option.to_string();
-        assert!(line.contains(key) && line.contains(values), "{line}");
-        assert!(!option.meaning.is_empty() && line.len() <= 140, "{line}");
-        let same = BOOT_OPTIONS.iter().filter(|other| other.key == key);
-        assert_eq!(same.count(), 1, "{key}");
+        let error = Options::parse(&alloc::format!("{}=?", option.key)).map(|_| ());
+        is_listed_as_errors_say(option, error);
     }
+    for option in &EARLY_OPTIONS {
+        let error = EarlyOptions::parse(&alloc::format!("{}=?", option.key)).map(|_| ());
+        is_listed_as_errors_say(option, error);
+    }
+}
+
+fn is_listed_as_errors_say(option: &BootOption, parsed: Result<(), OptionError<'_>>) {
+    let (key, values) = (option.key, option.values);
+    match parsed {
+        Err(OptionError::Malformed {
+            key: named,
+            expected,
+            ..
+        }) => assert_eq!((named, expected), (key, values)),
+        other => panic!("{key}=?: {other:?}"),
+    }
+    let line = option.to_string();
+    assert!(line.contains(key) && line.contains(values), "{line}");
+    assert!(!option.meaning.is_empty() && line.len() <= 150, "{line}");
+    let all = BOOT_OPTIONS.iter().chain(&EARLY_OPTIONS);
+    assert_eq!(all.filter(|other| other.key == key).count(), 1, "{key}");
 }
 
 #[test]
 fn help_is_a_word_among_others() {
+    let help = |bootargs| EarlyOptions::parse(bootargs).map(|options| options.help);
     for bootargs in ["help", "vcpus=2 help", "\thelp mode=no"] {
-        assert!(asks_for_help(bootargs), "{bootargs}");
+        assert_eq!(help(bootargs), Ok(true), "{bootargs}");
     }
-    for bootargs in ["", "vcpus=2", "helpful", "help=1", "log=help"] {
-        assert!(!asks_for_help(bootargs), "{bootargs}");
+    for bootargs in ["", "vcpus=2", "helpful", "log=help"] {
+        assert_eq!(help(bootargs), Ok(false), "{bootargs}");
     }
+    assert_eq!(
+        refused_early("help=yes"),
+        "malformed value 'yes' for option 'help': expected the word alone"
+    );
+}
+
+fn refused_early(bootargs: &str) -> String {
+    let error = EarlyOptions::parse(bootargs).expect_err(bootargs);
+    error.to_string()
+}
+
+#[test]
+fn options_that_are_taken_early_are_passed_over_by_the_others() {
+    let bootargs = "vcpus=2 mitigations=on selftest=wx help inject=local";
+    let early = EarlyOptions::parse(bootargs).unwrap();
+    let expected = EarlyOptions {
+        help: true,
+        mitigations: true,
+        self_test: Some(SelfTest::WriteText),
+        inject: Some(Bug::Local),
+    };
+    assert_eq!(early, expected);
+    assert_eq!(Options::parse(bootargs).unwrap().vcpus, 2);
+    let with_an_unknown = EarlyOptions::parse("colour=red vcpus=0");
+    assert_eq!(with_an_unknown, Ok(EarlyOptions::default()));
+}
+
+#[test]
+fn what_is_wrong_with_early_options_is_named() {
+    assert_eq!(
+        refused_early("mitigations=some"),
+        "malformed value 'some' for option 'mitigations': expected auto, on or off"
+    );
+    assert_eq!(
+        refused_early("selftest=off selftest=on"),
+        "malformed value 'off' for option 'selftest': expected stage2, panic, undef, stack, null, wx, nx or nested"
+    );
+    assert_eq!(
+        refused_early("inject=local inject=local"),
+        "option 'inject' is given twice"
+    );
+    assert_eq!(
+        refused_early("selftest"),
+        "option 'selftest' needs a value: selftest=..."
+    );
+    let bug = EarlyOptions::parse("inject=local").unwrap();
+    let error = bug.check_no_bug().unwrap_err().to_string();
+    assert!(
+        error.contains("'inject'") && error.contains("--monitor"),
+        "{error}"
+    );
+    assert_eq!(EarlyOptions::default().check_no_bug(), Ok(()));
+}
+
+#[test]
+fn exits_do_something_against_speculation_where_the_guest_is_a_program() {
+    let mitigations = |bootargs| EarlyOptions::parse(bootargs).unwrap().mitigations;
+    assert!(mitigations("guest=program vcpus=2"));
+    assert!(mitigations("mitigations=auto guest=PROGRAM"));
+    assert!(!mitigations("guest=program mitigations=off"));
+    assert!(!mitigations("vcpus=2"));
+    assert!(mitigations("mitigations=On"));
 }

@@ -234,6 +234,54 @@ words! {
     }
 }
 
+words! {
+    /// What exits from guests do against speculation.
+    Mitigations: "auto, on or off" {
+        /// What the CPUs need, where the guest is somebody's program.
+        Auto = "auto",
+        /// What the CPUs need.
+        On = "on",
+        /// Nothing.
+        Off = "off",
+    }
+}
+
+words! {
+    /// What the hypervisor does to itself instead of running a guest.
+    SelfTest: "stage2, panic, undef, stack, null, wx, nx or nested" {
+        /// Compares the engine's tables with what the CPU's table walker makes of them.
+        Stage2 = "stage2",
+        /// Panics.
+        Panic = "panic",
+        /// Executes an undefined instruction.
+        Undefined = "undef",
+        /// Overflows its stack.
+        Stack = "stack",
+        /// Reads page 0.
+        Null = "null",
+        /// Writes to its instructions.
+        WriteText = "wx",
+        /// Executes data.
+        ExecuteData = "nx",
+        /// Fails while it reports a failure.
+        Nested = "nested",
+    }
+}
+
+words! {
+    /// A bug that the debug build has on request.
+    Bug: "no-flush, no-break, local or no-publish" {
+        /// A TLB flush that does nothing.
+        NoFlush = "no-flush",
+        /// A block stays valid while it is replaced by a table.
+        NoBreak = "no-break",
+        /// Invalidations reach only the CPU that issues them.
+        Local = "local",
+        /// Tables are linked without the barrier that makes their contents visible to walkers.
+        NoPublish = "no-publish",
+    }
+}
+
 /// The value that a word stands for. Capitals don't count.
 pub(super) fn word<'t, T: Word>(key: &'static str, text: &'t str) -> Result<T, OptionError<'t>> {
     let mut all = T::ALL.iter().copied();
@@ -345,6 +393,15 @@ pub(super) fn level<'t>(key: &'static str, text: &'t str) -> Result<LevelFilter,
         text,
         expected: LEVELS,
     })
+}
+
+/// The value of an option that needs one.
+pub(super) fn present<'t>(
+    key: &'static str,
+    text: Option<&'t str>,
+) -> Result<&'t str, OptionError<'t>> {
+    text.filter(|text| !text.is_empty())
+        .ok_or(OptionError::NoValue(key))
 }
 
 /// An option without a value.

@@ -323,7 +323,7 @@ pub(super) fn populate<M: Machine, L: MmuLock>(
         .prefault(&watch.own.memory, no_vcpu, range, access)
     {
         Err(PrefaultError {
-            reason: NotPopulated::OutOfFrames,
+            reason: NotPopulated::OutOfFrames | NotPopulated::Busy,
             ..
         })
         | Ok(()) => Ok(()),

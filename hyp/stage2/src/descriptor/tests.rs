@@ -1,6 +1,7 @@
 //! The bits against the manual, and what may change without a break.
 
 use super::*;
+use crate::layout::Features;
 use crate::{Granule, PAGE_SIZE};
 use proptest::prelude::*;
 

@@ -152,6 +152,10 @@ where
                 self.call_again();
                 return self.wait_for_ring();
             }
+            Err(Refusal::Busy) => {
+                self.call_again();
+                return Next::Enter;
+            }
         };
         self.answer([code, 0])
     }

@@ -9,6 +9,7 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 
 use super::parse::Known;
 use crate::error::ToolError;
+use crate::linux::Series;
 use crate::options::backing::BackingOptions;
 use crate::options::shared::{MachineOptions, WorkloadOptions};
 use crate::options::words::Backing;
@@ -21,11 +22,13 @@ const PLACES: [&str; 4] = ["parse", "json", "out", "force"];
 ///
 /// Ends with tables, and writes JSON, plots (SVG and PNG) and a page that shows all of it. With --parse it measures
 /// nothing and renders earlier results, or what a board printed on its serial line. Exit status: 0 all runs verified; 1 a
-/// run failed, a log is cut, or something is missing (what was measured is written all the same); 2 bad options.
+/// run failed, whatever ended it, a log is cut, or something is missing (what was measured is written all the same); 2 bad
+/// options.
 #[derive(Clone, Debug, Parser)]
 #[command(
     bin_name = "scripts/bench",
     disable_version_flag = true,
+    allow_negative_numbers = true,
     max_term_width = 120,
     mut_arg("vcpus", |option| option.default_value("1,2,4")),
     mut_arg("iterations", |option| option.default_value("4")),
@@ -65,9 +68,10 @@ pub struct BenchOptions {
         long,
         value_name = "SERIES",
         value_delimiter = ',',
+        value_parser = series,
         conflicts_with = "workload"
     )]
-    pub with_kvm: Vec<String>,
+    pub with_kvm: Vec<Series>,
 
     /// Where page, plots and results go. [default: a new folder in target/bench; nowhere with --parse]
     #[arg(long, value_name = "FOLDER")]
@@ -158,5 +162,30 @@ impl BenchOptions {
                 .map(|percent| u64::from(*percent)),
             cpu: Some(self.machine.cpu.clone()).filter(|_| is_given("cpu")),
         }
+    }
+}
+
+fn series(text: &str) -> Result<Series, String> {
+    Series::parse(text).ok_or_else(|| "expected a series of Linux kernels, like 6.12".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::one_line;
+
+    #[test]
+    fn what_is_no_series_of_kernels_is_named_with_its_option() {
+        let parse = |value: &str| {
+            let all = ["scripts/bench", "--with-kvm", value];
+            BenchOptions::parse_arguments(all.map(OsString::from))
+        };
+        assert_eq!(
+            one_line(&parse("6.1,foo").expect_err("it is none")),
+            "invalid value 'foo' for '--with-kvm <SERIES>': expected a series of Linux kernels, like 6.12"
+        );
+        let both = parse("6.1,6.12").expect("they are").with_kvm;
+        let words: Vec<String> = both.iter().map(Series::to_string).collect();
+        assert_eq!(words, ["6.1", "6.12"]);
     }
 }

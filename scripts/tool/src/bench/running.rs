@@ -20,6 +20,7 @@ use crate::options::typed::as_typed;
 use crate::options::workload::Workload;
 use crate::process;
 use crate::qemu::{Machine, Module};
+use crate::refusal::Started;
 use crate::simclock::Simulation;
 
 /// What is measured, and with what.
@@ -137,14 +138,13 @@ impl Measurement<'_> {
         let outcome = outcome.map_err(|error| {
             ToolError::Io(format!("{} can't be run: {error}", self.emulator.display()))
         })?;
-        if let Some(reason) = outcome.refusal() {
-            return Err(ToolError::Usage(format!(
-                "the emulator refused to start: {reason}"
-            )));
-        }
-        let chosen = self.options.chosen_cpu();
-        if let Some(reason) = chosen.and_then(|cpu| outcome.mute_cpu(cpu)) {
-            return Err(ToolError::Usage(reason));
+        let started = Started {
+            plan,
+            machine: self.options,
+            memory: None,
+        };
+        if let Some(why) = started.why_nothing_ran(&outcome) {
+            return Err(ToolError::Usage(why));
         }
         let append = self.options.append.as_deref();
         let refused = outcome

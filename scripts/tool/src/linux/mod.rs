@@ -45,7 +45,7 @@ pub use self::test::{Backing, Test};
 
 use self::cache::Cache;
 use self::packages::Packages;
-use self::releases::Series;
+pub use self::releases::Series;
 use crate::error::ToolError;
 
 /// A kernel that can be run.
@@ -67,16 +67,13 @@ pub struct Kernel {
 ///
 /// # Errors
 ///
-/// [`ToolError::Usage`] for what isn't a series or isn't to be had, with what is; [`ToolError::Setup`] where this system
+/// [`ToolError::Usage`] for what isn't to be had, with what is; [`ToolError::Setup`] where this system
 /// isn't Debian, the network fails, or the test can't be built.
-pub fn prepare(wanted: &[String], progress: impl Fn(&str)) -> Result<Vec<Kernel>, ToolError> {
+pub fn prepare(wanted: &[Series], progress: impl Fn(&str)) -> Result<Vec<Kernel>, ToolError> {
     let mut series: Vec<Series> = Vec::new();
-    for text in wanted {
-        let parsed = Series::parse(text).ok_or_else(|| {
-            ToolError::Usage(format!("{text} is no series of Linux kernels; one is 6.12"))
-        })?;
-        if !series.contains(&parsed) {
-            series.push(parsed);
+    for one in wanted {
+        if !series.contains(one) {
+            series.push(*one);
         }
     }
     let mut cache = Cache::open()?;

@@ -104,7 +104,7 @@ pub fn choose<'a>(
                 all.dedup();
                 let all: Vec<String> = all.iter().map(Series::to_string).collect();
                 ToolError::Usage(format!(
-                    "this machine's Debian sources have no arm64 cloud kernel of the series {series}; they have {}",
+                    "--with-kvm {series}: this machine's Debian sources have no arm64 cloud kernel of the series {series}; they have {}",
                     all.join(", ")
                 ))
             })
@@ -156,7 +156,7 @@ nonsense
         let error = choose(&releases(), &[series("5.10")]).expect_err("there is none");
         assert_eq!(
             error.to_string(),
-            "this machine's Debian sources have no arm64 cloud kernel of the series 5.10; they have 6.1, 6.12"
+            "--with-kvm 5.10: this machine's Debian sources have no arm64 cloud kernel of the series 5.10; they have 6.1, 6.12"
         );
     }
 

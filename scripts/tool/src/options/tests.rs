@@ -132,7 +132,8 @@ fn changes_of_backing_replace_the_benchmark_and_have_cpus_and_memory_for_all() {
     assert!(
         refused(&["--workload=cow", "--change=direct,direct"]).contains("direct is given twice")
     );
-    assert!(refused(&["--workload=cow", "--vcpus=4", "--smp=8"]).contains("has room for 7"));
+    let says = "--smp 8: too few CPUs: --vcpus 4 and a second VM need 8, and the hypervisor has one of its own";
+    assert_eq!(refused(&["--workload=cow", "--vcpus=4", "--smp=8"]), says);
 }
 
 #[test]
@@ -165,7 +166,7 @@ fn merging_takes_a_cpu_and_says_only_what_is_given() {
 #[test]
 fn merging_that_cant_be_is_refused() {
     assert!(refused(&["--merging", "--workload=merge"]).contains("--merging"));
-    let says = "--vcpus 4 and --merging, 5 CPUs: a machine with 5 CPUs has room for 4";
+    let says = "--smp 5: too few CPUs: --vcpus 4 and --merging need 5";
     assert!(refused(&["--merging", "--vcpus=4", "--smp=5"]).contains(says));
     assert!(refused(&["--merging", "--stress=5"]).contains("--merging"));
     assert!(refused(&["--sleep-millisecs=5"]).contains("--sleep-millisecs: nothing is merged"));
@@ -218,13 +219,21 @@ fn unknown_and_malformed_options_are_refused_in_one_line() {
     assert!(refused(&["--smp", "129"]).contains("129"));
     assert!(refused(&["--cpu", ""]).contains("--cpu"));
     assert!(refused(&["--vcpus=2", "--vcpus=3"]).contains("--vcpus"));
+    assert!(refused(&["--vcpus", "-1"]).contains("'-1' for '--vcpus <N>'"));
+    assert!(refused(&["--bytes", "-8"]).contains("'-8' for '--bytes <SIZE>'"));
+    assert!(refused(&["--cpu", "cortex-m3"]).contains("--cpu cortex-m3: a CPU of 32 bits"));
 }
 
 #[test]
 fn contradictions_are_refused() {
-    assert!(refused(&["--vcpus", "4", "--smp", "4"]).contains("room for 3"));
-    assert!(refused(&["--smp", "1"]).contains("room for 0"));
-    assert!(refused(&["--gic", "2", "--vcpus", "8"]).contains("at most 8"));
+    let says = "--smp 1: too few CPUs: --vcpus 4 needs 4, and the hypervisor has one of its own";
+    assert_eq!(refused(&["--smp", "1"]), says);
+    assert!(refused(&["--vcpus", "4", "--smp", "4"]).contains("--smp 4: too few"));
+    let says =
+        "--vcpus 8 needs 8 CPUs, and the hypervisor has one of its own: --gic 2 serves at most 8";
+    assert_eq!(refused(&["--gic", "2", "--vcpus", "8"]), says);
+    let says = "--smp 9: --gic 2 serves at most 8 CPUs";
+    assert_eq!(refused(&["--gic", "2", "--smp", "9"]), says);
     let says = "--bytes 0: each vCPU needs memory, at least 4 KiB";
     assert_eq!(refused(&["--bytes", "0"]), says);
     let says = "--bytes: 6000 bytes aren't a multiple of 4 KiB";

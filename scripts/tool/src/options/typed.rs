@@ -91,8 +91,14 @@ pub fn check_appended(words: &str, append: Option<&str>) -> Result<(), ToolError
     Ok(())
 }
 
+/// How the hypervisor's error about an option begins that it doesn't have: it can only be an appended one.
+const UNKNOWN: &str = "unknown option ";
+
 /// An error of the hypervisor in the words of the user, who has appended `append`.
 pub fn as_typed(error: &str, append: Option<&str>) -> String {
+    if error.starts_with(UNKNOWN) {
+        return format!("--append: {error} (--append help lists them)");
+    }
     let is_theirs = |key: &str| appended(append).any(|theirs| theirs == key);
     let mut text = error.to_string();
     let keys = NAMED.iter().chain(RENAMED.iter().map(|(own, _)| own));
@@ -163,7 +169,10 @@ mod tests {
         let text = said("vcpus=1 bytes=4M slots=3", Some("slots=3"));
         assert!(text.starts_with("slots=3 contradicts"), "{text}");
         assert!(said("ipa_bits=9", Some("ipa_bits=9")).contains("option 'ipa_bits'"));
-        assert!(said("colour=red", Some("colour=red")).contains("'colour'"));
+        assert_eq!(
+            said("colour=red", Some("colour=red")),
+            "--append: unknown option 'colour' (--append help lists them)"
+        );
     }
 
     #[test]

@@ -100,7 +100,8 @@ impl Cpu<'_> {
         self.work(|stage2, worker| match stage2.fault(worker, &request) {
             Resolution::Vacant(broken) => {
                 let (first, level) = (broken.ipa(), broken.level());
-                if stage2.fill(broken, &request).is_err() {
+                // SAFETY: the frames' numbers stand for memory within the physical addresses.
+                if unsafe { stage2.fill(broken, &request) }.is_err() {
                     return Served::Again;
                 }
                 self.hold(first, level, 1);

@@ -69,7 +69,10 @@ impl Cpu<'_> {
                 full_barrier();
                 if self.machine.is_published() {
                     let _ = broken.restore();
-                } else if stage2.fill(broken, &request).is_ok() {
+                    return;
+                }
+                // SAFETY: the frames' numbers stand for memory within the physical addresses.
+                if unsafe { stage2.fill(broken, &request) }.is_ok() {
                     self.hold(first, level, 1);
                 }
             }

@@ -12,7 +12,9 @@ fn refused(append: &str, words: &[&str]) {
 fn unknown_options_are_refused() {
     refused("colour=red", &["colour"]);
     refused("vcpus=2 randomly", &["randomly"]);
-    refused("selftest=nonsense", &["selftest"]);
+    refused("selftest=nonsense", &["selftest", "stage2, panic"]);
+    refused("help=yes", &["help", "the word alone"]);
+    refused("d\u{e9}bit=3", &["'d\u{e9}bit'"]);
 }
 
 #[test]
@@ -99,7 +101,7 @@ fn sizes_that_make_no_sense_are_refused() {
 
 #[test]
 fn mitigations_are_on_or_off() {
-    refused("mitigations=some", &["mitigations", "auto, on, off"]);
+    refused("mitigations=some", &["mitigations", "auto, on or off"]);
     refused("mitigations=off mitigations=off", &["mitigations", "twice"]);
 }
 

@@ -1,6 +1,7 @@
 //! `scripts/run` as a user types it.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -69,10 +70,41 @@ fn an_unknown_cpu_model_is_refused() {
 
 #[test]
 fn a_cpu_that_cant_run_it_is_named() {
-    // A 32-bit CPU, on which nothing ever says a word.
+    assert!(refused(&["--cpu", "cortex-a15"]).contains("--cpu cortex-a15: a CPU of 32 bits"));
+}
+
+#[test]
+fn what_the_host_or_the_emulator_refuses_is_named_by_its_option() {
+    let text = refused(&["--bytes", "64T"]);
+    assert!(text.contains("'64T' for '--bytes <SIZE>'"), "{text}");
+    let text = refused(&["--", "-m", "32M"]);
+    assert!(text.starts_with("error: -- -m 32M: "), "{text}");
+    let text = refused(&["--", "-M", "virtualization=off"]);
     assert!(
-        refused(&["--cpu", "cortex-a15"]).contains("--cpu cortex-a15: the machine doesn't boot")
+        text.contains("-M virtualization=off: ") && text.contains("EL1"),
+        "{text}"
     );
+    let text = refused(&["--", "-frobnicate"]);
+    assert!(
+        text.contains("-- -frobnicate: ") && text.contains("invalid option"),
+        "{text}"
+    );
+}
+
+#[test]
+fn errors_are_said_once() {
+    for append in ["selftest=foo", "help=yes", "inject=local"] {
+        let folder = TempDir::new().expect("room for a folder");
+        let output = run(&["--append", append], folder.path(), None);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &complaints(&output);
+        let key = append.split('=').next().unwrap_or_default();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert_eq!(
+            said.matches(&format!("option '{key}'")).count(),
+            1,
+            "{said}"
+        );
+    }
 }
 
 #[test]
@@ -172,6 +204,30 @@ fn results_are_kept_when_the_user_ends_a_run() {
     assert_eq!(output.status.code(), Some(130), "{text}");
     assert!(text.contains("what was measured is in out.json"), "{text}");
     assert_eq!(records(&file), 1);
+}
+
+/// Nobody can handle SIGKILL: the emulator is ended by what waits for the tool's end.
+#[test]
+fn the_emulator_ends_with_a_tool_that_is_killed() {
+    let folder = TempDir::new().expect("room for a folder");
+    let held = folder.path().join("held");
+    let made = Command::new("mkfifo").arg(&held).status();
+    assert!(made.expect("mkfifo is there").success());
+    let emulator = wrapper(folder.path(), "exec 9> held; sleep 1000");
+    images();
+    let mut child = Command::new(repository().join("scripts/run"))
+        .current_dir(folder.path())
+        .env("QEMU", &emulator)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("the script can be run");
+    // Opened when the emulator has done so, it ends when the last of its processes has gone.
+    let mut held = fs::File::open(&held).expect("it was made");
+    // The script has become cargo, and that the tool.
+    child.kill().expect("it is ours");
+    child.wait().expect("it ends");
+    held.read_to_end(&mut Vec::new()).expect("the end of it");
 }
 
 fn records(file: &Path) -> usize {

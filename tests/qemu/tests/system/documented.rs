@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use monitor::options::BOOT_OPTIONS;
+use monitor::options::{BOOT_OPTIONS, EARLY_OPTIONS};
 use qemu_tests::{Boot, emulator, images};
 use tempfile::TempDir;
 use tool::repository::repository;
@@ -64,6 +64,29 @@ fn the_guest_of_the_page_is_built_and_run_by_its_commands() {
 }
 
 #[test]
+fn the_bare_metal_example_of_stage2_boots_as_its_readme_says() {
+    const README: &str = "hyp/stage2/README.md";
+    let example = repository().join("hyp/stage2/examples/bare-metal");
+    let commands = block(README, "Build and boot it from there", "sh");
+    let (build, boot) = commands.trim().split_once('\n').expect("two commands");
+    shell(build, &example);
+    let boot = boot
+        .strip_prefix("qemu-system-aarch64")
+        .expect("an emulator");
+    let expected = block(README, "Build and boot it from there", "text");
+    let models = ["-cpu max", "-cpu cortex-a53", "-cpu neoverse-n1"];
+    for cpu in models {
+        let boot = boot.replace(models[0], cpu);
+        // Its own time: a machine that hangs is ended.
+        let printed = shell(
+            &format!("timeout 60 {}{boot}", emulator().display()),
+            &example,
+        );
+        assert_eq!(printed.replace('\r', ""), expected, "{cpu}");
+    }
+}
+
+#[test]
 fn the_page_has_the_numbers_of_the_calls() {
     let page = read(GUESTS);
     for (function, name) in [
@@ -104,7 +127,7 @@ fn the_qemu_command_by_hand_runs_the_benchmark() {
 #[test]
 fn help_lists_the_boot_options_and_ends_well() {
     let outcome = Boot::without_guest("vcpus=2 help").run_well();
-    for option in &BOOT_OPTIONS {
+    for option in BOOT_OPTIONS.iter().chain(&EARLY_OPTIONS) {
         let said = |line: &String| line.split_whitespace().next() == Some(option.key);
         assert!(outcome.lines.iter().any(said), "{}", option.key);
     }

@@ -48,6 +48,6 @@ fn every_injected_bug_is_reported() {
 
 #[test]
 fn bugs_are_injected_on_request_only_and_in_the_debug_build_only() {
-    watched("inject=everything").run_refused(&["inject="]);
-    Boot::benchmark(&format!("inject=no-flush {SHORT}")).run_refused(&["inject"]);
+    watched("inject=everything").run_refused(&["inject", "no-flush, no-break"]);
+    Boot::benchmark(&format!("inject=no-flush {SHORT}")).run_refused(&["inject", "--monitor"]);
 }

@@ -486,3 +486,21 @@ fn a_vcpu_that_populates_more_than_its_ring_holds_waits_for_its_harvest_and_call
     assert_eq!(*service.low_rings.lock().unwrap(), [VcpuId(0)]);
     assert_eq!(vm.exits().of(ExitKind::RingFull), 1);
 }
+
+#[test]
+fn a_vcpu_that_populates_what_others_change_makes_the_call_again_and_sees_its_vm_end() {
+    let vm = vm(1);
+    let busy = || Err(crate::space::Refusal::Busy);
+    vm.space.answers.lock().unwrap().extend([busy(), busy()]);
+    let (lines, service) = (Lines::new(1), FakeService::default());
+    let call = |regs: &mut GuestRegs| {
+        assert_eq!(regs.pc, ENTRY);
+        regs.pc = ENTRY + 4;
+        (regs.x[0], regs.x[1], regs.x[2], regs.x[3]) = (PREFAULT, 0x4000_0000, 0x1000, 1);
+        exit(HVC)
+    };
+    let done = returns_bytes(0x1000);
+    let script = [Box::new(call) as Turn, Box::new(call), Box::new(call), done];
+    let cpu = run_on(&vm, &service, FakeCpu::new(0, &lines, script));
+    assert_eq!((cpu.sleeps, cpu.script.len()), (0, 0));
+}

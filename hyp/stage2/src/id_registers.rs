@@ -1,11 +1,109 @@
-//! What a CPU's stage 2 can do, in the engine's terms: which granules, which address sizes, which of the optional features.
+//! What a CPU's stage 2 can do, by its ID registers: which granules, which address sizes, which of the optional features.
 //!
-//! Decoded from ID registers, as all [features](crate::features) are; plain arithmetic, tested on the host. FEAT_BBM is claimed
-//! only for CPUs that are known to raise no TLB conflict abort, as no stage-2 code could tell one that its own size
-//! change has caused from one that it has not.
+//! Plain arithmetic on register values, tested on the host. FEAT_BBM is claimed only for CPUs that are known to raise no
+//! TLB conflict abort, as no stage-2 code could tell an abort that its own size change has caused from another one.
 
-use crate::features::CpuFeatures;
-use stage2::{Atomics, Bbm, Features, Granule};
+use crate::address::Granule;
+use crate::layout::{Atomics, Bbm, Features};
+
+/// The ID registers that say what stage 2 can do, as a CPU has them. Where CPUs differ, each field has to be the least of all.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct IdRegisters {
+    /// MIDR_EL1: the CPU's model.
+    pub midr: u64,
+    /// ID_AA64MMFR0_EL1: physical addresses, granules.
+    pub aa64mmfr0: u64,
+    /// ID_AA64MMFR1_EL1: access flag and dirty state, VMIDs, XNX.
+    pub aa64mmfr1: u64,
+    /// ID_AA64MMFR2_EL1: FEAT_BBM, FEAT_S2FWB.
+    pub aa64mmfr2: u64,
+}
+
+const fn field(register: u64, low_bit: u32) -> u64 {
+    register >> low_bit & 0xf
+}
+
+impl IdRegisters {
+    /// Bits of a physical address (PARange): 32 to 52.
+    pub const fn pa_bits(&self) -> u32 {
+        match field(self.aa64mmfr0, 0) {
+            0 => 32,
+            1 => 36,
+            2 => 40,
+            3 => 42,
+            4 => 44,
+            5 => 48,
+            _ => 52,
+        }
+    }
+
+    /// Bits of a VMID (FEAT_VMID16): 8 or 16.
+    pub const fn vmid_bits(&self) -> u32 {
+        if field(self.aa64mmfr1, 4) == 2 { 16 } else { 8 }
+    }
+
+    /// FEAT_HAFDBS: 1 = hardware sets the access flag, 2 = dirty state too.
+    pub const fn hafdbs(&self) -> u64 {
+        field(self.aa64mmfr1, 0)
+    }
+
+    /// FEAT_XNX: execution at EL1 and at EL0 are told apart.
+    pub const fn xnx(&self) -> bool {
+        field(self.aa64mmfr1, 28) != 0
+    }
+
+    /// FEAT_S2FWB: stage 2 can force write-back cacheability.
+    pub const fn fwb(&self) -> bool {
+        field(self.aa64mmfr2, 40) != 0
+    }
+
+    /// FEAT_BBM level: 0, 1, 2, or more.
+    pub const fn bbm(&self) -> u64 {
+        field(self.aa64mmfr2, 52)
+    }
+
+    /// The support for [`Granule::ALL`] (Arm ARM D23.2.75): stage 2 has fields of its own, which may refer to those of
+    /// stage 1.
+    pub const fn granules(&self) -> [GranuleSupport; 3] {
+        granules(self.aa64mmfr0)
+    }
+
+    /// Whether the CPU promises never to raise a TLB conflict abort at a size change: by its FEAT_BBM level, or known by name.
+    pub const fn never_conflicts(&self) -> bool {
+        never_conflicts(self.midr, self.bbm())
+    }
+
+    /// All that stage 2 can use with pages of this size, with the largest guest address space; or `None` without such pages.
+    /// [`Features::atomics`] is left to whoever knows all CPUs.
+    pub const fn features(&self, granule: Granule) -> Option<Features> {
+        let support = self.granules()[granule as usize];
+        if matches!(support, GranuleSupport::Missing) {
+            return None;
+        }
+        let lpa2 = matches!(support, GranuleSupport::Wide);
+        let pa_bits = self.pa_bits();
+        let wide = lpa2 || matches!(granule, Granule::Size64K);
+        Some(Features {
+            granule,
+            ipa_bits: if wide || pa_bits < 48 { pa_bits } else { 48 },
+            pa_bits,
+            lpa2,
+            fwb: self.fwb(),
+            xnx: self.xnx(),
+            bbm: match self.bbm() {
+                _ if !self.never_conflicts() => Bbm::Level0,
+                0 => Bbm::Level0,
+                1 => Bbm::Level1,
+                _ => Bbm::Level2,
+            },
+            hardware_access: self.hafdbs() >= 1,
+            hardware_dirty: self.hafdbs() >= 2,
+            contiguous: true,
+            atomics: Atomics::NONE,
+            wide_vmids: self.vmid_bits() == 16,
+        })
+    }
+}
 
 /// Whether, and with what addresses, stage 2 can have pages of one size.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -18,13 +116,8 @@ pub enum GranuleSupport {
     Wide,
 }
 
-/// The support for [`Granule::ALL`] by ID_AA64MMFR0_EL1 (Arm ARM D23.2.75): stage 2 has fields of its own, which may
-/// refer to those of stage 1.
-pub(crate) const fn granules(aa64mmfr0: u64) -> [GranuleSupport; 3] {
+const fn granules(aa64mmfr0: u64) -> [GranuleSupport; 3] {
     use GranuleSupport::{Missing, Present, Wide};
-    const fn field(register: u64, low_bit: u32) -> u64 {
-        register >> low_bit & 0xf
-    }
     const fn of_stage2(field: u64, of_stage1: GranuleSupport) -> GranuleSupport {
         match field {
             0 => of_stage1,
@@ -83,9 +176,8 @@ const NEVER_CONFLICTING: [Model; 7] = [
     model(0x00, 0x051, (0, 0)), // QEMU's max
 ];
 
-/// Whether a CPU promises never to raise a TLB conflict abort at a size change: by its FEAT_BBM level, or known by name.
-pub(crate) const fn never_conflicts(midr: u64, bbm: u8) -> bool {
-    const PROMISED: u8 = 3;
+const fn never_conflicts(midr: u64, bbm: u64) -> bool {
+    const PROMISED: u64 = 3;
     if bbm >= PROMISED {
         return true;
     }
@@ -104,47 +196,9 @@ pub(crate) const fn never_conflicts(midr: u64, bbm: u8) -> bool {
     false
 }
 
-impl CpuFeatures {
-    /// All that stage 2 can use with pages of this size, with the largest guest address space; or `None` without such pages.
-    pub fn stage2(&self, granule: Granule) -> Option<Features> {
-        let support = self.granules[granule as usize];
-        let lpa2 = support == GranuleSupport::Wide;
-        let pa_bits = u32::from(self.pa_bits);
-        let wide = lpa2 || granule == Granule::Size64K;
-        let ipa_bits = if wide { pa_bits } else { pa_bits.min(48) };
-        let bbm = match self.bbm {
-            _ if !self.no_conflict_abort => Bbm::Level0,
-            0 => Bbm::Level0,
-            1 => Bbm::Level1,
-            _ => Bbm::Level2,
-        };
-        (support != GranuleSupport::Missing).then_some(Features {
-            granule,
-            ipa_bits,
-            pa_bits,
-            lpa2,
-            fwb: self.fwb,
-            xnx: self.xnx,
-            bbm,
-            hardware_access: self.hafdbs >= 1,
-            hardware_dirty: self.hafdbs >= 2,
-            contiguous: true,
-            atomics: if self.lse {
-                // SAFETY: these are what boot has found all CPUs to have (`missing_on`). Made-up ones (a host's tests) have no
-                // CPU, and so nobody works on tables with them.
-                unsafe { Atomics::everywhere() }
-            } else {
-                Atomics::NONE
-            },
-            wide_vmids: self.vmid_bits == 16,
-        })
-    }
-}
-
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::features::IdRegisters;
     use GranuleSupport::{Missing, Present, Wide};
 
     #[test]
@@ -176,8 +230,7 @@ mod tests {
                 aa64mmfr2: bbm << 52,
                 ..IdRegisters::default()
             };
-            let features = CpuFeatures::from_registers(&id).stage2(Granule::Size4K);
-            features.map(|features| features.bbm)
+            id.features(Granule::Size4K).map(|features| features.bbm)
         };
         const MAX: u64 = 0x000f_0510;
         assert_eq!(level(MAX, 2), Some(Bbm::Level2));
@@ -194,8 +247,7 @@ mod tests {
                 aa64mmfr0,
                 ..IdRegisters::default()
             };
-            let features = CpuFeatures::from_registers(&id);
-            Granule::ALL.map(|granule| Some(features.stage2(granule)?.ipa_bits))
+            Granule::ALL.map(|granule| Some(id.features(granule)?.ipa_bits))
         };
         assert_eq!(sizes(0x0000_1124), [Some(44), None, Some(44)]);
         assert_eq!(sizes(0x0010_1126), [Some(48), Some(48), Some(52)]);

@@ -1,0 +1,142 @@
+//! Heap for the epoch when there is none left.
+//!
+//! What CPUs give up is collected in bags of 64, and crossbeam-epoch asks the heap for each bag as it hands it over: wherever
+//! something is given up, also in a fault, and with no way to be refused. All that this crate asks for itself may be refused.
+//! So that a heap which others have used up doesn't end EL2 there, a [`Reserving`] heap has some blocks of a bag's size and
+//! alignment put by, which no other request gets. Bags come back when their epoch has passed, to the reserve first.
+//!
+//! While nothing is to be had of the heap, each bag stands for up to 64 frames that wait for an epoch. A reserve of
+//! [`BAGS_PER_CPU`] for each CPU is enough as long as epochs pass before a CPU has given up so many times 64.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::ptr;
+use core::sync::atomic::{AtomicUsize, Ordering};
+use spin::Mutex;
+
+/// What crossbeam-epoch asks for when it hands a bag over: 64 deferred functions of four words, their number, the epoch, a link.
+pub const BAG: Layout = Layout::new::<[usize; 64 * 4 + 3]>();
+
+/// Bags that are put by for each CPU.
+pub const BAGS_PER_CPU: usize = 8;
+
+/// A heap with bags put by.
+#[derive(Debug)]
+pub struct Reserving<H> {
+    heap: H,
+    reserve: Mutex<Reserve>,
+    /// Bags that the reserve has given out. Changed under its lock.
+    missing: AtomicUsize,
+}
+
+/// A chain of free blocks, each of which begins with the address of the next one.
+#[derive(Debug)]
+struct Reserve(*mut u8);
+
+// SAFETY: the blocks belong to the reserve, whoever has that.
+unsafe impl Send for Reserve {}
+
+impl Reserve {
+    /// # Safety
+    /// The block is as large as a bag, and nobody else's.
+    unsafe fn put(&mut self, block: *mut u8) {
+        // SAFETY: as the caller promises.
+        unsafe { block.cast::<*mut u8>().write(self.0) };
+        self.0 = block;
+    }
+
+    /// Null where there is none.
+    fn take(&mut self) -> *mut u8 {
+        let block = self.0;
+        if !block.is_null() {
+            // SAFETY: `put` left it there, and nobody else has had the block since.
+            self.0 = unsafe { block.cast::<*mut u8>().read() };
+        }
+        block
+    }
+}
+
+impl<H> Reserving<H> {
+    /// Of this heap, with nothing put by.
+    pub const fn new(heap: H) -> Self {
+        Self {
+            heap,
+            reserve: Mutex::new(Reserve(ptr::null_mut())),
+            missing: AtomicUsize::new(0),
+        }
+    }
+
+    /// The heap itself.
+    pub const fn heap(&self) -> &H {
+        &self.heap
+    }
+
+    /// Bags of the reserve that are in use at this moment, as the heap had none.
+    pub fn missing(&self) -> usize {
+        self.missing.load(Ordering::Relaxed)
+    }
+
+    #[cold]
+    fn take(&self) -> *mut u8 {
+        let mut reserve = self.reserve.lock();
+        let block = reserve.take();
+        if !block.is_null() {
+            self.missing.fetch_add(1, Ordering::Relaxed);
+        }
+        block
+    }
+
+    /// Puts a bag by that has come back, if one is missing.
+    ///
+    /// # Safety
+    /// The block is as large as a bag, and nobody else's, if this is true.
+    #[cold]
+    unsafe fn put_back(&self, block: *mut u8) -> bool {
+        let mut reserve = self.reserve.lock();
+        if self.missing() == 0 {
+            return false;
+        }
+        // SAFETY: as the caller promises.
+        unsafe { reserve.put(block) };
+        self.missing.fetch_sub(1, Ordering::Relaxed);
+        true
+    }
+}
+
+impl<H: GlobalAlloc> Reserving<H> {
+    /// Puts so many bags by, and returns how many of them there was heap for.
+    pub fn put_by(&self, bags: usize) -> usize {
+        for put in 0..bags {
+            // SAFETY: a bag has a size.
+            let block = unsafe { self.heap.alloc(BAG) };
+            if block.is_null() {
+                return put;
+            }
+            // SAFETY: the heap has just given it out.
+            unsafe { self.reserve.lock().put(block) };
+        }
+        bags
+    }
+}
+
+// SAFETY: blocks are the heap's. One of a bag's layout may be given out again where it has come back, as it is as large and as
+// aligned as another.
+unsafe impl<H: GlobalAlloc> GlobalAlloc for Reserving<H> {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller promises.
+        let block = unsafe { self.heap.alloc(layout) };
+        if block.is_null() && layout == BAG {
+            self.take()
+        } else {
+            block
+        }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller gives the block up.
+        if layout == BAG && self.missing() != 0 && unsafe { self.put_back(block) } {
+            return;
+        }
+        // SAFETY: as the caller promises, and the heap had given it out with this layout.
+        unsafe { self.heap.dealloc(block, layout) }
+    }
+}

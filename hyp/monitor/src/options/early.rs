@@ -1,0 +1,73 @@
+//! The options that are taken before the others are read, by whoever boots the machine. [`Options::parse`] passes them over.
+
+use super::table::{EARLY_KEYS, HELP, INJECT, MITIGATIONS, SELF_TEST};
+use super::value::{self, Bug, GuestKind, Mitigations, SelfTest};
+use super::{OptionError, each_word};
+
+/// What is done before any guest runs.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct EarlyOptions {
+    /// Whether the options are to be listed, and nothing is run.
+    pub help: bool,
+    /// Whether exits from guests do what the CPUs need against speculation.
+    pub mitigations: bool,
+    /// What is done instead of running a guest.
+    pub self_test: Option<SelfTest>,
+    /// The bug that the debug build has.
+    pub inject: Option<Bug>,
+}
+
+impl EarlyOptions {
+    /// Reads those among the words of `bootargs`. The benchmark's own guest comes with the hypervisor and is trusted: unless
+    /// the user says more, nothing is done for it against speculation.
+    ///
+    /// # Errors
+    /// One of these is malformed, or given twice. What is wrong with others is not looked for.
+    pub fn parse(bootargs: &str) -> Result<Self, OptionError<'_>> {
+        let mut options = Self::default();
+        let mut mitigations = Mitigations::Auto;
+        let mut is_program = false;
+        let mut given = [false; EARLY_KEYS.len()];
+        for (key, text) in each_word(bootargs) {
+            if key == "guest" {
+                let guest = text.and_then(|text| value::word("guest", text).ok());
+                is_program |= guest == Some(GuestKind::Program);
+            }
+            let Some(index) = EARLY_KEYS.iter().position(|known| *known == key) else {
+                continue;
+            };
+            let key = EARLY_KEYS[index];
+            if core::mem::replace(&mut given[index], true) {
+                return Err(OptionError::Twice(key));
+            }
+            if key == HELP {
+                options.help = value::alone(key, text)?;
+                continue;
+            }
+            let text = value::present(key, text)?;
+            match key {
+                MITIGATIONS => mitigations = value::word(key, text)?,
+                SELF_TEST => options.self_test = Some(value::word(key, text)?),
+                INJECT => options.inject = Some(value::word(key, text)?),
+                _ => return Err(OptionError::Unknown(key)),
+            }
+        }
+        options.mitigations = match mitigations {
+            Mitigations::Auto => is_program,
+            Mitigations::On => true,
+            Mitigations::Off => false,
+        };
+        Ok(options)
+    }
+
+    /// Checks that no bug is asked for, in a build that has none.
+    ///
+    /// # Errors
+    /// One is.
+    pub fn check_no_bug(&self) -> Result<(), OptionError<'static>> {
+        match self.inject {
+            Some(_) => Err(OptionError::DebugBuildOnly(INJECT)),
+            None => Ok(()),
+        }
+    }
+}
