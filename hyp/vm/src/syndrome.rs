@@ -235,6 +235,24 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn a_plain_permission_fault_is_what_the_whole_decoding_says(
+            iss in 0u64..1 << 25,
+            class in prop::sample::select(vec![CLASS_DATA_ABORT, CLASS_INSTRUCTION_ABORT, CLASS_HVC64, CLASS_DATA_ABORT_SAME]),
+            status in prop::option::of(0x0cu64..0x10),
+        ) {
+            let iss = status.map_or(iss, |status| iss & !0x3f | status);
+            let esr = class << CLASS_SHIFT | IL | iss;
+            let expected = matches!(Cause::decode(esr), Cause::DataAbort(abort)
+                if abort.kind() == AbortKind::Stage2(FaultKind::Permission)
+                    && abort.data_access() == Access::Write
+                    && !abort.on_table_walk()
+                    && iss & u64::from(ISS_CM) == 0);
+            prop_assert_eq!(is_plain_permission_fault(esr), expected);
+        }
+    }
+
     #[test]
     fn fault_status_is_told_by_kind_at_every_level() {
         for level in 0..4 {

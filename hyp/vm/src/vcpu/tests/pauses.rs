@@ -102,6 +102,71 @@ fn a_paused_vms_vcpus_stand_still_and_go_on_where_they_were() {
     );
 }
 
+/// The guest does nothing but write to logged pages for the first time, and counts that in x20.
+fn only_faulting(lines: &Arc<Lines>) -> FakeCpu {
+    let mut cpu = FakeCpu::new(0, lines, []);
+    cpu.translation = Some(Ipa::new(ENTRY));
+    cpu.endless = Some(Box::new(|regs| {
+        regs.x[20] += 1;
+        thread::yield_now();
+        RawExit {
+            far: 0x1_2345,
+            ..exit(DATA_ABORT | WRITE | 0x0f)
+        }
+    }));
+    cpu
+}
+
+#[test]
+fn a_pause_and_a_stop_reach_a_vcpu_that_does_nothing_but_fault() {
+    let (vm, lines, service) = (vm(1), Lines::new(1), FakeService::default());
+    vm.space.relaxes_all.store(true, Ordering::Relaxed);
+    let (_, ()) = beside(&vm, &service, vec![only_faulting(&lines)], || {
+        let mut last = 0;
+        for _ in 0..3 {
+            wait_until(|| vm.exits().of(ExitKind::PermissionFault) > last);
+            let pause = vm.pause(|cpu| lines.kick(cpu));
+            wait_for(&pause);
+            let faults = vm.exits().of(ExitKind::PermissionFault);
+            assert!(faults > last && pause.state(VcpuId(0)).regs.x[20] == faults);
+            last = faults;
+        }
+        vm.stop(StopReason::Requested, |cpu| lines.kick(cpu));
+    });
+    assert!(
+        vm.space.faults.lock().unwrap().is_empty(),
+        "all were served at once"
+    );
+    assert_eq!(vm.stop_reason(), Some(StopReason::Requested));
+}
+
+#[test]
+fn a_ring_that_gets_low_or_is_full_reaches_a_vcpu_that_does_nothing_but_fault() {
+    let (vm, lines, service) = (vm(1), Lines::new(1), FakeService::default());
+    let low = [FaultOutcome::Resolved, FaultOutcome::RingLow];
+    vm.space.relaxed.lock().unwrap().extend(low);
+    vm.space
+        .outcomes
+        .lock()
+        .unwrap()
+        .push_back(FaultOutcome::RingFull);
+    let (_, ()) = beside(&vm, &service, vec![only_faulting(&lines)], || {
+        // The third one isn't served at once, and waits for its harvester.
+        wait_until(|| vm.exits().of(ExitKind::RingFull) == 1);
+        assert_eq!(*service.low_rings.lock().unwrap(), [VcpuId(0); 2]);
+        vm.space.relaxes_all.store(true, Ordering::Relaxed);
+        lines.kick(CpuId(0));
+        wait_until(|| vm.exits().of(ExitKind::PermissionFault) > 3);
+        vm.stop(StopReason::Requested, |cpu| lines.kick(cpu));
+    });
+    let relaxed = vm.space.last_relaxed.lock().unwrap().unwrap();
+    assert_eq!((relaxed.ipa, relaxed.va), (Ipa::new(ENTRY), Some(0x1_2345)));
+    assert_eq!(
+        (relaxed.access, relaxed.kind),
+        (Access::Write, FaultKind::Permission)
+    );
+}
+
 #[test]
 fn a_pause_is_complete_only_when_handlers_are() {
     let (vm, lines, service) = (vm(1), Lines::new(1), FakeService::default());
