@@ -9,7 +9,7 @@ use crate::copying::{show, writable_by_fault};
 use crate::cpu::{Caches, CpuMemory};
 use crate::direct::Changer;
 use crate::frames::{FrameSize, GRANULE, Owner, Purpose, copy_page};
-use crate::object::{Backing, Claim, Object};
+use crate::object::{Backing, Claim, Object, region_of};
 use crate::reverse::Sharer;
 use crate::slots::Slot;
 use alloc::sync::Arc;
@@ -65,7 +65,7 @@ impl Slot {
         let span = GRANULE.span(Level::L2);
         let mut start = range.start.align_down(span);
         while start < range.end {
-            if start >= self.range().start && self.fitting(start, Level::L2) == Level::L2 {
+            if self.fitting(start, Level::L2) == Level::L2 {
                 self.object()
                     .compact_region_anyhow(cpu, self.object_page(start));
             }
@@ -98,8 +98,8 @@ impl Object {
     /// Gives the region of 2 MiB that a page lies in one run of frames, if all of its pages have frames of their own. Blocks
     /// may map it from then on. VMs may be using it.
     pub fn compact_region<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, page: u64) -> Compacted {
-        let first = self.first_of_piece(page, Level::L2);
-        let pages = first..first + RUN.frames() as u64;
+        let pages = region_of(page);
+        let first = pages.start;
         let extent = self.look(first).extent();
         if extent.level < Level::L3 {
             return if extent.read_only {

@@ -118,7 +118,6 @@ impl Object {
             let claims = self.claim_all(first..end);
             // The copy's is as untouched, and either is allocated as one when it is touched.
             if let Some(untouched) = self.untouched(first) {
-                copy.take_extent(first, self);
                 next += untouched;
                 continue;
             }

@@ -13,7 +13,7 @@ use crate::compaction::Compacted;
 use crate::cpu::{Caches, CpuMemory};
 use crate::frames::{GRANULE, Owner};
 use crate::mapping::Mapping;
-use crate::object::{Backing, Object, PAGES_IN_REGION};
+use crate::object::{Backing, Object, region_of};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -37,7 +37,7 @@ impl<T: Tlb + Caches> CpuMemory<T> {
             let Some(object) = hand.object(system.objects()) else {
                 return false;
             };
-            let region = object.region_of(hand.page);
+            let region = region_of(hand.page);
             hand.page = region.end;
             if object.is_in_crumbs(&region)
                 && !self.has_put_away(object.account())
@@ -99,7 +99,6 @@ impl Object {
         let extent = self.look(region.start).extent();
         self.piece() <= Level::L2
             && (extent.level == Level::L3 || extent.read_only)
-            && region.end - region.start == PAGES_IN_REGION
             && region.clone().all(owned)
     }
 }

@@ -16,6 +16,7 @@ mod extent;
 mod word;
 
 pub(crate) use self::claim::{Claim, Claims};
+pub(crate) use self::extent::region_of;
 pub(crate) use self::word::{Backing, Look};
 
 use self::extent::Extents;
@@ -31,9 +32,6 @@ use core::ops::Range;
 use core::ptr::NonNull;
 use stage2::sync::{Ordering, relax};
 use stage2::{Level, PAGE_SIZE, Pa};
-
-/// Pages of a region, the smallest piece that a block maps.
-pub(crate) const PAGES_IN_REGION: u64 = FrameSize::Block2M.frames() as u64;
 
 /// What an object is for, and so what becomes of it when a VM is forked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -23,7 +23,7 @@ use crate::cpu::{Caches, CpuMemory, MemorySystem};
 use crate::direct::Changer;
 use crate::frames::{FramePool, MAX_VMS, Owner, VmId};
 use crate::hand::Hand;
-use crate::object::{Backing, Claim, Object};
+use crate::object::{Backing, Claim, Object, region_of};
 use crate::reverse::{ObjectId, Sharer};
 use crate::watermarks::{IdleCpus, Levels, Watermarks};
 use alloc::boxed::Box;
@@ -203,7 +203,7 @@ impl Pressure {
         };
         self.balance(cpu, owner, share);
         let (mut away, mut looks) = (0, 0);
-        while away < share.away && looks < share.listed_looks {
+        loop {
             let most = (share.away - away).min(share.listed_looks - looks);
             let cold = self.take_cold(cpu, owner, most);
             if cold.looks == 0 {
@@ -215,7 +215,7 @@ impl Pressure {
         self.counters.scanned.add(looks);
         let mut lists = self.lists.lock();
         lists.note(owner, looks, away != 0, rounds);
-        away != 0 || lists.is_hopeful(of, rounds)
+        lists.is_hopeful(of, rounds)
     }
 
     /// Moves the hand on over pages that aren't listed, and lists what it finds. While one CPU does, others needn't.
@@ -378,7 +378,7 @@ impl Pressure {
     /// Lists the other pages of the region of a claimed page, which was part of a block, as the next to go.
     fn take_apart(&self, object: &Object, owner: Owner, first: u64) {
         object.lower(first);
-        for page in object.region_of(first).rev() {
+        for page in region_of(first).rev() {
             let mut lists = self.lists.lock();
             // Whoever has claims doesn't wait for others, as taking it back would.
             if lists.has_room(owner) && object.enlist(page) {

@@ -2,13 +2,14 @@
 #![cfg(not(loom))]
 #![cfg(not(miri))]
 
-use memory::frames::{arena, write_bytes};
+use memory::frames::{FramePool, arena, read_bytes, write_bytes};
 use memory::{
-    Access, BackingPolicy, Change, FaultKind, FaultOutcome, LogPolicy, MAX_SLOTS, NotPopulated,
-    Object, ObjectError, Owner, SlotConfig, SlotError, SlotId, VmId,
+    Access, BackingPolicy, Change, CpuMemory, FaultKind, FaultOutcome, LogPolicy, MAX_OBJECTS,
+    MAX_SLOTS, MemorySystem, NotPopulated, Object, ObjectError, Owner, SlotConfig, SlotError,
+    SlotId, VmId,
 };
 use model::vms::{BLOCK, GIB, SLOT, START, Space, Vms, frame, slot};
-use stage2::{Ipa, Level, PAGE_SIZE};
+use stage2::{Ipa, Level, NoTlb, PAGE_SIZE, Pa};
 use std::sync::Arc;
 
 fn space(machine: &Vms, vm: usize, change: Change) -> Space {
@@ -40,6 +41,113 @@ fn the_name_of_an_object_that_is_no_more_names_nothing() {
         "the place is the same"
     );
     vms.check_nothing_is_left();
+}
+
+/// Whoever had it before has left something in every word, which would be a link in a table.
+#[test]
+fn memory_that_was_used_before_is_zeros_for_a_guest_and_empty_tables() {
+    let all = arena::leak(6 * BLOCK as usize);
+    for page in (all.start.get()..all.end.get()).step_by(PAGE_SIZE as usize) {
+        // SAFETY: the memory is nobody else's.
+        unsafe { write_bytes(Pa::new(page), &[0xa3; PAGE_SIZE as usize]) };
+    }
+    let pool: &FramePool = Box::leak(Box::new(FramePool::new()));
+    // SAFETY: as above.
+    unsafe { pool.add(all) };
+    let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 8).unwrap()));
+    let counters = Box::leak(Box::default());
+    let cpu = CpuMemory::new(system, 0, NoTlb, counters);
+    let machine = Vms {
+        cpu,
+        counters,
+        pool,
+    };
+    let space = space(&machine, 0, Change::Direct);
+    let blocks = START.offset(BLOCK * PAGE_SIZE);
+    let ahead = START.offset(2 * BLOCK * PAGE_SIZE);
+    let block = BLOCK * PAGE_SIZE;
+    machine.map(&space, anonymous(&machine, 8, Level::L3));
+    let config = SlotConfig {
+        id: SlotId(1),
+        start: blocks,
+        ..slot(anonymous(&machine, BLOCK, Level::L2))
+    };
+    space.map_object(&machine.cpu, config).unwrap();
+    let added = space.add_slot(&machine.cpu, SlotId(2), ahead, block, Level::L2, false);
+    added.unwrap();
+    // Tables have room for all of the space.
+    for ipa in (0..1 << 40).step_by(1 << 30) {
+        assert_eq!(space.lookup(&machine.cpu, Ipa::new(ipa)), None, "{ipa:#x}");
+    }
+    let pages = [(1, Access::Read), (2, Access::Write)];
+    let edges = [
+        BLOCK,
+        2 * BLOCK - 1,
+        2 * BLOCK,
+        2 * BLOCK + 7,
+        3 * BLOCK - 1,
+    ];
+    for (page, access) in (pages.into_iter()).chain(edges.map(|page| (page, Access::Write))) {
+        let (leaf, level, _) = machine.access(&space, page, access);
+        let mut found = [1; PAGE_SIZE as usize];
+        // SAFETY: the leaf maps memory of the arena, which backs the guest.
+        unsafe { read_bytes(model::vms::frame(leaf, level, page), &mut found) };
+        assert!(found.iter().all(|byte| *byte == 0), "page {page}");
+    }
+    assert_eq!(
+        space.lookup(&machine.cpu, START.offset(3 * PAGE_SIZE)),
+        None
+    );
+    space.destroy(&machine.cpu);
+    machine.check_nothing_is_left();
+}
+
+#[test]
+fn memory_that_cant_be_described_is_refused() {
+    let machine = Vms::new(256);
+    let vm = Owner::Vm(VmId::new(0).unwrap());
+    let anonymous = |bytes, piece| Object::anonymous(&machine.cpu, vm, bytes, piece).map(drop);
+    assert_eq!(anonymous(0, Level::L3), Err(ObjectError::Empty));
+    for (level, piece) in [
+        (Level::L3, 4 << 10),
+        (Level::L2, 2 << 20),
+        (Level::L1, 1 << 30),
+    ] {
+        let unaligned = Err(ObjectError::Unaligned { piece });
+        for bytes in [1, piece / 2, piece - 1, piece + 1, 2 * piece + 8] {
+            assert_eq!(anonymous(bytes, level), unaligned, "{bytes:#x}");
+        }
+    }
+    let image = Object::image(&machine.cpu, &[]).map(drop);
+    assert_eq!(image, Err(ObjectError::Empty));
+    let at = arena::leak(2);
+    // SAFETY: nobody uses the memory.
+    let device = |range| unsafe { Object::device(&machine.cpu, range) }.map(drop);
+    let unaligned = Err(ObjectError::Unaligned { piece: PAGE_SIZE });
+    assert_eq!(device(at.start.offset(8)..at.end.offset(8)), unaligned);
+    assert_eq!(device(at.start..at.end.offset(8)), unaligned);
+    assert_eq!(device(at.end..at.start), Err(ObjectError::Empty));
+    assert_eq!(device(at), Ok(()));
+    machine.check_nothing_is_left();
+}
+
+#[test]
+fn there_are_as_many_objects_as_there_are_names_for() {
+    let machine = Vms::new(256);
+    let mut objects: Vec<_> = (0..MAX_OBJECTS)
+        .map(|_| anonymous(&machine, 1, Level::L3))
+        .collect();
+    let one_more = || Object::shared(&machine.cpu, PAGE_SIZE, Level::L3).map(|object| object.id());
+    assert_eq!(one_more(), Err(ObjectError::TooMany));
+    let space = space(&machine, 0, Change::Direct);
+    let slot = space.add_slot(&machine.cpu, SLOT, START, PAGE_SIZE, Level::L3, false);
+    assert_eq!(slot, Err(SlotError::Object(ObjectError::TooMany)));
+    let gone = objects.swap_remove(MAX_OBJECTS / 2).id();
+    let new = one_more().unwrap();
+    assert_eq!(new.to_string(), gone.to_string(), "the place that is free");
+    assert_ne!(new, gone);
+    space.destroy(&machine.cpu);
+    machine.check_nothing_is_left();
 }
 
 #[test]
@@ -576,6 +684,32 @@ fn slots_are_refused_as_kvm_refuses_them() {
     );
     space.destroy(&machine.cpu);
     drop((good, object));
+    machine.check_nothing_is_left();
+}
+
+#[test]
+fn memory_that_is_allocated_for_a_slot_has_to_lie_as_its_pieces_do() {
+    let machine = Vms::new(4 * BLOCK as usize);
+    let space = space(&machine, 0, Change::Direct);
+    let block = BLOCK * PAGE_SIZE;
+    let add =
+        |id, start, bytes| space.add_slot(&machine.cpu, SlotId(id), start, bytes, Level::L2, false);
+    let unaligned = Err(SlotError::Unaligned { piece: block });
+    assert_eq!(add(0, START.offset(PAGE_SIZE), block), unaligned);
+    assert_eq!(add(0, START, block + PAGE_SIZE), unaligned);
+    assert_eq!(add(0, START, 0), Err(SlotError::Empty));
+    assert_eq!(add(0, START, block), Ok(()));
+    // Of the two things that are wrong, the one that more memory wouldn't mend.
+    let below = Ipa::new(START.get() - 16 * block);
+    assert_eq!(
+        add(1, below, 17 * block),
+        Err(SlotError::Overlaps(SlotId(0)))
+    );
+    assert_eq!(add(0, below, 16 * block), Err(SlotError::Exists(SlotId(0))));
+    let bytes = 16 * block;
+    assert_eq!(add(1, below, bytes), Err(SlotError::OutOfMemory { bytes }));
+    assert_eq!(machine.guest(), BLOCK);
+    space.destroy(&machine.cpu);
     machine.check_nothing_is_left();
 }
 

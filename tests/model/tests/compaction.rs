@@ -5,9 +5,9 @@
 use memory::frames::{FrameSize, Purpose};
 use memory::{
     Access, BackingPolicy, Compacted, LogPolicy, MergePolicy, Object, Owner, PageMerging,
-    Watermarks,
+    SlotConfig, Watermarks,
 };
-use model::vms::{BLOCK, GIB, SLOT, START, Space, Vms};
+use model::vms::{BLOCK, GIB, SLOT, START, Space, Vms, slot};
 use proptest::prelude::*;
 use stage2::{Level, PAGE_SIZE, Pa};
 use std::sync::Arc;
@@ -220,6 +220,173 @@ fn runs_of_which_little_is_used_come_free() {
     assert_eq!(machine.guest(), 400);
     drop(stays);
     machine.end();
+}
+
+/// A frame that more pages share than are moved at once: eight are.
+#[test]
+fn a_frame_that_many_share_stays_where_it_is() {
+    let mut machine = Machine::new(4096);
+    let object = machine.add_vm(2, Level::L3);
+    machine.write(0, 1, 7);
+    (0..7).for_each(|_| machine.fork(0));
+    let before = frame(&machine, 0, 1);
+    assert!(object.migrate(&machine.vms.cpu, 1), "8 pages share it");
+    let moved = frame(&machine, 0, 1);
+    assert_ne!(moved, before);
+    machine.fork(0);
+    assert!(!object.migrate(&machine.vms.cpu, 1), "9 pages share it");
+    machine.vms.cpu.wait_for_epoch();
+    assert_eq!((machine.guest(), machine.vms.pool.shared_frames()), (1, 1));
+    let run = Pa::new(moved.get() / (BLOCK * PAGE_SIZE) * BLOCK * PAGE_SIZE);
+    let cleared = machine.vms.cpu.clear_run(run, 4);
+    assert_eq!((cleared.moved, cleared.left), (0, 1));
+    assert_eq!(cleared.next, Some(run.offset(BLOCK * PAGE_SIZE)));
+    for vm in 0..9 {
+        assert_eq!((frame(&machine, vm, 1), machine.read(vm, 1)), (moved, 7));
+    }
+    assert_eq!(machine.guest(), 1);
+    drop(object);
+    machine.end();
+}
+
+#[test]
+fn a_step_of_clearing_looks_at_64_runs_and_clears_one_of_which_little_is_used() {
+    const USED: u64 = 40;
+    let mut machine = Machine::new(128 * BLOCK as usize);
+    let object = machine.add_vm(USED, Level::L3);
+    (0..USED).for_each(|page| assert_eq!(machine.write(0, page, 1 + page), 1));
+    let run_of = |page| frame(&machine, 0, page).get() / (BLOCK * PAGE_SIZE);
+    let run = run_of(0);
+    assert!((0..USED).all(|page| run_of(page) == run), "all lie in one");
+    let mut nexts = Vec::new();
+    let mut next = Some(Pa::new(0));
+    while let Some(from) = next {
+        let cleared = machine.vms.cpu.clear_run(from, USED as usize - 1);
+        assert_eq!((cleared.moved, cleared.left), (0, 0));
+        next = cleared.next;
+        nexts.push(next);
+    }
+    // There are none before the first one of the arena.
+    assert_eq!(nexts.len(), 3, "{nexts:?}");
+    let cleared = machine.vms.cpu.clear_run(Pa::new(0), USED as usize);
+    assert_eq!((cleared.moved, cleared.left), (USED as usize, 0));
+    assert_eq!(cleared.next, Some(Pa::new((run + 1) * BLOCK * PAGE_SIZE)));
+    machine.vms.cpu.wait_for_epoch();
+    for page in 0..USED {
+        assert_ne!(run_of(page), run);
+        assert_eq!(machine.read(0, page), 1 + page);
+    }
+    assert_eq!(machine.guest(), USED);
+    drop(object);
+    machine.end();
+}
+
+/// Where there is no run of free frames for a region, one is cleared of what little lies in it.
+#[test]
+fn a_region_is_gathered_though_no_run_is_free() {
+    const RUNS: u64 = 12;
+    let mut machine = Machine::new((RUNS * BLOCK) as usize);
+    let object = machine.add_vm(BLOCK, Level::L2);
+    (0..BLOCK).for_each(|page| {
+        machine.write(0, page, 1 + page);
+    });
+    machine.fork(0);
+    // The one has copies, the other the frames, and nobody a run.
+    let cpu = &machine.vms.cpu;
+    let small = machine.vms.space(2, BackingPolicy::default());
+    let pages = RUNS * BLOCK;
+    let crumbs = machine.vms.anonymous(small.vm(), pages, Level::L3);
+    machine.vms.map(&small, crumbs.clone());
+    let at = |page: u64| START.offset(page * PAGE_SIZE);
+    // Between the copies, too.
+    let mut next = 0;
+    for page in 0..BLOCK {
+        assert_eq!(machine.write(1, page, 1000 + page), 1);
+        small
+            .prefault(cpu, 0, at(next)..at(next + 4), Access::Write)
+            .unwrap();
+        next += 4;
+    }
+    let rest = small.prefault(cpu, 0, at(next)..at(pages), Access::Write);
+    let end = (rest.unwrap_err().done_to.get() - START.get()) / PAGE_SIZE;
+    // A page of each 64 is kept.
+    let kept = |page: &u64| page.is_multiple_of(64);
+    for page in (0..end).filter(|page| !kept(page)) {
+        assert_eq!(small.balloon(cpu, at(page)..at(page + 1)), Ok(1));
+    }
+    cpu.wait_for_epoch();
+    (0..end).filter(kept).for_each(|page| {
+        machine.vms.write(&small, page, 5000 + page);
+    });
+    let (size, owner, purpose) = (FrameSize::Block2M, Owner::Hypervisor, Purpose::Heap);
+    assert_eq!(machine.vms.pool.allocate(size, owner, purpose), None);
+    assert!((0..RUNS).any(|_| cpu.gather()), "there is room for a run");
+    let level = machine.vms.access(&machine.spaces[1], 7, Access::Read).1;
+    assert_eq!(level, Level::L2);
+    cpu.wait_for_epoch();
+    for page in 0..BLOCK {
+        let words = [0, 1].map(|vm| machine.read(vm, page));
+        assert_eq!(words, [1 + page, 1000 + page]);
+    }
+    for page in (0..end).filter(kept) {
+        assert_eq!(machine.vms.read(&small, page), 5000 + page);
+    }
+    assert_eq!(machine.guest(), 2 * BLOCK + end.div_ceil(64));
+    drop((object, crumbs));
+    small.destroy(&machine.vms.cpu);
+    machine.end();
+}
+
+/// Regions that only lie in the slot in part stay as they are, and so does memory that was asked for in pages.
+#[test]
+fn blocks_are_restored_of_the_regions_that_lie_in_the_slot() {
+    const HALF: u64 = BLOCK / 2;
+    for piece in [Level::L2, Level::L3] {
+        let mut machine = Machine::new(16 * BLOCK as usize);
+        let object = machine.add_vm(4 * BLOCK, piece);
+        (0..4 * BLOCK).for_each(|page| {
+            machine.write(0, page, 1);
+        });
+        // In crumbs, as the other one keeps the frames.
+        machine.fork(0);
+        (0..4 * BLOCK).for_each(|page| {
+            machine.write(0, page, 1 + page);
+        });
+        let space = machine.vms.space(2, BackingPolicy::default());
+        let config = SlotConfig {
+            start: START.offset(HALF * PAGE_SIZE),
+            offset: HALF * PAGE_SIZE,
+            bytes: 3 * BLOCK * PAGE_SIZE,
+            ..slot(object.clone())
+        };
+        space.map_object(&machine.vms.cpu, config).unwrap();
+        (HALF..HALF + 3 * BLOCK)
+            .for_each(|page| assert_eq!(machine.vms.read(&space, page), 1 + page));
+        let before: Vec<Pa> = (0..4 * BLOCK)
+            .map(|page| frame(&machine, 0, page))
+            .collect();
+        let mut next = Some(START.offset(HALF * PAGE_SIZE));
+        while let Some(from) = next {
+            let restored = space.restore_blocks(&machine.vms.cpu, SLOT, from);
+            next = restored.unwrap().next;
+        }
+        machine.vms.cpu.wait_for_epoch();
+        for page in 0..4 * BLOCK {
+            let moves = piece == Level::L2 && (BLOCK..3 * BLOCK).contains(&page);
+            assert_eq!(frame(&machine, 0, page) != before[page as usize], moves);
+            if (HALF..HALF + 3 * BLOCK).contains(&page) {
+                let level = machine.vms.access(&space, page, Access::Read).1;
+                let expected = if moves { Level::L2 } else { Level::L3 };
+                assert_eq!(
+                    (level, machine.vms.read(&space, page)),
+                    (expected, 1 + page)
+                );
+            }
+        }
+        drop(object);
+        space.destroy(&machine.vms.cpu);
+        machine.end();
+    }
 }
 
 #[test]

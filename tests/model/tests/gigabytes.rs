@@ -3,7 +3,10 @@
 #![cfg(not(loom))]
 #![cfg(not(miri))]
 
-use memory::{Access, BackingPolicy, MergePolicy, Object, PageMerging, SlotConfig, Watermarks};
+use memory::frames::{FrameSize, Purpose};
+use memory::{
+    Access, BackingPolicy, MergePolicy, Object, Owner, PageMerging, SlotConfig, Watermarks,
+};
 use model::vms::{BLOCK, GIB, SLOT, START, Space, Vms, slot};
 use stage2::{Ipa, Level, PAGE_SIZE};
 use std::sync::Arc;
@@ -133,7 +136,10 @@ fn a_shared_gigabyte_is_mapped_by_one_block_for_reading() {
 #[test]
 fn a_gigabyte_that_is_the_vms_own_again_is_one_block() {
     let (machine, space, object) = machine(1);
-    fork(&machine, &space, 1).destroy(&machine.cpu);
+    let forks = [1, 2].map(|vm| fork(&machine, &space, vm));
+    forks
+        .into_iter()
+        .for_each(|fork| fork.destroy(&machine.cpu));
     for region in 0..BLOCK {
         let at = |page: u64| START.offset((region * BLOCK + page) * PAGE_SIZE);
         // As if all were written, which would take a gigabyte.
@@ -168,7 +174,9 @@ fn an_untouched_gigabyte_is_untouched_in_a_fork_too() {
 
 #[test]
 fn a_gigabyte_without_a_run_of_frames_is_made_of_blocks_in_a_fork_too() {
-    let machine = Vms::new((GIB / 2) as usize);
+    let machine = Vms::new(frames(1));
+    let (gigabyte, owner, purpose) = (FrameSize::Block1G, Owner::Hypervisor, Purpose::Heap);
+    let run = machine.pool.allocate(gigabyte, owner, purpose).unwrap();
     let space = machine.space(0, BackingPolicy::default());
     let object = machine.anonymous(space.vm(), GIB, Level::L1);
     machine.map(&space, object.clone());
@@ -177,7 +185,11 @@ fn a_gigabyte_without_a_run_of_frames_is_made_of_blocks_in_a_fork_too() {
         (level(&machine, &space, 3 * BLOCK), machine.guest()),
         (Level::L2, BLOCK)
     );
+    // It stays so, though there is a run by now.
+    machine.pool.free(run, gigabyte, owner, purpose);
     let child = fork(&machine, &space, 1);
+    assert_eq!(level(&machine, &child, 3 * BLOCK), Level::L2);
+    assert_eq!(machine.read(&child, 3 * BLOCK), 3);
     machine.write(&space, 4 * BLOCK, 4);
     machine.write(&child, 4 * BLOCK, 5);
     machine.write(&child, 3 * BLOCK, 6);

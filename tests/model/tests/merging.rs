@@ -2,11 +2,12 @@
 #![cfg(not(loom))]
 #![cfg(not(miri))]
 
+use memory::frames::arena;
 use memory::{
     Access, BackingPolicy, FaultKind, FaultOutcome, LogPolicy, MergeError, MergePolicy,
-    MergeStatistics, Object, Owner, PageMerging,
+    MergeStatistics, Object, Owner, PageMerging, SlotConfig, SlotId,
 };
-use model::vms::{BLOCK, SLOT, START, Space, Vms};
+use model::vms::{BLOCK, SLOT, START, Space, Vms, slot};
 use proptest::prelude::*;
 use stage2::{Level, PAGE_SIZE};
 use std::sync::Arc;
@@ -220,6 +221,85 @@ fn what_a_fork_shares_is_joined_by_others() {
 }
 
 #[test]
+fn what_a_fork_shares_is_counted_whichever_is_met_first() {
+    for (comes_first, lives) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut machine = Machine::new(4096, MergePolicy::default());
+        let mut objects = [0, 1].map(|_| machine.add_vm(9, Level::L3));
+        machine.write(0, 0, 77);
+        for page in 1..9 {
+            machine.write(0, page, page);
+            machine.write(1, page, page);
+        }
+        let child = machine.vms.space(2, BackingPolicy::default());
+        machine.spaces[1].fork(&machine.vms.cpu, &child).unwrap();
+        match lives {
+            true => machine.spaces.push(child),
+            false => child.destroy(&machine.vms.cpu),
+        }
+        if comes_first {
+            objects.reverse();
+        }
+        for object in &objects {
+            machine.merging.add(object).unwrap();
+        }
+        let statistics = machine.scan(2);
+        let counted = (statistics.pages_shared, statistics.pages_sharing);
+        assert_eq!((counted, statistics.pages_unshared), ((8, 8), 1));
+        assert_eq!(machine.guest(), 9);
+        drop(objects);
+        machine.end();
+    }
+}
+
+#[test]
+fn a_page_of_a_block_has_one_partner_however_many_pages_are_like_it() {
+    for pages_first in [true, false] {
+        let mut machine = Machine::new(4096, MergePolicy::default());
+        let mut objects = [
+            machine.add_vm(BLOCK, Level::L2),
+            machine.add_vm(200, Level::L3),
+        ];
+        for page in 0..BLOCK {
+            machine.write(0, page, if page == 5 { 7 } else { 1000 + page });
+        }
+        (0..200).for_each(|page| assert_eq!(machine.write(1, page, 7), 1));
+        if pages_first {
+            objects.reverse();
+        }
+        for object in &objects {
+            machine.merging.add(object).unwrap();
+        }
+        machine.scan(5);
+        assert_eq!(machine.level(0, 300), Level::L2);
+        assert_eq!((machine.read(0, 5), machine.read(1, 199)), (7, 7));
+        drop(objects);
+        machine.end();
+    }
+}
+
+#[test]
+fn pages_of_zeros_take_a_block_apart_if_they_are_enough() {
+    for (zeros, pays) in [(100, false), (128, true)] {
+        let mut machine = Machine::new(4096, MergePolicy::default());
+        let object = machine.add_vm(BLOCK, Level::L2);
+        machine.merging.add(&object).unwrap();
+        (zeros..BLOCK).for_each(|page| {
+            machine.write(0, page, page);
+        });
+        let statistics = machine.scan(4);
+        let saved = if pays { zeros } else { 0 };
+        assert_eq!(
+            (statistics.zero_pages, machine.guest()),
+            (saved, BLOCK - saved)
+        );
+        let level = if pays { Level::L3 } else { Level::L2 };
+        assert_eq!((machine.level(0, 300), machine.read(0, 7)), (level, 0));
+        drop(object);
+        machine.end();
+    }
+}
+
+#[test]
 fn writes_to_merged_pages_are_logged() {
     let machine = Machine::with_two(4096, 8, Level::L3, MergePolicy::default());
     for vm in 0..2 {
@@ -245,11 +325,15 @@ fn a_step_looks_at_no_more_pages_than_the_policy_says() {
         ..MergePolicy::default()
     };
     let machine = Machine::with_two(4096, 100, Level::L3, policy);
+    let mut scanned = 0;
     for _ in 0..20 {
-        assert!(machine.merging.step(&machine.vms.cpu) <= 30);
+        let step = machine.merging.step(&machine.vms.cpu);
+        assert!(step <= 30);
+        scanned += step;
     }
     let statistics = machine.merging.statistics();
     assert_eq!(statistics.full_scans, 2);
+    assert_eq!(statistics.pages_scanned, scanned);
     machine.end();
 }
 
@@ -292,6 +376,94 @@ fn objects_come_and_go_and_only_pages_of_their_own_are_merged() {
     }
     let statistics = machine.scan(3);
     assert_eq!((statistics.pages_shared, statistics.pages_sharing), (8, 8));
+    machine.end();
+}
+
+#[test]
+fn what_is_withdrawn_is_left_alone_and_the_others_are_scanned_anew() {
+    let mut machine = Machine::new(4096, MergePolicy::default());
+    let objects = [0, 1, 2].map(|vm| {
+        let object = machine.add_vm(8, Level::L3);
+        machine.merging.add(&object).unwrap();
+        let first = if vm == 0 { 100 } else { 1 };
+        (0..8).for_each(|page| assert_eq!(machine.write(vm, page, first + page), 1));
+        object
+    });
+    machine.scan(1);
+    // The next scan is in the middle of the second object.
+    let cpu = &machine.vms.cpu;
+    assert_eq!(machine.merging.scan(cpu, 12), 12);
+    machine.merging.remove(&objects[0]);
+    assert_eq!(machine.merging.scan(cpu, 1000), 16);
+    let statistics = machine.merging.statistics();
+    assert_eq!(statistics.full_scans, 2);
+    let counted = (statistics.pages_shared, statistics.pages_sharing);
+    assert_eq!((counted, statistics.pages_unshared), ((8, 8), 0));
+    // It isn't touched any more, though the others have pages like it.
+    for page in 0..8 {
+        assert_eq!(machine.write(0, page, 1 + page), 0, "it was protected");
+    }
+    machine.scan(3);
+    assert_eq!((machine.guest(), machine.vms.pool.shared_frames()), (16, 8));
+    machine.merging.add(&objects[0]).unwrap();
+    machine.scan(3);
+    assert_eq!((machine.guest(), machine.vms.pool.shared_frames()), (8, 8));
+    drop(objects);
+    machine.end();
+}
+
+#[test]
+fn of_a_vm_all_is_added_that_has_pages_to_merge_and_all_is_withdrawn() {
+    let mut machine = Machine::new(4096, MergePolicy::default());
+    let own = [0, 1].map(|_| machine.add_vm(8, Level::L3));
+    let more = (machine.vms).anonymous(machine.spaces[0].vm(), 8, Level::L3);
+    let image = Object::image(&machine.vms.cpu, &[1; 2 * PAGE_SIZE as usize]).unwrap();
+    // SAFETY: nobody uses the memory.
+    let device = unsafe { Object::device(&machine.vms.cpu, arena::leak(2)) }.unwrap();
+    for (number, object) in (1..).zip([image, device, more]) {
+        let config = SlotConfig {
+            id: SlotId(number),
+            start: START.offset(u64::from(number) * 16 * PAGE_SIZE),
+            read_only: object.bytes() == 2 * PAGE_SIZE,
+            ..slot(object)
+        };
+        (machine.spaces[0].map_object(&machine.vms.cpu, config)).unwrap();
+    }
+    for page in 0..8 {
+        machine.write(0, page, 100 + page);
+        machine.write(0, 48 + page, 1 + page);
+        machine.write(1, page, 1 + page);
+    }
+    for space in &machine.spaces {
+        machine.merging.add_vm(&machine.vms.cpu, space).unwrap();
+    }
+    let guest = machine.guest();
+    assert_eq!(machine.merging.scan(&machine.vms.cpu, 1000), 24);
+    (machine.merging).remove_vm(&machine.vms.cpu, &machine.spaces[0]);
+    assert_eq!(machine.scan(3).pages_unshared, 8);
+    assert_eq!(machine.guest(), guest);
+    (machine.merging)
+        .add_vm(&machine.vms.cpu, &machine.spaces[0])
+        .unwrap();
+    assert_eq!(machine.scan(3).pages_sharing, 8);
+    assert_eq!(machine.guest(), guest - 8);
+    drop(own);
+    machine.end();
+}
+
+#[test]
+fn pages_of_many_objects_are_all_met() {
+    const PAGES: u64 = 64;
+    let mut machine = Machine::new(4096, MergePolicy::default());
+    for vm in 0..5 {
+        let object = machine.add_vm(PAGES, Level::L3);
+        machine.merging.add(&object).unwrap();
+        // The last two are equal.
+        let first = 1 + vm.min(3) as u64 * PAGES;
+        (0..PAGES).for_each(|page| assert_eq!(machine.write(vm, page, first + page), 1));
+    }
+    assert_eq!(machine.scan(2).pages_sharing, PAGES);
+    assert_eq!(machine.guest(), 4 * PAGES);
     machine.end();
 }
 

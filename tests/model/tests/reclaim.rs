@@ -15,6 +15,11 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const WATERMARKS: Watermarks = Watermarks { low: 40, high: 60 };
+/// Memory is always short.
+const ALWAYS: Watermarks = Watermarks {
+    low: 1 << 40,
+    high: 1 << 40,
+};
 
 /// A CPU that sleeps: how often it was woken.
 #[derive(Debug, Default)]
@@ -307,6 +312,54 @@ fn pages_that_are_put_away_together_cost_one_invalidation() {
         "{invalidations}: {batches} batches, {steps} steps"
     );
     assert!((0..1000).all(|page| machine.read(&space, page) == page + 1));
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
+fn all_of_a_vms_memories_are_put_away() {
+    const PAGES: [u64; 2] = [24, 40];
+    let machine = Machine::new(1024);
+    let space = machine.vm_of(0, PAGES[0], Level::L3);
+    let other = SlotConfig {
+        id: SlotId(1),
+        start: START.offset(PAGES[0] * PAGE_SIZE),
+        ..slot(machine.anonymous(space.vm(), PAGES[1], Level::L3))
+    };
+    space.map_object(&machine.cpu, other).unwrap();
+    let all = 0..PAGES[0] + PAGES[1];
+    // Neighbours on the list are of one and of the other.
+    for page in (0..PAGES[1]).flat_map(|page| [PAGES[0] + page, page % PAGES[0]]) {
+        machine.write(&space, page, page + 1).unwrap();
+    }
+    machine.system.set_watermarks(Some(ALWAYS));
+    for _ in 0..16 {
+        machine.cpu.relieve();
+    }
+    machine.cpu.wait_for_epoch();
+    assert_eq!((machine.system.put_away().pages, machine.guest()), (64, 0));
+    machine.system.set_watermarks(None);
+    all.for_each(|page| assert_eq!(machine.read(&space, page), page + 1));
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+/// What hasn't been found yet may be found by the next step.
+#[test]
+fn a_step_looks_at_4096_pages_and_finds_64() {
+    let machine = Machine::new(1024);
+    let space = machine.vm_of(0, 10_000, Level::L3);
+    (5000..5200).for_each(|page| machine.write(&space, page, page).unwrap());
+    machine.system.set_watermarks(Some(ALWAYS));
+    let found = &machine.system.reclaim_counters().found;
+    assert!(machine.cpu.relieve(), "there is more to look at");
+    assert_eq!(found.get(), 0);
+    assert!(machine.cpu.relieve());
+    assert_eq!(found.get(), 64);
+    machine.idle_until_relieved();
+    assert_eq!((found.get(), machine.guest()), (200, 0));
+    machine.system.set_watermarks(None);
+    (5000..5200).for_each(|page| assert_eq!(machine.read(&space, page), page));
     space.destroy(&machine.cpu);
     machine.nothing_is_left();
 }

@@ -17,6 +17,7 @@ use memory::frames::{FramePool, arena, read_bytes};
 use memory::{
     Access, AddressSpace, Caches, Compacted, CpuMemory, Fault, FaultKind, FaultOutcome,
     MemorySystem, MergePolicy, Object, Owner, PageMerging, Parallel, SlotConfig, SlotId, VmId,
+    Watermarks,
 };
 use stage2::{Features, Ipa, IpaRange, Layout, Level, PAGE_SIZE, Pa, Regime, Tlb};
 
@@ -26,8 +27,9 @@ const LINE: u64 = 64;
 const BLOCK: u64 = 512;
 
 type Space = AddressSpace<Parallel>;
+type Contents = [u8; PAGE_SIZE as usize];
 
-/// What was done, in order.
+/// What was done, in order, and to which page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Event {
     Invalidated,
@@ -47,6 +49,8 @@ struct Line {
 struct Memory {
     lines: BTreeMap<u64, Line>,
     events: Vec<Event>,
+    /// What pages held when they were cleaned last.
+    cleaned: BTreeMap<Pa, Contents>,
 }
 
 fn bytes_at<const N: usize>(pa: Pa) -> [u8; N] {
@@ -93,6 +97,16 @@ impl Hardware {
     fn note(&self, event: Event) {
         self.0.borrow_mut().events.push(event);
     }
+
+    fn note_cleaned(&self, pa: Pa, bytes: u64, event: impl Fn(Pa) -> Event) {
+        for offset in (0..bytes).step_by(PAGE_SIZE as usize) {
+            let pa = pa.offset(offset);
+            self.note(event(pa));
+            if pa.is_aligned(PAGE_SIZE) {
+                self.0.borrow_mut().cleaned.insert(pa, bytes_at(pa));
+            }
+        }
+    }
 }
 
 impl Tlb for Hardware {
@@ -114,12 +128,12 @@ impl Tlb for Hardware {
 
 impl Caches for Hardware {
     fn clean_for_guest(&self, pa: Pa, bytes: u64) {
-        self.note(Event::CleanedForGuest(pa));
         self.0.borrow_mut().clean_and_invalidate(pa, bytes);
+        self.note_cleaned(pa, bytes, Event::CleanedForGuest);
     }
 
-    fn clean_for_fetches(&self, pa: Pa, _: u64) {
-        self.note(Event::CleanedForFetches(pa));
+    fn clean_for_fetches(&self, pa: Pa, bytes: u64) {
+        self.note_cleaned(pa, bytes, Event::CleanedForFetches);
     }
 
     fn clean_for_hypervisor(&self, pa: Pa, bytes: u64) {
@@ -158,20 +172,64 @@ impl Machine {
         }
         let bytes = pages * PAGE_SIZE;
         let object = Object::anonymous(&self.cpu, Owner::Vm(vm), bytes, piece).unwrap();
-        let config = SlotConfig {
-            id: SLOT,
-            start: START,
-            object: object.clone(),
-            offset: 0,
-            bytes,
-            read_only: false,
-            write_faults: false,
-        };
-        space.map_object(&self.cpu, config).unwrap();
+        self.map(&space, object.clone(), false);
         for page in 0..pages {
             self.write(&space, page, 1 + page);
         }
         (space, Some(object))
+    }
+
+    fn map(&self, space: &Space, object: Arc<Object>, read_only: bool) {
+        let config = SlotConfig {
+            id: SLOT,
+            start: START,
+            offset: 0,
+            bytes: object.bytes(),
+            object,
+            read_only,
+            write_faults: false,
+        };
+        space.map_object(&self.cpu, config).unwrap();
+    }
+
+    /// Puts all away that can be.
+    fn put_away(&self) {
+        let system = self.cpu.system();
+        let always = Watermarks {
+            low: 1 << 40,
+            high: 1 << 40,
+        };
+        system.set_watermarks(Some(always));
+        for _ in 0..8 {
+            self.cpu.relieve();
+        }
+        system.set_watermarks(None);
+        self.cpu.wait_for_epoch();
+    }
+
+    /// These pages, as a guest has them now but for their first words, were cleaned since this was asked last: so that all
+    /// of its accesses, and its instruction fetches, find what the hypervisor has written.
+    fn expect_cleaned(&self, space: &Space, pages: &[u64], what: &str) {
+        let fwb = self.layout.features().fwb;
+        let frames: Vec<Pa> = (pages.iter())
+            .map(|page| self.frame(space, *page, Access::Read))
+            .collect();
+        let events = self.take_events();
+        for (page, frame) in pages.iter().zip(frames) {
+            let is_cleaned = |event: &Event| match event {
+                Event::CleanedForGuest(cleaned) => *cleaned == frame,
+                Event::CleanedForFetches(cleaned) => fwb && *cleaned == frame,
+                _ => false,
+            };
+            let is_cleaned = events.iter().any(is_cleaned);
+            assert!(is_cleaned, "{what}, page {page}; FWB: {fwb}");
+            let then = self.memory().borrow().cleaned[&frame];
+            let now: Contents = bytes_at(frame);
+            assert!(
+                then[8..] == now[8..],
+                "{what}, page {page}: cleaned too early"
+            );
+        }
     }
 
     /// Where a page is that a guest accesses.
@@ -208,9 +266,13 @@ impl Machine {
 
     /// The guest writes the first word of a page through the caches.
     fn write(&self, space: &Space, page: u64, word: u64) {
-        let frame = self.frame(space, page, Access::Write);
+        self.write_at(space, page, 0, word);
+    }
+
+    fn write_at(&self, space: &Space, page: u64, offset: u64, word: u64) {
+        let at = self.frame(space, page, Access::Write).offset(offset);
         // SAFETY: the frame is the arena's, and backs the guest.
-        unsafe { memory::frames::write_bytes(frame, &word.to_le_bytes()) };
+        unsafe { memory::frames::write_bytes(at, &word.to_le_bytes()) };
     }
 
     /// The guest writes a word of a page past them.
@@ -233,6 +295,70 @@ impl Machine {
     fn take_events(&self) -> Vec<Event> {
         std::mem::take(&mut self.memory().borrow_mut().events)
     }
+}
+
+#[test]
+fn whatever_the_hypervisor_has_written_is_cleaned_before_a_guest_has_it() {
+    for fwb in [false, true] {
+        let machine = Machine::new(fwb);
+        let (pages, object) = machine.vm(0, 4, Level::L3);
+        machine.expect_cleaned(&pages, &[0, 1, 2, 3], "pages that are written first");
+        let (blocks, _) = machine.vm(1, 2 * BLOCK, Level::L2);
+        let edges = [0, 1, BLOCK - 1, BLOCK, 2 * BLOCK - 1];
+        machine.expect_cleaned(&blocks, &edges, "blocks that are written first");
+
+        let (child, _) = machine.vm(2, 0, Level::L3);
+        pages.fork(&machine.cpu, &child).unwrap();
+        machine.write(&child, 1, 9);
+        machine.expect_cleaned(&child, &[1], "a copy");
+        assert!(object.unwrap().migrate(&machine.cpu, 2));
+        machine.expect_cleaned(&child, &[2], "a page that moves");
+        child.destroy(&machine.cpu);
+        (0..4).for_each(|page| machine.write(&pages, page, 1 + page));
+        machine.put_away();
+        assert!(machine.cpu.system().put_away().pages >= 4);
+        machine.take_events();
+        machine.expect_cleaned(&pages, &[0, 1, 2, 3], "pages that come back");
+
+        let (reader, _) = machine.vm(2, 0, Level::L3);
+        let image = Object::image(&machine.cpu, &[7; 2 * PAGE_SIZE as usize]).unwrap();
+        machine.map(&reader, image, true);
+        machine.expect_cleaned(&reader, &[0, 1], "an image");
+        let (ahead, _) = machine.vm(3, 0, Level::L3);
+        let bytes = BLOCK * PAGE_SIZE;
+        let added = ahead.add_slot(&machine.cpu, SLOT, START, bytes, Level::L2, false);
+        added.unwrap();
+        machine.expect_cleaned(&ahead, &[0, BLOCK - 1], "memory that is there beforehand");
+        for space in [pages, blocks, reader, ahead] {
+            space.destroy(&machine.cpu);
+        }
+    }
+}
+
+#[test]
+fn the_frame_of_zeros_and_what_takes_its_place_are_cleaned() {
+    for fwb in [false, true] {
+        let machine = Machine::new(fwb);
+        let (space, _) = machine.vm(0, 0, Level::L3);
+        let object = Object::shared(&machine.cpu, 2 * PAGE_SIZE, Level::L3).unwrap();
+        machine.map(&space, object, false);
+        machine.expect_cleaned(&space, &[1], "the frame of zeros");
+        machine.write(&space, 1, 5);
+        machine.expect_cleaned(&space, &[1], "a page that was read before");
+        space.destroy(&machine.cpu);
+    }
+}
+
+#[test]
+fn what_is_put_away_comes_back_as_it_was_written_past_the_caches() {
+    let machine = Machine::new(false);
+    let (space, _object) = machine.vm(0, 4, Level::L3);
+    machine.write_past(&space, 2, 8, 77);
+    machine.put_away();
+    assert_eq!(machine.cpu.system().put_away().pages, 4);
+    assert_eq!(machine.read_past(&space, 2, 8), 77);
+    assert_eq!(machine.read_past(&space, 2, 0), 3);
+    space.destroy(&machine.cpu);
 }
 
 #[test]
@@ -323,38 +449,51 @@ fn merge_all(machine: &Machine, objects: &[&Arc<Object>]) {
 /// One of them is shared, by a fork: it is compared as it is in memory, too.
 #[test]
 fn pages_that_are_equal_only_in_the_caches_are_not_merged() {
-    for is_forked in [true, false] {
+    for (is_forked, comes_last) in [(true, false), (true, true), (false, false), (false, true)] {
+        // In the first word, or the last.
+        let offset = if comes_last { PAGE_SIZE - 8 } else { 0 };
         let machine = Machine::new(false);
         let (parent, object) = machine.vm(0, 1, Level::L3);
         let (child, _) = machine.vm(1, 0, Level::L3);
         let (other, others) = machine.vm(2, 1, Level::L3);
         (machine.cpu.system()).trust(other.vm(), parent.vm());
-        machine.write_past(&parent, 0, 0, 1234);
+        machine.write_past(&parent, 0, offset, 1234);
         if is_forked {
             parent.fork(&machine.cpu, &child).unwrap();
         }
-        merge_all(
-            &machine,
-            &[object.as_ref().unwrap(), others.as_ref().unwrap()],
-        );
-        assert_eq!(machine.read_past(&parent, 0, 0), 1234);
+        let mut both = [object.as_ref().unwrap(), others.as_ref().unwrap()];
+        if comes_last {
+            both.reverse();
+        }
+        merge_all(&machine, &both);
+        assert_eq!(machine.read_past(&parent, 0, offset), 1234);
         assert_eq!(
-            machine.read_past(&other, 0, 0),
-            1,
+            machine.read_past(&other, 0, offset),
+            u64::from(offset == 0),
             "it has got another page's contents"
         );
         // They are, as soon as they are equal.
-        machine.write(&other, 0, 1234);
-        merge_all(
-            &machine,
-            &[object.as_ref().unwrap(), others.as_ref().unwrap()],
-        );
+        machine.write_at(&other, 0, offset, 1234);
+        merge_all(&machine, &both);
         let frames = [&parent, &other].map(|space| machine.frame(space, 0, Access::Read));
         assert_eq!(frames[0], frames[1]);
         for space in [child, parent, other] {
             space.destroy(&machine.cpu);
         }
     }
+}
+
+#[test]
+fn a_page_of_zeros_only_in_the_caches_keeps_what_was_written_past_them() {
+    let machine = Machine::new(false);
+    let (space, object) = machine.vm(0, 2, Level::L3);
+    (0..2).for_each(|page| machine.write(&space, page, 0));
+    machine.write_past(&space, 1, 8, 77);
+    merge_all(&machine, &[object.as_ref().unwrap()]);
+    let frames = [0, 1].map(|page| machine.frame(&space, page, Access::Read));
+    assert_ne!(frames[0], frames[1], "only the first one is zeros");
+    assert_eq!(machine.read_past(&space, 1, 8), 77);
+    space.destroy(&machine.cpu);
 }
 
 #[test]

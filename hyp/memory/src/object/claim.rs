@@ -1,7 +1,7 @@
 //! Pages that are the caller's to change: nobody waits for one that another CPU has.
 
 use super::word::{Backing, CLAIMED, LISTED};
-use super::{Object, PAGES_IN_REGION};
+use super::{Object, region_of};
 use crate::reverse::Sharer;
 use core::mem;
 use core::ops::Range;
@@ -116,11 +116,11 @@ impl Object {
         claimed.ok().map(|_| Claim { object, page, word })
     }
 
-    /// Takes all pages of a region, if none of them is taken, and all are its own.
+    /// Takes all pages of a region that a block may map, if none of them is taken, and all are its own.
     pub(crate) fn claim_region(&self, page: u64) -> Option<Claims<'_>> {
-        let first = page & !(PAGES_IN_REGION - 1);
-        let mut claims = self.no_claims(first);
-        for page in first..(first + PAGES_IN_REGION).min(self.pages()) {
+        let pages = region_of(page);
+        let mut claims = self.no_claims(pages.start);
+        for page in pages {
             let claim = self.claim(page)?;
             if !matches!(claim.backing(), Backing::Owned(_)) {
                 return None;

@@ -11,7 +11,7 @@
 //! reads the words again (rule 8): it sees what was taken back, or its block is found.
 
 use super::word::{APART, IN_GIGABYTE, READ_ONLY, READ_ONLY_REGION};
-use super::{Backing, Claims, Look, Object, PAGES_IN_REGION};
+use super::{Backing, Claims, Look, Object};
 use crate::frames::FrameSize;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -19,6 +19,8 @@ use core::ops::Range;
 use stage2::sync::{AtomicU64, Ordering};
 use stage2::{Level, Pa};
 
+/// Pages of a region, the smallest piece that a block maps.
+const PAGES_IN_REGION: u64 = FrameSize::Block2M.frames() as u64;
 /// Pages of the largest piece.
 const PAGES_IN_GIB: u64 = FrameSize::Block1G.frames() as u64;
 
@@ -90,13 +92,7 @@ impl Object {
     /// How many pages from a page on are listed as one: those of the block that may map it for writing.
     pub(crate) fn pages_at_once(&self, page: u64) -> u64 {
         let block = FrameSize::of_level(self.piece_at(page)).frames() as u64;
-        (page | (block - 1)).min(self.pages() - 1) + 1 - page
-    }
-
-    /// The pages of a page's region.
-    pub(crate) fn region_of(&self, page: u64) -> Range<u64> {
-        let first = page & !(PAGES_IN_REGION - 1);
-        first..(first + PAGES_IN_REGION).min(self.pages())
+        (page | (block - 1)) + 1 - page
     }
 
     /// The run of frames that backs a block of `level` from a page on, all of it the object's own.
@@ -191,6 +187,12 @@ impl Object {
     pub(crate) fn first_of_piece(&self, page: u64, piece: Level) -> u64 {
         page & !(FrameSize::of_level(piece).frames() as u64 - 1)
     }
+}
+
+/// The pages of a page's region, whether or not the object has all of them.
+pub(crate) fn region_of(page: u64) -> Range<u64> {
+    let first = page & !(PAGES_IN_REGION - 1);
+    first..first + PAGES_IN_REGION
 }
 
 /// Words that all hold `value`; `None` without heap.

@@ -90,6 +90,7 @@ pub enum Operation {
     Reclaim,
     Balloon,
     Prefault,
+    UnshareRegion,
     ReadOnly,
 }
 
@@ -118,7 +119,7 @@ pub const PLACES: [Place; 5] = [
 pub const OPERATORS: [Operator; 2] = [Operator::Inside, Operator::Outside];
 /// How many frames the first operation finds.
 pub const FRAMES: [Option<usize>; 6] = [None, Some(0), Some(1), Some(2), Some(4), Some(9)];
-pub const OPERATIONS: [Operation; 19] = [
+pub const OPERATIONS: [Operation; 20] = [
     Operation::Write,
     Operation::WriteGuest,
     Operation::Fork,
@@ -137,6 +138,7 @@ pub const OPERATIONS: [Operation; 19] = [
     Operation::Reclaim,
     Operation::Balloon,
     Operation::Prefault,
+    Operation::UnshareRegion,
     Operation::ReadOnly,
 ];
 

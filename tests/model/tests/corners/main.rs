@@ -147,11 +147,21 @@ fn memory_in_blocks() {
 /// that have gone wrong before, and the rest by turns.
 #[test]
 fn memory_in_gigabytes() {
-    use Operation::{Compact, EndSecond, Fork, Gather, MoveSlot, Prefault, RestoreBlocks};
+    use Operation::{
+        Compact, EndSecond, Fork, Gather, MoveSlot, Prefault, RestoreBlocks, UnshareRegion,
+    };
     const EACH: usize = 6;
-    const ORDERS: [[Operation; EACH]; 3] = [
+    const ORDERS: [[Operation; EACH]; 4] = [
         [EndSecond, Prefault, Gather, RestoreBlocks, Fork, MoveSlot],
         [Prefault, Gather, MoveSlot, Fork, Prefault, EndSecond],
+        [
+            UnshareRegion,
+            Gather,
+            MoveSlot,
+            RestoreBlocks,
+            EndSecond,
+            Prefault,
+        ],
         [
             MoveSlot,
             RestoreBlocks,

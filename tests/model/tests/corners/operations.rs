@@ -1,7 +1,7 @@
 //! What is done to the VMs of a corner.
 
 use crate::corner::{AHEAD, BLOCK, Operation};
-use crate::scene::{SLOT, Scene, page_of};
+use crate::scene::{Placed, SLOT, Scene, page_of};
 use memory::FaultOutcome;
 use memory::{Access, BalloonError, MergePolicy, NotBacked, NotPopulated, PageMerging, Watermarks};
 use stage2::{Ipa, Level, PAGE_SIZE, Pa};
@@ -42,7 +42,8 @@ impl Scene<'_> {
             Operation::Merge => self.merge(),
             Operation::Reclaim => self.reclaim(),
             Operation::Balloon => self.balloon(),
-            Operation::Prefault => self.prefault(),
+            Operation::Prefault => self.prefault(&self.slot()),
+            Operation::UnshareRegion => self.unshare_region(),
             Operation::ReadOnly => self.read_only(),
         }
     }
@@ -264,14 +265,18 @@ impl Scene<'_> {
         }
     }
 
-    fn prefault(&mut self) {
-        let slot = self.slot();
-        // All of a region of the memory, and some pages on either side.
+    /// Every VM writes the same region, the first VM last: where it was forked, it is left with the frames of all.
+    fn unshare_region(&mut self) {
+        (self.slots.clone().iter().rev()).for_each(|slot| self.prefault(slot));
+    }
+
+    /// All of a region of a slot's memory, and some pages on either side.
+    fn prefault(&mut self, slot: &Placed) {
         let region = (slot.first + slot.pages / 2) / BLOCK * BLOCK - slot.first;
         let (first, end) = (region - 9, region + BLOCK + 9);
         let access = Access::Write;
         let range = slot.at(first)..slot.at(end);
-        let space = &self.spaces[&0];
+        let space = &self.spaces[&slot.vm];
         let operator = self.operator();
         let populated = self.on(|cpu| space.prefault(cpu, operator, range, access));
         let done = match populated {
@@ -286,7 +291,7 @@ impl Scene<'_> {
                 first + (error.done_to.get() - slot.at(first).get()) / PAGE_SIZE
             }
         };
-        (first..done).for_each(|page| self.note_written(&slot, page));
+        (first..done).for_each(|page| self.note_written(slot, page));
     }
 
     /// Nothing may be written for a while.
