@@ -462,11 +462,13 @@ proptest! {
 #[test]
 fn help_says_of_each_option_what_errors_say_too() {
     for option in &BOOT_OPTIONS {
-        let error = Options::parse(&alloc::format!("{}=?", option.key)).map(|_| ());
+        let word = alloc::format!("{}=?", option.key);
+        let error = Options::parse(&word).map(|_| ());
         is_listed_as_errors_say(option, error);
     }
     for option in &EARLY_OPTIONS {
-        let error = EarlyOptions::parse(&alloc::format!("{}=?", option.key)).map(|_| ());
+        let word = alloc::format!("{}=?", option.key);
+        let error = EarlyOptions::parse(&word).map(|_| ());
         is_listed_as_errors_say(option, error);
     }
 }
