@@ -454,6 +454,30 @@ fn a_block_that_a_ring_names_is_protected_to_its_end_beside_a_page_of_it() {
     }
 }
 
+/// A vCPU whose ring is full waits until it is harvested, and no other does.
+#[test]
+fn a_full_ring_stops_its_own_vcpu_and_no_other() {
+    let machine = Machine::new();
+    machine.enable(&IN_RINGS);
+    let write = |vcpu: usize, page: u64| {
+        let fault = Fault {
+            vcpu,
+            ipa: START.offset(page * PAGE_SIZE),
+            va: None,
+            access: Access::Write,
+            kind: FaultKind::Translation,
+        };
+        machine.space.fault(&machine.cpus[vcpu], &fault)
+    };
+    let outcomes: Vec<FaultOutcome> = (0..64).map(|page| write(1, page)).collect();
+    let low = |outcome: &FaultOutcome| *outcome == FaultOutcome::RingLow;
+    assert_eq!(outcomes.iter().position(low), Some(47));
+    assert_eq!(write(1, 64), FaultOutcome::RingFull);
+    assert_eq!(write(0, 64), FaultOutcome::Resolved);
+    assert_eq!(machine.harvest_ring(1).len(), 64);
+    assert_eq!(write(1, 65), FaultOutcome::Resolved);
+}
+
 /// What a ring of an earlier log still held made pages clean whose writes hardware has noted since.
 #[test]
 fn a_ring_that_outlives_its_log_takes_nothing_from_the_next() {
