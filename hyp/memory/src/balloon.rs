@@ -117,8 +117,8 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 
     fn owns(&self, slot: &Slot) -> bool {
-        let object = slot.object();
-        object.is_private() && object.account() == Owner::Vm(self.vm()) && !slot.read_only()
+        // What is shared, an image or a device is on no VM's account.
+        slot.object().account() == Owner::Vm(self.vm()) && !slot.read_only()
     }
 }
 

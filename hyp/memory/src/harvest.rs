@@ -207,36 +207,15 @@ impl<L: MmuLock> AddressSpace<L> {
             let peeked = ring.peek(batch);
             let batch = &mut batch[..peeked.reports];
             batch.sort_unstable();
-            let present = self.keep_present(cpu, batch);
             full_barrier();
-            self.protect_reported(cpu, &batch[..present]);
+            self.protect_reported(cpu, batch);
             ring.advance(peeked.entries);
-            taken += present;
+            taken += peeked.reports;
             if peeked.entries < wanted {
                 break;
             }
         }
         taken
-    }
-
-    /// Moves those of some pages, which are sorted, to the front that lie in a slot that there is. How many they are.
-    fn keep_present<T>(&self, cpu: &CpuMemory<T>, pages: &mut [DirtyPages]) -> usize {
-        let guard = self.pin(cpu);
-        let slots = self.slots(&guard);
-        let (mut present, mut last) = (0, None);
-        for index in 0..pages.len() {
-            let reported = pages[index];
-            let end = match last {
-                Some((slot, end)) if slot == reported.slot => end,
-                _ => slots.get(reported.slot).map_or(0, |slot| slot.pages()),
-            };
-            last = Some((reported.slot, end));
-            if reported.first + reported.count <= end {
-                pages[present] = reported;
-                present += 1;
-            }
-        }
-        present
     }
 
     /// Write-protects pages that are sorted, those of one table of pages at a time.
@@ -269,7 +248,7 @@ impl<L: MmuLock> AddressSpace<L> {
                 }
             }
             let wanted = |ipa: Ipa, level| {
-                let number = slot.page_of(ipa.max(slot.range().start)) as usize;
+                let number = slot.page_of(ipa) as usize;
                 let index = number % PAGES_IN_TABLE;
                 level != Level::L3 || named[index / 64] & 1 << (index % 64) != 0
             };

@@ -17,9 +17,6 @@ impl<L: MmuLock> AddressSpace<L> {
         let end = range.end.min(self.stage2().layout().all().end);
         let end = Ipa::new(end.get().next_multiple_of(PAGE_SIZE));
         let pages = range.start.align_down(PAGE_SIZE)..end;
-        if pages.is_empty() {
-            return;
-        }
         self.vacate(cpu, pages, |guard, level, ipa, leaf| {
             // No leaf maps pages of two slots.
             if leaf.dirty()

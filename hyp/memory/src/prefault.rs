@@ -116,9 +116,6 @@ impl<L: MmuLock> AddressSpace<L> {
         ipa: Ipa,
         access: Access,
     ) -> Result<Level, NotPopulated> {
-        if !self.stage2().layout().contains(&(ipa..ipa.offset(1))) {
-            return Err(NotPopulated::NoSlot);
-        }
         for _ in 0..MOST_FAULTS {
             let kind = match self.lookup(cpu, ipa) {
                 Some((leaf, level)) if access.allowed_by(leaf) && leaf.accessed() => {

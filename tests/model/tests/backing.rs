@@ -839,6 +839,65 @@ fn a_slot_that_moves_takes_its_memory_along_and_one_that_goes_leaves_nothing() {
     machine.check_nothing_is_left();
 }
 
+/// Two VMs give the same name to their slots of the same memory: one that goes takes along its own only.
+#[test]
+fn memory_that_one_vm_has_let_go_of_still_follows_every_change_in_the_other() {
+    let machine = Vms::new(512);
+    let shared = Object::shared(&machine.cpu, 4 * PAGE_SIZE, Level::L3).unwrap();
+    let [one, other] = [0, 1].map(|vm| space(&machine, vm, Change::Direct));
+    for vm in [&one, &other] {
+        machine.map(vm, shared.clone());
+        machine.write(vm, 1, 11);
+    }
+    one.remove_slot(&machine.cpu, SLOT).unwrap();
+    let ipa = START.offset(PAGE_SIZE);
+    let frame = || other.lookup(&machine.cpu, ipa).unwrap().0.pa();
+    let before = frame();
+    assert!(shared.migrate(&machine.cpu, 1));
+    assert_ne!(frame(), before);
+    assert_eq!(machine.read(&other, 1), 11);
+    drop(shared);
+    for vm in [one, other] {
+        vm.destroy(&machine.cpu);
+    }
+    machine.check_nothing_is_left();
+}
+
+/// A block that is populated from its middle on says nothing of how far the next one is.
+#[test]
+fn every_page_of_a_range_is_populated_behind_a_block_too() {
+    let machine = Vms::new(4096);
+    let space = space(&machine, 0, Change::Direct);
+    machine.map(&space, anonymous(&machine, 2 * BLOCK, Level::L2));
+    let at = |page: u64| START.offset(page * PAGE_SIZE);
+    // The second block is in pages.
+    machine.write(&space, BLOCK, 1);
+    space
+        .balloon(&machine.cpu, at(BLOCK + 9)..at(BLOCK + 10))
+        .unwrap();
+    space.invalidate(&machine.cpu, at(0)..at(2 * BLOCK));
+    let range = at(5).offset(8)..at(2 * BLOCK - 1).offset(8);
+    assert_eq!(
+        space.prefault(&machine.cpu, 0, range, Access::Write),
+        Ok(())
+    );
+    let is_mapped = |page: &u64| {
+        let mapped = space.lookup(&machine.cpu, at(*page));
+        mapped.is_some_and(|(leaf, _)| Access::Write.allowed_by(leaf))
+    };
+    assert_eq!((5..2 * BLOCK).find(|page| !is_mapped(page)), None);
+    // Behind the slot, behind the address space, and where addresses end.
+    for from in [at(2 * BLOCK), Ipa::new(1 << 40), Ipa::new(u64::MAX - 4095)] {
+        let from = from.offset(8);
+        let error = space
+            .prefault(&machine.cpu, 0, from..from.offset(1), Access::Read)
+            .unwrap_err();
+        assert_eq!((error.done_to, error.reason), (from, NotPopulated::NoSlot));
+    }
+    space.destroy(&machine.cpu);
+    machine.check_nothing_is_left();
+}
+
 #[test]
 fn what_is_populated_ahead_takes_no_fault() {
     let machine = Vms::new(4096);

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use memory::frames::{FramePool, arena};
 use memory::{
-    Access, AddressSpace, Ahead, Caches, CpuMemory, DirtyPages, Fault, FaultOutcome, Granularity,
-    LogError, LogPolicy, MemorySystem, Object, Owner, Parallel, SlotConfig, SlotId, Splitting,
-    Tracking, VmId,
+    Access, AddressSpace, Ahead, Caches, CpuMemory, DirtyPages, Fault, FaultKind, FaultOutcome,
+    Granularity, LogError, LogPolicy, MemorySystem, Object, Owner, Parallel, SlotConfig, SlotId,
+    Splitting, Tracking, VmId, Watermarks,
 };
 use model::{Hardware, Mmu};
 use stage2::{Features, Ipa, IpaRange, Layout, Level, PAGE_SIZE, Pa, Regime, Tlb};
@@ -48,10 +48,11 @@ type Space = AddressSpace<Parallel>;
 /// What happens once.
 type Interruption = Rc<RefCell<Option<Box<dyn FnOnce()>>>>;
 
-/// The MMU, with something that happens just before a table is linked.
+/// The MMU, with something that happens just before a table is linked, or when a page is written for a guest.
 struct Interrupted {
     hardware: Hardware,
     before_link: Interruption,
+    on_clean: Interruption,
 }
 
 impl Tlb for Interrupted {
@@ -77,7 +78,10 @@ impl Tlb for Interrupted {
 }
 
 impl Caches for Interrupted {
-    fn clean_for_guest(&self, _: Pa, _: u64) {}
+    fn clean_for_guest(&self, _: Pa, _: u64) {
+        let interruption = self.on_clean.borrow_mut().take();
+        interruption.into_iter().for_each(|happens| happens());
+    }
 }
 
 /// A VM with one slot of blocks. vCPU 0 runs on CPU 0, vCPU 1 on CPU 1, the harness on CPU 2.
@@ -86,6 +90,7 @@ struct Machine {
     mmu: Arc<Mmu>,
     cpus: Vec<Rc<CpuMemory<Interrupted>>>,
     before_link: Interruption,
+    on_clean: Interruption,
 }
 
 impl Machine {
@@ -103,7 +108,7 @@ impl Machine {
     fn with_rings_of(entries: usize) -> Self {
         let pool = Box::leak(Box::new(FramePool::new()));
         // SAFETY: the arena is leaked, and added once.
-        unsafe { pool.add(arena::leak(2048)) };
+        unsafe { pool.add(arena::leak(4096)) };
         let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 3, 8).unwrap()));
         let features = Features {
             hardware_access: true,
@@ -112,12 +117,13 @@ impl Machine {
         };
         let layout = Layout::new(features).unwrap();
         let mmu = Mmu::new(layout, 3);
-        let before_link = Interruption::default();
+        let (before_link, on_clean) = (Interruption::default(), Interruption::default());
         let cpu = |number| {
             let mmu = mmu.clone();
             let hardware = Interrupted {
                 hardware: Hardware { mmu, cpu: number },
                 before_link: before_link.clone(),
+                on_clean: on_clean.clone(),
             };
             Rc::new(CpuMemory::new(
                 system,
@@ -135,6 +141,7 @@ impl Machine {
             mmu,
             cpus,
             before_link,
+            on_clean,
         }
     }
 
@@ -171,7 +178,10 @@ impl Machine {
     }
 
     fn access(&self, vcpu: usize, page: u64, access: Access) {
-        let ipa = self.start().offset(page * PAGE_SIZE);
+        self.access_at(vcpu, self.start().offset(page * PAGE_SIZE), access);
+    }
+
+    fn access_at(&self, vcpu: usize, ipa: Ipa, access: Access) {
         let (vttbr, _) = self.space.activate(&self.cpus[vcpu]);
         let root = Pa::new(vttbr.bits() & ((1 << 48) - 1) & !0x3f);
         let write = access == Access::Write;
@@ -411,7 +421,7 @@ fn a_large_ring_is_harvested_to_its_last_entry_and_all_that_it_names_is_protecte
     let machine = Machine::with_rings_of(1024);
     machine.add_slot_that_begins_within_a_block();
     machine.enable(&IN_RINGS);
-    let pages = || (0..REPORTS).map(|index| index * 7 % (BLOCKS * BLOCK));
+    let pages = || (0..REPORTS).rev().map(|index| index * 7 % (BLOCKS * BLOCK));
     let mut expected: Vec<u64> = pages().collect();
     expected.sort_unstable();
     for _ in 0..2 {
@@ -421,6 +431,51 @@ fn a_large_ring_is_harvested_to_its_last_entry_and_all_that_it_names_is_protecte
         assert_eq!(reported, expected);
         assert_eq!(machine.harvest_ring(0), []);
     }
+}
+
+/// A block is reported, becomes pages, and one of these is reported too: all of the block is protected.
+#[test]
+fn a_block_that_a_ring_names_is_protected_to_its_end_beside_a_page_of_it() {
+    let machine = Machine::new();
+    machine.write(0, 100);
+    machine.enable(&LogPolicy {
+        granularity: Granularity::Block2M,
+        ..IN_RINGS
+    });
+    machine.write(0, 100);
+    let at = |page: u64| START.offset(page * PAGE_SIZE);
+    let given = (machine.space).balloon(machine.harness(), at(7)..at(8));
+    assert_eq!(given, Ok(1));
+    machine.write(0, 7);
+    assert_eq!(machine.harvest_ring(0), [0, 7]);
+    for page in [100, 7, 3, BLOCK - 1] {
+        machine.write(0, page);
+        assert_eq!(machine.harvest_ring(0), [page], "its next write is noticed");
+    }
+}
+
+/// A vCPU whose ring is full waits until it is harvested, and no other does.
+#[test]
+fn a_full_ring_stops_its_own_vcpu_and_no_other() {
+    let machine = Machine::new();
+    machine.enable(&IN_RINGS);
+    let write = |vcpu: usize, page: u64| {
+        let fault = Fault {
+            vcpu,
+            ipa: START.offset(page * PAGE_SIZE),
+            va: None,
+            access: Access::Write,
+            kind: FaultKind::Translation,
+        };
+        machine.space.fault(&machine.cpus[vcpu], &fault)
+    };
+    let outcomes: Vec<FaultOutcome> = (0..64).map(|page| write(1, page)).collect();
+    let low = |outcome: &FaultOutcome| *outcome == FaultOutcome::RingLow;
+    assert_eq!(outcomes.iter().position(low), Some(47));
+    assert_eq!(write(1, 64), FaultOutcome::RingFull);
+    assert_eq!(write(0, 64), FaultOutcome::Resolved);
+    assert_eq!(machine.harvest_ring(1).len(), 64);
+    assert_eq!(write(1, 65), FaultOutcome::Resolved);
 }
 
 /// What a ring of an earlier log still held made pages clean whose writes hardware has noted since.
@@ -473,6 +528,29 @@ fn an_invalidated_range_forgets_no_write() {
     assert!(machine.is_dirty(70), "a write is lost");
     assert!(!machine.is_dirty(71));
     machine.write(1, 70);
+}
+
+/// A block that is logged as one is dirty as one, also when it isn't there any more.
+#[test]
+fn an_invalidated_block_is_dirty_to_its_last_page() {
+    let machine = Machine::without_slots();
+    machine.add_slot_that_begins_within_a_block();
+    machine.write(0, 600);
+    machine.enable(&LogPolicy {
+        granularity: Granularity::Block2M,
+        ..BY_HARDWARE
+    });
+    machine.write(0, 600);
+    (7..16).for_each(|word| _ = machine.clear(word));
+    // Noted by hardware alone.
+    machine.write(0, 600);
+    let at = |page: u64| machine.start().offset(page * PAGE_SIZE);
+    (machine.space).invalidate(machine.harness(), at(600)..at(601));
+    // The first whole block has the slot's pages 511 to 1022.
+    for page in [511, 600, 1022] {
+        assert!(machine.is_dirty(page), "page {page}");
+    }
+    assert!(!machine.is_dirty(510) && !machine.is_dirty(1023));
 }
 
 /// A block that is restored while it is logged has pages that were written, and those are in the log; the next write to
@@ -530,4 +608,141 @@ fn a_chunk_of_any_size_splits_all() {
         let split = split.unwrap();
         assert_eq!((split.blocks, split.ran_out), (BLOCKS, false), "{chunk:#x}");
     }
+}
+
+/// Blocks that are asked for are split, also those that are in the range in part, and no others: before, behind and beyond the
+/// slot.
+#[test]
+fn the_blocks_of_a_range_are_split_and_no_others() {
+    const BYTES: u64 = BLOCK * PAGE_SIZE;
+    let at = |bytes: u64| START.offset(bytes);
+    let before = Ipa::new(START.get() - BYTES);
+    for (from, bytes, expected) in [
+        (at(0), 1, [true, false]),
+        (at(BYTES - 1), 1, [true, false]),
+        (at(BYTES - 1), 2, [true, true]),
+        (at(BYTES - PAGE_SIZE), PAGE_SIZE + 1, [true, true]),
+        (at(BYTES), BYTES, [false, true]),
+        (at(BYTES + 1), u64::MAX, [false, true]),
+        (at(2 * BYTES - 1), 2 * BYTES, [false, true]),
+        (at(2 * BYTES), BYTES, [false, false]),
+        (at(BYTES), 0, [false, false]),
+        (before, BYTES, [false, false]),
+        (before, BYTES + 1, [true, false]),
+        (before, u64::MAX, [true, true]),
+        (Ipa::new(0), u64::MAX, [true, true]),
+    ] {
+        let machine = Machine::new();
+        let (space, harness) = (&machine.space, machine.harness());
+        let next = at(BLOCKS * BYTES);
+        for (id, start) in [(1, next), (2, before)] {
+            space
+                .add_slot(harness, SlotId(id), start, BYTES, Level::L2, false)
+                .unwrap();
+            machine.access_at(0, start, Access::Write);
+        }
+        (0..BLOCKS).for_each(|block| machine.write(0, block * BLOCK));
+        machine.enable(&BY_PROTECTION);
+        let ahead = Ahead {
+            chunk: 0,
+            reserve: 0,
+        };
+        let split = space.split_blocks(harness, SLOT, from, bytes, ahead);
+        let is_split = |ipa| {
+            let (_, level) = space.lookup(harness, ipa).unwrap();
+            level == Level::L3
+        };
+        let case = format!("{bytes:#x} bytes from {from}");
+        assert_eq!([at(0), at(BYTES)].map(is_split), expected, "{case}");
+        assert_eq!([before, next].map(is_split), [false; 2], "{case}");
+        let count = expected.into_iter().filter(|split| *split).count();
+        assert_eq!(split.unwrap().blocks, count as u64, "{case}");
+    }
+}
+
+/// A slot that comes elsewhere while a fault prepares its page is none of that fault's business.
+#[test]
+fn a_fault_beside_a_change_of_another_slot_does_not_retry() {
+    let machine = Machine::without_slots();
+    let account = Owner::Vm(machine.space.vm());
+    let object = Object::anonymous(machine.harness(), account, PAGE_SIZE, Level::L3).unwrap();
+    let config = SlotConfig {
+        id: SLOT,
+        start: START,
+        object,
+        offset: 0,
+        bytes: PAGE_SIZE,
+        read_only: false,
+        write_faults: false,
+    };
+    (machine.space)
+        .map_object(machine.harness(), config)
+        .unwrap();
+    let (space, harness) = (machine.space.clone(), machine.cpus[2].clone());
+    *machine.on_clean.borrow_mut() = Some(Box::new(move || {
+        space
+            .add_slot(&harness, SlotId(1), MOVED, PAGE_SIZE, Level::L3, false)
+            .unwrap();
+    }));
+    let fault = Fault {
+        vcpu: 0,
+        ipa: START,
+        va: None,
+        access: Access::Write,
+        kind: FaultKind::Translation,
+    };
+    let outcome = machine.space.fault(&machine.cpus[0], &fault);
+    assert!(
+        machine.on_clean.borrow().is_none(),
+        "nothing came in between"
+    );
+    assert_eq!(outcome, FaultOutcome::Resolved);
+}
+
+/// Reclaim clears access flags, and TLBs are told: where a page is used again hardware sets its flag again, in whichever slot.
+#[test]
+fn what_is_used_after_its_access_flags_were_cleared_is_not_cold() {
+    const PAGES: u64 = 64;
+    let machine = Machine::without_slots();
+    let (space, harness) = (&machine.space, machine.harness());
+    let account = Owner::Vm(space.vm());
+    let object = Object::preallocated(harness, account, PAGES * PAGE_SIZE, Level::L3).unwrap();
+    let lower = Ipa::new(START.get() - BLOCK * PAGE_SIZE);
+    for (id, start) in [(SLOT, START), (SlotId(1), lower)] {
+        let config = SlotConfig {
+            id,
+            start,
+            object: object.clone(),
+            offset: 0,
+            bytes: PAGES * PAGE_SIZE,
+            read_only: false,
+            write_faults: false,
+        };
+        space.map_object(harness, config).unwrap();
+    }
+    let used = [
+        lower.offset(3 * PAGE_SIZE),
+        START,
+        START.offset((PAGES - 1) * PAGE_SIZE),
+    ];
+    for page in 0..PAGES {
+        for start in [START, lower] {
+            machine.access_at(0, start.offset(page * PAGE_SIZE), Access::Write);
+        }
+    }
+    let system = harness.system();
+    let high = 1 << 40;
+    // All are found, and none has to go; then they have to.
+    system.set_watermarks(Some(Watermarks { low: 1, high }));
+    harness.relieve();
+    assert_eq!(system.listed_pages(), (0, PAGES));
+    for ipa in used {
+        machine.access_at(0, ipa, Access::Read);
+    }
+    system.set_watermarks(Some(Watermarks { low: high, high }));
+    for _ in 0..2 {
+        harness.relieve();
+    }
+    system.set_watermarks(None);
+    assert_eq!(system.reclaim_counters().activated.get(), used.len() as u64);
 }

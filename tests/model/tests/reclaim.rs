@@ -746,6 +746,91 @@ fn what_is_given_up_in_one_slot_is_gone_from_every_other() {
     machine.nothing_is_left();
 }
 
+/// What lies outside of a slot's part of the memory isn't the slot's, and what is next to it even less.
+#[test]
+fn what_is_given_up_beside_a_slot_leaves_it_and_its_neighbours_alone() {
+    const ALL: Ipa = Ipa::new(0x8000_0000);
+    const PART: std::ops::Range<u64> = 2..6;
+    let machine = Machine::new(400);
+    let space = machine.space(0);
+    let object = machine.anonymous(space.vm(), 8, Level::L3);
+    let pages = PART.end - PART.start;
+    let at = |page: u64| START.offset(page * PAGE_SIZE);
+    let before = Ipa::new(START.get() - PAGE_SIZE);
+    let other = || machine.anonymous(space.vm(), 1, Level::L3);
+    for (id, start, object, offset, count) in [
+        (0, START, object.clone(), PART.start, pages),
+        (1, ALL, object, 0, 8),
+        (2, before, other(), 0, 1),
+        (3, at(pages), other(), 0, 1),
+    ] {
+        let config = SlotConfig {
+            id: SlotId(id),
+            start,
+            object,
+            offset: offset * PAGE_SIZE,
+            bytes: count * PAGE_SIZE,
+            read_only: false,
+            write_faults: false,
+        };
+        space.map_object(&machine.cpu, config).unwrap();
+    }
+    let near: Vec<Ipa> = [before].into_iter().chain((0..=pages).map(at)).collect();
+    let everywhere = (0..8).map(|page| ALL.offset(page * PAGE_SIZE));
+    for ipa in near.iter().copied().chain(everywhere) {
+        let outcome = machine.fault(&space, ipa, Access::Write, FaultKind::Translation);
+        assert_eq!(outcome, FaultOutcome::Resolved);
+    }
+    let balloon = |first: u64, end: u64| {
+        let range = ALL.offset(first * PAGE_SIZE)..ALL.offset(end * PAGE_SIZE);
+        assert_eq!(space.balloon(&machine.cpu, range), Ok(end - first));
+    };
+    let gone = || -> Vec<Ipa> {
+        let is_gone = |ipa: &Ipa| space.lookup(&machine.cpu, *ipa).is_none();
+        near.iter().copied().filter(is_gone).collect()
+    };
+    balloon(0, PART.start);
+    balloon(PART.end, 8);
+    assert_eq!(gone(), []);
+    balloon(PART.end - 1, PART.end);
+    balloon(PART.start, PART.start + 1);
+    assert_eq!(gone(), [at(0), at(pages - 1)]);
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+/// What is put away has no frame, but takes room.
+#[test]
+fn what_is_given_up_after_it_was_put_away_takes_no_room() {
+    let machine = Machine::new(400);
+    let space = machine.vm_of(0, 40, Level::L3);
+    for page in 0..40 {
+        machine.write(&space, page, page + 1).unwrap();
+    }
+    let high = 1 << 40;
+    machine
+        .system
+        .set_watermarks(Some(Watermarks { low: high, high }));
+    for _ in 0..4 {
+        machine.cpu.relieve();
+    }
+    machine.system.set_watermarks(None);
+    assert_eq!(machine.system.put_away().pages, 40);
+    let range = START.offset(10 * PAGE_SIZE)..START.offset(30 * PAGE_SIZE);
+    assert_eq!(space.balloon(&machine.cpu, range), Ok(20));
+    assert_eq!(machine.system.put_away().pages, 20);
+    for page in 0..40 {
+        let expected = if (10..30).contains(&page) {
+            0
+        } else {
+            page + 1
+        };
+        assert_eq!(machine.read(&space, page), expected);
+    }
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
 /// What is given up is written, to the last page of it, in the log of every slot that it lies in, and nothing else is.
 #[test]
 fn what_a_guest_gives_up_is_dirty_in_the_log_of_its_slot() {
@@ -772,6 +857,11 @@ fn what_a_guest_gives_up_is_dirty_in_the_log_of_its_slot() {
         space.balloon(&machine.cpu, range),
         Ok((end - first) / 2 + 1)
     );
+    let is_mapped = |page: &u64| {
+        let ipa = START.offset(page * PAGE_SIZE);
+        space.lookup(&machine.cpu, ipa).is_some()
+    };
+    assert_eq!((first..end).find(is_mapped), None);
     for (index, id) in slots.into_iter().enumerate() {
         let mut words = [0_u64; 2];
         space
@@ -821,6 +911,16 @@ fn a_guest_gives_up_its_own_memory_only() {
     assert_eq!(
         balloon(page(40), page(41)),
         Err(BalloonError::NoSlot { ipa: page(40) })
+    );
+    let of_other = SlotConfig {
+        id: SlotId(2),
+        start: page(48),
+        ..slot(machine.anonymous(vm(1), 1, Level::L3))
+    };
+    space.map_object(&machine.cpu, of_other).unwrap();
+    assert_eq!(
+        balloon(page(48), page(49)),
+        Err(BalloonError::NotOwn { ipa: page(48) })
     );
     assert_eq!(space.set_read_only(&machine.cpu, SLOT, true), Ok(()));
     assert_eq!(
