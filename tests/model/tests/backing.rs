@@ -598,6 +598,42 @@ fn a_fork_has_its_own_copy_of_its_parents_memory_and_the_very_same_of_all_else()
 }
 
 #[test]
+fn a_fork_that_fails_leaves_the_child_without_slots() {
+    const AT: u64 = 16;
+    let machine = Vms::new(1024);
+    let [parent, child] = [0, 1].map(|vm| space(&machine, vm, Change::Direct));
+    for number in 0..2 {
+        let config = SlotConfig {
+            id: SlotId(number),
+            start: START.offset(u64::from(number) * AT * PAGE_SIZE),
+            ..slot(anonymous(&machine, 8, Level::L3))
+        };
+        parent.map_object(&machine.cpu, config).unwrap();
+        machine.write(&parent, u64::from(number) * AT, 10);
+    }
+    // There is a name for one copy, and not for the other.
+    let mut others: Vec<_> = (3..MAX_OBJECTS)
+        .map(|_| anonymous(&machine, 1, Level::L3))
+        .collect();
+    let forked = parent.fork(&machine.cpu, &child);
+    assert_eq!(forked, Err(SlotError::Object(ObjectError::TooMany)));
+    for id in [0, 1].map(SlotId) {
+        let object = child.object_of(&machine.cpu, id).map(drop);
+        assert_eq!(object, Err(SlotError::Unknown(id)));
+    }
+    assert_eq!(machine.guest(), 2);
+    machine.write(&parent, 0, 11);
+    others.clear();
+    parent.fork(&machine.cpu, &child).unwrap();
+    machine.write(&parent, 0, 12);
+    let words = [0, AT].map(|page| machine.read(&child, page));
+    assert_eq!((words, machine.read(&parent, 0)), ([11, 10], 12));
+    child.destroy(&machine.cpu);
+    parent.destroy(&machine.cpu);
+    machine.check_nothing_is_left();
+}
+
+#[test]
 fn shared_memory_is_the_same_in_all_vms_also_in_a_fork() {
     let machine = Vms::new(1024);
     let spaces = [0, 1, 2].map(|vm| space(&machine, vm, Change::Direct));

@@ -337,6 +337,30 @@ fn a_region_is_gathered_though_no_run_is_free() {
     machine.end();
 }
 
+#[test]
+fn nothing_is_gathered_of_a_vm_that_has_put_memory_away_for_its_limit() {
+    for is_limited in [true, false] {
+        let mut machine = Machine::new(8 * BLOCK as usize);
+        let object = machine.add_vm(BLOCK, Level::L2);
+        (0..BLOCK).for_each(|page| {
+            machine.write(0, page, 1);
+        });
+        machine.fork(0);
+        (0..BLOCK).for_each(|page| assert_eq!(machine.write(1, page, 1 + page), 1));
+        let (cpu, pool) = (&machine.vms.cpu, machine.vms.pool);
+        let vm = machine.spaces[1].vm();
+        pool.set_limit(vm, is_limited.then_some(4 * BLOCK));
+        pool.charge_compressed(Owner::Vm(vm), 128);
+        assert_eq!(cpu.gather(), !is_limited);
+        pool.discharge_compressed(Owner::Vm(vm), 128);
+        assert_eq!(cpu.gather(), is_limited);
+        pool.set_limit(vm, None);
+        (0..BLOCK).for_each(|page| assert_eq!(machine.read(1, page), 1 + page));
+        drop(object);
+        machine.end();
+    }
+}
+
 /// Regions that only lie in the slot in part stay as they are, and so does memory that was asked for in pages.
 #[test]
 fn blocks_are_restored_of_the_regions_that_lie_in_the_slot() {
