@@ -5,8 +5,8 @@
 
 use memory::frames::{FramePool, arena};
 use memory::{
-    Access, AddressSpace, CpuMemory, Fault, FaultKind, FaultOutcome, MAX_SLOTS, MemorySystem,
-    NotPopulated, Object, Owner, Parallel, SlotConfig, SlotError, SlotId, VmId,
+    Access, AddressSpace, CpuMemory, Fault, FaultKind, FaultOutcome, LogPolicy, MAX_SLOTS,
+    MemorySystem, NotPopulated, Object, Owner, Parallel, SlotConfig, SlotError, SlotId, VmId,
 };
 use stage2::{Features, Ipa, IpaRange, Layout, Level, NoTlb, PAGE_SIZE, Pa};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -94,6 +94,62 @@ fn fault(space: &Space, cpu: &CpuMemory<NoTlb>, number: u64, access: Access) -> 
         kind,
     };
     space.fault(cpu, &fault)
+}
+
+#[test]
+fn a_write_is_logged_in_its_own_slot_whichever_its_cpu_wrote_to_last() {
+    let machine = Machine::new(1024);
+    let cpu = machine.cpu(0);
+    let space = space(&cpu);
+    // Two with a gap between them, then one that follows at once; of the last pages, what is behind them is another's.
+    let ends = [(1, 0, 3), (2, 8, 70), (3, 78, 5)];
+    for (id, at, count) in ends {
+        let object = anonymous(&cpu, count, Level::L3);
+        space.map_object(&cpu, slot(id, at, object)).unwrap();
+        for number in at..at + count {
+            let written = fault(&space, &cpu, number, Access::Write);
+            assert_eq!(written, FaultOutcome::Resolved);
+        }
+        let policy = LogPolicy::default();
+        space.enable_dirty_log(&cpu, SlotId(id), &policy).unwrap();
+    }
+    let edges = [0, 2, 8, 77, 78, 82];
+    for last in edges {
+        for (id, at, count) in ends {
+            for number in [at, at + count - 1] {
+                fault(&space, &cpu, last, Access::Write);
+                fault(&space, &cpu, number, Access::Write);
+                let written = [last, number];
+                for (other, at, count) in ends {
+                    let mut log = vec![0; (count as usize).div_ceil(64)];
+                    let harvested = space.get_and_clear_dirty_log(&cpu, SlotId(other), 0, &mut log);
+                    harvested.unwrap();
+                    for page in 0..count {
+                        let is_dirty = log[page as usize / 64] >> (page % 64) & 1 != 0;
+                        let expected = written.contains(&(at + page));
+                        assert_eq!(
+                            is_dirty, expected,
+                            "{written:?}, slot {other}, page {page} ({id})"
+                        );
+                    }
+                }
+            }
+        }
+        // What no slot covers is nobody's, behind whichever slot.
+        for nowhere in [3, 7, 83] {
+            fault(&space, &cpu, last, Access::Write);
+            let outcome = fault(&space, &cpu, nowhere, Access::Write);
+            assert_eq!(outcome, FaultOutcome::NoSlot);
+        }
+        for (id, ..) in ends {
+            let mut log = [0; 2];
+            let words = if id == 2 { 2 } else { 1 };
+            let log = &mut log[..words];
+            space
+                .get_and_clear_dirty_log(&cpu, SlotId(id), 0, log)
+                .unwrap();
+        }
+    }
 }
 
 /// Says that it is over when it is dropped.

@@ -99,7 +99,8 @@ fn the_stress_run_replaces_the_benchmark_and_has_room_for_copies() {
         plan.append,
         "mode=parallel vcpus=4 bytes=131072K backing=2M timeout=120 guest=stress seconds=9 seed=3 slots=2"
     );
-    assert_eq!(plan.memory, mib(1280));
+    // Its memory, its copy, and what a fork may have of both, and its parent of one.
+    assert_eq!(plan.memory, mib(2816));
     assert_eq!(plan.limit.silence, Some(Duration::from_secs(180)));
     assert_eq!(plan.cpus, 9, "a fork may run beside the VM");
     assert!(refused(&["--stress=9", "--split=none"]).contains("--split"));
