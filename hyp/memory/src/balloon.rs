@@ -89,6 +89,8 @@ impl<L: MmuLock> AddressSpace<L> {
                 log.mark(page..page + part.done);
             }
             drop(guard);
+            // A guest that does nothing else would have what is given up wait, and the heap that this takes, without bound.
+            cpu.let_epoch_advance();
             if part.done == 0 {
                 // Somebody is changing what backs the page.
                 relax();
@@ -96,6 +98,7 @@ impl<L: MmuLock> AddressSpace<L> {
             given += part.given;
             at = at.offset(part.done * PAGE_SIZE);
         }
+        cpu.pool().reclaim_released();
         cpu.system().pressure().note_ballooned(given);
         Ok(given)
     }

@@ -128,19 +128,27 @@ impl<L: MmuLock> AddressSpace<L> {
         let guard = self.pin(cpu);
         let length = bytes.len();
         self.for_each_page(&guard, ipa, length, |slot, at, part| {
-            match backing_to_read(slot, at, &mut bytes[part.clone()]) {
-                Backing::Owned(page) | Backing::Shared(page) => {
-                    let pa = page.offset(at.offset_in(PAGE_SIZE));
-                    cpu.drop_stale_lines(pa, part.len() as u64);
-                    // SAFETY: the frame backs the guest, and isn't given to anybody else in the epoch that `guard` holds.
-                    unsafe { read_bytes(pa, &mut bytes[part]) }
+            let bytes = &mut bytes[part];
+            loop {
+                let backing = backing_to_read(slot, at, bytes);
+                match backing {
+                    Backing::Owned(page) | Backing::Shared(page) => {
+                        let pa = page.offset(at.offset_in(PAGE_SIZE));
+                        cpu.drop_stale_lines(pa, bytes.len() as u64);
+                        // SAFETY: the frame is memory. Whether it still backed the guest is seen below.
+                        unsafe { read_bytes(pa, bytes) }
+                    }
+                    Backing::Vacant | Backing::Zero => bytes.fill(0),
+                    // Read already.
+                    Backing::Compressed(_) => return Ok(()),
+                    Backing::Device(_) => return Err(NotBacked::NoSlot { ipa: at }),
                 }
-                Backing::Vacant | Backing::Zero => bytes[part].fill(0),
-                // Read already.
-                Backing::Compressed(_) => {}
-                Backing::Device(_) => return Err(NotBacked::NoSlot { ipa: at }),
+                // A frame that the last of several pages has let go of goes home at once; the page says so before that.
+                full_barrier();
+                if slot.object().look(slot.object_page(at)).backing() == backing {
+                    return Ok(());
+                }
             }
-            Ok(())
         })
     }
 

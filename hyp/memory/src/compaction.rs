@@ -78,6 +78,7 @@ impl Object {
     /// Moves what a page holds to another frame, for all pages that have the same. False if that can't be: it has none, others
     /// are changing it, or too many share it; a block maps it, or there is no other frame. VMs may be using it.
     pub fn migrate<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, page: u64) -> bool {
+        self.system().check(cpu);
         let size = FrameSize::Page4K;
         let Some(to) = (self.pool()).allocate(size, Owner::Hypervisor, Purpose::Guest) else {
             return false;
@@ -98,6 +99,7 @@ impl Object {
     /// Gives the region of 2 MiB that a page lies in one run of frames, if all of its pages have frames of their own. Blocks
     /// may map it from then on. VMs may be using it.
     pub fn compact_region<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, page: u64) -> Compacted {
+        self.system().check(cpu);
         let pages = region_of(page);
         let first = pages.start;
         let extent = self.look(first).extent();

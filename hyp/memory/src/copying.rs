@@ -62,7 +62,7 @@ impl<T: Tlb + Caches> Changer<'_, T> {
             return Unshared::OutOfFrames;
         };
         if from == to {
-            self.permit(&claim, writable_by_fault);
+            self.permit(&claim, from, writable_by_fault);
         } else {
             object.lower(page);
             match how.change {

@@ -61,11 +61,17 @@ impl<'c, T: Tlb + Caches> Changer<'c, T> {
         });
     }
 
-    /// Gives every mapping of a claimed page these permissions.
-    pub(crate) fn permit(&self, claim: &Claim<'_>, allowed: impl Fn(&Slot) -> Permissions) {
+    /// Gives every mapping of a claimed page, which maps it to `frame`, these permissions. Of a slot that goes or moves, another
+    /// page's mapping may have taken the place, which keeps what it has.
+    pub(crate) fn permit(
+        &self,
+        claim: &Claim<'_>,
+        frame: Pa,
+        allowed: impl Fn(&Slot) -> Permissions,
+    ) {
         self.for_each(claim, |changed| {
             changed.separate();
-            changed.protect(allowed(&changed.mapping.slot));
+            changed.permit(frame, allowed(&changed.mapping.slot));
         });
     }
 
@@ -173,6 +179,15 @@ impl<T: Tlb + Caches> Changed<'_, T> {
             .protect(self.worker, page, permissions, |ipa, level, leaf| {
                 self.note(ipa, level, leaf)
             })
+            .expect(IN_SPACE);
+    }
+
+    fn permit(&self, frame: Pa, permissions: Permissions) {
+        let stage2 = self.mapping.space.stage2();
+        let page = self.range.clone();
+        let note = |ipa, level, leaf| self.note(ipa, level, leaf);
+        stage2
+            .protect_mapped(self.worker, page, frame, permissions, note)
             .expect(IN_SPACE);
     }
 

@@ -26,6 +26,14 @@ impl<L: MmuLock> AddressSpace<L> {
     /// There is no heap, no room for another copy of what is put away, or there are too many objects. The child has no slots
     /// then, and may try again.
     pub fn fork<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, child: &Self) -> Result<(), SlotError> {
+        // Before any lock: two that were to be each other's child would wait for each other.
+        if let Some(slot) = child.slots(&child.pin(cpu)).iter().next() {
+            return Err(SlotError::Exists(slot.id()));
+        }
+        if self.slots(&self.pin(cpu)).iter().next().is_none() {
+            cpu.system().trust(child.vm(), self.vm());
+            return Ok(());
+        }
         let _control = self.control().lock();
         let forked = self.fork_slots(cpu, child);
         match forked {
@@ -111,6 +119,7 @@ impl Object {
         cpu: &CpuMemory<T>,
         account: Owner,
     ) -> Result<Arc<Self>, ObjectError> {
+        self.system().check(cpu);
         let copy = Self::anonymous(cpu, account, self.bytes(), self.piece())?;
         let mut next = 0;
         while next < self.pages() {

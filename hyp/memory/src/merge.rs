@@ -181,7 +181,7 @@ impl PageMerging {
         vm: &AddressSpace<L>,
     ) -> Result<(), MergeError> {
         let mut scan = self.scan.lock();
-        let guard = cpu.pin();
+        let guard = vm.pin(cpu);
         for slot in vm.slots(&guard).iter() {
             let object = slot.object();
             if is_mergeable(object)
@@ -198,7 +198,7 @@ impl PageMerging {
     /// when that returns.
     pub fn remove_vm<L: MmuLock, T>(&self, cpu: &CpuMemory<T>, vm: &AddressSpace<L>) {
         let mut scan = self.scan.lock();
-        scan.forget(vm.slots(&cpu.pin()));
+        scan.forget(vm.slots(&vm.pin(cpu)));
     }
 
     /// What has been done.

@@ -9,12 +9,12 @@ use crate::frames::{GRANULE, Owner};
 use crate::locks::MmuLock;
 use crate::object::{Backing, Object};
 use crate::slots::{Slot, SlotArray, SlotConfig, SlotError, SlotId};
-use crate::space::AddressSpace;
+use crate::space::{AddressSpace, IN_SPACE};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::ptr;
 use crossbeam_epoch::Guard;
-use stage2::{Ipa, Level, PAGE_SIZE, Tlb};
+use stage2::{Ipa, IpaRange, Level, PAGE_SIZE, Permissions, Tlb};
 
 impl<L: MmuLock> AddressSpace<L> {
     /// Backs `bytes` from `start` on with zeroed memory of their own, in pieces of the span of `piece`, which are also the
@@ -133,7 +133,7 @@ impl<L: MmuLock> AddressSpace<L> {
         change: impl FnOnce(&mut SlotConfig),
     ) -> Result<(), SlotError> {
         let _control = self.control().lock();
-        let old = {
+        let (old, range, read_only) = {
             let guard = self.pin(cpu);
             let old = self.slots(&guard).get(id)?.clone();
             let mut config = old.config().clone();
@@ -141,12 +141,29 @@ impl<L: MmuLock> AddressSpace<L> {
             self.check(&config)?;
             let range = config.start..config.start.offset(config.bytes);
             self.slots(&guard).check(id, &range, Some(id))?;
+            let read_only = config.read_only;
             self.publish(new_slot(config)?, Some(id), &guard)?;
-            old
+            (old, range, read_only)
         };
         self.vacate(cpu, old.range(), |_, _, _, _| {});
         self.forget(cpu, old);
+        if read_only {
+            self.withdraw(cpu, range);
+        }
         Ok(())
+    }
+
+    /// Takes the right to write from all that is mapped in a slot's range: faults that had found the slot as it was before may
+    /// have given it.
+    fn withdraw<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, range: IpaRange) {
+        let guard = self.pin(cpu);
+        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), &guard));
+        let _lock = self.lock().exclusive();
+        let worker = cpu.worker(&tables, &epoch);
+        let withdrawn = self
+            .stage2()
+            .protect(&worker, range, Permissions::READ_ONLY, |_, _, _| {});
+        withdrawn.expect(IN_SPACE);
     }
 
     /// Makes slots the VM's, which has none: all at once, each known to its object first.

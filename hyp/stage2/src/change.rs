@@ -4,7 +4,7 @@
 //! All may run at any time beside every other operation and each other. What they owe the TLBs is invalidated at the end
 //! of the range, before they return.
 
-use crate::address::{Ipa, IpaRange, Level};
+use crate::address::{Ipa, IpaRange, Level, Pa};
 use crate::bounds::BadAddress;
 use crate::descriptor::{Descriptor, Leaf, Permissions};
 use crate::entry::{Entry, Observed};
@@ -111,6 +111,33 @@ impl Stage2 {
         worker: &Worker<'w, M, T, E>,
         range: IpaRange,
         permissions: Permissions,
+        changed: impl FnMut(Ipa, Level, Leaf),
+    ) -> Result<(), BadAddress> {
+        self.protect_meant(worker, range, permissions, |_| true, changed)
+    }
+
+    /// As [`protect`](Self::protect), for the leaves only whose output address is `pa`: what has taken their place meanwhile
+    /// keeps its rights.
+    ///
+    /// # Errors
+    /// As `protect`.
+    pub fn protect_mapped<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        range: IpaRange,
+        pa: Pa,
+        permissions: Permissions,
+        changed: impl FnMut(Ipa, Level, Leaf),
+    ) -> Result<(), BadAddress> {
+        self.protect_meant(worker, range, permissions, |leaf| leaf.pa() == pa, changed)
+    }
+
+    fn protect_meant<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        range: IpaRange,
+        permissions: Permissions,
+        is_meant: impl Fn(Leaf) -> bool,
         mut changed: impl FnMut(Ipa, Level, Leaf),
     ) -> Result<(), BadAddress> {
         let layout = self.layout();
@@ -122,7 +149,7 @@ impl Stage2 {
             |_| None,
             |context: &Found, leaf| {
                 let new = leaf.with_permissions(layout, permissions);
-                if !context.whole && gives_rights(leaf, new) {
+                if !is_meant(leaf) || (!context.whole && gives_rights(leaf, new)) {
                     return Verdict::Keep;
                 }
                 // What the range is to lose, another CPU may have just taken from it, and not told the TLBs.

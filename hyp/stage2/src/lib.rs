@@ -52,7 +52,7 @@
 //! | [`unmap`] | no TLB holds anything of what was mapped | fail | none |
 //! | [`unmap_leaves`] | as `unmap` | as `unmap`; unlink a table | none |
 //! | [`replace`] | no TLB holds anything of what was replaced | map what isn't mapped; touch a block; fail | none |
-//! | [`protect`] | no TLB holds a right that was taken away, whoever took it | map, unmap, split | none |
+//! | [`protect`], [`protect_mapped`] | no TLB holds a right that was taken away, whoever took it | map, unmap, split | none |
 //! | [`write_protect`] | no TLB holds a writable entry for a leaf that was named, whoever tightened it | as `protect` | none |
 //! | [`track_writes`] | no TLB lets a write to a leaf that was named go unnoticed | map, unmap, split | none |
 //! | [`harvest_dirty`] | no TLB holds a writable entry for a leaf that was reported | touch what isn't dirty | none |
@@ -75,6 +75,7 @@
 //! [`unmap_leaves`]: Stage2::unmap_leaves
 //! [`replace`]: Stage2::replace
 //! [`protect`]: Stage2::protect
+//! [`protect_mapped`]: Stage2::protect_mapped
 //! [`write_protect`]: Stage2::write_protect
 //! [`track_writes`]: Stage2::track_writes
 //! [`harvest_dirty`]: Stage2::harvest_dirty

@@ -6,6 +6,9 @@ use crate::sync::{AtomicU64, Ordering};
 /// Bits of the VMID in the word; the generation is above.
 pub(crate) const NUMBER_BITS: u32 = 16;
 
+/// The generation of a VMID that no allocator has given.
+pub(crate) const FIXED: u64 = u64::MAX >> NUMBER_BITS;
+
 /// The VMID of a word that holds one and the generation that it was given in. Zero is none.
 pub(crate) fn number(value: u64) -> u16 {
     value as u16
@@ -34,11 +37,11 @@ impl VmidHolder {
     }
 
     /// A VM that has this VMID for as long as it lives: for a hypervisor with fewer VMs than VMIDs, which needs no
-    /// allocator. Whoever gives the VMID to another VM afterwards has invalidated it before
+    /// allocator, and must have none. Whoever gives the VMID to another VM afterwards has invalidated it before
     /// ([`Tlb::invalidate_vmid`](crate::Tlb::invalidate_vmid)).
     pub fn fixed(vmid: Vmid) -> Self {
         Self {
-            value: AtomicU64::new(1 << NUMBER_BITS | u64::from(vmid.0)),
+            value: AtomicU64::new(FIXED << NUMBER_BITS | u64::from(vmid.0)),
         }
     }
 

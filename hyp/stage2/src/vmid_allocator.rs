@@ -14,7 +14,7 @@ use core::fmt;
 use spin::Mutex;
 
 use crate::sync::{AtomicU64, Ordering};
-use crate::vmid::{NUMBER_BITS, VmidHolder, generation, number};
+use crate::vmid::{FIXED, NUMBER_BITS, VmidHolder, generation, number};
 
 /// There are too many CPUs for the VMIDs: at a rollover each may hold one, and there has to be another one to give out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,6 +85,9 @@ impl VmidAllocator {
     /// Sees to it that the VM has a VMID, and remembers that `cpu` runs it from now on. At a rollover, invalidates all
     /// TLBs before it returns. Whoever invalidates something of the VM either uses the VMID that it has when this
     /// returns, or has changed the tables before its guest walks them here (rule 12).
+    ///
+    /// # Panics
+    /// The VM has a VMID of its own ([`VmidHolder::fixed`]).
     pub fn activate(&self, cpu: usize, holder: &VmidHolder, tlb: &impl Tlb) -> Vmid {
         let active = &self.active[cpu];
         let held = holder.value.load(Ordering::Acquire);
@@ -101,6 +104,7 @@ impl VmidAllocator {
         }
         let mut state = self.state.lock();
         let mut held = holder.value.load(Ordering::Relaxed);
+        assert!(generation(held) != FIXED, "this VM has its own VMID");
         if generation(held) != self.generation.load(Ordering::Relaxed) {
             held = self.renew(&mut state, held, tlb);
             holder.value.store(held, Ordering::Release);

@@ -79,7 +79,7 @@ pub fn run(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut group = Group::spawn(command)?;
-    let mut watchdog = Watchdog::new(group.leader(), limit);
+    let mut watchdog = Watchdog::new(group.numbers(), limit);
     let events = follow(&mut group);
     let mut outcome = Outcome::new();
     let mut take = |event, watchdog: &mut Watchdog| match event {

@@ -160,7 +160,7 @@ fn follow(
     mut line: impl FnMut(&str) -> ControlFlow<()>,
 ) -> io::Result<Ended> {
     let mut group = Group::spawn(command)?;
-    let mut watchdog = Watchdog::new(group.leader(), limit);
+    let mut watchdog = Watchdog::new(group.numbers(), limit);
     let lines = lines_of(&mut group);
     let status = loop {
         match lines.recv_timeout(LOOK) {

@@ -15,7 +15,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// The clock of a process group.
 #[derive(Debug)]
 pub struct Effort {
-    leader: i32,
+    groups: [i32; 2],
     cores: usize,
     looked: Instant,
     /// The group's CPU time when it was looked at last.
@@ -92,10 +92,10 @@ impl fmt::Display for Reached {
 }
 
 impl Watchdog {
-    /// Over the group that `leader` leads, which has just been started.
-    pub fn new(leader: i32, limit: Limit) -> Self {
+    /// Over groups, by their numbers, which have just been started.
+    pub fn new(groups: [i32; 2], limit: Limit) -> Self {
         Self {
-            effort: Effort::new(leader),
+            effort: Effort::new(groups),
             limit,
             line: None,
         }
@@ -138,11 +138,11 @@ struct Activity {
 }
 
 impl Effort {
-    /// The clock of the group that `leader` leads, at 0.
-    pub fn new(leader: i32) -> Self {
+    /// The clock of these groups, by their numbers, at 0.
+    pub fn new(groups: [i32; 2]) -> Self {
         let cores = std::thread::available_parallelism();
         Self {
-            leader,
+            groups,
             cores: cores.map_or(1, |count| count.get()),
             looked: Instant::now(),
             cpu: Duration::ZERO,
@@ -156,7 +156,7 @@ impl Effort {
         let passed = self.looked.elapsed();
         if passed >= LOOK {
             self.looked += passed;
-            self.spent += match activity(self.leader) {
+            self.spent += match activity(self.groups) {
                 None => passed,
                 Some(now) => {
                     let cpu = now.cpu.saturating_sub(self.cpu);
@@ -184,13 +184,13 @@ fn charged(passed: Duration, cpu: Duration, now: Activity, cores: usize) -> Dura
 
 /// What the group does, if the system tells.
 #[cfg(target_os = "linux")]
-fn activity(leader: i32) -> Option<Activity> {
+fn activity(groups: [i32; 2]) -> Option<Activity> {
     let mut activity = Activity::default();
     let mut ticks = 0;
     // Processes and threads may end while they are looked at.
     for process in procfs::process::all_processes().ok()?.flatten() {
         let Ok(stat) = process.stat() else { continue };
-        if stat.pgrp != leader {
+        if !groups.contains(&stat.pgrp) {
             continue;
         }
         let ended = u64::try_from(stat.cutime + stat.cstime).unwrap_or(0);
@@ -210,7 +210,7 @@ fn activity(leader: i32) -> Option<Activity> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn activity(_: i32) -> Option<Activity> {
+fn activity(_: [i32; 2]) -> Option<Activity> {
     None
 }
 
@@ -260,21 +260,21 @@ mod tests {
         let group =
             Group::spawn(Command::new("sh").args(["-c", "sleep 1000 & while :; do :; done"]))
                 .expect("sh starts");
-        let leader = group.leader();
+        let groups = group.numbers();
         let mut last = Activity::default();
         // However busy the host is, a loop wants a CPU, and gets one sooner or later.
         while last.busy == 0 || last.cpu == Duration::ZERO {
-            last = activity(leader).expect("Linux tells");
+            last = activity(groups).expect("Linux tells");
             std::thread::sleep(Duration::from_millis(10));
         }
         assert!(!last.is_stopped);
         nix::sys::signal::killpg(
-            nix::unistd::Pid::from_raw(leader),
+            nix::unistd::Pid::from_raw(groups[0]),
             nix::sys::signal::Signal::SIGSTOP,
         )
         .expect("the group is ours");
         while !last.is_stopped {
-            last = activity(leader).expect("Linux tells");
+            last = activity(groups).expect("Linux tells");
             std::thread::sleep(Duration::from_millis(10));
         }
     }

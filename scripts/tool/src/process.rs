@@ -6,6 +6,9 @@
 //! group. It isn't waited for before the group has been killed for the last time: so long the group's number is nobody
 //! else's.
 //!
+//! A child may make a group of its own, as `timeout` does. It is killed as well, for as long as it hasn't been waited for; only
+//! the shell doesn't know of it.
+//!
 //! Threads may start and end children at the same time; the set of groups is behind a lock.
 
 use std::collections::BTreeSet;
@@ -37,6 +40,8 @@ fn groups() -> MutexGuard<'static, BTreeSet<i32>> {
 #[derive(Debug)]
 pub struct Group {
     child: Child,
+    /// The child's number, and that of its own group if it makes one; none when it has been waited for.
+    own: Option<i32>,
     leader: Leader,
 }
 
@@ -95,9 +100,12 @@ impl Group {
         let mut groups = groups();
         let leader = Leader::spawn(&mut groups)?;
         let child = command.process_group(leader.number).spawn();
+        let own = (child.as_ref().ok()).and_then(|child| i32::try_from(child.id()).ok());
+        groups.extend(own);
         drop(groups);
         Ok(Self {
             child: child?,
+            own,
             leader,
         })
     }
@@ -107,9 +115,9 @@ impl Group {
         &mut self.child
     }
 
-    /// The number of the process that leads the group, and of the group.
-    pub fn leader(&self) -> i32 {
-        self.leader.number
+    /// The numbers of the groups that the child and what it starts are in: the leader's, and the child's if it makes one.
+    pub fn numbers(&self) -> [i32; 2] {
+        [self.leader.number, self.own.unwrap_or(self.leader.number)]
     }
 
     /// How the child has ended, if it has.
@@ -118,14 +126,31 @@ impl Group {
     ///
     /// If the child can't be waited for.
     pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.child.try_wait()
+        // The lock is held until its number is out of the set, as it may soon be another process's.
+        let mut groups = groups();
+        let ended = self.child.try_wait()?;
+        if ended.is_some() {
+            self.forget(&mut groups);
+        }
+        Ok(ended)
     }
 
     /// Ends the whole group at once and waits for the child.
     pub fn kill(&mut self) {
+        let mut groups = groups();
         kill_group(self.leader.number);
+        self.own.into_iter().for_each(kill_group);
         // Killed, it can't be waited for in vain; and if it is gone already, so much the better.
+        let _ = self.child.kill();
         let _ = self.child.wait();
+        self.forget(&mut groups);
+    }
+
+    /// The child has been waited for.
+    fn forget(&mut self, groups: &mut BTreeSet<i32>) {
+        if let Some(own) = self.own.take() {
+            groups.remove(&own);
+        }
     }
 }
 
@@ -181,6 +206,23 @@ mod tests {
     }
 
     #[test]
+    fn a_child_that_makes_a_group_of_its_own_ends_too() {
+        let mut command = Command::new("timeout");
+        command
+            .args(["1000", "sh", "-c", "sleep 1000 & wait"])
+            .stdout(Stdio::piped());
+        let mut group = Group::spawn(&mut command).expect("timeout starts");
+        let mut output = group.child().stdout.take().expect("a pipe");
+        let own = Pid::from_raw(group.numbers()[1]);
+        while killpg(own, None).is_err() {
+            std::thread::yield_now();
+        }
+        drop(group);
+        io::Read::read_to_end(&mut output, &mut Vec::new()).expect("the end of the pipe");
+        assert!(!groups().contains(&own.as_raw()));
+    }
+
+    #[test]
     fn a_group_whose_child_runs_has_not_ended() {
         let mut group = Group::spawn(Command::new("sleep").arg("1000")).expect("sleep starts");
         assert!(group.ended().expect("waiting works").is_none());
@@ -205,7 +247,7 @@ mod tests {
     #[test]
     fn a_groups_number_is_nobody_elses_before_it_was_killed_for_the_last_time() {
         let mut group = Group::spawn(&mut Command::new("true")).expect("true starts");
-        let number = Pid::from_raw(group.leader());
+        let number = Pid::from_raw(group.numbers()[0]);
         group.child().wait().expect("it is ours");
         group.kill();
         assert_eq!(killpg(number, None), Ok(()), "the leader isn't waited for");

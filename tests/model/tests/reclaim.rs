@@ -878,6 +878,30 @@ fn what_a_guest_gives_up_is_dirty_in_the_log_of_its_slot() {
 }
 
 #[test]
+fn what_a_guest_gives_up_goes_home_though_it_does_nothing_else() {
+    const PAGES: u64 = 4096;
+    let machine = Machine::new(PAGES as usize + 600);
+    let space = machine.vm_of(0, PAGES, Level::L3);
+    for page in 0..PAGES {
+        machine.write(&space, page, page + 1).unwrap();
+    }
+    let page = |number: u64| START.offset(number * PAGE_SIZE);
+    let mut waiting = Vec::new();
+    for first in (0..PAGES).step_by(512) {
+        let given = space.balloon(&machine.cpu, page(first)..page(first + 512));
+        assert_eq!(given, Ok(512));
+        waiting.push(machine.pool.counts().cached);
+    }
+    // Those of the last few batches wait for their epoch, however many came before.
+    assert!(
+        waiting.last() < Some(&1024),
+        "frames that wait: {waiting:?}"
+    );
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
 fn a_guest_gives_up_its_own_memory_only() {
     let machine = Machine::new(400);
     let space = machine.vm_of(0, 16, Level::L3);

@@ -323,3 +323,59 @@ fn a_replacement_that_waits_for_an_entry_holds_no_other() {
     });
     machine.destroy();
 }
+
+#[test]
+fn what_has_taken_the_place_of_a_page_keeps_its_rights() {
+    let machine = machine();
+    fault(&machine, 0..2, Access::Read);
+    replace(&machine, pages(1..2), Permissions::READ_ONLY);
+    for index in 0..2 {
+        let (old, ipa) = (backing_of(page(index)), pages(index..index + 1));
+        machine.on(1, |worker| {
+            let permitted = Permissions::LOGGED;
+            let protected =
+                (machine.stage2).protect_mapped(worker, ipa, old, permitted, |_, _, _| {});
+            protected.unwrap();
+        });
+    }
+    let may_write = |index| machine.lookup(page(index)).unwrap().0.may_write();
+    assert!(may_write(0), "it maps what it did");
+    assert!(!may_write(1), "something else is there");
+    machine.destroy();
+}
+
+#[test]
+fn no_page_of_a_contiguous_group_is_made_writable_alone() {
+    let features = Features {
+        contiguous: true,
+        ..Features::armv8_0(40, 48)
+    };
+    let machine = Machine::new(Layout::new(features).unwrap());
+    let mapping = Mapping {
+        pa: backing_of(page(0)),
+        attributes: Attributes::memory(Permissions::LOGGED),
+        largest: Level::L3,
+    };
+    let mapped = machine.on(0, |worker| {
+        (machine.stage2).map(worker, pages(0..32), mapping, || true)
+    });
+    mapped.expect("there are frames");
+    let relax = |index| {
+        let ipa = page(index);
+        machine.on(0, |worker| {
+            (machine.stage2).relax(worker, ipa, Some(ipa.get()), Level::L3)
+        })
+    };
+    assert_eq!(relax(5), None);
+    let all =
+        |is: &dyn Fn(Leaf) -> bool| (0..16).all(|index| is(machine.lookup(page(index)).unwrap().0));
+    assert!(
+        all(&|leaf| leaf.contiguous() && !leaf.writable()),
+        "nothing has changed"
+    );
+    // The whole way takes the group apart; then its pages are made writable one by one.
+    fault(&machine, 5..6, Access::Write);
+    assert!(all(&|leaf| !leaf.contiguous()));
+    assert_eq!(relax(6), Some(Level::L3));
+    machine.destroy();
+}
