@@ -86,65 +86,10 @@ enum Served {
 impl<L: MmuLock> AddressSpace<L> {
     /// Serves a fault of one of this VM's vCPUs on the CPU that `cpu` belongs to, which has [activated](Self::activate) the VM: only
     /// there, and in debug builds, it is checked that both are of one memory system.
+    ///
+    /// Inlined, as whoever calls it may know what kind of fault it is; the way of the commonest one is short then.
     #[inline(always)]
     pub fn fault<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, fault: &Fault) -> FaultOutcome {
-        match self.relax(cpu, fault) {
-            Some(outcome) => outcome,
-            None => self.fault_unrelaxed(cpu, fault),
-        }
-    }
-
-    /// Serves the commonest of faults, the first write to a page that is logged, if all that it takes is one exchange of a leaf
-    /// that is there. `None` where it takes more: then nothing has changed, and it is for
-    /// [`fault_unrelaxed`](Self::fault_unrelaxed).
-    #[inline(always)]
-    pub fn relax<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        fault: &Fault,
-    ) -> Option<FaultOutcome> {
-        if fault.access != Access::Write || fault.kind != FaultKind::Permission {
-            return None;
-        }
-        debug_assert!(ptr::eq(self.system(), cpu.system()));
-        let guard = cpu.pin();
-        let outcome = self.relax_in_epoch(cpu, fault, &guard);
-        // In one place, or it would be a call in each.
-        drop(guard);
-        outcome
-    }
-
-    #[inline(always)]
-    fn relax_in_epoch<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        fault: &Fault,
-        guard: &Guard,
-    ) -> Option<FaultOutcome> {
-        let slot = self.slots(guard).find_again(fault.ipa, cpu.last_slot())?;
-        let log = slot.log(guard);
-        if slot.read_only() || self.must_wait(log, fault) {
-            return None;
-        }
-        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
-        let worker = cpu.worker(&tables, &epoch);
-        let lock = self.lock().shared();
-        let largest_written = log.map_or(Level::L0, DirtyLog::largest_written);
-        let level = self
-            .stage2()
-            .relax(&worker, fault.ipa, fault.va, largest_written)?;
-        drop(lock);
-        cpu.fault_counters().relaxed.add(1);
-        Some(self.mark_after_write(slot, fault, level, guard))
-    }
-
-    /// As [`fault`](Self::fault), after [`relax`](Self::relax) has given up.
-    #[inline(always)]
-    pub fn fault_unrelaxed<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        fault: &Fault,
-    ) -> FaultOutcome {
         debug_assert!(ptr::eq(self.system(), cpu.system()));
         let guard = cpu.pin();
         let outcome = self.fault_in_epoch(cpu, fault, &guard);
@@ -184,7 +129,7 @@ impl<L: MmuLock> AddressSpace<L> {
         guard: &Guard,
     ) -> FaultOutcome {
         let published = self.slots(guard);
-        let Some(slot) = published.find(fault.ipa) else {
+        let Some(slot) = published.find_again(fault.ipa, cpu.last_slot()) else {
             return FaultOutcome::NoSlot;
         };
         let log = slot.log(guard);
@@ -192,18 +137,54 @@ impl<L: MmuLock> AddressSpace<L> {
             if slot.read_only() {
                 return FaultOutcome::NotPermitted;
             }
-            if self.must_wait(log, fault) {
+            if log.is_some_and(DirtyLog::by_ring) && self.ring_is_full(fault.vcpu) {
                 return FaultOutcome::RingFull;
             }
+            if fault.kind == FaultKind::Permission
+                && let Some(level) = self.relax(cpu, fault, log, guard)
+            {
+                return self.mark_after_write(slot, fault, level, guard);
+            }
         }
+        self.resolve_in_turns(cpu, fault, guard, (published, slot, log))
+    }
+
+    /// Serves any fault, looking a few times for what backs it.
+    fn resolve_in_turns<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        fault: &Fault,
+        guard: &Guard,
+        grounds: (&SlotArray, &Arc<Slot>, Option<&DirtyLog>),
+    ) -> FaultOutcome {
         for _ in 0..LOOKS {
-            match self.resolve(cpu, fault, guard, (published, slot, log)) {
+            match self.resolve(cpu, fault, guard, grounds) {
                 Served::Ended(outcome) => return outcome,
                 Served::Prepared => {}
             }
         }
         // What backs the page changes all the time.
         FaultOutcome::Retry
+    }
+
+    /// Makes what is logged writable, if that takes a single exchange.
+    #[inline(always)]
+    fn relax<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        fault: &Fault,
+        log: Option<&DirtyLog>,
+        guard: &Guard,
+    ) -> Option<Level> {
+        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
+        let worker = cpu.worker(&tables, &epoch);
+        let _lock = self.lock().shared();
+        let largest_written = log.map_or(Level::L0, DirtyLog::largest_written);
+        let relaxed = self
+            .stage2()
+            .relax(&worker, fault.ipa, fault.va, largest_written)?;
+        cpu.fault_counters().relaxed.add(1);
+        Some(relaxed)
     }
 
     /// Serves any fault, on the grounds that were found: the slots, the one that covers it, its log. Looks for what backs it
@@ -369,12 +350,6 @@ impl<L: MmuLock> AddressSpace<L> {
             Unshared::Busy => Served::Ended(FaultOutcome::Retry),
             Unshared::OutOfFrames => Served::Ended(FaultOutcome::OutOfFrames),
         }
-    }
-
-    /// Whether a write is logged in its vCPU's ring, and that is full.
-    #[inline(always)]
-    fn must_wait(&self, log: Option<&DirtyLog>, fault: &Fault) -> bool {
-        log.is_some_and(DirtyLog::by_ring) && self.ring_is_full(fault.vcpu)
     }
 
     #[cold]

@@ -151,31 +151,33 @@ impl Stage2 {
         largest_written: Level,
     ) -> Option<Level> {
         // Nearly all trees are plain, and nearly all that is logged are pages.
-        let level = match self.layout().plain_stride() {
-            9 if self.relax_page::<512, _, _, _>(worker, ipa) => Level::L3,
+        let page = match self.layout().plain_stride() {
+            9 => self.relax_page::<512, _, _, _>(worker, ipa),
             // The stride of trees for model checking.
-            2 if self.relax_page::<4, _, _, _>(worker, ipa) => Level::L3,
-            _ => self.relax_leaf(worker, ipa, largest_written)?,
+            2 => self.relax_page::<4, _, _, _>(worker, ipa),
+            _ => None,
+        };
+        let level = match page {
+            Some(true) => Level::L3,
+            Some(false) => return None,
+            None => self.relax_leaf(worker, ipa, largest_written)?,
         };
         worker.counters.relaxed.add(1);
         self.invalidate_faulted(worker, ipa, va, level);
         Some(level)
     }
 
-    /// Makes the page at `ipa` writable, in a plain tree whose tables have `N` entries, if a single exchange does.
+    /// Makes the page at `ipa` writable, in a plain tree whose tables have `N` entries, if a single exchange does; whether it
+    /// did. `None` where no table leads to a page.
     #[inline(always)]
     fn relax_page<'w, const N: usize, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         ipa: Ipa,
-    ) -> bool {
-        let Some((entry, observed)) = self.root().seek_page::<N, _, _, _>(worker, ipa) else {
-            return false;
-        };
-        let Some(writable) = observed.page_relaxed() else {
-            return false;
-        };
-        entry.exchange(observed, Descriptor::Leaf(writable)).is_ok()
+    ) -> Option<bool> {
+        let (entry, observed) = self.root().seek_page::<N, _, _, _>(worker, ipa)?;
+        let writable = observed.page_relaxed().map(Descriptor::Leaf);
+        Some(writable.is_some_and(|writable| entry.exchange(observed, writable).is_ok()))
     }
 
     /// Makes the leaf at `ipa` writable, if a single exchange does, and it is no larger than `largest_written`.

@@ -16,11 +16,7 @@ pub trait GuestMemory<C> {
     /// Sees to it that the VM has a VMID that is good on this CPU, on which a vCPU is about to be loaded.
     fn activate(&self, cpu: &C) -> Stage2Registers;
 
-    /// Resolves a fault on a write that takes no more than one exchange, as the first write to a logged page does. `None` where
-    /// it takes more: then nothing has changed.
-    fn relax(&self, cpu: &C, fault: &Fault) -> Option<FaultOutcome>;
-
-    /// Resolves a stage-2 fault that [`relax`](Self::relax) doesn't.
+    /// Resolves a stage-2 fault.
     fn fault(&self, cpu: &C, fault: &Fault) -> FaultOutcome;
 
     /// Whether an instruction at `ipa` is backed by memory at this moment.
@@ -96,13 +92,8 @@ impl<L: MmuLock, T: Tlb + Caches> GuestMemory<CpuMemory<T>> for AddressSpace<L> 
     }
 
     #[inline(always)]
-    fn relax(&self, cpu: &CpuMemory<T>, fault: &Fault) -> Option<FaultOutcome> {
-        self.relax(cpu, fault)
-    }
-
-    #[inline]
     fn fault(&self, cpu: &CpuMemory<T>, fault: &Fault) -> FaultOutcome {
-        let outcome = self.fault_unrelaxed(cpu, fault);
+        let outcome = self.fault(cpu, fault);
         if cpu.needs_upkeep() {
             cpu.upkeep();
         }

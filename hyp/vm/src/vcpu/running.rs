@@ -73,11 +73,7 @@ where
         let mut next = self.take_answer();
         while next == Next::Enter && vm.runs() {
             let exit = self.cpu.enter(&mut self.context.state.regs);
-            next = match self.relax_untimed(&exit) {
-                Some(FaultOutcome::Resolved) => Next::Enter,
-                Some(_) => self.ring_low(),
-                None => self.handle(&exit),
-            };
+            next = self.handle(&exit);
         }
         let last_exit = self.cpu.syndrome();
         let late_error = self.cpu.put(&mut self.context.state);
@@ -97,37 +93,44 @@ where
         }
     }
 
-    /// [`Self::relax`], unless it is to be timed how long faults take.
+    /// The address of the commonest of exits, a write of the guest's own that stage 2 forbids, as the first to a logged page.
     #[inline(always)]
-    fn relax_untimed(&mut self, exit: &RawExit) -> Option<FaultOutcome> {
-        match self.vm.timed() {
-            None => self.relax(exit),
-            Some(_) => None,
-        }
+    fn plain_write(&mut self, exit: &RawExit) -> Option<Ipa> {
+        let is_plain =
+            exit.reason == ExitReason::Synchronous && is_plain_permission_fault(exit.esr);
+        // HPFAR_EL2 isn't valid then (Arm ARM D24.2.66).
+        is_plain
+            .then(|| self.cpu.translate_read(exit.far))
+            .flatten()
     }
 
-    /// Serves the commonest of exits, the first write to a logged page, if that takes no more than one exchange: resolved, and maybe the
-    /// vCPU's ring is nearly full. `None`: nothing has happened yet.
     #[inline(always)]
-    fn relax(&mut self, exit: &RawExit) -> Option<FaultOutcome> {
-        if exit.reason != ExitReason::Synchronous || !is_plain_permission_fault(exit.esr) {
-            return None;
+    fn handle(&mut self, exit: &RawExit) -> Next {
+        if self.vm.timed().is_none()
+            && let Some(ipa) = self.plain_write(exit)
+        {
+            let outcome = self.serve_plain_write(exit, ipa);
+            return self.after_fault(exit, outcome, ipa);
         }
+        self.handle_any(exit)
+    }
+
+    /// Serves [what there is most of](Self::plain_write), knowing what it is.
+    #[inline(always)]
+    fn serve_plain_write(&mut self, exit: &RawExit, ipa: Ipa) -> FaultOutcome {
+        self.count(ExitKind::PermissionFault);
         let fault = Fault {
             vcpu: self.id.0,
-            // HPFAR_EL2 isn't valid then (Arm ARM D24.2.66).
-            ipa: self.cpu.translate_read(exit.far)?,
+            ipa,
             va: Some(exit.far),
             access: Access::Write,
             kind: FaultKind::Permission,
         };
-        let outcome = self.vm.space.relax(self.memory, &fault)?;
-        self.count(ExitKind::PermissionFault);
-        Some(outcome)
+        self.vm.space.fault(self.memory, &fault)
     }
 
-    #[inline]
-    fn handle(&mut self, exit: &RawExit) -> Next {
+    #[inline(always)]
+    fn handle_any(&mut self, exit: &RawExit) -> Next {
         match exit.reason {
             ExitReason::Synchronous => {
                 let (abort, access) = match Cause::decode(exit.esr) {
@@ -160,6 +163,12 @@ where
             None => self.serve(exit, abort, access, kind),
             Some(period) => self.serve_timed(period, exit, (abort, access, kind)),
         };
+        self.after_fault(exit, outcome, ipa)
+    }
+
+    /// What follows a fault at `ipa`.
+    #[inline(always)]
+    fn after_fault(&mut self, exit: &RawExit, outcome: FaultOutcome, ipa: Ipa) -> Next {
         match outcome {
             FaultOutcome::Resolved | FaultOutcome::Retry => Next::Enter,
             FaultOutcome::RingLow => self.ring_low(),
@@ -218,10 +227,7 @@ where
         (abort, access, kind): (Abort, Access, FaultKind),
     ) -> (FaultOutcome, Ipa) {
         let exited_ns = self.cpu.now_ns();
-        let served = match self.relax(exit) {
-            Some(outcome) => (outcome, Ipa::new(exit.far)),
-            None => self.serve(exit, abort, access, kind),
-        };
+        let served = self.serve(exit, abort, access, kind);
         let hold = self.cpu.now_ns().saturating_sub(exited_ns);
         self.vm.shared(self.id).longest_hold.note(period, hold);
         served

@@ -2,7 +2,6 @@
 
 use std::boxed::Box;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::vec::Vec;
 
@@ -36,11 +35,6 @@ pub type Turn = Box<dyn FnMut(&mut GuestRegs) -> RawExit + Send>;
 pub struct FakeSpace {
     pub outcomes: Mutex<VecDeque<FaultOutcome>>,
     pub faults: Mutex<Vec<Fault>>,
-    /// How writes fare that one exchange may serve; when that is used up, none is.
-    pub relaxed: Mutex<VecDeque<FaultOutcome>>,
-    /// Whether all of them are served, and the last of them.
-    pub relaxes_all: AtomicBool,
-    pub last_relaxed: Mutex<Option<Fault>>,
     /// What it was asked to populate, or without an access to take back.
     pub ranges: Mutex<Vec<(IpaRange, Option<Access>)>>,
     /// What it answers to that, and then that all is done.
@@ -63,13 +57,6 @@ impl GuestMemory<()> for FakeSpace {
             vtcr: 2,
             forced_write_back: false,
         }
-    }
-
-    fn relax(&self, _: &(), fault: &Fault) -> Option<FaultOutcome> {
-        *self.last_relaxed.lock().unwrap() = Some(*fault);
-        let all = self.relaxes_all.load(Ordering::Relaxed);
-        let next = self.relaxed.lock().unwrap().pop_front();
-        next.or_else(|| all.then_some(FaultOutcome::Resolved))
     }
 
     fn fault(&self, _: &(), fault: &Fault) -> FaultOutcome {

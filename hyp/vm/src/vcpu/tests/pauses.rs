@@ -120,7 +120,6 @@ fn only_faulting(lines: &Arc<Lines>) -> FakeCpu {
 #[test]
 fn a_pause_and_a_stop_reach_a_vcpu_that_does_nothing_but_fault() {
     let (vm, lines, service) = (vm(1), Lines::new(1), FakeService::default());
-    vm.space.relaxes_all.store(true, Ordering::Relaxed);
     let (_, ()) = beside(&vm, &service, vec![only_faulting(&lines)], || {
         let mut last = 0;
         for _ in 0..3 {
@@ -133,36 +132,30 @@ fn a_pause_and_a_stop_reach_a_vcpu_that_does_nothing_but_fault() {
         }
         vm.stop(StopReason::Requested, |cpu| lines.kick(cpu));
     });
-    assert!(
-        vm.space.faults.lock().unwrap().is_empty(),
-        "all were served at once"
-    );
     assert_eq!(vm.stop_reason(), Some(StopReason::Requested));
 }
 
 #[test]
 fn a_ring_that_gets_low_or_is_full_reaches_a_vcpu_that_does_nothing_but_fault() {
     let (vm, lines, service) = (vm(1), Lines::new(1), FakeService::default());
-    let low = [FaultOutcome::Resolved, FaultOutcome::RingLow];
-    vm.space.relaxed.lock().unwrap().extend(low);
-    vm.space
-        .outcomes
-        .lock()
-        .unwrap()
-        .push_back(FaultOutcome::RingFull);
+    let outcomes = [
+        FaultOutcome::Resolved,
+        FaultOutcome::RingLow,
+        FaultOutcome::RingFull,
+    ];
+    vm.space.outcomes.lock().unwrap().extend(outcomes);
     let (_, ()) = beside(&vm, &service, vec![only_faulting(&lines)], || {
-        // The third one isn't served at once, and waits for its harvester.
+        // The third one waits for its harvester.
         wait_until(|| vm.exits().of(ExitKind::RingFull) == 1);
         assert_eq!(*service.low_rings.lock().unwrap(), [VcpuId(0); 2]);
-        vm.space.relaxes_all.store(true, Ordering::Relaxed);
         lines.kick(CpuId(0));
         wait_until(|| vm.exits().of(ExitKind::PermissionFault) > 3);
         vm.stop(StopReason::Requested, |cpu| lines.kick(cpu));
     });
-    let relaxed = vm.space.last_relaxed.lock().unwrap().unwrap();
-    assert_eq!((relaxed.ipa, relaxed.va), (Ipa::new(ENTRY), Some(0x1_2345)));
+    let written = vm.space.faults.lock().unwrap()[0];
+    assert_eq!((written.ipa, written.va), (Ipa::new(ENTRY), Some(0x1_2345)));
     assert_eq!(
-        (relaxed.access, relaxed.kind),
+        (written.access, written.kind),
         (Access::Write, FaultKind::Permission)
     );
 }
