@@ -183,19 +183,25 @@ impl Tracker {
     }
 
     fn publish(&self, pages: Pages) -> Published {
+        // Most are a page or a block.
+        if let Some(bucket) = self.only_bucket(pages) {
+            let place = bucket.record(pages);
+            let Half(half) = bucket.publish();
+            return Published {
+                pages,
+                place,
+                halves: half.into(),
+            };
+        }
         let place = if self.mode == TrackerMode::Sequence {
             Place::Coarse
-        } else if pages.are_in_one_region() {
-            self.bucket(pages.first_region()).record(pages)
         } else {
             self.wide.record(pages)
         };
         let mut halves = 0;
         for index in ones(self.indices(pages)) {
             let bucket = &self.buckets[index];
-            if self.mode == TrackerMode::Sequence || !pages.are_in_one_region() {
-                bucket.refer_to(place);
-            }
+            bucket.refer_to(place);
             let Half(half) = bucket.publish();
             halves |= u128::from(half) << index;
         }
@@ -212,15 +218,27 @@ impl Tracker {
             place,
             halves,
         } = published;
-        for index in ones(self.indices(pages)) {
-            let bucket = &self.buckets[index];
+        let let_go = |bucket: &Bucket, half| {
             // The event comes first: a check that misses the record counts it.
-            bucket.retire(Half(halves >> index & 1 == 1));
+            bucket.retire(Half(half));
             bucket.release(place);
+        };
+        if let Some(bucket) = self.only_bucket(pages) {
+            return let_go(bucket, halves != 0);
+        }
+        for index in ones(self.indices(pages)) {
+            let_go(&self.buckets[index], halves >> index & 1 == 1);
         }
         if let Place::Wide(record) = place {
             self.wide.release(record);
         }
+    }
+
+    /// The bucket of pages that lie in one region, where ranges are told apart.
+    #[inline]
+    fn only_bucket(&self, pages: Pages) -> Option<&Bucket> {
+        let is_alone = self.mode == TrackerMode::Ranges && pages.are_in_one_region();
+        is_alone.then(|| self.bucket(pages.first_region()))
     }
 
     #[inline]
