@@ -81,7 +81,7 @@ pub struct Invalidation<'t> {
 struct Published {
     pages: Pages,
     place: Place,
-    /// In which half of each bucket it is counted, a bit for each.
+    /// In which half of each bucket it is counted: a bit for each, by its number, or the last bit where there is one bucket only.
     halves: u128,
 }
 
