@@ -8,6 +8,7 @@
 #![cfg(loom)]
 
 use std::sync::atomic::{AtomicU64 as Unmodelled, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use memory::frames::FrameSize;
 use memory::{Compacted, Object, Owner};
@@ -34,6 +35,9 @@ fn explore_moves<const N: usize>(
     race: [Act; N],
     check: Act,
 ) {
+    // Held until the count is read: the next test begins with another.
+    static COUNTED: Mutex<()> = Mutex::new(());
+    let _counted = COUNTED.lock().unwrap_or_else(PoisonError::into_inner);
     MOVED.store(0, Ordering::Relaxed);
     explore(preemptions, vms, DIRECT, prepare, race, check);
     assert!(MOVED.load(Ordering::Relaxed) > 0, "nothing ever moved");

@@ -7,6 +7,7 @@
 #![cfg(loom)]
 
 use std::sync::atomic::{AtomicU64 as Unmodelled, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use memory::{Compacted, Object, Owner};
 use model::checked::memory::{POOL, vm_id};
@@ -21,6 +22,9 @@ static WHOLE: Unmodelled = Unmodelled::new(0);
 
 /// Tries every execution; in some of them one block has to map the gigabyte while something else happens to it.
 fn race<const N: usize>(preemptions: usize, vms: usize, prepare: Act, acts: [Act; N], check: Act) {
+    // Held until the count is read: the next test begins with another.
+    static COUNTED: Mutex<()> = Mutex::new(());
+    let _counted = COUNTED.lock().unwrap_or_else(PoisonError::into_inner);
     WHOLE.store(0, Ordering::Relaxed);
     explore_in(DEEP, preemptions, vms, DIRECT, prepare, acts, check);
     assert!(WHOLE.load(Ordering::Relaxed) > 0, "it was never one block");
