@@ -658,6 +658,30 @@ fn logs_that_go_with_nothing_are_refused() {
     plain.destroy(harness);
 }
 
+#[test]
+fn what_a_read_only_slot_maps_is_read_only() {
+    for piece in [Level::L3, Level::L2] {
+        let machine = Machine::without_slots();
+        let (space, harness) = (&machine.space, machine.harness());
+        let bytes = BLOCK * PAGE_SIZE;
+        space
+            .add_slot(harness, SLOT, START, bytes, piece, true)
+            .unwrap();
+        machine.access(0, 0, Access::Read);
+        let (leaf, level) = space.lookup(harness, START).unwrap();
+        assert!(level == piece && !leaf.writable());
+        let write = Fault {
+            vcpu: 0,
+            ipa: START,
+            va: None,
+            access: Access::Write,
+            kind: FaultKind::Permission,
+        };
+        let outcome = space.fault(&machine.cpus[0], &write);
+        assert_eq!(outcome, FaultOutcome::NotPermitted);
+    }
+}
+
 /// Wherever the caller says that it goes on; a slot that begins within a block has no block there.
 #[test]
 fn blocks_come_back_where_the_slot_has_them() {
