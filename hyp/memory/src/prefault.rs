@@ -153,6 +153,45 @@ mod tests {
     use crate::{Change, TrackerMode};
     use stage2::{Features, Layout, NoTlb};
 
+    /// What a fault would map by a block is more than its own page.
+    #[test]
+    fn a_block_of_which_any_page_is_being_changed_is_not_mapped() {
+        let pool: &FramePool = Box::leak(Box::new(FramePool::new()));
+        // SAFETY: the arena is leaked, and added once.
+        unsafe { pool.add(arena::leak(2048)) };
+        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 8).unwrap()));
+        let cpu = CpuMemory::new(system, 0, NoTlb, Box::leak(Box::default()));
+        let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
+        let space = AddressSpace::<Parallel>::new(&cpu, VmId::new(0).unwrap(), layout).unwrap();
+        let bytes = GRANULE.span(Level::L2);
+        let start = Ipa::new(bytes);
+        let added = space.add_slot(&cpu, SlotId(0), start, bytes, Level::L2, false);
+        added.unwrap();
+        let page = |number: u64| start.offset(number * PAGE_SIZE);
+        let fault = |number| Fault {
+            vcpu: 0,
+            ipa: page(number),
+            va: None,
+            access: Access::Write,
+            kind: FaultKind::Translation,
+        };
+        for changed in [0, 1, 300, 511] {
+            let change = space
+                .space()
+                .tracker()
+                .begin(page(changed)..page(changed + 1));
+            for faulting in [0, 300, 511] {
+                let outcome = space.fault(&cpu, &fault(faulting));
+                assert_eq!(outcome, FaultOutcome::Retry, "{faulting} beside {changed}");
+                assert_eq!(space.lookup(&cpu, page(faulting)), None);
+            }
+            change.end();
+        }
+        assert_eq!(space.fault(&cpu, &fault(300)), FaultOutcome::Resolved);
+        assert_eq!(space.lookup(&cpu, start).unwrap().1, Level::L2);
+        space.destroy(&cpu);
+    }
+
     /// By one count for all of the VM, any change anywhere has every fault begin again.
     #[test]
     fn a_range_that_is_never_let_alone_is_given_up_with_what_was_done() {

@@ -272,13 +272,22 @@ mod tests {
             None
         );
         assert_eq!(page(1 << PAGE_BITS).pack(), None);
+        let beyond = DirtyPages {
+            slot: SlotId(1 << SLOT_BITS),
+            ..page(0)
+        };
+        assert_eq!(beyond.pack(), None);
     }
 
     #[test]
     fn a_ring_says_when_it_is_nearly_full_and_takes_no_more_than_it_holds() {
         let rings = DirtyRings::new(1, 64).unwrap();
         let ring = rings.of(0).unwrap();
-        let pushed: Vec<Pushed> = (0..64).map(|first| ring.push(page(first))).collect();
+        let push = |first| {
+            assert!(!ring.is_full(), "{first}");
+            ring.push(page(first))
+        };
+        let pushed: Vec<Pushed> = (0..64).map(push).collect();
         assert_eq!(
             pushed
                 .iter()

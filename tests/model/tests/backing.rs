@@ -5,8 +5,8 @@
 use memory::frames::{FramePool, arena, read_bytes, write_bytes};
 use memory::{
     Access, BackingPolicy, Change, CpuMemory, FaultKind, FaultOutcome, LogPolicy, MAX_OBJECTS,
-    MAX_SLOTS, MemorySystem, NotPopulated, Object, ObjectError, Owner, SlotConfig, SlotError,
-    SlotId, VmId,
+    MAX_SLOTS, MemorySystem, NotBacked, NotPopulated, Object, ObjectError, Owner, SlotConfig,
+    SlotError, SlotId, VmId,
 };
 use model::vms::{BLOCK, GIB, SLOT, START, Space, Vms, frame, slot};
 use stage2::{Ipa, Level, NoTlb, PAGE_SIZE, Pa};
@@ -665,6 +665,34 @@ fn a_device_is_mapped_as_such_and_neither_read_nor_written_by_the_hypervisor() {
     assert!(!Access::Execute.allowed_by(leaf));
     assert!(space.read_guest(&machine.cpu, START, &mut [0]).is_err());
     assert!(space.write_guest(&machine.cpu, START, &[0]).is_err());
+    space.destroy(&machine.cpu);
+    machine.check_nothing_is_left();
+}
+
+/// What lies behind the memory is nothing, or nobody's to write.
+#[test]
+fn the_hypervisor_writes_all_of_a_range_or_nothing_of_it() {
+    let machine = Vms::new(1024);
+    let space = space(&machine, 0, Change::Direct);
+    machine.map(&space, anonymous(&machine, 2, Level::L3));
+    let end = START.offset(2 * PAGE_SIZE);
+    let across = START.offset(PAGE_SIZE - 8);
+    let refused = |what| {
+        let written = space.write_guest(&machine.cpu, across, &[7; PAGE_SIZE as usize + 9]);
+        assert_eq!(written, Err(NotBacked::NoSlot { ipa: end }), "{what}");
+        let mut found = [1; PAGE_SIZE as usize + 8];
+        space.read_guest(&machine.cpu, across, &mut found).unwrap();
+        assert!(found.iter().all(|byte| *byte == 0), "{what}");
+    };
+    refused("no slot");
+    let config = SlotConfig {
+        id: SlotId(1),
+        start: end,
+        read_only: true,
+        ..slot(image(&machine, 1))
+    };
+    space.map_object(&machine.cpu, config).unwrap();
+    refused("an image");
     space.destroy(&machine.cpu);
     machine.check_nothing_is_left();
 }

@@ -572,6 +572,142 @@ fn a_block_restored_while_it_is_logged_is_read_only() {
     assert!(machine.is_dirty(5) && !machine.is_dirty(6));
 }
 
+#[test]
+fn what_was_writable_when_logging_begins_is_logged_to_its_last_page() {
+    for policy in [BY_HARDWARE, IN_RINGS, BY_PROTECTION] {
+        // Of blocks, and of pages.
+        for pages in [BLOCKS * BLOCK, BLOCK + 88] {
+            let machine = Machine::without_slots();
+            machine.add_slot(START, pages);
+            let some = [0, pages / 2 - 1, pages / 2, pages - 1];
+            some.into_iter().for_each(|page| machine.write(0, page));
+            machine.enable(&policy);
+            some.into_iter().for_each(|page| machine.write(0, page));
+            let reported = machine.harvest_ring(0);
+            for page in some {
+                let is_logged = reported.contains(&page) || machine.is_dirty(page);
+                assert!(is_logged, "page {page} of {pages}, {policy:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_hardware_notes_behind_pages_that_are_all_in_the_log_is_found() {
+    let machine = Machine::new();
+    machine.enable(&BY_HARDWARE);
+    let write_all = |vcpu| (0..64).for_each(|page| machine.write(vcpu, page));
+    let last = BLOCK - 1;
+    write_all(0);
+    machine.write(0, last);
+    machine.clear(0);
+    machine.clear(last / 64);
+    write_all(0);
+    assert!(machine.is_dirty(0) && machine.is_dirty(63) && !machine.is_dirty(last));
+    machine.write(1, last);
+    let mut all = [0; (BLOCKS * BLOCK / 64) as usize];
+    (machine.space)
+        .get_dirty_log(machine.harness(), SLOT, 0, &mut all)
+        .unwrap();
+    assert_eq!((all[0], all[1], all[7]), (u64::MAX, 0, 1 << 63));
+}
+
+/// A log that can't be: it would miss writes, or there is nothing to log.
+#[test]
+fn logs_that_go_with_nothing_are_refused() {
+    let machine = Machine::new();
+    let (space, harness) = (&machine.space, machine.harness());
+    let ring_by_hardware = LogPolicy {
+        ring: true,
+        ..BY_HARDWARE
+    };
+    let ring_of_all = LogPolicy {
+        initially_set: true,
+        ..IN_RINGS
+    };
+    let no_ring = Err(LogError::NoRing(SLOT));
+    for policy in [ring_by_hardware, ring_of_all] {
+        assert_eq!(space.enable_dirty_log(harness, SLOT, &policy), no_ring);
+    }
+    let disabled = space.disable_dirty_log(harness, SLOT);
+    assert_eq!(disabled, Err(LogError::Disabled(SLOT)));
+    machine.enable(&BY_PROTECTION);
+    let not_possible = Err(LogError::NotPossible(SLOT));
+    let again = space.enable_dirty_log(harness, SLOT, &BY_PROTECTION);
+    assert_eq!(again, not_possible);
+    machine.disable();
+    machine.enable(&BY_HARDWARE);
+    let restored = space.restore_blocks(harness, SLOT, START);
+    assert_eq!(restored, Err(LogError::NotPossible(SLOT)));
+
+    let layout = Layout::new(Features::armv8_0(32, 48)).unwrap();
+    let plain = Space::new(harness, VmId::new(1).unwrap(), layout).unwrap();
+    let bytes = BLOCK * PAGE_SIZE;
+    for (id, read_only) in [(SLOT, false), (SlotId(1), true)] {
+        let start = START.offset(u64::from(id.0) * bytes);
+        plain
+            .add_slot(harness, id, start, bytes, Level::L3, read_only)
+            .unwrap();
+    }
+    let refused = |id, policy| plain.enable_dirty_log(harness, id, policy);
+    assert_eq!(refused(SLOT, &IN_RINGS), no_ring);
+    let no_hardware = Err(LogError::NoHardwareTracking(SLOT));
+    assert_eq!(refused(SLOT, &BY_HARDWARE), no_hardware);
+    let read_only = Err(LogError::NotPossible(SlotId(1)));
+    assert_eq!(refused(SlotId(1), &BY_PROTECTION), read_only);
+    plain.destroy(harness);
+}
+
+#[test]
+fn what_a_read_only_slot_maps_is_read_only() {
+    for piece in [Level::L3, Level::L2] {
+        let machine = Machine::without_slots();
+        let (space, harness) = (&machine.space, machine.harness());
+        let bytes = BLOCK * PAGE_SIZE;
+        space
+            .add_slot(harness, SLOT, START, bytes, piece, true)
+            .unwrap();
+        machine.access(0, 0, Access::Read);
+        let (leaf, level) = space.lookup(harness, START).unwrap();
+        assert!(level == piece && !leaf.writable());
+        let write = Fault {
+            vcpu: 0,
+            ipa: START,
+            va: None,
+            access: Access::Write,
+            kind: FaultKind::Permission,
+        };
+        let outcome = space.fault(&machine.cpus[0], &write);
+        assert_eq!(outcome, FaultOutcome::NotPermitted);
+    }
+}
+
+/// Wherever the caller says that it goes on; a slot that begins within a block has no block there.
+#[test]
+fn blocks_come_back_where_the_slot_has_them() {
+    let machine = Machine::without_slots();
+    machine.add_slot_that_begins_within_a_block();
+    let (space, harness) = (&machine.space, machine.harness());
+    let start = START.offset(PAGE_SIZE);
+    machine.enable(&BY_PROTECTION);
+    let edges = [0, BLOCK - 2, BLOCK - 1, 2 * BLOCK - 1, 3 * BLOCK - 2];
+    edges.into_iter().for_each(|page| machine.write(0, page));
+    machine.disable();
+    for from in [Ipa::new(0), START.offset(1 << 30)] {
+        let restored = space.restore_blocks(harness, SLOT, from).unwrap();
+        assert_eq!(restored.next, None);
+    }
+    let level = |page: u64| {
+        let found = space.lookup(harness, start.offset(page * PAGE_SIZE));
+        found.map(|(leaf, level)| (level, leaf.writable()))
+    };
+    assert_eq!(level(0), Some((Level::L3, true)));
+    for page in [BLOCK - 1, 2 * BLOCK - 1, 3 * BLOCK - 2] {
+        assert_eq!(level(page), Some((Level::L2, true)), "{page}");
+    }
+    edges.into_iter().for_each(|page| machine.write(0, page));
+}
+
 /// Nobody who reads the source of a copy has to know that a page was written by the hypervisor.
 #[test]
 fn a_write_by_the_hypervisor_is_logged_by_every_policy() {

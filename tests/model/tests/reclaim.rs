@@ -596,6 +596,10 @@ fn forks_and_the_hypervisor_find_what_is_put_away() {
         let ipa = START.offset(page * PAGE_SIZE);
         child.read_guest(&machine.cpu, ipa, &mut bytes).unwrap();
         assert_eq!(known_by(&bytes), page + 1);
+        let mut end = [0; 600];
+        let last = ipa.offset(PAGE_SIZE - 600);
+        child.read_guest(&machine.cpu, last, &mut end).unwrap();
+        assert_eq!(end, bytes[PAGE_SIZE as usize - 600..]);
         let (word, part) = (u64::to_ne_bytes(7), ipa.offset(17));
         parent.write_guest(&machine.cpu, part, &word).unwrap();
         let mut back = [0; 8];

@@ -329,6 +329,10 @@ fn whatever_the_hypervisor_has_written_is_cleaned_before_a_guest_has_it() {
         let added = ahead.add_slot(&machine.cpu, SLOT, START, bytes, Level::L2, false);
         added.unwrap();
         machine.expect_cleaned(&ahead, &[0, BLOCK - 1], "memory that is there beforehand");
+        let across = START.offset(2 * PAGE_SIZE - 16);
+        let bytes = [9; PAGE_SIZE as usize + 32];
+        ahead.write_guest(&machine.cpu, across, &bytes).unwrap();
+        machine.expect_cleaned(&ahead, &[1, 2, 3], "what is copied into a guest");
         for space in [pages, blocks, reader, ahead] {
             space.destroy(&machine.cpu);
         }
@@ -507,6 +511,15 @@ fn the_hypervisor_reads_what_was_written_past_the_caches_and_loses_none_of_it() 
         .read_guest(&machine.cpu, at.offset(8), &mut word)
         .unwrap();
     assert_eq!(u64::from_le_bytes(word), 42);
+    // To the last line of all that is read in one.
+    let last = PAGE_SIZE - 8;
+    machine.write_past(&space, 0, last, 45);
+    machine.write_past(&space, 1, last, 46);
+    let mut all = [0; PAGE_SIZE as usize + 8];
+    let before = Ipa::new(at.get() - 8);
+    space.read_guest(&machine.cpu, before, &mut all).unwrap();
+    assert_eq!(all[..8], 45u64.to_le_bytes());
+    assert_eq!(all[PAGE_SIZE as usize..], 46u64.to_le_bytes());
     // The rest of a line that is written in part.
     machine.write_past(&space, 1, 16, 43);
     space

@@ -62,11 +62,20 @@ fn who_waits_for_a_range_waits_for_what_is_published_in_it_and_for_nothing_else(
                 tracker.wait(&pages(first + count, 1 << 20));
             }
             let has_ended = AtomicBool::new(false);
+            let last = first + count - 1;
+            let touching = [
+                page(last),
+                pages(last - 3 * REGION_PAGES, 3 * REGION_PAGES + 1),
+                pages(0, 1 << 20),
+            ];
+            let waits = |range: &IpaRange| {
+                tracker.wait(range);
+                assert!(has_ended.load(Ordering::Relaxed), "{range:?}: still active");
+            };
             thread::scope(|scope| {
-                scope.spawn(|| {
-                    tracker.wait(&pages(first + count - 1, 1));
-                    assert!(has_ended.load(Ordering::Relaxed), "it was still active");
-                });
+                for range in &touching {
+                    scope.spawn(move || waits(range));
+                }
                 thread::sleep(Duration::from_millis(20));
                 has_ended.store(true, Ordering::Relaxed);
                 invalidation.end();
@@ -282,6 +291,21 @@ fn sixteen_ranges_are_exact_and_more_are_coarse_only_while_they_are_many() {
         let one = tracker.begin(nth(0));
         assert_eq!(tracker.fault(page(3 * REGION_PAGES)), Unchanged);
         one.end();
+    }
+}
+
+/// A record that weren't given back would be missing, and what finds none covers all of the regions that it touches.
+#[test]
+fn any_number_of_ranges_one_after_the_other_are_exact() {
+    for last_page in [8, REGION_PAGES, 3 * REGION_PAGES + 8] {
+        let tracker = tracker();
+        for _ in 0..100 {
+            let one = tracker.begin(pages(0, last_page + 1));
+            assert_eq!(tracker.fault(page(last_page)), Invalidated);
+            assert_eq!(tracker.fault(page(last_page + 1)), Unchanged);
+            one.end();
+            assert_eq!(tracker.fault(page(last_page)), Unchanged);
+        }
     }
 }
 
