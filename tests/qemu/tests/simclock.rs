@@ -215,7 +215,7 @@ fn a_loop_under_one_lock_takes_the_sum_of_all_cpus() {
     let Some(simulation) = simulation(FREE) else {
         return;
     };
-    const ROUNDS: u64 = 1000;
+    const ROUNDS: u64 = 400;
     let alone = time(&simulation, "locked", ROUNDS, 1);
     for cpus in [2, 4, 8] {
         let time = time(&simulation, "locked", ROUNDS, cpus);

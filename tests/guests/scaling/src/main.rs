@@ -17,7 +17,7 @@ guest_runtime::entry!(main, secondary);
 
 /// Rounds of work within the lock. Long beside taking it: a CPU that comes late on the host takes a lock that is free by then
 /// at a simulated time at which it wasn't, and this is rare if the lock is hardly ever free.
-const LOCKED_ROUNDS: u64 = 20;
+const LOCKED_ROUNDS: u64 = 60;
 /// Rounds of work until all CPUs are at about the same time, some turns of the simulated clock: while the emulator starts them,
 /// none waits for another, and on a busy host one may be far ahead.
 const TOGETHER_ROUNDS: u64 = 200;
