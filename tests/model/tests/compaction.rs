@@ -413,6 +413,24 @@ fn blocks_are_restored_of_the_regions_that_lie_in_the_slot() {
     }
 }
 
+/// Memory in pages has its frames anywhere: what nothing maps of it is mapped to its own, or stays as it is.
+#[test]
+fn what_is_restored_of_memory_in_pages_leads_to_its_own_frames() {
+    let mut machine = Machine::new(8 * BLOCK as usize);
+    let object = machine.add_vm(BLOCK, Level::L3);
+    // In another order than that in which frames lie.
+    (0..BLOCK).rev().for_each(|page| {
+        machine.write(0, page, 1 + page);
+    });
+    let at = |page| START.offset(page * PAGE_SIZE);
+    let (space, cpu) = (&machine.spaces[0], &machine.vms.cpu);
+    space.invalidate(cpu, at(7)..at(9));
+    space.restore_blocks(cpu, SLOT, START).unwrap();
+    (0..BLOCK).for_each(|page| assert_eq!(machine.read(0, page), 1 + page));
+    drop(object);
+    machine.end();
+}
+
 #[test]
 fn what_copies_took_apart_is_gathered_into_blocks() {
     let mut machine = Machine::new(16 * BLOCK as usize);
@@ -458,6 +476,27 @@ fn what_copies_took_apart_is_gathered_into_blocks() {
     }
     assert_eq!(machine.guest(), 3 * BLOCK);
     drop((object, small));
+    machine.end();
+}
+
+/// The parent takes a copy, and the fork has the frame for itself: what lies beside it is still the parent's too.
+#[test]
+fn a_page_that_a_fork_has_for_itself_is_no_block_that_it_may_write() {
+    let mut machine = Machine::new(8 * BLOCK as usize);
+    let object = machine.add_vm(BLOCK, Level::L2);
+    (0..BLOCK).for_each(|page| {
+        machine.write(0, page, 1 + page);
+    });
+    machine.fork(0);
+    machine.write(0, 3, 100);
+    machine.write(1, 3, 200);
+    // Made by the next access, as large as it may be.
+    machine.spaces[1].invalidate(&machine.vms.cpu, START..START.offset(BLOCK * PAGE_SIZE));
+    machine.write(1, 3, 201);
+    machine.write(1, 4, 202);
+    assert_eq!((machine.read(0, 3), machine.read(1, 3)), (100, 201));
+    assert_eq!((machine.read(0, 4), machine.read(1, 4)), (5, 202));
+    drop(object);
     machine.end();
 }
 
