@@ -189,7 +189,7 @@ pub const EARLY_OPTIONS: [BootOption; 4] = [
     ),
     words::<Bug>(
         INJECT,
-        "a bug for the break-before-make monitor, in the debug build of scripts/run --monitor",
+        "a bug for the break-before-make monitor to find, in its debug build",
     ),
     option(HELP, value::ALONE, "lists these options"),
 ];

@@ -485,7 +485,7 @@ fn is_listed_as_errors_say(option: &BootOption, parsed: Result<(), OptionError<'
     }
     let line = option.to_string();
     assert!(line.contains(key) && line.contains(values), "{line}");
-    assert!(!option.meaning.is_empty() && line.len() <= 150, "{line}");
+    assert!(!option.meaning.is_empty() && line.len() <= 140, "{line}");
     let all = BOOT_OPTIONS.iter().chain(&EARLY_OPTIONS);
     assert_eq!(all.filter(|other| other.key == key).count(), 1, "{key}");
 }
