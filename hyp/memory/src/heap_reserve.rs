@@ -2,9 +2,9 @@
 //!
 //! What CPUs give up is collected in bags of 64, and crossbeam-epoch asks the heap for each bag as it hands it over: wherever
 //! something is given up, also in a fault, and with no way to be refused. What this crate asks for itself may be refused, but
-//! for `Arc`s, which are made with VMs, slots and objects only.
-//! So that a heap which others have used up doesn't end EL2 there, a [`Reserving`] heap has some blocks of a bag's size and
-//! alignment put by, which no other request gets. Bags come back when their epoch has passed, to the reserve first.
+//! for `Arc`s, which are made with VMs, slots and objects only. So that a heap which others have used up doesn't end EL2 there,
+//! a [`Reserving`] heap has some blocks of a bag's size and alignment put by, which no other request gets. Bags come back when
+//! their epoch has passed, to the reserve first.
 //!
 //! While nothing is to be had of the heap, each bag stands for up to 64 frames that wait for an epoch. A reserve of
 //! [`BAGS_PER_CPU`] for each CPU is enough as long as epochs pass before a CPU has given up so many times 64.

@@ -37,8 +37,8 @@
 //!     after the invalidation of their range and an epoch.
 //! 14. **A mark that comes after the fact is waited for.** A CPU that moves, merges, shares or unmaps a page takes from
 //!     its entry what hardware has noted, and tells the log when it has invalidated. It publishes its range before it
-//!     takes an entry; who reads the log looks through the entries, full barrier, then waits until no range published
-//!     there is active. So the harvest that is made with the vCPUs stopped has every write, though idle CPUs go on.
+//!     takes an entry; who reads the log looks through the entries, full barrier, then waits until all ranges have ended
+//!     that are active there by then. So the harvest that is made with the vCPUs stopped has every write, though idle CPUs go on.
 //!
 //! # Operations
 //! All of [`Stage2`], by `&self`, on any CPU at any time, beside each other and themselves; only [`destroy`] takes the whole.
