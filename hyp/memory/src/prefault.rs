@@ -153,14 +153,19 @@ mod tests {
     use crate::{Change, TrackerMode};
     use stage2::{Features, Layout, NoTlb};
 
+    /// The only CPU of a machine with so many frames.
+    fn cpu(frames: usize) -> CpuMemory<NoTlb> {
+        let pool: &FramePool = Box::leak(Box::new(FramePool::new()));
+        // SAFETY: the arena is leaked, and added once.
+        unsafe { pool.add(arena::leak(frames)) };
+        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 8).unwrap()));
+        CpuMemory::new(system, 0, NoTlb, Box::leak(Box::default()))
+    }
+
     /// What a fault would map by a block is more than its own page.
     #[test]
     fn a_block_of_which_any_page_is_being_changed_is_not_mapped() {
-        let pool: &FramePool = Box::leak(Box::new(FramePool::new()));
-        // SAFETY: the arena is leaked, and added once.
-        unsafe { pool.add(arena::leak(2048)) };
-        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 8).unwrap()));
-        let cpu = CpuMemory::new(system, 0, NoTlb, Box::leak(Box::default()));
+        let cpu = cpu(2048);
         let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
         let space = AddressSpace::<Parallel>::new(&cpu, VmId::new(0).unwrap(), layout).unwrap();
         let bytes = GRANULE.span(Level::L2);
@@ -195,11 +200,7 @@ mod tests {
     /// By one count for all of the VM, any change anywhere has every fault begin again.
     #[test]
     fn a_range_that_is_never_let_alone_is_given_up_with_what_was_done() {
-        let pool: &FramePool = Box::leak(Box::new(FramePool::new()));
-        // SAFETY: the arena is leaked, and added once.
-        unsafe { pool.add(arena::leak(256)) };
-        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 8).unwrap()));
-        let cpu = CpuMemory::new(system, 0, NoTlb, Box::leak(Box::default()));
+        let cpu = cpu(256);
         let backing = BackingPolicy {
             tracker: TrackerMode::Sequence,
             change: Change::Direct,
