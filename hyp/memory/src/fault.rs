@@ -3,19 +3,22 @@
 //! Runs on every vCPU's CPU at once. In [`Parallel`](crate::Parallel) mode it takes no lock, writes no cache line that a
 //! fault on other pages writes, and allocates only from this CPU's own cache of frames.
 
-use crate::copying::{Populated, Unshared};
-use crate::cpu::{Caches, CpuMemory};
-use crate::direct::Changer;
-use crate::dirty_log::DirtyLog;
+mod guest_bytes;
+pub(crate) mod prefault;
+
+use crate::change::copy_on_write::{Populated, Unshared};
+use crate::change::propagate::Changer;
+use crate::dirty::bitmap::DirtyLog;
+use crate::dirty::policy::LogPolicy;
+use crate::dirty::ring::{DirtyPages, DirtyRing, Pushed};
 use crate::frames::GRANULE;
-use crate::locks::MmuLock;
+use crate::frames::tables::{Retirement, Tables};
 use crate::object::{Backing, Look};
-use crate::policy::LogPolicy;
-use crate::pressure::Room;
-use crate::reclaim::{Retirement, Tables};
-use crate::ring::{DirtyPages, DirtyRing, Pushed};
-use crate::slots::{Slot, SlotArray};
+use crate::reclaim::steps::Room;
+use crate::space::mmu_lock::MmuLock;
+use crate::space::slot::{Slot, SlotArray};
 use crate::space::{AddressSpace, Change, IN_SPACE};
+use crate::system::cpu::{Caches, CpuMemory};
 use crate::tracker::Verdict;
 use alloc::sync::Arc;
 use core::ptr;

@@ -17,12 +17,15 @@
 #[cfg(any(test, feature = "arena"))]
 pub mod arena;
 mod cache;
+pub(crate) mod compressed_store;
 mod counts;
 mod limits;
 mod physical;
 mod pool;
 mod record;
 mod released;
+pub(crate) mod tables;
+pub(crate) mod watermarks;
 
 pub use cache::FrameCache;
 pub use counts::{Counts, Unbalanced, VmCounts};

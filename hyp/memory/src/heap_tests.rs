@@ -1,10 +1,10 @@
 //! What becomes of operations, and of faults, that the heap has nothing for. The heap of these tests can be used up, for one
 //! thread at a time; but not for what has no way to be refused: an `Arc`.
 
+use crate::epoch::heap_reserve::{BAG, Reserving};
 use crate::frames::{FramePool, VmId, arena, read_bytes, write_bytes};
-use crate::heap_reserve::{BAG, Reserving};
 use crate::object::Object;
-use crate::slots::Slot;
+use crate::space::slot::Slot;
 use crate::*;
 use alloc::sync::Arc;
 use core::alloc::{GlobalAlloc, Layout};
@@ -174,9 +174,12 @@ impl Machine {
 
 #[test]
 fn a_box_is_refused_without_heap_and_holds_what_it_was_made_of() {
-    assert!(with_heap_for(0, || crate::published::try_box(7_u64)).is_none());
-    assert_eq!(*crate::published::try_box([7_u64; 3]).unwrap(), [7; 3]);
-    assert_eq!(*crate::published::try_box(()).unwrap(), ());
+    assert!(with_heap_for(0, || crate::epoch::published::try_box(7_u64)).is_none());
+    assert_eq!(
+        *crate::epoch::published::try_box([7_u64; 3]).unwrap(),
+        [7; 3]
+    );
+    assert_eq!(*crate::epoch::published::try_box(()).unwrap(), ());
 }
 
 /// Whichever request is refused: the fork ends, the child has no slot and its own trust, nothing is lost, and with heap the

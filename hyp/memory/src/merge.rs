@@ -6,7 +6,7 @@
 //! they compared: the checksum decides nothing but who meets. Equal pages share a frame that nobody may write; a write to one
 //! of them gets its own copy, as after a fork. A page of zeros becomes what it was before it was first written.
 //!
-//! Pages meet only where their VMs trust each other ([`trust`](crate::trust)), and those of a VM with a limit meet nobody, as
+//! Pages meet only where their VMs trust each other ([`trust`](crate::system::trust_domains)), and those of a VM with a limit meet nobody, as
 //! nobody would pay for what they share. Pages of zeros give up their frames there too.
 //!
 //! A block of 2 MiB is taken apart only if, in the scan before, enough of its pages had partners to pay for it.
@@ -22,13 +22,13 @@ mod target;
 use self::candidates::Candidates;
 use self::sharing::{Joined, PageOf, checksum, checksum_of_zeros};
 use self::target::Target;
-use crate::cpu::{Caches, CpuMemory};
-use crate::direct::Changer;
+use crate::change::propagate::Changer;
 use crate::frames::Owner;
-use crate::locks::MmuLock;
 use crate::object::{Backing, Object};
-use crate::slots::SlotArray;
 use crate::space::AddressSpace;
+use crate::space::mmu_lock::MmuLock;
+use crate::space::slot::SlotArray;
+use crate::system::cpu::{Caches, CpuMemory};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -413,14 +413,16 @@ impl Scan {
             return Met::None;
         }
         let domains = page.object.system().trust_domains();
-        let domain = domains.of(page.object);
+        let domain = domains.of(page.object.account(), page.object.id());
         let checksum = checksum ^ domain.bits();
         let Some(met) = self.candidates.enter(checksum, ordinal) else {
             return Met::None;
         };
         let at = (self.targets).partition_point(|target| target.ordinals().end <= met);
         let object = self.targets[at].object();
-        let Some(object) = object.filter(|object| domains.of(object) == domain) else {
+        let Some(object) =
+            object.filter(|object| domains.of(object.account(), object.id()) == domain)
+        else {
             // It is gone, or met by chance: its owner and this one don't trust each other.
             self.candidates.replace(checksum, met, ordinal);
             return Met::None;

@@ -12,7 +12,11 @@
 //! sees a frame in one sees what the frame holds (rule 11).
 
 mod claim;
+pub(crate) mod claim_batch;
 mod extent;
+mod image;
+pub(crate) mod mappings;
+mod registry;
 mod word;
 
 pub(crate) use self::claim::{Claim, Claims};
@@ -21,12 +25,13 @@ pub(crate) use self::word::{Backing, Look};
 
 use self::extent::Extents;
 use self::word::{CLAIMED, LISTED, OWNED, STATE};
-use crate::cpu::{Caches, CpuMemory, MemorySystem};
 use crate::frames::{FramePool, FrameSize, GRANULE, Owner, Purpose};
-use crate::mapping::Mappings;
-use crate::reverse::{NotRegistered, ObjectId, Page, Pages, Sharer};
+use crate::object::mappings::Mappings;
+use crate::system::MemorySystem;
+use crate::system::cpu::{Caches, CpuMemory};
+use crate::system::reverse_map::{NotRegistered, ObjectId, Page, Pages, Sharer};
 use alloc::boxed::Box;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use core::fmt;
 use core::ops::Range;
 use core::ptr::NonNull;
@@ -222,7 +227,7 @@ impl Object {
         #[cfg(loom)]
         stage2::sync::full_barrier();
         let mut registered = Err(NotRegistered::TooMany);
-        let object = Arc::new_cyclic(|object| {
+        let object = Arc::new_cyclic(|object: &Weak<Self>| {
             // SAFETY: the pages stay where they are until the object, which owns them, has taken them out again.
             registered = unsafe { system.objects().register(pages, object.clone()) };
             Self {

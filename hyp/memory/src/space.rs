@@ -3,14 +3,20 @@
 //! Faults ([`AddressSpace::fault`]) run on any number of CPUs beside everything else here. What changes slots excludes
 //! only other such changes, and harvests of dirty logs exclude each other (rule 9), by locks that no fault takes.
 
-use crate::cpu::{Caches, CpuMemory, MemorySystem};
+pub(crate) mod mapping;
+pub(crate) mod mmu_lock;
+pub(crate) mod slot;
+pub(crate) mod slot_edit;
+
+use crate::dirty::ring::{DirtyRings, RingError};
+use crate::epoch::published::Published;
 use crate::frames::VmId;
-use crate::locks::MmuLock;
-use crate::mapping::Mapping;
-use crate::published::Published;
-use crate::reclaim::prepare_tables;
-use crate::ring::{DirtyRings, RingError};
-use crate::slots::{Slot, SlotArray};
+use crate::frames::tables::prepare_tables;
+use crate::space::mapping::Mapping;
+use crate::space::mmu_lock::MmuLock;
+use crate::space::slot::{Slot, SlotArray};
+use crate::system::MemorySystem;
+use crate::system::cpu::{Caches, CpuMemory};
 use crate::tracker::{Tracker, TrackerMode};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -299,7 +305,7 @@ impl<L: MmuLock> AddressSpace<L> {
     fn detach<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>) {
         let guard = self.pin(cpu);
         for slot in self.slots(&guard).iter() {
-            slot.object().mappings().remove(slot, &guard);
+            Mapping::leave(slot, &guard);
         }
         drop(guard);
         cpu.wait_for_epoch();

@@ -4,10 +4,10 @@
 //! Both pages are claimed while this lasts, and nobody waits for the second with the first in hand. A frame that a claimed
 //! page shares stays and isn't written: whoever would make it its own again has to be its only page.
 
-use crate::cpu::Caches;
-use crate::direct::Changer;
+use crate::change::propagate::Changer;
 use crate::frames::{Owner, read_bytes, same_pages};
 use crate::object::{Backing, Claim, Object};
+use crate::system::cpu::Caches;
 use core::hash::Hasher;
 use stage2::{PAGE_SIZE, Pa, Permissions, Tlb};
 use twox_hash::XxHash64;

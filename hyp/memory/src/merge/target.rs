@@ -5,7 +5,7 @@ use super::candidates::MOST_PAGES;
 use super::sharing::PageOf;
 use crate::frames::FrameSize;
 use crate::object::{Backing, Object};
-use crate::reverse::ObjectId;
+use crate::system::reverse_map::ObjectId;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::ops::Range;

@@ -2,7 +2,7 @@
 
 use super::word::{Backing, CLAIMED, LISTED};
 use super::{Object, region_of};
-use crate::reverse::Sharer;
+use crate::system::reverse_map::Sharer;
 use core::mem;
 use core::ops::Range;
 use stage2::sync::{Ordering, relax};

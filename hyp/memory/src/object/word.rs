@@ -1,7 +1,7 @@
 //! What the words of an object say: for a page what backs it, for a region of 2 MiB and for a gigabyte whether a block
 //! may map it.
 
-use crate::compressed::Handle;
+use crate::frames::compressed_store::Handle;
 use stage2::{Level, PAGE_SIZE, Pa};
 
 /// What backs a page.

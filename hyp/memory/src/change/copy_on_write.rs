@@ -1,0 +1,195 @@
+//! Copy-on-write: a write to a page whose frame others have too, or may not be written for another reason.
+//!
+//! Served by the vCPU that writes, in the fault that it takes for it: the copy is put in the place of the shared frame in every
+//! table that maps the page, and where the writer had no entry its fault goes on and makes one.
+
+use crate::change::propagate::Changer;
+use crate::frames::{Owner, copy_page};
+use crate::object::{Backing, Claim, Object};
+use crate::space::slot::Slot;
+use crate::space::{Change, Space};
+use crate::system::cpu::{Caches, CpuMemory};
+use stage2::{Level, PAGE_SIZE, Pa, Permissions, Tlb};
+
+/// How what backs a VM is changed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    change: Change,
+    /// Whether no guest can look past the data caches.
+    pub(crate) fwb: bool,
+}
+
+impl Space {
+    /// How what backs it is changed for it.
+    #[inline]
+    pub(crate) fn how(&self) -> How {
+        How {
+            change: self.change(),
+            fwb: self.stage2().layout().features().fwb,
+        }
+    }
+}
+
+/// What became of a page that is to be written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unshared {
+    /// It has a copy of its own, where changes are direct in all entries that map it.
+    Copied,
+    /// The frame that it had is its own. Entries that map it may be made writable by a fault.
+    Reused,
+    /// Somebody else is at it.
+    Busy,
+    /// There is no frame for the copy.
+    OutOfFrames,
+}
+
+impl<T: Tlb + Caches> Changer<'_, T> {
+    /// Gives a page a frame of its own, for a write.
+    pub(crate) fn unshare(&self, object: &Object, page: u64, how: How) -> Unshared {
+        let Some(claim) = object.claim(page) else {
+            return Unshared::Busy;
+        };
+        let (from, to) = match claim.backing() {
+            Backing::Owned(own) => (own, Some(own)),
+            Backing::Zero => (object.system().zeros(), self.zeroed_for(object, how)),
+            Backing::Shared(shared) => (shared, self.copy_of(&claim, shared, how)),
+            // Its fault has to see to that first.
+            Backing::Vacant | Backing::Device(_) | Backing::Compressed(_) => {
+                return Unshared::Busy;
+            }
+        };
+        let Some(to) = to else {
+            return Unshared::OutOfFrames;
+        };
+        if from == to {
+            self.permit(&claim, from, writable_by_fault);
+        } else {
+            object.lower(page);
+            match how.change {
+                Change::Direct => self.replace(&claim, from, to, writable_by_fault),
+                Change::Unmap => self.unmap(&claim),
+            }
+        }
+        self.settle(claim, from, to);
+        if from == to {
+            Unshared::Reused
+        } else {
+            Unshared::Copied
+        }
+    }
+
+    fn zeroed_for(&self, object: &Object, how: How) -> Option<Pa> {
+        let zeroed = self.cpu.take_guest(object.account())?;
+        show(self.cpu, zeroed, how.fwb);
+        Some(zeroed)
+    }
+
+    /// A frame with the contents of `shared` for one of the pages that share it: the same one for the last of them.
+    fn copy_of(&self, claim: &Claim<'_>, shared: Pa, how: How) -> Option<Pa> {
+        let account = claim.object().account();
+        if self.cpu.system().objects().count(shared) == 1 {
+            self.cpu.recharge(Owner::Shared, account);
+            return Some(shared);
+        }
+        let copy = self.cpu.take_guest(account)?;
+        self.cpu.drop_stale_lines(shared, PAGE_SIZE);
+        // SAFETY: the copy has just come from the pool; what is shared isn't written, and stays while the claim lasts.
+        unsafe { copy_page(shared, copy) };
+        show(self.cpu, copy, how.fwb);
+        Some(copy)
+    }
+
+    /// Says who has which frame now, and ends the claim.
+    fn settle(&self, claim: Claim<'_>, from: Pa, to: Pa) {
+        let objects = self.cpu.system().objects();
+        let mut left = 1;
+        if from != to {
+            if let Backing::Shared(_) = claim.backing() {
+                left = objects.unshare(from, claim.sharer());
+            }
+            objects.own(to, claim.sharer());
+        }
+        // First nobody finds the frame any more, then it is handed to the epoch.
+        claim.end(Backing::Owned(to));
+        if left == 0 {
+            // The others have copied it at the same time.
+            self.cpu.retire_guest(self.guard, from, Owner::Shared);
+        }
+    }
+}
+
+/// What maps a page that may be written by its VM now, at first: the right to write is a fault's to take, which tells the log.
+pub(crate) fn writable_by_fault(slot: &Slot) -> Permissions {
+    if slot.read_only() {
+        Permissions::READ_ONLY
+    } else {
+        Permissions::LOGGED
+    }
+}
+
+/// Makes a page that was written here visible to guests, however they look at it.
+pub(crate) fn show<T: Caches>(cpu: &CpuMemory<T>, pa: Pa, fwb: bool) {
+    if fwb {
+        cpu.hardware().clean_for_fetches(pa, PAGE_SIZE);
+    } else {
+        cpu.hardware().clean_for_guest(pa, PAGE_SIZE);
+    }
+}
+
+/// What became of a page that had no frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Populated {
+    /// It has a frame now.
+    Done,
+    /// Somebody else has changed it, or its piece has to be allocated smaller: look again.
+    Changed,
+    /// Another CPU is at it.
+    Busy,
+    /// There is no frame for it.
+    OutOfFrames,
+}
+
+impl Object {
+    /// Backs a page that nobody has touched, with all of its piece if there is a run of frames for that.
+    pub(crate) fn populate<T: Caches>(&self, cpu: &CpuMemory<T>, page: u64, how: How) -> Populated {
+        let piece = self.piece_at(page);
+        if piece < Level::L3 {
+            return self.populate_piece(cpu, page, piece);
+        }
+        let Some(claim) = self.claim(page) else {
+            return Populated::Busy;
+        };
+        if claim.backing() != Backing::Vacant {
+            return Populated::Changed;
+        }
+        let Some(pa) = cpu.take_guest(self.account()) else {
+            return Populated::OutOfFrames;
+        };
+        show(cpu, pa, how.fwb);
+        cpu.system().objects().own(pa, claim.sharer());
+        claim.end(Backing::Owned(pa));
+        Populated::Done
+    }
+
+    #[cold]
+    fn populate_piece<T: Caches>(&self, cpu: &CpuMemory<T>, page: u64, piece: Level) -> Populated {
+        let first = self.first_of_piece(page, piece);
+        let Some(claim) = self.claim(first) else {
+            return Populated::Busy;
+        };
+        // Whoever had it before may have allocated it, or found that it has to be smaller.
+        if claim.backing() != Backing::Vacant || self.piece_at(first) != piece {
+            return Populated::Changed;
+        }
+        match self.allocate_piece(cpu, first, piece) {
+            Some(pa) => {
+                claim.end(Backing::Owned(pa));
+                Populated::Done
+            }
+            None => {
+                self.allocate_smaller(first, piece);
+                Populated::Changed
+            }
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Taking a range out of a VM's tables. What backs it stays: whoever accesses it faults, and finds what backs it then.
+//!
+//! The range is published in the VM's tracker first, full barrier, then unmapped, then retired (rule 8): a fault in it that
+//! looked before tries again, and any other doesn't. Any number of CPUs do it at once, vCPUs running.
+
+use crate::frames::GRANULE;
+use crate::space::mmu_lock::MmuLock;
+use crate::space::{AddressSpace, IN_SPACE, UNLINKED_AT_ONCE};
+use crate::system::cpu::{Caches, CpuMemory};
+use crossbeam_epoch::Guard;
+use stage2::{Ipa, IpaRange, Leaf, Level, PAGE_SIZE, Tlb};
+
+impl<L: MmuLock> AddressSpace<L> {
+    /// Unmaps all pages that a range touches. When this returns, no vCPU reaches by an old mapping what was behind it; those
+    /// that access it fault it in again. What isn't in the IPA space is mapped to nothing anyway. Writes that hardware has noted are told to the slots' dirty logs. vCPUs may be running.
+    pub fn invalidate<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, range: IpaRange) {
+        let end = range.end.min(self.stage2().layout().all().end);
+        let end = Ipa::new(end.get().next_multiple_of(PAGE_SIZE));
+        let pages = range.start.align_down(PAGE_SIZE)..end;
+        self.vacate(cpu, pages, |guard, level, ipa, leaf| {
+            // No leaf maps pages of two slots.
+            if leaf.dirty()
+                && let Some(slot) = self.slots(guard).find(ipa)
+                && let Some(log) = slot.log(guard)
+            {
+                log.mark(slot.pages_of(ipa, level));
+            }
+        });
+    }
+
+    /// Unmaps a range of whole pages in steps, and shows `removed` each leaf that goes.
+    pub(crate) fn vacate<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        range: IpaRange,
+        mut removed: impl FnMut(&Guard, Level, Ipa, Leaf),
+    ) {
+        let published = self.space().tracker().begin(range.clone());
+        let mut at = range.start;
+        while at < range.end {
+            cpu.settle();
+            let step = GRANULE.span(Level::L2) * UNLINKED_AT_ONCE;
+            let end = at.align_down(step).checked_add(step).unwrap_or(range.end);
+            let end = end.min(range.end);
+            let guard = self.pin(cpu);
+            let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), &guard));
+            let worker = cpu.worker(&tables, &epoch);
+            let _lock = self.lock().exclusive();
+            self.stage2()
+                .unmap(&worker, at..end, |level, ipa, leaf| {
+                    removed(&guard, level, ipa, leaf)
+                })
+                .expect(IN_SPACE);
+            at = end;
+        }
+        published.end();
+    }
+}

@@ -1,0 +1,238 @@
+//! Changes of what backs a page, carried to every table that maps it.
+//!
+//! The changer has claimed the page ([`Object::claim`](crate::object::Object::claim)). Then, for each of the object's
+//! mappings in turn: its range is published in the VM's tracker, full barrier, the entry is changed, the range is
+//! retired (rule 8). A fault that found the page unclaimed in that VM before locks its entry before the change walks
+//! there, and is found by it; or after, and finds the range, or the claimed page.
+//!
+//! Nothing here waits but for single entries. Whatever hardware has noted in an entry that goes is told to the slot's
+//! log.
+
+use crate::frames::tables::{Retirement, Tables};
+use crate::object::claim_batch::{Batch, MOST};
+use crate::object::{Claim, Object};
+use crate::space::IN_SPACE;
+use crate::space::mapping::Mapping;
+use crate::space::slot::Slot;
+use crate::system::cpu::{Caches, CpuMemory};
+use crate::tracker::Invalidation;
+use core::array;
+use core::ops::Range;
+use crossbeam_epoch::Guard;
+use stage2::{
+    Attributes, Ipa, IpaRange, Leaf, Level, Pa, Permissions, Split, SplitFailed, Tlb, Worker,
+};
+
+/// Who changes: a CPU within the epoch.
+pub(crate) struct Changer<'c, T> {
+    pub(crate) cpu: &'c CpuMemory<T>,
+    pub(crate) guard: &'c Guard,
+}
+
+/// A mapping whose range is published and whose lock is held.
+struct Changed<'c, T> {
+    mapping: &'c Mapping,
+    range: IpaRange,
+    guard: &'c Guard,
+    worker: &'c Worker<'c, Tables<'c>, T, Retirement<'c>>,
+}
+
+impl<'c, T: Tlb + Caches> Changer<'c, T> {
+    /// Takes from every mapping of a claimed page the right to write, also by a fault. When this returns, no vCPU can.
+    pub(crate) fn withdraw(&self, claim: &Claim<'_>) {
+        self.for_each(claim, |changed| {
+            changed.separate();
+            changed.protect(Permissions::READ_ONLY);
+        });
+    }
+
+    /// Puts `to` in the place of `from` wherever that maps a claimed page, with the permissions that `allowed` says.
+    /// When this returns, no TLB holds the old frame.
+    pub(crate) fn replace(
+        &self,
+        claim: &Claim<'_>,
+        from: Pa,
+        to: Pa,
+        allowed: impl Fn(&Slot) -> Permissions,
+    ) {
+        self.for_each(claim, |changed| {
+            let attributes = Attributes::memory(allowed(&changed.mapping.slot));
+            changed.replace(from, to, attributes);
+        });
+    }
+
+    /// Gives every mapping of a claimed page, which maps it to `frame`, these permissions. Of a slot that goes or moves, another
+    /// page's mapping may have taken the place, which keeps what it has.
+    pub(crate) fn permit(
+        &self,
+        claim: &Claim<'_>,
+        frame: Pa,
+        allowed: impl Fn(&Slot) -> Permissions,
+    ) {
+        self.for_each(claim, |changed| {
+            changed.separate();
+            changed.permit(frame, allowed(&changed.mapping.slot));
+        });
+    }
+
+    /// Unmaps a claimed page everywhere. When this returns, no vCPU reaches it.
+    pub(crate) fn unmap(&self, claim: &Claim<'_>) {
+        self.for_each(claim, |changed| {
+            changed.separate();
+            changed.unmap();
+        });
+    }
+
+    /// Unmaps claimed pages everywhere, with one invalidation for each mapping. When this returns, no vCPU reaches
+    /// any of them: only from then on is what they hold as it will stay.
+    pub(crate) fn unmap_batch(&self, batch: &Batch<'_>) {
+        for claim in batch.claims() {
+            batch.object().lower(claim.page());
+        }
+        for mapping in Mapping::all_of(batch.object(), self.guard) {
+            let ranges = || {
+                let ranges = batch.runs().map(|pages| mapping.range_of(&pages));
+                ranges.filter(|range| !range.is_empty())
+            };
+            let (Some(first), Some(last)) = (ranges().next(), ranges().last()) else {
+                continue;
+            };
+            let mut unpublished = ranges();
+            let tracker = mapping.space.tracker();
+            // Each for itself: faults between them are none of their business.
+            let published: [Option<Invalidation<'_>>; MOST] =
+                array::from_fn(|_| Some(tracker.begin(unpublished.next()?)));
+            self.apply(mapping, first.start..last.end, &mut |changed| {
+                changed.unmap_ranges(ranges());
+            });
+            published.into_iter().flatten().for_each(Invalidation::end);
+        }
+    }
+
+    /// Takes from all that maps these claimed pages the right to write, also by a fault. When this returns, no vCPU
+    /// can.
+    pub(crate) fn withdraw_all(&self, object: &Object, pages: Range<u64>) {
+        for mapping in Mapping::all_of(object, self.guard) {
+            let range = mapping.range_of(&pages);
+            self.change(mapping, range, &mut |changed| {
+                changed.protect(Permissions::READ_ONLY);
+            });
+        }
+    }
+
+    fn for_each(&self, claim: &Claim<'_>, mut change: impl FnMut(&Changed<'_, T>)) {
+        let page = claim.page()..claim.page() + 1;
+        for mapping in Mapping::all_of(claim.object(), self.guard) {
+            self.change(mapping, mapping.range_of(&page), &mut change);
+        }
+    }
+
+    /// Has entries of one mapping changed.
+    fn change(&self, mapping: &Mapping, range: IpaRange, change: &mut impl FnMut(&Changed<'_, T>)) {
+        if range.is_empty() {
+            return;
+        }
+        let published = mapping.space.tracker().begin(range.clone());
+        self.apply(mapping, range, change);
+        published.end();
+    }
+
+    /// Has entries of one mapping changed, whose ranges are published.
+    fn apply(&self, mapping: &Mapping, range: IpaRange, change: &mut impl FnMut(&Changed<'_, T>)) {
+        let space = &mapping.space;
+        let tables = self.cpu.tables(space.vm());
+        let epoch = self.cpu.retirement(space.vm(), self.guard);
+        let changed = Changed {
+            mapping,
+            range,
+            guard: self.guard,
+            worker: &self.cpu.worker(&tables, &epoch),
+        };
+        mapping.lock.exclusively(&mut || change(&changed));
+    }
+}
+
+impl<T: Tlb + Caches> Changed<'_, T> {
+    /// Sees to it that no block maps the page: it becomes pages or, without frames for their table, is unmapped.
+    fn separate(&self) {
+        let stage2 = self.mapping.space.stage2();
+        let found = stage2.lookup(self.worker, self.range.start);
+        if found.is_some_and(|(_, level)| level == Level::L3) {
+            return;
+        }
+        if self.split(self.range.clone()).is_err() {
+            self.unmap();
+        }
+    }
+
+    /// Makes pages of the blocks that map a range. What a gigabyte's block maps elsewhere becomes blocks of 2 MiB.
+    fn split(&self, range: IpaRange) -> Result<Split, SplitFailed> {
+        let stage2 = self.mapping.space.stage2();
+        let to = |level| stage2.split(self.worker, range.clone(), level, u64::MAX);
+        to(Level::L2).and_then(|_| to(Level::L3))
+    }
+
+    fn protect(&self, permissions: Permissions) {
+        let stage2 = self.mapping.space.stage2();
+        let page = self.range.clone();
+        stage2
+            .protect(self.worker, page, permissions, |ipa, level, leaf| {
+                self.note(ipa, level, leaf)
+            })
+            .expect(IN_SPACE);
+    }
+
+    fn permit(&self, frame: Pa, permissions: Permissions) {
+        let stage2 = self.mapping.space.stage2();
+        let page = self.range.clone();
+        let note = |ipa, level, leaf| self.note(ipa, level, leaf);
+        stage2
+            .protect_mapped(self.worker, page, frame, permissions, note)
+            .expect(IN_SPACE);
+    }
+
+    fn replace(&self, from: Pa, to: Pa, attributes: Attributes) {
+        let stage2 = self.mapping.space.stage2();
+        let choose = |_, leaf: Leaf| (leaf.pa() == from).then_some((to, attributes));
+        let note = |ipa, leaf| self.note(ipa, Level::L3, leaf);
+        while stage2
+            .replace(self.worker, self.range.clone(), choose, note)
+            .expect(IN_SPACE)
+            .blocks
+            != 0
+        {
+            self.separate();
+        }
+    }
+
+    fn unmap(&self) {
+        let stage2 = self.mapping.space.stage2();
+        stage2
+            .unmap(self.worker, self.range.clone(), |level, ipa, leaf| {
+                self.note(ipa, level, leaf)
+            })
+            .expect(IN_SPACE);
+    }
+
+    /// Unmaps ranges of pages. A block that one of them is part of becomes pages first or, without frames for their
+    /// table, is unmapped.
+    fn unmap_ranges(&self, ranges: impl Iterator<Item = IpaRange> + Clone) {
+        let stage2 = self.mapping.space.stage2();
+        for range in ranges.clone() {
+            let _ = self.split(range);
+        }
+        stage2
+            .unmap_leaves(self.worker, ranges, |level, ipa, leaf| {
+                self.note(ipa, level, leaf)
+            })
+            .expect(IN_SPACE);
+    }
+
+    /// Tells the log of a write that hardware has noted in an entry that isn't there any more.
+    fn note(&self, ipa: Ipa, level: Level, leaf: Leaf) {
+        let slot = &self.mapping.slot;
+        if let (true, Some(log)) = (leaf.dirty(), slot.log(self.guard)) {
+            log.mark(slot.pages_of(ipa, level));
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! Memory in one piece again, after sharing, merging and reclaim have left it in crumbs: blocks come back where an object's
+//! pages have frames of their own all over the place, and runs of frames come free where only a few in them are used.
+//!
+//! Both move pages one by one: claimed, not to be written while it is copied, and then every table that maps it leads to the
+//! copy (a direct change, or so the vCPUs that touch it wait for one page at most). Nothing is unmapped. vCPUs may be running,
+//! and other CPUs doing the same. Each call does a bounded amount of work, for a CPU that has nothing else to do.
+
+use crate::change::copy_on_write::{show, writable_by_fault};
+use crate::change::propagate::Changer;
+use crate::frames::{FrameSize, GRANULE, Owner, Purpose, copy_page};
+use crate::object::{Backing, Claim, Object, region_of};
+use crate::space::slot::Slot;
+use crate::system::cpu::{Caches, CpuMemory};
+use crate::system::reverse_map::Sharer;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::array;
+use core::sync::atomic::Ordering;
+use stage2::{IpaRange, Level, PAGE_SIZE, Pa, Permissions, Tlb};
+
+/// Pages that are moved in one stay in the epoch.
+const AT_ONCE: u64 = 16;
+const RUN: FrameSize = FrameSize::Block2M;
+/// Pages that may share a frame which is moved: for more it costs too much.
+const SHARERS: usize = 8;
+/// Frames that are used of a run that is worth to be cleared, at most.
+const FEW: usize = RUN.frames() / 4;
+/// Runs of frames that one call looks at. The model checker knows no more than the one that a test is about.
+const RUNS_AT_ONCE: usize = if cfg!(loom) { 1 } else { 64 };
+
+/// What became of a region of 2 MiB that was to be one run of frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Compacted {
+    /// It is, and blocks map it from now on.
+    Moved,
+    /// It was, but others shared some of it. They don't any more, and blocks map it from now on.
+    OwnAgain,
+    /// It was before.
+    Whole,
+    /// Some of its pages share their frames, or have none, or it is smaller than a block.
+    NotItsOwn,
+    /// Others were changing some of its pages.
+    Busy,
+    /// There is no run of free frames.
+    OutOfFrames,
+}
+
+/// What one step of clearing runs of frames did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cleared {
+    /// Frames that were moved.
+    pub moved: usize,
+    /// Frames of the run that couldn't be.
+    pub left: usize,
+    /// Where the next step begins; none after the last.
+    pub next: Option<Pa>,
+}
+
+impl Slot {
+    /// Gives each 2 MiB of a part of the slot that was made of such pieces one run of frames again, as far as that can be.
+    pub(crate) fn compact<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, range: IpaRange) {
+        if self.object().piece() > Level::L2 {
+            return;
+        }
+        let span = GRANULE.span(Level::L2);
+        let mut start = range.start.align_down(span);
+        while start < range.end {
+            if self.fitting(start, Level::L2) == Level::L2 {
+                self.object()
+                    .compact_region_anyhow(cpu, self.object_page(start));
+            }
+            start = start.checked_add(span).unwrap_or(range.end);
+        }
+    }
+}
+
+impl Object {
+    /// Moves what a page holds to another frame, for all pages that have the same. False if that can't be: it has none, others
+    /// are changing it, or too many share it; a block maps it, or there is no other frame. VMs may be using it.
+    pub fn migrate<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, page: u64) -> bool {
+        self.system().check(cpu);
+        let size = FrameSize::Page4K;
+        let Some(to) = (self.pool()).allocate(size, Owner::Hypervisor, Purpose::Guest) else {
+            return false;
+        };
+        let guard = &cpu.pin();
+        let moved = match self.look(page).backing() {
+            Backing::Owned(from) | Backing::Shared(from) => {
+                Changer { cpu, guard }.move_away(from, to)
+            }
+            _ => false,
+        };
+        if !moved {
+            (self.pool()).free(to, size, Owner::Hypervisor, Purpose::Guest);
+        }
+        moved
+    }
+
+    /// Gives the region of 2 MiB that a page lies in one run of frames, if all of its pages have frames of their own. Blocks
+    /// may map it from then on. VMs may be using it.
+    pub fn compact_region<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, page: u64) -> Compacted {
+        self.system().check(cpu);
+        let pages = region_of(page);
+        let first = pages.start;
+        let extent = self.look(first).extent();
+        if extent.level < Level::L3 {
+            return if extent.read_only {
+                self.own_again(first)
+            } else {
+                Compacted::Whole
+            };
+        }
+        let owned = |page| matches!(self.look(page).backing(), Backing::Owned(_));
+        if pages.end > self.pages() || !pages.clone().all(owned) {
+            return Compacted::NotItsOwn;
+        }
+        // Frames count for the object's account from when they back it, in the place of those that did.
+        let Some(run) = (self.pool()).allocate(RUN, Owner::Hypervisor, Purpose::Guest) else {
+            return Compacted::OutOfFrames;
+        };
+        let mut next = first;
+        while next < pages.end && self.move_pages(cpu, &mut next, first, run) {}
+        for page in next..pages.end {
+            let rest = run.offset((page - first) * PAGE_SIZE);
+            let size = FrameSize::Page4K;
+            (self.pool()).free(rest, size, Owner::Hypervisor, Purpose::Guest);
+        }
+        if next == pages.end {
+            self.raise(first, run)
+        } else {
+            Compacted::Busy
+        }
+    }
+
+    /// Has blocks map a region for writing that is one run of frames still, if all of its pages are its own by now.
+    fn own_again(&self, first: u64) -> Compacted {
+        match self.claim_region(first) {
+            Some(claims) => {
+                self.note_own(&claims);
+                Compacted::OwnAgain
+            }
+            None => Compacted::NotItsOwn,
+        }
+    }
+
+    /// As [`Self::compact_region`]; where there is no run of free frames, one is cleared for it. The caller is in no epoch.
+    pub(crate) fn compact_region_anyhow<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        page: u64,
+    ) -> Compacted {
+        match self.compact_region(cpu, page) {
+            Compacted::OutOfFrames if cpu.clear_some_run() => self.compact_region(cpu, page),
+            compacted => compacted,
+        }
+    }
+
+    /// Moves some pages, from `next` on, to their places in a run that begins with `first`'s. False where one can't be moved.
+    fn move_pages<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        next: &mut u64,
+        first: u64,
+        run: Pa,
+    ) -> bool {
+        let guard = &cpu.pin();
+        let changer = Changer { cpu, guard };
+        let end = (*next + AT_ONCE).min(first + RUN.frames() as u64);
+        while *next < end {
+            let Some(claim) = self.claim(*next) else {
+                return false;
+            };
+            let Backing::Owned(from) = claim.backing() else {
+                return false;
+            };
+            // Another CPU has given the region a run meanwhile, which blocks may map: no page of it moves alone.
+            if self.look(*next).extent().level < Level::L3 {
+                return false;
+            }
+            let to = run.offset((*next - first) * PAGE_SIZE);
+            changer.withdraw(&claim);
+            changer.move_frame(&mut [Some(claim)], from, to, self.account());
+            *next += 1;
+        }
+        true
+    }
+
+    /// Has blocks map a region, if all of it is still where it was moved to.
+    fn raise(&self, first: u64, run: Pa) -> Compacted {
+        let Some(claims) = self.claim_region(first) else {
+            return Compacted::Busy;
+        };
+        let in_place = |page: u64| {
+            self.look(page).backing() == Backing::Owned(run.offset((page - first) * PAGE_SIZE))
+        };
+        if !claims.pages().all(in_place) {
+            return Compacted::Busy;
+        }
+        self.note_run(&claims);
+        Compacted::Moved
+    }
+}
+
+impl<T: Tlb + Caches> Changer<'_, T> {
+    /// Puts a copy in the place of a frame, for all of its pages: they are claimed, and none of them can be written. The copy's
+    /// frame is nobody's yet, and charged to the hypervisor; the other one is to `owner`.
+    fn move_frame(&self, claims: &mut [Option<Claim<'_>>], from: Pa, to: Pa, owner: Owner) {
+        let objects = self.cpu.system().objects();
+        self.cpu.drop_stale_lines(from, PAGE_SIZE);
+        // SAFETY: `to` has just come from the pool; what nobody writes is copied, and stays while its pages are claimed.
+        unsafe { copy_page(from, to) };
+        show(self.cpu, to, !self.cpu.system().is_written_past_caches());
+        self.cpu.recharge(Owner::Hypervisor, owner);
+        for claim in claims.iter().flatten() {
+            objects.unshare(from, claim.sharer());
+            objects.share(to, claim.sharer());
+            match claim.backing() {
+                Backing::Owned(_) => self.replace(claim, from, to, writable_by_fault),
+                _ => self.replace(claim, from, to, |_| Permissions::READ_ONLY),
+            }
+        }
+        // No page is anybody's before all of them have the copy: the first one would take it for its own.
+        for claim in claims.iter_mut().filter_map(Option::take) {
+            let backing = match claim.backing() {
+                Backing::Owned(_) => Backing::Owned(to),
+                _ => Backing::Shared(to),
+            };
+            claim.end(backing);
+        }
+        self.cpu.retire_guest(self.guard, from, owner);
+    }
+
+    /// Moves what a frame holds to `to`, if all of its pages can be claimed, and they aren't too many.
+    fn move_away(&self, from: Pa, to: Pa) -> bool {
+        let objects = self.cpu.system().objects();
+        let mut sharers: [Option<Sharer>; SHARERS] = [None; SHARERS];
+        let mut count = 0;
+        objects.sharers(from, |sharer| {
+            if let Some(free) = sharers.get_mut(count) {
+                *free = Some(sharer);
+            }
+            count += 1;
+        });
+        if !(1..=SHARERS).contains(&count) {
+            return false;
+        }
+        let held: [Option<Arc<Object>>; SHARERS] = array::from_fn(|index| {
+            sharers[index].and_then(|sharer| Object::named(sharer.object, objects))
+        });
+        let mut claims: [Option<Claim<'_>>; SHARERS] = array::from_fn(|index| {
+            let page = sharers[index].map_or(0, |sharer| sharer.page);
+            held[index].as_ref().and_then(|object| object.claim(page))
+        });
+        let Some(owner) = self.owner_of(&claims, from, count) else {
+            return false;
+        };
+        for claim in claims.iter().flatten() {
+            if let Backing::Owned(_) = claim.backing() {
+                self.withdraw(claim);
+            }
+        }
+        self.move_frame(&mut claims, from, to, owner);
+        true
+    }
+
+    /// Whom a frame is charged to whose pages were to be claimed; `None` if not all of them were, or they aren't any more, or
+    /// are part of a block.
+    fn owner_of(&self, claims: &[Option<Claim<'_>>], pa: Pa, count: usize) -> Option<Owner> {
+        // Another page comes to share the frame only with the claim of one that does.
+        let objects = self.cpu.system().objects();
+        if claims.iter().flatten().count() != count || objects.count(pa) != count as u64 {
+            return None;
+        }
+        let mut owner = None;
+        for claim in claims.iter().flatten() {
+            let object = claim.object();
+            owner = Some(match claim.backing() {
+                _ if object.look(claim.page()).extent().level < Level::L3 => return None,
+                Backing::Owned(own) if own == pa => object.account(),
+                Backing::Shared(shared) if shared == pa => Owner::Shared,
+                _ => return None,
+            });
+        }
+        owner
+    }
+}
+
+impl<T: Tlb + Caches> CpuMemory<T> {
+    /// Moves guest memory out of the first run of 2 MiB of frames at or after `from` of which at most `most` frames back
+    /// guests, so that it may come free as a whole: what else lies there isn't known, and stays. Runs that are looked at are
+    /// bounded, and so a step may do no more than say where the next one begins. The caller is in no epoch.
+    pub fn clear_run(&self, from: Pa, most: usize) -> Cleared {
+        let mut next = Some(from);
+        for _ in 0..RUNS_AT_ONCE {
+            let Some(run) = next.and_then(|from| self.pool().next_run(from, RUN)) else {
+                return Cleared {
+                    moved: 0,
+                    left: 0,
+                    next: None,
+                };
+            };
+            next = run.checked_add(RUN.bytes());
+            let used = frames_of(run).filter(|pa| self.backs_guest(*pa)).count();
+            if (1..=most).contains(&used) {
+                let moved = self.move_out(run);
+                return Cleared {
+                    moved,
+                    left: used.saturating_sub(moved),
+                    next,
+                };
+            }
+        }
+        Cleared {
+            moved: 0,
+            left: 0,
+            next,
+        }
+    }
+
+    /// Clears the next run of frames of which few are used, for whoever needs one that is free. Whether one has come free
+    /// perhaps. The caller is in no epoch.
+    fn clear_some_run(&self) -> bool {
+        let hand = self.system().next_to_clear();
+        let cleared = self.clear_run(Pa::new(hand.load(Ordering::Relaxed)), FEW);
+        let next = cleared.next.map_or(0, Pa::get);
+        hand.store(next, Ordering::Relaxed);
+        if cleared.moved == 0 {
+            return false;
+        }
+        // What was moved is free only then.
+        self.wait_for_epoch();
+        cleared.left == 0
+    }
+
+    fn move_out(&self, run: Pa) -> usize {
+        let inside = run.get()..run.get() + RUN.bytes();
+        let (pool, size) = (self.pool(), FrameSize::Page4K);
+        let allocate = || pool.allocate(size, Owner::Hypervisor, Purpose::Guest);
+        // Free frames of the run itself.
+        let mut unfit = Vec::new();
+        if unfit.try_reserve_exact(RUN.frames()).is_err() {
+            return 0;
+        }
+        let mut moved = 0;
+        for from in frames_of(run).filter(|pa| self.backs_guest(*pa)) {
+            let to = loop {
+                match allocate() {
+                    Some(pa) if inside.contains(&pa.get()) => unfit.push(pa),
+                    other => break other,
+                }
+            };
+            let Some(to) = to else { break };
+            let guard = &self.pin();
+            if (Changer { cpu: self, guard }).move_away(from, to) {
+                moved += 1;
+            } else {
+                pool.free(to, size, Owner::Hypervisor, Purpose::Guest);
+            }
+        }
+        for pa in unfit {
+            pool.free(pa, size, Owner::Hypervisor, Purpose::Guest);
+        }
+        moved
+    }
+
+    /// Whether a frame backs a page at this moment.
+    fn backs_guest(&self, pa: Pa) -> bool {
+        let record = self.pool().record(pa);
+        record.is_some_and(|record| record.state.load(Ordering::Relaxed) != 0)
+    }
+}
+
+fn frames_of(run: Pa) -> impl Iterator<Item = Pa> {
+    (0..RUN.frames() as u64).map(move |index| run.offset(index * PAGE_SIZE))
+}

@@ -1,0 +1,122 @@
+//! Crumbs are gathered: a CPU that has nothing else to do finds memory that was in blocks once, and makes blocks of it again.
+//!
+//! Copies, merging and reclaim treat pages apart, and the region of 2 MiB that they lie in is mapped page by page from then
+//! on. When all of its pages have frames of their own again, it is moved into one run of frames (unless it is one still), and
+//! becomes a block in the tables of every VM that maps it; and with the last of the regions of 1 GiB that others had a part of,
+//! so does the gigabyte. Memory that was asked for in pages of 4 KiB stays in those, and so does what is logged: there, blocks
+//! are the log's policy to split, and [`restore_blocks`](crate::AddressSpace::restore_blocks) its user's call.
+//!
+//! It runs beside everything else, one CPU at a time. While frames run short nothing is gathered, and nothing of a VM that has
+//! had to put some of its memory away to keep to its limit: what is cold is about to be taken apart.
+
+use crate::compact::compaction::Compacted;
+use crate::frames::{GRANULE, Owner};
+use crate::object::{Backing, Object, region_of};
+use crate::space::mapping::Mapping;
+use crate::system::cpu::{Caches, CpuMemory};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Range;
+use stage2::{Level, Tlb};
+
+/// Regions that one call looks at, at most.
+const REGIONS_AT_ONCE: usize = 64;
+
+impl<T: Tlb + Caches> CpuMemory<T> {
+    /// A bounded share of gathering, at most one region of 2 MiB: whether there was one, and the caller should call again.
+    /// The caller is in no epoch and holds no VM's lock.
+    pub fn gather(&self) -> bool {
+        let system = self.system();
+        if system.reclaim().is_near(self.pool().free_frames()) {
+            return false;
+        }
+        let Some(mut hand) = system.gathering().try_lock() else {
+            return false;
+        };
+        for _ in 0..REGIONS_AT_ONCE {
+            let Some(object) = hand.object(system.objects()) else {
+                return false;
+            };
+            let region = region_of(hand.page);
+            hand.page = region.end;
+            if object.is_in_crumbs(&region)
+                && !self.has_put_away(object.account())
+                && self.gather_region(&object, &region)
+            {
+                system.gathered().add(1);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether an owner has less memory than it uses.
+    fn has_put_away(&self, owner: Owner) -> bool {
+        let pool = self.pool();
+        matches!(owner, Owner::Vm(vm) if pool.limit(vm).is_some())
+            && pool.compressed_bytes(owner) != 0
+    }
+
+    /// Makes one run of frames of a region, and a block of it wherever it is mapped. False if it stays as it is.
+    fn gather_region(&self, object: &Arc<Object>, region: &Range<u64>) -> bool {
+        let Some(mappings) = self.mappings_of(object, region) else {
+            return false;
+        };
+        let compacted = object.compact_region_anyhow(self, region.start);
+        if !matches!(compacted, Compacted::Moved | Compacted::OwnAgain) {
+            return false;
+        }
+        for mapping in mappings {
+            mapping.make_block(self, region);
+        }
+        // The frames that were left are to be free soon: there may be more regions than runs.
+        self.let_epoch_advance();
+        true
+    }
+
+    /// What maps a region, to be used beyond the epoch; `None` if a log is kept of some of it, or there is no heap.
+    fn mappings_of(&self, object: &Object, region: &Range<u64>) -> Option<Vec<Mapping>> {
+        let guard = &self.pin();
+        let mut found = Vec::new();
+        for mapping in Mapping::all_of(object, guard) {
+            if mapping.range_of(region).is_empty() {
+                continue;
+            }
+            if mapping.slot.log(guard).is_some() {
+                return None;
+            }
+            found.try_reserve(1).ok()?;
+            found.push(mapping.clone());
+        }
+        Some(found)
+    }
+}
+
+impl Object {
+    /// Whether a region was allocated as a block, is mapped page by page, and could be a block again.
+    fn is_in_crumbs(&self, region: &Range<u64>) -> bool {
+        let owned = |page| matches!(self.look(page).backing(), Backing::Owned(_));
+        let extent = self.look(region.start).extent();
+        self.piece() <= Level::L2
+            && (extent.level == Level::L3 || extent.read_only)
+            && region.clone().all(owned)
+    }
+}
+
+impl Mapping {
+    /// Has a block map a region that is one run of frames, as far as this slot has it, is still there, and isn't logged.
+    fn make_block<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, region: &Range<u64>) {
+        let _control = self.space.control().lock();
+        let range = self.range_of(region);
+        let is_free_of_log = {
+            let guard = &cpu.pin();
+            let mut slots = self.space.slots(guard).iter();
+            slots.any(|slot| Arc::ptr_eq(slot, &self.slot)) && self.slot.log(guard).is_none()
+        };
+        if is_free_of_log && range.end.get() - range.start.get() == GRANULE.span(Level::L2) {
+            self.restore(cpu, range.clone(), Level::L2);
+            // With the last region that others had a part of, all of its gigabyte is one run again.
+            self.restore(cpu, range, Level::L1);
+        }
+    }
+}

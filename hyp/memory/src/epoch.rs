@@ -1,0 +1,5 @@
+//! Deferred reclamation: what is freed only when no CPU can still be using it.
+
+pub(crate) mod gate;
+pub mod heap_reserve;
+pub(crate) mod published;

@@ -1,0 +1,210 @@
+//! Guest memory, as the hypervisor itself reads and writes it: images, hypercalls' buffers, copies for migration.
+//!
+//! vCPUs may be running: those that use the same bytes meanwhile see some mixture of old and new.
+
+use crate::change::copy_on_write::{Populated, Unshared, show};
+use crate::change::propagate::Changer;
+use crate::frames::{read_bytes, write_bytes};
+use crate::object::{Backing, Claim};
+use crate::reclaim::steps::Room;
+use crate::space::mmu_lock::MmuLock;
+use crate::space::slot::Slot;
+use crate::space::{AddressSpace, NotBacked};
+use crate::system::cpu::{Caches, CpuMemory};
+use core::ops::Range;
+use crossbeam_epoch::Guard;
+use stage2::sync::{full_barrier, relax};
+use stage2::{Ipa, PAGE_SIZE, Pa, Tlb};
+
+impl<L: MmuLock> AddressSpace<L> {
+    /// Copies bytes into guest memory, as a device would: into read-only slots too, and marked in the dirty log.
+    ///
+    /// # Errors
+    /// Some of the range isn't backed by memory of the VM's own, and nothing is written; or there is no frame for some of it,
+    /// or no such memory any more as slots change meanwhile, and what comes before is written.
+    pub fn write_guest<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        ipa: Ipa,
+        bytes: &[u8],
+    ) -> Result<(), NotBacked> {
+        let guard = self.pin(cpu);
+        self.for_each_page(&guard, ipa, bytes.len(), |slot, at, _| check_own(slot, at))?;
+        drop(guard);
+        let mut done = 0;
+        loop {
+            let rest = &bytes[done..];
+            let start = ipa.offset(done as u64);
+            let written =
+                self.for_each_page(&self.pin(cpu), start, rest.len(), |slot, at, part| {
+                    // Slots may have changed since.
+                    check_own(slot, at)?;
+                    self.write_page(cpu, slot, at, &rest[part])
+                });
+            match written {
+                Err(NotBacked::OutOfFrames { ipa: at }) if cpu.make_room() != Room::None => {
+                    done = (at.get() - ipa.get()) as usize;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Writes within one page, whose backing doesn't change meanwhile.
+    fn write_page<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        slot: &Slot,
+        at: Ipa,
+        bytes: &[u8],
+    ) -> Result<(), NotBacked> {
+        // A stay of its own: others may have to be waited for.
+        let (claim, page) = self
+            .claim_to_write(cpu, slot, at)
+            .ok_or(NotBacked::OutOfFrames { ipa: at })?;
+        let pa = page.offset(at.offset_in(PAGE_SIZE));
+        if (bytes.len() as u64) < PAGE_SIZE {
+            // Of a line that is written in part the rest is written back as well.
+            cpu.drop_stale_lines(pa, bytes.len() as u64);
+        }
+        // SAFETY: the frame backs the guest, and stays its page's own while that is claimed.
+        unsafe { write_bytes(pa, bytes) };
+        show(cpu, page, self.stage2().layout().features().fwb);
+        claim.cancel();
+        // Logging that is switched on meanwhile is seen here, or what is copied then has these bytes (rule 8).
+        full_barrier();
+        if let Some(log) = slot.log(&self.pin(cpu)) {
+            log.mark_page(slot.page_of(at));
+        }
+        Ok(())
+    }
+
+    /// Claims a page that has a frame of its own, after giving it one. `None` without a frame.
+    fn claim_to_write<'s, T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        slot: &'s Slot,
+        at: Ipa,
+    ) -> Option<(Claim<'s>, Pa)> {
+        let (object, page) = (&**slot.object(), slot.object_page(at));
+        let how = self.space().how();
+        loop {
+            let backing = match object.claim(page) {
+                Some(claim) => match claim.backing() {
+                    Backing::Owned(pa) => return Some((claim, pa)),
+                    other => other,
+                },
+                None => {
+                    relax();
+                    continue;
+                }
+            };
+            let ran_out = match backing {
+                Backing::Vacant => object.populate(cpu, page, how) == Populated::OutOfFrames,
+                Backing::Compressed(_) => {
+                    object.bring_back(cpu, page, how) == Populated::OutOfFrames
+                }
+                _ => {
+                    let guard = &self.pin(cpu);
+                    Changer { cpu, guard }.unshare(object, page, how) == Unshared::OutOfFrames
+                }
+            };
+            if ran_out {
+                return None;
+            }
+        }
+    }
+
+    /// Copies bytes out of guest memory.
+    ///
+    /// # Errors
+    /// Some of the range isn't backed by memory.
+    pub fn read_guest<T: Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        ipa: Ipa,
+        bytes: &mut [u8],
+    ) -> Result<(), NotBacked> {
+        let guard = self.pin(cpu);
+        let length = bytes.len();
+        self.for_each_page(&guard, ipa, length, |slot, at, part| {
+            let bytes = &mut bytes[part];
+            loop {
+                let backing = backing_to_read(slot, at, bytes);
+                match backing {
+                    Backing::Owned(page) | Backing::Shared(page) => {
+                        let pa = page.offset(at.offset_in(PAGE_SIZE));
+                        cpu.drop_stale_lines(pa, bytes.len() as u64);
+                        // SAFETY: the frame is memory. Whether it still backed the guest is seen below.
+                        unsafe { read_bytes(pa, bytes) }
+                    }
+                    Backing::Vacant | Backing::Zero => bytes.fill(0),
+                    // Read already.
+                    Backing::Compressed(_) => return Ok(()),
+                    Backing::Device(_) => return Err(NotBacked::NoSlot { ipa: at }),
+                }
+                // A frame that the last of several pages has let go of goes home at once; the page says so before that.
+                full_barrier();
+                if slot.object().look(slot.object_page(at)).backing() == backing {
+                    return Ok(());
+                }
+            }
+        })
+    }
+
+    /// Calls `each` with the slot, the address and the part of the buffer, for every page that a range touches.
+    fn for_each_page(
+        &self,
+        guard: &Guard,
+        ipa: Ipa,
+        length: usize,
+        mut each: impl FnMut(&Slot, Ipa, Range<usize>) -> Result<(), NotBacked>,
+    ) -> Result<(), NotBacked> {
+        let slots = self.slots(guard);
+        let mut done = 0;
+        while done < length {
+            let at = ipa
+                .checked_add(done as u64)
+                .ok_or(NotBacked::NoSlot { ipa })?;
+            let slot = slots.find(at).ok_or(NotBacked::NoSlot { ipa: at })?;
+            let offset = at.offset_in(PAGE_SIZE);
+            let part = done..length.min(done + (PAGE_SIZE - offset) as usize);
+            done = part.end;
+            each(slot, at, part)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a slot's memory may be written: a device isn't memory, and an image is everybody's.
+fn check_own(slot: &Slot, at: Ipa) -> Result<(), NotBacked> {
+    match slot.object().is_device() || slot.object().is_image() {
+        true => Err(NotBacked::NoSlot { ipa: at }),
+        false => Ok(()),
+    }
+}
+
+/// What backs a page. From one that is put away `bytes` are read at once: it stays so no longer than it is claimed. Waits for
+/// whoever is changing it: its entries may lead to another frame already, and guests write there what this one won't have.
+fn backing_to_read(slot: &Slot, at: Ipa, bytes: &mut [u8]) -> Backing {
+    let (object, number) = (slot.object(), slot.object_page(at));
+    loop {
+        let look = object.look(number);
+        let put_away = matches!(look.backing(), Backing::Compressed(_));
+        if !put_away && !look.is_claimed() {
+            return look.backing();
+        }
+        let claim = put_away.then(|| object.claim(number)).flatten();
+        match claim.as_ref().map(Claim::backing) {
+            Some(Backing::Compressed(handle)) => {
+                let mut page = [0; PAGE_SIZE as usize];
+                object.system().store().get(handle, &mut page);
+                let start = at.offset_in(PAGE_SIZE) as usize;
+                bytes.copy_from_slice(&page[start..start + bytes.len()]);
+                return Backing::Compressed(handle);
+            }
+            Some(_) => {}
+            None => relax(),
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Switching dirty logging of a slot on and off, and splitting its blocks ahead of faults. vCPUs may be running all the time.
+//!
+//! Rule 8: the log is published, full barrier, then the entries are walked; a fault changes its entry, full barrier, then
+//! looks for a log. One of the two sees the other.
+
+use crate::dirty::bitmap::DirtyLog;
+use crate::dirty::policy::{Ahead, LogPolicy, Splitting};
+use crate::dirty::slot_id::SlotId;
+use crate::epoch::published::try_box;
+use crate::frames::GRANULE;
+use crate::space::mmu_lock::MmuLock;
+use crate::space::slot::Slot;
+use crate::space::{AddressSpace, IN_SPACE};
+use crate::system::cpu::{Caches, CpuMemory};
+use alloc::sync::Arc;
+use core::fmt;
+use core::ops::AddAssign;
+use crossbeam_epoch::Guard;
+use stage2::{All, Ipa, IpaRange, Level, PAGE_SIZE, Tlb, Wanted};
+
+/// A chunk that holds any slot: IPA spaces have no more than 52 bits.
+const LARGEST_CHUNK: u64 = 1 << 62;
+
+/// A dirty log can't be switched, read or cleared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogError {
+    /// No such slot.
+    Unknown(SlotId),
+    /// Logging is enabled already, or the slot is read-only or a device.
+    NotPossible(SlotId),
+    /// Logging isn't enabled.
+    Disabled(SlotId),
+    /// The bitmap reaches beyond the slot, or doesn't begin at a multiple of 64 pages.
+    OutOfRange(SlotId),
+    /// No heap for the bitmap.
+    OutOfMemory(SlotId),
+    /// The VM's tables have no hardware dirty state.
+    NoHardwareTracking(SlotId),
+    /// The VM has no dirty rings, or what else is asked for doesn't go with them.
+    NoRing(SlotId),
+}
+
+impl fmt::Display for LogError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(id) => write!(f, "there is no {id}"),
+            Self::NotPossible(id) => write!(
+                f,
+                "dirty logging of {id} is enabled already, or the slot is read-only"
+            ),
+            Self::Disabled(id) => write!(f, "dirty logging of {id} isn't enabled"),
+            Self::OutOfRange(id) => write!(f, "the bitmap doesn't lie within {id}"),
+            Self::OutOfMemory(id) => write!(f, "no memory for the dirty log of {id}"),
+            Self::NoHardwareTracking(id) => {
+                write!(
+                    f,
+                    "writes to {id} can't be tracked by hardware: the VM's tables have no dirty state"
+                )
+            }
+            Self::NoRing(id) => write!(
+                f,
+                "writes to {id} can't be logged in rings: the VM has none, or they don't go with hardware tracking or a \
+                 log that is initially set"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for LogError {}
+
+/// What splitting ahead of faults did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SplitAhead {
+    /// Blocks that were replaced.
+    pub blocks: u64,
+    /// Whether it ended early, as too few frames were free. The rest is split at its first write.
+    pub ran_out: bool,
+}
+
+impl AddAssign for SplitAhead {
+    fn add_assign(&mut self, other: Self) {
+        self.blocks += other.blocks;
+        self.ran_out |= other.ran_out;
+    }
+}
+
+impl<L: MmuLock> AddressSpace<L> {
+    /// Starts logging writes to a slot as `policy` says. When this returns, every further write is logged; or, with a log
+    /// that is initially set, every one that comes after its page was first cleared. A write that races with this call may
+    /// or may not be logged. vCPUs may be running.
+    ///
+    /// # Errors
+    /// Nothing has changed then.
+    pub fn enable_dirty_log<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        policy: &LogPolicy,
+    ) -> Result<SplitAhead, LogError> {
+        let _control = self.control().lock();
+        let slot = {
+            let guard = self.pin(cpu);
+            let slot = self.held_slot(id, &guard)?;
+            self.check_policy(&slot, policy, &guard)?;
+            let words = slot.take_spare().ok_or(LogError::OutOfMemory(id))?;
+            let log = try_box(DirtyLog::new(words, slot.pages(), *policy));
+            let log = log.ok_or(LogError::OutOfMemory(id))?;
+            slot.replace_log(Some(log), &guard);
+            slot
+        };
+        let mut split = SplitAhead::default();
+        if !policy.initially_set {
+            split = self.split_ahead(cpu, policy, slot.range());
+            let guard = self.pin(cpu);
+            self.protect_logged(cpu, &guard, policy, slot.range(), All, |_, _| {});
+        }
+        Ok(split)
+    }
+
+    fn check_policy(&self, slot: &Slot, policy: &LogPolicy, guard: &Guard) -> Result<(), LogError> {
+        let id = slot.id();
+        if slot.read_only() || slot.object().is_device() || slot.log(guard).is_some() {
+            return Err(LogError::NotPossible(id));
+        }
+        if policy.by_hardware() && !self.stage2().layout().features().hardware_dirty {
+            return Err(LogError::NoHardwareTracking(id));
+        }
+        if policy.ring && (self.rings().is_empty() || policy.by_hardware() || policy.initially_set)
+        {
+            return Err(LogError::NoRing(id));
+        }
+        Ok(())
+    }
+
+    /// Stops logging. Blocks that it has split stay so until [`Self::restore_blocks`]. vCPUs may be running.
+    ///
+    /// # Errors
+    /// The slot isn't logged.
+    pub fn disable_dirty_log<T>(&self, cpu: &CpuMemory<T>, id: SlotId) -> Result<(), LogError> {
+        let _control = self.control().lock();
+        let slot = {
+            let guard = self.pin(cpu);
+            let slot = self.held_slot(id, &guard)?;
+            if !slot.replace_log(None, &guard) {
+                return Err(LogError::Disabled(id));
+            }
+            slot
+        };
+        // Logs come and go faster than CPUs are idle: each gives the memory of one before back.
+        cpu.let_epoch_advance();
+        // Without, the next log is made when it is wanted.
+        slot.prepare_log();
+        Ok(())
+    }
+
+    /// Splits the blocks of a slot that is logged, from `from` on over at most `bytes` (to whole pages), as eager splitting
+    /// does. vCPUs may be running.
+    ///
+    /// # Errors
+    /// The slot isn't logged.
+    pub fn split_blocks<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        from: Ipa,
+        bytes: u64,
+        ahead: Ahead,
+    ) -> Result<SplitAhead, LogError> {
+        let _control = self.control().lock();
+        let (slot, policy) = {
+            let guard = self.pin(cpu);
+            let slot = self.held_slot(id, &guard)?;
+            let log = slot.log(&guard).ok_or(LogError::Disabled(id))?;
+            let policy = LogPolicy {
+                splitting: Splitting::Eager(ahead),
+                ..*log.policy()
+            };
+            (slot, policy)
+        };
+        let slot = slot.range();
+        let start = from.clamp(slot.start, slot.end).align_down(PAGE_SIZE);
+        let end = from.checked_add(bytes).unwrap_or(slot.end);
+        let end = (start.max(end).checked_add(PAGE_SIZE - 1)).unwrap_or(slot.end);
+        let end = end.align_down(PAGE_SIZE).min(slot.end);
+        Ok(self.split_ahead(cpu, &policy, start..end))
+    }
+
+    /// Splits the blocks in a range, if the policy says so, chunk by chunk. Between two, nothing is held.
+    pub(crate) fn split_ahead<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        policy: &LogPolicy,
+        range: IpaRange,
+    ) -> SplitAhead {
+        let mut all = SplitAhead::default();
+        let Splitting::Eager(Ahead { chunk, reserve }) = policy.splitting else {
+            return all;
+        };
+        let chunk = chunk.clamp(GRANULE.span(Level::L2), LARGEST_CHUNK);
+        let chunk = chunk.next_power_of_two();
+        let mut at = range.start;
+        while at < range.end && !all.ran_out {
+            let end = at.align_down(chunk).checked_add(chunk).unwrap_or(range.end);
+            let end = end.min(range.end);
+            all += self.split_chunk(cpu, policy, at..end, reserve);
+            at = end;
+        }
+        all
+    }
+
+    fn split_chunk<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        policy: &LogPolicy,
+        range: IpaRange,
+        reserve: u64,
+    ) -> SplitAhead {
+        let guard = self.pin(cpu);
+        let (tables, epoch) = (
+            cpu.tables(self.vm()).sparing(reserve),
+            cpu.retirement(self.vm(), &guard),
+        );
+        let worker = cpu.worker(&tables, &epoch);
+        let _lock = self.lock().exclusive();
+        let to = policy.largest_written();
+        match self.stage2().split(&worker, range, to, u64::MAX) {
+            Ok(split) => SplitAhead {
+                blocks: split.blocks,
+                ran_out: false,
+            },
+            Err(failed) => SplitAhead {
+                blocks: failed.split.blocks,
+                ran_out: true,
+            },
+        }
+    }
+
+    /// A slot, which may be used beyond the epoch.
+    pub(crate) fn held_slot(&self, id: SlotId, guard: &Guard) -> Result<Arc<Slot>, LogError> {
+        let slot = self.slots(guard).get(id);
+        slot.cloned().map_err(|_| LogError::Unknown(id))
+    }
+
+    /// Makes sure that the next write to each leaf in `range` that `wanted` names is noticed, as `policy` says. `forgotten`
+    /// gets blocks that hardware has noted writes to, which it doesn't any more: also to pages that aren't meant, perhaps.
+    pub(crate) fn protect_logged<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        guard: &Guard,
+        policy: &LogPolicy,
+        range: IpaRange,
+        wanted: impl Wanted + Copy,
+        forgotten: impl FnMut(Ipa, Level),
+    ) {
+        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
+        let worker = cpu.worker(&tables, &epoch);
+        let _lock = self.lock().exclusive();
+        let stage2 = self.stage2();
+        if policy.by_hardware() {
+            let largest = policy.largest_written();
+            return stage2
+                .track_writes(&worker, range, largest, wanted, forgotten)
+                .expect(IN_SPACE);
+        }
+        let protect = || {
+            stage2
+                .write_protect(&worker, range.clone(), wanted, |_, _| {})
+                .expect(IN_SPACE)
+        };
+        #[cfg(feature = "watch")]
+        crate::watch::write_protects(stage2.vttbr(), &range, &wanted, &mut || protect());
+        #[cfg(not(feature = "watch"))]
+        protect();
+    }
+}

@@ -1,0 +1,45 @@
+//! One copy of a kernel for many VMs: an image's frames are part of each VM's memory until that writes them, page by page.
+
+use crate::frames::Owner;
+use crate::object::{Backing, Object, ObjectError};
+use crate::system::cpu::{Caches, CpuMemory};
+use alloc::sync::Arc;
+use stage2::{Level, PAGE_SIZE, Tlb};
+
+impl Object {
+    /// Memory of a VM of its own, as [`Self::preallocated`], but that from byte `at` on it begins as a copy of an image, whose
+    /// frames it shares until they are written. The pieces that the image touches are made of pages.
+    ///
+    /// # Errors
+    /// As for [`Self::preallocated`]; or the image doesn't lie in it, at a page.
+    pub fn with_image<T: Tlb + Caches>(
+        cpu: &CpuMemory<T>,
+        account: Owner,
+        bytes: u64,
+        piece: Level,
+        image: &Self,
+        at: u64,
+    ) -> Result<Arc<Self>, ObjectError> {
+        let object = Self::anonymous(cpu, account, bytes, piece)?;
+        if !at.is_multiple_of(PAGE_SIZE) {
+            return Err(ObjectError::Unaligned { piece: PAGE_SIZE });
+        }
+        let end = at.checked_add(image.bytes());
+        if end.is_none_or(|end| end > bytes) {
+            return Err(ObjectError::ImageBeyondEnd);
+        }
+        image.share_image(cpu, &object, at / PAGE_SIZE)?;
+        object.preallocate(cpu)?;
+        Ok(object)
+    }
+
+    /// How many pages of other objects share its frames at this moment. Takes a step for each of its pages.
+    pub fn sharers(&self) -> u64 {
+        let objects = self.system().objects();
+        let sharers = |page| match self.look(page).backing() {
+            Backing::Shared(pa) => objects.count(pa).saturating_sub(1),
+            _ => 0,
+        };
+        (0..self.pages()).map(sharers).sum()
+    }
+}

@@ -1,0 +1,121 @@
+//! What maps an object. An object doesn't know what a VM is: whoever maps it has a value of its own on the list
+//! ([`Mapping`](crate::space::mapping::Mapping)).
+//!
+//! Read without a lock by whoever changes what backs a page; published before the slot is, and taken back after the
+//! slot's range was unmapped, so that no entry leads to an object that its mappings don't name.
+
+use crate::epoch::published::try_box;
+use alloc::boxed::Box;
+use core::any::Any;
+use core::fmt;
+use core::ptr;
+use crossbeam_epoch::{Guard, Shared};
+use spin::Mutex;
+use stage2::sync::{AtomicPtr, Ordering, full_barrier};
+
+/// A value of whoever maps the object.
+pub(crate) type Entered = dyn Any + Send + Sync;
+
+/// All that maps an object: a chain, so that one goes without a look for heap.
+///
+/// A new one comes first. One that goes is left as it is for whoever is looking at it, who finds the others from there on: all
+/// that were there when the look began and haven't gone since.
+pub(crate) struct Mappings {
+    first: Link,
+    /// Held by whoever changes them.
+    changes: Mutex<()>,
+}
+
+/// The next mapping of a chain, a box's; null after the last.
+type Link = AtomicPtr<Linked>;
+
+struct Linked {
+    mapping: Box<Entered>,
+    next: Link,
+}
+
+impl Mappings {
+    /// None yet.
+    pub(crate) fn new() -> Self {
+        Self {
+            first: Link::new(ptr::null_mut()),
+            changes: Mutex::new(()),
+        }
+    }
+
+    /// The mappings at this moment.
+    #[inline]
+    pub(crate) fn all<'g>(&'g self, guard: &'g Guard) -> impl Iterator<Item = &'g Entered> {
+        let mut at = follow(&self.first, guard);
+        core::iter::from_fn(move || {
+            let linked = at?;
+            at = follow(&linked.next, guard);
+            Some(&*linked.mapping)
+        })
+    }
+
+    /// One more. False without heap.
+    pub(crate) fn add(&self, mapping: Box<Entered>) -> bool {
+        let _changes = self.changes.lock();
+        // Relaxed: of what was changed under the lock.
+        let first = self.first.load(Ordering::Relaxed);
+        let next = Link::new(first);
+        let Some(linked) = try_box(Linked { mapping, next }) else {
+            return false;
+        };
+        // Release: pairs with the acquire of `follow`.
+        self.first.store(Box::into_raw(linked), Ordering::Release);
+        full_barrier();
+        true
+    }
+
+    /// One fewer: the first that `is_gone` says yes to. The caller waits for the epoch: until then it holds on to what the
+    /// mapping leads to.
+    pub(crate) fn remove(&self, is_gone: impl Fn(&Entered) -> bool, guard: &Guard) {
+        let changes = self.changes.lock();
+        let mut link = &self.first;
+        let gone = loop {
+            let Some(linked) = follow(link, guard) else {
+                return;
+            };
+            if is_gone(&*linked.mapping) {
+                break linked;
+            }
+            link = &linked.next;
+        };
+        // Release: whoever finds the next one by this link finds it as `add` left it.
+        link.store(gone.next.load(Ordering::Relaxed), Ordering::Release);
+        full_barrier();
+        drop(changes);
+        // SAFETY: it was a box, nothing leads to it any more, and only CPUs that are in an epoch now can still be using it.
+        unsafe { guard.defer_destroy(Shared::from(ptr::from_ref(gone))) };
+    }
+}
+
+/// What a link leads to. Acquire: pairs with the releases of whoever changes it.
+#[inline]
+fn follow<'g>(link: &Link, _: &'g Guard) -> Option<&'g Linked> {
+    // SAFETY: the link is null or that of a box which is handed to the epoch after it was unlinked; the caller's stay in the
+    // epoch began before.
+    unsafe { link.load(Ordering::Acquire).as_ref() }
+}
+
+impl Drop for Mappings {
+    fn drop(&mut self) {
+        // The model checker doesn't see that whatever another owner did came before it let go.
+        #[cfg(loom)]
+        full_barrier();
+        let mut next = self.first.load(Ordering::Relaxed);
+        while !next.is_null() {
+            // SAFETY: the pointer was a box's; the chain is owned here, so nobody else can reach it.
+            let linked = unsafe { Box::from_raw(next) };
+            next = linked.next.load(Ordering::Relaxed);
+        }
+    }
+}
+
+impl fmt::Debug for Mappings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mappings").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,120 @@
+//! Pages that are put away: compressed, without a frame, and brought back when somebody needs them.
+//!
+//! Both are changes of what backs a page, made by whoever has claimed it. Pages are put away in batches: they are
+//! unmapped everywhere first, so nobody writes them while they are compressed, and what hardware has noted of writes
+//! is told to the logs. A page that turns out to be all zeros is as if nobody had ever written it. If a page can't be
+//! put away it stays as it is, but for the entries that led there, which a fault makes again. A frame that was left
+//! is free after an epoch, as the hypervisor itself may be reading it.
+
+use crate::change::copy_on_write::{How, Populated, show};
+use crate::change::propagate::Changer;
+use crate::frames::compressed_store::{Handle, Refused};
+use crate::frames::{Owner, page_at, page_at_mut};
+use crate::object::claim_batch::Batch;
+use crate::object::{Backing, Claim, Object};
+use crate::system::cpu::{Caches, CpuMemory};
+use stage2::{PAGE_SIZE, Pa, Tlb};
+
+impl<T: Tlb + Caches> Changer<'_, T> {
+    /// Takes pages with frames of their own from everybody who uses them. When this returns, what they hold can be
+    /// read, however it was written, and stays as it is while they are claimed.
+    pub(crate) fn isolate(&self, batch: &Batch<'_>) {
+        self.unmap_batch(batch);
+        for claim in batch.claims() {
+            if let Backing::Owned(frame) = claim.backing() {
+                self.cpu.drop_stale_lines(frame, PAGE_SIZE);
+            }
+        }
+    }
+
+    /// Ends the claim of a page that has left its frame, which nothing maps any more.
+    pub(crate) fn end_without(&self, claim: Claim<'_>, frame: Pa, backing: Backing) {
+        let owner = match claim.backing() {
+            Backing::Owned(_) => claim.object().account(),
+            _ => Owner::Shared,
+        };
+        let left = self.cpu.system().objects().unshare(frame, claim.sharer());
+        // First nobody finds the frame any more, then it is handed to the epoch.
+        claim.end(backing);
+        if left == 0 {
+            self.cpu.retire_guest(self.guard, frame, owner);
+        }
+    }
+}
+
+impl<T: Tlb + Caches> CpuMemory<T> {
+    /// Puts a page away that is [isolated](Changer::isolate). The caller needs no stay in the epoch: nobody is kept
+    /// waiting while it is compressed but those who want this page.
+    ///
+    /// # Errors
+    /// The page doesn't get smaller, or there is no room for it. The claim comes back.
+    pub(crate) fn put_away<'o>(&self, claim: Claim<'o>) -> Result<Backing, (Claim<'o>, Refused)> {
+        let Backing::Owned(frame) = claim.backing() else {
+            debug_assert!(false, "{claim:?} has no frame of its own");
+            return Ok(claim.backing());
+        };
+        let object = claim.object();
+        // SAFETY: the frame is the page's own, which is claimed, and nothing maps it any more: nobody writes it.
+        let contents = unsafe { page_at(frame) };
+        let backing = if *contents == [0; PAGE_SIZE as usize] {
+            Backing::Zero
+        } else {
+            let handle = match self.system().store().put(contents) {
+                Ok(handle) => handle,
+                Err(refused) => return Err((claim, refused)),
+            };
+            self.pool()
+                .charge_compressed(object.account(), handle.bytes());
+            Backing::Compressed(handle)
+        };
+        let guard = &self.pin();
+        (Changer { cpu: self, guard }).end_without(claim, frame, backing);
+        // The model checker doesn't see that this comes before the object is let go.
+        #[cfg(loom)]
+        stage2::sync::full_barrier();
+        Ok(backing)
+    }
+}
+
+impl Object {
+    /// Gives a page that was put away a frame again.
+    pub(crate) fn bring_back<T: Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        page: u64,
+        how: How,
+    ) -> Populated {
+        let Some(claim) = self.claim(page) else {
+            return Populated::Busy;
+        };
+        let Backing::Compressed(handle) = claim.backing() else {
+            return Populated::Changed;
+        };
+        let Some(frame) = cpu.take_guest(self.account()) else {
+            return Populated::OutOfFrames;
+        };
+        // SAFETY: the frame has just been taken, and is nobody else's.
+        cpu.system()
+            .store()
+            .get(handle, unsafe { page_at_mut(frame) });
+        self.discard(handle);
+        show(cpu, frame, how.fwb);
+        cpu.system().objects().own(frame, claim.sharer());
+        claim.end(Backing::Owned(frame));
+        Populated::Done
+    }
+
+    /// Keeps another copy of what a page was put away as, for this object.
+    pub(crate) fn keep_copy_of(&self, handle: Handle) -> Result<Handle, Refused> {
+        let copy = self.system().store().copy(handle)?;
+        self.pool().charge_compressed(self.account(), copy.bytes());
+        Ok(copy)
+    }
+
+    /// Forgets what a page of this object, claimed or in nobody's reach, was put away as.
+    pub(crate) fn discard(&self, handle: Handle) {
+        self.pool()
+            .discharge_compressed(self.account(), handle.bytes());
+        self.system().store().drop(handle);
+    }
+}

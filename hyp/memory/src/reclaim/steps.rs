@@ -1,0 +1,404 @@
+//! Reclaim: cold pages are [put away](crate::reclaim::compress) when frames run out, and when a VM has more than its limit.
+//!
+//! Pages are found by a hand that goes around over all objects, and are then on the [lists](crate::system::page_lists) until they
+//! go, or turn out to have become something else. Whether a page was accessed is what its entries' access flags say, of
+//! all VMs that map it; where hardware doesn't set them, the next access faults. A block is listed as one page. When it
+//! is cold it is taken apart, and its pages are the next to go.
+//!
+//! Who reclaims: a CPU that has nothing else to do, ahead of need ([`CpuMemory::relieve`]); and a CPU whose fault has
+//! run out of frames or into a limit, outside of its epoch, a small batch, whereupon the guest tries again. Any
+//! number of them do so at once, beside everything else. No lock is held while entries are changed or anything is
+//! compressed.
+//!
+//! Whether memory is [short](crate::frames::watermarks) is asked where frames are taken in numbers: when a CPU's cache is
+//! filled, when a VM with a limit is allowed more, when a piece is allocated. Whoever finds that it is has a sleeping
+//! CPU woken ([`IdleCpus`]), which goes on until there is enough again. A fault that takes a frame from its CPU's
+//! cache asks nobody.
+
+use crate::change::access_flags::Ager;
+use crate::change::propagate::Changer;
+use crate::frames::compressed_store::Refused;
+use crate::frames::{MAX_VMS, Owner, VmId};
+use crate::object::claim_batch::{Batch, MOST};
+use crate::object::{Backing, Claim, Object, region_of};
+use crate::system::MemorySystem;
+use crate::system::cpu::{Caches, CpuMemory};
+use crate::system::reclaim_state::ReclaimState;
+use crate::system::reverse_map::{ObjectId, Sharer};
+use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
+use stage2::{Level, Tlb};
+
+/// How much one step does at most.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    /// Pages that it puts away.
+    away: u64,
+    /// Pages on the lists that it looks at to find them.
+    listed_looks: u64,
+    /// Pages of objects that it looks at to find some that aren't listed.
+    hand_looks: u64,
+}
+
+impl Share {
+    /// Of a CPU that has nothing else to do.
+    const IDLE: Self = Self {
+        away: 32,
+        listed_looks: 64,
+        hand_looks: 4096,
+    };
+    /// Of a fault, which holds a vCPU up.
+    const DIRECT: Self = Self {
+        away: 8,
+        listed_looks: 16,
+        hand_looks: 512,
+    };
+}
+
+impl ReclaimState {
+    /// Puts some cold pages away: of one owner, or of whose turn it is. False if it did nothing and there is no hope
+    /// that more steps would.
+    fn step<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, of: Option<Owner>, share: Share) -> bool {
+        self.find(cpu, share);
+        let rounds = self.rounds.load(Ordering::Relaxed);
+        let Some(owner) = of.or_else(|| self.lists.lock().whose_turn()) else {
+            return self.lists.lock().is_hopeful(of, rounds);
+        };
+        self.balance(cpu, owner, share);
+        let (mut away, mut looks) = (0, 0);
+        loop {
+            let most = (share.away - away).min(share.listed_looks - looks);
+            let cold = self.take_cold(cpu, owner, most);
+            if cold.looks == 0 {
+                break;
+            }
+            looks += cold.looks;
+            away += self.put_away(cpu, owner, cold);
+        }
+        self.counters.scanned.add(looks);
+        let mut lists = self.lists.lock();
+        lists.note(owner, looks, away != 0, rounds);
+        lists.is_hopeful(of, rounds)
+    }
+
+    /// Moves the hand on over pages that aren't listed, and lists what it finds. While one CPU does, others needn't.
+    fn find<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, share: Share) {
+        let Some(mut hand) = self.hand.try_lock() else {
+            return;
+        };
+        let mut ager = Ager::new(cpu);
+        let (mut looks, mut found) = (0, 0);
+        while looks < share.hand_looks && found < share.listed_looks {
+            let Some(object) = hand.object(cpu.system().objects()) else {
+                self.rounds.fetch_add(1, Ordering::Relaxed);
+                break;
+            };
+            // The model checker doesn't see that the object was made before.
+            #[cfg(loom)]
+            stage2::sync::full_barrier();
+            while hand.page < object.pages()
+                && looks < share.hand_looks
+                && found < share.listed_looks
+            {
+                looks += 1;
+                let pages = object.pages_at_once(hand.page);
+                let page = object.sharer(hand.page);
+                if object.enlist(hand.page) {
+                    ager.age(&object, hand.page);
+                    if self.lists.lock().enlist(object.account(), page) {
+                        found += 1;
+                    } else {
+                        object.unlist(hand.page);
+                    }
+                }
+                hand.page += pages;
+            }
+        }
+        self.counters.found.add(found);
+    }
+
+    /// Makes the oldest active pages inactive, as long as more are active.
+    fn balance<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, owner: Owner, share: Share) {
+        let mut ager = Ager::new(cpu);
+        let mut named = Named::new(cpu.system());
+        let mut moved = 0;
+        while moved < share.listed_looks {
+            let Some(page) = self.lists.lock().take_surplus(owner) else {
+                break;
+            };
+            if let Some(object) = named.object(page)
+                && object.is_listed(page.page)
+            {
+                ager.age(object, page.page);
+                self.list_again(object, page, false);
+            }
+            moved += 1;
+        }
+        self.counters.deactivated.add(moved);
+    }
+
+    /// Takes the oldest inactive pages from their list, at most `most` of them; those that were accessed become active.
+    fn take_cold<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, owner: Owner, most: u64) -> Cold {
+        let ager = Ager::new(cpu);
+        let mut named = Named::new(cpu.system());
+        let mut cold = Cold::default();
+        while cold.count < MOST && cold.looks < most {
+            let Some(page) = self.lists.lock().take_inactive(owner) else {
+                break;
+            };
+            cold.looks += 1;
+            let Some(object) = named.object(page) else {
+                continue;
+            };
+            if !object.is_listed(page.page) {
+                continue;
+            }
+            if ager.was_accessed(object, page.page) {
+                self.counters.activated.add(1);
+                self.list_again(object, page, true);
+                continue;
+            }
+            cold.pages[cold.count] = page;
+            cold.count += 1;
+        }
+        cold
+    }
+
+    /// Puts cold pages away, a batch for each object. How many went.
+    fn put_away<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, owner: Owner, mut cold: Cold) -> u64 {
+        let pages = &mut cold.pages[..cold.count];
+        // In the order in which a batch takes them: neighbours on a list are seldom far from each other.
+        pages.sort_unstable_by_key(|page| (page.object.place(), page.page));
+        let mut away = 0;
+        for of_one in pages.chunk_by(|one, next| one.object == next.object) {
+            if let Some(object) = Object::named(of_one[0].object, cpu.system().objects()) {
+                away += self.put_away_of(cpu, owner, &object, of_one);
+            }
+        }
+        away
+    }
+
+    /// Puts pages of one object away, which are in ascending order.
+    fn put_away_of<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        owner: Owner,
+        object: &Object,
+        pages: &[Sharer],
+    ) -> u64 {
+        let mut batch = Batch::new(object);
+        let mut busy = [None; MOST];
+        for (page, busy) in pages.iter().zip(&mut busy) {
+            match object.claim(page.page) {
+                Some(claim) if matches!(claim.backing(), Backing::Owned(_)) => batch.add(claim),
+                Some(claim) => claim.unlist(),
+                None => *busy = Some(*page),
+            }
+        }
+        for claim in batch.claims() {
+            if object.look(claim.page()).extent().level < Level::L3 {
+                self.counters.split.add(1);
+                self.take_apart(object, owner, claim.page());
+            }
+        }
+        if batch.len() != 0 {
+            let guard = &cpu.pin();
+            (Changer { cpu, guard }).isolate(&batch);
+            self.counters.batches.add(1);
+        }
+        let mut away = 0;
+        for claim in batch.into_claims() {
+            match cpu.put_away(claim) {
+                Ok(Backing::Zero) => self.counters.zeros.add(1),
+                Ok(_) => self.counters.compressed.add(1),
+                Err((claim, refused)) => {
+                    self.keep(claim, refused);
+                    continue;
+                }
+            }
+            away += 1;
+        }
+        for page in busy.into_iter().flatten() {
+            self.list_again(object, page, false);
+        }
+        away
+    }
+
+    /// Lists a page as active that can't be put away.
+    fn keep(&self, claim: Claim<'_>, refused: Refused) {
+        match refused {
+            Refused::Incompressible => self.counters.incompressible.add(1),
+            Refused::NoRoom => self.counters.no_room.add(1),
+        }
+        let (owner, page) = (claim.object().account(), claim.sharer());
+        if self.lists.lock().activate(owner, page) {
+            claim.cancel();
+        } else {
+            claim.unlist();
+        }
+    }
+
+    /// Lists the other pages of the region of a claimed page, which was part of a block, as the next to go.
+    fn take_apart(&self, object: &Object, owner: Owner, first: u64) {
+        object.lower(first);
+        for page in region_of(first).rev() {
+            let mut lists = self.lists.lock();
+            // Whoever has claims doesn't wait for others, as taking it back would.
+            if lists.has_room(owner) && object.enlist(page) {
+                lists.enlist_next(owner, object.sharer(page));
+            }
+        }
+    }
+
+    /// Lists a page again that was taken from its list. The caller has claimed none.
+    fn list_again(&self, object: &Object, page: Sharer, active: bool) {
+        let owner = object.account();
+        let mut lists = self.lists.lock();
+        let listed = if active {
+            lists.activate(owner, page)
+        } else {
+            lists.enlist(owner, page)
+        };
+        drop(lists);
+        if !listed {
+            object.unlist(page.page);
+        }
+    }
+}
+
+/// Inactive pages that weren't accessed, of one owner, by their names.
+struct Cold {
+    pages: [Sharer; MOST],
+    count: usize,
+    /// How many pages were looked at to find them.
+    looks: u64,
+}
+
+impl Default for Cold {
+    fn default() -> Self {
+        let none = Sharer {
+            object: ObjectId::NONE,
+            page: 0,
+        };
+        Self {
+            pages: [none; MOST],
+            count: 0,
+            looks: 0,
+        }
+    }
+}
+
+/// Finds objects by their names, of which several in a row are often the same.
+struct Named {
+    system: &'static MemorySystem,
+    last: Option<Arc<Object>>,
+}
+
+impl Named {
+    fn new(system: &'static MemorySystem) -> Self {
+        Self { system, last: None }
+    }
+
+    /// The object of a page, unless its last owner is letting go of it.
+    fn object(&mut self, page: Sharer) -> Option<&Object> {
+        let last = self.last.take().filter(|last| last.id() == page.object);
+        self.last = last.or_else(|| Object::named(page.object, self.system.objects()));
+        self.last.as_deref()
+    }
+}
+
+/// The most frames that have to be had together: the tables of a block of 1 GiB that is split around a page.
+const FRAMES_AT_ONCE: usize = 2;
+
+/// Whether there is room for what could not be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Room {
+    /// There is.
+    There,
+    /// Pages were put away for it, or more steps may do so: the caller may try again, but has taken a while already.
+    Made,
+    /// There is none.
+    None,
+}
+
+impl<T: Tlb + Caches> CpuMemory<T> {
+    /// A bounded share of housekeeping for a CPU that has nothing else to do: puts cold pages away if few frames are
+    /// free, hands its garbage to the epoch, frees what has passed it, fills the cache of frames.
+    pub fn idle(&self) {
+        self.relieve();
+        self.let_epoch_advance();
+        self.refill();
+    }
+
+    /// A bounded share of reclaim, for a CPU that has nothing else to do: if few frames are free, or a VM is near to
+    /// its limit. Whether there is more of it to do.
+    pub fn relieve(&self) -> bool {
+        let reclaim = self.system().reclaim();
+        if !reclaim.levels.is_on() {
+            return false;
+        }
+        self.pool().reclaim_released();
+        let free = self.pool().free_frames();
+        let is_low = reclaim.levels.is_low(free);
+        let pool = self.pool();
+        let mut vms = (0..MAX_VMS).filter_map(VmId::new);
+        let near = vms.find(|vm| {
+            let room = pool.room(*vm);
+            room.is_some_and(|room| reclaim.levels.is_near_limit(pool, *vm, room))
+        });
+        if !is_low && near.is_none() {
+            if reclaim.is_near(free) {
+                reclaim.find(self, Share::IDLE);
+            }
+            return false;
+        }
+        let of = near.filter(|_| !is_low).map(Owner::Vm);
+        reclaim.counters.idle_steps.add(1);
+        let hopeful = reclaim.step(self, of, Share::IDLE);
+        self.let_epoch_advance();
+        hopeful
+    }
+
+    /// Tries to get what could not be had: frames, or a part of its VM's limit, if need be of pages that are put away
+    /// for it. The caller holds no guard.
+    pub(crate) fn make_room(&self) -> Room {
+        let denied = self.take_denied();
+        if self.has_room(denied) {
+            Room::There
+        } else if self.reclaim(denied) {
+            Room::Made
+        } else {
+            Room::None
+        }
+    }
+
+    /// Whether there is room by now: within a VM's limit, or among the free frames. Frames that the cache had all along were
+    /// too few, unless they are as many as anybody takes at once.
+    fn has_room(&self, denied: Option<VmId>) -> bool {
+        match denied {
+            Some(vm) => self.renew_allowance(vm),
+            None => {
+                let before = self.cached_frames();
+                self.refill();
+                self.cached_frames() > before || before >= FRAMES_AT_ONCE
+            }
+        }
+    }
+
+    #[cold]
+    fn reclaim(&self, denied: Option<VmId>) -> bool {
+        let reclaim = self.system().reclaim();
+        if !reclaim.levels.is_on() {
+            return false;
+        }
+        reclaim.counters.direct_steps.add(1);
+        let hopeful = reclaim.step(self, denied.map(Owner::Vm), Share::DIRECT);
+        self.let_epoch_advance();
+        // A limit counts what was put away at once; frames come free when the epoch has passed.
+        if self.has_room(denied) {
+            return true;
+        }
+        self.wait_for_epoch();
+        self.has_room(denied) || hopeful
+    }
+}

@@ -1,0 +1,203 @@
+//! What all CPUs share to work on the memory of VMs ([`MemorySystem`]), and what each has for itself ([`cpu`]): plain state,
+//! without any policy. The rooms above decide by it.
+
+pub(crate) mod counters;
+pub(crate) mod cpu;
+pub(crate) mod page_lists;
+pub(crate) mod reclaim_state;
+pub(crate) mod reverse_map;
+pub(crate) mod scan_cursor;
+pub(crate) mod trust_domains;
+
+use self::counters::{Count, ReclaimCounters};
+use self::cpu::CpuMemory;
+use self::reclaim_state::ReclaimState;
+use self::reverse_map::ReverseMap;
+use self::scan_cursor::ScanCursor;
+use self::trust_domains::TrustDomains;
+use crate::epoch::gate::Gate;
+use crate::frames::compressed_store::{Store, StoreCounts};
+use crate::frames::watermarks::{IdleCpus, Watermarks};
+use crate::frames::{FramePool, VmId};
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crossbeam_epoch::{Collector, LocalHandle};
+use spin::{Mutex, Once};
+use stage2::{Layout, Pa, TooFewVmids, VmidAllocator};
+
+/// Free frames that are kept for compressing others, where there are enough of them.
+const KEPT: u64 = 64;
+
+/// What all CPUs share to work on the memory of VMs. Read-only in the fault path, but for the epoch's own upkeep.
+#[derive(Debug)]
+pub struct MemorySystem {
+    pool: &'static FramePool,
+    collector: Collector,
+    gate: Gate,
+    objects: ReverseMap,
+    reclaim: Box<ReclaimState>,
+    trust: TrustDomains,
+    /// The frame of zeros, once an object needs it.
+    zeros: Once<Pa>,
+    /// Where the search for runs of frames goes on that can be cleared.
+    next_to_clear: AtomicU64,
+    /// Where the search goes on for what can be gathered, and what was.
+    gathering: Mutex<ScanCursor>,
+    gathered: Count,
+    /// CPUs that have yet to register.
+    to_come: AtomicUsize,
+    vmids: VmidAllocator,
+    /// Whether there is, or has been, a VM whose guest can write past the data caches. What it wrote may be anybody's
+    /// by now: frames that were shared outlive it.
+    past_caches: AtomicBool,
+}
+
+impl MemorySystem {
+    /// For a machine of `cpus` CPUs with `vmid_bits` bits of VMID (8 or 16): of the CPUs, and of all layouts that they
+    /// use ([`stage2::Features::wide_vmids`]).
+    ///
+    /// # Errors
+    /// There are too few VMIDs for so many CPUs.
+    pub fn new(pool: &'static FramePool, cpus: usize, vmid_bits: u32) -> Result<Self, TooFewVmids> {
+        Ok(Self::with_vmids(
+            pool,
+            cpus,
+            VmidAllocator::new(cpus, vmid_bits)?,
+        ))
+    }
+
+    /// As [`Self::new`], with the allocator of VMIDs. It is a large value, which this makes where it is to be.
+    #[inline(always)]
+    pub fn with_vmids(pool: &'static FramePool, cpus: usize, vmids: VmidAllocator) -> Self {
+        Self {
+            pool,
+            collector: Collector::new(),
+            gate: Gate::default(),
+            objects: ReverseMap::new(pool),
+            reclaim: ReclaimState::new(pool),
+            trust: TrustDomains::new(),
+            zeros: Once::new(),
+            next_to_clear: AtomicU64::new(0),
+            gathering: Mutex::new(ScanCursor::new()),
+            gathered: Count::default(),
+            to_come: AtomicUsize::new(cpus),
+            vmids,
+            past_caches: AtomicBool::new(false),
+        }
+    }
+
+    /// Has `vm` trust `other` and all VMs that trust it: their equal pages may be merged, by which each can find out what the
+    /// others hold (`trust`). A VM that is made trusts nobody, or its parent if it is a fork.
+    ///
+    /// `vm` leaves those that it trusted before. VMs that had joined it don't come along: they go on trusting each other, and
+    /// not `vm`. Pages that were merged by then stay so until they are written.
+    pub fn trust(&self, vm: VmId, other: VmId) {
+        self.trust.join(vm, other);
+    }
+
+    /// Which VMs trust each other.
+    pub(crate) fn trust_domains(&self) -> &TrustDomains {
+        &self.trust
+    }
+
+    /// Notes that a VM is made whose tables don't force write-back (FEAT_S2FWB). Relaxed: whoever reads its memory has
+    /// got that from it by what orders more.
+    pub(crate) fn note_layout(&self, layout: &Layout) {
+        if !layout.features().fwb {
+            self.past_caches.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether memory may hold what a guest has written past the data caches.
+    #[inline]
+    pub(crate) fn is_written_past_caches(&self) -> bool {
+        self.past_caches.load(Ordering::Relaxed)
+    }
+
+    /// Where the search for runs of frames goes on that can be cleared: an address, to begin at.
+    pub(crate) fn next_to_clear(&self) -> &AtomicU64 {
+        &self.next_to_clear
+    }
+
+    /// Where the search goes on for regions that can become blocks again.
+    pub(crate) fn gathering(&self) -> &Mutex<ScanCursor> {
+        &self.gathering
+    }
+
+    /// Regions that have become blocks again by themselves, since the system was made.
+    pub fn gathered(&self) -> &Count {
+        &self.gathered
+    }
+
+    /// All memory objects.
+    pub(crate) fn objects(&self) -> &ReverseMap {
+        &self.objects
+    }
+
+    /// Lets cold pages be put away when frames run out, ahead of need by the watermarks; `None`: they never are.
+    pub fn set_watermarks(&self, watermarks: Option<Watermarks>) {
+        self.reclaim.levels.set(watermarks);
+        let kept = watermarks.map_or(0, |watermarks| KEPT.min(watermarks.low / 2));
+        self.pool().keep_for_compressed(kept);
+    }
+
+    /// Says who is to be woken when memory is short: once, for ever.
+    pub fn set_idle_cpus(&self, cpus: &'static dyn IdleCpus) {
+        self.reclaim.levels.set_idle_cpus(cpus);
+    }
+
+    /// What reclaim has done.
+    pub fn reclaim_counters(&self) -> &ReclaimCounters {
+        self.reclaim.counters()
+    }
+
+    /// How many pages are listed as active and as inactive.
+    pub fn listed_pages(&self) -> (u64, u64) {
+        self.reclaim.lists.lock().lengths()
+    }
+
+    /// What is put away at this moment.
+    pub fn put_away(&self) -> StoreCounts {
+        self.store().counts()
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        self.reclaim.store()
+    }
+
+    pub(crate) fn pool(&self) -> &'static FramePool {
+        self.pool
+    }
+
+    /// What reclaim knows.
+    pub(crate) fn reclaim(&self) -> &ReclaimState {
+        &self.reclaim
+    }
+
+    /// The frame of zeros. There is one as soon as there is an object.
+    #[inline]
+    pub(crate) fn zeros(&self) -> Pa {
+        self.zeros.get().copied().unwrap_or(Pa::new(0))
+    }
+
+    /// What is used together is of one memory system, whose epoch holds for all of it.
+    ///
+    /// # Panics
+    /// The CPU is of another one.
+    pub(crate) fn check<T>(&self, cpu: &CpuMemory<T>) {
+        assert!(
+            core::ptr::eq(self, cpu.system()),
+            "a CPU of another memory system"
+        );
+    }
+
+    /// Makes a CPU take part in the epochs. From the last one on, faults look at no other CPU's place in them.
+    fn register(&self) -> LocalHandle {
+        let handle = self.collector.register();
+        // AcqRel: the gate comes after all of them.
+        if self.to_come.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.gate.close(&self.collector);
+        }
+        handle
+    }
+}

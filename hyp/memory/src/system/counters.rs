@@ -1,0 +1,129 @@
+//! What is counted, for others to read: by each CPU for itself, and by all about reclaim.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use stage2::{Counter, Counters};
+
+/// What a CPU counts, for others to read.
+#[derive(Debug, Default)]
+pub struct CpuCounters {
+    /// The engine's.
+    pub stage2: Counters,
+    /// The faults'.
+    pub faults: FaultCounters,
+}
+
+/// How one CPU's faults ended, counted.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct FaultCounters {
+    /// A page or block was mapped where nothing was.
+    pub mapped: Counter,
+    /// A mapping was made writable.
+    pub relaxed: Counter,
+    /// A block was split.
+    pub split: Counter,
+    /// Nothing was to be done: another CPU was first.
+    pub spurious: Counter,
+    /// The entry was locked by another CPU for too long.
+    pub busy: Counter,
+    /// The grounds for the fault had changed when its entry was locked.
+    pub retried: Counter,
+    /// Somebody else was changing what backs the page.
+    pub claimed: Counter,
+    /// What nobody had touched was given a frame.
+    pub populated: Counter,
+    /// What nobody had written was mapped to the frame of zeros.
+    pub zeros: Counter,
+    /// What was shared was copied to a frame of its own.
+    pub unshared: Counter,
+    /// The frame that a page had became its own again.
+    pub reused: Counter,
+    /// What was put away was brought back.
+    pub brought_back: Counter,
+}
+
+impl FaultCounters {
+    /// Calls `each` with every counter's name and value.
+    pub fn for_each(&self, mut each: impl FnMut(&'static str, u64)) {
+        each("faults_mapped", self.mapped.get());
+        each("faults_relaxed", self.relaxed.get());
+        each("faults_split", self.split.get());
+        each("faults_spurious", self.spurious.get());
+        each("faults_busy", self.busy.get());
+        each("faults_retried", self.retried.get());
+        each("faults_claimed", self.claimed.get());
+        each("faults_populated", self.populated.get());
+        each("faults_zeros", self.zeros.get());
+        each("faults_unshared", self.unshared.get());
+        each("faults_reused", self.reused.get());
+        each("faults_brought_back", self.brought_back.get());
+    }
+}
+
+/// A number that any CPU adds to, outside of faults but for those that have run out of frames.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    pub(crate) fn add(&self, by: u64) {
+        self.0.fetch_add(by, Ordering::Relaxed);
+    }
+
+    /// The number.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What reclaim has done since the system was made, in pages where nothing else is said.
+#[derive(Debug, Default)]
+pub struct ReclaimCounters {
+    /// Found by the hand.
+    pub found: Count,
+    /// Inactive ones that were looked at.
+    pub scanned: Count,
+    /// Those among them that had been accessed, and became active.
+    pub activated: Count,
+    /// Active ones that became inactive.
+    pub deactivated: Count,
+    /// Compressed.
+    pub compressed: Count,
+    /// Dropped, as they held zeros only.
+    pub zeros: Count,
+    /// Left alone, as they don't get small enough.
+    pub incompressible: Count,
+    /// Left alone, as there was no room for them in compressed form.
+    pub no_room: Count,
+    /// Blocks that were taken apart.
+    pub split: Count,
+    /// Times that some of these pages were unmapped together.
+    pub batches: Count,
+    /// Times that an idle CPU was to be woken.
+    pub wakes: Count,
+    /// Steps that idle CPUs took.
+    pub idle_steps: Count,
+    /// Steps that faults had to take themselves.
+    pub direct_steps: Count,
+    /// Given up by guests.
+    pub ballooned: Count,
+}
+
+impl ReclaimCounters {
+    /// Calls `each` with every counter's name and value.
+    pub fn for_each(&self, mut each: impl FnMut(&'static str, u64)) {
+        each("reclaim_found", self.found.get());
+        each("reclaim_scanned", self.scanned.get());
+        each("reclaim_activated", self.activated.get());
+        each("reclaim_deactivated", self.deactivated.get());
+        each("reclaim_compressed", self.compressed.get());
+        each("reclaim_zeros", self.zeros.get());
+        each("reclaim_incompressible", self.incompressible.get());
+        each("reclaim_no_room", self.no_room.get());
+        each("reclaim_split", self.split.get());
+        each("reclaim_batches", self.batches.get());
+        each("reclaim_wakes", self.wakes.get());
+        each("reclaim_idle_steps", self.idle_steps.get());
+        each("reclaim_direct_steps", self.direct_steps.get());
+        each("ballooned", self.ballooned.get());
+    }
+}

@@ -1,0 +1,321 @@
+//! What one CPU brings to the memory of VMs: its cache of frames, its place in the epoch, its TLB instructions, its
+//! counters. Nothing here is shared, so a fault that uses it touches no other CPU's cache lines.
+
+use crate::epoch::published::{defer, hand_over};
+use crate::frames::tables::{Retirement, Tables};
+use crate::frames::{FrameCache, FramePool, FrameSize, MOST_PENDING, Owner, Purpose, VmId, zero};
+use crate::system::MemorySystem;
+use crate::system::counters::{CpuCounters, FaultCounters};
+use alloc::sync::Arc;
+use core::cell::Cell;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
+use crossbeam_epoch::{Guard, LocalHandle};
+use stage2::{Instructions, Maintenance, NoTlb, PAGE_SIZE, Pa, Tlb, VmidHolder, Worker};
+
+/// The machine's caches, as far as guests with their MMU off can see past them.
+pub trait Caches {
+    /// Makes what was written at `pa` visible to non-cacheable accesses and to instruction fetches (clean and invalidate
+    /// to the point of coherency, then the instruction caches).
+    fn clean_for_guest(&self, pa: Pa, bytes: u64);
+
+    /// Makes what was written at `pa` visible to instruction fetches (clean to the point of unification, then the
+    /// instruction caches): all there is to do where stage 2 forces write-back (FEAT_S2FWB), as no guest can look past the
+    /// data caches then.
+    fn clean_for_fetches(&self, pa: Pa, bytes: u64) {
+        self.clean_for_guest(pa, bytes);
+    }
+
+    /// Makes what was written at `pa` past the data caches visible to the hypervisor, which reads through them (clean
+    /// and invalidate to the point of coherency): they may hold lines from before.
+    fn clean_for_hypervisor(&self, pa: Pa, bytes: u64) {
+        self.clean_for_guest(pa, bytes);
+    }
+}
+
+impl<I: Instructions + Caches> Caches for Maintenance<I> {
+    fn clean_for_guest(&self, pa: Pa, bytes: u64) {
+        self.instructions().clean_for_guest(pa, bytes);
+    }
+
+    fn clean_for_fetches(&self, pa: Pa, bytes: u64) {
+        self.instructions().clean_for_fetches(pa, bytes);
+    }
+
+    fn clean_for_hypervisor(&self, pa: Pa, bytes: u64) {
+        self.instructions().clean_for_hypervisor(pa, bytes);
+    }
+}
+
+impl Caches for NoTlb {
+    fn clean_for_guest(&self, _: Pa, _: u64) {}
+}
+
+/// One CPU's means to work on the memory of VMs. Used only by that CPU; its counters may be read by any.
+pub struct CpuMemory<T> {
+    number: usize,
+    system: &'static MemorySystem,
+    cache: FrameCache,
+    epoch: LocalHandle,
+    hardware: T,
+    counters: &'static CpuCounters,
+    /// Whether the epoch that this CPU waits for has passed. Made once, so that a wait needs no heap.
+    passed: Arc<AtomicBool>,
+    /// Where in its VM's array the slot is that a fault has found last.
+    last_slot: Cell<usize>,
+}
+
+impl<T> CpuMemory<T> {
+    /// For the calling CPU, `number` among those of `system`, which takes part in the epochs from now on. Its cache of
+    /// frames is filled.
+    pub fn new(
+        system: &'static MemorySystem,
+        number: usize,
+        hardware: T,
+        counters: &'static CpuCounters,
+    ) -> Self {
+        let cache = FrameCache::new(system.pool);
+        let cpu = Self {
+            number,
+            system,
+            cache,
+            epoch: system.register(),
+            hardware,
+            counters,
+            passed: Arc::default(),
+            last_slot: Cell::new(0),
+        };
+        cpu.refill();
+        cpu
+    }
+
+    /// The global pool of frames.
+    pub fn pool(&self) -> &'static FramePool {
+        self.system.pool
+    }
+
+    /// The TLB and cache instructions.
+    pub fn hardware(&self) -> &T {
+        &self.hardware
+    }
+
+    /// Enters the epoch (rule 7). Not to be held while a guest runs, or while waiting for anybody.
+    #[inline]
+    pub fn pin(&self) -> Guard {
+        let guard = self.epoch.pin();
+        // The model checker doesn't see the epoch's own barrier.
+        #[cfg(loom)]
+        stage2::sync::full_barrier();
+        guard
+    }
+
+    /// What all CPUs share.
+    pub fn system(&self) -> &'static MemorySystem {
+        self.system
+    }
+
+    /// Where faults look for their slot first. A guess: the array may be another one by now.
+    #[inline]
+    pub(crate) fn last_slot(&self) -> &Cell<usize> {
+        &self.last_slot
+    }
+
+    #[inline]
+    pub(crate) fn fault_counters(&self) -> &'static FaultCounters {
+        &self.counters.faults
+    }
+
+    /// A zeroed frame for guest memory, charged to `owner`; `None` where this CPU's cache has none.
+    #[inline]
+    pub(crate) fn take_guest(&self, owner: Owner) -> Option<Pa> {
+        self.cache.take_guest(owner)
+    }
+
+    /// The VM whose limit was in the way of [`Self::take_guest`], since this was asked last.
+    pub(crate) fn take_denied(&self) -> Option<VmId> {
+        self.cache.take_denied()
+    }
+
+    /// Lets a VM with a limit take some more frames here, and has an idle CPU woken if it comes near to its limit. Whether
+    /// it may.
+    pub(crate) fn renew_allowance(&self, vm: VmId) -> bool {
+        let room = self.cache.renew_allowance(vm);
+        self.system.reclaim().note_room(self.pool(), vm, room);
+        room > 0
+    }
+
+    /// Frames were taken from the pool in numbers, for `owner`.
+    pub(crate) fn note_taken(&self, owner: Owner) {
+        let (pressure, pool) = (self.system().reclaim(), self.pool());
+        if !pressure.levels.is_on() {
+            return;
+        }
+        pressure.note_free(pool.free_frames());
+        if let Owner::Vm(vm) = owner
+            && let Some(room) = pool.room(vm)
+        {
+            pressure.note_room(pool, vm, room);
+        }
+    }
+
+    /// Charges a frame of guest memory to another owner.
+    pub(crate) fn recharge(&self, from: Owner, to: Owner) {
+        self.cache.recharge(from, to, 1);
+    }
+
+    /// Gives up a frame of guest memory, charged to `owner`, that no entry leads to any more: it is free after an epoch.
+    pub(crate) fn retire_guest(&self, guard: &Guard, pa: Pa, owner: Owner) {
+        let pool = self.pool();
+        pool.guest_leaving(owner, 1);
+        // SAFETY: no page refers to the frame, its invalidation is complete, and the epoch has passed when this runs.
+        defer(guard, move || unsafe { pool.release_guest(pa) });
+    }
+
+    /// Frames for the tables of `vm`.
+    pub(crate) fn tables(&self, vm: VmId) -> Tables<'_> {
+        Tables {
+            cache: &self.cache,
+            vm,
+            reserve: None,
+        }
+    }
+
+    /// Deferred frees for the tables of `vm`.
+    pub(crate) fn retirement<'g>(&self, vm: VmId, guard: &'g Guard) -> Retirement<'g> {
+        Retirement {
+            guard,
+            pool: self.system.pool,
+            vm,
+        }
+    }
+
+    /// Fills the cache of frames from the pool, under the pool's lock, and has an idle CPU woken if few are left there.
+    /// Whether there is a frame in it afterwards.
+    pub fn refill(&self) -> bool {
+        let filled = self.cache.refill();
+        self.system.reclaim().note_free(self.cache.left_free());
+        filled
+    }
+
+    /// Frames in this CPU's cache.
+    pub(crate) fn cached_frames(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// Whether it is time for [`Self::upkeep`]: the cache of frames runs low.
+    #[inline]
+    pub fn needs_upkeep(&self) -> bool {
+        self.cache.is_low()
+    }
+
+    /// A bounded share of housekeeping, for an exit that is not a fault or after a fault is served.
+    #[cold]
+    pub fn upkeep(&self) {
+        self.system.gate.step();
+        self.refill();
+    }
+
+    /// Hands this CPU's garbage to the epoch, lets that advance by a step, and frees what has passed it.
+    pub(crate) fn let_epoch_advance(&self) {
+        self.system.gate.step();
+        hand_over(&self.pin());
+    }
+
+    /// For whoever is about to unlink tables: waits until few enough await their epoch ([`MOST_PENDING`]). The caller holds
+    /// no guard. CPUs leave the epoch before they run a guest or wait for anybody, so this isn't long.
+    pub(crate) fn settle(&self) {
+        while self.pool().pending() > MOST_PENDING {
+            self.let_epoch_advance();
+            stage2::sync::relax();
+        }
+        self.pool().reclaim_released();
+    }
+
+    /// Waits until every CPU that is in the epoch now has left it once, and what was deferred before has been done.
+    /// The caller holds no guard.
+    pub fn wait_for_epoch(&self) {
+        let signal = self.passed.clone();
+        defer(&self.pin(), move || signal.store(true, Ordering::Release));
+        let mut turns = 0;
+        // One wait at a time is this CPU's; the next one begins from false again.
+        while !self.passed.swap(false, Ordering::Acquire) {
+            self.let_epoch_advance();
+            turns += 1;
+            wait_for_others(turns);
+        }
+        self.pool().reclaim_released();
+    }
+}
+
+/// Lets CPUs leave the epoch that others wait for, after so many looks whether they have.
+#[cfg(not(loom))]
+fn wait_for_others(_: u32) {
+    stage2::sync::relax();
+}
+
+/// The model checker's CPUs take turns. An epoch in which there is nobody else passes within a few looks, and how many isn't
+/// the checker's business; after that another CPU has to run.
+#[cfg(loom)]
+fn wait_for_others(looks: u32) {
+    const LOOKS_ALONE: u32 = 64;
+    if looks > LOOKS_ALONE {
+        stage2::sync::relax();
+    }
+}
+
+impl<T: Caches> CpuMemory<T> {
+    /// Before guest memory is read or written in part by the hypervisor: drops cache lines that are older than what
+    /// guests have written past the caches. What vCPUs may write meanwhile may be missed; where it matters, they can't
+    /// any more. Nothing to do where no guest can look past the caches.
+    #[inline]
+    pub(crate) fn drop_stale_lines(&self, pa: Pa, bytes: u64) {
+        if self.system.is_written_past_caches() {
+            self.hardware.clean_for_hypervisor(pa, bytes);
+        }
+    }
+
+    /// Sees to it that there is a frame that backs what guests have read and nobody has written. `None` where there is none
+    /// to be had.
+    pub(crate) fn prepare_zeros(&self) -> Option<()> {
+        let prepared = self.system.zeros.try_call_once(|| {
+            let page = FrameSize::Page4K;
+            let pa = self.pool().allocate(page, Owner::Hypervisor, Purpose::Heap);
+            let pa = pa.ok_or(())?;
+            // SAFETY: the frame has just come from the pool, whose memory is mapped.
+            unsafe { zero(pa, PAGE_SIZE) };
+            self.hardware.clean_for_guest(pa, PAGE_SIZE);
+            Ok::<_, ()>(pa)
+        });
+        prepared.ok().map(|_| ())
+    }
+}
+
+impl<T: Tlb> CpuMemory<T> {
+    /// Gives the VM a VMID that is good on this CPU, which is about to run it.
+    pub(crate) fn activate(&self, holder: &VmidHolder) {
+        self.system
+            .vmids
+            .activate(self.number, holder, &self.hardware);
+    }
+
+    pub(crate) fn worker<'w>(
+        &'w self,
+        tables: &'w Tables<'w>,
+        epoch: &'w Retirement<'w>,
+    ) -> Worker<'w, Tables<'w>, T, Retirement<'w>> {
+        Worker {
+            memory: tables,
+            tlb: &self.hardware,
+            epoch,
+            counters: &self.counters.stage2,
+        }
+    }
+}
+
+impl<T> fmt::Debug for CpuMemory<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CpuMemory")
+            .field("cache", &self.cache)
+            .finish_non_exhaustive()
+    }
+}
