@@ -1,86 +1,60 @@
 //! From the boot loader to a running hypervisor: early tables, console, then the machine as the device tree describes it,
 //! EL2's own address space, heap and interrupt controller. Runs on the boot CPU alone.
 //!
-//! A CPU that can't even say what is wrong is parked with a [`ParkCode`] in x19.
+//! A CPU that can't even say what is wrong is parked with a [`ParkCode`](crate::power::park::ParkCode) in x19.
 
-use crate::address_space::AddressSpace;
-use crate::cpus;
+mod address_space;
+mod context;
+pub mod cpus;
+mod early_map;
+pub mod heap;
+
+use crate::boot::address_space::AddressSpace;
+use crate::boot::context::{BOOT_CONTEXT, BootContext};
+use crate::boot::early_map::Kind;
+use crate::console;
+use crate::cpu::features::CpuFeatures;
+use crate::cpu::percpu;
+use crate::cpu::register::read_register;
+use crate::discovery::plan::{MemoryPlan, PlanError};
 use crate::discovery::{self, DiscoveryError, Machine, Mpidr};
-use crate::early_map::{self, Kind};
-use crate::features::CpuFeatures;
-use crate::gic::{self, GicError};
-use crate::plan::{MemoryPlan, PlanError};
+use crate::drivers::gic::{self, GicError};
+use crate::drivers::timer::{self, UnknownFrequency};
+use crate::el2::exceptions;
+use crate::el2::set_up;
+use crate::image;
+use crate::power::park::{ParkCode, park};
+use crate::power::psci;
 use crate::range::{PAGE_SIZE, PhysicalRange, RangeSet};
-use crate::register::read_register;
-use crate::timer::{self, UnknownFrequency};
-use crate::{console, el2, exceptions, heap, image, percpu, psci};
 use aarch64_paging::MapError;
 use alloc::vec::Vec;
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 use core::fmt::{self, Write};
 use core::mem::offset_of;
 use core::ptr::{NonNull, with_exposed_provenance};
 use core::slice;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 use dtoolkit::fdt::Fdt;
 
 global_asm!(
-    include_str!("boot.S"),
+    include_str!("boot/boot.S"),
     boot_stacks = sym percpu::BOOT_STACKS,
-    boot_stack_top = const crate::plan::stack::NORMAL_TOP,
+    boot_stack_top = const crate::discovery::plan::stack::NORMAL_TOP,
     boot_context = sym BOOT_CONTEXT,
     context_ttbr = const offset_of!(BootContext, ttbr),
     context_mair = const offset_of!(BootContext, mair),
     context_sctlr = const offset_of!(BootContext, sctlr),
     percpu_stack_top = const offset_of!(percpu::PerCpu, stack_top),
-    hcr_boot = const el2::HCR_BOOT,
-    sctlr_off = const el2::SCTLR_OFF,
+    hcr_boot = const set_up::HCR_BOOT,
+    sctlr_off = const set_up::SCTLR_OFF,
+    no_device_tree = const ParkCode::NoDeviceTree as u16,
+    bad_relocation = const ParkCode::BadRelocation as u16,
+    vhe_only = const ParkCode::VheOnly as u16,
     wrong_level = sym wrong_exception_level,
     build_early_tables = sym build_early_tables,
     boot_main = sym boot_main,
     secondary_main = sym cpus::secondary_main,
 );
-
-/// What a CPU needs to switch its MMU on. Read with the MMU off.
-#[repr(C, align(128))]
-pub(crate) struct BootContext {
-    ttbr: AtomicU64,
-    mair: AtomicU64,
-    tcr: AtomicU64,
-    sctlr: AtomicU64,
-}
-
-pub(crate) static BOOT_CONTEXT: BootContext = BootContext {
-    ttbr: AtomicU64::new(0),
-    mair: AtomicU64::new(0),
-    tcr: AtomicU64::new(0),
-    sctlr: AtomicU64::new(0),
-};
-
-/// Why a CPU is parked: the low half of x19, with "PARV" in ASCII in the high half.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u16)]
-pub enum ParkCode {
-    /// Entered at EL1, with no console to say so.
-    EnteredAtEl1 = 1,
-    /// Entered at EL3.
-    EnteredAtEl3 = 3,
-    /// x0 holds no valid device tree.
-    NoDeviceTree = 0x10,
-    /// An exception before it could be reported, or while it was.
-    EarlyFault = 0x11,
-    /// The image has a relocation of an unknown type.
-    BadRelocation = 0x12,
-    /// The CPU has no EL2 without VHE.
-    VheOnly = 0x13,
-}
-
-/// Parks this CPU for ever.
-pub(crate) fn park(code: ParkCode) -> ! {
-    const MAGIC: u64 = 0x5041_5256_0000_0000;
-    // SAFETY: nothing runs on this CPU after it.
-    unsafe { asm!("mov x19, {}", "b boot_park", in(reg) MAGIC | code as u64, options(noreturn)) }
-}
 
 /// The tree that the boot loader left, whose header the entry code has checked.
 ///
@@ -140,17 +114,17 @@ extern "C" fn build_early_tables(tree: *const u8) -> u64 {
     if !mapped {
         park(ParkCode::NoDeviceTree);
     }
-    set_boot_context(early_map::root(), el2::SCTLR_EARLY);
+    set_boot_context(early_map::root(), set_up::SCTLR_EARLY);
     early_map::root()
 }
 
 fn set_boot_context(ttbr: u64, sctlr: u64) {
     let pa_range = CpuFeatures::probe().pa_range;
     BOOT_CONTEXT.ttbr.store(ttbr, Ordering::Relaxed);
-    BOOT_CONTEXT.mair.store(el2::MAIR, Ordering::Relaxed);
+    BOOT_CONTEXT.mair.store(set_up::MAIR, Ordering::Relaxed);
     BOOT_CONTEXT
         .tcr
-        .store(el2::tcr(pa_range), Ordering::Relaxed);
+        .store(set_up::tcr(pa_range), Ordering::Relaxed);
     BOOT_CONTEXT.sctlr.store(sctlr, Ordering::Relaxed);
 }
 
@@ -174,7 +148,7 @@ macro_rules! entry {
 extern "C" fn boot_main(tree: *const u8) -> ! {
     percpu::init_boot_cpu(own_mpidr());
     let features = CpuFeatures::probe();
-    el2::set_registers(&features);
+    set_up::set_registers(&features);
     heap::init_early();
     // SAFETY: called by the entry code with what it was given; the early tables map it.
     let blob = unsafe { blob(tree) };
@@ -235,7 +209,7 @@ impl Boot {
         };
         let plan = MemoryPlan::new(&machine, self.features.pa_bits, image::whole(), tree)
             .map_err(BootError::Memory)?;
-        let sctlr = el2::sctlr_final(&self.features);
+        let sctlr = set_up::sctlr_final(&self.features);
         let root = address_space(&machine, &plan)
             .map_err(BootError::Map)?
             .activate(sctlr);

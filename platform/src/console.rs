@@ -4,9 +4,9 @@
 //! whose guest prints without end delays another's line by one of its own, no more. Fatal reports use `emergency_line`, which takes no
 //! lock and silences everybody else. Waiting for room in the FIFO is bounded: a stuck UART loses output, nothing more.
 
+use crate::cpu::percpu::CpuId;
 use crate::discovery;
-use crate::percpu::CpuId;
-use crate::timer;
+use crate::drivers::timer;
 use arm_pl011_uart::{PL011Registers, UniqueMmioPointer};
 use core::fmt::{self, Write};
 use core::ptr::NonNull;

@@ -9,6 +9,7 @@ mod devices;
 mod guests;
 mod memory;
 mod passing;
+pub mod plan;
 mod structure;
 mod tree;
 

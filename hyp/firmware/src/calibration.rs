@@ -3,10 +3,10 @@
 
 use crate::tables::HeapTables;
 use platform::calibration::{Calibration, Costs, KEPT_TRANSLATIONS, picoseconds};
-use platform::features::CpuFeatures;
-use platform::timer;
-use platform::tlb::{self, CpuInstructions};
-use platform::walker::{Stage1, Translate, Walker};
+use platform::cpu::features::CpuFeatures;
+use platform::drivers::timer;
+use platform::cpu::tlb::{self, CpuInstructions};
+use platform::el2::walker::{Stage1, Translate, Walker};
 use stage2::{
     Attributes, Barrier, Counters, Granule, Instructions, Ipa, Layout, Level, Mapping, PAGE_SHIFT,
     PAGE_SIZE, Pa, Permissions, Stage2, Tlbi, Worker,

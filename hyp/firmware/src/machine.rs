@@ -8,7 +8,11 @@ use monitor::{Device, DeviceError, Facts, Machine, Registers};
 use platform::boot::System;
 use platform::discovery::Gic;
 use platform::range::PhysicalRange;
-use platform::{CpuId, console, cpus, gic, timer};
+use platform::CpuId;
+use platform::console;
+use platform::boot::cpus;
+use platform::drivers::gic;
+use platform::drivers::timer;
 use stage2::{Features, PAGE_SIZE, Pa};
 
 use crate::watch::{GuestCpu, Hardware};

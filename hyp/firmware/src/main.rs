@@ -20,9 +20,14 @@ use memory::{CpuCounters, CpuMemory, IdleCpus, MemorySystem};
 use monitor::options::{EarlyOptions, OptionError};
 use monitor::{Crew, HOUSEKEEPING_NS, Host, Machine, Module, OwnCpu};
 use platform::boot::{Boot, BootError, System};
-use platform::cpus::CpuStartError;
+use platform::boot::cpus::CpuStartError;
 use platform::discovery::ModuleKind;
-use platform::{CpuId, console, cpus, gic, heap, psci};
+use platform::CpuId;
+use platform::console;
+use platform::boot::cpus;
+use platform::drivers::gic;
+use platform::boot::heap;
+use platform::power::psci;
 use spin::Once;
 use stage2::{Granule, PAGE_SIZE, Pa, TooFewVmids};
 

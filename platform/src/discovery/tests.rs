@@ -4,7 +4,7 @@ mod devices;
 mod memory;
 
 use super::*;
-use crate::plan::{MemoryPlan, ModuleFault, PlanError};
+use crate::discovery::plan::{MemoryPlan, ModuleFault, PlanError};
 use alloc::string::ToString;
 use alloc::{format, vec};
 use dtoolkit::memreserve::MemoryReservation;

@@ -11,8 +11,8 @@ mod subject;
 use core::fmt;
 
 use platform::console;
-use platform::cpus;
-use platform::features::CpuFeatures;
+use platform::boot::cpus;
+use platform::cpu::features::CpuFeatures;
 use stage2::{Features, Granule, Layout};
 use subject::{Checks, Subject};
 

@@ -2,9 +2,9 @@
 //! nothing counts as complete before it is.
 
 use memory::Caches;
-use platform::features::CpuFeatures;
-use platform::tlb::{self, CpuInstructions};
-use platform::world::HardwareCpu;
+use platform::cpu::features::CpuFeatures;
+use platform::cpu::tlb::{self, CpuInstructions};
+use platform::el2::world::HardwareCpu;
 use stage2::{Barrier, Instructions, Ipa, Maintenance, Pa, Tlbi};
 use vm::{
     Cpu, CpuId, ExceptionControls, ExceptionRecord, GuestRegs, Protections, RawExit, Syndrome,

@@ -2,9 +2,9 @@
 
 use memory::CpuMemory;
 use monitor::options::{EarlyOptions, OptionError};
-use platform::features::CpuFeatures;
-use platform::tlb;
-use platform::world::HardwareCpu;
+use platform::cpu::features::CpuFeatures;
+use platform::cpu::tlb;
+use platform::el2::world::HardwareCpu;
 use stage2::Features;
 
 /// The calling CPU's world switch.

@@ -31,7 +31,7 @@ fn what_is_in_use_is_never_free() {
     assert_eq!(plan.heap.size(), 32 << 20);
     assert!(
         plan.stacks
-            .is_some_and(|stacks| stacks.size() == 33 * crate::plan::stack::TOTAL)
+            .is_some_and(|stacks| stacks.size() == 33 * crate::discovery::plan::stack::TOTAL)
     );
     let in_use = 0x20_0000
         + 0x10_0000

@@ -9,8 +9,8 @@ use core::fmt;
 use core::ptr::NonNull;
 
 use memory::Caches;
-use platform::features::CpuFeatures;
-use platform::world::HardwareCpu;
+use platform::cpu::features::CpuFeatures;
+use platform::el2::world::HardwareCpu;
 use stage2::{
     Access, Attributes, Execute, Features, Ipa, IpaRange, Layout, Level, Mapping, OnBlock, Pa,
     Permissions, Request, Resolution, Stage2,

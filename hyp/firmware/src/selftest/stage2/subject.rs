@@ -4,9 +4,9 @@ use core::fmt;
 use core::ops::AddAssign;
 
 use platform::calibration::UNMEASURED;
-use platform::features::CpuFeatures;
-use platform::tlb::{self, Maintenance};
-use platform::walker::{Memory, Refusal, Stage1, Translate, Translated, Walker};
+use platform::cpu::features::CpuFeatures;
+use platform::cpu::tlb::{self, Maintenance};
+use platform::el2::walker::{Memory, Refusal, Stage1, Translate, Translated, Walker};
 use stage2::{
     Attributes, Counters, Descriptor, Execute, Ipa, IpaRange, Layout, Level, Mapping, MemoryType,
     PAGE_SIZE, Pa, Permissions, Stage2, Step, Tlb, Worker,

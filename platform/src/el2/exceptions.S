@@ -180,5 +180,5 @@ fatal_entry:
 exception_too_early:
     movz x19, #0x5041, lsl #48
     movk x19, #0x5256, lsl #32
-    movk x19, #0x11
+    movk x19, #{early_fault}
     b boot_park

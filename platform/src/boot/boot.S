@@ -128,9 +128,9 @@ _start:
     bl {boot_main}
 
 no_tree:
-    park 0x10
+    park {no_device_tree}
 bad_relocation:
-    park 0x12
+    park {bad_relocation}
 boot_fault:
     mrs x0, tpidr_el1
     movz x19, #0x5041, lsl #48
@@ -181,7 +181,7 @@ set_el2_controls:
     mrs x0, hcr_el2
     tbnz x0, #34, 9f
     ret
-9:  park 0x13                           // a CPU that has EL2 with VHE only
+9:  park {vhe_only}                           // a CPU that has EL2 with VHE only
 
 // x0 = boot_context, x1 = TTBR0_EL2.
 enable_mmu:

@@ -1,6 +1,6 @@
 //! This CPU's TLB maintenance, out of which [`stage2::Maintenance`] makes what the engine asks for.
 
-use crate::features::CpuFeatures;
+use crate::cpu::features::CpuFeatures;
 use stage2::{Barrier, Instructions, TlbPolicy, Tlbi};
 
 /// The instructions of the CPU that calls them.

@@ -2,8 +2,8 @@
 //! device tree offers PSCI by SMC: elsewhere it may hang. Any CPU may call at any time.
 
 use crate::console;
+use crate::cpu::speculation::{Firmware, Workaround};
 use crate::discovery::{Conduit, Mpidr};
-use crate::speculation::{Firmware, Workaround};
 use core::sync::atomic::{AtomicU8, Ordering};
 use smccc::psci::{self, Version};
 use smccc::{Hvc, Smc, arch};

@@ -3,10 +3,10 @@
 //! TPIDR_EL2 points to the running CPU's [`PerCpu`]. The boot CPU's is static, the others' are made once, before those CPUs
 //! start, and never move. Other CPUs read only what is constant, or atomic.
 
+use crate::cpu::register::{read_register, write_register};
 use crate::discovery::Mpidr;
-use crate::plan::stack;
+use crate::discovery::plan::stack;
 use crate::range::{PAGE_SIZE, PhysicalRange};
-use crate::register::{read_register, write_register};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
@@ -91,7 +91,7 @@ pub(crate) struct PerCpu {
     pub id: CpuId,
     /// The CPU's affinity.
     pub mpidr: Mpidr,
-    /// How far the CPU has come up: one of [`crate::cpus`]'s states.
+    /// How far the CPU has come up: one of [`crate::boot::cpus`]'s states.
     pub state: AtomicU8,
 }
 

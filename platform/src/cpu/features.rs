@@ -260,7 +260,7 @@ impl CpuFeatures {
 impl IdRegisters {
     /// Those of the CPU that this runs on.
     pub(crate) fn read() -> Self {
-        use crate::register::read_register;
+        use crate::cpu::register::read_register;
         Self {
             midr: read_register!("midr_el1"),
             aa64pfr0: read_register!("id_aa64pfr0_el1"),

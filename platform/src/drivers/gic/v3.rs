@@ -1,10 +1,10 @@
 //! GICv3 and v4, by system registers.
 
 use super::{GicError, KICK, LOWEST_PRIORITY};
+use crate::cpu::percpu::{CpuId, PerCpu};
+use crate::cpu::register::{read_register, write_register};
 use crate::discovery::Mpidr;
-use crate::percpu::{CpuId, PerCpu};
 use crate::range::PhysicalRange;
-use crate::register::{read_register, write_register};
 use aarch64_cpu::asm::barrier;
 use alloc::vec::Vec;
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};

@@ -15,16 +15,16 @@ use vm::{
     Protections, RawExit, Stage2Registers, Syndrome, SystemRegister, VcpuControls, VcpuState,
 };
 
-use crate::el2::HCR_BOOT;
-use crate::exceptions;
-use crate::features::CpuFeatures;
-use crate::gic;
-use crate::percpu::CpuId;
-use crate::protect;
-use crate::recover;
-use crate::register::{read_register, write_register};
-use crate::tlb::CpuInstructions;
-use crate::walker::HCR_FWB;
+use crate::cpu::features::CpuFeatures;
+use crate::cpu::percpu::CpuId;
+use crate::cpu::recover;
+use crate::cpu::register::{read_register, write_register};
+use crate::cpu::tlb::CpuInstructions;
+use crate::drivers::gic;
+use crate::el2::exceptions;
+use crate::el2::protect;
+use crate::el2::set_up::HCR_BOOT;
+use crate::el2::walker::HCR_FWB;
 
 global_asm!(
     include_str!("world.S"),
@@ -194,7 +194,7 @@ macro_rules! id_registers {
 
 impl Cpu for HardwareCpu {
     fn now_ns(&self) -> u64 {
-        crate::timer::now_ns()
+        crate::drivers::timer::now_ns()
     }
 
     fn load(&mut self, state: &VcpuState, controls: &VcpuControls) {

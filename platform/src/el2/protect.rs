@@ -1,11 +1,11 @@
-//! What is done about speculation, on this CPU: its vectors are chosen by what [`crate::speculation`] decides, once.
+//! What is done about speculation, on this CPU: its vectors are chosen by what [`crate::cpu::speculation`] decides, once.
 
-use crate::exceptions;
-use crate::features::IdRegisters;
-use crate::percpu::PerCpu;
-use crate::psci;
-use crate::register::write_register;
-use crate::speculation::{Decision, OnExit};
+use crate::cpu::features::IdRegisters;
+use crate::cpu::percpu::PerCpu;
+use crate::cpu::register::write_register;
+use crate::cpu::speculation::{Decision, OnExit};
+use crate::el2::exceptions;
+use crate::power::psci;
 use aarch64_cpu::asm::barrier;
 use core::sync::atomic::{AtomicBool, Ordering};
 use spin::Mutex;

@@ -2,8 +2,8 @@
 //!
 //! Any CPU may do it at any time; what it costs grows with the bytes.
 
-use crate::register::read_register;
-use crate::tlb::CpuInstructions;
+use crate::cpu::register::read_register;
+use crate::cpu::tlb::CpuInstructions;
 use aarch64_cpu::asm::barrier::{self, ISH, SY};
 use core::arch::asm;
 use stage2::Pa;

@@ -31,7 +31,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Block attributes. The attribute indices are those of [`crate::el2::MAIR`].
+    /// Block attributes. The attribute indices are those of [`crate::el2::set_up::MAIR`].
     const fn attributes(self) -> u64 {
         let common = VALID_BLOCK | ACCESSED | AP1_RES1;
         match self {

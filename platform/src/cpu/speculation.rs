@@ -15,7 +15,7 @@
 //! same. Model lists and loop counts: Arm, *Cache Speculation Side-channels* and *Spectre-BHB* (2022), and as Linux
 //! 6.14 has them.
 
-use crate::features::IdRegisters;
+use crate::cpu::features::IdRegisters;
 use core::fmt;
 use vm::{Protection, Protections};
 

@@ -22,7 +22,7 @@
 //! A register is written where the ID registers say that the feature exists, and firmware lets EL2 have it, as Linux's boot
 //! protocol demands (booting.rst) and as PMBIDR_EL1 and TRBIDR_EL1 tell.
 
-use crate::features::CpuFeatures;
+use crate::cpu::features::CpuFeatures;
 
 /// What says whether registers exist and may be written, beside the features that all CPUs share.
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,10 +57,17 @@ macro_rules! boot_values {
             values.into_iter().flatten()
         }
 
-        /// Writes all of them on the calling CPU.
+        /// CPTR_EL2 without VHE: RES1 bits (SVE and SME trap), trace and activity monitors trap, FP doesn't.
+#[cfg(target_os = "none")]
+pub(crate) const CPTR_BOOT: u64 = 0x33ff | 1 << 20 | 1 << 30;
+/// CPTR_EL2.TSM: SME's instructions and registers trap, also EL2's own.
+#[cfg(target_os = "none")]
+const CPTR_TSM: u64 = 1 << 12;
+
+/// Writes all of them on the calling CPU.
         #[cfg(target_os = "none")]
         fn write_boot_values($features: &CpuFeatures, $access: Access) {
-            use crate::register::write_register;
+            use crate::cpu::register::write_register;
             $(if $exists {
                 // SAFETY: the register exists, and acts on EL1 and EL0 only, where nothing runs yet.
                 unsafe { write_register!($encoding, $value) };
@@ -104,8 +111,7 @@ boot_values! {
 /// Writes all of them on the calling CPU, before CPTR_EL2 has the traps of guests.
 #[cfg(target_os = "none")]
 pub(crate) fn write(features: &CpuFeatures) {
-    use crate::el2::{CPTR_BOOT, CPTR_TSM};
-    use crate::register::{read_register, write_register};
+    use crate::cpu::register::{read_register, write_register};
     use aarch64_cpu::asm::barrier;
 
     /// PMBIDR_EL1.P, TRBIDR_EL1.P: the buffer is a higher exception level's.
@@ -127,7 +133,7 @@ pub(crate) fn write(features: &CpuFeatures) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::features::IdRegisters;
+    use crate::cpu::features::IdRegisters;
     use alloc::collections::BTreeSet;
     use alloc::vec::Vec;
 

@@ -12,10 +12,10 @@
 mod v2;
 mod v3;
 
+use crate::cpu::percpu::{self, CpuId};
 use crate::discovery;
-use crate::percpu::{self, CpuId};
+use crate::drivers::timer;
 use crate::range::PhysicalRange;
-use crate::timer;
 use aarch64_cpu::asm::barrier;
 use arm_gic::IntId;
 use core::fmt;

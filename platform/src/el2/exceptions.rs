@@ -1,9 +1,10 @@
 //! Exceptions taken at EL2. Those of guests go to the world switch; of all others only those of instructions that
-//! [`crate::recover`] names aren't fatal, and end in [`crate::fatal`].
+//! [`crate::cpu::recover`] names aren't fatal, and end in [`crate::el2::fatal`].
 
-use crate::fatal;
-use crate::percpu::PerCpu;
-use crate::speculation::OnExit;
+use crate::cpu::percpu::PerCpu;
+use crate::cpu::speculation::OnExit;
+use crate::el2::fatal;
+use crate::power::park::ParkCode;
 use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 
@@ -16,6 +17,7 @@ global_asm!(
     emergency_top = const offset_of!(PerCpu, emergency_top),
     data_abort = const DATA_ABORT,
     serror = const SERROR,
+    early_fault = const ParkCode::EarlyFault as u16,
     report = sym fatal::report_exception,
 );
 

@@ -4,7 +4,7 @@
 //! up. When it is exhausted, what the hypervisor asks for is refused, and the epoch has a [reserve](Reserving); beyond that the
 //! Rust runtime's allocation error becomes a panic, and so a clear end.
 
-use crate::plan::PlanError;
+use crate::discovery::plan::PlanError;
 use crate::range::PhysicalRange;
 use buddy_system_allocator::LockedHeap;
 use core::cell::UnsafeCell;
@@ -12,7 +12,7 @@ use memory::heap_reserve::{BAG, BAGS_PER_CPU, Reserving};
 
 /// Blocks of up to 2 to the power of this less one.
 const ORDERS: usize = 33;
-/// Enough for discovery and the tables of [`crate::address_space`].
+/// Enough for discovery and the tables of [`crate::boot::address_space`].
 const EARLY_BYTES: usize = 512 << 10;
 
 #[global_allocator]

@@ -4,9 +4,9 @@
 //! For self-tests and measurements, on a CPU that has no guest loaded. EL2's own translation isn't affected by the
 //! registers that this sets, and they are put back.
 
-use crate::el2::HCR_BOOT;
-use crate::register::{read_register, write_register};
-use crate::tlb::CpuInstructions;
+use crate::cpu::register::{read_register, write_register};
+use crate::cpu::tlb::CpuInstructions;
+use crate::el2::set_up::HCR_BOOT;
 use aarch64_cpu::asm::barrier::{self, ISH, SY};
 use aarch64_cpu::registers::HCR_EL2;
 use core::arch::asm;

@@ -5,11 +5,12 @@
 //! reports; others that fail meanwhile wait for the power-off.
 
 use crate::console::{self, emergency_line};
+use crate::cpu::percpu::{CpuId, FatalFrame, PerCpu};
+use crate::cpu::syndrome::Syndrome;
 use crate::image;
-use crate::percpu::{CpuId, FatalFrame, PerCpu};
-use crate::psci;
+use crate::power::park::{ParkCode, park};
+use crate::power::psci;
 use crate::range::PhysicalRange;
-use crate::syndrome::Syndrome;
 use core::panic::PanicInfo;
 use core::sync::atomic::Ordering;
 
@@ -160,7 +161,7 @@ impl Iterator for Frames {
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     let Some(cpu) = PerCpu::try_current() else {
-        crate::boot::park(crate::boot::ParkCode::EarlyFault)
+        park(ParkCode::EarlyFault)
     };
     begin(cpu.fatal_depth.fetch_add(1, Ordering::Relaxed) + 1);
     let id = CpuId::current();

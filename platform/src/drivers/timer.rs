@@ -2,7 +2,7 @@
 //!
 //! All CPUs read one counter, so their times compare. Reading takes no lock and no division.
 
-use crate::register::{read_register, write_register};
+use crate::cpu::register::{read_register, write_register};
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 

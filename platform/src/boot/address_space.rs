@@ -12,13 +12,13 @@ use aarch64_paging::paging::{El2, MemoryRegion};
 
 const ROOT_LEVEL: usize = 0;
 
-/// Attribute index 0 of [`crate::el2::MAIR`].
+/// Attribute index 0 of [`crate::el2::set_up::MAIR`].
 const DEVICE: Attributes = Attributes::ATTRIBUTE_INDEX_0
     .union(Attributes::VALID)
     .union(Attributes::ACCESSED)
     .union(Attributes::USER_RES1)
     .union(Attributes::XN);
-/// Attribute index 1 of [`crate::el2::MAIR`], executable unless more is said.
+/// Attribute index 1 of [`crate::el2::set_up::MAIR`], executable unless more is said.
 const MEMORY: Attributes = Attributes::ATTRIBUTE_INDEX_1
     .union(Attributes::INNER_SHAREABLE)
     .union(Attributes::VALID)

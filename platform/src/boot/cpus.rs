@@ -1,13 +1,19 @@
 //! Bringing up the other CPUs, by PSCI. Each comes up on the final tables, checks that it is like the boot CPU, and enters
 //! the function that it is given.
 
-use crate::boot::{self, BOOT_CONTEXT};
+use crate::boot::context::BOOT_CONTEXT;
+use crate::cpu::caches;
+use crate::cpu::features::{self, CpuFeatures};
+use crate::cpu::percpu::{self, CpuId, PerCpu};
+use crate::cpu::register::read_register;
 use crate::discovery::Mpidr;
-use crate::features::{self, CpuFeatures};
-use crate::gic::{self, GicError};
-use crate::percpu::{self, CpuId, PerCpu};
-use crate::register::read_register;
-use crate::{caches, el2, exceptions, protect, psci, timer};
+use crate::drivers::gic::{self, GicError};
+use crate::drivers::timer;
+use crate::el2::exceptions;
+use crate::el2::protect;
+use crate::el2::set_up;
+use crate::power::park::{ParkCode, park};
+use crate::power::psci;
 use core::fmt;
 use core::sync::atomic::Ordering;
 use spin::{Mutex, Once};
@@ -152,7 +158,7 @@ fn wait_until_online(cpu: &PerCpu) -> Result<(), CpuStartError> {
 /// Where a started CPU comes from the entry code, on its own stack.
 pub(crate) extern "C" fn secondary_main(cpu: &'static PerCpu) -> ! {
     let features = CpuFeatures::probe();
-    el2::set_registers(&features);
+    set_up::set_registers(&features);
     exceptions::unmask_errors();
     protect::this_cpu(cpu);
     match check(cpu, &features) {
@@ -163,7 +169,7 @@ pub(crate) extern "C" fn secondary_main(cpu: &'static PerCpu) -> ! {
         Err(error) => {
             FAULT.lock().get_or_insert(error);
             cpu.state.store(FAILED, Ordering::Release);
-            boot::park(boot::ParkCode::EarlyFault)
+            park(ParkCode::EarlyFault)
         }
     }
 }

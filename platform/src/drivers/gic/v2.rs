@@ -1,7 +1,7 @@
 //! GICv2, for up to 8 CPUs.
 
 use super::{GicError, KICK, LOWEST_PRIORITY};
-use crate::percpu::CpuId;
+use crate::cpu::percpu::CpuId;
 use crate::range::PhysicalRange;
 use arm_gic::gicv2::registers::{Gicc, Gicd};
 use arm_gic::gicv2::{GicV2, SgiTarget, SgiTargetListFilter};

@@ -1,0 +1,19 @@
+//! What CPUs that come later need of the first one.
+
+use core::sync::atomic::AtomicU64;
+
+/// What a CPU needs to switch its MMU on. Read with the MMU off.
+#[repr(C, align(128))]
+pub(crate) struct BootContext {
+    pub(crate) ttbr: AtomicU64,
+    pub(crate) mair: AtomicU64,
+    pub(crate) tcr: AtomicU64,
+    pub(crate) sctlr: AtomicU64,
+}
+
+pub(crate) static BOOT_CONTEXT: BootContext = BootContext {
+    ttbr: AtomicU64::new(0),
+    mair: AtomicU64::new(0),
+    tcr: AtomicU64::new(0),
+    sctlr: AtomicU64::new(0),
+};
