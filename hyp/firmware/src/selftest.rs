@@ -8,7 +8,7 @@ mod stage2;
 
 use core::hint::black_box;
 
-use monitor::options::SelfTest;
+use records::words::SelfTest;
 
 /// Does as the option asks.
 pub fn run(test: SelfTest) {

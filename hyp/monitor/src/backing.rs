@@ -15,11 +15,9 @@ use crate::bench::{Bench, journal_bytes};
 use crate::dirty_log::guest_ram;
 use crate::error::RunError;
 use crate::guest::{GuestPlan, Host, Remains};
-use crate::image::GuestImage;
 use crate::machine::Machine;
 use crate::merging::Scanner;
-use crate::options::{Backing, Change, Mode, Options, TEST_MEMORY, Tracker, Workload};
-use crate::record::{CounterMap, PARVISOR, Progress, Record};
+use crate::options::{Options, TEST_MEMORY};
 use crate::results::Results;
 use crate::{report, test_memory};
 use alloc::string::ToString;
@@ -28,6 +26,9 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use memory::frames::MAX_VMS;
 use memory::{BackingPolicy, MmuLock, Object, SlotError, TrackerMode, VmId};
+use records::image::GuestImage;
+use records::record::{CounterMap, PARVISOR, Progress, Record};
+use records::words::{Backing, Change, Mode, Tracker, Workload};
 use stage::Stage;
 use stage2::{Ipa, IpaRange, PAGE_SIZE};
 
@@ -277,7 +278,7 @@ impl<M: Machine> Run<'_, M> {
             verified: true,
             ..Record::default()
         };
-        record.merged_as(options)
+        options.with_merging(record)
     }
 }
 

@@ -9,12 +9,13 @@ use crate::guest::RAM;
 use crate::guest_console::GuestConsole;
 use crate::low_rings::LowRings;
 use crate::machine::Machine;
-use crate::options::{GuestKind, Options, TEST_MEMORY};
+use crate::options::{Options, TEST_MEMORY};
 use crate::steps::{Arrival, Steps};
-use core::fmt;
-use hypercall::{
+use abi::{
     BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, CONSOLE_PUT, INCONSISTENT, REPORT, SUCCESS, params,
 };
+use core::fmt;
+use records::words::GuestKind;
 use spin::Once;
 use stage2::{Ipa, PAGE_SIZE};
 use vm::{Service, ServiceReply, StopReason, VcpuId};

@@ -2,12 +2,12 @@
 //!
 //! The counters have one writer each; they are read here, at any time, and never reset: what a phase did is a difference.
 
-use crate::record::CounterMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 use memory::CpuCounters;
+use records::record::CounterMap;
 use vm::ExitCounts;
 
 /// The sum of all CPUs' counters at some moment.

@@ -13,25 +13,26 @@ mod restore;
 use crate::bench::{Bench, journal_bytes};
 use crate::error::RunError;
 use crate::guest::{GuestPlan, Host, Remains, Watch};
-use crate::image::GuestImage;
 use crate::machine::Machine;
 use crate::merging::Scanner;
-use crate::options::{Backing, Enable, Harvest, Options, Tracking};
+use crate::options::Options;
 use crate::policy::Choice;
-use crate::record::{CounterMap, PARVISOR, Phase, PhaseName, Record};
 use crate::report;
 use crate::results::Results;
 use crate::steps::Step;
 use crate::test_memory::{self, TestSlot, bitmap};
 use crate::verify::Contents;
+use abi::step;
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use check::check_count;
 use harvest::{NO_PAGES, TAKEN_AT_ONCE};
-use hypercall::step;
 use memory::{BackingPolicy, DirtyPages, LogPolicy, MmuLock, SplitAhead, VmId};
+use records::image::GuestImage;
+use records::record::{CounterMap, PARVISOR, Phase, PhaseName, Record};
+use records::words::{Backing, Enable, Harvest, Tracking};
 use stage2::PAGE_SIZE;
 use vm::StopReason;
 
@@ -161,7 +162,7 @@ pub(crate) fn record<M: Machine>(
         },
         ..Record::default()
     };
-    record.merged_as(options)
+    options.with_merging(record)
 }
 
 /// The benchmark while its guest runs.

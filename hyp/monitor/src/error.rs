@@ -2,15 +2,15 @@
 
 use crate::bench::Complaint;
 use crate::guest_tree::TreeError;
-use crate::image::ImageError;
 use crate::machine::DeviceError;
 use crate::quote::Quoted;
-use crate::size::Size;
 use crate::verify::{BeyondShare, Mismatch, WrongContent};
 use alloc::string::String;
 use core::fmt;
 use memory::frames::{Unbalanced, VmCounts};
 use memory::{LogError, MergeError, NotBacked, PrefaultError, RingError, SlotError, SlotId, VmId};
+use records::image::ImageError;
+use records::size::Size;
 use stage2::{BadLayout, Ipa, OutOfFrames};
 use vm::{StopReason, VcpuId, VmError};
 

@@ -6,8 +6,8 @@
 mod plan;
 mod watch;
 
-use plan::whole;
 pub use plan::{GuestPlan, RAM, RAM_SLOT, UNSEEN_SLOT};
+use plan::{level, whole};
 pub use watch::{Beside, Watch};
 
 use crate::crew::Crew;
@@ -16,9 +16,7 @@ use crate::guest_tree::GuestDescription;
 use crate::machine::{Machine, OwnCpu};
 use crate::options::{Options, TEST_MEMORY};
 use crate::patience::Patience;
-use crate::record::CounterMap;
 use crate::report::Stage2Use;
-use crate::size::Size;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::Cell;
@@ -27,6 +25,8 @@ use memory::frames::{Counts, VmCounts};
 use memory::{
     AddressSpace, CpuCounters, CpuMemory, MmuLock, Object, Owner, SlotError, VmId, Watermarks,
 };
+use records::record::CounterMap;
+use records::size::Size;
 use stage2::{Features, Layout, PAGE_SIZE};
 use vm::{CpuId, Pause, Service, Start, StopReason, Vcpu, VcpuId, Vm, VmConfig};
 
@@ -304,7 +304,7 @@ impl<M: Machine> Host<'_, M> {
             space.map_object(own, slot)?;
         }
         let entry = RAM.offset(plan.image.offset);
-        let piece = plan.ram_backing.level();
+        let piece = level(plan.ram_backing);
         match &plan.kernel {
             None => {
                 space.add_slot(own, RAM_SLOT, RAM, plan.ram, piece, false)?;
@@ -319,7 +319,7 @@ impl<M: Machine> Host<'_, M> {
         }
         for slot in &plan.test {
             let (range, bytes) = (slot.range(), slot.pages * PAGE_SIZE);
-            let piece = plan.test_backing.level();
+            let piece = level(plan.test_backing);
             if !plan.lazy {
                 space.add_slot(own, slot.id, range.start, bytes, piece, false)?;
                 continue;
@@ -329,7 +329,7 @@ impl<M: Machine> Host<'_, M> {
             space.map_object(own, whole(slot.id, range.start, object))?;
         }
         if plan.unseen != 0 {
-            let (start, piece) = (plan.unseen_start(), plan.ram_backing.level());
+            let (start, piece) = (plan.unseen_start(), level(plan.ram_backing));
             space.add_slot(own, UNSEEN_SLOT, start, plan.unseen, piece, false)?;
         }
         let tree_at = RAM.offset(plan.ram - tree_bytes);

@@ -6,11 +6,13 @@
 use crate::error::RunError;
 use crate::guest::{Beside, RAM_SLOT, Watch};
 use crate::machine::{Machine, OwnCpu};
-use crate::options::{MergeOptions, MergeTarget, Options};
-use crate::record::CounterMap;
+use crate::options::{Options, merge_policy};
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use memory::{MmuLock, PageMerging};
+use records::options::MergeOptions;
+use records::record::CounterMap;
+use records::words::MergeTarget;
 
 /// Pages that are looked at between two looks at whether to go on.
 const AT_ONCE: u64 = 128;
@@ -54,7 +56,7 @@ impl<M: Machine> Scanner<M> {
     ) -> Result<Self, RunError> {
         let scan = Arc::new(Scan {
             options: options.clone(),
-            merging: PageMerging::new(options.policy()),
+            merging: PageMerging::new(merge_policy(options)),
             spent_ns: AtomicU64::new(0),
         });
         for watch in watches {

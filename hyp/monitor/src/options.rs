@@ -5,37 +5,38 @@
 mod early;
 mod error;
 mod merging;
-mod table;
 mod value;
 
 pub use early::EarlyOptions;
 pub use error::OptionError;
-pub use merging::MergeOptions;
-pub use table::{BOOT_OPTIONS, BootOption, EARLY_OPTIONS};
-pub use value::{
-    Backing, Bug, Change, Clear, Enable, Granularity, GuestKind, Harvest, MergeTarget, Mitigations,
-    Mode, Restore, SelfTest, Split, Tracker, Tracking, Workload,
-};
+pub(crate) use merging::merge_policy;
 
-use crate::size::Size;
 use alloc::string::String;
 use alloc::vec::Vec;
 use log::LevelFilter;
+use records::options::{
+    EARLY_KEYS, KEYS, MOST_ITERATIONS, MOST_SLOTS, MergeOptions, RAM, RING_ENTRIES,
+};
+use records::record::Record;
+use records::size::Size;
+use records::words::{
+    Backing, Change, Clear, Enable, Granularity, GuestKind, Harvest, MergeTarget, Mode, Restore,
+    Split, Tracker, Tracking, Workload,
+};
 use stage2::PAGE_SIZE;
-use table::{EARLY_KEYS, KEYS};
 
-/// Where a guest's RAM begins.
-pub const RAM: u64 = 0x4000_0000;
 /// Where the guest's test memory begins: the start of the first slot that is logged.
 pub const TEST_MEMORY: u64 = 0x8000_0000;
 /// The most vCPUs.
 const MOST_VCPUS: u64 = vm::MAX_VCPUS as u64;
-/// The most iterations: the guest's pattern has 16 bits for them.
-pub const MOST_ITERATIONS: u64 = u16::MAX as u64;
 /// The slots that are kept for what a guest has beside test memory: its RAM, and what the stress run adds.
-pub const OTHER_SLOTS: usize = 12;
-/// The most slots of test memory: with the others, as many as a VM may have.
-pub const MOST_SLOTS: usize = memory::MAX_SLOTS - OTHER_SLOTS;
+pub const OTHER_SLOTS: usize = memory::MAX_SLOTS - MOST_SLOTS;
+
+// What the options allow, the memory has.
+const _: () = assert!(
+    *RING_ENTRIES.start() == *memory::RING_ENTRIES.start()
+        && *RING_ENTRIES.end() == *memory::RING_ENTRIES.end()
+);
 
 /// What the user wants.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -291,7 +292,7 @@ impl Options {
             }
             "log" => self.log = value::level(key, text)?,
             _ if BACKING_ONLY.contains(&key) => return self.set_backing(key, text),
-            _ if merging::KEYS.contains(&key) => return self.merge.set(key, text),
+            _ if merging::KEYS.contains(&key) => return merging::set(&mut self.merge, key, text),
             _ => return self.set_policy(key, text),
         }
         Ok(())
@@ -460,6 +461,20 @@ impl Options {
     /// Whether merging is what is measured.
     pub fn measures_merging(&self) -> bool {
         self.guest == GuestKind::Backing && self.workload == Workload::Merge
+    }
+
+    /// The record of a run with what they say of merging, if there was some.
+    pub(crate) fn with_merging(&self, record: Record) -> Record {
+        if !self.merging && !self.measures_merging() {
+            return record;
+        }
+        Record {
+            merge_targets: self.merge.target_names(),
+            pages_to_scan: self.merge.pages_to_scan,
+            sleep_millisecs: self.merge.sleep_millisecs,
+            max_page_sharing: self.merge.max_page_sharing,
+            ..record
+        }
     }
 
     /// Whether blocks that were taken apart may have to stay so.

@@ -1,8 +1,9 @@
 //! One run of a boot: what of the options' lists it takes, and the log policy that comes of it.
 
-use crate::options::{Enable, Granularity, Harvest, Mode, Options, Split, Tracking};
+use crate::options::Options;
 use core::fmt;
 use memory::{Ahead, LogPolicy, Splitting};
+use records::words::{Enable, Granularity, Harvest, Mode, Split, Tracking};
 use stage2::PAGE_SIZE;
 
 /// What one run takes of the lists.

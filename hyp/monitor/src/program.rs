@@ -4,14 +4,14 @@ use crate::crew::BOOT_CPU;
 use crate::error::RunError;
 use crate::guest::{GuestPlan, Host};
 use crate::guest_console::GuestConsole;
-use crate::image::GuestImage;
 use crate::machine::{Device, Machine};
 use crate::merging::Scanner;
 use crate::options::Options;
+use abi::{CONSOLE_PUT, REPORT, SUCCESS};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use hypercall::{CONSOLE_PUT, REPORT, SUCCESS};
 use memory::{BackingPolicy, MmuLock, VmId};
+use records::image::GuestImage;
 use vm::{Service, ServiceReply, StopReason, VcpuId};
 
 /// What a guest program may call.

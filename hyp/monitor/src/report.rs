@@ -6,9 +6,9 @@ use crate::guest::Remains;
 use crate::machine::Machine;
 use crate::options::Options;
 use crate::policy::Choice;
-use crate::record::{CounterMap, Progress, Record};
 use core::fmt;
 use memory::VmId;
+use records::record::{CounterMap, Progress, Record};
 use stage2::{Bbm, Features};
 
 /// What is about to run.

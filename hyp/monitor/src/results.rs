@@ -5,9 +5,9 @@
 use crate::counters::Snapshot;
 use crate::guest::Watch;
 use crate::machine::Machine;
-use crate::record::{CounterMap, Phase, PhaseName};
 use alloc::vec::Vec;
 use memory::MmuLock;
+use records::record::{CounterMap, Phase, PhaseName};
 
 /// The phases that are over, and what is to be counted in the one that isn't.
 #[derive(Debug, Default)]

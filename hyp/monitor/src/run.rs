@@ -2,16 +2,16 @@
 
 use crate::error::RunError;
 use crate::guest::Host;
-use crate::image::{GuestImage, ImageError};
 use crate::machine::Machine;
-use crate::options::{
-    BOOT_OPTIONS, EARLY_OPTIONS, EarlyOptions, GuestKind, Mode, OptionError, Options, Tracking,
-};
+use crate::options::{EarlyOptions, OptionError, Options};
 use crate::policy::{Choice, choices};
 use crate::{backing, dirty_log, program, stress};
 use core::fmt;
 use memory::frames::MAX_VMS;
 use memory::{MmuLock, Mutexed, Parallel, RwLocked, VmId};
+use records::image::{GuestImage, ImageError};
+use records::options::{BOOT_OPTIONS, EARLY_OPTIONS};
+use records::words::{GuestKind, Mode, Tracking};
 
 /// What a boot loader left to be run.
 #[derive(Clone, Copy, Debug)]

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 /// What all vCPUs are to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Step {
-    /// One of [`hypercall::step`].
+    /// One of [`abi::step`].
     pub code: u64,
     /// The iteration, from 1, or 0.
     pub iteration: u64,

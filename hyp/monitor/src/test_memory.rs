@@ -63,9 +63,9 @@ pub fn zeros(words: usize) -> Option<Vec<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::Backing;
-    use crate::size::Size;
     use proptest::prelude::*;
+    use records::size::Size;
+    use records::words::Backing;
 
     proptest! {
         #[test]

@@ -1,8 +1,8 @@
 //! What the harvest must be: exactly the pages that the guest wrote, carrying what it wrote. Pure functions.
 
+use abi::pattern;
 use alloc::vec::Vec;
 use core::fmt;
-use hypercall::pattern;
 
 /// Pages per word of a bitmap.
 const PAGES: u64 = u64::BITS as u64;

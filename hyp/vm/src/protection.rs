@@ -52,20 +52,20 @@ impl Protections {
             | (SMCCC_ARCH_WORKAROUND_3, _, _, protection) => match protection {
                 Protection::Unaffected => NOT_NEEDED,
                 Protection::Mitigated => NEEDED,
-                Protection::Own | Protection::Vulnerable => hypercall::NOT_SUPPORTED,
+                Protection::Own | Protection::Vulnerable => abi::NOT_SUPPORTED,
             },
             (SMCCC_ARCH_WORKAROUND_2, _, Protection::Unaffected | Protection::Mitigated, _) => {
                 NOT_REQUIRED
             }
-            _ => hypercall::NOT_SUPPORTED,
+            _ => abi::NOT_SUPPORTED,
         }
     }
 
     /// What a call of `function` returns, a workaround for branches: it is done, by the exit that the call was.
     pub(crate) const fn call(&self, function: u32) -> u64 {
         match self.feature(function) {
-            NEEDED | NOT_NEEDED => hypercall::SUCCESS,
-            _ => hypercall::NOT_SUPPORTED,
+            NEEDED | NOT_NEEDED => abi::SUCCESS,
+            _ => abi::NOT_SUPPORTED,
         }
     }
 }
@@ -78,7 +78,7 @@ const fn worse(one: Protection, other: Protection) -> Protection {
 mod tests {
     use super::*;
     use Protection::{Mitigated, Own, Unaffected, Vulnerable};
-    use hypercall::{NOT_SUPPORTED, SUCCESS};
+    use abi::{NOT_SUPPORTED, SUCCESS};
 
     fn answers(branch_targets: Protection, branch_history: Protection) -> [u64; 4] {
         let protections = Protections {

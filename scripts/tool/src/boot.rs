@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::console::{Line, Splitter};
 use crate::effort::{Limit, Reached, Watchdog};
 use crate::process::Group;
-use monitor::record::Record;
+use records::record::Record;
 
 /// How many lines of the console are kept.
 const MOST_LINES: usize = 20_000;

@@ -6,7 +6,7 @@
 
 use serde::Deserialize;
 
-use monitor::record::Record;
+use records::record::Record;
 
 /// The longest line that is kept; of a longer one the rest counts as further lines. A record has some 700 bytes for each
 /// iteration, of which there are at most 65,535.

@@ -22,8 +22,8 @@ use crate::setup::system::{Package, System};
 use crate::setup::{self, find_program};
 use crate::simclock;
 use crate::table::comparison;
-use monitor::image::GuestImage;
-use monitor::record::Record;
+use records::image::GuestImage;
+use records::record::Record;
 
 /// How much of the console is shown when the machine ended without an exit status.
 const LAST_LINES: usize = 20;

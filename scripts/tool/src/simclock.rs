@@ -81,7 +81,7 @@ impl Simulation {
         QUANTUM_NS
     }
 
-    /// What times are measured with, for [`Record::clock`](monitor::record::Record::clock).
+    /// What times are measured with, for [`Record::clock`](records::record::Record::clock).
     pub fn clock(&self) -> String {
         format!(
             "simulated time ({} ns per cache line moved, {} ns per broadcast TLBI)",

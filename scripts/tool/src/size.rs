@@ -1,6 +1,6 @@
 //! Sizes in bytes, read as the hypervisor reads them.
 
-pub use monitor::size::{Size, SizeError};
+pub use records::size::{Size, SizeError};
 
 /// `count` MiB.
 pub const fn mib(count: u64) -> Size {

@@ -6,7 +6,7 @@ mod backing;
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::size::Size;
-use monitor::record::{PhaseName, Record};
+use records::record::{PhaseName, Record};
 
 /// Up to this many iterations each has a row of its own; beyond it, the first one and the median of the others.
 const MOST_DIRTY_ROWS: u64 = 8;
@@ -226,7 +226,7 @@ fn count(record: &Record, name: &str) -> u64 {
 mod tests {
     use super::*;
     use crate::console::tests::RECORD;
-    use monitor::record::Phase;
+    use records::record::Phase;
 
     fn record(mode: &str) -> Record {
         let record: Record = serde_json::from_str(RECORD).expect("the sample is a record");

@@ -293,7 +293,7 @@ fn the_benchmark_runs_on_simulated_time() {
         let phases = &outcome.records[0].phases;
         let dirty = phases
             .iter()
-            .filter(|phase| phase.name == monitor::record::PhaseName::Dirty);
+            .filter(|phase| phase.name == records::record::PhaseName::Dirty);
         dirty
             .map(|phase| phase.ns)
             .min()

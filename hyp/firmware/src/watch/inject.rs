@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use monitor::options::Bug;
+use records::words::Bug;
 use spin::Once;
 use stage2::{Barrier, Level, Tlbi};
 

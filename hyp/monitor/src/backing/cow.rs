@@ -6,10 +6,10 @@ use super::{Outcome, Run};
 use crate::error::RunError;
 use crate::machine::Machine;
 use crate::merging::Scanner;
-use crate::record::{CounterMap, Phase, PhaseName};
+use abi::step;
 use alloc::sync::Arc;
-use hypercall::step;
 use memory::MmuLock;
+use records::record::{CounterMap, Phase, PhaseName};
 
 /// What the original writes before and after the fork writes its own.
 const BEFORE: u64 = 1;

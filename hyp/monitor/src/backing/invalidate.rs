@@ -5,11 +5,11 @@ use super::{Outcome, Run, range_of};
 use crate::error::RunError;
 use crate::guest::Beside;
 use crate::machine::Machine;
-use crate::record::PhaseName;
+use abi::step;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
-use hypercall::step;
 use memory::{Access, MmuLock};
+use records::record::PhaseName;
 
 /// Of each share these pages at its end aren't the vCPU's: they are mapped and invalidated all the time.
 const LAST_PAGES: u64 = 16;

@@ -6,10 +6,10 @@ use super::{Outcome, Run};
 use crate::error::RunError;
 use crate::machine::Machine;
 use crate::merging::Scanner;
-use crate::record::PhaseName;
 use crate::results::Results;
-use hypercall::step;
+use abi::step;
 use memory::MmuLock;
+use records::record::PhaseName;
 
 /// Of each share, one part in so many is filled anew once pages are merged.
 const FILLED_ANEW: u64 = 10;

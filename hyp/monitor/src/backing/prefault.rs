@@ -5,12 +5,12 @@ use super::{Outcome, Run, range_of};
 use crate::error::RunError;
 use crate::guest::Watch;
 use crate::machine::Machine;
-use crate::record::PhaseName;
 use crate::results::Results;
+use abi::step;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
-use hypercall::step;
 use memory::{Access, MmuLock, NotPopulated, PrefaultError};
+use records::record::PhaseName;
 use spin::Once;
 
 /// Pages that a worker populates before it looks whether it is to stop.

@@ -5,11 +5,11 @@ use super::stage::Stage;
 use super::{Outcome, Run};
 use crate::error::RunError;
 use crate::machine::Machine;
-use crate::record::{CounterMap, PhaseName};
 use crate::results::Results;
 use crate::steps::Step;
-use hypercall::step;
+use abi::step;
 use memory::MmuLock;
+use records::record::{CounterMap, PhaseName};
 
 /// The counter of pages that were put away.
 const COMPRESSED: &str = "reclaim_compressed";

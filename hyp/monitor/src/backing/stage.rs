@@ -6,11 +6,11 @@ use crate::bench::Bench;
 use crate::error::RunError;
 use crate::guest::Watch;
 use crate::machine::Machine;
-use crate::record::PhaseName;
 use crate::results::Results;
 use crate::steps::Step;
-use hypercall::step;
+use abi::step;
 use memory::MmuLock;
+use records::record::PhaseName;
 use stage2::PAGE_SIZE;
 use vm::StopReason;
 

@@ -5,11 +5,12 @@ use crate::bench::journal_bytes;
 use crate::error::RunError;
 use crate::guest::Watch;
 use crate::machine::Machine;
-use crate::options::{Backing, Enable, Granularity, Harvest, TEST_MEMORY};
+use crate::options::TEST_MEMORY;
 use crate::test_memory::zeros;
 use crate::verify;
 use alloc::vec::Vec;
 use memory::MmuLock;
+use records::words::{Backing, Enable, Granularity, Harvest};
 use stage2::{Ipa, PAGE_SIZE};
 use vm::VcpuId;
 

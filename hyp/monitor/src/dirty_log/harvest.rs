@@ -4,10 +4,10 @@ use super::Harness;
 use crate::error::RunError;
 use crate::guest::Watch;
 use crate::machine::Machine;
-use crate::options::{Clear, Harvest};
-use crate::record::PhaseName;
 use crate::verify;
 use memory::{DirtyPages, MmuLock, SlotId, SplitAhead};
+use records::record::PhaseName;
+use records::words::{Clear, Harvest};
 use vm::VcpuId;
 
 /// Ring entries that are taken at once.

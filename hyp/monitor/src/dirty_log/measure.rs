@@ -3,11 +3,11 @@
 use super::Harness;
 use crate::error::RunError;
 use crate::machine::Machine;
-use crate::record::{PhaseName, Progress};
 use crate::report;
 use crate::results::{Results, Start};
 use crate::steps::Step;
 use memory::MmuLock;
+use records::record::{PhaseName, Progress};
 
 impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
     /// Measures what CPU 0 does itself.

@@ -4,11 +4,11 @@ use super::Harness;
 use crate::error::RunError;
 use crate::guest::Watch;
 use crate::machine::Machine;
-use crate::options::Restore;
-use crate::record::PhaseName;
 use crate::steps::Step;
-use hypercall::step;
+use abi::step;
 use memory::MmuLock;
+use records::record::PhaseName;
+use records::words::Restore;
 
 /// How often blocks are restored in the background before the vCPUs are waited for: they are in each other's way.
 const ROUNDS: usize = 4;

@@ -1,17 +1,18 @@
 //! What a guest is made of: its image, its vCPUs, its memory and the layout of its tables. Constant while it runs.
 
 use crate::error::RunError;
-use crate::image::GuestImage;
 use crate::machine::Device;
-use crate::options::{self, Backing, TEST_MEMORY};
+use crate::options::TEST_MEMORY;
 use crate::test_memory::TestSlot;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use memory::{BackingPolicy, Object, SlotConfig, SlotId, VmId};
-use stage2::{Features, Ipa, IpaRange, Layout, PAGE_SIZE};
+use records::image::GuestImage;
+use records::words::Backing;
+use stage2::{Features, Ipa, IpaRange, Layout, Level, PAGE_SIZE};
 
 /// Where a guest's RAM begins.
-pub const RAM: Ipa = Ipa::new(options::RAM);
+pub const RAM: Ipa = Ipa::new(records::options::RAM);
 /// The slot of RAM.
 pub const RAM_SLOT: SlotId = SlotId(0);
 /// The slot that a guest doesn't know of.
@@ -22,6 +23,16 @@ const DEVICE_SLOT: u32 = 1 << 16;
 const USUAL_IPA_BITS: u32 = 40;
 /// The most bits of an address in descriptors that aren't those of FEAT_LPA2.
 const NARROW_BITS: u32 = 48;
+
+/// The level of table that maps a piece of such memory by one entry.
+pub const fn level(backing: Backing) -> Level {
+    match backing {
+        Backing::Page4K => Level::L3,
+        Backing::Block2M => Level::L2,
+        Backing::Block1G => Level::L1,
+    }
+}
+
 /// A guest to run.
 #[derive(Clone, Debug)]
 pub struct GuestPlan<'p> {

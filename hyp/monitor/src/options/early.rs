@@ -1,8 +1,8 @@
 //! The options that are taken before the others are read, by whoever boots the machine. [`Options::parse`] passes them over.
 
-use super::table::{EARLY_KEYS, HELP, INJECT, MITIGATIONS, SELF_TEST};
-use super::value::{self, Bug, GuestKind, Mitigations, SelfTest};
-use super::{OptionError, each_word};
+use super::{OptionError, each_word, value};
+use records::options::{EARLY_KEYS, HELP, INJECT, MITIGATIONS, SELF_TEST};
+use records::words::{Bug, GuestKind, Mitigations, SelfTest};
 
 /// What is done before any guest runs.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]

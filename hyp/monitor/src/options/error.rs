@@ -1,9 +1,9 @@
 //! What can be wrong with the options: each error is one line that names the culprit.
 
-use super::MOST_SLOTS;
 use crate::quote::Quoted;
-use crate::size::Size;
 use core::fmt;
+use records::options::MOST_SLOTS;
+use records::size::Size;
 
 /// Why the options can't be used.
 #[derive(Clone, PartialEq, Eq, Debug)]

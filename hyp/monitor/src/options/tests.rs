@@ -4,6 +4,8 @@ use super::*;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use proptest::prelude::*;
+use records::options::{BOOT_OPTIONS, BootOption, EARLY_OPTIONS};
+use records::words::{Bug, SelfTest};
 
 fn refused(bootargs: &str) -> String {
     Options::parse(bootargs).expect_err(bootargs).to_string()
@@ -155,7 +157,7 @@ fn merging_has_a_rate_and_targets() {
     let usual = of("merging vcpus=2");
     assert_eq!((usual.merging, usual.busy_cpus()), (true, 3));
     assert_eq!(usual.merge, MergeOptions::default());
-    assert_eq!(usual.merge.policy(), memory::MergePolicy::default());
+    assert_eq!(merge_policy(&usual.merge), memory::MergePolicy::default());
     let given =
         of("merging merge_targets=RAM pages_to_scan=7 sleep_millisecs=20 max_page_sharing=2");
     assert_eq!(

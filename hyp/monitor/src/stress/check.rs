@@ -9,9 +9,9 @@ use crate::guest::Watch;
 use crate::machine::Machine;
 use crate::options::{Options, TEST_MEMORY};
 use crate::policy::Words;
+use abi::counted;
 use alloc::string::ToString;
 use alloc::vec;
-use hypercall::counted;
 use memory::MmuLock;
 use stage2::{Ipa, PAGE_SIZE};
 

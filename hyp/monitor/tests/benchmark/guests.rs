@@ -1,7 +1,7 @@
 //! Guests: functions that run on threads of their own, and come out of the guest by handing over an exit.
 
 use crate::machine::{DEVICE, Threads};
-use hypercall::{
+use abi::{
     BALLOON, BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, CONSOLE_PUT, INCONSISTENT, PREFAULT, REPORT,
     content, pattern, step,
 };

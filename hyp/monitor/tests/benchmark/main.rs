@@ -8,7 +8,7 @@ use guests::{Guest, Sin};
 use machine::{CPUS, Outcome, REGISTER, run, run_with_dirty_state, run_without_guest, threads};
 use memory::frames::Counts;
 use monitor::Crew;
-use monitor::record::{PhaseName, Record};
+use records::record::{PhaseName, Record};
 use stage2::Features;
 use std::sync::Arc;
 use vm::CpuId;

@@ -41,7 +41,7 @@ where
         };
         let args: [u64; 6] = core::array::from_fn(|index| x[index + 1] & mask);
         if immediate != 0 {
-            return self.answer([hypercall::NOT_SUPPORTED]);
+            return self.answer([abi::NOT_SUPPORTED]);
         }
         match (function, function & OWNER) {
             (SMCCC_VERSION, _) => self.answer([SMCCC_1_4]),
@@ -53,15 +53,15 @@ where
                 self.answer([self.cpu.protections().call(function)])
             }
             (_, OWNER_PSCI) => self.psci(function, [args[0], args[1], args[2]]),
-            (hypercall::VENDOR_UID, _) => self.answer(hypercall::UID.map(u64::from)),
-            (hypercall::VENDOR_REVISION, _) => self.answer(hypercall::REVISION.map(u64::from)),
-            (hypercall::BALLOON, _) => self.balloon(args[0], args[1]),
-            (hypercall::PREFAULT, _) => self.prefault(args[0], args[1], args[2]),
+            (abi::VENDOR_UID, _) => self.answer(abi::UID.map(u64::from)),
+            (abi::VENDOR_REVISION, _) => self.answer(abi::REVISION.map(u64::from)),
+            (abi::BALLOON, _) => self.balloon(args[0], args[1]),
+            (abi::PREFAULT, _) => self.prefault(args[0], args[1], args[2]),
             (_, OWNER_VENDOR) => {
                 let reply = self.service.call(self.id, function, args);
                 self.served(reply)
             }
-            _ => self.answer([hypercall::NOT_SUPPORTED]),
+            _ => self.answer([abi::NOT_SUPPORTED]),
         }
     }
 
@@ -79,11 +79,11 @@ where
                 if let Some(cpu) = vm.cpu_of(target) {
                     self.cpu.kick(cpu);
                 }
-                self.answer([hypercall::SUCCESS])
+                self.answer([abi::SUCCESS])
             }
             psci::Reply::Standby => {
                 sleep(self.vm, self.cpu, self.memory);
-                self.answer([hypercall::SUCCESS])
+                self.answer([abi::SUCCESS])
             }
             psci::Reply::Off => Next::TurnOff,
             psci::Reply::Stop(reason) => self.end(reason),
@@ -95,7 +95,7 @@ where
         loop {
             match reply {
                 ServiceReply::Return(values) => return self.answer(values),
-                ServiceReply::NotSupported => return self.answer([hypercall::NOT_SUPPORTED]),
+                ServiceReply::NotSupported => return self.answer([abi::NOT_SUPPORTED]),
                 ServiceReply::Stop(reason) => return self.end(reason),
                 ServiceReply::Wait if !self.vm.runs() => {
                     self.context.awaits_answer = true;
@@ -122,10 +122,10 @@ where
         let access = match access {
             0 => Access::Read,
             1 => Access::Write,
-            _ => return self.answer([hypercall::INVALID_PARAMETERS, 0]),
+            _ => return self.answer([abi::INVALID_PARAMETERS, 0]),
         };
         let Some(range) = whole_pages(start, bytes, self.vm.ipa_bits()) else {
-            return self.answer([hypercall::INVALID_PARAMETERS, 0]);
+            return self.answer([abi::INVALID_PARAMETERS, 0]);
         };
         let done = self
             .vm
@@ -136,7 +136,7 @@ where
 
     fn balloon(&mut self, start: u64, bytes: u64) -> Next {
         let Some(range) = whole_pages(start, bytes, self.vm.ipa_bits()) else {
-            return self.answer([hypercall::INVALID_PARAMETERS, 0]);
+            return self.answer([abi::INVALID_PARAMETERS, 0]);
         };
         let done = self.vm.space.balloon(self.memory, range, MOST_AT_ONCE);
         self.answer_bytes(done)
@@ -144,10 +144,10 @@ where
 
     fn answer_bytes(&mut self, done: Result<u64, Refusal>) -> Next {
         let code = match done {
-            Ok(bytes) => return self.answer([hypercall::SUCCESS, bytes]),
-            Err(Refusal::NotBacked) => hypercall::NOT_BACKED,
-            Err(Refusal::NotPermitted) => hypercall::NOT_PERMITTED,
-            Err(Refusal::OutOfFrames) => hypercall::NO_MEMORY,
+            Ok(bytes) => return self.answer([abi::SUCCESS, bytes]),
+            Err(Refusal::NotBacked) => abi::NOT_BACKED,
+            Err(Refusal::NotPermitted) => abi::NOT_PERMITTED,
+            Err(Refusal::OutOfFrames) => abi::NO_MEMORY,
             Err(Refusal::RingFull) => {
                 self.call_again();
                 return self.wait_for_ring();

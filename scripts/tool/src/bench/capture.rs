@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use clap::ValueEnum;
-use monitor::options::MergeOptions;
-use monitor::record::{PARVISOR, Phase, PhaseName, Record};
+use records::options::MergeOptions;
+use records::record::{PARVISOR, Phase, PhaseName, Record};
 
 use super::label;
 use super::parse::Known;

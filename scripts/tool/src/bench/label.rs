@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use monitor::options::MergeOptions;
-use monitor::record::{PARVISOR, Record};
+use records::options::MergeOptions;
+use records::record::{PARVISOR, Record};
 
 use crate::size::Size;
 

@@ -6,7 +6,7 @@ mod backing;
 use std::ops::RangeInclusive;
 
 use super::label::is_of_backing;
-use monitor::record::{CounterMap, Phase, PhaseName, Record};
+use records::record::{CounterMap, Phase, PhaseName, Record};
 
 /// The size of a page, in bytes.
 const PAGE: u64 = 4096;

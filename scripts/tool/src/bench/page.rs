@@ -194,7 +194,7 @@ pub fn quoted(command: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use monitor::record::{Phase, PhaseName, Record};
+    use records::record::{Phase, PhaseName, Record};
 
     use super::super::results::{Clock, Host};
     use super::super::section::tests::{record, results};

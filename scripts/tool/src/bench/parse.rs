@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use monitor::record::Record;
+use records::record::Record;
 
 use super::capture::Capture;
 use super::results::{FORMAT, Results, Run};

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use monitor::record::Record;
+use records::record::Record;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ToolError;

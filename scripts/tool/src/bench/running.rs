@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use monitor::record::Record;
+use records::record::Record;
 
 use super::beside::Beside;
 use super::estimate::{Job, work};
@@ -224,7 +224,7 @@ impl Measurement<'_> {
         progress: &MatrixProgress,
     ) -> bool {
         let verbose = self.options.verbose;
-        let observe = |phase: &monitor::record::Phase| {
+        let observe = |phase: &records::record::Phase| {
             if verbose {
                 progress.suspend(|| println!("{}: {phase}", beside.name));
             }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use monitor::record::Record;
+use records::record::Record;
 
 use super::label;
 use super::metric::Metric;
@@ -156,7 +156,7 @@ fn point(records: &[&Record]) -> Point {
 pub(super) mod tests {
     use super::super::results::Run;
     use super::*;
-    use monitor::record::{Phase, PhaseName};
+    use records::record::{Phase, PhaseName};
 
     /// A record of `mode` whose later iterations take `ns` each.
     pub(crate) fn record(mode: &str, vcpus: u64, ns: u64) -> Record {

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use monitor::record::{Phase, PhaseName, Record};
+use records::record::{Phase, PhaseName, Record};
 
 use super::Kernel;
 use super::command::last_lines;

@@ -4,7 +4,7 @@
 use std::fmt::{self, Display};
 
 use clap::Args;
-use monitor::record::Record;
+use records::record::Record;
 
 use super::merging::MergingOptions;
 use super::words::{Change, Changing, Tracker};

@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 
 use clap::{Arg, ArgAction, Args};
-use monitor::options::{MOST_ITERATIONS, MOST_SLOTS};
+use records::options::{MOST_ITERATIONS, MOST_SLOTS};
 
 use super::words::{Backing, Clear, Enable, Granularity, Harvest, Mode, Restore, Split, Tracking};
 use crate::simclock::Costs;

@@ -32,7 +32,7 @@ fn the_defaults_compare_the_three_modes() {
     let plan = plan(&[]).expect("the defaults are sound");
     assert_eq!(
         plan.workload.modes,
-        [Mode::Mutex, Mode::Rwlock, Mode::Parallel]
+        [Mode::Mutex, Mode::RwLock, Mode::Parallel]
     );
     assert_eq!((plan.cpus, plan.gic, plan.memory), (5, Gic::V3, mib(512)));
     assert_eq!(

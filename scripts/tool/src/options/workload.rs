@@ -3,7 +3,7 @@
 
 use std::fmt::{self, Display};
 
-use monitor::record::Record;
+use records::record::Record;
 
 use super::backing::{BackingOptions, Case, Compared};
 use super::merging::Merging;
@@ -298,7 +298,7 @@ impl Workload {
 
     /// RAM that is enough for `written` bytes of guest memory, page tables, and blocks that must be aligned.
     fn usual_memory(&self, written: u64) -> Option<Size> {
-        let Size(block) = self.backing.size();
+        let block = self.backing.bytes();
         let aligned = written.checked_next_multiple_of(block)?;
         let tables = written / 64;
         // The first gigabyte of RAM holds the hypervisor and can't be one block.

@@ -1,7 +1,7 @@
 //! The rows of runs in which what backs memory changes: each phase's time, what a page of it takes, and what the vCPUs had to do
 //! for a page.
 
-use monitor::record::{Phase, PhaseName, Record};
+use records::record::{Phase, PhaseName, Record};
 
 use super::{Row, milliseconds};
 use crate::bench::metric::exits;

@@ -1,7 +1,7 @@
 //! A vCPU's accesses to its share. Short loops, because what they cost counts as the benchmark's time.
 
+use abi::pattern;
 use core::ptr;
-use hypercall::pattern;
 
 const PAGE_WORDS: usize = 4096 / size_of::<u64>();
 /// Pages per word of a journal.

@@ -4,8 +4,8 @@
 //! Each part is one vCPU's alone. Whatever the hypervisor does to what backs it must not be seen here.
 
 use crate::PAGE_BYTES;
+use abi::{BALLOON, INCONSISTENT, PREFAULT, SUCCESS, content, pattern, step};
 use guest_runtime::{call, report};
-use hypercall::{BALLOON, INCONSISTENT, PREFAULT, SUCCESS, content, pattern, step};
 
 /// What PREFAULT takes for memory that is going to be written.
 const FOR_WRITES: u64 = 1;

@@ -12,12 +12,12 @@ mod accesses;
 mod backing;
 mod stress;
 
+use abi::{BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, SUCCESS, params, step};
 use accesses::{Choice, Share};
 use backing::Part;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 use guest_runtime::{MAX_VCPUS, Tree, call, println, report, start_vcpu};
-use hypercall::{BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, SUCCESS, params, step};
 use stress::Stress;
 
 guest_runtime::entry!(main, run);

@@ -4,9 +4,9 @@
 //! writer; all read it. Its writer puts the same value into its first word and, with release, into its last one: whoever
 //! reads the last one first sees no older value in the first.
 
+use abi::{INCONSISTENT, count_of, counted};
 use core::sync::atomic::{AtomicU64, Ordering};
 use guest_runtime::report;
-use hypercall::{INCONSISTENT, count_of, counted};
 
 use crate::accesses::Choice;
 

@@ -2,12 +2,10 @@
 //! supported; x4 to x17 are preserved (SMCCC 1.4, section 2.6).
 
 use crate::wrong;
+use abi::{BALLOON, BENCH_NEXT, NOT_SUPPORTED, REPORT, REVISION, UID, VENDOR_REVISION, VENDOR_UID};
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, Ordering};
 use guest_runtime::{Tree, call, expect_exception, println, start_vcpu};
-use hypercall::{
-    BALLOON, BENCH_NEXT, NOT_SUPPORTED, REPORT, REVISION, UID, VENDOR_REVISION, VENDOR_UID,
-};
 use smccc::arch::{
     SMCCC_ARCH_FEATURES, SMCCC_ARCH_WORKAROUND_1, SMCCC_ARCH_WORKAROUND_2, SMCCC_ARCH_WORKAROUND_3,
     SMCCC_VERSION,
@@ -67,7 +65,7 @@ pub fn flood_from_all(tree: Tree) -> ! {
 /// Prints without end: lines of nothing, so that most of the time somebody has the console.
 pub fn flood() -> ! {
     loop {
-        call(hypercall::CONSOLE_PUT, [u64::from(b'\n'), 0, 0]);
+        call(abi::CONSOLE_PUT, [u64::from(b'\n'), 0, 0]);
     }
 }
 

@@ -3,9 +3,9 @@
 
 use crate::calls::Random;
 use crate::wrong;
+use abi::{BALLOON, INVALID_PARAMETERS, NOT_BACKED, PREFAULT, SUCCESS};
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use guest_runtime::{Tree, call, println, start_vcpu};
-use hypercall::{BALLOON, INVALID_PARAMETERS, NOT_BACKED, PREFAULT, SUCCESS};
 
 /// Where the guest's RAM begins.
 const RAM: u64 = 0x4000_0000;

@@ -9,7 +9,7 @@ pub struct Console;
 impl fmt::Write for Console {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
-            crate::call(hypercall::CONSOLE_PUT, [byte.into(), 0, 0]);
+            crate::call(abi::CONSOLE_PUT, [byte.into(), 0, 0]);
         }
         Ok(())
     }

@@ -27,7 +27,7 @@ pub mod code {
     pub const PANIC: u64 = 3;
 }
 
-/// Calls one of the functions of [`hypercall`] with up to three arguments. Returns x0 to x3.
+/// Calls one of the functions of [`abi`] with up to three arguments. Returns x0 to x3.
 pub fn call(function: u32, arguments: [u64; 3]) -> [u64; 4] {
     let mut registers = [0; 17];
     registers[..3].copy_from_slice(&arguments);
@@ -37,7 +37,7 @@ pub fn call(function: u32, arguments: [u64; 3]) -> [u64; 4] {
 
 /// Ends the VM with a verdict: 0 is passed.
 pub fn report(code: u64, detail: u64, more: u64) -> ! {
-    call(hypercall::REPORT, [code, detail, more]);
+    call(abi::REPORT, [code, detail, more]);
     // A hypervisor that doesn't know the call.
     power_off()
 }

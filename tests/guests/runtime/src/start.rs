@@ -31,7 +31,7 @@ global_asm!(
     magic = const MAGIC,
     boot_main = sym boot_main,
     secondary_main = sym secondary_main,
-    report = const hypercall::REPORT as u64,
+    report = const abi::REPORT as u64,
     truncated_code = const code::TRUNCATED,
     stacks = sym STACKS,
     stack_bytes = const STACK_BYTES,

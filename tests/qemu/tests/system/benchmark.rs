@@ -1,8 +1,8 @@
 //! The dirty-log benchmark: every mode, backing and way to choose pages, each verified by the hypervisor, and nothing left
 //! of the VM afterwards.
 
-use monitor::record::{PhaseName, Record};
 use qemu_tests::{Boot, SHORT, assert_verified, describe, emulator};
+use records::record::{PhaseName, Record};
 use tool::boot::Outcome;
 use tool::size::mib;
 

@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use monitor::record::Record;
 use qemu_tests::images;
+use records::record::Record;
 use tempfile::TempDir;
 use tool::repository::repository;
 

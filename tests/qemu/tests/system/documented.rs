@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use monitor::options::{BOOT_OPTIONS, EARLY_OPTIONS};
 use qemu_tests::{Boot, emulator, images};
+use records::options::{BOOT_OPTIONS, EARLY_OPTIONS};
 use tempfile::TempDir;
 use tool::repository::repository;
 
@@ -90,18 +90,18 @@ fn the_bare_metal_example_of_stage2_boots_as_its_readme_says() {
 fn the_page_has_the_numbers_of_the_calls() {
     let page = read(GUESTS);
     for (function, name) in [
-        (hypercall::CONSOLE_PUT, "CONSOLE_PUT"),
-        (hypercall::REPORT, "REPORT"),
-        (hypercall::BALLOON, "BALLOON"),
-        (hypercall::PREFAULT, "PREFAULT"),
+        (abi::CONSOLE_PUT, "CONSOLE_PUT"),
+        (abi::REPORT, "REPORT"),
+        (abi::BALLOON, "BALLOON"),
+        (abi::PREFAULT, "PREFAULT"),
     ] {
         let row = format!("| `{function:#x}` | {name} |");
         assert!(page.contains(&row), "{row}");
     }
-    let (uid, revision) = (hypercall::VENDOR_UID, hypercall::VENDOR_REVISION);
+    let (uid, revision) = (abi::VENDOR_UID, abi::VENDOR_REVISION);
     let row = format!("| `{uid:#x}`, `{revision:#x}` | VENDOR_UID, VENDOR_REVISION |");
     assert!(page.contains(&row), "{row}");
-    let ram = format!("| `{:#x}` | RAM", monitor::options::RAM);
+    let ram = format!("| `{:#x}` | RAM", records::options::RAM);
     assert!(page.contains(&ram), "{ram}");
 }
 

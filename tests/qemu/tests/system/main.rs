@@ -15,3 +15,4 @@ mod matrix;
 mod monitor;
 mod policies;
 mod stage2;
+mod typed;

@@ -1,8 +1,8 @@
 //! Dirty logging by every policy: each run is verified by the hypervisor; here it is seen that the policies do what they
 //! promise. Several runs to a boot, with little memory.
 
-use monitor::record::{PhaseName, Record};
 use qemu_tests::{Boot, describe};
+use records::record::{PhaseName, Record};
 use tool::size::mib;
 
 const SMALL: &str = "vcpus=2 bytes=4M iterations=3 timeout=40";

@@ -201,9 +201,9 @@ fn the_vendor_range_names_itself_and_goes_to_the_service() {
     let service = FakeService::answering([ServiceReply::Return([1, 2, 3, 4])]);
     let script = [
         call(0x8600_ff01, [0; 3]),
-        check(|regs| assert_eq!(regs.x[..4], hypercall::UID.map(u64::from))),
+        check(|regs| assert_eq!(regs.x[..4], abi::UID.map(u64::from))),
         call(0x8600_ff03, [0; 3]),
-        check(|regs| assert_eq!(regs.x[..2], hypercall::REVISION.map(u64::from))),
+        check(|regs| assert_eq!(regs.x[..2], abi::REVISION.map(u64::from))),
         call(0xc600_0002, [7, 8, 9]),
         check(|regs| assert_eq!(regs.x[..4], [1, 2, 3, 4])),
         call(0xc600_1234, [7, 8, 9]),

@@ -1,7 +1,7 @@
 //! What is read off a run in which what backs memory changes, or in which a CPU merges beside the guest. Which of its phases
 //! stands for what depends on the workload.
 
-use monitor::record::{Phase, PhaseName, Record};
+use records::record::{Phase, PhaseName, Record};
 
 use super::{LAST, Metric, exits_per_page, pages, phases, share, time};
 

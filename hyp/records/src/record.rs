@@ -3,7 +3,6 @@
 //! The record is what a `@record` line carries and what the host tool writes into its JSON file. The lines are those of
 //! `dirty_log_perf_test` of the Linux KVM selftests.
 
-use crate::options::Options;
 use crate::size::decimal;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -113,22 +112,6 @@ pub struct Record {
     /// Whether exactly the pages that the guest wrote were harvested, with the right contents. Other systems than Parvisor
     /// don't check it.
     pub verified: bool,
-}
-
-impl Record {
-    /// The same with what the options say of merging, if there was some.
-    pub(crate) fn merged_as(self, options: &Options) -> Self {
-        if !options.merging && !options.measures_merging() {
-            return self;
-        }
-        Self {
-            merge_targets: options.merge.target_names(),
-            pages_to_scan: options.merge.pages_to_scan,
-            sleep_millisecs: options.merge.sleep_millisecs,
-            max_page_sharing: options.merge.max_page_sharing,
-            ..self
-        }
-    }
 }
 
 fn is_zero(number: &u64) -> bool {

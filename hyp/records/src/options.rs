@@ -1,17 +1,43 @@
-//! What there is to choose: each boot option once, with its values and its meaning. `help` prints this.
+//! What there is to choose: each boot option once, with its values, its limits and its meaning. The option `help` prints this.
 
-use super::value::{self, Word};
-use super::{
+use crate::size::SizeError;
+use crate::words::{
     Backing, Bug, Change, Clear, Enable, Granularity, GuestKind, Harvest, MergeTarget, Mitigations,
-    Mode, Restore, SelfTest, Split, Tracker, Tracking, Workload,
+    Mode, Restore, SelfTest, Split, Tracker, Tracking, Word, Workload,
 };
+use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
+use core::ops::RangeInclusive;
 
-/// The options that are taken early.
-pub(super) const MITIGATIONS: &str = "mitigations";
-pub(super) const SELF_TEST: &str = "selftest";
-pub(super) const INJECT: &str = "inject";
-pub(super) const HELP: &str = "help";
+/// Where a guest's RAM begins.
+pub const RAM: u64 = 0x4000_0000;
+/// The most iterations: the guest's pattern has 16 bits for them.
+pub const MOST_ITERATIONS: u64 = u16::MAX as u64;
+/// The most slots of test memory.
+pub const MOST_SLOTS: usize = 500;
+/// How many entries a ring can have.
+pub const RING_ENTRIES: RangeInclusive<usize> = 64..=65536;
+
+/// What a size can be.
+pub const SIZES: &str = SizeError::Malformed.expected();
+/// What a device can be.
+pub const PATHS: &str = "a path of the device tree, like /pl031@9010000";
+/// What can be logged.
+pub const LEVELS: &str = "error, warn, info, debug or trace";
+/// What an option can be that has no value.
+pub const ALONE: &str = "the word alone";
+/// How large a ring can be.
+pub const RING_SIZES: &str = "a power of two from 64 to 65536";
+
+/// What exits do against speculation: an option that is taken early.
+pub const MITIGATIONS: &str = "mitigations";
+/// A test instead of a guest: an option that is taken early.
+pub const SELF_TEST: &str = "selftest";
+/// A bug: an option that is taken early.
+pub const INJECT: &str = "inject";
+/// The list of the options: an option that is taken early.
+pub const HELP: &str = "help";
 
 /// A boot option.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,7 +89,7 @@ pub const BOOT_OPTIONS: [BootOption; 36] = [
     words::<Harvest>("harvest", "what the log of writes is read from"),
     option(
         "ring_entries",
-        value::RING_SIZES,
+        RING_SIZES,
         "entries of each vCPU's dirty ring",
     ),
     words::<Enable>("enable", "what enabling the log does"),
@@ -74,12 +100,12 @@ pub const BOOT_OPTIONS: [BootOption; 36] = [
     ),
     option(
         "split_chunk",
-        value::SIZES,
+        SIZES,
         "how much eager splitting splits before others get their turn",
     ),
     option(
         "split_reserve",
-        value::SIZES,
+        SIZES,
         "the table frames that eager splitting leaves to faults",
     ),
     option(
@@ -87,7 +113,7 @@ pub const BOOT_OPTIONS: [BootOption; 36] = [
         "a number from 1 on",
         "into how many slots the test memory is cut",
     ),
-    option("exit_times", value::ALONE, "measures the longest exit"),
+    option("exit_times", ALONE, "measures the longest exit"),
     option(
         "vcpus",
         "a number from 1 on",
@@ -95,12 +121,12 @@ pub const BOOT_OPTIONS: [BootOption; 36] = [
     ),
     option(
         "device",
-        value::PATHS,
+        PATHS,
         "a device that a program is given, by its path in the device tree",
     ),
     option(
         "bytes",
-        value::SIZES,
+        SIZES,
         "memory: the benchmark's for each vCPU, or all of a program's",
     ),
     words::<Backing>(
@@ -117,7 +143,7 @@ pub const BOOT_OPTIONS: [BootOption; 36] = [
         "a number from 0 to 100",
         "how many of 100 accesses write",
     ),
-    option("random", value::ALONE, "pages are accessed in random order"),
+    option("random", ALONE, "pages are accessed in random order"),
     option("seed", "a number", "where the guest's random numbers start"),
     words::<Workload>(
         "workload",
@@ -140,7 +166,7 @@ pub const BOOT_OPTIONS: [BootOption; 36] = [
     ),
     option(
         "merging",
-        value::ALONE,
+        ALONE,
         "a CPU merges equal pages while guests run",
     ),
     words::<MergeTarget>("merge_targets", "the memory whose pages are merged; a list"),
@@ -174,7 +200,7 @@ pub const BOOT_OPTIONS: [BootOption; 36] = [
         "seconds, from 1 to 1000000",
         "how long a VM may take",
     ),
-    option("log", value::LEVELS, "what the hypervisor says of itself"),
+    option("log", LEVELS, "what the hypervisor says of itself"),
 ];
 
 /// Options that are taken before the others are read, by whoever boots the machine.
@@ -191,13 +217,13 @@ pub const EARLY_OPTIONS: [BootOption; 4] = [
         INJECT,
         "a bug for the break-before-make monitor to find, in its debug build",
     ),
-    option(HELP, value::ALONE, "lists these options"),
+    option(HELP, ALONE, "lists these options"),
 ];
 
 /// The names of all options.
-pub(super) const KEYS: [&str; BOOT_OPTIONS.len()] = keys(&BOOT_OPTIONS);
+pub const KEYS: [&str; BOOT_OPTIONS.len()] = keys(&BOOT_OPTIONS);
 /// The names of those that are taken early.
-pub(super) const EARLY_KEYS: [&str; EARLY_OPTIONS.len()] = keys(&EARLY_OPTIONS);
+pub const EARLY_KEYS: [&str; EARLY_OPTIONS.len()] = keys(&EARLY_OPTIONS);
 
 const fn keys<const COUNT: usize>(options: &[BootOption; COUNT]) -> [&'static str; COUNT] {
     let mut keys = [""; COUNT];
@@ -207,4 +233,36 @@ const fn keys<const COUNT: usize>(options: &[BootOption; COUNT]) -> [&'static st
         index += 1;
     }
     keys
+}
+
+/// How equal pages are merged. The names are those of Linux KSM, where that has one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MergeOptions {
+    /// The memory whose pages are merged.
+    pub targets: Vec<MergeTarget>,
+    /// How many pages are looked at between two pauses.
+    pub pages_to_scan: u64,
+    /// How long a pause is, in milliseconds; 0 for none.
+    pub sleep_millisecs: u64,
+    /// How many pages may share a frame.
+    pub max_page_sharing: u64,
+}
+
+impl Default for MergeOptions {
+    fn default() -> Self {
+        Self {
+            targets: [MergeTarget::Test, MergeTarget::Ram].into(),
+            pages_to_scan: 100,
+            sleep_millisecs: 0,
+            max_page_sharing: 256,
+        }
+    }
+}
+
+impl MergeOptions {
+    /// The memory whose pages are merged, in words.
+    pub fn target_names(&self) -> String {
+        let names: Vec<&str> = self.targets.iter().map(|target| target.name()).collect();
+        names.join(",")
+    }
 }

@@ -57,7 +57,7 @@ impl Size {
 }
 
 /// Reads digits only: no sign, no space. `None` if there are others, none, or too many.
-pub(crate) fn decimal(digits: &str) -> Option<u64> {
+pub fn decimal(digits: &str) -> Option<u64> {
     is_decimal(digits).then(|| digits.parse().ok()).flatten()
 }
 

@@ -120,13 +120,13 @@ impl fmt::Display for ImageError {
 impl core::error::Error for ImageError {}
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
     use alloc::vec;
     use alloc::vec::Vec;
     use proptest::prelude::*;
 
-    pub(crate) fn image(length: usize, offset: u64, announced: u64) -> Vec<u8> {
+    fn image(length: usize, offset: u64, announced: u64) -> Vec<u8> {
         let mut image = vec![0; length];
         image[TEXT_OFFSET..TEXT_OFFSET + 8].copy_from_slice(&offset.to_le_bytes());
         image[IMAGE_SIZE..IMAGE_SIZE + 8].copy_from_slice(&announced.to_le_bytes());

@@ -1,0 +1,280 @@
+//! The words that options and records have for what a run can be.
+
+use core::fmt;
+
+/// A value that a word stands for.
+pub trait Word: Copy + Eq + 'static {
+    /// All there are.
+    const ALL: &'static [Self];
+    /// What an error lists.
+    const EXPECTED: &'static str;
+
+    /// The word.
+    fn word(self) -> &'static str;
+}
+
+/// A tool's option takes the word after `|`, too.
+macro_rules! words {
+    ($(#[$doc:meta])* $type:ident: $expected:literal {
+        $($(#[$about:meta])* $value:ident = $word:literal $(| $alias:literal)?,)*
+    }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+        #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+        pub enum $type {
+            $(
+                $(#[$about])*
+                #[cfg_attr(feature = "clap", value(name = $word $(, alias = $alias)?))]
+                $value,
+            )*
+        }
+
+        impl $type {
+            /// Its word in options and results.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$value => $word,)*
+                }
+            }
+        }
+
+        impl Word for $type {
+            const ALL: &'static [Self] = &[$(Self::$value),*];
+            const EXPECTED: &'static str = $expected;
+
+            fn word(self) -> &'static str {
+                self.name()
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+    };
+}
+
+words! {
+    /// How stage-2 operations exclude each other.
+    Mode: "parallel, rwlock or mutex" {
+        /// No lock at all.
+        Parallel = "parallel",
+        /// Faults share a lock, everything else excludes them.
+        RwLock = "rwlock",
+        /// One lock for everything.
+        Mutex = "mutex",
+    }
+}
+
+impl Mode {
+    /// The modes that are compared unless the user chooses.
+    pub const COMPARED: [Mode; 3] = [Mode::Mutex, Mode::RwLock, Mode::Parallel];
+}
+
+words! {
+    /// What guest memory is made of: the size of its pieces, and the largest block that maps it.
+    Backing: "4K, 2M or 1G" {
+        /// Pages of 4 KiB.
+        Page4K = "4K",
+        /// Blocks of 2 MiB.
+        Block2M = "2M",
+        /// Blocks of 1 GiB.
+        Block1G = "1G",
+    }
+}
+
+impl Backing {
+    /// The size of a piece.
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::Page4K => 4 << 10,
+            Self::Block2M => 2 << 20,
+            Self::Block1G => 1 << 30,
+        }
+    }
+}
+
+words! {
+    /// What the guest is.
+    GuestKind: "dirty_log, stress, backing or program" {
+        /// The dirty-log benchmark's.
+        DirtyLog = "dirty_log",
+        /// The same image, for the stress run.
+        Stress = "stress",
+        /// The same image, for the runs in which what backs its memory changes.
+        Backing = "backing",
+        /// A program that runs until it ends by itself.
+        Program = "program",
+    }
+}
+
+words! {
+    /// What becomes of blocks that are larger than what is logged as one.
+    Split: "fault, none or eager" {
+        /// A write fault splits the whole block.
+        Fault = "fault",
+        /// A write fault unmaps the block and maps the one page.
+        None = "none",
+        /// Blocks are split ahead of the faults.
+        Eager = "eager",
+    }
+}
+
+words! {
+    /// How a write is noticed.
+    Tracking: "writeprotect or hardware" {
+        /// The first write to a page faults.
+        WriteProtect = "writeprotect",
+        /// The CPU marks the page.
+        Hardware = "hardware",
+    }
+}
+
+words! {
+    /// How much memory is logged as one.
+    Granularity: "4K or 2M" {
+        /// Pages.
+        Page4K = "4K",
+        /// Whole blocks of 2 MiB, which aren't split.
+        Block2M = "2M",
+    }
+}
+
+words! {
+    /// What the log is read from.
+    Harvest: "bitmap or ring" {
+        /// A bitmap for each slot.
+        Bitmap = "bitmap",
+        /// A ring for each vCPU, and the bitmap behind it.
+        Ring = "ring",
+    }
+}
+
+words! {
+    /// What enabling the log does.
+    Enable: "protect, all_set or overlapped" {
+        /// Write-protect everything.
+        Protect = "protect",
+        /// Write-protect everything, splitting it first if it is to be split, while the vCPUs access their memory.
+        Overlapped = "overlapped",
+        /// Call everything dirty, and write-protect when it is first cleared.
+        AllSet = "all_set" | "all-set",
+    }
+}
+
+words! {
+    /// How the log is cleared.
+    Clear: "manual or with_get" {
+        /// Apart from getting it.
+        Manual = "manual",
+        /// Together with getting it.
+        WithGet = "with_get" | "with-get",
+    }
+}
+
+words! {
+    /// What disabling the log does about blocks that it has split.
+    Restore: "at_once, background or never" {
+        /// Puts them together before it returns.
+        AtOnce = "at_once" | "at-once",
+        /// Puts them together afterwards, while the guest runs.
+        Background = "background",
+        /// Leaves them.
+        Never = "never",
+    }
+}
+
+words! {
+    /// What changes what backs memory.
+    Workload: "invalidate, cow, merge, prefault or reclaim" {
+        /// CPUs invalidate ranges next to those that vCPUs fault in.
+        Invalidate = "invalidate",
+        /// A VM is forked, and the fork reads and writes every page.
+        Cow = "cow",
+        /// Equal pages of two VMs are merged.
+        Merge = "merge",
+        /// Memory is populated ahead of its first access.
+        Prefault = "prefault",
+        /// A VM has less memory than it uses.
+        Reclaim = "reclaim",
+    }
+}
+
+words! {
+    /// Which faults an invalidation makes try again.
+    Tracker: "ranges or sequence" {
+        /// Those in its range.
+        Ranges = "ranges",
+        /// Those in its VM, as in KVM on arm64.
+        Sequence = "sequence",
+    }
+}
+
+words! {
+    /// How a page that is mapped gets another frame.
+    Change: "direct or unmap" {
+        /// Its entries are given it.
+        Direct = "direct",
+        /// It is unmapped, and faults map it again.
+        Unmap = "unmap",
+    }
+}
+
+words! {
+    /// Memory of a guest whose equal pages are merged.
+    MergeTarget: "test, ram or both" {
+        /// The benchmark's test memory.
+        Test = "test",
+        /// All else that the guest has, or a program's memory.
+        Ram = "ram",
+    }
+}
+
+words! {
+    /// What exits from guests do against speculation.
+    Mitigations: "auto, on or off" {
+        /// What the CPUs need, where the guest is somebody's program.
+        Auto = "auto",
+        /// What the CPUs need.
+        On = "on",
+        /// Nothing.
+        Off = "off",
+    }
+}
+
+words! {
+    /// What the hypervisor does to itself instead of running a guest.
+    SelfTest: "stage2, panic, undef, stack, null, wx, nx or nested" {
+        /// Compares the engine's tables with what the CPU's table walker makes of them.
+        Stage2 = "stage2",
+        /// Panics.
+        Panic = "panic",
+        /// Executes an undefined instruction.
+        Undefined = "undef",
+        /// Overflows its stack.
+        Stack = "stack",
+        /// Reads page 0.
+        Null = "null",
+        /// Writes to its instructions.
+        WriteText = "wx",
+        /// Executes data.
+        ExecuteData = "nx",
+        /// Fails while it reports a failure.
+        Nested = "nested",
+    }
+}
+
+words! {
+    /// A bug that the debug build has on request.
+    Bug: "no-flush, no-break, local or no-publish" {
+        /// A TLB flush that does nothing.
+        NoFlush = "no-flush",
+        /// A block stays valid while it is replaced by a table.
+        NoBreak = "no-break",
+        /// Invalidations reach only the CPU that issues them.
+        Local = "local",
+        /// Tables are linked without the barrier that makes their contents visible to walkers.
+        NoPublish = "no-publish",
+    }
+}
