@@ -4,8 +4,8 @@
 use crate::tables::HeapTables;
 use platform::calibration::{Calibration, Costs, KEPT_TRANSLATIONS, picoseconds};
 use platform::cpu::features::CpuFeatures;
-use platform::drivers::timer;
 use platform::cpu::tlb::{self, CpuInstructions};
+use platform::drivers::timer;
 use platform::el2::walker::{Stage1, Translate, Walker};
 use stage2::{
     Attributes, Barrier, Counters, Granule, Instructions, Ipa, Layout, Level, Mapping, PAGE_SHIFT,

@@ -3,16 +3,16 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+use control::{Device, DeviceError, Facts, Machine, Registers};
 use memory::{CpuMemory, Object, ObjectError};
-use monitor::{Device, DeviceError, Facts, Machine, Registers};
-use platform::boot::System;
-use platform::discovery::Gic;
-use platform::range::PhysicalRange;
 use platform::CpuId;
-use platform::console;
+use platform::boot::System;
 use platform::boot::cpus;
+use platform::console;
+use platform::discovery::Gic;
 use platform::drivers::gic;
 use platform::drivers::timer;
+use platform::range::PhysicalRange;
 use stage2::{Features, PAGE_SIZE, Pa};
 
 use crate::watch::{GuestCpu, Hardware};

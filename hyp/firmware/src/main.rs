@@ -14,22 +14,26 @@ mod watch;
 use alloc::boxed::Box;
 use core::fmt;
 
+use control::options::{EarlyOptions, OptionError};
+#[cfg(not(feature = "workloads"))]
+use control::run as run_guests;
+use control::{CpuPool, HOUSEKEEPING_NS, Host, Machine, Module, OwnCpu};
 use machine::Board;
 use memory::frames::FramePool;
 use memory::{CpuCounters, CpuMemory, IdleCpus, MemorySystem};
-use monitor::options::{EarlyOptions, OptionError};
-use monitor::{Crew, HOUSEKEEPING_NS, Host, Machine, Module, OwnCpu};
-use platform::boot::{Boot, BootError, System};
-use platform::boot::cpus::CpuStartError;
-use platform::discovery::ModuleKind;
 use platform::CpuId;
-use platform::console;
 use platform::boot::cpus;
-use platform::drivers::gic;
+use platform::boot::cpus::CpuStartError;
 use platform::boot::heap;
+use platform::boot::{Boot, BootError, System};
+use platform::console;
+use platform::discovery::ModuleKind;
+use platform::drivers::gic;
 use platform::power::psci;
 use spin::Once;
 use stage2::{Granule, PAGE_SIZE, Pa, TooFewVmids};
+#[cfg(feature = "workloads")]
+use workloads::run as run_guests;
 
 platform::entry!(main);
 
@@ -40,7 +44,7 @@ static SHARED: Once<Shared> = Once::new();
 #[derive(Debug)]
 struct Shared {
     board: Board,
-    crew: Crew<Board>,
+    crew: CpuPool<Board>,
     memory: MemorySystem,
     counters: Box<[CpuCounters]>,
 }
@@ -80,14 +84,14 @@ fn run(boot: Boot) -> Result<(), Error> {
     watch::start(&early).map_err(Error::Option)?;
     let shared = SHARED.call_once(|| Shared {
         board: Board::new(system, stage2, most_tlbi),
-        crew: Crew::new(cpus::count()),
+        crew: CpuPool::new(cpus::count()),
         memory,
         counters: (0..cpus::count()).map(|_| CpuCounters::default()).collect(),
     });
     shared.memory.set_idle_cpus(shared);
     let own = shared.own_cpu(CpuId::BOOT);
     watch::use_up_vmids(&own.memory, stage2);
-    let mut host = Host {
+    let host = Host {
         machine: &shared.board,
         crew: &shared.crew,
         counters: &shared.counters,
@@ -105,7 +109,7 @@ fn run(boot: Boot) -> Result<(), Error> {
             bootargs,
         })
     });
-    monitor::run(&mut host, bootargs, module).map_err(|error| {
+    run_guests(&host, bootargs, module).map_err(|error| {
         console::write_line(format_args!("parvisor: error: {error}"));
         Error::Run(error.status())
     })

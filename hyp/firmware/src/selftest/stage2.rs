@@ -10,8 +10,8 @@ mod subject;
 
 use core::fmt;
 
-use platform::console;
 use platform::boot::cpus;
+use platform::console;
 use platform::cpu::features::CpuFeatures;
 use stage2::{Features, Granule, Layout};
 use subject::{Checks, Subject};

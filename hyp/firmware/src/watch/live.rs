@@ -7,9 +7,9 @@ use alloc::vec::Vec;
 use core::ptr::with_exposed_provenance;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use control::options::{EarlyOptions, OptionError};
 use memory::watch::MemoryWatcher;
 use memory::{AddressSpace, CpuMemory, Parallel, VmId};
-use monitor::options::{EarlyOptions, OptionError};
 use platform::CpuId;
 use platform::console;
 use platform::power::psci;

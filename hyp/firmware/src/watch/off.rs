@@ -1,7 +1,7 @@
 //! Nobody watches.
 
+use control::options::{EarlyOptions, OptionError};
 use memory::CpuMemory;
-use monitor::options::{EarlyOptions, OptionError};
 use platform::cpu::features::CpuFeatures;
 use platform::cpu::tlb;
 use platform::el2::world::HardwareCpu;

@@ -1,6 +1,6 @@
 //! What the hypervisor says of its options, in the words of whoever typed the scripts' own.
 
-use monitor::options::Options;
+use control::options::Options;
 use tool::options::typed::as_typed;
 
 fn said(bootargs: &str, append: Option<&str>) -> String {

@@ -1,0 +1,170 @@
+//! A CPU without a vCPU merges equal pages of guests while they run, at the rate and of the memory that the options say.
+//!
+//! CPU 0 starts and ends it, and says whose memory is merged; the CPU that scans does nothing else meanwhile. A VM that ends
+//! before the scan does is to be withdrawn first, or its frames might come home late.
+
+use crate::error::RunError;
+use crate::guest::{BackgroundWork, RAM_SLOT, RunningGuest};
+use crate::machine::{Machine, OwnCpu};
+use crate::options::{Options, merge_policy};
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use memory::{MmuLock, PageMerging};
+use records::options::MergeOptions;
+use records::record::CounterMap;
+use records::words::MergeTarget;
+
+/// Pages that are looked at between two looks at whether to go on.
+const AT_ONCE: u64 = 128;
+const NS_PER_MS: u64 = 1_000_000;
+
+/// The scan of guests' memory by one CPU. It ends when this is dropped, at the latest.
+pub struct Scanner<M: Machine> {
+    scan: Arc<Scan>,
+    beside: BackgroundWork<M>,
+}
+
+/// What CPU 0 and the CPU that scans have in common.
+struct Scan {
+    options: MergeOptions,
+    merging: PageMerging,
+    /// How long its steps took, in nanoseconds.
+    spent_ns: AtomicU64,
+}
+
+impl<M: Machine> Scanner<M> {
+    /// Sets a CPU to merge a guest's pages as long as that runs, if the options want it.
+    ///
+    /// # Errors
+    /// There is no idle CPU, or no heap.
+    pub fn beside<L: MmuLock + 'static>(
+        guest: &RunningGuest<'_, M, L>,
+        options: &Options,
+    ) -> Result<Option<Self>, RunError> {
+        let start = || Self::start(&[guest], &options.merge, u64::MAX);
+        options.merging.then(start).transpose()
+    }
+
+    /// Sets a CPU to merge the pages of these guests, which it does until it has looked so often at all of them.
+    ///
+    /// # Errors
+    /// As for [`Self::beside`].
+    pub fn start<L: MmuLock + 'static>(
+        guests: &[&RunningGuest<'_, M, L>],
+        options: &MergeOptions,
+        scans: u64,
+    ) -> Result<Self, RunError> {
+        let scan = Arc::new(Scan {
+            options: options.clone(),
+            merging: PageMerging::new(merge_policy(options)),
+            spent_ns: AtomicU64::new(0),
+        });
+        for guest in guests {
+            scan.add(guest)?;
+        }
+        let first = guests.first().ok_or(RunError::Stuck)?;
+        let (machine, shared) = (first.machine, scan.clone());
+        let beside = first.beside(1, move |_, own, _, stop| {
+            shared.run(machine, own, stop, scans);
+        });
+        Ok(Self {
+            scan,
+            beside: beside.ok_or(RunError::Stuck)?,
+        })
+    }
+
+    /// Merges the pages of another guest too, until what this gives is dropped.
+    ///
+    /// # Errors
+    /// There is no heap.
+    pub fn add<'a, L: MmuLock>(
+        &self,
+        guest: &'a RunningGuest<'a, M, L>,
+    ) -> Result<Added<'a, M, L>, RunError> {
+        self.scan.add(guest)?;
+        let scan = self.scan.clone();
+        Ok(Added { scan, guest })
+    }
+
+    /// Whether it has looked at everything as often as it was to.
+    pub fn is_done(&self) -> bool {
+        self.beside.are_done()
+    }
+
+    /// What it has come to, by the names that Linux has for it.
+    pub fn counts(&self) -> CounterMap {
+        self.scan.counts()
+    }
+
+    /// Ends it, and says what it has come to.
+    pub fn end(self) -> CounterMap {
+        let Self { scan, beside } = self;
+        drop(beside);
+        scan.counts()
+    }
+}
+
+/// A guest whose pages are merged for as long as this is there.
+pub struct Added<'a, M: Machine, L: MmuLock> {
+    scan: Arc<Scan>,
+    guest: &'a RunningGuest<'a, M, L>,
+}
+
+impl<M: Machine, L: MmuLock> Drop for Added<'_, M, L> {
+    fn drop(&mut self) {
+        let (own, vm) = (self.guest.own, &self.guest.vm);
+        self.scan.merging.remove_vm(&own.memory, &vm.space);
+    }
+}
+
+impl Scan {
+    fn add<M: Machine, L: MmuLock>(&self, guest: &RunningGuest<'_, M, L>) -> Result<(), RunError> {
+        let (own, space) = (&guest.own.memory, &guest.vm.space);
+        let test = guest.test_slots.iter().map(|slot| slot.id);
+        let is_target = |target| self.options.targets.contains(&target);
+        let test = test.filter(|_| is_target(MergeTarget::Test));
+        let ram = is_target(MergeTarget::Ram).then_some(RAM_SLOT);
+        for slot in test.chain(ram) {
+            self.merging.add(&space.object_of(own, slot)?)?;
+        }
+        Ok(())
+    }
+
+    fn run<M: Machine>(&self, machine: &M, own: &OwnCpu<M>, stop: &AtomicBool, scans: u64) {
+        let is_over =
+            || stop.load(Ordering::Relaxed) || self.merging.statistics().full_scans >= scans;
+        while !is_over() {
+            let mut left = self.options.pages_to_scan;
+            while left != 0 && !is_over() {
+                let start_ns = machine.now_ns();
+                let scanned = self.merging.scan(&own.memory, left.min(AT_ONCE));
+                let spent_ns = machine.now_ns() - start_ns;
+                self.spent_ns.fetch_add(spent_ns, Ordering::Relaxed);
+                // What was given up goes home.
+                own.memory.idle();
+                left = if scanned == 0 { 0 } else { left - scanned };
+            }
+            self.pause(machine, own, stop);
+        }
+    }
+
+    fn pause<M: Machine>(&self, machine: &M, own: &OwnCpu<M>, stop: &AtomicBool) {
+        let pause_ns = self.options.sleep_millisecs * NS_PER_MS;
+        let deadline_ns = machine.now_ns().saturating_add(pause_ns);
+        while machine.now_ns() < deadline_ns && !stop.load(Ordering::Relaxed) {
+            machine.wait(deadline_ns);
+            // As every CPU does that is idle and is kicked.
+            own.memory.idle();
+        }
+    }
+
+    fn counts(&self) -> CounterMap {
+        let mut counts = CounterMap::new();
+        self.merging.statistics().for_each(|name, count| {
+            counts.insert(name.into(), count);
+        });
+        let spent_ns = self.spent_ns.load(Ordering::Relaxed);
+        counts.insert("scanner_ns".into(), spent_ns);
+        counts
+    }
+}

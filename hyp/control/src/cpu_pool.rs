@@ -1,0 +1,150 @@
+//! The CPUs beside CPU 0: each waits for a job and does it. Those that wait, CPU 0 too, put cold pages away while memory is
+//! short: whoever notices that it is wakes one.
+//!
+//! CPU 0 posts at most one job at a time for each; different CPUs may have different ones, as those of several VMs do. A job
+//! is shared by the CPUs that do it, and each lets go of it before it says that it is done: when all are, what the job held
+//! belongs to CPU 0 alone again.
+
+use crate::machine::{Machine, OwnCpu};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::fmt;
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, Ordering};
+use spin::Mutex;
+use vm::CpuId;
+
+/// The CPU that posts jobs.
+pub const BOOT_CPU: CpuId = CpuId(0);
+
+/// How often a CPU that nobody kicks looks after memory, in nanoseconds: what has come apart under guests, which needn't tell
+/// anybody, doesn't stay so for long.
+pub const HOUSEKEEPING_NS: u64 = 100_000_000;
+
+/// What CPUs can be given to do.
+pub type Job<M> = dyn Fn(&mut OwnCpu<M>) + Send + Sync;
+
+/// All CPUs' mailboxes.
+pub struct CpuPool<M: Machine> {
+    mailboxes: Box<[Mailbox<M>]>,
+}
+
+#[repr(align(128))]
+struct Mailbox<M: Machine> {
+    /// From the post of a job until it is done.
+    busy: AtomicBool,
+    /// From when the CPU is woken because memory is short until it finds that it isn't any more.
+    relieves: AtomicBool,
+    job: Mutex<Option<Arc<Job<M>>>>,
+}
+
+impl<M: Machine> CpuPool<M> {
+    /// For a machine of `cpus` CPUs.
+    pub fn new(cpus: usize) -> Self {
+        let mailbox = |_| Mailbox {
+            busy: AtomicBool::new(false),
+            relieves: AtomicBool::new(false),
+            job: Mutex::new(None),
+        };
+        Self {
+            mailboxes: (0..cpus).map(mailbox).collect(),
+        }
+    }
+
+    /// The first `count` CPUs beside CPU 0 that follow each other and have no job. Called by CPU 0, which alone gives jobs: they
+    /// stay idle until it does. Acquire: what their last jobs did is visible to the caller.
+    pub fn find_idle(&self, count: usize) -> Option<Range<usize>> {
+        let mut start = 1;
+        for (cpu, mailbox) in self.mailboxes.iter().enumerate().skip(1) {
+            if mailbox.is_busy() {
+                start = cpu + 1;
+            } else if cpu + 1 - start == count {
+                return Some(start..cpu + 1);
+            }
+        }
+        None
+    }
+
+    /// Posts a job for CPUs that [`Self::find_idle`] has found, and kicks them. Called by CPU 0.
+    pub fn post(&self, machine: &M, cpus: Range<usize>, job: Arc<Job<M>>) {
+        for cpu in cpus {
+            let mailbox = &self.mailboxes[cpu];
+            debug_assert!(cpu != BOOT_CPU.0 && !mailbox.is_busy());
+            mailbox.busy.store(true, Ordering::Relaxed);
+            *mailbox.job.lock() = Some(job.clone());
+            machine.kick(CpuId(cpu));
+        }
+    }
+
+    /// Whether none of these CPUs has a job. Acquire: what their jobs did is visible to the caller.
+    pub fn are_idle(&self, cpus: Range<usize>) -> bool {
+        self.mailboxes[cpus]
+            .iter()
+            .all(|mailbox| !mailbox.is_busy())
+    }
+
+    /// Whether no CPU has a job, as [`Self::are_idle`].
+    pub fn is_idle(&self) -> bool {
+        self.are_idle(0..self.mailboxes.len())
+    }
+
+    /// Wakes a CPU that waits and doesn't reclaim memory yet, CPU 0 last, as it has other things to look after. For any CPU
+    /// at any time. One that has just found that memory isn't short may be missed: whoever next finds that it is calls again.
+    pub fn wake_one(&self, machine: &M) {
+        let cpus = (1..self.mailboxes.len()).chain([BOOT_CPU.0]);
+        let idle = cpus.into_iter().find(|cpu| {
+            let mailbox = &self.mailboxes[*cpu];
+            !mailbox.is_busy()
+                && !mailbox.relieves.load(Ordering::Relaxed)
+                && !mailbox.relieves.swap(true, Ordering::Relaxed)
+        });
+        if let Some(cpu) = idle {
+            machine.kick(CpuId(cpu));
+        }
+    }
+
+    /// A step of reclaim, for a CPU that waits. Whether there is more to do.
+    pub fn relieve(&self, own: &OwnCpu<M>) -> bool {
+        let more = own.memory.relieve();
+        if let (false, Some(mailbox)) = (more, self.mailboxes.get(own.id.0)) {
+            mailbox.relieves.store(false, Ordering::Relaxed);
+        }
+        more
+    }
+
+    /// Does the calling CPU's job if it has one, else reclaims memory as long as that is short; and the housekeeping of its
+    /// memory. Then it is to wait for a kick, or for [`HOUSEKEEPING_NS`], and to call again.
+    pub fn attend(&self, machine: &M, own: &mut OwnCpu<M>) {
+        let Some(mailbox) = self.mailboxes.get(own.id.0) else {
+            return;
+        };
+        let job = mailbox.job.lock().take();
+        let Some(job) = job else {
+            // A job that is posted meanwhile comes with a kick.
+            while self.relieve(own) && !mailbox.is_busy() {}
+            own.memory.idle();
+            while !mailbox.is_busy() && own.memory.gather() {}
+            return;
+        };
+        job(own);
+        drop(job);
+        // What the job has retired is handed to the epoch before anybody counts on it.
+        own.memory.idle();
+        mailbox.busy.store(false, Ordering::Release);
+        machine.kick(BOOT_CPU);
+    }
+}
+
+impl<M: Machine> Mailbox<M> {
+    fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Acquire)
+    }
+}
+
+impl<M: Machine> fmt::Debug for CpuPool<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CpuPool")
+            .field("cpus", &self.mailboxes.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,182 @@
+//! Why a guest couldn't be run, or not to its end: each error is one line that names the culprit.
+
+use crate::guest::TreeError;
+use crate::machine::DeviceError;
+use crate::quote::Quoted;
+use alloc::string::String;
+use core::fmt;
+use memory::frames::{Unbalanced, VmCounts};
+use memory::{MergeError, NotBacked, RingError, SlotError};
+use records::image::ImageError;
+use records::size::Size;
+use records::words::GuestKind;
+use stage2::{BadLayout, OutOfFrames};
+use vm::{StopReason, VmError};
+
+/// Why a run failed.
+#[derive(Debug)]
+pub enum RunError {
+    /// The guest's image can't be used.
+    Image(ImageError),
+    /// There are not enough CPUs.
+    TooFewCpus {
+        /// The vCPUs that are wanted.
+        vcpus: usize,
+        /// The CPUs that it takes.
+        needed: usize,
+        /// The CPUs that there are.
+        cpus: usize,
+        /// Whether one is to merge.
+        merging: bool,
+    },
+    /// The VM can't be made.
+    Vm(VmError),
+    /// The guest's address space can't have this size.
+    Layout(BadLayout),
+    /// There is no frame for the root table.
+    Frames(OutOfFrames),
+    /// The guest's memory can't be had.
+    Slot(SlotError),
+    /// The machine hasn't as much memory as the guest is to have.
+    TooLittleMemory {
+        /// What it is to have.
+        wanted: Size,
+        /// What there is.
+        free: Size,
+    },
+    /// The guest can't be given the device that it is to have.
+    Device {
+        /// Its path.
+        path: String,
+        /// Why.
+        error: DeviceError,
+    },
+    /// The heap is exhausted.
+    Heap,
+    /// The guest's memory isn't where it should be.
+    NotBacked(NotBacked),
+    /// The guest's device tree can't be written.
+    Tree(TreeError),
+    /// The guest ended before it was done.
+    Ended(StopReason),
+    /// A guest program ended, and not well.
+    Program(StopReason),
+    /// The guest made no progress any more.
+    TimedOut {
+        /// For how long, in seconds.
+        seconds: u64,
+    },
+    /// CPUs don't come back from the guest.
+    Stuck,
+    /// Dirty rings can't be had.
+    Ring(RingError),
+    /// Memory can't be merged.
+    Merge(MergeError),
+    /// The VM was destroyed, and frames of it remain.
+    Leak(VmCounts),
+    /// The machine's frames don't add up.
+    Unbalanced(Unbalanced),
+    /// The hypervisor was built without what runs such guests.
+    NotBuilt {
+        /// What the guest is.
+        guest: GuestKind,
+    },
+}
+
+impl RunError {
+    /// Whether it is the options that can't be served, by this machine or with this guest: nothing has run.
+    pub fn is_bad_option(&self) -> bool {
+        matches!(
+            self,
+            Self::Image(_)
+                | Self::TooFewCpus { .. }
+                | Self::Layout(_)
+                | Self::TooLittleMemory { .. }
+                | Self::Device { .. }
+                | Self::NotBuilt { .. }
+        )
+    }
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Image(error) => error.fmt(f),
+            Self::TooFewCpus {
+                vcpus,
+                needed,
+                cpus,
+                merging,
+            } => {
+                let (option, merger) = match merging {
+                    true => (" merging", ", one to merge"),
+                    false => ("", ""),
+                };
+                write!(
+                    f,
+                    "vcpus={vcpus}{option} needs {needed} CPUs, one of them for the monitor{merger}, but there are {cpus}"
+                )
+            }
+            Self::Vm(error) => error.fmt(f),
+            Self::Layout(error) => error.fmt(f),
+            Self::Frames(error) => error.fmt(f),
+            Self::Slot(error) => write!(f, "the guest's memory can't be had: {error}"),
+            Self::TooLittleMemory { wanted, free } => write!(
+                f,
+                "the guest's memory can't be had: it takes {wanted}, and {free} are free"
+            ),
+            Self::Device { path, error } => {
+                write!(
+                    f,
+                    "device={} can't be given to a guest: {error}",
+                    Quoted(path)
+                )
+            }
+            Self::Heap => f.write_str("the heap is too small for this much guest memory"),
+            Self::NotBacked(error) => error.fmt(f),
+            Self::Tree(error) => write!(f, "the guest's device tree can't be written: {error}"),
+            Self::Ended(reason) => write!(f, "the guest ended too early: {reason}"),
+            Self::Program(reason) => write!(f, "{reason}"),
+            Self::TimedOut { seconds } => write!(
+                f,
+                "the guest made no progress for {seconds} s and didn't end (timeout={seconds})"
+            ),
+            Self::Stuck => f.write_str("CPUs don't come back from the guest"),
+            Self::Ring(error) => error.fmt(f),
+            Self::Merge(error) => error.fmt(f),
+            Self::Leak(counts) => write!(f, "the VM was destroyed but has frames: {counts}"),
+            Self::Unbalanced(error) => error.fmt(f),
+            Self::NotBuilt { guest } => write!(
+                f,
+                "guest={} isn't part of this build, which runs guest={} only (feature workloads)",
+                guest.name(),
+                GuestKind::Program.name()
+            ),
+        }
+    }
+}
+
+impl core::error::Error for RunError {}
+
+macro_rules! from {
+    ($($error:ty => $variant:ident),* $(,)?) => {
+        $(impl From<$error> for RunError {
+            fn from(error: $error) -> Self {
+                Self::$variant(error)
+            }
+        })*
+    };
+}
+
+from! {
+    ImageError => Image,
+    VmError => Vm,
+    BadLayout => Layout,
+    OutOfFrames => Frames,
+    SlotError => Slot,
+    NotBacked => NotBacked,
+    TreeError => Tree,
+    RingError => Ring,
+    MergeError => Merge,
+    Unbalanced => Unbalanced,
+}

@@ -1,0 +1,17 @@
+//! One guest from its image to the last of its frames: what it is made of ([`GuestPlan`]), its start and its end ([`Host`]), and
+//! the guest while it runs ([`RunningGuest`]).
+
+pub mod console;
+pub mod counters;
+mod device_tree;
+mod ending;
+mod host;
+mod patience;
+mod plan;
+mod running;
+
+pub use device_tree::TreeError;
+pub use ending::FinalState;
+pub use host::Host;
+pub use plan::{GuestPlan, RAM, RAM_SLOT, TestSlot, UNSEEN_SLOT};
+pub use running::{BackgroundWork, RunningGuest};

@@ -1,0 +1,169 @@
+//! The end of a guest: its vCPUs are stopped, its memory goes home, and what it has counted is kept.
+
+use crate::error::RunError;
+use crate::guest::counters::Snapshot;
+use crate::guest::host::Host;
+use crate::guest::patience::Patience;
+use crate::guest::plan::GuestPlan;
+use crate::machine::Machine;
+use alloc::sync::Arc;
+use core::ops::Range;
+use memory::frames::{Counts, VmCounts};
+use memory::{AddressSpace, CpuMemory, MmuLock, VmId, Watermarks};
+use records::record::CounterMap;
+use stage2::{Features, PAGE_SIZE};
+use vm::{StopReason, Vm};
+
+/// How long CPUs may take to come back from a guest that was stopped, and how often CPU 0 looks whether they have.
+const PATIENCE_NS: u64 = 30_000_000_000;
+const LOOKS: u32 = 60;
+
+/// What there is to say of a guest that has ended.
+#[derive(Debug)]
+pub struct FinalState {
+    /// What its tables used of the architecture.
+    pub stage2: Features,
+    /// All that was counted.
+    pub counters: CounterMap,
+    /// The VM's frames after it was destroyed.
+    pub frames: VmCounts,
+    /// The machine's frames after it was destroyed.
+    pub machine_frames: Counts,
+}
+
+/// A VM's limit, while there is one: cold pages are put away.
+pub(super) struct Limit<'l, M: Machine> {
+    memory: &'l CpuMemory<M::Hardware>,
+    vm: VmId,
+}
+
+impl<'l, M: Machine> Limit<'l, M> {
+    /// That of this guest, if it has one.
+    pub(super) fn set(host: &Host<'l, M>, plan: &GuestPlan<'_>) -> Option<Self> {
+        let (memory, vm) = (&host.own.memory, plan.vm);
+        let frames = plan.limit? / PAGE_SIZE;
+        memory.pool().set_limit(vm, Some(frames));
+        let watermarks = Watermarks::of(memory.pool().counts().total);
+        memory.system().set_watermarks(Some(watermarks));
+        Some(Self { memory, vm })
+    }
+}
+
+impl<M: Machine> Drop for Limit<'_, M> {
+    fn drop(&mut self) {
+        self.memory.system().set_watermarks(None);
+        self.memory.pool().set_limit(self.vm, None);
+    }
+}
+
+/// Ends a guest, at the latest when this is dropped.
+pub(super) struct Ending<'h, M: Machine, L: MmuLock> {
+    host: Host<'h, M>,
+    id: VmId,
+    /// `None` once it has ended.
+    vm: Option<Arc<Vm<AddressSpace<L>>>>,
+    /// The CPUs that run its vCPUs.
+    cpus: Range<usize>,
+    before: Snapshot,
+    /// Goes after the guest.
+    _limit: Option<Limit<'h, M>>,
+}
+
+impl<'h, M: Machine, L: MmuLock> Ending<'h, M, L> {
+    /// For a guest that is about to start.
+    pub(super) fn new(
+        host: Host<'h, M>,
+        id: VmId,
+        vm: Arc<Vm<AddressSpace<L>>>,
+        cpus: Range<usize>,
+        limit: Option<Limit<'h, M>>,
+    ) -> Self {
+        let before = Snapshot::of_guest(&host, &vm, &cpus);
+        Self {
+            host,
+            id,
+            vm: Some(vm),
+            cpus,
+            before,
+            _limit: limit,
+        }
+    }
+
+    /// Stops the guest if it hasn't ended by itself, and takes its memory home. The caller holds on to its VM no more.
+    ///
+    /// # Errors
+    /// Its CPUs don't come back, or frames are missing.
+    pub(super) fn end(&mut self) -> Result<FinalState, RunError> {
+        let vm = self.vm.take().ok_or(RunError::Stuck)?;
+        self.stop(&vm)?;
+        let counters = Snapshot::of_guest(&self.host, &vm, &self.cpus).since(&self.before);
+        self.destroy(vm, counters)
+    }
+
+    /// Ends the VM if it hasn't ended, and waits until its CPUs have come back from it.
+    fn stop(&self, vm: &Vm<AddressSpace<L>>) -> Result<(), RunError> {
+        let Host { machine, crew, .. } = self.host;
+        let patience = Patience::new(machine.now_ns(), PATIENCE_NS, LOOKS);
+        vm.stop(StopReason::Requested, |cpu| machine.kick(cpu));
+        while !crew.are_idle(self.cpus.clone()) {
+            if patience.is_over(machine.now_ns()) {
+                return Err(RunError::Stuck);
+            }
+            machine.wait(patience.next_ns());
+        }
+        Ok(())
+    }
+
+    fn destroy(
+        &self,
+        vm: Arc<Vm<AddressSpace<L>>>,
+        counters: CounterMap,
+    ) -> Result<FinalState, RunError> {
+        // No CPU has the job any more, so nobody has the VM.
+        let vm = Arc::into_inner(vm).ok_or(RunError::Stuck)?;
+        let stage2 = *vm.space.stage2().layout().features();
+        vm.space.destroy(&self.host.own.memory);
+        let (frames, machine_frames) = self.settled();
+        if !frames.is_zero() {
+            return Err(RunError::Leak(frames));
+        }
+        if self.host.crew.is_idle() {
+            // Where others still run, frames are on their way.
+            machine_frames.check()?;
+        }
+        Ok(FinalState {
+            stage2,
+            counters,
+            frames,
+            machine_frames,
+        })
+    }
+
+    /// The VM's frames and the machine's, once the epoch has let go of the VM's and the machine's add up, or after a while: a
+    /// CPU that does its housekeeping may have some in hand.
+    fn settled(&self) -> (VmCounts, Counts) {
+        let Host {
+            machine, crew, own, ..
+        } = self.host;
+        let (memory, pool) = (&own.memory, own.memory.pool());
+        let patience = Patience::new(machine.now_ns(), PATIENCE_NS, LOOKS);
+        loop {
+            memory.idle();
+            let (frames, all) = (pool.counts_of(self.id), pool.counts());
+            let is_settled = frames.is_zero() && (all.check().is_ok() || !crew.is_idle());
+            if is_settled || patience.is_over(machine.now_ns()) {
+                return (frames, all);
+            }
+        }
+    }
+}
+
+impl<M: Machine, L: MmuLock> Drop for Ending<'_, M, L> {
+    fn drop(&mut self) {
+        if self.vm.is_some()
+            && let Err(error) = self.end()
+        {
+            log::error!("{}: {error}", self.id);
+        }
+    }
+}

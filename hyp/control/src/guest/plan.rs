@@ -1,0 +1,170 @@
+//! What a guest is made of: its image, its vCPUs, its memory and the layout of its tables. Constant while it runs.
+
+use crate::error::RunError;
+use crate::machine::Device;
+use crate::options::TEST_MEMORY;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use memory::{BackingPolicy, Object, SlotConfig, SlotId, VmId};
+use records::image::GuestImage;
+use records::words::Backing;
+use stage2::{Features, Ipa, IpaRange, Layout, Level, PAGE_SIZE};
+
+/// Where a guest's RAM begins.
+pub const RAM: Ipa = Ipa::new(records::options::RAM);
+/// The slot of RAM.
+pub const RAM_SLOT: SlotId = SlotId(0);
+/// The slot that a guest doesn't know of.
+pub const UNSEEN_SLOT: SlotId = SlotId(u16::MAX as u32);
+/// The slot of a device's first registers; the others' follow.
+const DEVICE_SLOT: u32 = 1 << 16;
+/// The address space that a guest gets unless it needs a larger one, in bits: Linux KVM's choice too.
+const USUAL_IPA_BITS: u32 = 40;
+/// The most bits of an address in descriptors that aren't those of FEAT_LPA2.
+const NARROW_BITS: u32 = 48;
+
+/// The level of table that maps a piece of such memory by one entry.
+pub(super) const fn level(backing: Backing) -> Level {
+    match backing {
+        Backing::Page4K => Level::L3,
+        Backing::Block2M => Level::L2,
+        Backing::Block1G => Level::L1,
+    }
+}
+
+/// A slot of test memory. They follow each other without a gap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TestSlot {
+    /// Its name.
+    pub id: SlotId,
+    /// Its first page, counted from the start of the test memory.
+    pub first_page: u64,
+    /// Its pages.
+    pub pages: u64,
+}
+
+impl TestSlot {
+    /// The addresses that it covers.
+    pub fn range(&self) -> IpaRange {
+        let start = Ipa::new(TEST_MEMORY).offset(self.first_page * PAGE_SIZE);
+        start..start.offset(self.pages * PAGE_SIZE)
+    }
+
+    /// Words of its bitmap.
+    pub fn words(&self) -> usize {
+        self.pages.div_ceil(u64::BITS.into()) as usize
+    }
+}
+
+/// A guest to run.
+#[derive(Clone, Debug)]
+pub struct GuestPlan<'p> {
+    /// Its number among the VMs.
+    pub vm: VmId,
+    /// Its image.
+    pub image: GuestImage<'p>,
+    /// What holds the image for all guests that begin with it: their RAM shares its frames. Without it a guest has a copy.
+    pub kernel: Option<Arc<Object>>,
+    /// Its command line.
+    pub bootargs: &'p str,
+    /// Its vCPUs.
+    pub vcpus: usize,
+    /// The size of its RAM, a multiple of the backing's.
+    pub ram: u64,
+    /// What its RAM is made of.
+    pub ram_backing: Backing,
+    /// The slots of its test memory, if it has any.
+    pub test: Vec<TestSlot>,
+    /// What its test memory is made of.
+    pub test_backing: Backing,
+    /// Whether the frames of its test memory come when it is first touched.
+    pub lazy: bool,
+    /// The most memory that it may have of its own, in bytes, if that is limited.
+    pub limit: Option<u64>,
+    /// How its tables follow changes of what backs it.
+    pub policy: BackingPolicy,
+    /// The device that it is given, if any.
+    pub device: Option<Device>,
+    /// The size of memory that it isn't told of, a multiple of the RAM's backing: it lies at [`Self::unseen_start`].
+    pub unseen: u64,
+    /// Whether its tables have hardware dirty state.
+    pub hardware_dirty: bool,
+    /// The entries of each vCPU's dirty ring, if they have any.
+    pub ring_entries: Option<usize>,
+    /// Whether its vCPUs measure their longest exits.
+    pub exit_times: bool,
+    /// The size of its address space, if that was asked for.
+    pub ipa_bits: Option<u32>,
+    /// How long it may go on without progress, in seconds.
+    pub timeout: u64,
+}
+
+impl GuestPlan<'_> {
+    /// This guest with so little memory that it uses `percent` of it, or with all that it uses at 100.
+    pub fn limited_to(self, percent: u64) -> Self {
+        let test: u64 = self.test.iter().map(|slot| slot.pages * PAGE_SIZE).sum();
+        let limit = (percent > 100).then(|| self.ram + test / percent * 100);
+        Self { limit, ..self }
+    }
+
+    /// The memory that its device tree tells it of.
+    pub(super) fn memory(&self) -> Vec<IpaRange> {
+        let test = Ipa::new(TEST_MEMORY);
+        let mut memory = Vec::from([RAM..RAM.offset(self.ram)]);
+        memory.extend((!self.test.is_empty()).then(|| test..self.test_end()));
+        memory
+    }
+
+    /// The slots of the device.
+    pub(super) fn device_slots(&self) -> impl Iterator<Item = SlotConfig> + '_ {
+        let registers = self.device.iter().flat_map(|device| &device.registers);
+        (DEVICE_SLOT..).zip(registers).map(|(number, registers)| {
+            let start = Ipa::new(registers.start);
+            whole(SlotId(number), start, registers.object.clone())
+        })
+    }
+
+    /// The end of the test memory.
+    pub(super) fn test_end(&self) -> Ipa {
+        let last = self.test.last().map(|slot| slot.range().end);
+        last.unwrap_or(Ipa::new(TEST_MEMORY))
+    }
+
+    /// Where the memory begins that it isn't told of: behind all else.
+    pub fn unseen_start(&self) -> Ipa {
+        let end = self.test_end().max(RAM.offset(self.ram));
+        Ipa::new(end.get().next_multiple_of(self.ram_backing.bytes()))
+    }
+
+    /// The layout of its tables, of what a machine can have. Larger descriptors' addresses only where its own address space needs
+    /// them, dirty state where it is wanted; and contiguous groups not yet, as nothing here makes use of them.
+    pub(super) fn layout(&self, possible: &Features) -> Result<Layout, RunError> {
+        let devices = self.device_slots();
+        let devices = devices.map(|slot| slot.start.get() + slot.bytes);
+        let end = self.unseen_start().get() + self.unseen;
+        let end = devices.fold(end, u64::max);
+        let needed = u64::BITS - end.saturating_sub(1).leading_zeros();
+        let usual = USUAL_IPA_BITS.max(needed).min(possible.ipa_bits);
+        let ipa_bits = self.ipa_bits.unwrap_or(usual);
+        Ok(Layout::new(Features {
+            ipa_bits,
+            lpa2: possible.lpa2 && ipa_bits > NARROW_BITS,
+            hardware_dirty: possible.hardware_dirty && self.hardware_dirty,
+            contiguous: false,
+            ..*possible
+        })?)
+    }
+}
+
+/// All of an object as a slot.
+pub(super) fn whole(id: SlotId, start: Ipa, object: Arc<Object>) -> SlotConfig {
+    SlotConfig {
+        id,
+        start,
+        offset: 0,
+        bytes: object.bytes(),
+        object,
+        read_only: false,
+        write_faults: false,
+    }
+}

@@ -1,0 +1,337 @@
+//! A guest that runs, as a handle of CPU 0: its end and its progress are waited for here, it is paused and stopped, and other
+//! CPUs can be set to work on its memory meanwhile.
+//!
+//! Any number of guests run at once: each has CPUs, a limit and counters of its own. The limit is on the time without progress: a
+//! step that is done, a fault that gave a vCPU memory, a call. It is counted in looks ([`Patience`]), so that it says something
+//! of the guest even where the machine itself is slow or stands still.
+
+use crate::cpu_pool::CpuPool;
+use crate::error::RunError;
+use crate::guest::counters::Snapshot;
+use crate::guest::ending::{Ending, FinalState};
+use crate::guest::host::Host;
+use crate::guest::patience::Patience;
+use crate::guest::plan::{GuestPlan, TestSlot};
+use crate::machine::{Machine, OwnCpu};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::cell::Cell;
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, Ordering};
+use memory::{AddressSpace, CpuCounters, MmuLock};
+use vm::{CpuId, ExitKind, Pause, Starvation, StopReason, Vm};
+
+const NS_PER_SECOND: u64 = 1_000_000_000;
+/// How many times its limit a guest may take for one step while it makes progress: one that only seems to is ended too.
+const MOST_RENEWALS: u32 = 30 * LOOKS;
+/// How often CPU 0 looks after a guest before it has none of its time left.
+const LOOKS: u32 = 4;
+/// How long vCPUs may take to come out to be looked at.
+const GLANCE_NS: u64 = 1_000_000_000;
+const GLANCE_LOOKS: u32 = 20;
+
+/// A guest that runs. It is stopped when this is dropped, at the latest, and nothing is left of it then.
+pub struct RunningGuest<'h, M: Machine, L: MmuLock> {
+    /// The machine.
+    pub machine: &'static M,
+    /// CPU 0's own.
+    pub own: &'h OwnCpu<M>,
+    /// The guest.
+    pub vm: Arc<Vm<AddressSpace<L>>>,
+    /// The slots of its test memory.
+    pub test_slots: Vec<TestSlot>,
+    /// The CPUs that run its vCPUs, in their order.
+    pub cpus: Range<usize>,
+    /// Whether its vCPUs measure their longest exits.
+    pub exit_times: bool,
+    /// How long it took to give it its memory, and to a fork its vCPUs' state, in nanoseconds.
+    pub filled_ns: u64,
+    host: Host<'h, M>,
+    patience: Patience,
+    /// How often in succession the guest was given new patience without having ended a step.
+    renewals: Cell<u32>,
+    /// What the guest had done at the last look.
+    seen: Cell<u64>,
+    timeout: u64,
+    /// The last want of memory that was relieved.
+    relieved: Cell<Option<Starvation>>,
+    /// Dropped after `vm`, of which it is the last owner then.
+    ending: Ending<'h, M, L>,
+}
+
+/// CPUs that work on a VM's memory beside its vCPUs. They are told to stop, and waited for, at the latest when this is
+/// dropped.
+pub struct BackgroundWork<M: Machine> {
+    machine: &'static M,
+    crew: &'static CpuPool<M>,
+    /// Which CPUs.
+    cpus: Range<usize>,
+    stop: Arc<AtomicBool>,
+}
+
+impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
+    /// One that is about to start on these CPUs.
+    pub(super) fn new(
+        host: Host<'h, M>,
+        plan: &GuestPlan<'_>,
+        vm: Arc<Vm<AddressSpace<L>>>,
+        cpus: Range<usize>,
+        filled_ns: u64,
+        ending: Ending<'h, M, L>,
+    ) -> Self {
+        let limit_ns = plan.timeout.saturating_mul(NS_PER_SECOND);
+        Self {
+            machine: host.machine,
+            own: host.own,
+            vm,
+            test_slots: plan.test.clone(),
+            cpus,
+            exit_times: plan.exit_times,
+            filled_ns,
+            patience: Patience::new(host.machine.now_ns(), limit_ns, LOOKS),
+            host,
+            renewals: Cell::new(0),
+            seen: Cell::new(0),
+            timeout: plan.timeout,
+            relieved: Cell::new(None),
+            ending,
+        }
+    }
+
+    /// Stops the guest if it hasn't ended by itself, and takes its memory home.
+    ///
+    /// # Errors
+    /// Its CPUs don't come back, or frames of it remain.
+    pub fn end(self) -> Result<FinalState, RunError> {
+        let Self { vm, mut ending, .. } = self;
+        drop(vm);
+        ending.end()
+    }
+
+    /// As [`Self::end`], after whatever was done with it came to `outcome`. An error of that comes before one of the end.
+    pub fn end_after<R, E: From<RunError>>(
+        self,
+        outcome: Result<R, E>,
+    ) -> (Result<R, E>, Option<FinalState>) {
+        match self.end() {
+            Ok(state) => (outcome, Some(state)),
+            Err(error) => (outcome.and(Err(error.into())), None),
+        }
+    }
+
+    /// The counters now: the VM's exits, and what its CPUs and CPU 0 have counted.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::of_guest(&self.host, &self.vm, &self.cpus)
+    }
+
+    /// Sets `count` more CPUs to work on the VM, which call `work` once each with their number among them, and a sign that
+    /// says when to stop. `None` if there are not as many idle ones.
+    pub fn beside(
+        &self,
+        count: usize,
+        work: impl Fn(&Vm<AddressSpace<L>>, &OwnCpu<M>, usize, &AtomicBool) + Send + Sync + 'static,
+    ) -> Option<BackgroundWork<M>>
+    where
+        L: 'static,
+    {
+        let cpus = self.host.crew.find_idle(count)?;
+        let (vm, stop, first) = (
+            self.vm.clone(),
+            Arc::new(AtomicBool::new(false)),
+            cpus.start,
+        );
+        let beside = BackgroundWork {
+            machine: self.machine,
+            crew: self.host.crew,
+            cpus: cpus.clone(),
+            stop: stop.clone(),
+        };
+        let job = move |own: &mut OwnCpu<M>| work(&vm, own, own.id.0 - first, &stop);
+        self.host.crew.post(self.machine, cpus, Arc::new(job));
+        Some(beside)
+    }
+
+    /// Wakes all vCPUs, so that those that wait in a call look whether it can be answered.
+    pub fn kick_vcpus(&self) {
+        for vcpu in self.vm.vcpus() {
+            if let Some(cpu) = self.vm.cpu_of(vcpu) {
+                self.machine.kick(cpu);
+            }
+        }
+    }
+
+    /// The guest has done what was expected of it, or waits for this CPU: it has all of its time again.
+    pub fn note_progress(&self) {
+        self.renewals.set(0);
+        self.patience.renew(self.machine.now_ns());
+    }
+
+    /// Waits until `done`, which becomes true before this CPU is kicked. Puts cold pages away meanwhile, if memory is short.
+    ///
+    /// # Errors
+    /// The guest has ended before, or its time is up.
+    pub fn wait_until(&self, mut done: impl FnMut() -> bool) -> Result<(), RunError> {
+        loop {
+            if done() {
+                return Ok(());
+            }
+            self.check()?;
+            if !self.host.crew.relieve(self.own) {
+                self.machine.wait(self.patience.next_ns());
+            }
+        }
+    }
+
+    /// Pauses the guest, and returns when all its vCPUs are out of it.
+    ///
+    /// # Errors
+    /// As for [`Self::check`].
+    pub fn pause(
+        &self,
+    ) -> Result<Pause<'_, AddressSpace<L>, impl FnMut(CpuId) + use<'_, 'h, M, L>>, RunError> {
+        let pause = self.vm.pause(|cpu| self.machine.kick(cpu));
+        while !pause.is_complete() {
+            self.check()?;
+            self.machine.wait(self.patience.next_ns());
+        }
+        Ok(pause)
+    }
+
+    /// Checks that the guest goes on.
+    ///
+    /// # Errors
+    /// It has ended, it is paused because no memory is left, or its time is up.
+    pub fn check(&self) -> Result<(), RunError> {
+        if let Some(starvation) = self.vm.starvation() {
+            self.relieve(starvation)?;
+        }
+        if let Some(reason) = self.vm.stop_reason() {
+            return Err(RunError::Ended(reason));
+        }
+        let now_ns = self.machine.now_ns();
+        if self.patience.is_due(now_ns) {
+            self.look(now_ns)?;
+        }
+        Ok(())
+    }
+
+    /// Looks whether the guest has made progress.
+    ///
+    /// # Errors
+    /// It hasn't for as long as it may.
+    #[cold]
+    fn look(&self, now_ns: u64) -> Result<(), RunError> {
+        let done = self.work_done();
+        let before = self.seen.replace(done);
+        let vm = self.vm.space.vm();
+        if done != before && self.renewals.get() < MOST_RENEWALS {
+            self.renewals.set(self.renewals.get() + 1);
+            self.patience.renew(now_ns);
+            let served = done.wrapping_sub(before);
+            // Whoever guests the console sees that it goes on.
+            self.machine.write_line(format_args!(
+                "{vm} goes on: {served} faults and calls served"
+            ));
+        } else if self.patience.is_over(now_ns) {
+            self.show_vcpus();
+            return Err(RunError::TimedOut {
+                seconds: self.timeout,
+            });
+        }
+        Ok(())
+    }
+
+    /// What was done for the guest: faults that gave it memory, or a right to it, and its calls. What has to be tried again
+    /// is nothing done.
+    fn work_done(&self) -> u64 {
+        let of_cpu = |counters: &CpuCounters| {
+            let faults = &counters.faults;
+            let served = [&faults.mapped, &faults.relaxed, &faults.split];
+            served
+                .into_iter()
+                .fold(0, |sum: u64, counter| sum.wrapping_add(counter.get()))
+        };
+        let cpus = self.host.counters[self.cpus.clone()].iter();
+        let calls = self.vm.exits().of(ExitKind::Hypercall);
+        cpus.fold(calls, |sum, counters| sum.wrapping_add(of_cpu(counters)))
+    }
+
+    /// Prints where each vCPU is.
+    fn show_vcpus(&self) {
+        let pause = self.vm.pause(|cpu| self.machine.kick(cpu));
+        let patience = Patience::new(self.machine.now_ns(), GLANCE_NS, GLANCE_LOOKS);
+        while !pause.is_complete() && !patience.is_over(self.machine.now_ns()) {
+            self.machine.wait(patience.next_ns());
+        }
+        let vm = self.vm.space.vm();
+        for vcpu in self.vm.vcpus() {
+            let glance = pause.glance(vcpu);
+            self.machine.write_line(format_args!("{vm}, {glance}"));
+        }
+    }
+
+    /// Lets a guest go on that was paused for want of memory, if there is some by now.
+    ///
+    /// # Errors
+    /// There is none, or what there is wasn't enough for the same access before.
+    fn relieve(&self, starvation: Starvation) -> Result<(), RunError> {
+        let vm = self.vm.space.vm();
+        self.machine
+            .write_line(format_args!("{vm} is paused: {starvation}"));
+        let memory = &self.own.memory;
+        while memory.relieve() && memory.pool().counts().free == 0 {}
+        memory.idle();
+        let is_first = self.relieved.replace(Some(starvation)) != Some(starvation);
+        if !is_first || memory.pool().counts().free == 0 {
+            return Err(RunError::Ended(starvation.into()));
+        }
+        self.machine
+            .write_line(format_args!("{vm} goes on, as memory was freed"));
+        self.vm.feed(|cpu| self.machine.kick(cpu));
+        Ok(())
+    }
+
+    /// Waits until the guest has ended by itself.
+    ///
+    /// # Errors
+    /// Its time is up.
+    pub fn wait_for_end(&self) -> Result<StopReason, RunError> {
+        match self.wait_until(|| false) {
+            Err(RunError::Ended(reason)) => Ok(reason),
+            Err(error) => Err(error),
+            Ok(()) => Ok(StopReason::Requested),
+        }
+    }
+
+    /// Waits until the guest has powered itself off.
+    ///
+    /// # Errors
+    /// It ends in another way, or its time is up.
+    pub fn wait_for_power_off(&self) -> Result<(), RunError> {
+        match self.wait_for_end()? {
+            StopReason::PoweredOff | StopReason::AllVcpusOff => Ok(()),
+            reason => Err(RunError::Ended(reason)),
+        }
+    }
+}
+
+impl<M: Machine> BackgroundWork<M> {
+    /// Whether all of them are done.
+    pub fn are_done(&self) -> bool {
+        self.crew.are_idle(self.cpus.clone())
+    }
+}
+
+impl<M: Machine> Drop for BackgroundWork<M> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Those that wait in the middle of their work see it now.
+        for cpu in self.cpus.clone() {
+            self.machine.kick(CpuId(cpu));
+        }
+        while !self.are_done() {
+            // They kick this CPU when they are done.
+            self.machine.wait(u64::MAX);
+        }
+    }
+}

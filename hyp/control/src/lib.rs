@@ -1,0 +1,25 @@
+//! The control plane: what the user wants, and the guests that are run for it.
+//!
+//! CPU 0 calls [`run()`], or what runs the workloads; every other CPU calls [`CpuPool::attend`] whenever it is kicked, and is
+//! given vCPUs to run. What this crate needs of the machine is the [`Machine`] trait.
+
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod background_merge;
+mod cpu_pool;
+mod error;
+pub mod guest;
+mod machine;
+pub mod options;
+mod program;
+mod quote;
+pub mod report;
+mod run;
+
+pub use cpu_pool::{BOOT_CPU, CpuPool, HOUSEKEEPING_NS, Job};
+pub use error::RunError;
+pub use guest::{FinalState, GuestPlan, Host, RunningGuest};
+pub use machine::{Device, DeviceError, Facts, Machine, OwnCpu, Registers};
+pub use run::{Error, Module, Request, run, run_program};

@@ -1,0 +1,518 @@
+//! The hypervisor's options: its own `bootargs`, words of `key=value` as on a Linux command line.
+//!
+//! They come from outside, so whatever isn't understood is an error that names it. Read once at boot.
+
+mod early;
+mod error;
+mod merging;
+mod value;
+
+pub use early::EarlyOptions;
+pub use error::OptionError;
+pub(crate) use merging::merge_policy;
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use log::LevelFilter;
+use records::options::{
+    EARLY_KEYS, KEYS, MOST_ITERATIONS, MOST_SLOTS, MergeOptions, RAM, RING_ENTRIES,
+};
+use records::record::Record;
+use records::size::Size;
+use records::words::{
+    Backing, Change, Clear, Enable, Granularity, GuestKind, Harvest, MergeTarget, Mode, Restore,
+    Split, Tracker, Tracking, Workload,
+};
+use stage2::PAGE_SIZE;
+
+/// Where the guest's test memory begins: the start of the first slot that is logged.
+pub const TEST_MEMORY: u64 = 0x8000_0000;
+/// The most vCPUs.
+const MOST_VCPUS: u64 = vm::MAX_VCPUS as u64;
+/// The slots that are kept for what a guest has beside test memory: its RAM, and what the stress run adds.
+pub const OTHER_SLOTS: usize = memory::MAX_SLOTS - MOST_SLOTS;
+
+// What the options allow, the memory has.
+const _: () = assert!(
+    *RING_ENTRIES.start() == *memory::RING_ENTRIES.start()
+        && *RING_ENTRIES.end() == *memory::RING_ENTRIES.end()
+);
+
+/// What the user wants.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// What the guest is.
+    pub guest: GuestKind,
+    /// In which modes to run it, one after the other.
+    pub modes: Vec<Mode>,
+    /// In each mode, what to do about blocks, one after the other.
+    pub splits: Vec<Split>,
+    /// With each of these, how to notice writes, one after the other.
+    pub trackings: Vec<Tracking>,
+    /// How much is logged as one.
+    pub granularity: Granularity,
+    /// What the log is read from.
+    pub harvest: Harvest,
+    /// The entries of each vCPU's dirty ring.
+    pub ring_entries: usize,
+    /// What enabling the log does.
+    pub enable: Enable,
+    /// How the log is cleared.
+    pub clear: Clear,
+    /// What is done about blocks that logging has split.
+    pub restore: Restore,
+    /// How much eager splitting splits before others are let through.
+    pub split_chunk: Size,
+    /// The table frames that eager splitting leaves.
+    pub split_reserve: Size,
+    /// Into how many slots the test memory is cut.
+    pub slots: usize,
+    /// Whether to measure the longest exit.
+    pub exit_times: bool,
+    /// vCPUs.
+    pub vcpus: usize,
+    /// The path of a device that the guest gets, in the machine's device tree. The hypervisor doesn't look at what the guest
+    /// does with it: a device that reaches memory by itself (DMA) reaches all of it.
+    pub device: Option<String>,
+    /// Memory: the benchmark's per vCPU, or a guest program's.
+    pub bytes: Size,
+    /// What guest memory is made of.
+    pub backing: Backing,
+    /// How often to dirty and harvest.
+    pub iterations: u64,
+    /// How many of 100 accesses write.
+    pub write_percent: u64,
+    /// Whether the guest picks pages at random instead of one after the other.
+    pub random: bool,
+    /// Where the guest's random numbers start.
+    pub seed: u64,
+    /// What changes what backs memory.
+    pub workload: Workload,
+    /// Which faults invalidations make try again, one after the other.
+    pub trackers: Vec<Tracker>,
+    /// With each of these, how pages get other frames, one after the other.
+    pub changes: Vec<Change>,
+    /// With each of these, how many CPUs work on the guest's memory beside its vCPUs, one after the other. 0 switches off what
+    /// they do.
+    pub workers: Vec<u64>,
+    /// With each of these, how much memory the guest uses where it has 100, one after the other.
+    pub overcommits: Vec<u64>,
+    /// Whether a CPU merges equal pages while guests run, where that isn't the workload.
+    pub merging: bool,
+    /// How equal pages are merged.
+    pub merge: MergeOptions,
+    /// The size of the guest's physical address space, or `None` for the machine's choice.
+    pub ipa_bits: Option<u32>,
+    /// How long the stress run goes on, in seconds.
+    pub seconds: u64,
+    /// How long a VM may go on without progress, in seconds.
+    pub timeout: u64,
+    /// What to log.
+    pub log: LevelFilter,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            guest: GuestKind::DirtyLog,
+            modes: [Mode::Parallel].into(),
+            splits: [Split::Fault].into(),
+            trackings: [Tracking::WriteProtect].into(),
+            granularity: Granularity::Page4K,
+            harvest: Harvest::Bitmap,
+            ring_entries: 4096,
+            enable: Enable::Protect,
+            clear: Clear::Manual,
+            restore: Restore::AtOnce,
+            split_chunk: Size(128 << 20),
+            split_reserve: Size(4 << 20),
+            slots: 1,
+            exit_times: false,
+            vcpus: 4,
+            device: None,
+            bytes: Size(64 << 20),
+            backing: Backing::Block2M,
+            iterations: 3,
+            write_percent: 100,
+            random: false,
+            seed: 1,
+            workload: Workload::Invalidate,
+            trackers: [Tracker::Ranges].into(),
+            changes: [Change::Direct].into(),
+            workers: [0].into(),
+            overcommits: [100].into(),
+            merging: false,
+            merge: MergeOptions::default(),
+            ipa_bits: None,
+            seconds: 10,
+            timeout: 120,
+            log: LevelFilter::Info,
+        }
+    }
+}
+
+/// The options that only the benchmark has: the stress run chooses at random.
+const BENCHMARK_ONLY: [&str; 12] = [
+    "iterations",
+    "write_percent",
+    "random",
+    "split",
+    "tracking",
+    "granularity",
+    "harvest",
+    "enable",
+    "clear",
+    "restore",
+    "split_reserve",
+    "exit_times",
+];
+/// The options of runs in which what backs memory changes; the benchmark has the last of them too.
+const BACKING_ONLY: [&str; 5] = ["workload", "tracker", "change", "workers", "overcommit"];
+/// The options of the benchmark that those have too.
+const BACKING_TOO: [&str; 2] = ["iterations", "exit_times"];
+/// The options of the stress run that those haven't.
+const NOT_BACKING: [&str; 4] = ["slots", "ring_entries", "split_chunk", "seconds"];
+/// The options that a program has no use for either.
+const LOGGED_ONLY: [&str; 5] = ["seed", "slots", "ring_entries", "split_chunk", "seconds"];
+
+/// The words of `bootargs`: key, and value if there is one.
+fn each_word(bootargs: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
+    let words = bootargs.split_ascii_whitespace();
+    words.map(|word| match word.split_once('=') {
+        Some((key, text)) => (key, Some(text)),
+        None => (word, None),
+    })
+}
+
+impl Options {
+    /// Reads the words of `bootargs`, but for those that are [`EarlyOptions`].
+    pub fn parse(bootargs: &str) -> Result<Self, OptionError<'_>> {
+        let mut options = Self::default();
+        let mut given = [false; KEYS.len()];
+        for (key, text) in each_word(bootargs).filter(|(key, _)| !EARLY_KEYS.contains(key)) {
+            let index = KEYS
+                .iter()
+                .position(|known| *known == key)
+                .ok_or(OptionError::Unknown(key))?;
+            if core::mem::replace(&mut given[index], true) {
+                return Err(OptionError::Twice(KEYS[index]));
+            }
+            options.set(KEYS[index], text)?;
+        }
+        let is_given = |key: &str| {
+            KEYS.iter()
+                .zip(given)
+                .any(|(known, given)| given && *known == key)
+        };
+        if options.guest == GuestKind::Backing {
+            options.fill_in(is_given);
+        }
+        if !is_given("merge_targets") {
+            options.merge.targets = options.usual_targets();
+        }
+        options.check(is_given)?;
+        Ok(options)
+    }
+
+    /// What isn't given is what the workload is there to compare: what makes it fast beside what would be without.
+    fn fill_in(&mut self, is_given: impl Fn(&str) -> bool) {
+        if !is_given("backing") {
+            self.backing = Backing::Page4K;
+        }
+        if !is_given("tracker") && self.workload == Workload::Invalidate {
+            self.trackers = [Tracker::Ranges, Tracker::Sequence].into();
+        }
+        if !is_given("change") && self.workload == Workload::Cow {
+            self.changes = [Change::Direct, Change::Unmap].into();
+        }
+        if !is_given("workers") {
+            self.workers = match self.workload {
+                Workload::Invalidate => [0, 1, 4, 16].into(),
+                Workload::Merge => [0, 1].into(),
+                Workload::Prefault => [0, 1, 8].into(),
+                Workload::Cow | Workload::Reclaim => [0].into(),
+            };
+        }
+        if !is_given("overcommit") && self.workload == Workload::Reclaim {
+            self.overcommits = [100, 150].into();
+        }
+    }
+
+    /// What is merged unless the user chooses: all that the guest has; where merging is what is measured, what its guests fill.
+    fn usual_targets(&self) -> Vec<MergeTarget> {
+        match self.guest {
+            GuestKind::Program => [MergeTarget::Ram].into(),
+            _ if self.measures_merging() => [MergeTarget::Test].into(),
+            _ => MergeOptions::default().targets,
+        }
+    }
+
+    fn set<'t>(&mut self, key: &'static str, text: Option<&'t str>) -> Result<(), OptionError<'t>> {
+        match key {
+            "random" => {
+                self.random = value::alone(key, text)?;
+                return Ok(());
+            }
+            "exit_times" => {
+                self.exit_times = value::alone(key, text)?;
+                return Ok(());
+            }
+            "merging" => {
+                self.merging = value::alone(key, text)?;
+                return Ok(());
+            }
+            _ => {}
+        }
+        let text = value::present(key, text)?;
+        match key {
+            "guest" => self.guest = value::word(key, text)?,
+            "vcpus" => {
+                self.vcpus = value::number(key, text, 1, MOST_VCPUS, "a number from 1 on")? as usize
+            }
+            "device" => self.device = Some(value::path(key, text)?),
+            "bytes" => self.bytes = value::size(key, text)?,
+            "backing" => self.backing = value::word(key, text)?,
+            "iterations" => {
+                self.iterations =
+                    value::number(key, text, 1, MOST_ITERATIONS, "a number from 1 to 65535")?
+            }
+            "write_percent" => {
+                self.write_percent = value::number(key, text, 0, 100, "a number from 0 to 100")?
+            }
+            "seed" => self.seed = value::number(key, text, 0, u64::MAX, "a number")?,
+            "ipa_bits" => {
+                self.ipa_bits =
+                    Some(value::number(key, text, 32, 52, "a number from 32 to 52")? as u32)
+            }
+            "seconds" => {
+                self.seconds = value::number(key, text, 1, 1_000_000, "seconds, from 1 to 1000000")?
+            }
+            "timeout" => {
+                self.timeout = value::number(key, text, 1, 1_000_000, "seconds, from 1 to 1000000")?
+            }
+            "log" => self.log = value::level(key, text)?,
+            _ if BACKING_ONLY.contains(&key) => return self.set_backing(key, text),
+            _ if merging::KEYS.contains(&key) => return merging::set(&mut self.merge, key, text),
+            _ => return self.set_policy(key, text),
+        }
+        Ok(())
+    }
+
+    /// Sets an option that says how writes are logged.
+    fn set_policy<'t>(&mut self, key: &'static str, text: &'t str) -> Result<(), OptionError<'t>> {
+        match key {
+            "mode" => self.modes = value::words(key, text)?,
+            "split" => self.splits = value::words(key, text)?,
+            "tracking" => self.trackings = value::words(key, text)?,
+            "granularity" => self.granularity = value::word(key, text)?,
+            "harvest" => self.harvest = value::word(key, text)?,
+            "ring_entries" => self.ring_entries = value::ring_entries(key, text)?,
+            "enable" => self.enable = value::word(key, text)?,
+            "clear" => self.clear = value::word(key, text)?,
+            "restore" => self.restore = value::word(key, text)?,
+            "split_chunk" => self.split_chunk = value::size(key, text)?,
+            "split_reserve" => self.split_reserve = value::size(key, text)?,
+            "slots" => self.slots = value::slots(key, text)?,
+            _ => return Err(OptionError::Unknown(key)),
+        }
+        Ok(())
+    }
+
+    /// Sets an option that says how what backs memory changes.
+    fn set_backing<'t>(&mut self, key: &'static str, text: &'t str) -> Result<(), OptionError<'t>> {
+        match key {
+            "workload" => self.workload = value::word(key, text)?,
+            "tracker" => self.trackers = value::words(key, text)?,
+            "change" => self.changes = value::words(key, text)?,
+            "workers" => {
+                self.workers = value::numbers(key, text, 0, MOST_VCPUS, "numbers from 0 on")?
+            }
+            "overcommit" => {
+                self.overcommits =
+                    value::numbers(key, text, 100, 1000, "percentages from 100 to 1000")?
+            }
+            _ => return Err(OptionError::Unknown(key)),
+        }
+        Ok(())
+    }
+
+    fn check<'t>(&self, is_given: impl Fn(&str) -> bool) -> Result<(), OptionError<'t>> {
+        self.check_guest(&is_given)?;
+        self.check_merging(&is_given)?;
+        self.check_policies()?;
+        if !self.bytes.0.is_multiple_of(PAGE_SIZE) || self.bytes.0 == 0 {
+            return Err(OptionError::NotWholePages(self.bytes));
+        }
+        let (vcpus, bytes) = (self.vcpus, self.bytes);
+        let end = self
+            .memory_end()
+            .ok_or(OptionError::TooMuchMemory { vcpus, bytes })?;
+        match self.ipa_bits {
+            Some(bits) if end > 1 << bits => {
+                Err(OptionError::BeyondIpaSpace { vcpus, bytes, bits })
+            }
+            _ => self.check_slots(),
+        }
+    }
+
+    fn check_guest<'t>(&self, is_given: impl Fn(&str) -> bool) -> Result<(), OptionError<'t>> {
+        let guest = self.guest.name();
+        let given = |keys: &[&'static str]| keys.iter().copied().find(|key| is_given(key));
+        let of_logging = || {
+            let mut keys = BENCHMARK_ONLY.iter().chain(&NOT_BACKING).copied();
+            keys.find(|key| !BACKING_TOO.contains(key) && is_given(key))
+        };
+        let of_program = given(&["device"]).filter(|_| self.guest != GuestKind::Program);
+        let foreign = of_program.or(match self.guest {
+            GuestKind::DirtyLog => given(&["seconds"]).or(given(&BACKING_ONLY[..4])),
+            GuestKind::Stress => given(&BENCHMARK_ONLY)
+                .or(given(&BACKING_ONLY))
+                .or(given(&["merging"]))
+                .or(given(&merging::KEYS)),
+            GuestKind::Backing => of_logging(),
+            GuestKind::Program => given(&BENCHMARK_ONLY)
+                .or(given(&LOGGED_ONLY))
+                .or(given(&BACKING_ONLY)),
+        });
+        match foreign {
+            Some(key) => Err(OptionError::NotForGuest { key, guest }),
+            None if self.guest == GuestKind::Program && self.modes.len() > 1 => {
+                Err(OptionError::OneMode)
+            }
+            None if self.guest == GuestKind::DirtyLog && self.overcommits.len() > 1 => {
+                Err(OptionError::OneOvercommit)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What is said of merging must have some.
+    fn check_merging<'t>(&self, is_given: impl Fn(&str) -> bool) -> Result<(), OptionError<'t>> {
+        let foreign = merging::KEYS.into_iter().find(|key| is_given(key));
+        match foreign {
+            _ if self.merging && self.measures_merging() => Err(OptionError::MergingTwice),
+            Some(key) if !self.merging && !self.measures_merging() => {
+                Err(OptionError::NotMerging(key))
+            }
+            _ if self.guest == GuestKind::Program
+                && self.merge.targets.contains(&MergeTarget::Test) =>
+            {
+                Err(OptionError::NoTestMemory)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What doesn't go with rings.
+    fn check_policies<'t>(&self) -> Result<(), OptionError<'t>> {
+        let ring = self.harvest == Harvest::Ring;
+        let contradictions = [
+            (
+                self.trackings.contains(&Tracking::Hardware),
+                "tracking=hardware",
+                "without a fault nothing enters a ring",
+            ),
+            (
+                self.enable == Enable::AllSet,
+                "enable=all_set",
+                "a ring doesn't hold all pages",
+            ),
+            (
+                self.clear == Clear::WithGet,
+                "clear=with_get",
+                "what is taken out of a ring is clear",
+            ),
+        ];
+        if let Some((_, with, why)) = contradictions
+            .into_iter()
+            .find(|(is_so, ..)| ring && *is_so)
+        {
+            return Err(OptionError::NotWithRing { with, why });
+        }
+        Ok(())
+    }
+
+    fn check_slots<'t>(&self) -> Result<(), OptionError<'t>> {
+        let pieces = self.test_bytes().unwrap_or(u64::MAX) / self.backing.bytes();
+        if self.slots as u64 > pieces {
+            return Err(OptionError::TooManySlots {
+                slots: self.slots,
+                pieces,
+                piece: self.backing.name(),
+            });
+        }
+        Ok(())
+    }
+
+    fn memory_end(&self) -> Option<u64> {
+        match self.guest {
+            GuestKind::DirtyLog | GuestKind::Stress | GuestKind::Backing => {
+                self.test_bytes()?.checked_add(TEST_MEMORY)
+            }
+            GuestKind::Program => self.program_bytes()?.checked_add(RAM),
+        }
+    }
+
+    /// Whether the guest uses more memory than it may have.
+    pub fn is_overcommitted(&self) -> bool {
+        self.overcommits.iter().any(|percent| *percent > 100)
+    }
+
+    /// Whether merging is what is measured.
+    pub fn measures_merging(&self) -> bool {
+        self.guest == GuestKind::Backing && self.workload == Workload::Merge
+    }
+
+    /// The record of a run with what they say of merging, if there was some.
+    pub fn with_merging(&self, record: Record) -> Record {
+        if !self.merging && !self.measures_merging() {
+            return record;
+        }
+        Record {
+            merge_targets: self.merge.target_names(),
+            pages_to_scan: self.merge.pages_to_scan,
+            sleep_millisecs: self.merge.sleep_millisecs,
+            max_page_sharing: self.merge.max_page_sharing,
+            ..record
+        }
+    }
+
+    /// Whether blocks that were taken apart may have to stay so.
+    pub fn keeps_blocks_apart(&self) -> bool {
+        self.is_overcommitted() || self.merging
+    }
+
+    /// How many VMs run at the same time.
+    pub fn vms(&self) -> usize {
+        match (self.guest, self.workload) {
+            (GuestKind::Backing, Workload::Cow | Workload::Merge) => 2,
+            _ => 1,
+        }
+    }
+
+    /// How many CPUs it takes at most, but for the monitor's own.
+    pub fn busy_cpus(&self) -> usize {
+        let workers = match self.guest {
+            GuestKind::Backing => self.workers.iter().max().copied().unwrap_or(0) as usize,
+            _ => 0,
+        };
+        self.vcpus * self.vms() + workers + usize::from(self.merging)
+    }
+
+    /// The size of the benchmark's test memory: all vCPUs' shares, rounded up to what backs it. `None` beyond 64
+    /// bits, which [`Self::parse`] refuses.
+    pub fn test_bytes(&self) -> Option<u64> {
+        self.bytes
+            .0
+            .checked_mul(self.vcpus as u64)?
+            .checked_next_multiple_of(self.backing.bytes())
+    }
+
+    /// The size of a guest program's RAM: rounded up to what backs it. `None` beyond 64 bits, which [`Self::parse`] refuses.
+    pub fn program_bytes(&self) -> Option<u64> {
+        self.bytes.0.checked_next_multiple_of(self.backing.bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests;

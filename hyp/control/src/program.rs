@@ -1,0 +1,131 @@
+//! Runs a guest program until it ends by itself: it powers off, gives its verdict, or is out of time.
+
+use crate::background_merge::Scanner;
+use crate::cpu_pool::BOOT_CPU;
+use crate::error::RunError;
+use crate::guest::console::GuestConsole;
+use crate::guest::{GuestPlan, Host, RunningGuest};
+use crate::machine::{Device, Machine};
+use crate::options::Options;
+use crate::report;
+use abi::{CONSOLE_PUT, REPORT, SUCCESS};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use memory::{BackingPolicy, MmuLock, VmId};
+use records::image::GuestImage;
+use records::record::CounterMap;
+use vm::{Service, ServiceReply, StopReason, VcpuId};
+
+/// What a guest program may call.
+pub(crate) struct ProgramService<M: Machine> {
+    machine: &'static M,
+    console: GuestConsole,
+}
+
+impl<M: Machine> Service for ProgramService<M> {
+    fn call(&self, vcpu: VcpuId, function: u32, args: [u64; 6]) -> ServiceReply {
+        match function {
+            CONSOLE_PUT => {
+                self.console
+                    .put(args[0] as u8, |line| self.machine.write_line(line));
+                ServiceReply::Return([SUCCESS, 0, 0, 0])
+            }
+            REPORT => ServiceReply::Stop(StopReason::Reported {
+                vcpu,
+                code: args[0],
+                details: [args[1], args[2]],
+            }),
+            _ => ServiceReply::NotSupported,
+        }
+    }
+
+    /// A program's memory isn't logged.
+    fn ring_low(&self, _: VcpuId) {}
+
+    fn parked(&self, _: VcpuId) {
+        self.machine.kick(BOOT_CPU);
+    }
+
+    fn poll(&self, _vcpu: VcpuId) -> ServiceReply {
+        // No call waits.
+        ServiceReply::NotSupported
+    }
+}
+
+/// Runs the program and says how it ended.
+///
+/// # Errors
+/// It couldn't be started, or it didn't end well.
+pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
+    host: &Host<'_, M>,
+    options: &Options,
+    vm: VmId,
+    image: GuestImage<'_>,
+    bootargs: &str,
+) -> Result<(), RunError> {
+    let device = match &options.device {
+        None => None,
+        Some(path) => Some(device(host, path)?),
+    };
+    let plan = GuestPlan {
+        vm,
+        image,
+        kernel: None,
+        bootargs,
+        vcpus: options.vcpus,
+        ram: options.program_bytes().unwrap_or(0),
+        ram_backing: options.backing,
+        test: Vec::new(),
+        test_backing: options.backing,
+        lazy: false,
+        limit: None,
+        policy: BackingPolicy::default(),
+        device,
+        unseen: 0,
+        hardware_dirty: false,
+        ring_entries: None,
+        exit_times: false,
+        ipa_bits: options.ipa_bits,
+        timeout: options.timeout,
+    };
+    let machine = host.machine;
+    let service = Arc::new(ProgramService {
+        machine,
+        console: GuestConsole::new(),
+    });
+    let guest = host.launch::<L, _>(&plan, &service)?;
+    let ended = wait(&guest, options);
+    let (ended, state) = guest.end_after(ended);
+    service.console.flush(|line| machine.write_line(line));
+    if let Some(state) = state {
+        report::final_state(machine, vm, &state);
+    }
+    let (reason, merged) = ended?;
+    report::merged(machine, &merged.unwrap_or_default());
+    match reason {
+        reason @ (StopReason::PoweredOff | StopReason::Reported { code: 0, .. }) => {
+            machine.write_line(format_args!("program: {reason}"));
+            Ok(())
+        }
+        reason => Err(RunError::Program(reason)),
+    }
+}
+
+/// Waits for the program's end, with its memory merged meanwhile if that is wanted: why it ended, and what merging came to.
+fn wait<M: Machine, L: MmuLock + 'static>(
+    guest: &RunningGuest<'_, M, L>,
+    options: &Options,
+) -> Result<(StopReason, Option<CounterMap>), RunError> {
+    let scanner = Scanner::beside(guest, options)?;
+    let reason = guest.wait_for_end()?;
+    Ok((reason, scanner.map(Scanner::end)))
+}
+
+/// The device that the guest is to be given.
+fn device<M: Machine>(host: &Host<'_, M>, path: &str) -> Result<Device, RunError> {
+    let found = host.machine.device(&host.own.memory, path);
+    found.map_err(|error| RunError::Device {
+        path: path.into(),
+        error,
+    })
+}

@@ -1,0 +1,125 @@
+//! Taking what was written out of the log, as the options say: get and clear, both in one, or rings.
+
+use super::Harness;
+use crate::error::WorkloadError;
+use crate::harness::verify;
+use control::Machine;
+use control::guest::RunningGuest;
+use memory::{DirtyPages, MmuLock, SlotId, SplitAhead};
+use records::record::PhaseName;
+use records::words::{Clear, Harvest};
+use vm::VcpuId;
+
+/// Ring entries that are taken at once.
+pub(super) const TAKEN_AT_ONCE: usize = 1024;
+/// What a buffer for them holds before.
+pub(super) const NO_PAGES: DirtyPages = DirtyPages {
+    slot: SlotId(0),
+    first: 0,
+    count: 0,
+};
+
+impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
+    /// Harvests all that was written, which must be exactly what the policy says that it is. All vCPUs wait.
+    pub(super) fn harvest(&mut self, iteration: u64) -> Result<(), WorkloadError> {
+        match (self.options.harvest, self.options.clear) {
+            (Harvest::Ring, _) => {
+                self.phase(PhaseName::Get, iteration, Self::take_rings)?;
+                self.check_log(iteration, "rings")
+            }
+            (Harvest::Bitmap, Clear::WithGet) => {
+                self.phase(PhaseName::Get, iteration, Self::get_and_clear)?;
+                self.check_log(iteration, "get and clear")
+            }
+            (Harvest::Bitmap, Clear::Manual) => {
+                self.phase(PhaseName::Get, iteration, Self::get)?;
+                self.check_log(iteration, "get")?;
+                self.phase(PhaseName::Clear, iteration, Self::clear)?;
+                self.check_log(iteration, "clear")
+            }
+        }
+    }
+
+    fn get(&mut self) -> Result<(), WorkloadError> {
+        let RunningGuest { own, vm, .. } = self.guest;
+        for (slot, log) in self.slots.iter().zip(&mut self.logs) {
+            vm.space.get_dirty_log(&own.memory, slot.id, 0, log)?;
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self) -> Result<(), WorkloadError> {
+        let RunningGuest { own, vm, .. } = self.guest;
+        let mut split = SplitAhead::default();
+        for (slot, log) in self.slots.iter().zip(&mut self.logs) {
+            split += vm.space.clear_dirty_log(&own.memory, slot.id, 0, log)?;
+        }
+        self.count_split(split);
+        Ok(())
+    }
+
+    fn get_and_clear(&mut self) -> Result<(), WorkloadError> {
+        let RunningGuest { own, vm, .. } = self.guest;
+        let mut split = SplitAhead::default();
+        for (slot, log) in self.slots.iter().zip(&mut self.logs) {
+            split += vm
+                .space
+                .get_and_clear_dirty_log(&own.memory, slot.id, 0, log)?;
+        }
+        self.count_split(split);
+        Ok(())
+    }
+
+    /// Harvests all that was written, whatever it is. All vCPUs wait.
+    pub(super) fn take_all(&mut self) -> Result<(), WorkloadError> {
+        self.take_rings()?;
+        self.from_rings.fill(0);
+        Ok(())
+    }
+
+    /// What is still in the rings, and the bitmap behind them.
+    fn take_rings(&mut self) -> Result<(), WorkloadError> {
+        (0..self.options.vcpus).for_each(|vcpu| self.take_ring(vcpu));
+        self.get_and_clear()
+    }
+
+    /// Harvests the rings that are nearly full, and wakes the vCPUs that may wait for it.
+    pub(super) fn take_low_rings(&mut self) {
+        let RunningGuest { machine, vm, .. } = self.guest;
+        let bench = self.bench;
+        bench.low_rings().take(|vcpu| {
+            self.take_ring(vcpu);
+            if let Some(cpu) = vm.cpu_of(VcpuId(vcpu)) {
+                machine.kick(cpu);
+            }
+        });
+    }
+
+    /// Takes all that is in a vCPU's ring.
+    fn take_ring(&mut self, vcpu: usize) {
+        let RunningGuest { own, vm, .. } = self.guest;
+        loop {
+            let taken = vm
+                .space
+                .harvest_ring(&own.memory, vcpu, &mut self.ring_buffer);
+            for pages in &self.ring_buffer[..taken] {
+                if let Some(slot) = self.slots.iter().find(|slot| slot.id == pages.slot) {
+                    let first = slot.first_page + pages.first;
+                    verify::add(&mut self.from_rings, first, pages.count);
+                }
+            }
+            if taken < self.ring_buffer.len() {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn count_split(&mut self, split: SplitAhead) {
+        if split.blocks != 0 {
+            self.count("split_blocks", split.blocks);
+        }
+        if split.ran_out {
+            self.count("split_ran_out", 1);
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The end of logging: it is switched off, and blocks that it has split come back, at once or while the vCPUs go on.
+
+use super::Harness;
+use crate::error::WorkloadError;
+use crate::harness::steps::Step;
+use abi::step;
+use control::Machine;
+use control::guest::RunningGuest;
+use memory::MmuLock;
+use records::record::PhaseName;
+use records::words::Restore;
+
+/// How often blocks are restored in the background before the vCPUs are waited for: they are in each other's way.
+const ROUNDS: usize = 4;
+
+impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
+    /// Switches logging off, and restores blocks as the options say.
+    pub(super) fn end_logging(&mut self) -> Result<(), WorkloadError> {
+        let restore = self.options.restore;
+        self.phase(PhaseName::Disable, 0, |this| {
+            this.disable()?;
+            match restore {
+                Restore::AtOnce => this.restore_at_once(),
+                Restore::Background | Restore::Never => Ok(()),
+            }
+        })?;
+        match restore {
+            Restore::Never => Ok(()),
+            Restore::AtOnce => self.check_tables(),
+            Restore::Background => {
+                self.restore_in_background()?;
+                self.check_tables()
+            }
+        }
+    }
+
+    fn disable(&mut self) -> Result<(), WorkloadError> {
+        let RunningGuest { own, vm, .. } = self.guest;
+        for slot in &self.slots {
+            vm.space.disable_dirty_log(&own.memory, slot.id)?;
+        }
+        Ok(())
+    }
+
+    fn restore_at_once(&mut self) -> Result<(), WorkloadError> {
+        let left = self.restore_blocks()?;
+        self.count("tables_left", left);
+        if left == 0 || self.options.keeps_blocks_apart() {
+            Ok(())
+        } else {
+            Err(WorkloadError::NotRestored { left })
+        }
+    }
+
+    /// Restores blocks while the vCPUs write once more. The time is that of the restoring, the counters are everybody's.
+    fn restore_in_background(&mut self) -> Result<(), WorkloadError> {
+        let iteration = self.options.iterations + 1;
+        let start = self.start_phase();
+        self.post(Step::new(step::DIRTY, iteration));
+        for _ in 0..ROUNDS {
+            if self.restore_blocks()? == 0 {
+                break;
+            }
+        }
+        let end_ns = self.guest.machine.now_ns();
+        self.wait_for_vcpus()?;
+        self.restore_at_once()?;
+        self.end_phase(PhaseName::Restore, 0, end_ns, start);
+        self.read_journals()?;
+        self.written_in(iteration)
+    }
+
+    /// Goes once through all slots, and returns how many tables are left.
+    fn restore_blocks(&mut self) -> Result<u64, WorkloadError> {
+        let RunningGuest { own, vm, .. } = self.guest;
+        let (mut blocks, mut left) = (0, 0);
+        for slot in &self.slots {
+            let mut next = Some(slot.range().start);
+            while let Some(from) = next {
+                let restored = vm.space.restore_blocks(&own.memory, slot.id, from)?;
+                blocks += restored.collapsed.blocks;
+                left += restored.collapsed.left;
+                next = restored.next;
+            }
+        }
+        self.count("restored_blocks", blocks);
+        Ok(left)
+    }
+
+    /// As many tables must be in use as before logging, unless blocks were taken apart for other reasons:
+    /// there was no room for all of them, or some of their pages were merged.
+    fn check_tables(&self) -> Result<(), WorkloadError> {
+        let tables = self.tables_in_use();
+        if tables == self.tables_before || self.options.keeps_blocks_apart() {
+            Ok(())
+        } else {
+            Err(WorkloadError::TablesRemain {
+                before: self.tables_before,
+                tables,
+            })
+        }
+    }
+
+    pub(super) fn tables_in_use(&self) -> u64 {
+        let RunningGuest { own, vm, .. } = self.guest;
+        own.memory.pool().counts_of(vm.space.vm()).table
+    }
+}

@@ -1,0 +1,339 @@
+//! What the benchmark's guest may call: the other side of its hypercalls.
+//!
+//! All vCPUs call at once, with anything. What the guest says is an allegation: it is checked here, or it is compared with
+//! what the hypervisor knows. A guest that breaks the rules is stopped, and the first breach is remembered.
+
+use crate::error::WorkloadError;
+use crate::harness::low_rings::LowRings;
+use crate::harness::steps::{Arrival, Steps};
+use abi::{
+    BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, CONSOLE_PUT, INCONSISTENT, REPORT, SUCCESS, params,
+};
+use control::BOOT_CPU;
+use control::Machine;
+use control::RunError;
+use control::guest::RAM;
+use control::guest::console::GuestConsole;
+use control::options::{Options, TEST_MEMORY};
+use core::fmt;
+use records::words::GuestKind;
+use spin::Once;
+use stage2::{Ipa, PAGE_SIZE};
+use vm::{Service, ServiceReply, StopReason, VcpuId};
+
+const WORD_BYTES: u64 = size_of::<u64>() as u64;
+
+/// Where the guest keeps its journals: one bitmap per vCPU, one after the other. It lies in the guest's RAM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Journals {
+    start: Ipa,
+    bytes_per_vcpu: u64,
+}
+
+impl Journals {
+    /// Checks what a guest alleges, against RAM of `ram` bytes and what a journal needs.
+    fn check(start: u64, bytes_per_vcpu: u64, vcpus: usize, needed: u64, ram: u64) -> Option<Self> {
+        let room = bytes_per_vcpu >= needed && bytes_per_vcpu.is_multiple_of(WORD_BYTES);
+        let end = bytes_per_vcpu
+            .checked_mul(vcpus as u64)?
+            .checked_add(start)?;
+        let inside =
+            start >= RAM.get() && end <= RAM.get() + ram && start.is_multiple_of(WORD_BYTES);
+        (room && inside).then_some(Self {
+            start: Ipa::new(start),
+            bytes_per_vcpu,
+        })
+    }
+
+    /// Where a vCPU's journal is.
+    pub fn of(&self, vcpu: usize) -> Ipa {
+        self.start.offset(self.bytes_per_vcpu * vcpu as u64)
+    }
+
+    /// Where the last word of a vCPU's journal is.
+    pub fn end_of(&self, vcpu: usize) -> Ipa {
+        self.of(vcpu).offset(self.bytes_per_vcpu - WORD_BYTES)
+    }
+}
+
+/// The bytes of a journal that has a bit for each of so many pages.
+pub fn journal_bytes(pages: u64) -> u64 {
+    pages.div_ceil(u64::BITS.into()) * WORD_BYTES
+}
+
+/// The bytes of the journal that a vCPU needs for its share.
+pub fn needed_journal(options: &Options) -> u64 {
+    let pages = options.bytes.0 / PAGE_SIZE;
+    match options.guest {
+        GuestKind::Stress => {
+            (pages * size_of::<u32>() as u64).next_multiple_of(WORD_BYTES) + WORD_BYTES
+        }
+        GuestKind::DirtyLog | GuestKind::Backing | GuestKind::Program => journal_bytes(pages),
+    }
+}
+
+/// How the guest broke the rules.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GuestViolation {
+    /// Its journals are too small, or don't lie in its RAM.
+    BadJournals {
+        /// Where they are.
+        start: u64,
+        /// The size of one.
+        bytes_per_vcpu: u64,
+        /// The size that one needs.
+        needed: u64,
+    },
+    /// It announced itself twice, or not by its first vCPU.
+    SecondHello(VcpuId),
+    /// It asked for a step before it announced itself.
+    NoHello(VcpuId),
+}
+
+impl fmt::Display for GuestViolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the guest breaks the benchmark's rules: ")?;
+        match self {
+            Self::BadJournals {
+                start,
+                bytes_per_vcpu,
+                needed,
+            } => write!(
+                f,
+                "its journals at {start:#x}, {bytes_per_vcpu} bytes each, must have {needed} bytes and lie in its RAM"
+            ),
+            Self::SecondHello(vcpu) => write!(f, "{vcpu} announces it, which vCPU 0 does once"),
+            Self::NoHello(vcpu) => write!(
+                f,
+                "{vcpu} wants a step before the guest has announced itself"
+            ),
+        }
+    }
+}
+
+/// The benchmark's side of the hypercalls.
+#[derive(Debug)]
+pub struct Bench<M: Machine> {
+    machine: &'static M,
+    console: GuestConsole,
+    steps: Steps,
+    low_rings: LowRings,
+    journals: Once<Journals>,
+    violation: Once<GuestViolation>,
+    vcpus: usize,
+    bytes_per_vcpu: u64,
+    journal_bytes: u64,
+    ram: u64,
+    write_percent: u64,
+    kind: u64,
+    seed: u64,
+}
+
+impl<M: Machine> Bench<M> {
+    /// For a guest with these options and `ram` bytes of RAM.
+    pub fn new(machine: &'static M, options: &Options, ram: u64) -> Self {
+        Self {
+            machine,
+            console: GuestConsole::new(),
+            steps: Steps::new(options.vcpus),
+            low_rings: LowRings::new(options.vcpus),
+            journals: Once::new(),
+            violation: Once::new(),
+            vcpus: options.vcpus,
+            bytes_per_vcpu: options.bytes.0,
+            journal_bytes: needed_journal(options),
+            ram,
+            write_percent: options.write_percent,
+            kind: match (options.guest, options.random) {
+                (GuestKind::Stress, _) => params::STRESS,
+                (_, true) => params::RANDOM,
+                (_, false) => 0,
+            },
+            seed: options.seed,
+        }
+    }
+
+    /// The same for a fork of the guest, which is paused: its vCPUs have announced themselves, and are where they were.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let journals = Once::new();
+        if let Some(known) = self.journals() {
+            journals.call_once(|| known);
+        }
+        Self {
+            machine: self.machine,
+            console: GuestConsole::new(),
+            steps: self.steps.fork(),
+            low_rings: LowRings::new(self.vcpus),
+            journals,
+            violation: Once::new(),
+            ..*self
+        }
+    }
+
+    /// Where the harness meets the vCPUs.
+    pub fn steps(&self) -> &Steps {
+        &self.steps
+    }
+
+    /// The vCPUs whose rings are to be harvested.
+    pub fn low_rings(&self) -> &LowRings {
+        &self.low_rings
+    }
+
+    /// The journals, from the guest's announcement on.
+    pub fn journals(&self) -> Option<Journals> {
+        self.journals.get().copied()
+    }
+
+    /// The guest's first violation if that ended the run, or what the guest found; else the run's own error.
+    pub fn explain(&self, error: WorkloadError) -> WorkloadError {
+        match (self.violation.get(), error) {
+            (Some(violation), WorkloadError::Run(RunError::Ended(StopReason::Requested))) => {
+                WorkloadError::Guest(*violation)
+            }
+            (
+                _,
+                WorkloadError::Run(RunError::Ended(StopReason::Reported {
+                    code: INCONSISTENT,
+                    details: [page, found],
+                    ..
+                })),
+            ) => WorkloadError::Inconsistent {
+                page,
+                found,
+                expected: None,
+                seed: self.seed,
+            },
+            (_, error) => error,
+        }
+    }
+
+    /// Prints what the guest hasn't ended.
+    pub fn flush(&self) {
+        self.console.flush(|line| self.machine.write_line(line));
+    }
+
+    fn hello(&self, vcpu: VcpuId, start: u64, bytes_per_vcpu: u64) -> ServiceReply {
+        if vcpu != VcpuId(0) || self.journals.is_completed() {
+            return self.refuse(GuestViolation::SecondHello(vcpu));
+        }
+        let needed = self.journal_bytes;
+        match Journals::check(start, bytes_per_vcpu, self.vcpus, needed, self.ram) {
+            Some(journals) => {
+                self.journals.call_once(|| journals);
+                ServiceReply::Return([SUCCESS, self.vcpus as u64, self.bytes_per_vcpu, TEST_MEMORY])
+            }
+            None => self.refuse(GuestViolation::BadJournals {
+                start,
+                bytes_per_vcpu,
+                needed,
+            }),
+        }
+    }
+
+    fn next(&self, vcpu: VcpuId, written: u64, read: u64) -> ServiceReply {
+        if !self.journals.is_completed() {
+            return self.refuse(GuestViolation::NoHello(vcpu));
+        }
+        let at_ns = self.machine.now_ns();
+        let arrival = Arrival {
+            written,
+            read,
+            at_ns,
+        };
+        if self.steps.arrive(vcpu.0, arrival) {
+            self.machine.kick(BOOT_CPU);
+        }
+        self.poll(vcpu)
+    }
+
+    fn refuse(&self, violation: GuestViolation) -> ServiceReply {
+        self.violation.call_once(|| violation);
+        ServiceReply::Stop(StopReason::Requested)
+    }
+}
+
+impl<M: Machine> Service for Bench<M> {
+    fn call(&self, vcpu: VcpuId, function: u32, args: [u64; 6]) -> ServiceReply {
+        match function {
+            CONSOLE_PUT => {
+                self.console
+                    .put(args[0] as u8, |line| self.machine.write_line(line));
+                ServiceReply::Return([SUCCESS, 0, 0, 0])
+            }
+            BENCH_HELLO => self.hello(vcpu, args[0], args[1]),
+            BENCH_PARAMS => {
+                ServiceReply::Return([SUCCESS, self.write_percent, self.kind, self.seed])
+            }
+            BENCH_NEXT => self.next(vcpu, args[0], args[1]),
+            REPORT => ServiceReply::Stop(StopReason::Reported {
+                vcpu,
+                code: args[0],
+                details: [args[1], args[2]],
+            }),
+            _ => ServiceReply::NotSupported,
+        }
+    }
+
+    fn ring_low(&self, vcpu: VcpuId) {
+        self.low_rings.note(vcpu.0);
+        self.machine.kick(BOOT_CPU);
+    }
+
+    fn parked(&self, _: VcpuId) {
+        self.machine.kick(BOOT_CPU);
+    }
+
+    fn poll(&self, vcpu: VcpuId) -> ServiceReply {
+        match self.steps.answer(vcpu.0) {
+            Some(step) => {
+                ServiceReply::Return([step.code, step.iteration, step.part.0, step.part.1])
+            }
+            None => ServiceReply::Wait,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn journals_must_lie_in_ram_and_hold_every_page() {
+        let ram = RAM.get();
+        assert_eq!(journal_bytes(64), 8);
+        assert_eq!(journal_bytes(65), 16);
+        let journals = Journals::check(ram + 8, 16, 3, 16, 56).unwrap();
+        assert_eq!(journals.of(2), RAM.offset(8 + 32));
+        assert_eq!(
+            Journals::check(ram + 8, 16, 3, 16, 55),
+            None,
+            "beyond the end"
+        );
+        assert_eq!(
+            Journals::check(ram - 8, 16, 3, 16, 56),
+            None,
+            "before the start"
+        );
+        assert_eq!(Journals::check(ram + 4, 16, 3, 16, 56), None, "unaligned");
+        assert_eq!(Journals::check(ram, 8, 3, 16, 56), None, "too small");
+        assert_eq!(Journals::check(ram, 20, 2, 16, 56), None, "no whole words");
+        assert_eq!(
+            Journals::check(ram, u64::MAX - 7, 2, 16, 56),
+            None,
+            "overflow"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn accepted_journals_lie_in_ram(start: u64, bytes: u64, vcpus in 1usize..64, ram in 0u64..1 << 40) {
+            if let Some(journals) = Journals::check(start, bytes, vcpus, 8, ram) {
+                let last = journals.of(vcpus - 1).get() + bytes;
+                prop_assert!(journals.of(0) >= RAM && last <= RAM.get() + ram);
+            }
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! Lock step between a benchmark's harness and its vCPUs: the harness posts a step, every vCPU does it and arrives, the
+//! harness goes on when all have.
+//!
+//! One harness, any number of vCPUs. Each vCPU has a seat in cache lines of its own; the shared lines are written once per
+//! vCPU and step.
+
+use crate::error::WorkloadError;
+use alloc::boxed::Box;
+use control::{Machine, RunError, RunningGuest};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use memory::MmuLock;
+
+/// What all vCPUs are to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// One of [`abi::step`].
+    pub code: u64,
+    /// The iteration, from 1, or 0.
+    pub iteration: u64,
+    /// For steps that have one, the part of each share: its first page, and how many.
+    pub part: (u64, u64),
+}
+
+impl Step {
+    /// A step without a part.
+    pub const fn new(code: u64, iteration: u64) -> Self {
+        Self {
+            code,
+            iteration,
+            part: (0, 0),
+        }
+    }
+}
+
+/// The meeting point.
+#[derive(Debug)]
+pub struct Steps {
+    /// How many steps were posted. Published after the step itself.
+    posted: AtomicU64,
+    code: AtomicU64,
+    iteration: AtomicU64,
+    part: (AtomicU64, AtomicU64),
+    arrived: AtomicUsize,
+    seats: Box<[Seat]>,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Seat {
+    /// The step that the vCPU waits for, by its number from 1.
+    waits_for: AtomicU64,
+    written: AtomicU64,
+    read: AtomicU64,
+    at_ns: AtomicU64,
+}
+
+/// How a vCPU arrived.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Arrival {
+    /// How many pages it says that it has written.
+    pub written: u64,
+    /// How often it says that it has read.
+    pub read: u64,
+    /// When it arrived.
+    pub at_ns: u64,
+}
+
+impl Steps {
+    /// For `vcpus` vCPUs, none of which has arrived.
+    pub fn new(vcpus: usize) -> Self {
+        Self {
+            posted: AtomicU64::new(0),
+            code: AtomicU64::new(0),
+            iteration: AtomicU64::new(0),
+            part: Default::default(),
+            arrived: AtomicUsize::new(0),
+            seats: (0..vcpus).map(|_| Seat::default()).collect(),
+        }
+    }
+
+    /// The meeting point of other vCPUs, which go on where these are: whoever is done with its step there is done here, and
+    /// waits for the same one. Meanwhile none of these runs, and nothing is posted.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self {
+            posted: copy(&self.posted),
+            code: copy(&self.code),
+            iteration: copy(&self.iteration),
+            part: (copy(&self.part.0), copy(&self.part.1)),
+            arrived: AtomicUsize::new(self.arrived()),
+            seats: self.seats.iter().map(Seat::fork).collect(),
+        }
+    }
+
+    /// A vCPU has done its step, or has just started. Whether it was the last to arrive. Its next step is what
+    /// [`Self::answer`] says. Called by the vCPU's own thread; a vCPU that there isn't never arrives.
+    pub fn arrive(&self, vcpu: usize, arrival: Arrival) -> bool {
+        let Some(seat) = self.seats.get(vcpu) else {
+            return false;
+        };
+        // The harness posts nothing before this vCPU has arrived, so this is the step that the vCPU has just done.
+        let next = self.posted.load(Ordering::Acquire) + 1;
+        if seat.waits_for.swap(next, Ordering::Relaxed) == next {
+            return false;
+        }
+        seat.written.store(arrival.written, Ordering::Relaxed);
+        seat.read.store(arrival.read, Ordering::Relaxed);
+        seat.at_ns.store(arrival.at_ns, Ordering::Relaxed);
+        // Release: the seat, and all that the vCPU did, come before. Acquire for the last one's sake.
+        self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.seats.len()
+    }
+
+    /// The step that a vCPU which has arrived waits for, once it was posted.
+    pub fn answer(&self, vcpu: usize) -> Option<Step> {
+        let seat = self.seats.get(vcpu)?;
+        // Acquire: pairs with the release of `post`.
+        let posted = self.posted.load(Ordering::Acquire);
+        (posted >= seat.waits_for.load(Ordering::Relaxed)).then(|| Step {
+            code: self.code.load(Ordering::Relaxed),
+            iteration: self.iteration.load(Ordering::Relaxed),
+            part: (
+                self.part.0.load(Ordering::Relaxed),
+                self.part.1.load(Ordering::Relaxed),
+            ),
+        })
+    }
+
+    /// Whether all vCPUs have arrived. Acquire: what they did is visible to the caller.
+    pub fn all_arrived(&self) -> bool {
+        self.arrived.load(Ordering::Acquire) == self.seats.len()
+    }
+
+    /// How many vCPUs there are.
+    pub fn seats(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// How many vCPUs have arrived.
+    pub fn arrived(&self) -> usize {
+        self.arrived.load(Ordering::Acquire)
+    }
+
+    /// Posts the next step, when all vCPUs have arrived. They look at it when they are kicked.
+    pub fn post(&self, step: Step) {
+        debug_assert!(self.all_arrived());
+        self.arrived.store(0, Ordering::Relaxed);
+        self.code.store(step.code, Ordering::Relaxed);
+        self.iteration.store(step.iteration, Ordering::Relaxed);
+        self.part.0.store(step.part.0, Ordering::Relaxed);
+        self.part.1.store(step.part.1, Ordering::Relaxed);
+        self.posted.fetch_add(1, Ordering::Release);
+    }
+
+    /// Posts a step for all vCPUs of a guest and wakes them.
+    pub fn post_to<M: Machine, L: MmuLock>(&self, guest: &RunningGuest<'_, M, L>, step: Step) {
+        self.post(step);
+        guest.kick_vcpus();
+    }
+
+    /// Waits until all vCPUs of a guest are done with their step; calls `meanwhile` at first and whenever this CPU is kicked.
+    ///
+    /// # Errors
+    /// The guest has ended before, or its time is up.
+    pub fn wait<M: Machine, L: MmuLock>(
+        &self,
+        guest: &RunningGuest<'_, M, L>,
+        mut meanwhile: impl FnMut(),
+    ) -> Result<(), WorkloadError> {
+        let done = || {
+            meanwhile();
+            self.all_arrived()
+        };
+        let waited = guest.wait_until(done).map_err(|error| match error {
+            RunError::TimedOut { seconds } => WorkloadError::StepTimedOut {
+                seconds,
+                arrived: self.arrived(),
+                vcpus: self.seats(),
+            },
+            other => other.into(),
+        });
+        guest.note_progress();
+        waited
+    }
+
+    /// How each vCPU arrived, when all have.
+    pub fn arrivals(&self) -> impl Iterator<Item = Arrival> + '_ {
+        self.seats.iter().map(|seat| Arrival {
+            written: seat.written.load(Ordering::Relaxed),
+            read: seat.read.load(Ordering::Relaxed),
+            at_ns: seat.at_ns.load(Ordering::Relaxed),
+        })
+    }
+
+    /// When the last vCPU arrived, when all have.
+    pub fn last_arrival_ns(&self) -> u64 {
+        self.arrivals()
+            .map(|arrival| arrival.at_ns)
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+impl Seat {
+    fn fork(&self) -> Self {
+        Self {
+            waits_for: copy(&self.waits_for),
+            written: copy(&self.written),
+            read: copy(&self.read),
+            at_ns: copy(&self.at_ns),
+        }
+    }
+}
+
+/// A word that nobody is writing.
+fn copy(word: &AtomicU64) -> AtomicU64 {
+    AtomicU64::new(word.load(Ordering::Relaxed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+    use std::hint;
+    use std::thread;
+
+    const ARRIVAL: Arrival = Arrival {
+        written: 0,
+        read: 0,
+        at_ns: 0,
+    };
+
+    #[test]
+    fn a_step_is_seen_by_those_who_wait_for_it_only() {
+        let steps = Steps::new(2);
+        assert!(!steps.arrive(0, ARRIVAL));
+        assert_eq!(steps.answer(0), None);
+        assert!(!steps.arrive(0, ARRIVAL), "a vCPU arrives once");
+        assert!(!steps.all_arrived());
+        assert!(steps.arrive(
+            1,
+            Arrival {
+                written: 7,
+                read: 0,
+                at_ns: 9
+            }
+        ));
+        assert!(steps.all_arrived());
+        assert_eq!(
+            steps
+                .arrivals()
+                .map(|arrival| arrival.written)
+                .collect::<Vec<_>>(),
+            [0, 7]
+        );
+        let step = Step {
+            part: (3, 4),
+            ..Step::new(2, 5)
+        };
+        steps.post(step);
+        assert_eq!(
+            (steps.answer(0), steps.answer(1), steps.answer(2)),
+            (Some(step), Some(step), None)
+        );
+        assert!(!steps.arrive(0, ARRIVAL));
+        assert_eq!(steps.answer(0), None);
+        assert!(!steps.arrive(5, ARRIVAL));
+    }
+
+    #[test]
+    fn a_fork_goes_on_where_its_vcpus_were_and_apart_from_then_on() {
+        let steps = Steps::new(2);
+        assert!(!steps.arrive(0, ARRIVAL));
+        assert!(steps.arrive(1, ARRIVAL));
+        steps.post(Step::new(2, 5));
+        assert!(!steps.arrive(
+            1,
+            Arrival {
+                written: 7,
+                ..ARRIVAL
+            }
+        ));
+        // vCPU 0 has yet to learn of its step, vCPU 1 is done with it.
+        let fork = steps.fork();
+        assert_eq!(fork.answer(0), Some(Step::new(2, 5)));
+        assert_eq!((fork.answer(1), fork.arrived()), (None, 1));
+        assert!(fork.arrive(0, ARRIVAL));
+        assert_eq!(
+            steps.arrived(),
+            1,
+            "the fork's vCPU arrived at its parent's"
+        );
+        assert_eq!(
+            fork.arrivals().map(|arrival| arrival.written).max(),
+            Some(7)
+        );
+        fork.post(Step::new(3, 6));
+        assert_eq!(fork.answer(1), Some(Step::new(3, 6)));
+        assert_eq!(steps.answer(1), None);
+    }
+
+    #[test]
+    fn threads_stay_in_step() {
+        const VCPUS: usize = 4;
+        const STEPS: u64 = 200;
+        let steps = Steps::new(VCPUS);
+        let done: Vec<AtomicU64> = (0..VCPUS).map(|_| AtomicU64::new(0)).collect();
+        thread::scope(|scope| {
+            for vcpu in 0..VCPUS {
+                let (steps, done) = (&steps, &done);
+                scope.spawn(move || {
+                    loop {
+                        let written = done[vcpu].load(Ordering::Relaxed);
+                        steps.arrive(vcpu, Arrival { written, ..ARRIVAL });
+                        let step = loop {
+                            match steps.answer(vcpu) {
+                                Some(step) => break step,
+                                None => thread::yield_now(),
+                            }
+                        };
+                        if step.code == 0 {
+                            return;
+                        }
+                        done[vcpu].store(step.iteration, Ordering::Relaxed);
+                    }
+                });
+            }
+            for iteration in 0..STEPS {
+                while !steps.all_arrived() {
+                    hint::spin_loop();
+                }
+                assert!(steps.arrivals().all(|arrival| arrival.written == iteration));
+                assert!(
+                    done.iter()
+                        .all(|done| done.load(Ordering::Relaxed) == iteration)
+                );
+                let last = iteration + 1 == STEPS;
+                steps.post(Step::new(u64::from(!last), iteration + 1));
+            }
+        });
+    }
+}

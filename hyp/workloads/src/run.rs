@@ -1,0 +1,112 @@
+//! The workload that the user wants, in each mode with each policy.
+
+use crate::error::WorkloadError;
+use crate::harness::policy::{Choice, choices};
+use crate::{backing, dirty_log, stress};
+use control::{Host, Machine, Module, Request};
+use core::fmt;
+use memory::frames::MAX_VMS;
+use memory::{MmuLock, Mutexed, Parallel, RwLocked, VmId};
+use records::words::{GuestKind, Mode, Tracking};
+
+/// Why the machine has nothing to show.
+#[derive(Debug)]
+pub enum Error<'t> {
+    /// What is asked for can't be run.
+    Control(control::Error<'t>),
+    /// A run failed.
+    Workload(WorkloadError),
+}
+
+impl Error<'_> {
+    /// The exit status that it is the reason of.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Control(error) => error.status(),
+            Self::Workload(error) if error.is_bad_option() => control::Error::BAD_OPTIONS,
+            Self::Workload(_) => control::Error::FAILED,
+        }
+    }
+}
+
+impl fmt::Display for Error<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Control(error) => error.fmt(f),
+            Self::Workload(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for Error<'_> {}
+
+/// Runs what `bootargs` ask for, a workload or a guest program: the guest in `module`, in each mode with each policy. Stops at
+/// the first failure. With the word `help` among them, only says what they can be.
+///
+/// # Errors
+/// Bad options, no guest, or a run that failed: to be printed, and to be the reason of a failing status
+/// ([`Error::status`]).
+pub fn run<'t, M: Machine>(
+    host: &Host<'_, M>,
+    bootargs: &'t str,
+    module: Option<Module<'_>>,
+) -> Result<(), Error<'t>> {
+    match Request::take(host, bootargs, module).map_err(Error::Control)? {
+        Some(request) => run_all(host, &request).map_err(Error::Workload),
+        None => Ok(()),
+    }
+}
+
+fn run_all<M: Machine>(host: &Host<'_, M>, request: &Request<'_>) -> Result<(), WorkloadError> {
+    if request.options.guest == GuestKind::Program {
+        return Ok(control::run_program(host, request)?);
+    }
+    check_tracking(host, request)?;
+    for (number, choice) in choices(&request.options).enumerate() {
+        let Some(vm) = VmId::new(number % MAX_VMS) else {
+            continue;
+        };
+        let run = match choice.mode {
+            Mode::Mutex => run_one::<M, Mutexed>,
+            Mode::RwLock => run_one::<M, RwLocked>,
+            Mode::Parallel => run_one::<M, Parallel>,
+        };
+        run(host, request, choice, vm)?;
+    }
+    Ok(())
+}
+
+/// Refuses hardware tracking where there is none, before anything runs.
+fn check_tracking<M: Machine>(
+    host: &Host<'_, M>,
+    request: &Request<'_>,
+) -> Result<(), WorkloadError> {
+    let facts = host.machine.facts();
+    let wants_hardware = request.options.trackings.contains(&Tracking::Hardware);
+    if wants_hardware && !facts.stage2.hardware_dirty {
+        let cpu = facts.cpu_model;
+        return Err(WorkloadError::NoHardwareDirty { cpu });
+    }
+    Ok(())
+}
+
+fn run_one<M: Machine, L: MmuLock + 'static>(
+    host: &Host<'_, M>,
+    request: &Request<'_>,
+    choice: Choice,
+    vm: VmId,
+) -> Result<(), WorkloadError> {
+    let Request {
+        options,
+        image,
+        bootargs,
+    } = request;
+    let image = *image;
+    match options.guest {
+        GuestKind::DirtyLog => dirty_log::run::<M, L>(host, options, choice, vm, image, bootargs),
+        GuestKind::Stress => stress::run::<M, L>(host, options, choice, vm, image, bootargs),
+        GuestKind::Backing => backing::run::<M, L>(host, options, choice.mode, image, bootargs),
+        // One run in each mode: it has no policy.
+        GuestKind::Program => Ok(()),
+    }
+}

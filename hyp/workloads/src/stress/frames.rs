@@ -1,0 +1,83 @@
+//! What the hypervisor does with frames by itself, while the guest uses them: equal pages get one frame, cold ones are put
+//! away, and what has come apart is gathered into blocks.
+//!
+//! All of it is done by CPU 0 here, in steps, at random. Nobody may see anything of it, but for the time that it takes.
+
+use super::Stress;
+use super::target::Target;
+use crate::error::WorkloadError;
+use control::Machine;
+use control::RunError;
+use control::guest::{RunningGuest, UNSEEN_SLOT};
+use memory::{MergeError, MergePolicy, MmuLock, PageMerging, Watermarks};
+
+/// Steps of merging, and of reclaim, that are made at once, at most.
+const MOST_STEPS: u32 = 16;
+/// More free frames than there are: reclaim begins whenever it is asked.
+const ALWAYS: Watermarks = Watermarks {
+    low: 1 << 40,
+    high: 1 << 40,
+};
+
+/// Merging of the test memory and its copies: of which there are many equal pages.
+pub(super) fn merging<M: Machine, L: MmuLock>(
+    guest: &RunningGuest<'_, M, L>,
+    targets: &[Target],
+) -> Result<PageMerging, WorkloadError> {
+    // Blocks that have some equal pages are taken apart at once.
+    let merging = PageMerging::new(MergePolicy {
+        pages_of_block: 16,
+        ..MergePolicy::default()
+    });
+    let slots = targets.iter().map(|target| target.slot.id);
+    for slot in slots.chain([UNSEEN_SLOT]) {
+        let object = guest.vm.space.object_of(&guest.own.memory, slot)?;
+        match merging.add(&object) {
+            Err(MergeError::OutOfMemory) => return Err(RunError::Heap.into()),
+            Err(MergeError::NotMergeable) | Ok(()) => {}
+        }
+    }
+    Ok(merging)
+}
+
+impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
+    /// Merges some pages.
+    pub(super) fn merge(&mut self) {
+        for _ in 0..self.random.u32(1..=MOST_STEPS) {
+            let scanned = self.merging.step(&self.guest.own.memory);
+            self.count("scanned_for_merging", scanned);
+        }
+    }
+
+    /// Puts some pages away. vCPUs that need them bring them back.
+    pub(super) fn put_away(&mut self) {
+        let own = &self.guest.own.memory;
+        own.system().set_watermarks(Some(ALWAYS));
+        let mut steps = self.random.u32(1..=MOST_STEPS);
+        while steps != 0 && own.relieve() {
+            steps -= 1;
+        }
+        own.system().set_watermarks(None);
+    }
+
+    /// Makes blocks of what has come apart, as an idle CPU would.
+    pub(super) fn gather(&mut self) {
+        for _ in 0..self.random.u32(1..=MOST_STEPS) {
+            self.guest.own.memory.gather();
+        }
+    }
+
+    /// Counts what merging and reclaim have come to in the end.
+    pub(super) fn count_frames(&mut self) {
+        let mut counts = alloc::vec::Vec::new();
+        let merged = self.merging.statistics();
+        merged.for_each(|name, count| counts.push((name, count)));
+        let system = self.guest.own.memory.system();
+        let reclaimed = system.reclaim_counters();
+        reclaimed.for_each(|name, count| counts.push((name, count)));
+        counts.push(("gathered", system.gathered().get()));
+        for (name, count) in counts {
+            self.count(name, count);
+        }
+    }
+}
