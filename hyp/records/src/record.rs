@@ -16,6 +16,21 @@ pub const PARVISOR: &str = "parvisor";
 /// Counters by name.
 pub type CounterMap = BTreeMap<String, u64>;
 
+/// Counters that look like exits but aren't exits of their own.
+const NO_EXITS: [&str; 3] = [
+    "exits_lost_translation",
+    "exits_injected_abort",
+    "exits_injected_undefined",
+];
+
+/// The exits among some counters.
+pub fn exits(counters: &CounterMap) -> u64 {
+    let exits = counters
+        .iter()
+        .filter(|(name, _)| name.starts_with("exits_") && !NO_EXITS.contains(&name.as_str()));
+    exits.map(|(_, count)| count).sum()
+}
+
 /// The result of the dirty-log benchmark in one configuration, or of a run in which what backs memory changes. What older
 /// records don't say, and what has no meaning for a run, is empty, 0 or false.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]

@@ -13,12 +13,12 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use tool::boot::{self, Outcome};
-use tool::effort::Limit;
-use tool::images::{self, Images};
-use tool::qemu::{Gic, Machine, Module};
-use tool::setup;
-use tool::size::{Size, mib};
+use emulator::boot::{self, Outcome};
+use emulator::effort::Limit;
+use emulator::images::{self, Images};
+use emulator::qemu::{Gic, Machine, Module};
+use emulator::setup;
+use emulator::size::{Size, mib};
 
 /// No machine may take longer unless its test says so.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -4,8 +4,8 @@ use std::fs;
 
 use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
+use emulator::boot;
 use tempfile::TempDir;
-use tool::boot;
 
 use crate::{Boot, describe};
 
@@ -24,7 +24,7 @@ pub fn of_machine(boot: &Boot) -> DeviceTree {
         .push(format!("dumpdtb={}", file.display()).into());
     let outcome = boot::run(
         &mut machine.command(),
-        tool::effort::Limit::total(crate::LIMIT),
+        emulator::effort::Limit::total(crate::LIMIT),
         |_, _| {},
         |_| {},
     );

@@ -9,13 +9,13 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use emulator::boot;
+use emulator::effort::Limit;
+use emulator::images::build_scaling;
+use emulator::qemu::{Gic, Machine};
+use emulator::simclock::{self, Costs, Simulation};
+use emulator::size::mib;
 use qemu_tests::{Boot, assert_verified, describe, emulator, images};
-use tool::boot;
-use tool::effort::Limit;
-use tool::images::build_scaling;
-use tool::qemu::{Gic, Machine};
-use tool::simclock::{self, Costs, Simulation};
-use tool::size::mib;
 
 /// No machine takes longer, in the emulator's own time.
 const LIMIT: Duration = Duration::from_secs(100);

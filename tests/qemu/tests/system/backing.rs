@@ -1,9 +1,9 @@
 //! What backs memory changes while guests use it: each run is verified by its guests; here it is seen that it costs what it
 //! should. With little memory.
 
+use emulator::size::mib;
 use qemu_tests::{Boot, describe};
 use records::record::{Phase, PhaseName, Record};
-use tool::size::mib;
 
 /// Pages of the memory of two vCPUs in [`run`].
 const PAGES: u64 = 1024;

@@ -1,8 +1,8 @@
 //! Options that are unknown, malformed, contradictory or can't be served: one line that names the culprit, status 2.
 
+use emulator::size::mib;
 use qemu_tests::raw::RawFiles;
 use qemu_tests::{Boot, images};
-use tool::size::mib;
 
 fn refused(append: &str, words: &[&str]) {
     Boot::benchmark(append).run_refused(words);

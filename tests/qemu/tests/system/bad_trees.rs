@@ -4,11 +4,11 @@
 use std::sync::mpsc;
 use std::thread;
 
+use emulator::boot::Outcome;
+use emulator::qemu::Machine;
 use qemu_tests::qmp::Socket;
 use qemu_tests::raw::{IMAGE, RawFiles, TREE};
 use qemu_tests::{Boot, SHORT, describe, images, tree};
-use tool::boot::Outcome;
-use tool::qemu::Machine;
 
 /// What x19 of a parked CPU begins with: "PARV".
 const PARKED: u64 = 0x5041_5256_0000_0000;

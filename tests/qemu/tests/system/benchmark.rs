@@ -1,10 +1,10 @@
 //! The dirty-log benchmark: every mode, backing and way to choose pages, each verified by the hypervisor, and nothing left
 //! of the VM afterwards.
 
+use emulator::boot::Outcome;
+use emulator::size::mib;
 use qemu_tests::{Boot, SHORT, assert_verified, describe, emulator};
 use records::record::{PhaseName, Record};
-use tool::boot::Outcome;
-use tool::size::mib;
 
 fn run(options: &str) -> Outcome {
     Boot::benchmark(options).run_well()

@@ -2,10 +2,10 @@
 
 use std::fs;
 
+use emulator::qemu::{Gic, Module};
+use emulator::size::mib;
 use qemu_tests::raw::RawFiles;
 use qemu_tests::{Boot, SHORT, assert_verified, describe, emulates, images};
-use tool::qemu::{Gic, Module};
-use tool::size::mib;
 
 fn benchmark_on(cpu: &str, gic: Gic) {
     if !emulates(cpu) {

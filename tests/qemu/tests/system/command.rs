@@ -6,10 +6,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use emulator::repository::repository;
 use qemu_tests::images;
 use records::record::Record;
 use tempfile::TempDir;
-use tool::repository::repository;
 
 /// Runs a script of this tree in `folder`, with this emulator if it isn't to be the usual one.
 pub(crate) fn script(

@@ -5,15 +5,14 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use emulator::repository::{repository, snapshot, target_folder};
 use tempfile::TempDir;
-use tool::mutants::tree;
-use tool::repository::{repository, target_folder};
 
 use crate::command::complaints;
 
 /// A copy of this repository's sources with their times, as `cp -a` makes one.
 fn copy_to(root: &Path) {
-    let files = tree::snapshot(repository()).expect("git lists the files");
+    let files = snapshot(repository()).expect("git lists the files");
     for path in files.keys() {
         let (from, to) = (repository().join(path), root.join(path));
         fs::create_dir_all(to.parent().expect("it is in a folder")).expect("room for it");

@@ -4,10 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use emulator::repository::repository;
 use qemu_tests::{Boot, emulator, images};
 use records::options::{BOOT_OPTIONS, EARLY_OPTIONS};
 use tempfile::TempDir;
-use tool::repository::repository;
 
 use crate::command::{complaints, script};
 

@@ -1,8 +1,8 @@
 //! Failures of the hypervisor itself, on purpose: a report that leads to the place, then power-off with status 3.
 
 use addr2line::Loader;
+use emulator::boot::Outcome;
 use qemu_tests::{Boot, describe, images};
-use tool::boot::Outcome;
 
 /// The functions of a report's backtrace, as `addr2line` resolves them, innermost first.
 fn backtrace(outcome: &Outcome) -> Vec<String> {
@@ -88,7 +88,7 @@ fn a_fault_within_a_report_ends_the_machine() {
     let outcome = Boot::without_guest("selftest=nested").run();
     assert_eq!(outcome.status, Some(3), "{}", describe(&outcome));
     assert!(
-        matches!(outcome.end, tool::boot::End::Ended(_)),
+        matches!(outcome.end, emulator::boot::End::Ended(_)),
         "{}",
         describe(&outcome)
     );

@@ -2,10 +2,10 @@
 
 use std::ffi::OsStr;
 
+use emulator::boot::Outcome;
+use emulator::qemu::Gic;
 use qemu_tests::raw::RawFiles;
 use qemu_tests::{Boot, describe, emulates, images, tree};
-use tool::boot::Outcome;
-use tool::qemu::Gic;
 
 /// What a guest gets to find that all is well.
 const PATIENCE: u64 = 120;

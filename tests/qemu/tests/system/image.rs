@@ -55,7 +55,7 @@ impl Image {
 }
 
 /// The hypervisor with other instructions at these addresses, running this probe.
-fn patched(instructions: &[(u64, u32)], cpu: &str, probe: &str) -> tool::boot::Outcome {
+fn patched(instructions: &[(u64, u32)], cpu: &str, probe: &str) -> emulator::boot::Outcome {
     let mut image = fs::read(&images().hypervisor).expect("the image was built");
     for (at, instruction) in instructions {
         // It is linked at 0.

@@ -1,9 +1,9 @@
 //! Dirty logging by every policy: each run is verified by the hypervisor; here it is seen that the policies do what they
 //! promise. Several runs to a boot, with little memory.
 
+use emulator::size::mib;
 use qemu_tests::{Boot, describe};
 use records::record::{PhaseName, Record};
-use tool::size::mib;
 
 const SMALL: &str = "vcpus=2 bytes=4M iterations=3 timeout=40";
 /// Blocks of 2 MiB in that memory.

@@ -1,7 +1,7 @@
 //! What the hypervisor says of its options, in the words of whoever typed the scripts' own.
 
 use control::options::Options;
-use tool::options::typed::as_typed;
+use options::typed::as_typed;
 
 fn said(bootargs: &str, append: Option<&str>) -> String {
     let error = Options::parse(bootargs).expect_err("it can't be");

@@ -1,0 +1,128 @@
+//! How long a matrix will still take: the work that is left, at the speed that was measured.
+//!
+//! Work is what the vCPUs do: pages times iterations. How long a unit of it takes differs between configurations by far more
+//! than between sizes, so each configuration has a speed of its own once it has run; until then it has that of all.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ::options::workload::Workload;
+
+/// What a unit of work takes before anything was measured. An emulator on two cores takes some 20 µs for a fault.
+const GUESSED_SECONDS: f64 = 25e-6;
+/// What a boot takes before one was measured.
+const GUESSED_BOOT: f64 = 1.0;
+/// The size of a page.
+const PAGE: u64 = 4096;
+
+/// One start of the emulator, and the runs that it makes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    /// What its runs have in common, in words.
+    pub name: String,
+    /// What the runs are called, and the work of each.
+    pub runs: Vec<(String, f64)>,
+}
+
+/// The work of one run.
+pub fn work(workload: &Workload) -> f64 {
+    let pages = u64::from(workload.vcpus) * (workload.bytes.0 / PAGE);
+    // Populating is as much as an iteration, and verifying both is less.
+    pages as f64 * (workload.iterations as f64 + 1.0)
+}
+
+/// What is known of the speed.
+#[derive(Clone, Debug, Default)]
+pub struct Estimate {
+    runs: BTreeMap<String, Measured>,
+    boots: Measured,
+}
+
+/// A sum of work and the time that it took.
+#[derive(Clone, Copy, Debug, Default)]
+struct Measured {
+    work: f64,
+    seconds: f64,
+}
+
+impl Measured {
+    fn add(&mut self, work: f64, took: Duration) {
+        self.work += work;
+        self.seconds += took.as_secs_f64();
+    }
+
+    fn speed(self) -> Option<f64> {
+        (self.work > 0.0).then(|| self.seconds / self.work)
+    }
+}
+
+impl Estimate {
+    /// Takes note that a run of this name with this work took so long.
+    pub fn ran(&mut self, name: &str, work: f64, took: Duration) {
+        let measured = self.runs.entry(name.into()).or_default();
+        measured.add(work, took);
+    }
+
+    /// Takes note that it took so long until the first run of a job began.
+    pub fn booted(&mut self, took: Duration) {
+        self.boots.add(1.0, took);
+    }
+
+    /// How many seconds a run takes.
+    pub fn run_seconds(&self, name: &str, work: f64) -> f64 {
+        let all = self.runs.values();
+        let all = all.fold(Measured::default(), |sum, one| Measured {
+            work: sum.work + one.work,
+            seconds: sum.seconds + one.seconds,
+        });
+        let own = self.runs.get(name).and_then(|measured| measured.speed());
+        work * own.or(all.speed()).unwrap_or(GUESSED_SECONDS)
+    }
+
+    /// How many seconds it takes before the first run.
+    pub fn boot_seconds(&self) -> f64 {
+        self.boots.speed().unwrap_or(GUESSED_BOOT)
+    }
+
+    /// How many seconds a job takes.
+    pub fn seconds(&self, job: &Job) -> f64 {
+        let runs = job.runs.iter();
+        let runs = runs.map(|(name, work)| self.run_seconds(name, *work));
+        self.boot_seconds() + runs.sum::<f64>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::matrix::Matrix;
+    use super::super::options::BenchOptions;
+    use super::*;
+    use std::ffi::OsString;
+
+    #[test]
+    fn work_grows_with_vcpus_and_iterations() {
+        let arguments = ["scripts/bench", "--vcpus=1,4", "--iterations=3"];
+        let options = BenchOptions::parse_arguments(arguments.map(OsString::from));
+        let options = options.expect("sound options");
+        let matrix = Matrix::new(&options.workload, &options.backing, &options.machine)
+            .expect("sound options");
+        let works = matrix.boots.iter().map(|boot| work(&boot.workload));
+        assert_eq!(works.collect::<Vec<_>>(), [2048.0 * 4.0, 2048.0 * 16.0]);
+    }
+
+    #[test]
+    fn what_was_measured_replaces_what_was_guessed() {
+        let job = Job {
+            name: "4 vCPUs".into(),
+            runs: vec![("mutex".into(), 400.0), ("parallel".into(), 400.0)],
+        };
+        let mut estimate = Estimate::default();
+        assert!(estimate.seconds(&job) > 1.0);
+        estimate.booted(Duration::from_secs(3));
+        estimate.ran("mutex", 100.0, Duration::from_secs(8));
+        // The other mode is as fast as all that is known.
+        assert_eq!(estimate.seconds(&job), 3.0 + 32.0 + 32.0);
+        estimate.ran("parallel", 100.0, Duration::from_secs(2));
+        assert_eq!(estimate.seconds(&job), 3.0 + 32.0 + 8.0);
+    }
+}

@@ -1,0 +1,242 @@
+//! The emulator's command line: one machine, the hypervisor's image as its kernel, guests as the modules that QEMU's
+//! `guest-loader` puts into memory and announces in the device tree.
+
+use std::ffi::OsString;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::simclock::Simulation;
+use crate::size::Size;
+
+/// The most CPUs that the hypervisor brings up.
+pub const MOST_CPUS: u32 = 128;
+/// Where QEMU's `-kernel` puts an image in RAM of `virt`.
+pub const LOAD_ADDRESS: u64 = 0x4020_0000;
+/// Where RAM begins on `virt`.
+const RAM_BASE: u64 = 0x4000_0000;
+/// Modules begin on a 2 MiB boundary, as guest images want it.
+const MODULE_ALIGNMENT: u64 = 2 << 20;
+
+/// The architecture of the interrupt controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gic {
+    /// GICv2: at most 8 CPUs.
+    V2,
+    /// GICv3.
+    V3,
+}
+
+impl Gic {
+    /// The number that QEMU and records know it by.
+    pub fn version(self) -> u64 {
+        match self {
+            Self::V2 => 2,
+            Self::V3 => 3,
+        }
+    }
+
+    /// How many CPUs it serves.
+    pub fn most_cpus(self) -> u32 {
+        match self {
+            Self::V2 => 8,
+            Self::V3 => MOST_CPUS,
+        }
+    }
+}
+
+/// A guest image that is in memory when the hypervisor starts.
+#[derive(Clone, Debug)]
+pub struct Module {
+    /// The flat image.
+    pub image: PathBuf,
+    /// The physical address it is put at.
+    pub address: u64,
+    /// The command line that is announced with it.
+    pub bootargs: Option<String>,
+}
+
+/// A machine to start.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// The emulator or a wrapper around it.
+    pub emulator: PathBuf,
+    /// The CPU model, with QEMU's properties if any.
+    pub cpu: String,
+    /// The interrupt controller.
+    pub gic: Gic,
+    /// The number of CPUs.
+    pub cpus: u32,
+    /// The size of RAM, in whole MiB.
+    pub memory: Size,
+    /// Whether CPUs have EL2.
+    pub el2: bool,
+    /// What is started; nothing where the extra arguments say it.
+    pub kernel: Option<PathBuf>,
+    /// The hypervisor's options.
+    pub append: String,
+    /// The guests.
+    pub modules: Vec<Module>,
+    /// The port on which it waits for a debugger before its first instruction, if it is to.
+    pub debugger: Option<u16>,
+    /// What makes it run on simulated time, with the virtual addresses of the instructions that take part in the
+    /// cache-line model; nothing for real time.
+    pub simulation: Option<(Simulation, Range<u64>)>,
+    /// Further arguments, behind all others.
+    pub extra: Vec<OsString>,
+}
+
+impl Machine {
+    /// The address for a guest image that is clear of the hypervisor and the device tree in RAM of this size. QEMU
+    /// puts the kernel at the start and the tree in the middle of RAM or 128 MiB into it, whichever is lower.
+    pub fn module_address(memory: Size) -> u64 {
+        let tree = (memory.0 / 2).min(128 << 20);
+        let offset = (tree + (32 << 20)).min(memory.0 / 4 * 3);
+        RAM_BASE + offset / MODULE_ALIGNMENT * MODULE_ALIGNMENT
+    }
+
+    /// The command that starts it, with the console on standard output.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.emulator);
+        let el2 = if self.el2 { "on" } else { "off" };
+        command.arg("-M").arg(format!(
+            "virt,virtualization={el2},gic-version={}",
+            self.gic.version()
+        ));
+        command.args(["-cpu", &self.cpu]);
+        command.arg("-smp").arg(self.cpus.to_string());
+        command.arg("-m").arg(format!("{}M", self.memory.0 >> 20));
+        if let Some(kernel) = &self.kernel {
+            command
+                .arg("-kernel")
+                .arg(kernel)
+                .args(["-append", &self.append]);
+        }
+        for module in &self.modules {
+            command.arg("-device").arg(module.device());
+        }
+        command.args([
+            "-nodefaults",
+            "-display",
+            "none",
+            "-serial",
+            "stdio",
+            "-monitor",
+            "none",
+            "-no-reboot",
+        ]);
+        if let Some(port) = self.debugger {
+            command.arg("-gdb").arg(format!("tcp::{port}")).arg("-S");
+        }
+        if let Some((simulation, text)) = &self.simulation {
+            simulation.apply(&mut command, text.clone());
+        }
+        command.args(&self.extra);
+        command
+    }
+}
+
+impl Module {
+    fn device(&self) -> OsString {
+        let mut device = OsString::from(format!("guest-loader,addr={:#x},kernel=", self.address));
+        device.push(escape_commas(&self.image.to_string_lossy()));
+        if let Some(bootargs) = &self.bootargs {
+            device.push(format!(",bootargs={}", escape_commas(bootargs)));
+        }
+        device
+    }
+}
+
+/// QEMU separates properties by commas; one that belongs to a value is doubled.
+fn escape_commas(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::size::mib;
+
+    fn machine() -> Machine {
+        Machine {
+            emulator: "qemu".into(),
+            cpu: "max".into(),
+            gic: Gic::V3,
+            cpus: 5,
+            memory: mib(512),
+            el2: true,
+            kernel: Some("parvisor.img".into()),
+            append: "mode=mutex,parallel vcpus=4".into(),
+            modules: Vec::new(),
+            debugger: None,
+            simulation: None,
+            extra: vec!["-d".into(), "int".into()],
+        }
+    }
+
+    fn arguments(machine: &Machine) -> Vec<String> {
+        machine
+            .command()
+            .get_args()
+            .map(|argument| argument.to_string_lossy().into_owned())
+            .collect()
+    }
+
+    #[test]
+    fn the_command_names_machine_kernel_and_options() {
+        let arguments = arguments(&machine());
+        let value = |name: &str| {
+            let index = arguments
+                .iter()
+                .position(|argument| argument == name)
+                .expect(name);
+            arguments[index + 1].as_str()
+        };
+        assert_eq!(value("-M"), "virt,virtualization=on,gic-version=3");
+        assert_eq!(value("-smp"), "5");
+        assert_eq!(value("-m"), "512M");
+        assert_eq!(value("-append"), "mode=mutex,parallel vcpus=4");
+        assert!(arguments.ends_with(&["-d".into(), "int".into()]));
+        assert!(!arguments.contains(&"-S".into()));
+    }
+
+    #[test]
+    fn a_machine_waits_for_a_debugger_on_the_port_that_was_named() {
+        let machine = Machine {
+            debugger: Some(4321),
+            ..machine()
+        };
+        let arguments = arguments(&machine);
+        let gdb = arguments.iter().position(|argument| argument == "-gdb");
+        let said = gdb.map(|index| &arguments[index + 1..index + 3]);
+        assert_eq!(said, Some(["tcp::4321".into(), "-S".into()].as_slice()));
+    }
+
+    #[test]
+    fn commas_in_paths_and_bootargs_reach_the_guest_loader() {
+        let module = Module {
+            image: "a,b.img".into(),
+            address: 0x4a00_0000,
+            bootargs: Some("x=1,2".into()),
+        };
+        assert_eq!(
+            module.device(),
+            "guest-loader,addr=0x4a000000,kernel=a,,b.img,bootargs=x=1,,2"
+        );
+    }
+
+    #[test]
+    fn a_module_is_clear_of_image_and_tree() {
+        for count in [128, 192, 256, 512, 1024, 65536] {
+            let memory = mib(count);
+            let address = Machine::module_address(memory);
+            let tree = RAM_BASE + (memory.0 / 2).min(128 << 20);
+            assert_eq!(address % MODULE_ALIGNMENT, 0);
+            assert!(address >= tree + (2 << 20), "{count} MiB: {address:#x}");
+            assert!(
+                address + (16 << 20) <= RAM_BASE + memory.0,
+                "{count} MiB: {address:#x}"
+            );
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Runs the Linux kernel's own `dirty_log_perf_test` under KVM in the emulator that Parvisor is measured in.
+//!
+//! What is needed comes from the Debian registry that this machine installs from, through an apt root of its own, and
+//! the machine stays as it is: no rights are needed and nothing is installed. [`prepare`] fetches Debian's arm64 kernels,
+//! busybox, the kernel's source and a cross compiler, builds the test, and keeps under `target/linux` only what runs
+//! (some 70 MB for two kernels). Nothing of Linux is in this repository; ours are `init.sh`, the first program of the
+//! measured system, and `calls.c`, which is linked into the test so that one test runs on all kernels. To have newer
+//! kernels fetched, remove `target/linux`.
+//!
+//! | file | concept |
+//! |---|---|
+//! | `packages` | the private apt root |
+//! | `releases` | which kernel of a series is the newest |
+//! | `selftest` | the test, built from the kernel's source |
+//! | `initramfs` | what the measured kernel starts with |
+//! | `cache` | what is kept from one run to the next |
+//! | `test` | what is measured, as the machine and its command line |
+//! | `run` | one measurement and its record |
+//! | `command` | a program that is run to its end, within a limit |
+//!
+//! Two processes may prepare at the same time: one waits for the other. Any number may [`run()`] at once.
+//!
+//! # What the times are worth
+//!
+//! Each vCPU and the test's main thread, which spins, have a CPU to themselves (`isolcpus`), and one more is left for
+//! everything else that Linux does; threads begin where they are to run (`calls.c`). Otherwise they share CPUs with threads of
+//! the kernel and with each other, and times come in steps of one scheduler tick (4 ms). Even so the first iterations can carry what Linux does once: take the minimum over several
+//! iterations, and enough memory that an iteration lasts for longer than a tick: 8 MiB for each vCPU on simulated time,
+//! 64 MiB without. With manual clearing the log begins with all pages set, so iteration 1 has no faults at all, and
+//! iteration 2 is the first one that dirties (and the one that splits blocks).
+
+mod cache;
+mod command;
+mod initramfs;
+mod packages;
+mod releases;
+mod run;
+mod selftest;
+mod test;
+
+use std::path::PathBuf;
+
+pub use self::run::run;
+pub use self::test::{Backing, Test};
+
+use self::cache::Cache;
+use self::packages::Packages;
+pub use self::releases::Series;
+use emulator::error::ToolError;
+
+/// A kernel that can be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// Its series, as in `6.12`.
+    pub series: String,
+    /// Its version, as in `6.12.117`.
+    pub version: String,
+    /// The file that the emulator starts.
+    pub image: PathBuf,
+    /// The file system that it starts with: the test, busybox, and our first program.
+    pub initramfs: PathBuf,
+}
+
+/// Fetches and builds what is missing of the newest kernels of the series `wanted` (as in `6.12`) and of the test; gives
+/// the kernels in the order of `wanted`, each once. What is there already needs no network. `progress` is told what is
+/// being done, a few words at a time.
+///
+/// # Errors
+///
+/// [`ToolError::Usage`] for what isn't to be had, with what is; [`ToolError::Setup`] where this system
+/// isn't Debian, the network fails, or the test can't be built.
+pub fn prepare(wanted: &[Series], progress: impl Fn(&str)) -> Result<Vec<Kernel>, ToolError> {
+    let mut series: Vec<Series> = Vec::new();
+    for one in wanted {
+        if !series.contains(one) {
+            series.push(*one);
+        }
+    }
+    let mut cache = Cache::open()?;
+    if !cache.is_complete(&series) {
+        progress("reading Debian's package lists");
+        let staging = cache.empty_staging()?;
+        let fetched = Packages::open(&staging)
+            .and_then(|packages| fetch(&mut cache, &packages, &series, &progress));
+        cache.remove_staging()?;
+        fetched?;
+    }
+    let initramfs = initramfs::write(&cache)?;
+    series
+        .iter()
+        .map(|series| cache.kernel(series, &initramfs))
+        .collect()
+}
+
+/// Fetches what the cache lacks. What it has got is kept if a later part fails.
+fn fetch(
+    cache: &mut Cache,
+    packages: &Packages,
+    series: &[Series],
+    progress: &impl Fn(&str),
+) -> Result<(), ToolError> {
+    let kernels = packages.kernels()?;
+    let chosen = releases::choose(&kernels, series)?;
+    for release in chosen {
+        if !cache.has_kernel(&release.series) {
+            progress(&format!("fetching Linux {}", release.version));
+            let files = packages.fetch(&release.package, Some(&release.package_version))?;
+            cache.keep_kernel(release, &files)?;
+        }
+    }
+    if !cache.has_busybox() {
+        progress("fetching busybox");
+        cache.keep_busybox(&packages.fetch("busybox-static:arm64", None)?)?;
+    }
+    if !cache.has_test() {
+        let test = selftest::build(packages, progress)?;
+        cache.keep_test(&test)?;
+    }
+    Ok(())
+}

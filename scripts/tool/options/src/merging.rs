@@ -1,0 +1,95 @@
+//! The options of page merging, under the names that Linux KSM has: whether a CPU merges equal pages beside the guest, which
+//! memory, and at which rate.
+
+use clap::Args;
+
+use super::words::{Changing, MergeTarget};
+use super::workload::list;
+use super::{distinct, usage};
+use emulator::error::ToolError;
+
+/// What is said of merging.
+#[derive(Args, Clone, Debug)]
+pub struct MergingOptions {
+    /// Have a CPU that has no vCPU merge the guest's equal pages while it runs.
+    #[arg(long)]
+    pub merging: bool,
+
+    /// The memory whose pages are merged: the benchmark's test memory, and all else that the guest has. [default: test,ram;
+    /// test for --workload merge]
+    #[arg(
+        long,
+        value_name = "MEMORY",
+        value_enum,
+        value_delimiter = ',',
+        ignore_case = true
+    )]
+    pub merge_targets: Vec<MergeTarget>,
+
+    /// How many pages are looked at between two pauses. [default: 100]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub pages_to_scan: Option<u32>,
+
+    /// How long each pause is, in milliseconds; 0: none. [default: 0, as a CPU of its own does it]
+    #[arg(long, value_name = "MS")]
+    pub sleep_millisecs: Option<u32>,
+
+    /// How many pages may share a frame. [default: 256]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_page_sharing: Option<u32>,
+}
+
+/// How equal pages are merged, all checks passed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Merging {
+    /// Whether a CPU of its own does it beside the guest.
+    pub beside: bool,
+    /// Further options of the hypervisor: what the user says.
+    pub words: Vec<String>,
+}
+
+impl MergingOptions {
+    /// What is wanted of merging beside a `workload`, or the benchmark, or a `program`.
+    ///
+    /// # Errors
+    ///
+    /// [`ToolError::Usage`] naming the option that can't be.
+    pub fn checked(&self, workload: Option<Changing>, program: bool) -> Result<Merging, ToolError> {
+        distinct("--merge-targets", &self.merge_targets)?;
+        let measured = workload == Some(Changing::Merge);
+        if self.merging && measured {
+            return usage("--merging: --workload merge has its --workers for that");
+        }
+        let targets = (!self.merge_targets.is_empty()).then(|| list(&self.merge_targets));
+        let number = |number: Option<u32>| number.map(|number| number.to_string());
+        let said = [
+            ("merge_targets", targets),
+            ("pages_to_scan", number(self.pages_to_scan)),
+            ("sleep_millisecs", number(self.sleep_millisecs)),
+            ("max_page_sharing", number(self.max_page_sharing)),
+        ];
+        let said = said.into_iter();
+        let said: Vec<_> = said
+            .filter_map(|(key, value)| Some((key, value?)))
+            .collect();
+        match said.first() {
+            Some((key, _)) if !self.merging && !measured => {
+                let option = key.replace('_', "-");
+                return usage(format!(
+                    "--{option}: nothing is merged without --merging or --workload merge"
+                ));
+            }
+            _ => {}
+        }
+        if program && self.merge_targets.contains(&MergeTarget::Test) {
+            return usage(
+                "--merge-targets test: a guest of your own has no test memory, all is ram",
+            );
+        }
+        let words = said.iter().map(|(key, value)| format!("{key}={value}"));
+        Ok(Merging {
+            beside: self.merging,
+            words: words.collect(),
+        })
+    }
+}

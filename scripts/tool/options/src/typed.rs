@@ -1,0 +1,141 @@
+//! The hypervisor's options as the user types them: what it says of `bytes=4096` is about `--bytes`.
+//!
+//! What the user has given by `--append` is typed as the hypervisor has it, and stays so.
+
+use crate::usage;
+use emulator::error::ToolError;
+
+/// What the hypervisor calls its options that the scripts have options for, of another name than its own.
+const RENAMED: [(&str, &str); 1] = [("seconds", "--stress")];
+/// The others: theirs is the same, with dashes.
+const NAMED: [&str; 31] = [
+    "mode",
+    "split",
+    "tracking",
+    "granularity",
+    "harvest",
+    "ring_entries",
+    "enable",
+    "clear",
+    "restore",
+    "split_chunk",
+    "split_reserve",
+    "slots",
+    "exit_times",
+    "vcpus",
+    "bytes",
+    "backing",
+    "iterations",
+    "write_percent",
+    "random",
+    "seed",
+    "workload",
+    "tracker",
+    "change",
+    "workers",
+    "overcommit",
+    "merging",
+    "merge_targets",
+    "pages_to_scan",
+    "sleep_millisecs",
+    "max_page_sharing",
+    "timeout",
+];
+/// What an option chooses, beside a value of its own.
+const CHOSEN: [(&str, &str); 3] = [
+    ("guest=program", "--guest"),
+    ("guest=stress", "--stress"),
+    ("guest=backing", "--workload"),
+];
+
+/// The script's option for the hypervisor's, if there is one.
+fn option(key: &str) -> Option<String> {
+    let renamed = RENAMED.iter().find(|(own, _)| *own == key);
+    let renamed = renamed.map(|(_, option)| (*option).to_string());
+    renamed.or_else(|| {
+        let named = NAMED.contains(&key);
+        named.then(|| format!("--{}", key.replace('_', "-")))
+    })
+}
+
+fn key_of(word: &str) -> &str {
+    word.split_once('=').map_or(word, |(key, _)| key)
+}
+
+/// The keys of the options that the user has appended.
+fn appended(append: Option<&str>) -> impl Iterator<Item = &str> {
+    append
+        .into_iter()
+        .flat_map(str::split_whitespace)
+        .map(key_of)
+}
+
+/// Whether nothing is measured, because the appended options ask for something else.
+pub fn measures_nothing(append: Option<&str>) -> bool {
+    appended(append).any(|key| ["selftest", "help"].contains(&key))
+}
+
+/// Checks that nothing is appended that `words`, which the script's own options come to, say already.
+///
+/// # Errors
+///
+/// [`ToolError::Usage`] naming what is appended and the option to use instead.
+pub fn check_appended(words: &str, append: Option<&str>) -> Result<(), ToolError> {
+    let said = |key: &str| words.split_whitespace().any(|word| key_of(word) == key);
+    let words = append.into_iter().flat_map(str::split_whitespace);
+    for word in words {
+        if let Some(option) = option(key_of(word)).filter(|_| said(key_of(word))) {
+            return usage(format!("--append {word}: say it by {option}"));
+        }
+    }
+    Ok(())
+}
+
+/// How the hypervisor's error about an option begins that it doesn't have: it can only be an appended one.
+const UNKNOWN: &str = "unknown option ";
+
+/// An error of the hypervisor in the words of the user, who has appended `append`.
+pub fn as_typed(error: &str, append: Option<&str>) -> String {
+    if error.starts_with(UNKNOWN) {
+        return format!("--append: {error} (--append help lists them)");
+    }
+    let is_theirs = |key: &str| appended(append).any(|theirs| theirs == key);
+    let mut text = error.to_string();
+    let keys = NAMED.iter().chain(RENAMED.iter().map(|(own, _)| own));
+    for key in keys.filter(|key| !is_theirs(key)) {
+        if let Some(option) = option(key) {
+            text = text.replace(&format!("option '{key}'"), &option);
+        }
+    }
+    let words = text.split(' ').map(|word| {
+        let begin = word.len() - word.trim_start_matches('(').len();
+        let end = word.trim_end_matches([',', ':', ';', ')']).len().max(begin);
+        let (before, typed, after) = (&word[..begin], &word[begin..end], &word[end..]);
+        let (key, value) = typed.split_once('=').unwrap_or((typed, ""));
+        let chosen = CHOSEN.iter().find(|(own, _)| *own == typed);
+        let spelled = match (chosen, option(key)) {
+            _ if is_theirs(key) => None,
+            (Some((_, option)), _) => Some((*option).to_string()),
+            (None, Some(option)) if typed.contains('=') => Some(format!("{option} {value}")),
+            _ => None,
+        };
+        spelled.map_or_else(
+            || word.into(),
+            |spelled| format!("{before}{spelled}{after}"),
+        )
+    });
+    words.collect::<Vec<String>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn self_tests_and_help_measure_nothing() {
+        assert!(measures_nothing(Some("log=debug selftest=stage2")));
+        assert!(measures_nothing(Some("help")));
+        assert!(!measures_nothing(Some("slots=2")));
+        assert!(!measures_nothing(None));
+    }
+}

@@ -1,0 +1,431 @@
+//! `scripts/run`: set-up, build, one boot that runs every mode, then the comparison.
+
+mod table;
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::table::comparison;
+use emulator::boot::{self, Outcome};
+use emulator::console::{Line, Runs};
+use emulator::error::{FAILED, ToolError, USAGE};
+use emulator::files;
+use emulator::front_end::{self, named};
+use emulator::images::{self, Images};
+use emulator::process;
+use emulator::qemu::{LOAD_ADDRESS, Machine, Module};
+use emulator::setup::system::{Package, System};
+use emulator::setup::{self, find_program};
+use emulator::simclock;
+use options::refusal::Started;
+use options::{Plan, RunOptions, one_line, typed, usage};
+use records::image::GuestImage;
+use records::record::Record;
+
+/// How much of the console is shown when the machine ended without an exit status.
+const LAST_LINES: usize = 20;
+
+fn main() -> ExitCode {
+    front_end::run(|arguments| command(named("scripts/run", arguments)))
+}
+
+/// Runs the command with these arguments, the first of which is its name. Gives the exit status.
+fn command(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let options = match RunOptions::parse_arguments(arguments) {
+        Ok(options) => options,
+        Err(error) if !error.use_stderr() => {
+            // `--help`. If nobody reads it, nobody misses it.
+            let _ = error.print();
+            return 0;
+        }
+        Err(error) => {
+            eprintln!("error: {} (see scripts/run --help)", one_line(&error));
+            return USAGE;
+        }
+    };
+    run(&options).unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        error.exit_status()
+    })
+}
+
+fn run(options: &RunOptions) -> Result<u8, ToolError> {
+    let plan = options.plan()?;
+    check_files(options)?;
+    options.gdb.map_or(Ok(()), check_port)?;
+    setup::rust_target()?;
+    let emulator = setup::emulator()?;
+    let mut images = images::build()?;
+    if options.monitor {
+        images = images::build_watched(images)?;
+    }
+    let simulation = match options.machine.costs() {
+        None => None,
+        Some(costs) => Some((
+            simclock::prepare(&emulator, costs)?,
+            simclock::hypervisor_text(&images.symbols)?,
+        )),
+    };
+    let machine = Machine {
+        emulator,
+        cpu: options.machine.cpu.clone(),
+        gic: plan.gic,
+        cpus: plan.cpus,
+        memory: plan.memory,
+        el2: true,
+        kernel: Some(images.hypervisor.clone()),
+        append: plan.append.clone(),
+        modules: vec![Module {
+            image: options
+                .guest
+                .clone()
+                .unwrap_or_else(|| images.dirty_log.clone()),
+            address: Machine::module_address(plan.memory),
+            bootargs: options.guest_append.clone(),
+        }],
+        debugger: options.gdb,
+        simulation,
+        extra: options.machine.qemu.clone(),
+    };
+    if let Some(port) = options.gdb {
+        announce_debugger(&images, port);
+    }
+    let clock = machine
+        .simulation
+        .as_ref()
+        .map(|(simulation, _)| simulation.clock());
+    let mut results = Kept {
+        options,
+        gic: plan.gic.version(),
+        clock,
+        records: Vec::new(),
+        failed: None,
+    };
+    let outcome = follow(&machine, &plan, &mut results)?;
+    finish(&plan, &results, &outcome)
+}
+
+/// Checks the files that the user named before anything is built.
+fn check_files(options: &RunOptions) -> Result<(), ToolError> {
+    if let Some(guest) = &options.guest {
+        let refused = |why: String| ToolError::Usage(format!("--guest {}: {why}", guest.display()));
+        let bytes = fs::read(guest).map_err(|error| refused(error.to_string()))?;
+        check_image(&bytes).map_err(refused)?;
+    }
+    if let Some(json) = &options.json {
+        files::check(json)
+            .map_err(|error| ToolError::Usage(format!("--json {}: {error}", json.display())))?;
+    }
+    Ok(())
+}
+
+/// Checks that the emulator can wait at this port, as it does at every address of the host. If it can at some only, it says
+/// nothing, and gdb finds somebody else.
+fn check_port(port: u16) -> Result<(), ToolError> {
+    let addresses = [
+        IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        Ipv4Addr::UNSPECIFIED.into(),
+    ];
+    for address in addresses {
+        let refused = TcpListener::bind((address, port)).err();
+        // Hosts without IPv6 have no such address.
+        let refused = refused.filter(|error| {
+            matches!(
+                error.kind(),
+                ErrorKind::AddrInUse | ErrorKind::PermissionDenied
+            )
+        });
+        if let Some(error) = refused {
+            return usage(format!("--gdb {port}: the port can't be had: {error}"));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a guest's image is one; else says why not.
+fn check_image(bytes: &[u8]) -> Result<(), String> {
+    let error = match GuestImage::check(bytes, false) {
+        Ok(_) => return Ok(()),
+        Err(error) => error,
+    };
+    let advice = match bytes {
+        [0x7f, b'E', b'L', b'F', ..] => {
+            "; it is an ELF file, of which objcopy -O binary makes an image"
+        }
+        [0x1f, 0x8b, ..] => "; it is compressed, and has to be unpacked by gunzip",
+        _ => "",
+    };
+    Err(format!("{error}{advice}"))
+}
+
+/// Says how to attach gdb; the emulator then waits for it.
+fn announce_debugger(images: &Images, port: u16) {
+    let symbols = images.symbols.display();
+    let gdb = [
+        "gdb-multiarch",
+        "aarch64-linux-gnu-gdb",
+        "aarch64-elf-gdb",
+        "aarch64-none-elf-gdb",
+        "gdb",
+    ]
+    .into_iter()
+    .find(|name| find_program(name.as_ref()).is_some());
+    if gdb.is_none_or(|name| name == "gdb") {
+        let advice = System::detect().advice(Package::Gdb);
+        eprintln!("note: gdb must know arm64; if this system's doesn't, {advice}");
+    }
+    eprintln!("The machine waits for gdb on port {port}. Attach with:\n");
+    eprintln!(
+        "  {} -ex 'set architecture aarch64' -ex 'target remote :{port}' -ex 'add-symbol-file {symbols} -o {LOAD_ADDRESS:#x}'\n",
+        gdb.unwrap_or("gdb-multiarch")
+    );
+}
+
+/// The records of the runs that have ended. After each they are written, so that neither Ctrl-C nor a run that fails loses
+/// what was measured; before the first, what the file held is left alone.
+struct Kept<'o> {
+    options: &'o RunOptions,
+    gic: u64,
+    /// What was measured with, unless it is the machine's own clock.
+    clock: Option<String>,
+    records: Vec<Record>,
+    /// Why they couldn't be written, if so.
+    failed: Option<ToolError>,
+}
+
+impl Kept<'_> {
+    /// Takes a record, with what the hypervisor can't know.
+    fn take(&mut self, record: &Record) {
+        let mut record = record.clone();
+        record.cpu.clone_from(&self.options.machine.cpu);
+        record.gic = self.gic;
+        if let Some(clock) = &self.clock {
+            record.clock.clone_from(clock);
+        }
+        self.records.push(record);
+        let Some(path) = &self.options.json else {
+            return;
+        };
+        match write_records(path, &self.records) {
+            Ok(()) => process::say_when_ended(format!(
+                "ended early; what was measured is in {}",
+                path.display()
+            )),
+            Err(error) => self.failed = Some(error),
+        }
+    }
+}
+
+/// Starts the machine and shows the user how it comes on.
+fn follow(machine: &Machine, plan: &Plan, results: &mut Kept<'_>) -> Result<Outcome, ToolError> {
+    let options = results.options;
+    let bar = progress_bar(options, plan);
+    let mut runs = Runs::default();
+    let mut is_reporting = false;
+    let observe = |line: &Line, text: &str| {
+        is_reporting |= matches!(line, Line::Fatal(_));
+        if let Line::Progress(progress) = line {
+            let done = runs.take(progress) * progress.steps;
+            bar.set_length(progress.steps * plan.workload.runs() as u64);
+            bar.set_position(done + progress.step.min(progress.steps));
+            bar.set_message(progress.mode.clone());
+        }
+        if let Line::Record(record) = line {
+            results.take(record);
+        }
+        if let Some(shown) = shown(line, text, options, is_reporting) {
+            bar.suspend(|| print_line(shown));
+        }
+    };
+    let complain = |text: &str| {
+        if options.machine.verbose {
+            bar.suspend(|| eprintln!("{text}"));
+        }
+    };
+    let outcome = boot::run(&mut machine.command(), plan.limit, observe, complain);
+    bar.finish_and_clear();
+    outcome.map_err(|error| {
+        ToolError::Io(format!(
+            "{} can't be run: {error}",
+            machine.emulator.display()
+        ))
+    })
+}
+
+fn progress_bar(options: &RunOptions, plan: &Plan) -> ProgressBar {
+    if options.machine.verbose || options.gdb.is_some() || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(plan.workload.runs() as u64);
+    let style =
+        ProgressStyle::with_template("[{elapsed_precise}] {bar:40} {pos}/{len}, {eta} left {msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_message("booting");
+    bar.enable_steady_tick(Duration::from_millis(250));
+    bar
+}
+
+/// What the user sees of a line when it comes, if anything. Errors and the report on a failure, of which it may be a part, are
+/// shown at the end.
+fn shown<'a>(
+    line: &'a Line,
+    text: &'a str,
+    options: &RunOptions,
+    is_reporting: bool,
+) -> Option<&'a str> {
+    match line {
+        _ if options.machine.verbose => Some(text),
+        Line::Error(_) | Line::Unreadable(_) => None,
+        Line::ExitStatus(_) if measures_nothing(options) => Some(text),
+        _ if is_reporting => None,
+        _ if measures_nothing(options) => Some(text),
+        Line::Result(result) => Some(result),
+        Line::Guest(printed) if options.guest.is_some() => Some(printed),
+        _ => None,
+    }
+}
+
+/// Prints a line on standard output; whoever closed it doesn't want it.
+fn print_line(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Whether the user asks the hypervisor for something else than a measurement.
+fn measures_nothing(options: &RunOptions) -> bool {
+    typed::measures_nothing(options.machine.append.as_deref())
+}
+
+/// Tells how it ended, and decides on the exit status.
+fn finish(plan: &Plan, results: &Kept<'_>, outcome: &Outcome) -> Result<u8, ToolError> {
+    let options = results.options;
+    if !results.records.is_empty() {
+        print_line(&format!("\n{}", comparison(&results.records)));
+    }
+    let started = Started {
+        plan,
+        machine: &options.machine,
+        memory: options.mem,
+    };
+    if let Some(why) = started.why_nothing_ran(outcome) {
+        return Err(ToolError::Usage(why));
+    }
+    for line in &outcome.errors {
+        let append = options.machine.append.as_deref();
+        eprintln!("error: {}", typed::as_typed(line, append));
+    }
+    // All of the console has been shown if that is wanted.
+    let fatal = outcome.fatal.iter().filter(|_| !options.machine.verbose);
+    for line in fatal {
+        eprintln!("{line}");
+    }
+    if let Some(error) = &results.failed {
+        return Err(error.clone());
+    }
+    match outcome.status {
+        Some(0) => complete(options, plan, outcome).map(|()| 0),
+        Some(status) => Ok(u8::try_from(status).unwrap_or(FAILED)),
+        None => Err(no_status(outcome, &started)),
+    }
+}
+
+fn write_records(path: &Path, records: &[Record]) -> Result<(), ToolError> {
+    let failed = |error: &dyn std::fmt::Display| {
+        ToolError::Io(format!("--json {}: {error}", path.display()))
+    };
+    let mut text = serde_json::to_string_pretty(records).map_err(|error| failed(&error))?;
+    text.push('\n');
+    files::replace(path, text.as_bytes()).map_err(|error| failed(&error))
+}
+
+/// Checks that a run which calls itself good has brought all that it should.
+fn complete(options: &RunOptions, plan: &Plan, outcome: &Outcome) -> Result<(), ToolError> {
+    let failed = |text: String| Err(ToolError::Io(text));
+    if options.guest.is_some() || measures_nothing(options) {
+        return Ok(());
+    }
+    for run in plan.workload.each() {
+        match outcome.records.iter().find(|record| run.is(record)) {
+            None => return failed(format!("{run}: the hypervisor gave no result")),
+            Some(record) if !record.verified => {
+                return failed(format!("{run}: the result isn't verified"));
+            }
+            Some(_) => {}
+        }
+    }
+    match outcome.errors.first() {
+        Some(_) => failed("the hypervisor ended well in spite of its errors".into()),
+        None => Ok(()),
+    }
+}
+
+/// The account of a machine that gave no exit status; shows what it said last.
+fn no_status(outcome: &Outcome, started: &Started<'_>) -> ToolError {
+    for line in outcome
+        .last_lines(LAST_LINES)
+        .filter(|line| !line.starts_with('@'))
+        .chain(outcome.complaints.iter().map(String::as_str))
+    {
+        eprintln!("  | {line}");
+    }
+    let extra = started.extra();
+    let extra = extra.map_or_else(String::new, |extra| {
+        format!("; the emulator's arguments may be the cause: {extra}")
+    });
+    ToolError::NoStatus(outcome.end_in_words() + &extra)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(arguments: &[&str]) -> RunOptions {
+        let all = std::iter::once("scripts/run").chain(arguments.iter().copied());
+        RunOptions::parse_arguments(all.map(OsString::from)).expect("sound options")
+    }
+
+    /// What is shown of a console while it comes.
+    fn seen(console: &[&str], options: &RunOptions) -> Vec<String> {
+        let mut is_reporting = false;
+        let mut seen = Vec::new();
+        for text in console {
+            let line = Line::parse(text);
+            is_reporting |= matches!(line, Line::Fatal(_));
+            seen.extend(shown(&line, text, options, is_reporting).map(String::from));
+        }
+        seen
+    }
+
+    #[test]
+    fn what_is_said_at_the_end_isnt_shown_before() {
+        let console = [
+            "[ 0.1 cpu0] INFO hello",
+            "parvisor: error: option 'x'",
+            "parvisor: FATAL panic",
+            "x0 0",
+            "parvisor: exit status 3",
+        ];
+        let usual = seen(&console, &options(&["--append", "selftest=panic"]));
+        assert_eq!(usual, [console[0], console[4]]);
+        assert_eq!(seen(&console, &options(&["--verbose"])), console);
+        assert!(seen(&console, &options(&[])).is_empty());
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_named() {
+        let other = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("some port is free");
+        let port = other.local_addr().expect("it has one").port();
+        let error = check_port(port).expect_err("it is taken");
+        assert_eq!(error.exit_status(), USAGE);
+        let says = format!("--gdb {port}: the port can't be had: ");
+        assert!(error.to_string().starts_with(&says), "{error}");
+        drop(other);
+        assert_eq!(check_port(port), Ok(()));
+    }
+}
