@@ -6,12 +6,15 @@ pub mod counters;
 mod device_tree;
 mod ending;
 mod host;
+mod launch;
 mod patience;
 mod plan;
 mod running;
+mod stage2_use;
 
 pub use device_tree::TreeError;
 pub use ending::FinalState;
 pub use host::Host;
 pub use plan::{GuestPlan, RAM, RAM_SLOT, TestSlot, UNSEEN_SLOT};
 pub use running::{BackgroundWork, RunningGuest};
+pub use stage2_use::Stage2Use;

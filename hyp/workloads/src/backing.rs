@@ -11,11 +11,12 @@ mod prefault;
 mod reclaim;
 mod stage;
 
-use crate::dirty_log::guest_ram;
-use crate::error::WorkloadError;
+use crate::harness::case::Case;
+use crate::harness::error::WorkloadError;
 use crate::harness::results::Results;
 use crate::harness::service::{Bench, journal_bytes};
 use crate::harness::test_memory;
+use crate::harness::test_memory::guest_ram;
 use crate::report;
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -27,42 +28,12 @@ use control::guest::{FinalState, GuestPlan, Host};
 use control::options::{Options, TEST_MEMORY};
 use core::ops::Range;
 use memory::frames::MAX_VMS;
-use memory::{BackingPolicy, MmuLock, Object, SlotError, TrackerMode, VmId};
+use memory::{MmuLock, Object, SlotError, VmId};
 use records::image::GuestImage;
 use records::record::{CounterMap, PARVISOR, Progress, Record};
-use records::words::{Backing, Change, Mode, Tracker, Workload};
+use records::words::{Backing, Mode, Workload};
 use stage::Stage;
 use stage2::{Ipa, IpaRange, PAGE_SIZE};
-
-/// What one run takes of the options' lists.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Case {
-    /// How operations exclude each other.
-    pub mode: Mode,
-    /// Which faults an invalidation makes try again.
-    pub tracker: Tracker,
-    /// How pages get other frames.
-    pub change: Change,
-    /// How much memory the guest uses where it has 100.
-    pub overcommit: u64,
-    /// How many CPUs work beside the vCPUs.
-    pub workers: u64,
-}
-
-impl Case {
-    fn policy(&self) -> BackingPolicy {
-        BackingPolicy {
-            tracker: match self.tracker {
-                Tracker::Ranges => TrackerMode::Ranges,
-                Tracker::Sequence => TrackerMode::Sequence,
-            },
-            change: match self.change {
-                Change::Direct => memory::Change::Direct,
-                Change::Unmap => memory::Change::Unmap,
-            },
-        }
-    }
-}
 
 /// The runs in one mode, in their order.
 fn cases(options: &Options, mode: Mode) -> Vec<Case> {
@@ -283,7 +254,7 @@ impl<M: Machine> Run<'_, M> {
             gic: facts.gic,
             clock: facts.clock.into(),
             stage2: stage2.map_or_else(Default::default, |(_, state)| {
-                control::report::Stage2Use(&state.stage2).to_string()
+                control::guest::Stage2Use(&state.stage2).to_string()
             }),
             most_tlbi: facts.most_tlbi.into(),
             phases: outcome.results.phases,

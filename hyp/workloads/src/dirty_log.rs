@@ -10,11 +10,12 @@ mod harvest;
 mod measure;
 mod restore;
 
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use crate::harness::policy::Choice;
 use crate::harness::results::Results;
 use crate::harness::service::{Bench, journal_bytes};
 use crate::harness::steps::Step;
+use crate::harness::test_memory::guest_ram;
 use crate::harness::test_memory::{self, bitmap};
 use crate::harness::verify::Contents;
 use crate::report;
@@ -36,10 +37,6 @@ use records::image::GuestImage;
 use records::record::{CounterMap, PARVISOR, Phase, PhaseName, Record};
 use records::words::{Backing, Enable, Harvest, Tracking};
 use stage2::PAGE_SIZE;
-
-/// What the guest gets beside its image and journals: per vCPU for its stack, and once for its tables.
-const RAM_PER_VCPU: u64 = 128 << 10;
-const RAM_FOR_TABLES: u64 = 2 << 20;
 
 /// Runs the benchmark once, and prints its results.
 ///
@@ -125,14 +122,6 @@ fn plan<'p>(
     plan.limited_to(options.overcommits[0])
 }
 
-/// The RAM of a guest whose vCPUs have a journal of so many bytes each.
-pub(crate) fn guest_ram(options: &Options, image: GuestImage<'_>, journal: u64) -> u64 {
-    let per_vcpu = (journal.next_multiple_of(PAGE_SIZE) + RAM_PER_VCPU) * options.vcpus as u64;
-    // An image beyond any memory is refused later, when it doesn't fit.
-    let image_end = image.end().unwrap_or(0).min(1 << 40);
-    (image_end + per_vcpu + RAM_FOR_TABLES).next_multiple_of(Backing::Block2M.bytes())
-}
-
 /// What a run with these options comes to.
 pub(crate) fn record<M: Machine>(
     machine: &M,
@@ -164,7 +153,7 @@ pub(crate) fn record<M: Machine>(
         cpu: facts.cpu_model.into(),
         gic: facts.gic,
         clock: facts.clock.into(),
-        stage2: control::report::Stage2Use(&state.stage2).to_string(),
+        stage2: control::guest::Stage2Use(&state.stage2).to_string(),
         most_tlbi: facts.most_tlbi.into(),
         phases,
         counters: state.counters,

@@ -1,6 +1,8 @@
 //! What the workloads have in common: the other side of their guests' calls ([`service`]), lock step ([`steps`]), the test memory
 //! and how it is logged, what was measured, and what should have been found ([`verify`]).
 
+pub(crate) mod case;
+pub(crate) mod error;
 pub(crate) mod low_rings;
 pub(crate) mod policy;
 pub(crate) mod results;
@@ -8,3 +10,4 @@ pub(crate) mod service;
 pub(crate) mod steps;
 pub(crate) mod test_memory;
 pub mod verify;
+pub(crate) mod violation;

@@ -7,13 +7,12 @@ extern crate alloc;
 
 mod backing;
 mod dirty_log;
-mod error;
 mod harness;
 mod report;
 mod run;
 mod stress;
 
-pub use error::WorkloadError;
-pub use harness::service::GuestViolation;
+pub use harness::error::WorkloadError;
 pub use harness::verify;
+pub use harness::violation::GuestViolation;
 pub use run::{Error, run};

@@ -1,6 +1,6 @@
 //! What the workloads print for the host tool and for people, beside the results themselves.
 
-use crate::backing::Case;
+use crate::harness::case::Case;
 use crate::harness::policy::Choice;
 use control::Machine;
 use control::guest::counters::Listed;

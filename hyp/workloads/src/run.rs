@@ -1,6 +1,6 @@
 //! The workload that the user wants, in each mode with each policy.
 
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use crate::harness::policy::{Choice, choices};
 use crate::{backing, dirty_log, stress};
 use control::{Host, Machine, Module, Request};

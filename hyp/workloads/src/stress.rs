@@ -20,11 +20,12 @@ mod slots;
 mod target;
 mod twin;
 
-use crate::dirty_log::{guest_ram, record};
-use crate::error::WorkloadError;
+use crate::dirty_log::record;
+use crate::harness::error::WorkloadError;
 use crate::harness::policy::Choice;
 use crate::harness::service::{Bench, needed_journal};
 use crate::harness::steps::Step;
+use crate::harness::test_memory::guest_ram;
 use crate::report;
 use abi::step;
 use act::Act;

@@ -2,7 +2,7 @@
 
 use super::stage::Stage;
 use super::{Outcome, Run, range_of};
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use abi::step;
 use alloc::sync::Arc;
 use control::Machine;

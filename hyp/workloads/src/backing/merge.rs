@@ -3,7 +3,7 @@
 
 use super::stage::Stage;
 use super::{Outcome, Run};
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use crate::harness::results::Results;
 use crate::harness::service::Bench;
 use abi::step;

@@ -2,7 +2,7 @@
 //! it up, finds zeros in its place, and has it populated by its own calls.
 
 use super::{Outcome, Run, range_of};
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use crate::harness::results::Results;
 use abi::step;
 use alloc::sync::Arc;

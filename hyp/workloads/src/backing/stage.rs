@@ -2,7 +2,7 @@
 //!
 //! Used by CPU 0.
 
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use crate::harness::results::Results;
 use crate::harness::service::Bench;
 use crate::harness::steps::Step;

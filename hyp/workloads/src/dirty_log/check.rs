@@ -1,7 +1,7 @@
 //! The check of what was harvested and of what guest memory holds, against what the guest says that it wrote.
 
 use super::Harness;
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use crate::harness::service::journal_bytes;
 use crate::harness::test_memory::zeros;
 use crate::harness::verify;

@@ -1,7 +1,7 @@
 //! Taking what was written out of the log, as the options say: get and clear, both in one, or rings.
 
 use super::Harness;
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use crate::harness::verify;
 use control::Machine;
 use control::guest::RunningGuest;

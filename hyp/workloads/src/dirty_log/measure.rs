@@ -1,7 +1,7 @@
 //! What is measured: the harness's own phases, and the steps of all vCPUs.
 
 use super::Harness;
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use crate::harness::results::{Results, Start};
 use crate::harness::steps::Step;
 use crate::report;

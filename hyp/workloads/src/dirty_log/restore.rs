@@ -1,7 +1,7 @@
 //! The end of logging: it is switched off, and blocks that it has split come back, at once or while the vCPUs go on.
 
 use super::Harness;
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use crate::harness::steps::Step;
 use abi::step;
 use control::Machine;

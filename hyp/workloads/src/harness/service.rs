@@ -3,9 +3,10 @@
 //! All vCPUs call at once, with anything. What the guest says is an allegation: it is checked here, or it is compared with
 //! what the hypervisor knows. A guest that breaks the rules is stopped, and the first breach is remembered.
 
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use crate::harness::low_rings::LowRings;
 use crate::harness::steps::{Arrival, Steps};
+use crate::harness::violation::GuestViolation;
 use abi::{
     BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, CONSOLE_PUT, INCONSISTENT, REPORT, SUCCESS, params,
 };
@@ -15,7 +16,6 @@ use control::RunError;
 use control::guest::RAM;
 use control::guest::console::GuestConsole;
 use control::options::{Options, TEST_MEMORY};
-use core::fmt;
 use records::words::GuestKind;
 use spin::Once;
 use stage2::{Ipa, PAGE_SIZE};
@@ -69,45 +69,6 @@ pub fn needed_journal(options: &Options) -> u64 {
             (pages * size_of::<u32>() as u64).next_multiple_of(WORD_BYTES) + WORD_BYTES
         }
         GuestKind::DirtyLog | GuestKind::Backing | GuestKind::Program => journal_bytes(pages),
-    }
-}
-
-/// How the guest broke the rules.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum GuestViolation {
-    /// Its journals are too small, or don't lie in its RAM.
-    BadJournals {
-        /// Where they are.
-        start: u64,
-        /// The size of one.
-        bytes_per_vcpu: u64,
-        /// The size that one needs.
-        needed: u64,
-    },
-    /// It announced itself twice, or not by its first vCPU.
-    SecondHello(VcpuId),
-    /// It asked for a step before it announced itself.
-    NoHello(VcpuId),
-}
-
-impl fmt::Display for GuestViolation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the guest breaks the benchmark's rules: ")?;
-        match self {
-            Self::BadJournals {
-                start,
-                bytes_per_vcpu,
-                needed,
-            } => write!(
-                f,
-                "its journals at {start:#x}, {bytes_per_vcpu} bytes each, must have {needed} bytes and lie in its RAM"
-            ),
-            Self::SecondHello(vcpu) => write!(f, "{vcpu} announces it, which vCPU 0 does once"),
-            Self::NoHello(vcpu) => write!(
-                f,
-                "{vcpu} wants a step before the guest has announced itself"
-            ),
-        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! One harness, any number of vCPUs. Each vCPU has a seat in cache lines of its own; the shared lines are written once per
 //! vCPU and step.
 
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use alloc::boxed::Box;
 use control::{Machine, RunError, RunningGuest};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

@@ -4,10 +4,24 @@ use alloc::vec::Vec;
 use control::guest::TestSlot;
 use control::options::Options;
 use memory::SlotId;
+use records::image::GuestImage;
+use records::words::Backing;
 use stage2::PAGE_SIZE;
 
 /// The first slot of test memory; the others' numbers follow.
 const FIRST_SLOT: u32 = 1;
+
+/// What the guest gets beside its image and journals: per vCPU for its stack, and once for its tables.
+const RAM_PER_VCPU: u64 = 128 << 10;
+const RAM_FOR_TABLES: u64 = 2 << 20;
+
+/// The RAM of a guest whose vCPUs have a journal of so many bytes each.
+pub(crate) fn guest_ram(options: &Options, image: GuestImage<'_>, journal: u64) -> u64 {
+    let per_vcpu = (journal.next_multiple_of(PAGE_SIZE) + RAM_PER_VCPU) * options.vcpus as u64;
+    // An image beyond any memory is refused later, when it doesn't fit.
+    let image_end = image.end().unwrap_or(0).min(1 << 40);
+    (image_end + per_vcpu + RAM_FOR_TABLES).next_multiple_of(Backing::Block2M.bytes())
+}
 
 /// The slots of the test memory that `options` ask for: as equal as whole pieces of backing let them be.
 pub fn slots(options: &Options) -> Vec<TestSlot> {

@@ -1,7 +1,7 @@
 //! What the harness does at random while the vCPUs run.
 
 use super::Stress;
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use crate::harness::test_memory::zeros;
 use crate::harness::verify;
 use control::Machine;

@@ -3,7 +3,7 @@
 
 use super::Stress;
 use super::act::OWN_WORD;
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use crate::harness::policy::Words;
 use crate::harness::service::Journals;
 use abi::counted;

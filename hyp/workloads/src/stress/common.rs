@@ -5,7 +5,7 @@
 //! have been added that it had counted already when it was forked.
 
 use super::Stress;
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use crate::harness::service::Bench;
 use control::Machine;
 use control::guest::RunningGuest;

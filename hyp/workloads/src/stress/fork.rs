@@ -7,7 +7,7 @@
 use super::Stress;
 use super::act::OWN_WORD;
 use super::target::Page;
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use alloc::vec::Vec;
 use control::Machine;
 use control::RunError;

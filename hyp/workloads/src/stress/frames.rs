@@ -5,7 +5,7 @@
 
 use super::Stress;
 use super::target::Target;
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use control::Machine;
 use control::RunError;
 use control::guest::{RunningGuest, UNSEEN_SLOT};

@@ -4,7 +4,7 @@
 
 use super::Stress;
 use super::deck::Deck;
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;

@@ -2,7 +2,7 @@
 //!
 //! The copy lies in memory that the guest isn't told of, so that it is neither logged nor mapped. Used by CPU 0 only.
 
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use crate::harness::test_memory::bitmap;
 use crate::harness::verify;
 use alloc::vec::Vec;

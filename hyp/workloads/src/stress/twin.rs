@@ -7,7 +7,7 @@
 use super::Stress;
 use super::check::TestMemory;
 use super::common::counted;
-use crate::error::WorkloadError;
+use crate::harness::error::WorkloadError;
 use crate::harness::service::Bench;
 use crate::harness::steps::Step;
 use abi::step;

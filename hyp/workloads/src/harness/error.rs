@@ -1,7 +1,7 @@
 //! Why a workload failed: its run, its guest, or what was found wrong. Each error is one line that names the culprit.
 
-use crate::harness::service::GuestViolation;
 use crate::harness::verify::{BeyondShare, Mismatch, WrongContent};
+use crate::harness::violation::GuestViolation;
 use alloc::string::String;
 use control::RunError;
 use core::fmt;

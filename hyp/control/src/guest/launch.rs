@@ -1,0 +1,238 @@
+//! Guests are made and started here: each gets its memory, and CPUs that are idle.
+
+use crate::error::RunError;
+use crate::guest::device_tree::GuestDescription;
+use crate::guest::ending::{Ending, Limit};
+use crate::guest::host::Host;
+use crate::guest::plan::{GuestPlan, RAM, RAM_SLOT, UNSEEN_SLOT, level, whole};
+use crate::guest::running::RunningGuest;
+use crate::guest::stage2_use::Stage2Use;
+use crate::machine::{Machine, OwnCpu};
+use crate::options::TEST_MEMORY;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Range;
+use memory::{AddressSpace, MmuLock, Object, Owner, SlotError};
+use records::size::Size;
+use stage2::{Layout, PAGE_SIZE};
+use vm::{CpuId, Pause, Service, Start, Vcpu, VcpuId, Vm, VmConfig};
+
+/// A VM that has its memory.
+struct NewVm<L> {
+    vm: Vm<AddressSpace<L>>,
+    filled_ns: u64,
+}
+
+impl<'h, M: Machine> Host<'h, M> {
+    /// Starts a guest, whose hypercalls `service` answers.
+    ///
+    /// # Errors
+    /// It can't be made, or there are too few idle CPUs. Nothing is left of it then.
+    pub fn launch<L, S>(
+        &self,
+        plan: &GuestPlan<'_>,
+        service: &Arc<S>,
+    ) -> Result<RunningGuest<'h, M, L>, RunError>
+    where
+        L: MmuLock + 'static,
+        S: Service + Send + Sync + 'static,
+    {
+        self.launch_with(plan, service, || self.create(plan))
+    }
+
+    /// Starts a fork of a guest that is paused. The fork starts from the parent's vCPU state and shares its memory
+    /// copy-on-write. Its plan says its number, its limit and its time; of its memory the plan says what the parent's does. The
+    /// pause ends when the fork is made.
+    ///
+    /// # Errors
+    /// As for [`Self::launch`].
+    pub fn launch_fork<L, S, K>(
+        &self,
+        paused: Pause<'_, AddressSpace<L>, K>,
+        plan: &GuestPlan<'_>,
+        service: &Arc<S>,
+    ) -> Result<RunningGuest<'h, M, L>, RunError>
+    where
+        L: MmuLock + 'static,
+        S: Service + Send + Sync + 'static,
+        K: FnMut(CpuId),
+    {
+        self.launch_with(plan, service, || self.fork(paused, plan))
+    }
+
+    /// Starts a guest that `make` makes.
+    fn launch_with<L, S>(
+        &self,
+        plan: &GuestPlan<'_>,
+        service: &Arc<S>,
+        make: impl FnOnce() -> Result<NewVm<L>, RunError>,
+    ) -> Result<RunningGuest<'h, M, L>, RunError>
+    where
+        L: MmuLock + 'static,
+        S: Service + Send + Sync + 'static,
+    {
+        let cpus = self.crew.find_idle(plan.vcpus).ok_or(RunError::Stuck)?;
+        let limit = Limit::set(self, plan);
+        let NewVm { vm, filled_ns } = make()?;
+        let vm = Arc::new(vm);
+        let ending = Ending::new(*self, plan.vm, vm.clone(), cpus.clone(), limit);
+        let guest = RunningGuest::new(*self, plan, vm, cpus.clone(), filled_ns, ending);
+        self.start(&guest.vm, service, cpus);
+        Ok(guest)
+    }
+
+    /// A VM with the memory that the plan says, whose first vCPU is about to start.
+    fn create<L: MmuLock>(&self, plan: &GuestPlan<'_>) -> Result<NewVm<L>, RunError> {
+        let layout = plan.layout(&self.machine.facts().stage2)?;
+        let own = &self.own.memory;
+        let space = self.space::<L>(plan, layout)?;
+        let before_ns = self.machine.now_ns();
+        let start = match self.fill(&space, plan) {
+            Ok(start) => start,
+            Err(error) => {
+                space.destroy(own);
+                return Err(error);
+            }
+        };
+        let filled_ns = self.machine.now_ns() - before_ns;
+        let config = VmConfig {
+            vcpus: plan.vcpus,
+            ipa_bits: layout.ipa_bits(),
+            counter_offset: self.machine.counter(),
+            times_faults: plan.exit_times,
+        };
+        let vm = Vm::new(config, space).map_err(|(error, space)| {
+            space.destroy(own);
+            error
+        })?;
+        // The VM is new, so its first vCPU is off.
+        let _ = vm.turn_on(VcpuId(0), start);
+        Ok(NewVm { vm, filled_ns })
+    }
+
+    /// A VM with the memory and the vCPUs of one that is paused.
+    fn fork<L: MmuLock, K: FnMut(CpuId)>(
+        &self,
+        paused: Pause<'_, AddressSpace<L>, K>,
+        plan: &GuestPlan<'_>,
+    ) -> Result<NewVm<L>, RunError> {
+        let parent = &paused.vm().space;
+        let own = &self.own.memory;
+        let space = self.space::<L>(plan, *parent.stage2().layout())?;
+        let before_ns = self.machine.now_ns();
+        if let Err(error) = parent.fork(own, &space) {
+            space.destroy(own);
+            return Err(error.into());
+        }
+        let vm = paused.fork(space).map_err(|space| {
+            space.destroy(own);
+            RunError::Heap
+        })?;
+        let filled_ns = self.machine.now_ns() - before_ns;
+        Ok(NewVm { vm, filled_ns })
+    }
+
+    /// An address space without memory.
+    fn space<L: MmuLock>(
+        &self,
+        plan: &GuestPlan<'_>,
+        layout: Layout,
+    ) -> Result<AddressSpace<L>, RunError> {
+        log::info!("{}: {}", plan.vm, Stage2Use(layout.features()));
+        let own = &self.own.memory;
+        let mut space = AddressSpace::<L>::with_backing(own, plan.vm, layout, plan.policy)?;
+        let rings = plan.ring_entries;
+        match rings.map(|entries| space.make_rings(plan.vcpus, entries)) {
+            Some(Err(error)) => {
+                space.destroy(own);
+                Err(error.into())
+            }
+            Some(Ok(())) | None => Ok(space),
+        }
+    }
+
+    /// Gives the guest its memory and puts the image and the device tree there.
+    fn fill<L: MmuLock>(
+        &self,
+        space: &AddressSpace<L>,
+        plan: &GuestPlan<'_>,
+    ) -> Result<Start, RunError> {
+        let affinities: Vec<u64> = (0..plan.vcpus)
+            .map(|vcpu| VcpuId(vcpu).affinity())
+            .collect();
+        let memory = plan.memory();
+        let tree = GuestDescription {
+            memory: &memory,
+            affinities: &affinities,
+            device: plan.device.as_ref(),
+            bootargs: plan.bootargs,
+        }
+        .to_tree()?;
+        let tree_bytes = (tree.len() as u64).next_multiple_of(PAGE_SIZE);
+        plan.image.check_fits(plan.ram, tree_bytes)?;
+
+        let own = &self.own.memory;
+        let test = plan.test_end().get() - TEST_MEMORY;
+        let test = if plan.lazy { 0 } else { test };
+        let bytes = plan.ram.saturating_add(test).saturating_add(plan.unseen);
+        if bytes / PAGE_SIZE > own.pool().counts().free {
+            // Before any of it is zeroed in vain.
+            let free = own.pool().counts().free * PAGE_SIZE;
+            return Err(RunError::TooLittleMemory {
+                wanted: Size(bytes),
+                free: Size(free),
+            });
+        }
+        for slot in plan.device_slots() {
+            space.map_object(own, slot)?;
+        }
+        let entry = RAM.offset(plan.image.offset);
+        let piece = level(plan.ram_backing);
+        match &plan.kernel {
+            None => {
+                space.add_slot(own, RAM_SLOT, RAM, plan.ram, piece, false)?;
+                space.write_guest(own, entry, plan.image.bytes)?;
+            }
+            Some(kernel) => {
+                let (account, at) = (Owner::Vm(plan.vm), plan.image.offset);
+                let ram = Object::with_image(own, account, plan.ram, piece, kernel, at);
+                let ram = ram.map_err(SlotError::from)?;
+                space.map_object(own, whole(RAM_SLOT, RAM, ram))?;
+            }
+        }
+        for slot in &plan.test {
+            let (range, bytes) = (slot.range(), slot.pages * PAGE_SIZE);
+            let piece = level(plan.test_backing);
+            if !plan.lazy {
+                space.add_slot(own, slot.id, range.start, bytes, piece, false)?;
+                continue;
+            }
+            let object = Object::anonymous(own, Owner::Vm(plan.vm), bytes, piece);
+            let object = object.map_err(SlotError::from)?;
+            space.map_object(own, whole(slot.id, range.start, object))?;
+        }
+        if plan.unseen != 0 {
+            let (start, piece) = (plan.unseen_start(), level(plan.ram_backing));
+            space.add_slot(own, UNSEEN_SLOT, start, plan.unseen, piece, false)?;
+        }
+        let tree_at = RAM.offset(plan.ram - tree_bytes);
+        space.write_guest(own, tree_at, &tree)?;
+        Ok(Start {
+            entry: entry.get(),
+            context: tree_at.get(),
+        })
+    }
+
+    fn start<L, S>(&self, vm: &Arc<Vm<AddressSpace<L>>>, service: &Arc<S>, cpus: Range<usize>)
+    where
+        L: MmuLock + 'static,
+        S: Service + Send + Sync + 'static,
+    {
+        let (vm, service, first) = (vm.clone(), service.clone(), cpus.start);
+        let job = move |own: &mut OwnCpu<M>| {
+            let vcpu = VcpuId(own.id.0 - first);
+            Vcpu::new(vcpu).run(&vm, own.id, &mut own.cpu, &own.memory, &*service);
+        };
+        self.crew.post(self.machine, cpus, Arc::new(job));
+    }
+}
