@@ -8,7 +8,7 @@ mod attributes;
 pub(crate) use self::attributes::LeafBits;
 pub use self::attributes::{Attributes, Execute, MemoryType, Permissions};
 use crate::address::{Level, Pa};
-use crate::layout::{Bbm, Format, Layout};
+use crate::layout::{Format, Layout};
 use core::fmt;
 
 const VALID: u64 = 1 << 0;
@@ -328,6 +328,13 @@ impl Leaf {
     }
 }
 
+impl Leaf {
+    /// Whether TLBs may hold both leaves at once but for the contiguous bit: they have one output address and one memory type.
+    pub(crate) const fn translates_as(self, other: Self) -> bool {
+        self.pa().get() == other.pa().get() && (self.word ^ other.word) & MEMORY_TYPE == 0
+    }
+}
+
 impl fmt::Debug for Leaf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = [
@@ -476,31 +483,6 @@ impl Descriptor {
             Self::Frozen => FROZEN,
             Self::Leaf(leaf) => leaf.word,
             Self::Table(pa) => format.address_bits(pa) | VALID | TABLE_OR_PAGE,
-        }
-    }
-
-    /// Whether going from `self` to `new` at one level needs break-before-make (Arm ARM D8.17.1): a change of output
-    /// address, of memory type, and, as far as `bbm` doesn't spare it, of size (block against table) and of the contiguous
-    /// bit. Permissions, the access flag and software bits don't.
-    pub const fn change_needs_break(self, new: Self, bbm: Bbm) -> bool {
-        match (self, new) {
-            (Self::Leaf(old), Self::Leaf(new)) => {
-                old.pa().get() != new.pa().get()
-                    || (old.word ^ new.word) & MEMORY_TYPE != 0
-                    || ((old.word ^ new.word) & CONTIGUOUS != 0 && matches!(bbm, Bbm::Level0))
-            }
-            (Self::Table(old), Self::Table(new)) => old.get() != new.get(),
-            (Self::Leaf(old), Self::Table(_)) => match bbm {
-                Bbm::Level0 => true,
-                Bbm::Level1 => !old.no_translation(),
-                Bbm::Level2 => false,
-            },
-            (Self::Table(_), Self::Leaf(new)) => match bbm {
-                Bbm::Level0 => true,
-                Bbm::Level1 => !new.no_translation(),
-                Bbm::Level2 => false,
-            },
-            _ => false,
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::layout::{Bbm, Format, Layout};
 use crate::memory::{TableFrame, TableMemory, table_entries};
 use crate::sync::{AtomicU64, Ordering};
 use crate::tlb::{Regime, Tlb};
+use crate::transition::Transition;
 use core::mem;
 
 /// What owners of frames fill freed ones with, in debug builds: hardware finds no valid descriptor in it, and a walker that
@@ -126,7 +127,7 @@ impl Entry {
         bbm: Bbm,
     ) -> Result<Observed, Lost> {
         debug_assert!(
-            !from.descriptor().change_needs_break(to, bbm),
+            Transition::of(from.descriptor(), to, true, bbm) == Transition::InPlace,
             "{from:?} to {to:?} needs a break"
         );
         let word = to.encode(from.format);

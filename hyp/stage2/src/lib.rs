@@ -209,6 +209,7 @@ pub mod sync;
 mod teardown;
 mod tlb;
 mod track;
+mod transition;
 mod unmap;
 mod vmid;
 #[cfg(feature = "vmids")]
@@ -236,6 +237,7 @@ pub use split::{Split, SplitFailed, SplitStopped};
 pub use stage2::{OutOfFrames, Stage2};
 pub use teardown::Teardown;
 pub use tlb::{NoTlb, Regime, Tlb};
+pub use transition::Transition;
 pub use vmid::VmidHolder;
 #[cfg(feature = "vmids")]
 pub use vmid_allocator::{TooFewVmids, VmidAllocator};

@@ -9,10 +9,11 @@ use crate::descriptor::{Descriptor, Leaf};
 use crate::entry::Lost;
 use crate::fault::lost;
 use crate::group::dissolve;
-use crate::layout::{Bbm, Layout};
+use crate::layout::Layout;
 use crate::memory::{Epoch, TableFrame, TableMemory, Worker};
 use crate::stage2::{OutOfFrames, Stage2};
 use crate::tlb::Tlb;
+use crate::transition::Transition;
 use crate::walk::{Step, VisitContext};
 use core::fmt;
 
@@ -204,11 +205,11 @@ impl Stage2 {
             .map_err(|OutOfFrames| None)?;
         worker.tlb.publish_tables();
         let link = Descriptor::Table(subtree.pa());
-        let linked = match layout.features().bbm {
-            _ if !cut.keeps_rest() => self.link_by_break(worker, context, link),
-            Bbm::Level0 => self.link_by_break(worker, context, link),
-            Bbm::Level1 => self.link_by_mark(worker, context, link),
-            Bbm::Level2 => self.link_in_place(worker, context, link),
+        let (old, bbm) = (context.observed.descriptor(), layout.features().bbm);
+        let linked = match Transition::of(old, link, cut.keeps_rest(), bbm) {
+            Transition::Break => self.link_by_break(worker, context, link),
+            Transition::Marked => self.link_by_mark(worker, context, link),
+            Transition::InPlace => self.link_in_place(worker, context, link),
         };
         match linked {
             Ok(()) => {

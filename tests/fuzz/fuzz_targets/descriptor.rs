@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use stage2::{Bbm, Descriptor, Format, Leaf, Level};
+use stage2::{Bbm, Descriptor, Format, Leaf, Level, Transition};
 
 const FORMATS: [Format; 3] = [Format::Narrow, Format::Lpa2, Format::Lpa64K];
 const BBM: [Bbm; 3] = [Bbm::Level0, Bbm::Level1, Bbm::Level2];
@@ -19,11 +19,13 @@ fuzz_target!(|input: (u64, u64, u8)| {
         descriptor
     );
     let other = Descriptor::decode(other, level, format);
-    // A change back and forth needs a break in both directions, or in neither.
-    assert_eq!(
-        descriptor.change_needs_break(other, bbm),
-        other.change_needs_break(descriptor, bbm)
-    );
+    // A change back is made as the change was.
+    for maps_the_same in [false, true] {
+        assert_eq!(
+            Transition::of(descriptor, other, maps_the_same, bbm),
+            Transition::of(other, descriptor, maps_the_same, bbm)
+        );
+    }
     if let Descriptor::Leaf(leaf) = descriptor {
         assert_eq!(descriptor.encode(format), word, "a leaf keeps every bit");
         check_leaf(leaf, level, format);
@@ -42,7 +44,8 @@ fn check_leaf(leaf: Leaf, level: Level, format: Format) {
         assert_eq!(changed.memory(), leaf.memory());
         assert_eq!(changed.may_write(), leaf.may_write());
         assert_eq!(changed.execute(), leaf.execute());
-        assert!(!Descriptor::Leaf(leaf).change_needs_break(descriptor, Bbm::Level0));
+        let way = Transition::of(Descriptor::Leaf(leaf), descriptor, true, Bbm::Level0);
+        assert_eq!(way, Transition::InPlace);
         changed
     };
     assert!(same_memory(leaf.with_write()).writable());

@@ -20,50 +20,6 @@ fn page(permissions: Permissions) -> Leaf {
 }
 
 #[test]
-fn relaxing_and_tightening_need_no_break() {
-    let read_only = Descriptor::Leaf(page(Permissions::LOGGED));
-    let writable = Descriptor::Leaf(page(Permissions::RAM));
-    assert!(!read_only.change_needs_break(writable, Bbm::Level0));
-    assert!(!writable.change_needs_break(read_only, Bbm::Level0));
-    let old = Descriptor::Leaf(page(Permissions::RAM).without_accessed());
-    assert!(!writable.change_needs_break(old, Bbm::Level0));
-}
-
-#[test]
-fn address_size_type_and_grouping_need_a_break() {
-    let layout = plain();
-    let at = |pa| layout.leaf(Level::L2, Pa::new(pa), Attributes::memory(Permissions::RAM));
-    let (block, other) = (at(0x8000_0000), at(0x8020_0000));
-    let device = layout.leaf(
-        Level::L2,
-        block.pa(),
-        Attributes {
-            memory: MemoryType::DeviceNgnre,
-            permissions: Permissions::RAM,
-        },
-    );
-    let leaf = Descriptor::Leaf;
-    let table = Descriptor::Table(Pa::new(0x9000_0000));
-    let needs = |old: Descriptor, new, bbm| old.change_needs_break(new, bbm);
-    for bbm in [Bbm::Level0, Bbm::Level1, Bbm::Level2] {
-        assert!(needs(leaf(block), leaf(other), bbm));
-        assert!(needs(leaf(block), leaf(device), bbm));
-        assert!(needs(table, Descriptor::Table(Pa::new(0x9000_1000)), bbm));
-        assert!(!needs(Descriptor::Invalid, table, bbm));
-        assert!(!needs(table, Descriptor::Invalid, bbm));
-        let sizes = (
-            needs(leaf(block), table, bbm),
-            needs(table, leaf(block), bbm),
-        );
-        assert_eq!(sizes, (bbm < Bbm::Level2, bbm < Bbm::Level2));
-        let marked = leaf(block.with_no_translation());
-        assert_eq!(needs(marked, table, bbm), bbm == Bbm::Level0);
-        let grouped = leaf(block.with_contiguous());
-        assert_eq!(needs(grouped, leaf(block), bbm), bbm == Bbm::Level0);
-    }
-}
-
-#[test]
 fn the_mark_of_a_block_is_no_part_of_its_address() {
     let memory = Attributes::memory(Permissions::RAM);
     let block = plain().leaf(Level::L2, Pa::new(0x8020_0000), memory);
@@ -71,7 +27,6 @@ fn the_mark_of_a_block_is_no_part_of_its_address() {
     assert!(marked.no_translation() && !block.no_translation());
     assert_eq!(marked.pa(), block.pa());
     let change = (Descriptor::Leaf(block), Descriptor::Leaf(marked));
-    assert!(!change.0.change_needs_break(change.1, Bbm::Level1));
     // The rest of the engine waits for whoever has marked it; who ends the entry meanwhile has the block.
     let word = change.1.encode(NARROW);
     assert_eq!(
@@ -173,8 +128,6 @@ fn marking_a_block_for_its_replacement_changes_nothing_that_it_maps() {
         marked.moved_to(Level::L3, marked.pa()),
         block.moved_to(Level::L3, block.pa())
     );
-    let (block, marked) = (Descriptor::Leaf(block), Descriptor::Leaf(marked));
-    assert!(!block.change_needs_break(marked, Bbm::Level1));
     let page = at(Level::L3, 0x8001_0000);
     assert_eq!(page.pa(), Pa::new(0x8001_0000));
 }
