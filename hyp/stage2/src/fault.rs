@@ -3,9 +3,9 @@
 //! Any number of faults run at once, on the same entry too, and beside every other operation.
 
 use crate::address::{Ipa, Level, Pa};
+use crate::contiguous::dissolve;
 use crate::descriptor::{Attributes, Descriptor, Execute, Leaf};
 use crate::entry::{Broken, Lost};
-use crate::group::dissolve;
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::split::{Around, Cut};
 use crate::stage2::Stage2;

@@ -185,22 +185,23 @@
 extern crate alloc;
 
 mod address;
-mod batch;
 mod bounds;
-mod change;
+mod break_batch;
 mod collapse;
+mod contiguous;
 mod descriptor;
 mod entry;
 mod fault;
-mod group;
+mod hardware_dirty;
 mod id_registers;
 #[cfg(all(feature = "instructions", target_arch = "aarch64"))]
 mod instructions;
 mod layout;
+mod leaf_filter;
 mod maintenance;
 mod map;
 mod memory;
-mod operand;
+mod permissions;
 mod replace;
 mod split;
 mod stage2;
@@ -208,14 +209,13 @@ mod stage2;
 pub mod sync;
 mod teardown;
 mod tlb;
-mod track;
+mod tlbi_operand;
 mod transition;
 mod unmap;
 mod vmid;
 #[cfg(feature = "vmids")]
 mod vmid_allocator;
 mod walk;
-mod wanted;
 #[cfg(feature = "watch")]
 pub mod watch;
 
@@ -229,6 +229,7 @@ pub use id_registers::{GranuleSupport, IdRegisters};
 #[cfg(all(feature = "instructions", target_arch = "aarch64"))]
 pub use instructions::CpuInstructions;
 pub use layout::{Atomics, BadLayout, Bbm, Features, Format, Layout};
+pub use leaf_filter::{All, Wanted};
 pub use maintenance::{Barrier, Instructions, Maintenance, RegimeRegisters, TlbPolicy, Tlbi};
 pub use map::{MapFailed, MapStopped, Mapped, Mapping};
 pub use memory::{Counter, Counters, Epoch, TableFrame, TableMemory, Worker};
@@ -242,7 +243,6 @@ pub use vmid::VmidHolder;
 #[cfg(feature = "vmids")]
 pub use vmid_allocator::{TooFewVmids, VmidAllocator};
 pub use walk::{Step, VisitContext};
-pub use wanted::{All, Wanted};
 
 #[cfg(all(test, not(loom)))]
 mod tests {

@@ -12,8 +12,8 @@
 //! guest's first walk, so either it walks the changed tables, or its VMID is the one that is invalidated.
 
 use crate::address::{Ipa, IpaRange, Level};
-use crate::operand::{self, Piece, Pieces};
 use crate::tlb::{Regime, Tlb};
+use crate::tlbi_operand::{self, Piece, Pieces};
 
 /// A TLB invalidation instruction, with its operand as encoded (Arm ARM C5.5).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -152,7 +152,7 @@ impl<I: Instructions> Maintenance<I> {
     #[inline]
     fn operand(&self, vm: &Regime<'_>, ipa: Ipa, level: Option<Level>) -> u64 {
         let hint = if self.policy.level_hint { level } else { None };
-        operand::address(vm.granule(), ipa, hint)
+        tlbi_operand::address(vm.granule(), ipa, hint)
     }
 
     /// Runs `operations` in the regime of `vm`, after a barrier that orders the change of its tables.
@@ -197,7 +197,7 @@ impl<I: Instructions> Maintenance<I> {
     fn by_page(cpu: &I, vm: &Regime<'_>, range: &IpaRange, tables: bool) {
         let mut ipa = range.start;
         while ipa < range.end {
-            let operand = operand::address(vm.granule(), ipa, None);
+            let operand = tlbi_operand::address(vm.granule(), ipa, None);
             cpu.tlbi(if tables {
                 Tlbi::Ipas2e1is(operand)
             } else {
@@ -261,7 +261,7 @@ impl<I: Instructions> Tlb for Maintenance<I> {
             cpu.tlbi(Tlbi::Ipas2le1(self.operand(&vm, ipa, level)));
             cpu.barrier(Barrier::DsbNsh);
             cpu.tlbi(match va {
-                Some(va) => Tlbi::Vaae1(operand::virtual_address(va)),
+                Some(va) => Tlbi::Vaae1(tlbi_operand::virtual_address(va)),
                 None => Tlbi::Vmalle1,
             });
             cpu.barrier(Barrier::DsbNsh);

@@ -4,9 +4,9 @@
 
 use crate::address::{Ipa, IpaRange, Level, Pa};
 use crate::bounds::BadAddress;
+use crate::contiguous::MOST_MEMBERS;
 use crate::descriptor::{Attributes, Descriptor, Leaf};
 use crate::entry::Broken;
-use crate::group::MOST_MEMBERS;
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::stage2::{OutOfFrames, Stage2};
 use crate::sync;

@@ -4,12 +4,12 @@
 //! every other operation, itself included.
 
 use crate::address::{Ipa, IpaRange, Level, Pa};
-use crate::batch::Batch;
 use crate::bounds::BadAddress;
+use crate::break_batch::Batch;
+use crate::contiguous::dissolve;
 use crate::descriptor::{Attributes, Descriptor, Leaf};
 use crate::entry::Broken;
 use crate::fault::lost;
-use crate::group::dissolve;
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::stage2::Stage2;
 use crate::tlb::Tlb;

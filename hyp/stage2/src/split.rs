@@ -5,10 +5,10 @@
 
 use crate::address::{Ipa, IpaRange, Level};
 use crate::bounds::BadAddress;
+use crate::contiguous::dissolve;
 use crate::descriptor::{Descriptor, Leaf};
 use crate::entry::Lost;
 use crate::fault::lost;
-use crate::group::dissolve;
 use crate::layout::Layout;
 use crate::memory::{Epoch, TableFrame, TableMemory, Worker};
 use crate::stage2::{OutOfFrames, Stage2};

@@ -3,11 +3,11 @@
 //! An unmap may run at any time beside faults and every other operation.
 
 use crate::address::{Ipa, IpaRange, Level};
-use crate::batch::Batch;
 use crate::bounds::BadAddress;
+use crate::break_batch::Batch;
+use crate::contiguous::dissolve;
 use crate::descriptor::{Descriptor, Leaf};
 use crate::entry::Broken;
-use crate::group::dissolve;
 use crate::layout::Layout;
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::stage2::Stage2;

@@ -5,14 +5,14 @@
 
 use crate::address::{Ipa, IpaRange, Level};
 use crate::bounds::BadAddress;
-use crate::change::{Found, Verdict};
 use crate::descriptor::Descriptor;
 use crate::entry::{Entry, Observed};
+use crate::leaf_filter::{All, Wanted};
 use crate::memory::{Epoch, TableMemory, Worker};
+use crate::permissions::{Found, Verdict};
 use crate::stage2::Stage2;
 use crate::tlb::Tlb;
 use crate::walk::{Step, VisitContext};
-use crate::wanted::{All, Wanted};
 
 /// Leaves that [`Stage2::find_dirty`] reports at once: a bit each.
 const REPORTED_AT_ONCE: usize = u64::BITS as usize;

@@ -1,4 +1,4 @@
-//! Changes of leaves where they are: permissions and access flags (what hardware notes is in `track`). None of them needs a
+//! Changes of leaves where they are: permissions and access flags (what hardware notes is in `hardware_dirty`). None of them needs a
 //! break (rule 3).
 //!
 //! All may run at any time beside every other operation and each other. What they owe the TLBs is invalidated at the end
@@ -6,16 +6,16 @@
 
 use crate::address::{Ipa, IpaRange, Level, Pa};
 use crate::bounds::BadAddress;
+use crate::contiguous::dissolve;
 use crate::descriptor::{Descriptor, Leaf, Permissions};
 use crate::entry::{Entry, Observed};
 use crate::fault::lost;
-use crate::group::dissolve;
 use crate::layout::{Format, Layout};
+use crate::leaf_filter::{All, Wanted};
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::stage2::Stage2;
 use crate::tlb::Tlb;
 use crate::walk::{Step, VisitContext};
-use crate::wanted::{All, Wanted};
 
 /// Pages that one turn of the innermost loop changes.
 const UNROLLED: usize = 8;
