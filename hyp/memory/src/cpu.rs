@@ -65,8 +65,6 @@ impl Caches for NoTlb {
 pub struct FaultCounters {
     /// A page or block was mapped where nothing was.
     pub mapped: Counter,
-    /// A mapping was made writable.
-    pub relaxed: Counter,
     /// A block was split.
     pub split: Counter,
     /// Nothing was to be done: another CPU was first.
@@ -93,7 +91,6 @@ impl FaultCounters {
     /// Calls `each` with every counter's name and value.
     pub fn for_each(&self, mut each: impl FnMut(&'static str, u64)) {
         each("faults_mapped", self.mapped.get());
-        each("faults_relaxed", self.relaxed.get());
         each("faults_split", self.split.get());
         each("faults_spurious", self.spurious.get());
         each("faults_busy", self.busy.get());
@@ -271,6 +268,20 @@ pub struct CpuCounters {
     pub stage2: Counters,
     /// The faults'.
     pub faults: FaultCounters,
+}
+
+impl CpuCounters {
+    /// Calls `each` with every counter's name and value.
+    pub fn for_each(&self, mut each: impl FnMut(&'static str, u64)) {
+        self.faults.for_each(&mut each);
+        each("faults_relaxed", self.relaxed());
+        self.stage2.for_each(each);
+    }
+
+    /// Faults by which a mapping was made writable: entries are made so by nothing else.
+    pub fn relaxed(&self) -> u64 {
+        self.stage2.relaxed.get()
+    }
 }
 
 impl<T> CpuMemory<T> {
