@@ -95,6 +95,106 @@ impl<L: MmuLock> AddressSpace<L> {
     pub fn fault<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, fault: &Fault) -> FaultOutcome {
         debug_assert!(ptr::eq(self.system(), cpu.system()));
         let guard = cpu.pin();
+        if fault.access == Access::Write
+            && fault.kind == FaultKind::Permission
+            && let Some(outcome) = self.relax_logged(cpu, fault.vcpu, fault.ipa, fault.va, &guard)
+        {
+            return outcome;
+        }
+        self.fault_of_any_kind(cpu, fault, guard)
+    }
+
+    /// As [`Self::fault`], for a write of vCPU `vcpu` to `va`, which is at `ipa`, that stage 2 forbids: the commonest of faults.
+    /// Does the [upkeep](CpuMemory::upkeep) that is due after what may have taken frames.
+    #[inline(always)]
+    pub fn write<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        vcpu: usize,
+        va: u64,
+        ipa: Ipa,
+    ) -> FaultOutcome {
+        debug_assert!(ptr::eq(self.system(), cpu.system()));
+        let guard = cpu.pin();
+        match self.relax_logged(cpu, vcpu, ipa, Some(va), &guard) {
+            Some(outcome) => outcome,
+            None => self.write_slowly(cpu, vcpu, va, ipa, guard),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn write_slowly<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        vcpu: usize,
+        va: u64,
+        ipa: Ipa,
+        guard: Guard,
+    ) -> FaultOutcome {
+        let fault = forbidden_write(vcpu, ipa, Some(va));
+        let outcome = self.fault_of_any_kind(cpu, &fault, guard);
+        if cpu.needs_upkeep() {
+            cpu.upkeep();
+        }
+        outcome
+    }
+
+    /// Serves the commonest of faults, the first write to a page since it was harvested, if it is one: a page of a plain tree,
+    /// in a slot that is logged in a bitmap. Everything else is left to [`fault_in_epoch`](Self::fault_in_epoch), which does the
+    /// same.
+    ///
+    /// Whether the slot may be written isn't asked: the entries of one that may not say so (rule 3).
+    #[inline(always)]
+    fn relax_logged<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        vcpu: usize,
+        ipa: Ipa,
+        va: Option<u64>,
+        guard: &Guard,
+    ) -> Option<FaultOutcome> {
+        let published = self.space().published_slots(guard)?;
+        let slot = published.find_at(ipa, cpu.last_slot())?;
+        let log = slot.log(guard)?;
+        if log.by_ring() {
+            return None;
+        }
+        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
+        let worker = cpu.worker(&tables, &epoch);
+        let lock = self.lock().shared();
+        if !self.stage2().relax_page(&worker, ipa, va) {
+            return None;
+        }
+        drop(lock);
+        full_barrier();
+        // The entry came first, the bit is second (rule 9), and logging that was switched on in between is seen here or sees
+        // the entry (rule 8).
+        if !same_log(slot.log(guard), Some(log)) {
+            return Some(self.mark_elsewhere(slot, &forbidden_write(vcpu, ipa, va), guard));
+        }
+        log.mark_page(slot.page_of(ipa));
+        Some(FaultOutcome::Resolved)
+    }
+
+    /// Marks a page that has just become writable in the log that is the slot's by now, if there is one.
+    #[cold]
+    #[inline(never)]
+    fn mark_elsewhere(&self, slot: &Slot, fault: &Fault, guard: &Guard) -> FaultOutcome {
+        match slot.log(guard) {
+            Some(log) => self.mark(slot, log, fault, Level::L3),
+            None => FaultOutcome::Resolved,
+        }
+    }
+
+    /// Serves any fault, in and out of the epoch.
+    #[inline(never)]
+    fn fault_of_any_kind<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        fault: &Fault,
+        guard: Guard,
+    ) -> FaultOutcome {
         let outcome = self.fault_in_epoch(cpu, fault, &guard);
         drop(guard);
         if outcome == FaultOutcome::OutOfFrames {
@@ -186,7 +286,6 @@ impl<L: MmuLock> AddressSpace<L> {
         let relaxed = self
             .stage2()
             .relax(&worker, fault.ipa, fault.va, largest_written)?;
-        cpu.fault_counters().relaxed.add(1);
         Some(relaxed)
     }
 
@@ -234,10 +333,7 @@ impl<L: MmuLock> AddressSpace<L> {
                     _ => FaultOutcome::Resolved,
                 });
             }
-            Resolution::Relaxed(level) => {
-                counters.relaxed.add(1);
-                Some(level)
-            }
+            Resolution::Relaxed(level) => Some(level),
             Resolution::Split => {
                 counters.split.add(1);
                 if request.attributes.permissions.hardware_dirty {
@@ -457,6 +553,17 @@ impl<L: MmuLock> AddressSpace<L> {
                 FaultOutcome::Resolved
             }
         }
+    }
+}
+
+/// The fault of a write that stage 2 forbids.
+fn forbidden_write(vcpu: usize, ipa: Ipa, va: Option<u64>) -> Fault {
+    Fault {
+        vcpu,
+        ipa,
+        va,
+        access: Access::Write,
+        kind: FaultKind::Permission,
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) mod watermarks;
 
 pub use cache::FrameCache;
 pub use counts::{Counts, Unbalanced, VmCounts};
-pub(crate) use physical::same_pages;
+pub(crate) use physical::{checksum_of_zeros, checksum_page, same_pages};
 pub use physical::{copy_page, read_bytes, write_bytes, zero};
 pub(crate) use physical::{page_at, page_at_mut};
 pub use pool::{FramePool, MAX_RUN, MOST_PENDING};

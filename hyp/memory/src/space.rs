@@ -94,7 +94,13 @@ impl Space {
     #[inline]
     pub(crate) fn slots<'g>(&self, guard: &'g Guard) -> &'g SlotArray {
         static NONE: SlotArray = SlotArray::new();
-        self.slots.load(guard).unwrap_or(&NONE)
+        self.published_slots(guard).unwrap_or(&NONE)
+    }
+
+    /// The slots, if there have been any.
+    #[inline(always)]
+    pub(crate) fn published_slots<'g>(&self, guard: &'g Guard) -> Option<&'g SlotArray> {
+        self.slots.load(guard)
     }
 }
 

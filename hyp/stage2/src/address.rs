@@ -179,7 +179,13 @@ impl Vttbr {
     /// aligned to 64 bytes at least, as every root is.
     pub const fn new(root: Pa, vmid: Vmid) -> Self {
         const LOW: u64 = (1 << 48) - 1;
-        Self(root.get() & LOW | (root.get() >> 48 & 0xf) << 2 | (vmid.0 as u64) << 48)
+        Self(root.get() & LOW | (root.get() >> 48 & 0xf) << 2).with_vmid(vmid)
+    }
+
+    /// The value for the same root table and another VMID, of one for VMID 0.
+    #[inline(always)]
+    pub(crate) const fn with_vmid(self, vmid: Vmid) -> Self {
+        Self(self.0 | (vmid.0 as u64) << 48)
     }
 
     /// The bits to write to VTTBR_EL2.

@@ -443,18 +443,13 @@ impl Descriptor {
         }
     }
 
-    /// What a fault makes of a word of level 3 that a single exchange makes writable, if it maps such a page.
-    #[inline(always)]
-    pub(crate) const fn page_relaxed(word: u64, format: Format) -> Option<Leaf> {
+    /// Of a word of level 3 that maps a page which a single exchange makes writable: which bits tell so, what they are then, and
+    /// which ones that sets.
+    pub(crate) const RELAXED_PAGE: (u64, u64, u64) = {
         const PAGE: u64 = VALID | TABLE_OR_PAGE;
-        const MASK: u64 = PAGE | MAY_WRITE | S2AP_WRITE | CONTIGUOUS;
-        if word & MASK == PAGE | MAY_WRITE {
-            let word = word | S2AP_WRITE | ACCESSED;
-            Some(Leaf { word, format })
-        } else {
-            None
-        }
-    }
+        let mask = PAGE | MAY_WRITE | S2AP_WRITE | CONTIGUOUS;
+        (mask, PAGE | MAY_WRITE, S2AP_WRITE | ACCESSED)
+    };
 
     /// Whether a word of level 3 is a page that hardware has noted as written.
     #[inline(always)]

@@ -8,7 +8,9 @@ use crate::address::{Ipa, Level, Pa};
 use crate::descriptor::{Descriptor, Leaf};
 use crate::layout::{Bbm, Format, Layout};
 use crate::memory::{TableFrame, TableMemory, table_entries};
-use crate::sync::{AtomicU64, Ordering};
+#[cfg(not(feature = "watch"))]
+use crate::sync::set_bits_where;
+use crate::sync::{AtomicU64, Ordering, exchange};
 use crate::tlb::{Regime, Tlb};
 use crate::transition::Transition;
 use core::mem;
@@ -54,12 +56,6 @@ impl Observed {
     #[inline(always)]
     pub(crate) const fn dirty_page_cleaned(self) -> Option<Leaf> {
         Descriptor::dirty_page_cleaned(self.word, self.format)
-    }
-
-    /// The entry of a lowest table, writable, if it maps a page that a single exchange makes so.
-    #[inline(always)]
-    pub(crate) const fn page_relaxed(self) -> Option<Leaf> {
-        Descriptor::page_relaxed(self.word, self.format)
     }
 
     /// The level of the table that holds the entry.
@@ -135,14 +131,31 @@ impl Entry {
         Ok(Observed { word, ..from })
     }
 
+    /// Makes the entry, one of a lowest table, writable, if it maps a page that a single exchange makes so; whether it did.
+    /// Acquire and release as [`Self::observe`] and [`Self::exchange`]: it is both in one.
+    #[inline(always)]
+    pub(crate) fn relax_page(&self) -> bool {
+        pause();
+        let (mask, wanted, bits) = Descriptor::RELAXED_PAGE;
+        #[cfg(not(feature = "watch"))]
+        return set_bits_where(&self.0, mask, wanted, bits);
+        #[cfg(feature = "watch")]
+        {
+            let found = self.0.load(Ordering::Acquire);
+            found & mask == wanted
+                && watched(self, Level::L3, || {
+                    let exchanged = exchange(&self.0, found, found | bits);
+                    (exchanged, exchanged.then_some((found, found | bits)))
+                })
+        }
+    }
+
     /// Exchanges `word` at the place that `at` was observed at.
     #[inline]
     fn compare_exchange(&self, at: Observed, word: u64, new: u64) -> Result<(), Lost> {
         let succeeded = watched(self, at.level, || {
-            let exchanged = self
-                .0
-                .compare_exchange(word, new, Ordering::AcqRel, Ordering::Acquire);
-            (exchanged.is_ok(), exchanged.ok().map(|old| (old, new)))
+            let exchanged = exchange(&self.0, word, new);
+            (exchanged, exchanged.then_some((word, new)))
         });
         if succeeded { Ok(()) } else { Err(Lost) }
     }

@@ -151,13 +151,7 @@ impl Stage2 {
         largest_written: Level,
     ) -> Option<Level> {
         // Nearly all trees are plain, and nearly all that is logged are pages.
-        let page = match self.layout().plain_stride() {
-            9 => self.relax_page::<512, _, _, _>(worker, ipa),
-            // The stride of trees for model checking.
-            2 => self.relax_page::<4, _, _, _>(worker, ipa),
-            _ => None,
-        };
-        let level = match page {
+        let level = match self.exchange_page(worker, ipa) {
             Some(true) => Level::L3,
             Some(false) => return None,
             None => self.relax_leaf(worker, ipa, largest_written)?,
@@ -167,17 +161,39 @@ impl Stage2 {
         Some(level)
     }
 
-    /// Makes the page at `ipa` writable, in a plain tree whose tables have `N` entries, if a single exchange does; whether it
-    /// did. `None` where no table leads to a page.
+    /// As [`relax`](Self::relax), for a page of a plain tree, and as short as it can be: whether it was made writable.
     #[inline(always)]
-    fn relax_page<'w, const N: usize, M: TableMemory, T: Tlb, E: Epoch>(
+    pub fn relax_page<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        ipa: Ipa,
+        va: Option<u64>,
+    ) -> bool {
+        let relaxed = self.exchange_page(worker, ipa) == Some(true);
+        if relaxed {
+            worker.counters.relaxed.add(1);
+            worker.tlb.invalidate_local_page(self.regime(), ipa, va);
+        }
+        relaxed
+    }
+
+    /// Makes the page at `ipa` writable, in a plain tree, if a single exchange does; whether it did. `None` where the tree is
+    /// another, or no table leads to a page.
+    #[inline(always)]
+    fn exchange_page<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         ipa: Ipa,
     ) -> Option<bool> {
-        let (entry, observed) = self.root().seek_page::<N, _, _, _>(worker, ipa)?;
-        let writable = observed.page_relaxed().map(Descriptor::Leaf);
-        Some(writable.is_some_and(|writable| entry.exchange(observed, writable).is_ok()))
+        let entry = match self.layout().plain_stride() {
+            9 => self.root().seek_page::<512, _, _, _>(worker, ipa)?,
+            // The stride of trees for model checking.
+            2 if cfg!(any(test, loom, feature = "watch")) => {
+                self.root().seek_page::<4, _, _, _>(worker, ipa)?
+            }
+            _ => return None,
+        };
+        Some(entry.relax_page())
     }
 
     /// Makes the leaf at `ipa` writable, if a single exchange does, and it is no larger than `largest_written`.
@@ -210,7 +226,6 @@ impl Stage2 {
         va: Option<u64>,
         level: Level,
     ) {
-        worker.counters.tlbi_local.add(1);
         let vm = self.regime();
         let page = ipa.align_down(self.layout().page_size());
         let hint = vm.hint(level);
@@ -281,6 +296,7 @@ impl Stage2 {
             if !leaf.accessed() {
                 return set_accessed(worker, context, leaf);
             }
+            worker.counters.spurious.add(1);
             Resolution::Spurious
         } else if request.access != Access::Write || !leaf.may_write() {
             return Ok(Resolution::NotPermitted);

@@ -6,6 +6,7 @@
 
 use crate::address::{Granule, Ipa, Level};
 use crate::descriptor::LeafBits;
+use crate::tlbi_operand::hint_bits;
 use core::fmt;
 use core::num::NonZeroUsize;
 
@@ -152,8 +153,12 @@ pub struct Layout {
     start: Level,
     tables: usize,
     root_entries: usize,
+    /// Address bits below an entry of the root.
+    root_shift: u32,
     /// As `stride`, if it is a plain tree; else 0.
     plain_stride: u32,
+    /// What is beside the address in the operands of TLB maintenance for pages, where a hint may be given.
+    page_hint: u64,
     bits: LeafBits,
 }
 
@@ -193,6 +198,7 @@ impl Layout {
             start,
             tables: 1,
             root_entries: 1 << STRIDE,
+            root_shift: page_shift + STRIDE * (3 - start as u32),
             ..Self::with_stride(features, Format::Narrow, STRIDE)
         }
     }
@@ -221,8 +227,13 @@ impl Layout {
                         start,
                         tables: tables as usize,
                         root_entries: 1 << (features.ipa_bits - shifts[start as usize]),
+                        root_shift: shifts[start as usize],
                         plain_stride: match (features.granule, format) {
                             (Granule::Size4K, Format::Narrow) => stride,
+                            _ => 0,
+                        },
+                        page_hint: match features.bbm {
+                            Bbm::Level0 => hint_bits(features.granule, Some(Level::L3)),
                             _ => 0,
                         },
                         bits: LeafBits::new(format, &features),
@@ -276,6 +287,18 @@ impl Layout {
     #[inline(always)]
     pub(crate) const fn plain_stride(&self) -> u32 {
         self.plain_stride
+    }
+
+    /// See [`Regime::page_hint`](crate::Regime).
+    #[inline(always)]
+    pub(crate) const fn page_hint(&self) -> u64 {
+        self.page_hint
+    }
+
+    /// Address bits below an entry of the root.
+    #[inline(always)]
+    pub(crate) const fn root_shift(&self) -> u32 {
+        self.root_shift
     }
 
     /// Address bits below an entry of `level`.

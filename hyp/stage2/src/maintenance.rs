@@ -133,6 +133,8 @@ pub struct TlbPolicy {
 pub struct Maintenance<I> {
     instructions: I,
     policy: TlbPolicy,
+    /// All of the hint in operands where they may carry a level, else nothing of it.
+    hint_mask: u64,
 }
 
 impl<I: Instructions> Maintenance<I> {
@@ -141,6 +143,7 @@ impl<I: Instructions> Maintenance<I> {
         Self {
             instructions,
             policy,
+            hint_mask: if policy.level_hint { u64::MAX } else { 0 },
         }
     }
 
@@ -170,6 +173,13 @@ impl<I: Instructions> Maintenance<I> {
         RegimeRegisters { vttbr, vtcr }.load(cpu);
         operations(cpu);
         before.load(cpu);
+    }
+
+    /// [`Tlb::invalidate_local_page`] for a VM that isn't this CPU's.
+    #[cold]
+    #[inline(never)]
+    fn invalidate_local_of_other(&self, vm: Regime<'_>, ipa: Ipa, va: Option<u64>) {
+        self.invalidate_local(vm, vm.page_of(ipa), vm.hint(Level::L3), va);
     }
 
     /// Whether `range` takes no more instructions than one invalidation may be made of.
@@ -217,6 +227,15 @@ fn drop_combined(cpu: &impl Instructions) {
     cpu.barrier(Barrier::Isb);
 }
 
+/// What drops this CPU's combined entries for `va`, or all of the VMID's.
+#[inline(always)]
+fn combined(va: Option<u64>) -> Tlbi {
+    match va {
+        Some(va) => Tlbi::Vaae1(tlbi_operand::virtual_address(va)),
+        None => Tlbi::Vmalle1,
+    }
+}
+
 impl<I: Instructions> Tlb for Maintenance<I> {
     fn invalidate_leaf(&self, vm: Regime<'_>, ipa: Ipa, level: Option<Level>) {
         self.within(&vm, Barrier::DsbIshst, |cpu| {
@@ -260,12 +279,23 @@ impl<I: Instructions> Tlb for Maintenance<I> {
         self.within(&vm, Barrier::DsbNshst, |cpu| {
             cpu.tlbi(Tlbi::Ipas2le1(self.operand(&vm, ipa, level)));
             cpu.barrier(Barrier::DsbNsh);
-            cpu.tlbi(match va {
-                Some(va) => Tlbi::Vaae1(tlbi_operand::virtual_address(va)),
-                None => Tlbi::Vmalle1,
-            });
+            cpu.tlbi(combined(va));
             cpu.barrier(Barrier::DsbNsh);
         });
+    }
+
+    #[inline(always)]
+    fn invalidate_local_page(&self, vm: Regime<'_>, ipa: Ipa, va: Option<u64>) {
+        let cpu = &self.instructions;
+        let operand = tlbi_operand::with_hint(ipa, vm.page_hint() & self.hint_mask);
+        cpu.barrier(Barrier::DsbNshst);
+        if cpu.vttbr() != vm.vttbr().bits() {
+            return self.invalidate_local_of_other(vm, ipa, va);
+        }
+        cpu.tlbi(Tlbi::Ipas2le1(operand));
+        cpu.barrier(Barrier::DsbNsh);
+        cpu.tlbi(combined(va));
+        cpu.barrier(Barrier::DsbNsh);
     }
 
     fn publish_tables(&self) {

@@ -177,6 +177,7 @@ macro_rules! counters {
             /// Calls `each` with every counter's name and value.
             pub fn for_each(&self, mut each: impl FnMut(&'static str, u64)) {
                 $(each(stringify!($name), self.$name.get());)*
+                each("tlbi_local", self.tlbi_local());
             }
         }
     };
@@ -211,8 +212,15 @@ counters! {
     restarts,
     /// Broadcast TLB invalidations.
     tlbi_broadcast,
-    /// TLB invalidations of one CPU.
-    tlbi_local,
+    /// Faults on entries that allowed the access already: this CPU's TLB was behind.
+    spurious,
+}
+
+impl Counters {
+    /// TLB invalidations of one CPU: one for each entry that was made writable, and for each that was already.
+    pub fn tlbi_local(&self) -> u64 {
+        self.relaxed.get().wrapping_add(self.spurious.get())
+    }
 }
 
 /// A count with one writer.

@@ -3,7 +3,7 @@
 //! The operations on its tables are in modules of their own: faults, maps, changes of leaves, unmaps, splits, collapses,
 //! teardown. All take `&self` and may run on any CPU at any time.
 
-use crate::address::{Ipa, IpaRange, Level, Vttbr};
+use crate::address::{Ipa, IpaRange, Level, Vmid, Vttbr};
 use crate::bounds::BadAddress;
 use crate::descriptor::{Descriptor, Leaf};
 use crate::layout::Layout;
@@ -32,6 +32,8 @@ pub struct Stage2 {
     frame: ManuallyDrop<TableFrame>,
     layout: Layout,
     vmid: VmidHolder,
+    /// What VTTBR_EL2 holds but for the VMID.
+    root: Vttbr,
 }
 
 impl Stage2 {
@@ -61,6 +63,7 @@ impl Stage2 {
             watcher.root(root.pa(), &layout, true);
         }
         Self {
+            root: Vttbr::new(root.pa(), Vmid(0)),
             frame: ManuallyDrop::new(root),
             layout,
             vmid,
@@ -81,7 +84,7 @@ impl Stage2 {
     /// What VTTBR_EL2 holds while this VM runs or is invalidated, with the VMID that it has now.
     #[inline]
     pub fn vttbr(&self) -> Vttbr {
-        Vttbr::new(self.frame.pa(), self.vmid.current())
+        self.root.with_vmid(self.vmid.current())
     }
 
     /// Whose translations its invalidations are about.

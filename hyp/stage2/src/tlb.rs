@@ -37,6 +37,18 @@ impl<'s> Regime<'s> {
         self.0.layout().features().granule
     }
 
+    /// The start of the page at `ipa`.
+    #[inline]
+    pub fn page_of(&self, ipa: Ipa) -> Ipa {
+        ipa.align_down(self.0.layout().page_size())
+    }
+
+    /// [`Self::hint`] for a page, as a part of operands.
+    #[inline]
+    pub(crate) fn page_hint(&self) -> u64 {
+        self.0.layout().page_hint()
+    }
+
     /// VTCR_EL2.DS: operands by range count in 64 KiB.
     pub(crate) fn wide(&self) -> bool {
         matches!(self.0.layout().format(), Format::Lpa2)
@@ -73,6 +85,12 @@ pub trait Tlb {
     /// `va` is the guest's virtual address (all its ASIDs are covered); without one, all combined entries go. For the guest's
     /// next access: what was fetched before, the CPU drops at its next exception return, or other context synchronization.
     fn invalidate_local(&self, vm: Regime<'_>, ipa: Ipa, level: Option<Level>, va: Option<u64>);
+
+    /// As [`Self::invalidate_local`], for the page at `ipa`, whichever of its bytes that is.
+    #[inline(always)]
+    fn invalidate_local_page(&self, vm: Regime<'_>, ipa: Ipa, va: Option<u64>) {
+        self.invalidate_local(vm, vm.page_of(ipa), vm.hint(Level::L3), va);
+    }
 
     /// Makes what was written so far visible to every CPU and its table walker before anything that follows (DSB
     /// ISHST): the contents of tables before a link to them is published (rule 11), a VM's new VMID before its guest

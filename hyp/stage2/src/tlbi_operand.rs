@@ -14,12 +14,21 @@ const fn granule_field(granule: Granule) -> u64 {
 /// The operand for one IPA, with the level of its leaf as a hint (FEAT_TTL), if there is one. Without a hint bits 47 to
 /// 44 are zero, which CPUs that don't have the feature demand.
 pub(crate) const fn address(granule: Granule, ipa: Ipa, hint: Option<Level>) -> u64 {
-    const IPA_BITS: u64 = (1 << 40) - 1;
-    let hint = match (hint, granule) {
+    with_hint(ipa, hint_bits(granule, hint))
+}
+
+/// What is beside the address in the operand for a leaf of a level.
+pub(crate) const fn hint_bits(granule: Granule, hint: Option<Level>) -> u64 {
+    match (hint, granule) {
         // Reserved: blocks of level 0 with 4 KiB pages only, of level 1 not with 16 KiB (C5.5).
         (None, _) | (Some(Level::L0), _) | (Some(Level::L1), Granule::Size16K) => 0,
         (Some(level), _) => (granule_field(granule) << 2 | level as u64) << 44,
-    };
+    }
+}
+
+/// The operand for one IPA, with [these bits](hint_bits) beside it.
+pub(crate) const fn with_hint(ipa: Ipa, hint: u64) -> u64 {
+    const IPA_BITS: u64 = (1 << 40) - 1;
     hint | (ipa.get() >> 12 & IPA_BITS)
 }
 

@@ -176,30 +176,36 @@ impl Root<'_> {
     }
 
     /// The entry of the page at `ipa` in a plain tree whose tables have `N` entries ([`Layout::plain_stride`]), if tables lead
-    /// down to it. As [`seek`](Self::seek), with all shifts known.
+    /// down to it. As [`seek`](Self::seek), with all shifts known; what it holds the caller observes.
     #[inline(always)]
     pub(crate) fn seek_page<'w, const N: usize, M: TableMemory, T: Tlb, E: Epoch>(
         &self,
         worker: &Worker<'w, M, T, E>,
         ipa: Ipa,
-    ) -> Option<(&'w Entry, Observed)> {
+    ) -> Option<&'w Entry> {
         let stride = N.trailing_zeros();
-        let below = |pa: Pa, level: Level| -> (&'w Entry, Observed) {
+        let entry = |pa: Pa, level: Level| -> &'w Entry {
             let shift = PAGE_SHIFT + stride * (Level::L3 as u32 - level as u32);
             let table: &[Entry; N] = table_of(worker.memory, self.layout, pa);
-            let entry = &table[(ipa.get() >> shift) as usize % N];
-            (entry, entry.observe(level, Format::Narrow))
+            &table[(ipa.get() >> shift) as usize % N]
         };
+        let below = |entry: &Entry, level| entry.observe(level, Format::Narrow).link();
         let start = self.layout.start();
-        let index = (ipa.get() >> self.layout.shift(start)) as usize;
-        let root = self.entries(worker).get(index)?;
-        let mut at = (root, root.observe(start, Format::Narrow));
-        for level in [Level::L1, Level::L2, Level::L3] {
-            if start < level {
-                at = below(at.1.link()?, level);
+        let index = (ipa.get() >> self.layout.root_shift()) as usize;
+        let mut at = self.entries(worker).get(index)?;
+        if start != Level::L1 {
+            // Rare: an IPA space of more than 43 bits, or of fewer than 35.
+            if start == Level::L0 {
+                at = entry(below(at, Level::L0)?, Level::L1);
+            } else {
+                return Some(match start {
+                    Level::L2 => entry(below(at, Level::L2)?, Level::L3),
+                    _ => at,
+                });
             }
         }
-        Some(at)
+        at = entry(below(at, Level::L1)?, Level::L2);
+        Some(entry(below(at, Level::L2)?, Level::L3))
     }
 
     /// Visits the entries that cover `range`, which has been [checked](Layout::check), in address order, from the root down as

@@ -3,6 +3,8 @@
 //!
 //! One value per physical CPU, used by the one thread that runs there.
 
+use core::convert::Infallible;
+
 use stage2::Ipa;
 
 use crate::protection::Protections;
@@ -23,6 +25,49 @@ pub enum ExitReason {
     Interrupt = 1,
     /// A system error.
     SystemError = 2,
+    /// A write that stage 2 forbids, which a [`WriteServer`] has served, and after which the guest isn't to go on at once.
+    ServedWrite = 3,
+}
+
+/// What serves [writes that stage 2 forbids](is_forbidden_write), of a guest that doesn't come out for them.
+pub trait WriteServer {
+    /// Serves a write to `va`, which the guest's stage 1 maps to `ipa`. Whether the guest goes on at once; else it comes out
+    /// ([`ExitReason::ServedWrite`]).
+    fn serve(&mut self, va: u64, ipa: Ipa) -> bool;
+}
+
+/// Nobody: for guests that are to come out each time.
+impl WriteServer for Infallible {
+    fn serve(&mut self, _: u64, _: Ipa) -> bool {
+        match *self {}
+    }
+}
+
+/// Of ESR_EL2: what tells a data abort from other exceptions, where its fault status begins but for the level, and how many
+/// bits follow that say what it was; and what these are for a write of the guest's own that stage 2 forbids
+/// (Arm ARM D24.2.40).
+pub mod forbidden_write {
+    /// EC: a data abort from a lower exception level.
+    pub const CLASS: u64 = 0x24;
+    /// Where EC begins.
+    pub const CLASS_SHIFT: u32 = 26;
+    /// EC's width.
+    pub const CLASS_BITS: u32 = 6;
+    /// Where DFSC begins, but for the level.
+    pub const STATUS_SHIFT: u32 = 2;
+    /// The width of CM, S1PTW, WnR and DFSC but for the level.
+    pub const STATUS_BITS: u32 = 7;
+    /// A permission fault of any level; a write, not of cache maintenance and not of a walk of the guest's tables.
+    pub const STATUS: u64 = 0b001_0011;
+}
+
+/// Whether the syndrome of a synchronous exit is that of a store, or an atomic, of the guest's own that stage 2 forbids: a data
+/// abort with a permission fault of any level, not of cache maintenance, and not of a walk of the guest's tables.
+pub const fn is_forbidden_write(esr: u64) -> bool {
+    use forbidden_write::{CLASS, CLASS_BITS, CLASS_SHIFT, STATUS, STATUS_BITS, STATUS_SHIFT};
+    let class = esr >> CLASS_SHIFT & ((1 << CLASS_BITS) - 1);
+    let status = esr >> STATUS_SHIFT & ((1 << STATUS_BITS) - 1);
+    class == CLASS && status == STATUS
 }
 
 /// The syndrome registers after an exit.
@@ -112,8 +157,9 @@ pub trait Cpu {
     /// it hasn't been made to exit with. One that comes later is taken for EL2's own.
     fn put(&mut self, state: &mut VcpuState) -> Option<u64>;
 
-    /// Runs the loaded guest until it exits.
-    fn enter(&mut self, regs: &mut GuestRegs) -> RawExit;
+    /// Runs the loaded guest until it exits. For writes that stage 2 forbids and `server` serves it needn't; an interrupt
+    /// still makes it exit, however many it does. `regs` aren't the guest's while they are served.
+    fn enter<S: WriteServer>(&mut self, regs: &mut GuestRegs, server: Option<&mut S>) -> RawExit;
 
     /// The loaded guest's last exit that was a synchronous one, since it was loaded.
     fn syndrome(&self) -> Syndrome;

@@ -34,7 +34,7 @@ mod vm;
 
 pub use cpu::{
     Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers, Syndrome,
-    VcpuControls,
+    VcpuControls, WriteServer, forbidden_write, is_forbidden_write,
 };
 pub use exits::{ExitCounts, ExitKind};
 pub use glance::{Glance, Seen};

@@ -4,7 +4,7 @@
 //! of vCPUs call at once.
 
 use memory::{
-    Access, AddressSpace, BalloonError, Caches, CpuMemory, Fault, FaultOutcome, MmuLock,
+    Access, AddressSpace, BalloonError, Caches, CpuMemory, Fault, FaultKind, FaultOutcome, MmuLock,
     NotPopulated, PrefaultError,
 };
 use stage2::{Ipa, IpaRange, Tlb};
@@ -18,6 +18,21 @@ pub trait GuestMemory<C> {
 
     /// Resolves a stage-2 fault.
     fn fault(&self, cpu: &C, fault: &Fault) -> FaultOutcome;
+
+    /// As [`Self::fault`], for a write of vCPU `vcpu` to `va`, which is at `ipa`, that stage 2 forbids: the commonest of faults.
+    #[inline(always)]
+    fn write(&self, cpu: &C, vcpu: usize, va: u64, ipa: Ipa) -> FaultOutcome {
+        self.fault(
+            cpu,
+            &Fault {
+                vcpu,
+                ipa,
+                va: Some(va),
+                access: Access::Write,
+                kind: FaultKind::Permission,
+            },
+        )
+    }
 
     /// Whether an instruction at `ipa` is backed by memory at this moment.
     fn is_backed(&self, cpu: &C, ipa: Ipa) -> bool;
@@ -98,6 +113,11 @@ impl<L: MmuLock, T: Tlb + Caches> GuestMemory<CpuMemory<T>> for AddressSpace<L> 
             cpu.upkeep();
         }
         outcome
+    }
+
+    #[inline(always)]
+    fn write(&self, cpu: &CpuMemory<T>, vcpu: usize, va: u64, ipa: Ipa) -> FaultOutcome {
+        self.write(cpu, vcpu, va, ipa)
     }
 
     fn is_backed(&self, cpu: &CpuMemory<T>, ipa: Ipa) -> bool {

@@ -80,18 +80,6 @@ impl Cause {
     }
 }
 
-/// Whether a synchronous exit is a store, or an atomic, of the guest's own that stage 2 forbids: a data abort with a permission
-/// fault of any level, not of cache maintenance, and not of a walk of the guest's tables.
-#[inline(always)]
-pub const fn is_plain_permission_fault(esr: u64) -> bool {
-    const PERMISSION: u64 = 0b00_1100;
-    const ANY_LEVEL: u64 = 0b11;
-    const MASK: u64 = CLASS_MASK << CLASS_SHIFT
-        | (ISS_CM | ISS_S1PTW | ISS_WNR) as u64
-        | FSC_MASK as u64 & !ANY_LEVEL;
-    esr & MASK == CLASS_DATA_ABORT << CLASS_SHIFT | ISS_WNR as u64 | PERMISSION
-}
-
 /// The instruction-specific syndrome of an abort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abort(u32);
@@ -226,6 +214,7 @@ pub const fn external_abort(esr: u64, from_el0: bool) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::is_forbidden_write;
     use proptest::prelude::*;
 
     fn data_abort(iss: u64) -> Abort {
@@ -237,7 +226,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_plain_permission_fault_is_what_the_whole_decoding_says(
+        fn a_forbidden_write_is_what_the_whole_decoding_says(
             iss in 0u64..1 << 25,
             class in prop::sample::select(vec![CLASS_DATA_ABORT, CLASS_INSTRUCTION_ABORT, CLASS_HVC64, CLASS_DATA_ABORT_SAME]),
             status in prop::option::of(0x0cu64..0x10),
@@ -249,7 +238,7 @@ mod tests {
                     && abort.data_access() == Access::Write
                     && !abort.on_table_walk()
                     && iss & u64::from(ISS_CM) == 0);
-            prop_assert_eq!(is_plain_permission_fault(esr), expected);
+            prop_assert_eq!(is_forbidden_write(esr), expected);
         }
     }
 

@@ -23,13 +23,17 @@ pub const PAR_FAILED: u64 = 1;
 #[inline(always)]
 pub fn translate_read(va: u64) {
     // SAFETY: all that it changes is PAR_EL1, which is the guest's, and access flags in the guest's memory. What the
-    // exception changes of EL2's registers is read before the guest is entered again, or written then.
+    // exception changes of EL2's registers is put back, or tells of the guest's exit and was read.
     unsafe {
         asm!(
+            "mrs {pc}, elr_el2",
+            "mrs {pstate}, spsr_el2",
             "2: at s1e1r, {va}",
             "3: isb",
             ".pushsection .text.recovery, \"ax\"",
-            "4: mov {va}, #{failed}",
+            "4: msr elr_el2, {pc}",
+            "msr spsr_el2, {pstate}",
+            "mov {va}, #{failed}",
             "msr par_el1, {va}",
             "b 3b",
             ".popsection",
@@ -38,6 +42,8 @@ pub fn translate_read(va: u64) {
             ".long 2b - ., 4b - .",
             ".popsection",
             va = inout(reg) va => _,
+            pc = out(reg) _,
+            pstate = out(reg) _,
             failed = const PAR_FAILED,
             options(nostack, preserves_flags)
         );

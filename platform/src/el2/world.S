@@ -1,17 +1,19 @@
 // The world switch (Arm ARM D1.4): what every entry to and exit from a guest does. System registers and FP registers
 // are the guest's all the time that it is loaded; only the general ones change hands here.
 
-// x0 = the guest's general registers. Returns, after the guest has exited, why: an ExitReason in x0.
+// x0 = the guest's general registers, x1 and x2 = a server of its writes and the function that calls it. Returns, after the
+// guest has exited, why: an ExitReason in x0.
 .global world_enter
 world_enter:
-    stp x29, x30, [sp, #-112]!
+    stp x29, x30, [sp, #-128]!
     mov x29, sp
     stp x19, x20, [sp, #16]
     stp x21, x22, [sp, #32]
     stp x23, x24, [sp, #48]
     stp x25, x26, [sp, #64]
     stp x27, x28, [sp, #80]
-    str x0, [sp, #96]
+    stp x0, x1, [sp, #96]
+    str x2, [sp, #112]
     ldp x1, x2, [x0, #{pc}]
     msr elr_el2, x1
     msr spsr_el2, x2
@@ -36,26 +38,39 @@ world_enter:
     dsb nsh
     isb
 
-// The guest's exits, from the lower-level vectors: on the stack of `world_enter`, all other registers the guest's.
+// The guest's exits, from the lower-level vectors: on the stack of `world_enter`, all other registers the guest's. Below
+// its frame lie 176 bytes, for the registers that a call changes.
 .macro guest_exit name, reason
 .global \name
 \name:
-    str x1, [sp, #104]
-    ldr x1, [sp, #96]
-    str x0, [x1, #{x}]
+    stp x0, x1, [sp, #-176]!
     mov x0, #\reason
     b guest_exit
 .endm
 
-    guest_exit guest_exit_sync, {synchronous}
     guest_exit guest_exit_irq, {interrupt}
     guest_exit guest_exit_serror, {system_error}
 
+// Writes that stage 2 forbids are served here, without the guest's registers going anywhere but those that a call changes:
+// ELR_EL2 and SPSR_EL2 stay as they are.
+.global guest_exit_sync
+guest_exit_sync:
+    stp x0, x1, [sp, #-176]!
+    mrs x0, esr_el2
+    ubfx x1, x0, #26, #6
+    ubfx x0, x0, #{write_shift}, #{write_bits}
+    cmp x1, #{data_abort}
+    ccmp x0, #{forbidden_write}, #0, eq
+    b.eq serve_write
+    mov x0, #{synchronous}
+
+// x0 = the reason; the guest's x0 and x1 on the stack.
 guest_exit:
+    ldr x1, [sp, #176 + 96]
     stp x2, x3, [x1, #{x} + 16]
-    ldr x2, [sp, #104]
+    ldp x2, x3, [sp], #176
+    stp x2, x3, [x1, #{x}]
     mrs x3, elr_el2
-    str x2, [x1, #{x} + 8]
     mrs x2, spsr_el2
     stp x4, x5, [x1, #{x} + 32]
     stp x6, x7, [x1, #{x} + 48]
@@ -77,8 +92,42 @@ guest_exit:
     ldp x23, x24, [sp, #48]
     ldp x25, x26, [sp, #64]
     ldp x27, x28, [sp, #80]
-    ldp x29, x30, [sp], #112
+    ldp x29, x30, [sp], #128
     ret
+
+serve_write:
+    stp x2, x3, [sp, #16]
+    stp x4, x5, [sp, #32]
+    stp x6, x7, [sp, #48]
+    stp x8, x9, [sp, #64]
+    stp x10, x11, [sp, #80]
+    stp x12, x13, [sp, #96]
+    stp x14, x15, [sp, #112]
+    stp x16, x17, [sp, #128]
+    stp x18, x29, [sp, #144]
+    str x30, [sp, #160]
+    ldp x0, x1, [sp, #176 + 104]
+    // A backtrace goes on with the frame of `world_enter`, and never with one that the guest says.
+    add x29, sp, #176
+    blr x1
+    ldp x2, x3, [sp, #16]
+    ldp x4, x5, [sp, #32]
+    ldp x6, x7, [sp, #48]
+    ldp x8, x9, [sp, #64]
+    ldp x10, x11, [sp, #80]
+    ldp x12, x13, [sp, #96]
+    ldp x14, x15, [sp, #112]
+    ldp x16, x17, [sp, #128]
+    ldp x18, x29, [sp, #144]
+    ldr x30, [sp, #160]
+    cbnz x0, 1f
+    ldp x0, x1, [sp], #176
+    eret
+    dsb nsh
+    isb
+    // It comes out after all: x0 is one more than the reason.
+1:  sub x0, x0, #1
+    b guest_exit
 
 // Completes what was accessed while the guest was loaded, and takes the SError that came of it, if one did. Returns its
 // syndrome in x0, or 0. SErrors are unmasked from here on: those that come later are EL2's own.

@@ -5,6 +5,7 @@
 
 use core::arch::global_asm;
 use core::mem::offset_of;
+use core::ptr;
 
 use aarch64_cpu::asm::barrier::{self, SY};
 use aarch64_cpu::asm::wfi;
@@ -13,6 +14,7 @@ use stage2::{Instructions, Ipa, PAGE_SIZE, RegimeRegisters};
 use vm::{
     Cpu, El1State, ExceptionControls, ExceptionRecord, ExitReason, FpState, GuestRegs, PacKeys,
     Protections, RawExit, Stage2Registers, Syndrome, SystemRegister, VcpuControls, VcpuState,
+    WriteServer, forbidden_write,
 };
 
 use crate::cpu::features::CpuFeatures;
@@ -32,6 +34,10 @@ global_asm!(
     pc = const offset_of!(GuestRegs, pc),
     q = const offset_of!(FpState, q),
     fpcr = const offset_of!(FpState, fpcr),
+    data_abort = const forbidden_write::CLASS,
+    write_shift = const forbidden_write::STATUS_SHIFT,
+    write_bits = const forbidden_write::STATUS_BITS,
+    forbidden_write = const forbidden_write::STATUS,
     synchronous = const ExitReason::Synchronous as u64,
     interrupt = const ExitReason::Interrupt as u64,
     system_error = const ExitReason::SystemError as u64,
@@ -43,8 +49,17 @@ const _: () = assert!(
     "world.S loads and stores these as pairs"
 );
 
+const _: () = assert!(
+    forbidden_write::CLASS_SHIFT == 26 && forbidden_write::CLASS_BITS == 6,
+    "world.S reads ESR_EL2.EC so"
+);
+
 unsafe extern "C" {
-    fn world_enter(regs: *mut GuestRegs) -> ExitReason;
+    fn world_enter(
+        regs: *mut GuestRegs,
+        server: *mut (),
+        serve: unsafe extern "C" fn(*mut ()) -> u64,
+    ) -> ExitReason;
     fn world_load_fp(state: *const FpState);
     fn world_save_fp(state: *mut FpState);
     fn world_take_error() -> u64;
@@ -192,6 +207,42 @@ macro_rules! id_registers {
     };
 }
 
+/// Where the loaded guest's stage 1 maps `va` for a read at EL1.
+#[inline(always)]
+fn translate_read(va: u64) -> Option<Ipa> {
+    let kept = read_register!("par_el1");
+    recover::translate_read(va);
+    let result = read_register!("par_el1");
+    // SAFETY: the guest's own value.
+    unsafe { write_register!("par_el1", kept) };
+    (result & recover::PAR_FAILED == 0).then(|| Ipa::new(result & PAR_ADDRESS | (va % PAGE_SIZE)))
+}
+
+/// What follows a write that stage 2 forbids, for `world_enter`: 0 if the guest goes on, else one more than the reason for
+/// which it comes out.
+///
+/// # Safety
+/// The guest has just exited for such a write, and `server` is an `S` that is lent to the caller exclusively.
+unsafe extern "C" fn serve_write<S: WriteServer>(server: *mut ()) -> u64 {
+    let va = read_register!("far_el2");
+    // HPFAR_EL2 isn't valid then (Arm ARM D24.2.66).
+    let Some(ipa) = translate_read(va) else {
+        return 1 + ExitReason::Synchronous as u64;
+    };
+    // SAFETY: as the caller promised.
+    let server = unsafe { &mut *server.cast::<S>() };
+    if server.serve(va, ipa) {
+        0
+    } else {
+        1 + ExitReason::ServedWrite as u64
+    }
+}
+
+/// As [`serve_write`], where nobody serves writes.
+extern "C" fn serve_none(_: *mut ()) -> u64 {
+    1 + ExitReason::Synchronous as u64
+}
+
 impl Cpu for HardwareCpu {
     fn now_ns(&self) -> u64 {
         crate::drivers::timer::now_ns()
@@ -253,10 +304,15 @@ impl Cpu for HardwareCpu {
     }
 
     #[inline]
-    fn enter(&mut self, regs: &mut GuestRegs) -> RawExit {
+    fn enter<S: WriteServer>(&mut self, regs: &mut GuestRegs, server: Option<&mut S>) -> RawExit {
+        let (server, serve): (*mut S, unsafe extern "C" fn(*mut ()) -> u64) = match server {
+            Some(server) => (server, serve_write::<S>),
+            None => (ptr::null_mut(), serve_none),
+        };
         // SAFETY: a guest is loaded. `world_enter` comes back as a function does: what it may change of EL2's registers it
-        // saves, and of memory it writes only `regs`, which is lent to it exclusively.
-        let reason = unsafe { world_enter(regs) };
+        // saves, and of memory it writes only `regs`, which is lent to it exclusively. So is `server`, which it gives to
+        // nothing but `serve`.
+        let reason = unsafe { world_enter(regs, server.cast(), serve) };
         RawExit {
             reason,
             esr: read_register!("esr_el2"),
@@ -275,13 +331,7 @@ impl Cpu for HardwareCpu {
 
     #[inline]
     fn translate_read(&mut self, va: u64) -> Option<Ipa> {
-        let kept = read_register!("par_el1");
-        recover::translate_read(va);
-        let result = read_register!("par_el1");
-        // SAFETY: the guest's own value.
-        unsafe { write_register!("par_el1", kept) };
-        (result & recover::PAR_FAILED == 0)
-            .then(|| Ipa::new(result & PAR_ADDRESS | (va % PAGE_SIZE)))
+        translate_read(va)
     }
 
     fn exception_controls(&mut self) -> ExceptionControls {

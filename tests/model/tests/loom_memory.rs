@@ -212,6 +212,19 @@ fn rule_8_logging_that_stops_and_starts_again_beside_a_fault() {
 }
 
 #[test]
+fn rule_8_a_page_relaxed_while_another_log_begins_is_in_that_one() {
+    let harvested: Act = |space, cpu| {
+        dirty(space, cpu);
+        harvest(space, cpu);
+    };
+    let restart: Act = |space, cpu| {
+        stop_logging(space, cpu);
+        log(space, cpu);
+    };
+    explore(4, harvested, [restart, write], what_is_writable_is_marked);
+}
+
+#[test]
 fn rule_9_a_harvest_beside_a_write_fault_loses_nothing() {
     explore(5, log, [harvest, write], what_is_writable_is_marked);
     explore(5, dirty, [harvest, write], what_is_writable_is_marked);

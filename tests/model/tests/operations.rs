@@ -67,18 +67,29 @@ fn a_write_protected_page_is_relaxed_by_a_local_invalidation_only() {
 #[test]
 fn a_page_relaxed_alone_is_relaxed_by_a_local_invalidation_only() {
     let machine = machine();
-    machine.access(0, &request(page(0), Access::Read, Level::L3, true));
-    assert!(!machine.translate(0, page(0)).unwrap().writable());
-    machine.tlbs.take_log();
-    let relaxed = machine.on(0, |worker| {
-        machine.stage2.relax(worker, page(0), None, Level::L3)
-    });
-    assert_eq!(relaxed, Some(Level::L3));
-    assert_eq!(
-        machine.tlbs.take_log(),
-        [Invalidation::Local(0, page(0), Some(Level::L3))]
-    );
-    assert!(machine.translate(0, page(0)).unwrap().writable());
+    for as_a_page in [false, true] {
+        let page = page(u64::from(as_a_page));
+        let relax = || {
+            machine.on(0, |worker| {
+                let stage2 = &machine.stage2;
+                if as_a_page {
+                    stage2.relax_page(worker, page.offset(8), None)
+                } else {
+                    stage2.relax(worker, page, None, Level::L3) == Some(Level::L3)
+                }
+            })
+        };
+        machine.access(0, &request(page, Access::Read, Level::L3, true));
+        assert!(!machine.translate(0, page).unwrap().writable());
+        machine.tlbs.take_log();
+        assert!(relax());
+        assert_eq!(
+            machine.tlbs.take_log(),
+            [Invalidation::Local(0, page, Some(Level::L3))]
+        );
+        assert!(machine.translate(0, page).unwrap().writable());
+        assert!(!relax(), "it is writable already");
+    }
     machine.destroy();
 }
 

@@ -45,8 +45,7 @@ impl Snapshot {
                 }
                 index += 1;
             };
-            counters.faults.for_each(&mut add);
-            counters.stage2.for_each(&mut add);
+            counters.for_each(&mut add);
         }
         Self { exits, cpus: sums }
     }
@@ -93,12 +92,12 @@ mod tests {
         let before = Snapshot::take(ExitCounts::default(), &cpus);
         cpus[0].faults.mapped.add(5);
         cpus[1].faults.mapped.add(6);
-        cpus[1].stage2.tlbi_local.add(1);
+        cpus[1].stage2.tlbi_broadcast.add(1);
         let after = Snapshot::take(ExitCounts::default(), &cpus);
         let moved = after.since(&before);
         assert_eq!(
             Listed(&moved).to_string(),
-            "counters: faults_mapped 11 tlbi_local 1"
+            "counters: faults_mapped 11 tlbi_broadcast 1"
         );
         assert_eq!(after.since(&Snapshot::default())["faults_split"], 2);
     }

@@ -246,10 +246,8 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
     fn work_done(&self) -> u64 {
         let of_cpu = |counters: &CpuCounters| {
             let faults = &counters.faults;
-            let served = [&faults.mapped, &faults.relaxed, &faults.split];
-            served
-                .into_iter()
-                .fold(0, |sum: u64, counter| sum.wrapping_add(counter.get()))
+            let served = [faults.mapped.get(), counters.relaxed(), faults.split.get()];
+            served.into_iter().fold(0, u64::wrapping_add)
         };
         let cpus = self.host.counters[self.cpus.clone()].iter();
         let calls = self.vm.exits().of(ExitKind::Hypercall);

@@ -8,7 +8,7 @@ use platform::el2::world::HardwareCpu;
 use stage2::{Barrier, Instructions, Ipa, Maintenance, Pa, Tlbi};
 use vm::{
     Cpu, CpuId, ExceptionControls, ExceptionRecord, GuestRegs, Protections, RawExit, Syndrome,
-    SystemRegister, VcpuControls, VcpuState,
+    SystemRegister, VcpuControls, VcpuState, WriteServer,
 };
 
 use super::inject;
@@ -110,9 +110,10 @@ impl Cpu for GuestCpu {
         error
     }
 
-    fn enter(&mut self, regs: &mut GuestRegs) -> RawExit {
+    fn enter<S: WriteServer>(&mut self, regs: &mut GuestRegs, _: Option<&mut S>) -> RawExit {
+        // The monitor is told each time, so the guest comes out for all its faults.
         report(MONITOR.enter(this_cpu()));
-        self.0.enter(regs)
+        self.0.enter(regs, None::<&mut S>)
     }
 
     fn syndrome(&self) -> Syndrome {

@@ -7,7 +7,7 @@
 use crate::dirty::policy::LogPolicy;
 use alloc::vec::Vec;
 use core::ops::Range;
-use stage2::sync::{AtomicU64, Ordering};
+use stage2::sync::{AtomicU64, Ordering, clear_bits, set_bits};
 use stage2::{Level, PAGE_SIZE};
 
 /// Pages per word of a bitmap.
@@ -136,9 +136,9 @@ impl DirtyLog {
     #[inline]
     fn set(&self, word: &AtomicU64, bits: u64) {
         if self.clean == 0 {
-            word.fetch_or(bits, Ordering::Release);
+            set_bits(word, bits);
         } else {
-            word.fetch_and(!bits, Ordering::Release);
+            clear_bits(word, bits);
         }
     }
 

@@ -5,15 +5,10 @@
 //! page shares stays and isn't written: whoever would make it its own again has to be its only page.
 
 use crate::change::propagate::Changer;
-use crate::frames::{Owner, read_bytes, same_pages};
+use crate::frames::{self, Owner, checksum_page, same_pages};
 use crate::object::{Backing, Claim, Object};
 use crate::system::cpu::Caches;
-use core::hash::Hasher;
 use stage2::{PAGE_SIZE, Pa, Permissions, Tlb};
-use twox_hash::XxHash64;
-
-/// Bytes that are read and summed up at a time.
-const CHUNK: usize = 256;
 
 /// A page of an object.
 #[derive(Clone, Copy)]
@@ -53,25 +48,18 @@ pub(super) enum Joined {
 /// A checksum of what a frame holds at this moment, never 0. The frame was found in the changer's epoch. What guests
 /// write past the caches may be missed: it decides nothing, and what it leads to is compared without stale lines.
 pub(super) fn checksum<T>(_: &Changer<'_, T>, pa: Pa) -> u32 {
-    checksum_of(|offset, chunk| {
-        // SAFETY: the frame backs a guest, and isn't given to anybody else in the changer's epoch.
-        unsafe { read_bytes(pa.offset(offset), chunk) }
-    })
+    // SAFETY: the frame backs a guest, and isn't given to anybody else in the changer's epoch.
+    noted(unsafe { checksum_page(pa) })
 }
 
 /// The checksum of a page of zeros.
 pub(super) fn checksum_of_zeros() -> u32 {
-    checksum_of(|_, chunk| chunk.fill(0))
+    noted(frames::checksum_of_zeros())
 }
 
-fn checksum_of(read: impl Fn(u64, &mut [u8])) -> u32 {
-    let mut hasher = XxHash64::with_seed(0);
-    let mut chunk = [0; CHUNK];
-    for offset in (0..PAGE_SIZE).step_by(CHUNK) {
-        read(offset, &mut chunk);
-        hasher.write(&chunk);
-    }
-    (hasher.finish() as u32).max(1)
+/// As much of a checksum as is noted.
+fn noted(checksum: u64) -> u32 {
+    (checksum as u32).max(1)
 }
 
 impl<T: Tlb + Caches> Changer<'_, T> {

@@ -100,6 +100,13 @@ impl Slot {
         self.config.start..self.config.start.offset(self.config.bytes)
     }
 
+    /// Whether it covers `ipa`.
+    #[inline(always)]
+    fn covers(&self, ipa: Ipa) -> bool {
+        // One comparison: what lies before it is far behind it.
+        ipa.get().wrapping_sub(self.config.start.get()) < self.config.bytes
+    }
+
     /// Its size in pages.
     pub fn pages(&self) -> u64 {
         self.config.bytes >> PAGE_SHIFT
@@ -306,14 +313,17 @@ impl SlotArray {
     /// As [`find`](Self::find), for whoever mostly finds the slot that it has found before: `hint` is where that was.
     #[inline(always)]
     pub(crate) fn find_again(&self, ipa: Ipa, hint: &Cell<usize>) -> Option<&Arc<Slot>> {
-        if let Some(slot) = self.0.get(hint.get())
-            && slot.config.start <= ipa
-            && ipa < slot.range().end
-        {
+        if let Some(slot) = self.find_at(ipa, hint) {
             return Some(slot);
         }
         hint.set(self.index_of(ipa)?);
         self.0.get(hint.get())
+    }
+
+    /// The slot that covers `ipa`, if it is where `hint` says.
+    #[inline(always)]
+    pub(crate) fn find_at(&self, ipa: Ipa, hint: &Cell<usize>) -> Option<&Arc<Slot>> {
+        self.0.get(hint.get()).filter(|slot| slot.covers(ipa))
     }
 
     pub(crate) fn get(&self, id: SlotId) -> Result<&Arc<Slot>, SlotError> {

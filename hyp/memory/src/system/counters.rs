@@ -12,14 +12,26 @@ pub struct CpuCounters {
     pub faults: FaultCounters,
 }
 
+impl CpuCounters {
+    /// Calls `each` with every counter's name and value.
+    pub fn for_each(&self, mut each: impl FnMut(&'static str, u64)) {
+        self.faults.for_each(&mut each);
+        each("faults_relaxed", self.relaxed());
+        self.stage2.for_each(each);
+    }
+
+    /// Faults by which a mapping was made writable: entries are made so by nothing else.
+    pub fn relaxed(&self) -> u64 {
+        self.stage2.relaxed.get()
+    }
+}
+
 /// How one CPU's faults ended, counted.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub struct FaultCounters {
     /// A page or block was mapped where nothing was.
     pub mapped: Counter,
-    /// A mapping was made writable.
-    pub relaxed: Counter,
     /// A block was split.
     pub split: Counter,
     /// Nothing was to be done: another CPU was first.
@@ -46,7 +58,6 @@ impl FaultCounters {
     /// Calls `each` with every counter's name and value.
     pub fn for_each(&self, mut each: impl FnMut(&'static str, u64)) {
         each("faults_mapped", self.mapped.get());
-        each("faults_relaxed", self.relaxed.get());
         each("faults_split", self.split.get());
         each("faults_spurious", self.spurious.get());
         each("faults_busy", self.busy.get());

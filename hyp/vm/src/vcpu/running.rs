@@ -7,7 +7,7 @@ use memory::{Access, Fault, FaultKind, FaultOutcome};
 use stage2::{Ipa, PAGE_SIZE};
 
 use super::sleep;
-use crate::cpu::{Cpu, ExceptionRecord, ExitReason, RawExit, Syndrome, VcpuControls};
+use crate::cpu::{Cpu, ExceptionRecord, ExitReason, RawExit, Syndrome, VcpuControls, WriteServer};
 use crate::exits::{ExitCounters, ExitKind};
 use crate::holds::HoldPeriod;
 use crate::id;
@@ -18,8 +18,7 @@ use crate::space::GuestMemory;
 use crate::state::Context;
 use crate::stop::StopReason;
 use crate::syndrome::{
-    Abort, AbortKind, Cause, SystemAccess, external_abort, fault_page, is_plain_permission_fault,
-    is_survived, undefined,
+    Abort, AbortKind, Cause, SystemAccess, external_abort, fault_page, is_survived, undefined,
 };
 use crate::sysreg::{Direction, Emulation, emulate};
 use crate::vm::{VcpuId, Vm};
@@ -39,6 +38,31 @@ pub(super) enum Next {
     TurnOff,
     /// The VM ends, for the reason that the vCPU has noted ([`Running::end`]).
     Stop,
+}
+
+/// Serves the commonest of faults while the guest is in its CPU: writes of its own that stage 2 forbids, as the first to a
+/// logged page.
+struct Writes<'r, S, C> {
+    space: &'r S,
+    memory: &'r C,
+    exits: &'r ExitCounters,
+    vcpu: usize,
+    /// What the last one came to, and where it was, if the guest isn't to go on at once.
+    last: Option<(FaultOutcome, Ipa)>,
+}
+
+impl<S: GuestMemory<C>, C> WriteServer for Writes<'_, S, C> {
+    #[inline(always)]
+    fn serve(&mut self, va: u64, ipa: Ipa) -> bool {
+        self.exits.count(ExitKind::PermissionFault);
+        match self.space.write(self.memory, self.vcpu, va, ipa) {
+            FaultOutcome::Resolved | FaultOutcome::Retry => true,
+            outcome => {
+                self.last = Some((outcome, ipa));
+                false
+            }
+        }
+    }
 }
 
 /// A vCPU that its thread runs.
@@ -71,9 +95,19 @@ where
         };
         self.cpu.load(&self.context.state, &controls);
         let mut next = self.take_answer();
+        let mut writes = Writes {
+            space: &vm.space,
+            memory: self.memory,
+            exits: self.exits,
+            vcpu: self.id.0,
+            last: None,
+        };
+        // Where faults are timed, all of them come out.
+        let is_timed = vm.timed().is_some();
         while next == Next::Enter && vm.runs() {
-            let exit = self.cpu.enter(&mut self.context.state.regs);
-            next = self.handle(&exit);
+            let server = if is_timed { None } else { Some(&mut writes) };
+            let exit = self.cpu.enter(&mut self.context.state.regs, server);
+            next = self.handle(&exit, &mut writes.last);
         }
         let last_exit = self.cpu.syndrome();
         let late_error = self.cpu.put(&mut self.context.state);
@@ -93,44 +127,9 @@ where
         }
     }
 
-    /// The address of the commonest of exits, a write of the guest's own that stage 2 forbids, as the first to a logged page.
+    /// Handles an exit. `last` is what the last write came to that was served without one, if the guest wasn't to go on.
     #[inline(always)]
-    fn plain_write(&mut self, exit: &RawExit) -> Option<Ipa> {
-        let is_plain =
-            exit.reason == ExitReason::Synchronous && is_plain_permission_fault(exit.esr);
-        // HPFAR_EL2 isn't valid then (Arm ARM D24.2.66).
-        is_plain
-            .then(|| self.cpu.translate_read(exit.far))
-            .flatten()
-    }
-
-    #[inline(always)]
-    fn handle(&mut self, exit: &RawExit) -> Next {
-        if self.vm.timed().is_none()
-            && let Some(ipa) = self.plain_write(exit)
-        {
-            let outcome = self.serve_plain_write(exit, ipa);
-            return self.after_fault(exit, outcome, ipa);
-        }
-        self.handle_any(exit)
-    }
-
-    /// Serves [what there is most of](Self::plain_write), knowing what it is.
-    #[inline(always)]
-    fn serve_plain_write(&mut self, exit: &RawExit, ipa: Ipa) -> FaultOutcome {
-        self.count(ExitKind::PermissionFault);
-        let fault = Fault {
-            vcpu: self.id.0,
-            ipa,
-            va: Some(exit.far),
-            access: Access::Write,
-            kind: FaultKind::Permission,
-        };
-        self.vm.space.fault(self.memory, &fault)
-    }
-
-    #[inline(always)]
-    fn handle_any(&mut self, exit: &RawExit) -> Next {
+    fn handle(&mut self, exit: &RawExit, last: &mut Option<(FaultOutcome, Ipa)>) -> Next {
         match exit.reason {
             ExitReason::Synchronous => {
                 let (abort, access) = match Cause::decode(exit.esr) {
@@ -146,6 +145,10 @@ where
                 Next::Enter
             }
             ExitReason::SystemError => self.system_error(exit.esr),
+            ExitReason::ServedWrite => match last.take() {
+                Some((outcome, ipa)) => self.after_fault(exit, outcome, ipa),
+                None => Next::Enter,
+            },
         }
     }
 

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use vm::{
     Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, GuestRegs, Protections, RawExit,
-    Syndrome, SystemRegister, VcpuControls, VcpuState,
+    Syndrome, SystemRegister, VcpuControls, VcpuState, WriteServer,
 };
 
 thread_local! {
@@ -157,7 +157,7 @@ impl Cpu for ThreadCpu {
         Protections::default()
     }
 
-    fn enter(&mut self, regs: &mut GuestRegs) -> RawExit {
+    fn enter<S: WriteServer>(&mut self, regs: &mut GuestRegs, _: Option<&mut S>) -> RawExit {
         let guest = self.guest.as_mut().expect("a vCPU is loaded");
         let exit = guest.resume(regs);
         if exit.reason == ExitReason::Synchronous {

@@ -5,6 +5,7 @@
 //! permission fault of stage 2.
 
 use alloc::alloc::{Layout as Allocation, alloc_zeroed, dealloc, handle_alloc_error};
+use core::convert::Infallible;
 use core::fmt;
 use core::ptr::NonNull;
 
@@ -312,7 +313,7 @@ impl GuestCpu {
     pub fn run(&mut self, state: &mut VcpuState) -> Exit {
         self.cpu.load(state, &self.controls);
         let exit = loop {
-            let exit = self.cpu.enter(&mut state.regs);
+            let exit = self.cpu.enter(&mut state.regs, None::<&mut Infallible>);
             if exit.reason != ExitReason::Interrupt {
                 break exit;
             }

@@ -10,7 +10,7 @@ use stage2::{Ipa, IpaRange, PAGE_SIZE};
 
 use crate::cpu::{
     Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers, Syndrome,
-    VcpuControls,
+    VcpuControls, WriteServer, is_forbidden_write,
 };
 use crate::protection::Protections;
 use crate::service::{Service, ServiceReply};
@@ -203,6 +203,28 @@ impl FakeCpu {
             times: Mutex::default(),
         }
     }
+
+    /// What the guest does next.
+    fn turn(&mut self, regs: &mut GuestRegs) -> RawExit {
+        let exit = match (self.script.pop_front(), &mut self.endless) {
+            (Some(mut turn), _) => turn(regs),
+            (None, Some(turn)) => turn(regs),
+            (None, None) => {
+                regs.x[0] = SYSTEM_OFF;
+                RawExit {
+                    reason: ExitReason::Synchronous,
+                    esr: HVC,
+                    far: 0,
+                    hpfar: 0,
+                }
+            }
+        };
+        if exit.reason == ExitReason::Synchronous {
+            let RawExit { esr, far, .. } = exit;
+            self.last_exit = Syndrome { esr, far };
+        }
+        exit
+    }
 }
 
 impl Cpu for FakeCpu {
@@ -227,26 +249,31 @@ impl Cpu for FakeCpu {
         self.late_error.take()
     }
 
-    fn enter(&mut self, regs: &mut GuestRegs) -> RawExit {
+    fn enter<S: WriteServer>(
+        &mut self,
+        regs: &mut GuestRegs,
+        mut server: Option<&mut S>,
+    ) -> RawExit {
         assert!(self.loaded, "entered a guest that isn't loaded");
-        let exit = match (self.script.pop_front(), &mut self.endless) {
-            (Some(mut turn), _) => turn(regs),
-            (None, Some(turn)) => turn(regs),
-            (None, None) => {
-                regs.x[0] = SYSTEM_OFF;
-                RawExit {
-                    reason: ExitReason::Synchronous,
-                    esr: HVC,
-                    far: 0,
-                    hpfar: 0,
+        loop {
+            let exit = self.turn(regs);
+            if let Some(server) = &mut server
+                && exit.reason == ExitReason::Synchronous
+                && is_forbidden_write(exit.esr)
+                && let Some(ipa) = self.translation
+            {
+                if !server.serve(exit.far, ipa) {
+                    let reason = ExitReason::ServedWrite;
+                    return RawExit { reason, ..exit };
                 }
+                if !self.lines.pending.lock().unwrap()[self.id.0] {
+                    continue;
+                }
+                let reason = ExitReason::Interrupt;
+                return RawExit { reason, ..exit };
             }
-        };
-        if exit.reason == ExitReason::Synchronous {
-            let RawExit { esr, far, .. } = exit;
-            self.last_exit = Syndrome { esr, far };
+            return exit;
         }
-        exit
     }
 
     fn syndrome(&self) -> Syndrome {
