@@ -113,3 +113,28 @@ fn filled<V: Copy>(count: usize, value: V) -> Option<Vec<V>> {
     values.resize(count, value);
     Some(values)
 }
+
+#[cfg(all(test, not(loom), not(miri)))]
+mod tests {
+    use super::*;
+    use crate::frames::{FramePool, arena};
+    use crate::{CpuMemory, MemorySystem, Owner};
+    use stage2::{NoTlb, PAGE_SIZE};
+    use std::boxed::Box;
+
+    #[test]
+    fn pages_have_numbers_below_the_largest_or_their_object_is_none_of_the_targets() {
+        const PAGES: u64 = 3;
+        let pool: &FramePool = Box::leak(Box::new(FramePool::new()));
+        // SAFETY: the arena is leaked, and added once.
+        unsafe { pool.add(arena::leak(256)) };
+        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 8).unwrap()));
+        let cpu = CpuMemory::new(system, 0, NoTlb, Box::leak(Box::default()));
+        let object = Object::anonymous(&cpu, Owner::Shared, PAGES * PAGE_SIZE, Level::L3).unwrap();
+        let last = (MOST_PAGES - PAGES) as u32;
+        let ordinals = |first| Target::new(&object, first).map(|target| target.ordinals());
+        assert_eq!(ordinals(last), Some(last..MOST_PAGES as u32));
+        assert_eq!(ordinals(last + 1), None);
+        assert_eq!(ordinals(u32::MAX), None);
+    }
+}
