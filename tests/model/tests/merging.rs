@@ -59,6 +59,13 @@ impl Machine {
         object
     }
 
+    /// One more VM, with all that another one has.
+    fn fork(&mut self, of: usize) {
+        let child = self.vms.space(self.spaces.len(), BackingPolicy::default());
+        self.spaces[of].fork(&self.vms.cpu, &child).unwrap();
+        self.spaces.push(child);
+    }
+
     /// As [`Vms::write`].
     fn write(&self, vm: usize, page: u64, word: u64) -> u32 {
         self.vms.write(&self.spaces[vm], page, word)
@@ -173,6 +180,49 @@ fn no_more_pages_share_a_frame_than_the_policy_says() {
     machine.end();
 }
 
+/// A frame that as many pages share as may, and a page that is like them: whichever is met first, they stay apart.
+#[test]
+fn no_page_joins_a_frame_that_enough_share() {
+    let policy = MergePolicy {
+        max_page_sharing: 2,
+        ..MergePolicy::default()
+    };
+    for alone_first in [true, false] {
+        let mut machine = Machine::new(4096, policy);
+        let mut objects = [0, 1].map(|_| machine.add_vm(4, Level::L3));
+        for vm in 0..2 {
+            (0..4).for_each(|page| assert_eq!(machine.write(vm, page, 1 + page), 1));
+        }
+        machine.fork(1);
+        if !alone_first {
+            objects.reverse();
+        }
+        for object in &objects {
+            machine.merging.add(object).unwrap();
+        }
+        machine.scan(3);
+        assert_eq!((machine.guest(), machine.vms.pool.shared_frames()), (8, 4));
+        drop(objects);
+        machine.end();
+    }
+}
+
+#[test]
+fn pages_that_are_shared_already_are_not_joined_with_each_other() {
+    let mut machine = Machine::with_two(4096, 4, Level::L3, MergePolicy::default());
+    for vm in 0..2 {
+        (0..4).for_each(|page| assert_eq!(machine.write(vm, page, 1 + page), 1));
+    }
+    for vm in 0..2 {
+        machine.fork(vm);
+    }
+    let statistics = machine.scan(3);
+    assert_eq!((machine.guest(), machine.vms.pool.shared_frames()), (8, 8));
+    let shared = statistics.pages_shared + statistics.pages_sharing;
+    assert_eq!((shared, statistics.pages_unshared), (8, 0), "each once");
+    machine.end();
+}
+
 #[test]
 fn a_block_is_taken_apart_only_if_enough_of_its_pages_have_partners() {
     for (equal, pays) in [(100, false), (128, true), (400, true)] {
@@ -204,9 +254,7 @@ fn what_a_fork_shares_is_joined_by_others() {
         machine.write(0, page, 1 + page);
         machine.write(1, page, 1 + page);
     }
-    let child = machine.vms.space(2, BackingPolicy::default());
-    machine.spaces[0].fork(&machine.vms.cpu, &child).unwrap();
-    machine.spaces.push(child);
+    machine.fork(0);
     machine.scan(2);
     assert_eq!(machine.guest(), 8);
     for vm in 0..3 {
