@@ -150,9 +150,9 @@ mod tests {
     fn the_numbers_of_what_is_withdrawn_are_used_again() {
         let merging = PageMerging::new(MergePolicy::default());
         let mut objects = objects::<3>();
-        objects
-            .each_ref()
-            .map(|object| merging.add(object).unwrap());
+        for object in &objects {
+            merging.add(object).unwrap();
+        }
         for _ in 0..4 {
             merging.remove(&objects[0]);
             objects.rotate_left(1);
