@@ -6,8 +6,8 @@
 
 use memory::frames::write_bytes;
 use memory::{
-    Access, BackingPolicy, Compacted, CpuMemory, FaultKind, FaultOutcome, LogPolicy, MergePolicy,
-    Object, PageMerging, StoreCounts, Watermarks,
+    Access, BackingPolicy, Compacted, CpuMemory, Fault, FaultKind, FaultOutcome, LogPolicy,
+    MergePolicy, Object, PageMerging, StoreCounts, Watermarks,
 };
 use model::in_place::AtBroadcasts;
 use model::vms::{BLOCK, SLOT, START, Space, Vms, frame};
@@ -164,6 +164,35 @@ fn a_slot_that_gets_read_only_while_it_is_given_up_keeps_the_rest() {
     }
     drop(object);
     end(&vms, [space]);
+}
+
+/// Nobody finds the other page of a frame at its old place while it is copied from there.
+#[test]
+fn a_frame_stays_where_it_is_while_one_of_its_pages_is_copied() {
+    let vms = Vms::with_cpus(1024, CPUS);
+    let (space, object) = written(&vms, 0, 1, Level::L3);
+    let child = vms.space(1, BackingPolicy::default());
+    space.fork(&vms.cpu, &child).unwrap();
+    assert_eq!(vms.read(&child, 0), 1);
+    let moved = Cell::new(None);
+    let cpu = interrupted(&vms, 0, || {
+        moved.set(Some(object.migrate(&vms.cpu, 0)));
+    });
+    let write = Fault {
+        vcpu: 0,
+        ipa: at(0),
+        va: None,
+        access: Access::Write,
+        kind: FaultKind::Permission,
+    };
+    assert_eq!(child.fault(&cpu, &write), FaultOutcome::Resolved);
+    assert_eq!(moved.get(), Some(false));
+    assert_eq!(vms.write(&child, 0, 2), 0);
+    assert!(object.migrate(&vms.cpu, 0), "it is the last one's");
+    assert_eq!((vms.read(&space, 0), vms.read(&child, 0)), (1, 2));
+    drop(cpu);
+    drop(object);
+    end(&vms, [space, child]);
 }
 
 /// A page that another CPU moves is passed over, and counted for ever.
