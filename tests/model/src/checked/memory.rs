@@ -54,8 +54,8 @@ fn nothing_is_left_of(vms: usize) {
     assert_eq!(POOL.shared_frames(), 0, "shared frames leaked");
 }
 
-/// [`nothing_is_left`] of the VMs after some executions. What leaks stays away, and adding up all CPUs that there ever were takes longer
-/// and longer.
+/// [`nothing_is_left`] of the VMs after some executions. What leaks stays away, and adding up all CPUs that there ever
+/// were takes longer and longer.
 pub fn nothing_is_left_so_far(vms: usize) {
     static EXECUTIONS: AtomicUsize = AtomicUsize::new(0);
     if EXECUTIONS
