@@ -202,6 +202,29 @@ fn rule_13_a_fork_beside_the_first_touch_of_a_gigabyte_has_all_of_it_or_nothing(
     );
 }
 
+/// Whoever claims the first page second finds the gigabyte there.
+#[test]
+fn rule_8_two_first_touches_of_a_gigabyte_take_its_frames_once() {
+    let check: Act = |cpu| {
+        assert_eq!(POOL.counts_of(vm_id(0)).guest, GIB);
+        let words = [0, 1, 2].map(|region| read(cpu, 0, region));
+        assert_eq!(words, [0, 1, 1]);
+    };
+    race(
+        2,
+        1,
+        untouched,
+        [
+            |cpu| assert!(cpu.write_at(0, first(1))),
+            |cpu| {
+                assert!(cpu.write_at(0, first(2)));
+                note_whole(cpu);
+            },
+        ],
+        check,
+    );
+}
+
 /// Who finds that a region is the VM's own again counts it once.
 #[test]
 fn rule_13_a_region_that_two_find_to_be_its_own_again_makes_no_gigabyte_of_what_is_shared() {
