@@ -309,6 +309,34 @@ fn faults_give_frames_up_without_heap() {
     machine.end(spaces);
 }
 
+/// What can't be listed isn't noted as listed either: it is found again when it can be.
+#[test]
+fn pages_that_are_found_without_heap_are_put_away_later() {
+    const HIGH: u64 = 1 << 40;
+    let machine = Machine::new(512);
+    let space = machine.space(0);
+    let object = machine.private(&space, PAGES);
+    let slot = machine.slot(0, &object);
+    space.map_object(&machine.cpu, slot).unwrap();
+    let at = |page: u64| START.offset(page * PAGE_SIZE);
+    (0..PAGES).for_each(|page| machine.write(&space, at(page), 1 + page));
+    drop(object);
+    let system = machine.cpu.system();
+    let watermarks = |low| system.set_watermarks(Some(Watermarks { low, high: HIGH }));
+    watermarks(1);
+    for _ in 0..3 {
+        with_heap_for(0, || machine.cpu.relieve());
+        assert_eq!(system.listed_pages(), (0, 0));
+    }
+    watermarks(HIGH);
+    for _ in 0..4 {
+        machine.cpu.relieve();
+    }
+    assert_eq!(system.put_away().pages, PAGES);
+    (0..PAGES).for_each(|page| assert_eq!(machine.read(&space, at(page)), 1 + page));
+    machine.end([space]);
+}
+
 #[test]
 fn vms_trust_whom_they_joined_last_and_take_nobody_along() {
     let machine = Machine::new(256);

@@ -19,7 +19,7 @@ mod candidates;
 mod sharing;
 mod target;
 
-use self::candidates::Candidates;
+use self::candidates::{Candidates, MetFrames};
 use self::sharing::{Joined, PageOf, checksum, checksum_of_zeros};
 use self::target::Target;
 use crate::change::propagate::Changer;
@@ -127,6 +127,7 @@ pub struct PageMerging {
 struct Scan {
     targets: Vec<Target>,
     candidates: Candidates,
+    frames: MetFrames,
     /// The next page: its target, and its number there.
     next: (usize, u64),
     /// What this scan has come to so far, and what the last whole one did.
@@ -143,6 +144,7 @@ impl PageMerging {
             scan: Mutex::new(Scan {
                 targets: Vec::new(),
                 candidates: Candidates::default(),
+                frames: MetFrames::default(),
                 next: (0, 0),
                 current: MergeStatistics::default(),
                 published: MergeStatistics::default(),
@@ -241,8 +243,9 @@ impl Scan {
         let target = Target::new(object, first).ok_or(MergeError::OutOfMemory)?;
         let out_of_memory = |_| MergeError::OutOfMemory;
         self.targets.try_reserve(1).map_err(out_of_memory)?;
-        self.candidates
-            .reserve(target.ordinals().end as usize)
+        let pages = target.ordinals().end as usize;
+        (self.candidates.reserve(pages))
+            .and_then(|()| self.frames.reserve(pages))
             .ok_or(MergeError::OutOfMemory)?;
         self.targets.push(target);
         Ok(())
@@ -318,6 +321,7 @@ impl Scan {
     /// Nothing has been met yet, or counted, but for what counts over all scans.
     fn begin(&mut self) {
         self.candidates.clear();
+        self.frames.clear();
         self.current = MergeStatistics {
             pages_scanned: self.current.pages_scanned,
             pages_skipped: self.current.pages_skipped,
@@ -348,7 +352,7 @@ impl Scan {
                     self.current.pages_volatile += 1;
                 } else if now == self.zeros {
                     self.give_up_zeros(changer, policy, index, page);
-                } else if self.meet(changer, policy, index, page, now) != Met::Joined {
+                } else if !self.meet(changer, policy, index, page, now) {
                     self.current.pages_unshared += 1;
                 }
             }
@@ -360,15 +364,15 @@ impl Scan {
                     noted
                 };
                 self.targets[index].note(page.page, checksum);
-                let sharer = page.object.sharer(page.page);
-                let (count, first) = page.object.system().objects().place(pa, sharer);
-                match self.meet(changer, policy, index, page, checksum) {
+                let is_alone = page.object.system().objects().count(pa) <= 1;
+                let joined = self.meet(changer, policy, index, page, checksum);
+                if !is_alone && self.frames.enter(pa) {
+                    self.current.pages_shared += 1;
+                } else if !is_alone {
+                    self.current.pages_sharing += 1;
+                } else if !joined {
                     // Two pages that had been alone were counted when they were joined.
-                    Met::Joined if count <= 1 => {}
-                    _ if count <= 1 => self.current.pages_unshared += 1,
-                    Met::SameFrame => self.current.pages_sharing += 1,
-                    Met::Other if !first => self.current.pages_sharing += 1,
-                    Met::None | Met::Other | Met::Joined => self.current.pages_shared += 1,
+                    self.current.pages_unshared += 1;
                 }
             }
             Backing::Zero if noted == self.zeros => self.current.zero_pages += 1,
@@ -399,7 +403,7 @@ impl Scan {
     }
 
     /// A page that is as it was in the scan before: merged with an equal one that the scan has met, or noted for others to
-    /// meet.
+    /// meet. Whether it was merged.
     fn meet<T: Tlb + Caches>(
         &mut self,
         changer: &Changer<'_, T>,
@@ -407,16 +411,16 @@ impl Scan {
         index: usize,
         page: PageOf<'_>,
         checksum: u32,
-    ) -> Met {
+    ) -> bool {
         let ordinal = self.targets[index].ordinals().start + page.page as u32;
         if is_limited(page.object) {
-            return Met::None;
+            return false;
         }
         let domains = page.object.system().trust_domains();
         let domain = domains.of(page.object.account(), page.object.id());
         let checksum = checksum ^ domain.bits();
         let Some(met) = self.candidates.enter(checksum, ordinal) else {
-            return Met::None;
+            return false;
         };
         let at = (self.targets).partition_point(|target| target.ordinals().end <= met);
         let object = self.targets[at].object();
@@ -425,14 +429,14 @@ impl Scan {
         else {
             // It is gone, or met by chance: its owner and this one don't trust each other.
             self.candidates.replace(checksum, met, ordinal);
-            return Met::None;
+            return false;
         };
         let other = PageOf {
             object: &object,
             page: (met - self.targets[at].ordinals().start).into(),
         };
         if page.shares_with(other) {
-            return Met::SameFrame;
+            return false;
         }
         if !self.targets[index].may_be_apart(page, policy)
             || !self.targets[at].may_be_apart(other, policy)
@@ -441,7 +445,7 @@ impl Scan {
             if self.candidates.pair(checksum, met) {
                 self.targets[at].count_partner(other.page);
             }
-            return Met::Other;
+            return false;
         }
         match changer.join(page, other, policy.max_page_sharing) {
             Joined::Done { alone, shared } => {
@@ -450,12 +454,12 @@ impl Scan {
                 *unshared = unshared.saturating_sub(alone);
                 self.current.pages_shared += u64::from(!shared);
                 self.current.pages_sharing += 1;
-                return Met::Joined;
+                return true;
             }
             Joined::Busy => self.current.pages_skipped += 1,
             Joined::Different => self.candidates.replace(checksum, met, ordinal),
         }
-        Met::Other
+        false
     }
 }
 
@@ -471,17 +475,4 @@ fn is_limited(object: &Object) -> bool {
         Owner::Vm(vm) => object.pool().limit(vm).is_some(),
         Owner::Hypervisor | Owner::Shared => false,
     }
-}
-
-/// Whom a page has met.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Met {
-    /// Nobody: it waits for others.
-    None,
-    /// One that it shares its frame with.
-    SameFrame,
-    /// One that it remains apart from.
-    Other,
-    /// One that it shares a frame with from now on.
-    Joined,
 }

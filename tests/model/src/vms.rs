@@ -1,4 +1,4 @@
-//! A machine of one CPU and its VMs, step by step, on real memory: what each guest reads and writes goes through the tables,
+//! A machine's CPU 0 and its VMs, step by step, on real memory: what each guest reads and writes goes through the tables,
 //! with as many faults as that takes.
 
 use memory::frames::{Counts, FramePool, arena, read_bytes, write_bytes};
@@ -35,12 +35,17 @@ pub struct Vms {
 }
 
 impl Vms {
-    /// A machine with so many frames.
+    /// A machine of one CPU with so many frames.
     pub fn new(frames: usize) -> Self {
+        Self::with_cpus(frames, 1)
+    }
+
+    /// A machine of so many CPUs, of which the others are the test's to make.
+    pub fn with_cpus(frames: usize, cpus: usize) -> Self {
         let pool: &FramePool = Box::leak(Box::new(FramePool::new()));
         // SAFETY: the arena is leaked, and added once.
         unsafe { pool.add(arena::leak(frames)) };
-        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 8).unwrap()));
+        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, cpus, 8).unwrap()));
         let counters = Box::leak(Box::default());
         Self {
             cpu: CpuMemory::new(system, 0, NoTlb, counters),

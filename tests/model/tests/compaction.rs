@@ -10,6 +10,7 @@ use memory::{
 use model::vms::{BLOCK, GIB, SLOT, START, Space, Vms, slot};
 use proptest::prelude::*;
 use stage2::{Level, PAGE_SIZE, Pa};
+use std::iter;
 use std::sync::Arc;
 
 /// CPU 0 of a machine, and its VMs.
@@ -281,11 +282,24 @@ fn a_step_of_clearing_looks_at_64_runs_and_clears_one_of_which_little_is_used() 
     machine.end();
 }
 
-/// Where there is no run of free frames for a region, one is cleared of what little lies in it.
+/// Where there is no run of free frames for a region, one is cleared of what little lies in it: of the 64 that are looked at,
+/// or of those behind.
 #[test]
 fn a_region_is_gathered_though_no_run_is_free() {
+    [0, 70].into_iter().for_each(gather_in_crumbs);
+}
+
+/// The hypervisor has some of all runs, those that come first.
+fn gather_in_crumbs(taken: usize) {
     const RUNS: u64 = 12;
-    let mut machine = Machine::new((RUNS * BLOCK) as usize);
+    let mut machine = Machine::new((RUNS * BLOCK) as usize + taken * BLOCK as usize);
+    let (size, owner, purpose) = (FrameSize::Block2M, Owner::Hypervisor, Purpose::Heap);
+    let pool = machine.vms.pool;
+    let mut runs: Vec<Pa> = iter::from_fn(|| pool.allocate(size, owner, purpose)).collect();
+    runs.sort_unstable();
+    let rest = runs.split_off(taken.min(runs.len()));
+    rest.into_iter()
+        .for_each(|run| pool.free(run, size, owner, purpose));
     let object = machine.add_vm(BLOCK, Level::L2);
     (0..BLOCK).for_each(|page| {
         machine.write(0, page, 1 + page);
@@ -318,8 +332,7 @@ fn a_region_is_gathered_though_no_run_is_free() {
     (0..end).filter(kept).for_each(|page| {
         machine.vms.write(&small, page, 5000 + page);
     });
-    let (size, owner, purpose) = (FrameSize::Block2M, Owner::Hypervisor, Purpose::Heap);
-    assert_eq!(machine.vms.pool.allocate(size, owner, purpose), None);
+    assert_eq!(pool.allocate(size, owner, purpose), None);
     assert!((0..RUNS).any(|_| cpu.gather()), "there is room for a run");
     let level = machine.vms.access(&machine.spaces[1], 7, Access::Read).1;
     assert_eq!(level, Level::L2);
@@ -334,6 +347,8 @@ fn a_region_is_gathered_though_no_run_is_free() {
     assert_eq!(machine.guest(), 2 * BLOCK + end.div_ceil(64));
     drop((object, crumbs));
     small.destroy(&machine.vms.cpu);
+    runs.into_iter()
+        .for_each(|run| pool.free(run, size, owner, purpose));
     machine.end();
 }
 

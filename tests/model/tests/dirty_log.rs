@@ -14,7 +14,7 @@ use memory::{
     Splitting, Tracking, VmId, Watermarks,
 };
 use model::{Hardware, Mmu};
-use stage2::{Features, Ipa, IpaRange, Layout, Level, PAGE_SIZE, Pa, Regime, Tlb};
+use stage2::{Bbm, Features, Ipa, IpaRange, Layout, Level, PAGE_SIZE, Pa, Regime, Tlb};
 
 const SLOT: SlotId = SlotId(0);
 const START: Ipa = Ipa::new(0x4000_0000);
@@ -48,15 +48,19 @@ type Space = AddressSpace<Parallel>;
 /// What happens once.
 type Interruption = Rc<RefCell<Option<Box<dyn FnOnce()>>>>;
 
-/// The MMU, with something that happens just before a table is linked, or when a page is written for a guest.
+/// The MMU, with something that happens just before a table is linked, at the invalidation of a leaf, or when a page is
+/// written for a guest.
 struct Interrupted {
     hardware: Hardware,
     before_link: Interruption,
+    on_leaf: Interruption,
     on_clean: Interruption,
 }
 
 impl Tlb for Interrupted {
     fn invalidate_leaf(&self, vm: Regime, ipa: Ipa, level: Option<Level>) {
+        let interruption = self.on_leaf.borrow_mut().take();
+        interruption.into_iter().for_each(|happens| happens());
         self.hardware.invalidate_leaf(vm, ipa, level);
     }
     fn invalidate_range(&self, vm: Regime, range: IpaRange, tables: bool) {
@@ -90,6 +94,7 @@ struct Machine {
     mmu: Arc<Mmu>,
     cpus: Vec<Rc<CpuMemory<Interrupted>>>,
     before_link: Interruption,
+    on_leaf: Interruption,
     on_clean: Interruption,
 }
 
@@ -104,8 +109,12 @@ impl Machine {
         Self::with_rings_of(64)
     }
 
-    /// Without slots.
     fn with_rings_of(entries: usize) -> Self {
+        Self::of(entries, Bbm::Level0)
+    }
+
+    /// Without slots, with rings of so many entries, of CPUs that change the size of what is mapped so.
+    fn of(entries: usize, bbm: Bbm) -> Self {
         let pool = Box::leak(Box::new(FramePool::new()));
         // SAFETY: the arena is leaked, and added once.
         unsafe { pool.add(arena::leak(4096)) };
@@ -113,16 +122,19 @@ impl Machine {
         let features = Features {
             hardware_access: true,
             hardware_dirty: true,
+            bbm,
             ..Features::armv8_0(32, 48)
         };
         let layout = Layout::new(features).unwrap();
         let mmu = Mmu::new(layout, 3);
-        let (before_link, on_clean) = (Interruption::default(), Interruption::default());
+        let before_link = Interruption::default();
+        let (on_leaf, on_clean) = (Interruption::default(), Interruption::default());
         let cpu = |number| {
             let mmu = mmu.clone();
             let hardware = Interrupted {
                 hardware: Hardware { mmu, cpu: number },
                 before_link: before_link.clone(),
+                on_leaf: on_leaf.clone(),
                 on_clean: on_clean.clone(),
             };
             Rc::new(CpuMemory::new(
@@ -141,6 +153,7 @@ impl Machine {
             mmu,
             cpus,
             before_link,
+            on_leaf,
             on_clean,
         }
     }
@@ -220,10 +233,16 @@ impl Machine {
 
     /// Has another log by `policy` replace the one that there is, just before the next table is linked.
     fn switch_before_link(&self, policy: LogPolicy) {
+        self.switch_before_link_and(policy, || {});
+    }
+
+    /// As [`Self::switch_before_link`]; and then something happens.
+    fn switch_before_link_and(&self, policy: LogPolicy, and_then: impl FnOnce() + 'static) {
         let (space, harness) = (self.space.clone(), self.cpus[2].clone());
         *self.before_link.borrow_mut() = Some(Box::new(move || {
             space.disable_dirty_log(&harness, SLOT).unwrap();
             space.enable_dirty_log(&harness, SLOT, &policy).unwrap();
+            and_then();
         }));
     }
 
@@ -359,6 +378,7 @@ fn a_ring_says_nothing_of_a_slot_that_has_gone() {
         machine.enable(&IN_RINGS);
         machine.write(0, 900);
         machine.write(0, 3);
+        machine.write(1, 4);
         machine.space.remove_slot(machine.harness(), SLOT).unwrap();
         machine.add_slot(START, pages);
         machine.enable(&IN_RINGS);
@@ -510,6 +530,56 @@ fn a_split_for_a_log_that_has_ended_leaves_nothing_untracked_in_the_next() {
     assert!(machine.is_dirty(0), "the write that split it");
     assert!(machine.is_dirty(7), "a write beside it");
     assert!(!machine.is_dirty(8));
+}
+
+/// As above: the table is linked, and hardware notes a write in it before its pages are protected for the next log.
+#[test]
+fn what_hardware_notes_after_a_split_for_a_log_that_has_ended_is_in_the_next() {
+    let machine = Rc::new(Machine::of(64, Bbm::Level2));
+    machine.add_slot(START, BLOCKS * BLOCK);
+    machine.write(0, 0);
+    machine.enable(&BY_HARDWARE);
+    let happens = {
+        let machine = machine.clone();
+        // Where no break is needed, the block is in no TLB any more only when the table is there.
+        move || {
+            let on_leaf = machine.on_leaf.clone();
+            *on_leaf.borrow_mut() = Some(Box::new(move || machine.write(1, 7)));
+        }
+    };
+    machine.switch_before_link_and(BY_PROTECTION, happens);
+    machine.write(0, 0);
+    let dirty = [0, 7, 8].map(|page| machine.is_dirty(page));
+    assert_eq!(dirty, [true, true, false]);
+    assert!(machine.on_leaf.borrow().is_none());
+    machine.clear(0);
+    machine.write(1, 7);
+    assert!(machine.is_dirty(7), "its next write is noticed");
+}
+
+/// Whatever the fault is said to be: the entry that allows less may have come since.
+#[test]
+fn a_block_that_is_made_writable_is_dirty_to_its_last_page() {
+    for kind in [FaultKind::Permission, FaultKind::Translation] {
+        let machine = Machine::new();
+        machine.write(0, BLOCK);
+        machine.enable(&LogPolicy {
+            granularity: Granularity::Block2M,
+            ..BY_PROTECTION
+        });
+        let fault = Fault {
+            vcpu: 0,
+            ipa: START.offset((BLOCK + 70) * PAGE_SIZE),
+            va: None,
+            access: Access::Write,
+            kind,
+        };
+        let outcome = machine.space.fault(&machine.cpus[0], &fault);
+        assert_eq!(outcome, FaultOutcome::Resolved);
+        let dirty = [0, BLOCK - 1, BLOCK, BLOCK + 70, 2 * BLOCK - 1];
+        let dirty = dirty.map(|page| machine.is_dirty(page));
+        assert_eq!(dirty, [false, false, true, true, true], "{kind:?}");
+    }
 }
 
 /// What hardware has noted in entries that are taken away goes to the log of their slot.

@@ -5,7 +5,8 @@
 
 use memory::frames::{FrameSize, Purpose};
 use memory::{
-    Access, BackingPolicy, MergePolicy, Object, Owner, PageMerging, SlotConfig, Watermarks,
+    Access, Ahead, BackingPolicy, Granularity, LogPolicy, MergePolicy, Object, Owner, PageMerging,
+    SlotConfig, Splitting, Watermarks,
 };
 use model::vms::{BLOCK, GIB, SLOT, START, Space, Vms, slot};
 use stage2::{Ipa, Level, PAGE_SIZE};
@@ -152,6 +153,53 @@ fn a_gigabyte_that_is_the_vms_own_again_is_one_block() {
     assert_eq!((level, leaf.writable()), (Level::L1, true));
     for region in 0..10 {
         assert_eq!(machine.read(&space, region * BLOCK), 100 + region);
+    }
+    end(&machine, object, [space]);
+}
+
+/// Splitting ahead takes what its CPU has, and no more from the pool than what it may.
+#[test]
+fn a_gigabyte_is_split_ahead_if_more_frames_are_free_than_are_to_be_left() {
+    let (machine, space, object) = machine(1);
+    let cpu = &machine.cpu;
+    cpu.wait_for_epoch();
+    let free = machine.pool.free_frames();
+    assert!(free > 2 * BLOCK, "there are enough");
+    for (reserve, takes) in [(u64::MAX, false), (free, false), (free - 1, true)] {
+        let policy = LogPolicy {
+            splitting: Splitting::Eager(Ahead {
+                chunk: u64::MAX,
+                reserve,
+            }),
+            ..LogPolicy::default()
+        };
+        let split = space.enable_dirty_log(cpu, SLOT, &policy).unwrap();
+        assert!(split.ran_out, "{reserve}: {split:?}");
+        let now = machine.pool.free_frames();
+        assert_eq!(now < free, takes, "{now} of {free}, {reserve} to be left");
+        space.disable_dirty_log(cpu, SLOT).unwrap();
+    }
+    end(&machine, object, [space]);
+}
+
+/// A write takes the gigabyte apart, and what is logged as one is written to its last page.
+#[test]
+fn a_write_to_a_gigabyte_that_is_logged_in_blocks_makes_one_dirty() {
+    let (machine, space, object) = machine(1);
+    let policy = LogPolicy {
+        granularity: Granularity::Block2M,
+        splitting: Splitting::AtFault,
+        ..LogPolicy::default()
+    };
+    let cpu = &machine.cpu;
+    space.enable_dirty_log(cpu, SLOT, &policy).unwrap();
+    assert_eq!(machine.write(&space, 3 * BLOCK + 7, 1), 1);
+    assert_eq!(level(&machine, &space, 3 * BLOCK), Level::L2);
+    let mut words = [0; 5 * (BLOCK / 64) as usize];
+    space.get_dirty_log(cpu, SLOT, 0, &mut words).unwrap();
+    for (index, block) in words.chunks(8).enumerate() {
+        let expected = if index == 3 { u64::MAX } else { 0 };
+        assert!(block.iter().all(|word| *word == expected), "block {index}");
     }
     end(&machine, object, [space]);
 }

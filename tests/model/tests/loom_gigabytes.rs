@@ -51,6 +51,22 @@ fn written(cpu: &Cpu<'_>) {
     unmap(cpu);
 }
 
+/// All of the gigabyte but its last region is the VM's own again, though it isn't known of one of them yet.
+fn own_but_for_the_last(cpu: &Cpu<'_>) {
+    untouched(cpu);
+    cpu.write_at(0, page(0));
+    cpu.fork(0, 1);
+    for index in 0..GIB - ENTRIES {
+        // The one takes copies, the other the frames.
+        cpu.write_at(1, page(index));
+        cpu.write_at(0, page(index));
+    }
+    for region in 0..ENTRIES - 2 {
+        assert_eq!(compact(cpu, region), Compacted::OwnAgain);
+    }
+    unmap(cpu);
+}
+
 fn unmap(cpu: &Cpu<'_>) {
     cpu.space(0).invalidate(&cpu.memory, pages(0..GIB));
 }
@@ -183,6 +199,53 @@ fn rule_13_a_fork_beside_the_first_touch_of_a_gigabyte_has_all_of_it_or_nothing(
             },
         ],
         two_are_apart,
+    );
+}
+
+/// Whoever claims the first page second finds the gigabyte there.
+#[test]
+fn rule_8_two_first_touches_of_a_gigabyte_take_its_frames_once() {
+    let check: Act = |cpu| {
+        assert_eq!(POOL.counts_of(vm_id(0)).guest, GIB);
+        let words = [0, 1, 2].map(|region| read(cpu, 0, region));
+        assert_eq!(words, [0, 1, 1]);
+    };
+    race(
+        2,
+        1,
+        untouched,
+        [
+            |cpu| assert!(cpu.write_at(0, first(1))),
+            |cpu| {
+                assert!(cpu.write_at(0, first(2)));
+                note_whole(cpu);
+            },
+        ],
+        check,
+    );
+}
+
+/// Who finds that a region is the VM's own again counts it once.
+#[test]
+fn rule_13_a_region_that_two_find_to_be_its_own_again_makes_no_gigabyte_of_what_is_shared() {
+    let find: Act = |cpu| {
+        compact(cpu, ENTRIES - 2);
+    };
+    let check: Act = |cpu| {
+        assert_eq!(compact(cpu, ENTRIES - 2), Compacted::Whole);
+        // What maps all that it may.
+        cpu.write_at(0, page(0));
+        write_last_beside_shared(cpu);
+        two_are_apart(cpu);
+    };
+    explore_in(
+        DEEP,
+        2,
+        2,
+        DIRECT,
+        own_but_for_the_last,
+        [find, find],
+        check,
     );
 }
 

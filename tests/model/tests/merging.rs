@@ -10,6 +10,7 @@ use memory::{
 use model::vms::{BLOCK, SLOT, START, Space, Vms, slot};
 use proptest::prelude::*;
 use stage2::{Level, PAGE_SIZE};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// CPU 0 of a machine, its VMs, and the scanner.
@@ -57,6 +58,13 @@ impl Machine {
         self.vms.map(&space, object.clone());
         self.spaces.push(space);
         object
+    }
+
+    /// One more VM, with all that another one has.
+    fn fork(&mut self, of: usize) {
+        let child = self.vms.space(self.spaces.len(), BackingPolicy::default());
+        self.spaces[of].fork(&self.vms.cpu, &child).unwrap();
+        self.spaces.push(child);
     }
 
     /// As [`Vms::write`].
@@ -167,9 +175,66 @@ fn no_more_pages_share_a_frame_than_the_policy_says() {
     for vm in 0..2 {
         (0..10).for_each(|page| assert_eq!(machine.write(vm, page, 9), 1));
     }
-    let statistics = machine.scan(2);
+    let mut statistics = machine.scan(2);
     assert_eq!(machine.guest(), 5);
-    assert_eq!((statistics.pages_shared, statistics.pages_sharing), (5, 15));
+    for _ in 0..3 {
+        let counted = (statistics.pages_shared, statistics.pages_sharing);
+        assert_eq!((counted, statistics.pages_unshared), ((5, 15), 0));
+        statistics = machine.scan(1);
+    }
+    machine.end();
+}
+
+/// A frame that as many pages share as may, and a page that is like them: whichever is met first, they stay apart.
+#[test]
+fn no_page_joins_a_frame_that_enough_share() {
+    let policy = MergePolicy {
+        max_page_sharing: 2,
+        ..MergePolicy::default()
+    };
+    for alone_first in [true, false] {
+        let mut machine = Machine::new(4096, policy);
+        let mut objects = [0, 1].map(|_| machine.add_vm(4, Level::L3));
+        for vm in 0..2 {
+            (0..4).for_each(|page| assert_eq!(machine.write(vm, page, 1 + page), 1));
+        }
+        machine.fork(1);
+        if !alone_first {
+            objects.reverse();
+        }
+        for object in &objects {
+            machine.merging.add(object).unwrap();
+        }
+        machine.scan(3);
+        assert_eq!((machine.guest(), machine.vms.pool.shared_frames()), (8, 4));
+        drop(objects);
+        machine.end();
+    }
+}
+
+#[test]
+fn pages_that_are_shared_already_are_not_joined_with_each_other() {
+    let mut machine = Machine::with_two(4096, 4, Level::L3, MergePolicy::default());
+    for vm in 0..2 {
+        (0..4).for_each(|page| assert_eq!(machine.write(vm, page, 1 + page), 1));
+    }
+    for vm in 0..2 {
+        machine.fork(vm);
+    }
+    let statistics = machine.scan(3);
+    assert_eq!((machine.guest(), machine.vms.pool.shared_frames()), (8, 8));
+    let counted = |statistics: MergeStatistics| {
+        let shared = (statistics.pages_shared, statistics.pages_sharing);
+        (shared, statistics.pages_unshared)
+    };
+    assert_eq!(counted(statistics), ((8, 0), 0));
+    for child in 2..4 {
+        (machine.merging)
+            .add_vm(&machine.vms.cpu, &machine.spaces[child])
+            .unwrap();
+    }
+    assert_eq!(counted(machine.scan(2)), ((8, 8), 0));
+    assert_eq!(machine.guest(), 8);
     machine.end();
 }
 
@@ -204,9 +269,7 @@ fn what_a_fork_shares_is_joined_by_others() {
         machine.write(0, page, 1 + page);
         machine.write(1, page, 1 + page);
     }
-    let child = machine.vms.space(2, BackingPolicy::default());
-    machine.spaces[0].fork(&machine.vms.cpu, &child).unwrap();
-    machine.spaces.push(child);
+    machine.fork(0);
     machine.scan(2);
     assert_eq!(machine.guest(), 8);
     for vm in 0..3 {
@@ -545,6 +608,19 @@ proptest! {
                 prop_assert_eq!(machine.read(vm, page), *word);
             }
         }
+        // What nobody writes any more is counted as it is.
+        let statistics = machine.scan(4);
+        let mut sharers = BTreeMap::new();
+        for (vm, words) in written.iter().enumerate() {
+            let frames = frames(&machine, vm, 24).into_iter().zip(words);
+            for (frame, _) in frames.filter(|(_, word)| **word != 0) {
+                *sharers.entry(frame).or_insert(0) += 1;
+            }
+        }
+        let shared: Vec<u64> = sharers.into_values().filter(|count| *count > 1).collect();
+        let sharing = shared.iter().sum::<u64>() - shared.len() as u64;
+        prop_assert_eq!(statistics.pages_shared, shared.len() as u64);
+        prop_assert_eq!(statistics.pages_sharing, sharing);
         machine.end();
     }
 }

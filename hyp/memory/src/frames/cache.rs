@@ -411,6 +411,23 @@ mod tests {
     }
 
     #[test]
+    fn what_a_vm_is_allowed_on_one_cpu_is_none_of_another_s() {
+        let pool = pool_of(256);
+        let caches = [0; 3].map(|_| FrameCache::new(pool));
+        caches.iter().for_each(|cache| assert!(cache.refill()));
+        pool.set_limit(VM, Some(2));
+        let taken = |cache: &FrameCache| cache.take_guest(Owner::Vm(VM)).is_some();
+        assert_eq!(caches.each_ref().map(taken), [false; 3]);
+        // One frame each, while there are any.
+        let could = caches.each_ref().map(|cache| cache.renew_allowance(VM));
+        assert_eq!(could, [2, 1, 0]);
+        assert_eq!(caches.each_ref().map(taken), [true, true, false]);
+        assert_eq!(caches.each_ref().map(taken), [false; 3]);
+        assert_eq!(caches[0].renew_allowance(VM), 0);
+        assert_eq!(pool.counts_of(VM).guest, 2);
+    }
+
+    #[test]
     fn a_vm_never_has_more_than_its_limit_on_however_many_cpus() {
         const CPUS: u64 = 4;
         const LIMIT: u64 = 100;

@@ -108,3 +108,44 @@ impl Levels {
         cpus.inspect(|cpus| cpus.wake_one()).is_some()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_short_from_below_the_low_watermark_until_the_high_one() {
+        let levels = Levels::default();
+        assert!(!levels.is_on() && !levels.is_low(0), "there are no marks");
+        let marks = |low, high| levels.set(Some(Watermarks { low, high }));
+        marks(40, 60);
+        let short = [60, 41, 40, 39, 40, 59, 60, 59, 40, 39].map(|free| levels.is_low(free));
+        let expected = [
+            false, false, false, true, true, true, false, false, false, true,
+        ];
+        assert_eq!(short, expected);
+        assert!(levels.is_near(119) && !levels.is_near(120));
+        // A high one below the low one is where that is.
+        marks(40, 0);
+        let short = [39, 40, 39].map(|free| levels.is_low(free));
+        assert_eq!(short, [true, false, true]);
+        levels.set(None);
+        assert!(!levels.is_on() && !levels.is_low(0) && !levels.is_near(0));
+    }
+
+    #[test]
+    fn a_vm_is_near_its_limit_by_watermarks_of_its_own() {
+        const LIMIT: u64 = 640;
+        let (levels, pool) = (Levels::default(), FramePool::new());
+        let [vm, other] = [3, 4].map(|vm| VmId::new(vm).unwrap());
+        let Watermarks { low, high } = Watermarks::of(LIMIT);
+        assert_eq!((low, high), (11, 17));
+        let is_near = |vm, room| levels.is_near_limit(&pool, vm, room);
+        pool.set_limit(vm, Some(LIMIT));
+        assert!(!is_near(vm, 0), "there are no marks");
+        levels.set(Some(Watermarks { low: 1, high: 1 }));
+        let near = [low, low - 1, high - 1, high, low].map(|room| is_near(vm, room));
+        assert_eq!(near, [false, true, true, false, false]);
+        assert!(!is_near(other, 0), "it has no limit");
+    }
+}

@@ -1,7 +1,8 @@
-//! The pages that a scan has met so far, by their checksums. Filled anew by each scan; all memory is taken beforehand, so a
-//! scan neither allocates nor moves what is there.
+//! The pages that a scan has met so far, by their checksums, and the shared frames. Filled anew by each scan; all memory is
+//! taken beforehand, so a scan neither allocates nor moves what is there.
 
 use hashbrown::HashTable;
+use stage2::{PAGE_SHIFT, Pa};
 
 /// Set in a candidate's page once another page has met it.
 const MET: u32 = 1 << 31;
@@ -79,7 +80,41 @@ impl Candidates {
     }
 }
 
-/// Spreads a checksum over all the bits that the table looks at.
+/// Frames, each of which is met by several pages.
+#[derive(Debug, Default)]
+pub(super) struct MetFrames {
+    /// Their numbers: of those that lie 16 TiB apart one is taken for the other.
+    table: HashTable<u32>,
+}
+
+impl MetFrames {
+    /// Takes the memory for those of so many pages; `None` without heap.
+    pub(super) fn reserve(&mut self, pages: usize) -> Option<()> {
+        let more = pages.saturating_sub(self.table.len());
+        self.table.try_reserve(more, |number| hash(*number)).ok()
+    }
+
+    /// Notes that a frame is met. Whether it is for the first time.
+    pub(super) fn enter(&mut self, frame: Pa) -> bool {
+        let number = (frame.get() >> PAGE_SHIFT) as u32;
+        let is_new = self
+            .table
+            .find(hash(number), |met| *met == number)
+            .is_none();
+        if is_new && self.table.len() < self.table.capacity() {
+            self.table
+                .insert_unique(hash(number), number, |number| hash(*number));
+        }
+        is_new
+    }
+
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        self.table.clear();
+    }
+}
+
+/// Spreads a checksum, or a number, over all the bits that the table looks at.
 fn hash(checksum: u32) -> u64 {
     u64::from(checksum).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
@@ -102,6 +137,17 @@ mod tests {
         assert_eq!(candidates.enter(7, 1), Some(3));
         candidates.clear();
         assert_eq!(candidates.enter(7, 1), None);
+    }
+
+    #[test]
+    fn a_frame_is_met_once_for_the_first_time() {
+        let mut frames = MetFrames::default();
+        frames.reserve(3).unwrap();
+        let [first, other] = [0x1234_5000, 7 << 44].map(Pa::new);
+        let met = [first, other, first, other].map(|frame| frames.enter(frame));
+        assert_eq!(met, [true, true, false, false]);
+        frames.clear();
+        assert!(frames.enter(other));
     }
 
     #[test]

@@ -113,3 +113,61 @@ fn filled<V: Copy>(count: usize, value: V) -> Option<Vec<V>> {
     values.resize(count, value);
     Some(values)
 }
+
+#[cfg(all(test, not(loom), not(miri)))]
+mod tests {
+    use super::super::PageMerging;
+    use super::*;
+    use crate::frames::{FramePool, arena};
+    use crate::{CpuMemory, MemorySystem, Owner};
+    use stage2::{NoTlb, PAGE_SIZE};
+    use std::boxed::Box;
+
+    const PAGES: u64 = 3;
+
+    fn objects<const N: usize>() -> [Arc<Object>; N] {
+        let pool: &FramePool = Box::leak(Box::new(FramePool::new()));
+        // SAFETY: the arena is leaked, and added once.
+        unsafe { pool.add(arena::leak(256)) };
+        let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(pool, 1, 8).unwrap()));
+        let cpu = CpuMemory::new(system, 0, NoTlb, Box::leak(Box::default()));
+        let bytes = PAGES * PAGE_SIZE;
+        [0; N].map(|_| Object::anonymous(&cpu, Owner::Shared, bytes, Level::L3).unwrap())
+    }
+
+    #[test]
+    fn pages_have_numbers_below_the_largest_or_their_object_is_none_of_the_targets() {
+        let [object] = objects();
+        let last = (MOST_PAGES - PAGES) as u32;
+        let ordinals = |first| Target::new(&object, first).map(|target| target.ordinals());
+        assert_eq!(ordinals(last), Some(last..MOST_PAGES as u32));
+        assert_eq!(ordinals(last + 1), None);
+        assert_eq!(ordinals(u32::MAX), None);
+    }
+
+    /// However many objects come and go, as many numbers are used as there are pages.
+    #[test]
+    fn the_numbers_of_what_is_withdrawn_are_used_again() {
+        let merging = PageMerging::new(MergePolicy::default());
+        let mut objects = objects::<3>();
+        for object in &objects {
+            merging.add(object).unwrap();
+        }
+        for _ in 0..4 {
+            merging.remove(&objects[0]);
+            objects.rotate_left(1);
+            let numbers = || {
+                let scan = merging.scan.lock();
+                let ordinals = scan
+                    .targets
+                    .iter()
+                    .map(|target| (target.id(), target.ordinals()));
+                ordinals.collect::<Vec<_>>()
+            };
+            let [first, second, third] = objects.each_ref().map(|object| object.id());
+            assert_eq!(numbers(), [(first, 0..3), (second, 3..6)]);
+            merging.add(&objects[2]).unwrap();
+            assert_eq!(numbers()[2], (third, 6..9));
+        }
+    }
+}

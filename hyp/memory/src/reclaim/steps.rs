@@ -191,7 +191,8 @@ impl ReclaimState {
         for (page, busy) in pages.iter().zip(&mut busy) {
             match object.claim(page.page) {
                 Some(claim) if matches!(claim.backing(), Backing::Owned(_)) => batch.add(claim),
-                Some(claim) => claim.unlist(),
+                // With what backs it, that it was listed has gone.
+                Some(claim) => claim.cancel(),
                 None => *busy = Some(*page),
             }
         }

@@ -316,16 +316,6 @@ impl ReverseMap {
         record.map_or(0, |record| Locked::new(record).count())
     }
 
-    /// How many pages a frame backs, and whether a page is the one that stands first among them.
-    pub(crate) fn place(&self, pa: Pa, page: Sharer) -> (u64, bool) {
-        let Some(record) = self.pool.record(pa) else {
-            return (1, true);
-        };
-        let locked = Locked::new(record);
-        let first = record.first.load(Ordering::Relaxed);
-        (locked.count(), first == page.encode())
-    }
-
     /// Calls `each` with every page that a frame backs, with the frame's record locked.
     pub(crate) fn sharers(&self, pa: Pa, mut each: impl FnMut(Sharer)) {
         let Some(record) = self.pool.record(pa) else {

@@ -51,6 +51,21 @@ fn the_name_of_an_object_that_is_no_more_names_nothing() {
         names[8].to_string(),
         "the place is the same"
     );
+    // There are 8192 names for a place, which are given in turn. Whatever an object's is, its pages are found by it.
+    for _ in 0..8192 - 9 {
+        vms.anonymous(vm, 1, Level::L3);
+    }
+    let space = space(&vms, 0, Change::Direct);
+    for name in &names[..2] {
+        let object = vms.anonymous(vm, 1, Level::L3);
+        assert_eq!(object.id(), *name);
+        vms.map(&space, object.clone());
+        vms.write(&space, 0, 7);
+        assert!(object.migrate(&vms.cpu, 0));
+        assert_eq!(vms.read(&space, 0), 7);
+        space.remove_slot(&vms.cpu, SLOT).unwrap();
+    }
+    space.destroy(&vms.cpu);
     vms.check_nothing_is_left();
 }
 
@@ -191,9 +206,10 @@ fn memory_is_allocated_when_it_is_first_written_and_reads_as_zero_before() {
 fn a_slot_whose_faults_all_count_as_writes_never_maps_zeros() {
     let machine = Vms::new(1024);
     let space = space(&machine, 0, Change::Direct);
+    let object = anonymous(&machine, 64, Level::L3);
     let config = SlotConfig {
         write_faults: true,
-        ..slot(anonymous(&machine, 64, Level::L3))
+        ..slot(object.clone())
     };
     space.map_object(&machine.cpu, config).unwrap();
     assert_eq!(machine.read(&space, 3), 0);
@@ -203,6 +219,18 @@ fn a_slot_whose_faults_all_count_as_writes_never_maps_zeros() {
         0,
         "the write took a fault of its own"
     );
+    let faults = &machine.counters.faults;
+    let populated = [&faults.populated, &faults.zeros, &faults.unshared].map(|count| count.get());
+    assert_eq!(populated, [1, 0, 0], "in one step");
+    // Where another slot of the same memory has mapped zeros, it has a frame as well.
+    let other = machine.space(1, BackingPolicy::default());
+    machine.map(&other, object);
+    assert_eq!(machine.read(&other, 4), 0);
+    assert_eq!(machine.guest(), 1);
+    assert_eq!((machine.read(&space, 4), machine.guest()), (0, 2));
+    assert_eq!(machine.write(&space, 4, 7), 0);
+    assert_eq!(machine.read(&other, 4), 7);
+    other.destroy(&machine.cpu);
     space.destroy(&machine.cpu);
     machine.check_nothing_is_left();
 }

@@ -201,9 +201,11 @@ fn a_slot_that_moves_takes_its_memory_along_and_one_that_goes_leaves_nothing() {
     let at = START.offset(BLOCK * PAGE_SIZE);
     let outcome = machine.fault(&space, at, Access::Write, FaultKind::Translation);
     assert_eq!(outcome, FaultOutcome::NotPermitted);
+    let free = machine.pool.free_frames();
     space.remove_slot(&machine.cpu, SLOT).unwrap();
     assert_eq!(space.lookup(&machine.cpu, at), None);
     assert_eq!(machine.guest(), 0);
+    assert!(machine.pool.free_frames() >= free + 2 * BLOCK, "at once");
     space.destroy(&machine.cpu);
     machine.check_nothing_is_left();
 }

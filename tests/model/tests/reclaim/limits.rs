@@ -42,6 +42,51 @@ fn a_cpu_is_woken_when_a_vm_comes_near_to_its_limit_and_no_fault_reclaims_if_it_
 }
 
 #[test]
+fn a_cpu_is_woken_when_blocks_have_taken_what_a_vm_may_have() {
+    const LIMIT: u64 = 3 * BLOCK + 8;
+    let machine = Machine::new(8 * BLOCK as usize);
+    let sleeper = machine.sleeper();
+    let space = machine.vm_of(0, 3 * BLOCK, Level::L2);
+    machine.pool.set_limit(vm(0), Some(LIMIT));
+    for block in 0..3 {
+        machine.write(&space, block * BLOCK, 1).unwrap();
+        assert_eq!(sleeper.is_woken(), block == 2, "block {block}");
+    }
+    assert!(machine.pool.free_frames() > WATERMARKS.high);
+    space.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+/// What a VM had is listed under a name that another one's memory has by now, and has to go when the VM has nothing.
+#[test]
+fn what_a_vm_has_let_go_of_is_no_other_one_s_to_put_away() {
+    const HIGH: u64 = 1 << 40;
+    let machine = Machine::new(600);
+    let marks = Watermarks { low: 1, high: HIGH };
+    machine.system.set_watermarks(Some(marks));
+    let listed = |number| {
+        let space = machine.vm_of(number, 8, Level::L3);
+        (0..8).for_each(|page| machine.write(&space, page, 1 + page).unwrap());
+        // All are found, and none has to go.
+        (0..4).for_each(|_| assert!(!machine.cpu.relieve()));
+        let name = space.object_of(&machine.cpu, SLOT).unwrap().id();
+        (space, name.to_string())
+    };
+    let (first, name) = listed(0);
+    first.destroy(&machine.cpu);
+    let (other, same) = listed(1);
+    assert_eq!((name, machine.system.listed_pages()), (same, (0, 16)));
+    machine.pool.set_limit(vm(0), Some(0));
+    while machine.cpu.relieve() {}
+    let active_and_inactive = machine.system.listed_pages();
+    assert_eq!(active_and_inactive, (0, 8), "the first one's are no more");
+    assert_eq!(machine.system.put_away().pages, 0);
+    (0..8).for_each(|page| assert_eq!(machine.read(&other, page), 1 + page));
+    other.destroy(&machine.cpu);
+    machine.nothing_is_left();
+}
+
+#[test]
 fn a_limit_holds_for_its_vm_and_for_no_other() {
     let machine = Machine::new(2000);
     let (small, other) = (

@@ -254,6 +254,26 @@ fn a_cpu_is_woken_when_few_frames_are_left_and_no_fault_reclaims_if_it_is_in_tim
     machine.nothing_is_left();
 }
 
+/// Blocks are taken from the pool by no CPU's cache.
+#[test]
+fn a_cpu_is_woken_when_blocks_have_taken_what_was_left() {
+    let machine = Machine::new(5 * BLOCK as usize);
+    let sleeper = machine.sleeper();
+    let space = machine.vm_of(0, 5 * BLOCK, Level::L2);
+    let low = BLOCK * 3 / 2;
+    let marks = Watermarks { low, high: low };
+    machine.system.set_watermarks(Some(marks));
+    for block in 0..4 {
+        machine.write(&space, block * BLOCK, 1).unwrap();
+        let free = machine.pool.free_frames();
+        assert_eq!(sleeper.is_woken(), free < low, "{free} are free");
+    }
+    assert!(machine.pool.free_frames() < low);
+    space.destroy(&machine.cpu);
+    machine.system.set_watermarks(None);
+    machine.nothing_is_left();
+}
+
 #[test]
 fn pages_that_are_put_away_together_cost_one_invalidation() {
     let machine = Machine::new(1200);

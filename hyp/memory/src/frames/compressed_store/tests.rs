@@ -121,6 +121,21 @@ fn a_span_is_filled_before_another_is_begun_and_goes_when_its_last_page_does() {
 }
 
 #[test]
+fn spans_that_have_gone_are_used_again_before_there_are_more() {
+    const SPANS: usize = 5;
+    let class = CLASSES - 1;
+    let (store, pool) = store_of(64);
+    for round in 1..=3 {
+        let pages = 0..(SPANS * SHAPES[class].slots) as u64;
+        let put = |seed| store.put(&page(seed + round, LARGEST - 64)).unwrap();
+        let handles: Vec<Handle> = pages.map(put).collect();
+        assert_eq!(store.classes[class].lock().spans.len(), SPANS);
+        handles.into_iter().for_each(|handle| store.drop(handle));
+        assert_eq!(pool.free_frames(), 64);
+    }
+}
+
+#[test]
 fn a_copy_outlives_what_it_was_made_of() {
     let (store, pool) = store_of(64);
     for different in [0, 1000] {

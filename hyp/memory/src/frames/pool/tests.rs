@@ -185,6 +185,25 @@ fn the_frames_that_are_kept_go_to_compressed_memory_only() {
 }
 
 #[test]
+fn a_run_of_guest_memory_fits_what_its_owner_may_have_or_is_refused() {
+    let (pool, _range) = pool_of(64);
+    let guest = |frames| pool.allocate_run(frames, Owner::Vm(VM), Purpose::Guest);
+    pool.set_limit(VM, Some(7));
+    pool.charge_compressed(Owner::Vm(VM), PAGE_SIZE + 1);
+    assert_eq!(pool.room(VM), Some(5), "a frame that is begun counts");
+    assert_eq!(guest(8), None);
+    assert!(guest(4).is_some());
+    assert_eq!((guest(2), pool.room(VM)), (None, Some(1)));
+    assert!(guest(1).is_some());
+    assert_eq!((guest(1), pool.over_limit(VM)), (None, 0));
+    let free = |owner, purpose| pool.allocate_run(8, owner, purpose).is_some();
+    assert!(free(Owner::Vm(VM), Purpose::Table), "tables don't count");
+    assert!(free(Owner::Shared, Purpose::Guest));
+    pool.set_limit(VM, Some(2));
+    assert_eq!((pool.room(VM), pool.over_limit(VM)), (Some(0), 5));
+}
+
+#[test]
 fn the_early_heap_is_counted() {
     let (pool, _) = pool_of(4);
     pool.count_heap(7);
