@@ -5,11 +5,10 @@
 
 use crate::address::{Ipa, IpaRange};
 use crate::entry::{Broken, Unflushed};
-use crate::fault::lost;
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::stage2::Stage2;
 use crate::tlb::Tlb;
-use crate::walk::{Step, VisitContext};
+use crate::walk::{Step, VisitContext, lost};
 
 /// Entries that are held locked at a time.
 const MOST: usize = if cfg!(loom) { 2 } else { 32 };

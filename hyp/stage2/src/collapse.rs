@@ -6,13 +6,12 @@ use crate::address::{Ipa, IpaRange, Level};
 use crate::bounds::BadAddress;
 use crate::descriptor::{Attributes, Descriptor, Leaf, Permissions};
 use crate::entry::Entry;
-use crate::fault::lost;
 use crate::layout::Layout;
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::stage2::Stage2;
 use crate::sync;
 use crate::tlb::Tlb;
-use crate::walk::{Step, VisitContext};
+use crate::walk::{Step, VisitContext, lost};
 use core::ops::AddAssign;
 
 /// What a collapse found.

@@ -9,11 +9,10 @@
 use crate::address::Ipa;
 use crate::descriptor::Descriptor;
 use crate::entry::{Entry, Unflushed};
-use crate::fault::lost;
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::stage2::Stage2;
 use crate::tlb::Tlb;
-use crate::walk::{Step, VisitContext};
+use crate::walk::{Step, VisitContext, lost};
 
 /// Most entries of a group: the pages of 16 KiB.
 pub(crate) const MOST_MEMBERS: usize = 128;

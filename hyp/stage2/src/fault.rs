@@ -10,7 +10,7 @@ use crate::memory::{Epoch, TableMemory, Worker};
 use crate::split::{Around, Cut};
 use crate::stage2::Stage2;
 use crate::tlb::Tlb;
-use crate::walk::{Step, VisitContext};
+use crate::walk::{Step, VisitContext, lost};
 
 /// How often a fault looks at an entry that another CPU has locked before it lets the guest fault again (rule 4).
 const LOOKS_AT_LOCKED: u32 = if cfg!(loom) { 2 } else { 200 };
@@ -378,11 +378,4 @@ fn set_accessed<'w, M: TableMemory, T: Tlb, E: Epoch>(
         }
         Err(_) => Err(lost(worker)),
     }
-}
-
-/// An exchange was lost: counted, and looked at again (rule 1).
-#[cold]
-pub(crate) fn lost<M: TableMemory, T: Tlb, E: Epoch>(worker: &Worker<'_, M, T, E>) -> Step {
-    worker.counters.lost_exchanges.add(1);
-    Step::Again
 }

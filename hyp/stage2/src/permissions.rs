@@ -9,13 +9,12 @@ use crate::bounds::BadAddress;
 use crate::contiguous::dissolve;
 use crate::descriptor::{Descriptor, Leaf, Permissions};
 use crate::entry::{Entry, Observed};
-use crate::fault::lost;
 use crate::layout::{Format, Layout};
 use crate::leaf_filter::{All, Wanted};
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::stage2::Stage2;
 use crate::tlb::Tlb;
-use crate::walk::{Step, VisitContext};
+use crate::walk::{Step, VisitContext, lost};
 
 /// Pages that one turn of the innermost loop changes.
 const UNROLLED: usize = 8;

@@ -9,11 +9,10 @@ use crate::break_batch::Batch;
 use crate::contiguous::dissolve;
 use crate::descriptor::{Attributes, Descriptor, Leaf};
 use crate::entry::Broken;
-use crate::fault::lost;
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::stage2::Stage2;
 use crate::tlb::Tlb;
-use crate::walk::{Step, VisitContext};
+use crate::walk::{Step, VisitContext, lost};
 use core::ops::AddAssign;
 
 /// What a replacement met.

@@ -8,13 +8,12 @@ use crate::bounds::BadAddress;
 use crate::contiguous::dissolve;
 use crate::descriptor::{Descriptor, Leaf};
 use crate::entry::Lost;
-use crate::fault::lost;
 use crate::layout::Layout;
 use crate::memory::{Epoch, TableFrame, TableMemory, Worker};
 use crate::stage2::{OutOfFrames, Stage2};
 use crate::tlb::Tlb;
 use crate::transition::Transition;
-use crate::walk::{Step, VisitContext};
+use crate::walk::{Step, VisitContext, lost};
 use core::fmt;
 
 /// How far down the pieces of a block are cut.

@@ -285,3 +285,10 @@ impl Root<'_> {
         range.end
     }
 }
+
+/// An exchange was lost: counted, and looked at again (rule 1).
+#[cold]
+pub(crate) fn lost<M: TableMemory, T: Tlb, E: Epoch>(worker: &Worker<'_, M, T, E>) -> Step {
+    worker.counters.lost_exchanges.add(1);
+    Step::Again
+}
