@@ -39,6 +39,8 @@ const TARGET_PACKAGES: [&[&str]; 2] = [
 ];
 /// The package of the system tests, which have a step of their own.
 const SYSTEM_TESTS: &str = "qemu-tests";
+/// The package of the rules of the house, which have a step of their own.
+const HOUSE: &str = "house";
 /// The package that is published.
 const PUBLISHED: &str = "stage2";
 /// The crate of the fuzz targets, which is no member of the workspace.
@@ -82,6 +84,8 @@ impl TestOptions {
 enum Step {
     /// Formatting: cargo fmt --check.
     Format,
+    /// The rules of the house: which crates, folders and files may import which, names, lengths, unsafe.
+    House,
     /// Lints of what runs on the host, tests included.
     LintHost,
     /// Lints of what runs on bare metal.
@@ -114,6 +118,7 @@ impl Step {
     fn heading(self) -> &'static str {
         match self {
             Self::Format => "formatting",
+            Self::House => "the rules of the house",
             Self::LintHost => "lints, host",
             Self::LintTarget => "lints, bare metal",
             Self::Host => "host tests",
@@ -152,6 +157,7 @@ impl Step {
             Self::Format => check(CargoCommand::new(["fmt", "--all", "--check"]))
                 .plus(check(in_fuzz(CargoCommand::new(["fmt", "--check"]))))
                 .plus(check(in_simclock(CargoCommand::new(["fmt", "--check"])))),
+            Self::House => tests(CargoCommand::new(["test", "--no-fail-fast", "-p", HOUSE])),
             Self::LintHost => check(CargoCommand::new(["clippy", "--all-targets"]).args(deny))
                 .plus(on_linux(|| {
                     check(built_in_simclock(["clippy", "--all-targets"]).args(deny))
@@ -462,7 +468,7 @@ fn host_packages() -> Result<Vec<String>, ToolError> {
         .iter()
         .filter(|package| defaults.contains(&package["id"]))
         .filter_map(|package| package["name"].as_str())
-        .filter(|name| *name != SYSTEM_TESTS);
+        .filter(|name| ![SYSTEM_TESTS, HOUSE].contains(name));
     Ok(names.map(String::from).collect())
 }
 
