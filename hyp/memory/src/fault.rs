@@ -140,9 +140,9 @@ impl<L: MmuLock> AddressSpace<L> {
         outcome
     }
 
-    /// Serves the commonest of faults, the first write to a page since it was harvested, if it is one: a page of a plain tree,
-    /// in a slot that is logged in a bitmap. Everything else is left to [`fault_in_epoch`](Self::fault_in_epoch), which does the
-    /// same.
+    /// Serves the commonest of faults, the first write to what is logged since it was harvested, if it is one; above all, to a
+    /// page of a plain tree, in a slot that is logged in a bitmap. Everything else is left to
+    /// [`fault_in_epoch`](Self::fault_in_epoch), which does the same.
     ///
     /// Whether the slot may be written isn't asked: the entries of one that may not say so (rule 3).
     #[inline(always)]
@@ -157,16 +157,21 @@ impl<L: MmuLock> AddressSpace<L> {
         let published = self.space().published_slots(guard)?;
         let slot = published.find_at(ipa, cpu.last_slot())?;
         let log = slot.log(guard)?;
-        if log.by_ring() {
-            return None;
+        let relaxed = if log.by_ring() {
+            None
+        } else {
+            let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
+            let worker = cpu.worker(&tables, &epoch);
+            let _lock = self.lock().shared();
+            self.stage2().relax_page(&worker, ipa, va)
+        };
+        match relaxed {
+            Some(true) => {}
+            Some(false) => return None,
+            None => {
+                return self.relax_other(cpu, &forbidden_write(vcpu, ipa, va), guard, (slot, log));
+            }
         }
-        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
-        let worker = cpu.worker(&tables, &epoch);
-        let lock = self.lock().shared();
-        if !self.stage2().relax_page(&worker, ipa, va) {
-            return None;
-        }
-        drop(lock);
         full_barrier();
         // The entry came first, the bit is second (rule 9), and logging that was switched on in between is seen here or sees
         // the entry (rule 8).
@@ -175,6 +180,25 @@ impl<L: MmuLock> AddressSpace<L> {
         }
         log.mark_page(slot.page_of(ipa));
         Some(FaultOutcome::Resolved)
+    }
+
+    /// The same for blocks, other trees, and slots that are logged in rings.
+    #[inline(never)]
+    fn relax_other<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        fault: &Fault,
+        guard: &Guard,
+        (slot, log): (&Slot, &DirtyLog),
+    ) -> Option<FaultOutcome> {
+        if slot.read_only() {
+            return None;
+        }
+        if log.by_ring() && self.ring_is_full(fault.vcpu) {
+            return Some(FaultOutcome::RingFull);
+        }
+        let level = self.relax(cpu, fault, Some(log), guard)?;
+        Some(self.mark_after_write(slot, fault, level, guard))
     }
 
     /// Marks a page that has just become writable in the log that is the slot's by now, if there is one.

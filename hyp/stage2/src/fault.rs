@@ -161,20 +161,21 @@ impl Stage2 {
         Some(level)
     }
 
-    /// As [`relax`](Self::relax), for a page of a plain tree, and as short as it can be: whether it was made writable.
+    /// As [`relax`](Self::relax), for a page of a plain tree, and as short as it can be: whether it was made writable. `None`
+    /// where the tree is another, or no table leads to a page; nothing was changed then.
     #[inline(always)]
     pub fn relax_page<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         ipa: Ipa,
         va: Option<u64>,
-    ) -> bool {
-        let relaxed = self.exchange_page(worker, ipa) == Some(true);
+    ) -> Option<bool> {
+        let relaxed = self.exchange_page(worker, ipa)?;
         if relaxed {
             worker.counters.relaxed.add(1);
             worker.tlb.invalidate_local_page(self.regime(), ipa, va);
         }
-        relaxed
+        Some(relaxed)
     }
 
     /// Makes the page at `ipa` writable, in a plain tree, if a single exchange does; whether it did. `None` where the tree is

@@ -14,10 +14,19 @@ fn line_size() -> u64 {
 }
 
 /// Calls `each` with the address of every line of `bytes` from `start` on.
+#[inline(always)]
 fn for_each_line(start: u64, bytes: u64, each: impl Fn(u64)) {
+    /// Lines in a round, as of whole pages there are many.
+    const ROUND: u64 = 4;
     let line = line_size();
     let end = start.saturating_add(bytes);
     let mut address = start & !(line - 1);
+    while end.saturating_sub(address) >= ROUND * line {
+        for _ in 0..ROUND {
+            each(address);
+            address += line;
+        }
+    }
     while address < end {
         each(address);
         address += line;

@@ -1,13 +1,16 @@
 //! The dirty log of one slot: a bit for every page that was written since it was last taken, and the policy by which writes
 //! are noticed.
 //!
-//! vCPUs mark, one harvester at a time takes; marks and takes may meet in a word at any time. Each word has a cache line of
-//! its own: two vCPUs that dirty pages of different words share none.
+//! vCPUs mark, one harvester at a time takes; marks and takes may meet in a word at any time. A cache line holds the bits of
+//! 512 pages, as many as one table maps: two vCPUs that dirty pages of different tables share none, where the slot begins with a
+//! table's first page, and a harvester moves a line for each table.
 
 use crate::dirty::policy::LogPolicy;
 use alloc::vec::Vec;
+use core::array;
 use core::ops::Range;
-use stage2::sync::{AtomicU64, Ordering, clear_bits, set_bits};
+use core::slice;
+use stage2::sync::{AtomicU64, Ordering, clear_bits, fence, set_bits};
 use stage2::{Level, PAGE_SIZE};
 
 /// Pages per word of a bitmap.
@@ -15,30 +18,49 @@ pub const PAGES_PER_WORD: u64 = 64;
 /// Bytes that one word of a bitmap stands for.
 pub const BYTES_PER_WORD: u64 = PAGES_PER_WORD * PAGE_SIZE;
 
-/// A word of a bitmap.
+/// Words of a cache line. The model checker's words are larger, and each is some work for it: a line is one of them.
+const WORDS_PER_LINE: usize = if cfg!(loom) { 1 } else { 8 };
+
+/// A cache line of a bitmap.
 #[derive(Debug)]
-#[repr(align(64))]
-struct Word(AtomicU64);
+#[repr(C)]
+#[cfg_attr(not(loom), repr(align(64)))]
+struct Line([AtomicU64; WORDS_PER_LINE]);
 
 /// The memory of a log, prepared before logging is enabled: all words zero.
 #[derive(Debug)]
-pub(crate) struct Words(Vec<Word>);
+pub(crate) struct Words {
+    lines: Vec<Line>,
+    /// How many words there are of use.
+    count: usize,
+}
 
 impl Words {
     /// For `pages` pages, or `None` where memory doesn't suffice.
     pub(crate) fn new(pages: u64) -> Option<Self> {
         let count = usize::try_from(pages.div_ceil(PAGES_PER_WORD)).ok()?;
-        let mut words = Vec::new();
-        words.try_reserve_exact(count).ok()?;
-        words.resize_with(count, || Word(AtomicU64::new(0)));
-        Some(Self(words))
+        let needed = count.div_ceil(WORDS_PER_LINE);
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(needed).ok()?;
+        lines.resize_with(needed, || Line(array::from_fn(|_| AtomicU64::new(0))));
+        Some(Self { lines, count })
+    }
+
+    #[inline(always)]
+    fn all(&self) -> &[AtomicU64] {
+        const {
+            assert!(size_of::<Line>() == WORDS_PER_LINE * size_of::<AtomicU64>());
+        }
+        // SAFETY: lines are words and nothing else, so they follow each other through all lines; there are at least so many
+        // (`new`), and whoever borrows this borrows them.
+        unsafe { slice::from_raw_parts(self.lines.as_ptr().cast(), self.count) }
     }
 }
 
 /// A bitmap of dirty pages. Little-endian in the sense of KVM_GET_DIRTY_LOG: page 0 is bit 0 of word 0.
 #[derive(Debug)]
 pub(crate) struct DirtyLog {
-    words: Vec<Word>,
+    words: Words,
     pages: u64,
     /// What a word holds whose pages are all clean. A log that is initially set is kept the other way round, so that the
     /// zeroed words it is made of say that all is dirty.
@@ -52,7 +74,7 @@ impl DirtyLog {
     /// A log for `pages` pages in `words`, which were made for as many. Takes no time.
     pub(crate) fn new(words: Words, pages: u64, policy: LogPolicy) -> Self {
         Self {
-            words: words.0,
+            words,
             pages,
             clean: if policy.initially_set { u64::MAX } else { 0 },
             policy,
@@ -83,7 +105,7 @@ impl DirtyLog {
     /// The caller made them writable before (rule 9). Release: pairs with the acquire of [`Self::take`], so a harvester
     /// that sees the mark sees the writable entry.
     pub(crate) fn mark(&self, pages: Range<u64>) {
-        self.for_each_word(pages, |word, bits| self.set(&self.words[word].0, bits));
+        self.for_each_word(pages, |word, bits| self.set(&self.words.all()[word], bits));
     }
 
     /// Marks those of `pages`, wherever they begin and end, that the words from `first_word` on in `named` don't name.
@@ -94,7 +116,7 @@ impl DirtyLog {
             let index = word.checked_sub(first_word);
             let named = index.and_then(|index| named.get(index)).unwrap_or(&0);
             if bits & !named != 0 {
-                self.set(&self.words[word].0, bits & !named);
+                self.set(&self.words.all()[word], bits & !named);
             }
         });
     }
@@ -117,7 +139,7 @@ impl DirtyLog {
     #[inline]
     pub(crate) fn mark_page(&self, page: u64) {
         let word = (page / PAGES_PER_WORD) as usize;
-        self.set(&self.words[word].0, 1 << (page % PAGES_PER_WORD));
+        self.set(&self.words.all()[word], 1 << (page % PAGES_PER_WORD));
     }
 
     /// Marks the pages from `first` on whose bits are set in `bits`. All of them belong to the slot.
@@ -128,7 +150,7 @@ impl DirtyLog {
             .unwrap_or(0);
         for (word, bits) in [(word, bits << shift), (word + 1, high)] {
             if bits != 0 {
-                self.set(&self.words[word].0, bits);
+                self.set(&self.words.all()[word], bits);
             }
         }
     }
@@ -148,14 +170,25 @@ impl DirtyLog {
         u64::MAX >> PAGES_PER_WORD.saturating_sub(rest)
     }
 
-    fn dirty(&self, word: usize, ordering: Ordering) -> u64 {
-        (self.words[word].0.load(ordering) ^ self.clean) & self.of_pages(word)
+    /// Relaxed: nothing is read after it that a mark stands for.
+    fn dirty(&self, word: usize) -> u64 {
+        (self.words.all()[word].load(Ordering::Relaxed) ^ self.clean) & self.of_pages(word)
     }
 
     /// Copies the words from `first_word` on, changing nothing.
     pub(crate) fn copy(&self, first_word: usize, into: &mut [u64]) {
-        for (index, copy) in into.iter_mut().enumerate() {
-            *copy = self.dirty(first_word + index, Ordering::Acquire);
+        let words = &self.words.all()[first_word..][..into.len()];
+        for (copy, word) in into.iter_mut().zip(words) {
+            *copy = word.load(Ordering::Relaxed) ^ self.clean;
+        }
+        // Acquire, for all of them: pairs with the release of the marks.
+        fence(Ordering::Acquire);
+        // The last word of all may have bits for more pages than there are.
+        let end = first_word + into.len();
+        if let Some(last) = into.last_mut()
+            && end == self.len()
+        {
+            *last &= self.of_pages(end - 1);
         }
     }
 
@@ -165,8 +198,7 @@ impl DirtyLog {
             first / PAGES_PER_WORD,
             (first + count).div_ceil(PAGES_PER_WORD),
         );
-        (start as usize..end as usize)
-            .all(|word| self.dirty(word, Ordering::Relaxed) == self.of_pages(word))
+        (start as usize..end as usize).all(|word| self.dirty(word) == self.of_pages(word))
     }
 
     /// Takes the bits that are set in `wanted` out of the log and leaves there those that really were dirty.
@@ -176,7 +208,7 @@ impl DirtyLog {
             if *want == 0 {
                 continue;
             }
-            let word = &self.words[first_word + index].0;
+            let word = &self.words.all()[first_word + index];
             *want &= if self.clean == 0 {
                 word.fetch_and(!*want, Ordering::AcqRel)
             } else {
@@ -187,7 +219,7 @@ impl DirtyLog {
 
     /// Words of the bitmap.
     pub(crate) fn len(&self) -> usize {
-        self.words.len()
+        self.words.count
     }
 }
 
@@ -195,6 +227,7 @@ impl DirtyLog {
 mod tests {
     use super::*;
     use alloc::vec;
+    use core::ptr;
     use proptest::prelude::*;
 
     fn log_of(pages: u64, initially_set: bool) -> DirtyLog {
@@ -258,8 +291,15 @@ mod tests {
     }
 
     #[test]
-    fn words_share_no_cache_line() {
-        assert_eq!((size_of::<Word>() % 64, align_of::<Word>() % 64), (0, 0));
+    fn a_cache_line_has_the_pages_of_one_table() {
+        assert_eq!((size_of::<Line>(), align_of::<Line>()), (64, 64));
+        let log = log_of(1025, false);
+        let line = |page: u64| {
+            let word = &log.words.all()[(page / PAGES_PER_WORD) as usize];
+            ptr::from_ref(word).addr() / 64
+        };
+        assert_eq!((line(0), line(511)), (line(511), line(512) - 1));
+        assert_eq!((log.len(), line(1024)), (17, line(512) + 1));
     }
 
     proptest! {

@@ -204,13 +204,17 @@ unsafe fn read_round(page: *const Pair, round: usize) -> [Pair; ROUND] {
 pub unsafe fn copy_page(from: Pa, to: Pa) {
     let from = with_exposed_provenance_mut::<Pair>(from.get() as usize);
     let to = with_exposed_provenance_mut::<Pair>(to.get() as usize);
-    for round in 0..ROUNDS {
+    let copy = |round: usize| {
         // SAFETY: as the caller promised.
         let pairs = unsafe { read_round(from, round) };
         for (index, pair) in pairs.into_iter().enumerate() {
             // SAFETY: within the frame, whose address is a multiple of a pair.
             unsafe { to.add(round * ROUND + index).write(pair) };
         }
+    };
+    for round in (0..ROUNDS).step_by(2) {
+        copy(round);
+        copy(round + 1);
     }
 }
 
@@ -247,21 +251,25 @@ pub(crate) fn checksum_of_zeros() -> u64 {
 
 #[inline(always)]
 fn checksum_of_rounds(read: impl Fn(usize) -> [Pair; ROUND]) -> u64 {
-    /// Odd, so that no bit of a word is lost but by the words behind it.
+    /// Odd, so that nothing is lost but by what follows.
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    /// Rounds after which high bits go where low ones are: products carry only upwards.
+    const TURN: usize = 8;
     let add = |sum: u64, word: u64| sum.wrapping_mul(FACTOR).wrapping_add(word);
     let mut lanes = [1u64; 2 * ROUND];
-    for round in 0..ROUNDS {
-        for (lanes, pair) in lanes.chunks_exact_mut(2).zip(read(round)) {
-            lanes[0] = add(lanes[0], pair as u64);
-            lanes[1] = add(lanes[1], (pair >> u64::BITS) as u64);
+    for turn in (0..ROUNDS).step_by(TURN) {
+        for round in turn..turn + TURN {
+            for (lanes, pair) in lanes.chunks_exact_mut(2).zip(read(round)) {
+                lanes[0] = add(lanes[0], pair as u64);
+                lanes[1] = add(lanes[1], (pair >> u64::BITS) as u64);
+            }
         }
+        lanes = lanes.map(|lane| lane.rotate_left(29));
     }
-    // What differs in high bits only is to differ in low ones too.
-    let sum = lanes.into_iter().fold(0, |sum, lane| {
-        add(sum, lane ^ lane.rotate_left(u64::BITS / 2))
-    });
-    sum ^ sum >> (u64::BITS / 2)
+    lanes.into_iter().fold(0, |sum, lane| {
+        let sum = (sum ^ lane).wrapping_mul(FACTOR);
+        sum ^ sum >> (u64::BITS / 2)
+    })
 }
 
 /// Cuts a range of `length` bytes at `pa` into bytes before the first whole word, whole words, and bytes after.

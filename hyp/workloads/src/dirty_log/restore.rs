@@ -1,4 +1,7 @@
 //! The end of logging: it is switched off, and blocks that it has split come back, at once or while the vCPUs go on.
+//!
+//! Writes go unlogged as soon as it is switched off, and those to pages that are read-only still are faults as any other: to
+//! restore blocks is a phase of its own, which Linux hasn't.
 
 use super::Harness;
 use crate::harness::error::WorkloadError;
@@ -17,16 +20,13 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
     /// Switches logging off, and restores blocks as the options say.
     pub(super) fn end_logging(&mut self) -> Result<(), WorkloadError> {
         let restore = self.options.restore;
-        self.phase(PhaseName::Disable, 0, |this| {
-            this.disable()?;
-            match restore {
-                Restore::AtOnce => this.restore_at_once(),
-                Restore::Background | Restore::Never => Ok(()),
-            }
-        })?;
+        self.phase(PhaseName::Disable, 0, Self::disable)?;
         match restore {
             Restore::Never => Ok(()),
-            Restore::AtOnce => self.check_tables(),
+            Restore::AtOnce => {
+                self.phase(PhaseName::Restore, 0, Self::restore_at_once)?;
+                self.check_tables()
+            }
             Restore::Background => {
                 self.restore_in_background()?;
                 self.check_tables()

@@ -68,7 +68,7 @@ fn every_mode_gives_a_verified_record_and_leaves_nothing() {
             .iter()
             .map(|phase| (phase.name, phase.iteration))
             .collect();
-        use PhaseName::{Clear, Dirty, Disable, Enable, Get, Populate};
+        use PhaseName::{Clear, Dirty, Disable, Enable, Get, Populate, Restore};
         let iterations = [
             (Dirty, 1),
             (Get, 1),
@@ -82,7 +82,7 @@ fn every_mode_gives_a_verified_record_and_leaves_nothing() {
             [
                 &[(Populate, 0), (Enable, 0)][..],
                 &iterations,
-                &[(Disable, 0)]
+                &[(Disable, 0), (Restore, 0)]
             ]
             .concat()
         );

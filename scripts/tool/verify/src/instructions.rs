@@ -28,7 +28,7 @@ const LIMITS: [Limit; 17] = [
     Limit {
         operation: "relax",
         unit: "an entry made writable, walk included",
-        most: 120,
+        most: 60,
     },
     Limit {
         operation: "map_page",
@@ -63,7 +63,7 @@ const LIMITS: [Limit; 17] = [
     Limit {
         operation: "fault_logged",
         unit: "a whole fault on a page that is logged",
-        most: 260,
+        most: 150,
     },
     Limit {
         operation: "fault_backed",
@@ -78,12 +78,12 @@ const LIMITS: [Limit; 17] = [
     Limit {
         operation: "fault_zeros",
         unit: "a whole write fault where the frame of zeros is mapped",
-        most: 2200,
+        most: 2120,
     },
     Limit {
         operation: "fault_copy",
         unit: "a whole write fault on a shared page, its copy included",
-        most: 3900,
+        most: 3400,
     },
     Limit {
         operation: "fault_last",
@@ -93,17 +93,17 @@ const LIMITS: [Limit; 17] = [
     Limit {
         operation: "scan_new",
         unit: "a page that a scan for equal ones looks at for the first time",
-        most: 7000,
+        most: 1300,
     },
     Limit {
         operation: "scan_unique",
         unit: "a page that a scan looks at, with no equal",
-        most: 7200,
+        most: 1480,
     },
     Limit {
         operation: "scan_merge",
         unit: "a page that a scan looks at, where every second is merged",
-        most: 10400,
+        most: 4800,
     },
     Limit {
         operation: "scan_shared",

@@ -50,7 +50,7 @@ fn expected_phases(iterations: u64) -> Vec<(PhaseName, u64)> {
             [PhaseName::Dirty, PhaseName::Get, PhaseName::Clear].map(|name| (name, iteration)),
         );
     }
-    names.push((PhaseName::Disable, 0));
+    names.extend([PhaseName::Disable, PhaseName::Restore].map(|name| (name, 0)));
     names
 }
 
