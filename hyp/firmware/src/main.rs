@@ -44,7 +44,7 @@ static SHARED: Once<Shared> = Once::new();
 #[derive(Debug)]
 struct Shared {
     board: Board,
-    crew: CpuPool<Board>,
+    cpu_pool: CpuPool<Board>,
     memory: MemorySystem,
     counters: Box<[CpuCounters]>,
 }
@@ -84,7 +84,7 @@ fn run(boot: Boot) -> Result<(), Error> {
     watch::start(&early).map_err(Error::Option)?;
     let shared = SHARED.call_once(|| Shared {
         board: Board::new(system, stage2, most_tlbi),
-        crew: CpuPool::new(cpus::count()),
+        cpu_pool: CpuPool::new(cpus::count()),
         memory,
         counters: (0..cpus::count()).map(|_| CpuCounters::default()).collect(),
     });
@@ -93,7 +93,7 @@ fn run(boot: Boot) -> Result<(), Error> {
     watch::use_up_vmids(&own.memory, stage2);
     let host = Host {
         machine: &shared.board,
-        crew: &shared.crew,
+        cpu_pool: &shared.cpu_pool,
         counters: &shared.counters,
         own: &own,
     };
@@ -134,14 +134,14 @@ fn attend(cpu: CpuId) -> ! {
     };
     let mut own = shared.own_cpu(cpu);
     loop {
-        shared.crew.attend(&shared.board, &mut own);
+        shared.cpu_pool.attend(&shared.board, &mut own);
         (shared.board).wait(shared.board.now_ns().saturating_add(HOUSEKEEPING_NS));
     }
 }
 
 impl IdleCpus for Shared {
     fn wake_one(&self) {
-        self.crew.wake_one(&self.board);
+        self.cpu_pool.wake_one(&self.board);
     }
 }
 

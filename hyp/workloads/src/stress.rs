@@ -13,12 +13,12 @@
 mod act;
 mod check;
 mod common;
-mod deck;
 mod fork;
 mod frames;
+mod running_fork;
+mod shuffle;
 mod slots;
 mod target;
-mod twin;
 
 use crate::dirty_log::record;
 use crate::harness::error::WorkloadError;
@@ -37,7 +37,6 @@ use control::Machine;
 use control::RunError;
 use control::guest::{GuestPlan, Host, RunningGuest};
 use control::options::Options;
-use deck::Deck;
 use fastrand::Rng;
 use fork::Fork;
 use memory::frames::MAX_VMS;
@@ -45,6 +44,7 @@ use memory::{BackingPolicy, DirtyPages, MmuLock, PageMerging, SlotId, VmId};
 use records::image::GuestImage;
 use records::record::{CounterMap, PARVISOR, Progress, Record};
 use records::words::Backing;
+use shuffle::Shuffle;
 use slots::Slots;
 use stage2::PAGE_SIZE;
 use target::Target;
@@ -157,9 +157,9 @@ struct Stress<'s, M: Machine, L: MmuLock> {
     /// What was done, by name.
     done: &'s mut CounterMap,
     random: Rng,
-    acts: Deck<Act>,
+    acts: Shuffle<Act>,
     /// Whether a log is to have rings.
-    rings: Deck<bool>,
+    rings: Shuffle<bool>,
     targets: Vec<Target>,
     /// Whether the CPUs keep dirty state.
     has_dirty_state: bool,
@@ -257,8 +257,8 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
             options,
             done,
             random: Rng::with_seed(options.seed),
-            acts: Deck::of(Act::COUNTS),
-            rings: Deck::of(&RINGS),
+            acts: Shuffle::of(Act::COUNTS),
+            rings: Shuffle::of(&RINGS),
             merging: frames::merging(guest, &targets)?,
             targets,
             has_dirty_state: guest.vm.space.stage2().layout().features().hardware_dirty,

@@ -102,10 +102,12 @@ impl<'h, M: Machine, L: MmuLock> Ending<'h, M, L> {
 
     /// Ends the VM if it hasn't ended, and waits until its CPUs have come back from it.
     fn stop(&self, vm: &Vm<AddressSpace<L>>) -> Result<(), RunError> {
-        let Host { machine, crew, .. } = self.host;
+        let Host {
+            machine, cpu_pool, ..
+        } = self.host;
         let patience = Patience::new(machine.now_ns(), PATIENCE_NS, LOOKS);
         vm.stop(StopReason::Requested, |cpu| machine.kick(cpu));
-        while !crew.are_idle(self.cpus.clone()) {
+        while !cpu_pool.are_idle(self.cpus.clone()) {
             if patience.is_over(machine.now_ns()) {
                 return Err(RunError::Stuck);
             }
@@ -127,7 +129,7 @@ impl<'h, M: Machine, L: MmuLock> Ending<'h, M, L> {
         if !frames.is_zero() {
             return Err(RunError::Leak(frames));
         }
-        if self.host.crew.is_idle() {
+        if self.host.cpu_pool.is_idle() {
             // Where others still run, frames are on their way.
             machine_frames.check()?;
         }
@@ -143,14 +145,17 @@ impl<'h, M: Machine, L: MmuLock> Ending<'h, M, L> {
     /// CPU that does its housekeeping may have some in hand.
     fn settled(&self) -> (VmCounts, Counts) {
         let Host {
-            machine, crew, own, ..
+            machine,
+            cpu_pool,
+            own,
+            ..
         } = self.host;
         let (memory, pool) = (&own.memory, own.memory.pool());
         let patience = Patience::new(machine.now_ns(), PATIENCE_NS, LOOKS);
         loop {
             memory.idle();
             let (frames, all) = (pool.counts_of(self.id), pool.counts());
-            let is_settled = frames.is_zero() && (all.check().is_ok() || !crew.is_idle());
+            let is_settled = frames.is_zero() && (all.check().is_ok() || !cpu_pool.is_idle());
             if is_settled || patience.is_over(machine.now_ns()) {
                 return (frames, all);
             }

@@ -11,7 +11,7 @@ pub struct Host<'h, M: Machine> {
     /// The machine.
     pub machine: &'static M,
     /// The CPUs that run vCPUs.
-    pub crew: &'static CpuPool<M>,
+    pub cpu_pool: &'static CpuPool<M>,
     /// What each CPU counts.
     pub counters: &'static [CpuCounters],
     /// CPU 0's own.

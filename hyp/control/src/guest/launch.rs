@@ -71,7 +71,7 @@ impl<'h, M: Machine> Host<'h, M> {
         L: MmuLock + 'static,
         S: Service + Send + Sync + 'static,
     {
-        let cpus = self.crew.find_idle(plan.vcpus).ok_or(RunError::Stuck)?;
+        let cpus = self.cpu_pool.find_idle(plan.vcpus).ok_or(RunError::Stuck)?;
         let limit = Limit::set(self, plan);
         let NewVm { vm, filled_ns } = make()?;
         let vm = Arc::new(vm);
@@ -233,6 +233,6 @@ impl<'h, M: Machine> Host<'h, M> {
             let vcpu = VcpuId(own.id.0 - first);
             Vcpu::new(vcpu).run(&vm, own.id, &mut own.cpu, &own.memory, &*service);
         };
-        self.crew.post(self.machine, cpus, Arc::new(job));
+        self.cpu_pool.post(self.machine, cpus, Arc::new(job));
     }
 }

@@ -63,7 +63,7 @@ pub struct RunningGuest<'h, M: Machine, L: MmuLock> {
 /// dropped.
 pub struct BackgroundWork<M: Machine> {
     machine: &'static M,
-    crew: &'static CpuPool<M>,
+    cpu_pool: &'static CpuPool<M>,
     /// Which CPUs.
     cpus: Range<usize>,
     stop: Arc<AtomicBool>,
@@ -134,7 +134,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
     where
         L: 'static,
     {
-        let cpus = self.host.crew.find_idle(count)?;
+        let cpus = self.host.cpu_pool.find_idle(count)?;
         let (vm, stop, first) = (
             self.vm.clone(),
             Arc::new(AtomicBool::new(false)),
@@ -142,12 +142,12 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         );
         let beside = BackgroundWork {
             machine: self.machine,
-            crew: self.host.crew,
+            cpu_pool: self.host.cpu_pool,
             cpus: cpus.clone(),
             stop: stop.clone(),
         };
         let job = move |own: &mut OwnCpu<M>| work(&vm, own, own.id.0 - first, &stop);
-        self.host.crew.post(self.machine, cpus, Arc::new(job));
+        self.host.cpu_pool.post(self.machine, cpus, Arc::new(job));
         Some(beside)
     }
 
@@ -176,7 +176,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
                 return Ok(());
             }
             self.check()?;
-            if !self.host.crew.relieve(self.own) {
+            if !self.host.cpu_pool.relieve(self.own) {
                 self.machine.wait(self.patience.next_ns());
             }
         }
@@ -316,7 +316,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
 impl<M: Machine> BackgroundWork<M> {
     /// Whether all of them are done.
     pub fn are_done(&self) -> bool {
-        self.crew.are_idle(self.cpus.clone())
+        self.cpu_pool.are_idle(self.cpus.clone())
     }
 }
 

@@ -3,7 +3,7 @@
 //! Some are memory of the VM's own, some a read-only image. What must be refused is tried, too. Used by CPU 0 only.
 
 use super::Stress;
-use super::deck::Deck;
+use super::shuffle::Shuffle;
 use crate::harness::error::WorkloadError;
 use alloc::sync::Arc;
 use alloc::vec;
@@ -65,7 +65,7 @@ pub(super) struct Slots {
     /// Where the first place begins.
     start: Ipa,
     slots: Vec<UnseenSlot>,
-    changes: Deck<Change>,
+    changes: Shuffle<Change>,
 }
 
 /// A slot that the guest doesn't know of.
@@ -84,7 +84,7 @@ impl Slots {
         Self {
             start: Ipa::new(end.get().next_multiple_of(PLACE_BYTES)),
             slots: Vec::new(),
-            changes: Deck::of(Change::COUNTS),
+            changes: Shuffle::of(Change::COUNTS),
         }
     }
 

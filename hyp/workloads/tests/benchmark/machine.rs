@@ -285,7 +285,7 @@ fn boot(options: &str, guest: Guest, module: Option<Module<'_>>, stage2: Feature
         .map(|_| CpuCounters::default())
         .collect::<Vec<_>>()
         .leak();
-    let crew: &'static CpuPool<Threads> = Box::leak(Box::new(CpuPool::new(CPUS)));
+    let cpu_pool: &'static CpuPool<Threads> = Box::leak(Box::new(CpuPool::new(CPUS)));
     let own = move |cpu: usize| OwnCpu {
         id: CpuId(cpu),
         cpu: ThreadCpu {
@@ -304,7 +304,7 @@ fn boot(options: &str, guest: Guest, module: Option<Module<'_>>, stage2: Feature
                 THIS_CPU.set(cpu);
                 let mut own = own(cpu);
                 while !over.load(Ordering::Acquire) {
-                    crew.attend(machine, &mut own);
+                    cpu_pool.attend(machine, &mut own);
                     machine.wait_for_kick(own.id, Duration::from_nanos(HOUSEKEEPING_NS));
                     machine.acknowledge(own.id);
                 }
@@ -313,7 +313,7 @@ fn boot(options: &str, guest: Guest, module: Option<Module<'_>>, stage2: Feature
         let own = own(0);
         let host = Host {
             machine,
-            crew,
+            cpu_pool,
             counters,
             own: &own,
         };

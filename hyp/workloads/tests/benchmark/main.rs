@@ -501,15 +501,15 @@ fn what_cant_be_run_is_refused_before_anything_starts() {
 #[test]
 fn when_memory_is_short_cpus_that_wait_are_woken_one_by_one_and_cpu_0_last() {
     let machine = threads(Guest::Honest, Features::armv8_0(44, 48));
-    let crew = CpuPool::new(CPUS);
-    crew.post(machine, 2..3, Arc::new(|_| {}));
+    let cpu_pool = CpuPool::new(CPUS);
+    cpu_pool.post(machine, 2..3, Arc::new(|_| {}));
     let kicked = || -> Vec<usize> {
         let cpus = 0..CPUS;
         cpus.filter(|cpu| machine.is_kicked(CpuId(*cpu))).collect()
     };
     assert_eq!(kicked(), [2], "it has a job");
     for expected in [vec![1, 2], vec![1, 2, 3], vec![0, 1, 2, 3]] {
-        crew.wake_one(machine);
+        cpu_pool.wake_one(machine);
         assert_eq!(kicked(), expected);
     }
 }

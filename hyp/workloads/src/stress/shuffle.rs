@@ -5,7 +5,7 @@ use fastrand::Rng;
 
 /// Cards that are dealt in random order, each one once before any is dealt again: a short run does everything, too.
 #[derive(Debug)]
-pub(super) struct Deck<C> {
+pub(super) struct Shuffle<C> {
     cards: Vec<C>,
     /// How many of them are dealt.
     dealt: usize,
@@ -13,7 +13,7 @@ pub(super) struct Deck<C> {
     rounds: u64,
 }
 
-impl<C: Copy> Deck<C> {
+impl<C: Copy> Shuffle<C> {
     /// A deck of so many of each card.
     pub(super) fn of(counts: &[(C, usize)]) -> Self {
         let same = |&(card, count): &(C, usize)| core::iter::repeat_n(card, count);
@@ -50,7 +50,7 @@ mod tests {
     #[test]
     fn each_round_deals_every_card_as_often_as_it_is_there() {
         let mut random = Rng::with_seed(5);
-        let mut deck = Deck::of(&[('a', 1), ('b', 3), ('c', 2)]);
+        let mut deck = Shuffle::of(&[('a', 1), ('b', 3), ('c', 2)]);
         let mut orders = Vec::new();
         for round in 0..20 {
             assert_eq!(deck.rounds(), round);

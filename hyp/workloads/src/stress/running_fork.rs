@@ -31,7 +31,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
         };
         // Both may write all of the test memory, of its copy and of the guest's RAM.
         let needed = 3 * self.written.len() as u64 + plan.ram / PAGE_SIZE;
-        if host.crew.find_idle(plan.vcpus).is_none()
+        if host.cpu_pool.find_idle(plan.vcpus).is_none()
             || guest.own.memory.pool().counts().free < needed
         {
             self.count("twins_without_room", 1);
