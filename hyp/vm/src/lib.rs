@@ -11,41 +11,29 @@
 
 extern crate alloc;
 
-mod cpu;
-mod exits;
-mod glance;
-mod holds;
-mod id;
-mod life;
-mod nospec;
-mod pause;
-mod power;
-mod protection;
-mod psci;
-mod pstate;
-mod service;
-mod space;
-mod state;
-mod stop;
-mod syndrome;
-mod sysreg;
+mod calls;
+mod counts;
+mod ids;
+mod machine;
+mod registers;
 mod vcpu;
 mod vm;
 
-pub use cpu::{
-    Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers, Syndrome,
-    VcpuControls, WriteServer, forbidden_write, is_forbidden_write,
+pub use calls::service::{Service, ServiceReply};
+pub use counts::exits::{ExitCounts, ExitKind};
+pub use ids::{CpuId, MAX_VCPUS, VcpuId};
+pub use machine::cpu::{
+    Cpu, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers, VcpuControls,
+    WriteServer, forbidden_write, is_forbidden_write,
 };
-pub use exits::{ExitCounts, ExitKind};
-pub use glance::{Glance, Seen};
-pub use life::Starvation;
-pub use pause::Pause;
-pub use power::{PowerState, Start};
-pub use protection::{Protection, Protections};
-pub use service::{Service, ServiceReply};
-pub use space::{GuestMemory, Refusal};
-pub use state::{El1State, FpState, GuestRegs, PacKeys, VcpuState};
-pub use stop::StopReason;
-pub use sysreg::{Direction, SystemRegister};
+pub use machine::guest_memory::{GuestMemory, Refusal};
+pub use machine::protection::{Protection, Protections};
+pub use registers::state::{El1State, FpState, GuestRegs, PacKeys, Start, VcpuState};
+pub use registers::syndrome::Syndrome;
+pub use registers::sysreg::{Direction, SystemRegister};
 pub use vcpu::Vcpu;
-pub use vm::{MAX_VCPUS, VcpuId, Vm, VmConfig, VmError};
+pub use vm::glance::{Glance, Seen};
+pub use vm::pause::Pause;
+pub use vm::power::PowerState;
+pub use vm::stop_reason::{Starvation, StopReason};
+pub use vm::{Vm, VmConfig, VmError};

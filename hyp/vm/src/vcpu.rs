@@ -9,12 +9,14 @@ mod running;
 
 use core::sync::atomic::{Ordering, fence};
 
-use crate::cpu::{Cpu, CpuId};
-use crate::power::PowerState;
-use crate::service::Service;
-use crate::space::GuestMemory;
-use crate::state::Context;
-use crate::vm::{VcpuId, Vm};
+use crate::calls::service::Service;
+use crate::ids::CpuId;
+use crate::ids::VcpuId;
+use crate::machine::cpu::Cpu;
+use crate::machine::guest_memory::GuestMemory;
+use crate::registers::state::Context;
+use crate::vm::Vm;
+use crate::vm::power::PowerState;
 use running::Running;
 
 /// A vCPU, for the thread that runs it.

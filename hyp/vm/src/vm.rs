@@ -4,6 +4,13 @@
 //! cache line that only turning vCPUs on and off, pauses and the end of the VM write; each vCPU's own lies in lines of its
 //! own.
 
+pub(crate) mod glance;
+pub(crate) mod pause;
+pub(crate) mod power;
+pub(crate) mod run_state;
+pub(crate) mod stop_reason;
+
+use crate::ids::{CLUSTER, MAX_VCPUS, VcpuId};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
@@ -11,47 +18,21 @@ use core::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use spin::Mutex;
 
-use crate::cpu::CpuId;
-use crate::exits::{ExitCounters, ExitCounts};
-use crate::holds::{HoldPeriod, LongestHold};
-use crate::life::{Life, Starvation};
-use crate::nospec::within;
-use crate::power::{PowerState, PowerSwitch, Start};
-use crate::state::Context;
-use crate::stop::StopReason;
+use crate::counts::exits::{ExitCounters, ExitCounts};
+use crate::counts::fault_latency::{HoldPeriod, LongestHold};
+use crate::ids::CpuId;
+use crate::registers::nospec::within;
+use crate::registers::state::Context;
+use crate::registers::state::Start;
+use crate::vm::power::{PowerState, PowerSwitch};
+use crate::vm::run_state::Life;
+use crate::vm::stop_reason::Starvation;
+use crate::vm::stop_reason::StopReason;
 
-/// vCPUs of one cluster: the values that affinity level 0 takes.
-const CLUSTER: usize = 16;
-/// The most vCPUs that a VM may have: those with affinity levels 0 and 1.
-pub const MAX_VCPUS: usize = CLUSTER * 256;
-/// MPIDR_EL1 bit 31, RES1.
-const MPIDR_RES1: u64 = 1 << 31;
 /// The affinity fields of MPIDR_EL1, as PSCI takes them.
 const AFFINITY: u64 = 0xff_00ff_ffff;
 /// `VcpuShared::cpu` of a vCPU that no CPU runs.
 const NOWHERE: usize = usize::MAX;
-
-/// A vCPU's number within its VM, from 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct VcpuId(pub usize);
-
-impl VcpuId {
-    /// The affinity that this vCPU reads in MPIDR_EL1, and by which guests name it: 16 to a cluster.
-    pub const fn affinity(self) -> u64 {
-        ((self.0 / CLUSTER) as u64) << 8 | (self.0 % CLUSTER) as u64
-    }
-
-    /// MPIDR_EL1 of this vCPU.
-    pub const fn mpidr(self) -> u64 {
-        MPIDR_RES1 | self.affinity()
-    }
-}
-
-impl fmt::Display for VcpuId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "vCPU {}", self.0)
-    }
-}
 
 /// What a VM is made with.
 #[derive(Clone, Copy, Debug)]

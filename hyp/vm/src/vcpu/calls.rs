@@ -10,10 +10,10 @@ use stage2::{Ipa, IpaRange, PAGE_SIZE};
 
 use super::running::{Next, Running};
 use super::sleep;
-use crate::cpu::Cpu;
-use crate::psci;
-use crate::service::{Service, ServiceReply};
-use crate::space::{GuestMemory, Refusal};
+use crate::calls::psci;
+use crate::calls::service::{Service, ServiceReply};
+use crate::machine::cpu::Cpu;
+use crate::machine::guest_memory::{GuestMemory, Refusal};
 
 /// The version of the calling convention (DEN0028, section 7.2).
 const SMCCC_1_4: u64 = 1 << 16 | 4;

@@ -7,21 +7,23 @@ use memory::{Access, Fault, FaultKind, FaultOutcome};
 use stage2::{Ipa, PAGE_SIZE};
 
 use super::sleep;
-use crate::cpu::{Cpu, ExceptionRecord, ExitReason, RawExit, Syndrome, VcpuControls, WriteServer};
-use crate::exits::{ExitCounters, ExitKind};
-use crate::holds::HoldPeriod;
-use crate::id;
-use crate::life::Starvation;
-use crate::pstate;
-use crate::service::Service;
-use crate::space::GuestMemory;
-use crate::state::Context;
-use crate::stop::StopReason;
-use crate::syndrome::{
+use crate::calls::service::Service;
+use crate::counts::exits::{ExitCounters, ExitKind};
+use crate::counts::fault_latency::HoldPeriod;
+use crate::ids::VcpuId;
+use crate::machine::cpu::{Cpu, ExceptionRecord, ExitReason, RawExit, VcpuControls, WriteServer};
+use crate::machine::guest_memory::GuestMemory;
+use crate::registers::id;
+use crate::registers::pstate;
+use crate::registers::state::Context;
+use crate::registers::syndrome::Syndrome;
+use crate::registers::syndrome::{
     Abort, AbortKind, Cause, SystemAccess, external_abort, fault_page, is_survived, undefined,
 };
-use crate::sysreg::{Direction, Emulation, emulate};
-use crate::vm::{VcpuId, Vm};
+use crate::registers::sysreg::{Direction, Emulation, emulate};
+use crate::vm::Vm;
+use crate::vm::stop_reason::Starvation;
+use crate::vm::stop_reason::StopReason;
 
 const INSTRUCTION: u64 = 4;
 /// SCTLR_EL1.M: stage 1 is on.

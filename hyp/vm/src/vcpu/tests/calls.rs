@@ -1,7 +1,7 @@
 //! Hypercalls: PSCI, and the services that a vCPU may have to wait for.
 
 use super::*;
-use crate::power::PowerState;
+use crate::vm::power::PowerState;
 use std::vec::Vec;
 
 #[test]
@@ -442,7 +442,7 @@ fn ranges_that_make_no_sense_dont_reach_the_memory() {
 
 #[test]
 fn what_memory_refuses_has_an_error_of_its_own() {
-    use crate::space::Refusal::{NotBacked, NotPermitted, OutOfFrames};
+    use crate::machine::guest_memory::Refusal::{NotBacked, NotPermitted, OutOfFrames};
     for (refusal, error) in [(OutOfFrames, -4), (NotBacked, -5), (NotPermitted, -6)] {
         for function in [BALLOON, PREFAULT] {
             let vm = vm(1);
@@ -461,7 +461,7 @@ fn what_memory_refuses_has_an_error_of_its_own() {
 #[test]
 fn a_vcpu_that_populates_more_than_its_ring_holds_waits_for_its_harvest_and_calls_again() {
     let vm = vm(1);
-    let full = Err(crate::space::Refusal::RingFull);
+    let full = Err(crate::machine::guest_memory::Refusal::RingFull);
     vm.space.answers.lock().unwrap().push_back(full);
     let (lines, service) = (Lines::new(1), FakeService::default());
     lines.kick(CpuId(0));
@@ -490,7 +490,7 @@ fn a_vcpu_that_populates_more_than_its_ring_holds_waits_for_its_harvest_and_call
 #[test]
 fn a_vcpu_that_populates_what_others_change_makes_the_call_again_and_sees_its_vm_end() {
     let vm = vm(1);
-    let busy = || Err(crate::space::Refusal::Busy);
+    let busy = || Err(crate::machine::guest_memory::Refusal::Busy);
     vm.space.answers.lock().unwrap().extend([busy(), busy()]);
     let (lines, service) = (Lines::new(1), FakeService::default());
     let call = |regs: &mut GuestRegs| {

@@ -8,16 +8,18 @@ use std::vec::Vec;
 use memory::{Access, Fault, FaultOutcome};
 use stage2::{Ipa, IpaRange, PAGE_SIZE};
 
-use crate::cpu::{
-    Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers, Syndrome,
-    VcpuControls, WriteServer, is_forbidden_write,
+use crate::calls::service::{Service, ServiceReply};
+use crate::ids::CpuId;
+use crate::ids::VcpuId;
+use crate::machine::cpu::{
+    Cpu, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers, VcpuControls,
+    WriteServer, is_forbidden_write,
 };
-use crate::protection::Protections;
-use crate::service::{Service, ServiceReply};
-use crate::space::{GuestMemory, Refusal};
-use crate::state::{El1State, FpState, GuestRegs, PacKeys, VcpuState};
-use crate::sysreg::SystemRegister;
-use crate::vm::VcpuId;
+use crate::machine::guest_memory::{GuestMemory, Refusal};
+use crate::machine::protection::Protections;
+use crate::registers::state::{El1State, FpState, GuestRegs, PacKeys, VcpuState};
+use crate::registers::syndrome::Syndrome;
+use crate::registers::sysreg::SystemRegister;
 
 /// The page that has code.
 pub const ENTRY: u64 = 0x4000_0000;

@@ -1,11 +1,11 @@
 //! Pauses: from outside, for want of memory, and with a fork.
 
 use super::*;
-use crate::cpu::Syndrome;
-use crate::life::Starvation;
-use crate::pause::Pause;
-use crate::power::PowerState;
-use crate::state::{El1State, FpState, PacKeys};
+use crate::registers::state::{El1State, FpState, PacKeys};
+use crate::registers::syndrome::Syndrome;
+use crate::vm::pause::Pause;
+use crate::vm::power::PowerState;
+use crate::vm::stop_reason::Starvation;
 use std::panic::{self, AssertUnwindSafe};
 use std::thread;
 use std::time::{Duration, Instant};

@@ -5,7 +5,22 @@
 
 use memory::{Access, FaultKind};
 
-use crate::sysreg::{Direction, SystemRegister};
+use crate::registers::sysreg::{Direction, SystemRegister};
+
+/// What a synchronous exit leaves in the syndrome registers, until the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Syndrome {
+    /// ESR_EL2.
+    pub esr: u64,
+    /// FAR_EL2; valid for aborts.
+    pub far: u64,
+}
+
+impl Syndrome {
+    /// There was no such exit. (No exit has this syndrome: that of an unknown reason says the instruction's length, Arm ARM
+    /// D24.2.40.)
+    pub const NONE: Self = Self { esr: 0, far: 0 };
+}
 
 const IL: u64 = 1 << 25;
 const CLASS_SHIFT: u32 = 26;
@@ -214,7 +229,7 @@ pub const fn external_abort(esr: u64, from_el0: bool) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::is_forbidden_write;
+    use crate::machine::cpu::is_forbidden_write;
     use proptest::prelude::*;
 
     fn data_abort(iss: u64) -> Abort {

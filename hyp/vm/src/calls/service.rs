@@ -1,7 +1,7 @@
 //! Hypercalls that aren't the run loop's own business: what `monitor` offers to guests in the vendor-specific range.
 
-use crate::stop::StopReason;
-use crate::vm::VcpuId;
+use crate::ids::VcpuId;
+use crate::vm::stop_reason::StopReason;
 
 /// Answers vendor-specific hypercalls. Every vCPU of a VM calls at once, each with arguments that may be anything.
 pub trait Service: Sync {

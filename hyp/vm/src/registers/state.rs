@@ -4,8 +4,16 @@
 //! fixed; everything else uses the fields. A vCPU's state belongs to the thread that runs it; while it doesn't run, to whoever
 //! has its lock.
 
-use crate::cpu::Syndrome;
-use crate::power::Start;
+use crate::registers::syndrome::Syndrome;
+
+/// Where a vCPU starts when it is turned on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Start {
+    /// The IPA of its first instruction.
+    pub entry: u64,
+    /// What x0 holds.
+    pub context: u64,
+}
 
 /// SCTLR_EL1 after reset, as the arm64 boot protocol wants it: MMU and caches off, the bits that are RES1 in Armv8.0 set
 /// (LSMAOE, nTLSMD, SPAN, EIS, TSCXT, EOS; Arm ARM D23.2.151).
@@ -154,7 +162,7 @@ impl VcpuState {
     pub fn starting_at(entry: u64, x0: u64) -> Self {
         let mut regs = GuestRegs {
             pc: entry,
-            pstate: crate::pstate::EL1H | crate::pstate::DAIF,
+            pstate: crate::registers::pstate::EL1H | crate::registers::pstate::DAIF,
             ..Default::default()
         };
         regs.x[0] = x0;

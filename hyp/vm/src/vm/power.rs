@@ -3,6 +3,7 @@
 //! Off → claimed → pending → on → off. Only one of several that turn the same vCPU on at once wins the claim; it then
 //! writes where to start, and publishes that as pending. The vCPU's own thread does the last two steps.
 
+use crate::registers::state::Start;
 use stage2::sync::{AtomicU64, Ordering};
 
 const OFF: u64 = 0;
@@ -16,15 +17,6 @@ pub struct PowerSwitch {
     state: AtomicU64,
     entry: AtomicU64,
     context: AtomicU64,
-}
-
-/// Where a vCPU starts when it is turned on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Start {
-    /// The IPA of its first instruction.
-    pub entry: u64,
-    /// What x0 holds.
-    pub context: u64,
 }
 
 /// A vCPU as AFFINITY_INFO tells of it.

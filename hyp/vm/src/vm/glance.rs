@@ -2,11 +2,11 @@
 
 use core::fmt;
 
-use crate::cpu::Syndrome;
-use crate::power::PowerState;
-use crate::pstate;
-use crate::syndrome::Cause;
-use crate::vm::VcpuId;
+use crate::ids::VcpuId;
+use crate::registers::pstate;
+use crate::registers::syndrome::Cause;
+use crate::registers::syndrome::Syndrome;
+use crate::vm::power::PowerState;
 
 /// What a vCPU of a paused VM is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

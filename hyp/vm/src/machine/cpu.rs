@@ -3,17 +3,15 @@
 //!
 //! One value per physical CPU, used by the one thread that runs there.
 
+use crate::ids::CpuId;
+use crate::registers::syndrome::Syndrome;
 use core::convert::Infallible;
 
 use stage2::Ipa;
 
-use crate::protection::Protections;
-use crate::state::{GuestRegs, VcpuState};
-use crate::sysreg::SystemRegister;
-
-/// A physical CPU's logical number: its place in the machine's device tree, the boot CPU's being 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CpuId(pub usize);
+use crate::machine::protection::Protections;
+use crate::registers::state::{GuestRegs, VcpuState};
+use crate::registers::sysreg::SystemRegister;
 
 /// Why the CPU came back from the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,21 +79,6 @@ pub struct RawExit {
     pub far: u64,
     /// HPFAR_EL2; valid for stage-2 faults other than permission faults of the guest's own access.
     pub hpfar: u64,
-}
-
-/// What a synchronous exit leaves in the syndrome registers, until the next one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Syndrome {
-    /// ESR_EL2.
-    pub esr: u64,
-    /// FAR_EL2; valid for aborts.
-    pub far: u64,
-}
-
-impl Syndrome {
-    /// There was no such exit. (No exit has this syndrome: that of an unknown reason says the instruction's length, Arm ARM
-    /// D24.2.40.)
-    pub const NONE: Self = Self { esr: 0, far: 0 };
 }
 
 /// The registers that select a VM's stage-2 translation.

@@ -4,8 +4,7 @@ use core::fmt;
 
 use stage2::Ipa;
 
-use crate::life::Starvation;
-use crate::vm::VcpuId;
+use crate::ids::VcpuId;
 
 /// Why a VM ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,5 +96,30 @@ impl fmt::Display for StopReason {
             Self::TimedOut => f.write_str("the guest didn't end in the time it had"),
             Self::Requested => f.write_str("the guest was stopped"),
         }
+    }
+}
+
+/// A VM is paused because no frame was left for a vCPU's access. The vCPU tries again when the VM goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Starvation {
+    /// Whose access.
+    pub vcpu: VcpuId,
+    /// Where.
+    pub ipa: Ipa,
+}
+
+impl fmt::Display for Starvation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vcpu, ipa } = self;
+        write!(
+            f,
+            "no memory was left for the guest's access to {ipa} on {vcpu}"
+        )
+    }
+}
+
+impl From<Starvation> for StopReason {
+    fn from(Starvation { vcpu, ipa }: Starvation) -> Self {
+        Self::OutOfFrames { vcpu, ipa }
     }
 }

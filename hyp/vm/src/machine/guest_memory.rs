@@ -9,7 +9,7 @@ use memory::{
 };
 use stage2::{Ipa, IpaRange, Tlb};
 
-use crate::cpu::Stage2Registers;
+use crate::machine::cpu::Stage2Registers;
 
 /// A VM's memory, as used from a CPU whose own handle is `C`.
 pub trait GuestMemory<C> {

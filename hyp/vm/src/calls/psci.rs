@@ -13,9 +13,11 @@ use smccc::psci::{
 };
 use stage2::Ipa;
 
-use crate::power::{PowerState, Start};
-use crate::stop::StopReason;
-use crate::vm::{VcpuId, Vm};
+use crate::ids::VcpuId;
+use crate::registers::state::Start;
+use crate::vm::Vm;
+use crate::vm::power::PowerState;
+use crate::vm::stop_reason::StopReason;
 
 /// PSCI 1.1.
 const VERSION: i32 = 1 << 16 | 1;

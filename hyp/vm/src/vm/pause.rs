@@ -14,9 +14,9 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::cpu::CpuId;
-use crate::glance::{Glance, Seen};
-use crate::state::VcpuState;
+use crate::ids::CpuId;
+use crate::registers::state::VcpuState;
+use crate::vm::glance::{Glance, Seen};
 use crate::vm::{VcpuId, VcpuShared, Vm};
 
 /// A hold on a VM: its vCPUs don't run. Dropping it lets them go on, unless somebody else holds the VM too, or it lacks

@@ -3,7 +3,7 @@
 //! The lists name what a guest may have; a field that isn't named reads 0, so what a future CPU adds stays hidden until
 //! somebody has thought about its traps and its state. Pure functions. Fields: Arm ARM D23.2.
 
-use crate::sysreg::{DEBUG_POINTS, SystemRegister};
+use crate::registers::sysreg::{DEBUG_POINTS, SystemRegister};
 
 /// A field of an ID register that a guest sees: its lowest bit, and the most that is let through. Fields are unsigned unless
 /// noted.

@@ -3,14 +3,11 @@
 //! One word says it, which every exit looks at and which only the pauses and the end of the VM write; so pausing costs a
 //! running guest nothing. Why a VM pauses adds up: it runs when nobody holds it and it doesn't lack memory.
 
-use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::{Mutex, Once};
-use stage2::Ipa;
 
-use crate::stop::StopReason;
-use crate::vm::VcpuId;
+use crate::vm::stop_reason::{Starvation, StopReason};
 
 /// The VM has ended, for good.
 const ENDED: u64 = 1;
@@ -27,31 +24,6 @@ pub(crate) struct Life {
     end: Once<StopReason>,
     /// What the VM lacks, while it is [`STARVED`]. Taken only when memory has run out, and by whoever looks for that.
     starvation: Mutex<Option<Starvation>>,
-}
-
-/// A VM is paused because no frame was left for a vCPU's access. The vCPU tries again when the VM goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Starvation {
-    /// Whose access.
-    pub vcpu: VcpuId,
-    /// Where.
-    pub ipa: Ipa,
-}
-
-impl fmt::Display for Starvation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { vcpu, ipa } = self;
-        write!(
-            f,
-            "no memory was left for the guest's access to {ipa} on {vcpu}"
-        )
-    }
-}
-
-impl From<Starvation> for StopReason {
-    fn from(Starvation { vcpu, ipa }: Starvation) -> Self {
-        Self::OutOfFrames { vcpu, ipa }
-    }
 }
 
 impl Life {
@@ -111,6 +83,8 @@ impl Life {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::VcpuId;
+    use stage2::Ipa;
 
     #[test]
     fn it_runs_when_nobody_holds_it_and_it_lacks_nothing() {

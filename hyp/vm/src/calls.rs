@@ -1,0 +1,4 @@
+//! What guests may call: PSCI, and the hypercalls of whoever runs them.
+
+pub(crate) mod psci;
+pub(crate) mod service;

@@ -1,0 +1,8 @@
+//! A vCPU's registers and what is in them: plain values of the architecture.
+
+pub(crate) mod id;
+pub(crate) mod nospec;
+pub(crate) mod pstate;
+pub(crate) mod state;
+pub(crate) mod syndrome;
+pub(crate) mod sysreg;
