@@ -108,6 +108,10 @@ pub struct Record {
     /// Where the choice of pages and of writes began.
     #[serde(default)]
     pub seed: u64,
+    /// How the hypervisor was built, as the option `--profile` of `scripts/run` says it. Empty where that isn't known: in old
+    /// records, which are of the best, and in what a board prints.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub profile: String,
     /// The CPU model.
     pub cpu: String,
     /// The version of the interrupt controller's architecture.
@@ -423,6 +427,7 @@ mod tests {
             write_percent: 100,
             random: false,
             seed: 1,
+            profile: "best".into(),
             cpu: "neoverse-n1".into(),
             gic: 3,
             clock: "CNTPCT".into(),

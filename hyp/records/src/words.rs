@@ -232,6 +232,16 @@ words! {
 }
 
 words! {
+    /// How the hypervisor and its guests were built.
+    Profile: "quick or best" {
+        /// In half a minute: optimized, but each crate by itself.
+        Quick = "quick",
+        /// Optimized as a whole, which takes minutes: what is measured and published.
+        Best = "best",
+    }
+}
+
+words! {
     /// What exits from guests do against speculation.
     Mitigations: "auto, on or off" {
         /// What the CPUs need, where the guest is somebody's program.

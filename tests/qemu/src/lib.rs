@@ -19,6 +19,7 @@ use emulator::images::{self, Images};
 use emulator::qemu::{Gic, Machine, Module};
 use emulator::setup;
 use emulator::size::{Size, mib};
+use records::words::Profile;
 
 /// No machine may take longer unless its test says so.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -32,7 +33,27 @@ pub const SHORT: &str = "vcpus=2 bytes=4M iterations=2 timeout=40";
 /// If they can't be built.
 pub fn images() -> &'static Images {
     static IMAGES: OnceLock<Images> = OnceLock::new();
-    IMAGES.get_or_init(|| images::build().unwrap_or_else(|error| panic!("{error}")))
+    IMAGES.get_or_init(|| images::build(Profile::Best).unwrap_or_else(|error| panic!("{error}")))
+}
+
+/// What `scripts/run` boots unless it is told otherwise, built at the first call.
+///
+/// # Panics
+///
+/// If it can't be built.
+pub fn quick_images() -> &'static Images {
+    static IMAGES: OnceLock<Images> = OnceLock::new();
+    IMAGES.get_or_init(|| images::build(Profile::Quick).unwrap_or_else(|error| panic!("{error}")))
+}
+
+/// The guest that misbehaves on request, built at the first call.
+///
+/// # Panics
+///
+/// If it can't be built.
+pub fn probe_guest() -> &'static Path {
+    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
+    IMAGE.get_or_init(|| images::build_probe().unwrap_or_else(|error| panic!("{error}")))
 }
 
 /// The hypervisor with the break-before-make monitor, built at the first call.
@@ -43,7 +64,7 @@ pub fn images() -> &'static Images {
 pub fn watched_hypervisor() -> &'static Path {
     static IMAGE: OnceLock<PathBuf> = OnceLock::new();
     IMAGE.get_or_init(|| {
-        let images = images::build_watched(images().clone());
+        let images = images::build_watched(quick_images().clone(), Profile::Quick);
         images.unwrap_or_else(|error| panic!("{error}")).hypervisor
     })
 }
@@ -112,7 +133,7 @@ impl Boot {
     /// The hypervisor with one vCPU of the guest that misbehaves, `probe` chooses how, for at most `seconds`.
     pub fn probe(probe: &str, seconds: u64) -> Self {
         let append = format!("guest=program vcpus=1 bytes=16M timeout={seconds}");
-        Self::without_guest(&append).guest(&images().probe, Some(probe))
+        Self::without_guest(&append).guest(probe_guest(), Some(probe))
     }
 
     /// Adds a guest image at an address that is free.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use records::options::MergeOptions;
 use records::record::{PARVISOR, Record};
+use records::words::Profile;
 
 use emulator::size::Size;
 
@@ -170,7 +171,13 @@ pub fn machine(record: &Record) -> String {
     } else {
         &record.cpu
     };
-    format!("{cpu}{gic}")
+    // What is measured is built as best it can be.
+    let profile = if record.profile == Profile::Quick.name() {
+        ", a quick build"
+    } else {
+        ""
+    };
+    format!("{cpu}{gic}{profile}")
 }
 
 #[cfg(test)]
@@ -261,5 +268,17 @@ mod tests {
             ["Parvisor parallel, split eager", "Linux 6.12.117"]
         );
         assert_eq!(labels(&[&linux]), ["Linux 6.12.117"]);
+    }
+
+    #[test]
+    fn a_quick_build_is_another_machine() {
+        let of = |profile: &str| {
+            machine(&Record {
+                profile: profile.into(),
+                ..record("parallel", "fault")
+            })
+        };
+        assert!(of("quick").ends_with(", a quick build"));
+        assert_eq!(of("best"), of(""));
     }
 }

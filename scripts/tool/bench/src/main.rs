@@ -46,6 +46,10 @@ use emulator::front_end::{self, named};
 use emulator::images;
 use emulator::repository::{repository, target_folder};
 use emulator::{setup, simclock};
+use records::words::Profile;
+
+/// How the hypervisor is built that is measured.
+const PROFILE: Profile = Profile::Best;
 
 fn main() -> ExitCode {
     front_end::run(|arguments| command(named("scripts/bench", arguments)))
@@ -118,7 +122,7 @@ fn measure(options: &BenchOptions, arguments: &[OsString]) -> Result<u8, ToolErr
     prepare_folder(&folder, options.force)?;
     setup::rust_target()?;
     let emulator = setup::emulator()?;
-    let images = images::build()?;
+    let images = images::build(PROFILE)?;
     let simulation = match options.machine.costs() {
         None => None,
         Some(costs) => Some((

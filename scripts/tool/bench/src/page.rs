@@ -1,6 +1,7 @@
 //! One page with all results: tables, plots, and the command that measures them again. With the results themselves and the
 //! plots beside it, it makes a folder that can be committed.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
@@ -140,8 +141,9 @@ fn markdown(results: &Results, sections: &[Section], plots: &[Vec<Plot>]) -> Str
     if !results.version.is_empty() {
         let _ = writeln!(
             page,
-            "measures this again; measured with Parvisor {}.",
-            results.version
+            "measures this again; measured with Parvisor {}{}.",
+            results.version,
+            profiles(results)
         );
     }
     let _ = writeln!(
@@ -162,6 +164,19 @@ fn markdown(results: &Results, sections: &[Section], plots: &[Vec<Plot>]) -> Str
     page.truncate(page.trim_end().len());
     page.push('\n');
     page
+}
+
+/// How Parvisor was built, where that is known.
+fn profiles(results: &Results) -> String {
+    let known = results.runs.iter().map(|run| run.record.profile.as_str());
+    let known: BTreeSet<&str> = known.filter(|profile| !profile.is_empty()).collect();
+    match known.is_empty() {
+        true => String::new(),
+        false => {
+            let known: Vec<&str> = known.into_iter().collect();
+            format!(", profile {}", known.join(", "))
+        }
+    }
 }
 
 /// What the page is about.

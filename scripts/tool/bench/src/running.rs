@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use records::record::Record;
 
+use super::PROFILE;
 use super::beside::Beside;
 use super::estimate::{Job, work};
 use super::progress::MatrixProgress;
@@ -206,6 +207,7 @@ impl Measurement<'_> {
 
     /// The record with what the hypervisor can't know.
     fn completed(&self, mut record: Record, plan: &Plan) -> Record {
+        record.profile = PROFILE.to_string();
         record.cpu.clone_from(&self.options.cpu);
         record.gic = plan.gic.version();
         if let Some((simulation, _)) = &self.simulation {

@@ -7,7 +7,14 @@
 //! Belongs to the thread that watches the group.
 
 use std::fmt;
+#[cfg(target_os = "linux")]
+use std::fs;
+#[cfg(target_os = "linux")]
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+#[cfg(target_os = "linux")]
+use nix::unistd::{SysconfVar, sysconf};
 
 /// How often the group is looked at. A look reads some files for each process of the system.
 const LOOK: Duration = Duration::from_millis(500);
@@ -188,25 +195,50 @@ fn activity(groups: [i32; 2]) -> Option<Activity> {
     let mut activity = Activity::default();
     let mut ticks = 0;
     // Processes and threads may end while they are looked at.
-    for process in procfs::process::all_processes().ok()?.flatten() {
-        let Ok(stat) = process.stat() else { continue };
-        if !groups.contains(&stat.pgrp) {
+    for process in fs::read_dir("/proc").ok()?.flatten() {
+        let process = process.path();
+        let Some(stat) = Stat::of(&process).filter(|stat| groups.contains(&stat.group)) else {
             continue;
-        }
-        let ended = u64::try_from(stat.cutime + stat.cstime).unwrap_or(0);
-        ticks += stat.utime + stat.stime + ended;
-        let tasks = process.tasks().into_iter().flatten().flatten();
-        for state in tasks
-            .filter_map(|task| task.stat().ok())
-            .map(|stat| stat.state)
-        {
-            activity.busy += usize::from(matches!(state, 'R' | 'D'));
-            activity.is_stopped |= state == 'T';
+        };
+        ticks += stat.ticks;
+        let tasks = fs::read_dir(process.join("task")).into_iter().flatten();
+        for task in tasks.flatten().filter_map(|task| Stat::of(&task.path())) {
+            activity.busy += usize::from(matches!(task.state, 'R' | 'D'));
+            activity.is_stopped |= task.state == 'T';
         }
     }
-    let per_second = procfs::ticks_per_second().max(1);
-    activity.cpu = Duration::from_millis(ticks * 1000 / per_second);
+    let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten()?;
+    activity.cpu = Duration::from_millis(ticks * 1000 / u64::try_from(per_second).ok()?.max(1));
     Some(activity)
+}
+
+/// What Linux tells of a process or a thread.
+#[cfg(target_os = "linux")]
+struct Stat {
+    state: char,
+    group: i32,
+    /// The CPU time of its own, and of its children that have ended.
+    ticks: u64,
+}
+
+#[cfg(target_os = "linux")]
+impl Stat {
+    /// Of the process or thread whose folder under `/proc` this is, if it is one.
+    fn of(folder: &Path) -> Option<Self> {
+        Self::parse(&fs::read_to_string(folder.join("stat")).ok()?)
+    }
+
+    /// Reads the file `stat`, whose fields proc(5) describes. The second is a name, which may hold anything.
+    fn parse(text: &str) -> Option<Self> {
+        let (_, fields) = text.rsplit_once(") ")?;
+        let fields: Vec<&str> = fields.split_whitespace().collect();
+        let ticks = fields.get(11..15)?.iter();
+        Some(Self {
+            state: fields[0].chars().next()?,
+            group: fields[2].parse().ok()?,
+            ticks: ticks.filter_map(|ticks| ticks.parse::<u64>().ok()).sum(),
+        })
+    }
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -259,6 +291,15 @@ mod tests {
             ..doing(2)
         };
         assert_eq!(charged(SECOND, SECOND, stopped, 2), Duration::ZERO);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_process_is_told_whatever_its_name_is() {
+        let text = "7 (a ) S 0) R 1 5 5 0 -1 4194304 1 2 3 4 10 20 30 40 20 0 1 0 1";
+        let stat = Stat::parse(text).expect("it is sound");
+        assert_eq!((stat.state, stat.group, stat.ticks), ('R', 5, 100));
+        assert!(Stat::parse("7 (a) R 1").is_none() && Stat::parse("").is_none());
     }
 
     #[cfg(target_os = "linux")]

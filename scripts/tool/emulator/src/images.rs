@@ -1,5 +1,6 @@
 //! Builds the hypervisor and its guests for the bare-metal target and lays out what is booted under
-//! `target/parvisor`. Cargo decides what is to be done; its messages are shown as they are.
+//! `target/parvisor`, and what is built quickly in the folder `quick` there. Cargo decides what is to be done; its messages are
+//! shown as they are.
 //!
 //! May run in several processes at once: cargo's lock orders the builds, and each file is replaced as a whole.
 
@@ -15,6 +16,7 @@ use crate::files;
 use crate::flat::flat_binary;
 use crate::repository::repository;
 use crate::setup::{TARGET, cargo};
+use records::words::Profile;
 
 /// rustc says of the target features in `.cargo/config.toml`, at every crate, that their names may change one day.
 const EXPECTED_WARNING: &str = "feature specified for `-Ctarget-feature`";
@@ -28,8 +30,14 @@ pub struct Images {
     pub symbols: PathBuf,
     /// The guest of the dirty-log benchmark.
     pub dirty_log: PathBuf,
-    /// The guest that misbehaves on request.
-    pub probe: PathBuf,
+}
+
+/// The profile of `Cargo.toml` that `profile` stands for.
+const fn cargo_profile(profile: Profile) -> &'static str {
+    match profile {
+        Profile::Quick => "quick",
+        Profile::Best => "firmware",
+    }
 }
 
 /// Removes from `command` the variables that would replace what `.cargo/config.toml` says of the bare-metal target.
@@ -45,21 +53,28 @@ pub fn without_foreign_flags(command: &mut Command) -> &mut Command {
     command
 }
 
-/// Builds everything that is booted.
+/// Builds the hypervisor and the guest of its benchmark.
 ///
 /// # Errors
 ///
 /// [`ToolError::Build`] after cargo has said why.
-pub fn build() -> Result<Images, ToolError> {
-    let (hypervisor, symbols) = build_image("firmware", "parvisor")?;
-    let (dirty_log, _) = build_image("dirty-log-guest", "dirty_log")?;
-    let (probe, _) = build_image("probe-guest", "probe")?;
+pub fn build(profile: Profile) -> Result<Images, ToolError> {
+    let (hypervisor, symbols) = build_image("firmware", "parvisor", profile)?;
+    let (dirty_log, _) = build_image("dirty-log-guest", "dirty_log", profile)?;
     Ok(Images {
         hypervisor,
         symbols,
         dirty_log,
-        probe,
     })
+}
+
+/// Builds the guest that misbehaves on request.
+///
+/// # Errors
+///
+/// [`ToolError::Build`] after cargo has said why.
+pub fn build_probe() -> Result<PathBuf, ToolError> {
+    build_image("probe-guest", "probe", Profile::Best).map(|(image, _)| image)
 }
 
 /// Builds the guest whose loops take a known time on many CPUs; gives the flat image and the one with symbols.
@@ -68,7 +83,7 @@ pub fn build() -> Result<Images, ToolError> {
 ///
 /// [`ToolError::Build`] after cargo has said why.
 pub fn build_scaling() -> Result<(PathBuf, PathBuf), ToolError> {
-    build_image("scaling-guest", "scaling")
+    build_image("scaling-guest", "scaling", Profile::Best)
 }
 
 /// Builds the hypervisor with the break-before-make monitor; gives the images with that in its place. It has a target folder
@@ -77,17 +92,21 @@ pub fn build_scaling() -> Result<(PathBuf, PathBuf), ToolError> {
 /// # Errors
 ///
 /// [`ToolError::Build`] after cargo has said why.
-pub fn build_watched(images: Images) -> Result<Images, ToolError> {
+pub fn build_watched(images: Images, profile: Profile) -> Result<Images, ToolError> {
     let usual = images.hypervisor.parent().unwrap_or(Path::new("."));
     let target = usual.join("monitor");
     let folder = OsStr::new("--target-dir");
+    let assertions = format!(
+        "--config=profile.{}.debug-assertions=true",
+        cargo_profile(profile)
+    );
     let arguments = [
         folder,
         target.as_os_str(),
         "--features=monitor".as_ref(),
-        "--config=profile.firmware.debug-assertions=true".as_ref(),
+        assertions.as_ref(),
     ];
-    let executable = run_cargo("firmware", &arguments)?;
+    let executable = run_cargo("firmware", profile, &arguments)?;
     let (hypervisor, symbols) = install(&executable, usual, "parvisor-monitor")?;
     Ok(Images {
         hypervisor,
@@ -98,20 +117,28 @@ pub fn build_watched(images: Images) -> Result<Images, ToolError> {
 
 /// Builds one package and lays out its image; gives the flat image and the one with symbols. Each package is built by
 /// itself: built together, they would share the features of the crates that they use, and a guest has no heap.
-fn build_image(package: &str, name: &str) -> Result<(PathBuf, PathBuf), ToolError> {
-    let executable = run_cargo(package, &[])?;
+fn build_image(
+    package: &str,
+    name: &str,
+    profile: Profile,
+) -> Result<(PathBuf, PathBuf), ToolError> {
+    let executable = run_cargo(package, profile, &[])?;
     // <target folder>/<triple>/<profile>/<executable>
     let target = executable.ancestors().nth(3).unwrap_or(&executable);
-    install(&executable, &target.join("parvisor"), name)
+    let folder = match profile {
+        Profile::Quick => target.join("parvisor/quick"),
+        Profile::Best => target.join("parvisor"),
+    };
+    install(&executable, &folder, name)
 }
 
 /// Builds one package and gives its executable.
-fn run_cargo(package: &str, arguments: &[&OsStr]) -> Result<PathBuf, ToolError> {
+fn run_cargo(package: &str, profile: Profile, arguments: &[&OsStr]) -> Result<PathBuf, ToolError> {
     let mut command = Command::new(cargo());
     command.current_dir(repository()).args([
         "build",
         "--profile",
-        "firmware",
+        cargo_profile(profile),
         "--target",
         TARGET,
         "-p",

@@ -25,6 +25,7 @@ use emulator::effort::Limit;
 use emulator::error::ToolError;
 use emulator::qemu::{Gic, MOST_CPUS};
 use emulator::size::{self, Size, mib};
+use records::words::Profile;
 
 /// How long beyond the hypervisor's own limits the machine may be silent: while it boots, or verifies.
 const HOST_MARGIN_SECONDS: u64 = 60;
@@ -77,6 +78,10 @@ pub struct RunOptions {
     /// How much RAM the machine has. [default: what the other options need]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub mem: Option<Size>,
+
+    /// How the hypervisor is built. [default: quick; best with --simulated, whose times mean something]
+    #[arg(long, value_name = "PROFILE", value_enum)]
+    pub profile: Option<Profile>,
 
     /// Write the results to this file: an array with one record per run.
     #[arg(long, value_name = "FILE")]
@@ -168,6 +173,14 @@ impl RunOptions {
         arguments: impl IntoIterator<Item = OsString>,
     ) -> Result<Self, clap::Error> {
         Self::try_parse_from(arguments)
+    }
+
+    /// How the hypervisor is built.
+    pub fn profile(&self) -> Profile {
+        self.profile.unwrap_or(match self.machine.simulated {
+            true => Profile::Best,
+            false => Profile::Quick,
+        })
     }
 
     /// Fills in the defaults and checks the options against each other.

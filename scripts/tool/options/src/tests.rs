@@ -316,3 +316,12 @@ fn what_has_an_option_of_its_own_isnt_appended() {
     assert!(refused(&["--append=seconds=2", "--stress=4"]).contains("say it by --stress"));
     assert!(plan(&["--append", "slots=2 exit_times"]).is_ok());
 }
+
+#[test]
+fn what_is_built_is_quick_unless_its_times_mean_something() {
+    let profile = |arguments: &[&str]| parse(arguments).expect("sound options").profile();
+    assert_eq!(profile(&[]), Profile::Quick);
+    assert_eq!(profile(&["--simulated"]), Profile::Best);
+    assert_eq!(profile(&["--profile", "best"]), Profile::Best);
+    assert_eq!(profile(&["--simulated", "--profile=quick"]), Profile::Quick);
+}

@@ -62,9 +62,9 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
     options.gdb.map_or(Ok(()), check_port)?;
     setup::rust_target()?;
     let emulator = setup::emulator()?;
-    let mut images = images::build()?;
+    let mut images = images::build(options.profile())?;
     if options.monitor {
-        images = images::build_watched(images)?;
+        images = images::build_watched(images, options.profile())?;
     }
     let simulation = match options.machine.costs() {
         None => None,
@@ -204,6 +204,7 @@ impl Kept<'_> {
     /// Takes a record, with what the hypervisor can't know.
     fn take(&mut self, record: &Record) {
         let mut record = record.clone();
+        record.profile = self.options.profile().to_string();
         record.cpu.clone_from(&self.options.machine.cpu);
         record.gic = self.gic;
         if let Some(clock) = &self.clock {

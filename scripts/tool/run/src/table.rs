@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use emulator::size::Size;
 use records::record::{PhaseName, Record};
+use records::words::Profile;
 
 /// Up to this many iterations each has a row of its own; beyond it, the first one and the median of the others.
 const MOST_DIRTY_ROWS: u64 = 8;
@@ -101,18 +102,19 @@ fn heading(records: &[Record]) -> String {
     };
     if is_of_backing(records) {
         return format!(
-            "{}: {} vCPUs x {}, backing {}; {}, GICv{}; measured with {}",
+            "{}: {} vCPUs x {}, backing {}; {}, GICv{}; measured with {}{}",
             record.workload,
             record.vcpus,
             Size(record.bytes_per_vcpu),
             record.backing,
             record.cpu,
             record.gic,
-            record.clock
+            record.clock,
+            built(record)
         );
     }
     format!(
-        "{} vCPUs x {}, {} iterations, backing {}, {} % writes; {}, GICv{}; times in ms, measured with {}",
+        "{} vCPUs x {}, {} iterations, backing {}, {} % writes; {}, GICv{}; times in ms, measured with {}{}",
         record.vcpus,
         Size(record.bytes_per_vcpu),
         record.iterations,
@@ -120,8 +122,17 @@ fn heading(records: &[Record]) -> String {
         record.write_percent,
         record.cpu,
         record.gic,
-        record.clock
+        record.clock,
+        built(record)
     )
+}
+
+/// How the hypervisor was built, unless it is as best it can be.
+fn built(record: &Record) -> &'static str {
+    match record.profile == Profile::Quick.name() {
+        true => "; built with --profile quick",
+        false => "",
+    }
 }
 
 fn phase_rows(records: &[Record]) -> Vec<Row> {
@@ -266,6 +277,16 @@ mod tests {
         assert_eq!(cells(&table, "... retried"), ["3", "3"]);
         assert_eq!(cells(&table, "verified"), ["NO", "yes"]);
         assert!(!table.contains("TLBI"), "{table}");
+    }
+
+    #[test]
+    fn a_quick_build_is_called_one() {
+        let of = |profile: &str| Record {
+            profile: profile.into(),
+            ..record("parallel")
+        };
+        assert!(heading(&[of("quick")]).ends_with("; built with --profile quick"));
+        assert!(!heading(&[of("best")]).contains("profile"));
     }
 
     #[test]

@@ -25,6 +25,7 @@ use emulator::repository::{repository, target_folder};
 use emulator::setup::{self, TARGET, cargo};
 use emulator::simclock;
 use options::one_line;
+use records::words::Profile;
 
 /// The packages that exist for the bare-metal target, with what they are built from. Checked apart, as they are built
 /// apart: together, they would share the features of the crates that they use.
@@ -178,7 +179,7 @@ impl Step {
                     .plus(on_target(docs, &[]))
                     .plus(on_linux(|| check(in_simclock(docs().args(folder)))))
             }
-            Self::Build => match images::build() {
+            Self::Build => match images::build(Profile::Best).and_then(|_| images::build_probe()) {
                 Ok(_) => Counts::PASSED,
                 Err(error) => failed(&error.to_string()),
             },

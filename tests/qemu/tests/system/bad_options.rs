@@ -2,7 +2,7 @@
 
 use emulator::size::mib;
 use qemu_tests::raw::RawFiles;
-use qemu_tests::{Boot, images};
+use qemu_tests::{Boot, images, probe_guest};
 
 fn refused(append: &str, words: &[&str]) {
     Boot::benchmark(append).run_refused(words);
@@ -151,5 +151,5 @@ fn a_guest_that_is_no_image_is_refused() {
 #[test]
 fn a_guest_program_must_fit_into_its_memory() {
     let boot = Boot::without_guest("guest=program vcpus=1 bytes=4K backing=4K").memory(mib(512));
-    boot.guest(&images().probe, None).run_refused(&["guest"]);
+    boot.guest(probe_guest(), None).run_refused(&["guest"]);
 }

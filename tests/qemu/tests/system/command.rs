@@ -5,9 +5,11 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 
+use emulator::cargo::CargoCommand;
 use emulator::repository::repository;
-use qemu_tests::images;
+use qemu_tests::{images, quick_images};
 use records::record::Record;
 use tempfile::TempDir;
 
@@ -18,8 +20,7 @@ pub(crate) fn script(
     folder: &Path,
     emulator: Option<&Path>,
 ) -> Output {
-    // Built beforehand, so that the scripts don't build while other tests boot.
-    images();
+    build_beforehand();
     let mut command = Command::new(repository().join(name));
     command
         .args(arguments)
@@ -29,6 +30,19 @@ pub(crate) fn script(
         command.env("QEMU", emulator);
     }
     command.output().expect("the script can be run")
+}
+
+/// Builds what the scripts would, so that they don't while other tests boot, and say nothing of it.
+fn build_beforehand() {
+    static BUILT: OnceLock<bool> = OnceLock::new();
+    let built = BUILT.get_or_init(|| {
+        images();
+        quick_images();
+        let packages = ["-p", "run", "-p", "bench", "-p", "verify"];
+        let build = CargoCommand::new(["build", "--quiet"]);
+        build.args(packages).run(|_| {})
+    });
+    assert!(built, "the commands behind the scripts can't be built");
 }
 
 fn run(arguments: &[&str], folder: &Path, emulator: Option<&Path>) -> Output {
@@ -181,7 +195,7 @@ fn results_are_kept_when_a_run_fails_and_nothing_is_lost_where_there_are_none() 
 fn results_are_kept_when_the_user_ends_a_run() {
     let folder = TempDir::new().expect("room for a folder");
     let emulator = wrapper(folder.path(), &one_result());
-    images();
+    build_beforehand();
     let child = Command::new(repository().join("scripts/run"))
         .args(["--json", "out.json"])
         .current_dir(folder.path())
@@ -214,7 +228,7 @@ fn the_emulator_ends_with_a_tool_that_is_killed() {
     let made = Command::new("mkfifo").arg(&held).status();
     assert!(made.expect("mkfifo is there").success());
     let emulator = wrapper(folder.path(), "exec 9> held; sleep 1000");
-    images();
+    build_beforehand();
     let mut child = Command::new(repository().join("scripts/run"))
         .current_dir(folder.path())
         .env("QEMU", &emulator)

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use emulator::boot::Outcome;
 use emulator::qemu::Gic;
 use qemu_tests::raw::RawFiles;
-use qemu_tests::{Boot, describe, emulates, images, tree};
+use qemu_tests::{Boot, describe, emulates, probe_guest, tree};
 
 /// What a guest gets to find that all is well.
 const PATIENCE: u64 = 120;
@@ -66,7 +66,7 @@ fn a_guest_that_never_ends_is_ended() {
 fn guests_that_print_without_end_keep_nobody_from_the_console() {
     let append = "guest=program vcpus=4 bytes=16M timeout=2";
     let boot = Boot::without_guest(append).cpus(5);
-    let outcome = boot.guest(&images().probe, Some("flood")).run();
+    let outcome = boot.guest(probe_guest(), Some("flood")).run();
     let is_clean = outcome.status == Some(1) && outcome.fatal.is_empty();
     let is_named = outcome
         .errors
@@ -129,7 +129,7 @@ fn passes_with_all_vcpus(probe: &str) {
         let boot = Boot::without_guest("guest=program vcpus=4 bytes=16M timeout=40").cpus(5);
         boot.cpu(cpu)
             .gic(gic)
-            .guest(&images().probe, Some(probe))
+            .guest(probe_guest(), Some(probe))
             .run_well();
     }
 }
@@ -154,7 +154,7 @@ fn a_vcpu_starts_with_fresh_registers_after_another_left_its_dirty() {
         if emulates(cpu) {
             let boot = Boot::without_guest("guest=program vcpus=2 bytes=16M timeout=40");
             let boot = boot.cpu(cpu).gic(gic);
-            boot.guest(&images().probe, Some("dirty")).run_well();
+            boot.guest(probe_guest(), Some("dirty")).run_well();
         }
     }
 }
@@ -210,7 +210,7 @@ fn walks_of_tables_that_become_a_device_harm_nobody() {
         let attack = |seconds| {
             let options = "guest=program vcpus=2 bytes=16M device=/pl031@9010000";
             let boot = Boot::without_guest(&format!("{options} timeout={seconds}")).cpu(cpu);
-            let boot = boot.guest(&images().probe, Some("walks"));
+            let boot = boot.guest(probe_guest(), Some("walks"));
             let mut tree = tree::of_machine(&boot);
             tree::move_device(&mut tree, "/pl031@9010000", NOTHING);
             std::fs::write(&file, tree.to_dtb()).expect("the folder is ours");
