@@ -97,7 +97,9 @@ impl<L: MmuLock> AddressSpace<L> {
         let guard = cpu.pin();
         if fault.access == Access::Write
             && fault.kind == FaultKind::Permission
-            && let Some(outcome) = self.relax_logged(cpu, fault.vcpu, fault.ipa, fault.va, &guard)
+            && let Some(outcome) = self
+                .relax_logged(cpu, fault.vcpu, fault.ipa, fault.va, &guard)
+                .or_else(|| self.relax_other(cpu, fault, &guard))
         {
             return outcome;
         }
@@ -133,6 +135,9 @@ impl<L: MmuLock> AddressSpace<L> {
         guard: Guard,
     ) -> FaultOutcome {
         let fault = forbidden_write(vcpu, ipa, Some(va));
+        if let Some(outcome) = self.relax_other(cpu, &fault, &guard) {
+            return outcome;
+        }
         let outcome = self.fault_of_any_kind(cpu, &fault, guard);
         if cpu.needs_upkeep() {
             cpu.upkeep();
@@ -140,9 +145,9 @@ impl<L: MmuLock> AddressSpace<L> {
         outcome
     }
 
-    /// Serves the commonest of faults, the first write to what is logged since it was harvested, if it is one; above all, to a
-    /// page of a plain tree, in a slot that is logged in a bitmap. Everything else is left to
-    /// [`fault_in_epoch`](Self::fault_in_epoch), which does the same.
+    /// Serves the commonest of faults, the first write to a page since it was harvested, if it is one: a page of a plain tree,
+    /// in a slot that is logged in a bitmap. Everything else is left to [`relax_other`](Self::relax_other) and
+    /// [`fault_in_epoch`](Self::fault_in_epoch), which do the same.
     ///
     /// Whether the slot may be written isn't asked: the entries of one that may not say so (rule 3).
     #[inline(always)]
@@ -157,21 +162,16 @@ impl<L: MmuLock> AddressSpace<L> {
         let published = self.space().published_slots(guard)?;
         let slot = published.find_at(ipa, cpu.last_slot())?;
         let log = slot.log(guard)?;
-        let relaxed = if log.by_ring() {
-            None
-        } else {
-            let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
-            let worker = cpu.worker(&tables, &epoch);
-            let _lock = self.lock().shared();
-            self.stage2().relax_page(&worker, ipa, va)
-        };
-        match relaxed {
-            Some(true) => {}
-            Some(false) => return None,
-            None => {
-                return self.relax_other(cpu, &forbidden_write(vcpu, ipa, va), guard, (slot, log));
-            }
+        if log.by_ring() {
+            return None;
         }
+        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
+        let worker = cpu.worker(&tables, &epoch);
+        let lock = self.lock().shared();
+        if !self.stage2().relax_page(&worker, ipa, va) {
+            return None;
+        }
+        drop(lock);
         full_barrier();
         // The entry came first, the bit is second (rule 9), and logging that was switched on in between is seen here or sees
         // the entry (rule 8).
@@ -189,8 +189,10 @@ impl<L: MmuLock> AddressSpace<L> {
         cpu: &CpuMemory<T>,
         fault: &Fault,
         guard: &Guard,
-        (slot, log): (&Slot, &DirtyLog),
     ) -> Option<FaultOutcome> {
+        let published = self.space().published_slots(guard)?;
+        let slot = published.find_at(fault.ipa, cpu.last_slot())?;
+        let log = slot.log(guard)?;
         if slot.read_only() {
             return None;
         }

@@ -161,21 +161,20 @@ impl Stage2 {
         Some(level)
     }
 
-    /// As [`relax`](Self::relax), for a page of a plain tree, and as short as it can be: whether it was made writable. `None`
-    /// where the tree is another, or no table leads to a page; nothing was changed then.
+    /// As [`relax`](Self::relax), for a page of a plain tree, and as short as it can be: whether it was made writable.
     #[inline(always)]
     pub fn relax_page<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         ipa: Ipa,
         va: Option<u64>,
-    ) -> Option<bool> {
-        let relaxed = self.exchange_page(worker, ipa)?;
+    ) -> bool {
+        let relaxed = self.exchange_page(worker, ipa) == Some(true);
         if relaxed {
             worker.counters.relaxed.add(1);
             worker.tlb.invalidate_local_page(self.regime(), ipa, va);
         }
-        Some(relaxed)
+        relaxed
     }
 
     /// Makes the page at `ipa` writable, in a plain tree, if a single exchange does; whether it did. `None` where the tree is

@@ -73,7 +73,7 @@ fn a_page_relaxed_alone_is_relaxed_by_a_local_invalidation_only() {
             machine.on(0, |worker| {
                 let stage2 = &machine.stage2;
                 if as_a_page {
-                    stage2.relax_page(worker, page.offset(8), None) == Some(true)
+                    stage2.relax_page(worker, page.offset(8), None)
                 } else {
                     stage2.relax(worker, page, None, Level::L3) == Some(Level::L3)
                 }
