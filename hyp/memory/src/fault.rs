@@ -1,6 +1,6 @@
-//! A guest's stage-2 fault, decided: which slot, which frame, which permissions, what the dirty log is told.
+//! Handles a guest's stage-2 fault: finds the slot and the frame, decides the permissions, and reports to the dirty log.
 //!
-//! Runs on every vCPU's CPU at once. In [`Parallel`](crate::Parallel) mode it takes no lock, writes no cache line that a
+//! Runs on the CPUs of all vCPUs at once. In [`Parallel`](crate::Parallel) mode it takes no lock, writes no cache line that a
 //! fault on other pages writes, and allocates only from this CPU's own cache of frames.
 
 mod guest_bytes;

@@ -1,18 +1,17 @@
-//! The machine's memory by frames: who has how many, and for what.
+//! Physical frames: allocation, and accounting of every frame to its owner and purpose.
 //!
-//! - [`FramePool`] holds what is free, behind a lock that no fault takes.
-//! - [`FrameCache`] holds a few zeroed frames for one CPU, so that a fault that needs a table or a page takes it without a
-//!   lock and without writing a line that another CPU uses.
-//! - A table or a page that the epoch has let go of comes back through [`FramePool::release_deferred`] or
-//!   [`FramePool::release_guest`], which may run inside any CPU's fault and so take no lock either;
-//!   [`FramePool::reclaim_released`] carries it home from idle time.
+//! - [`FramePool`] holds the free frames, behind a lock that no fault takes.
+//! - [`FrameCache`] holds a few zeroed frames for one CPU. A fault that needs a table or a page takes one without a lock and
+//!   without writing a cache line that another CPU uses.
+//! - [`FramePool::release_deferred`] and [`FramePool::release_guest`] take back tables and pages that the epoch has released.
+//!   They may run inside any CPU's fault and so take no lock either. [`FramePool::reclaim_released`] returns these frames to
+//!   the pool, in idle time.
 //! - [`FrameRecord`] says of each frame which pages of guest memory it backs.
 //!
-//! Every frame is counted all the time in exactly one place; [`Counts`] adds the places up. A frame of guest memory is
-//! charged to an [`Owner`], which may change while it is in use, and a VM may have a [limit](FramePool::set_limit).
+//! Every frame is counted in exactly one place at any time; [`Counts`] adds the places up. A frame of guest memory is charged
+//! to an [`Owner`], which may change while the frame is in use, and a VM may have a [limit](FramePool::set_limit).
 //!
-//! Physical memory is reached at its own address: EL2 maps it so. On a host the addresses are those of an
-//! `arena`, a leaked allocation.
+//! Physical memory is identity-mapped at EL2. On a host the addresses are those of an `arena`, a leaked allocation.
 
 #[cfg(any(test, feature = "arena"))]
 pub mod arena;

@@ -1,19 +1,17 @@
-//! Page merging: equal pages of objects that were offered for it come to share one frame, until one of them is written.
+//! Page merging: equal pages of registered objects share one frame until one of them is written.
 //!
-//! A scan goes through all the objects again and again, a few pages with each [`PageMerging::step`], as Linux KSM does, whose
-//! names the policy and the statistics have. A page whose checksum is what it was in the scan before is a candidate; when
-//! another one with the same checksum comes by, both are claimed, no vCPU can write to them any more, and only then are
-//! they compared: the checksum decides nothing but who meets. Equal pages share a frame that nobody may write; a write to one
-//! of them gets its own copy, as after a fork. A page of zeros becomes what it was before it was first written.
+//! A scan goes through all the objects again and again, a few pages with each [`PageMerging::step`]. Policy and statistics are
+//! named as in Linux KSM. A page whose checksum hasn't changed since the last scan is a candidate. When two candidates have the
+//! same checksum, both are claimed and write-protected, and only then compared: the checksum only selects pairs. Equal pages
+//! then share a read-only frame; a write to one of them is copied, as after a fork. A page of zeros becomes what it was before
+//! its first write.
 //!
-//! Pages meet only where their VMs trust each other ([`trust`](crate::system::trust_domains)), and those of a VM with a limit meet nobody, as
-//! nobody would pay for what they share. Pages of zeros give up their frames there too.
+//! Pages are merged only between VMs that trust each other ([`trust`](crate::system::trust_domains)). Pages of a VM with a
+//! limit are never merged, as no VM would pay for the shared frame; their pages of zeros are freed all the same. A 2 MiB block
+//! is split only if enough of its pages had partners in the last scan to pay for the split.
 //!
-//! A block of 2 MiB is taken apart only if, in the scan before, enough of its pages had partners to pay for it.
-//!
-//! Steps are for CPUs that have nothing else to do. They run beside everything else: who scans holds a lock that no fault
-//! takes, and nobody waits for a page that is being merged but the vCPUs that touch it, as long as that takes. Nothing is
-//! allocated while scanning but tables for blocks that are split.
+//! Steps are for idle CPUs and run beside everything else. The scanning CPU holds a lock that no fault takes; only vCPUs that
+//! touch a page wait while it is merged. A scan allocates nothing but tables for split blocks.
 
 mod candidates;
 mod sharing;

@@ -1,15 +1,15 @@
-//! Memory objects: what backs guest memory, page by page.
+//! Memory objects: the backing of guest memory, page by page.
 //!
-//! Slots map parts of objects into VMs; an object may be mapped by several slots, of several VMs. Each of its pages has
-//! one word that says what backs it at this moment ([`Backing`]). Faults read it. Whoever changes it *claims* the page
-//! first ([`Object::claim`]), which nobody waits for: while it is claimed, only the claim's holder changes what backs
-//! the page, where entries for it lead, and whether they may be made writable.
+//! Slots map parts of objects into VMs; several slots, of several VMs, may map one object. Each page has one word that holds
+//! its current backing ([`Backing`]). Faults only read it. To change it, a CPU first *claims* the page ([`Object::claim`]). A
+//! claim never waits. While it lasts, only its holder changes the page's backing, the target of its entries, and whether they
+//! may be made writable.
 //!
-//! How large a block may map a page is said by other words ([`extent`]). Whoever is about to treat one of several pages apart
-//! takes that back first, for all of them ([`Object::lower`]).
+//! Other words say how large a block may map a page ([`extent`]). Before one of several pages is treated apart, block mappings
+//! are forbidden for all of them ([`Object::lower`]).
 //!
-//! Any number of CPUs do all of it at once. Orderings: words are stored with release and read with acquire, so whoever
-//! sees a frame in one sees what the frame holds (rule 11).
+//! Any number of CPUs work on an object at once. Orderings: words are stored with release and read with acquire, so a CPU that
+//! sees a frame in a word sees the frame's contents (rule 11).
 
 mod claim;
 pub(crate) mod claim_batch;

@@ -1,7 +1,7 @@
 //! A VM's physical address space: its slots, its stage-2 tables, its dirty logs.
 //!
-//! Faults ([`AddressSpace::fault`]) run on any number of CPUs beside everything else here. What changes slots excludes
-//! only other such changes, and harvests of dirty logs exclude each other (rule 9), by locks that no fault takes.
+//! Faults ([`AddressSpace::fault`]) run on any number of CPUs beside every other operation. Changes of slots exclude only each
+//! other, and harvests of dirty logs exclude each other (rule 9), by locks that no fault takes.
 
 pub(crate) mod mapping;
 pub(crate) mod mmu_lock;

@@ -1,5 +1,5 @@
-//! What all CPUs share to work on the memory of VMs ([`MemorySystem`]), and what each has for itself ([`cpu`]): plain state,
-//! without any policy. The rooms above decide by it.
+//! State for working on the memory of VMs: [`MemorySystem`] is shared by all CPUs, [`cpu`] has each CPU's own. Holds no policy;
+//! the modules above decide.
 
 pub(crate) mod counters;
 pub(crate) mod cpu;

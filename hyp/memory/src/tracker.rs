@@ -1,20 +1,21 @@
-//! Which parts of a VM's memory are being invalidated: what a fault asks before it maps what it has found (rule 8).
+//! Tracks which ranges of a VM's memory are being invalidated. A fault asks here before it maps the page that it has looked up
+//! (rule 8).
 //!
-//! Whoever changes what backs a range says so first ([`Tracker::begin`]), then changes the backing and the entries, and
-//! retires the range ([`Invalidation::end`]). A fault takes a [`Ticket`], resolves its backing, locks its entry, and then asks
-//! ([`Tracker::check`]) whether what it is about to map is being changed, or may have changed since the ticket.
+//! A CPU that changes the backing of a range publishes it first ([`Tracker::begin`]), then changes backing and entries, then
+//! retires the range ([`Invalidation::end`]). A fault takes a [`Ticket`], looks up its backing, locks its entry, and asks
+//! ([`Tracker::check`]) whether the page is being changed, or may have changed since the ticket.
 //!
-//! Faults and invalidations run on any number of CPUs at once; nobody waits here, nothing is allocated but by
-//! [`Tracker::new`]. Why none is missed:
+//! Faults and invalidations run on any number of CPUs at once. Nothing waits here, and only [`Tracker::new`] allocates. Why no
+//! change is missed:
 //!
-//! - *begin* publishes, full barrier, and then its caller looks at the entries; a fault locks its entry, full barrier, and
-//!   then checks. Either the check sees the range, or the invalidation sees the locked entry.
-//! - *end* is a release, and a ticket an acquire: a ticket that finds a range retired finds what backs it now.
-//! - A range that is retired leaves nothing but a larger count of events. A check that finds one says so, and the fault
-//!   looks at its own page again: that answer is exact, whatever else was retired with the range's count.
+//! - *begin* publishes, full barrier, and then its caller walks the entries; a fault locks its entry, full barrier, and then
+//!   checks. Either the check sees the range, or the invalidation sees the locked entry.
+//! - *end* is a release, and a ticket an acquire: a fault whose ticket sees a range retired sees the new backing.
+//! - A retired range leaves nothing but a larger count of events. A check that finds a larger count reports it, and the fault
+//!   looks its own page up again: that answer is exact, whichever other ranges were counted there.
 //!
-//! The address space is cut into regions of 256 KiB, and these are hashed into [buckets](bucket), so that a fault reads no line
-//! that invalidations elsewhere write, but for the few that share its bucket.
+//! The address space is cut into regions of 256 KiB, which are hashed into [buckets](bucket). So a fault reads only cache lines
+//! that are written by invalidations of its own bucket's regions.
 
 mod bucket;
 mod wide;

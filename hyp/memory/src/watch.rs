@@ -1,6 +1,6 @@
-//! A way in for whoever checks the protocol from outside, in debug firmware: told of every frame that becomes a table and
-//! ceases to be one, and of what is promised to whoever harvests a dirty log. With [`stage2::watch`] it sees whether a table is
-//! freed while anybody can reach it, and whether a page is copied while anybody can write to it unseen.
+//! Hooks for an external protocol checker in debug firmware: report every frame that becomes a table or ceases to be one, and
+//! every promise made to a harvester of a dirty log. With [`stage2::watch`] the checker sees whether a table is freed while it
+//! is reachable, and whether a page is copied while a CPU can write it unnoticed.
 //!
 //! Only with the feature `watch`. There is one watcher per process, installed once.
 

@@ -1,7 +1,7 @@
-//! Whether pages were accessed: what the access flags of all entries that map them say, in all VMs.
+//! Reads and clears a page's access flags: in every entry that maps the page, in all VMs.
 //!
-//! Where hardware doesn't set the flags, the next access faults. For any CPU at any time, vCPUs running; what is
-//! claimed makes no difference.
+//! Where hardware doesn't set access flags, clearing one makes the next access fault. Any CPU may call at any time, with vCPUs
+//! running and whether or not the page is claimed.
 
 use crate::object::Object;
 use crate::space::mapping::Mapping;

@@ -1,7 +1,7 @@
-//! Copy-on-write: a write to a page whose frame others have too, or may not be written for another reason.
+//! Copy-on-write: a write to a page whose frame is shared, or is read-only for another reason.
 //!
-//! Served by the vCPU that writes, in the fault that it takes for it: the copy is put in the place of the shared frame in every
-//! table that maps the page, and where the writer had no entry its fault goes on and makes one.
+//! The writing vCPU makes the copy inside its own write fault. The copy replaces the shared frame in every table that maps the
+//! page. If the writer had no entry yet, its fault continues and makes one.
 
 use crate::change::propagate::Changer;
 use crate::frames::{Owner, copy_page};

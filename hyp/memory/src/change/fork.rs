@@ -1,4 +1,4 @@
-//! A VM's memory, twice: the copy shares all frames, and either gets its own of what it writes.
+//! Forks a VM's memory: parent and fork share all frames copy-on-write.
 
 use crate::change::propagate::Changer;
 use crate::frames::{FrameSize, Owner};

@@ -1,7 +1,7 @@
-//! Taking a range out of a VM's tables. What backs it stays: whoever accesses it faults, and finds what backs it then.
+//! Removes a range from a VM's tables and keeps its backing. The next access faults and looks the backing up again.
 //!
-//! The range is published in the VM's tracker first, full barrier, then unmapped, then retired (rule 8): a fault in it that
-//! looked before tries again, and any other doesn't. Any number of CPUs do it at once, vCPUs running.
+//! Order (rule 8): publish the range in the VM's tracker, full barrier, unmap, retire the range. Only a fault inside the range
+//! that looked up its backing earlier retries. Any number of CPUs may invalidate at once, with vCPUs running.
 
 use crate::frames::GRANULE;
 use crate::space::mmu_lock::MmuLock;

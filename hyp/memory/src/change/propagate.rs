@@ -1,12 +1,12 @@
-//! Changes of what backs a page, carried to every table that maps it.
+//! Carries a change of a page's backing to every table that maps the page.
 //!
-//! The changer has claimed the page ([`Object::claim`](crate::object::Object::claim)). Then, for each of the object's
-//! mappings in turn: its range is published in the VM's tracker, full barrier, the entry is changed, the range is
-//! retired (rule 8). A fault that found the page unclaimed in that VM before locks its entry before the change walks
-//! there, and is found by it; or after, and finds the range, or the claimed page.
+//! The caller has claimed the page ([`Object::claim`](crate::object::Object::claim)). For each of the object's mappings:
+//! publish the range in the VM's tracker, full barrier, change the entry, retire the range (rule 8). A fault that read the page
+//! as unclaimed either locks its entry before this walk reaches it, and the walk finds that entry; or it locks later, and finds
+//! the published range or the claim.
 //!
-//! Nothing here waits but for single entries. Whatever hardware has noted in an entry that goes is told to the slot's
-//! log.
+//! Nothing here waits, except for single locked entries. Dirty state that hardware left in a removed entry is passed to the
+//! slot's dirty log.
 
 use crate::frames::tables::{Retirement, Tables};
 use crate::object::claim_batch::{Batch, MOST};

@@ -1,9 +1,10 @@
-//! Memory in one piece again, after sharing, merging and reclaim have left it in crumbs: blocks come back where an object's
-//! pages have frames of their own all over the place, and runs of frames come free where only a few in them are used.
+//! Compaction by migrating pages: rebuilds 2 MiB blocks from an object's scattered frames, and frees runs of frames of which
+//! only a few are in use.
 //!
-//! Both move pages one by one: claimed, not to be written while it is copied, and then every table that maps it leads to the
-//! copy (a direct change, or so the vCPUs that touch it wait for one page at most). Nothing is unmapped. vCPUs may be running,
-//! and other CPUs doing the same. Each call does a bounded amount of work, for a CPU that has nothing else to do.
+//! Pages are migrated one at a time: the page is claimed, made read-only while it is copied, then every table that maps it is
+//! switched to the copy. Nothing is unmapped (with direct changes), or vCPUs that touch the page wait for that one page at
+//! most. vCPUs may be running, and other CPUs may compact too. Each call does a bounded amount of work, and is meant for idle
+//! CPUs.
 
 use crate::change::copy_on_write::{show, writable_by_fault};
 use crate::change::propagate::Changer;

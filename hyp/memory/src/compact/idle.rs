@@ -1,13 +1,13 @@
-//! Crumbs are gathered: a CPU that has nothing else to do finds memory that was in blocks once, and makes blocks of it again.
+//! Compaction on idle CPUs: finds memory that was once mapped by blocks and is fragmented now, and makes blocks of it again.
 //!
-//! Copies, merging and reclaim treat pages apart, and the region of 2 MiB that they lie in is mapped page by page from then
-//! on. When all of its pages have frames of their own again, it is moved into one run of frames (unless it is one still), and
-//! becomes a block in the tables of every VM that maps it; and with the last of the regions of 1 GiB that others had a part of,
-//! so does the gigabyte. Memory that was asked for in pages of 4 KiB stays in those, and so does what is logged: there, blocks
-//! are the log's policy to split, and [`restore_blocks`](crate::AddressSpace::restore_blocks) its user's call.
+//! Copy-on-write, merging and reclaim work on single pages, so a 2 MiB region that they touch is mapped by pages from then on.
+//! Once all pages of a region have frames of their own again, the region is moved into one run of frames (unless it still is
+//! one) and mapped by a block in every VM. When this was the last shared region of a 1 GiB block, that block is restored too.
+//! Memory that was requested in 4 KiB pages is left alone. So is memory with a dirty log: there the log's policy decides about
+//! blocks, and its user calls [`restore_blocks`](crate::AddressSpace::restore_blocks).
 //!
-//! It runs beside everything else, one CPU at a time. While frames run short nothing is gathered, and nothing of a VM that has
-//! had to put some of its memory away to keep to its limit: what is cold is about to be taken apart.
+//! Runs beside everything else, on one CPU at a time. Does nothing while frames are short, and skips VMs that had to compress
+//! memory to stay within their limit: reclaim would split their blocks again.
 
 use crate::compact::compaction::Compacted;
 use crate::frames::{GRANULE, Owner};

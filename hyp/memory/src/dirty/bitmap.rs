@@ -1,8 +1,7 @@
-//! The dirty log of one slot: a bit for every page that was written since it was last taken, and the policy by which writes
-//! are noticed.
+//! A slot's dirty bitmap: one bit for each page that was written since the last harvest, and the log's policy.
 //!
-//! vCPUs mark, one harvester at a time takes; marks and takes may meet in a word at any time. Each word has a cache line of
-//! its own: two vCPUs that dirty pages of different words share none.
+//! vCPUs set bits, one harvester at a time takes them; both may hit the same word at any time. Each word has its own cache
+//! line, so vCPUs that dirty pages of different words share none.
 
 use crate::dirty::policy::LogPolicy;
 use alloc::vec::Vec;

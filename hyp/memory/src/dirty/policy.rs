@@ -1,4 +1,4 @@
-//! How writes to a slot are logged: what dirty logging costs a guest depends on little else.
+//! The policy of a dirty log: how writes to a slot are noticed. It decides most of what logging costs a guest.
 
 use stage2::{Level, OnBlock};
 

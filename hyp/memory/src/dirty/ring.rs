@@ -1,7 +1,7 @@
-//! Dirty rings: each vCPU reports the pages that it has made writable in a ring of its own, of a fixed size.
+//! Dirty rings: each vCPU reports the pages that it made writable in its own ring of fixed size.
 //!
-//! The vCPU produces, one harvester at a time consumes; they meet in nothing but the two positions, each of which has a
-//! cache line with one writer. A vCPU whose ring is full makes nothing more writable: it waits, so nothing is lost.
+//! The vCPU produces, one harvester at a time consumes. They share only the two positions, each in a cache line with a single
+//! writer. A vCPU whose ring is full waits and makes no further page writable, so no report is lost.
 
 use crate::dirty::slot_id::SlotId;
 use alloc::boxed::Box;

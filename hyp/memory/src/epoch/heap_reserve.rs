@@ -1,13 +1,13 @@
-//! Heap for the epoch when there is none left.
+//! A heap reserve for the epoch, used when the heap is exhausted.
 //!
-//! What CPUs give up is collected in bags of 64, and crossbeam-epoch asks the heap for each bag as it hands it over: wherever
-//! something is given up, also in a fault, and with no way to be refused. What this crate asks for itself may be refused, but
-//! for `Arc`s, which are made with VMs, slots and objects only. So that a heap which others have used up doesn't end EL2 there,
-//! a [`Reserving`] heap has some blocks of a bag's size and alignment put by, which no other request gets. Bags come back when
-//! their epoch has passed, to the reserve first.
+//! crossbeam-epoch collects retired memory in bags of 64 items and allocates each bag as it hands it over: wherever memory is
+//! retired, even in a fault, and the allocation must not fail. This crate's own allocations may fail, except for `Arc`s, which
+//! are made only with VMs, slots and objects. So that an exhausted heap doesn't end EL2 there, a [`Reserving`] heap keeps some
+//! blocks of a bag's size and alignment that no other request gets. A bag is freed when its epoch has passed, to the reserve
+//! first.
 //!
-//! While nothing is to be had of the heap, each bag stands for up to 64 frames that wait for an epoch. A reserve of
-//! [`BAGS_PER_CPU`] for each CPU is enough as long as epochs pass before a CPU has given up so many times 64.
+//! While the heap is exhausted, each bag stands for up to 64 frames that wait for an epoch. A reserve of [`BAGS_PER_CPU`] for
+//! each CPU suffices as long as epochs pass before a CPU has retired 64 times as many items.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr;

@@ -1,8 +1,8 @@
-//! What faults decide on, where they read it without a lock: a pointer to an immutable value, whose old values the epoch
-//! keeps for whoever is still reading (rules 8 and 10).
+//! Published state that faults read without a lock: a pointer to an immutable value. The epoch keeps replaced values until
+//! their last reader is done (rules 8 and 10).
 //!
-//! Any number of CPUs read at once; whoever replaces excludes others that do. Under the model checker the pointer is one of
-//! its atomics, so that it tries every order, and the older values that a CPU without a barrier may still see.
+//! Any number of CPUs read at once; writers must exclude each other. Under the model checker the pointer is one of its atomics,
+//! so that it tries every order, and the older values that a CPU without a barrier may still see.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;

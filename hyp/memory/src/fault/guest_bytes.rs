@@ -1,6 +1,6 @@
-//! Guest memory, as the hypervisor itself reads and writes it: images, hypercalls' buffers, copies for migration.
+//! Hypervisor access to guest memory: images, buffers of hypercalls, copies for migration.
 //!
-//! vCPUs may be running: those that use the same bytes meanwhile see some mixture of old and new.
+//! vCPUs may be running: one that uses the same bytes meanwhile sees a mixture of old and new.
 
 use crate::change::copy_on_write::{Populated, Unshared, show};
 use crate::change::propagate::Changer;

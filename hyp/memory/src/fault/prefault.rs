@@ -1,4 +1,4 @@
-//! Pre-faulting: a range is mapped ahead of any access, by as many CPUs at once as like.
+//! Pre-faulting: maps a range before the guest accesses it. Any number of CPUs may do so at once.
 
 use crate::fault::{Fault, FaultKind, FaultOutcome};
 use crate::frames::GRANULE;

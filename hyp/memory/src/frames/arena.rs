@@ -1,4 +1,4 @@
-//! "Physical memory" on a host: an allocation that is never given back and whose addresses stand for physical ones.
+//! Stands in for physical memory on a host: an allocation that is never freed and whose addresses serve as physical ones.
 
 use crate::frames::FrameSize;
 use alloc::alloc::{Layout, alloc_zeroed, handle_alloc_error};

@@ -1,8 +1,8 @@
-//! A CPU's own few frames for tables and for single pages of guest memory, zeroed beforehand.
+//! One CPU's cache of zeroed frames, for tables and for single pages of guest memory.
 //!
-//! Owned by one CPU. Taking and giving back run in its faults, and so does charging a page to another owner: no lock,
-//! and no cache line that another CPU writes. [`FrameCache::refill`] and [`FrameCache::drain`] take the pool's lock and
-//! run outside.
+//! Owned by one CPU. Its faults allocate, free, and charge a page to another owner here: without a lock, and without a cache
+//! line that another CPU writes. [`FrameCache::refill`] and [`FrameCache::drain`] take the pool's lock and run outside of
+//! faults.
 
 use crate::frames::{FramePool, MAX_VMS, OWNERS, Owner, VmId, zero};
 use alloc::sync::Arc;

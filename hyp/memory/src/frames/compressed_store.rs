@@ -1,14 +1,12 @@
-//! Pages of guest memory in compressed form, in frames of the pool.
+//! A store for compressed pages of guest memory, in frames of the pool.
 //!
-//! A page whose words are all alike is its handle and takes no room. Any other is compressed (LZ4's block format) and
-//! put in a slot of the smallest class of slots that it fits. Slots lie close together in spans of one to four frames,
-//! which need not be neighbours, so a span can be had as long as there are frames at all. A span without pages gives
-//! its frames back.
+//! A page whose words are all equal is encoded in its handle and takes no room. Any other is compressed (LZ4's block format)
+//! and put in a slot of the smallest size class that fits. Slots are packed in spans of one to four frames, which need not be
+//! adjacent, so a span can be had as long as there are frames at all. An empty span frees its frames.
 //!
-//! Any CPU may use the store at any time, but not in a fault's epoch: each class has a lock, which is held while a slot
-//! is found, and not while anything is compressed or copied. Who puts a page has its handle for itself; the page stays
-//! until the handle is dropped. A store isn't rearranged: spans that lose most of their pages keep their frames until
-//! they have lost all.
+//! Any CPU may use the store at any time, but not inside a fault's epoch. Each size class has a lock, held while a slot is
+//! found and not while data is compressed or copied. A handle belongs to whoever stored the page; the page stays until the
+//! handle is dropped. The store isn't compacted: a span keeps its frames until its last page is gone.
 
 use crate::frames::{FramePool, FrameSize, Owner, Purpose};
 use alloc::vec::Vec;

@@ -1,4 +1,4 @@
-//! Where the machine's frames are, in numbers.
+//! Counts of the machine's frames, by place and use.
 
 use core::fmt;
 

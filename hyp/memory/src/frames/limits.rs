@@ -1,9 +1,8 @@
-//! How much memory each VM may have, and what it has in compressed form.
+//! Memory limits of VMs, and counts of what each VM has compressed.
 //!
-//! A fault that takes a frame for a VM with a limit spends its CPU's allowance, a line that no other CPU writes; what
-//! is allowed is as good as taken. Allowances are renewed under the pool's lock ([`FramePool::renew_allowance`]), where
-//! all that the VM has is added up, so the limit holds exactly, but for a frame that changes hands while it is added
-//! up.
+//! A fault that takes a frame for a VM with a limit spends its CPU's allowance, in a cache line that no other CPU writes. An
+//! allowance counts as used memory. It is renewed under the pool's lock ([`FramePool::renew_allowance`]), where the VM's whole
+//! use is added up. So the limit is exact, but for a frame that changes owner during the addition.
 //!
 //! [`FramePool::renew_allowance`]: crate::frames::FramePool::renew_allowance
 

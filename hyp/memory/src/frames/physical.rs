@@ -1,7 +1,7 @@
 //! Access to memory by physical address.
 //!
-//! What a guest can reach is accessed word by word with volatile accesses: its vCPUs may write the same bytes at any
-//! moment, and are no threads of this program. The result is then some mixture of old and new words, never more.
+//! Guest memory is accessed word by word with volatile accesses: vCPUs may write the same bytes at any moment, and are no
+//! threads of this program. A concurrent access yields a mixture of old and new words, nothing else.
 
 use core::ptr::with_exposed_provenance_mut;
 use core::slice::ChunksExact;

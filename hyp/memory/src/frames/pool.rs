@@ -1,9 +1,8 @@
-//! The machine's free frames, and whose the others are.
+//! The pool of the machine's free frames, and the account of who owns the others.
 //!
-//! A buddy allocator behind a spin lock. Whoever holds the lock may use the heap (the allocator's sets live there), and
-//! the heap's lock is taken inside it, never the other way round. No fault takes it: faults use a [`FrameCache`]'s
-//! frames, and give tables back through [`FramePool::release_deferred`], guest memory through
-//! [`FramePool::release_guest`].
+//! A buddy allocator behind a spin lock. Lock order: pool, then heap (the allocator's sets live in the heap), never the other
+//! way round. No fault takes the pool's lock: a fault allocates from a [`FrameCache`], frees tables through
+//! [`FramePool::release_deferred`], and guest memory through [`FramePool::release_guest`].
 //!
 //! [`FrameCache`]: crate::frames::FrameCache
 

@@ -1,10 +1,10 @@
-//! A few words about each frame that may back guest memory: which pages it backs.
+//! A frame's record: a few words about each frame that may back guest memory, saying which pages it backs.
 //!
-//! The records of a range of frames lie together, and are found by the frame's number without a lock and without a
-//! division. At EL2 they take up the beginning or the end of the range that they are about, one frame in 257; on a host
-//! they lie in the heap, so that an arena has all its frames to give. They are never given back.
+//! The records of a range of frames lie together, and are found by the frame's number without a lock and without a division. At
+//! EL2 they take up the beginning or the end of their range, one frame in 257; on a host they lie in the heap, so that all of
+//! an arena's frames can be allocated. They are never freed.
 //!
-//! What is in a record belongs to whoever uses the frame. A record is zero while its frame backs nothing.
+//! A record belongs to whoever uses its frame. It is zero while the frame backs no page.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;

@@ -1,8 +1,8 @@
-//! Frames on their way home: a stack that any CPU may push to at any time, without a lock, and that is taken as a
-//! whole.
+//! Released frames on their way back to the pool: a lock-free stack that any CPU may push to at any time. It is only emptied as
+//! a whole.
 //!
-//! The link is the first word of the frame itself, so nothing is allocated for it. A run of frames is pushed as one.
-//! There is no pop, and so no ABA: whoever takes, takes all.
+//! The link is the first word of the frame itself, so nothing is allocated for it. A run of frames is pushed as one. There is
+//! no pop, and so no ABA problem.
 
 use core::ptr::with_exposed_provenance_mut;
 use core::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! Table frames between the pool, the tables and the epoch.
+//! Frames of tables: from the pool to the tables, and through the epoch back to the pool.
 
 use crate::epoch::published::defer;
 use crate::frames::{FrameCache, FramePool, VmId};

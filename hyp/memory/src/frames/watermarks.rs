@@ -1,7 +1,7 @@
-//! When memory is short, of all or of a VM with a limit, and who is told.
+//! Watermarks: decide when memory is short, for all or for a VM with a limit, and wake an idle CPU to reclaim.
 //!
-//! Asked by any CPU at any time, where it takes frames in numbers and where it has nothing else to do. The marks are
-//! set by whoever runs VMs; what is short is written only when that changes.
+//! Any CPU checks them at any time, when it allocates many frames or is idle. Whoever runs the VMs sets the marks. The state of
+//! shortage is written only when it changes.
 
 use crate::frames::{FramePool, MAX_VMS, VmId};
 use core::fmt;

@@ -1,8 +1,8 @@
-//! Taking from the dirty log: bitmaps, rings, and what the CPU notes by itself. Harvests of one VM exclude each other; vCPUs
-//! may be running all the time.
+//! Harvests dirty logs: bitmaps, rings, and dirty state that hardware noted. Harvests of one VM exclude each other; vCPUs may
+//! be running.
 //!
-//! Rule 9: bits and ring entries are taken first, the pages are write-protected second, and nothing is reported before no TLB
-//! lets a further write go unnoticed: then the pages may be copied.
+//! Rule 9: first take the bits and ring entries, then write-protect the pages. The harvest returns only when no TLB lets a
+//! further write go unnoticed: then the pages may be copied.
 
 use crate::dirty::bitmap::{BYTES_PER_WORD, DirtyLog, PAGES_PER_WORD};
 use crate::dirty::ring::DirtyPages;

@@ -1,4 +1,4 @@
-//! Blocks come back where logging has split them: step by step, at once or in the background, vCPUs running.
+//! Restores blocks that dirty logging has split: step by step, at once or in the background, with vCPUs running.
 
 use crate::dirty::bitmap::DirtyLog;
 use crate::dirty::slot_id::SlotId;

@@ -1,6 +1,6 @@
-//! Switching dirty logging of a slot on and off, and splitting its blocks ahead of faults. vCPUs may be running all the time.
+//! Enables and disables dirty logging of a slot, and splits its blocks ahead of faults. vCPUs may be running.
 //!
-//! Rule 8: the log is published, full barrier, then the entries are walked; a fault changes its entry, full barrier, then
+//! Rule 8: a switch publishes the log, full barrier, then walks the entries; a fault changes its entry, full barrier, then
 //! looks for a log. One of the two sees the other.
 
 use crate::dirty::bitmap::DirtyLog;

@@ -1,5 +1,5 @@
-//! The pages that a scan has met so far, by their checksums, and the shared frames. Filled anew by each scan; all memory is
-//! taken beforehand, so a scan neither allocates nor moves what is there.
+//! The candidates of a scan, by checksum, and the shared frames. Filled anew by each scan. All memory is allocated in advance,
+//! so a scan neither allocates nor moves entries.
 
 use hashbrown::HashTable;
 use stage2::{PAGE_SHIFT, Pa};

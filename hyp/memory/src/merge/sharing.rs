@@ -1,8 +1,8 @@
-//! Two pages become one frame's: claimed, read-only everywhere, compared, and then the one's mappings lead to the other's
-//! frame.
+//! Merges two pages into one frame: claims both, makes them read-only everywhere, compares them, and points all mappings of the
+//! one at the other's frame.
 //!
-//! Both pages are claimed while this lasts, and nobody waits for the second with the first in hand. A frame that a claimed
-//! page shares stays and isn't written: whoever would make it its own again has to be its only page.
+//! Both pages stay claimed throughout, and no CPU waits for the second claim while it holds the first. A frame that a claimed
+//! page shares stays and isn't written: to become its sole owner again, a page must be the only one left.
 
 use crate::change::propagate::Changer;
 use crate::frames::{self, Owner, checksum_page, same_pages};

@@ -1,4 +1,4 @@
-//! What a scan notes of an object whose pages are merged.
+//! The notes that a scan keeps about one object.
 
 use super::MergePolicy;
 use super::candidates::MOST_PAGES;

@@ -1,4 +1,4 @@
-//! Pages that are the caller's to change: nobody waits for one that another CPU has.
+//! A claim: the exclusive right to change one page's backing. Claiming never waits for another CPU's claim.
 
 use super::word::{Backing, CLAIMED, LISTED};
 use super::{Object, region_of};

@@ -1,8 +1,7 @@
-//! Pages of one object that are claimed together, so that one TLB invalidation of each VM that maps them serves them
-//! all.
+//! A batch of claimed pages of one object: one TLB invalidation per VM serves the whole batch.
 //!
-//! Whoever meets a claimed page goes away and comes back until its claim ends, so a batch is small, and whoever has one
-//! waits for nobody but those who hold single entries of tables: in particular not for other pages' claims.
+//! Faults on a claimed page retry until its claim ends, so a batch is small. The holder of a batch waits only for single locked
+//! entries of tables, and never for another claim.
 
 use crate::object::{Claim, Object};
 use core::ops::Range;

@@ -1,14 +1,13 @@
-//! How large a block may map the pages of an object.
+//! The largest block that may map the pages of an object.
 //!
-//! Pages may be treated as one only while nobody treats any of them apart, and so whoever does says it first (rule
-//! 13): in the word of the page's region of 2 MiB, and, where memory was allocated by the gigabyte, in the word of
-//! that before. A region's word never promises more than its own 2 MiB. What a block of 1 GiB needs is all in one
-//! word, which says at once for all that the block maps whether it is one run of frames still, and how many of its
-//! regions hold pages that others have too.
+//! Pages may share a block only while none of them is treated apart, and so this is announced first (rule 13): in the word of
+//! the page's 2 MiB region and, before that, in the gigabyte's word where memory was allocated by the gigabyte. A region's word
+//! never promises more than its own 2 MiB. One word holds all that a 1 GiB block needs: whether its memory is still one run of
+//! frames, and how many of its regions contain shared pages.
 //!
-//! Both words change by single exchanges, and "apart" is for ever in that of a gigabyte. Whoever takes something back
-//! publishes it, full barrier (of the tracker), then walks the entries; a fault locks its entry, full barrier, then
-//! reads the words again (rule 8): it sees what was taken back, or its block is found.
+//! Both words change by single exchanges; in a gigabyte's word "apart" is final. A CPU that withdraws a block publishes this,
+//! full barrier (of the tracker), then walks the entries; a fault locks its entry, full barrier, then reads the words again
+//! (rule 8). Either the fault sees the withdrawal, or the walk finds the fault's block.
 
 use super::word::{APART, IN_GIGABYTE, READ_ONLY, READ_ONLY_REGION};
 use super::{Backing, Claims, Look, Object};

@@ -1,4 +1,4 @@
-//! One copy of a kernel for many VMs: an image's frames are part of each VM's memory until that writes them, page by page.
+//! One copy of a kernel for many VMs: they share the image's frames copy-on-write, page by page.
 
 use crate::frames::Owner;
 use crate::object::{Backing, Object, ObjectError};

@@ -1,8 +1,8 @@
-//! What maps an object. An object doesn't know what a VM is: whoever maps it has a value of its own on the list
+//! The list of an object's mappings. An object doesn't know VMs: each mapper puts its own value on the list
 //! ([`Mapping`](crate::space::mapping::Mapping)).
 //!
-//! Read without a lock by whoever changes what backs a page; published before the slot is, and taken back after the
-//! slot's range was unmapped, so that no entry leads to an object that its mappings don't name.
+//! Changes of a page's backing read the list without a lock. A mapping is published before its slot, and removed after the
+//! slot's range was unmapped, so no entry leads to an object whose list lacks the mapping.
 
 use crate::epoch::published::try_box;
 use alloc::boxed::Box;

@@ -1,4 +1,4 @@
-//! Objects by their names. Takes a lock: not for a fault.
+//! Looks up objects by their identifiers. Takes a lock, so faults don't use it.
 
 use crate::object::Object;
 use crate::system::reverse_map::{ObjectId, ReverseMap};

@@ -1,5 +1,4 @@
-//! What the words of an object say: for a page what backs it, for a region of 2 MiB and for a gigabyte whether a block
-//! may map it.
+//! The encoding of an object's words: a page's backing, and whether a block may map a 2 MiB region or a gigabyte.
 
 use crate::frames::compressed_store::Handle;
 use stage2::{Level, PAGE_SIZE, Pa};

@@ -1,7 +1,7 @@
-//! The balloon: memory that a guest gives back.
+//! The balloon: lets a guest give memory back.
 //!
-//! What it gives up reads as zero from then on, and takes a frame again when it is written. To a dirty log it counts as
-//! written. vCPUs may be using it meanwhile: what they write may be lost, and nothing else.
+//! A page that was given back reads as zero, and takes a frame again when it is written. The dirty log reports it as written.
+//! vCPUs may be using the page meanwhile: their writes may be lost, and nothing else.
 
 use crate::change::propagate::Changer;
 use crate::frames::Owner;

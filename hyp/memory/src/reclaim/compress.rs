@@ -1,10 +1,9 @@
-//! Pages that are put away: compressed, without a frame, and brought back when somebody needs them.
+//! Compresses pages and frees their frames, and decompresses them when they are needed.
 //!
-//! Both are changes of what backs a page, made by whoever has claimed it. Pages are put away in batches: they are
-//! unmapped everywhere first, so nobody writes them while they are compressed, and what hardware has noted of writes
-//! is told to the logs. A page that turns out to be all zeros is as if nobody had ever written it. If a page can't be
-//! put away it stays as it is, but for the entries that led there, which a fault makes again. A frame that was left
-//! is free after an epoch, as the hypervisor itself may be reading it.
+//! Both change a page's backing, under its claim. Pages are compressed in batches: first they are unmapped everywhere, so that
+//! nobody writes them meanwhile, and dirty state that hardware noted is passed to the logs. A page of zeros becomes one that
+//! was never written. A page that can't be compressed keeps its frame; only its entries are gone, which faults make again. A
+//! freed frame is reused only after an epoch, as the hypervisor may still be reading it.
 
 use crate::change::copy_on_write::{How, Populated, show};
 use crate::change::propagate::Changer;

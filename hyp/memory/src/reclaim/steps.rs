@@ -1,19 +1,18 @@
-//! Reclaim: cold pages are [put away](crate::reclaim::compress) when frames run out, and when a VM has more than its limit.
+//! The steps of reclaim: finds cold pages and [compresses](crate::reclaim::compress) them, when frames run out or a VM exceeds
+//! its limit.
 //!
-//! Pages are found by a hand that goes around over all objects, and are then on the [lists](crate::system::page_lists) until they
-//! go, or turn out to have become something else. Whether a page was accessed is what its entries' access flags say, of
-//! all VMs that map it; where hardware doesn't set them, the next access faults. A block is listed as one page. When it
-//! is cold it is taken apart, and its pages are the next to go.
+//! A cursor over all objects finds pages and puts them on the [lists](crate::system::page_lists), where they stay until they
+//! are compressed or their backing has changed. A page counts as accessed if the access flag is set in any VM's entry for it;
+//! where hardware doesn't set the flags, the next access faults. A block is listed as one page. A cold block is split, and its
+//! pages are compressed next.
 //!
-//! Who reclaims: a CPU that has nothing else to do, ahead of need ([`CpuMemory::relieve`]); and a CPU whose fault has
-//! run out of frames or into a limit, outside of its epoch, a small batch, whereupon the guest tries again. Any
-//! number of them do so at once, beside everything else. No lock is held while entries are changed or anything is
-//! compressed.
+//! Reclaim runs on idle CPUs, ahead of need ([`CpuMemory::relieve`]), and on a CPU whose fault has run out of frames or into a
+//! limit: that CPU compresses a small batch outside of its epoch, and the guest tries again. Any number of CPUs reclaim at
+//! once, beside everything else. No lock is held while entries are changed or data is compressed.
 //!
-//! Whether memory is [short](crate::frames::watermarks) is asked where frames are taken in numbers: when a CPU's cache is
-//! filled, when a VM with a limit is allowed more, when a piece is allocated. Whoever finds that it is has a sleeping
-//! CPU woken ([`IdleCpus`]), which goes on until there is enough again. A fault that takes a frame from its CPU's
-//! cache asks nobody.
+//! The [watermarks](crate::frames::watermarks) are checked where frames are taken in numbers: when a CPU's cache is refilled, a
+//! VM's allowance is renewed, or a run is allocated. A CPU that finds memory short wakes a sleeping one ([`IdleCpus`]), which
+//! reclaims until there is enough again. A fault that takes a frame from its CPU's cache checks nothing.
 
 use crate::change::access_flags::Ager;
 use crate::change::propagate::Changer;

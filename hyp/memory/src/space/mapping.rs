@@ -1,4 +1,4 @@
-//! A slot that maps an object, as the object's list of them names it ([`Mappings`](crate::object::mappings::Mappings)).
+//! A slot's entry in the list of an object's mappings ([`Mappings`](crate::object::mappings::Mappings)).
 
 use crate::epoch::published::try_box;
 use crate::object::Object;

@@ -1,7 +1,8 @@
-//! The lock that Parvisor doesn't need, for comparison: how faults and changes of one VM's tables exclude each other.
+//! The MMU lock that Parvisor doesn't need: kept as a baseline, to compare how faults and changes of one VM's tables exclude
+//! each other.
 //!
-//! The engine is the same in all three modes. The mode is a type parameter of [`AddressSpace`](crate::AddressSpace), so
-//! that in [`Parallel`] not even a branch is left of it.
+//! All three modes run the same engine. The mode is a type parameter of [`AddressSpace`](crate::AddressSpace), so that
+//! [`Parallel`] doesn't even contain a branch for it.
 
 use spin::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

@@ -1,7 +1,7 @@
-//! Slots: which pieces of a guest's physical address space are backed, by what, and whether writes to them are logged.
+//! Slots: the parts of a guest's physical address space that are backed, with each slot's object and dirty log.
 //!
-//! The slots of a VM are an immutable sorted array behind an epoch-protected pointer (rule 10): a fault reads it without
-//! a lock; a change publishes a new array.
+//! The slots of a VM are an immutable sorted array behind an epoch-protected pointer (rule 10): a fault reads it without a
+//! lock; a change publishes a new array.
 
 use crate::dirty::bitmap::{DirtyLog, Words};
 use crate::dirty::slot_id::SlotId;

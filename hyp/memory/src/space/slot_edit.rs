@@ -1,8 +1,8 @@
-//! Slots come, move and go, vCPUs running.
+//! Adds, moves and removes slots, with vCPUs running.
 //!
-//! Rule 10: a change publishes another array. What goes is published first, then unmapped, then taken out of its object's
-//! mappings; its memory goes back after an epoch. A fault that found the old array looks again when it has locked its entry
-//! (rule 8), and finds out about its own slot: changes of others don't make it retry.
+//! Rule 10: a change publishes a new array. To remove a slot: publish the array without it, unmap its range, remove it from its
+//! object's mappings, and free its memory after an epoch. A fault that read the old array looks its own slot up again once it
+//! has locked its entry (rule 8); changes of other slots don't make it retry.
 
 use crate::dirty::slot_id::SlotId;
 use crate::frames::{GRANULE, Owner};

@@ -1,4 +1,4 @@
-//! What is counted, for others to read: by each CPU for itself, and by all about reclaim.
+//! Counters for others to read: each CPU's own, and the common ones of reclaim.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use stage2::{Counter, Counters};

@@ -1,5 +1,5 @@
-//! What one CPU brings to the memory of VMs: its cache of frames, its place in the epoch, its TLB instructions, its
-//! counters. Nothing here is shared, so a fault that uses it touches no other CPU's cache lines.
+//! One CPU's own state for working on VMs' memory: its frame cache, its epoch participant, its TLB instructions, its counters.
+//! Nothing here is shared, so a fault that uses it touches no other CPU's cache lines.
 
 use crate::epoch::published::{defer, hand_over};
 use crate::frames::tables::{Retirement, Tables};

@@ -1,11 +1,11 @@
-//! Which pages are cold: two lists of pages for each owner of memory.
+//! Finds cold pages: an active and an inactive list for each owner of memory.
 //!
-//! A page that has been found joins the inactive list. Its oldest page is the next to go; one that was accessed while
-//! it was listed becomes active instead. While more pages are active than inactive the oldest active ones become
-//! inactive, and have that time to be accessed again. Linux ages anonymous memory so.
+//! A newly found page joins the inactive list. The oldest inactive page is compressed next; if it was accessed while listed, it
+//! becomes active instead. While there are more active pages than inactive ones, the oldest active pages become inactive, and
+//! stay if they are accessed again in that time. Linux ages anonymous memory in the same way.
 //!
-//! A list holds names of pages, which may have become something else meanwhile: whoever takes one looks. The lists are
-//! behind a lock that is held for single steps; no fault takes it unless it has run out of frames.
+//! A list holds identifiers of pages, whose backing may have changed meanwhile: whoever takes one checks. The lists' lock is
+//! held for single steps; a fault takes it only when it has run out of frames.
 
 use crate::frames::{OWNERS, Owner};
 use alloc::collections::VecDeque;

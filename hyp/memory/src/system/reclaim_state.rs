@@ -1,5 +1,4 @@
-//! What reclaim knows: when memory is short, which pages are listed, what is compressed. How it decides by that is in
-//! [`reclaim`](crate::reclaim).
+//! The state of reclaim: shortage, page lists, compressed pages. Its policy is in [`reclaim`](crate::reclaim).
 
 use crate::frames::compressed_store::Store;
 use crate::frames::watermarks::Levels;

@@ -1,9 +1,9 @@
-//! The reverse map: from a frame to the pages of objects that it backs, and from there, by each object's
-//! mappings, to the VMs and addresses that map it.
+//! The reverse map: from a frame to the objects' pages that it backs, and through each object's mappings to the VMs and
+//! addresses that map it.
 //!
-//! Every frame of the pool has a record: how many pages it backs, and the first of them; each page has a link to the next.
-//! A record is locked for the few steps that a change of its list takes, by whoever changes it; its holder waits for nobody.
-//! What it is locked with isn't shared with other frames, so CPUs meet there only over the same frame.
+//! Every frame of the pool has a record with the number of pages it backs and the first of them; each page links to the next. A
+//! record is locked for the few steps that change its list, and the lock's holder waits for nobody. Each frame has its own
+//! lock, so CPUs contend only over the same frame.
 
 use crate::epoch::published::try_box;
 use crate::frames::{FramePool, FrameRecord};

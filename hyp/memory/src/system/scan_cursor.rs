@@ -1,4 +1,4 @@
-//! Where a scan over the pages of all objects goes on, for whoever looks at a few of them at a time.
+//! The position of a scan over the pages of all objects, which is continued a few pages at a time.
 
 use crate::system::reverse_map::ObjectId;
 

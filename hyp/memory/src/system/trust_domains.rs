@@ -1,14 +1,14 @@
-//! Whose pages may be merged with whose: VMs that trust each other.
+//! Trust domains: VMs that trust each other, and whose pages may be merged.
 //!
-//! A write to a page that shares its frame takes a copy, and so a hundred times as long as one to a page that doesn't. Whoever
-//! can have a page merged with another VM's learns from that what the other one holds. So equal pages of two VMs stay apart
-//! unless somebody has said that the two trust each other ([`MemorySystem::trust`](crate::MemorySystem::trust)). A fork
-//! trusts its parent, whose frames it shares anyway.
+//! A write to a shared page is copied, and takes a hundred times as long as another write. So a VM whose page is merged with
+//! another VM's can learn the other page's contents. Equal pages of two VMs therefore stay apart unless the two are declared to
+//! trust each other ([`MemorySystem::trust`](crate::MemorySystem::trust)). A fork trusts its parent, whose frames it shares
+//! anyway.
 //!
-//! What no single VM pays for is merged with itself only, as any VM may have it mapped. Pages of zeros give up their frames
-//! in any case: that shows a VM nothing but its own contents.
+//! Memory that isn't charged to a single VM is merged only with itself, as any VM may map it. Pages of zeros are always freed:
+//! this shows a VM only its own contents.
 //!
-//! Domains are numbered through, and a number isn't used again: a VM's number may be.
+//! Domains are numbered, and a number is never used again; a VM's number may be.
 
 use crate::frames::{MAX_VMS, Owner, VmId};
 use crate::system::reverse_map::ObjectId;

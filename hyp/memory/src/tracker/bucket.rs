@@ -1,17 +1,17 @@
-//! The invalidations of some regions of a VM's address space: how many there are, how many there have been, and what each
-//! covers.
+//! A tracker's bucket: the invalidations of some regions of a VM's address space. It counts active and past ones, and records
+//! the range of each.
 //!
-//! A fault reads the head, twice. Only while that counts an active range are the others read: the word of what is held, and
-//! the records that it names. Every word is read and changed at any time by any CPU; the orderings are
+//! A fault reads the head, twice. Only if the head counts an active range does it read the others: the word of records in use,
+//! and those records. Every word is read and changed at any time by any CPU. Orderings:
 //!
-//! - a record is written, then held, then counted in the head (release): who reads the head (acquire) finds it;
-//! - it is counted as retired, then emptied, then let go (release): who doesn't find it any more (acquire) finds an event
-//!   more in the head when it looks there again;
-//! - whoever holds a record anew acquires it from whoever let it go.
+//! - begin: write the record, mark it used, count it in the head (release). Whoever reads the head (acquire) finds the record.
+//! - end: count it as retired, empty it, mark it free (release). Whoever doesn't find the record any more (acquire) finds one
+//!   more event on reading the head again.
+//! - reuse: whoever marks a record used again acquires it from whoever freed it.
 //!
-//! What is active is counted in two halves, so that a wait for it comes to an end whatever begins meanwhile. All that begins is
-//! counted in the half of that *turn*; the other half only falls, and when it is empty a wait may have the turn change. After
-//! two changes everything has ended that was active before the first.
+//! Active ranges are counted in two halves, so that a wait for them ends whatever begins meanwhile. New ranges are counted in
+//! the half of the current *turn*; the other half only falls, and when it is empty a wait may change the turn. After two
+//! changes every range has ended that was active before the first.
 
 use super::wide::{WIDE_RECORDS, Wide};
 use super::{Pages, ones};

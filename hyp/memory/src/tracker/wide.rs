@@ -1,8 +1,7 @@
-//! The ranges of a VM that touch more than one region: each stands in one record, to which all of its buckets refer.
+//! Ranges that touch more than one region: each has a single record, to which all of its buckets refer.
 //!
-//! A record is two words, which a check may read while one range is replaced by another. Both carry the number of the use
-//! that they were written in: where these differ, the range that the bucket referred to has been retired, which its head
-//! tells.
+//! A record is two words, and a check may read them while one range replaces another. Both words carry a generation. If they
+//! differ, the bucket's range was retired; the bucket's head shows it.
 
 use super::Pages;
 use super::bucket::Place;
