@@ -1,7 +1,8 @@
-//! A CPU without a vCPU merges equal pages of guests while they run, at the rate and of the memory that the options say.
+//! Background page merging: a CPU without a vCPU merges equal pages of running guests. The options choose the rate and the
+//! memory.
 //!
-//! CPU 0 starts and ends it, and says whose memory is merged; the CPU that scans does nothing else meanwhile. A VM that ends
-//! before the scan does is to be withdrawn first, or its frames might come home late.
+//! CPU 0 starts and stops it, and names the VMs to merge; the scanning CPU does nothing else meanwhile. A VM that ends earlier
+//! must be withdrawn first, or its frames might be freed late.
 
 use crate::error::RunError;
 use crate::guest::{BackgroundWork, RAM_SLOT, RunningGuest};

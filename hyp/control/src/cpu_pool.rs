@@ -1,9 +1,9 @@
-//! The CPUs beside CPU 0: each waits for a job and does it. Those that wait, CPU 0 too, put cold pages away while memory is
-//! short: whoever notices that it is wakes one.
+//! The pool of CPUs besides CPU 0: each waits for a job and does it. Waiting CPUs, CPU 0 included, compress cold pages while
+//! memory is short; a CPU that notices a shortage wakes one of them.
 //!
-//! CPU 0 posts at most one job at a time for each; different CPUs may have different ones, as those of several VMs do. A job
-//! is shared by the CPUs that do it, and each lets go of it before it says that it is done: when all are, what the job held
-//! belongs to CPU 0 alone again.
+//! CPU 0 posts at most one job at a time to each CPU; different CPUs may have different jobs, for instance those of several
+//! VMs. The CPUs that do a job share it, and each drops it before it reports completion. Once all have, CPU 0 alone owns what
+//! the job held.
 
 use crate::machine::{Machine, OwnCpu};
 use alloc::boxed::Box;

@@ -1,4 +1,4 @@
-//! Why a guest couldn't be run, or not to its end: each error is one line that names the culprit.
+//! Errors that keep a guest from running, or from reaching its end. Each is one line that names the culprit.
 
 use crate::guest::TreeError;
 use crate::machine::DeviceError;

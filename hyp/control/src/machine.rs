@@ -1,4 +1,4 @@
-//! What the monitor needs of the machine that it runs on. The firmware implements it by the platform, tests by threads.
+//! The control plane's interface to the machine. The firmware implements it with the platform, tests with threads.
 //!
 //! One value for the whole machine; every CPU calls at any time.
 

@@ -1,6 +1,6 @@
-//! The hypervisor's options: its own `bootargs`, words of `key=value` as on a Linux command line.
+//! The hypervisor's options, from its own `bootargs`: words of `key=value`, as on a Linux command line.
 //!
-//! They come from outside, so whatever isn't understood is an error that names it. Read once at boot.
+//! They come from outside, so an unknown or malformed word is an error that names it. Read once at boot.
 
 mod early;
 mod error;

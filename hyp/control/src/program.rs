@@ -1,4 +1,4 @@
-//! Runs a guest program until it ends by itself: it powers off, gives its verdict, or is out of time.
+//! Runs a guest program until it powers off, reports its verdict, or times out.
 
 use crate::background_merge::Scanner;
 use crate::cpu_pool::BOOT_CPU;

@@ -1,4 +1,4 @@
-//! Text from outside in a message: on one line, printable, and not longer than a person wants to read.
+//! Quotes text from outside in a message: on one line, printable, and of limited length.
 
 use core::fmt;
 

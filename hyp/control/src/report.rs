@@ -1,4 +1,4 @@
-//! What is printed of every guest, for people.
+//! Prints a report of each guest, for people.
 
 use crate::guest::FinalState;
 use crate::guest::counters::Listed;

@@ -1,4 +1,4 @@
-//! What the user wants, from the command line to the guest's end.
+//! Runs the guest that the user's options ask for, from the command line to the guest's end.
 
 use crate::error::RunError;
 use crate::guest::Host;

@@ -1,6 +1,6 @@
-//! What a guest prints: whole lines, marked as a guest's, so that it can't be taken for the hypervisor's own words.
+//! A guest's console output: printed in whole lines with a guest's prefix, so that it can't pass for the hypervisor's.
 //!
-//! All vCPUs of a VM share one; each byte is put under a lock that only printing takes.
+//! All vCPUs of a VM share one console. Each byte is added under a lock that only printing takes.
 
 use core::fmt;
 use spin::Mutex;

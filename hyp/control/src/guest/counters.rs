@@ -1,6 +1,6 @@
-//! All that is counted while a VM runs, by name: its vCPUs' exits, its CPUs' faults, what they did to tables and TLBs.
+//! All counters of a running VM, by name: exits of its vCPUs, faults of its CPUs, and their work on tables and TLBs.
 //!
-//! The counters have one writer each; they are read here, at any time, and never reset: what a phase did is a difference.
+//! Each counter has one writer. Counters are read here at any time and never reset: a phase is measured by a difference.
 
 use crate::guest::host::Host;
 use crate::machine::Machine;

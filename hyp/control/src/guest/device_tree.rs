@@ -1,4 +1,4 @@
-//! The device tree that a guest is given: its memory, its vCPUs, PSCI, its device if it has one, its arguments.
+//! The device tree for a guest: memory, vCPUs, PSCI, an assigned device if there is one, and arguments.
 
 use crate::machine::Device;
 use alloc::format;

@@ -1,4 +1,4 @@
-//! The end of a guest: its vCPUs are stopped, its memory goes home, and what it has counted is kept.
+//! Ends a guest: stops its vCPUs, frees its memory, and keeps its counters.
 
 use crate::error::RunError;
 use crate::guest::counters::Snapshot;

@@ -1,4 +1,4 @@
-//! The machine, as CPU 0 works with it.
+//! The machine as CPU 0 sees it.
 
 use crate::cpu_pool::CpuPool;
 use crate::error::RunError;

@@ -1,4 +1,4 @@
-//! Guests are made and started here: each gets its memory, and CPUs that are idle.
+//! Creates and starts guests: each gets its memory, and idle CPUs.
 
 use crate::error::RunError;
 use crate::guest::device_tree::GuestDescription;

@@ -1,6 +1,8 @@
-//! How long CPU 0 waits for others before it gives them up: until it has looked after them so often, at moments that are apart,
-//! and seen no progress at any. The time that passes between two looks doesn't count beyond that: a machine that its host
-//! stops for hours, or gives no CPU, has as many looks as any.
+//! A timeout that counts observations, not time: CPU 0 gives up on others after a number of looks, spaced apart, without any
+//! progress.
+//!
+//! Time between two looks counts no further. So a machine that its host stops for hours, or starves of CPU, gets as many looks
+//! as any other.
 
 use core::cell::Cell;
 

@@ -1,4 +1,4 @@
-//! What a guest is made of: its image, its vCPUs, its memory and the layout of its tables. Constant while it runs.
+//! The plan of a guest: image, vCPUs, memory, and layout of its tables. Constant while it runs.
 
 use crate::error::RunError;
 use crate::machine::Device;

@@ -1,9 +1,9 @@
-//! A guest that runs, as a handle of CPU 0: its end and its progress are waited for here, it is paused and stopped, and other
-//! CPUs can be set to work on its memory meanwhile.
+//! CPU 0's handle to a running guest: waits for its end and its progress, pauses and stops it, and puts other CPUs to work on
+//! its memory.
 //!
-//! Any number of guests run at once: each has CPUs, a limit and counters of its own. The limit is on the time without progress: a
-//! step that is done, a fault that gave a vCPU memory, a call. It is counted in looks ([`Patience`]), so that it says something
-//! of the guest even where the machine itself is slow or stands still.
+//! Any number of guests run at once, each with its own CPUs, limit and counters. The limit is on time without progress, which
+//! is a completed step, a fault that gave a vCPU memory, or a call. It is counted in looks ([`Patience`]), so it judges the
+//! guest even where the machine itself is slow or stands still.
 
 use crate::cpu_pool::CpuPool;
 use crate::error::RunError;

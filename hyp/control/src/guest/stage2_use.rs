@@ -1,4 +1,4 @@
-//! What of the architecture a VM's tables use, for people.
+//! The architecture features that a VM's stage-2 tables use, as text for people.
 
 use core::fmt;
 use stage2::{Bbm, Features};

@@ -1,4 +1,4 @@
-//! The options that are taken before the others are read, by whoever boots the machine. [`Options::parse`] passes them over.
+//! Options that the boot code reads before the others. [`Options::parse`] skips them.
 
 use super::{OptionError, each_word, value};
 use records::options::{EARLY_KEYS, HELP, INJECT, MITIGATIONS, SELF_TEST};

@@ -1,4 +1,4 @@
-//! What can be wrong with the options: each error is one line that names the culprit.
+//! Errors in the options. Each is one line that names the culprit.
 
 use crate::quote::Quoted;
 use core::fmt;

@@ -1,4 +1,4 @@
-//! How equal pages are merged: at which rate, and which of them. The names are those of Linux KSM, where that has one.
+//! Options of page merging: its rate, and which pages it covers. Named as in Linux KSM where that has the same option.
 
 use super::OptionError;
 use super::value;

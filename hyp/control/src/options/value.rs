@@ -1,4 +1,4 @@
-//! The values of options, as bootargs have them.
+//! Values of options, as written in bootargs.
 
 use super::OptionError;
 use alloc::string::String;
