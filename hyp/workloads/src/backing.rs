@@ -1,8 +1,7 @@
-//! Runs in which what backs memory changes while its guest uses it: each measures one way of that, beside the same without what
-//! makes it fast, and the guests check all the while that none of it can be seen in what their memory holds.
+//! Workloads that change a guest's backing memory while it runs. Each measures one mechanism against a baseline with it off;
+//! the guest checks its memory throughout.
 //!
-//! CPU 0 leads the vCPUs through steps; other CPUs work on the memory meanwhile. Where there are two VMs, the second one runs
-//! within the drive of the first.
+//! CPU 0 leads the vCPUs through steps, while other CPUs work on the memory.
 
 mod cow;
 mod invalidate;

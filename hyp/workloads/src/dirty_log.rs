@@ -1,9 +1,9 @@
-//! The benchmark: what `dirty_log_perf_test` of the Linux KVM selftests does, and a check of everything it sees.
+//! The dirty-log benchmark: does what `dirty_log_perf_test` of the Linux KVM selftests does, and checks all results.
 //!
-//! All vCPUs write their share of the test memory once (populate); logging is switched on; in each iteration they access it
-//! again, and the harness, on CPU 0, harvests the log; logging is switched off. vCPUs and harness take turns, as in
-//! the selftest, but for rings, which are harvested while the vCPUs write, and for blocks that are restored in the
-//! background. What was harvested must be what the guests wrote, and guest memory must hold it.
+//! All vCPUs write their share of the test memory once (populate). Logging is enabled. In each iteration the vCPUs access the
+//! memory again, and the harness harvests the log on CPU 0. Logging is disabled. vCPUs and harness take turns, as in the
+//! selftest, except that rings are harvested while the vCPUs write, and blocks may be restored in the background. The harvest
+//! must match the guest's writes, and so must guest memory.
 
 mod check;
 mod harvest;

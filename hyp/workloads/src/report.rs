@@ -1,4 +1,4 @@
-//! What the workloads print for the host tool and for people, beside the results themselves.
+//! Further output of the workloads, besides the results: for the host tool and for people.
 
 use crate::harness::case::Case;
 use crate::harness::policy::Choice;

@@ -1,4 +1,4 @@
-//! The workload that the user wants, in each mode with each policy.
+//! Runs the chosen workload in each mode with each policy.
 
 use crate::harness::error::WorkloadError;
 use crate::harness::policy::{Choice, choices};

@@ -1,14 +1,13 @@
-//! The stress run: all vCPUs read and write at random, while the harness does everything that there is to dirty logging, at
-//! random, and migrates the memory as it goes.
+//! The stress run: all vCPUs read and write at random, while the harness performs every dirty-log operation at random and
+//! migrates the memory meanwhile.
 //!
-//! What backs the memory changes, too: the VM is paused and forked, and its fork runs beside it where there are CPUs for that;
-//! both add to memory that they have in common; slots come and go, parts are populated ahead, equal pages are merged, cold ones
-//! put away.
+//! The backing changes too: the VM is paused and forked; its fork runs beside it where there are CPUs for that, and both add to
+//! memory that they share; slots come, move and go; ranges are pre-faulted; equal pages are merged; cold pages are compressed.
 //!
 //! vCPUs work in rounds. Meanwhile CPU 0 enables and disables the logs of slots under any policy, harvests them in any way,
-//! splits and restores blocks, writes into guest memory itself, and keeps a copy of each slot that is logged, of the pages
-//! that the log names. Between rounds it does the last harvest, as live migration does: then the copy must be the
-//! memory, byte for byte, and the memory what the vCPUs' journals say.
+//! splits and restores blocks, and writes guest memory itself. It keeps a copy of each logged slot, updated with the pages that
+//! the log names. Between rounds it makes the final harvest, as live migration does. Then the copy must equal the memory byte
+//! for byte, and the memory must match the vCPUs' journals.
 
 mod act;
 mod check;

@@ -1,5 +1,5 @@
-//! A VM is forked while its vCPUs wait for their next step, which those of the fork are then told by a harness of their own. The
-//! fork reads every page, then writes every page; then the original writes its own, which nobody shares any more.
+//! The copy-on-write workload: forks a VM whose vCPUs wait for their next step; a second harness leads the fork's vCPUs. The
+//! fork reads every page, then writes every page. Then the parent writes its pages, which are no longer shared.
 
 use super::stage::Stage;
 use super::{Outcome, Run};

@@ -1,4 +1,4 @@
-//! vCPUs fault their memory in while other CPUs invalidate ranges right beside it, without pause.
+//! The invalidation workload: vCPUs fault in their memory while other CPUs constantly invalidate ranges right beside it.
 
 use super::stage::Stage;
 use super::{Outcome, Run, range_of};

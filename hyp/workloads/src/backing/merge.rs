@@ -1,5 +1,5 @@
-//! Equal pages of two VMs that are said to trust each other are merged while both run: their guests fill their memory as two
-//! Linux machines would, and check it over and over. Then each fills a part of its own anew.
+//! The merging workload: merges equal pages of two running VMs that trust each other. Their guests fill their memory like two
+//! Linux machines and check it over and over. Then each refills a part of its own.
 
 use super::stage::Stage;
 use super::{Outcome, Run};

@@ -1,5 +1,5 @@
-//! Memory is populated ahead by other CPUs, and the vCPUs find it there; or it isn't, and they fault it in. Then the guest gives
-//! it up, finds zeros in its place, and has it populated by its own calls.
+//! The pre-faulting workload: other CPUs populate memory before the vCPUs use it, or (baseline) the vCPUs fault it in. Then the
+//! guest gives the memory back, reads zeros in its place, and populates it by its own hypercalls.
 
 use super::{Outcome, Run, range_of};
 use crate::harness::error::WorkloadError;

@@ -1,5 +1,5 @@
-//! A VM that may have less memory than it uses: cold pages are put away and brought back while its guest fills its memory and
-//! checks it over and over.
+//! The reclaim workload: a VM whose limit is below its memory use. Cold pages are compressed and decompressed while its guest
+//! fills its memory and checks it over and over.
 
 use super::stage::Stage;
 use super::{Outcome, Run};

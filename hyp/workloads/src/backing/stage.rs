@@ -1,4 +1,4 @@
-//! A VM of a run, with what leads its vCPUs through steps.
+//! A workload's VM, together with the harness that leads its vCPUs through steps.
 //!
 //! Used by CPU 0.
 

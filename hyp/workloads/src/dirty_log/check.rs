@@ -1,4 +1,4 @@
-//! The check of what was harvested and of what guest memory holds, against what the guest says that it wrote.
+//! Checks the harvested pages and the contents of guest memory against the writes that the guest reports.
 
 use super::Harness;
 use crate::harness::error::WorkloadError;

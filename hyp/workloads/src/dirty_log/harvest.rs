@@ -1,4 +1,4 @@
-//! Taking what was written out of the log, as the options say: get and clear, both in one, or rings.
+//! Harvests the dirty log in the way that the options choose: get and clear, both in one call, or rings.
 
 use super::Harness;
 use crate::harness::error::WorkloadError;

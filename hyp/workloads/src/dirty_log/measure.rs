@@ -1,4 +1,4 @@
-//! What is measured: the harness's own phases, and the steps of all vCPUs.
+//! Measurements: the harness's own phases, and the steps of all vCPUs.
 
 use super::Harness;
 use crate::harness::error::WorkloadError;

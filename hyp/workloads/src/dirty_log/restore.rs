@@ -1,4 +1,4 @@
-//! The end of logging: it is switched off, and blocks that it has split come back, at once or while the vCPUs go on.
+//! The end of logging: disables it and restores split blocks, at once or while the vCPUs run.
 
 use super::Harness;
 use crate::harness::error::WorkloadError;

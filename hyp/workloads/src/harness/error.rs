@@ -1,4 +1,4 @@
-//! Why a workload failed: its run, its guest, or what was found wrong. Each error is one line that names the culprit.
+//! Errors of a workload: of its run, of its guest, or of a check. Each is one line that names the culprit.
 
 use crate::harness::verify::{BeyondShare, Mismatch, WrongContent};
 use crate::harness::violation::GuestViolation;

@@ -1,6 +1,6 @@
-//! Which vCPUs' dirty rings are to be harvested: vCPUs say so, the harness takes what they said.
+//! The vCPUs whose dirty rings need a harvest: vCPUs add themselves, the harness takes the set.
 //!
-//! Any number of vCPUs note themselves, seldom; one harness takes.
+//! Any number of vCPUs add themselves, seldom; one harness takes.
 
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU64, Ordering};

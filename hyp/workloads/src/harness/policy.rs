@@ -1,4 +1,4 @@
-//! One run of a boot: what of the options' lists it takes, and the log policy that comes of it.
+//! One run out of all that the options list, and the log policy for it.
 
 use control::options::Options;
 use core::fmt;

@@ -1,4 +1,4 @@
-//! What was measured of a run so far: its phases, each with its time and what was counted meanwhile.
+//! The measurements of a run so far: its phases, each with its duration and counter differences.
 //!
 //! Used by CPU 0.
 

@@ -1,7 +1,7 @@
-//! What the benchmark's guest may call: the other side of its hypercalls.
+//! The hypervisor's side of the benchmark guest's hypercalls.
 //!
-//! All vCPUs call at once, with anything. What the guest says is an allegation: it is checked here, or it is compared with
-//! what the hypervisor knows. A guest that breaks the rules is stopped, and the first breach is remembered.
+//! All vCPUs call at once, with any arguments. The guest's statements are allegations: they are checked here, or compared with
+//! what the hypervisor knows. A guest that breaks the rules is stopped, and its first violation is recorded.
 
 use crate::harness::error::WorkloadError;
 use crate::harness::low_rings::LowRings;

@@ -1,8 +1,8 @@
-//! Lock step between a benchmark's harness and its vCPUs: the harness posts a step, every vCPU does it and arrives, the
-//! harness goes on when all have.
+//! Lock step between a workload's harness and its vCPUs: the harness posts a step, every vCPU performs it and reports arrival,
+//! and the harness continues when all have arrived.
 //!
-//! One harness, any number of vCPUs. Each vCPU has a seat in cache lines of its own; the shared lines are written once per
-//! vCPU and step.
+//! One harness, any number of vCPUs. Each vCPU has a seat in its own cache lines; shared lines are written once per vCPU and
+//! step.
 
 use crate::harness::error::WorkloadError;
 use alloc::boxed::Box;

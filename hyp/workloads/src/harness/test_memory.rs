@@ -1,4 +1,4 @@
-//! The test memory of the benchmark and how it is cut into slots. Constant for a run; pure functions.
+//! The benchmark's test memory and its division into slots. Constant for a run; pure functions.
 
 use alloc::vec::Vec;
 use control::guest::TestSlot;

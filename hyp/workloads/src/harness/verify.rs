@@ -1,4 +1,4 @@
-//! What the harvest must be: exactly the pages that the guest wrote, carrying what it wrote. Pure functions.
+//! The expected harvest: exactly the pages that the guest wrote, with the contents that it wrote. Pure functions.
 
 use abi::pattern;
 use alloc::vec::Vec;

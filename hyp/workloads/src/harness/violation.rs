@@ -1,4 +1,4 @@
-//! How a guest can break the rules of a workload.
+//! A guest's violations of a workload's rules.
 
 use core::fmt;
 use vm::VcpuId;

@@ -1,4 +1,4 @@
-//! What the harness does at random while the vCPUs run.
+//! The harness's random actions while the vCPUs run.
 
 use super::Stress;
 use crate::harness::error::WorkloadError;

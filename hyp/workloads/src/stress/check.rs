@@ -1,5 +1,4 @@
-//! What must hold between rounds, while all vCPUs wait: copies are what they are copies of, and memory is what its writers
-//! say that they wrote.
+//! The checks between rounds, while all vCPUs wait: copies equal their originals, and memory matches its writers' journals.
 
 use super::Stress;
 use super::act::OWN_WORD;

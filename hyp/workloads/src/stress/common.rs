@@ -1,8 +1,8 @@
-//! Memory that the VM under stress has in common with its forks on purpose: what one of them writes there, all read.
+//! Memory that the VM under stress deliberately shares with its forks: what one of them writes there, all read.
 //!
-//! The vCPUs of the VM and of a fork that runs add to the same words, and each counts how often it has. So the words hold what all
-//! of them have counted, whatever happens to what backs them. A vCPU counts before it adds: of each vCPU of a fork one may
-//! have been added that it had counted already when it was forked.
+//! The vCPUs of the VM and of a running fork add to the same words, and each counts its additions. So the sum of the words must
+//! equal the sum of all counts, however their backing changes. A vCPU counts before it adds; so each vCPU of a fork may add
+//! once what it had already counted before the fork, and the sum may be larger by that many.
 
 use super::Stress;
 use crate::harness::error::WorkloadError;

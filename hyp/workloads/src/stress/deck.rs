@@ -1,4 +1,4 @@
-//! Choices at random that leave nothing out: they are dealt as cards are.
+//! Random choices that leave nothing out: a shuffle, dealt like cards.
 
 use alloc::vec::Vec;
 use fastrand::Rng;

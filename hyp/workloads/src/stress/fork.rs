@@ -1,8 +1,8 @@
-//! Forks of the VM under stress: what backs each page is then shared, until the guest or the harness writes it.
+//! Forks of the VM under stress that never run. Fork and parent share every page until the guest or the harness writes it.
 //!
-//! The VM is paused for a moment, its fork is kept for a while and never runs. Some of its pages are remembered as they were
-//! in that moment: the fork must hold that as long as it lives, whatever its parent writes; and what the harness writes
-//! into the fork, the parent must never see, which [`check_round`](super::Stress::check_round) finds out.
+//! The VM is paused for a moment, and its fork is kept for a while. Some pages' contents at that moment are recorded: the fork
+//! must hold them as long as it lives, whatever its parent writes. The parent must never see what the harness writes into the
+//! fork, which [`check_round`](super::Stress::check_round) checks.
 
 use super::Stress;
 use super::act::OWN_WORD;

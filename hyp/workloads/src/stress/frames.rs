@@ -1,7 +1,7 @@
-//! What the hypervisor does with frames by itself, while the guest uses them: equal pages get one frame, cold ones are put
-//! away, and what has come apart is gathered into blocks.
+//! The hypervisor's own work on frames while the guest uses them: merges equal pages, compresses cold ones, and compacts
+//! fragmented regions into blocks.
 //!
-//! All of it is done by CPU 0 here, in steps, at random. Nobody may see anything of it, but for the time that it takes.
+//! CPU 0 does all of it in steps, at random. A guest must notice nothing but the time it takes.
 
 use super::Stress;
 use super::target::Target;

@@ -1,6 +1,7 @@
-//! Slots that the guest doesn't know of: they come, move and go while its vCPUs run, and what they hold is what was written.
+//! Slots that the guest doesn't know of: they come, move and go while its vCPUs run, and must keep the contents written to
+//! them.
 //!
-//! Some are memory of the VM's own, some a read-only image. What must be refused is tried, too. Used by CPU 0 only.
+//! Some are the VM's own memory, some a read-only image. Requests that must be refused are tried, too. Used by CPU 0 only.
 
 use super::Stress;
 use super::deck::Deck;

@@ -1,4 +1,4 @@
-//! A slot under stress: whether and how it is logged, and what of it is to be copied.
+//! A slot under stress: whether and how it is logged, and its pages that are still to be copied.
 //!
 //! The copy lies in memory that the guest isn't told of, so that it is neither logged nor mapped. Used by CPU 0 only.
 

@@ -1,8 +1,8 @@
-//! Forks of the VM under stress whose vCPUs run: both go on from the same moment, in the middle of whatever they did, on CPUs of
-//! their own.
+//! Forks of the VM under stress that run: parent and fork both continue from the same moment, in the middle of their work, on
+//! CPUs of their own.
 //!
-//! The harness goes on with the parent meanwhile. When the fork's vCPUs are done with their step, and with another one, its
-//! memory must be what their journals say: those that they had in that moment, and have gone on with.
+//! Meanwhile the harness continues with the parent. When the fork's vCPUs have finished their step, and another one, its memory
+//! must match their journals, which they continued from the moment of the fork.
 
 use super::Stress;
 use super::check::TestMemory;
