@@ -1,5 +1,5 @@
-//! What the run loop needs of a CPU that has EL2: the world switch and a few registers. `platform` implements it on
-//! hardware, tests by a script.
+//! The run loop's interface to a CPU with EL2: the world switch and a few registers. `platform` implements it on hardware,
+//! tests by a script.
 //!
 //! One value per physical CPU, used by the one thread that runs there.
 

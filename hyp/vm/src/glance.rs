@@ -1,4 +1,4 @@
-//! A vCPU as somebody sees it who wants to know why its VM doesn't come on.
+//! A snapshot of a vCPU, to find out why its VM makes no progress.
 
 use core::fmt;
 

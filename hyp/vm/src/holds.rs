@@ -1,7 +1,7 @@
-//! How long faults hold vCPUs up: for each vCPU the longest time from an exit to the next entry, within a period.
+//! Fault latency: for each vCPU the longest time from an exit to the next entry, within a period.
 //!
-//! Each vCPU's thread writes a word of its own, and only when it was held up longer than before; the period is written by
-//! whoever watches the VM. Anybody may read at any time.
+//! Each vCPU's thread writes its own word, and only when a delay is longer than any before; whoever watches the VM sets the
+//! period. Anybody may read at any time.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,7 +1,7 @@
-//! The ID registers as a guest sees them: the CPU's own, with everything taken out that a guest isn't offered.
+//! The ID registers as a guest sees them: the CPU's own, reduced to the features that a guest may use.
 //!
-//! The lists name what a guest may have; a field that isn't named reads 0, so what a future CPU adds stays hidden until
-//! somebody has thought about its traps and its state. Pure functions. Fields: Arm ARM D23.2.
+//! The lists name the permitted fields; any other field reads 0, so a future CPU's features stay hidden until their traps and
+//! state are handled. Pure functions. Fields: Arm ARM D23.2.
 
 use crate::sysreg::{DEBUG_POINTS, SystemRegister};
 

@@ -1,7 +1,7 @@
-//! Whether a VM's vCPUs may run: they run, they are paused, or the VM has ended.
+//! The run state of a VM: running, paused, or ended.
 //!
-//! One word says it, which every exit looks at and which only the pauses and the end of the VM write; so pausing costs a
-//! running guest nothing. Why a VM pauses adds up: it runs when nobody holds it and it doesn't lack memory.
+//! It is one word, which every exit reads and which is written only by pauses and by the VM's end; so pausing costs a running
+//! guest nothing. Reasons to pause add up: the VM runs when nobody pauses it and it doesn't lack memory.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};

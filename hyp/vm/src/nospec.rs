@@ -1,4 +1,4 @@
-//! Indices that a guest chose, kept within bounds for what a CPU does before it knows whether they are.
+//! Bounds guest-chosen indices under speculation too, before the CPU has resolved the bounds check.
 
 use core::hint::black_box;
 

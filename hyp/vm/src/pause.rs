@@ -1,14 +1,14 @@
-//! Pausing a running VM from outside, looking at its vCPUs, and forking it.
+//! Pauses a running VM from outside, reads its vCPUs, and forks it.
 //!
-//! A vCPU's registers lie in the VM, behind a lock that its thread holds for as long as it runs the guest or serves an exit
-//! of it. A paused VM's threads let go: so a vCPU whose lock is free is out of the guest and out of every handler, and
-//! stays so while the pause lasts, because a thread looks again once it has the lock. Any number may pause a VM at once.
+//! A vCPU's registers lie in the VM, behind a lock that its thread holds while it runs the guest or handles an exit. In a
+//! paused VM the threads release these locks. So a vCPU whose lock is free is out of the guest and out of every handler, and
+//! stays so during the pause, because its thread checks the run state again once it has the lock. Any number may pause a VM at
+//! once.
 //!
-//! Who sees whom is decided by the lock alone. Whoever pauses changes the VM's word first and takes the lock second; a thread
-//! takes the lock first and reads the word second. If the thread was first, it still has the lock, or is out; if it comes
-//! later, it has what was done before the lock was let go, and so the word. That word only changes by single steps
-//! (`life.rs`), whose order is no matter. So there is nothing here that the model checker could find, beside that it can't run
-//! spin locks which two of its threads take.
+//! The lock alone orders the two sides. A pause first changes the VM's word, then takes the lock; a thread first takes the
+//! lock, then reads the word. If the thread was first, it still holds the lock, or is out. If it comes later, it sees
+//! everything done before the lock was released, and so the word. The word changes by single steps only (`life.rs`), in any
+//! order. So the model checker would find nothing here; it also can't run spin locks that two of its threads take.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;

@@ -1,7 +1,7 @@
-//! Whether a vCPU is on: the state that PSCI CPU_ON, CPU_OFF and AFFINITY_INFO work on.
+//! A vCPU's power state, on which PSCI CPU_ON, CPU_OFF and AFFINITY_INFO work.
 //!
-//! Off → claimed → pending → on → off. Only one of several that turn the same vCPU on at once wins the claim; it then
-//! writes where to start, and publishes that as pending. The vCPU's own thread does the last two steps.
+//! Off → claimed → pending → on → off. If several callers turn one vCPU on at once, a single one wins the claim. It writes the
+//! entry point and publishes it as pending. The vCPU's own thread makes the last two steps.
 
 use stage2::sync::{AtomicU64, Ordering};
 

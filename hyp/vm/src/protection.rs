@@ -1,5 +1,5 @@
-//! How guests are protected from what CPUs speculate, as far as they may ask: SMCCC_ARCH_FEATURES about the workarounds
-//! that firmware has (Arm DEN0028, section 7), of which this hypervisor is the guest's.
+//! Reports to guests how they are protected from speculation: SMCCC_ARCH_FEATURES for the firmware workarounds (Arm DEN0028,
+//! section 7), with this hypervisor as the guest's firmware.
 
 use smccc::arch::{SMCCC_ARCH_WORKAROUND_1, SMCCC_ARCH_WORKAROUND_2, SMCCC_ARCH_WORKAROUND_3};
 

@@ -1,7 +1,7 @@
-//! PSCI 1.1 as a guest's vCPUs see it (Arm DEN0022F), and the numbers of the SMC Calling Convention (DEN0028).
+//! PSCI 1.1 for a guest's vCPUs (Arm DEN0022F), and the function numbers of the SMC Calling Convention (DEN0028).
 //!
-//! The calls that change power states act on the VM's switches; what the calling vCPU has to do itself is its reply's
-//! business. All vCPUs call at once, with any arguments.
+//! Calls that change power states act on the VM's switches; the reply says what the calling vCPU must do itself. All vCPUs call
+//! at once, with any arguments.
 
 use smccc::psci::error::{
     ALREADY_ON, INVALID_ADDRESS, INVALID_PARAMETERS, NOT_SUPPORTED, ON_PENDING,

@@ -1,4 +1,4 @@
-//! Hypercalls that aren't the run loop's own business: what `monitor` offers to guests in the vendor-specific range.
+//! Hypercalls outside the run loop: the vendor-specific services that the control plane and the workloads offer to guests.
 
 use crate::stop::StopReason;
 use crate::vm::VcpuId;

@@ -1,7 +1,7 @@
-//! What a vCPU asks of its VM's memory.
+//! A vCPU's interface to its VM's memory.
 //!
-//! `memory`'s address spaces implement it for the handle that each physical CPU has of them; tests by a script. Any number
-//! of vCPUs call at once.
+//! Implemented by the handle that each physical CPU has of `memory`'s address spaces; in tests by a script. Any number of vCPUs
+//! call at once.
 
 use memory::{
     Access, AddressSpace, BalloonError, Caches, CpuMemory, Fault, FaultKind, FaultOutcome, MmuLock,

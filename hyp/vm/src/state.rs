@@ -1,8 +1,7 @@
-//! What makes up a vCPU: every register that a guest can see and change, and that must survive a world switch.
+//! A vCPU's state: every register that a guest can see and change, and that must survive a world switch.
 //!
-//! Plain data. The world switch reads and writes it at offsets taken from these structs (`repr(C)`), so their layout is
-//! fixed; everything else uses the fields. A vCPU's state belongs to the thread that runs it; while it doesn't run, to whoever
-//! has its lock.
+//! Plain data. The world switch reads and writes it at offsets taken from these structs (`repr(C)`), so their layout is fixed;
+//! all other code uses the fields. A vCPU's state belongs to the thread that runs it, and otherwise to the holder of its lock.
 
 use crate::cpu::Syndrome;
 use crate::power::Start;

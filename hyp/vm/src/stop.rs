@@ -1,4 +1,4 @@
-//! Why a VM ended. It ends once: the first reason stays.
+//! The reason why a VM ended. A VM ends once: the first reason stays.
 
 use core::fmt;
 

@@ -1,7 +1,7 @@
-//! Exception syndromes: ESR_EL2 decoded once, and ESR_EL1 values for what a guest is made to take (Arm ARM D24.2.40).
+//! Exception syndromes: decodes ESR_EL2, and builds ESR_EL1 for exceptions that a guest is made to take (Arm ARM D24.2.40).
 //!
-//! Everything here comes from a guest's instruction, so every value is possible and none may be more than a wrong guess:
-//! pure functions that decode any 64 bits.
+//! The values come from a guest's instructions: any of them is possible, and none may do more harm than a wrong guess. Pure
+//! functions that decode any 64 bits.
 
 use memory::{Access, FaultKind};
 

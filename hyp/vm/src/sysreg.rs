@@ -1,7 +1,7 @@
-//! System registers that trap to EL2, and what a guest gets from them.
+//! System registers that trap to EL2, and their emulation.
 //!
-//! Three groups exist for a guest: the ID registers, filtered (`id`); registers that may be touched but do nothing here
-//! (debug, ACTLR_EL1, set/way maintenance); and the rest, which is undefined. Pure functions.
+//! There are three groups: the ID registers, filtered (`id`); registers that may be accessed without effect (debug, ACTLR_EL1,
+//! set/way maintenance); and all others, which are undefined. Pure functions.
 
 use core::fmt;
 

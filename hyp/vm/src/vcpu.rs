@@ -1,8 +1,8 @@
-//! A vCPU's thread: waits to be turned on, runs the guest, lets go of it while the VM is paused, until the VM ends.
+//! A vCPU's thread: waits to be turned on, runs the guest, releases the vCPU while the VM is paused, until the VM ends.
 //!
-//! One thread on one CPU runs a vCPU; it shares with the others only what [`Vm`] holds. The vCPU's registers are the
-//! thread's from the moment that it has their lock: whoever pauses the VM finds that lock held, or the thread looks at
-//! the pause once it has it.
+//! One thread on one CPU runs a vCPU; it shares with the others only what [`Vm`] holds. While it holds the vCPU's lock, the
+//! registers are the thread's. So whoever pauses the VM finds that lock held, or the thread sees the pause once it has the
+//! lock.
 
 mod calls;
 mod running;

@@ -1,8 +1,8 @@
-//! A virtual machine: its memory, its vCPUs' shared state, and whether it still runs.
+//! A virtual machine: its memory, the state that its vCPUs share, and its run state.
 //!
-//! Shared by the threads of all its vCPUs and whoever watches them. What the run loop looks at on each exit lies in a
-//! cache line that only turning vCPUs on and off, pauses and the end of the VM write; each vCPU's own lies in lines of its
-//! own.
+//! Shared by the threads of all its vCPUs and by whoever watches them. The words that the run loop reads on each exit lie in a
+//! cache line that is written only by power changes of vCPUs, pauses and the VM's end; each vCPU's own words lie in cache lines
+//! of its own.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;

@@ -1,4 +1,4 @@
-//! Hypercalls: the calling convention itself, PSCI, what a guest may ask of its memory, and the services.
+//! Hypercalls: the calling convention, PSCI, a guest's calls about its memory, and the services.
 
 use core::mem;
 

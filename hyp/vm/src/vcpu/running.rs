@@ -1,7 +1,7 @@
-//! A vCPU in its CPU: enters the guest, and handles its exits until it is to come out.
+//! Runs a vCPU on its CPU: enters the guest and handles its exits until it must leave.
 //!
-//! The path of a stage-2 fault is short and straight; everything else is kept out of its way. The vCPU's registers are locked
-//! all the while.
+//! The path of a stage-2 fault is short and straight; all other exits are kept out of its way. The vCPU's registers stay
+//! locked.
 
 use memory::{Access, Fault, FaultKind, FaultOutcome};
 use stage2::{Ipa, PAGE_SIZE};
