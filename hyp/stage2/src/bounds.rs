@@ -1,4 +1,4 @@
-//! The addresses that an operation takes, checked once where it begins. What is refused has changed nothing.
+//! Checks the address range of an operation once, at its start. A refused operation has changed nothing.
 
 use crate::address::{Ipa, IpaRange, Pa};
 use crate::layout::{Format, Layout};

@@ -1,7 +1,7 @@
-//! Entries that are broken together: one TLB invalidation serves them all.
+//! A batch of broken entries that share one TLB invalidation.
 //!
-//! They are held locked meanwhile, each by the exchange that took it, beside any other operation. Whoever holds a batch that
-//! isn't empty waits for nobody (rule 4).
+//! Each is held locked by the exchange that took it, beside any other operation. The holder of a non-empty batch waits for
+//! nobody (rule 4).
 
 use crate::address::{Ipa, IpaRange};
 use crate::entry::{Broken, Unflushed};

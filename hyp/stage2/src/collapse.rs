@@ -1,4 +1,4 @@
-//! Merging tables back into blocks.
+//! Collapses tables back into blocks.
 //!
 //! May run at any time beside faults, write protection, unmaps and splits.
 

@@ -1,7 +1,7 @@
 //! Stage-2 descriptors: every attribute bit is written out here and nowhere else.
 //!
-//! A 64-bit word is decoded once into a [`Descriptor`], together with the level and the format that it was read in; what
-//! isn't one of its variants can't be expressed. Source: Arm ARM D8.3, VMSAv8-64 stage-2 descriptors.
+//! A 64-bit word is decoded once into a [`Descriptor`], by the level and the format in which it was read; only its variants can
+//! be expressed. Source: Arm ARM D8.3, VMSAv8-64 stage-2 descriptors.
 
 mod attributes;
 

@@ -1,6 +1,6 @@
-//! A guest's stage-2 fault: the walk that makes an access possible.
+//! Handles a guest's stage-2 fault: walks to the entry and makes the access possible.
 //!
-//! Any number of faults run at once, on the same entry too, and beside every other operation.
+//! Any number of faults run at once, even on the same entry, beside every other operation.
 
 use crate::address::{Ipa, Level, Pa};
 use crate::contiguous::dissolve;

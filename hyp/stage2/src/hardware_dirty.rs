@@ -1,7 +1,7 @@
-//! Writes that hardware notes by itself (FEAT_HAFDBS, Arm ARM D8.5.2): leaves that are writable-clean become writable-dirty
-//! without any exit.
+//! Hardware dirty state (FEAT_HAFDBS, Arm ARM D8.5.2): a write turns a writable-clean leaf into a writable-dirty one without an
+//! exit.
 //!
-//! All may run at any time beside every other operation. What they owe the TLBs is invalidated before they return.
+//! All operations may run at any time beside every other. They complete the TLB invalidations they need before they return.
 
 use crate::address::{Ipa, IpaRange, Level};
 use crate::bounds::BadAddress;

@@ -1,7 +1,7 @@
-//! What a CPU's stage 2 can do, by its ID registers: which granules, which address sizes, which of the optional features.
+//! The stage-2 capabilities of a CPU, from its ID registers: granules, address sizes, optional features.
 //!
-//! Plain arithmetic on register values, tested on the host. FEAT_BBM is claimed only for CPUs that are known to raise no
-//! TLB conflict abort, as no stage-2 code could tell an abort that its own size change has caused from another one.
+//! Plain arithmetic on register values, tested on the host. FEAT_BBM is claimed only for CPUs that are known to raise no TLB
+//! conflict abort, as stage-2 code couldn't tell an abort caused by its own size change from another one.
 
 use crate::address::Granule;
 use crate::layout::{Atomics, Bbm, Features};

@@ -1,4 +1,4 @@
-//! Which leaves of a range an operation is to change.
+//! Selects the leaves of a range that an operation changes.
 
 use crate::address::{Ipa, Level};
 

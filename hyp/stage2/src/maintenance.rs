@@ -1,15 +1,15 @@
-//! TLB maintenance out of the architecture's instructions (Arm ARM D8.17).
+//! TLB maintenance sequences built from the architecture's instructions (Arm ARM D8.17).
 //!
-//! The sequences are here, so that they run on a model of the machine as well as on the machine; the instructions come
-//! in through [`Instructions`]. They act on the VMID in the issuing CPU's VTTBR_EL2, as wide as its VTCR_EL2 says that
-//! VMIDs are ([`RegimeRegisters`]). A vCPU's CPU has those of its VM; anybody else sets both for the duration and puts
-//! back what was there, so that no walk starts from a VM's tables when nobody vouches for them. An invalidation by IPA
-//! leaves entries that combine stage 1 and 2, so those of the whole VMID go after it, and not before its completion, as
-//! they could come back out of what it hasn't reached yet.
+//! The sequences are here, and the instructions come in through [`Instructions`], so that they run on a model of the machine
+//! too. They act on the VMID in the issuing CPU's VTTBR_EL2, as wide as its VTCR_EL2 says that VMIDs are ([`RegimeRegisters`]).
+//! A CPU that runs a vCPU has the values of its VM; any other sets both registers for the duration and then restores them, so
+//! that no walk starts from a VM's tables when nobody vouches for them. An invalidation by IPA leaves entries that combine
+//! stage 1 and 2. So those of the whole VMID are invalidated afterwards, once the first invalidation has completed: any
+//! earlier, they could be formed again from stage-2 entries not yet invalidated.
 //!
-//! The VM's VMID is read after the barrier that orders the change of its tables (rule 12): a CPU on which the VM gets
-//! another VMID meanwhile ([`VmidAllocator::activate`](crate::VmidAllocator::activate)) orders that store before its
-//! guest's first walk, so either it walks the changed tables, or its VMID is the one that is invalidated.
+//! The VM's VMID is read after the barrier that orders the change of its tables (rule 12). A CPU on which the VM gets another
+//! VMID meanwhile ([`VmidAllocator::activate`](crate::VmidAllocator::activate)) orders that store before its guest's first
+//! walk. So either it walks the changed tables, or its VMID is the one that is invalidated.
 
 use crate::address::{Ipa, IpaRange, Level};
 use crate::tlb::{Regime, Tlb};

@@ -1,6 +1,6 @@
-//! Mapping a range ahead of any fault.
+//! Maps a range before any fault.
 //!
-//! May run at any time beside every other operation. Fills only what is vacant: a fault that was first stays as it is.
+//! May run at any time beside every other operation. Fills only vacant entries: an entry that a fault has made stays.
 
 use crate::address::{Ipa, IpaRange, Level, Pa};
 use crate::bounds::BadAddress;

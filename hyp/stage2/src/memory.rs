@@ -1,4 +1,4 @@
-//! Where tables live, who works on them, and when their frames may be used again.
+//! Memory of tables: where they live, which CPU works on them, and when their frames may be reused.
 
 use crate::address::Pa;
 use crate::descriptor::Descriptor;

@@ -1,8 +1,8 @@
-//! Changes of leaves where they are: permissions and access flags (what hardware notes is in `hardware_dirty`). None of them needs a
-//! break (rule 3).
+//! Changes of leaves in place: permissions and access flags (dirty state is in `hardware_dirty`). None of them needs a break
+//! (rule 3).
 //!
-//! All may run at any time beside every other operation and each other. What they owe the TLBs is invalidated at the end
-//! of the range, before they return.
+//! All may run at any time beside every other operation and each other. They complete the TLB invalidations they need at the
+//! end of the range, before they return.
 
 use crate::address::{Ipa, IpaRange, Level, Pa};
 use crate::bounds::BadAddress;

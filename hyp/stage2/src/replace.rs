@@ -1,7 +1,7 @@
-//! Other memory behind pages that are mapped: a change of what backs a guest's memory, written straight into its tables.
+//! Replaces the memory behind mapped pages: a change of backing, written straight into the tables.
 //!
-//! Without it such a change takes an unmap and a fault of each guest that comes by. May run at any time beside faults and
-//! every other operation, itself included.
+//! The alternative is an unmap, and a fault for each guest that uses the page. May run at any time beside faults and every
+//! other operation, itself included.
 
 use crate::address::{Ipa, IpaRange, Level, Pa};
 use crate::bounds::BadAddress;

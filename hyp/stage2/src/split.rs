@@ -1,7 +1,7 @@
-//! Splitting blocks into tables, at a write fault or ahead of it.
+//! Splits blocks into tables, at a write fault or ahead of it.
 //!
-//! The subtree is built off-line, then linked with one break and one make (rule 6), or without a break where the CPUs
-//! spare it. May run at any time beside every other operation.
+//! The subtree is built off-line, then linked with one break and one make (rule 6), or without a break where the CPUs permit
+//! that. May run at any time beside every other operation.
 
 use crate::address::{Ipa, IpaRange, Level};
 use crate::bounds::BadAddress;

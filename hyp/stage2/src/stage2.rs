@@ -1,4 +1,4 @@
-//! One VM's stage-2 translation: its root, and what can be asked of it as a whole.
+//! One VM's stage-2 translation: its root, and queries about the whole of it.
 //!
 //! The operations on its tables are in modules of their own: faults, maps, changes of leaves, unmaps, splits, collapses,
 //! teardown. All take `&self` and may run on any CPU at any time.

@@ -1,9 +1,9 @@
-//! What the engine asks of the machine's TLBs.
+//! The engine's interface to the machine's TLBs.
 //!
-//! Every method returns only when the invalidation is complete for every CPU in its scope, and starts with the barrier
-//! that makes earlier table writes visible to the walkers (DSB ISHST; for local ones DSB NSHST), so a caller needs no
-//! barrier of its own. "Combined" entries are those that hold stage 1 and stage 2 together: an invalidation by IPA
-//! doesn't touch them (Arm ARM D8.17.5), so each method takes care of them too.
+//! Every method starts with the barrier that makes earlier table writes visible to the walkers (DSB ISHST; for local ones DSB
+//! NSHST), so a caller needs no barrier of its own, and returns only when the invalidation is complete for every CPU in its
+//! scope. "Combined" entries hold stage 1 and stage 2 together. An invalidation by IPA doesn't affect them (Arm ARM D8.17.5),
+//! so each method invalidates them too.
 
 use crate::address::{Granule, Ipa, IpaRange, Level, Vttbr};
 use crate::layout::{Bbm, Format};

@@ -1,4 +1,4 @@
-//! May a change of an entry skip the break? One pure function, which everything that changes entries goes by (rule 2).
+//! Decides whether a change of an entry may skip the break (rule 2): one pure function for every change.
 
 use crate::descriptor::{Descriptor, Leaf};
 use crate::layout::Bbm;

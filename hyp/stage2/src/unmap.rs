@@ -1,4 +1,4 @@
-//! Unmapping ranges, and giving up a whole tree.
+//! Unmaps ranges, and gives up a whole tree.
 //!
 //! An unmap may run at any time beside faults and every other operation.
 

@@ -1,4 +1,4 @@
-//! A VM's VMID: what tells its TLB entries from those of other VMs (VTTBR_EL2.VMID, 8 or 16 bits).
+//! A VM's VMID: tags its TLB entries, to tell them from other VMs' (VTTBR_EL2.VMID, 8 or 16 bits).
 
 use crate::address::Vmid;
 use crate::sync::{AtomicU64, Ordering};

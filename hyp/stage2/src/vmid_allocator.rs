@@ -1,11 +1,11 @@
-//! VMIDs, with rollover: which VM's entries are which in the TLBs (VTTBR_EL2.VMID, 8 or 16 bits).
+//! Allocates VMIDs, with rollover (VTTBR_EL2.VMID, 8 or 16 bits).
 //!
-//! There are more VMs over time than VMIDs. A VMID belongs to a generation; when all are used up, a new generation begins
-//! with an invalidation of every TLB entry of every VM. What a CPU is running then keeps its VMID into the new
-//! generation. The same scheme as Linux's ASID and KVM's VMID allocators.
+//! There are more VMs over time than VMIDs. A VMID belongs to a generation. When all are used up, a new generation begins with
+//! an invalidation of every TLB entry of every VM. A VM that a CPU is running then keeps its VMID in the new generation.
+//! Linux's ASID and KVM's VMID allocators use the same scheme.
 //!
-//! [`VmidAllocator::activate`] may be called by all CPUs at once. It takes a lock only where the VM has no VMID of the
-//! current generation, or a rollover has just happened; it isn't called on faults or exits, only when a vCPU starts on a CPU.
+//! All CPUs may call [`VmidAllocator::activate`] at once. It takes a lock only if the VM has no VMID of the current generation,
+//! or right after a rollover. It is called when a vCPU starts on a CPU, not on faults or exits.
 
 use crate::address::Vmid;
 use crate::tlb::Tlb;

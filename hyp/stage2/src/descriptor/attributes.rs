@@ -1,4 +1,4 @@
-//! What a mapping is beside its address, and the bits of a leaf that say so.
+//! The attributes of a mapping, apart from its address, and their bits in a leaf.
 
 use super::{
     ACCESSED, EXECUTE_SHIFT, FORCED_WRITE_BACK, HARDWARE_DIRTY, INNER_SHAREABLE, MAY_WRITE,
