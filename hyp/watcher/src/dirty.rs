@@ -1,4 +1,4 @@
-//! Writes that nobody has collected yet (rule 9).
+//! Writes that no harvest has collected yet (rule 9).
 
 use alloc::collections::BTreeMap;
 use core::ops::Range;

@@ -1,4 +1,4 @@
-//! Which tables walkers can be in: what links, and the invalidation of links, do to that.
+//! Tracks which tables walkers can be in, as tables are linked and links are invalidated.
 
 use crate::cpus::CpuSet;
 use crate::descriptor::{Decoded, decode};

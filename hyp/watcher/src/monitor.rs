@@ -1,4 +1,4 @@
-//! The monitor: what CPUs do to trees and TLBs comes in here, in the order in which it happens.
+//! The monitor: takes the events of CPUs on trees and TLBs, in the order in which they happen.
 
 use crate::geometry::Geometry;
 use crate::input::{Barrier, Tlbi};

@@ -1,4 +1,4 @@
-//! What a TLB maintenance instruction reaches: its operand, decoded (Arm ARM C5.5).
+//! Decodes the operand of a TLB maintenance instruction into its scope (Arm ARM C5.5).
 
 use crate::geometry::{Format, Geometry, Granule};
 use crate::input::Tlbi;

@@ -1,4 +1,4 @@
-//! What CPUs may do with a tree at a moment: the translations that its tables and their TLBs allow.
+//! The accesses that CPUs can make at a moment: the translations that a tree's tables and the CPUs' TLBs allow.
 
 use crate::conflict::{Claim, overlap};
 use crate::cpus::CpuSet;

@@ -1,7 +1,7 @@
-//! What a CPU's stage-2 walks and TLB maintenance go by: VTTBR_EL2 and VTCR_EL2 (Arm ARM D23.2.216, D23.2.217).
+//! The registers that select a CPU's stage-2 regime: VTTBR_EL2 and VTCR_EL2 (Arm ARM D23.2.216, D23.2.217).
 //!
-//! A register that was written takes effect with the next context synchronisation event. Until then an instruction may
-//! find either value, and of each register on its own (D8.2, synchronisation of System registers).
+//! A write to a register takes effect with the next context synchronisation event. Until then an instruction may use either
+//! value, of each register on its own (D8.2, synchronisation of System registers).
 
 use crate::geometry::{Format, Geometry, Granule};
 use alloc::vec::Vec;

@@ -1,5 +1,5 @@
-//! What the monitor knows beside the trees: what CPUs have loaded, issued and ordered, and who may hold what under which
-//! VMID. All of it is behind the monitor's lock.
+//! The monitor's state apart from the trees: what each CPU has loaded, issued and ordered, and which CPUs may hold entries of
+//! which VMID. All of it is behind the monitor's lock.
 
 use crate::cpus::CpuSet;
 use crate::dirty::Ledger;

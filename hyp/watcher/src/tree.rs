@@ -1,9 +1,9 @@
-//! One tree: its tables as walkers see them, and which CPUs' walkers can be in which of them.
+//! One tree: its tables as walkers see them, and for each table the CPUs whose walkers can be in it.
 //!
-//! A table is *placed* where an entry, in memory or in a TLB, leads to it: at a level and an IPA, for the CPUs that can
-//! follow that entry. Live tables are placed for every CPU. One that is unlinked stays placed for the CPUs that may still
-//! hold the old link, and whatever it holds meanwhile, they may walk to. What a placed table's entries hold is in the TLBs
-//! of those CPUs by that alone; what they held before is in [`Tlbs`](crate::tlbs::Tlbs).
+//! A table is *placed* where an entry, in memory or in a TLB, leads to it: at a level and an IPA, for the CPUs that can follow
+//! that entry. Live tables are placed for every CPU. An unlinked table stays placed for the CPUs that may still hold the old
+//! link; they may walk to anything it holds meanwhile. The entries of a placed table are in the TLBs of those CPUs by
+//! definition; their former values are in [`Tlbs`](crate::tlbs::Tlbs).
 
 use crate::conflict::{Claim, conflict};
 use crate::cpus::CpuSet;

@@ -1,4 +1,4 @@
-//! What the monitor reports.
+//! The violations that the monitor reports.
 
 use crate::conflict::Difference;
 use crate::cpus::CpuSet;
