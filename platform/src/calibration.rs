@@ -1,18 +1,18 @@
-//! From how many TLB invalidations on it is cheaper to drop the whole VMID.
+//! Calibrates the number of TLB invalidations from which it is cheaper to invalidate the whole VMID.
 //!
-//! An invalidation of `n` instructions costs `n * instruction + combined`: each instruction by IPA or by range, then dropping
-//! what combines stage 1 and 2, which goes in any case. Dropping the VMID costs `whole`, and what it takes to find
-//! again the translations of stage 2 that were still good: [`KEPT_TRANSLATIONS`] times `refill`, which every CPU that runs the
-//! VM pays by itself, all of them at the same time. Both cost the same at
+//! An invalidation of `n` instructions costs `n * instruction + combined`: each instruction by IPA or by range, then the
+//! invalidation of combined stage 1 and 2 entries, which is always needed. Invalidating the VMID costs `whole`, and then
+//! refills of the stage-2 translations that were still valid: [`KEPT_TRANSLATIONS`] times `refill`, paid by every CPU that runs
+//! the VM, by all at the same time. Both cost the same at
 //!
 //! ```text
 //! n = (whole + KEPT_TRANSLATIONS * refill - combined) / instruction
 //! ```
 //!
-//! The four costs are measured at boot, on the machine itself and with all of its CPUs up, as broadcasts have to reach
-//! them. What comes out is bounded: below by [`LEAST`], as a page or a few are what faults and splits invalidate, and above by
-//! [`MOST`], as instructions hold up other CPUs' memory accesses too, which one CPU's clock doesn't show. Plain arithmetic,
-//! tested on the host.
+//! The four costs are measured at boot, on the machine itself and with all of its CPUs up, as broadcasts have to reach them.
+//! The result is bounded below by [`LEAST`], as faults and splits invalidate one page or a few, and above by [`MOST`], as
+//! invalidations also delay other CPUs' memory accesses, which one CPU's clock doesn't show. Plain arithmetic, tested on the
+//! host.
 
 use core::fmt;
 

@@ -1,8 +1,8 @@
-//! The console, a PL011, and the log that goes to it.
+//! The console, a PL011, and the log that is printed on it.
 //!
-//! Whoever prints takes the lock for a whole line, so lines don't mix. CPUs get it in the order in which they asked: one
-//! whose guest prints without end delays another's line by one of its own, no more. Fatal reports use `emergency_line`, which takes no
-//! lock and silences everybody else. Waiting for room in the FIFO is bounded: a stuck UART loses output, nothing more.
+//! A CPU takes the lock for a whole line, so lines don't mix. CPUs get the lock in the order in which they asked, so a guest
+//! that prints without end delays another CPU's line by one of its own at most. Fatal reports use `emergency_line`, which takes
+//! no lock and silences all other CPUs. Waiting for room in the FIFO is bounded: a stuck UART only loses output.
 
 use crate::cpu::percpu::CpuId;
 use crate::discovery;

@@ -1,8 +1,8 @@
-//! What the machine consists of, read once from its device tree into plain values.
+//! Discovers the machine: reads its device tree once, into plain values.
 //!
-//! The tree is input from outside: [`Fdt::new`] checks its structure before anything is read, every number is checked here,
-//! and what contradicts itself is an error that names the node. Text of any length stays in the tree; what is copied has a
-//! bounded size. Runs once on the boot CPU; tested on the host.
+//! The tree is input from outside: [`Fdt::new`] checks its structure before anything is read, every number is checked here, and
+//! contradictions are errors that name the node. Text of any length stays in the tree; copied data has a bounded size. Runs
+//! once on the boot CPU; tested on the host.
 
 mod cpus;
 mod devices;

@@ -1,4 +1,4 @@
-//! What CPUs that come later need of the first one.
+//! The boot CPU's settings that secondary CPUs need.
 
 use core::sync::atomic::AtomicU64;
 

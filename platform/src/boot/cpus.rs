@@ -1,5 +1,5 @@
-//! Bringing up the other CPUs, by PSCI. Each comes up on the final tables, checks that it is like the boot CPU, and enters
-//! the function that it is given.
+//! Starts the secondary CPUs by PSCI. Each starts on the final tables, checks that it matches the boot CPU, and enters the
+//! function given to it.
 
 use crate::boot::context::BOOT_CONTEXT;
 use crate::cpu::caches;

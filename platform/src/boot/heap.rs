@@ -1,8 +1,9 @@
-//! EL2's heap: a buddy allocator behind a spin lock, first on memory within the image, then on what the memory plan gives it.
+//! EL2's heap: a buddy allocator behind a spin lock, first on memory within the image, then on the memory that the plan
+//! assigns.
 //!
-//! Any CPU may use it at any time, except in a fault's path, which takes no lock but for each 64th time that a CPU gives something
-//! up. When it is exhausted, what the hypervisor asks for is refused, and the epoch has a [reserve](Reserving); beyond that the
-//! Rust runtime's allocation error becomes a panic, and so a clear end.
+//! Any CPU may use it at any time, except in a fault's path, which takes no lock but for every 64th item that a CPU retires.
+//! When the heap is exhausted, the hypervisor's own requests are refused, and the epoch has a [reserve](Reserving). Beyond that
+//! the Rust runtime's allocation error becomes a panic, and so a clear end.
 
 use crate::discovery::plan::PlanError;
 use crate::range::PhysicalRange;

@@ -1,7 +1,7 @@
-//! What the CPU has beyond Armv8.0, probed once from the ID registers (Arm ARM D23.2) into one struct.
+//! The CPU's features beyond Armv8.0, probed once from the ID registers (Arm ARM D23.2) into one struct.
 //!
-//! Code asks this struct, never an ID register, and never a control register's read-back: VTCR_EL2 shows bits of features
-//! that Cortex-A53 and A72 lack. Decoding is plain arithmetic and tested on the host.
+//! Code asks this struct, never an ID register, and never a control register's read-back: VTCR_EL2 shows bits of features that
+//! Cortex-A53 and A72 lack. Decoding is plain arithmetic and tested on the host.
 
 use core::fmt;
 use stage2::{Atomics, Features, Granule, GranuleSupport};

@@ -1,7 +1,7 @@
-//! What each CPU has for itself: its number, its affinity, its stacks.
+//! Per-CPU data: number, affinity, stacks.
 //!
-//! TPIDR_EL2 points to the running CPU's [`PerCpu`]. The boot CPU's is static, the others' are made once, before those CPUs
-//! start, and never move. Other CPUs read only what is constant, or atomic.
+//! TPIDR_EL2 points to the running CPU's [`PerCpu`]. The boot CPU's is static; the others' are created once, before those CPUs
+//! start, and never move. Other CPUs read only constant or atomic fields.
 
 use crate::cpu::register::{read_register, write_register};
 use crate::discovery::Mpidr;

@@ -1,5 +1,5 @@
-//! What was loaded beside the hypervisor to be run as a guest: the nodes under /chosen that QEMU's `guest-loader` device
-//! and Xen-aware boot loaders write.
+//! Guest images that the boot loader has loaded: the nodes under /chosen that QEMU's `guest-loader` device and Xen-aware boot
+//! loaders write.
 
 use super::{DiscoveryError, short, text, value_of};
 use crate::range::PhysicalRange;

@@ -1,4 +1,4 @@
-//! Memory banks, and what is reserved in them.
+//! Memory banks and their reserved ranges.
 
 use super::tree::is_enabled;
 use super::{DiscoveryError, short};

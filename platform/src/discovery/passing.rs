@@ -1,9 +1,9 @@
-//! Devices that a guest may be given: what the tree says of one, and whether somebody else has its registers.
+//! Devices that can be assigned to a guest: a device's description in the tree, and whether its registers overlap others' use.
 //!
-//! Never given away, however little the hypervisor uses them, are interrupt controllers with all their parts (an ITS takes
-//! physical addresses of tables that it writes; a GICv2m frame raises anybody's interrupts) and IOMMUs, whose registers
-//! hold physical addresses too. They are found by the properties that their bindings demand, so that unknown models are
-//! found as well, and whether they are enabled or not: their registers are there.
+//! Interrupt controllers with all their parts are never assigned, however little the hypervisor uses them: an ITS takes
+//! physical addresses of tables that it writes; a GICv2m frame raises anybody's interrupts. Nor are IOMMUs, whose registers
+//! hold physical addresses too. They are recognised by the properties that their bindings demand, so that unknown models are
+//! found as well, and even if disabled, as their registers exist all the same.
 
 use super::devices::{GICV2, GICV3};
 use super::tree::{Place, is_enabled};

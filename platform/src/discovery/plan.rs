@@ -1,6 +1,6 @@
-//! Who gets which memory: what EL2 maps, where its heap and stacks are, what is left for guests.
+//! The memory plan: which memory EL2 maps, where its heap and stacks lie, and which memory is left for guests.
 //!
-//! Computed once, from values that come from outside, before anything is mapped; tested on the host.
+//! Computed once from values that come from outside, before anything is mapped; tested on the host.
 
 use crate::discovery::{GuestModule, Machine, short};
 use crate::range::{PAGE_SIZE, PhysicalRange, RangeSet};

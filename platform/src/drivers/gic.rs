@@ -1,10 +1,10 @@
-//! The interrupt controller, as far as the hypervisor itself needs it: one software-generated interrupt that kicks a CPU out of
-//! a guest or of waiting, and the timer's that ends waiting. All other interrupts are off.
+//! The interrupt controller, as far as the hypervisor itself needs it: one software-generated interrupt, which kicks a CPU out
+//! of a guest or a wait, and the timer's interrupt, which ends a wait. All other interrupts are off.
 //!
-//! The device tree says which GIC is in use: its registers are memory-mapped (GICv2) or system registers (GICv3). The CPU's
-//! ID register only says that system registers *may* be there: the model a64fx of QEMU has the ID field and undefined
-//! registers beside a GICv2. While memory-mapped registers work, ICC_SRE_EL2.SRE is 0, and ICC_* at EL1 is undefined
-//! (IHI 0069, 12.2.20). So system registers are touched in `v3` only.
+//! The device tree says which GIC is in use: its registers are memory-mapped (GICv2) or system registers (GICv3). The CPU's ID
+//! register only says that system registers *may* exist: QEMU's model a64fx has the ID field, but a GICv2 and undefined system
+//! registers. While memory-mapped registers are in use, ICC_SRE_EL2.SRE is 0, and ICC_* at EL1 is undefined (IHI 0069,
+//! 12.2.20). So only `v3` touches system registers.
 //!
 //! Interrupts are always masked at EL2, so a kick is never taken there: it ends a WFI, or a guest's run. Any CPU may kick any
 //! other at any time.

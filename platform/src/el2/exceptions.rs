@@ -1,5 +1,5 @@
-//! Exceptions taken at EL2. Those of guests go to the world switch; of all others only those of instructions that
-//! [`crate::cpu::recover`] names aren't fatal, and end in [`crate::el2::fatal`].
+//! Exceptions taken at EL2. A guest's exceptions go to the world switch. All others are fatal and end in [`crate::el2::fatal`],
+//! except for instructions listed in [`crate::cpu::recover`].
 
 use crate::cpu::percpu::PerCpu;
 use crate::cpu::speculation::OnExit;
