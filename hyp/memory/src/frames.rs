@@ -59,7 +59,7 @@ impl Pieces {
 /// How many VMs there can be at the same time.
 pub const MAX_VMS: usize = 16;
 
-/// A VM's number among those that exist at the same time.
+/// The number of a VM, unique among those that exist at the same time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct VmId(u8);
 
@@ -86,18 +86,18 @@ impl fmt::Display for VmId {
     }
 }
 
-/// Whose frames.
+/// The owner that frames are charged to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Owner {
     /// The hypervisor itself.
     Hypervisor,
     /// A VM.
     Vm(VmId),
-    /// No single VM: guest memory that several use, or may come to use.
+    /// No single VM: guest memory that several VMs use, or may come to use.
     Shared,
 }
 
-/// How many owners there can be at the same time.
+/// The greatest number of owners at the same time.
 pub(crate) const OWNERS: usize = MAX_VMS + 2;
 
 impl Owner {
@@ -118,7 +118,7 @@ impl Owner {
     }
 }
 
-/// What frames are for.
+/// The use of frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Purpose {
     /// Translation tables.
@@ -143,7 +143,7 @@ pub enum FrameSize {
 }
 
 impl FrameSize {
-    /// What one leaf of `level` maps; of level 0, which has no leaves, the largest there is.
+    /// The size of a leaf of `level`; for level 0, which has no leaves, the largest size.
     pub const fn of_level(level: Level) -> Self {
         match level {
             Level::L3 => Self::Page4K,

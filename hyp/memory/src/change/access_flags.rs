@@ -10,7 +10,7 @@ use crate::system::cpu::CpuMemory;
 use alloc::sync::Arc;
 use stage2::{IpaRange, Tlb};
 
-/// Looks at access flags, and clears them. What TLBs hold is invalidated for many pages at once, when it ends.
+/// Reads and clears access flags. TLBs are invalidated once for many pages, at the end.
 pub(crate) struct Ager<'c, T: Tlb> {
     cpu: &'c CpuMemory<T>,
     cleared: Option<(Arc<Space>, IpaRange)>,
@@ -21,8 +21,8 @@ impl<'c, T: Tlb> Ager<'c, T> {
         Self { cpu, cleared: None }
     }
 
-    /// Clears the access flags of all that maps a page, or the block that it begins. Accesses from when this ends on
-    /// set them.
+    /// Clears the access flags of all entries that map a page, or the block that begins with it. Accesses from the end of this
+    /// call on set them.
     pub(crate) fn age(&mut self, object: &Object, page: u64) {
         let cpu = self.cpu;
         Self::clear(cpu, object, page, |space, range| match &mut self.cleared {

@@ -11,8 +11,9 @@ use crossbeam_epoch::Guard;
 use stage2::{Ipa, IpaRange, Leaf, Level, PAGE_SIZE, Tlb};
 
 impl<L: MmuLock> AddressSpace<L> {
-    /// Unmaps all pages that a range touches. When this returns, no vCPU reaches by an old mapping what was behind it; those
-    /// that access it fault it in again. What isn't in the IPA space is mapped to nothing anyway. Writes that hardware has noted are told to the slots' dirty logs. vCPUs may be running.
+    /// Unmaps all pages that a range touches. When this returns, no vCPU reaches the pages through an old mapping; vCPUs that
+    /// access them fault. Parts outside of the IPA space are ignored, as nothing is mapped there. Dirty state that hardware
+    /// noted is passed to the slots' dirty logs. vCPUs may be running.
     pub fn invalidate<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, range: IpaRange) {
         let end = range.end.min(self.stage2().layout().all().end);
         let end = Ipa::new(end.get().next_multiple_of(PAGE_SIZE));
@@ -28,7 +29,7 @@ impl<L: MmuLock> AddressSpace<L> {
         });
     }
 
-    /// Unmaps a range of whole pages in steps, and shows `removed` each leaf that goes.
+    /// Unmaps a range of whole pages in steps, and calls `removed` for each removed leaf.
     pub(crate) fn vacate<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,

@@ -39,11 +39,11 @@ impl Words {
 pub(crate) struct DirtyLog {
     words: Vec<Word>,
     pages: u64,
-    /// What a word holds whose pages are all clean. A log that is initially set is kept the other way round, so that the
-    /// zeroed words it is made of say that all is dirty.
+    /// The value of a word whose pages are all clean. A log that is initially set is stored inverted, so that its zeroed words
+    /// mean that all pages are dirty.
     clean: u64,
     policy: LogPolicy,
-    /// What the policy makes of it, for the fault path.
+    /// Derived from the policy, for the fault path.
     largest_written: Level,
 }
 
@@ -59,7 +59,7 @@ impl DirtyLog {
         }
     }
 
-    /// Whether vCPUs report what they write in their rings.
+    /// Whether vCPUs report their writes in rings.
     #[inline]
     pub(crate) fn by_ring(&self) -> bool {
         self.policy.ring
@@ -79,14 +79,14 @@ impl DirtyLog {
 
     /// Marks those of `pages` that the slot has.
     ///
-    /// The caller made them writable before (rule 9). Release: pairs with the acquire of [`Self::take`], so a harvester
-    /// that sees the mark sees the writable entry.
+    /// The caller made them writable before (rule 9). Release: pairs with the acquire of [`Self::take`], so a harvester that
+    /// sees the mark sees the writable entry.
     pub(crate) fn mark(&self, pages: Range<u64>) {
         self.for_each_word(pages, |word, bits| self.set(&self.words[word].0, bits));
     }
 
-    /// Marks those of `pages`, wherever they begin and end, that the words from `first_word` on in `named` don't name.
-    /// What these have no bit for isn't named.
+    /// Marks those of `pages` that the bitmap `named`, which begins with the log's word `first_word`, doesn't name. `pages` may
+    /// extend beyond it on both sides; pages without a bit in it count as not named.
     #[cold]
     pub(crate) fn mark_unnamed(&self, pages: Range<u64>, first_word: usize, named: &[u64]) {
         self.for_each_word(pages, |word, bits| {
@@ -98,8 +98,8 @@ impl DirtyLog {
         });
     }
 
-    /// Calls `each` with every word that has some of these pages, as far as the slot has them, and with their bits in
-    /// it.
+    /// Calls `each` for every word that covers some of these pages, as far as the slot has them, with the word's index and
+    /// their bits.
     fn for_each_word(&self, pages: Range<u64>, mut each: impl FnMut(usize, u64)) {
         let end = pages.end.min(self.pages);
         let mut at = pages.start;
@@ -141,7 +141,7 @@ impl DirtyLog {
         }
     }
 
-    /// The bits of a word that stand for pages.
+    /// The bits of a word that belong to existing pages.
     fn of_pages(&self, word: usize) -> u64 {
         let rest = self.pages - word as u64 * PAGES_PER_WORD;
         u64::MAX >> PAGES_PER_WORD.saturating_sub(rest)
@@ -168,7 +168,7 @@ impl DirtyLog {
             .all(|word| self.dirty(word, Ordering::Relaxed) == self.of_pages(word))
     }
 
-    /// Takes the bits that are set in `wanted` out of the log and leaves there those that really were dirty.
+    /// Takes the bits that are set in `wanted` from the log, and leaves only the dirty ones set in `wanted`.
     pub(crate) fn take(&self, first_word: usize, wanted: &mut [u64]) {
         for (index, want) in wanted.iter_mut().enumerate() {
             *want &= self.of_pages(first_word + index);

@@ -12,13 +12,13 @@
 use crossbeam_epoch::{Collector, Guard, LocalHandle};
 use spin::Mutex;
 
-/// The participant that holds the epoch, once it is closed.
+/// The participant that holds the epoch once the gate is closed.
 #[derive(Debug, Default)]
 pub(crate) struct Gate(Mutex<Option<Held>>);
 
 #[derive(Debug)]
 struct Held {
-    /// Given up before the handle.
+    /// Dropped before the handle.
     guard: Guard,
     _handle: LocalHandle,
 }
@@ -28,7 +28,8 @@ struct Held {
 unsafe impl Send for Held {}
 
 impl Gate {
-    /// Holds the epoch from now on. To be called when all CPUs are registered: a later one would be looked at first.
+    /// Holds the epoch from now on. Call it when all CPUs are registered: a CPU registered later would be scanned before the
+    /// gate.
     pub(crate) fn close(&self, collector: &Collector) {
         let handle = collector.register();
         let guard = handle.pin();
@@ -38,7 +39,7 @@ impl Gate {
         });
     }
 
-    /// Lets the epoch advance by one, if all CPUs that are in it follow. Does nothing while another CPU is at it.
+    /// Lets the epoch advance by one, if all pinned CPUs follow. Does nothing while another CPU is doing it.
     pub(crate) fn step(&self) {
         if let Some(mut held) = self.0.try_lock()
             && let Some(held) = held.as_mut()

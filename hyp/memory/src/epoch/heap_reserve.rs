@@ -14,18 +14,18 @@ use core::ptr;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use spin::Mutex;
 
-/// What crossbeam-epoch asks for when it hands a bag over: 64 deferred functions of four words, their number, the epoch, a link.
+/// The layout of a bag in crossbeam-epoch: 64 deferred functions of four words, their number, the epoch, a link.
 pub const BAG: Layout = Layout::new::<[usize; 64 * 4 + 3]>();
 
-/// Bags that are put by for each CPU.
+/// Reserved bags for each CPU.
 pub const BAGS_PER_CPU: usize = 8;
 
-/// A heap with bags put by.
+/// A heap with a reserve of bags.
 #[derive(Debug)]
 pub struct Reserving<H> {
     heap: H,
     reserve: Mutex<Reserve>,
-    /// Bags that the reserve has given out. Changed under its lock.
+    /// Bags that the reserve has handed out. Changed under its lock.
     missing: AtomicUsize,
 }
 
@@ -38,7 +38,7 @@ unsafe impl Send for Reserve {}
 
 impl Reserve {
     /// # Safety
-    /// The block is as large as a bag, and nobody else's.
+    /// The block is as large as a bag, and nobody else uses it.
     unsafe fn put(&mut self, block: *mut u8) {
         // SAFETY: as the caller promises.
         unsafe { block.cast::<*mut u8>().write(self.0) };
@@ -57,7 +57,7 @@ impl Reserve {
 }
 
 impl<H> Reserving<H> {
-    /// Of this heap, with nothing put by.
+    /// A wrapper of this heap, with an empty reserve.
     pub const fn new(heap: H) -> Self {
         Self {
             heap,
@@ -71,7 +71,7 @@ impl<H> Reserving<H> {
         &self.heap
     }
 
-    /// Bags of the reserve that are in use at this moment, as the heap had none.
+    /// Bags of the reserve that are in use now, because the heap had none.
     pub fn missing(&self) -> usize {
         self.missing.load(Ordering::Relaxed)
     }
@@ -86,10 +86,10 @@ impl<H> Reserving<H> {
         block
     }
 
-    /// Puts a bag by that has come back, if one is missing.
+    /// Returns a freed bag to the reserve, if one is missing there; true if it was returned.
     ///
     /// # Safety
-    /// The block is as large as a bag, and nobody else's, if this is true.
+    /// If this returns true, the block is as large as a bag, and nobody else uses it.
     #[cold]
     unsafe fn put_back(&self, block: *mut u8) -> bool {
         let mut reserve = self.reserve.lock();
@@ -104,7 +104,7 @@ impl<H> Reserving<H> {
 }
 
 impl<H: GlobalAlloc> Reserving<H> {
-    /// Puts so many bags by, and returns how many of them there was heap for.
+    /// Adds up to `bags` bags to the reserve. Returns how many the heap had.
     pub fn put_by(&self, bags: usize) -> usize {
         for put in 0..bags {
             // SAFETY: a bag has a size.
