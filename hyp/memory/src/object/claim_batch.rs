@@ -19,7 +19,7 @@ pub(crate) struct Batch<'o> {
 }
 
 impl<'o> Batch<'o> {
-    /// None yet, of this object.
+    /// An empty batch for this object.
     pub(crate) fn new(object: &'o Object) -> Self {
         Self {
             object,
@@ -28,7 +28,7 @@ impl<'o> Batch<'o> {
         }
     }
 
-    /// Whose pages.
+    /// The object of the pages.
     pub(crate) fn object(&self) -> &'o Object {
         self.object
     }
@@ -43,8 +43,7 @@ impl<'o> Batch<'o> {
         self.taken == MOST
     }
 
-    /// Takes over the claim of a page of the object that comes after those it has. A batch that is full takes no more:
-    /// the claim is given up.
+    /// Adds the claim of a later page of the object. If the batch is full, the claim is ended instead.
     pub(crate) fn add(&mut self, claim: Claim<'o>) {
         debug_assert!(self.claims().all(|earlier| earlier.page() < claim.page()));
         debug_assert!(!self.is_full(), "there is no room for it");
@@ -59,7 +58,7 @@ impl<'o> Batch<'o> {
         self.claims.iter().flatten()
     }
 
-    /// The pages, as far as they are neighbours as one range: at most [`MOST`] ranges.
+    /// The pages as ranges of neighbours: at most [`MOST`] ranges.
     pub(crate) fn runs(&self) -> impl Iterator<Item = Range<u64>> + Clone {
         let mut pages = self.claims().map(Claim::page).peekable();
         core::iter::from_fn(move || {
@@ -72,7 +71,7 @@ impl<'o> Batch<'o> {
         })
     }
 
-    /// Hands out the claims, one after the other.
+    /// Returns the claims, one after the other.
     pub(crate) fn into_claims(self) -> impl Iterator<Item = Claim<'o>> {
         self.claims.into_iter().flatten()
     }

@@ -15,8 +15,8 @@ use crate::system::cpu::{Caches, CpuMemory};
 use stage2::{PAGE_SIZE, Pa, Tlb};
 
 impl<T: Tlb + Caches> Changer<'_, T> {
-    /// Takes pages with frames of their own from everybody who uses them. When this returns, what they hold can be
-    /// read, however it was written, and stays as it is while they are claimed.
+    /// Isolates pages that have frames of their own: unmaps them everywhere. When this returns, their contents can be read,
+    /// however they were written, and don't change while they are claimed.
     pub(crate) fn isolate(&self, batch: &Batch<'_>) {
         self.unmap_batch(batch);
         for claim in batch.claims() {
@@ -42,11 +42,11 @@ impl<T: Tlb + Caches> Changer<'_, T> {
 }
 
 impl<T: Tlb + Caches> CpuMemory<T> {
-    /// Puts a page away that is [isolated](Changer::isolate). The caller needs no stay in the epoch: nobody is kept
-    /// waiting while it is compressed but those who want this page.
+    /// Compresses an [isolated](Changer::isolate) page. The caller needs no epoch: only users of this page have to wait
+    /// meanwhile.
     ///
     /// # Errors
-    /// The page doesn't get smaller, or there is no room for it. The claim comes back.
+    /// The page isn't compressible, or there is no room for it. Returns the claim.
     pub(crate) fn put_away<'o>(&self, claim: Claim<'o>) -> Result<Backing, (Claim<'o>, Refused)> {
         let Backing::Owned(frame) = claim.backing() else {
             debug_assert!(false, "{claim:?} has no frame of its own");
@@ -76,7 +76,7 @@ impl<T: Tlb + Caches> CpuMemory<T> {
 }
 
 impl Object {
-    /// Gives a page that was put away a frame again.
+    /// Decompresses a page into a new frame.
     pub(crate) fn bring_back<T: Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -103,14 +103,14 @@ impl Object {
         Populated::Done
     }
 
-    /// Keeps another copy of what a page was put away as, for this object.
+    /// Stores another copy of a compressed page, for this object.
     pub(crate) fn keep_copy_of(&self, handle: Handle) -> Result<Handle, Refused> {
         let copy = self.system().store().copy(handle)?;
         self.pool().charge_compressed(self.account(), copy.bytes());
         Ok(copy)
     }
 
-    /// Forgets what a page of this object, claimed or in nobody's reach, was put away as.
+    /// Removes a page's compressed contents from the store. The page is claimed, or nobody can reach it.
     pub(crate) fn discard(&self, handle: Handle) {
         self.pool()
             .discharge_compressed(self.account(), handle.bytes());

@@ -10,11 +10,11 @@ use spin::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub trait MmuLock: Default + Send + Sync + 'static {
     /// The mode's name in options, result lines and records.
     const NAME: &'static str;
-    /// What a fault holds.
+    /// The guard of a fault.
     type Shared<'l>
     where
         Self: 'l;
-    /// What every other operation holds.
+    /// The guard of every other operation.
     type Exclusive<'l>
     where
         Self: 'l;
@@ -26,9 +26,9 @@ pub trait MmuLock: Default + Send + Sync + 'static {
     fn exclusive(&self) -> Self::Exclusive<'_>;
 }
 
-/// The exclusive side of some [`MmuLock`], for whoever changes tables of VMs that needn't be of one mode.
+/// The exclusive side of some [`MmuLock`], for changes of several VMs' tables, which may use different modes.
 pub(crate) trait Exclusion: Send + Sync {
-    /// Does `work` with the lock held as every operation but a fault holds it.
+    /// Runs `work` with the lock held exclusively, as every operation but a fault holds it.
     fn exclusively(&self, work: &mut dyn FnMut());
 }
 
@@ -53,7 +53,7 @@ impl MmuLock for Parallel {
     fn exclusive(&self) -> Self::Exclusive<'_> {}
 }
 
-/// Faults share a lock, the rest holds it alone: what Linux KVM/arm64 does since 6.2.
+/// Faults share a lock, all other operations hold it alone: as Linux KVM/arm64 does since 6.2.
 #[derive(Debug, Default)]
 pub struct RwLocked(RwLock<()>);
 

@@ -2,11 +2,11 @@
 
 use crate::system::reverse_map::ObjectId;
 
-/// A page of an object, or the end of one.
+/// A position: a page of an object, or its end.
 #[derive(Debug)]
 pub(crate) struct ScanCursor {
     pub(crate) object: ObjectId,
-    /// The page that is looked at next. Whoever has looked moves it on.
+    /// The next page. The scan advances it.
     pub(crate) page: u64,
 }
 

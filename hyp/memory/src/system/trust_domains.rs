@@ -14,17 +14,17 @@ use crate::frames::{MAX_VMS, Owner, VmId};
 use crate::system::reverse_map::ObjectId;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-/// Pages of one domain may be merged with each other.
+/// A trust domain: its pages may be merged with each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum TrustDomain {
     /// VMs that trust each other.
     Vms(u32),
-    /// What is no single VM's.
+    /// Memory that isn't charged to a single VM.
     Object(ObjectId),
 }
 
 impl TrustDomain {
-    /// Bits in which checksums of different domains differ, so that they seldom meet.
+    /// Bits that make the checksums of different domains differ, so that they seldom collide.
     pub(crate) fn bits(self) -> u32 {
         let (kind, number) = match self {
             Self::Vms(number) => (0, number),
@@ -34,7 +34,7 @@ impl TrustDomain {
     }
 }
 
-/// The domain of every VM. Changed where VMs come to be, read by the CPU that merges.
+/// The domain of every VM. Changed when VMs are created or joined, read by the CPU that merges.
 #[derive(Debug)]
 pub(crate) struct TrustDomains {
     of: [AtomicU32; MAX_VMS],
@@ -42,7 +42,7 @@ pub(crate) struct TrustDomains {
 }
 
 impl TrustDomains {
-    /// Nobody trusts anybody.
+    /// No VM trusts another.
     pub(crate) fn new() -> Self {
         Self {
             of: core::array::from_fn(|vm| AtomicU32::new(vm as u32)),
@@ -50,14 +50,14 @@ impl TrustDomains {
         }
     }
 
-    /// A VM that has just been made trusts nobody, whoever had its number before.
+    /// A new VM trusts nobody, whichever VM had its number before.
     pub(crate) fn begin(&self, vm: VmId) {
         let domain = self.next.fetch_add(1, Ordering::Relaxed);
         self.of[vm.number()].store(domain, Ordering::Relaxed);
     }
 
-    /// A VM trusts another one, and all that trust that, and no VM that it trusted before. Those that had joined it stay with
-    /// each other, without it.
+    /// Makes a VM trust another one, with all that trust that, and no VM that it trusted before. VMs that had joined it stay
+    /// together, without it.
     pub(crate) fn join(&self, vm: VmId, other: VmId) {
         let domain = self.number_of(other);
         self.of[vm.number()].store(domain, Ordering::Relaxed);
