@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-/// The most characters that are shown.
+/// The most characters shown.
 const MOST: usize = 48;
 
 /// Shows a piece of input in quotes, with everything that isn't printable escaped.

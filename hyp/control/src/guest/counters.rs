@@ -23,7 +23,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// A guest's counters now: the VM's exits, and what its CPUs and CPU 0 have counted.
+    /// A guest's current counters: the VM's exits, and the counters of its CPUs and of CPU 0.
     pub(super) fn of_guest<M: Machine, L>(
         host: &Host<'_, M>,
         vm: &Vm<AddressSpace<L>>,
@@ -33,7 +33,7 @@ impl Snapshot {
         Self::take(vm.exits(), own.chain(host.counters.first()))
     }
 
-    /// Reads the counters of these CPUs now.
+    /// Reads the current counters of these CPUs.
     fn take<'c>(exits: ExitCounts, cpus: impl IntoIterator<Item = &'c CpuCounters>) -> Self {
         let mut sums = Vec::new();
         for counters in cpus {
@@ -50,7 +50,7 @@ impl Snapshot {
         Self { exits, cpus: sums }
     }
 
-    /// What was counted since `earlier`, without what stayed.
+    /// The differences since `earlier`, without those that are 0.
     pub fn since(&self, earlier: &Self) -> CounterMap {
         let exits = self.exits.since(&earlier.exits);
         let exits = exits.iter().map(|(kind, count)| {

@@ -12,7 +12,7 @@ pub struct Host<'h, M: Machine> {
     pub machine: &'static M,
     /// The CPUs that run vCPUs.
     pub crew: &'static CpuPool<M>,
-    /// What each CPU counts.
+    /// Each CPU's counters.
     pub counters: &'static [CpuCounters],
     /// CPU 0's own.
     pub own: &'h OwnCpu<M>,
@@ -27,7 +27,7 @@ impl<M: Machine> Clone for Host<'_, M> {
 impl<M: Machine> Copy for Host<'_, M> {}
 
 impl<M: Machine> Host<'_, M> {
-    /// Checks that there is a CPU for every vCPU and for whatever else runs beside them.
+    /// Checks that there is a CPU for every vCPU and for all background work.
     pub fn check_cpus(&self, options: &Options) -> Result<(), RunError> {
         let cpus = self.machine.facts().cpus;
         let needed = options.busy_cpus().saturating_add(1);

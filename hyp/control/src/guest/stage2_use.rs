@@ -3,7 +3,7 @@
 use core::fmt;
 use stage2::{Bbm, Features};
 
-/// What of the architecture a VM's tables use, for people.
+/// The architecture features that a VM's tables use, as text for people.
 pub struct Stage2Use<'f>(pub &'f Features);
 
 impl fmt::Display for Stage2Use<'_> {
