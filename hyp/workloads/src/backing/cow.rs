@@ -13,7 +13,7 @@ use control::{GuestPlan, RunningGuest};
 use memory::MmuLock;
 use records::record::{CounterMap, Phase, PhaseName};
 
-/// What the original writes before and after the fork writes its own.
+/// The values that the parent writes before and after the fork's writes, and the fork's own.
 const BEFORE: u64 = 1;
 const OF_FORK: u64 = 2;
 const AFTER: u64 = 3;
@@ -33,7 +33,7 @@ impl<M: Machine> Run<'_, M> {
         done.map_err(|error| bench.explain(error))
     }
 
-    /// Has the original write its memory, and forks it by this plan.
+    /// Has the parent write its memory, and forks it by this plan.
     fn lead_original<L: MmuLock + 'static>(
         &self,
         guest: &RunningGuest<'_, M, L>,
@@ -58,7 +58,7 @@ impl<M: Machine> Run<'_, M> {
         Ok(())
     }
 
-    /// Has the fork and the original read and write.
+    /// Has the fork and the parent read and write.
     fn lead_fork<L: MmuLock + 'static>(
         &self,
         fork: &RunningGuest<'_, M, L>,

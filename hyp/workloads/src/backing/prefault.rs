@@ -14,13 +14,13 @@ use memory::{Access, MmuLock, NotPopulated, PrefaultError};
 use records::record::PhaseName;
 use spin::Once;
 
-/// Pages that a worker populates before it looks whether it is to stop.
+/// Pages that a worker populates between two checks whether to stop.
 const AT_ONCE: u64 = 256;
-/// What the vCPUs write first, and when they have had their memory populated themselves.
+/// The value that the vCPUs write first, and the one after they have populated their memory themselves.
 const FIRST: u64 = 1;
 const SECOND: u64 = 2;
 
-/// How far the workers have come, and how their work ended.
+/// The workers' progress and results.
 #[derive(Default)]
 struct Ended {
     pages: AtomicU64,

@@ -16,7 +16,7 @@ impl LowRings {
         Self((0..words).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// A vCPU's ring is to be harvested.
+    /// Notes that a vCPU's ring needs a harvest.
     pub fn note(&self, vcpu: usize) {
         if let Some(word) = self.0.get(vcpu / u64::BITS as usize) {
             // Release: what is in the ring comes before.
@@ -24,7 +24,7 @@ impl LowRings {
         }
     }
 
-    /// Takes those that were noted, and calls `each` with them.
+    /// Takes the noted vCPUs, and calls `each` for them.
     pub fn take(&self, mut each: impl FnMut(usize)) {
         for (index, word) in self.0.iter().enumerate() {
             if word.load(Ordering::Relaxed) == 0 {

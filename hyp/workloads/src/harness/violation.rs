@@ -3,12 +3,12 @@
 use core::fmt;
 use vm::VcpuId;
 
-/// How the guest broke the rules.
+/// A guest's violation of the rules.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum GuestViolation {
     /// Its journals are too small, or don't lie in its RAM.
     BadJournals {
-        /// Where they are.
+        /// Their address.
         start: u64,
         /// The size of one.
         bytes_per_vcpu: u64,

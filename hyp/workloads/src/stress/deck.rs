@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use fastrand::Rng;
 
-/// Cards that are dealt in random order, each one once before any is dealt again: a short run does everything, too.
+/// Cards that are dealt in random order, each one once before any is dealt again, so that even a short run does everything.
 #[derive(Debug)]
 pub(super) struct Deck<C> {
     cards: Vec<C>,
@@ -14,7 +14,7 @@ pub(super) struct Deck<C> {
 }
 
 impl<C: Copy> Deck<C> {
-    /// A deck of so many of each card.
+    /// A deck with the given number of each card.
     pub(super) fn of(counts: &[(C, usize)]) -> Self {
         let same = |&(card, count): &(C, usize)| core::iter::repeat_n(card, count);
         Self {
@@ -24,7 +24,7 @@ impl<C: Copy> Deck<C> {
         }
     }
 
-    /// The next card. The deck has some.
+    /// The next card. The deck isn't empty.
     pub(super) fn deal(&mut self, random: &mut Rng) -> C {
         let pick = random.usize(self.dealt..self.cards.len());
         self.cards.swap(self.dealt, pick);
