@@ -5,8 +5,7 @@
 
 use crate::sysreg::{DEBUG_POINTS, SystemRegister};
 
-/// A field of an ID register that a guest sees: its lowest bit, and the most that is let through. Fields are unsigned unless
-/// noted.
+/// A field of an ID register that a guest sees: its lowest bit, and the largest value shown. Fields are unsigned unless noted.
 #[derive(Clone, Copy)]
 enum Field {
     /// The CPU's value, but no more than this.
@@ -119,8 +118,8 @@ const ID_AA64MMFR2: &[Field] = &[
 const TGRAN4: u32 = 28;
 const FIELD: u64 = 0xf;
 
-/// What a guest whose physical address space has `ipa_bits` bits reads from ID register `register`, where the CPU's own
-/// register holds `own`.
+/// The guest's view of ID register `register`, with `ipa_bits` bits of guest physical address space and the CPU's own value
+/// `own`.
 pub fn guest_view(register: SystemRegister, own: u64, ipa_bits: u32) -> u64 {
     match register.fields() {
         (3, 0, 0, 4, 0) => select(ID_AA64PFR0, own),

@@ -16,25 +16,25 @@ use crate::vm::VcpuId;
 const ENDED: u64 = 1;
 /// The VM lacks memory.
 const STARVED: u64 = 2;
-/// One hold; above are the others.
+/// One pause; further ones are counted in the bits above.
 const HOLD: u64 = 4;
 
-/// A VM's life.
+/// The run state of a VM.
 #[derive(Debug, Default)]
 pub(crate) struct Life {
     /// 0 while vCPUs may run.
     word: AtomicU64,
     end: Once<StopReason>,
-    /// What the VM lacks, while it is [`STARVED`]. Taken only when memory has run out, and by whoever looks for that.
+    /// The missing memory, while the VM is [`STARVED`]. Locked only when memory has run out, and by whoever checks for that.
     starvation: Mutex<Option<Starvation>>,
 }
 
-/// A VM is paused because no frame was left for a vCPU's access. The vCPU tries again when the VM goes on.
+/// A VM is paused because no frame was left for a vCPU's access. The vCPU tries again when the VM resumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Starvation {
-    /// Whose access.
+    /// The vCPU.
     pub vcpu: VcpuId,
-    /// Where.
+    /// The address.
     pub ipa: Ipa,
 }
 
@@ -55,7 +55,7 @@ impl From<Starvation> for StopReason {
 }
 
 impl Life {
-    /// Whether vCPUs may run. Acquire: what was done to them while they were paused is visible.
+    /// Whether vCPUs may run. Acquire: changes made to them during a pause are visible.
     #[inline]
     pub(crate) fn runs(&self) -> bool {
         self.word.load(Ordering::Acquire) == 0
@@ -73,7 +73,7 @@ impl Life {
         self.word.fetch_or(ENDED, Ordering::SeqCst);
     }
 
-    /// Why it has ended, if it has.
+    /// The reason of its end, if it has ended.
     pub(crate) fn reason(&self) -> Option<StopReason> {
         self.end.get().copied()
     }
@@ -83,24 +83,24 @@ impl Life {
         self.word.fetch_add(HOLD, Ordering::SeqCst);
     }
 
-    /// Takes back one [`Self::hold`]. Whether vCPUs may run now.
+    /// Releases one [`Self::hold`]. Returns whether vCPUs may run now.
     pub(crate) fn release(&self) -> bool {
         self.word.fetch_sub(HOLD, Ordering::SeqCst) == HOLD
     }
 
-    /// Pauses it because of what it lacks; the first one's lack is the one that is told.
+    /// Pauses it for lack of memory; the first reported lack stays.
     pub(crate) fn starve(&self, starvation: Starvation) {
         let mut told = self.starvation.lock();
         told.get_or_insert(starvation);
         self.word.fetch_or(STARVED, Ordering::SeqCst);
     }
 
-    /// What it lacks.
+    /// The missing memory.
     pub(crate) fn starvation(&self) -> Option<Starvation> {
         *self.starvation.lock()
     }
 
-    /// It lacks nothing any more. Whether vCPUs may run now, and couldn't before.
+    /// Ends the lack of memory. Returns whether vCPUs may run now, and couldn't before.
     pub(crate) fn feed(&self) -> bool {
         let mut told = self.starvation.lock();
         *told = None;

@@ -19,8 +19,8 @@ use crate::glance::{Glance, Seen};
 use crate::state::VcpuState;
 use crate::vm::{VcpuId, VcpuShared, Vm};
 
-/// A hold on a VM: its vCPUs don't run. Dropping it lets them go on, unless somebody else holds the VM too, or it lacks
-/// memory, or has ended.
+/// A pause of a VM: its vCPUs don't run. Dropping it resumes them, unless somebody else pauses the VM too, or it lacks memory,
+/// or has ended.
 #[must_use = "dropping it lets the VM go on"]
 pub struct Pause<'v, S, K: FnMut(CpuId)> {
     vm: &'v Vm<S>,
@@ -28,11 +28,11 @@ pub struct Pause<'v, S, K: FnMut(CpuId)> {
 }
 
 impl<S> Vm<S> {
-    /// Pauses the VM. Calls `kick` for each CPU that runs one of its vCPUs, now and when the VM goes on. vCPUs come out of
-    /// the guest soon, but not at once: [`Pause::is_complete`]. Each of their threads tells
-    /// [`Service::parked`](crate::Service::parked) when it has.
+    /// Pauses the VM. Calls `kick` for each CPU that runs one of its vCPUs, now and when the VM resumes. vCPUs leave the guest
+    /// soon, but not at once: [`Pause::is_complete`]. Each of their threads reports this by
+    /// [`Service::parked`](crate::Service::parked).
     ///
-    /// While it lasts the guest's virtual counter goes on, as it does while vCPUs wait for any other reason.
+    /// The guest's virtual counter continues during the pause, as it does whenever vCPUs wait.
     pub fn pause<K: FnMut(CpuId)>(&self, mut kick: K) -> Pause<'_, S, K> {
         self.life().hold();
         self.kick_all(&mut kick);
@@ -46,19 +46,19 @@ impl<S, K: FnMut(CpuId)> Pause<'_, S, K> {
         self.vm
     }
 
-    /// Whether all vCPUs are out of the guest and of all that serves it. True once means true until the end of the pause.
+    /// Whether all vCPUs have left the guest and all handlers. Once true, it stays true until the end of the pause.
     pub fn is_complete(&self) -> bool {
         let mut vcpus = self.vm.vcpus();
         vcpus.all(|vcpu| self.vm.shared(vcpu).context.try_lock().is_some())
     }
 
-    /// A vCPU's registers, and its own for as long as the pause lasts. Waits until the vCPU is out. Panics if there is no
-    /// such vCPU.
+    /// A vCPU's registers, for inspection during the pause. Waits until the vCPU has left the guest. Panics if there is no such
+    /// vCPU.
     pub fn state(&self, vcpu: VcpuId) -> VcpuState {
         self.vm.shared(vcpu).context.lock().state.clone()
     }
 
-    /// What a vCPU is doing, as far as it can be seen now. Panics if there is no such vCPU.
+    /// A snapshot of a vCPU, as far as it is visible now. Panics if there is no such vCPU.
     pub fn glance(&self, vcpu: VcpuId) -> Glance {
         let shared = self.vm.shared(vcpu);
         let context = shared.context.try_lock();
@@ -77,13 +77,13 @@ impl<S, K: FnMut(CpuId)> Pause<'_, S, K> {
         }
     }
 
-    /// A VM like this one, whose memory is `space`: its vCPUs, as soon as threads run them, go on where this one's are
-    /// paused, with the same registers, virtual counter and power states. A vCPU that waits for the answer to a service
-    /// call asks its own VM's service for it ([`Service::poll`](crate::Service::poll)). Counters begin at 0. Waits until
-    /// all vCPUs are out. Nobody may turn vCPUs on from outside meanwhile.
+    /// A fork of this VM with the memory `space`: its vCPUs start from this VM's vCPU state once threads run them, with the
+    /// same registers, virtual counter and power states. A vCPU that waits for the answer to a service call asks its own VM's
+    /// service for it ([`Service::poll`](crate::Service::poll)). Counters begin at 0. Waits until all vCPUs have left the
+    /// guest. Nobody may turn vCPUs on from outside meanwhile.
     ///
     /// # Errors
-    /// There is not enough memory for the vCPUs. The space comes back.
+    /// There is not enough memory for the vCPUs. Returns the space.
     pub fn fork<T>(&self, space: T) -> Result<Vm<T>, T> {
         let mut vcpus = Vec::new();
         if vcpus.try_reserve_exact(self.vm.vcpus().count()).is_err() {

@@ -18,23 +18,23 @@ pub struct PowerSwitch {
     context: AtomicU64,
 }
 
-/// Where a vCPU starts when it is turned on.
+/// The start of a vCPU that is turned on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Start {
     /// The IPA of its first instruction.
     pub entry: u64,
-    /// What x0 holds.
+    /// The value of x0.
     pub context: u64,
 }
 
-/// A vCPU as AFFINITY_INFO tells of it.
+/// A vCPU's power state, as AFFINITY_INFO reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PowerState {
     /// It runs.
     On,
     /// It doesn't.
     Off,
-    /// Somebody has turned it on, and it will start soon.
+    /// It was turned on, and will start soon.
     OnPending,
 }
 
@@ -48,8 +48,8 @@ impl PowerSwitch {
         }
     }
 
-    /// The switch of a vCPU that is what this one is. Nobody turns this one on meanwhile; the other's own thread is to start
-    /// it, or to go on with it.
+    /// A switch in the same state, for a fork's vCPU. Nobody turns this one on meanwhile; the fork's own thread starts or
+    /// continues its vCPU.
     pub(crate) fn fork(&self) -> Self {
         Self {
             // Acquire: pairs with what publishes PENDING, for where to start.
@@ -59,7 +59,7 @@ impl PowerSwitch {
         }
     }
 
-    /// Turns the vCPU on, to start at `start`; or tells what it is if it isn't off.
+    /// Turns the vCPU on, to start at `start`. If it isn't off, returns its state.
     pub fn turn_on(&self, start: Start) -> Result<(), PowerState> {
         // Acquire: the writes below come after what the last turn_off has published.
         if self
@@ -80,7 +80,7 @@ impl PowerSwitch {
         Ok(())
     }
 
-    /// Where to start, if somebody has turned the vCPU on; it is on from here. For the vCPU's own thread.
+    /// The start, if the vCPU was turned on; from here on it is on. For the vCPU's own thread.
     pub fn take_start(&self) -> Option<Start> {
         if self.state.load(Ordering::SeqCst) != PENDING {
             return None;
@@ -93,12 +93,12 @@ impl PowerSwitch {
         Some(start)
     }
 
-    /// The vCPU is off from here. For the vCPU's own thread, when it is on.
+    /// Turns the vCPU off. For its own thread, while it is on.
     pub fn turn_off(&self) {
         self.state.store(OFF, Ordering::Release);
     }
 
-    /// What the vCPU is.
+    /// The vCPU's power state.
     pub fn state(&self) -> PowerState {
         match self.state.load(Ordering::Acquire) {
             OFF => PowerState::Off,

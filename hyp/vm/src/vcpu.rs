@@ -23,7 +23,7 @@ pub struct Vcpu {
     id: VcpuId,
 }
 
-/// All that the thread of a vCPU works with.
+/// The context of a vCPU's thread.
 struct Thread<'t, S, C, K, V: ?Sized> {
     id: VcpuId,
     vm: &'t Vm<S>,
@@ -79,7 +79,7 @@ where
         }
     }
 
-    /// Runs the guest until the vCPU goes off or the VM doesn't run, if the vCPU is on.
+    /// Runs the guest, if the vCPU is on, until the vCPU is turned off or the VM stops running.
     fn run_or_sleep(&mut self) {
         let vm = self.vm;
         let shared = vm.shared(self.id);
@@ -106,7 +106,7 @@ where
         .run();
     }
 
-    /// Waits for the end of a pause, without the vCPU.
+    /// Waits for the end of a pause, with the vCPU released.
     fn park(&mut self) {
         self.service.parked(self.id);
         while !self.vm.runs() && !self.vm.has_ended() {
@@ -115,7 +115,7 @@ where
     }
 }
 
-/// Sleeps until this CPU is kicked. The caller looks at what it waits for before and after.
+/// Sleeps until this CPU is kicked. The caller checks its condition before and after.
 fn sleep<S: GuestMemory<C>, C, K: Cpu>(vm: &Vm<S>, cpu: &mut K, memory: &C) {
     vm.space.idle(memory);
     cpu.wait_for_interrupt();
