@@ -30,8 +30,8 @@ impl Members<'_> {
     }
 }
 
-/// Takes apart the group that the context's leaf is in. On return none of its leaves has the contiguous bit, and no TLB
-/// an entry for more than one of them; or another CPU was in the way, as the step says.
+/// Takes apart the group of the context's leaf. On return none of its leaves has the contiguous bit, and no TLB has an entry
+/// for more than one of them; or another CPU interfered, as the returned step says.
 #[cold]
 pub(crate) fn dissolve<'w, M: TableMemory, T: Tlb, E: Epoch>(
     worker: &Worker<'w, M, T, E>,

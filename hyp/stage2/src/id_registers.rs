@@ -6,7 +6,7 @@
 use crate::address::Granule;
 use crate::layout::{Atomics, Bbm, Features};
 
-/// The ID registers that say what stage 2 can do, as a CPU has them. Where CPUs differ, each field has to be the least of all.
+/// A CPU's ID registers about stage 2. If CPUs differ, each field must be the least of all.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct IdRegisters {
     /// MIDR_EL1: the CPU's model.
@@ -68,13 +68,14 @@ impl IdRegisters {
         granules(self.aa64mmfr0)
     }
 
-    /// Whether the CPU promises never to raise a TLB conflict abort at a size change: by its FEAT_BBM level, or known by name.
+    /// Whether the CPU is guaranteed never to raise a TLB conflict abort at a size change: by its FEAT_BBM level, or known by
+    /// name.
     pub const fn never_conflicts(&self) -> bool {
         never_conflicts(self.midr, self.bbm())
     }
 
-    /// All that stage 2 can use with pages of this size, with the largest guest address space; or `None` without such pages.
-    /// [`Features::atomics`] is left to whoever knows all CPUs.
+    /// All stage-2 features with pages of this size, with the largest guest address space; or `None` without such pages.
+    /// [`Features::atomics`] is left to a caller that knows all CPUs.
     pub const fn features(&self, granule: Granule) -> Option<Features> {
         let support = self.granules()[granule as usize];
         if matches!(support, GranuleSupport::Missing) {

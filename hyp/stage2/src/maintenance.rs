@@ -81,8 +81,8 @@ pub trait Instructions {
     fn set_vtcr(&self, value: u64);
 }
 
-/// The registers that a CPU's stage-2 walks and TLB maintenance go by. They change hands together (rule 12): the VMID
-/// is in one, how many of its bits count, and how operands are read, is in the other.
+/// The registers that select a CPU's stage-2 regime, for walks and TLB maintenance. They change together (rule 12): one holds
+/// the VMID, the other its width and the format of operands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RegimeRegisters {
     /// VTTBR_EL2: root table and VMID.
@@ -92,13 +92,13 @@ pub struct RegimeRegisters {
 }
 
 impl RegimeRegisters {
-    /// A CPU's that has had no VM's yet: nothing but VTCR_EL2's RES1 bit.
+    /// A CPU's values before its first VM: only VTCR_EL2's RES1 bit.
     pub const NONE: Self = Self {
         vttbr: 0,
         vtcr: 1 << 31,
     };
 
-    /// Puts them into the CPU. On return they are in effect.
+    /// Loads them into the CPU. On return they are in effect.
     #[inline]
     pub fn load(self, cpu: &impl Instructions) {
         cpu.set_vtcr(self.vtcr);
@@ -106,7 +106,7 @@ impl RegimeRegisters {
         cpu.barrier(Barrier::Isb);
     }
 
-    /// What the CPU has.
+    /// The CPU's current values.
     #[inline]
     pub fn of(cpu: &impl Instructions) -> Self {
         Self {
@@ -116,15 +116,15 @@ impl RegimeRegisters {
     }
 }
 
-/// What of the TLB instructions to use.
+/// Which TLB instructions to use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TlbPolicy {
     /// FEAT_TLBIRANGE: there are instructions by range.
     pub range: bool,
     /// FEAT_TTL: operands may carry a level.
     pub level_hint: bool,
-    /// Most instructions that one invalidation is made of. Beyond, dropping the whole VMID is cheaper: its combined
-    /// entries go anyway.
+    /// The most instructions of one invalidation. With more, invalidating the whole VMID is cheaper: its combined entries are
+    /// invalidated anyway.
     pub most_instructions: u32,
 }
 

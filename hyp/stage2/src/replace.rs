@@ -15,10 +15,10 @@ use crate::tlb::Tlb;
 use crate::walk::{Step, VisitContext, lost};
 use core::ops::AddAssign;
 
-/// What a replacement met.
+/// The result of a replacement.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Replaced {
-    /// Pages that are mapped to something else now.
+    /// Pages that were mapped to other memory.
     pub pages: u64,
     /// Blocks, which were left alone: they have to be split first.
     pub blocks: u64,

@@ -67,7 +67,7 @@ impl Around {
     }
 }
 
-/// What a split did.
+/// The result of a split.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Split {
     /// All below this address is split; the end of the range if all of it is.
@@ -85,12 +85,12 @@ pub enum SplitStopped {
     BadAddress(BadAddress),
 }
 
-/// A split that ended early. What it did until then stays, and all else is as it was.
+/// A split that ended early. Its work until then stays, and all else is unchanged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SplitFailed {
     /// How far it came.
     pub split: Split,
-    /// What was in the way.
+    /// The obstacle.
     pub reason: SplitStopped,
 }
 

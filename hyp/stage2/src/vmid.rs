@@ -29,7 +29,7 @@ pub struct VmidHolder {
 }
 
 impl VmidHolder {
-    /// A VM without a VMID. It shows VMID 0, which an allocator never gives out, so it shares TLB entries with nobody.
+    /// A VM without a VMID. It reports VMID 0, which an allocator never gives out, so it shares TLB entries with nobody.
     pub fn new() -> Self {
         Self {
             value: AtomicU64::new(0),

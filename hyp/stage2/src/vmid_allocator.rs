@@ -45,7 +45,7 @@ impl fmt::Display for TooFewVmids {
 
 impl core::error::Error for TooFewVmids {}
 
-/// Gives VMIDs to VMs.
+/// Allocates VMIDs to VMs.
 #[derive(Debug)]
 pub struct VmidAllocator {
     generation: AtomicU64,
