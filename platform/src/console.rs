@@ -95,7 +95,7 @@ pub fn write_line(line: fmt::Arguments<'_>) {
     }
 }
 
-/// Prints a line after which nobody prints any more, and waits until all has left the UART.
+/// Prints the last line: nobody prints afterwards. Waits until the UART has sent everything.
 pub(crate) fn write_last_line(line: fmt::Arguments<'_>) {
     if let Some(port) = CONSOLE.lock().as_mut() {
         let _ = writeln!(port, "{line}");
@@ -104,7 +104,7 @@ pub(crate) fn write_last_line(line: fmt::Arguments<'_>) {
     }
 }
 
-/// Stops everybody else from printing. False if another CPU has done so before.
+/// Silences all other CPUs. False if another CPU has done so before.
 pub(crate) fn silence_others() -> bool {
     !SILENCED.swap(true, Ordering::Relaxed)
 }

@@ -21,7 +21,7 @@ const INNER_SHAREABLE: u64 = 0b11 << 8;
 const AP1_RES1: u64 = 1 << 6;
 const EXECUTE_NEVER: u64 = 1 << 54;
 
-/// What a mapping is of.
+/// The kind of a mapping.
 #[derive(Clone, Copy)]
 pub enum Kind {
     /// The image, the tree.

@@ -14,12 +14,11 @@ use core::arch::asm;
 /// PAR_EL1.F: the translation failed (Arm ARM D24.2.130).
 pub const PAR_FAILED: u64 = 1;
 
-/// Translates `va` by the stage 1 of the guest that is loaded, for a read at EL1 (AT S1E1R). The result is in PAR_EL1
-/// after it.
+/// Translates `va` by the loaded guest's stage 1, for a read at EL1 (AT S1E1R). The result is in PAR_EL1 afterwards.
 ///
-/// The walk reads what the guest says its tables are. A stage-2 fault on the way is a result like any other; but an
-/// external abort, as of tables in a device's registers, is an exception (Arm ARM D8.2.12): the result is a failure
-/// then.
+/// The walk reads the guest's own tables, wherever they are. A stage-2 fault on the way is a result like any other; but an
+/// external abort, for instance for tables in a device's registers, is an exception (Arm ARM D8.2.12): the result is then a
+/// failure.
 #[inline(always)]
 pub fn translate_read(va: u64) {
     // SAFETY: all that it changes is PAR_EL1, which is the guest's, and access flags in the guest's memory. What the

@@ -17,7 +17,7 @@ use crate::cpu::features::IdRegisters;
 use core::fmt;
 use vm::{Protection, Protections};
 
-/// What firmware answers to SMCCC_ARCH_FEATURES about a workaround, on the CPU that asks (Arm DEN0028, section 7).
+/// Firmware's answer to SMCCC_ARCH_FEATURES about a workaround, on the asking CPU (Arm DEN0028, section 7).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Workaround {
     /// It isn't there, and mustn't be called.
@@ -40,7 +40,7 @@ pub struct Firmware {
     pub branch_history: Workaround,
 }
 
-/// What every exit from a guest begins with.
+/// The mitigation at the start of every exit from a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OnExit {
     /// Nothing is needed, or nothing would help.
@@ -70,12 +70,12 @@ impl fmt::Display for OnExit {
     }
 }
 
-/// What was decided for a CPU.
+/// The decision for a CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Decision {
-    /// What is done.
+    /// The mitigation.
     pub on_exit: OnExit,
-    /// How guests are protected then, and may protect themselves.
+    /// The protection of guests with it, and whether they may protect themselves.
     pub protections: Protections,
 }
 
@@ -108,7 +108,7 @@ impl Decision {
         }
     }
 
-    /// What is left where nothing is done at exits, because somebody wants it so.
+    /// The decision without mitigations at exits, for users who switch them off.
     #[must_use]
     pub fn without_exits(self) -> Self {
         let unmitigated = |protection| match protection {

@@ -100,7 +100,7 @@ pub(crate) fn init(gic: &discovery::Gic, has_system_registers: bool) -> Result<(
     init_cpu()
 }
 
-/// Lets the timer's interrupt, which is private to each CPU, end the waits of this CPU, and of those that start later.
+/// Lets the timer's interrupt, which is private to each CPU, end the waits of this CPU, and of CPUs that start later.
 pub(crate) fn enable_timer(interrupt: discovery::Interrupt) {
     TIMER.call_once(|| interrupt);
     enable_private(interrupt);
@@ -139,8 +139,8 @@ pub(crate) fn init_cpu() -> Result<(), GicError> {
     Ok(())
 }
 
-/// Makes `cpu` leave its guest, or wake up, now or the next time it tries. What was written before is visible to it
-/// then. Kicks that come before the CPU [acknowledges](acknowledge) merge into one.
+/// Makes `cpu` leave its guest, or wake up, now or at its next attempt. The caller's earlier writes are visible to it then.
+/// Kicks that come before the CPU [acknowledges](acknowledge) merge into one.
 pub fn kick(cpu: CpuId) {
     let Some(target) = percpu::get(cpu) else {
         return;
@@ -162,7 +162,7 @@ pub fn acknowledge() {
     }
 }
 
-/// As [`wait`], but no longer than until [`timer::now_ns`] reaches `deadline_ns`, where the timer's interrupt is known.
+/// As [`wait`], but only until [`timer::now_ns`] reaches `deadline_ns`, if the timer's interrupt is known.
 pub fn wait_until(deadline_ns: u64) {
     timer::arm(deadline_ns);
     barrier::dsb(barrier::SY);

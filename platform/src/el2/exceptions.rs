@@ -26,7 +26,7 @@ global_asm!(
 const DATA_ABORT: u64 = 0x25;
 const SERROR: u64 = 0x2f;
 
-/// The address of the vectors whose exits begin so, for VBAR_EL2.
+/// The address of the vectors with this mitigation, for VBAR_EL2.
 pub(crate) fn vectors(on_exit: OnExit) -> u64 {
     unsafe extern "C" {
         safe static el2_vectors: u8;

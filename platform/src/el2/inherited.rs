@@ -24,7 +24,7 @@
 
 use crate::cpu::features::CpuFeatures;
 
-/// What says whether registers exist and may be written, beside the features that all CPUs share.
+/// Which registers exist and may be written, besides the features that all CPUs share.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Access {
     /// PMBIDR_EL1.P is clear: EL2 may program the profiling buffer.
@@ -35,19 +35,19 @@ pub struct Access {
     pub mpam_hcr: bool,
 }
 
-/// A register's name and what it holds from boot on.
+/// A register's name and its value from boot on.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootValue {
-    /// As the Arm ARM has it.
+    /// Its name in the Arm ARM.
     pub name: &'static str,
-    /// What is written.
+    /// Its value.
     pub value: u64,
 }
 
 macro_rules! boot_values {
     ($features:ident, $access:ident; $($name:ident $encoding:literal = $value:expr, if $exists:expr;)*) => {
-        /// What such a CPU gets, in the order of the writes.
+        /// The values for a CPU with these features, in the order of the writes.
         #[cfg(test)]
         fn boot_values(
             $features: &CpuFeatures,
