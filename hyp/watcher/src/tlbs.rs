@@ -36,7 +36,7 @@ pub(crate) struct Held {
     pub(crate) since: Stamp,
     /// For a combined one: when it couldn't come back out of a stage-2 one any more.
     pub(crate) detached: Stamp,
-    /// The CPU whose store took it away.
+    /// The CPU whose store removed it.
     pub(crate) writer: Option<usize>,
 }
 
@@ -74,7 +74,7 @@ impl Tlbs {
         }
     }
 
-    /// `cpus` have lost their way to a table at `places`: what they read from it, no walker of theirs could find since.
+    /// `cpus` can no longer reach a table at `places`: no walker of theirs can have read it since.
     pub(crate) fn cut_off(
         &mut self,
         places: core::ops::RangeInclusive<At>,
@@ -221,7 +221,7 @@ impl Tlbs {
         cut
     }
 
-    /// Drops combined entries in `scope`: those that couldn't come back when the invalidation was issued.
+    /// Drops combined entries in `scope`, except those that could be formed again when the invalidation was issued.
     pub(crate) fn drop_combined(
         &mut self,
         scope: &Scope,
