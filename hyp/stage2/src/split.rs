@@ -186,7 +186,7 @@ impl Stage2 {
 
     /// Replaces the context's leaf by tables whose leaves are pieces of `pieces_of`, which maps the same. `None`: no frame.
     ///
-    /// What doesn't stay mapped is gone for whoever finds nothing there, and may map something else: so no TLB may hold the
+    /// A fault that finds an unmapped piece may map something else there. So if not all pieces stay mapped, no TLB may hold the
     /// block by then, and the break isn't spared.
     pub(crate) fn split_block<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &self,

@@ -9,7 +9,7 @@ use crate::address::{Granule, Ipa, IpaRange, Level, Vttbr};
 use crate::layout::{Bbm, Format};
 use crate::stage2::Stage2;
 
-/// Whose translations an invalidation is about, and how they are laid out.
+/// The regime of an invalidation: the VM's tables, VMID and layout.
 #[derive(Clone, Copy, Debug)]
 pub struct Regime<'s>(&'s Stage2);
 
@@ -18,15 +18,14 @@ impl<'s> Regime<'s> {
         Self(stage2)
     }
 
-    /// What VTTBR_EL2 is to hold. The VMID is as it is now, so whoever invalidates by it asks after the barrier that
-    /// orders the change of the tables (rule 12): a CPU that gives the VM another one meanwhile walks the changed
-    /// tables by it.
+    /// The value for VTTBR_EL2, with the current VMID. So an invalidation asks after the barrier that orders the change of the
+    /// tables (rule 12): a CPU that gives the VM another VMID meanwhile walks the changed tables under it.
     #[inline]
     pub fn vttbr(&self) -> Vttbr {
         self.0.vttbr()
     }
 
-    /// What VTCR_EL2 is to hold together with it (rule 12).
+    /// The value for VTCR_EL2 that belongs to it (rule 12).
     pub fn vtcr(&self) -> u64 {
         self.0.layout().vtcr()
     }

@@ -82,9 +82,9 @@ impl VmidAllocator {
         })
     }
 
-    /// Sees to it that the VM has a VMID, and remembers that `cpu` runs it from now on. At a rollover, invalidates all
-    /// TLBs before it returns. Whoever invalidates something of the VM either uses the VMID that it has when this
-    /// returns, or has changed the tables before its guest walks them here (rule 12).
+    /// Makes sure that the VM has a VMID, and notes that `cpu` runs it from now on. At a rollover, invalidates all TLBs before
+    /// it returns. An invalidation for the VM either uses the VMID returned here, or its table changes are visible before the
+    /// guest walks the tables here (rule 12).
     ///
     /// # Panics
     /// The VM has a VMID of its own ([`VmidHolder::fixed`]).
