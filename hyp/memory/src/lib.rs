@@ -19,15 +19,15 @@
 //! | removing or moving a slot ([`AddressSpace::remove_slot`], [`AddressSpace::move_slot`]) | unchanged, at another address |
 //!
 //! A change is written straight to the entries: in each table that maps the page the new frame replaces the old one
-//! ([`Stage2::replace`](stage2::Stage2::replace)), if the old one is still there. So a write to a shared page costs one exit and
-//! one fault. Each VM has a [`Tracker`] of the ranges that are being changed at this moment. A fault takes a ticket there, looks
-//! up its backing, locks its entry and asks whether *its own* page was or is among those ranges; no other fault ever retries.
-//! [`BackingPolicy`] also offers the usual methods as a baseline: unmap and fault again, one count for the whole VM.
+//! ([`Stage2::replace`](stage2::Stage2::replace)), if the old one is still there. So a write to a shared page costs one exit
+//! and one fault. Each VM has a [`Tracker`] of the ranges that are being changed at this moment. A fault takes a ticket there,
+//! looks up its backing, locks its entry and asks whether *its own* page was or is among those ranges; no other fault ever
+//! retries. [`BackingPolicy`] also offers the usual methods as a baseline: unmap and fault again, one count for the whole VM.
 //!
 //! # Dirty logging
 //! A [`LogPolicy`] is chosen slot by slot. It says how writes are noticed ([`Tracking`]: write protection, or hardware dirty
-//! state), how blocks are handled ([`Splitting`]: unmapped at their first write, split then, or split ahead), the unit of logging
-//! ([`Granularity`]), whether everything counts as dirty at first, and whether vCPUs report in rings of their own.
+//! state), how blocks are handled ([`Splitting`]: unmapped at their first write, split then, or split ahead), the unit of
+//! logging ([`Granularity`]), whether everything counts as dirty at first, and whether vCPUs report in rings of their own.
 //! [`AddressSpace::enable_dirty_log`] and [`AddressSpace::disable_dirty_log`] switch logging; [`AddressSpace::get_dirty_log`]
 //! copies the log, [`AddressSpace::clear_dirty_log`] takes it, [`AddressSpace::harvest_ring`] empties a ring, and
 //! [`AddressSpace::restore_blocks`] restores blocks. vCPUs may be running all the time; only harvests and switches of one VM
@@ -36,8 +36,8 @@
 //!
 //! # Reclaim
 //! With [watermarks](MemorySystem::set_watermarks), cold pages are compressed when frames run out, or when a VM reaches its
-//! [limit](frames::FramePool::set_limit). Two lists for each owner find cold pages, with second chances by access flag. Pages are
-//! compressed with LZ4, and decompressed by the fault that needs them. Idle CPUs reclaim ahead of need
+//! [limit](frames::FramePool::set_limit). Two lists for each owner find cold pages, with second chances by access flag. Pages
+//! are compressed with LZ4, and decompressed by the fault that needs them. Idle CPUs reclaim ahead of need
 //! ([`CpuMemory::relieve`]), woken when memory gets short ([`IdleCpus`]); a fault that has run out compresses a small batch
 //! itself. A guest gives memory back by [`AddressSpace::balloon`]. If nothing can be freed, the fault says so
 //! ([`FaultOutcome::OutOfFrames`]), and all memory is as it was.
