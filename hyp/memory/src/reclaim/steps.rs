@@ -11,8 +11,9 @@
 //! once, beside everything else. No lock is held while entries are changed or data is compressed.
 //!
 //! The [watermarks](crate::frames::watermarks) are checked where frames are taken in numbers: when a CPU's cache is refilled, a
-//! VM's allowance is renewed, or a run is allocated. A CPU that finds memory short wakes a sleeping one ([`IdleCpus`]), which
-//! reclaims until there is enough again. A fault that takes a frame from its CPU's cache checks nothing.
+//! VM's allowance is renewed, or a run is allocated. A CPU that finds memory short wakes a sleeping one
+//! ([`IdleCpus`](crate::IdleCpus)), which reclaims until there is enough again. A fault that takes a frame from its CPU's cache
+//! checks nothing.
 
 use crate::change::access_flags::Ager;
 use crate::change::propagate::Changer;
