@@ -1,7 +1,7 @@
-//! From the boot loader to a running hypervisor: early tables, console, then the machine as the device tree describes it,
-//! EL2's own address space, heap and interrupt controller. Runs on the boot CPU alone.
+//! Boots the hypervisor: early tables, console, discovery of the machine from the device tree, EL2's own address space, heap
+//! and interrupt controller. Runs on the boot CPU alone.
 //!
-//! A CPU that can't even say what is wrong is parked with a [`ParkCode`](crate::power::park::ParkCode) in x19.
+//! A CPU that can't even report an error is parked with a [`ParkCode`](crate::power::park::ParkCode) in x19.
 
 mod address_space;
 mod context;
@@ -56,10 +56,10 @@ global_asm!(
     secondary_main = sym cpus::secondary_main,
 );
 
-/// The tree that the boot loader left, whose header the entry code has checked.
+/// The device tree from the boot loader; the entry code has checked its header.
 ///
 /// # Safety
-/// `tree` is what the entry code was given, and that memory is accessible.
+/// `tree` is the entry code's argument, and its memory is accessible.
 unsafe fn blob(tree: *const u8) -> &'static [u8] {
     // SAFETY: by the caller; the second word is the tree's size, at most 2 MiB.
     unsafe {
@@ -68,7 +68,7 @@ unsafe fn blob(tree: *const u8) -> &'static [u8] {
     }
 }
 
-/// Says, with the MMU off, that this isn't EL2. Uses no atomic instruction.
+/// Reports, with the MMU off, that this isn't EL2. Uses no atomic instruction.
 extern "C" fn wrong_exception_level(tree: *const u8, level: u64) -> ! {
     let code = if level == 1 {
         ParkCode::EnteredAtEl1
@@ -99,7 +99,7 @@ extern "C" fn wrong_exception_level(tree: *const u8, level: u64) -> ! {
     park(code)
 }
 
-/// Maps image and tree and says how to switch the MMU on. Runs with the MMU off; returns the root's address.
+/// Maps image and tree, and prepares the registers that switch the MMU on. Runs with the MMU off; returns the root's address.
 extern "C" fn build_early_tables(tree: *const u8) -> u64 {
     // SAFETY: called by the entry code with what it was given.
     let tree = unsafe { blob(tree) };
@@ -184,11 +184,11 @@ pub struct Boot {
 
 /// A machine that is under control: final address space, heap, interrupt controller. One CPU runs.
 pub struct System {
-    /// What there is.
+    /// The machine's description.
     pub machine: Machine<'static>,
-    /// What the CPUs have.
+    /// The CPUs' features.
     pub features: CpuFeatures,
-    /// Memory that nobody uses, in whole pages, mapped at its own address. Its contents are undefined.
+    /// Unused memory, in whole pages, mapped at its own address. Its contents are undefined.
     pub memory: RangeSet,
     tree: Fdt<'static>,
 }
@@ -247,7 +247,7 @@ impl System {
         discovery::device(self.tree, path)
     }
 
-    /// The bytes of a module of this machine: what a boot loader left in memory that nobody else gets.
+    /// The bytes of a module of this machine: a file that a boot loader left in memory reserved for it.
     pub fn module(&self, index: usize) -> Option<&'static [u8]> {
         let range = self.machine.modules.get(index)?.range;
         // SAFETY: the memory plan has found the module to lie in RAM, mapped, and has kept it out of what is free; nobody
@@ -261,7 +261,7 @@ impl System {
     }
 }
 
-/// One line on what there is.
+/// A one-line summary.
 impl fmt::Display for System {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gic = match self.machine.gic {
@@ -295,7 +295,7 @@ fn address_space(machine: &Machine<'_>, plan: &MemoryPlan) -> Result<AddressSpac
     )
 }
 
-/// The tree, where it stays readable: page 0 is never mapped, so from there it moves.
+/// The tree, in memory that stays readable: page 0 is never mapped, so a tree there is moved.
 fn keep(tree: Fdt<'static>) -> Result<Fdt<'static>, BootError> {
     let blob = tree.data();
     if blob.as_ptr().addr() >= PAGE_SIZE as usize {

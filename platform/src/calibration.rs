@@ -1,46 +1,46 @@
-//! From how many TLB invalidations on it is cheaper to drop the whole VMID.
+//! Calibrates the number of TLB invalidations from which it is cheaper to invalidate the whole VMID.
 //!
-//! An invalidation of `n` instructions costs `n * instruction + combined`: each instruction by IPA or by range, then dropping
-//! what combines stage 1 and 2, which goes in any case. Dropping the VMID costs `whole`, and what it takes to find
-//! again the translations of stage 2 that were still good: [`KEPT_TRANSLATIONS`] times `refill`, which every CPU that runs the
-//! VM pays by itself, all of them at the same time. Both cost the same at
+//! An invalidation of `n` instructions costs `n * instruction + combined`: each instruction by IPA or by range, then the
+//! invalidation of combined stage 1 and 2 entries, which is always needed. Invalidating the VMID costs `whole`, and then
+//! refills of the stage-2 translations that were still valid: [`KEPT_TRANSLATIONS`] times `refill`, paid by every CPU that runs
+//! the VM, by all at the same time. Both cost the same at
 //!
 //! ```text
 //! n = (whole + KEPT_TRANSLATIONS * refill - combined) / instruction
 //! ```
 //!
-//! The four costs are measured at boot, on the machine itself and with all of its CPUs up, as broadcasts have to reach
-//! them. What comes out is bounded: below by [`LEAST`], as a page or a few are what faults and splits invalidate, and above by
-//! [`MOST`], as instructions hold up other CPUs' memory accesses too, which one CPU's clock doesn't show. Plain arithmetic,
-//! tested on the host.
+//! The four costs are measured at boot, on the machine itself and with all of its CPUs up, as broadcasts have to reach them.
+//! The result is bounded below by [`LEAST`], as faults and splits invalidate one page or a few, and above by [`MOST`], as
+//! invalidations also delay other CPUs' memory accesses, which one CPU's clock doesn't show. Plain arithmetic, tested on the
+//! host.
 
 use core::fmt;
 
-/// The translations of stage 2 that a CPU would have used again, if a flush of the whole VMID hadn't dropped them: about
-/// what the second-level TLBs of current CPUs set aside for them.
+/// The stage-2 translations that a CPU would have used again, if the whole VMID hadn't been invalidated: about the share of
+/// them in the second-level TLBs of current CPUs.
 pub const KEPT_TRANSLATIONS: u64 = 64;
-/// What is used where the clock is too coarse to measure.
+/// The result if the clock is too coarse to measure.
 pub const UNMEASURED: u32 = 16;
 /// No fewer instructions than this.
 pub const LEAST: u32 = 4;
-/// No more instructions than this: what a table of 4 KiB has entries.
+/// No more instructions than this: the number of entries in a table of 4 KiB.
 pub const MOST: u32 = 512;
 
-/// What TLB maintenance costs on this machine, in picoseconds.
+/// The costs of TLB maintenance on this machine, in picoseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Costs {
-    /// One instruction by IPA or by range, its share of the DSB behind many of them included.
+    /// One instruction by IPA or by range, including its share of the DSB after many of them.
     pub instruction: u64,
-    /// Dropping a VMID's combined entries (VMALLE1IS), with DSB.
+    /// Invalidating a VMID's combined entries (VMALLE1IS), with DSB.
     pub combined: u64,
-    /// Dropping all of a VMID (VMALLS12E1IS), with DSB.
+    /// Invalidating a whole VMID (VMALLS12E1IS), with DSB.
     pub whole: u64,
-    /// Finding a translation again that was dropped: a walk less what the same translation costs out of the TLB.
+    /// Refilling an invalidated translation: the cost of a walk less that of a TLB hit.
     pub refill: u64,
 }
 
 impl Costs {
-    /// The most instructions of an invalidation that is no dearer than dropping the VMID, within the bounds.
+    /// The most instructions at which an invalidation costs no more than invalidating the VMID, within the bounds.
     pub fn most_instructions(&self) -> u32 {
         let losses = self.refill.saturating_mul(KEPT_TRANSLATIONS);
         let whole = self.whole.saturating_add(losses);
@@ -49,12 +49,12 @@ impl Costs {
     }
 }
 
-/// What was found out.
+/// The result of the calibration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Calibration(pub Option<Costs>);
 
 impl Calibration {
-    /// The most instructions that one invalidation is made of.
+    /// The most instructions for one invalidation.
     pub fn most_instructions(&self) -> u32 {
         self.0.map_or(UNMEASURED, |costs| costs.most_instructions())
     }

@@ -1,8 +1,8 @@
-//! The console, a PL011, and the log that goes to it.
+//! The console, a PL011, and the log that is printed on it.
 //!
-//! Whoever prints takes the lock for a whole line, so lines don't mix. CPUs get it in the order in which they asked: one
-//! whose guest prints without end delays another's line by one of its own, no more. Fatal reports use `emergency_line`, which takes no
-//! lock and silences everybody else. Waiting for room in the FIFO is bounded: a stuck UART loses output, nothing more.
+//! A CPU takes the lock for a whole line, so lines don't mix. CPUs get the lock in the order in which they asked, so a guest
+//! that prints without end delays another CPU's line by one of its own at most. Fatal reports use `emergency_line`, which takes
+//! no lock and silences all other CPUs. Waiting for room in the FIFO is bounded: a stuck UART only loses output.
 
 use crate::cpu::percpu::CpuId;
 use crate::discovery;
@@ -95,7 +95,7 @@ pub fn write_line(line: fmt::Arguments<'_>) {
     }
 }
 
-/// Prints a line after which nobody prints any more, and waits until all has left the UART.
+/// Prints the last line: nobody prints afterwards. Waits until the UART has sent everything.
 pub(crate) fn write_last_line(line: fmt::Arguments<'_>) {
     if let Some(port) = CONSOLE.lock().as_mut() {
         let _ = writeln!(port, "{line}");
@@ -104,7 +104,7 @@ pub(crate) fn write_last_line(line: fmt::Arguments<'_>) {
     }
 }
 
-/// Stops everybody else from printing. False if another CPU has done so before.
+/// Silences all other CPUs. False if another CPU has done so before.
 pub(crate) fn silence_others() -> bool {
     !SILENCED.swap(true, Ordering::Relaxed)
 }

@@ -1,5 +1,5 @@
-//! What one CPU has: its registers and optional features, its TLB and caches, its per-CPU data. Nothing here knows what the
-//! hypervisor does with them.
+//! One CPU: its registers and optional features, its TLB and caches, its per-CPU data. Nothing here depends on how the
+//! hypervisor uses them.
 
 pub mod features;
 pub mod speculation;

@@ -1,8 +1,8 @@
-//! What the machine consists of, read once from its device tree into plain values.
+//! Discovers the machine: reads its device tree once, into plain values.
 //!
-//! The tree is input from outside: [`Fdt::new`] checks its structure before anything is read, every number is checked here,
-//! and what contradicts itself is an error that names the node. Text of any length stays in the tree; what is copied has a
-//! bounded size. Runs once on the boot CPU; tested on the host.
+//! The tree is input from outside: [`Fdt::new`] checks its structure before anything is read, every number is checked here, and
+//! contradictions are errors that name the node. Text of any length stays in the tree; copied data has a bounded size. Runs
+//! once on the boot CPU; tested on the host.
 
 mod cpus;
 mod devices;
@@ -35,31 +35,31 @@ pub const MAX_CPUS: usize = 512;
 pub struct Machine<'t> {
     /// Memory, all banks.
     pub memory: RangeSet,
-    /// Memory that somebody else keeps.
+    /// Memory that is reserved for others.
     pub reservations: Vec<Reservation>,
     /// The CPUs, the one that boots first.
     pub cpus: Vec<Cpu>,
-    /// How firmware is called, if it offers PSCI.
+    /// The conduit for firmware calls, if it offers PSCI.
     pub conduit: Option<Conduit>,
     /// The interrupt controller.
     pub gic: Gic,
     /// The generic timer's interrupts.
     pub timer: Option<TimerInterrupts>,
-    /// Where to print.
+    /// The console's UART.
     pub console: Option<Uart>,
     /// The hypervisor's own options.
     pub bootargs: &'t str,
-    /// What was loaded to be run as a guest.
+    /// Modules that were loaded to be run as a guest.
     pub modules: Vec<GuestModule<'t>>,
-    /// Registers that reach beyond whoever has them: no guest may have any of these.
+    /// Registers with effects on others: no guest may have any of these.
     pub guarded: Vec<GuardedRegisters>,
 }
 
 impl<'t> Machine<'t> {
-    /// Reads the tree. `boot_cpu` is the affinity of the CPU that this runs on.
+    /// Reads the tree. `boot_cpu` is the affinity of the calling CPU.
     ///
     /// # Errors
-    /// The tree lacks something that Parvisor can't do without, or contradicts itself.
+    /// The tree lacks something that Parvisor needs, or contradicts itself.
     pub fn discover(tree: Fdt<'t>, boot_cpu: Mpidr) -> Result<Self, DiscoveryError> {
         Ok(Self {
             memory: memory::banks(tree)?,
@@ -104,7 +104,7 @@ impl<'t> Machine<'t> {
     }
 }
 
-/// Checks that `blob` begins with a whole device tree, all of whose contents may then be read without a panic.
+/// Checks that `blob` begins with a complete device tree, which can then be read without a panic.
 ///
 /// # Errors
 /// It isn't a tree, or its structure is broken.
@@ -120,12 +120,12 @@ pub fn parse(blob: &[u8]) -> Result<Fdt<'_>, DiscoveryError> {
     })
 }
 
-/// The console's UART, for those who can't go on and only want to say why. Allocates nothing.
+/// The console's UART, for code that can't continue and only reports why. Allocates nothing.
 pub fn find_console(tree: Fdt<'_>) -> Option<Uart> {
     devices::console(tree)
 }
 
-/// The PSCI conduit, for those who can't go on. Allocates nothing.
+/// The PSCI conduit, for code that can't continue. Allocates nothing.
 pub fn find_conduit(tree: Fdt<'_>) -> Option<Conduit> {
     devices::conduit(tree)
 }
@@ -144,7 +144,7 @@ fn bootargs(tree: Fdt<'_>) -> Result<&str, DiscoveryError> {
     })
 }
 
-/// A node's name for a message, cut where it is longer than any may be (Devicetree Specification 2.2.1).
+/// A node's name for a message, cut to the longest permitted length (Devicetree Specification 2.2.1).
 pub(crate) fn short(name: &str) -> String {
     const LONGEST: usize = 64;
     name.chars().take(LONGEST).collect()
@@ -168,16 +168,16 @@ pub enum DiscoveryError {
     Tree(FdtParseError),
     /// No memory node with anything in it.
     NoMemory,
-    /// A node's property doesn't hold what it should.
+    /// A node's property has a wrong value.
     BadProperty {
         /// The node's name.
         node: String,
         /// The property's name.
         property: &'static str,
     },
-    /// More of something than any machine has.
+    /// More of a kind of thing than any machine has.
     TooMany {
-        /// Of what.
+        /// The kind.
         what: &'static str,
         /// The most that is possible.
         most: usize,
@@ -186,7 +186,7 @@ pub enum DiscoveryError {
     NoBootCpu(Mpidr),
     /// Two CPUs have the same affinity.
     DuplicateCpu(Mpidr),
-    /// A guest module's property doesn't hold what it should.
+    /// A guest module's property has a wrong value.
     BadModule {
         /// The module's node.
         module: String,

@@ -1,5 +1,5 @@
-//! Devices that EL2 itself drives. A driver is given its registers by [`discovery`](crate::discovery) and knows nothing of
-//! how the machine boots.
+//! Drivers of EL2's own devices. A driver gets its registers from [`discovery`](crate::discovery) and knows nothing of how the
+//! machine boots.
 
 pub mod gic;
 pub mod timer;

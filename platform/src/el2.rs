@@ -1,4 +1,4 @@
-//! EL2 as this CPU runs it: its registers set up, its exceptions, and the switch into guests and out of them.
+//! This CPU's EL2: set-up of its registers, its exceptions, and the world switch.
 
 #[cfg(target_os = "none")]
 pub(crate) mod exceptions;

@@ -1,4 +1,4 @@
-//! Where the hypervisor's own image lies, from the linker script's symbols. Constant after relocation.
+//! The location of the hypervisor's own image, from the linker script's symbols. Constant after relocation.
 
 use crate::range::PhysicalRange;
 

@@ -1,12 +1,12 @@
-//! What differs between boards and CPUs: entry code, EL2's own address space, exceptions, per-CPU data, interrupt
-//! controller, timer, console, firmware calls, and the discovery of all this from the device tree.
+//! The parts that differ between boards and CPUs: entry code, EL2's own address space, exceptions, per-CPU data, interrupt
+//! controller, timer, console, firmware calls, and their discovery from the device tree.
 //!
-//! The other crates don't know this one: they name what they need of a machine as traits, and this crate implements them.
-//! On a host only the parts without hardware exist: [`discovery`], [`range`], [`calibration`], and of
-//! [`cpu`] its features, its speculation and its syndromes.
+//! The other crates don't know this one: they declare what they need of a machine as traits, and this crate implements them. On
+//! a host only the parts without hardware exist: [`discovery`], [`range`], [`calibration`], and of [`cpu`] its features, its
+//! speculation and its syndromes.
 //!
-//! The way through it: the boot loader enters `boot/boot.S`, which ends in `boot`; that calls the function named by `entry!` with a
-//! `boot::Boot`, whose `take_over` gives a `boot::System`. `boot::cpus::start_secondaries` brings up the rest.
+//! Boot order: the boot loader enters `boot/boot.S`, which calls `boot`. That calls the function named by `entry!` with a
+//! `boot::Boot`, whose `take_over` returns a `boot::System`. `boot::cpus::start_secondaries` starts the other CPUs.
 
 #![no_std]
 

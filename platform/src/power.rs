@@ -1,4 +1,4 @@
-//! CPUs and machines switched on and off: by the firmware ([`psci`]), or for ever ([`park`]).
+//! Switches CPUs and machines on and off by firmware calls ([`psci`]), and parks a failed CPU for ever ([`park`]).
 
 pub(crate) mod park;
 pub mod psci;

@@ -1,4 +1,4 @@
-//! Ranges of physical addresses, and sets of them: what is left of memory when everything in use is taken out.
+//! Ranges of physical addresses, and sets of them: the memory that remains when everything in use is removed.
 //!
 //! Plain arithmetic on values that come from a device tree, so nothing here may overflow or panic. Nothing is shared.
 

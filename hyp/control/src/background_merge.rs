@@ -1,7 +1,8 @@
-//! A CPU without a vCPU merges equal pages of guests while they run, at the rate and of the memory that the options say.
+//! Background page merging: a CPU without a vCPU merges equal pages of running guests. The options choose the rate and the
+//! memory.
 //!
-//! CPU 0 starts and ends it, and says whose memory is merged; the CPU that scans does nothing else meanwhile. A VM that ends
-//! before the scan does is to be withdrawn first, or its frames might come home late.
+//! CPU 0 starts and stops it, and names the VMs to merge; the scanning CPU does nothing else meanwhile. A VM that ends earlier
+//! must be withdrawn first, or its frames might be freed late.
 
 use crate::error::RunError;
 use crate::guest::{BackgroundWork, RAM_SLOT, RunningGuest};
@@ -14,17 +15,17 @@ use records::options::MergeOptions;
 use records::record::CounterMap;
 use records::words::MergeTarget;
 
-/// Pages that are looked at between two looks at whether to go on.
+/// Pages that are scanned between two checks whether to stop.
 const AT_ONCE: u64 = 128;
 const NS_PER_MS: u64 = 1_000_000;
 
-/// The scan of guests' memory by one CPU. It ends when this is dropped, at the latest.
+/// A scan of guests' memory by one CPU. Ends when this is dropped, at the latest.
 pub struct Scanner<M: Machine> {
     scan: Arc<Scan>,
     beside: BackgroundWork<M>,
 }
 
-/// What CPU 0 and the CPU that scans have in common.
+/// The state that CPU 0 and the scanning CPU share.
 struct Scan {
     options: MergeOptions,
     merging: PageMerging,
@@ -33,7 +34,7 @@ struct Scan {
 }
 
 impl<M: Machine> Scanner<M> {
-    /// Sets a CPU to merge a guest's pages as long as that runs, if the options want it.
+    /// Sets a CPU to merge a guest's pages while it runs, if the options say so.
     ///
     /// # Errors
     /// There is no idle CPU, or no heap.
@@ -45,7 +46,7 @@ impl<M: Machine> Scanner<M> {
         options.merging.then(start).transpose()
     }
 
-    /// Sets a CPU to merge the pages of these guests, which it does until it has looked so often at all of them.
+    /// Sets a CPU to merge the pages of these guests, for the given number of complete scans.
     ///
     /// # Errors
     /// As for [`Self::beside`].
@@ -73,7 +74,7 @@ impl<M: Machine> Scanner<M> {
         })
     }
 
-    /// Merges the pages of another guest too, until what this gives is dropped.
+    /// Merges the pages of another guest too, until the returned value is dropped.
     ///
     /// # Errors
     /// There is no heap.
@@ -86,17 +87,17 @@ impl<M: Machine> Scanner<M> {
         Ok(Added { scan, guest })
     }
 
-    /// Whether it has looked at everything as often as it was to.
+    /// Whether all scans are complete.
     pub fn is_done(&self) -> bool {
         self.beside.are_done()
     }
 
-    /// What it has come to, by the names that Linux has for it.
+    /// The statistics, named as in Linux.
     pub fn counts(&self) -> CounterMap {
         self.scan.counts()
     }
 
-    /// Ends it, and says what it has come to.
+    /// Ends the scan, and returns its statistics.
     pub fn end(self) -> CounterMap {
         let Self { scan, beside } = self;
         drop(beside);
@@ -104,7 +105,7 @@ impl<M: Machine> Scanner<M> {
     }
 }
 
-/// A guest whose pages are merged for as long as this is there.
+/// Keeps a guest's pages merged until it is dropped.
 pub struct Added<'a, M: Machine, L: MmuLock> {
     scan: Arc<Scan>,
     guest: &'a RunningGuest<'a, M, L>,

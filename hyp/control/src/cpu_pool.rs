@@ -1,9 +1,9 @@
-//! The CPUs beside CPU 0: each waits for a job and does it. Those that wait, CPU 0 too, put cold pages away while memory is
-//! short: whoever notices that it is wakes one.
+//! The pool of CPUs besides CPU 0: each waits for a job and does it. Waiting CPUs, CPU 0 included, compress cold pages while
+//! memory is short; a CPU that notices a shortage wakes one of them.
 //!
-//! CPU 0 posts at most one job at a time for each; different CPUs may have different ones, as those of several VMs do. A job
-//! is shared by the CPUs that do it, and each lets go of it before it says that it is done: when all are, what the job held
-//! belongs to CPU 0 alone again.
+//! CPU 0 posts at most one job at a time to each CPU; different CPUs may have different jobs, for instance those of several
+//! VMs. The CPUs that do a job share it, and each drops it before it reports completion. Once all have, CPU 0 alone owns what
+//! the job held.
 
 use crate::machine::{Machine, OwnCpu};
 use alloc::boxed::Box;
@@ -17,11 +17,11 @@ use vm::CpuId;
 /// The CPU that posts jobs.
 pub const BOOT_CPU: CpuId = CpuId(0);
 
-/// How often a CPU that nobody kicks looks after memory, in nanoseconds: what has come apart under guests, which needn't tell
-/// anybody, doesn't stay so for long.
+/// How often a CPU that nobody kicks does housekeeping, in nanoseconds: guests fragment memory without telling anybody, so this
+/// bounds how long it stays fragmented.
 pub const HOUSEKEEPING_NS: u64 = 100_000_000;
 
-/// What CPUs can be given to do.
+/// A job for CPUs.
 pub type Job<M> = dyn Fn(&mut OwnCpu<M>) + Send + Sync;
 
 /// All CPUs' mailboxes.
@@ -31,9 +31,9 @@ pub struct CpuPool<M: Machine> {
 
 #[repr(align(128))]
 struct Mailbox<M: Machine> {
-    /// From the post of a job until it is done.
+    /// From the post of a job until its completion.
     busy: AtomicBool,
-    /// From when the CPU is woken because memory is short until it finds that it isn't any more.
+    /// Set when the CPU is woken to reclaim memory, cleared when it finds no shortage any more.
     relieves: AtomicBool,
     job: Mutex<Option<Arc<Job<M>>>>,
 }
@@ -51,8 +51,8 @@ impl<M: Machine> CpuPool<M> {
         }
     }
 
-    /// The first `count` CPUs beside CPU 0 that follow each other and have no job. Called by CPU 0, which alone gives jobs: they
-    /// stay idle until it does. Acquire: what their last jobs did is visible to the caller.
+    /// The first `count` adjacent CPUs besides CPU 0 that have no job. Called by CPU 0, which alone posts jobs: they stay idle
+    /// until it does. Acquire: the effects of their last jobs are visible to the caller.
     pub fn find_idle(&self, count: usize) -> Option<Range<usize>> {
         let mut start = 1;
         for (cpu, mailbox) in self.mailboxes.iter().enumerate().skip(1) {
@@ -76,7 +76,7 @@ impl<M: Machine> CpuPool<M> {
         }
     }
 
-    /// Whether none of these CPUs has a job. Acquire: what their jobs did is visible to the caller.
+    /// Whether none of these CPUs has a job. Acquire: the effects of their jobs are visible to the caller.
     pub fn are_idle(&self, cpus: Range<usize>) -> bool {
         self.mailboxes[cpus]
             .iter()
@@ -88,8 +88,8 @@ impl<M: Machine> CpuPool<M> {
         self.are_idle(0..self.mailboxes.len())
     }
 
-    /// Wakes a CPU that waits and doesn't reclaim memory yet, CPU 0 last, as it has other things to look after. For any CPU
-    /// at any time. One that has just found that memory isn't short may be missed: whoever next finds that it is calls again.
+    /// Wakes a waiting CPU that isn't reclaiming yet, CPU 0 last, as it has other duties. For any CPU at any time. May miss a
+    /// CPU that is just going idle; the next CPU to see a shortage retries.
     pub fn wake_one(&self, machine: &M) {
         let cpus = (1..self.mailboxes.len()).chain([BOOT_CPU.0]);
         let idle = cpus.into_iter().find(|cpu| {
@@ -103,7 +103,7 @@ impl<M: Machine> CpuPool<M> {
         }
     }
 
-    /// A step of reclaim, for a CPU that waits. Whether there is more to do.
+    /// A step of reclaim, for a waiting CPU. Returns whether there is more to do.
     pub fn relieve(&self, own: &OwnCpu<M>) -> bool {
         let more = own.memory.relieve();
         if let (false, Some(mailbox)) = (more, self.mailboxes.get(own.id.0)) {
@@ -112,8 +112,8 @@ impl<M: Machine> CpuPool<M> {
         more
     }
 
-    /// Does the calling CPU's job if it has one, else reclaims memory as long as that is short; and the housekeeping of its
-    /// memory. Then it is to wait for a kick, or for [`HOUSEKEEPING_NS`], and to call again.
+    /// Does the calling CPU's job if it has one, else reclaims memory during a shortage; then does memory housekeeping. The
+    /// caller then waits for a kick, or for [`HOUSEKEEPING_NS`], and calls again.
     pub fn attend(&self, machine: &M, own: &mut OwnCpu<M>) {
         let Some(mailbox) = self.mailboxes.get(own.id.0) else {
             return;

@@ -1,4 +1,4 @@
-//! Why a guest couldn't be run, or not to its end: each error is one line that names the culprit.
+//! Errors that keep a guest from running, or from reaching its end. Each is one line that names the culprit.
 
 use crate::guest::TreeError;
 use crate::machine::DeviceError;
@@ -20,13 +20,13 @@ pub enum RunError {
     Image(ImageError),
     /// There are not enough CPUs.
     TooFewCpus {
-        /// The vCPUs that are wanted.
+        /// The requested vCPUs.
         vcpus: usize,
-        /// The CPUs that it takes.
+        /// The CPUs needed.
         needed: usize,
-        /// The CPUs that there are.
+        /// The CPUs present.
         cpus: usize,
-        /// Whether one is to merge.
+        /// Whether one of them is for merging.
         merging: bool,
     },
     /// The VM can't be made.
@@ -35,16 +35,16 @@ pub enum RunError {
     Layout(BadLayout),
     /// There is no frame for the root table.
     Frames(OutOfFrames),
-    /// The guest's memory can't be had.
+    /// The guest's memory can't be allocated.
     Slot(SlotError),
-    /// The machine hasn't as much memory as the guest is to have.
+    /// The machine has too little memory for the guest.
     TooLittleMemory {
-        /// What it is to have.
+        /// The requested size.
         wanted: Size,
-        /// What there is.
+        /// The free size.
         free: Size,
     },
-    /// The guest can't be given the device that it is to have.
+    /// The guest can't be given the requested device.
     Device {
         /// Its path.
         path: String,
@@ -59,7 +59,7 @@ pub enum RunError {
     Tree(TreeError),
     /// The guest ended before it was done.
     Ended(StopReason),
-    /// A guest program ended, and not well.
+    /// A guest program ended with a failure.
     Program(StopReason),
     /// The guest made no progress any more.
     TimedOut {
@@ -68,7 +68,7 @@ pub enum RunError {
     },
     /// CPUs don't come back from the guest.
     Stuck,
-    /// Dirty rings can't be had.
+    /// Dirty rings can't be made.
     Ring(RingError),
     /// Memory can't be merged.
     Merge(MergeError),
@@ -76,15 +76,15 @@ pub enum RunError {
     Leak(VmCounts),
     /// The machine's frames don't add up.
     Unbalanced(Unbalanced),
-    /// The hypervisor was built without what runs such guests.
+    /// The hypervisor was built without support for such guests.
     NotBuilt {
-        /// What the guest is.
+        /// The kind of guest.
         guest: GuestKind,
     },
 }
 
 impl RunError {
-    /// Whether it is the options that can't be served, by this machine or with this guest: nothing has run.
+    /// Whether the options are at fault, on this machine or with this guest: nothing has run.
     pub fn is_bad_option(&self) -> bool {
         matches!(
             self,

@@ -1,5 +1,5 @@
-//! One guest from its image to the last of its frames: what it is made of ([`GuestPlan`]), its start and its end ([`Host`]), and
-//! the guest while it runs ([`RunningGuest`]).
+//! One guest's life cycle: its plan ([`GuestPlan`]), its start on the machine ([`Host`]), and the handle to it while it runs
+//! ([`RunningGuest`]).
 
 pub mod console;
 pub mod counters;

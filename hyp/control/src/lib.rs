@@ -1,7 +1,7 @@
-//! The control plane: what the user wants, and the guests that are run for it.
+//! The control plane: reads the user's options and runs guests as they say.
 //!
-//! CPU 0 calls [`run()`], or what runs the workloads; every other CPU calls [`CpuPool::attend`] whenever it is kicked, and is
-//! given vCPUs to run. What this crate needs of the machine is the [`Machine`] trait.
+//! CPU 0 calls [`run()`], or the crate that runs the workloads. Every other CPU calls [`CpuPool::attend`] whenever it is
+//! kicked, and gets vCPUs to run. The [`Machine`] trait has all that this crate needs of the machine.
 
 #![cfg_attr(not(test), no_std)]
 

@@ -1,4 +1,4 @@
-//! What the monitor needs of the machine that it runs on. The firmware implements it by the platform, tests by threads.
+//! The control plane's interface to the machine. The firmware implements it with the platform, tests with threads.
 //!
 //! One value for the whole machine; every CPU calls at any time.
 
@@ -16,10 +16,10 @@ pub trait Machine: Sync + 'static {
     /// A CPU's TLB and cache instructions.
     type Hardware: Tlb + Caches;
 
-    /// What it consists of.
+    /// The facts about the machine.
     fn facts(&self) -> &Facts;
 
-    /// Nanoseconds since some moment, the same for all CPUs.
+    /// Nanoseconds since some fixed moment, the same for all CPUs.
     fn now_ns(&self) -> u64;
 
     /// The counter that guests see, less their offset, in ticks.
@@ -28,10 +28,10 @@ pub trait Machine: Sync + 'static {
     /// Prints one line on the console.
     fn write_line(&self, line: fmt::Arguments<'_>);
 
-    /// Makes CPU `cpu` leave its guest or its wait, now or the next time it tries.
+    /// Makes CPU `cpu` leave its guest or its wait, now or at its next attempt.
     fn kick(&self, cpu: CpuId);
 
-    /// The device at a path of the machine's device tree, for a guest that gets it to itself.
+    /// The device at a path of the machine's device tree, for a guest that gets sole use of it.
     ///
     /// # Errors
     /// There is none, or no guest may have it.
@@ -43,29 +43,29 @@ pub trait Machine: Sync + 'static {
     fn wait(&self, deadline_ns: u64);
 }
 
-/// What a machine consists of.
+/// Facts about a machine.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// CPUs, all of them up. CPU 0 runs the monitor.
+    /// CPUs, all of them up. CPU 0 runs the control plane.
     pub cpus: usize,
-    /// All that stage 2 can use with pages of 4 KiB, with the largest address space.
+    /// All stage-2 features available with pages of 4 KiB and the largest address space.
     pub stage2: Features,
-    /// The most instructions that one TLB invalidation is made of; beyond, all of a VM's entries go.
+    /// The most instructions in one TLB invalidation; with more, all of a VM's entries are invalidated.
     pub most_tlbi: u32,
     /// The CPUs' model.
     pub cpu_model: &'static str,
     /// The version of the interrupt controller's architecture.
     pub gic: u64,
-    /// What [`Machine::now_ns`] reads.
+    /// The clock that [`Machine::now_ns`] reads.
     pub clock: &'static str,
 }
 
-/// A device of the machine that a guest gets.
+/// A device of the machine for a guest.
 #[derive(Clone, Debug)]
 pub struct Device {
     /// Its node's name, with its unit address.
     pub name: &'static str,
-    /// What it is compatible with, as a device tree has it: strings, each with a NUL.
+    /// Its compatible strings, as in a device tree: each with a NUL.
     pub compatible: &'static [u8],
     /// Its registers, in whole pages.
     pub registers: Vec<Registers>,
@@ -74,31 +74,31 @@ pub struct Device {
 /// Some registers of a device.
 #[derive(Clone, Debug)]
 pub struct Registers {
-    /// Where they are, for CPUs as for the guest.
+    /// Their address, the same for CPUs and for the guest.
     pub start: u64,
-    /// Them.
+    /// Their object.
     pub object: Arc<Object>,
 }
 
-/// A guest can't be given a device.
+/// A device can't be assigned to a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DeviceError {
-    /// The device tree has no node there that isn't switched off.
+    /// The device tree has no enabled node there.
     Unknown,
-    /// The node names no registers, or none that CPUs reach.
+    /// The node names no registers, or none that CPUs can reach.
     NoRegisters,
     /// The registers aren't whole pages.
     Unaligned {
-        /// Where they begin.
+        /// Their start.
         start: u64,
-        /// How many bytes they are.
+        /// Their size in bytes.
         bytes: u64,
     },
-    /// Somebody else has the addresses.
+    /// The addresses are used otherwise.
     Taken {
-        /// Where the registers begin.
+        /// The start of the registers.
         start: u64,
-        /// Who.
+        /// The other user.
         by: &'static str,
     },
     /// There is no memory for their description.
@@ -127,12 +127,12 @@ impl fmt::Display for DeviceError {
 
 impl core::error::Error for DeviceError {}
 
-/// What a CPU has for itself.
+/// One CPU's own state.
 pub struct OwnCpu<M: Machine> {
     /// Its number.
     pub id: CpuId,
     /// Its world switch.
     pub cpu: M::Cpu,
-    /// Its means to work on the memory of VMs.
+    /// Its state for working on the memory of VMs.
     pub memory: CpuMemory<M::Hardware>,
 }

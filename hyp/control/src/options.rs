@@ -1,6 +1,6 @@
-//! The hypervisor's options: its own `bootargs`, words of `key=value` as on a Linux command line.
+//! The hypervisor's options, from its own `bootargs`: words of `key=value`, as on a Linux command line.
 //!
-//! They come from outside, so whatever isn't understood is an error that names it. Read once at boot.
+//! They come from outside, so an unknown or malformed word is an error that names it. Read once at boot.
 
 mod early;
 mod error;
@@ -29,7 +29,7 @@ use stage2::PAGE_SIZE;
 pub const TEST_MEMORY: u64 = 0x8000_0000;
 /// The most vCPUs.
 const MOST_VCPUS: u64 = vm::MAX_VCPUS as u64;
-/// The slots that are kept for what a guest has beside test memory: its RAM, and what the stress run adds.
+/// Slots reserved for other uses than test memory: RAM, and slots that the stress run adds.
 pub const OTHER_SLOTS: usize = memory::MAX_SLOTS - MOST_SLOTS;
 
 // What the options allow, the memory has.
@@ -38,76 +38,76 @@ const _: () = assert!(
         && *RING_ENTRIES.end() == *memory::RING_ENTRIES.end()
 );
 
-/// What the user wants.
+/// The user's options.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Options {
-    /// What the guest is.
+    /// The kind of guest.
     pub guest: GuestKind,
-    /// In which modes to run it, one after the other.
+    /// The modes to run, one after the other.
     pub modes: Vec<Mode>,
-    /// In each mode, what to do about blocks, one after the other.
+    /// In each mode, the ways to handle blocks, one after the other.
     pub splits: Vec<Split>,
-    /// With each of these, how to notice writes, one after the other.
+    /// With each of these, the ways to notice writes, one after the other.
     pub trackings: Vec<Tracking>,
-    /// How much is logged as one.
+    /// The unit of logging.
     pub granularity: Granularity,
-    /// What the log is read from.
+    /// The source of the harvest.
     pub harvest: Harvest,
     /// The entries of each vCPU's dirty ring.
     pub ring_entries: usize,
-    /// What enabling the log does.
+    /// The action when the log is enabled.
     pub enable: Enable,
     /// How the log is cleared.
     pub clear: Clear,
-    /// What is done about blocks that logging has split.
+    /// How blocks that logging has split are restored.
     pub restore: Restore,
-    /// How much eager splitting splits before others are let through.
+    /// How much eager splitting splits before it lets others run.
     pub split_chunk: Size,
-    /// The table frames that eager splitting leaves.
+    /// The table frames that eager splitting leaves free.
     pub split_reserve: Size,
-    /// Into how many slots the test memory is cut.
+    /// The number of slots of the test memory.
     pub slots: usize,
     /// Whether to measure the longest exit.
     pub exit_times: bool,
     /// vCPUs.
     pub vcpus: usize,
-    /// The path of a device that the guest gets, in the machine's device tree. The hypervisor doesn't look at what the guest
-    /// does with it: a device that reaches memory by itself (DMA) reaches all of it.
+    /// The path of a device for the guest, in the machine's device tree. The hypervisor doesn't check the guest's use of it: a
+    /// device with DMA reaches all memory.
     pub device: Option<String>,
     /// Memory: the benchmark's per vCPU, or a guest program's.
     pub bytes: Size,
-    /// What guest memory is made of.
+    /// The backing of guest memory.
     pub backing: Backing,
-    /// How often to dirty and harvest.
+    /// The number of iterations of dirtying and harvesting.
     pub iterations: u64,
-    /// How many of 100 accesses write.
+    /// The percentage of accesses that write.
     pub write_percent: u64,
-    /// Whether the guest picks pages at random instead of one after the other.
+    /// Whether the guest accesses pages in random order instead of sequentially.
     pub random: bool,
-    /// Where the guest's random numbers start.
+    /// The seed of the guest's random numbers.
     pub seed: u64,
-    /// What changes what backs memory.
+    /// The workload, for runs that change backing memory.
     pub workload: Workload,
-    /// Which faults invalidations make try again, one after the other.
+    /// The tracker modes, which decide what faults an invalidation makes retry, one after the other.
     pub trackers: Vec<Tracker>,
-    /// With each of these, how pages get other frames, one after the other.
+    /// With each of these, the ways to carry a changed backing to the tables, one after the other.
     pub changes: Vec<Change>,
-    /// With each of these, how many CPUs work on the guest's memory beside its vCPUs, one after the other. 0 switches off what
-    /// they do.
+    /// With each of these, the numbers of CPUs that work on the guest's memory beside its vCPUs, one after the other. 0
+    /// switches their work off.
     pub workers: Vec<u64>,
-    /// With each of these, how much memory the guest uses where it has 100, one after the other.
+    /// With each of these, the guest's memory use in percent of its limit, one after the other.
     pub overcommits: Vec<u64>,
-    /// Whether a CPU merges equal pages while guests run, where that isn't the workload.
+    /// Whether a CPU merges equal pages while guests run, in other workloads than merging.
     pub merging: bool,
-    /// How equal pages are merged.
+    /// The options of merging.
     pub merge: MergeOptions,
-    /// The size of the guest's physical address space, or `None` for the machine's choice.
+    /// The size of the guest's physical address space, or `None` for the default.
     pub ipa_bits: Option<u32>,
-    /// How long the stress run goes on, in seconds.
+    /// The duration of the stress run, in seconds.
     pub seconds: u64,
-    /// How long a VM may go on without progress, in seconds.
+    /// How long a VM may run without progress, in seconds.
     pub timeout: u64,
-    /// What to log.
+    /// The level of log messages.
     pub log: LevelFilter,
 }
 
@@ -151,7 +151,7 @@ impl Default for Options {
     }
 }
 
-/// The options that only the benchmark has: the stress run chooses at random.
+/// Options of the benchmark only: the stress run chooses at random.
 const BENCHMARK_ONLY: [&str; 12] = [
     "iterations",
     "write_percent",
@@ -166,13 +166,13 @@ const BENCHMARK_ONLY: [&str; 12] = [
     "split_reserve",
     "exit_times",
 ];
-/// The options of runs in which what backs memory changes; the benchmark has the last of them too.
+/// Options of workloads that change backing memory; the benchmark also has the last of them.
 const BACKING_ONLY: [&str; 5] = ["workload", "tracker", "change", "workers", "overcommit"];
-/// The options of the benchmark that those have too.
+/// Options of the benchmark that those workloads have too.
 const BACKING_TOO: [&str; 2] = ["iterations", "exit_times"];
-/// The options of the stress run that those haven't.
+/// Options of the stress run that those workloads don't have.
 const NOT_BACKING: [&str; 4] = ["slots", "ring_entries", "split_chunk", "seconds"];
-/// The options that a program has no use for either.
+/// Further options that a program doesn't have.
 const LOGGED_ONLY: [&str; 5] = ["seed", "slots", "ring_entries", "split_chunk", "seconds"];
 
 /// The words of `bootargs`: key, and value if there is one.
@@ -185,7 +185,7 @@ fn each_word(bootargs: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
 }
 
 impl Options {
-    /// Reads the words of `bootargs`, but for those that are [`EarlyOptions`].
+    /// Parses the words of `bootargs`, except [`EarlyOptions`].
     pub fn parse(bootargs: &str) -> Result<Self, OptionError<'_>> {
         let mut options = Self::default();
         let mut given = [false; KEYS.len()];
@@ -214,7 +214,7 @@ impl Options {
         Ok(options)
     }
 
-    /// What isn't given is what the workload is there to compare: what makes it fast beside what would be without.
+    /// Fills in defaults of a workload: the comparison of its mechanism on and off.
     fn fill_in(&mut self, is_given: impl Fn(&str) -> bool) {
         if !is_given("backing") {
             self.backing = Backing::Page4K;
@@ -238,7 +238,7 @@ impl Options {
         }
     }
 
-    /// What is merged unless the user chooses: all that the guest has; where merging is what is measured, what its guests fill.
+    /// The default targets of merging: all memory of the guest; in the merging workload, the memory that its guests fill.
     fn usual_targets(&self) -> Vec<MergeTarget> {
         match self.guest {
             GuestKind::Program => [MergeTarget::Ram].into(),
@@ -298,7 +298,7 @@ impl Options {
         Ok(())
     }
 
-    /// Sets an option that says how writes are logged.
+    /// Sets an option of the log policy.
     fn set_policy<'t>(&mut self, key: &'static str, text: &'t str) -> Result<(), OptionError<'t>> {
         match key {
             "mode" => self.modes = value::words(key, text)?,
@@ -318,7 +318,7 @@ impl Options {
         Ok(())
     }
 
-    /// Sets an option that says how what backs memory changes.
+    /// Sets an option of how changes of backing are made.
     fn set_backing<'t>(&mut self, key: &'static str, text: &'t str) -> Result<(), OptionError<'t>> {
         match key {
             "workload" => self.workload = value::word(key, text)?,
@@ -386,7 +386,7 @@ impl Options {
         }
     }
 
-    /// What is said of merging must have some.
+    /// Merging options require that something is merged.
     fn check_merging<'t>(&self, is_given: impl Fn(&str) -> bool) -> Result<(), OptionError<'t>> {
         let foreign = merging::KEYS.into_iter().find(|key| is_given(key));
         match foreign {
@@ -403,7 +403,7 @@ impl Options {
         }
     }
 
-    /// What doesn't go with rings.
+    /// Rejects combinations with rings.
     fn check_policies<'t>(&self) -> Result<(), OptionError<'t>> {
         let ring = self.harvest == Harvest::Ring;
         let contradictions = [
@@ -453,17 +453,17 @@ impl Options {
         }
     }
 
-    /// Whether the guest uses more memory than it may have.
+    /// Whether the guest uses more memory than its limit.
     pub fn is_overcommitted(&self) -> bool {
         self.overcommits.iter().any(|percent| *percent > 100)
     }
 
-    /// Whether merging is what is measured.
+    /// Whether merging is what the run measures.
     pub fn measures_merging(&self) -> bool {
         self.guest == GuestKind::Backing && self.workload == Workload::Merge
     }
 
-    /// The record of a run with what they say of merging, if there was some.
+    /// The record of a run, with the merging options if anything was merged.
     pub fn with_merging(&self, record: Record) -> Record {
         if !self.merging && !self.measures_merging() {
             return record;
@@ -477,7 +477,7 @@ impl Options {
         }
     }
 
-    /// Whether blocks that were taken apart may have to stay so.
+    /// Whether split blocks may have to stay split.
     pub fn keeps_blocks_apart(&self) -> bool {
         self.is_overcommitted() || self.merging
     }
@@ -490,7 +490,7 @@ impl Options {
         }
     }
 
-    /// How many CPUs it takes at most, but for the monitor's own.
+    /// The most CPUs that the run uses, besides the control plane's own.
     pub fn busy_cpus(&self) -> usize {
         let workers = match self.guest {
             GuestKind::Backing => self.workers.iter().max().copied().unwrap_or(0) as usize,
@@ -499,8 +499,8 @@ impl Options {
         self.vcpus * self.vms() + workers + usize::from(self.merging)
     }
 
-    /// The size of the benchmark's test memory: all vCPUs' shares, rounded up to what backs it. `None` beyond 64
-    /// bits, which [`Self::parse`] refuses.
+    /// The size of the benchmark's test memory: all vCPUs' shares, rounded up to the backing. `None` beyond 64 bits, which
+    /// [`Self::parse`] refuses.
     pub fn test_bytes(&self) -> Option<u64> {
         self.bytes
             .0
@@ -508,7 +508,7 @@ impl Options {
             .checked_next_multiple_of(self.backing.bytes())
     }
 
-    /// The size of a guest program's RAM: rounded up to what backs it. `None` beyond 64 bits, which [`Self::parse`] refuses.
+    /// The size of a guest program's RAM, rounded up to the backing. `None` beyond 64 bits, which [`Self::parse`] refuses.
     pub fn program_bytes(&self) -> Option<u64> {
         self.bytes.0.checked_next_multiple_of(self.backing.bytes())
     }

@@ -1,4 +1,4 @@
-//! Runs a guest program until it ends by itself: it powers off, gives its verdict, or is out of time.
+//! Runs a guest program until it powers off, reports its verdict, or times out.
 
 use crate::background_merge::Scanner;
 use crate::cpu_pool::BOOT_CPU;
@@ -16,7 +16,7 @@ use records::image::GuestImage;
 use records::record::CounterMap;
 use vm::{Service, ServiceReply, StopReason, VcpuId};
 
-/// What a guest program may call.
+/// The hypercalls of a guest program.
 pub(crate) struct ProgramService<M: Machine> {
     machine: &'static M,
     console: GuestConsole,
@@ -52,10 +52,10 @@ impl<M: Machine> Service for ProgramService<M> {
     }
 }
 
-/// Runs the program and says how it ended.
+/// Runs the program to its end.
 ///
 /// # Errors
-/// It couldn't be started, or it didn't end well.
+/// It couldn't be started, or it ended with a failure.
 pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     host: &Host<'_, M>,
     options: &Options,
@@ -111,7 +111,8 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     }
 }
 
-/// Waits for the program's end, with its memory merged meanwhile if that is wanted: why it ended, and what merging came to.
+/// Waits for the program's end, and merges its memory meanwhile if the options say so. Returns the reason of the end, and
+/// merging's statistics.
 fn wait<M: Machine, L: MmuLock + 'static>(
     guest: &RunningGuest<'_, M, L>,
     options: &Options,
@@ -121,7 +122,7 @@ fn wait<M: Machine, L: MmuLock + 'static>(
     Ok((reason, scanner.map(Scanner::end)))
 }
 
-/// The device that the guest is to be given.
+/// The device to assign to the guest.
 fn device<M: Machine>(host: &Host<'_, M>, path: &str) -> Result<Device, RunError> {
     let found = host.machine.device(&host.own.memory, path);
     found.map_err(|error| RunError::Device {

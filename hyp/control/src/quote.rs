@@ -1,8 +1,8 @@
-//! Text from outside in a message: on one line, printable, and not longer than a person wants to read.
+//! Quotes text from outside in a message: on one line, printable, and of limited length.
 
 use core::fmt;
 
-/// The most characters that are shown.
+/// The most characters shown.
 const MOST: usize = 48;
 
 /// Shows a piece of input in quotes, with everything that isn't printable escaped.

@@ -1,4 +1,4 @@
-//! What is printed of every guest, for people.
+//! Prints a report of each guest, for people.
 
 use crate::guest::FinalState;
 use crate::guest::counters::Listed;
@@ -6,7 +6,7 @@ use crate::machine::Machine;
 use memory::VmId;
 use records::record::CounterMap;
 
-/// What merging beside a guest came to, if there was some.
+/// Prints the statistics of background merging, if there was any.
 pub fn merged<M: Machine>(machine: &M, merged: &CounterMap) {
     if !merged.is_empty() {
         machine.write_line(format_args!("merging {}", Listed(merged)));

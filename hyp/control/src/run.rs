@@ -1,4 +1,4 @@
-//! What the user wants, from the command line to the guest's end.
+//! Runs the guest that the user's options ask for, from the command line to the guest's end.
 
 use crate::error::RunError;
 use crate::guest::Host;
@@ -12,16 +12,16 @@ use records::image::{GuestImage, ImageError};
 use records::options::{BOOT_OPTIONS, EARLY_OPTIONS};
 use records::words::{GuestKind, Mode};
 
-/// What a boot loader left to be run.
+/// A guest module that the boot loader has loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct Module<'m> {
     /// The file.
     pub bytes: &'m [u8],
-    /// The command line that came with it.
+    /// Its command line.
     pub bootargs: &'m str,
 }
 
-/// Why the machine has nothing to show.
+/// Why nothing could be run to its end.
 #[derive(Debug)]
 pub enum Error<'t> {
     /// The options can't be used.
@@ -36,7 +36,7 @@ impl Error<'_> {
     /// The exit status of a run that failed.
     pub const FAILED: u8 = 1;
 
-    /// The exit status that it is the reason of.
+    /// The exit status for this error.
     pub fn status(&self) -> u8 {
         match self {
             Self::Options(_) => Self::BAD_OPTIONS,
@@ -57,10 +57,10 @@ impl fmt::Display for Error<'_> {
 
 impl core::error::Error for Error<'_> {}
 
-/// What is to be run.
+/// A request to run a guest.
 #[derive(Debug)]
 pub struct Request<'m> {
-    /// How.
+    /// The options.
     pub options: Options,
     /// The guest's image.
     pub image: GuestImage<'m>,
@@ -69,7 +69,8 @@ pub struct Request<'m> {
 }
 
 impl<'m> Request<'m> {
-    /// What `bootargs` ask for, of the guest in `module`. `None` if the word `help` is among them, which is answered.
+    /// The request in `bootargs`, with the guest in `module`. `None` if the word `help` is among them, which is answered at
+    /// once.
     ///
     /// # Errors
     /// Bad options, too few CPUs for them, or no guest.
@@ -100,7 +101,7 @@ impl<'m> Request<'m> {
     }
 }
 
-/// What there is to choose, one line each.
+/// Prints the options, one line each.
 fn print_options<M: Machine>(machine: &M) {
     machine.write_line(format_args!(
         "Boot options, the words of the hypervisor's bootargs: KEY=VALUE, lists with commas, or the word alone"
@@ -111,11 +112,11 @@ fn print_options<M: Machine>(machine: &M) {
 }
 
 /// Runs the guest program that `bootargs` ask for, in each mode. Stops at the first failure. With the word `help` among them,
-/// only says what they can be.
+/// only prints the options.
 ///
 /// # Errors
-/// Bad options, no guest, a guest that isn't a program, or a run that failed: to be printed, and to be the reason of a failing
-/// status ([`Error::status`]).
+/// Bad options, no guest, a guest that isn't a program, or a failed run. The caller prints the error and returns its status
+/// ([`Error::status`]).
 pub fn run<'t, M: Machine>(
     host: &Host<'_, M>,
     bootargs: &'t str,
@@ -133,7 +134,7 @@ pub fn run<'t, M: Machine>(
 /// Runs a guest program in each mode.
 ///
 /// # Errors
-/// It couldn't be started, or it didn't end well.
+/// It couldn't be started, or it ended with a failure.
 pub fn run_program<M: Machine>(host: &Host<'_, M>, request: &Request<'_>) -> Result<(), RunError> {
     let Request {
         options,

@@ -1,6 +1,6 @@
-//! The dirty log of a slot, as data: how it is kept ([`policy`]), its bitmap ([`bitmap`]), each vCPU's ring ([`ring`]).
+//! The data of a slot's dirty log: its [`policy`], its [`bitmap`], and each vCPU's [`ring`].
 //!
-//! What fills them and empties them is above: [`crate::fault`], [`crate::logging`].
+//! The code that fills and empties them lies above: [`crate::fault`], [`crate::logging`].
 
 pub(crate) mod bitmap;
 pub(crate) mod policy;

@@ -1,4 +1,4 @@
-//! Deferred reclamation: what is freed only when no CPU can still be using it.
+//! Deferred reclamation: frees an object only when no CPU can still be using it.
 
 pub(crate) mod gate;
 pub mod heap_reserve;

@@ -1,6 +1,6 @@
-//! A guest's stage-2 fault, decided: which slot, which frame, which permissions, what the dirty log is told.
+//! Handles a guest's stage-2 fault: finds the slot and the frame, decides the permissions, and reports to the dirty log.
 //!
-//! Runs on every vCPU's CPU at once. In [`Parallel`](crate::Parallel) mode it takes no lock, writes no cache line that a
+//! Runs on the CPUs of all vCPUs at once. In [`Parallel`](crate::Parallel) mode it takes no lock, writes no cache line that a
 //! fault on other pages writes, and allocates only from this CPU's own cache of frames.
 
 mod guest_bytes;
@@ -40,32 +40,32 @@ pub enum FaultKind {
     Permission,
 }
 
-/// A stage-2 fault as the CPU reported it. All of it is the guest's to choose: an allegation until [`AddressSpace::fault`]
-/// has found a slot for it.
+/// A stage-2 fault as the CPU reported it. A guest can choose all of it: an allegation until [`AddressSpace::fault`] has found
+/// a slot for it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fault {
-    /// The vCPU that faulted, by its number within the VM: its dirty ring is told of what it writes.
+    /// The vCPU that faulted, by its number within the VM: its writes are reported in its dirty ring.
     pub vcpu: usize,
-    /// The address that was to be translated.
+    /// The address whose translation failed.
     pub ipa: Ipa,
-    /// The guest's virtual address, where the fault was on the guest's own access and not on a walk of its tables.
+    /// The guest's virtual address, if the guest's own access faulted and not a walk of its tables.
     pub va: Option<u64>,
-    /// What it tried.
+    /// The kind of access.
     pub access: Access,
-    /// What was in the way.
+    /// The cause of the fault.
     pub kind: FaultKind,
 }
 
-/// What becomes of the access.
+/// The result of a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FaultOutcome {
-    /// The guest can go on.
+    /// The guest can continue.
     Resolved,
-    /// The guest can go on, and its vCPU's dirty ring has just become nearly full: its harvester is to be told.
+    /// The guest can continue, and its vCPU's dirty ring has just become nearly full: its harvester should be told.
     RingLow,
     /// The vCPU's dirty ring is full: it waits for its harvester, then tries again.
     RingFull,
-    /// Another CPU was in the way: the guest tries again.
+    /// Another CPU interfered: the guest tries again.
     Retry,
     /// No slot covers the address.
     NoSlot,
@@ -75,22 +75,22 @@ pub enum FaultOutcome {
     OutOfFrames,
 }
 
-/// How often a fault has what backs it changed, or looks again, before it lets the guest fault again.
+/// How often a fault changes its page's backing or looks it up again before it lets the guest fault again.
 const LOOKS: u32 = 4;
 
-/// What one look at a fault came to.
+/// The result of one attempt to serve a fault.
 enum Served {
-    /// It is served, or can't be.
+    /// The fault is served, or can't be.
     Ended(FaultOutcome),
-    /// What backs it is as the access needs it, or has changed: it is to be looked at again.
+    /// The backing was prepared for the access, or has changed: look it up again.
     Prepared,
 }
 
 impl<L: MmuLock> AddressSpace<L> {
-    /// Serves a fault of one of this VM's vCPUs on the CPU that `cpu` belongs to, which has [activated](Self::activate) the VM: only
-    /// there, and in debug builds, it is checked that both are of one memory system.
+    /// Serves a fault of one of this VM's vCPUs on the CPU of `cpu`, which has [activated](Self::activate) the VM. That both
+    /// belong to one memory system is checked only there, and in debug builds.
     ///
-    /// Inlined, as whoever calls it may know what kind of fault it is; the way of the commonest one is short then.
+    /// Inlined, so that a caller that knows the kind of fault gets a short path for the commonest one.
     #[inline(always)]
     pub fn fault<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, fault: &Fault) -> FaultOutcome {
         debug_assert!(ptr::eq(self.system(), cpu.system()));
@@ -106,8 +106,8 @@ impl<L: MmuLock> AddressSpace<L> {
         self.fault_of_any_kind(cpu, fault, guard)
     }
 
-    /// As [`Self::fault`], for a write of vCPU `vcpu` to `va`, which is at `ipa`, that stage 2 forbids: the commonest of faults.
-    /// Does the [upkeep](CpuMemory::upkeep) that is due after what may have taken frames.
+    /// As [`Self::fault`], for the commonest fault: a write of vCPU `vcpu` to `va`, translated to `ipa`, that stage 2 forbids.
+    /// Then does any [upkeep](CpuMemory::upkeep) that is due once frames were taken.
     #[inline(always)]
     pub fn write<T: Tlb + Caches>(
         &self,
@@ -145,11 +145,10 @@ impl<L: MmuLock> AddressSpace<L> {
         outcome
     }
 
-    /// Serves the commonest of faults, the first write to a page since it was harvested, if it is one: a page of a plain tree,
-    /// in a slot that is logged in a bitmap. Everything else is left to [`relax_other`](Self::relax_other) and
-    /// [`fault_in_epoch`](Self::fault_in_epoch), which do the same.
+    /// Serves the commonest fault: the first write to a page since its harvest, for a page of a plain tree, in a slot that is
+    /// logged in a bitmap. Leaves every other fault to [`fault_in_epoch`](Self::fault_in_epoch), which gives the same result.
     ///
-    /// Whether the slot may be written isn't asked: the entries of one that may not say so (rule 3).
+    /// Doesn't check whether the slot is writable: entries of a read-only slot may not be made writable (rule 3).
     #[inline(always)]
     fn relax_logged<T: Tlb + Caches>(
         &self,
@@ -213,7 +212,7 @@ impl<L: MmuLock> AddressSpace<L> {
         }
     }
 
-    /// Serves any fault, in and out of the epoch.
+    /// Serves any fault, entering and leaving the epoch.
     #[inline(never)]
     fn fault_of_any_kind<T: Tlb + Caches>(
         &self,
@@ -230,8 +229,8 @@ impl<L: MmuLock> AddressSpace<L> {
         }
     }
 
-    /// Looks for room for a fault that could not be served without, and serves it if there is. If room has to be made, that
-    /// is all for this exit.
+    /// Looks for free frames for a fault that found none, and serves it if there are some. If memory has to be reclaimed first,
+    /// this exit does nothing else.
     #[cold]
     fn fault_for_want_of_frames<T: Tlb + Caches>(
         &self,
@@ -249,7 +248,7 @@ impl<L: MmuLock> AddressSpace<L> {
         }
     }
 
-    /// In both of its places: a call would be a fiftieth of a fault.
+    /// Inlined in both places: a call would be a fiftieth of a fault.
     #[inline(always)]
     fn fault_in_epoch<T: Tlb + Caches>(
         &self,
@@ -278,7 +277,7 @@ impl<L: MmuLock> AddressSpace<L> {
         self.resolve_in_turns(cpu, fault, guard, (published, slot, log))
     }
 
-    /// Serves any fault, looking a few times for what backs it.
+    /// Serves any fault, with a few attempts to look up its backing.
     fn resolve_in_turns<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -296,7 +295,7 @@ impl<L: MmuLock> AddressSpace<L> {
         FaultOutcome::Retry
     }
 
-    /// Makes what is logged writable, if that takes a single exchange.
+    /// Makes a logged page writable, if a single exchange is enough.
     #[inline(always)]
     fn relax<T: Tlb + Caches>(
         &self,
@@ -315,8 +314,8 @@ impl<L: MmuLock> AddressSpace<L> {
         Some(relaxed)
     }
 
-    /// Serves any fault, on the grounds that were found: the slots, the one that covers it, its log. Looks for what backs it
-    /// first (rule 8: after the ticket), and has that changed where the access needs it.
+    /// Serves any fault, given its grounds: the slots, the one that covers it, its log. Looks up the backing first (rule 8:
+    /// after the ticket), and changes it where the access requires that.
     fn resolve<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -390,7 +389,7 @@ impl<L: MmuLock> AddressSpace<L> {
         })
     }
 
-    /// Whether a slot is one of the VM's still: by a glance at the array, or a look into another one.
+    /// Whether a slot still belongs to the VM: compares the slot arrays, and searches only if they differ.
     #[inline]
     fn is_still(&self, slot: &Arc<Slot>, published: &SlotArray, guard: &Guard) -> bool {
         let now = self.slots(guard);
@@ -400,7 +399,7 @@ impl<L: MmuLock> AddressSpace<L> {
                 .is_some_and(|found| Arc::ptr_eq(found, slot))
     }
 
-    /// The frame that an access can be served with at once.
+    /// The frame that can serve an access at once.
     #[inline]
     fn frame_for(&self, look: Look, slot: &Slot, fault: &Fault) -> Option<Pa> {
         let writes = fault.access == Access::Write;
@@ -415,7 +414,7 @@ impl<L: MmuLock> AddressSpace<L> {
         }
     }
 
-    /// Has what backs an access changed so that it can be served.
+    /// Changes the backing so that an access can be served.
     #[cold]
     fn prepare<T: Tlb + Caches>(
         &self,
@@ -448,7 +447,7 @@ impl<L: MmuLock> AddressSpace<L> {
         }
     }
 
-    /// Gives the page of a write a frame of its own, or its entries the right to be made writable.
+    /// Gives a written page a frame of its own, or lets its entries be made writable.
     #[cold]
     fn unshare<T: Tlb + Caches>(
         &self,
@@ -482,8 +481,9 @@ impl<L: MmuLock> AddressSpace<L> {
         self.rings().of(vcpu).is_some_and(DirtyRing::is_full)
     }
 
-    /// After a split that has hardware track the pieces: if a log has replaced the one that this was for, and write protection
-    /// is how that notices writes, hardware is to track them no more. That log began before the split, or has seen it (rule 8).
+    /// Corrects a split after which hardware tracks the pieces: if a log with write protection has meanwhile replaced the one
+    /// that the split was for, hardware tracking is switched off again. That log began before the split, or has seen it (rule
+    /// 8).
     #[cold]
     fn untrack_for_next_log<T: Tlb>(
         &self,
@@ -516,8 +516,8 @@ impl<L: MmuLock> AddressSpace<L> {
             .expect(IN_SPACE);
     }
 
-    /// Marks what has just become writable, if writes are logged by now: the entry came first, the bit is second (rule 9), and
-    /// logging that was switched on in between is seen here or sees the entry (rule 8).
+    /// Marks pages that have just become writable, if writes are logged by now. The entry comes first, the bit second (rule 9);
+    /// logging that was enabled in between is seen here or sees the entry (rule 8).
     #[inline(always)]
     fn mark_after_write(
         &self,
@@ -533,7 +533,7 @@ impl<L: MmuLock> AddressSpace<L> {
         }
     }
 
-    /// Tells the log of a write through a leaf of this level.
+    /// Reports a write through a leaf of this level to the log.
     #[inline(always)]
     fn mark(&self, slot: &Slot, log: &DirtyLog, fault: &Fault, level: Level) -> FaultOutcome {
         if level == Level::L3 && !log.by_ring() {
@@ -543,7 +543,7 @@ impl<L: MmuLock> AddressSpace<L> {
         self.mark_span(slot, log, fault, level)
     }
 
-    /// Tells the log of a write to a block, or a ring of any write.
+    /// Reports a write to a block to the log, or any write to a ring.
     #[inline(never)]
     fn mark_span(&self, slot: &Slot, log: &DirtyLog, fault: &Fault, level: Level) -> FaultOutcome {
         let span = GRANULE.span(level);
@@ -556,8 +556,8 @@ impl<L: MmuLock> AddressSpace<L> {
         FaultOutcome::Resolved
     }
 
-    /// Reports a write in the vCPU's ring; in the bitmap where that has no room, as logging was switched on after it was
-    /// looked at.
+    /// Reports a write in the vCPU's ring; or in the bitmap if the ring has no room, as logging was enabled after the ring was
+    /// checked.
     fn report(
         &self,
         slot: &Slot,
@@ -593,7 +593,7 @@ fn forbidden_write(vcpu: usize, ipa: Ipa, va: Option<u64>) -> Fault {
     }
 }
 
-/// What it means for a fault that its page was to be given a frame, which `counter` counts.
+/// The next step of a fault whose page was populated; `counter` counts those that were given a frame.
 fn served(populated: Populated, counter: &Counter) -> Served {
     match populated {
         Populated::Done => {
@@ -652,15 +652,14 @@ fn request_for(slot: &Slot, log: Option<&DirtyLog>, fault: &Fault, look: Look, p
     }
 }
 
-/// Whether a page, and how large a block may map it, is as it was found: for a leaf of `level` whose entry is locked.
+/// Whether a page, and the largest block that may map it, are still as found: for a leaf of `level` whose entry is locked.
 fn is_as_found(slot: &Slot, page: u64, look: Look, level: Level, request: &Request) -> bool {
     let object = slot.object();
     let writes = request.attributes.permissions.may_write;
     object.look(page) == look && (level > Level::L1 || object.allows_gigabyte(page, writes))
 }
 
-/// Maps what backs the fault, or leaves the entry as it was if the grounds for it have gone (rule 8). Whether it is mapped
-/// now.
+/// Maps the fault's page, or restores the entry if the grounds have changed (rule 8). Returns whether it is mapped now.
 #[inline]
 fn fill(stage2: &Stage2, broken: Broken<'_>, request: &Request, unchanged: bool) -> bool {
     if unchanged {
@@ -674,7 +673,7 @@ fn fill(stage2: &Stage2, broken: Broken<'_>, request: &Request, unchanged: bool)
     }
 }
 
-/// Whether logging is as it was: off, or into the same log.
+/// Whether logging is unchanged: still off, or into the same log.
 #[inline]
 fn same_log(now: Option<&DirtyLog>, before: Option<&DirtyLog>) -> bool {
     now.map(ptr::from_ref) == before.map(ptr::from_ref)

@@ -1,18 +1,17 @@
-//! The machine's memory by frames: who has how many, and for what.
+//! Physical frames: allocation, and accounting of every frame to its owner and purpose.
 //!
-//! - [`FramePool`] holds what is free, behind a lock that no fault takes.
-//! - [`FrameCache`] holds a few zeroed frames for one CPU, so that a fault that needs a table or a page takes it without a
-//!   lock and without writing a line that another CPU uses.
-//! - A table or a page that the epoch has let go of comes back through [`FramePool::release_deferred`] or
-//!   [`FramePool::release_guest`], which may run inside any CPU's fault and so take no lock either;
-//!   [`FramePool::reclaim_released`] carries it home from idle time.
+//! - [`FramePool`] holds the free frames, behind a lock that no fault takes.
+//! - [`FrameCache`] holds a few zeroed frames for one CPU. A fault that needs a table or a page takes one without a lock and
+//!   without writing a cache line that another CPU uses.
+//! - [`FramePool::release_deferred`] and [`FramePool::release_guest`] take back tables and pages that the epoch has released.
+//!   They may run inside any CPU's fault and so take no lock either. [`FramePool::reclaim_released`] returns these frames to
+//!   the pool, in idle time.
 //! - [`FrameRecord`] says of each frame which pages of guest memory it backs.
 //!
-//! Every frame is counted all the time in exactly one place; [`Counts`] adds the places up. A frame of guest memory is
-//! charged to an [`Owner`], which may change while it is in use, and a VM may have a [limit](FramePool::set_limit).
+//! Every frame is counted in exactly one place at any time; [`Counts`] adds the places up. A frame of guest memory is charged
+//! to an [`Owner`], which may change while the frame is in use, and a VM may have a [limit](FramePool::set_limit).
 //!
-//! Physical memory is reached at its own address: EL2 maps it so. On a host the addresses are those of an
-//! `arena`, a leaked allocation.
+//! Physical memory is identity-mapped at EL2. On a host the addresses are those of an `arena`, a leaked allocation.
 
 #[cfg(any(test, feature = "arena"))]
 pub mod arena;
@@ -60,7 +59,7 @@ impl Pieces {
 /// How many VMs there can be at the same time.
 pub const MAX_VMS: usize = 16;
 
-/// A VM's number among those that exist at the same time.
+/// The number of a VM, unique among those that exist at the same time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct VmId(u8);
 
@@ -87,18 +86,18 @@ impl fmt::Display for VmId {
     }
 }
 
-/// Whose frames.
+/// The owner that frames are charged to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Owner {
     /// The hypervisor itself.
     Hypervisor,
     /// A VM.
     Vm(VmId),
-    /// No single VM: guest memory that several use, or may come to use.
+    /// No single VM: guest memory that several VMs use, or may come to use.
     Shared,
 }
 
-/// How many owners there can be at the same time.
+/// The greatest number of owners at the same time.
 pub(crate) const OWNERS: usize = MAX_VMS + 2;
 
 impl Owner {
@@ -119,7 +118,7 @@ impl Owner {
     }
 }
 
-/// What frames are for.
+/// The use of frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Purpose {
     /// Translation tables.
@@ -144,7 +143,7 @@ pub enum FrameSize {
 }
 
 impl FrameSize {
-    /// What one leaf of `level` maps; of level 0, which has no leaves, the largest there is.
+    /// The size of a leaf of `level`; for level 0, which has no leaves, the largest size.
     pub const fn of_level(level: Level) -> Self {
         match level {
             Level::L3 => Self::Page4K,

@@ -1,5 +1,5 @@
-//! What becomes of operations, and of faults, that the heap has nothing for. The heap of these tests can be used up, for one
-//! thread at a time; but not for what has no way to be refused: an `Arc`.
+//! Operations and faults when the heap is exhausted. The heap of these tests can be used up for one thread at a time, except
+//! for allocations that must not fail: those of an `Arc`.
 
 use crate::epoch::heap_reserve::{BAG, Reserving};
 use crate::frames::{FramePool, VmId, arena, read_bytes, write_bytes};

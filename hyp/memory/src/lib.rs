@@ -1,49 +1,48 @@
-//! What backs guest memory: memory objects, slots, faults, changes of backing, the dirty log.
+//! Guest memory: memory objects, slots, faults, changes of backing, the dirty log.
 //!
-//! This crate decides *what* is mapped; [`stage2`] does it, and numbers the rules of the protocol. Rules 8 to 10 and 14, which
+//! This crate decides *what* is mapped; [`stage2`] maps it, and numbers the rules of the protocol. Rules 8 to 10 and 14, which
 //! are about decisions, are kept here: in [`Tracker`], the dirty log and the slots.
 //!
-//! # What backs a page
-//! A stage-2 table is a second mapping: the pages are somebody else's. Here that is an [`Object`], which slots
-//! ([`AddressSpace::map_object`]) map into any number of VMs; the reverse map leads from a frame back to all of them. Each page
-//! of an object has one word that says what backs it. Whoever changes that, *claims* the page, and whoever meets a claimed page
-//! goes away and comes back: page by page, everything that changes backing runs at once, on any number of CPUs, and beside
-//! every fault:
+//! # The backing of a page
+//! Pages belong to an [`Object`], and stage-2 tables only map them. Slots ([`AddressSpace::map_object`]) map objects into any
+//! number of VMs; the reverse map leads from a frame back to all of them. Each page of an object has one word that holds its
+//! backing. To change the backing, a CPU first *claims* the page; any other CPU that needs a claimed page retries later. So
+//! changes of different pages' backing run at once, on any number of CPUs, and beside every fault:
 //!
-//! | who changes it | to what |
+//! | cause of the change | new backing |
 //! |---|---|
 //! | a first touch | a frame, or a run of them; a read of small pages: the frame of zeros |
-//! | a write to a shared page (copy-on-write) | a copy, or the same frame for the last one that has it |
+//! | a write to a shared page (copy-on-write) | a copy, or the same frame for its last sharer |
 //! | [`AddressSpace::fork`]; [`Object::with_image`] | from its own to shared |
-//! | merging ([`PageMerging`]) | from its own to one that equal pages share, or that of zeros |
+//! | merging ([`PageMerging`]) | from its own to one that equal pages share, or the frame of zeros |
 //! | compaction ([`Object::compact_region`], [`Object::migrate`], [`CpuMemory::clear_run`]), by idle CPUs ([`CpuMemory::gather`]) and [`AddressSpace::restore_blocks`] | a copy in another place |
-//! | slots that go or move ([`AddressSpace::remove_slot`], [`AddressSpace::move_slot`]) | as it was, somewhere else |
+//! | removing or moving a slot ([`AddressSpace::remove_slot`], [`AddressSpace::move_slot`]) | unchanged, at another address |
 //!
-//! The change is carried straight to the entries: in each table that maps the page the new frame takes the place of the old one
-//! ([`Stage2::replace`](stage2::Stage2::replace)), if that is still there, so a write to a shared page costs one exit and one
-//! fault. Each VM has a [`Tracker`] of the ranges that are being changed in it at this moment. A fault takes a ticket there,
-//! looks for its backing, locks its entry and asks whether *its own* page was or is among them; no other fault ever retries.
-//! [`BackingPolicy`] has the usual ways beside these, to be compared with: unmap and fault again, one count for the whole VM.
+//! A change is written straight to the entries: in each table that maps the page the new frame replaces the old one
+//! ([`Stage2::replace`](stage2::Stage2::replace)), if the old one is still there. So a write to a shared page costs one exit
+//! and one fault. Each VM has a [`Tracker`] of the ranges that are being changed at this moment. A fault takes a ticket there,
+//! looks up its backing, locks its entry and asks whether *its own* page was or is among those ranges; no other fault ever
+//! retries. [`BackingPolicy`] also offers the usual methods as a baseline: unmap and fault again, one count for the whole VM.
 //!
 //! # Dirty logging
-//! A [`LogPolicy`] says, slot by slot, how writes are noticed ([`Tracking`]: write protection, or the CPU's own notes), what
-//! becomes of blocks ([`Splitting`]: unmapped at their first write, split then, or split ahead), how much is logged as one
-//! ([`Granularity`]), whether everything counts as dirty at first, and whether vCPUs report in rings of their own. Logging is
-//! switched by [`AddressSpace::enable_dirty_log`] and [`AddressSpace::disable_dirty_log`]; [`AddressSpace::get_dirty_log`]
-//! copies, [`AddressSpace::clear_dirty_log`] takes, [`AddressSpace::harvest_ring`] empties a ring, and
-//! [`AddressSpace::restore_blocks`] brings blocks back. vCPUs may be running through all of it; only harvests and switches
-//! of one VM exclude each other, by a lock that no fault takes. What the hypervisor itself writes into guest memory
-//! ([`AddressSpace::write_guest`]) is logged too.
+//! A [`LogPolicy`] is chosen slot by slot. It says how writes are noticed ([`Tracking`]: write protection, or hardware dirty
+//! state), how blocks are handled ([`Splitting`]: unmapped at their first write, split then, or split ahead), the unit of
+//! logging ([`Granularity`]), whether everything counts as dirty at first, and whether vCPUs report in rings of their own.
+//! [`AddressSpace::enable_dirty_log`] and [`AddressSpace::disable_dirty_log`] switch logging; [`AddressSpace::get_dirty_log`]
+//! copies the log, [`AddressSpace::clear_dirty_log`] takes it, [`AddressSpace::harvest_ring`] empties a ring, and
+//! [`AddressSpace::restore_blocks`] restores blocks. vCPUs may be running all the time; only harvests and switches of one VM
+//! exclude each other, by a lock that no fault takes. The hypervisor's own writes to guest memory
+//! ([`AddressSpace::write_guest`]) are logged too.
 //!
-//! # Memory that is short
-//! With [watermarks](MemorySystem::set_watermarks), cold pages are put away when frames run out, or when a VM comes to its
-//! [limit](frames::FramePool::set_limit): two lists for each owner, second chances by access flag, compressed with LZ4, brought
-//! back by the fault that needs them. Idle CPUs do it ahead of need ([`CpuMemory::relieve`]), woken when memory gets short
-//! ([`IdleCpus`]), and a fault that has run out does a small batch itself. A guest gives memory back by [`AddressSpace::balloon`]. Without room for anything, the fault says so
+//! # Reclaim
+//! With [watermarks](MemorySystem::set_watermarks), cold pages are compressed when frames run out, or when a VM reaches its
+//! [limit](frames::FramePool::set_limit). Two lists for each owner find cold pages, with second chances by access flag. Pages
+//! are compressed with LZ4, and decompressed by the fault that needs them. Idle CPUs reclaim ahead of need
+//! ([`CpuMemory::relieve`]), woken when memory gets short ([`IdleCpus`]); a fault that has run out compresses a small batch
+//! itself. A guest gives memory back by [`AddressSpace::balloon`]. If nothing can be freed, the fault says so
 //! ([`FaultOutcome::OutOfFrames`]), and all memory is as it was.
 //!
-//! Physical memory is reached at its own address: at EL2 it is mapped so, and on a host the pool's arena gives the
-//! addresses.
+//! Physical memory is identity-mapped at EL2; on a host the pool's arena provides the addresses.
 
 #![cfg_attr(not(test), no_std)]
 

@@ -1,4 +1,4 @@
-//! Dirty logging as an operation on a VM: switched on and off, harvested, and undone where blocks are restored.
+//! Dirty logging as an operation on a VM: enabling, disabling, harvesting, and restoring blocks afterwards.
 
 pub(crate) mod harvest;
 pub(crate) mod restore_blocks;

@@ -1,19 +1,17 @@
-//! Page merging: equal pages of objects that were offered for it come to share one frame, until one of them is written.
+//! Page merging: equal pages of registered objects share one frame until one of them is written.
 //!
-//! A scan goes through all the objects again and again, a few pages with each [`PageMerging::step`], as Linux KSM does, whose
-//! names the policy and the statistics have. A page whose checksum is what it was in the scan before is a candidate; when
-//! another one with the same checksum comes by, both are claimed, no vCPU can write to them any more, and only then are
-//! they compared: the checksum decides nothing but who meets. Equal pages share a frame that nobody may write; a write to one
-//! of them gets its own copy, as after a fork. A page of zeros becomes what it was before it was first written.
+//! A scan goes through all the objects again and again, a few pages with each [`PageMerging::step`]. Policy and statistics are
+//! named as in Linux KSM. A page whose checksum hasn't changed since the last scan is a candidate. When two candidates have the
+//! same checksum, both are claimed and write-protected, and only then compared: the checksum only selects pairs. Equal pages
+//! then share a read-only frame; a write to one of them is copied, as after a fork. A page of zeros becomes what it was before
+//! its first write.
 //!
-//! Pages meet only where their VMs trust each other ([`trust`](crate::system::trust_domains)), and those of a VM with a limit meet nobody, as
-//! nobody would pay for what they share. Pages of zeros give up their frames there too.
+//! Pages are merged only between VMs that trust each other ([`trust`](crate::system::trust_domains)). Pages of a VM with a
+//! limit are never merged, as no VM would pay for the shared frame; their pages of zeros are freed all the same. A 2 MiB block
+//! is split only if enough of its pages had partners in the last scan to pay for the split.
 //!
-//! A block of 2 MiB is taken apart only if, in the scan before, enough of its pages had partners to pay for it.
-//!
-//! Steps are for CPUs that have nothing else to do. They run beside everything else: who scans holds a lock that no fault
-//! takes, and nobody waits for a page that is being merged but the vCPUs that touch it, as long as that takes. Nothing is
-//! allocated while scanning but tables for blocks that are split.
+//! Steps are for idle CPUs and run beside everything else. The scanning CPU holds a lock that no fault takes; only vCPUs that
+//! touch a page wait while it is merged. A scan allocates nothing but tables for split blocks.
 
 mod candidates;
 mod sharing;
@@ -35,17 +33,17 @@ use core::fmt;
 use spin::Mutex;
 use stage2::Tlb;
 
-/// Pages that are scanned in one stay in the epoch.
+/// Pages that are scanned during one stay in the epoch.
 const AT_ONCE: u64 = 16;
 
-/// How pages are merged.
+/// The policy of page merging.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MergePolicy {
     /// How many pages a step looks at.
     pub pages_to_scan: u64,
-    /// How many pages may share a frame: each more makes giving it up longer.
+    /// How many pages may share a frame: each further one makes freeing it slower.
     pub max_page_sharing: u64,
-    /// How many of a block's 512 pages must have partners before the block is taken apart for them.
+    /// How many of a block's 512 pages must have partners before the block is split for them.
     pub pages_of_block: u16,
 }
 
@@ -59,25 +57,24 @@ impl Default for MergePolicy {
     }
 }
 
-/// What merging has come to: the numbers that Linux shows under /sys/kernel/mm/ksm. What guests have written since is noticed
-/// by the next scan.
+/// Statistics of merging, as Linux shows them under /sys/kernel/mm/ksm. Later writes of guests show after the next scan.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct MergeStatistics {
     /// Frames that are shared.
     pub pages_shared: u64,
-    /// Pages that share them, but for one of each: the frames that are saved.
+    /// Pages that share them, less one for each frame: the number of frames saved.
     pub pages_sharing: u64,
-    /// Pages that don't change, and have no equal.
+    /// Unchanged pages without an equal.
     pub pages_unshared: u64,
-    /// Pages that changed since the scan before.
+    /// Pages that changed since the last scan.
     pub pages_volatile: u64,
-    /// Pages that somebody else was changing when they were to be looked at or merged.
+    /// Pages that were skipped because another CPU was changing them.
     pub pages_skipped: u64,
-    /// Pages of zeros whose frames were given up.
+    /// Pages of zeros whose frames were freed.
     pub zero_pages: u64,
     /// Pages that were looked at, in all scans.
     pub pages_scanned: u64,
-    /// How often all pages were looked at.
+    /// Complete scans of all pages.
     pub full_scans: u64,
 }
 
@@ -95,12 +92,12 @@ impl MergeStatistics {
     }
 }
 
-/// An object can't be offered for merging.
+/// An object can't be registered for merging.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MergeError {
-    /// It is a device, or there is only one copy of it already.
+    /// It is a device, or has only one copy already.
     NotMergeable,
-    /// There is no heap for what a scan notes of its pages.
+    /// There is no heap for the scan's notes on its pages.
     OutOfMemory,
 }
 
@@ -115,14 +112,14 @@ impl fmt::Display for MergeError {
 
 impl core::error::Error for MergeError {}
 
-/// The objects whose equal pages are merged, and how far the scan of them is.
+/// Merges equal pages of registered objects: their list, and the state of the scan.
 #[derive(Debug)]
 pub struct PageMerging {
     policy: MergePolicy,
     scan: Mutex<Scan>,
 }
 
-/// All that a scan knows. Its holder may wait for entries, never for another lock's holder who waits for it.
+/// The state of the scan. Its holder may wait for entries, but never for a lock whose holder waits for it.
 #[derive(Debug)]
 struct Scan {
     targets: Vec<Target>,
@@ -130,14 +127,14 @@ struct Scan {
     frames: MetFrames,
     /// The next page: its target, and its number there.
     next: (usize, u64),
-    /// What this scan has come to so far, and what the last whole one did.
+    /// The numbers of this scan so far, and those of the last complete one.
     current: MergeStatistics,
     published: MergeStatistics,
     zeros: u32,
 }
 
 impl PageMerging {
-    /// Of no objects yet.
+    /// Without any objects.
     pub fn new(policy: MergePolicy) -> Self {
         Self {
             policy,
@@ -153,9 +150,8 @@ impl PageMerging {
         }
     }
 
-    /// Has an object's pages merged from now on, among themselves and with those of VMs that [trust](crate::MemorySystem::trust) its
-    /// own. It may be in use. Waits for a step
-    /// that is being made.
+    /// Registers an object: its pages are merged from now on, among themselves and with those of VMs that
+    /// [trust](crate::MemorySystem::trust) its own. It may be in use. Waits for a running step.
     ///
     /// # Errors
     /// It has no pages that could be merged, or there is no heap. Nothing has changed then.
@@ -166,17 +162,17 @@ impl PageMerging {
         self.scan.lock().add(object)
     }
 
-    /// Merges an object's pages no more; those that are merged stay so. When this returns no step has a hold on it. Waits for
-    /// one that is being made.
+    /// Withdraws an object: its pages are merged no more; merged pages stay so. When this returns, no step uses the object.
+    /// Waits for a running step.
     pub fn remove(&self, object: &Object) {
         let mut scan = self.scan.lock();
         scan.retain(|target| target.id() != object.id());
     }
 
-    /// Has all that a VM's slots map merged from now on, as far as it can be. What slots bring later is to be added then.
+    /// Registers all objects that a VM's slots map, where they can be merged. Objects of later slots must be added separately.
     ///
     /// # Errors
-    /// There is no heap. Nothing of the VM's is merged any more then.
+    /// There is no heap. Nothing of the VM is merged any more then.
     pub fn add_vm<L: MmuLock, T>(
         &self,
         cpu: &CpuMemory<T>,
@@ -196,25 +192,25 @@ impl PageMerging {
         Ok(())
     }
 
-    /// As [`Self::remove`], for all that a VM's slots map: to be called before the VM is destroyed, so that its memory is back
-    /// when that returns.
+    /// As [`Self::remove`], for all objects that a VM's slots map. Must be called before the VM is destroyed, so that its
+    /// memory is free when that returns.
     pub fn remove_vm<L: MmuLock, T>(&self, cpu: &CpuMemory<T>, vm: &AddressSpace<L>) {
         let mut scan = self.scan.lock();
         scan.forget(vm.slots(&vm.pin(cpu)));
     }
 
-    /// What has been done.
+    /// The statistics so far.
     pub fn statistics(&self) -> MergeStatistics {
         self.scan.lock().published
     }
 
-    /// As [`Self::scan`], for as many pages as the policy says.
+    /// As [`Self::scan`], for the number of pages in the policy.
     pub fn step<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>) -> u64 {
         self.scan(cpu, self.policy.pages_to_scan)
     }
 
-    /// Looks at a few pages more, `most` at most, and at none twice; how many. None while another CPU makes a step. Whoever asks
-    /// for something of the merging waits for as long as this takes.
+    /// Scans up to `most` further pages, none of them twice, and returns how many. None while another CPU makes a step. Other
+    /// calls for this merging wait until it returns.
     ///
     /// The caller is in no epoch.
     pub fn scan<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, most: u64) -> u64 {
@@ -251,12 +247,12 @@ impl Scan {
         Ok(())
     }
 
-    /// Forgets all that these slots map.
+    /// Removes all objects that these slots map.
     fn forget(&mut self, slots: &SlotArray) {
         self.retain(|target| slots.iter().all(|slot| slot.object().id() != target.id()));
     }
 
-    /// Forgets some targets. The scan begins anew if there were any of them, as pages are known by other numbers then.
+    /// Removes some targets. If any are removed the scan restarts, as pages are renumbered.
     fn retain(&mut self, keep: impl FnMut(&Target) -> bool) {
         let before = self.targets.len();
         self.targets.retain(keep);
@@ -270,7 +266,7 @@ impl Scan {
         }
     }
 
-    /// Looks at some of the next pages, of one object, and says how many.
+    /// Scans some of the next pages, of one object, and returns how many.
     fn batch<T: Tlb + Caches>(
         &mut self,
         cpu: &CpuMemory<T>,
@@ -309,7 +305,7 @@ impl Scan {
         end - from
     }
 
-    /// All pages have been looked at.
+    /// Ends a scan of all pages.
     fn finish(&mut self) {
         self.published = MergeStatistics {
             full_scans: self.published.full_scans + 1,
@@ -318,7 +314,7 @@ impl Scan {
         self.begin();
     }
 
-    /// Nothing has been met yet, or counted, but for what counts over all scans.
+    /// Begins a scan: clears its candidates, and all counts but those over all scans.
     fn begin(&mut self) {
         self.candidates.clear();
         self.frames.clear();
@@ -381,7 +377,7 @@ impl Scan {
         }
     }
 
-    /// A page of zeros.
+    /// Frees the frame of a page of zeros.
     fn give_up_zeros<T: Tlb + Caches>(
         &mut self,
         changer: &Changer<'_, T>,
@@ -402,8 +398,7 @@ impl Scan {
         }
     }
 
-    /// A page that is as it was in the scan before: merged with an equal one that the scan has met, or noted for others to
-    /// meet. Whether it was merged.
+    /// Handles an unchanged page: merges it with an equal candidate, or notes it as a candidate. Returns whether it was merged.
     fn meet<T: Tlb + Caches>(
         &mut self,
         changer: &Changer<'_, T>,
@@ -468,8 +463,8 @@ fn is_mergeable(object: &Object) -> bool {
     !object.is_device() && !object.is_image()
 }
 
-/// Whether its pages count towards somebody's limit. What is merged is charged to nobody in particular, and can't be put away:
-/// a guest that fills its memory with equal pages would have twice its limit and more.
+/// Whether its pages count towards a VM's limit. A merged frame is charged to no VM and can't be compressed: a guest that fills
+/// its memory with equal pages would get twice its limit and more.
 fn is_limited(object: &Object) -> bool {
     match object.account() {
         Owner::Vm(vm) => object.pool().limit(vm).is_some(),

@@ -1,15 +1,15 @@
-//! Memory objects: what backs guest memory, page by page.
+//! Memory objects: the backing of guest memory, page by page.
 //!
-//! Slots map parts of objects into VMs; an object may be mapped by several slots, of several VMs. Each of its pages has
-//! one word that says what backs it at this moment ([`Backing`]). Faults read it. Whoever changes it *claims* the page
-//! first ([`Object::claim`]), which nobody waits for: while it is claimed, only the claim's holder changes what backs
-//! the page, where entries for it lead, and whether they may be made writable.
+//! Slots map parts of objects into VMs; several slots, of several VMs, may map one object. Each page has one word that holds
+//! its current backing ([`Backing`]). Faults only read it. To change it, a CPU first *claims* the page ([`Object::claim`]). A
+//! claim never waits. While it lasts, only its holder changes the page's backing, the target of its entries, and whether they
+//! may be made writable.
 //!
-//! How large a block may map a page is said by other words ([`extent`]). Whoever is about to treat one of several pages apart
-//! takes that back first, for all of them ([`Object::lower`]).
+//! Other words say how large a block may map a page ([`extent`]). Before one of several pages is treated apart, block mappings
+//! are forbidden for all of them ([`Object::lower`]).
 //!
-//! Any number of CPUs do all of it at once. Orderings: words are stored with release and read with acquire, so whoever
-//! sees a frame in one sees what the frame holds (rule 11).
+//! Any number of CPUs work on an object at once. Orderings: words are stored with release and read with acquire, so a CPU that
+//! sees a frame in a word sees the frame's contents (rule 11).
 
 mod claim;
 pub(crate) mod claim_batch;
@@ -38,23 +38,23 @@ use core::ptr::NonNull;
 use stage2::sync::{Ordering, relax};
 use stage2::{Level, PAGE_SIZE, Pa};
 
-/// What an object is for, and so what becomes of it when a VM is forked.
+/// The kind of an object, which decides how a fork of a VM treats it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
-    /// One VM's memory. A fork gets a copy, page by page as either writes.
+    /// One VM's memory. A fork shares it copy-on-write.
     Private,
-    /// Memory that VMs share on purpose. A fork shares it too.
+    /// Memory that VMs share deliberately. A fork shares it too.
     Shared,
-    /// One copy of something for any number of VMs, which none of them writes.
+    /// One read-only copy for any number of VMs.
     Image,
     /// A device's registers, or other memory that isn't the pool's.
     Device,
 }
 
-/// What backs guest memory. Mapped into VMs by slots ([`AddressSpace::map_object`](crate::AddressSpace::map_object)).
+/// The backing of guest memory. Slots map it into VMs ([`AddressSpace::map_object`](crate::AddressSpace::map_object)).
 ///
-/// Its frames go back to the pool with its last owner: to be dropped where an epoch has passed since a VM could reach
-/// it, as removing slots and destroying address spaces see to.
+/// Its frames return to the pool with its last reference. That may be dropped only after an epoch in which no VM could reach
+/// it; removing slots and destroying address spaces do so.
 pub struct Object {
     id: ObjectId,
     kind: Kind,
@@ -81,13 +81,13 @@ pub enum ObjectError {
         /// The piece size in bytes.
         piece: u64,
     },
-    /// An image doesn't lie within the memory that is to begin with it.
+    /// An image doesn't lie within the memory that shall contain it.
     ImageBeyondEnd,
     /// There are as many objects as there can be.
     TooMany,
     /// There are not enough frames for its memory, or not enough heap for its description.
     OutOfMemory {
-        /// The bytes that were to be had.
+        /// The bytes that were requested.
         bytes: u64,
     },
 }
@@ -116,8 +116,8 @@ impl fmt::Display for ObjectError {
 impl core::error::Error for ObjectError {}
 
 impl Object {
-    /// Memory that is allocated in pieces of the span of `piece` when it is first touched, and charged to `account`: a
-    /// VM's own. Where there is no run of frames for a piece, it is made of smaller ones.
+    /// A VM's own memory, allocated at first touch in pieces of the span of `piece`, and charged to `account`. Without a run of
+    /// frames for a piece, smaller ones are used.
     pub fn anonymous<T: Caches>(
         cpu: &CpuMemory<T>,
         account: Owner,
@@ -127,7 +127,7 @@ impl Object {
         Self::new(cpu, Kind::Private, account, bytes, piece)
     }
 
-    /// As [`Self::anonymous`], to be shared by VMs, also by those that are forked.
+    /// As [`Self::anonymous`], but shared by VMs, including forks.
     pub fn shared<T: Caches>(
         cpu: &CpuMemory<T>,
         bytes: u64,
@@ -136,7 +136,7 @@ impl Object {
         Self::new(cpu, Kind::Shared, Owner::Shared, bytes, piece)
     }
 
-    /// Memory whose zeroed frames are all there from the beginning, in pieces of the span of `piece`.
+    /// Memory whose zeroed frames are all allocated in advance, in pieces of the span of `piece`.
     pub fn preallocated<T: Caches>(
         cpu: &CpuMemory<T>,
         account: Owner,
@@ -148,7 +148,7 @@ impl Object {
         Ok(object)
     }
 
-    /// Gives all pages that have nothing zeroed frames, in pieces as large as blocks may map. Nobody uses the object yet.
+    /// Gives all vacant pages zeroed frames, in pieces as large as blocks may map. Nobody uses the object yet.
     pub(crate) fn preallocate<T: Caches>(&self, cpu: &CpuMemory<T>) -> Result<(), ObjectError> {
         let bytes = self.bytes();
         let mut page = 0;
@@ -164,7 +164,7 @@ impl Object {
         Ok(())
     }
 
-    /// A copy of `bytes`, filled up with zeros to whole pages, that no VM can write.
+    /// A read-only copy of `bytes`, filled up with zeros to whole pages.
     pub fn image<T: Caches>(cpu: &CpuMemory<T>, bytes: &[u8]) -> Result<Arc<Self>, ObjectError> {
         let size = (bytes.len() as u64).next_multiple_of(PAGE_SIZE);
         let object = Self::new(cpu, Kind::Image, Owner::Shared, size, Level::L3)?;
@@ -180,11 +180,11 @@ impl Object {
         Ok(object)
     }
 
-    /// What lies at `range` of the physical address space and isn't the pool's: a device. Guests get it with the memory
-    /// type Device-nGnRE, uncached.
+    /// A device: the memory at `range` of the physical address space, not the pool's. Guests get it with the memory type
+    /// Device-nGnRE, uncached.
     ///
     /// # Safety
-    /// Whatever a guest does there harms nobody else, and the pool has none of it.
+    /// Nothing that a guest does there harms anybody else, and the pool has none of it.
     pub unsafe fn device<T: Caches>(
         cpu: &CpuMemory<T>,
         range: Range<Pa>,
@@ -248,7 +248,7 @@ impl Object {
         }
     }
 
-    /// Its name in the reverse map.
+    /// Its identifier in the reverse map.
     pub fn id(&self) -> ObjectId {
         self.id
     }
@@ -263,12 +263,12 @@ impl Object {
         self.all().len() as u64
     }
 
-    /// The span of what it is allocated in.
+    /// The span of its allocation pieces.
     pub(crate) fn piece(&self) -> Level {
         self.piece
     }
 
-    /// Whom its own frames are charged to.
+    /// The owner that its own frames are charged to.
     pub(crate) fn account(&self) -> Owner {
         self.account
     }
@@ -292,7 +292,7 @@ impl Object {
         self.kind == Kind::Private
     }
 
-    /// Which slots map it.
+    /// The slots that map it.
     pub(crate) fn mappings(&self) -> &Mappings {
         &self.mappings
     }
@@ -307,7 +307,7 @@ impl Object {
         &self.all()[page as usize]
     }
 
-    /// How the reverse map knows a page.
+    /// A page's identifier in the reverse map.
     pub(crate) fn sharer(&self, page: u64) -> Sharer {
         Sharer {
             object: self.id,
@@ -315,7 +315,7 @@ impl Object {
         }
     }
 
-    /// A page as it is at this moment.
+    /// The current state of a page.
     #[inline]
     pub(crate) fn look(&self, page: u64) -> Look {
         Look {
@@ -325,8 +325,8 @@ impl Object {
         }
     }
 
-    /// Notes that a page which has a frame of its own is listed from now on. False if it is already, or has none, or is
-    /// claimed.
+    /// Notes that a page, which has a frame of its own, is on a list from now on. False if it already is, or has no such frame,
+    /// or is claimed.
     pub(crate) fn enlist(&self, page: u64) -> bool {
         let word = self.page(page).word.load(Ordering::Relaxed);
         word & (STATE | CLAIMED | LISTED) == OWNED
@@ -335,8 +335,8 @@ impl Object {
                 .is_ok()
     }
 
-    /// Whether there is a page of this number, and it is listed. A list may name pages of an object that is no more,
-    /// and whose name another one has now.
+    /// Whether this page exists and is listed. A list may hold pages of an object that is gone, and whose identifier another
+    /// one has now.
     pub(crate) fn is_listed(&self, page: u64) -> bool {
         let page = self.all().get(page as usize);
         page.is_some_and(|page| page.word.load(Ordering::Relaxed) & LISTED != 0)
@@ -352,8 +352,8 @@ impl Object {
         }
     }
 
-    /// Notes that a page which nobody has touched is read: from now on the frame of zeros may be mapped for it. False if
-    /// somebody else was first, and has decided.
+    /// Notes that an untouched page is read: from now on it may be mapped to the frame of zeros. False if another CPU was
+    /// first.
     pub(crate) fn note_read(&self, page: u64) -> bool {
         let noted = self.page(page).word.compare_exchange(
             Backing::Vacant.encode(),
@@ -364,8 +364,8 @@ impl Object {
         noted.is_ok()
     }
 
-    /// Says what backs a page that has had nothing: of an object that is new, or of a piece that is being allocated. Whoever has
-    /// found it by its frame's record already and claimed it lets go of it, as it has nothing yet.
+    /// Publishes the backing of a vacant page, of a new object or of a piece that is being allocated. Another CPU may already
+    /// have found the page through its frame's record and claimed it; it releases the claim, as the page is still vacant.
     pub(crate) fn publish(&self, page: u64, backing: Backing) {
         let (vacant, backing) = (Backing::Vacant.encode(), backing.encode());
         let word = &self.page(page).word;
@@ -378,8 +378,8 @@ impl Object {
         }
     }
 
-    /// Backs a piece that has nothing, whose first page is the caller's (new, or claimed), with zeroed frames. All of
-    /// its pages but the first are published; returns what backs that. `None` where there is no run of frames for it.
+    /// Backs a vacant piece with zeroed frames. Its first page is the caller's (new, or claimed). Publishes all of its pages
+    /// but the first, and returns the first one's backing. `None` without a run of frames for it.
     pub(crate) fn allocate_piece<T: Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -408,8 +408,8 @@ impl Object {
         self.system.pool()
     }
 
-    /// Gives back what backs the pages from `first` on, as far as they are one piece; how many that were. No VM reaches them
-    /// any more, and nobody is looking at them.
+    /// Frees the backing of the pages from `first` on, as far as they are one piece; returns how many pages. No VM reaches them
+    /// any more, and no CPU is looking at them.
     fn release_piece(&self, first: u64) -> u64 {
         match self.look(first).backing() {
             Backing::Vacant | Backing::Zero | Backing::Device(_) => {}
@@ -432,7 +432,7 @@ impl Object {
         }
     }
 
-    /// Gives back a run of frames of the object's own.
+    /// Frees a run of the object's own frames.
     fn release_own(&self, first: u64, pa: Pa, size: FrameSize) {
         for index in 0..size.frames() as u64 {
             let frame = pa.offset(index * PAGE_SIZE);

@@ -1,7 +1,7 @@
 //! A VM's physical address space: its slots, its stage-2 tables, its dirty logs.
 //!
-//! Faults ([`AddressSpace::fault`]) run on any number of CPUs beside everything else here. What changes slots excludes
-//! only other such changes, and harvests of dirty logs exclude each other (rule 9), by locks that no fault takes.
+//! Faults ([`AddressSpace::fault`]) run on any number of CPUs beside every other operation. Changes of slots exclude only each
+//! other, and harvests of dirty logs exclude each other (rule 9), by locks that no fault takes.
 
 pub(crate) mod mapping;
 pub(crate) mod mmu_lock;
@@ -25,43 +25,43 @@ use crossbeam_epoch::Guard;
 use spin::{Mutex, Once};
 use stage2::{Ipa, Layout, Leaf, Level, OutOfFrames, PAGE_SIZE, Stage2, TableFrame, Tlb, Vttbr};
 
-/// Tables that one step of an operation unlinks at most, before it looks whether too many await their epoch.
+/// The most tables that one step of an operation unlinks before it checks how many wait for their epoch.
 pub const UNLINKED_AT_ONCE: u64 = 64;
-/// Why the tables refuse none of the ranges that this crate works on: they are parts of slots, or blocks around them.
+/// Why the tables refuse no range that this crate works on: each is part of a slot, or a block around it.
 pub(crate) const IN_SPACE: &str = "slots are whole pages of the IPA space";
-/// Entries of a table, for the length of a step.
+/// Entries of a table, as the length of a step.
 const TABLE_ENTRIES: usize = 512;
 
-/// How a change of what backs a page reaches the tables that map it.
+/// How a changed backing reaches the tables that map the page.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Change {
-    /// The new frame is put in the place of the old one, in each entry that maps it.
+    /// The new frame replaces the old one in each entry that maps it.
     #[default]
     Direct,
-    /// The entries are unmapped, and guests fault again: for comparison.
+    /// The entries are unmapped, and guests fault again: a baseline.
     Unmap,
 }
 
-/// How an address space follows changes of what backs it: the best, unless it is to be compared with something else.
+/// How an address space follows changes of its backing. The default is the best; others are for comparison.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct BackingPolicy {
-    /// How faults find out about changes.
+    /// How faults detect changes.
     pub tracker: TrackerMode,
     /// How changes reach the tables.
     pub change: Change,
 }
 
-/// What everybody may need of a VM's memory, whatever lock its owner's mode has.
+/// The part of a VM's memory that doesn't depend on the lock of its mode.
 #[derive(Debug)]
 pub(crate) struct Space {
     vm: VmId,
-    /// Whose frames and epochs it lives by.
+    /// The memory system that it belongs to, with its frames and epochs.
     system: &'static MemorySystem,
     stage2: Stage2,
     slots: Published<SlotArray>,
     tracker: Tracker,
     change: Change,
-    /// Held by whoever changes slots or takes from a dirty log. No fault takes it.
+    /// Held while slots are changed or a dirty log is harvested. No fault takes it.
     control: Mutex<()>,
     rings: Once<DirtyRings>,
 }
@@ -76,7 +76,7 @@ impl Space {
         &self.stage2
     }
 
-    /// Which ranges are being changed (rule 8).
+    /// The tracker of ranges that are being changed (rule 8).
     #[inline]
     pub(crate) fn tracker(&self) -> &Tracker {
         &self.tracker
@@ -86,7 +86,7 @@ impl Space {
         self.change
     }
 
-    /// Held by whoever changes slots or takes from a dirty log.
+    /// The lock for changes of slots and for harvests.
     pub(crate) fn control(&self) -> &Mutex<()> {
         &self.control
     }
@@ -97,7 +97,7 @@ impl Space {
         self.published_slots(guard).unwrap_or(&NONE)
     }
 
-    /// The slots, if there have been any.
+    /// The current slots; none before the first slot.
     #[inline(always)]
     pub(crate) fn published_slots<'g>(&self, guard: &'g Guard) -> Option<&'g SlotArray> {
         self.slots.load(guard)
@@ -114,14 +114,14 @@ pub struct AddressSpace<L> {
 /// Guest memory can't be reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NotBacked {
-    /// No slot of memory covers all of the range, or what does may not be written by anybody.
+    /// Slots of memory don't cover all of the range, or a slot's memory is read-only for everybody.
     NoSlot {
         /// The first address that isn't backed.
         ipa: Ipa,
     },
-    /// There is no frame left for what is to be written.
+    /// There is no frame left for a write.
     OutOfFrames {
-        /// The first address that has none.
+        /// The first address without a frame.
         ipa: Ipa,
     },
 }
@@ -146,7 +146,7 @@ impl<L: MmuLock> AddressSpace<L> {
         Self::with_backing(cpu, vm, layout, BackingPolicy::default())
     }
 
-    /// As [`Self::new`], with changes of what backs it followed in another way.
+    /// As [`Self::new`], with another policy for changes of backing.
     pub fn with_backing<T>(
         cpu: &CpuMemory<T>,
         vm: VmId,
@@ -183,7 +183,7 @@ impl<L: MmuLock> AddressSpace<L> {
     /// Gives `vcpus` vCPUs a dirty ring each, for slots that are logged by ring.
     ///
     /// # Errors
-    /// The number of entries is none for a ring, or there is no memory for them.
+    /// A ring can't have this number of entries, or there is no memory for the rings.
     pub fn make_rings(&mut self, vcpus: usize, entries: usize) -> Result<(), RingError> {
         let rings = DirtyRings::new(vcpus, entries)?;
         self.space.rings.call_once(|| rings);
@@ -195,27 +195,27 @@ impl<L: MmuLock> AddressSpace<L> {
         self.space.rings.get().unwrap_or(&NONE)
     }
 
-    /// Gives the VM a VMID that is good on the calling CPU, and returns what VTTBR_EL2 and VTCR_EL2 are to hold there. A CPU does so
-    /// before it runs the VM and serves its faults.
+    /// Gives the VM a VMID that is valid on the calling CPU, and returns the values for VTTBR_EL2 and VTCR_EL2 there. A CPU
+    /// calls this before it runs the VM and serves its faults.
     ///
     /// # Panics
-    /// The CPU is of another memory system than the VM: here, as faults don't look.
+    /// The CPU belongs to another memory system than the VM. This is checked here, as faults don't.
     pub fn activate<T: Tlb>(&self, cpu: &CpuMemory<T>) -> (Vttbr, u64) {
         self.space.system.check(cpu);
         cpu.activate(self.stage2().vmid());
         (self.stage2().vttbr(), self.stage2().layout().vtcr())
     }
 
-    /// Enters the epoch, for all but a fault.
+    /// Enters the epoch, outside of faults.
     ///
     /// # Panics
-    /// The CPU is of another memory system: its epoch would protect nothing here.
+    /// The CPU belongs to another memory system: its epoch would protect nothing here.
     pub(crate) fn pin<T>(&self, cpu: &CpuMemory<T>) -> Guard {
         self.space.system.check(cpu);
         cpu.pin()
     }
 
-    /// The memory system that it is part of.
+    /// The memory system that it belongs to.
     pub(crate) fn system(&self) -> &'static MemorySystem {
         self.space.system
     }
@@ -241,7 +241,7 @@ impl<L: MmuLock> AddressSpace<L> {
         &self.lock
     }
 
-    /// Held by whoever changes slots or takes from a dirty log.
+    /// The lock for changes of slots and for harvests.
     pub(crate) fn control(&self) -> &Mutex<()> {
         self.space.control()
     }
@@ -251,12 +251,12 @@ impl<L: MmuLock> AddressSpace<L> {
         self.space.slots(guard)
     }
 
-    /// Publishes other slots, so that no fault that looks later sees the old ones (rule 8).
+    /// Publishes new slots; no later fault sees the old ones (rule 8).
     pub(crate) fn replace_slots(&self, slots: Box<SlotArray>, guard: &Guard) {
         self.space.slots.replace(Some(slots), guard);
     }
 
-    /// How one of its slots maps an object.
+    /// The mapping of a slot's object.
     pub(crate) fn mapping(&self, slot: &Arc<Slot>) -> Mapping {
         Mapping {
             space: self.space.clone(),
@@ -265,16 +265,16 @@ impl<L: MmuLock> AddressSpace<L> {
         }
     }
 
-    /// What the tables map `ipa` to at this moment, and at which level.
+    /// The current leaf for `ipa`, with its level.
     pub fn lookup<T: Tlb>(&self, cpu: &CpuMemory<T>, ipa: Ipa) -> Option<(Leaf, Level)> {
         let guard = self.pin(cpu);
         let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), &guard));
         self.stage2().lookup(&cpu.worker(&tables, &epoch), ipa)
     }
 
-    /// Tears everything down and returns when every frame of the VM is back in the pool, but for tables that other CPUs
-    /// have yet to let go of their epoch for; those are counted as pending until then, and frames that other VMs share stay.
-    /// No vCPU of this VM runs or will run. A CPU that is changing what backs a shared object is waited for.
+    /// Destroys the address space. Returns when every frame of the VM is back in the pool. Exceptions are tables that other
+    /// CPUs' epochs still hold, which are counted as pending until then, and frames that other VMs share. No vCPU of this VM
+    /// runs or will run. Waits for a CPU that is changing the backing of a shared object.
     pub fn destroy<T: Tlb + Caches>(self, cpu: &CpuMemory<T>) {
         self.detach(cpu);
         let Self { mut space, .. } = self;
@@ -307,7 +307,7 @@ impl<L: MmuLock> AddressSpace<L> {
         cpu.pool().reclaim_released();
     }
 
-    /// Takes all slots out of their objects' mappings: nobody changes this VM's tables from now on.
+    /// Removes all slots from their objects' mappings: nobody changes this VM's tables from now on.
     fn detach<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>) {
         let guard = self.pin(cpu);
         for slot in self.slots(&guard).iter() {

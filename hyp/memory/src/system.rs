@@ -1,5 +1,5 @@
-//! What all CPUs share to work on the memory of VMs ([`MemorySystem`]), and what each has for itself ([`cpu`]): plain state,
-//! without any policy. The rooms above decide by it.
+//! State for working on the memory of VMs: [`MemorySystem`] is shared by all CPUs, [`cpu`] has each CPU's own. Holds no policy;
+//! the modules above decide.
 
 pub(crate) mod counters;
 pub(crate) mod cpu;
@@ -25,10 +25,10 @@ use crossbeam_epoch::{Collector, LocalHandle};
 use spin::{Mutex, Once};
 use stage2::{Layout, Pa, TooFewVmids, VmidAllocator};
 
-/// Free frames that are kept for compressing others, where there are enough of them.
+/// Free frames reserved for the compressed store, if there are enough.
 const KEPT: u64 = 64;
 
-/// What all CPUs share to work on the memory of VMs. Read-only in the fault path, but for the epoch's own upkeep.
+/// The state that all CPUs share to work on the memory of VMs. The fault path only reads it, except for the epoch's upkeep.
 #[derive(Debug)]
 pub struct MemorySystem {
     pool: &'static FramePool,
@@ -37,24 +37,24 @@ pub struct MemorySystem {
     objects: ReverseMap,
     reclaim: Box<ReclaimState>,
     trust: TrustDomains,
-    /// The frame of zeros, once an object needs it.
+    /// The frame of zeros, allocated for the first object.
     zeros: Once<Pa>,
-    /// Where the search for runs of frames goes on that can be cleared.
+    /// Where the search for runs of frames to clear continues.
     next_to_clear: AtomicU64,
-    /// Where the search goes on for what can be gathered, and what was.
+    /// Where the search for fragmented regions continues, and how many were compacted.
     gathering: Mutex<ScanCursor>,
     gathered: Count,
-    /// CPUs that have yet to register.
+    /// CPUs that haven't registered yet.
     to_come: AtomicUsize,
     vmids: VmidAllocator,
-    /// Whether there is, or has been, a VM whose guest can write past the data caches. What it wrote may be anybody's
-    /// by now: frames that were shared outlive it.
+    /// Whether there is, or has been, a VM whose guest can write past the data caches. Its writes may be in anybody's memory by
+    /// now: shared frames outlive it.
     past_caches: AtomicBool,
 }
 
 impl MemorySystem {
-    /// For a machine of `cpus` CPUs with `vmid_bits` bits of VMID (8 or 16): of the CPUs, and of all layouts that they
-    /// use ([`stage2::Features::wide_vmids`]).
+    /// For a machine of `cpus` CPUs with `vmid_bits` bits of VMID (8 or 16), the same for the CPUs and for all layouts that
+    /// they use ([`stage2::Features::wide_vmids`]).
     ///
     /// # Errors
     /// There are too few VMIDs for so many CPUs.
@@ -66,7 +66,7 @@ impl MemorySystem {
         ))
     }
 
-    /// As [`Self::new`], with the allocator of VMIDs. It is a large value, which this makes where it is to be.
+    /// As [`Self::new`], with the given allocator of VMIDs. It is a large value; this constructs the system in place.
     #[inline(always)]
     pub fn with_vmids(pool: &'static FramePool, cpus: usize, vmids: VmidAllocator) -> Self {
         Self {
@@ -86,11 +86,11 @@ impl MemorySystem {
         }
     }
 
-    /// Has `vm` trust `other` and all VMs that trust it: their equal pages may be merged, by which each can find out what the
-    /// others hold (`trust`). A VM that is made trusts nobody, or its parent if it is a fork.
+    /// Makes `vm` trust `other` and all VMs that trust it: their equal pages may be merged, by which each can find out the
+    /// others' contents (`trust`). A new VM trusts nobody, except that a fork trusts its parent.
     ///
-    /// `vm` leaves those that it trusted before. VMs that had joined it don't come along: they go on trusting each other, and
-    /// not `vm`. Pages that were merged by then stay so until they are written.
+    /// `vm` leaves the VMs that it trusted before. VMs that had joined it stay there: they continue to trust each other, but
+    /// not `vm`. Pages that are merged already stay so until they are written.
     pub fn trust(&self, vm: VmId, other: VmId) {
         self.trust.join(vm, other);
     }
@@ -100,31 +100,31 @@ impl MemorySystem {
         &self.trust
     }
 
-    /// Notes that a VM is made whose tables don't force write-back (FEAT_S2FWB). Relaxed: whoever reads its memory has
-    /// got that from it by what orders more.
+    /// Notes that a VM is created whose tables don't force write-back (FEAT_S2FWB). Relaxed: a CPU that reads the VM's memory
+    /// has got it from the VM through stronger ordering.
     pub(crate) fn note_layout(&self, layout: &Layout) {
         if !layout.features().fwb {
             self.past_caches.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Whether memory may hold what a guest has written past the data caches.
+    /// Whether memory may contain writes that bypassed the data caches.
     #[inline]
     pub(crate) fn is_written_past_caches(&self) -> bool {
         self.past_caches.load(Ordering::Relaxed)
     }
 
-    /// Where the search for runs of frames goes on that can be cleared: an address, to begin at.
+    /// The address at which the search for runs of frames to clear continues.
     pub(crate) fn next_to_clear(&self) -> &AtomicU64 {
         &self.next_to_clear
     }
 
-    /// Where the search goes on for regions that can become blocks again.
+    /// The position at which the search for fragmented regions continues.
     pub(crate) fn gathering(&self) -> &Mutex<ScanCursor> {
         &self.gathering
     }
 
-    /// Regions that have become blocks again by themselves, since the system was made.
+    /// Regions that idle CPUs have compacted into blocks since the system was made.
     pub fn gathered(&self) -> &Count {
         &self.gathered
     }
@@ -134,19 +134,19 @@ impl MemorySystem {
         &self.objects
     }
 
-    /// Lets cold pages be put away when frames run out, ahead of need by the watermarks; `None`: they never are.
+    /// Enables reclaim ahead of need, by these watermarks; `None`: no page is ever compressed.
     pub fn set_watermarks(&self, watermarks: Option<Watermarks>) {
         self.reclaim.levels.set(watermarks);
         let kept = watermarks.map_or(0, |watermarks| KEPT.min(watermarks.low / 2));
         self.pool().keep_for_compressed(kept);
     }
 
-    /// Says who is to be woken when memory is short: once, for ever.
+    /// Registers the CPUs to wake when memory is short: once, for ever.
     pub fn set_idle_cpus(&self, cpus: &'static dyn IdleCpus) {
         self.reclaim.levels.set_idle_cpus(cpus);
     }
 
-    /// What reclaim has done.
+    /// The counters of reclaim.
     pub fn reclaim_counters(&self) -> &ReclaimCounters {
         self.reclaim.counters()
     }
@@ -156,7 +156,7 @@ impl MemorySystem {
         self.reclaim.lists.lock().lengths()
     }
 
-    /// What is put away at this moment.
+    /// The current contents of the compressed store.
     pub fn put_away(&self) -> StoreCounts {
         self.store().counts()
     }
@@ -169,21 +169,21 @@ impl MemorySystem {
         self.pool
     }
 
-    /// What reclaim knows.
+    /// The state of reclaim.
     pub(crate) fn reclaim(&self) -> &ReclaimState {
         &self.reclaim
     }
 
-    /// The frame of zeros. There is one as soon as there is an object.
+    /// The frame of zeros. It exists as soon as there is an object.
     #[inline]
     pub(crate) fn zeros(&self) -> Pa {
         self.zeros.get().copied().unwrap_or(Pa::new(0))
     }
 
-    /// What is used together is of one memory system, whose epoch holds for all of it.
+    /// Checks that a CPU belongs to this memory system, whose epoch protects all of it.
     ///
     /// # Panics
-    /// The CPU is of another one.
+    /// The CPU belongs to another one.
     pub(crate) fn check<T>(&self, cpu: &CpuMemory<T>) {
         assert!(
             core::ptr::eq(self, cpu.system()),
@@ -191,7 +191,7 @@ impl MemorySystem {
         );
     }
 
-    /// Makes a CPU take part in the epochs. From the last one on, faults look at no other CPU's place in them.
+    /// Registers a CPU with the epoch. Once the last one has registered, faults don't scan other CPUs' participants any more.
     fn register(&self) -> LocalHandle {
         let handle = self.collector.register();
         // AcqRel: the gate comes after all of them.

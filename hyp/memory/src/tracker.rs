@@ -1,20 +1,21 @@
-//! Which parts of a VM's memory are being invalidated: what a fault asks before it maps what it has found (rule 8).
+//! Tracks which ranges of a VM's memory are being invalidated. A fault asks here before it maps the page that it has looked up
+//! (rule 8).
 //!
-//! Whoever changes what backs a range says so first ([`Tracker::begin`]), then changes the backing and the entries, and
-//! retires the range ([`Invalidation::end`]). A fault takes a [`Ticket`], resolves its backing, locks its entry, and then asks
-//! ([`Tracker::check`]) whether what it is about to map is being changed, or may have changed since the ticket.
+//! A CPU that changes the backing of a range publishes it first ([`Tracker::begin`]), then changes backing and entries, then
+//! retires the range ([`Invalidation::end`]). A fault takes a [`Ticket`], looks up its backing, locks its entry, and asks
+//! ([`Tracker::check`]) whether the page is being changed, or may have changed since the ticket.
 //!
-//! Faults and invalidations run on any number of CPUs at once; nobody waits here, nothing is allocated but by
-//! [`Tracker::new`]. Why none is missed:
+//! Faults and invalidations run on any number of CPUs at once. Nothing waits here, and only [`Tracker::new`] allocates. Why no
+//! change is missed:
 //!
-//! - *begin* publishes, full barrier, and then its caller looks at the entries; a fault locks its entry, full barrier, and
-//!   then checks. Either the check sees the range, or the invalidation sees the locked entry.
-//! - *end* is a release, and a ticket an acquire: a ticket that finds a range retired finds what backs it now.
-//! - A range that is retired leaves nothing but a larger count of events. A check that finds one says so, and the fault
-//!   looks at its own page again: that answer is exact, whatever else was retired with the range's count.
+//! - *begin* publishes, full barrier, and then its caller walks the entries; a fault locks its entry, full barrier, and then
+//!   checks. Either the check sees the range, or the invalidation sees the locked entry.
+//! - *end* is a release, and a ticket an acquire: a fault whose ticket sees a range retired sees the new backing.
+//! - A retired range leaves nothing but a larger count of events. A check that finds a larger count reports it, and the fault
+//!   looks its own page up again: that answer is exact, whichever other ranges were counted there.
 //!
-//! The address space is cut into regions of 256 KiB, and these are hashed into [buckets](bucket), so that a fault reads no line
-//! that invalidations elsewhere write, but for the few that share its bucket.
+//! The address space is cut into regions of 256 KiB, which are hashed into [buckets](bucket). So a fault reads only cache lines
+//! that are written by invalidations of its own bucket's regions.
 
 mod bucket;
 mod wide;
@@ -27,17 +28,17 @@ use core::mem;
 use stage2::sync::{full_barrier, relax};
 use stage2::{Ipa, IpaRange, PAGE_SHIFT};
 
-/// Bytes of a region, as a power of two: 64 pages. What shares a region shares a line with its invalidations.
+/// Bytes of a region, as a power of two: 64 pages. Pages of one region share a cache line with their invalidations.
 const REGION_SHIFT: u32 = 18;
 
-/// How exactly faults are told from invalidations that don't concern them.
+/// How precisely faults are told apart from unrelated invalidations.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum TrackerMode {
     /// By their ranges.
     #[default]
     Ranges,
-    /// Not at all: one count for all of the VM, as KVM/arm64 has it (`mmu_invalidate_seq`). A fault beside any invalidation
-    /// starts again. For comparison.
+    /// Not at all: one count for the whole VM, as in KVM/arm64 (`mmu_invalidate_seq`). A fault beside any invalidation starts
+    /// again. A baseline.
     Sequence,
 }
 
@@ -50,20 +51,20 @@ pub struct Tracker {
     wide: Wide,
 }
 
-/// What had happened in a part of the address space when a fault began to look for its backing.
+/// The state of a part of the address space when a fault began to look up its backing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ticket(Head);
 
-/// What has become of what a fault decided on.
+/// Whether a fault's grounds still hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// Nothing has been invalidated here since the ticket, and nothing is being.
     Unchanged,
-    /// No range that is being invalidated now covers the leaf, but there has been one in this part of the address space since
-    /// the ticket, or the leaf is larger than a part: the fault reads again what it decided on (its page's backing, and how
-    /// large a block may be), and starts again only if that has changed.
+    /// No active range covers the leaf, but one in this part of the address space has been active since the ticket, or the leaf
+    /// is larger than such a part. The fault reads its grounds again (its page's backing, and the allowed block size), and
+    /// starts again only if they have changed.
     LookAgain,
-    /// What was to be mapped is being invalidated: the fault starts again.
+    /// The leaf is being invalidated: the fault starts again.
     Invalidated,
 }
 
@@ -72,21 +73,22 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Invalidation<'t> {
     tracker: &'t Tracker,
-    /// None for an empty range.
+    /// `None` for an empty range.
     published: Option<Published>,
 }
 
-/// What was published of a range.
+/// The published form of a range.
 #[derive(Clone, Copy, Debug)]
 struct Published {
     pages: Pages,
     place: Place,
-    /// In which half of each bucket it is counted: a bit for each, by its number, or the last bit where there is one bucket only.
+    /// The half of each bucket in which it is counted: a bit for each bucket, by its number, or the last bit if there is only
+    /// one.
     halves: u128,
 }
 
 impl Tracker {
-    /// Of a VM in which nothing is being invalidated; `None` without heap.
+    /// For a VM in which nothing is being invalidated; `None` without heap.
     pub fn new(mode: TrackerMode) -> Option<Self> {
         let count = match mode {
             TrackerMode::Ranges => BUCKETS,
@@ -102,7 +104,7 @@ impl Tracker {
         })
     }
 
-    /// For a fault at `ipa`, before it resolves its backing. Acquire: pairs with the release of [`Invalidation::end`].
+    /// For a fault at `ipa`, before it looks up its backing. Acquire: pairs with the release of [`Invalidation::end`].
     #[inline]
     pub fn ticket(&self, ipa: Ipa) -> Ticket {
         Ticket(self.bucket(region(ipa.get())).look())
@@ -147,10 +149,10 @@ impl Tracker {
         }
     }
 
-    /// Publishes that `range` is being invalidated, until [`Invalidation::end`]; a full barrier follows. Whoever then finds an
-    /// entry vacant, and not locked, knows that no fault will put there what it had found before.
+    /// Publishes that `range` is being invalidated, until [`Invalidation::end`]; a full barrier follows. If the caller then
+    /// finds an entry vacant and unlocked, no fault will fill it from a lookup made before.
     ///
-    /// Ranges may overlap, also in what several CPUs publish at once, up to 65535 at a time.
+    /// Ranges may overlap, also those that several CPUs publish at once, up to 65535 at a time.
     pub fn begin(&self, range: IpaRange) -> Invalidation<'_> {
         let published = Pages::of(&range).map(|pages| self.publish(pages));
         full_barrier();
@@ -160,15 +162,14 @@ impl Tracker {
         }
     }
 
-    /// Waits for whoever is changing something in `range` by now: for each part of it, until no published range covers
-    /// any of it, or all have ended that were active when this looked there first. A full barrier comes first. So the caller,
-    /// who has looked at the entries before, has seen each as it was before a change, or finds here that the change is at an
-    /// end: all that it had to tell of the entry it has told (rule 14).
+    /// Waits for all current changes in `range`: for each part of it, until no published range covers any of it, or all have
+    /// ended that were active when this looked there first. A full barrier comes first. So a caller that has read the entries
+    /// before has either seen an entry as it was before a change, or finds here that the change has ended and has reported all
+    /// dirty state of the entry (rule 14).
     ///
-    /// It ends, however many changes begin meanwhile: what a guest has changed all the time, by its faults and calls, can't
-    /// keep it.
+    /// It ends, however many changes begin meanwhile: a guest can't prolong it by its faults and calls.
     ///
-    /// Those who are waited for may wait for the epoch, or for the lock of their tables: the caller holds neither.
+    /// The changing CPUs may wait for the epoch, or for the lock of their tables: the caller holds neither.
     pub fn wait(&self, range: &IpaRange) {
         full_barrier();
         let Some(pages) = Pages::of(range) else {
@@ -234,7 +235,7 @@ impl Tracker {
         }
     }
 
-    /// The bucket of pages that lie in one region, where ranges are told apart.
+    /// The bucket of pages that lie in one region, if ranges are told apart.
     #[inline]
     fn only_bucket(&self, pages: Pages) -> Option<&Bucket> {
         let is_alone = self.mode == TrackerMode::Ranges && pages.are_in_one_region();
@@ -246,7 +247,7 @@ impl Tracker {
         &self.buckets[self.index(region)]
     }
 
-    /// Neighbours have buckets of their own, and so have regions at the same place in areas whose size is a power of two.
+    /// Neighbours have different buckets, and so have regions at the same place in areas whose size is a power of two.
     #[inline]
     fn index(&self, region: u64) -> usize {
         let bits = BUCKETS.trailing_zeros();
@@ -254,7 +255,7 @@ impl Tracker {
         hash as usize & (self.buckets.len() - 1)
     }
 
-    /// The buckets that pages fall into, each once.
+    /// The buckets of pages, each once.
     fn touched(&self, pages: Pages) -> impl Iterator<Item = &Bucket> {
         ones(self.indices(pages)).map(|index| &self.buckets[index])
     }
@@ -272,8 +273,8 @@ impl Tracker {
 }
 
 impl Invalidation<'_> {
-    /// Retires the range: what backs it is as it will stay, and no entry is to be changed any more. Release: a fault whose
-    /// ticket comes later finds what backs it now.
+    /// Retires the range: its backing is final, and the caller changes no entry any more. Release: a fault with a later ticket
+    /// sees the new backing.
     pub fn end(self) {
         self.retire();
         mem::forget(self);
@@ -293,7 +294,7 @@ impl Drop for Invalidation<'_> {
     }
 }
 
-/// Pages of a VM, by their numbers: the first and the last, as the end of the address space has a number too many bits long.
+/// Pages of a VM: the first and the last number, as the number behind the end of the address space needs a bit too many.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Pages {
     first: u64,
@@ -301,7 +302,7 @@ struct Pages {
 }
 
 impl Pages {
-    /// Those that a range touches; `None` for an empty one.
+    /// The pages that a range touches; `None` for an empty one.
     fn of(range: &IpaRange) -> Option<Self> {
         (range.start < range.end).then(|| Self {
             first: range.start.get() >> PAGE_SHIFT,
@@ -326,7 +327,7 @@ impl Pages {
     }
 }
 
-/// The region in which an address lies, by its number.
+/// The number of the region of an address.
 #[inline]
 const fn region(address: u64) -> u64 {
     address >> REGION_SHIFT

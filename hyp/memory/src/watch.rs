@@ -1,6 +1,6 @@
-//! A way in for whoever checks the protocol from outside, in debug firmware: told of every frame that becomes a table and
-//! ceases to be one, and of what is promised to whoever harvests a dirty log. With [`stage2::watch`] it sees whether a table is
-//! freed while anybody can reach it, and whether a page is copied while anybody can write to it unseen.
+//! Hooks for an external protocol checker in debug firmware: report every frame that becomes a table or ceases to be one, and
+//! every promise made to a harvester of a dirty log. With [`stage2::watch`] the checker sees whether a table is freed while it
+//! is reachable, and whether a page is copied while a CPU can write it unnoticed.
 //!
 //! Only with the feature `watch`. There is one watcher per process, installed once.
 
@@ -8,22 +8,22 @@ use alloc::vec::Vec;
 use spin::Once;
 use stage2::{IpaRange, Level, PAGE_SIZE, Pa, Vttbr, Wanted};
 
-/// Hears of tables' frames and of promises. Called by all CPUs at once, in the fault path too.
+/// Receives reports about tables' frames and about promises. Called by all CPUs at once, in the fault path too.
 pub trait MemoryWatcher: Sync {
-    /// The calling CPU has taken a frame to build a table in.
+    /// The calling CPU has taken a frame for a table.
     fn allocated(&self, frame: Pa);
 
-    /// A table's frame (a root's: its first) is about to go back to whoever asks for one.
+    /// A table's frame (of a root: its first) is about to be freed.
     fn freed(&self, frame: Pa);
 
-    /// Runs `work`. When that returns, no CPU can write through the tables that VTTBR_EL2 has here to the pages of
-    /// `ranges` without a fault, but for those that a fault has made writable meanwhile.
+    /// Runs `work`. When that returns, no CPU can write to the pages of `ranges` through the tables in this CPU's VTTBR_EL2
+    /// without a fault, except pages that a fault has made writable meanwhile.
     fn write_protects(&self, vttbr: Vttbr, ranges: &[IpaRange], work: &mut dyn FnMut());
 }
 
 static WATCHER: Once<&'static dyn MemoryWatcher> = Once::new();
 
-/// Has every table's frame reported to `watcher` from now on. Only the first call counts.
+/// Reports every table's frame to `watcher` from now on. Only the first call counts.
 pub fn install(watcher: &'static dyn MemoryWatcher) {
     WATCHER.call_once(|| watcher);
 }

@@ -51,7 +51,7 @@ macro_rules! address {
                 }
             }
 
-            /// This address plus `bytes`, where the caller knows that the sum lies within the same region.
+            /// This address plus `bytes`, if the caller knows that the sum lies within the same region.
             #[must_use]
             pub const fn offset(self, bytes: u64) -> Self {
                 Self(self.0.wrapping_add(bytes))
@@ -73,7 +73,7 @@ macro_rules! address {
 }
 
 address! {
-    /// An intermediate physical address: what a guest takes for a physical one, and stage 2 translates.
+    /// An intermediate physical address: a guest's physical address, which stage 2 translates.
     Ipa
 }
 address! {
@@ -84,7 +84,7 @@ address! {
 /// A level of the translation: 0 is the topmost, 3 holds pages (Arm ARM D8.2). A stage 2 needs no level -1: sixteen
 /// concatenated tables at level 0 resolve 52 bits.
 ///
-/// A 32-bit word, so that what holds one beside a [`Format`](crate::Format) has no padding: copying odd bytes is a call on
+/// A 32-bit word, so that a struct with a level and a [`Format`](crate::Format) has no padding: copying odd bytes is a call on
 /// targets that align strictly, and levels are passed around in the fault path.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u32)]
@@ -165,12 +165,12 @@ impl Granule {
     }
 }
 
-/// A virtual machine identifier: what tells TLB entries of VMs apart (VTTBR_EL2.VMID, 8 or 16 bits).
+/// A virtual machine identifier: tags TLB entries by VM (VTTBR_EL2.VMID, 8 or 16 bits).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Vmid(pub u16);
 
-/// What VTTBR_EL2 holds for a VM: the root's address and the VMID. Every TLB invalidation of stage 2 acts on the VMID
-/// that this register holds on the CPU that issues it (Arm ARM D8.17).
+/// The value of VTTBR_EL2 for a VM: the root's address and the VMID. Every stage-2 TLB invalidation acts on the VMID in this
+/// register on the issuing CPU (Arm ARM D8.17).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Vttbr(u64);
 
@@ -182,7 +182,7 @@ impl Vttbr {
         Self(root.get() & LOW | (root.get() >> 48 & 0xf) << 2).with_vmid(vmid)
     }
 
-    /// The value for the same root table and another VMID, of one for VMID 0.
+    /// The value with another VMID, from one with VMID 0.
     #[inline(always)]
     pub(crate) const fn with_vmid(self, vmid: Vmid) -> Self {
         Self(self.0 | (vmid.0 as u64) << 48)

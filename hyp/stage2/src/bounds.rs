@@ -1,10 +1,10 @@
-//! The addresses that an operation takes, checked once where it begins. What is refused has changed nothing.
+//! Checks the address range of an operation once, at its start. A refused operation has changed nothing.
 
 use crate::address::{Ipa, IpaRange, Pa};
 use crate::layout::{Format, Layout};
 use core::fmt;
 
-/// An operation was asked for addresses that its tables can't translate.
+/// The tables can't translate an operation's addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BadAddress {
     /// The range ends before it starts.
@@ -16,7 +16,7 @@ pub enum BadAddress {
     },
     /// The range doesn't consist of whole pages.
     Unaligned {
-        /// The end of it that lies within a page.
+        /// The end of the range that lies within a page.
         ipa: Ipa,
         /// Bytes of a page.
         page_size: u64,
@@ -28,14 +28,14 @@ pub enum BadAddress {
         /// Bits of the IPA space.
         ipa_bits: u32,
     },
-    /// What is to back the range doesn't begin with a page.
+    /// The backing doesn't begin at a page.
     UnalignedBacking {
         /// Its address.
         pa: Pa,
         /// Bytes of a page.
         page_size: u64,
     },
-    /// What is to back the range reaches beyond what a physical address can say.
+    /// The backing reaches beyond the physical addresses.
     NotInMemory {
         /// Its first address.
         pa: Pa,
@@ -89,7 +89,7 @@ impl Layout {
         range.start.get() <= range.end.get() && range.end.get() <= 1 << self.ipa_bits()
     }
 
-    /// Bits of the physical addresses that descriptors can hold, of those that the CPU has.
+    /// Bits of the physical addresses that descriptors can hold, within the CPU's own.
     pub const fn pa_bits(&self) -> u32 {
         let most = match self.format() {
             Format::Narrow => 48,
@@ -102,11 +102,11 @@ impl Layout {
         }
     }
 
-    /// Whether an operation may be asked for `range`: whole pages of the IPA space, or nothing of it. A call, as what follows it
-    /// is long, and better kept in registers.
+    /// Checks an operation's `range`: whole pages within the IPA space, or an empty range. Not inlined, as the code that
+    /// follows it is long and better kept in registers.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// What is wrong with the range.
     #[inline(never)]
     pub const fn check(&self, range: &IpaRange) -> Result<(), BadAddress> {
         let (start, end) = (range.start, range.end);
@@ -129,11 +129,11 @@ impl Layout {
         Ok(())
     }
 
-    /// Whether `bytes` from `pa` on, whole pages, can back guest memory. Without this an address is cut off where descriptors
-    /// have no bits for it, and leads to other memory.
+    /// Checks that `bytes` from `pa` on, whole pages, can back guest memory. Unchecked, an address with too many bits is
+    /// truncated in descriptors and leads to other memory.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// What is wrong with the backing.
     #[inline(never)]
     pub const fn check_backing(&self, pa: Pa, bytes: u64) -> Result<(), BadAddress> {
         let page_size = self.page_size();

@@ -1,7 +1,7 @@
-//! Entries that are broken together: one TLB invalidation serves them all.
+//! A batch of broken entries that share one TLB invalidation.
 //!
-//! They are held locked meanwhile, each by the exchange that took it, beside any other operation. Whoever holds a batch that
-//! isn't empty waits for nobody (rule 4).
+//! Each is held locked by the exchange that took it, beside any other operation. The holder of a non-empty batch waits for
+//! nobody (rule 4).
 
 use crate::address::{Ipa, IpaRange};
 use crate::entry::{Broken, Unflushed};
@@ -13,7 +13,7 @@ use crate::walk::{Step, VisitContext, lost};
 /// Entries that are held locked at a time.
 const MOST: usize = if cfg!(loom) { 2 } else { 32 };
 
-/// Entries that are locked, to be invalidated together, each with what is to become of it.
+/// Locked entries that are invalidated together, each with its later use.
 pub(crate) struct Batch<'w, B> {
     entries: [Option<(Unflushed<'w>, B)>; MOST],
     taken: usize,
@@ -39,7 +39,7 @@ impl<'w, B> Batch<'w, B> {
         self.taken == MOST
     }
 
-    /// Locks the context's entry, to remove what it stands for. A batch that is full ends the walk.
+    /// Locks the context's entry, to remove its mapping. If the batch is full, the walk ends.
     pub(crate) fn take<M: TableMemory, T: Tlb, E: Epoch>(
         &mut self,
         worker: &Worker<'w, M, T, E>,
@@ -59,8 +59,8 @@ impl<'w, B> Batch<'w, B> {
         Step::Continue
     }
 
-    /// Invalidates what they stood for, and links to tables on the way to it if `tables` is set; then hands them to `each`,
-    /// in address order.
+    /// Invalidates the old mappings of all entries, and the links to tables above them if `tables` is set; then passes the
+    /// entries to `each`, in address order.
     pub(crate) fn flush<M: TableMemory, T: Tlb, E: Epoch>(
         self,
         worker: &Worker<'w, M, T, E>,

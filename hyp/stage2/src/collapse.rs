@@ -1,4 +1,4 @@
-//! Merging tables back into blocks.
+//! Collapses tables back into blocks.
 //!
 //! May run at any time beside faults, write protection, unmaps and splits.
 
@@ -14,12 +14,12 @@ use crate::tlb::Tlb;
 use crate::walk::{Step, VisitContext, lost};
 use core::ops::AddAssign;
 
-/// What a collapse found.
+/// The result of a collapse.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Collapsed {
     /// Tables that became a block.
     pub blocks: u64,
-    /// Tables left as they are: something in them is missing, not contiguous, or a table itself.
+    /// Tables left as they are: an entry is missing, not contiguous, or itself a table.
     pub left: u64,
 }
 
@@ -31,20 +31,21 @@ impl AddAssign for Collapsed {
 }
 
 impl Stage2 {
-    /// Turns each table under an entry of level `to` in `range` into a block, where all its entries map one aligned,
-    /// contiguous piece of memory alike. Where the granule has no block so large, that is the next smaller level. The block is accessed if any of them was, and dirty if any of them was and
-    /// hardware still tracks that.
+    /// Turns each table under an entry of level `to` in `range` into a block, if all its entries map one aligned, contiguous
+    /// piece of memory with the same attributes. If the granule has no block so large, the next smaller level is used. The
+    /// block is accessed if any entry was, and dirty if any entry was and hardware still tracks writes.
     ///
-    /// `permissions` says what the block allows, told whether hardware has noted a write that nobody has collected. It is
-    /// asked while the entry is locked and after a full barrier, so that it decides on what is published then (rule 8).
+    /// `permissions` returns the block's permissions; its argument says whether hardware has noted a write that nobody has
+    /// collected. It is called while the entry is locked and after a full barrier, so that it decides on the state published
+    /// then (rule 8).
     ///
-    /// If another CPU took something out of the table after it was looked at, or the table above, all of its span is
-    /// unmapped and faults in again. `removed` gets each leaf that was still there, as from [`unmap`](Self::unmap); each may
-    /// count as accessed or dirty where another one of them was.
+    /// If another CPU removed an entry of the table after it was read, or the table above, the table's whole span is unmapped
+    /// and faults in again. `removed` gets each leaf that was still there, as from [`unmap`](Self::unmap); each may count as
+    /// accessed or dirty if another one was.
     ///
-    /// When this returns, no TLB holds an entry for any page or table that it replaced. Needs no memory, so it can't fail.
-    /// The break can't be spared even where FEAT_BBM would: the entries below are frozen before the block may exist, as a
-    /// fault could change them behind its back, and frozen entries translate nothing.
+    /// When this returns, no TLB holds an entry for any page or table that it replaced. Needs no memory, so it can't fail. The
+    /// break is needed even where FEAT_BBM would spare it: the entries below are frozen before the block may exist, as a fault
+    /// could otherwise change them unnoticed, and frozen entries translate nothing.
     ///
     /// # Errors
     /// The range isn't one of whole pages of the IPA space.
@@ -150,7 +151,7 @@ impl Stage2 {
     }
 }
 
-/// What a table that is to become a block held, as far as it fits together from the start.
+/// The leaves of a table that is to become a block, as far as they are contiguous from the start.
 struct Pieces {
     start: Ipa,
     level: Level,
@@ -188,7 +189,7 @@ impl Pieces {
         fits
     }
 
-    /// Reports the pieces that have become no block.
+    /// Reports the leaves that couldn't become a block.
     fn give_up(self, removed: &mut impl FnMut(Level, Ipa, Leaf)) {
         let mut piece = self.first.without_accessed();
         if self.accessed {

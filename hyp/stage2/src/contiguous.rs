@@ -1,10 +1,10 @@
-//! Contiguous groups: adjacent leaves that TLBs may keep as one entry (Arm ARM D8.7.1).
+//! Contiguous groups: adjacent leaves that a TLB may keep as one entry (Arm ARM D8.7.1).
 //!
-//! All leaves of a group are alike but for access flags. So whoever wants to change anything else of one of them takes the
-//! group apart first, here. Groups are locked from their first entry on, so of two CPUs that do, one has the first.
+//! All leaves of a group are alike but for access flags. Before any other change to one of its leaves, the group is taken apart
+//! here. Groups are locked from their first entry on, so if two CPUs take a group apart, one of them wins the first entry.
 //!
-//! This breaks the entries even where FEAT_BBM would let the bit be cleared in place: of a group half cleared, an entry
-//! that is alone already could be changed by another CPU, and come back into a TLB as part of the rest.
+//! The entries are broken even where FEAT_BBM would allow clearing the contiguous bit in place: in a half-cleared group another
+//! CPU could change an entry that no longer has the bit, while a TLB loads that entry again as part of the group.
 
 use crate::address::Ipa;
 use crate::descriptor::Descriptor;
@@ -30,8 +30,8 @@ impl Members<'_> {
     }
 }
 
-/// Takes apart the group that the context's leaf is in. On return none of its leaves has the contiguous bit, and no TLB
-/// an entry for more than one of them; or another CPU was in the way, as the step says.
+/// Takes apart the group of the context's leaf. On return none of its leaves has the contiguous bit, and no TLB has an entry
+/// for more than one of them; or another CPU interfered, as the returned step says.
 #[cold]
 pub(crate) fn dissolve<'w, M: TableMemory, T: Tlb, E: Epoch>(
     worker: &Worker<'w, M, T, E>,

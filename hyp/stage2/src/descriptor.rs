@@ -1,7 +1,7 @@
 //! Stage-2 descriptors: every attribute bit is written out here and nowhere else.
 //!
-//! A 64-bit word is decoded once into a [`Descriptor`], together with the level and the format that it was read in; what
-//! isn't one of its variants can't be expressed. Source: Arm ARM D8.3, VMSAv8-64 stage-2 descriptors.
+//! A 64-bit word is decoded once into a [`Descriptor`], by the level and the format in which it was read; only its variants can
+//! be expressed. Source: Arm ARM D8.3, VMSAv8-64 stage-2 descriptors.
 
 mod attributes;
 
@@ -14,8 +14,8 @@ use core::fmt;
 const VALID: u64 = 1 << 0;
 /// With VALID: a table (levels 0 to 2) or a page (level 3). Clear: a block.
 const TABLE_OR_PAGE: u64 = 1 << 1;
-/// Invalid descriptors are told apart by these bits, which hardware ignores as VALID is clear. A locked one may keep the
-/// other bits of the leaf that it was.
+/// Distinguish invalid descriptors; hardware ignores these bits as VALID is clear. A locked one may keep the other bits of its
+/// former leaf.
 const LOCKED: u64 = 1 << 1;
 const FROZEN: u64 = 1 << 2;
 /// MemAttr[3:0] (D8.6.5; with FEAT_S2FWB D8.6.6).
@@ -27,9 +27,9 @@ const S2AP_WRITE: u64 = 1 << 7;
 /// SH, but with FEAT_LPA2, where VTCR_EL2.SH0 holds for all and the bits are the address's.
 const INNER_SHAREABLE: u64 = 0b11 << 8;
 const ACCESSED: u64 = 1 << 10;
-/// nT, FEAT_BBM level 1: the block is kept in TLBs only in ways that its replacement by a table can't conflict with, or
-/// it is as if it weren't there: whether the bit causes a translation fault is the implementation's choice (Arm ARM,
-/// pseudocode of AArch64.BlocknTFaults). So whoever sets it takes it away again ([`Entry::mark`](crate::Entry::mark)).
+/// nT, FEAT_BBM level 1: TLBs keep the block only in ways that can't conflict with the table that replaces it, or don't
+/// translate by it at all: whether the bit causes a translation fault is the implementation's choice (Arm ARM, pseudocode of
+/// AArch64.BlocknTFaults). So whoever sets it also clears it ([`Entry::mark`](crate::Entry::mark)).
 const NO_TRANSLATION: u64 = 1 << 16;
 /// Dirty bit modifier: hardware may set S2AP_WRITE (FEAT_HAFDBS, D8.5.2).
 const HARDWARE_DIRTY: u64 = 1 << 51;
@@ -39,8 +39,8 @@ const EXECUTE_SHIFT: u32 = 53;
 const EXECUTE_NEVER: u64 = 0b11 << EXECUTE_SHIFT;
 /// Software: a fault may make this entry writable by a single exchange (rule 3).
 const MAY_WRITE: u64 = 1 << 55;
-/// Software: the block is marked with NO_TRANSLATION, by somebody who is replacing it. Said twice, as in a page, and in
-/// the small blocks of a tree for model checking, that bit is one of the address.
+/// Software: the block is marked with NO_TRANSLATION by a CPU that is replacing it. A second bit is needed because in a page,
+/// and in the small blocks of a tree for model checking, the first is part of the address.
 const MARKED: u64 = 1 << 56;
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 
@@ -53,7 +53,7 @@ impl Format {
         }
     }
 
-    /// Rare enough to be kept out of the fault path's way.
+    /// Out of line, as it is too rare for the fault path.
     #[cold]
     const fn wide_address(self, word: u64) -> Pa {
         Pa::new(match self {
@@ -88,8 +88,9 @@ pub struct Leaf {
 }
 
 impl Layout {
-    /// A leaf of `level` that maps `pa` (aligned to the level's span, and [within](Self::check_backing) the physical
-    /// addresses, without which it maps something else), accessed, in no contiguous group. Debug builds check the address.
+    /// A leaf of `level` that maps `pa`, accessed, in no contiguous group. `pa` is aligned to the level's span and
+    /// [within](Self::check_backing) the physical addresses; otherwise the leaf maps other memory. Debug builds check the
+    /// address.
     #[inline]
     pub const fn leaf(&self, level: Level, pa: Pa, attributes: Attributes) -> Leaf {
         debug_assert!(pa.is_aligned(self.span(level)));
@@ -160,7 +161,7 @@ impl Leaf {
         self.has(HARDWARE_DIRTY)
     }
 
-    /// Whether hardware has seen a write through it that nobody has collected yet.
+    /// Whether hardware has noted a write through it that nobody has collected yet.
     pub const fn dirty(self) -> bool {
         self.word & (HARDWARE_DIRTY | S2AP_WRITE) == HARDWARE_DIRTY | S2AP_WRITE
     }
@@ -175,7 +176,7 @@ impl Leaf {
         self.has(CONTIGUOUS)
     }
 
-    /// Whether a single exchange makes it writable, and only that is asked for.
+    /// Whether it only needs write permission, which a single exchange can give.
     #[inline(always)]
     pub(crate) const fn can_be_relaxed(self) -> bool {
         self.word & (MAY_WRITE | S2AP_WRITE | CONTIGUOUS) == MAY_WRITE
@@ -205,7 +206,7 @@ impl Leaf {
         }
     }
 
-    /// The permissions that it carries.
+    /// Its permissions.
     pub const fn permissions(self) -> Permissions {
         Permissions {
             write: self.writable(),
@@ -215,7 +216,7 @@ impl Leaf {
         }
     }
 
-    /// All that it is beside its address.
+    /// Its attributes: all but the address.
     pub const fn attributes(self) -> Attributes {
         Attributes {
             memory: self.memory(),
@@ -276,8 +277,8 @@ impl Leaf {
         self.without(NO_TRANSLATION | MARKED)
     }
 
-    /// What makes this leaf the value of an entry of `level`; or the leaf, if it is of another one. A page's word is a link
-    /// in the tables above.
+    /// This leaf as the descriptor of an entry of `level`; or the leaf itself, if it belongs to another level. A page's word
+    /// would be a link in the tables above.
     pub(crate) const fn at(self, level: Level) -> Result<Descriptor, Self> {
         if self.has(TABLE_OR_PAGE) == matches!(level, Level::L3) {
             Ok(Descriptor::Leaf(self))
@@ -321,7 +322,7 @@ impl Leaf {
         }
     }
 
-    /// Whether the two differ, beside their addresses, only in what hardware and faults change.
+    /// Whether the two differ, apart from their addresses, only in bits that hardware and faults change.
     pub(crate) const fn is_like(self, other: Self) -> bool {
         const CHANGES: u64 = S2AP_WRITE | ACCESSED;
         (self.kept_by_size_change() ^ other.kept_by_size_change()) & !CHANGES == 0
@@ -329,7 +330,7 @@ impl Leaf {
 }
 
 impl Leaf {
-    /// Whether TLBs may hold both leaves at once but for the contiguous bit: they have one output address and one memory type.
+    /// Whether TLBs may hold both leaves at once but for the contiguous bit: same output address and same memory type.
     pub(crate) const fn translates_as(self, other: Self) -> bool {
         self.pa().get() == other.pa().get() && (self.word ^ other.word) & MEMORY_TYPE == 0
     }
@@ -350,13 +351,13 @@ impl fmt::Debug for Leaf {
     }
 }
 
-/// An entry's meaning.
+/// The decoded meaning of an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Descriptor {
     /// Nothing is mapped.
     Invalid,
-    /// Invalid to hardware; somebody is between break and make (rule 2). Or a block that somebody has marked with nT
-    /// and is replacing: hardware may fault on it or translate by it.
+    /// Invalid to hardware; a CPU is between break and make (rule 2). Or a block marked with nT by a CPU that is replacing it:
+    /// hardware may fault on it or translate by it.
     Locked,
     /// Invalid to hardware for ever: the table that holds it is no longer part of the tree (rule 5).
     Frozen,
@@ -367,8 +368,8 @@ pub enum Descriptor {
 }
 
 impl Descriptor {
-    /// Decodes a word that was read from a table of `level`. Words that the engine never writes count as invalid, but for
-    /// blocks of sizes that only other granules have.
+    /// Decodes a word read from a table of `level`. Words that the engine never writes count as invalid, except blocks of sizes
+    /// that only other granules have.
     #[inline]
     pub const fn decode(word: u64, level: Level, format: Format) -> Self {
         if word & VALID == 0 {
@@ -388,12 +389,12 @@ impl Descriptor {
         }
     }
 
-    /// The word that locks an entry and says that its holder keeps `leaf` mapped: who ends the entry meanwhile has the leaf.
+    /// The word of a locked entry whose holder keeps `leaf` mapped: if another CPU ends the entry meanwhile, it gets the leaf.
     pub(crate) const fn locked_keeping(leaf: Leaf) -> u64 {
         leaf.word & !VALID | LOCKED
     }
 
-    /// The block that a word of `level` is without its nT mark, if it has one.
+    /// The block in a word of `level` without its nT mark, if the word has that mark.
     pub(crate) const fn marked(word: u64, level: Level, format: Format) -> Option<Leaf> {
         const BITS: u64 = VALID | TABLE_OR_PAGE | MARKED;
         if word & BITS == VALID | MARKED && !matches!(level, Level::L3) {
@@ -418,8 +419,7 @@ impl Descriptor {
         Some(Leaf { word, format })
     }
 
-    /// The table that a word of `level` leads to, if that is what it does: the walker's question, in as few instructions as
-    /// it takes.
+    /// The table that a word of `level` links to, if it does: the walker's question, in the fewest instructions.
     #[inline(always)]
     pub(crate) const fn link(word: u64, level: Level, format: Format) -> Option<Pa> {
         const LINK: u64 = VALID | TABLE_OR_PAGE;
@@ -430,8 +430,8 @@ impl Descriptor {
         }
     }
 
-    /// What write protection makes of a word of level 3, if that is a page, writable, in no group and untracked: what a
-    /// harvest is made of, in as few instructions as it takes.
+    /// The write-protected form of a word of level 3, if that is a writable page, in no group and untracked: the inner step of
+    /// a harvest, in the fewest instructions.
     #[inline(always)]
     pub(crate) const fn plain_page_protected(word: u64, format: Format) -> Option<Leaf> {
         const PLAIN: u64 = VALID | TABLE_OR_PAGE | S2AP_WRITE;
@@ -443,8 +443,8 @@ impl Descriptor {
         }
     }
 
-    /// Of a word of level 3 that maps a page which a single exchange makes writable: which bits tell so, what they are then, and
-    /// which ones that sets.
+    /// For words of level 3 that map a page which a single exchange makes writable: the bits that identify them, their values,
+    /// and the bits to set.
     pub(crate) const RELAXED_PAGE: (u64, u64, u64) = {
         const PAGE: u64 = VALID | TABLE_OR_PAGE;
         let mask = PAGE | MAY_WRITE | S2AP_WRITE | CONTIGUOUS;
@@ -458,7 +458,7 @@ impl Descriptor {
         word & DIRTY == DIRTY
     }
 
-    /// What such a word becomes when the note is taken, if it is in no group.
+    /// The clean form of such a word, if it is in no group.
     #[inline(always)]
     pub(crate) const fn dirty_page_cleaned(word: u64, format: Format) -> Option<Leaf> {
         if Self::is_dirty_page(word) && word & CONTIGUOUS == 0 {

@@ -15,8 +15,8 @@ use crate::tlb::{Regime, Tlb};
 use crate::transition::Transition;
 use core::mem;
 
-/// What owners of frames fill freed ones with, in debug builds: hardware finds no valid descriptor in it, and a walker that
-/// meets it panics, as its epoch has not kept the table for it (rule 7).
+/// The pattern with which owners of frames fill freed ones in debug builds: hardware finds no valid descriptor in it, and a
+/// walker that meets it panics, as its epoch has not kept the table for it (rule 7).
 #[doc(hidden)]
 pub const POISON: u64 = 0xdead_f4ee_dead_f4ee;
 
@@ -25,7 +25,7 @@ pub const POISON: u64 = 0xdead_f4ee_dead_f4ee;
 #[derive(Debug)]
 pub struct Entry(AtomicU64);
 
-/// What an entry held when it was looked at, and where.
+/// An observation of an entry: its value, and its place.
 #[derive(Clone, Copy, Debug)]
 pub struct Observed {
     word: u64,
@@ -40,13 +40,13 @@ impl Observed {
         Descriptor::decode(self.word, self.level, self.format)
     }
 
-    /// The table that the entry leads to, if it does.
+    /// The table that the entry links to, if it does.
     #[inline(always)]
     pub(crate) const fn link(self) -> Option<Pa> {
         Descriptor::link(self.word, self.level, self.format)
     }
 
-    /// What write protection makes of the entry of a lowest table, if that maps a page, writable, in no group and untracked.
+    /// The write-protected form of a lowest table's entry, if it maps a writable page, in no group and untracked.
     #[inline(always)]
     pub(crate) const fn plain_page_protected(self) -> Option<Leaf> {
         Descriptor::plain_page_protected(self.word, self.format)
@@ -68,7 +68,7 @@ impl Observed {
         Descriptor::kept(self.word, self.level, self.format)
     }
 
-    /// The block that is marked with nT ([`Entry::mark`]), as it is without, if it is one.
+    /// The block marked with nT ([`Entry::mark`]), without the mark, if the entry is one.
     pub(crate) const fn marked(self) -> Option<Leaf> {
         Descriptor::marked(self.word, self.level, self.format)
     }
@@ -79,7 +79,7 @@ impl Observed {
 pub struct Lost;
 
 impl Entry {
-    /// An entry that holds nothing, for making tables.
+    /// A vacant entry, for building tables.
     pub fn vacant() -> Self {
         Self(AtomicU64::new(Descriptor::Invalid.encode(Format::Narrow)))
     }
@@ -97,24 +97,24 @@ impl Entry {
         }
     }
 
-    /// Whether the entry, one of a lowest table, maps a page that hardware has noted as written. Relaxed: nothing is decided
-    /// on it; who takes the note ([`Stage2::track_writes`](crate::Stage2::track_writes)) observes again.
+    /// Whether the entry, one of a lowest table, maps a page that hardware has noted as written. Relaxed: nothing is decided on
+    /// it; whoever clears the dirty state ([`Stage2::track_writes`](crate::Stage2::track_writes)) observes again.
     #[inline(always)]
     pub(crate) fn is_dirty_page(&self) -> bool {
         Descriptor::is_dirty_page(self.0.load(Ordering::Relaxed))
     }
 
-    /// Changes the entry from what was observed and returns what it holds now. For changes that need no break; debug
-    /// builds check that. Release on success: pairs with [`Self::observe`].
+    /// Changes the entry from the observed value and returns its new value. For changes that need no break; debug builds check
+    /// that. Release on success: pairs with [`Self::observe`].
     ///
-    /// Not for other crates, as are none that write an entry: whoever may store a link to any address, or a page where a block
-    /// belongs (which is a link there), has walkers read any memory as a table.
+    /// Private to this crate, like all that writes an entry: storing a link to any address, or a page in a block's place (which
+    /// is a link there), would make walkers read any memory as a table.
     #[inline]
     pub(crate) fn exchange(&self, from: Observed, to: Descriptor) -> Result<Observed, Lost> {
         self.exchange_sparing_break(from, to, Bbm::Level0)
     }
 
-    /// As [`Self::exchange`], for changes that `bbm` spares the break.
+    /// As [`Self::exchange`], for changes that need no break because of `bbm`.
     #[inline]
     pub(crate) fn exchange_sparing_break(
         &self,
@@ -131,8 +131,8 @@ impl Entry {
         Ok(Observed { word, ..from })
     }
 
-    /// Makes the entry, one of a lowest table, writable, if it maps a page that a single exchange makes so; whether it did.
-    /// Acquire and release as [`Self::observe`] and [`Self::exchange`]: it is both in one.
+    /// Makes a lowest table's entry writable, if it maps a page that a single exchange makes writable; returns whether it did.
+    /// Acquire and release as [`Self::observe`] and [`Self::exchange`], which it combines.
     #[inline(always)]
     pub(crate) fn relax_page(&self) -> bool {
         pause();
@@ -160,16 +160,16 @@ impl Entry {
         if succeeded { Ok(()) } else { Err(Lost) }
     }
 
-    /// Takes the entry for a break, from what was observed (rule 2), to remove what it stood for: that is the caller's now,
-    /// even if the table is unlinked before it makes the entry (rule 5).
+    /// Locks the entry for a break, from the observed value (rule 2), to remove its mapping: the mapping belongs to the caller
+    /// from now on, even if the table is unlinked before the caller makes the entry (rule 5).
     ///
     /// Nothing is invalidated yet: the [`Unflushed`] has to go through one of its invalidations.
     pub(crate) fn lock(&self, from: Observed, ipa: Ipa) -> Result<Unflushed<'_>, Lost> {
         self.lock_with(Descriptor::Locked.encode(from.format), from, ipa)
     }
 
-    /// As [`Self::lock`], to put something else in its place that maps the same. If the table is unlinked meanwhile, so that
-    /// nothing can be put there, a leaf that the entry stood for is its unlinker's.
+    /// As [`Self::lock`], to replace the entry by something that maps the same. If the table is unlinked meanwhile, so that
+    /// nothing can be put there, a leaf in the entry belongs to the unlinking CPU.
     pub(crate) fn lock_to_change(&self, from: Observed, ipa: Ipa) -> Result<Unflushed<'_>, Lost> {
         match from.descriptor() {
             Descriptor::Leaf(leaf) => self.lock_with(Descriptor::locked_keeping(leaf), from, ipa),
@@ -187,10 +187,9 @@ impl Entry {
         })
     }
 
-    /// Takes the entry of a block, from what was observed, to replace it by a table that maps the same, by way of its
-    /// nT bit (FEAT_BBM level 1). Everybody else waits as for a locked entry: were there two who replace it, one could
-    /// take the mark away and a third one set it anew, and the other would link its table while TLBs hold the block
-    /// without.
+    /// Marks a block's entry by its nT bit (FEAT_BBM level 1), from the observed value, to replace it by a table that maps the
+    /// same. All others wait as for a locked entry. With two CPUs replacing it, one could clear the mark, a third could set it
+    /// anew, and the other would link its table while TLBs hold the block without the mark.
     pub(crate) fn mark(&self, from: Observed) -> Result<Marked<'_>, Lost> {
         let Descriptor::Leaf(block) = from.descriptor() else {
             return Err(Lost);
@@ -203,7 +202,7 @@ impl Entry {
         })
     }
 
-    /// Takes an invalid entry so that only its holder may fill it (rule 8). There is nothing to invalidate.
+    /// Locks an invalid entry so that only its holder may fill it (rule 8). There is nothing to invalidate.
     #[inline]
     pub(crate) fn lock_vacant(&self, from: Observed, ipa: Ipa) -> Result<Broken<'_>, Lost> {
         debug_assert!(matches!(from.descriptor(), Descriptor::Invalid));
@@ -217,8 +216,8 @@ impl Entry {
         })
     }
 
-    /// Ends this entry for ever and returns what it stood for, which the caller now owns (rule 5).
-    /// AcqRel: the returned value is the last one that anybody else wrote, and no later exchange can succeed.
+    /// Ends this entry for ever and returns its last value, which the caller now owns (rule 5). AcqRel: no other CPU wrote a
+    /// later value, and no later exchange can succeed.
     pub(crate) fn freeze(&self, level: Level, format: Format) -> Observed {
         let new = Descriptor::Frozen.encode(format);
         pause();
@@ -239,11 +238,11 @@ impl Entry {
         self.0.store(descriptor.encode(format), Ordering::Relaxed);
     }
 
-    /// The bare word, as the hardware walker updates it and a watcher reads it.
+    /// The raw word, which the hardware walker updates and a watcher reads.
     ///
     /// # Safety
-    /// Nothing is stored in it that walkers would take for a link to anything but what it has linked before, as long as that
-    /// is a table.
+    /// The caller stores nothing that walkers would take for a link, except a link to the same table as before, and only while
+    /// that is a table.
     #[cfg(feature = "watch")]
     pub unsafe fn word(&self) -> &AtomicU64 {
         &self.0
@@ -287,19 +286,19 @@ fn watched<R>(entry: &Entry, level: Level, access: impl Fn() -> (R, Option<(u64,
     result.unwrap_or_else(|| access().0)
 }
 
-/// An entry that was locked and whose old value may still be in TLBs.
+/// A locked entry whose old value may still be in TLBs.
 #[must_use = "a locked entry blocks every fault on it until it is made or restored"]
 #[derive(Debug)]
 pub struct Unflushed<'t> {
     entry: &'t Entry,
     observed: Observed,
-    /// The word that it is locked with.
+    /// The locked word.
     locked: u64,
     ipa: Ipa,
 }
 
 impl<'t> Unflushed<'t> {
-    /// Invalidates what the old value left in TLBs: the leaf, or everything under the table.
+    /// Invalidates TLB entries of the old value: the leaf, or everything under the table.
     pub fn flush(self, tlb: &impl Tlb, vm: Regime<'_>, layout: &Layout) -> Broken<'t> {
         let level = self.observed.level;
         match self.observed.descriptor() {
@@ -312,7 +311,7 @@ impl<'t> Unflushed<'t> {
         self.flushed()
     }
 
-    /// For whoever has invalidated many entries at once.
+    /// For batches, which invalidate many entries at once.
     pub(crate) fn flushed(self) -> Broken<'t> {
         let this = mem::ManuallyDrop::new(self);
         Broken {
@@ -323,22 +322,21 @@ impl<'t> Unflushed<'t> {
         }
     }
 
-    /// Gives the entry its old value back, which needs no invalidation. Fails as [`Broken::make`] does.
+    /// Restores the old value, which needs no invalidation. Fails as [`Broken::make`] does.
     pub(crate) fn restore(self) -> Result<(), Lost> {
         self.flushed().restore()
     }
 }
 
 impl Drop for Unflushed<'_> {
-    /// Forgetting one is a bug that debug builds report. In a release build the entry gets its old value back, which
-    /// is right whether or not anything was invalidated.
+    /// Dropping one is a bug that debug builds report. In a release build the entry gets its old value back, which is right
+    /// whether or not anything was invalidated.
     fn drop(&mut self) {
         forgotten(self.entry, self.observed, self.locked);
     }
 }
 
-/// The entry of a block that is marked with nT. CPUs may fault on it for as long as it is, so a table is linked in its
-/// place or the mark is taken away; it is never forgotten.
+/// A block's entry marked with nT. CPUs may fault on it meanwhile, so its holder links a table in its place or clears the mark.
 #[must_use = "a marked entry blocks faults on it until a table is linked or the mark is taken away"]
 #[derive(Debug)]
 pub(crate) struct Marked<'t> {
@@ -347,9 +345,9 @@ pub(crate) struct Marked<'t> {
 }
 
 impl Marked<'_> {
-    /// Puts a table in the block's place, once no TLB holds the block without the mark. Fails if hardware has noted an
-    /// access or a write meanwhile, which the table doesn't know of: then the mark is gone. Or if the table that holds
-    /// the entry was unlinked, and the block is its unlinker's. Release: pairs with [`Entry::observe`].
+    /// Replaces the block by a table, once no TLB holds the block without the mark. Fails if hardware has noted an access or a
+    /// write meanwhile, which the table lacks: then the mark is cleared. Also fails if the table that holds the entry was
+    /// unlinked; the block then belongs to the unlinking CPU. Release: pairs with [`Entry::observe`].
     pub(crate) fn link(self, table: Descriptor) -> Result<(), Lost> {
         let this = mem::ManuallyDrop::new(self);
         let Observed { word, format, .. } = this.observed;
@@ -375,7 +373,7 @@ impl Drop for Marked<'_> {
     }
 }
 
-/// Takes the mark away. Only hardware and whoever unlinks the table change a marked entry, so this ends soon.
+/// Clears the mark. Only hardware and the unlinking CPU change a marked entry, so this ends soon.
 #[cold]
 fn unmark(entry: &Entry, marked: Observed) {
     loop {
@@ -390,7 +388,7 @@ fn unmark(entry: &Entry, marked: Observed) {
     }
 }
 
-/// A broken entry: locked, and its old value in no TLB. It is made or restored, never forgotten.
+/// A broken entry: locked, and its old value in no TLB. It must be made or restored.
 #[must_use = "a broken entry blocks every fault on it until it is made or restored"]
 #[derive(Debug)]
 pub struct Broken<'t> {
@@ -412,7 +410,7 @@ impl<'t> Broken<'t> {
         self.observed.level
     }
 
-    /// What the entry stood for before it was broken.
+    /// The old value of the entry.
     pub fn old(&self) -> Descriptor {
         self.observed.descriptor()
     }
@@ -421,7 +419,7 @@ impl<'t> Broken<'t> {
     /// from the root.
     ///
     /// # Panics
-    /// The leaf isn't one of the entry's level: the entry has its old value back then.
+    /// The leaf doesn't belong to the entry's level: the entry has its old value back then.
     pub fn make_leaf(self, new: Option<Leaf>) -> Result<(), Lost> {
         let level = self.level();
         match new.map(|leaf| leaf.at(level)) {
@@ -444,15 +442,15 @@ impl<'t> Broken<'t> {
         this.entry.compare_exchange(this.observed, this.locked, new)
     }
 
-    /// Gives the entry its old value back. Fails as [`Self::make_leaf`] does.
+    /// Restores the old value. Fails as [`Self::make_leaf`] does.
     pub fn restore(self) -> Result<(), Lost> {
         let old = self.old();
         self.make(old)
     }
 
-    /// Freezes the subtree that the broken entry led to, depth first (rule 5): from here on nothing in it can change.
-    /// `leaf` gets each leaf that it held, whose access state and hold on memory the caller now owns; `retire` gets each
-    /// of its tables, once all in it is frozen. Does nothing if the entry was no table.
+    /// Freezes the subtree of the broken entry, depth first (rule 5): from here on nothing in it can change. `leaf` gets each
+    /// leaf in it, whose access state and hold on memory the caller now owns; `retire` gets each of its tables, once all in it
+    /// is frozen. Does nothing if the entry was no table.
     pub(crate) fn freeze_subtree(
         &self,
         memory: &impl TableMemory,
@@ -509,17 +507,17 @@ fn freeze_table(
     retire(Unlinked(TableFrame::from_linked(pa, layout)));
 }
 
-/// A table that no entry leads to any more and that no TLB holds, all of its entries frozen.
+/// An unlinked table: no entry leads to it, no TLB holds it, and all of its entries are frozen.
 ///
-/// Only a [`Broken`] entry can yield one, so its TLB invalidation has completed: free-before-flush doesn't type-check.
-/// Walkers that were already in the table may still look at it, so it goes to the epoch.
+/// Only a [`Broken`] entry can yield one, so its TLB invalidation has completed: free-before-flush doesn't type-check. Walkers
+/// that were already in the table may still read it, so it goes to the epoch.
 #[must_use = "an unlinked table has to be handed to the epoch, or its frame leaks"]
 #[derive(Debug)]
 pub struct Unlinked(TableFrame);
 
 impl Unlinked {
-    /// The frame, for the epoch to free when every walker of today has left ([`Epoch`](crate::Epoch)): not zeroed, and nobody's
-    /// until then.
+    /// The frame, for the epoch to free when all current walkers have left ([`Epoch`](crate::Epoch)): not zeroed, and not to be
+    /// used until then.
     pub fn into_frame(self) -> TableFrame {
         self.0
     }

@@ -1,6 +1,6 @@
-//! A guest's stage-2 fault: the walk that makes an access possible.
+//! Handles a guest's stage-2 fault: walks to the entry and makes the access possible.
 //!
-//! Any number of faults run at once, on the same entry too, and beside every other operation.
+//! Any number of faults run at once, even on the same entry, beside every other operation.
 
 use crate::address::{Ipa, Level, Pa};
 use crate::contiguous::dissolve;
@@ -40,7 +40,7 @@ impl Access {
     }
 }
 
-/// A fault, with what its owner of memory decided about it.
+/// A fault, with the decisions of the memory's owner.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
     /// The address that faulted.
@@ -49,27 +49,27 @@ pub struct Request {
     pub va: Option<u64>,
     /// The access.
     pub access: Access,
-    /// What backs the page of `ipa`, [within](crate::Layout::check_backing) the physical addresses, as [`Stage2::fill`] demands.
+    /// The backing of the page at `ipa`, [within](crate::Layout::check_backing) the physical addresses, as [`Stage2::fill`]
+    /// demands.
     pub pa: Pa,
-    /// The largest block that alignment and backing allow at `ipa`. Where the granule has none so large, the next smaller.
+    /// The largest block that alignment and backing allow at `ipa`. If the granule has none so large, the next smaller.
     pub largest: Level,
-    /// What a new mapping is to be. Where hardware tracks writes, so it does for the leaves that a block is replaced by.
+    /// The attributes of a new mapping. If they let hardware track writes, so do the leaves that replace a split block.
     pub attributes: Attributes,
-    /// How large a leaf may be that a write makes writable: writes to it are logged as one. [`Level::L0`]: of any size.
+    /// The largest leaf that a write may make writable: writes to it are logged as one. [`Level::L0`]: any size.
     pub largest_written: Level,
-    /// What becomes of a larger one when it is written.
+    /// The handling of a larger block on a write.
     pub on_block: OnBlock,
 }
 
-/// What becomes of a block that is larger than what is logged as one ([`Request::largest_written`]), at its first write. In
-/// both cases a leaf of the right size is writable afterwards.
+/// The handling of a block larger than the unit of logging ([`Request::largest_written`]) at its first write. In both cases a
+/// leaf of the right size is writable afterwards.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OnBlock {
     /// It is replaced by tables; the rest of it stays mapped, read-only, as large as it can.
     Split,
-    /// It is unmapped but for that leaf; the rest of it faults in again, for reads too. What Linux KVM does where it
-    /// doesn't split blocks ahead of their faults. A block whose writes hardware has seen, and nobody has collected, is
-    /// split instead, so that this isn't lost.
+    /// It is unmapped but for that leaf; the rest faults in again, even for reads. Linux KVM does this unless it splits blocks
+    /// ahead of faults. A block with hardware dirty state that nobody has collected is split instead, so that this isn't lost.
     Isolate,
 }
 
@@ -77,10 +77,10 @@ pub enum OnBlock {
 #[must_use]
 #[derive(Debug)]
 pub enum Resolution<'t> {
-    /// Nothing was mapped. The caller holds the entry, looks at its grounds again (rule 8), and makes it
+    /// Nothing was mapped. The caller holds the entry, checks its grounds again (rule 8), and makes the entry
     /// ([`Stage2::fill`]) or restores it.
     Vacant(Broken<'t>),
-    /// The entry was made writable; the caller marks what this level spans dirty, if it logs (rule 9).
+    /// The entry was made writable; a caller that logs marks the span of this level dirty (rule 9).
     Relaxed(Level),
     /// The access flag was set; all else allowed the access.
     Accessed,
@@ -90,7 +90,7 @@ pub enum Resolution<'t> {
     Spurious,
     /// Another CPU holds the entry; let the guest fault again (rule 4).
     Busy,
-    /// The mapping doesn't allow the access and may not be made to.
+    /// The mapping doesn't allow the access, and may not be changed to allow it.
     NotPermitted,
     /// No frame for a table.
     OutOfFrames,
@@ -99,15 +99,15 @@ pub enum Resolution<'t> {
 }
 
 impl Stage2 {
-    /// Maps what `request` says by the entry that [`fault`](Self::fault) has handed out for it.
+    /// Maps a page as `request` says, in the entry that [`fault`](Self::fault) returned for it.
     ///
     /// # Errors
-    /// The table was unlinked meanwhile: the guest is to fault again.
+    /// The table was unlinked meanwhile: the guest should fault again.
     ///
     /// # Safety
-    /// The page at [`Request::pa`] passes [`check_backing`](crate::Layout::check_backing) of these tables' layout. Descriptors hold no
-    /// more of an address than that: the guest would get other memory, whosever it is. Whoever owns memory checks it once, where
-    /// it gets it, so that a fault needn't; debug builds do.
+    /// The page at [`Request::pa`] passes [`check_backing`](crate::Layout::check_backing) of these tables' layout. Descriptors
+    /// truncate larger addresses: the guest would get other memory, whosever it is. The owner of memory checks it once, on
+    /// acquiring it, so that a fault needn't; debug builds check it here.
     #[inline]
     pub unsafe fn fill(&self, vacant: Broken<'_>, request: &Request) -> Result<(), Lost> {
         // The leaf is of the entry's level whatever the request says, so that it is no link.
@@ -139,9 +139,9 @@ impl Stage2 {
         self.fault_slowly(worker, request)
     }
 
-    /// Serves the commonest of faults, a write to a page that is logged, as [`Self::fault`] does: makes the leaf at `ipa`
-    /// writable by a single exchange, if it may be and is no larger than [`largest_written`](Request::largest_written).
-    /// The caller marks dirty what the level spans. `None` where it takes more than that; nothing was changed then.
+    /// Serves the commonest fault, a write to a logged page, as [`Self::fault`] does: makes the leaf at `ipa` writable by a
+    /// single exchange, if it may be and is no larger than [`largest_written`](Request::largest_written). The caller marks the
+    /// span of the level dirty. `None` if more is needed; nothing was changed then.
     #[inline(always)]
     pub fn relax<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
@@ -161,7 +161,7 @@ impl Stage2 {
         Some(level)
     }
 
-    /// As [`relax`](Self::relax), for a page of a plain tree, and as short as it can be: whether it was made writable.
+    /// As [`relax`](Self::relax), for a page of a plain tree, and as short as possible. Returns whether it was made writable.
     #[inline(always)]
     pub fn relax_page<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
@@ -177,8 +177,8 @@ impl Stage2 {
         relaxed
     }
 
-    /// Makes the page at `ipa` writable, in a plain tree, if a single exchange does; whether it did. `None` where the tree is
-    /// another, or no table leads to a page.
+    /// Makes the page at `ipa` writable by a single exchange, in a plain tree; returns whether it did. `None` if the tree isn't
+    /// plain, or no table leads to a page.
     #[inline(always)]
     fn exchange_page<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
@@ -217,7 +217,7 @@ impl Stage2 {
         Some(level)
     }
 
-    /// Drops what this CPU's TLB may hold of the leaf of `level` that was in the way.
+    /// Invalidates this CPU's TLB entries for the leaf of `level` that caused the fault.
     #[inline(always)]
     fn invalidate_faulted<M: TableMemory, T: Tlb, E: Epoch>(
         &self,
@@ -232,7 +232,7 @@ impl Stage2 {
         worker.tlb.invalidate_local(vm, page, hint, va);
     }
 
-    /// Serves any fault, however often it takes to look.
+    /// Serves any fault, with as many attempts as needed.
     #[inline(never)]
     fn fault_slowly<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
@@ -321,7 +321,7 @@ impl Stage2 {
         Ok(resolution)
     }
 
-    /// Replaces a block by tables in which the leaf that is being written is writable and the rest is read-only, or gone.
+    /// Replaces a block by tables in which the written leaf is writable and the rest is read-only, or unmapped.
     #[cold]
     fn split_for_write<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &self,
@@ -343,7 +343,7 @@ impl Stage2 {
         }
     }
 
-    /// Puts an empty table where nothing was (rule 6). `None`: no frame.
+    /// Links an empty table in a vacant entry (rule 6). `None`: no frame.
     #[cold]
     pub(crate) fn link_empty_table<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &self,

@@ -1,7 +1,7 @@
-//! Writes that hardware notes by itself (FEAT_HAFDBS, Arm ARM D8.5.2): leaves that are writable-clean become writable-dirty
-//! without any exit.
+//! Hardware dirty state (FEAT_HAFDBS, Arm ARM D8.5.2): a write turns a writable-clean leaf into a writable-dirty one without an
+//! exit.
 //!
-//! All may run at any time beside every other operation. What they owe the TLBs is invalidated before they return.
+//! All operations may run at any time beside every other. They complete the TLB invalidations they need before they return.
 
 use crate::address::{Ipa, IpaRange, Level};
 use crate::bounds::BadAddress;
@@ -18,13 +18,13 @@ use crate::walk::{Step, VisitContext};
 const REPORTED_AT_ONCE: usize = u64::BITS as usize;
 
 impl Stage2 {
-    /// Makes hardware note the next write through each leaf in `range` that `wanted` names, forgetting writes that it has
-    /// noted. Leaves larger than those of `largest` would stand for too much: they become read-only, for a fault to make them
-    /// smaller. Leaves that may not be written stay as they are, and those that the range covers in part count as in it.
-    /// `forgotten` gets the blocks whose writes were forgotten: who named one may have had a part of it in mind.
+    /// Makes hardware note the next write through each leaf in `range` that `wanted` selects, and clears dirty state noted
+    /// before. Leaves larger than `largest` become read-only instead, for a fault to split them. Leaves that may not be written
+    /// stay as they are; leaves that the range covers in part are included. `forgotten` gets the blocks whose dirty state was
+    /// cleared, as the caller may have selected only a part of them.
     ///
-    /// When this returns, no TLB holds an entry that lets a write to any of them go unnoticed, also where another CPU made
-    /// the change and has not finished its invalidation (rule 3). It maps or unmaps nothing.
+    /// When this returns, no TLB holds an entry that lets a write to any of them go unnoticed, even if another CPU made the
+    /// change and has not finished its invalidation (rule 3). It maps or unmaps nothing.
     ///
     /// # Errors
     /// The range isn't one of whole pages of the IPA space.
@@ -70,12 +70,12 @@ impl Stage2 {
         Ok(())
     }
 
-    /// Collects what hardware has noted as written in `range` (FEAT_HAFDBS): calls `dirty` with each such leaf, by its
-    /// first IPA and level, and makes it clean.
+    /// Collects hardware dirty state in `range` (FEAT_HAFDBS): calls `dirty` for each dirty leaf, with its first IPA and level,
+    /// and makes it clean.
     ///
-    /// When this returns, no TLB holds a writable entry for a leaf that it reported: every later write is noted again. Of
-    /// two that harvest one range at once, each reports a part, and only what it reported itself is clean to it; so
-    /// harvests exclude each other (rule 9).
+    /// When this returns, no TLB holds a writable entry for a reported leaf: every later write is noted again. If two CPUs
+    /// harvest one range at once, each reports a part, and can rely only on that part being clean; so harvests exclude each
+    /// other (rule 9).
     ///
     /// # Errors
     /// The range isn't one of whole pages of the IPA space.
@@ -103,13 +103,13 @@ impl Stage2 {
         Ok(())
     }
 
-    /// Tells what hardware has noted as written in `range`, and changes nothing. `wanted` is asked for each lowest table,
-    /// by the part of it that the range covers, whether it can tell anything new; where it can't, nothing is read. `dirty`
-    /// gets the first IPA of up to 64 leaves, their level, and a bit for each that is dirty, where one is.
+    /// Reports hardware dirty state in `range`, and changes nothing. `wanted` is called for each lowest table, with the part of
+    /// it that the range covers, and returns whether it can contain anything new; if not, nothing is read. `dirty` gets the
+    /// first IPA of up to 64 leaves, their level, and a bit for each dirty one, if there is one.
     ///
-    /// A write that happens meanwhile is found now or the next time. What another CPU has taken out of a page's entry, or has
-    /// frozen with its table, isn't found: that CPU is told of it. Whoever needs all of it at once waits, after this has
-    /// returned, until that CPU has passed on what it was told (rule 14).
+    /// A concurrent write is found now or the next time. Dirty state that another CPU has taken out of a page's entry, or has
+    /// frozen with its table, isn't found: that CPU reports it. A caller that needs all of it waits, after this has returned,
+    /// until that CPU has passed it on (rule 14).
     ///
     /// # Errors
     /// The range isn't one of whole pages of the IPA space.
@@ -144,7 +144,7 @@ impl Stage2 {
         Ok(())
     }
 
-    /// Looks through the pages of a lowest table. What a frozen or locked entry stood for is with whoever froze or locked it.
+    /// Reads the pages of a lowest table. The CPU that froze or locked an entry has its dirty state.
     #[inline(always)]
     fn find_dirty_pages(
         &self,

@@ -1,12 +1,12 @@
-//! What a CPU's stage 2 can do, by its ID registers: which granules, which address sizes, which of the optional features.
+//! The stage-2 capabilities of a CPU, from its ID registers: granules, address sizes, optional features.
 //!
-//! Plain arithmetic on register values, tested on the host. FEAT_BBM is claimed only for CPUs that are known to raise no
-//! TLB conflict abort, as no stage-2 code could tell an abort that its own size change has caused from another one.
+//! Plain arithmetic on register values, tested on the host. FEAT_BBM is claimed only for CPUs that are known to raise no TLB
+//! conflict abort, as stage-2 code couldn't tell an abort caused by its own size change from another one.
 
 use crate::address::Granule;
 use crate::layout::{Atomics, Bbm, Features};
 
-/// The ID registers that say what stage 2 can do, as a CPU has them. Where CPUs differ, each field has to be the least of all.
+/// A CPU's ID registers about stage 2. If CPUs differ, each field must be the least of all.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct IdRegisters {
     /// MIDR_EL1: the CPU's model.
@@ -68,13 +68,14 @@ impl IdRegisters {
         granules(self.aa64mmfr0)
     }
 
-    /// Whether the CPU promises never to raise a TLB conflict abort at a size change: by its FEAT_BBM level, or known by name.
+    /// Whether the CPU is guaranteed never to raise a TLB conflict abort at a size change: by its FEAT_BBM level, or known by
+    /// name.
     pub const fn never_conflicts(&self) -> bool {
         never_conflicts(self.midr, self.bbm())
     }
 
-    /// All that stage 2 can use with pages of this size, with the largest guest address space; or `None` without such pages.
-    /// [`Features::atomics`] is left to whoever knows all CPUs.
+    /// All stage-2 features with pages of this size, with the largest guest address space; or `None` without such pages.
+    /// [`Features::atomics`] is left to a caller that knows all CPUs.
     pub const fn features(&self, granule: Granule) -> Option<Features> {
         let support = self.granules()[granule as usize];
         if matches!(support, GranuleSupport::Missing) {

@@ -15,8 +15,8 @@ const MAX_CONCATENATED: u64 = 16;
 /// Fewest IPA bits that a VM gets: what every guest expects.
 const MIN_IPA_BITS: u32 = 32;
 
-/// How far the CPUs spare the break when the size of a mapping or its contiguous bit changes (FEAT_BBM,
-/// ID_AA64MMFR2_EL1.BBM). Only to be claimed for CPUs that raise no TLB conflict abort.
+/// The CPUs' support for changing the size of a mapping or its contiguous bit without a break (FEAT_BBM, ID_AA64MMFR2_EL1.BBM).
+/// Only to be claimed for CPUs that raise no TLB conflict abort.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Bbm {
     /// Every such change needs the break.
@@ -27,7 +27,7 @@ pub enum Bbm {
     Level2,
 }
 
-/// What of the architecture the tables of a VM use. Every CPU that runs the VM has to have it.
+/// The architecture features that a VM's tables use. Every CPU that runs the VM must have them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Features {
     /// Size of pages and tables.
@@ -36,8 +36,8 @@ pub struct Features {
     pub ipa_bits: u32,
     /// Bits of a physical address (ID_AA64MMFR0_EL1.PARange): 32 to 52.
     pub pa_bits: u32,
-    /// FEAT_LPA2 for this granule: descriptors with 52-bit addresses (VTCR_EL2.DS). Means nothing with 64 KiB pages, which
-    /// have room for them as they are.
+    /// FEAT_LPA2 for this granule: descriptors with 52-bit addresses (VTCR_EL2.DS). Has no effect with 64 KiB pages, whose
+    /// descriptors have room for them anyway.
     pub lpa2: bool,
     /// FEAT_S2FWB: stage 2 forces write-back, whatever the guest asks for (HCR_EL2.FWB).
     pub fwb: bool,
@@ -99,10 +99,10 @@ impl Features {
     }
 }
 
-/// The features can't be had together.
+/// The features exclude each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BadLayout {
-    /// The IPA size is none that stage 2 has, or none that the CPU has.
+    /// Stage 2, or the CPU, doesn't support this IPA size.
     IpaBits {
         /// What was asked for.
         bits: u32,
@@ -129,7 +129,7 @@ impl fmt::Display for BadLayout {
 
 impl core::error::Error for BadLayout {}
 
-/// Where a descriptor keeps its output address (Arm ARM D8.3).
+/// The position of a descriptor's output address (Arm ARM D8.3).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u32)]
 pub enum Format {
@@ -141,7 +141,7 @@ pub enum Format {
     Lpa64K,
 }
 
-/// How one VM's tables are laid out.
+/// The layout of one VM's tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Layout {
     features: Features,
@@ -243,7 +243,7 @@ impl Layout {
         }
     }
 
-    /// What it was made for.
+    /// Its features.
     pub const fn features(&self) -> &Features {
         &self.features
     }
@@ -258,7 +258,7 @@ impl Layout {
         self.features.ipa_bits
     }
 
-    /// What all leaves have in common.
+    /// The parts of its leaf words.
     pub(crate) const fn bits(&self) -> &LeafBits {
         &self.bits
     }

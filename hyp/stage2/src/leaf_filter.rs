@@ -1,14 +1,14 @@
-//! Which leaves of a range an operation is to change.
+//! Selects the leaves of a range that an operation changes.
 
 use crate::address::{Ipa, Level};
 
-/// Names leaves. May be asked more than once for each.
+/// Selects leaves. May be called more than once for each.
 pub trait Wanted {
-    /// Whether the leaf of `level` whose first address is `ipa` is meant.
+    /// Whether the leaf of `level` at `ipa` is selected.
     fn leaf(&self, ipa: Ipa, level: Level) -> bool;
 
-    /// Which of the next `count` pages (at most 64, of `page_size` bytes) from `first` on are meant: a bit each, the others
-    /// may be anything. For whoever can tell faster than one by one.
+    /// Which of the next `count` pages (at most 64, of `page_size` bytes) from `first` on are selected: a bit each; further
+    /// bits may have any value. For filters that are faster than one page at a time.
     #[inline]
     fn pages(&self, first: Ipa, count: usize, page_size: u64) -> u64 {
         (0..count as u64).fold(0, |bits, page| {

@@ -1,12 +1,12 @@
 //! Arm stage-2 page tables **without a lock**.
 //!
 //! # The protocol
-//! Faults, write protection, splits, merges and unmaps of one tree all run at the same time; what serialises two of them
-//! is the one entry that both want. The numbered rules that make this safe, and that comments here refer to:
+//! Faults, write protection, splits, collapses and unmaps of one tree all run at the same time; two of them are serialised
+//! only by an entry that both want. These numbered rules make this safe; comments refer to them:
 //!
 //! 1. **Observe, then compare-exchange.** Every change of a live entry is an exchange from the value that the change was
 //!    decided on. A failed exchange means: look again.
-//! 2. **Break-before-make.** What the architecture demands it for goes old → *locked*, TLB invalidation complete,
+//! 2. **Break-before-make.** Where the architecture demands it, a change goes old → *locked*, TLB invalidation complete,
 //!    *locked* → new by exchange. A locked entry is a value, [`Unflushed`] and then [`Broken`], which can't be forgotten.
 //! 3. **No break where none is needed.** Permissions change by one exchange. Relaxing needs only the local invalidation of the
 //!    CPU that faulted; tightening a broadcast one before anybody relies on it, at the end of the range. Whoever finds an
@@ -14,35 +14,35 @@
 //! 4. **Meeting a locked entry.** A fault looks a bounded number of times, then lets the guest fault again. It holds
 //!    no entry itself meanwhile.
 //! 5. **Unlinking a table.** Its parent entry is broken; then every entry below is *frozen* by swap; then the parent's new
-//!    value is made and the frames go to the epoch. Whoever meets *frozen*, or loses an exchange to it, starts at the root.
-//!    Whose exchange removed a leaf owns what it stood for: its access and dirty state, its hold on memory. Only a leaf that
-//!    was locked to be replaced by something that maps the same (`Entry::lock_to_change`) goes to whoever freezes it, who
-//!    finds it in the locked word.
+//!    value is made and the frames go to the epoch. A walker that meets *frozen*, or loses an exchange to it, restarts at the
+//!    root. The CPU whose exchange removed a leaf owns its access and dirty state and its hold on memory. One exception: a leaf
+//!    that was locked to be replaced by something that maps the same (`Entry::lock_to_change`) belongs to the CPU that freezes
+//!    it, which finds it in the locked word.
 //! 6. **Installing a table** is one exchange of a fully built table; the loser gives its frame back.
 //! 7. **Epochs.** Every walk runs inside an epoch ([`Worker::epoch`]); an [`Unlinked`] table is freed after it.
-//! 11. **Contents before links.** What a link leads to is visible to all CPUs and walkers before the link is.
+//! 11. **Contents before links.** The target of a link is visible to all CPUs and walkers before the link is.
 //! 12. **The regime of an invalidation.** VTTBR_EL2 and VTCR_EL2 change hands together ([`RegimeRegisters`]); the VMID
 //!    is read after the barrier that orders the change of the tables, and a new one is visible before its guest can
 //!    walk.
 //!
-//! Rules 8 to 10 and 14 are for whoever decides what to map; the engine has what they take:
+//! Rules 8 to 10 and 14 are for the crate that decides what to map; the engine supports them:
 //!
-//! 8. **Decisions and their grounds.** A fault decides on published state: what backs the page, whether its writes are
-//!    logged. Whoever changes that publishes, full barrier, then walks the entries; a fault changes or locks its entry, full
+//! 8. **Decisions and their grounds.** A fault decides on published state: the page's backing, whether its writes are
+//!    logged. A change of that state publishes, full barrier, then walks the entries; a fault changes or locks its entry, full
 //!    barrier, then looks again. One of the two sees the other. Therefore [`Stage2::fault`] hands out a vacant entry locked
 //!    ([`Resolution::Vacant`]), and [`Stage2::map`] asks whether its grounds still hold.
 //! 9. **Dirty log.** A fault makes the entry writable first and sets the bit second; a harvest takes the bits first,
 //!    write-protects second ([`Stage2::write_protect`]), and returns after the TLB invalidation.
 //! 10. **Regions** of guest memory (slots) are an immutable array behind an epoch-protected pointer; their frames are released
 //!     after the invalidation of their range and an epoch.
-//! 14. **A mark that comes after the fact is waited for.** A CPU that moves, merges, shares or unmaps a page takes from
-//!     its entry what hardware has noted, and tells the log when it has invalidated. It publishes its range before it
-//!     takes an entry; who reads the log looks through the entries, full barrier, then waits until all ranges have ended
-//!     that are active there by then. So the harvest that is made with the vCPUs stopped has every write, though idle CPUs go on.
+//! 14. **A late mark is waited for.** A CPU that moves, merges, shares or unmaps a page takes hardware's dirty state from
+//!     its entry, and passes it to the log after its invalidation. It publishes its range before it takes an entry; a
+//!     harvest reads the entries, full barrier, then waits until all ranges have ended that are active there by then. So a
+//!     harvest made with the vCPUs stopped has every write, though idle CPUs go on.
 //!
 //! # Operations
-//! All of [`Stage2`], by `&self`, on any CPU at any time, beside each other and themselves; only [`destroy`] takes the whole.
-//! None of them takes a lock, and a fault never waits for long.
+//! All are methods of [`Stage2`] by `&self`, on any CPU at any time, beside each other and themselves; only [`destroy`] takes
+//! the whole. None of them takes a lock, and a fault never waits for long.
 //!
 //! | operation | when it returns | what it never does | frames it takes |
 //! |---|---|---|---|
@@ -64,9 +64,9 @@
 //! | [`walk`] | as its visitor does | | none |
 //! | [`destroy`] | no TLB holds anything of the VM; [`Teardown::step`] then takes bounded time | wait for anybody | none |
 //!
-//! An operation that has run out of frames leaves all that it has done, says how far it came, and goes on from there when it
-//! is called again. Tables that were taken out of the tree are not free before the [`Epoch`] says so. A range that isn't whole
-//! pages of the IPA space is refused before anything is done ([`BadAddress`]), by those that never fail too.
+//! An operation that runs out of frames keeps what it has done, returns how far it came, and continues from there when it is
+//! called again. Tables taken out of the tree are free only once the [`Epoch`] says so. A range that isn't whole pages of the
+//! IPA space is refused before anything is done ([`BadAddress`]), even by operations that never fail otherwise.
 //!
 //! [`fault`]: Stage2::fault
 //! [`relax`]: Stage2::relax
@@ -90,14 +90,14 @@
 //! [`walk`]: Stage2::walk
 //! [`destroy`]: Stage2::destroy
 //!
-//! # What it needs
-//! [`TableMemory`] is where tables live, [`Epoch`] when their frames may be used again, [`Tlb`] what invalidates; a
-//! [`Worker`] is the three of them on one CPU, with its [`Counters`]. [`Maintenance`] makes a [`Tlb`] of the architecture's
-//! [`Instructions`]. A [`Layout`] is worked out of the [`Features`] that are to be used: granule, address sizes, FEAT_LPA2,
-//! FEAT_S2FWB, FEAT_XNX, FEAT_BBM, FEAT_HAFDBS, contiguous groups. [`VmidAllocator`] gives VMIDs to more VMs than there are.
-//! [`IdRegisters`] says which of them a CPU has. EL2 has to map the memory of tables as normal, inner-shareable, write-back
-//! cacheable, as the walks that VTCR_EL2 sets up ([`Layout::vtcr`]) read it: exchanges and exclusives work on no other
-//! memory, and a walker sees what they write only so.
+//! # Requirements
+//! [`TableMemory`] provides the tables' frames, [`Epoch`] says when they may be reused, [`Tlb`] invalidates; a [`Worker`] is
+//! the three of them on one CPU, with its [`Counters`]. [`Maintenance`] makes a [`Tlb`] from the architecture's
+//! [`Instructions`]. A [`Layout`] is computed from the [`Features`] to use: granule, address sizes, FEAT_LPA2, FEAT_S2FWB,
+//! FEAT_XNX, FEAT_BBM, FEAT_HAFDBS, contiguous groups. [`IdRegisters`] says which features a CPU has. [`VmidAllocator`] shares
+//! the VMIDs among any number of VMs. EL2 must map the memory of tables as normal, inner-shareable, write-back cacheable, as
+//! the walks that VTCR_EL2 sets up ([`Layout::vtcr`]) read it: exchanges and exclusives work on no other memory, and a walker
+//! sees their stores only so.
 //!
 //! Inside, [`Descriptor`] and [`Leaf`] know the bits, [`Entry`] the verbs, [`Stage2`] the operations. All of it runs on a
 //! host, under tests, Miri and the loom model checker. The crate is `no_std`.
@@ -110,15 +110,15 @@
 //! | `loom` | runs on the atomics of the loom model checker where the compiler is given `--cfg loom` |
 //!
 //! # What safe code can't do
-//! Whatever is called with whatever addresses, in debug and release builds, the engine itself reads and writes nothing but its
-//! tables. Ranges and addresses that it can't translate are errors ([`BadAddress`], [`Resolution::NotInSpace`]). What it can't
-//! check is a contract that somebody signs by `unsafe`: whose memory a [`TableFrame`] is, how a [`TableMemory`] finds it, when an
+//! With any calls and any addresses, in debug and release builds, the engine itself reads and writes nothing but its tables.
+//! Ranges and addresses that it can't translate are errors ([`BadAddress`], [`Resolution::NotInSpace`]). What it can't check
+//! is a contract that a caller signs by `unsafe`: the ownership of a [`TableFrame`], how a [`TableMemory`] finds it, when an
 //! [`Epoch`] frees it, and that all CPUs have the instructions that [`Atomics`] promises.
 //!
-//! What a *guest* reaches is another matter: whoever lets one run on a tree vouches, where that is done (the root in VTTBR_EL2),
-//! for the memory that is mapped, for the [`Tlb`] and for the [`Instructions`].
+//! A *guest's* reach is another matter: the code that runs a guest on a tree (that puts the root in VTTBR_EL2) vouches for the
+//! mapped memory, for the [`Tlb`] and for the [`Instructions`].
 //!
-//! Memory that is nobody's doesn't become a table:
+//! Memory without an owner doesn't become a table:
 //! ```compile_fail,E0133
 //! let root = stage2::TableFrame::new(stage2::Pa::new(0x1000), 4096);
 //! ```
@@ -137,7 +137,7 @@
 //!     one.free(other.allocate().unwrap());
 //! }
 //! ```
-//! A visitor links no table, nor does the holder of a broken entry:
+//! Neither a visitor nor the holder of a broken entry can link a table:
 //! ```compile_fail,E0308
 //! fn visit(context: &stage2::VisitContext<'_>) {
 //!     let _ = context.exchange(Some(stage2::Descriptor::Table(stage2::Pa::new(0x1000))));
@@ -153,7 +153,7 @@
 //!     let _ = broken.make(stage2::Descriptor::Table(stage2::Pa::new(0x1000)));
 //! }
 //! ```
-//! Nor does it change another entry than the one that it was shown, from what was observed elsewhere:
+//! A visitor can't change another entry than its own, or from a value observed elsewhere:
 //! ```compile_fail,E0616
 //! fn visit(context: &stage2::VisitContext<'_>) {
 //!     let _ = context.entry;
@@ -165,7 +165,7 @@
 //!     copy.level = stage2::Level::L3;
 //! }
 //! ```
-//! Instructions that some CPU may lack aren't promised in passing:
+//! Instructions that some CPU may lack must be promised by `unsafe`:
 //! ```compile_fail,E0133
 //! let mut features = stage2::Features::armv8_0(40, 48);
 //! features.atomics = stage2::Atomics::everywhere();

@@ -1,15 +1,15 @@
-//! TLB maintenance out of the architecture's instructions (Arm ARM D8.17).
+//! TLB maintenance sequences built from the architecture's instructions (Arm ARM D8.17).
 //!
-//! The sequences are here, so that they run on a model of the machine as well as on the machine; the instructions come
-//! in through [`Instructions`]. They act on the VMID in the issuing CPU's VTTBR_EL2, as wide as its VTCR_EL2 says that
-//! VMIDs are ([`RegimeRegisters`]). A vCPU's CPU has those of its VM; anybody else sets both for the duration and puts
-//! back what was there, so that no walk starts from a VM's tables when nobody vouches for them. An invalidation by IPA
-//! leaves entries that combine stage 1 and 2, so those of the whole VMID go after it, and not before its completion, as
-//! they could come back out of what it hasn't reached yet.
+//! The sequences are here, and the instructions come in through [`Instructions`], so that they run on a model of the machine
+//! too. They act on the VMID in the issuing CPU's VTTBR_EL2, as wide as its VTCR_EL2 says that VMIDs are ([`RegimeRegisters`]).
+//! A CPU that runs a vCPU has the values of its VM; any other sets both registers for the duration and then restores them, so
+//! that no walk starts from a VM's tables when nobody vouches for them. An invalidation by IPA leaves entries that combine
+//! stage 1 and 2. So those of the whole VMID are invalidated afterwards, once the first invalidation has completed: any
+//! earlier, they could be formed again from stage-2 entries not yet invalidated.
 //!
-//! The VM's VMID is read after the barrier that orders the change of its tables (rule 12): a CPU on which the VM gets
-//! another VMID meanwhile ([`VmidAllocator::activate`](crate::VmidAllocator::activate)) orders that store before its
-//! guest's first walk, so either it walks the changed tables, or its VMID is the one that is invalidated.
+//! The VM's VMID is read after the barrier that orders the change of its tables (rule 12). A CPU on which the VM gets another
+//! VMID meanwhile ([`VmidAllocator::activate`](crate::VmidAllocator::activate)) orders that store before its guest's first
+//! walk. So either it walks the changed tables, or its VMID is the one that is invalidated.
 
 use crate::address::{Ipa, IpaRange, Level};
 use crate::tlb::{Regime, Tlb};
@@ -81,8 +81,8 @@ pub trait Instructions {
     fn set_vtcr(&self, value: u64);
 }
 
-/// The registers that a CPU's stage-2 walks and TLB maintenance go by. They change hands together (rule 12): the VMID
-/// is in one, how many of its bits count, and how operands are read, is in the other.
+/// The registers that select a CPU's stage-2 regime, for walks and TLB maintenance. They change together (rule 12): one holds
+/// the VMID, the other its width and the format of operands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RegimeRegisters {
     /// VTTBR_EL2: root table and VMID.
@@ -92,13 +92,13 @@ pub struct RegimeRegisters {
 }
 
 impl RegimeRegisters {
-    /// A CPU's that has had no VM's yet: nothing but VTCR_EL2's RES1 bit.
+    /// A CPU's values before its first VM: only VTCR_EL2's RES1 bit.
     pub const NONE: Self = Self {
         vttbr: 0,
         vtcr: 1 << 31,
     };
 
-    /// Puts them into the CPU. On return they are in effect.
+    /// Loads them into the CPU. On return they are in effect.
     #[inline]
     pub fn load(self, cpu: &impl Instructions) {
         cpu.set_vtcr(self.vtcr);
@@ -106,7 +106,7 @@ impl RegimeRegisters {
         cpu.barrier(Barrier::Isb);
     }
 
-    /// What the CPU has.
+    /// The CPU's current values.
     #[inline]
     pub fn of(cpu: &impl Instructions) -> Self {
         Self {
@@ -116,15 +116,15 @@ impl RegimeRegisters {
     }
 }
 
-/// What of the TLB instructions to use.
+/// Which TLB instructions to use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TlbPolicy {
     /// FEAT_TLBIRANGE: there are instructions by range.
     pub range: bool,
     /// FEAT_TTL: operands may carry a level.
     pub level_hint: bool,
-    /// Most instructions that one invalidation is made of. Beyond, dropping the whole VMID is cheaper: its combined
-    /// entries go anyway.
+    /// The most instructions of one invalidation. With more, invalidating the whole VMID is cheaper: its combined entries are
+    /// invalidated anyway.
     pub most_instructions: u32,
 }
 

@@ -1,6 +1,6 @@
-//! Mapping a range ahead of any fault.
+//! Maps a range before any fault.
 //!
-//! May run at any time beside every other operation. Fills only what is vacant: a fault that was first stays as it is.
+//! May run at any time beside every other operation. Fills only vacant entries: an entry that a fault has made stays.
 
 use crate::address::{Ipa, IpaRange, Level, Pa};
 use crate::bounds::BadAddress;
@@ -14,10 +14,10 @@ use crate::tlb::Tlb;
 use crate::walk::{Step, VisitContext};
 use core::fmt;
 
-/// What a range is to be mapped to.
+/// The target of a mapped range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mapping {
-    /// What backs the range's first page; the rest follows contiguously.
+    /// The backing of the range's first page; the rest follows contiguously.
     pub pa: Pa,
     /// What the guest gets.
     pub attributes: Attributes,
@@ -25,12 +25,12 @@ pub struct Mapping {
     pub largest: Level,
 }
 
-/// What a map did.
+/// The result of a map.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mapped {
     /// All below this address is mapped; the end of the range if all of it is.
     pub done_to: Ipa,
-    /// Leaves that were made. What was mapped already doesn't count, and was left alone.
+    /// Leaves that were made, not counting mappings that existed and were left alone.
     pub leaves: u64,
 }
 
@@ -39,13 +39,13 @@ pub struct Mapped {
 pub enum MapStopped {
     /// There was no frame for a table.
     OutOfFrames,
-    /// The caller's grounds for it have gone (rule 8).
+    /// The caller's grounds no longer hold (rule 8).
     GroundsGone,
     /// The range, or what was to back it, can't be mapped. Nothing was.
     BadAddress(BadAddress),
 }
 
-/// A map that ended early. What it did until then stays, and all else is as it was.
+/// A map that ended early. Its work until then stays, and all else is unchanged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MapFailed {
     /// How far it came.
@@ -83,17 +83,17 @@ struct Map<'s, G> {
 }
 
 impl Stage2 {
-    /// Maps `range` (whole pages) by as few leaves as alignment, what is there already, and `mapping.largest` allow. Groups
-    /// of leaves that line up get the contiguous bit, if the layout uses it and hardware doesn't track writes to them.
+    /// Maps `range` (whole pages) by as few leaves as alignment, existing mappings, and `mapping.largest` allow. Aligned groups
+    /// of leaves get the contiguous bit, if the layout uses it and hardware doesn't track writes to them.
     ///
-    /// `grounds` is asked while an entry is locked and after a full barrier, whether what the mapping was decided on still
-    /// holds (rule 8); if not, this ends. The memory's contents are visible to the guest already (rule 11), which is the
-    /// caller's to see to, as only it knows who wrote them: on CPUs without FEAT_S2FWB past the caches too.
+    /// `grounds` is called while an entry is locked and after a full barrier, and returns whether the mapping's grounds still
+    /// hold (rule 8); if not, this ends. The caller has already made the memory's contents visible to the guest (rule 11), as
+    /// only it knows who wrote them; on CPUs without FEAT_S2FWB also past the caches.
     ///
-    /// Nothing that was in a TLB changes, so nothing is invalidated. It never replaces or changes a mapping.
+    /// No TLB entry becomes stale, so nothing is invalidated. It never replaces or changes a mapping.
     ///
     /// # Errors
-    /// How far it came, and what was in the way.
+    /// How far it came, and the obstacle.
     pub fn map<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,

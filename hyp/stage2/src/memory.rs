@@ -1,4 +1,4 @@
-//! Where tables live, who works on them, and when their frames may be used again.
+//! Memory of tables: where they live, which CPU works on them, and when their frames may be reused.
 
 use crate::address::Pa;
 use crate::descriptor::Descriptor;
@@ -32,7 +32,7 @@ impl TableFrame {
         Self { pa, bytes }
     }
 
-    /// Ownership of a frame that a link led to: for whoever froze all of it, or never showed it.
+    /// Ownership of a frame that was linked: for a caller that has frozen all of it, or never made it visible.
     pub(crate) const fn from_linked(pa: Pa, layout: &Layout) -> Self {
         Self {
             pa,

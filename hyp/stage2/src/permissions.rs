@@ -1,8 +1,8 @@
-//! Changes of leaves where they are: permissions and access flags (what hardware notes is in `hardware_dirty`). None of them needs a
-//! break (rule 3).
+//! Changes of leaves in place: permissions and access flags (dirty state is in `hardware_dirty`). None of them needs a break
+//! (rule 3).
 //!
-//! All may run at any time beside every other operation and each other. What they owe the TLBs is invalidated at the end
-//! of the range, before they return.
+//! All may run at any time beside every other operation and each other. They complete the TLB invalidations they need at the
+//! end of the range, before they return.
 
 use crate::address::{Ipa, IpaRange, Level, Pa};
 use crate::bounds::BadAddress;
@@ -22,21 +22,20 @@ const UNROLLED: usize = 8;
 /// For how many pages at once it is asked which are wanted.
 const PAGES_ASKED_FOR: usize = u64::BITS as usize;
 
-/// What is to become of a leaf.
+/// The decision about a leaf.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Verdict {
-    /// It stays, and what TLBs hold of it is right.
+    /// The leaf stays, and TLB entries for it are right.
     Keep,
-    /// It stays, but TLBs may hold what it was before (another CPU has changed it, and may not have got to the
-    /// invalidation).
+    /// The leaf stays, but TLBs may hold its former value (another CPU has changed it, and may not have invalidated yet).
     Stale,
-    /// It becomes this; TLBs must forget what it was.
+    /// The leaf becomes this; TLBs must drop its former value.
     Tighten(Leaf),
-    /// It becomes this; what TLBs hold of it does no harm.
+    /// The leaf becomes this; its former value in TLBs does no harm.
     Loosen(Leaf),
 }
 
-/// The addresses whose invalidation is owed.
+/// The addresses that must still be invalidated.
 struct Owed {
     start: Ipa,
     end: Ipa,
@@ -57,11 +56,11 @@ impl Owed {
 }
 
 impl Stage2 {
-    /// Makes the leaves in `range` that `wanted` names read-only until a fault relaxes them. Leaves that the range covers in
-    /// part count as in it. `was_dirty` gets those whose writes hardware had tracked and seen, which are tracked no more.
+    /// Makes the leaves in `range` that `wanted` selects read-only until a fault relaxes them. Leaves that the range covers in
+    /// part are included. `was_dirty` gets the leaves with hardware dirty state; their writes are tracked no more.
     ///
-    /// When this returns, no TLB holds a writable entry for any of them, also where another CPU made the change and has
-    /// not finished its invalidation (rule 3). It never waits for more than one entry, and maps or unmaps nothing.
+    /// When this returns, no TLB holds a writable entry for any of them, even if another CPU made the change and has not
+    /// finished its invalidation (rule 3). It never waits for more than one entry, and maps or unmaps nothing.
     ///
     /// # Errors
     /// The range isn't one of whole pages of the IPA space.
@@ -95,13 +94,13 @@ impl Stage2 {
         Ok(())
     }
 
-    /// Gives the leaves in `range` these permissions: tightens, relaxes, or both. A leaf that the range covers in part is
-    /// left alone where that would give a right to the rest of it, and tightened as a whole otherwise. `changed` gets
-    /// each leaf that was changed, as it was: its dirty state is the caller's now.
+    /// Sets the permissions of the leaves in `range`: tightens, relaxes, or both. A leaf that the range covers in part is left
+    /// alone if the change would give a right to the rest of it, and tightened as a whole otherwise. `changed` gets the old
+    /// value of each changed leaf: its dirty state is the caller's now.
     ///
-    /// When this returns, no TLB holds an entry with a right that these permissions don't have, for any leaf that was in
-    /// the range, also where another CPU has changed it and not finished its invalidation (rule 3). TLBs may hold entries
-    /// with fewer rights: a CPU that runs into one faults, which drops it. It maps or unmaps nothing.
+    /// When this returns, no TLB holds an entry with a right beyond these permissions, for any leaf that was in the range, even
+    /// if another CPU has changed it and not finished its invalidation (rule 3). TLBs may hold entries with fewer rights: a CPU
+    /// that hits one faults, which drops it. It maps or unmaps nothing.
     ///
     /// # Errors
     /// The range isn't one of whole pages of the IPA space.
@@ -115,8 +114,8 @@ impl Stage2 {
         self.protect_meant(worker, range, permissions, |_| true, changed)
     }
 
-    /// As [`protect`](Self::protect), for the leaves only whose output address is `pa`: what has taken their place meanwhile
-    /// keeps its rights.
+    /// As [`protect`](Self::protect), only for leaves whose output address is `pa`: leaves that have replaced them meanwhile
+    /// keep their rights.
     ///
     /// # Errors
     /// As `protect`.

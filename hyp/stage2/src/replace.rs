@@ -1,7 +1,7 @@
-//! Other memory behind pages that are mapped: a change of what backs a guest's memory, written straight into its tables.
+//! Replaces the memory behind mapped pages: a change of backing, written straight into the tables.
 //!
-//! Without it such a change takes an unmap and a fault of each guest that comes by. May run at any time beside faults and
-//! every other operation, itself included.
+//! The alternative is an unmap, and a fault for each guest that uses the page. May run at any time beside faults and every
+//! other operation, itself included.
 
 use crate::address::{Ipa, IpaRange, Level, Pa};
 use crate::bounds::BadAddress;
@@ -15,10 +15,10 @@ use crate::tlb::Tlb;
 use crate::walk::{Step, VisitContext, lost};
 use core::ops::AddAssign;
 
-/// What a replacement met.
+/// The result of a replacement.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Replaced {
-    /// Pages that are mapped to something else now.
+    /// Pages that were mapped to other memory.
     pub pages: u64,
     /// Blocks, which were left alone: they have to be split first.
     pub blocks: u64,
@@ -32,27 +32,28 @@ impl AddAssign for Replaced {
 }
 
 impl Stage2 {
-    /// Puts other memory behind pages in `range`. `choose` is shown each page's leaf as it is, and says what the page is to
-    /// be mapped to and how; without an answer it stays as it is. Blocks are left alone, and counted. What isn't mapped isn't
-    /// created.
+    /// Replaces the memory behind pages in `range`. `choose` gets each page's current leaf, and returns the new memory and
+    /// attributes; if it returns nothing, the page stays as it is. Blocks are left alone, and counted. Unmapped pages stay
+    /// unmapped.
     ///
-    /// `replaced` gets each leaf that was taken, once, as it was last: after its TLB invalidation, when no guest reaches the
-    /// memory through it any more, and before the page is mapped again, when no guest reaches the new one through it yet. Its
-    /// access and dirty state and its hold on the memory are the caller's. The new leaf is accessed if the old one was.
-    /// Contents of the new memory are written, and visible, before `replaced` returns (rule 11).
+    /// `replaced` gets each removed leaf once, in its last state. At that time its TLB invalidation is complete, so no guest
+    /// reaches the memory through it any more; and the page isn't mapped again, so no guest reaches the new memory through it
+    /// yet. The leaf's access and dirty state and its hold on the memory are the caller's. The new leaf is accessed if the old
+    /// one was. The contents of the new memory are written, and visible, before `replaced` returns (rule 11).
     ///
-    /// A leaf that changes before it is taken is shown to `choose` again: what hardware noted of it, and whether a fault made
-    /// it writable, is never lost. A table that is unlinked while one of its pages is taken gets nothing in its place, and
-    /// its unlinker doesn't see the old leaf: `replaced` does (rule 5).
+    /// A leaf that changes before it is taken is shown to `choose` again: hardware's access and dirty state, and a fault that
+    /// made it writable, are never lost. If a table is unlinked while one of its pages is taken, nothing is put in the page's
+    /// place, and `replaced` gets the old leaf, not the unlinking CPU (rule 5).
     ///
-    /// When this returns, no TLB holds anything of what was replaced. Faults that run beside it on pages that aren't mapped
-    /// map what they have decided to; whoever wants them to see the new memory publishes it first (rule 8). It needs no
-    /// memory, so it can't fail. It waits for entries that others hold, but never while it holds one itself (rule 4).
-    /// It takes time in proportion to the range, all in one epoch.
+    /// When this returns, no TLB holds anything of the replaced leaves. Concurrent faults on unmapped pages map the memory that
+    /// they have decided on; a caller that wants them to see the new memory publishes it first (rule 8). It needs no memory, so
+    /// it can't fail. It waits for entries that others hold, but never while it holds one itself (rule 4). It takes time in
+    /// proportion to the range, all in one epoch.
     ///
     /// # Errors
-    /// The range isn't one of whole pages of the IPA space. Or what `choose` answers [can't back](crate::Layout::check_backing) a
-    /// page: that one stays as it is, and all for which nothing was answered before.
+    /// The range isn't one of whole pages of the IPA space. Or memory that `choose` returns [can't
+    /// back](crate::Layout::check_backing) a page: that page stays as it is, and so do all for which `choose` returned nothing
+    /// before.
     pub fn replace<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
@@ -161,7 +162,7 @@ impl Stage2 {
     }
 }
 
-/// Ends what a broken page stood for and puts the new leaf in its place, if there is a place still.
+/// Ends a broken page's old leaf and maps the new one, if the table is still in the tree.
 fn make(broken: Broken<'_>, new: Leaf, replaced: &mut impl FnMut(Ipa, Leaf)) -> bool {
     let Descriptor::Leaf(old) = broken.old() else {
         debug_assert!(false, "only leaves are taken to be replaced");

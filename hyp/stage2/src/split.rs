@@ -1,7 +1,7 @@
-//! Splitting blocks into tables, at a write fault or ahead of it.
+//! Splits blocks into tables, at a write fault or ahead of it.
 //!
-//! The subtree is built off-line, then linked with one break and one make (rule 6), or without a break where the CPUs
-//! spare it. May run at any time beside every other operation.
+//! The subtree is built off-line, then linked with one break and one make (rule 6), or without a break where the CPUs permit
+//! that. May run at any time beside every other operation.
 
 use crate::address::{Ipa, IpaRange, Level};
 use crate::bounds::BadAddress;
@@ -67,7 +67,7 @@ impl Around {
     }
 }
 
-/// What a split did.
+/// The result of a split.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Split {
     /// All below this address is split; the end of the range if all of it is.
@@ -85,12 +85,12 @@ pub enum SplitStopped {
     BadAddress(BadAddress),
 }
 
-/// A split that ended early. What it did until then stays, and all else is as it was.
+/// A split that ended early. Its work until then stays, and all else is unchanged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SplitFailed {
     /// How far it came.
     pub split: Split,
-    /// What was in the way.
+    /// The obstacle.
     pub reason: SplitStopped,
 }
 
@@ -186,7 +186,7 @@ impl Stage2 {
 
     /// Replaces the context's leaf by tables whose leaves are pieces of `pieces_of`, which maps the same. `None`: no frame.
     ///
-    /// What doesn't stay mapped is gone for whoever finds nothing there, and may map something else: so no TLB may hold the
+    /// A fault that finds an unmapped piece may map something else there. So if not all pieces stay mapped, no TLB may hold the
     /// block by then, and the break isn't spared.
     pub(crate) fn split_block<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &self,

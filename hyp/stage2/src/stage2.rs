@@ -1,4 +1,4 @@
-//! One VM's stage-2 translation: its root, and what can be asked of it as a whole.
+//! One VM's stage-2 translation: its root, and queries about the whole of it.
 //!
 //! The operations on its tables are in modules of their own: faults, maps, changes of leaves, unmaps, splits, collapses,
 //! teardown. All take `&self` and may run on any CPU at any time.
@@ -25,8 +25,8 @@ impl core::fmt::Display for OutOfFrames {
 
 impl core::error::Error for OutOfFrames {}
 
-/// The stage-2 tables of one VM. Its end is [`destroy`](Self::destroy), which nobody can be racing with, as it takes the
-/// whole; merely dropping one leaks its tables.
+/// The stage-2 tables of one VM. They end by [`destroy`](Self::destroy), which takes the whole, so nothing can race with it;
+/// merely dropping them leaks the tables.
 #[derive(Debug)]
 pub struct Stage2 {
     frame: ManuallyDrop<TableFrame>,
@@ -70,7 +70,7 @@ impl Stage2 {
         }
     }
 
-    /// How the tables are laid out.
+    /// The layout of the tables.
     #[inline]
     pub fn layout(&self) -> &Layout {
         &self.layout
@@ -81,13 +81,13 @@ impl Stage2 {
         &self.vmid
     }
 
-    /// What VTTBR_EL2 holds while this VM runs or is invalidated, with the VMID that it has now.
+    /// The value of VTTBR_EL2 while this VM runs or is invalidated, with its current VMID.
     #[inline]
     pub fn vttbr(&self) -> Vttbr {
         self.root.with_vmid(self.vmid.current())
     }
 
-    /// Whose translations its invalidations are about.
+    /// The regime of its invalidations.
     #[inline]
     pub fn regime(&self) -> Regime<'_> {
         Regime::of(self)
@@ -123,8 +123,8 @@ impl Stage2 {
         Ok(self.root().walk(worker, range, visit))
     }
 
-    /// What maps `ipa` at this moment, and at which level. A locked entry maps nothing, but for a block that is being
-    /// replaced without a break; and so does an address beyond the IPA space. Changes nothing, and promises nothing of TLBs.
+    /// The current leaf for `ipa`, with its level. A locked entry maps nothing, except a block that is being replaced without a
+    /// break; nor does an address beyond the IPA space. Changes nothing, and says nothing about TLBs.
     pub fn lookup<M: TableMemory, T: Tlb, E: Epoch>(
         &self,
         worker: &Worker<'_, M, T, E>,
@@ -145,8 +145,8 @@ impl Stage2 {
         }
     }
 
-    /// Drops all that any TLB holds of `range`: on return every CPU translates it by the tables as they are. For owners
-    /// that let [`age`](Self::age) run without, and want to be sure once.
+    /// Invalidates all TLB entries for `range`: on return every CPU translates it by the current tables. For owners that use
+    /// [`age`](Self::age), which doesn't invalidate, and need certainty once.
     ///
     /// # Errors
     /// The range isn't one of whole pages of the IPA space.

@@ -1,5 +1,5 @@
-//! The atomics that the protocol runs on: the machine's, or the model checker's. Crates that carry rules of the protocol
-//! use them too, so that the checker sees all of it.
+//! The atomics for the protocol: the machine's, or the model checker's. Other crates that implement rules of the protocol use
+//! them too, so that the checker covers those.
 
 #[cfg(not(all(loom, feature = "loom")))]
 pub use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering, fence};

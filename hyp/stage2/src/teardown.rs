@@ -1,7 +1,7 @@
-//! The end of a tree, in bounded steps.
+//! Tears down a tree, in bounded steps.
 //!
-//! Whoever tears down owns the tree: no vCPU runs on it and no operation is started any more. Walkers of the last moment
-//! may still look at its tables, so these go through the epoch as always; at a frozen root their walk ends.
+//! The caller owns the tree: no vCPU runs on it, and no operation is started any more. Late walkers may still read its tables,
+//! so these are freed through the epoch as always; such a walk ends at the frozen root.
 
 use crate::address::{Ipa, Level, Pa};
 use crate::descriptor::{Descriptor, Leaf};

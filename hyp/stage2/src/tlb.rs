@@ -1,15 +1,15 @@
-//! What the engine asks of the machine's TLBs.
+//! The engine's interface to the machine's TLBs.
 //!
-//! Every method returns only when the invalidation is complete for every CPU in its scope, and starts with the barrier
-//! that makes earlier table writes visible to the walkers (DSB ISHST; for local ones DSB NSHST), so a caller needs no
-//! barrier of its own. "Combined" entries are those that hold stage 1 and stage 2 together: an invalidation by IPA
-//! doesn't touch them (Arm ARM D8.17.5), so each method takes care of them too.
+//! Every method starts with the barrier that makes earlier table writes visible to the walkers (DSB ISHST; for local ones DSB
+//! NSHST), so a caller needs no barrier of its own, and returns only when the invalidation is complete for every CPU in its
+//! scope. "Combined" entries hold stage 1 and stage 2 together. An invalidation by IPA doesn't affect them (Arm ARM D8.17.5),
+//! so each method invalidates them too.
 
 use crate::address::{Granule, Ipa, IpaRange, Level, Vttbr};
 use crate::layout::{Bbm, Format};
 use crate::stage2::Stage2;
 
-/// Whose translations an invalidation is about, and how they are laid out.
+/// The regime of an invalidation: the VM's tables, VMID and layout.
 #[derive(Clone, Copy, Debug)]
 pub struct Regime<'s>(&'s Stage2);
 
@@ -18,15 +18,14 @@ impl<'s> Regime<'s> {
         Self(stage2)
     }
 
-    /// What VTTBR_EL2 is to hold. The VMID is as it is now, so whoever invalidates by it asks after the barrier that
-    /// orders the change of the tables (rule 12): a CPU that gives the VM another one meanwhile walks the changed
-    /// tables by it.
+    /// The value for VTTBR_EL2, with the current VMID. So an invalidation asks after the barrier that orders the change of the
+    /// tables (rule 12): a CPU that gives the VM another VMID meanwhile walks the changed tables under it.
     #[inline]
     pub fn vttbr(&self) -> Vttbr {
         self.0.vttbr()
     }
 
-    /// What VTCR_EL2 is to hold together with it (rule 12).
+    /// The value for VTCR_EL2 that belongs to it (rule 12).
     pub fn vtcr(&self) -> u64 {
         self.0.layout().vtcr()
     }

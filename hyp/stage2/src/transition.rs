@@ -1,12 +1,12 @@
-//! May a change of an entry skip the break? One pure function, which everything that changes entries goes by (rule 2).
+//! Decides whether a change of an entry may skip the break (rule 2): one pure function for every change.
 
 use crate::descriptor::{Descriptor, Leaf};
 use crate::layout::Bbm;
 
-/// How an entry may go from one descriptor to another (Arm ARM D8.17.1).
+/// How an entry may change from one descriptor to another (Arm ARM D8.17.1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Transition {
-    /// By one exchange. What TLBs hold of the old descriptor is invalidated where it would do harm.
+    /// By one exchange. TLB entries of the old descriptor are invalidated if they would do harm.
     InPlace,
     /// By way of the block's nT bit, once no TLB holds the block without it (FEAT_BBM level 1).
     Marked,
@@ -15,12 +15,12 @@ pub enum Transition {
 }
 
 impl Transition {
-    /// How an entry of one level may go from `old` to `new`. `maps_the_same` says of a table and a leaf whether one maps what
-    /// the other does; other changes don't ask for it.
+    /// How an entry of one level may change from `old` to `new`. For a table and a leaf, `maps_the_same` says whether both map
+    /// the same; other changes ignore it.
     ///
     /// A change of output address or memory type needs the break. A change of size (a block and a table that maps the same), or
-    /// of the contiguous bit, needs it as far as `bbm` doesn't spare it. Permissions, the access flag, dirty state and software
-    /// bits never do, nor does anything from or to an invalid descriptor.
+    /// of the contiguous bit, needs it unless `bbm` spares it. Permissions, the access flag, dirty state and software bits
+    /// never do, nor does anything from or to an invalid descriptor.
     pub const fn of(old: Descriptor, new: Descriptor, maps_the_same: bool, bbm: Bbm) -> Self {
         match (old, new) {
             (Descriptor::Leaf(old), Descriptor::Leaf(new)) => Self::of_leaves(old, new, bbm),

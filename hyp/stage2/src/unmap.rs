@@ -1,4 +1,4 @@
-//! Unmapping ranges, and giving up a whole tree.
+//! Unmaps ranges, and gives up a whole tree.
 //!
 //! An unmap may run at any time beside faults and every other operation.
 
@@ -16,14 +16,14 @@ use crate::walk::Step;
 use core::mem;
 
 impl Stage2 {
-    /// Removes every mapping in `range` and every table whose whole span lies in it. A block that the range covers in
-    /// part goes as a whole: what was outside faults in again, or is split off before.
+    /// Removes every mapping in `range` and every table whose whole span lies in it. A block that the range covers in part is
+    /// removed as a whole: the caller splits it before, or lets the part outside fault in again.
     ///
-    /// `removed` gets each leaf after its TLB invalidation: no guest reaches that memory through it any more, and its
-    /// access and dirty state are the caller's. When this returns, no TLB holds anything of what was mapped. Faults
-    /// that run beside it may map anew; whoever wants the range to stay empty takes away their grounds first (rule
-    /// 10). It needs no memory, so it can't fail. It takes time in proportion to the range, all in one epoch: large
-    /// ranges are better unmapped piece by piece.
+    /// `removed` gets each leaf after its TLB invalidation: no guest reaches that memory through it any more, and its access
+    /// and dirty state are the caller's. When this returns, no TLB holds anything of the old mappings. Concurrent faults may
+    /// map pages again; a caller that wants the range to stay empty first withdraws their grounds (rule 10). It needs no
+    /// memory, so it can't fail. It takes time in proportion to the range, all in one epoch: large ranges are better unmapped
+    /// piece by piece.
     ///
     /// # Errors
     /// The range isn't one of whole pages of the IPA space.
@@ -138,7 +138,7 @@ impl Stage2 {
     }
 }
 
-/// Ends what a broken entry stood for and leaves nothing in its place.
+/// Ends a broken entry's old mapping and leaves it vacant.
 fn remove<M: TableMemory, T: Tlb, E: Epoch>(
     worker: &Worker<'_, M, T, E>,
     layout: &Layout,

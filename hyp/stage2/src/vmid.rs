@@ -1,4 +1,4 @@
-//! A VM's VMID: what tells its TLB entries from those of other VMs (VTTBR_EL2.VMID, 8 or 16 bits).
+//! A VM's VMID: tags its TLB entries, to tell them from other VMs' (VTTBR_EL2.VMID, 8 or 16 bits).
 
 use crate::address::Vmid;
 use crate::sync::{AtomicU64, Ordering};
@@ -29,7 +29,7 @@ pub struct VmidHolder {
 }
 
 impl VmidHolder {
-    /// A VM without a VMID. It shows VMID 0, which an allocator never gives out, so it shares TLB entries with nobody.
+    /// A VM without a VMID. It reports VMID 0, which an allocator never gives out, so it shares TLB entries with nobody.
     pub fn new() -> Self {
         Self {
             value: AtomicU64::new(0),

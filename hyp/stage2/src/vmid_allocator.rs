@@ -1,11 +1,11 @@
-//! VMIDs, with rollover: which VM's entries are which in the TLBs (VTTBR_EL2.VMID, 8 or 16 bits).
+//! Allocates VMIDs, with rollover (VTTBR_EL2.VMID, 8 or 16 bits).
 //!
-//! There are more VMs over time than VMIDs. A VMID belongs to a generation; when all are used up, a new generation begins
-//! with an invalidation of every TLB entry of every VM. What a CPU is running then keeps its VMID into the new
-//! generation. The same scheme as Linux's ASID and KVM's VMID allocators.
+//! There are more VMs over time than VMIDs. A VMID belongs to a generation. When all are used up, a new generation begins with
+//! an invalidation of every TLB entry of every VM. A VM that a CPU is running then keeps its VMID in the new generation.
+//! Linux's ASID and KVM's VMID allocators use the same scheme.
 //!
-//! [`VmidAllocator::activate`] may be called by all CPUs at once. It takes a lock only where the VM has no VMID of the
-//! current generation, or a rollover has just happened; it isn't called on faults or exits, only when a vCPU starts on a CPU.
+//! All CPUs may call [`VmidAllocator::activate`] at once. It takes a lock only if the VM has no VMID of the current generation,
+//! or right after a rollover. It is called when a vCPU starts on a CPU, not on faults or exits.
 
 use crate::address::Vmid;
 use crate::tlb::Tlb;
@@ -45,7 +45,7 @@ impl fmt::Display for TooFewVmids {
 
 impl core::error::Error for TooFewVmids {}
 
-/// Gives VMIDs to VMs.
+/// Allocates VMIDs to VMs.
 #[derive(Debug)]
 pub struct VmidAllocator {
     generation: AtomicU64,
@@ -82,9 +82,9 @@ impl VmidAllocator {
         })
     }
 
-    /// Sees to it that the VM has a VMID, and remembers that `cpu` runs it from now on. At a rollover, invalidates all
-    /// TLBs before it returns. Whoever invalidates something of the VM either uses the VMID that it has when this
-    /// returns, or has changed the tables before its guest walks them here (rule 12).
+    /// Makes sure that the VM has a VMID, and notes that `cpu` runs it from now on. At a rollover, invalidates all TLBs before
+    /// it returns. An invalidation for the VM either uses the VMID returned here, or its table changes are visible before the
+    /// guest walks the tables here (rule 12).
     ///
     /// # Panics
     /// The VM has a VMID of its own ([`VmidHolder::fixed`]).

@@ -1,8 +1,8 @@
 //! The walker: one loop that visits entries in address order, for every operation.
 //!
-//! A visitor never rereads the entry: it acts on what the context says was observed, by exchange, and tells the walker
-//! how to go on. Any number of walkers and operations may run on one tree at once; whoever meets a frozen table starts
-//! again at the root (rule 5), so a walk always works on the tree as it is.
+//! A visitor never rereads the entry: it exchanges the value that its context has observed, and tells the walker how to
+//! continue. Any number of walkers and operations may run on one tree at once. A walker that meets a frozen table restarts at
+//! the root (rule 5), so a walk always works on the current tree.
 
 use crate::address::{Ipa, IpaRange, Level, PAGE_SHIFT, Pa};
 use crate::descriptor::{Descriptor, Leaf};

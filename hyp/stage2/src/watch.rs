@@ -1,9 +1,8 @@
-//! A way in for whoever checks the protocol from outside, in tests and debug firmware: told of every change of an entry
-//! that other CPUs can see.
+//! Hooks for an external protocol checker in tests and debug firmware: report every change of an entry that other CPUs can see.
 //!
-//! Only with the feature `watch`; without it nothing of this is compiled. There is one watcher per process, installed
-//! once; until then entries behave as always. Tables that are built off-line aren't reported: a watcher reads them when a
-//! change links them.
+//! Only with the feature `watch`; without it nothing of this is compiled. There is one watcher per process, installed once;
+//! until then entries behave as always. Tables that are built off-line aren't reported: a watcher reads them when a change
+//! links them.
 
 use crate::address::{Level, Pa};
 use crate::entry::Entry;

@@ -1,8 +1,8 @@
-//! A vCPU's thread: waits to be turned on, runs the guest, lets go of it while the VM is paused, until the VM ends.
+//! A vCPU's thread: waits to be turned on, runs the guest, releases the vCPU while the VM is paused, until the VM ends.
 //!
-//! One thread on one CPU runs a vCPU; it shares with the others only what [`Vm`] holds. The vCPU's registers are the
-//! thread's from the moment that it has their lock: whoever pauses the VM finds that lock held, or the thread looks at
-//! the pause once it has it.
+//! One thread on one CPU runs a vCPU; it shares with the others only what [`Vm`] holds. While it holds the vCPU's lock, the
+//! registers are the thread's. So whoever pauses the VM finds that lock held, or the thread sees the pause once it has the
+//! lock.
 
 mod calls;
 mod running;
@@ -25,7 +25,7 @@ pub struct Vcpu {
     id: VcpuId,
 }
 
-/// All that the thread of a vCPU works with.
+/// The context of a vCPU's thread.
 struct Thread<'t, S, C, K, V: ?Sized> {
     id: VcpuId,
     vm: &'t Vm<S>,
@@ -81,7 +81,7 @@ where
         }
     }
 
-    /// Runs the guest until the vCPU goes off or the VM doesn't run, if the vCPU is on.
+    /// Runs the guest, if the vCPU is on, until the vCPU is turned off or the VM stops running.
     fn run_or_sleep(&mut self) {
         let vm = self.vm;
         let shared = vm.shared(self.id);
@@ -108,7 +108,7 @@ where
         .run();
     }
 
-    /// Waits for the end of a pause, without the vCPU.
+    /// Waits for the end of a pause, with the vCPU released.
     fn park(&mut self) {
         self.service.parked(self.id);
         while !self.vm.runs() && !self.vm.has_ended() {
@@ -117,7 +117,7 @@ where
     }
 }
 
-/// Sleeps until this CPU is kicked. The caller looks at what it waits for before and after.
+/// Sleeps until this CPU is kicked. The caller checks its condition before and after.
 fn sleep<S: GuestMemory<C>, C, K: Cpu>(vm: &Vm<S>, cpu: &mut K, memory: &C) {
     vm.space.idle(memory);
     cpu.wait_for_interrupt();

@@ -1,8 +1,8 @@
-//! A virtual machine: its memory, its vCPUs' shared state, and whether it still runs.
+//! A virtual machine: its memory, the state that its vCPUs share, and its run state.
 //!
-//! Shared by the threads of all its vCPUs and whoever watches them. What the run loop looks at on each exit lies in a
-//! cache line that only turning vCPUs on and off, pauses and the end of the VM write; each vCPU's own lies in lines of its
-//! own.
+//! Shared by the threads of all its vCPUs and by whoever watches them. The words that the run loop reads on each exit lie in a
+//! cache line that is written only by power changes of vCPUs, pauses and the VM's end; each vCPU's own words lie in cache lines
+//! of its own.
 
 pub(crate) mod glance;
 pub(crate) mod pause;
@@ -43,7 +43,7 @@ pub struct VmConfig {
     pub ipa_bits: u32,
     /// The physical counter's value at which the guest's virtual counter is 0.
     pub counter_offset: u64,
-    /// Whether vCPUs measure how long stage-2 faults hold them up ([`Vm::longest_hold_ns`]).
+    /// Whether vCPUs measure fault latency ([`Vm::longest_hold_ns`]).
     pub times_faults: bool,
 }
 
@@ -69,11 +69,11 @@ impl fmt::Display for VmError {
 
 impl core::error::Error for VmError {}
 
-/// What all threads know of one vCPU.
+/// The shared state of one vCPU.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct VcpuShared {
-    /// Its registers. Its thread has them locked from before it enters the guest until it is out of all that serves it.
+    /// Its registers. Its thread holds the lock from before it enters the guest until it has left all handlers.
     pub(crate) context: Mutex<Context>,
     pub(crate) power: PowerSwitch,
     cpu: AtomicUsize,
@@ -92,14 +92,14 @@ impl VcpuShared {
         }
     }
 
-    /// A vCPU of another VM that goes on where this one is paused. Waits while this one's thread has its registers.
+    /// The state of a fork's vCPU, which starts from this paused one. Waits while this one's thread holds its registers.
     pub(crate) fn fork(&self) -> Self {
         let context = self.context.lock();
         Self::new(context.clone(), self.power.fork())
     }
 }
 
-/// What every exit looks at, and what changes only with it.
+/// Fields that every exit reads and that seldom change.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Rarely {
@@ -122,7 +122,7 @@ impl<S> Vm<S> {
     /// A VM with all its vCPUs off.
     ///
     /// # Errors
-    /// It can't have so many vCPUs, or there is not enough memory for them. The space comes back.
+    /// It can't have so many vCPUs, or there is not enough memory for them. Returns the space.
     pub fn new(config: VmConfig, space: S) -> Result<Self, (VmError, S)> {
         let count = config.vcpus;
         if count == 0 || count > MAX_VCPUS {
@@ -186,9 +186,9 @@ impl<S> Vm<S> {
         exists.then_some(VcpuId(within(vcpu.0, self.vcpus.len())))
     }
 
-    /// Turns a vCPU on: its thread will start it. Tells what the vCPU is if it isn't off. Panics if there is no such vCPU.
+    /// Turns a vCPU on: its thread will start it. If it isn't off, returns its state. Panics if there is no such vCPU.
     ///
-    /// The CPU that runs the vCPU's thread, if [`cpu_of`](Self::cpu_of) names one, has to be kicked afterwards.
+    /// The CPU that runs the vCPU's thread, if [`cpu_of`](Self::cpu_of) names one, must be kicked afterwards.
     pub fn turn_on(&self, vcpu: VcpuId, start: Start) -> Result<(), PowerState> {
         // Counted first: the vCPU may be off again before this returns.
         self.rarely.vcpus_on.fetch_add(1, Ordering::Relaxed);
@@ -199,7 +199,7 @@ impl<S> Vm<S> {
         turned_on
     }
 
-    /// Turns a vCPU off, by its own thread. Whether it was the last.
+    /// Turns a vCPU off, by its own thread. Returns whether it was the last.
     pub(crate) fn turn_off(&self, vcpu: VcpuId) -> bool {
         self.shared(vcpu).power.turn_off();
         self.rarely.vcpus_on.fetch_sub(1, Ordering::AcqRel) == 1
@@ -210,7 +210,7 @@ impl<S> Vm<S> {
         self.shared(vcpu).power.state()
     }
 
-    /// The CPU whose thread runs a vCPU at this moment, or waits for it to be turned on.
+    /// The CPU whose thread currently runs a vCPU, or waits for it to be turned on.
     pub fn cpu_of(&self, vcpu: VcpuId) -> Option<CpuId> {
         match self.shared(vcpu).cpu.load(Ordering::SeqCst) {
             NOWHERE => None,
@@ -218,7 +218,7 @@ impl<S> Vm<S> {
         }
     }
 
-    /// Gives a vCPU to the thread on `cpu`, unless another one has it.
+    /// Binds a vCPU to the thread on `cpu`, unless another one has it.
     pub(crate) fn bind(&self, vcpu: VcpuId, cpu: CpuId) -> bool {
         let shared = self.shared(vcpu);
         shared
@@ -253,7 +253,7 @@ impl<S> Vm<S> {
         self.kick_all(kick);
     }
 
-    /// Why the VM has ended, if it has.
+    /// The reason why the VM has ended, if it has.
     pub fn stop_reason(&self) -> Option<StopReason> {
         self.life().reason()
     }
@@ -269,26 +269,26 @@ impl<S> Vm<S> {
         self.life().runs()
     }
 
-    /// Pauses the VM for want of memory, and calls `kick` as [`Self::stop`] does.
+    /// Pauses the VM for lack of memory, and calls `kick` as [`Self::stop`] does.
     pub(crate) fn starve(&self, starvation: Starvation, kick: impl FnMut(CpuId)) {
         self.life().starve(starvation);
         self.kick_all(kick);
     }
 
-    /// Why the VM is paused, if memory has run out. It stays so until [`Self::feed`].
+    /// The missing memory for which the VM is paused. It stays paused until [`Self::feed`].
     pub fn starvation(&self) -> Option<Starvation> {
         self.life().starvation()
     }
 
-    /// Memory has been freed: lets a VM go on that was paused for want of it, unless it is paused for another reason too,
-    /// and calls `kick` for each CPU that runs one of its vCPUs. The access that lacked memory is tried again.
+    /// Resumes a VM that was paused for lack of memory, as some was freed, unless it is paused for another reason too. Calls
+    /// `kick` for each CPU that runs one of its vCPUs. The access that lacked memory is tried again.
     pub fn feed(&self, kick: impl FnMut(CpuId)) {
         if self.life().feed() {
             self.kick_all(kick);
         }
     }
 
-    /// When the vCPUs measure how long faults hold them up: the period that a hold belongs to.
+    /// The current period, if the vCPUs measure fault latency.
     #[inline]
     pub(crate) fn timed(&self) -> Option<&HoldPeriod> {
         self.config.times_faults.then_some(&self.hold_period)
@@ -299,9 +299,8 @@ impl<S> Vm<S> {
         self.hold_period.begin();
     }
 
-    /// The longest that a stage-2 fault has held a vCPU up in this period, from its exit until it could enter again, but for
-    /// the time that it had to sleep for want of room in its dirty ring. In nanoseconds; 0 unless
-    /// [`VmConfig::times_faults`].
+    /// The longest fault latency in this period: from an exit for a stage-2 fault until the vCPU could enter again, without the
+    /// time that it slept for lack of room in its dirty ring. In nanoseconds; 0 unless [`VmConfig::times_faults`].
     pub fn longest_hold_ns(&self) -> u64 {
         let holds = self.vcpus.iter().map(|vcpu| &vcpu.longest_hold);
         holds

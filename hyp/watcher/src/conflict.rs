@@ -1,5 +1,5 @@
-//! May two values be in force at once, one in a TLB and one in the tables, or both in TLBs? Break-before-make exists where
-//! they may not (Arm ARM D8.16.1). Pure functions.
+//! Decides whether two values may coexist, one in a TLB and one in the tables, or both in TLBs. Where they may not,
+//! break-before-make is required (Arm ARM D8.16.1). Pure functions.
 
 use crate::descriptor::{Decoded, Leaf, decode};
 use crate::geometry::{Bbm, Geometry};

@@ -1,4 +1,4 @@
-//! Stage-2 descriptors as a walker takes them (Arm ARM D8.3), decoded here for this crate alone.
+//! Stage-2 descriptors as a walker reads them (Arm ARM D8.3), decoded independently for this crate.
 
 use crate::geometry::{Bbm, Format, Geometry};
 

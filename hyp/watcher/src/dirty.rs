@@ -1,4 +1,4 @@
-//! Writes that nobody has collected yet (rule 9).
+//! Writes that no harvest has collected yet (rule 9).
 
 use alloc::collections::BTreeMap;
 use core::ops::Range;
@@ -21,7 +21,7 @@ impl Ledger {
             .retain(|(tree, page), _| *tree != root || !range.contains(page));
     }
 
-    /// A page of the tree that was written and isn't known to be dirty, and who wrote it.
+    /// A written page of the tree that isn't known to be dirty, and its writer.
     pub(crate) fn lost(&self, root: u64, is_dirty: &dyn Fn(u64) -> bool) -> Option<(u64, usize)> {
         (self.0.range((root, 0)..=(root, u64::MAX)))
             .find(|((_, page), _)| !is_dirty(*page))

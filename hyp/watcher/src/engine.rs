@@ -1,5 +1,5 @@
-//! The `stage2` crate's words for what the monitor is told of, in the monitor's own. Only the names meet here: what they
-//! mean is worked out on each side.
+//! Translates the `stage2` crate's reports into the monitor's own types. Only the names meet here; each side works out their
+//! meaning independently.
 
 use crate::geometry::{Bbm, Format, Geometry, Granule};
 use crate::input::{Barrier, Tlbi};

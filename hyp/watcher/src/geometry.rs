@@ -1,7 +1,7 @@
-//! How one tree is laid out: sizes, levels, where descriptors keep addresses, what sizes may change without a break.
+//! The geometry of one tree: sizes, levels, address bits of descriptors, and the size changes that need no break.
 //!
-//! Worked out again from the Arm ARM (D8.2, D8.7.1, D8.16.2), apart from a stride of one's own choice: trees for model
-//! checking have tables of four entries.
+//! Derived again from the Arm ARM (D8.2, D8.7.1, D8.16.2). The stride may be chosen freely: trees for model checking have
+//! tables of four entries.
 
 use core::ops::Range;
 

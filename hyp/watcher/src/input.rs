@@ -1,4 +1,4 @@
-//! What CPUs do to their TLBs, as the monitor is told of it: instructions with operands as encoded.
+//! The TLB events that are reported to the monitor: instructions with their encoded operands.
 
 /// A TLB maintenance instruction (Arm ARM C5.5), with its operand.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,4 +1,4 @@
-//! Which tables walkers can be in: what links, and the invalidation of links, do to that.
+//! Tracks which tables walkers can be in, as tables are linked and links are invalidated.
 
 use crate::cpus::CpuSet;
 use crate::descriptor::{Decoded, decode};
@@ -10,7 +10,7 @@ use crate::violation::Violation;
 use alloc::vec::Vec;
 
 impl Tree {
-    /// Places `frame` and what it leads to for more CPUs. `linked` gets the frames that weren't in the tree before.
+    /// Places `frame` and the tables below it for more CPUs. `linked` gets the frames that weren't in the tree before.
     pub(crate) fn link(
         &mut self,
         frame: u64,
@@ -52,8 +52,8 @@ impl Tree {
         }
     }
 
-    /// Takes in what a frame holds that is about to be linked. Some walkers may be in it still, from when it was another
-    /// table: they see the new contents too, and keep the old.
+    /// Reads a frame that is about to be linked. Some walkers may still be in it, from its former use as another table: they
+    /// see the new contents too, and keep the old.
     fn refresh(&mut self, frame: u64, words: &[u64], now: Stamp) {
         let seen = |word: &u64| Seen {
             word: *word,
@@ -92,7 +92,7 @@ impl Tree {
         }
     }
 
-    /// Carries out an invalidation on `cpus`, of what was in TLBs before it was issued, as `covers` says.
+    /// Carries out an invalidation on `cpus`, for TLB entries from before it was issued, as `covers` says.
     pub(crate) fn invalidate(
         &mut self,
         scope: &Scope,
@@ -114,7 +114,7 @@ impl Tree {
         self.tlbs.drop_combined(scope, cpus, covers, issued);
     }
 
-    /// Works out anew who reaches `frame` at a place. What others saw there, they keep.
+    /// Recomputes which CPUs reach `frame` at a place. CPUs that lose it keep what they saw.
     fn shrink(&mut self, frame: u64, level: u32, ipa: u64, since: Stamp) {
         let reach = self.reach(frame, level, ipa);
         let Some(table) = self.tables.get_mut(&frame) else {
@@ -197,7 +197,7 @@ impl Tree {
         table == frame
     }
 
-    /// Notes that a frame was freed, and who can reach it still.
+    /// Notes that a frame was freed, and checks who can still reach it.
     pub(crate) fn free(&mut self, frame: u64, cpu: usize) -> Option<Violation> {
         self.frames.remove(&frame);
         let table = self.tables.remove(&frame)?;

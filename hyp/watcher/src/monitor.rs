@@ -1,4 +1,4 @@
-//! The monitor: what CPUs do to trees and TLBs comes in here, in the order in which it happens.
+//! The monitor: takes the events of CPUs on trees and TLBs, in the order in which they happen.
 
 use crate::geometry::Geometry;
 use crate::input::{Barrier, Tlbi};
@@ -72,7 +72,7 @@ impl<M: Memory> Monitor<M> {
         }
     }
 
-    /// A tree exists, and its root holds what it holds.
+    /// A tree exists; its root's contents are read.
     pub fn root_created(&self, root: u64, geometry: Geometry) {
         let state = &mut *self.state.lock();
         let now = state.tick();
@@ -103,8 +103,8 @@ impl<M: Memory> Monitor<M> {
         leaked.into_iter().collect()
     }
 
-    /// Runs `access`, which tries to change the entry at `entry` on behalf of `cpu` and says from what to what it did, in
-    /// one step with what follows from it.
+    /// Runs `access`, which tries to change the entry at `entry` on behalf of `cpu` and returns the old and new value of a
+    /// change. The access and its consequences are one step.
     pub fn change(
         &self,
         cpu: usize,
@@ -167,9 +167,8 @@ impl<M: Memory> Monitor<M> {
         self.state.lock().cpu(cpu).registers.write_vtcr(value);
     }
 
-    /// `cpu` enters a guest: what it has in its registers is in effect, and walked. What is loaded only to invalidate
-    /// isn't, and once everything of a tree was dropped and nobody has it loaded, it is nobody's business until
-    /// somebody enters it.
+    /// `cpu` enters a guest: its loaded registers are in effect, and it may walk. A tree loaded only for an invalidation isn't
+    /// walked; once everything of the tree was invalidated and no CPU has it loaded, no CPU can walk it until one enters it.
     pub fn enter(&self, cpu: usize) -> Vec<Violation> {
         let state = &mut *self.state.lock();
         let now = state.tick();
@@ -250,13 +249,13 @@ impl<M: Memory> Monitor<M> {
         state.roots.iter().filter_map(leads).collect()
     }
 
-    /// This moment: what an operation notes when it begins, for [`Self::promised`].
+    /// The present moment: an operation notes it when it begins, for [`Self::promised`].
     pub fn now(&self) -> Stamp {
         self.state.lock().tick()
     }
 
-    /// An operation that began at `since` returns, and promises this of `range`. Values that were written since it began
-    /// don't count: they are somebody else's, who came after it.
+    /// An operation that began at `since` returns, and promises this about `range`. Values written since it began don't count:
+    /// they come from later changes of others.
     pub fn promised(
         &self,
         root: u64,
@@ -287,7 +286,7 @@ impl<M: Memory> Monitor<M> {
         self.state.lock().dirty.harvested(root, range);
     }
 
-    /// Every page that was written since it was last harvested has to be dirty somewhere: in its entry, or in a log.
+    /// Checks that every page that was written since its last harvest is dirty somewhere: in its entry, or in a log.
     pub fn written_is_dirty(&self, root: u64, is_dirty: &dyn Fn(u64) -> bool) -> Vec<Violation> {
         let lost = self.state.lock().dirty.lost(root, is_dirty);
         (lost.into_iter())

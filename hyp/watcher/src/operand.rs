@@ -1,4 +1,4 @@
-//! What a TLB maintenance instruction reaches: its operand, decoded (Arm ARM C5.5).
+//! Decodes the operand of a TLB maintenance instruction into its scope (Arm ARM C5.5).
 
 use crate::geometry::{Format, Geometry, Granule};
 use crate::input::Tlbi;
@@ -25,8 +25,8 @@ pub(crate) enum Scope {
     Everything,
 }
 
-/// What `operation` reaches in a tree of this geometry, issued by a CPU with this VTCR_EL2. An operand means something
-/// only where that is the tree's.
+/// The scope of `operation` in a tree of this geometry, issued by a CPU with this VTCR_EL2. An operand is valid only if
+/// VTCR_EL2 is the tree's.
 pub(crate) fn scope(operation: Tlbi, geometry: &Geometry, vtcr: Vtcr) -> Scope {
     match encoded(operation, geometry) {
         Scope::Stage2 { .. } if !vtcr.fits(geometry) => Scope::Nothing,

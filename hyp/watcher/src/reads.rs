@@ -1,4 +1,4 @@
-//! What CPUs may do with a tree at a moment: the translations that its tables and their TLBs allow.
+//! The accesses that CPUs can make at a moment: the translations that a tree's tables and the CPUs' TLBs allow.
 
 use crate::conflict::{Claim, overlap};
 use crate::cpus::CpuSet;
@@ -95,8 +95,8 @@ impl Tree {
         }
     }
 
-    /// A leaf for an address in `range` that TLBs may hold, though the tables don't say so any more, whose value was
-    /// written before `since` and is as `forbidden` says.
+    /// A leaf for an address in `range` that TLBs may hold, although the tables have changed, whose value was written before
+    /// `since` and matches `forbidden`.
     pub(crate) fn stale(
         &self,
         range: Range<u64>,

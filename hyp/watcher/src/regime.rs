@@ -1,13 +1,13 @@
-//! What a CPU's stage-2 walks and TLB maintenance go by: VTTBR_EL2 and VTCR_EL2 (Arm ARM D23.2.216, D23.2.217).
+//! The registers that select a CPU's stage-2 regime: VTTBR_EL2 and VTCR_EL2 (Arm ARM D23.2.216, D23.2.217).
 //!
-//! A register that was written takes effect with the next context synchronisation event. Until then an instruction may
-//! find either value, and of each register on its own (D8.2, synchronisation of System registers).
+//! A write to a register takes effect with the next context synchronisation event. Until then an instruction may use either
+//! value, of each register on its own (D8.2, synchronisation of System registers).
 
 use crate::geometry::{Format, Geometry, Granule};
 use alloc::vec::Vec;
 
-/// The values that a register may have, oldest first: what it held at the last context synchronisation event, and what
-/// was written to it since.
+/// The values that a register may have, oldest first: the one at the last context synchronisation event, and those written
+/// since.
 #[derive(Clone, Debug)]
 struct Register(Vec<u64>);
 
@@ -51,8 +51,7 @@ impl Registers {
         self.vtcr.0.push(value);
     }
 
-    /// A context synchronisation event: what was written is in effect. Returns the roots that it may have had until
-    /// now.
+    /// A context synchronisation event: writes take effect. Returns the roots that may have been in effect until now.
     pub(crate) fn synchronise(&mut self) -> Vec<u64> {
         let before = self.vttbr.0.iter().map(|value| root_of(*value)).collect();
         self.vttbr.synchronise();
@@ -60,7 +59,7 @@ impl Registers {
         before
     }
 
-    /// The regime that the CPU is in once what was written is in effect.
+    /// The regime of the CPU once its writes have taken effect.
     pub(crate) fn written(&self) -> Regime {
         Regime {
             vttbr: self.vttbr.written(),
@@ -129,8 +128,8 @@ impl Vtcr {
         }
     }
 
-    /// Whether walks and operands by this register are those of a tree: its granule (TG0) and its descriptors'
-    /// addresses (DS).
+    /// Whether walks and operands under this register are those of a tree: its granule (TG0) and its descriptors' addresses
+    /// (DS).
     pub(crate) fn fits(self, geometry: &Geometry) -> bool {
         let ds = self.0 >> 32 & 1 != 0;
         self.granule() == Some(geometry.granule) && ds == (geometry.format == Format::Lpa2)

@@ -1,5 +1,5 @@
-//! What the monitor knows beside the trees: what CPUs have loaded, issued and ordered, and who may hold what under which
-//! VMID. All of it is behind the monitor's lock.
+//! The monitor's state apart from the trees: what each CPU has loaded, issued and ordered, and which CPUs may hold entries of
+//! which VMID. All of it is behind the monitor's lock.
 
 use crate::cpus::CpuSet;
 use crate::dirty::Ledger;
@@ -25,7 +25,7 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    /// What of a tree it is sure to drop: what it would in every regime that it may have been issued in.
+    /// The part of a tree that it is sure to invalidate: in every regime in which it may have been issued.
     fn scope(&self, tree: &Tree) -> Scope {
         let mut scopes = self.regimes.iter().map(|regime| {
             if self.operation == Tlbi::Alle1is || tree.vmid == Some(regime.vmid()) {
@@ -119,7 +119,7 @@ impl State {
         }
     }
 
-    /// A CPU begins to walk what it has loaded.
+    /// A CPU begins to walk the loaded tree.
     pub(crate) fn enter(&mut self, cpu: usize, memory: &impl Memory, now: Stamp) -> Vec<Violation> {
         let regime = self.cpu(cpu).registers.written();
         let (root, vmid) = (regime.root(), regime.vmid());
@@ -159,8 +159,8 @@ impl State {
         found
     }
 
-    /// Completes the invalidations of `cpu` that `meant` picks. What a DSB doesn't separate may have happened in any
-    /// order: what drops less goes first, so that the rest may bring it back.
+    /// Completes the invalidations of `cpu` that `meant` selects. Invalidations without a DSB between them may happen in any
+    /// order: those of smaller scope go first, so that dropped entries may be formed again from the rest.
     pub(crate) fn complete(&mut self, cpu: usize, meant: impl Fn(Tlbi) -> bool) {
         let now = self.clock;
         let pending = &mut self.cpu(cpu).pending;
@@ -217,8 +217,8 @@ impl State {
         }
     }
 
-    /// After everything of a VMID (of all, if none is named) was dropped, only those CPUs hold it that have it loaded;
-    /// but for the one that did it.
+    /// After an invalidation of everything of a VMID (of all VMIDs, if none is named), only CPUs that have it loaded hold
+    /// entries of it, except the issuing CPU.
     fn evict(&mut self, issuer: usize, cpus: CpuSet, vmid: Option<u16>) {
         let loaded: Vec<Vec<Regime>> = (self.cpus.iter())
             .map(|cpu| cpu.registers.possible().collect())

@@ -1,10 +1,10 @@
-//! What TLBs may hold though the tables don't say so any more.
+//! Stale TLB entries: values that TLBs may still hold, though the tables have changed.
 //!
-//! What a placed table says now is in TLBs by that alone and not repeated here. So this is small: an entry is here from the
-//! moment that its value changes until an invalidation that covers it has completed on every CPU.
+//! The current value of a placed table's entry is in TLBs by definition and isn't repeated here. So the set is small: a value
+//! is added when its entry changes, and removed when an invalidation that covers it has completed on every CPU.
 //!
-//! A stage-2 value in a TLB can turn into a combined one at any time. So one of [`Kind::Stage2`] stands for both, and what
-//! an invalidation by IPA makes of it is one of [`Kind::Combined`].
+//! A stage-2 value in a TLB can turn into a combined one at any time. So a value of [`Kind::Stage2`] stands for both; an
+//! invalidation by IPA turns it into one of [`Kind::Combined`].
 
 use crate::conflict::{Claim, overlap};
 use crate::cpus::CpuSet;
@@ -36,7 +36,7 @@ pub(crate) struct Held {
     pub(crate) since: Stamp,
     /// For a combined one: when it couldn't come back out of a stage-2 one any more.
     pub(crate) detached: Stamp,
-    /// The CPU whose store took it away.
+    /// The CPU whose store removed it.
     pub(crate) writer: Option<usize>,
 }
 
@@ -74,7 +74,7 @@ impl Tlbs {
         }
     }
 
-    /// `cpus` have lost their way to a table at `places`: what they read from it, no walker of theirs could find since.
+    /// `cpus` can no longer reach a table at `places`: no walker of theirs can have read it since.
     pub(crate) fn cut_off(
         &mut self,
         places: core::ops::RangeInclusive<At>,
@@ -221,7 +221,7 @@ impl Tlbs {
         cut
     }
 
-    /// Drops combined entries in `scope`: those that couldn't come back when the invalidation was issued.
+    /// Drops combined entries in `scope`, except those that could be formed again when the invalidation was issued.
     pub(crate) fn drop_combined(
         &mut self,
         scope: &Scope,

@@ -1,9 +1,9 @@
-//! One tree: its tables as walkers see them, and which CPUs' walkers can be in which of them.
+//! One tree: its tables as walkers see them, and for each table the CPUs whose walkers can be in it.
 //!
-//! A table is *placed* where an entry, in memory or in a TLB, leads to it: at a level and an IPA, for the CPUs that can
-//! follow that entry. Live tables are placed for every CPU. One that is unlinked stays placed for the CPUs that may still
-//! hold the old link, and whatever it holds meanwhile, they may walk to. What a placed table's entries hold is in the TLBs
-//! of those CPUs by that alone; what they held before is in [`Tlbs`](crate::tlbs::Tlbs).
+//! A table is *placed* where an entry, in memory or in a TLB, leads to it: at a level and an IPA, for the CPUs that can follow
+//! that entry. Live tables are placed for every CPU. An unlinked table stays placed for the CPUs that may still hold the old
+//! link; they may walk to anything it holds meanwhile. The entries of a placed table are in the TLBs of those CPUs by
+//! definition; their former values are in [`Tlbs`](crate::tlbs::Tlbs).
 
 use crate::conflict::{Claim, conflict};
 use crate::cpus::CpuSet;
@@ -67,7 +67,7 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    /// A tree with what its root holds.
+    /// A tree with its root's contents.
     pub(crate) fn new(root: u64, geometry: Geometry, memory: &impl Memory, now: Stamp) -> Self {
         let mut tree = Self {
             root,
@@ -141,7 +141,7 @@ impl Tree {
         }
     }
 
-    /// Notes a change and what is wrong with it. `ordered` says whether whoever links a frame has ordered what is in it.
+    /// Notes a change and returns what is wrong with it. `ordered` says whether the linking CPU has ordered a frame's contents.
     pub(crate) fn change(
         &mut self,
         change: Change,
@@ -198,7 +198,7 @@ impl Tree {
         }
     }
 
-    /// What CPUs saw at a place stays in their TLBs, where such a thing can be.
+    /// Values that CPUs saw at a place stay in their TLBs, where TLBs can hold such values.
     pub(crate) fn hold(
         &mut self,
         frame: u64,
@@ -225,7 +225,7 @@ impl Tree {
         }
     }
 
-    /// An entry has to hold what it was last announced to, but for what hardware does to it.
+    /// Checks that an entry holds the last value announced, apart from changes by hardware.
     fn check_announced(
         &mut self,
         change: Change,

@@ -1,4 +1,4 @@
-//! What the monitor reports.
+//! The violations that the monitor reports.
 
 use crate::conflict::Difference;
 use crate::cpus::CpuSet;
@@ -134,7 +134,7 @@ pub enum Violation {
         /// The table's frame.
         frame: u64,
     },
-    /// Rules 3 and 9: an operation returned, and what it promises isn't so.
+    /// Rules 3 and 9: an operation returned, and its promise doesn't hold.
     Promise {
         /// The tree.
         root: u64,

@@ -1,8 +1,7 @@
-//! Runs in which what backs memory changes while its guest uses it: each measures one way of that, beside the same without what
-//! makes it fast, and the guests check all the while that none of it can be seen in what their memory holds.
+//! Workloads that change a guest's backing memory while it runs. Each measures one mechanism against a baseline with it off;
+//! the guest checks its memory throughout.
 //!
-//! CPU 0 leads the vCPUs through steps; other CPUs work on the memory meanwhile. Where there are two VMs, the second one runs
-//! within the drive of the first.
+//! CPU 0 leads the vCPUs through steps, while other CPUs work on the memory.
 
 mod cow;
 mod invalidate;
@@ -54,7 +53,7 @@ fn cases(options: &Options, mode: Mode) -> Vec<Case> {
     cases
 }
 
-/// Makes the runs that the options ask for in this mode, one after the other, and prints their results.
+/// Runs all cases that the options ask for in this mode, one after the other, and prints their results.
 ///
 /// # Errors
 /// One couldn't be run to its end, or its result is wrong.
@@ -82,7 +81,7 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     Ok(())
 }
 
-/// One copy of the image for all VMs of a run, if there are several, and it has a place in pages.
+/// One copy of the image for all VMs of a run, if there are several and the image begins at a page.
 fn kernel<M: Machine>(
     host: &Host<'_, M>,
     options: &Options,
@@ -103,20 +102,20 @@ struct Run<'r, M: Machine> {
     /// The numbers of its VMs.
     vms: Vec<VmId>,
     image: GuestImage<'r>,
-    /// The image, where several VMs begin with it.
+    /// The image, if several VMs start from it.
     kernel: Option<Arc<Object>>,
     bootargs: &'r str,
 }
 
-/// What a run comes to.
+/// The outcome of a run.
 #[derive(Default)]
 struct Outcome {
     results: Results,
-    /// All that was counted, of all its VMs.
+    /// All counters, of all its VMs.
     counters: CounterMap,
-    /// What merging beside the VMs came to.
+    /// The statistics of background merging.
     merged: CounterMap,
-    /// What there is to say of each VM that has ended.
+    /// The final state of each VM that has ended.
     final_states: Vec<(VmId, FinalState)>,
 }
 
@@ -144,7 +143,7 @@ impl<M: Machine> Run<'_, M> {
         Ok(())
     }
 
-    /// How much of it is done: nothing or all.
+    /// Reports progress: a case counts as a whole or not at all.
     fn progress(&self, step: u64) {
         let progress = Progress {
             mode: self.case.mode.name().into(),
@@ -154,7 +153,7 @@ impl<M: Machine> Run<'_, M> {
         report::progress(self.host.machine, &progress);
     }
 
-    /// What a VM is made of.
+    /// The plan of a VM.
     fn plan(&self, vm: VmId) -> GuestPlan<'_> {
         let options = self.options;
         let journal = journal_bytes(options.bytes.0 / PAGE_SIZE);
@@ -182,7 +181,7 @@ impl<M: Machine> Run<'_, M> {
         plan.limited_to(self.case.overcommit)
     }
 
-    /// Runs one VM alone under `drive`.
+    /// Runs one VM alone, led by `drive`.
     fn alone<L: MmuLock + 'static>(
         &self,
         outcome: &mut Outcome,
@@ -198,7 +197,7 @@ impl<M: Machine> Run<'_, M> {
         done.map_err(|error| bench.explain(error))
     }
 
-    /// Leads a guest that runs through `drive`, with its memory merged meanwhile if that is wanted.
+    /// Leads a running guest through `drive`, and merges its memory meanwhile if the options say so.
     fn lead<L: MmuLock + 'static>(
         &self,
         guest: &RunningGuest<'_, M, L>,
@@ -214,7 +213,7 @@ impl<M: Machine> Run<'_, M> {
         Ok(())
     }
 
-    /// Notes with the phase that was measured last how much of the VMs' memory is the image's still.
+    /// Adds to the last measured phase how much of the VMs' memory still is the image's.
     fn note_image(&self, results: &mut Results) {
         if let Some(kernel) = &self.kernel {
             results.note("image_frames", kernel.pages());
@@ -222,7 +221,7 @@ impl<M: Machine> Run<'_, M> {
         }
     }
 
-    /// What answers a VM's calls. VMs that differ in `seed` fill some of their pages differently.
+    /// The handler of a VM's calls. VMs that differ in `seed` fill some of their pages differently.
     fn bench(&self, plan: &GuestPlan<'_>, seed: u64) -> Arc<Bench<M>> {
         let options = Options {
             seed,
@@ -267,14 +266,14 @@ impl<M: Machine> Run<'_, M> {
 }
 
 impl Outcome {
-    /// Ends the merging beside the VMs, if there was some, and takes what it came to.
+    /// Ends background merging, if there was any, and takes its statistics.
     fn end_merging<M: Machine>(&mut self, scanner: Option<Scanner<M>>) {
         if let Some(scanner) = scanner {
             self.merged = scanner.end();
         }
     }
 
-    /// Takes what there is to say of a VM that has ended.
+    /// Adds the final state of a VM that has ended.
     fn add_state(&mut self, vm: VmId, state: Option<FinalState>) {
         let Some(state) = state else { return };
         for (name, count) in &state.counters {

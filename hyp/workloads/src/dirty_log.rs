@@ -1,9 +1,9 @@
-//! The benchmark: what `dirty_log_perf_test` of the Linux KVM selftests does, and a check of everything it sees.
+//! The dirty-log benchmark: does what `dirty_log_perf_test` of the Linux KVM selftests does, and checks all results.
 //!
-//! All vCPUs write their share of the test memory once (populate); logging is switched on; in each iteration they access it
-//! again, and the harness, on CPU 0, harvests the log; logging is switched off. vCPUs and harness take turns, as in
-//! the selftest, but for rings, which are harvested while the vCPUs write, and for blocks that are restored in the
-//! background. What was harvested must be what the guests wrote, and guest memory must hold it.
+//! All vCPUs write their share of the test memory once (populate). Logging is enabled. In each iteration the vCPUs access the
+//! memory again, and the harness harvests the log on CPU 0. Logging is disabled. vCPUs and harness take turns, as in the
+//! selftest, except that rings are harvested while the vCPUs write, and blocks may be restored in the background. The harvest
+//! must match the guest's writes, and so must guest memory.
 
 mod check;
 mod harvest;
@@ -74,7 +74,7 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     outcome
 }
 
-/// Runs the benchmark with its guest, whose memory is merged meanwhile if that is wanted.
+/// Runs the benchmark with its guest, and merges its memory meanwhile if the options say so.
 fn measure<M: Machine, L: MmuLock + 'static>(
     guest: &RunningGuest<'_, M, L>,
     bench: &Bench<M>,
@@ -122,7 +122,7 @@ fn plan<'p>(
     plan.limited_to(options.overcommits[0])
 }
 
-/// What a run with these options comes to.
+/// The record of a run with these options.
 pub(crate) fn record<M: Machine>(
     machine: &M,
     options: &Options,
@@ -179,14 +179,14 @@ struct Harness<'h, M: Machine, L: MmuLock> {
     pages: u64,
     /// Pages of one vCPU's share.
     share: u64,
-    /// Each slot's log as it was got, then as it was cleared.
+    /// Each slot's log as copied by get, then as cleared.
     logs: Vec<Vec<u64>>,
-    /// What came out of rings since the last check.
+    /// Pages harvested from rings since the last check.
     from_rings: Vec<u64>,
     ring_buffer: Vec<DirtyPages>,
-    /// All that was harvested in an iteration.
+    /// All pages harvested in an iteration.
     harvested: Vec<u64>,
-    /// What the guest's journals say.
+    /// The pages in the guest's journals.
     written: Vec<u64>,
     contents: Contents,
     /// Tables that were in use before logging.
@@ -274,8 +274,8 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
         Ok(())
     }
 
-    /// Enables the log while the vCPUs access their memory once more. The time is that of enabling, the counters are
-    /// everybody's. What they wrote may or may not be in the log, which begins empty.
+    /// Enables the log while the vCPUs access their memory once more. The phase's time is that of enabling; its counters
+    /// include the vCPUs'. Pages written meanwhile may or may not be in the log, which begins empty.
     fn enable_overlapped(&mut self) -> Result<(), WorkloadError> {
         let iteration = self.options.iterations + 2;
         let start = self.start_phase();
@@ -303,7 +303,7 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
         self.bench.steps().post_to(self.guest, step);
     }
 
-    /// Waits until all vCPUs are done with their step, and harvests their rings meanwhile.
+    /// Waits until all vCPUs have finished their step, and harvests their rings meanwhile.
     fn wait_for_vcpus(&mut self) -> Result<(), WorkloadError> {
         let (guest, steps) = (self.guest, self.bench.steps());
         steps.wait(guest, || self.take_low_rings())

@@ -1,5 +1,5 @@
-//! What the workloads have in common: the other side of their guests' calls ([`service`]), lock step ([`steps`]), the test memory
-//! and how it is logged, what was measured, and what should have been found ([`verify`]).
+//! The workloads' common harness: handles the guests' calls ([`service`]), keeps vCPUs in lock step ([`steps`]), sets up the
+//! test memory and its logging, collects measurements, and verifies results ([`verify`]).
 
 pub(crate) mod case;
 pub(crate) mod error;

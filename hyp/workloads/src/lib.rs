@@ -1,5 +1,5 @@
-//! What is run on Parvisor to measure it and to test it: the dirty-log benchmark, changes of backing memory and the stress run. Each runs one or several guests by the handles
-//! that [`control`] gives, leads their vCPUs through steps, and checks what they did.
+//! Workloads that measure and test Parvisor: the dirty-log benchmark, changes of backing memory, and the stress run. Each runs
+//! one or several guests through [`control`]'s handles, leads their vCPUs through steps, and checks the results.
 
 #![cfg_attr(not(test), no_std)]
 

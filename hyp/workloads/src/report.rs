@@ -1,4 +1,4 @@
-//! What the workloads print for the host tool and for people, beside the results themselves.
+//! Further output of the workloads, besides the results: for the host tool and for people.
 
 use crate::harness::case::Case;
 use crate::harness::policy::Choice;
@@ -8,7 +8,7 @@ use control::options::Options;
 use core::fmt;
 use records::record::{CounterMap, Progress, Record};
 
-/// What is about to run.
+/// Announces a benchmark run.
 pub(crate) fn heading<M: Machine>(machine: &M, options: &Options, choice: Choice) {
     let mode = choice.mode.name();
     let (vcpus, bytes, iterations) = (options.vcpus, options.bytes, options.iterations);
@@ -18,7 +18,7 @@ pub(crate) fn heading<M: Machine>(machine: &M, options: &Options, choice: Choice
     ));
 }
 
-/// What stress run is about to begin.
+/// Announces a stress run.
 pub(crate) fn stress_heading<M: Machine>(machine: &M, options: &Options, choice: Choice) {
     let (mode, vcpus, bytes) = (choice.mode.name(), options.vcpus, options.bytes);
     let (backing, slots) = (options.backing.name(), options.slots);
@@ -28,7 +28,7 @@ pub(crate) fn stress_heading<M: Machine>(machine: &M, options: &Options, choice:
     ));
 }
 
-/// What run is about to begin in which what backs memory changes.
+/// Announces a run of a workload that changes backing memory.
 pub(crate) fn backing_heading<M: Machine>(machine: &M, options: &Options, case: Case) {
     let Case {
         mode,
@@ -46,7 +46,8 @@ pub(crate) fn backing_heading<M: Machine>(machine: &M, options: &Options, case: 
     ));
 }
 
-/// Why a stress run goes on although its time is over: everything is to be done so often, and vCPUs are to end their round.
+/// Says why a stress run continues after its time: everything must be done a minimum number of times, and vCPUs must finish
+/// their round.
 pub(crate) fn stress_late<M: Machine>(machine: &M, seconds: u64, done: u64, least: u64) {
     if done < least {
         machine.write_line(format_args!(
@@ -59,7 +60,7 @@ pub(crate) fn stress_late<M: Machine>(machine: &M, seconds: u64, done: u64, leas
     }
 }
 
-/// What a stress run has done.
+/// Prints the counts of a stress run's actions.
 pub(crate) fn stress_done<M: Machine>(machine: &M, done: &CounterMap) {
     machine.write_line(format_args!("stress {}", Listed(done)));
 }
@@ -98,7 +99,7 @@ impl fmt::Display for Merging<'_> {
     }
 }
 
-/// The policies of a run that aren't those by default.
+/// The policies of a run that differ from the defaults.
 struct Unusual<'o> {
     options: &'o Options,
     choice: Choice,
@@ -135,17 +136,17 @@ impl fmt::Display for Unusual<'_> {
     }
 }
 
-/// How far it has come. What can't be said as JSON isn't said.
+/// Prints the progress. If it can't be written as JSON, nothing is printed.
 pub(crate) fn progress<M: Machine>(machine: &M, progress: &Progress) {
     if let Ok(json) = serde_json::to_string(progress) {
         machine.write_line(format_args!("@progress {json}"));
     }
 }
 
-/// The result for programs.
+/// Prints the result for programs.
 ///
 /// # Errors
-/// It can't be said as JSON.
+/// It can't be written as JSON.
 pub(crate) fn record<M: Machine>(machine: &M, record: &Record) -> Result<(), serde_json::Error> {
     let json = serde_json::to_string(record)?;
     machine.write_line(format_args!("@record {json}"));

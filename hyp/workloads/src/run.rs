@@ -1,4 +1,4 @@
-//! The workload that the user wants, in each mode with each policy.
+//! Runs the chosen workload in each mode with each policy.
 
 use crate::harness::error::WorkloadError;
 use crate::harness::policy::{Choice, choices};
@@ -9,17 +9,17 @@ use memory::frames::MAX_VMS;
 use memory::{MmuLock, Mutexed, Parallel, RwLocked, VmId};
 use records::words::{GuestKind, Mode, Tracking};
 
-/// Why the machine has nothing to show.
+/// Why nothing could be run to its end.
 #[derive(Debug)]
 pub enum Error<'t> {
-    /// What is asked for can't be run.
+    /// The request can't be run.
     Control(control::Error<'t>),
     /// A run failed.
     Workload(WorkloadError),
 }
 
 impl Error<'_> {
-    /// The exit status that it is the reason of.
+    /// The exit status for this error.
     pub fn status(&self) -> u8 {
         match self {
             Self::Control(error) => error.status(),
@@ -40,12 +40,11 @@ impl fmt::Display for Error<'_> {
 
 impl core::error::Error for Error<'_> {}
 
-/// Runs what `bootargs` ask for, a workload or a guest program: the guest in `module`, in each mode with each policy. Stops at
-/// the first failure. With the word `help` among them, only says what they can be.
+/// Runs the workload or guest program that `bootargs` ask for: the guest in `module`, in each mode with each policy. Stops at
+/// the first failure. With the word `help` among them, only prints the options.
 ///
 /// # Errors
-/// Bad options, no guest, or a run that failed: to be printed, and to be the reason of a failing status
-/// ([`Error::status`]).
+/// Bad options, no guest, or a failed run. The caller prints the error and returns its status ([`Error::status`]).
 pub fn run<'t, M: Machine>(
     host: &Host<'_, M>,
     bootargs: &'t str,
@@ -76,7 +75,7 @@ fn run_all<M: Machine>(host: &Host<'_, M>, request: &Request<'_>) -> Result<(), 
     Ok(())
 }
 
-/// Refuses hardware tracking where there is none, before anything runs.
+/// Refuses hardware tracking on a machine without it, before anything runs.
 fn check_tracking<M: Machine>(
     host: &Host<'_, M>,
     request: &Request<'_>,

@@ -1,14 +1,13 @@
-//! The stress run: all vCPUs read and write at random, while the harness does everything that there is to dirty logging, at
-//! random, and migrates the memory as it goes.
+//! The stress run: all vCPUs read and write at random, while the harness performs every dirty-log operation at random and
+//! migrates the memory meanwhile.
 //!
-//! What backs the memory changes, too: the VM is paused and forked, and its fork runs beside it where there are CPUs for that;
-//! both add to memory that they have in common; slots come and go, parts are populated ahead, equal pages are merged, cold ones
-//! put away.
+//! The backing changes too: the VM is paused and forked; its fork runs beside it where there are CPUs for that, and both add to
+//! memory that they share; slots come, move and go; ranges are pre-faulted; equal pages are merged; cold pages are compressed.
 //!
 //! vCPUs work in rounds. Meanwhile CPU 0 enables and disables the logs of slots under any policy, harvests them in any way,
-//! splits and restores blocks, writes into guest memory itself, and keeps a copy of each slot that is logged, of the pages
-//! that the log names. Between rounds it does the last harvest, as live migration does: then the copy must be the
-//! memory, byte for byte, and the memory what the vCPUs' journals say.
+//! splits and restores blocks, and writes guest memory itself. It keeps a copy of each logged slot, updated with the pages that
+//! the log names. Between rounds it makes the final harvest, as live migration does. Then the copy must equal the memory byte
+//! for byte, and the memory must match the vCPUs' journals.
 
 mod act;
 mod check;
@@ -51,18 +50,18 @@ use target::Target;
 
 /// How many entries of a ring are taken at once.
 const TAKEN_AT_ONCE: usize = 300;
-/// How much the harness may do before it checks, when all vCPUs wait.
+/// The most actions of the harness, once all vCPUs wait, before it checks.
 const MOST_LATE_ACTS: u32 = 30;
-/// How often everything is done at least, although the run's time is over: on a slow machine there are few acts. So often
-/// that the changes of slots are all dealt, too.
+/// The least number of times that everything is done, even after the run's time: on a slow machine there are few actions. It
+/// suffices for every change of slots.
 const LEAST_DEALS: u64 = 6;
 /// How many of so many logs have rings.
 const RINGS: [(bool, usize); 2] = [(true, 1), (false, 4)];
 const NS_PER_SECOND: u64 = 1_000_000_000;
-/// How often it says how far it has come, at least, and that its time is over.
+/// The longest interval between progress reports, and between reports that the time is over.
 const TELL_NS: u64 = 5 * NS_PER_SECOND;
 
-/// Runs it once, in one mode.
+/// Makes one stress run, in one mode.
 ///
 /// # Errors
 /// It couldn't be run to its end, or something was lost.
@@ -100,7 +99,7 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     outcome
 }
 
-/// Does things to a guest that runs.
+/// Stresses a running guest.
 fn stress<M: Machine, L: MmuLock + 'static>(
     host: &Host<'_, M>,
     guest: &RunningGuest<'_, M, L>,
@@ -154,7 +153,7 @@ struct Stress<'s, M: Machine, L: MmuLock> {
     guest: &'s RunningGuest<'s, M, L>,
     bench: &'s Bench<M>,
     options: &'s Options,
-    /// What was done, by name.
+    /// The number of actions, by name.
     done: &'s mut CounterMap,
     random: Rng,
     acts: Shuffle<Act>,
@@ -163,12 +162,12 @@ struct Stress<'s, M: Machine, L: MmuLock> {
     targets: Vec<Target>,
     /// Whether the CPUs keep dirty state.
     has_dirty_state: bool,
-    /// The word that the harness has written last to each page of the test memory.
+    /// The last word that the harness has written to each page of the test memory.
     written: Vec<u64>,
     ring_buffer: Vec<DirtyPages>,
-    /// Whose number a fork gets that never runs.
+    /// The VM number for a fork that doesn't run.
     spare_vm: Option<VmId>,
-    /// Whose number a fork gets that runs, while there is none.
+    /// The VM number for a fork that runs, while there is none.
     twin_vm: Option<VmId>,
     fork: Option<Fork<L>>,
     slots: Slots,
@@ -177,15 +176,15 @@ struct Stress<'s, M: Machine, L: MmuLock> {
     clock: Clock,
 }
 
-/// When the run is to end: when its time is over, to half a round. The time is the machine's, so what a slow host makes longer
-/// is less work, and not a longer run.
+/// Decides when the run ends: at the end of its time, give or take half a round. Time is the machine's, so a slow host means
+/// less work, not a longer run.
 #[derive(Clone, Copy, Debug)]
 struct Clock {
     start_ns: u64,
     end_ns: u64,
-    /// How long the last round took.
+    /// The duration of the last round.
     round_ns: u64,
-    /// When it was last said how far it has come.
+    /// The time of the last progress report.
     told_ns: u64,
 }
 
@@ -208,7 +207,7 @@ impl Clock {
         now_ns.saturating_add(self.round_ns / 2) < self.end_ns
     }
 
-    /// How far a run has come in which everything was done `deals` times: its seconds, then what is to be done however long
+    /// The progress of a run in which everything was done `deals` times: its seconds, then the required minimum however long
     /// that takes, and its end.
     fn progress(&self, now_ns: u64, deals: u64, has_ended: bool) -> (u64, u64) {
         let seconds = |until_ns: u64| until_ns.saturating_sub(self.start_ns) / NS_PER_SECOND;
@@ -217,7 +216,7 @@ impl Clock {
         (step, seconds(self.end_ns) + LEAST_DEALS + 1)
     }
 
-    /// By how many seconds the run's time is over.
+    /// By how many seconds the run is over its time.
     fn late_seconds(&self, now_ns: u64) -> u64 {
         now_ns.saturating_sub(self.end_ns) / NS_PER_SECOND
     }
@@ -290,7 +289,7 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
         self.end_guest()
     }
 
-    /// Lets the vCPUs work while the harness acts, and checks everything when they are done.
+    /// A round: the vCPUs work while the harness acts; when they are done, everything is checked.
     fn round(&mut self) -> Result<(), WorkloadError> {
         let steps = self.bench.steps();
         self.count("rounds", 1);
@@ -328,7 +327,7 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
         }
     }
 
-    /// Does one thing while vCPUs run; when the run's time is over, only what lets them end.
+    /// Performs one action while vCPUs run; after the run's time only those that let the vCPUs finish.
     fn act_beside_vcpus(&mut self) -> Result<(), WorkloadError> {
         if self.bench.steps().all_arrived() {
             // They wait for the harness, which is busy with a fork of theirs.
@@ -344,7 +343,7 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
         self.act()
     }
 
-    /// Whether the run's time is over: it is to end as soon as it can.
+    /// Whether the run's time is over, so that it should end soon.
     fn is_late(&self) -> bool {
         self.clock.is_over(self.guest.machine.now_ns())
     }
@@ -363,7 +362,7 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
         *self.done.entry(name.into()).or_default() += count;
     }
 
-    /// Says how far it has come if that wasn't said for long: a round has no end in sight on a slow machine.
+    /// Reports progress after a long interval without a report: on a slow machine a round may take very long.
     fn tell(&mut self) {
         let now_ns = self.guest.machine.now_ns();
         if now_ns < self.clock.told_ns.saturating_add(TELL_NS) {

@@ -18,7 +18,7 @@ const DEVICE: Attributes = Attributes::ATTRIBUTE_INDEX_0
     .union(Attributes::ACCESSED)
     .union(Attributes::USER_RES1)
     .union(Attributes::XN);
-/// Attribute index 1 of [`crate::el2::set_up::MAIR`], executable unless more is said.
+/// Attribute index 1 of [`crate::el2::set_up::MAIR`], executable by default.
 const MEMORY: Attributes = Attributes::ATTRIBUTE_INDEX_1
     .union(Attributes::INNER_SHAREABLE)
     .union(Attributes::VALID)
@@ -57,8 +57,8 @@ impl AddressSpace {
         Ok(Self(map))
     }
 
-    /// Switches this CPU to the tables, which stay for ever, with this in SCTLR_EL2. Returns what other CPUs put into
-    /// TTBR0_EL2.
+    /// Switches this CPU to the tables, which stay for ever, and sets SCTLR_EL2 to `sctlr`. Returns the value of TTBR0_EL2 for
+    /// other CPUs.
     pub fn activate(self, sctlr: u64) -> u64 {
         unsafe extern "C" {
             fn switch_tables(ttbr: u64, sctlr: u64);

@@ -1,8 +1,8 @@
-//! What CPUs that come later need of the first one.
+//! The boot CPU's settings that secondary CPUs need.
 
 use core::sync::atomic::AtomicU64;
 
-/// What a CPU needs to switch its MMU on. Read with the MMU off.
+/// The values with which a CPU switches its MMU on. Read with the MMU off.
 #[repr(C, align(128))]
 pub(crate) struct BootContext {
     pub(crate) ttbr: AtomicU64,

@@ -1,5 +1,5 @@
-//! Bringing up the other CPUs, by PSCI. Each comes up on the final tables, checks that it is like the boot CPU, and enters
-//! the function that it is given.
+//! Starts the secondary CPUs by PSCI. Each starts on the final tables, checks that it matches the boot CPU, and enters the
+//! function given to it.
 
 use crate::boot::context::BOOT_CONTEXT;
 use crate::cpu::caches;
@@ -23,14 +23,14 @@ const OFF: u8 = 0;
 const ONLINE: u8 = 1;
 const FAILED: u8 = 2;
 
-/// Longest that a CPU may take to answer after all those before it did.
+/// The longest time a CPU may take to answer, once all earlier CPUs have.
 const PATIENCE_NS: u64 = 10_000_000_000;
 
 static FEATURES: Once<CpuFeatures> = Once::new();
 static ENTRY: Once<fn(CpuId) -> !> = Once::new();
 static FAULT: Mutex<Option<CpuStartError>> = Mutex::new(None);
 
-/// What all CPUs have.
+/// The features of all CPUs.
 ///
 /// # Panics
 /// Before [`Boot::take_over`](crate::boot::Boot::take_over).
@@ -44,32 +44,32 @@ pub(crate) fn set_features(features: CpuFeatures) {
     FEATURES.call_once(|| features);
 }
 
-/// Why a CPU doesn't come up.
+/// Why a CPU can't be started.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CpuStartError {
-    /// Firmware refuses.
+    /// Firmware refuses to start it.
     Refused {
-        /// To start which CPU.
+        /// The CPU.
         cpu: CpuId,
         /// Its affinity.
         mpidr: Mpidr,
-        /// Why.
+        /// The error.
         error: psci::Error,
     },
-    /// It was started, and isn't heard of.
+    /// It was started, and doesn't answer.
     NoAnswer {
-        /// Which CPU.
+        /// The CPU.
         cpu: CpuId,
         /// Its affinity.
         mpidr: Mpidr,
     },
-    /// It lacks what the boot CPU has.
+    /// It lacks a feature of the boot CPU.
     Unlike {
-        /// Which CPU.
+        /// The CPU.
         cpu: CpuId,
         /// Its affinity.
         mpidr: Mpidr,
-        /// What it lacks.
+        /// The missing feature.
         feature: &'static str,
     },
     /// Its part of the interrupt controller can't be used.
@@ -99,9 +99,8 @@ impl fmt::Display for CpuStartError {
 
 impl core::error::Error for CpuStartError {}
 
-/// Starts all other CPUs; each runs `entry` with its number, interrupts masked. Returns when all of them are up. Exits
-/// from guests do what is needed against speculation, on all CPUs, if `mitigations` says so. To be called once, by the
-/// boot CPU.
+/// Starts all other CPUs; each runs `entry` with its number, interrupts masked. Returns when all of them are up. With
+/// `mitigations`, exits from guests apply the speculation mitigations on all CPUs. Must be called once, by the boot CPU.
 ///
 /// # Errors
 /// One doesn't come up.
@@ -129,7 +128,7 @@ pub fn start_secondaries(entry: fn(CpuId) -> !, mitigations: bool) -> Result<(),
     percpu::secondaries().iter().try_for_each(wait_until_online)
 }
 
-/// The model of the CPU that this runs on.
+/// The model of the calling CPU.
 pub fn model() -> &'static str {
     features::model_name(read_register!("midr_el1"))
 }
@@ -155,7 +154,7 @@ fn wait_until_online(cpu: &PerCpu) -> Result<(), CpuStartError> {
     }))
 }
 
-/// Where a started CPU comes from the entry code, on its own stack.
+/// The entry of a started CPU, called by the entry code on the CPU's own stack.
 pub(crate) extern "C" fn secondary_main(cpu: &'static PerCpu) -> ! {
     let features = CpuFeatures::probe();
     set_up::set_registers(&features);

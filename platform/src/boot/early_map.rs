@@ -1,8 +1,8 @@
 //! The first translation tables: an identity map of the image, the device tree and the console, in 2 MiB blocks.
 //!
-//! With them the caches work, and with the caches the atomic instructions that locks and heap need. They are built with the
-//! MMU off by plain stores, on the boot CPU alone, and are left for those of `address_space` once memory is known.
-//! Text is writable here; nothing from outside has been acted on while that is so.
+//! They make the caches work, and so the atomic instructions that locks and heap need. The boot CPU builds them by plain stores
+//! with the MMU off, and replaces them by those of `address_space` once memory is known. Text is writable here; no input from
+//! outside is acted on during that time.
 
 use crate::range::PhysicalRange;
 use core::cell::UnsafeCell;
@@ -21,7 +21,7 @@ const INNER_SHAREABLE: u64 = 0b11 << 8;
 const AP1_RES1: u64 = 1 << 6;
 const EXECUTE_NEVER: u64 = 1 << 54;
 
-/// What a mapping is of.
+/// The kind of a mapping.
 #[derive(Clone, Copy)]
 pub enum Kind {
     /// The image, the tree.

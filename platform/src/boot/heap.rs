@@ -1,8 +1,9 @@
-//! EL2's heap: a buddy allocator behind a spin lock, first on memory within the image, then on what the memory plan gives it.
+//! EL2's heap: a buddy allocator behind a spin lock, first on memory within the image, then on the memory that the plan
+//! assigns.
 //!
-//! Any CPU may use it at any time, except in a fault's path, which takes no lock but for each 64th time that a CPU gives something
-//! up. When it is exhausted, what the hypervisor asks for is refused, and the epoch has a [reserve](Reserving); beyond that the
-//! Rust runtime's allocation error becomes a panic, and so a clear end.
+//! Any CPU may use it at any time, except in a fault's path, which takes no lock but for every 64th item that a CPU retires.
+//! When the heap is exhausted, the hypervisor's own requests are refused, and the epoch has a [reserve](Reserving). Beyond that
+//! the Rust runtime's allocation error becomes a panic, and so a clear end.
 
 use crate::discovery::plan::PlanError;
 use crate::range::PhysicalRange;
@@ -10,7 +11,7 @@ use buddy_system_allocator::LockedHeap;
 use core::cell::UnsafeCell;
 use memory::heap_reserve::{BAG, BAGS_PER_CPU, Reserving};
 
-/// Blocks of up to 2 to the power of this less one.
+/// The number of block orders: the largest block is 2 to the power of this less one.
 const ORDERS: usize = 33;
 /// Enough for discovery and the tables of [`crate::boot::address_space`].
 const EARLY_BYTES: usize = 512 << 10;
@@ -26,14 +27,14 @@ unsafe impl Sync for EarlyMemory {}
 
 static EARLY_MEMORY: EarlyMemory = EarlyMemory(UnsafeCell::new([0; EARLY_BYTES]));
 
-/// How full the heap is.
+/// The heap's use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HeapUse {
-    /// Bytes that were asked for.
+    /// Bytes that were requested.
     pub requested: usize,
-    /// Bytes that are taken, with what rounding up costs.
+    /// Bytes that are allocated, including rounding.
     pub allocated: usize,
-    /// Bytes there are.
+    /// Bytes in all.
     pub total: usize,
 }
 
@@ -67,10 +68,10 @@ pub(crate) unsafe fn extend(memory: PhysicalRange) {
     }
 }
 
-/// Puts by what the epoch can't do without, for so many CPUs.
+/// Fills the epoch's reserve for `cpus` CPUs.
 ///
 /// # Errors
-/// There isn't so much heap.
+/// The heap is too small.
 pub(crate) fn reserve_for_epoch(cpus: usize) -> Result<(), PlanError> {
     let bags = cpus * BAGS_PER_CPU;
     if HEAP.put_by(bags) < bags {

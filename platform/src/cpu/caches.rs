@@ -1,6 +1,6 @@
-//! Cache maintenance by address (Arm ARM D7.5.9): for CPUs and guests that look at memory with their caches off.
+//! Cache maintenance by address (Arm ARM D7.5.9), for CPUs and guests that access memory with their caches off.
 //!
-//! Any CPU may do it at any time; what it costs grows with the bytes.
+//! Any CPU may call at any time; the cost grows with the number of bytes.
 
 use crate::cpu::register::read_register;
 use crate::cpu::tlb::CpuInstructions;

@@ -1,7 +1,7 @@
-//! What the CPU has beyond Armv8.0, probed once from the ID registers (Arm ARM D23.2) into one struct.
+//! The CPU's features beyond Armv8.0, probed once from the ID registers (Arm ARM D23.2) into one struct.
 //!
-//! Code asks this struct, never an ID register, and never a control register's read-back: VTCR_EL2 shows bits of features
-//! that Cortex-A53 and A72 lack. Decoding is plain arithmetic and tested on the host.
+//! Code asks this struct, never an ID register, and never a control register's read-back: VTCR_EL2 shows bits of features that
+//! Cortex-A53 and A72 lack. Decoding is plain arithmetic and tested on the host.
 
 use core::fmt;
 use stage2::{Atomics, Features, Granule, GranuleSupport};
@@ -24,7 +24,7 @@ pub struct IdRegisters {
 }
 
 impl IdRegisters {
-    /// Those that stage 2 goes by.
+    /// The registers about stage 2.
     const fn translation(&self) -> stage2::IdRegisters {
         stage2::IdRegisters {
             midr: self.midr,
@@ -54,7 +54,7 @@ pub const fn model_name(midr: u64) -> &'static str {
     }
 }
 
-/// What a CPU has. The versions are the ID registers' field values: 0 where the feature is missing.
+/// A CPU's features. Versions are the ID registers' field values: 0 if the feature is missing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CpuFeatures {
     /// ID_AA64MMFR0_EL1.PARange as it is, for TCR_EL2.PS.
@@ -73,7 +73,7 @@ pub struct CpuFeatures {
     pub bbm: u8,
     /// A change of a mapping's size never ends in a TLB conflict abort.
     pub no_conflict_abort: bool,
-    /// What stage 2 can have pages of 4, 16 and 64 KiB for.
+    /// Stage 2's support for pages of 4, 16 and 64 KiB.
     pub granules: [GranuleSupport; 3],
     /// FEAT_S2FWB: stage 2 can force write-back cacheability.
     pub fwb: bool,
@@ -83,7 +83,7 @@ pub struct CpuFeatures {
     pub hafdbs: u8,
     /// FEAT_XNX: stage 2 tells EL1's execution from EL0's.
     pub xnx: bool,
-    /// The registers that stage 2 goes by.
+    /// The ID registers about stage 2.
     translation: stage2::IdRegisters,
     /// FEAT_LOR: limited ordering regions.
     pub lor: bool,
@@ -196,7 +196,7 @@ impl CpuFeatures {
         }
     }
 
-    /// All that stage 2 can use with pages of this size, with the largest guest address space; or `None` without such pages.
+    /// All stage-2 features with pages of this size, with the largest guest address space; or `None` without such pages.
     pub const fn stage2(&self, granule: Granule) -> Option<Features> {
         let Some(mut features) = self.translation.features(granule) else {
             return None;
@@ -209,7 +209,7 @@ impl CpuFeatures {
         Some(features)
     }
 
-    /// The name of a feature that this system relies on and `other`, another CPU of it, lacks or has differently.
+    /// A feature that this system relies on and that `other`, another of its CPUs, lacks or has differently.
     pub fn missing_on(&self, other: &Self) -> Option<&'static str> {
         let relied_on = [
             ("physical address size", self.pa_range <= other.pa_range),

@@ -1,7 +1,7 @@
-//! What each CPU has for itself: its number, its affinity, its stacks.
+//! Per-CPU data: number, affinity, stacks.
 //!
-//! TPIDR_EL2 points to the running CPU's [`PerCpu`]. The boot CPU's is static, the others' are made once, before those CPUs
-//! start, and never move. Other CPUs read only what is constant, or atomic.
+//! TPIDR_EL2 points to the running CPU's [`PerCpu`]. The boot CPU's is static; the others' are created once, before those CPUs
+//! start, and never move. Other CPUs read only constant or atomic fields.
 
 use crate::cpu::register::{read_register, write_register};
 use crate::discovery::Mpidr;
@@ -33,7 +33,7 @@ impl CpuId {
         self.0
     }
 
-    /// The CPU that this runs on.
+    /// The calling CPU.
     pub fn current() -> Self {
         PerCpu::try_current().map_or(Self::BOOT, |cpu| cpu.id)
     }
@@ -59,9 +59,9 @@ pub(crate) struct FatalFrame {
     pub x: [u64; 31],
     /// The stack pointer.
     pub sp: u64,
-    /// Where it happened.
+    /// The address of the exception.
     pub elr: u64,
-    /// The state in which it happened.
+    /// PSTATE at the exception.
     pub spsr: u64,
     /// The syndrome.
     pub esr: u64,
@@ -75,23 +75,23 @@ pub(crate) struct FatalFrame {
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub(crate) struct PerCpu {
-    /// Where the normal stack ends.
+    /// The end of the normal stack.
     pub stack_top: u64,
-    /// Where the stack of fatal reports ends.
+    /// The end of the stack for fatal reports.
     pub emergency_top: u64,
-    /// How many fatal exceptions this CPU has met: 1 is reported, 2 powers off, 3 stops here.
+    /// The number of fatal exceptions on this CPU: 1 is reported, 2 powers off, 3 stops here.
     pub fatal_depth: AtomicU64,
-    /// The registers at the latest one. Written by the vector.
+    /// The registers at the last one. Written by the vector.
     pub frame: UnsafeCell<FatalFrame>,
-    /// What exits from guests begin with, where it is a loop or a call of firmware: how many branches are taken, and
-    /// which function is called. Read by the vectors.
+    /// The mitigation at exits from guests, if it is a loop or a firmware call: the number of branches, and the function. Read
+    /// by the vectors.
     pub loops: AtomicU64,
     pub workaround: AtomicU64,
     /// The CPU's number.
     pub id: CpuId,
     /// The CPU's affinity.
     pub mpidr: Mpidr,
-    /// How far the CPU has come up: one of [`crate::boot::cpus`]'s states.
+    /// The CPU's progress in starting: one of [`crate::boot::cpus`]'s states.
     pub state: AtomicU8,
 }
 

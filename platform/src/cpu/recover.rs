@@ -1,25 +1,24 @@
-//! Instructions that EL2 executes on what a guest chose, and that may end in an exception for it: where EL2 goes on
-//! then.
+//! Recovery of EL2 instructions that act on a guest's values and may therefore take an exception: execution continues at a
+//! fix-up address.
 //!
-//! Each adds an entry to the section `.recovery`, two 32-bit offsets from where they stand: of the instruction, and of
-//! the place to go on at. The vectors look there before they call an exception fatal (`exceptions.S`). Such an
-//! instruction costs nothing where it goes well.
+//! Each such instruction adds an entry to the section `.recovery`: two 32-bit offsets, relative to themselves, of the
+//! instruction and of the fix-up. The vectors search the section before they call an exception fatal (`exceptions.S`). An
+//! instruction that succeeds costs nothing.
 //!
-//! EL2 has few of them. Guest memory it accesses, cleans and invalidates at its own addresses, by its own tables, where
-//! memory is mapped and devices of guests aren't; registers that a guest chose are loaded by MSR, which takes any
-//! value; TLB maintenance by a guest's addresses takes no exception. What is left are walks of the guest's own tables.
+//! EL2 has few of them. Guest memory is accessed, cleaned and invalidated at EL2's own addresses, by EL2's tables, which map
+//! memory but no devices of guests; registers with guest values are loaded by MSR, which takes any value; TLB maintenance by a
+//! guest's addresses takes no exception. The rest are walks of the guest's own tables.
 
 use core::arch::asm;
 
 /// PAR_EL1.F: the translation failed (Arm ARM D24.2.130).
 pub const PAR_FAILED: u64 = 1;
 
-/// Translates `va` by the stage 1 of the guest that is loaded, for a read at EL1 (AT S1E1R). The result is in PAR_EL1
-/// after it.
+/// Translates `va` by the loaded guest's stage 1, for a read at EL1 (AT S1E1R). The result is in PAR_EL1 afterwards.
 ///
-/// The walk reads what the guest says its tables are. A stage-2 fault on the way is a result like any other; but an
-/// external abort, as of tables in a device's registers, is an exception (Arm ARM D8.2.12): the result is a failure
-/// then.
+/// The walk reads the guest's own tables, wherever they are. A stage-2 fault on the way is a result like any other; but an
+/// external abort, for instance for tables in a device's registers, is an exception (Arm ARM D8.2.12): the result is then a
+/// failure.
 #[inline(always)]
 pub fn translate_read(va: u64) {
     // SAFETY: all that it changes is PAR_EL1, which is the guest's, and access flags in the guest's memory. What the

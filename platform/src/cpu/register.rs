@@ -1,5 +1,5 @@
-//! Reading and writing system registers by name or, for those that the assembler knows only with some extension enabled,
-//! by encoding (`s3_4_c1_c1_6`), so that the image is assembled for Armv8.0.
+//! Reads and writes system registers by name or, where the assembler knows the name only with some extension enabled, by
+//! encoding (`s3_4_c1_c1_6`), so that the image is assembled for Armv8.0.
 
 /// Reads a system register. The name is a string literal.
 macro_rules! read_register {

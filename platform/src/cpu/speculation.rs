@@ -1,25 +1,23 @@
-//! What a CPU may speculate to a guest's liking at EL2, and what is done about it at each exit: decided once per CPU
-//! from its ID registers, its model and what firmware answers, by plain arithmetic that is tested on the host.
+//! Speculation attacks of a guest on EL2, and their mitigations at each exit. They are chosen once per CPU from its ID
+//! registers, its model and firmware's answers, by plain arithmetic that is tested on the host.
 //!
 //! - Branch targets (CVE-2017-5715, variant 2): a guest trains the predictor for EL2's branches, or the next VM's. CPUs
-//!   with FEAT_CSV2 keep contexts apart, which are exception levels and VMIDs; others need firmware
-//!   (SMCCC_ARCH_WORKAROUND_1).
+//!   with FEAT_CSV2 keep contexts (exception levels and VMIDs) apart; others need firmware (SMCCC_ARCH_WORKAROUND_1).
 //! - Branch history (CVE-2022-23960): CPUs with FEAT_CSV2 still let the history of a guest choose among EL2's own
 //!   targets, unless they have FEAT_CSV2_3 or FEAT_ECBHB. It is cleared by CLRBHB, by a loop of as many taken branches
 //!   as the CPU remembers, or by firmware (SMCCC_ARCH_WORKAROUND_3).
-//! - Store bypass (CVE-2018-3639, variant 4): EL2 runs with SSBS clear, as SCTLR_EL2.DSSBS is, where the CPU has it;
+//! - Store bypass (CVE-2018-3639, variant 4): where the CPU has SSBS, EL2 runs with it clear, as SCTLR_EL2.DSSBS is;
 //!   elsewhere firmware's mitigation, SMCCC_ARCH_WORKAROUND_2, is on from the start, and nobody switches it off.
 //! - Loads across exception levels (CVE-2017-5754, variant 3) reach nothing: EL2's memory is in no table of EL1's.
 //!
-//! What an exit does about a predictor is done before any other VM is entered, so VMs are safe from each other by the
-//! same. Model lists and loop counts: Arm, *Cache Speculation Side-channels* and *Spectre-BHB* (2022), and as Linux
-//! 6.14 has them.
+//! An exit's mitigation runs before any other VM is entered, so it protects VMs from each other too. Model lists and loop
+//! counts: Arm, *Cache Speculation Side-channels* and *Spectre-BHB* (2022), and Linux 6.14.
 
 use crate::cpu::features::IdRegisters;
 use core::fmt;
 use vm::{Protection, Protections};
 
-/// What firmware answers to SMCCC_ARCH_FEATURES about a workaround, on the CPU that asks (Arm DEN0028, section 7).
+/// Firmware's answer to SMCCC_ARCH_FEATURES about a workaround, on the asking CPU (Arm DEN0028, section 7).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Workaround {
     /// It isn't there, and mustn't be called.
@@ -42,7 +40,7 @@ pub struct Firmware {
     pub branch_history: Workaround,
 }
 
-/// What every exit from a guest begins with.
+/// The mitigation at the start of every exit from a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OnExit {
     /// Nothing is needed, or nothing would help.
@@ -72,12 +70,12 @@ impl fmt::Display for OnExit {
     }
 }
 
-/// What was decided for a CPU.
+/// The decision for a CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Decision {
-    /// What is done.
+    /// The mitigation.
     pub on_exit: OnExit,
-    /// How guests are protected then, and may protect themselves.
+    /// The protection of guests with it, and whether they may protect themselves.
     pub protections: Protections,
 }
 
@@ -110,7 +108,7 @@ impl Decision {
         }
     }
 
-    /// What is left where nothing is done at exits, because somebody wants it so.
+    /// The decision without mitigations at exits, for users who switch them off.
     #[must_use]
     pub fn without_exits(self) -> Self {
         let unmitigated = |protection| match protection {

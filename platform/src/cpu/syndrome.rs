@@ -1,6 +1,6 @@
-//! Exception syndromes in words (ESR_ELx, Arm ARM D23.2.37), for reports of fatal exceptions.
+//! Describes exception syndromes in words (ESR_ELx, Arm ARM D23.2.37), for reports of fatal exceptions.
 //!
-//! Pure formatting, tested on the host; runs while the machine is failing, so it neither allocates nor panics.
+//! Pure formatting, tested on the host. Runs while the machine is failing, so it neither allocates nor panics.
 
 use core::fmt;
 

@@ -1,4 +1,4 @@
-//! This CPU's TLB maintenance, out of which [`stage2::Maintenance`] makes what the engine asks for.
+//! This CPU's TLB maintenance instructions, from which [`stage2::Maintenance`] builds the engine's invalidations.
 
 use crate::cpu::features::CpuFeatures;
 use stage2::{Barrier, Instructions, TlbPolicy, Tlbi};

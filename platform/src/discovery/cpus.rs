@@ -23,7 +23,7 @@ impl Mpidr {
         }
     }
 
-    /// From what MPIDR_EL1 holds.
+    /// From a value of MPIDR_EL1.
     pub const fn from_register(value: u64) -> Self {
         Self(value & Self::AFFINITY)
     }
@@ -56,10 +56,10 @@ impl fmt::Debug for Mpidr {
     }
 }
 
-/// A CPU that the tree offers.
+/// A CPU in the tree.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Cpu {
-    /// Which one.
+    /// Its affinity.
     pub mpidr: Mpidr,
     /// Whether it is started through PSCI. The boot CPU runs already.
     pub by_psci: bool,

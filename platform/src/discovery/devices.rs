@@ -9,7 +9,7 @@ use dtoolkit::fdt::Fdt;
 use dtoolkit::{Node, Property};
 
 const MAX_REDISTRIBUTOR_REGIONS: usize = 32;
-/// What interrupt controllers of version 2 are compatible with.
+/// The compatible strings of GICv2.
 pub const GICV2: [&str; 6] = [
     "arm,gic-400",
     "arm,cortex-a15-gic",
@@ -19,15 +19,15 @@ pub const GICV2: [&str; 6] = [
     "brcm,brahma-b15-gic",
 ];
 
-/// What interrupt controllers of version 3 and 4 are compatible with.
+/// The compatible strings of GICv3 and v4.
 pub const GICV3: [&str; 1] = ["arm,gic-v3"];
 
 /// The instruction that calls PSCI.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Conduit {
-    /// SMC, to EL3: what a hypervisor can use.
+    /// SMC, to EL3: for a hypervisor.
     Smc,
-    /// HVC, to EL2: for those who were started below a hypervisor.
+    /// HVC, to EL2: for a guest of another hypervisor.
     Hvc,
 }
 
@@ -47,9 +47,9 @@ pub enum Gic {
         distributor: PhysicalRange,
         /// GICC.
         cpu_interface: PhysicalRange,
-        /// GICH, where there is one.
+        /// GICH, if there is one.
         virtual_control: Option<PhysicalRange>,
-        /// GICV, to be mapped to guests, where there is one.
+        /// GICV, to be mapped to guests, if there is one.
         virtual_cpu_interface: Option<PhysicalRange>,
     },
     /// GICv3 or v4 with system registers.
@@ -214,7 +214,7 @@ fn string(value: &[u8]) -> Option<&str> {
     core::str::from_utf8(value.strip_suffix(b"\0")?).ok()
 }
 
-/// The first node that `want` makes something of.
+/// The first result of `want` over the nodes.
 fn find<R>(tree: Fdt<'_>, want: &mut dyn FnMut(&Place<'_, '_>) -> Option<R>) -> Option<R> {
     let outcome = Place::root(tree).walk(&mut |place| match want(place) {
         Some(found) => ControlFlow::Break(found),

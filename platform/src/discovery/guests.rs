@@ -1,5 +1,5 @@
-//! What was loaded beside the hypervisor to be run as a guest: the nodes under /chosen that QEMU's `guest-loader` device
-//! and Xen-aware boot loaders write.
+//! Guest images that the boot loader has loaded: the nodes under /chosen that QEMU's `guest-loader` device and Xen-aware boot
+//! loaders write.
 
 use super::{DiscoveryError, short, text, value_of};
 use crate::range::PhysicalRange;
@@ -10,7 +10,7 @@ use dtoolkit::{Node, Property, ToCellInt};
 
 const MAX_MODULES: usize = 16;
 
-/// What a module is.
+/// The kind of a module.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ModuleKind {
     /// A guest's kernel.
@@ -26,9 +26,9 @@ pub enum ModuleKind {
 pub struct GuestModule<'t> {
     /// The node's name.
     pub name: &'t str,
-    /// What it is.
+    /// Its kind.
     pub kind: ModuleKind,
-    /// Where it is.
+    /// Its memory.
     pub range: PhysicalRange,
     /// The module's own arguments.
     pub bootargs: Option<&'t str>,
@@ -70,7 +70,7 @@ fn module<'t>(node: &FdtNode<'t>) -> Result<GuestModule<'t>, DiscoveryError> {
     })
 }
 
-/// QEMU writes two 64-bit numbers and no cell sizes into /chosen, whose defaults are others.
+/// The range of a module. QEMU writes two 64-bit numbers into /chosen without cell sizes, whose defaults differ.
 fn range(node: &FdtNode<'_>) -> Option<PhysicalRange> {
     if let Some(mut regs) = node.reg().ok().flatten() {
         let reg = regs.next()?;

@@ -1,4 +1,4 @@
-//! Memory banks, and what is reserved in them.
+//! Memory banks and their reserved ranges.
 
 use super::tree::is_enabled;
 use super::{DiscoveryError, short};
@@ -11,12 +11,12 @@ use dtoolkit::{Node, ToCellInt};
 const MAX_BANKS: usize = 64;
 const MAX_RESERVATIONS: usize = 256;
 
-/// Memory that isn't to be handed out.
+/// Reserved memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Reservation {
-    /// Where it is.
+    /// Its range.
     pub range: PhysicalRange,
-    /// Whether it may not even be mapped: its owner wants no speculative access either.
+    /// Whether it may not even be mapped: its owner excludes speculative accesses too.
     pub no_map: bool,
 }
 

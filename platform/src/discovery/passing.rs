@@ -1,9 +1,9 @@
-//! Devices that a guest may be given: what the tree says of one, and whether somebody else has its registers.
+//! Devices that can be assigned to a guest: a device's description in the tree, and whether its registers overlap others' use.
 //!
-//! Never given away, however little the hypervisor uses them, are interrupt controllers with all their parts (an ITS takes
-//! physical addresses of tables that it writes; a GICv2m frame raises anybody's interrupts) and IOMMUs, whose registers
-//! hold physical addresses too. They are found by the properties that their bindings demand, so that unknown models are
-//! found as well, and whether they are enabled or not: their registers are there.
+//! Interrupt controllers with all their parts are never assigned, however little the hypervisor uses them: an ITS takes
+//! physical addresses of tables that it writes; a GICv2m frame raises anybody's interrupts. Nor are IOMMUs, whose registers
+//! hold physical addresses too. They are recognised by the properties that their bindings demand, so that unknown models are
+//! found as well, and even if disabled, as their registers exist all the same.
 
 use super::devices::{GICV2, GICV3};
 use super::tree::{Place, is_enabled};
@@ -15,15 +15,15 @@ use dtoolkit::Node;
 use dtoolkit::fdt::Fdt;
 use dtoolkit::standard::NodeStandard;
 
-/// Far more than machines have.
+/// The most registers in the list: far more than machines have.
 const MOST_GUARDED: usize = 256;
 
 /// Registers that no guest may have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GuardedRegisters {
-    /// What they are of.
+    /// Their device.
     pub device: &'static str,
-    /// Where they are.
+    /// Their addresses.
     pub registers: PhysicalRange,
 }
 
@@ -32,23 +32,23 @@ pub struct GuardedRegisters {
 pub struct Device<'t> {
     /// The node's name, with its unit address.
     pub name: &'t str,
-    /// What it is compatible with, as the property has it: strings, each with a NUL.
+    /// Its compatible strings, as in the property: each with a NUL.
     pub compatible: &'t [u8],
-    /// Its registers, as CPU addresses; none if the node doesn't say, or says what can't be.
+    /// Its registers, as CPU addresses; none if the node has none, or has impossible ones.
     pub registers: Vec<PhysicalRange>,
 }
 
 /// There is no memory for a list of a device's registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NoRoom {
-    /// How many ranges the list has.
+    /// The length of the list, in ranges.
     pub ranges: usize,
 }
 
-/// The device at a path ("/pl011@9000000"). `None` if there is no such node, or it is switched off.
+/// The device at a path ("/pl011@9000000"). `None` if there is no such node, or it is disabled.
 ///
 /// # Errors
-/// There is no memory for what its node says.
+/// There is no memory for its description.
 pub fn device<'t>(tree: Fdt<'t>, path: &str) -> Option<Result<Device<'t>, NoRoom>> {
     let path = path.strip_prefix('/')?;
     Place::root(tree).at_path(path, &mut |place| {
@@ -126,8 +126,8 @@ fn register_count(place: &Place<'_, '_>) -> usize {
 }
 
 impl Machine<'_> {
-    /// Who has some of these addresses, so that no guest may: memory, a device that the hypervisor uses, or one that is
-    /// [guarded](Self::guarded).
+    /// The user of any of these addresses, which excludes guests from them: memory, a device that the hypervisor uses, or one
+    /// that is [guarded](Self::guarded).
     pub fn user_of(&self, range: PhysicalRange) -> Option<&'static str> {
         let reserved = |reserved: &super::Reservation| reserved.range.overlaps(range);
         if self.memory.overlaps(range) || self.reservations.iter().any(reserved) {

@@ -1,6 +1,6 @@
-//! Who gets which memory: what EL2 maps, where its heap and stacks are, what is left for guests.
+//! The memory plan: which memory EL2 maps, where its heap and stacks lie, and which memory is left for guests.
 //!
-//! Computed once, from values that come from outside, before anything is mapped; tested on the host.
+//! Computed once from values that come from outside, before anything is mapped; tested on the host.
 
 use crate::discovery::{GuestModule, Machine, short};
 use crate::range::{PAGE_SIZE, PhysicalRange, RangeSet};
@@ -11,47 +11,47 @@ use core::fmt;
 pub mod stack {
     use crate::range::PAGE_SIZE;
 
-    /// Bytes of the stack that a CPU normally runs on. The deepest use is of CPU 0 in a stress run, where an act runs a fork,
-    /// beside which another act ends a fork: some 64 KiB.
+    /// Bytes of a CPU's normal stack. CPU 0 uses most of it in a stress run, where an act runs a fork, beside which another act
+    /// ends a fork: some 64 KiB.
     pub const NORMAL: u64 = 128 << 10;
-    /// Bytes of the stack that a fatal exception is reported on.
+    /// Bytes of the stack for reports of fatal exceptions.
     pub const EMERGENCY: u64 = 16 << 10;
-    /// Where the normal stack ends, from the start of the CPU's share.
+    /// The end of the normal stack, from the start of the CPU's share.
     pub const NORMAL_TOP: u64 = PAGE_SIZE + NORMAL;
-    /// Where the emergency stack ends, which is the end of the CPU's share.
+    /// The end of the emergency stack, and of the CPU's share.
     pub const TOTAL: u64 = NORMAL_TOP + PAGE_SIZE + EMERGENCY;
-    /// Where the guard pages are, from the start of the CPU's share.
+    /// The guard pages, from the start of the CPU's share.
     pub const GUARDS: [u64; 2] = [0, NORMAL_TOP];
 }
 
-/// One byte of heap for so many of memory: each 4 KiB of guest memory takes 16 bytes of it, and whatever a VM needs is
-/// to fit beside them.
+/// Bytes of memory per byte of heap: each 4 KiB of guest memory takes 16 bytes of heap, and the other needs of a VM must fit
+/// beside them.
 const HEAP_SHARE: u64 = 64;
-/// Heap for what doesn't depend on how much memory there is.
+/// Heap that is needed whatever the size of memory.
 const HEAP_BASE: u64 = 16 << 20;
 const HEAP_ALIGN: u64 = 2 << 20;
 /// Addresses that EL2's tables can map, in bits.
 const MAPPABLE_BITS: u8 = 48;
 
-/// Who gets which memory.
+/// The division of memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// What EL2 maps as memory.
+    /// The memory that EL2 maps.
     pub mapped: RangeSet,
     /// EL2's heap.
     pub heap: PhysicalRange,
     /// The stacks of all CPUs but the boot CPU, [`stack::TOTAL`] bytes each. `None` with one CPU.
     pub stacks: Option<PhysicalRange>,
-    /// Whole pages that nobody uses.
+    /// Unused whole pages.
     pub free: RangeSet,
 }
 
 impl MemoryPlan {
-    /// Plans for a machine whose CPUs have `pa_bits` address bits, with the hypervisor's `image` and its device `tree`
-    /// where they are now.
+    /// Plans for a machine whose CPUs have `pa_bits` address bits, with the hypervisor's `image` and its device `tree` at their
+    /// present addresses.
     ///
     /// # Errors
-    /// Something is where it can't be, or memory is too small.
+    /// Something lies at an impossible address, or memory is too small.
     pub fn new(
         machine: &Machine<'_>,
         pa_bits: u8,
@@ -177,53 +177,53 @@ fn check_module(
     Err(PlanError::module(module, fault))
 }
 
-/// Why memory can't be shared out.
+/// Why memory can't be divided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PlanError {
-    /// The hypervisor runs where the device tree knows of no memory that may be used.
+    /// The hypervisor's image lies outside of the usable memory in the device tree.
     ImageOutsideMemory(PhysicalRange),
-    /// A guest module lies where it can't.
+    /// A guest module lies at an impossible address.
     Module {
         /// The module's node.
         module: String,
-        /// Where it lies.
+        /// Its range.
         range: PhysicalRange,
-        /// Why that can't be.
+        /// The reason.
         fault: ModuleFault,
     },
-    /// A device's registers lie where memory is.
+    /// A device's registers overlap memory.
     DeviceInMemory {
         /// The device.
         device: &'static str,
         /// Its registers.
         registers: PhysicalRange,
     },
-    /// A device's registers lie where the CPU can't reach them.
+    /// A device's registers lie beyond the CPU's addresses.
     DeviceOutOfReach {
         /// The device.
         device: &'static str,
         /// Its registers.
         registers: PhysicalRange,
     },
-    /// No free memory for something that is needed.
+    /// No free memory for a required use.
     NoRoom {
-        /// For what.
+        /// The use.
         what: &'static str,
-        /// How many bytes.
+        /// Its size in bytes.
         size: u64,
     },
 }
 
-/// What is wrong with a guest module's place.
+/// What is wrong with a guest module's range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModuleFault {
-    /// The hypervisor is there.
+    /// It overlaps the hypervisor.
     OverlapsHypervisor(PhysicalRange),
-    /// The device tree is there.
+    /// It overlaps the device tree.
     OverlapsTree(PhysicalRange),
-    /// Another module is there.
+    /// It overlaps another module.
     OverlapsModule(String),
-    /// No memory is there, or none that may be used.
+    /// It lies outside of usable memory.
     OutsideMemory,
 }
 

@@ -1,8 +1,8 @@
-//! A device tree's structure, checked without the specification's rules for names.
+//! Checks a device tree's structure, without the specification's rules for names.
 //!
-//! Trees in the field break those: longer names than 31 characters are common. The tree reader refuses such a tree as a whole,
-//! or reads it unchecked and panics where its structure is broken. This check is what then stands between the two.
-//! Header and reservation block are the reader's to check, and were.
+//! Trees in the field break those rules: names longer than 31 characters are common. The tree reader either refuses such a tree
+//! as a whole, or reads it unchecked and panics where its structure is broken. This check makes the unchecked read safe. The
+//! reader has already checked header and reservation block.
 
 use core::ffi::CStr;
 

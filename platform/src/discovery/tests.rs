@@ -1,4 +1,4 @@
-//! Trees built here, and what must come out of them; whatever is done to a tree's bytes, nothing panics.
+//! Device trees built here, and the expected results; no change to a tree's bytes makes the reader panic.
 
 mod devices;
 mod memory;

@@ -1,6 +1,6 @@
-//! Nodes with the way that leads to them, so that their registers can be translated to CPU addresses.
+//! Nodes of the tree together with their parents, so that their registers can be translated to CPU addresses.
 //!
-//! Allocates nothing, and recurses at most [`MAX_DEPTH`] levels: what lies deeper in a tree isn't looked at.
+//! Allocates nothing, and recurses at most [`MAX_DEPTH`] levels: deeper nodes are ignored.
 
 use crate::range::PhysicalRange;
 use core::ops::ControlFlow;

@@ -1,10 +1,10 @@
-//! The interrupt controller, as far as the hypervisor itself needs it: one software-generated interrupt that kicks a CPU out of
-//! a guest or of waiting, and the timer's that ends waiting. All other interrupts are off.
+//! The interrupt controller, as far as the hypervisor itself needs it: one software-generated interrupt, which kicks a CPU out
+//! of a guest or a wait, and the timer's interrupt, which ends a wait. All other interrupts are off.
 //!
-//! The device tree says which GIC is in use: its registers are memory-mapped (GICv2) or system registers (GICv3). The CPU's
-//! ID register only says that system registers *may* be there: the model a64fx of QEMU has the ID field and undefined
-//! registers beside a GICv2. While memory-mapped registers work, ICC_SRE_EL2.SRE is 0, and ICC_* at EL1 is undefined
-//! (IHI 0069, 12.2.20). So system registers are touched in `v3` only.
+//! The device tree says which GIC is in use: its registers are memory-mapped (GICv2) or system registers (GICv3). The CPU's ID
+//! register only says that system registers *may* exist: QEMU's model a64fx has the ID field, but a GICv2 and undefined system
+//! registers. While memory-mapped registers are in use, ICC_SRE_EL2.SRE is 0, and ICC_* at EL1 is undefined (IHI 0069,
+//! 12.2.20). So only `v3` touches system registers.
 //!
 //! Interrupts are always masked at EL2, so a kick is never taken there: it ends a WFI, or a guest's run. Any CPU may kick any
 //! other at any time.
@@ -100,7 +100,7 @@ pub(crate) fn init(gic: &discovery::Gic, has_system_registers: bool) -> Result<(
     init_cpu()
 }
 
-/// Lets the timer's interrupt, which is private to each CPU, end the waits of this CPU, and of those that start later.
+/// Lets the timer's interrupt, which is private to each CPU, end the waits of this CPU, and of CPUs that start later.
 pub(crate) fn enable_timer(interrupt: discovery::Interrupt) {
     TIMER.call_once(|| interrupt);
     enable_private(interrupt);
@@ -139,8 +139,8 @@ pub(crate) fn init_cpu() -> Result<(), GicError> {
     Ok(())
 }
 
-/// Makes `cpu` leave its guest, or wake up, now or the next time it tries. What was written before is visible to it
-/// then. Kicks that come before the CPU [acknowledges](acknowledge) merge into one.
+/// Makes `cpu` leave its guest, or wake up, now or at its next attempt. The caller's earlier writes are visible to it then.
+/// Kicks that come before the CPU [acknowledges](acknowledge) merge into one.
 pub fn kick(cpu: CpuId) {
     let Some(target) = percpu::get(cpu) else {
         return;
@@ -162,7 +162,7 @@ pub fn acknowledge() {
     }
 }
 
-/// As [`wait`], but no longer than until [`timer::now_ns`] reaches `deadline_ns`, where the timer's interrupt is known.
+/// As [`wait`], but only until [`timer::now_ns`] reaches `deadline_ns`, if the timer's interrupt is known.
 pub fn wait_until(deadline_ns: u64) {
     timer::arm(deadline_ns);
     barrier::dsb(barrier::SY);

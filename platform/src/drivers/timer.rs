@@ -12,7 +12,7 @@ const FRACTION_BITS: u32 = 32;
 /// Nanoseconds per tick, as a fixed-point number with [`FRACTION_BITS`].
 static NS_PER_TICK: AtomicU64 = AtomicU64::new(0);
 
-/// Firmware hasn't said how fast the counter ticks (CNTFRQ_EL0 is 0), or says something impossible.
+/// Firmware gives no counter frequency (CNTFRQ_EL0 is 0), or an impossible one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct UnknownFrequency(u64);
 
@@ -55,7 +55,7 @@ pub fn now_ns() -> u64 {
     (scaled >> FRACTION_BITS) as u64
 }
 
-/// The counter itself, which guests see less their VM's offset.
+/// The raw counter, which guests see minus their VM's offset.
 pub fn counter() -> u64 {
     aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
     read_register!("cntpct_el0")
@@ -74,7 +74,7 @@ pub(crate) fn arm(deadline_ns: u64) {
     }
 }
 
-/// Ends what [`arm`] has begun: the interrupt isn't raised any more.
+/// Reverses [`arm`]: the interrupt isn't raised any more.
 pub(crate) fn disarm() {
     // SAFETY: as in `arm`.
     unsafe { write_register!("cnthp_ctl_el2", 0) };

@@ -1,5 +1,5 @@
-//! Exceptions taken at EL2. Those of guests go to the world switch; of all others only those of instructions that
-//! [`crate::cpu::recover`] names aren't fatal, and end in [`crate::el2::fatal`].
+//! Exceptions taken at EL2. A guest's exceptions go to the world switch. All others are fatal and end in [`crate::el2::fatal`],
+//! except for instructions listed in [`crate::cpu::recover`].
 
 use crate::cpu::percpu::PerCpu;
 use crate::cpu::speculation::OnExit;
@@ -26,7 +26,7 @@ global_asm!(
 const DATA_ABORT: u64 = 0x25;
 const SERROR: u64 = 0x2f;
 
-/// The address of the vectors whose exits begin so, for VBAR_EL2.
+/// The address of the vectors with this mitigation, for VBAR_EL2.
 pub(crate) fn vectors(on_exit: OnExit) -> u64 {
     unsafe extern "C" {
         safe static el2_vectors: u8;

@@ -1,8 +1,8 @@
-//! The end of a machine whose hypervisor failed: what happened, where, and how it came there; then power-off with status 3.
+//! Fatal errors of the hypervisor: reports what happened, where, and the call chain; then powers off with status 3.
 //!
-//! Runs on a CPU that can't be trusted any more, so it takes no lock, allocates nothing and follows no pointer that it hasn't
-//! checked. A second failure on the way powers off at once, a third one stops the CPU (exceptions.S). Only one CPU
-//! reports; others that fail meanwhile wait for the power-off.
+//! The CPU can't be trusted any more, so this takes no lock, allocates nothing and follows no unchecked pointer. A second
+//! failure on the way powers off at once, a third one stops the CPU (exceptions.S). Only one CPU reports; others that fail
+//! meanwhile wait for the power-off.
 
 use crate::console::{self, emergency_line};
 use crate::cpu::percpu::{CpuId, FatalFrame, PerCpu};

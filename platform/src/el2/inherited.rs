@@ -1,9 +1,9 @@
-//! Registers that act on EL1 or EL0 and that neither the world switch nor a trap keeps for each guest: they are written once
-//! on every CPU, so that nothing of boot firmware's reaches a guest.
+//! EL1 and EL0 registers that are neither switched nor trapped: written once on every CPU, so that no value of boot firmware
+//! reaches a guest.
 //!
-//! What a guest can write, or what acts on it (Arm ARM D23.2, D23.3, D23.10), falls into four groups:
+//! The registers that a guest can write, or that act on it (Arm ARM D23.2, D23.3, D23.10), fall into four groups:
 //!
-//! | registers | what keeps one guest's from the next |
+//! | registers | how they are kept from the next guest |
 //! |---|---|
 //! | `vm::El1State`, FP and SIMD registers, FPCR, FPSR, pointer-authentication keys, DISR_EL1 (VDISR_EL2) | switched when a vCPU is loaded and put (`world`) |
 //! | general registers, PC, PSTATE | switched at each exit |
@@ -17,14 +17,14 @@
 //! | CNTP_*_EL0; ICC_*_EL1; MPAM* | trap: CNTHCTL_EL2.EL1PCEN; ICC_SRE_EL2.Enable and ICH_HCR_EL2; MPAM2_EL2, MPAMHCR_EL2 |
 //! | values of the trapped registers that act without being accessed | written here |
 //!
-//! EL2's own controls, the traps among them, are in `el2`, those of the GIC in `gic::v3`.
+//! EL2's own controls, including the traps, are in `set_up`, those of the GIC in `gic::v3`.
 //!
-//! A register is written where the ID registers say that the feature exists, and firmware lets EL2 have it, as Linux's boot
-//! protocol demands (booting.rst) and as PMBIDR_EL1 and TRBIDR_EL1 tell.
+//! A register is written if the ID registers say that the feature exists and firmware lets EL2 access it, as Linux's boot
+//! protocol demands (booting.rst) and as PMBIDR_EL1 and TRBIDR_EL1 show.
 
 use crate::cpu::features::CpuFeatures;
 
-/// What says whether registers exist and may be written, beside the features that all CPUs share.
+/// Which registers exist and may be written, besides the features that all CPUs share.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Access {
     /// PMBIDR_EL1.P is clear: EL2 may program the profiling buffer.
@@ -35,19 +35,19 @@ pub struct Access {
     pub mpam_hcr: bool,
 }
 
-/// A register's name and what it holds from boot on.
+/// A register's name and its value from boot on.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootValue {
-    /// As the Arm ARM has it.
+    /// Its name in the Arm ARM.
     pub name: &'static str,
-    /// What is written.
+    /// Its value.
     pub value: u64,
 }
 
 macro_rules! boot_values {
     ($features:ident, $access:ident; $($name:ident $encoding:literal = $value:expr, if $exists:expr;)*) => {
-        /// What such a CPU gets, in the order of the writes.
+        /// The values for a CPU with these features, in the order of the writes.
         #[cfg(test)]
         fn boot_values(
             $features: &CpuFeatures,

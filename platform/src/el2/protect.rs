@@ -1,4 +1,4 @@
-//! What is done about speculation, on this CPU: its vectors are chosen by what [`crate::cpu::speculation`] decides, once.
+//! Speculation mitigations on this CPU: selects its vectors once, by the decision of [`crate::cpu::speculation`].
 
 use crate::cpu::features::IdRegisters;
 use crate::cpu::percpu::PerCpu;

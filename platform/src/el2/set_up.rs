@@ -1,9 +1,9 @@
-//! EL2's control registers: what they hold before anything else runs on a CPU.
+//! Sets up EL2's control registers before anything else runs on a CPU.
 //!
-//! Registers come out of reset with unknown values, and boot firmware leaves its own, so each one that affects guests, traps or
-//! EL2 itself is written, none inherited; of optional features only where the CPU has them (Arm ARM D23.2). The world
-//! switch sets those again that differ between VMs; [`inherited`] has the registers of EL1, and the table of what keeps
-//! guests apart. Every CPU runs this for itself.
+//! Registers have unknown values after reset, and boot firmware leaves its own. So each one that affects guests, traps or EL2
+//! itself is written and none inherited; those of optional features only where the CPU has them (Arm ARM D23.2). The world
+//! switch later sets the registers that differ between VMs; [`inherited`] has the registers of EL1, and the table of how guests
+//! are kept apart. Every CPU runs this for itself.
 
 use crate::cpu::features::CpuFeatures;
 use crate::cpu::register::{read_register, write_register};

@@ -1,8 +1,8 @@
-//! This CPU's own stage-2 table walker, asked by address translation instructions (AT S12E1R and S12E1W, Arm ARM C5.4): what
-//! it makes of tables, without a guest that has to run into them.
+//! Queries this CPU's own stage-2 table walker by address translation instructions (AT S12E1R and S12E1W, Arm ARM C5.4): its
+//! result for given tables, without running a guest.
 //!
-//! For self-tests and measurements, on a CPU that has no guest loaded. EL2's own translation isn't affected by the
-//! registers that this sets, and they are put back.
+//! For self-tests and measurements, on a CPU that has no guest loaded. The registers set here don't affect EL2's own
+//! translation, and are restored.
 
 use crate::cpu::register::{read_register, write_register};
 use crate::cpu::tlb::CpuInstructions;

@@ -1,7 +1,7 @@
-//! The world switch: one CPU between EL2 and the guest that it runs.
+//! The world switch: moves one CPU between EL2 and its guest.
 //!
-//! A vCPU keeps its CPU, so its system, FP and key registers change hands only when it is loaded and put; an exit saves
-//! the general registers and nothing else (`world.S`). Each CPU has its own [`HardwareCpu`]; nothing here is shared.
+//! A vCPU keeps its CPU, so its system, FP and key registers are switched only when it is loaded and put; an exit saves the
+//! general registers and nothing else (`world.S`). Each CPU has its own [`HardwareCpu`]; nothing here is shared.
 
 use core::arch::global_asm;
 use core::mem::offset_of;

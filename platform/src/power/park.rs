@@ -1,4 +1,4 @@
-//! A CPU that can't even say what is wrong: it waits for ever, with the reason in x19.
+//! Parks a CPU that can't even report an error: it waits for ever, with the reason in x19.
 
 use core::arch::asm;
 

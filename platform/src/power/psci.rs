@@ -1,5 +1,5 @@
-//! Calls to firmware: starting CPUs, powering off (PSCI 1.1), workarounds (SMCCC 1.1). An SMC is issued only where the
-//! device tree offers PSCI by SMC: elsewhere it may hang. Any CPU may call at any time.
+//! Firmware calls: starting CPUs, powering off (PSCI 1.1), workarounds (SMCCC 1.1). An SMC is issued only where the device tree
+//! offers PSCI by SMC: elsewhere it may hang. Any CPU may call at any time.
 
 use crate::console;
 use crate::cpu::speculation::{Firmware, Workaround};

@@ -1,11 +1,11 @@
-//! What a guest prints: whole lines, marked as a guest's, so that it can't be taken for the hypervisor's own words.
+//! A guest's console output: printed in whole lines with a guest's prefix, so that it can't pass for the hypervisor's.
 //!
-//! All vCPUs of a VM share one; each byte is put under a lock that only printing takes.
+//! All vCPUs of a VM share one console. Each byte is added under a lock that only printing takes.
 
 use core::fmt;
 use spin::Mutex;
 
-/// The longest line; what follows becomes the next one.
+/// The longest line; a longer one is broken.
 const LONGEST: usize = 256;
 
 /// Collects a guest's bytes into lines.
@@ -31,7 +31,7 @@ impl GuestConsole {
         }
     }
 
-    /// Takes a byte, and passes a line that it completes to `print`, with everything unprintable escaped.
+    /// Adds a byte. If it completes a line, passes the line to `print`, with everything unprintable escaped.
     pub fn put(&self, byte: u8, print: impl FnOnce(fmt::Arguments<'_>)) {
         let mut line = self.line.lock();
         if byte != b'\n' {
@@ -45,7 +45,7 @@ impl GuestConsole {
         line.print(print);
     }
 
-    /// Prints what hasn't been ended.
+    /// Prints an unfinished line.
     pub fn flush(&self, print: impl FnOnce(fmt::Arguments<'_>)) {
         let mut line = self.line.lock();
         if line.length > 0 {
@@ -69,7 +69,7 @@ impl Line {
     }
 }
 
-/// Bytes as printable ASCII. A backslash stays one: a guest may write what looks like an escape.
+/// Bytes as printable ASCII. A backslash isn't escaped: a guest may print text that looks like an escape.
 struct Escaped<'b>(&'b [u8]);
 
 impl fmt::Display for Escaped<'_> {

@@ -1,6 +1,6 @@
-//! All that is counted while a VM runs, by name: its vCPUs' exits, its CPUs' faults, what they did to tables and TLBs.
+//! All counters of a running VM, by name: exits of its vCPUs, faults of its CPUs, and their work on tables and TLBs.
 //!
-//! The counters have one writer each; they are read here, at any time, and never reset: what a phase did is a difference.
+//! Each counter has one writer. Counters are read here at any time and never reset: a phase is measured by a difference.
 
 use crate::guest::host::Host;
 use crate::machine::Machine;
@@ -23,7 +23,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// A guest's counters now: the VM's exits, and what its CPUs and CPU 0 have counted.
+    /// A guest's current counters: the VM's exits, and the counters of its CPUs and of CPU 0.
     pub(super) fn of_guest<M: Machine, L>(
         host: &Host<'_, M>,
         vm: &Vm<AddressSpace<L>>,
@@ -33,7 +33,7 @@ impl Snapshot {
         Self::take(vm.exits(), own.chain(host.counters.first()))
     }
 
-    /// Reads the counters of these CPUs now.
+    /// Reads the current counters of these CPUs.
     fn take<'c>(exits: ExitCounts, cpus: impl IntoIterator<Item = &'c CpuCounters>) -> Self {
         let mut sums = Vec::new();
         for counters in cpus {
@@ -50,7 +50,7 @@ impl Snapshot {
         Self { exits, cpus: sums }
     }
 
-    /// What was counted since `earlier`, without what stayed.
+    /// The differences since `earlier`, without those that are 0.
     pub fn since(&self, earlier: &Self) -> CounterMap {
         let exits = self.exits.since(&earlier.exits);
         let exits = exits.iter().map(|(kind, count)| {

@@ -1,4 +1,4 @@
-//! The device tree that a guest is given: its memory, its vCPUs, PSCI, its device if it has one, its arguments.
+//! The device tree for a guest: memory, vCPUs, PSCI, an assigned device if there is one, and arguments.
 
 use crate::machine::Device;
 use alloc::format;
@@ -7,7 +7,7 @@ use core::fmt;
 use stage2::IpaRange;
 use vm_fdt::{Error, FdtWriter};
 
-/// What a guest is told.
+/// The contents of a guest's device tree.
 #[derive(Clone, Debug)]
 pub struct GuestDescription<'d> {
     /// Its memory.
@@ -24,8 +24,8 @@ impl GuestDescription<'_> {
     /// The flattened tree.
     ///
     /// # Errors
-    /// A value that a tree can't hold: `bootargs` with a NUL in it. Or there is no heap: what makes the tree can't say so,
-    /// so it is asked for more than that may need, and given back, beforehand.
+    /// A value that a tree can't hold: `bootargs` with a NUL in it. Or there is no heap: the tree's builder can't report that,
+    /// so a sufficient amount is first allocated and freed again.
     pub fn to_tree(&self) -> Result<Vec<u8>, TreeError> {
         let bytes = self.most_bytes();
         let mut room = Vec::<u8>::new();
@@ -38,9 +38,9 @@ impl GuestDescription<'_> {
         self.write().map_err(TreeError::Value)
     }
 
-    /// What the tree and its growing may take, at most.
+    /// The most heap for building the tree.
     fn most_bytes(&self) -> usize {
-        /// Of a vCPU's node, of a range of memory, of all else.
+        /// For a vCPU's node, for a range of memory, for all else.
         const NODE: usize = 256;
         const REST: usize = 4096;
         let device = self.device.map_or(0, |device| {
@@ -123,7 +123,7 @@ fn node(tree: &mut FdtWriter, name: &str, properties: &[(&str, &str)]) -> Result
     tree.end_node(node)
 }
 
-/// Why a guest's device tree can't be made.
+/// A guest's device tree can't be built.
 #[derive(Debug, PartialEq, Eq)]
 pub enum TreeError {
     /// A tree can't hold one of the values.
@@ -132,7 +132,7 @@ pub enum TreeError {
     NoRoom {
         /// The length of the guest's command line.
         bootargs: usize,
-        /// The bytes that were to be had.
+        /// The bytes that were requested.
         bytes: usize,
     },
 }
@@ -196,7 +196,7 @@ mod tests {
         );
     }
 
-    /// What is asked for beforehand is enough for a tree and for the buffer that it grew out of.
+    /// The amount tested in advance suffices for a tree and for the buffer that it grew out of.
     #[test]
     fn no_tree_takes_more_than_is_asked_for() {
         let affinities: Vec<u64> = (0..128).collect();

@@ -1,4 +1,4 @@
-//! The end of a guest: its vCPUs are stopped, its memory goes home, and what it has counted is kept.
+//! Ends a guest: stops its vCPUs, frees its memory, and keeps its counters.
 
 use crate::error::RunError;
 use crate::guest::counters::Snapshot;
@@ -14,16 +14,16 @@ use records::record::CounterMap;
 use stage2::{Features, PAGE_SIZE};
 use vm::{StopReason, Vm};
 
-/// How long CPUs may take to come back from a guest that was stopped, and how often CPU 0 looks whether they have.
+/// How long CPUs may take to leave a stopped guest, and how often CPU 0 checks whether they have.
 const PATIENCE_NS: u64 = 30_000_000_000;
 const LOOKS: u32 = 60;
 
-/// What there is to say of a guest that has ended.
+/// The final state of a guest that has ended.
 #[derive(Debug)]
 pub struct FinalState {
-    /// What its tables used of the architecture.
+    /// The architecture features that its tables used.
     pub stage2: Features,
-    /// All that was counted.
+    /// All counters.
     pub counters: CounterMap,
     /// The VM's frames after it was destroyed.
     pub frames: VmCounts,
@@ -31,14 +31,14 @@ pub struct FinalState {
     pub machine_frames: Counts,
 }
 
-/// A VM's limit, while there is one: cold pages are put away.
+/// A VM's limit while it lasts: with a limit, cold pages are compressed.
 pub(super) struct Limit<'l, M: Machine> {
     memory: &'l CpuMemory<M::Hardware>,
     vm: VmId,
 }
 
 impl<'l, M: Machine> Limit<'l, M> {
-    /// That of this guest, if it has one.
+    /// The limit of this guest, if it has one.
     pub(super) fn set(host: &Host<'l, M>, plan: &GuestPlan<'_>) -> Option<Self> {
         let (memory, vm) = (&host.own.memory, plan.vm);
         let frames = plan.limit? / PAGE_SIZE;
@@ -89,7 +89,7 @@ impl<'h, M: Machine, L: MmuLock> Ending<'h, M, L> {
         }
     }
 
-    /// Stops the guest if it hasn't ended by itself, and takes its memory home. The caller holds on to its VM no more.
+    /// Stops the guest if it hasn't ended by itself, and frees its memory. The caller holds no reference to its VM any more.
     ///
     /// # Errors
     /// Its CPUs don't come back, or frames are missing.
@@ -100,7 +100,7 @@ impl<'h, M: Machine, L: MmuLock> Ending<'h, M, L> {
         self.destroy(vm, counters)
     }
 
-    /// Ends the VM if it hasn't ended, and waits until its CPUs have come back from it.
+    /// Ends the VM if it hasn't ended, and waits until its CPUs have left it.
     fn stop(&self, vm: &Vm<AddressSpace<L>>) -> Result<(), RunError> {
         let Host {
             machine, cpu_pool, ..
@@ -141,8 +141,8 @@ impl<'h, M: Machine, L: MmuLock> Ending<'h, M, L> {
         })
     }
 
-    /// The VM's frames and the machine's, once the epoch has let go of the VM's and the machine's add up, or after a while: a
-    /// CPU that does its housekeeping may have some in hand.
+    /// The frames of the VM and of the machine, once the epoch has released the VM's and the machine's add up. Gives up after a
+    /// while: a CPU in its housekeeping may hold some frames.
     fn settled(&self) -> (VmCounts, Counts) {
         let Host {
             machine,

@@ -1,4 +1,4 @@
-//! The machine, as CPU 0 works with it.
+//! The machine as CPU 0 sees it.
 
 use crate::cpu_pool::CpuPool;
 use crate::error::RunError;
@@ -27,7 +27,7 @@ impl<M: Machine> Clone for Host<'_, M> {
 impl<M: Machine> Copy for Host<'_, M> {}
 
 impl<M: Machine> Host<'_, M> {
-    /// Checks that there is a CPU for every vCPU and for whatever else runs beside them.
+    /// Checks that there is a CPU for every vCPU and for all background work.
     pub fn check_cpus(&self, options: &Options) -> Result<(), RunError> {
         let cpus = self.machine.facts().cpus;
         let needed = options.busy_cpus().saturating_add(1);

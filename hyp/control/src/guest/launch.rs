@@ -1,4 +1,4 @@
-//! Guests are made and started here: each gets its memory, and CPUs that are idle.
+//! Creates and starts guests: each gets its memory, and idle CPUs.
 
 use crate::error::RunError;
 use crate::guest::device_tree::GuestDescription;
@@ -17,14 +17,14 @@ use records::size::Size;
 use stage2::{Layout, PAGE_SIZE};
 use vm::{CpuId, Pause, Service, Start, Vcpu, VcpuId, Vm, VmConfig};
 
-/// A VM that has its memory.
+/// A new VM with its memory.
 struct NewVm<L> {
     vm: Vm<AddressSpace<L>>,
     filled_ns: u64,
 }
 
 impl<'h, M: Machine> Host<'h, M> {
-    /// Starts a guest, whose hypercalls `service` answers.
+    /// Starts a guest whose hypercalls `service` handles.
     ///
     /// # Errors
     /// It can't be made, or there are too few idle CPUs. Nothing is left of it then.
@@ -40,9 +40,9 @@ impl<'h, M: Machine> Host<'h, M> {
         self.launch_with(plan, service, || self.create(plan))
     }
 
-    /// Starts a fork of a guest that is paused. The fork starts from the parent's vCPU state and shares its memory
-    /// copy-on-write. Its plan says its number, its limit and its time; of its memory the plan says what the parent's does. The
-    /// pause ends when the fork is made.
+    /// Starts a fork of a paused guest. The fork starts from the parent's vCPU state and shares its memory copy-on-write. Its
+    /// plan gives its own number, limit and timeout; the memory in the plan must equal the parent's. The pause ends when the
+    /// fork is made.
     ///
     /// # Errors
     /// As for [`Self::launch`].
@@ -60,7 +60,7 @@ impl<'h, M: Machine> Host<'h, M> {
         self.launch_with(plan, service, || self.fork(paused, plan))
     }
 
-    /// Starts a guest that `make` makes.
+    /// Starts the guest that `make` returns.
     fn launch_with<L, S>(
         &self,
         plan: &GuestPlan<'_>,
@@ -81,7 +81,7 @@ impl<'h, M: Machine> Host<'h, M> {
         Ok(guest)
     }
 
-    /// A VM with the memory that the plan says, whose first vCPU is about to start.
+    /// A VM with the planned memory, whose first vCPU is about to start.
     fn create<L: MmuLock>(&self, plan: &GuestPlan<'_>) -> Result<NewVm<L>, RunError> {
         let layout = plan.layout(&self.machine.facts().stage2)?;
         let own = &self.own.memory;
@@ -110,7 +110,7 @@ impl<'h, M: Machine> Host<'h, M> {
         Ok(NewVm { vm, filled_ns })
     }
 
-    /// A VM with the memory and the vCPUs of one that is paused.
+    /// A VM with the memory and the vCPUs of a paused one.
     fn fork<L: MmuLock, K: FnMut(CpuId)>(
         &self,
         paused: Pause<'_, AddressSpace<L>, K>,

@@ -1,10 +1,12 @@
-//! How long CPU 0 waits for others before it gives them up: until it has looked after them so often, at moments that are apart,
-//! and seen no progress at any. The time that passes between two looks doesn't count beyond that: a machine that its host
-//! stops for hours, or gives no CPU, has as many looks as any.
+//! A timeout that counts observations, not time: CPU 0 gives up on others after a number of looks, spaced apart, without any
+//! progress.
+//!
+//! Time between two looks counts no further. So a machine that its host stops for hours, or starves of CPU, gets as many looks
+//! as any other.
 
 use core::cell::Cell;
 
-/// A limit in looks. Used by the CPU that waits.
+/// A limit in looks. Used by the waiting CPU.
 #[derive(Debug)]
 pub(crate) struct Patience {
     apart_ns: u64,
@@ -14,7 +16,7 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
-    /// For waiting from now on for `limit_ns` at least, with so many looks, one at least.
+    /// A wait that begins now and lasts at least `limit_ns`, with so many looks, at least one.
     pub fn new(now_ns: u64, limit_ns: u64, looks: u32) -> Self {
         let patience = Self {
             apart_ns: limit_ns / u64::from(looks),
@@ -26,23 +28,23 @@ impl Patience {
         patience
     }
 
-    /// When to look next.
+    /// The time of the next look.
     pub fn next_ns(&self) -> u64 {
         self.next_ns.get()
     }
 
-    /// Whether it is time to look.
+    /// Whether the next look is due.
     pub fn is_due(&self, now_ns: u64) -> bool {
         now_ns >= self.next_ns.get()
     }
 
-    /// There was progress: all looks are left again.
+    /// Notes progress: the limit starts again.
     pub fn renew(&self, now_ns: u64) {
         self.left.set(self.most);
         self.next_ns.set(now_ns.saturating_add(self.apart_ns));
     }
 
-    /// A look, if it is time for one, has shown no progress. Whether it was the last.
+    /// Notes a look without progress, if one is due. Returns whether it was the last.
     pub fn is_over(&self, now_ns: u64) -> bool {
         if self.is_due(now_ns) {
             self.left.set(self.left.get().saturating_sub(1));

@@ -1,4 +1,4 @@
-//! What a guest is made of: its image, its vCPUs, its memory and the layout of its tables. Constant while it runs.
+//! The plan of a guest: image, vCPUs, memory, and layout of its tables. Constant while it runs.
 
 use crate::error::RunError;
 use crate::machine::Device;
@@ -14,16 +14,16 @@ use stage2::{Features, Ipa, IpaRange, Layout, Level, PAGE_SIZE};
 pub const RAM: Ipa = Ipa::new(records::options::RAM);
 /// The slot of RAM.
 pub const RAM_SLOT: SlotId = SlotId(0);
-/// The slot that a guest doesn't know of.
+/// The slot of memory that the guest isn't told of.
 pub const UNSEEN_SLOT: SlotId = SlotId(u16::MAX as u32);
 /// The slot of a device's first registers; the others' follow.
 const DEVICE_SLOT: u32 = 1 << 16;
-/// The address space that a guest gets unless it needs a larger one, in bits: Linux KVM's choice too.
+/// The default address space of a guest in bits, as in Linux KVM; larger if needed.
 const USUAL_IPA_BITS: u32 = 40;
-/// The most bits of an address in descriptors that aren't those of FEAT_LPA2.
+/// The most address bits in descriptors without FEAT_LPA2.
 const NARROW_BITS: u32 = 48;
 
-/// The level of table that maps a piece of such memory by one entry.
+/// The level whose entries map pieces of this backing.
 pub(super) const fn level(backing: Backing) -> Level {
     match backing {
         Backing::Page4K => Level::L3,
@@ -32,7 +32,7 @@ pub(super) const fn level(backing: Backing) -> Level {
     }
 }
 
-/// A slot of test memory. They follow each other without a gap.
+/// A slot of test memory. Slots are adjacent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TestSlot {
     /// Its name.
@@ -56,14 +56,15 @@ impl TestSlot {
     }
 }
 
-/// A guest to run.
+/// The plan of a guest.
 #[derive(Clone, Debug)]
 pub struct GuestPlan<'p> {
     /// Its number among the VMs.
     pub vm: VmId,
     /// Its image.
     pub image: GuestImage<'p>,
-    /// What holds the image for all guests that begin with it: their RAM shares its frames. Without it a guest has a copy.
+    /// The object with the image for all guests that start from it: their RAM shares its frames. Without it the guest gets a
+    /// copy.
     pub kernel: Option<Arc<Object>>,
     /// Its command line.
     pub bootargs: &'p str,
@@ -71,21 +72,21 @@ pub struct GuestPlan<'p> {
     pub vcpus: usize,
     /// The size of its RAM, a multiple of the backing's.
     pub ram: u64,
-    /// What its RAM is made of.
+    /// The backing of its RAM.
     pub ram_backing: Backing,
     /// The slots of its test memory, if it has any.
     pub test: Vec<TestSlot>,
-    /// What its test memory is made of.
+    /// The backing of its test memory.
     pub test_backing: Backing,
-    /// Whether the frames of its test memory come when it is first touched.
+    /// Whether its test memory is allocated at first touch.
     pub lazy: bool,
-    /// The most memory that it may have of its own, in bytes, if that is limited.
+    /// The limit on its own memory, in bytes, if there is one.
     pub limit: Option<u64>,
-    /// How its tables follow changes of what backs it.
+    /// How its tables follow changes of backing.
     pub policy: BackingPolicy,
-    /// The device that it is given, if any.
+    /// The device assigned to it, if any.
     pub device: Option<Device>,
-    /// The size of memory that it isn't told of, a multiple of the RAM's backing: it lies at [`Self::unseen_start`].
+    /// The size of memory that the guest isn't told of, a multiple of the RAM's backing, at [`Self::unseen_start`].
     pub unseen: u64,
     /// Whether its tables have hardware dirty state.
     pub hardware_dirty: bool,
@@ -93,21 +94,21 @@ pub struct GuestPlan<'p> {
     pub ring_entries: Option<usize>,
     /// Whether its vCPUs measure their longest exits.
     pub exit_times: bool,
-    /// The size of its address space, if that was asked for.
+    /// The size of its address space, if it was requested.
     pub ipa_bits: Option<u32>,
-    /// How long it may go on without progress, in seconds.
+    /// How long it may run without progress, in seconds.
     pub timeout: u64,
 }
 
 impl GuestPlan<'_> {
-    /// This guest with so little memory that it uses `percent` of it, or with all that it uses at 100.
+    /// The same guest, limited so that its memory use is `percent` of the limit; unlimited at 100.
     pub fn limited_to(self, percent: u64) -> Self {
         let test: u64 = self.test.iter().map(|slot| slot.pages * PAGE_SIZE).sum();
         let limit = (percent > 100).then(|| self.ram + test / percent * 100);
         Self { limit, ..self }
     }
 
-    /// The memory that its device tree tells it of.
+    /// The memory listed in its device tree.
     pub(super) fn memory(&self) -> Vec<IpaRange> {
         let test = Ipa::new(TEST_MEMORY);
         let mut memory = Vec::from([RAM..RAM.offset(self.ram)]);
@@ -130,14 +131,14 @@ impl GuestPlan<'_> {
         last.unwrap_or(Ipa::new(TEST_MEMORY))
     }
 
-    /// Where the memory begins that it isn't told of: behind all else.
+    /// The start of the memory that the guest isn't told of: behind all else.
     pub fn unseen_start(&self) -> Ipa {
         let end = self.test_end().max(RAM.offset(self.ram));
         Ipa::new(end.get().next_multiple_of(self.ram_backing.bytes()))
     }
 
-    /// The layout of its tables, of what a machine can have. Larger descriptors' addresses only where its own address space needs
-    /// them, dirty state where it is wanted; and contiguous groups not yet, as nothing here makes use of them.
+    /// The layout of its tables, within `possible`. Uses FEAT_LPA2's larger addresses only if its own address space needs them,
+    /// and dirty state if requested; contiguous groups not yet, as nothing here uses them.
     pub(super) fn layout(&self, possible: &Features) -> Result<Layout, RunError> {
         let devices = self.device_slots();
         let devices = devices.map(|slot| slot.start.get() + slot.bytes);

@@ -1,9 +1,9 @@
-//! A guest that runs, as a handle of CPU 0: its end and its progress are waited for here, it is paused and stopped, and other
-//! CPUs can be set to work on its memory meanwhile.
+//! CPU 0's handle to a running guest: waits for its end and its progress, pauses and stops it, and puts other CPUs to work on
+//! its memory.
 //!
-//! Any number of guests run at once: each has CPUs, a limit and counters of its own. The limit is on the time without progress: a
-//! step that is done, a fault that gave a vCPU memory, a call. It is counted in looks ([`Patience`]), so that it says something
-//! of the guest even where the machine itself is slow or stands still.
+//! Any number of guests run at once, each with its own CPUs, limit and counters. The limit is on time without progress, which
+//! is a completed step, a fault that gave a vCPU memory, or a call. It is counted in looks ([`Patience`]), so it judges the
+//! guest even where the machine itself is slow or stands still.
 
 use crate::cpu_pool::CpuPool;
 use crate::error::RunError;
@@ -22,15 +22,16 @@ use memory::{AddressSpace, CpuCounters, MmuLock};
 use vm::{CpuId, ExitKind, Pause, Starvation, StopReason, Vm};
 
 const NS_PER_SECOND: u64 = 1_000_000_000;
-/// How many times its limit a guest may take for one step while it makes progress: one that only seems to is ended too.
+/// How many times its limit a guest may take for one step while it makes progress: a guest that only seems to progress is ended
+/// too.
 const MOST_RENEWALS: u32 = 30 * LOOKS;
-/// How often CPU 0 looks after a guest before it has none of its time left.
+/// How many looks CPU 0 takes at a guest within its limit.
 const LOOKS: u32 = 4;
-/// How long vCPUs may take to come out to be looked at.
+/// How long vCPUs may take to leave the guest for a snapshot.
 const GLANCE_NS: u64 = 1_000_000_000;
 const GLANCE_LOOKS: u32 = 20;
 
-/// A guest that runs. It is stopped when this is dropped, at the latest, and nothing is left of it then.
+/// A running guest. It is stopped when this is dropped, at the latest, and nothing is left of it then.
 pub struct RunningGuest<'h, M: Machine, L: MmuLock> {
     /// The machine.
     pub machine: &'static M,
@@ -44,23 +45,23 @@ pub struct RunningGuest<'h, M: Machine, L: MmuLock> {
     pub cpus: Range<usize>,
     /// Whether its vCPUs measure their longest exits.
     pub exit_times: bool,
-    /// How long it took to give it its memory, and to a fork its vCPUs' state, in nanoseconds.
+    /// The time to fill its memory and, for a fork, its vCPUs' state, in nanoseconds.
     pub filled_ns: u64,
     host: Host<'h, M>,
     patience: Patience,
-    /// How often in succession the guest was given new patience without having ended a step.
+    /// How often in succession its limit was renewed without a completed step.
     renewals: Cell<u32>,
-    /// What the guest had done at the last look.
+    /// The guest's work counter at the last look.
     seen: Cell<u64>,
     timeout: u64,
-    /// The last want of memory that was relieved.
+    /// The last lack of memory that was relieved.
     relieved: Cell<Option<Starvation>>,
-    /// Dropped after `vm`, of which it is the last owner then.
+    /// Dropped after `vm`, whose last reference it then holds.
     ending: Ending<'h, M, L>,
 }
 
-/// CPUs that work on a VM's memory beside its vCPUs. They are told to stop, and waited for, at the latest when this is
-/// dropped.
+/// CPUs that work on a VM's memory beside its vCPUs. They are told to stop, and waited for, when this is dropped, at the
+/// latest.
 pub struct BackgroundWork<M: Machine> {
     machine: &'static M,
     cpu_pool: &'static CpuPool<M>,
@@ -70,7 +71,7 @@ pub struct BackgroundWork<M: Machine> {
 }
 
 impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
-    /// One that is about to start on these CPUs.
+    /// Background work that is about to start on these CPUs.
     pub(super) fn new(
         host: Host<'h, M>,
         plan: &GuestPlan<'_>,
@@ -98,7 +99,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         }
     }
 
-    /// Stops the guest if it hasn't ended by itself, and takes its memory home.
+    /// Stops the guest if it hasn't ended by itself, and frees its memory.
     ///
     /// # Errors
     /// Its CPUs don't come back, or frames of it remain.
@@ -108,7 +109,8 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         ending.end()
     }
 
-    /// As [`Self::end`], after whatever was done with it came to `outcome`. An error of that comes before one of the end.
+    /// As [`Self::end`], after work with the guest that returned `outcome`. An error in `outcome` takes precedence over one of
+    /// the end.
     pub fn end_after<R, E: From<RunError>>(
         self,
         outcome: Result<R, E>,
@@ -119,13 +121,13 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         }
     }
 
-    /// The counters now: the VM's exits, and what its CPUs and CPU 0 have counted.
+    /// The current counters: the VM's exits, and the counters of its CPUs and of CPU 0.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::of_guest(&self.host, &self.vm, &self.cpus)
     }
 
-    /// Sets `count` more CPUs to work on the VM, which call `work` once each with their number among them, and a sign that
-    /// says when to stop. `None` if there are not as many idle ones.
+    /// Sets `count` more CPUs to work on the VM. Each calls `work` once, with its number among them and a flag that says when
+    /// to stop. `None` if there are too few idle CPUs.
     pub fn beside(
         &self,
         count: usize,
@@ -151,7 +153,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         Some(beside)
     }
 
-    /// Wakes all vCPUs, so that those that wait in a call look whether it can be answered.
+    /// Wakes all vCPUs, so that those that wait in a call check whether it can be answered.
     pub fn kick_vcpus(&self) {
         for vcpu in self.vm.vcpus() {
             if let Some(cpu) = self.vm.cpu_of(vcpu) {
@@ -160,13 +162,14 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         }
     }
 
-    /// The guest has done what was expected of it, or waits for this CPU: it has all of its time again.
+    /// Notes progress: the guest has done a step, or waits for this CPU. Its limit starts again.
     pub fn note_progress(&self) {
         self.renewals.set(0);
         self.patience.renew(self.machine.now_ns());
     }
 
-    /// Waits until `done`, which becomes true before this CPU is kicked. Puts cold pages away meanwhile, if memory is short.
+    /// Waits until `done` returns true, which happens before this CPU is kicked. Compresses cold pages meanwhile, if memory is
+    /// short.
     ///
     /// # Errors
     /// The guest has ended before, or its time is up.
@@ -182,7 +185,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         }
     }
 
-    /// Pauses the guest, and returns when all its vCPUs are out of it.
+    /// Pauses the guest, and returns when all its vCPUs have left it.
     ///
     /// # Errors
     /// As for [`Self::check`].
@@ -197,7 +200,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         Ok(pause)
     }
 
-    /// Checks that the guest goes on.
+    /// Checks that the guest runs on.
     ///
     /// # Errors
     /// It has ended, it is paused because no memory is left, or its time is up.
@@ -215,10 +218,10 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         Ok(())
     }
 
-    /// Looks whether the guest has made progress.
+    /// Checks whether the guest has made progress.
     ///
     /// # Errors
-    /// It hasn't for as long as it may.
+    /// It has made none for its whole limit.
     #[cold]
     fn look(&self, now_ns: u64) -> Result<(), RunError> {
         let done = self.work_done();
@@ -241,8 +244,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         Ok(())
     }
 
-    /// What was done for the guest: faults that gave it memory, or a right to it, and its calls. What has to be tried again
-    /// is nothing done.
+    /// Counts the work done for the guest: faults that gave it memory or a permission, and its calls. Retries don't count.
     fn work_done(&self) -> u64 {
         let of_cpu = |counters: &CpuCounters| {
             let faults = &counters.faults;
@@ -254,7 +256,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         cpus.fold(calls, |sum, counters| sum.wrapping_add(of_cpu(counters)))
     }
 
-    /// Prints where each vCPU is.
+    /// Prints the state of each vCPU.
     fn show_vcpus(&self) {
         let pause = self.vm.pause(|cpu| self.machine.kick(cpu));
         let patience = Patience::new(self.machine.now_ns(), GLANCE_NS, GLANCE_LOOKS);
@@ -268,10 +270,10 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         }
     }
 
-    /// Lets a guest go on that was paused for want of memory, if there is some by now.
+    /// Resumes a guest that was paused for lack of memory, if there is some by now.
     ///
     /// # Errors
-    /// There is none, or what there is wasn't enough for the same access before.
+    /// There is none, or not enough was freed for the same access before.
     fn relieve(&self, starvation: Starvation) -> Result<(), RunError> {
         let vm = self.vm.space.vm();
         self.machine
@@ -314,7 +316,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
 }
 
 impl<M: Machine> BackgroundWork<M> {
-    /// Whether all of them are done.
+    /// Whether all of these CPUs have finished.
     pub fn are_done(&self) -> bool {
         self.cpu_pool.are_idle(self.cpus.clone())
     }

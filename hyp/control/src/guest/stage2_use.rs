@@ -1,9 +1,9 @@
-//! What of the architecture a VM's tables use, for people.
+//! The architecture features that a VM's stage-2 tables use, as text for people.
 
 use core::fmt;
 use stage2::{Bbm, Features};
 
-/// What of the architecture a VM's tables use, for people.
+/// The architecture features that a VM's tables use, as text for people.
 pub struct Stage2Use<'f>(pub &'f Features);
 
 impl fmt::Display for Stage2Use<'_> {

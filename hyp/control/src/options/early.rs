@@ -1,28 +1,28 @@
-//! The options that are taken before the others are read, by whoever boots the machine. [`Options::parse`] passes them over.
+//! Options that the boot code reads before the others. [`Options::parse`] skips them.
 
 use super::{OptionError, each_word, value};
 use records::options::{EARLY_KEYS, HELP, INJECT, MITIGATIONS, SELF_TEST};
 use records::words::{Bug, GuestKind, Mitigations, SelfTest};
 
-/// What is done before any guest runs.
+/// Options that act before any guest runs.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct EarlyOptions {
-    /// Whether the options are to be listed, and nothing is run.
+    /// Whether to list the options and run nothing.
     pub help: bool,
-    /// Whether exits from guests do what the CPUs need against speculation.
+    /// Whether exits from guests apply the CPUs' speculation mitigations.
     pub mitigations: bool,
-    /// What is done instead of running a guest.
+    /// The self-test to run instead of a guest.
     pub self_test: Option<SelfTest>,
-    /// The bug that the debug build has.
+    /// The bug to inject in the debug build.
     pub inject: Option<Bug>,
 }
 
 impl EarlyOptions {
-    /// Reads those among the words of `bootargs`. The benchmark's own guest comes with the hypervisor and is trusted: unless
-    /// the user says more, nothing is done for it against speculation.
+    /// Parses these options among the words of `bootargs`. The benchmark's own guest comes with the hypervisor and is trusted:
+    /// by default no speculation mitigations are applied for it.
     ///
     /// # Errors
-    /// One of these is malformed, or given twice. What is wrong with others is not looked for.
+    /// One of these is malformed, or given twice. Other options aren't checked.
     pub fn parse(bootargs: &str) -> Result<Self, OptionError<'_>> {
         let mut options = Self::default();
         let mut mitigations = Mitigations::Auto;
@@ -60,7 +60,7 @@ impl EarlyOptions {
         Ok(options)
     }
 
-    /// Checks that no bug is asked for, in a build that has none.
+    /// Checks that no bug is requested in a build without bugs.
     ///
     /// # Errors
     /// One is.

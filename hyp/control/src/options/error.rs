@@ -1,11 +1,11 @@
-//! What can be wrong with the options: each error is one line that names the culprit.
+//! Errors in the options. Each is one line that names the culprit.
 
 use crate::quote::Quoted;
 use core::fmt;
 use records::options::MOST_SLOTS;
 use records::size::Size;
 
-/// Why the options can't be used.
+/// An error in the options.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum OptionError<'t> {
     /// No option has this name.
@@ -16,7 +16,7 @@ pub enum OptionError<'t> {
     Repeated {
         /// The option.
         key: &'static str,
-        /// What is named twice.
+        /// The repeated word.
         text: &'t str,
     },
     /// The option needs a value.
@@ -25,30 +25,30 @@ pub enum OptionError<'t> {
     DebugBuildOnly(&'static str),
     /// There is no memory for the option's value.
     NoRoom(&'static str),
-    /// The option's value isn't one.
+    /// The option's value is malformed.
     Malformed {
         /// The option.
         key: &'static str,
         /// Its value.
         text: &'t str,
-        /// What it could be.
+        /// The possible values.
         expected: &'static str,
     },
-    /// The guest has no use for the option.
+    /// The option doesn't apply to the guest.
     NotForGuest {
         /// The option.
         key: &'static str,
-        /// What the guest is.
+        /// The kind of guest.
         guest: &'static str,
     },
-    /// The log can't be read from rings.
+    /// The log can't be harvested from rings.
     NotWithRing {
-        /// What doesn't go with it.
+        /// The option that excludes rings.
         with: &'static str,
         /// Why.
         why: &'static str,
     },
-    /// No VM has so many slots for test memory.
+    /// A VM can't have so many slots for test memory.
     SlotsBeyondVm(u64),
     /// There are fewer pieces of memory than slots.
     TooManySlots {
@@ -63,11 +63,11 @@ pub enum OptionError<'t> {
     OneMode,
     /// The benchmark was to run with several limits.
     OneOvercommit,
-    /// It is said how to merge where nothing is merged.
+    /// An option of merging, but nothing is merged.
     NotMerging(&'static str),
-    /// A scanner was to run beside a workload that has its own.
+    /// A background scanner together with a workload that has its own.
     MergingTwice,
-    /// Test memory was to be merged where there is none.
+    /// Test memory as a target of merging, but there is none.
     NoTestMemory,
     /// The memory isn't a whole number of pages.
     NotWholePages(Size),

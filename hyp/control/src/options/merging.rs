@@ -1,18 +1,18 @@
-//! How equal pages are merged: at which rate, and which of them. The names are those of Linux KSM, where that has one.
+//! Options of page merging: its rate, and which pages it covers. Named as in Linux KSM where that has the same option.
 
 use super::OptionError;
 use super::value;
 use memory::MergePolicy;
 use records::options::MergeOptions;
 
-/// What these options are called.
+/// The names of these options.
 pub(super) const KEYS: [&str; 4] = [
     "merge_targets",
     "pages_to_scan",
     "sleep_millisecs",
     "max_page_sharing",
 ];
-/// KSM's numbers have as many bits.
+/// The largest number: KSM's numbers have 32 bits.
 const MOST: u64 = u32::MAX as u64;
 
 /// Sets one of [`KEYS`].
@@ -36,7 +36,7 @@ pub(super) fn set<'t>(
     Ok(())
 }
 
-/// What the options say of it to the memory.
+/// The merge policy from these options.
 pub fn merge_policy(options: &MergeOptions) -> MergePolicy {
     MergePolicy {
         pages_to_scan: options.pages_to_scan,

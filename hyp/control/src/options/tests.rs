@@ -1,4 +1,4 @@
-//! What is understood, and what every mistake is called.
+//! Tests which options are accepted, and the error for each mistake.
 
 use super::*;
 use alloc::string::{String, ToString};

@@ -1,4 +1,4 @@
-//! The values of options, as bootargs have them.
+//! Values of options, as written in bootargs.
 
 use super::OptionError;
 use alloc::string::String;
@@ -8,7 +8,7 @@ use records::options::{ALONE, LEVELS, MOST_SLOTS, PATHS, RING_ENTRIES, RING_SIZE
 use records::size::{Size, decimal};
 use records::words::Word;
 
-/// The value that a word stands for. Capitals don't count.
+/// The value that a word names, in upper or lower case.
 pub(super) fn word<'t, T: Word>(key: &'static str, text: &'t str) -> Result<T, OptionError<'t>> {
     let mut all = T::ALL.iter().copied();
     all.find(|value| value.word().eq_ignore_ascii_case(text))
@@ -19,7 +19,7 @@ pub(super) fn word<'t, T: Word>(key: &'static str, text: &'t str) -> Result<T, O
         })
 }
 
-/// The values that words stand for, which commas part.
+/// The values named by words, separated by commas.
 pub(super) fn words<'t, T: Word>(
     key: &'static str,
     text: &'t str,
@@ -76,7 +76,7 @@ pub(super) fn number<'t>(
     })
 }
 
-/// How many slots the test memory is cut into.
+/// The number of slots of the test memory.
 pub(super) fn slots<'t>(key: &'static str, text: &'t str) -> Result<usize, OptionError<'t>> {
     let slots = number(key, text, 1, u64::MAX, "a number from 1 on")?;
     let fitting = usize::try_from(slots).ok();
@@ -84,7 +84,7 @@ pub(super) fn slots<'t>(key: &'static str, text: &'t str) -> Result<usize, Optio
     fitting.ok_or(OptionError::SlotsBeyondVm(slots))
 }
 
-/// Different numbers, which commas part.
+/// Different numbers, separated by commas.
 pub(super) fn numbers<'t>(
     key: &'static str,
     text: &'t str,

@@ -1,7 +1,7 @@
-//! Whether pages were accessed: what the access flags of all entries that map them say, in all VMs.
+//! Reads and clears a page's access flags: in every entry that maps the page, in all VMs.
 //!
-//! Where hardware doesn't set the flags, the next access faults. For any CPU at any time, vCPUs running; what is
-//! claimed makes no difference.
+//! Where hardware doesn't set access flags, clearing one makes the next access fault. Any CPU may call at any time, with vCPUs
+//! running and whether or not the page is claimed.
 
 use crate::object::Object;
 use crate::space::mapping::Mapping;
@@ -10,7 +10,7 @@ use crate::system::cpu::CpuMemory;
 use alloc::sync::Arc;
 use stage2::{IpaRange, Tlb};
 
-/// Looks at access flags, and clears them. What TLBs hold is invalidated for many pages at once, when it ends.
+/// Reads and clears access flags. TLBs are invalidated once for many pages, at the end.
 pub(crate) struct Ager<'c, T: Tlb> {
     cpu: &'c CpuMemory<T>,
     cleared: Option<(Arc<Space>, IpaRange)>,
@@ -21,8 +21,8 @@ impl<'c, T: Tlb> Ager<'c, T> {
         Self { cpu, cleared: None }
     }
 
-    /// Clears the access flags of all that maps a page, or the block that it begins. Accesses from when this ends on
-    /// set them.
+    /// Clears the access flags of all entries that map a page, or the block that begins with it. Accesses from the end of this
+    /// call on set them.
     pub(crate) fn age(&mut self, object: &Object, page: u64) {
         let cpu = self.cpu;
         Self::clear(cpu, object, page, |space, range| match &mut self.cleared {

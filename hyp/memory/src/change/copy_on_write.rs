@@ -1,7 +1,7 @@
-//! Copy-on-write: a write to a page whose frame others have too, or may not be written for another reason.
+//! Copy-on-write: a write to a page whose frame is shared, or is read-only for another reason.
 //!
-//! Served by the vCPU that writes, in the fault that it takes for it: the copy is put in the place of the shared frame in every
-//! table that maps the page, and where the writer had no entry its fault goes on and makes one.
+//! The writing vCPU makes the copy inside its own write fault. The copy replaces the shared frame in every table that maps the
+//! page. If the writer had no entry yet, its fault continues and makes one.
 
 use crate::change::propagate::Changer;
 use crate::frames::{Owner, copy_page};
@@ -11,16 +11,16 @@ use crate::space::{Change, Space};
 use crate::system::cpu::{Caches, CpuMemory};
 use stage2::{Level, PAGE_SIZE, Pa, Permissions, Tlb};
 
-/// How what backs a VM is changed.
+/// How changes of a VM's backing are made.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct How {
     change: Change,
-    /// Whether no guest can look past the data caches.
+    /// Whether FEAT_S2FWB is on, so that no guest can bypass the data caches.
     pub(crate) fwb: bool,
 }
 
 impl Space {
-    /// How what backs it is changed for it.
+    /// How changes of its backing are made.
     #[inline]
     pub(crate) fn how(&self) -> How {
         How {
@@ -30,14 +30,14 @@ impl Space {
     }
 }
 
-/// What became of a page that is to be written.
+/// The result of preparing a page for a write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Unshared {
-    /// It has a copy of its own, where changes are direct in all entries that map it.
+    /// The page has a copy of its own; if changes are direct, every entry that maps the page leads to it.
     Copied,
-    /// The frame that it had is its own. Entries that map it may be made writable by a fault.
+    /// The frame is the page's own. A fault may make its entries writable.
     Reused,
-    /// Somebody else is at it.
+    /// Another CPU is changing the page.
     Busy,
     /// There is no frame for the copy.
     OutOfFrames,
@@ -84,7 +84,7 @@ impl<T: Tlb + Caches> Changer<'_, T> {
         Some(zeroed)
     }
 
-    /// A frame with the contents of `shared` for one of the pages that share it: the same one for the last of them.
+    /// A frame with the contents of `shared` for one of the pages that share it: the same frame for its last sharer.
     fn copy_of(&self, claim: &Claim<'_>, shared: Pa, how: How) -> Option<Pa> {
         let account = claim.object().account();
         if self.cpu.system().objects().count(shared) == 1 {
@@ -99,7 +99,7 @@ impl<T: Tlb + Caches> Changer<'_, T> {
         Some(copy)
     }
 
-    /// Says who has which frame now, and ends the claim.
+    /// Updates the frames' records and owners, and ends the claim.
     fn settle(&self, claim: Claim<'_>, from: Pa, to: Pa) {
         let objects = self.cpu.system().objects();
         let mut left = 1;
@@ -118,7 +118,8 @@ impl<T: Tlb + Caches> Changer<'_, T> {
     }
 }
 
-/// What maps a page that may be written by its VM now, at first: the right to write is a fault's to take, which tells the log.
+/// The initial permissions of a page that its VM may write: without write permission, which only a fault adds, as it also marks
+/// the log.
 pub(crate) fn writable_by_fault(slot: &Slot) -> Permissions {
     if slot.read_only() {
         Permissions::READ_ONLY
@@ -127,7 +128,7 @@ pub(crate) fn writable_by_fault(slot: &Slot) -> Permissions {
     }
 }
 
-/// Makes a page that was written here visible to guests, however they look at it.
+/// Makes a page that was written here visible to guests, with or without caches.
 pub(crate) fn show<T: Caches>(cpu: &CpuMemory<T>, pa: Pa, fwb: bool) {
     if fwb {
         cpu.hardware().clean_for_fetches(pa, PAGE_SIZE);
@@ -136,21 +137,21 @@ pub(crate) fn show<T: Caches>(cpu: &CpuMemory<T>, pa: Pa, fwb: bool) {
     }
 }
 
-/// What became of a page that had no frame.
+/// The result of populating a page that had no frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Populated {
     /// It has a frame now.
     Done,
-    /// Somebody else has changed it, or its piece has to be allocated smaller: look again.
+    /// Another CPU has changed it, or its piece has to be allocated smaller: look again.
     Changed,
-    /// Another CPU is at it.
+    /// Another CPU is changing it.
     Busy,
     /// There is no frame for it.
     OutOfFrames,
 }
 
 impl Object {
-    /// Backs a page that nobody has touched, with all of its piece if there is a run of frames for that.
+    /// Backs an untouched page, together with its whole piece if there is a run of frames for it.
     pub(crate) fn populate<T: Caches>(&self, cpu: &CpuMemory<T>, page: u64, how: How) -> Populated {
         let piece = self.piece_at(page);
         if piece < Level::L3 {

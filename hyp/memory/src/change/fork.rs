@@ -1,4 +1,4 @@
-//! A VM's memory, twice: the copy shares all frames, and either gets its own of what it writes.
+//! Forks a VM's memory: parent and fork share all frames copy-on-write.
 
 use crate::change::propagate::Changer;
 use crate::frames::{FrameSize, Owner};
@@ -12,18 +12,18 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use stage2::Tlb;
 
-/// Pages that are shared in one stay in the epoch: those of a region.
+/// Pages that are shared during one stay in the epoch: those of a region.
 const AT_ONCE: u64 = FrameSize::Block2M.frames() as u64;
 
 impl<L: MmuLock> AddressSpace<L> {
-    /// Gives `child`, which has no slots, the slots of this VM. Memory of this VM's own is shared until either writes it, page
-    /// by page; what VMs share on purpose, images and devices are the same in both. Dirty logs aren't inherited.
+    /// Gives `child`, which has no slots, the slots of this VM. The VM's own memory is shared copy-on-write, page by page;
+    /// shared objects, images and devices are the same in both. Dirty logs aren't inherited.
     ///
-    /// The VM is paused, if the copy is to be of one moment: what vCPUs write meanwhile may be in the copy or not. When this
-    /// returns, no write of one is seen in the other, and none was lost.
+    /// For a consistent copy the VM must be paused: what vCPUs write meanwhile may be in the copy or not. When this returns,
+    /// neither VM sees the other's writes, and no write was lost.
     ///
     /// # Errors
-    /// There is no heap, no room for another copy of what is put away, or there are too many objects. The child has no slots
+    /// There is no heap, no room for another copy of compressed pages, or there are too many objects. The child has no slots
     /// then, and may try again.
     pub fn fork<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, child: &Self) -> Result<(), SlotError> {
         // Before any lock: two that were to be each other's child would wait for each other.
@@ -44,7 +44,7 @@ impl<L: MmuLock> AddressSpace<L> {
         forked
     }
 
-    /// Makes all of the child's slots, and has it have them only then: what fails leaves nothing to be undone.
+    /// Makes all of the child's slots and only then publishes them, so that a failure leaves nothing to undo.
     fn fork_slots<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -59,7 +59,7 @@ impl<L: MmuLock> AddressSpace<L> {
         child.publish_first(cpu, &forked)
     }
 
-    /// All slots, which may be used beyond the epoch.
+    /// References to all slots, for use beyond the epoch.
     fn held_slots<T>(&self, cpu: &CpuMemory<T>) -> Result<Vec<Arc<Slot>>, SlotError> {
         let guard = self.pin(cpu);
         let slots: &SlotArray = self.slots(&guard);
@@ -69,7 +69,7 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 }
 
-/// A slot of the child's like one of the parent's: private memory in a copy, one for all slots that have parts of it.
+/// The child's version of one of the parent's slots. Private memory is copied as one object for all slots that map parts of it.
 fn fork_slot<L: MmuLock, T: Tlb + Caches>(
     cpu: &CpuMemory<T>,
     child: &AddressSpace<L>,
@@ -100,7 +100,7 @@ fn fork_slot<L: MmuLock, T: Tlb + Caches>(
     new_slot(config)
 }
 
-/// A vector for so many values.
+/// An empty vector with room for `count` values.
 fn try_with_capacity<V>(count: usize) -> Result<Vec<V>, SlotError> {
     let mut values = Vec::new();
     let reserved = values.try_reserve_exact(count);
@@ -109,11 +109,11 @@ fn try_with_capacity<V>(count: usize) -> Result<Vec<V>, SlotError> {
 }
 
 impl Object {
-    /// Another object with the same contents, which shares all frames with this one until either is written. VMs may be using
-    /// this one, as for [`AddressSpace::fork`]. Its own frames will be charged to `account`.
+    /// Another object with the same contents, which shares all frames with this one copy-on-write. VMs may be using this one,
+    /// as for [`AddressSpace::fork`]. Its own frames will be charged to `account`.
     ///
     /// # Errors
-    /// There is no heap for it, no room for another copy of what is put away, or there are too many objects.
+    /// There is no heap for it, no room for another copy of compressed pages, or there are too many objects.
     pub fn fork<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -144,8 +144,8 @@ impl Object {
         Ok(copy)
     }
 
-    /// Lets `copy`, which nobody uses yet, share all frames of this object from its own page `at` on. This one is an image:
-    /// nothing that maps it may be written.
+    /// Lets `copy`, which nobody uses yet, share all frames of this object, beginning at the copy's page `at`. This object is
+    /// an image: no mapping may write it.
     pub(crate) fn share_image<T>(
         &self,
         cpu: &CpuMemory<T>,
@@ -163,7 +163,7 @@ impl Object {
         Ok(())
     }
 
-    /// Lets a page of `copy`, which nobody uses yet, share what backs a page here, which may not be written any more.
+    /// Lets a page of `copy`, which nobody uses yet, share the backing of a page here, which becomes read-only.
     fn share_page<T>(
         &self,
         cpu: &CpuMemory<T>,

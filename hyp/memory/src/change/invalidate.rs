@@ -1,7 +1,7 @@
-//! Taking a range out of a VM's tables. What backs it stays: whoever accesses it faults, and finds what backs it then.
+//! Removes a range from a VM's tables and keeps its backing. The next access faults and looks the backing up again.
 //!
-//! The range is published in the VM's tracker first, full barrier, then unmapped, then retired (rule 8): a fault in it that
-//! looked before tries again, and any other doesn't. Any number of CPUs do it at once, vCPUs running.
+//! Order (rule 8): publish the range in the VM's tracker, full barrier, unmap, retire the range. Only a fault inside the range
+//! that looked up its backing earlier retries. Any number of CPUs may invalidate at once, with vCPUs running.
 
 use crate::frames::GRANULE;
 use crate::space::mmu_lock::MmuLock;
@@ -11,8 +11,9 @@ use crossbeam_epoch::Guard;
 use stage2::{Ipa, IpaRange, Leaf, Level, PAGE_SIZE, Tlb};
 
 impl<L: MmuLock> AddressSpace<L> {
-    /// Unmaps all pages that a range touches. When this returns, no vCPU reaches by an old mapping what was behind it; those
-    /// that access it fault it in again. What isn't in the IPA space is mapped to nothing anyway. Writes that hardware has noted are told to the slots' dirty logs. vCPUs may be running.
+    /// Unmaps all pages that a range touches. When this returns, no vCPU reaches the pages through an old mapping; vCPUs that
+    /// access them fault. Parts outside of the IPA space are ignored, as nothing is mapped there. Dirty state that hardware
+    /// noted is passed to the slots' dirty logs. vCPUs may be running.
     pub fn invalidate<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, range: IpaRange) {
         let end = range.end.min(self.stage2().layout().all().end);
         let end = Ipa::new(end.get().next_multiple_of(PAGE_SIZE));
@@ -28,7 +29,7 @@ impl<L: MmuLock> AddressSpace<L> {
         });
     }
 
-    /// Unmaps a range of whole pages in steps, and shows `removed` each leaf that goes.
+    /// Unmaps a range of whole pages in steps, and calls `removed` for each removed leaf.
     pub(crate) fn vacate<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,

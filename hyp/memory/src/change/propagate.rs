@@ -1,12 +1,12 @@
-//! Changes of what backs a page, carried to every table that maps it.
+//! Carries a change of a page's backing to every table that maps the page.
 //!
-//! The changer has claimed the page ([`Object::claim`](crate::object::Object::claim)). Then, for each of the object's
-//! mappings in turn: its range is published in the VM's tracker, full barrier, the entry is changed, the range is
-//! retired (rule 8). A fault that found the page unclaimed in that VM before locks its entry before the change walks
-//! there, and is found by it; or after, and finds the range, or the claimed page.
+//! The caller has claimed the page ([`Object::claim`](crate::object::Object::claim)). For each of the object's mappings:
+//! publish the range in the VM's tracker, full barrier, change the entry, retire the range (rule 8). A fault that read the page
+//! as unclaimed either locks its entry before this walk reaches it, and the walk finds that entry; or it locks later, and finds
+//! the published range or the claim.
 //!
-//! Nothing here waits but for single entries. Whatever hardware has noted in an entry that goes is told to the slot's
-//! log.
+//! Nothing here waits, except for single locked entries. Dirty state that hardware left in a removed entry is passed to the
+//! slot's dirty log.
 
 use crate::frames::tables::{Retirement, Tables};
 use crate::object::claim_batch::{Batch, MOST};
@@ -23,7 +23,7 @@ use stage2::{
     Attributes, Ipa, IpaRange, Leaf, Level, Pa, Permissions, Split, SplitFailed, Tlb, Worker,
 };
 
-/// Who changes: a CPU within the epoch.
+/// The CPU that makes a change, within the epoch.
 pub(crate) struct Changer<'c, T> {
     pub(crate) cpu: &'c CpuMemory<T>,
     pub(crate) guard: &'c Guard,
@@ -38,7 +38,8 @@ struct Changed<'c, T> {
 }
 
 impl<'c, T: Tlb + Caches> Changer<'c, T> {
-    /// Takes from every mapping of a claimed page the right to write, also by a fault. When this returns, no vCPU can.
+    /// Makes a claimed page read-only in every mapping, and keeps faults from making it writable. When this returns, no vCPU
+    /// can write it.
     pub(crate) fn withdraw(&self, claim: &Claim<'_>) {
         self.for_each(claim, |changed| {
             changed.separate();
@@ -46,8 +47,8 @@ impl<'c, T: Tlb + Caches> Changer<'c, T> {
         });
     }
 
-    /// Puts `to` in the place of `from` wherever that maps a claimed page, with the permissions that `allowed` says.
-    /// When this returns, no TLB holds the old frame.
+    /// Replaces frame `from` by `to` in every entry for a claimed page, with the permissions from `allowed`. When this returns,
+    /// no TLB holds the old frame.
     pub(crate) fn replace(
         &self,
         claim: &Claim<'_>,
@@ -61,8 +62,8 @@ impl<'c, T: Tlb + Caches> Changer<'c, T> {
         });
     }
 
-    /// Gives every mapping of a claimed page, which maps it to `frame`, these permissions. Of a slot that goes or moves, another
-    /// page's mapping may have taken the place, which keeps what it has.
+    /// Sets the permissions of all entries that map a claimed page to `frame`. Where a slot is being removed or moved, another
+    /// page's entry may have taken the place: it stays unchanged.
     pub(crate) fn permit(
         &self,
         claim: &Claim<'_>,
@@ -83,8 +84,8 @@ impl<'c, T: Tlb + Caches> Changer<'c, T> {
         });
     }
 
-    /// Unmaps claimed pages everywhere, with one invalidation for each mapping. When this returns, no vCPU reaches
-    /// any of them: only from then on is what they hold as it will stay.
+    /// Unmaps claimed pages everywhere, with one invalidation for each mapping. When this returns, no vCPU reaches any of them,
+    /// and their contents are final; not before.
     pub(crate) fn unmap_batch(&self, batch: &Batch<'_>) {
         for claim in batch.claims() {
             batch.object().lower(claim.page());
@@ -109,8 +110,8 @@ impl<'c, T: Tlb + Caches> Changer<'c, T> {
         }
     }
 
-    /// Takes from all that maps these claimed pages the right to write, also by a fault. When this returns, no vCPU
-    /// can.
+    /// Makes claimed pages read-only in every mapping, and keeps faults from making them writable. When this returns, no vCPU
+    /// can write them.
     pub(crate) fn withdraw_all(&self, object: &Object, pages: Range<u64>) {
         for mapping in Mapping::all_of(object, self.guard) {
             let range = mapping.range_of(&pages);
@@ -127,7 +128,7 @@ impl<'c, T: Tlb + Caches> Changer<'c, T> {
         }
     }
 
-    /// Has entries of one mapping changed.
+    /// Changes entries of one mapping.
     fn change(&self, mapping: &Mapping, range: IpaRange, change: &mut impl FnMut(&Changed<'_, T>)) {
         if range.is_empty() {
             return;
@@ -137,7 +138,7 @@ impl<'c, T: Tlb + Caches> Changer<'c, T> {
         published.end();
     }
 
-    /// Has entries of one mapping changed, whose ranges are published.
+    /// Changes entries of one mapping whose ranges are published.
     fn apply(&self, mapping: &Mapping, range: IpaRange, change: &mut impl FnMut(&Changed<'_, T>)) {
         let space = &mapping.space;
         let tables = self.cpu.tables(space.vm());
@@ -153,7 +154,7 @@ impl<'c, T: Tlb + Caches> Changer<'c, T> {
 }
 
 impl<T: Tlb + Caches> Changed<'_, T> {
-    /// Sees to it that no block maps the page: it becomes pages or, without frames for their table, is unmapped.
+    /// Makes sure that no block maps the page: splits the block or, without frames for a table, unmaps it.
     fn separate(&self) {
         let stage2 = self.mapping.space.stage2();
         let found = stage2.lookup(self.worker, self.range.start);
@@ -165,7 +166,7 @@ impl<T: Tlb + Caches> Changed<'_, T> {
         }
     }
 
-    /// Makes pages of the blocks that map a range. What a gigabyte's block maps elsewhere becomes blocks of 2 MiB.
+    /// Splits the blocks that map a range into pages. The rest of a 1 GiB block becomes 2 MiB blocks.
     fn split(&self, range: IpaRange) -> Result<Split, SplitFailed> {
         let stage2 = self.mapping.space.stage2();
         let to = |level| stage2.split(self.worker, range.clone(), level, u64::MAX);
@@ -214,8 +215,7 @@ impl<T: Tlb + Caches> Changed<'_, T> {
             .expect(IN_SPACE);
     }
 
-    /// Unmaps ranges of pages. A block that one of them is part of becomes pages first or, without frames for their
-    /// table, is unmapped.
+    /// Unmaps ranges of pages. A block that a range only partly covers is split first or, without frames for a table, unmapped.
     fn unmap_ranges(&self, ranges: impl Iterator<Item = IpaRange> + Clone) {
         let stage2 = self.mapping.space.stage2();
         for range in ranges.clone() {
@@ -228,7 +228,7 @@ impl<T: Tlb + Caches> Changed<'_, T> {
             .expect(IN_SPACE);
     }
 
-    /// Tells the log of a write that hardware has noted in an entry that isn't there any more.
+    /// Passes a write that hardware noted in a removed entry to the log.
     fn note(&self, ipa: Ipa, level: Level, leaf: Leaf) {
         let slot = &self.mapping.slot;
         if let (true, Some(log)) = (leaf.dirty(), slot.log(self.guard)) {

@@ -1,9 +1,10 @@
-//! Memory in one piece again, after sharing, merging and reclaim have left it in crumbs: blocks come back where an object's
-//! pages have frames of their own all over the place, and runs of frames come free where only a few in them are used.
+//! Compaction by migrating pages: rebuilds 2 MiB blocks from an object's scattered frames, and frees runs of frames of which
+//! only a few are in use.
 //!
-//! Both move pages one by one: claimed, not to be written while it is copied, and then every table that maps it leads to the
-//! copy (a direct change, or so the vCPUs that touch it wait for one page at most). Nothing is unmapped. vCPUs may be running,
-//! and other CPUs doing the same. Each call does a bounded amount of work, for a CPU that has nothing else to do.
+//! Pages are migrated one at a time: the page is claimed, made read-only while it is copied, then every table that maps it is
+//! switched to the copy. Nothing is unmapped (with direct changes), or vCPUs that touch the page wait for that one page at
+//! most. vCPUs may be running, and other CPUs may compact too. Each call does a bounded amount of work, and is meant for idle
+//! CPUs.
 
 use crate::change::copy_on_write::{show, writable_by_fault};
 use crate::change::propagate::Changer;
@@ -18,46 +19,47 @@ use core::array;
 use core::sync::atomic::Ordering;
 use stage2::{IpaRange, Level, PAGE_SIZE, Pa, Permissions, Tlb};
 
-/// Pages that are moved in one stay in the epoch.
+/// Pages that are moved during one stay in the epoch.
 const AT_ONCE: u64 = 16;
 const RUN: FrameSize = FrameSize::Block2M;
-/// Pages that may share a frame which is moved: for more it costs too much.
+/// The most pages that may share a frame to be moved: with more the move costs too much.
 const SHARERS: usize = 8;
-/// Frames that are used of a run that is worth to be cleared, at most.
+/// The most used frames in a run that is worth clearing.
 const FEW: usize = RUN.frames() / 4;
-/// Runs of frames that one call looks at. The model checker knows no more than the one that a test is about.
+/// The most runs of frames that one call looks at. The model checker has only the one that a test is about.
 const RUNS_AT_ONCE: usize = if cfg!(loom) { 1 } else { 64 };
 
-/// What became of a region of 2 MiB that was to be one run of frames.
+/// The result of compacting a 2 MiB region into one run of frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Compacted {
-    /// It is, and blocks map it from now on.
+    /// It is one run now, and blocks map it from now on.
     Moved,
-    /// It was, but others shared some of it. They don't any more, and blocks map it from now on.
+    /// It already was one run, with shared pages. They are its own now, and blocks map it from now on.
     OwnAgain,
-    /// It was before.
+    /// It already was one run that blocks may map.
     Whole,
-    /// Some of its pages share their frames, or have none, or it is smaller than a block.
+    /// Some of its pages share frames or have none, or it is smaller than a block.
     NotItsOwn,
-    /// Others were changing some of its pages.
+    /// Other CPUs were changing some of its pages.
     Busy,
     /// There is no run of free frames.
     OutOfFrames,
 }
 
-/// What one step of clearing runs of frames did.
+/// The result of one step of clearing runs of frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Cleared {
     /// Frames that were moved.
     pub moved: usize,
-    /// Frames of the run that couldn't be.
+    /// Frames of the run that couldn't be moved.
     pub left: usize,
     /// Where the next step begins; none after the last.
     pub next: Option<Pa>,
 }
 
 impl Slot {
-    /// Gives each 2 MiB of a part of the slot that was made of such pieces one run of frames again, as far as that can be.
+    /// Gives each 2 MiB region of a part of the slot one run of frames again, as far as possible, if it was allocated as
+    /// blocks.
     pub(crate) fn compact<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, range: IpaRange) {
         if self.object().piece() > Level::L2 {
             return;
@@ -75,8 +77,8 @@ impl Slot {
 }
 
 impl Object {
-    /// Moves what a page holds to another frame, for all pages that have the same. False if that can't be: it has none, others
-    /// are changing it, or too many share it; a block maps it, or there is no other frame. VMs may be using it.
+    /// Moves a page's contents to another frame, for all pages that share its frame. False if impossible: the page has no
+    /// frame, is claimed, has too many sharers, or is mapped by a block, or there is no free frame. VMs may be using it.
     pub fn migrate<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, page: u64) -> bool {
         self.system().check(cpu);
         let size = FrameSize::Page4K;
@@ -96,8 +98,8 @@ impl Object {
         moved
     }
 
-    /// Gives the region of 2 MiB that a page lies in one run of frames, if all of its pages have frames of their own. Blocks
-    /// may map it from then on. VMs may be using it.
+    /// Moves the 2 MiB region around a page into one run of frames, if all of its pages have frames of their own. Blocks may
+    /// map it from then on. VMs may be using it.
     pub fn compact_region<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, page: u64) -> Compacted {
         self.system().check(cpu);
         let pages = region_of(page);
@@ -132,7 +134,7 @@ impl Object {
         }
     }
 
-    /// Has blocks map a region for writing that is one run of frames still, if all of its pages are its own by now.
+    /// Allows writable blocks for a region that is still one run of frames, if all of its pages are its own again.
     fn own_again(&self, first: u64) -> Compacted {
         match self.claim_region(first) {
             Some(claims) => {
@@ -143,7 +145,7 @@ impl Object {
         }
     }
 
-    /// As [`Self::compact_region`]; where there is no run of free frames, one is cleared for it. The caller is in no epoch.
+    /// As [`Self::compact_region`], but without a free run of frames it clears one. The caller is in no epoch.
     pub(crate) fn compact_region_anyhow<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -155,7 +157,7 @@ impl Object {
         }
     }
 
-    /// Moves some pages, from `next` on, to their places in a run that begins with `first`'s. False where one can't be moved.
+    /// Moves some pages, from `next` on, to their places in the run that begins with `first`'s. False if one can't be moved.
     fn move_pages<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -185,7 +187,7 @@ impl Object {
         true
     }
 
-    /// Has blocks map a region, if all of it is still where it was moved to.
+    /// Allows blocks for a region, if all of its pages are still where they were moved to.
     fn raise(&self, first: u64, run: Pa) -> Compacted {
         let Some(claims) = self.claim_region(first) else {
             return Compacted::Busy;
@@ -202,8 +204,8 @@ impl Object {
 }
 
 impl<T: Tlb + Caches> Changer<'_, T> {
-    /// Puts a copy in the place of a frame, for all of its pages: they are claimed, and none of them can be written. The copy's
-    /// frame is nobody's yet, and charged to the hypervisor; the other one is to `owner`.
+    /// Replaces a frame by its copy for all of its pages, which are claimed and read-only. The copy's frame has no page yet and
+    /// is charged to the hypervisor; the old frame is charged to `owner`.
     fn move_frame(&self, claims: &mut [Option<Claim<'_>>], from: Pa, to: Pa, owner: Owner) {
         let objects = self.cpu.system().objects();
         self.cpu.drop_stale_lines(from, PAGE_SIZE);
@@ -230,7 +232,7 @@ impl<T: Tlb + Caches> Changer<'_, T> {
         self.cpu.retire_guest(self.guard, from, owner);
     }
 
-    /// Moves what a frame holds to `to`, if all of its pages can be claimed, and they aren't too many.
+    /// Moves a frame's contents to `to`, if all of its pages can be claimed and aren't too many.
     fn move_away(&self, from: Pa, to: Pa) -> bool {
         let objects = self.cpu.system().objects();
         let mut sharers: [Option<Sharer>; SHARERS] = [None; SHARERS];
@@ -263,8 +265,8 @@ impl<T: Tlb + Caches> Changer<'_, T> {
         true
     }
 
-    /// Whom a frame is charged to whose pages were to be claimed; `None` if not all of them were, or they aren't any more, or
-    /// are part of a block.
+    /// The owner to which a frame is charged, if all of its pages could be claimed. `None` if some couldn't, don't have this
+    /// frame any more, or are part of a block.
     fn owner_of(&self, claims: &[Option<Claim<'_>>], pa: Pa, count: usize) -> Option<Owner> {
         // Another page comes to share the frame only with the claim of one that does.
         let objects = self.cpu.system().objects();
@@ -286,9 +288,9 @@ impl<T: Tlb + Caches> Changer<'_, T> {
 }
 
 impl<T: Tlb + Caches> CpuMemory<T> {
-    /// Moves guest memory out of the first run of 2 MiB of frames at or after `from` of which at most `most` frames back
-    /// guests, so that it may come free as a whole: what else lies there isn't known, and stays. Runs that are looked at are
-    /// bounded, and so a step may do no more than say where the next one begins. The caller is in no epoch.
+    /// Moves guest memory out of the first 2 MiB run of frames, at or after `from`, in which at most `most` frames back guests,
+    /// so that the whole run may become free. Other uses of the run's frames are unknown here, and stay. The number of runs
+    /// looked at is bounded, so a step may only return where the next one begins. The caller is in no epoch.
     pub fn clear_run(&self, from: Pa, most: usize) -> Cleared {
         let mut next = Some(from);
         for _ in 0..RUNS_AT_ONCE {
@@ -317,8 +319,8 @@ impl<T: Tlb + Caches> CpuMemory<T> {
         }
     }
 
-    /// Clears the next run of frames of which few are used, for whoever needs one that is free. Whether one has come free
-    /// perhaps. The caller is in no epoch.
+    /// Clears the next run with few used frames, for a caller that needs a free run. True if one may have become free. The
+    /// caller is in no epoch.
     fn clear_some_run(&self) -> bool {
         let hand = self.system().next_to_clear();
         let cleared = self.clear_run(Pa::new(hand.load(Ordering::Relaxed)), FEW);

@@ -1,13 +1,13 @@
-//! Crumbs are gathered: a CPU that has nothing else to do finds memory that was in blocks once, and makes blocks of it again.
+//! Compaction on idle CPUs: finds memory that was once mapped by blocks and is fragmented now, and makes blocks of it again.
 //!
-//! Copies, merging and reclaim treat pages apart, and the region of 2 MiB that they lie in is mapped page by page from then
-//! on. When all of its pages have frames of their own again, it is moved into one run of frames (unless it is one still), and
-//! becomes a block in the tables of every VM that maps it; and with the last of the regions of 1 GiB that others had a part of,
-//! so does the gigabyte. Memory that was asked for in pages of 4 KiB stays in those, and so does what is logged: there, blocks
-//! are the log's policy to split, and [`restore_blocks`](crate::AddressSpace::restore_blocks) its user's call.
+//! Copy-on-write, merging and reclaim work on single pages, so a 2 MiB region that they touch is mapped by pages from then on.
+//! Once all pages of a region have frames of their own again, the region is moved into one run of frames (unless it still is
+//! one) and mapped by a block in every VM. When this was the last shared region of a 1 GiB block, that block is restored too.
+//! Memory that was requested in 4 KiB pages is left alone. So is memory with a dirty log: there the log's policy decides about
+//! blocks, and its user calls [`restore_blocks`](crate::AddressSpace::restore_blocks).
 //!
-//! It runs beside everything else, one CPU at a time. While frames run short nothing is gathered, and nothing of a VM that has
-//! had to put some of its memory away to keep to its limit: what is cold is about to be taken apart.
+//! Runs beside everything else, on one CPU at a time. Does nothing while frames are short, and skips VMs that had to compress
+//! memory to stay within their limit: reclaim would split their blocks again.
 
 use crate::compact::compaction::Compacted;
 use crate::frames::{GRANULE, Owner};
@@ -19,12 +19,12 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use stage2::{Level, Tlb};
 
-/// Regions that one call looks at, at most.
+/// The most regions that one call looks at.
 const REGIONS_AT_ONCE: usize = 64;
 
 impl<T: Tlb + Caches> CpuMemory<T> {
-    /// A bounded share of gathering, at most one region of 2 MiB: whether there was one, and the caller should call again.
-    /// The caller is in no epoch and holds no VM's lock.
+    /// A bounded step of compaction, at most one 2 MiB region. True if it compacted one: the caller should call again. The
+    /// caller is in no epoch and holds no VM's lock.
     pub fn gather(&self) -> bool {
         let system = self.system();
         if system.reclaim().is_near(self.pool().free_frames()) {
@@ -50,14 +50,14 @@ impl<T: Tlb + Caches> CpuMemory<T> {
         false
     }
 
-    /// Whether an owner has less memory than it uses.
+    /// Whether an owner has compressed memory because of its limit.
     fn has_put_away(&self, owner: Owner) -> bool {
         let pool = self.pool();
         matches!(owner, Owner::Vm(vm) if pool.limit(vm).is_some())
             && pool.compressed_bytes(owner) != 0
     }
 
-    /// Makes one run of frames of a region, and a block of it wherever it is mapped. False if it stays as it is.
+    /// Moves a region into one run of frames, and maps it by a block everywhere. False if it stays as it is.
     fn gather_region(&self, object: &Arc<Object>, region: &Range<u64>) -> bool {
         let Some(mappings) = self.mappings_of(object, region) else {
             return false;
@@ -74,7 +74,7 @@ impl<T: Tlb + Caches> CpuMemory<T> {
         true
     }
 
-    /// What maps a region, to be used beyond the epoch; `None` if a log is kept of some of it, or there is no heap.
+    /// The mappings of a region, for use beyond the epoch. `None` if a part of it is logged, or there is no heap.
     fn mappings_of(&self, object: &Object, region: &Range<u64>) -> Option<Vec<Mapping>> {
         let guard = &self.pin();
         let mut found = Vec::new();
@@ -93,7 +93,7 @@ impl<T: Tlb + Caches> CpuMemory<T> {
 }
 
 impl Object {
-    /// Whether a region was allocated as a block, is mapped page by page, and could be a block again.
+    /// Whether a region was allocated as a block, is fragmented now, and could become a block again.
     fn is_in_crumbs(&self, region: &Range<u64>) -> bool {
         let owned = |page| matches!(self.look(page).backing(), Backing::Owned(_));
         let extent = self.look(region.start).extent();
@@ -104,7 +104,7 @@ impl Object {
 }
 
 impl Mapping {
-    /// Has a block map a region that is one run of frames, as far as this slot has it, is still there, and isn't logged.
+    /// Maps a region that is one run of frames by a block, as far as this slot covers it, still exists, and isn't logged.
     fn make_block<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, region: &Range<u64>) {
         let _control = self.space.control().lock();
         let range = self.range_of(region);

@@ -1,9 +1,7 @@
-//! The dirty log of one slot: a bit for every page that was written since it was last taken, and the policy by which writes
-//! are noticed.
+//! A slot's dirty bitmap: one bit for each page that was written since the last harvest, and the log's policy.
 //!
-//! vCPUs mark, one harvester at a time takes; marks and takes may meet in a word at any time. A cache line holds the bits of
-//! 512 pages, as many as one table maps: two vCPUs that dirty pages of different tables share none, where the slot begins with a
-//! table's first page, and a harvester moves a line for each table.
+//! vCPUs set bits, one harvester at a time takes them; both may hit the same word at any time. Each word has its own cache
+//! line, so vCPUs that dirty pages of different words share none.
 
 use crate::dirty::policy::LogPolicy;
 use alloc::vec::Vec;
@@ -62,11 +60,11 @@ impl Words {
 pub(crate) struct DirtyLog {
     words: Words,
     pages: u64,
-    /// What a word holds whose pages are all clean. A log that is initially set is kept the other way round, so that the
-    /// zeroed words it is made of say that all is dirty.
+    /// The value of a word whose pages are all clean. A log that is initially set is stored inverted, so that its zeroed words
+    /// mean that all pages are dirty.
     clean: u64,
     policy: LogPolicy,
-    /// What the policy makes of it, for the fault path.
+    /// Derived from the policy, for the fault path.
     largest_written: Level,
 }
 
@@ -82,7 +80,7 @@ impl DirtyLog {
         }
     }
 
-    /// Whether vCPUs report what they write in their rings.
+    /// Whether vCPUs report their writes in rings.
     #[inline]
     pub(crate) fn by_ring(&self) -> bool {
         self.policy.ring
@@ -102,14 +100,14 @@ impl DirtyLog {
 
     /// Marks those of `pages` that the slot has.
     ///
-    /// The caller made them writable before (rule 9). Release: pairs with the acquire of [`Self::take`], so a harvester
-    /// that sees the mark sees the writable entry.
+    /// The caller made them writable before (rule 9). Release: pairs with the acquire of [`Self::take`], so a harvester that
+    /// sees the mark sees the writable entry.
     pub(crate) fn mark(&self, pages: Range<u64>) {
         self.for_each_word(pages, |word, bits| self.set(&self.words.all()[word], bits));
     }
 
-    /// Marks those of `pages`, wherever they begin and end, that the words from `first_word` on in `named` don't name.
-    /// What these have no bit for isn't named.
+    /// Marks those of `pages` that the bitmap `named`, which begins with the log's word `first_word`, doesn't name. `pages` may
+    /// extend beyond it on both sides; pages without a bit in it count as not named.
     #[cold]
     pub(crate) fn mark_unnamed(&self, pages: Range<u64>, first_word: usize, named: &[u64]) {
         self.for_each_word(pages, |word, bits| {
@@ -121,8 +119,8 @@ impl DirtyLog {
         });
     }
 
-    /// Calls `each` with every word that has some of these pages, as far as the slot has them, and with their bits in
-    /// it.
+    /// Calls `each` for every word that covers some of these pages, as far as the slot has them, with the word's index and
+    /// their bits.
     fn for_each_word(&self, pages: Range<u64>, mut each: impl FnMut(usize, u64)) {
         let end = pages.end.min(self.pages);
         let mut at = pages.start;
@@ -164,7 +162,7 @@ impl DirtyLog {
         }
     }
 
-    /// The bits of a word that stand for pages.
+    /// The bits of a word that belong to existing pages.
     fn of_pages(&self, word: usize) -> u64 {
         let rest = self.pages - word as u64 * PAGES_PER_WORD;
         u64::MAX >> PAGES_PER_WORD.saturating_sub(rest)
@@ -201,7 +199,7 @@ impl DirtyLog {
         (start as usize..end as usize).all(|word| self.dirty(word) == self.of_pages(word))
     }
 
-    /// Takes the bits that are set in `wanted` out of the log and leaves there those that really were dirty.
+    /// Takes the bits that are set in `wanted` from the log, and leaves only the dirty ones set in `wanted`.
     pub(crate) fn take(&self, first_word: usize, wanted: &mut [u64]) {
         for (index, want) in wanted.iter_mut().enumerate() {
             *want &= self.of_pages(first_word + index);

@@ -1,20 +1,20 @@
-//! How writes to a slot are logged: what dirty logging costs a guest depends on little else.
+//! The policy of a dirty log: how writes to a slot are noticed. It decides most of what logging costs a guest.
 
 use stage2::{Level, OnBlock};
 
-/// Everything that is chosen when logging is enabled for a slot. Constant while it is.
+/// The options of a dirty log, chosen when logging is enabled for a slot and constant until it is disabled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LogPolicy {
     /// How a write is noticed.
     pub tracking: Tracking,
-    /// What becomes of blocks.
+    /// How blocks are handled.
     pub splitting: Splitting,
-    /// How much memory is logged as one.
+    /// The unit of logging.
     pub granularity: Granularity,
     /// The log begins with all pages dirty, and nothing is write-protected before a part of it is first cleared.
     pub initially_set: bool,
-    /// What vCPUs write is reported in their rings ([`AddressSpace::make_rings`](crate::AddressSpace::make_rings)); the
-    /// bitmap has the rest: what no vCPU wrote, and what found its ring full.
+    /// vCPUs report their writes in their rings ([`AddressSpace::make_rings`](crate::AddressSpace::make_rings)). The bitmap has
+    /// the rest: writes not made by a vCPU, and reports that found the ring full.
     pub ring: bool,
 }
 
@@ -34,40 +34,40 @@ impl Default for LogPolicy {
 /// How a write is noticed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tracking {
-    /// What isn't dirty is read-only: the first write faults.
+    /// Write protection: clean pages are read-only, and the first write faults.
     WriteProtect,
-    /// The CPU notes it in the entry (FEAT_HAFDBS): no exit at all. For VMs whose layout has hardware dirty state.
+    /// Hardware dirty state: the CPU notes the write in the entry (FEAT_HAFDBS), without an exit. For VMs whose layout has it.
     Hardware,
 }
 
-/// What becomes of blocks that are larger than what is logged as one.
+/// The handling of blocks that are larger than the unit of logging.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Splitting {
     /// A write fault unmaps the block and maps the one page: what Linux KVM does without eager splitting.
     None,
     /// A write fault splits the block; its other pages stay mapped, read-only.
     AtFault,
-    /// They are split ahead of any fault: when logging is enabled or, with a log that is initially set, when a part of it is
-    /// first cleared. What frames don't suffice for is split at its first write.
+    /// Blocks are split ahead of any fault: when logging is enabled or, if the log is initially set, when a part of it is first
+    /// cleared. Blocks for which frames don't suffice are split at their first write.
     Eager(Ahead),
 }
 
 /// How blocks are split ahead of faults.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ahead {
-    /// How many bytes of guest memory are split before others are let through: the lock of the modes that have one is
-    /// released, and the epoch left.
+    /// Bytes of guest memory that are split before the lock (in modes that have one) and the epoch are left for others.
     pub chunk: u64,
-    /// How many frames are to be left free for everybody else.
+    /// Frames that are left free for others.
     pub reserve: u64,
 }
 
-/// How much memory is logged as one.
+/// The unit of logging.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Granularity {
     /// A page of 4 KiB.
     Page,
-    /// A block of 2 MiB, where memory is mapped by such: nothing is split below, and one write makes all of it dirty.
+    /// A block of 2 MiB, where such blocks map the memory: they aren't split further, and one write makes the whole block
+    /// dirty.
     Block2M,
 }
 
@@ -81,7 +81,7 @@ impl LogPolicy {
         }
     }
 
-    /// What a write fault does to a larger one.
+    /// What a write fault does to a larger block.
     #[inline]
     pub(crate) const fn on_block(&self) -> OnBlock {
         match self.splitting {
@@ -90,7 +90,7 @@ impl LogPolicy {
         }
     }
 
-    /// Whether the CPU notes writes.
+    /// Whether hardware notes writes.
     #[inline]
     pub(crate) const fn by_hardware(&self) -> bool {
         matches!(self.tracking, Tracking::Hardware)

@@ -1,7 +1,7 @@
-//! Dirty rings: each vCPU reports the pages that it has made writable in a ring of its own, of a fixed size.
+//! Dirty rings: each vCPU reports the pages that it made writable in its own ring of fixed size.
 //!
-//! The vCPU produces, one harvester at a time consumes; they meet in nothing but the two positions, each of which has a
-//! cache line with one writer. A vCPU whose ring is full makes nothing more writable: it waits, so nothing is lost.
+//! The vCPU produces, one harvester at a time consumes. They share only the two positions, each in a cache line with a single
+//! writer. A vCPU whose ring is full waits and makes no further page writable, so no report is lost.
 
 use crate::dirty::slot_id::SlotId;
 use alloc::boxed::Box;
@@ -11,15 +11,15 @@ use stage2::sync::{AtomicU64, Ordering};
 
 /// Entries of the smallest ring, and of the largest. The model checker couldn't fill one.
 pub const RING_ENTRIES: core::ops::RangeInclusive<usize> = if cfg!(loom) { 2 } else { 64 }..=65536;
-/// A ring asks for its harvester when no more than one in so many of its entries is free.
+/// A ring asks for a harvest once at most this fraction (one in so many) of its entries is free.
 const SOFT_SHARE: u64 = 4;
 
 const PAGE_BITS: u32 = 40;
 const SLOT_BITS: u32 = 22;
-/// An entry that was a report of a slot which has gone: of no kind that there is.
+/// A deleted entry, whose slot was removed: encodes no valid report.
 const NOTHING: u64 = u64::MAX;
 
-/// Pages of a slot that a vCPU has made writable: one, or a block of them.
+/// Pages of a slot that a vCPU has made writable: a single page, or a block.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct DirtyPages {
     /// Their slot.
@@ -31,7 +31,7 @@ pub struct DirtyPages {
 }
 
 impl DirtyPages {
-    /// As one word; `None` for what a word doesn't hold.
+    /// Encodes the report in one word; `None` if it doesn't fit.
     fn pack(self) -> Option<u64> {
         let kind = match self.count {
             1 => 0,
@@ -44,7 +44,7 @@ impl DirtyPages {
             .then_some(kind << (SLOT_BITS + PAGE_BITS) | slot << PAGE_BITS | self.first)
     }
 
-    /// What a word says; `None` for [`NOTHING`].
+    /// Decodes a word; `None` for [`NOTHING`].
     fn unpack(word: u64) -> Option<Self> {
         Some(Self {
             slot: SlotId((word >> PAGE_BITS) as u32 & ((1 << SLOT_BITS) - 1)),
@@ -59,7 +59,7 @@ impl DirtyPages {
     }
 }
 
-/// A position in a ring, on a line of its own: how many entries were ever written or taken.
+/// A position in a ring, in a cache line of its own: the number of entries ever written or taken.
 #[derive(Debug)]
 #[repr(align(128))]
 struct Position(AtomicU64);
@@ -67,9 +67,9 @@ struct Position(AtomicU64);
 /// One vCPU's ring.
 #[derive(Debug)]
 pub(crate) struct DirtyRing {
-    /// Written by the vCPU. Release: the entries come before it.
+    /// Written by the vCPU. Release: the entries are written before it.
     produced: Position,
-    /// Written by the harvester. Release: it has read the entries.
+    /// Written by the harvester. Release: the entries were read before it.
     consumed: Position,
     entries: Box<[AtomicU64]>,
 }
@@ -91,12 +91,12 @@ impl DirtyRing {
         &self.entries[position as usize & (self.entries.len() - 1)]
     }
 
-    /// Entries that are in it. For the vCPU.
+    /// Entries in the ring. For the vCPU.
     fn used(&self) -> u64 {
         self.produced.0.load(Ordering::Relaxed) - self.consumed.0.load(Ordering::Acquire)
     }
 
-    /// Whether nothing more fits in. For the vCPU, which alone can change that to yes.
+    /// Whether the ring is full. For the vCPU, which alone can make it full.
     pub(crate) fn is_full(&self) -> bool {
         self.used() >= self.entries.len() as u64
     }
@@ -141,9 +141,8 @@ impl DirtyRing {
             .store(from + entries as u64, Ordering::Release);
     }
 
-    /// Has what was reported of a slot mean nothing any more: the slot has gone, so that nothing more is reported of
-    /// it, and another one may get its name. For the harvester, whose entries they are; the vCPU may be reporting
-    /// others.
+    /// Deletes the reports about a slot that was removed: it gets no more reports, and another slot may take its identifier.
+    /// For the harvester, who owns the unread entries; the vCPU may be writing others.
     fn forget(&self, slot: SlotId) {
         let from = self.consumed.0.load(Ordering::Relaxed);
         let to = self.produced.0.load(Ordering::Acquire);
@@ -156,23 +155,23 @@ impl DirtyRing {
     }
 }
 
-/// What was read of a ring.
+/// The result of reading a ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Peeked {
-    /// So many entries, to be taken then.
+    /// Entries that were read, and are to be taken afterwards.
     pub(crate) entries: usize,
-    /// So many of them say something.
+    /// Reports among them.
     pub(crate) reports: usize,
 }
 
-/// How reporting went.
+/// The result of reporting.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Pushed {
-    /// It is in the ring.
+    /// The report is in the ring.
     Done,
-    /// It is, and the ring has just become nearly full: time to harvest.
+    /// The report is in the ring, which has just become nearly full: time to harvest.
     SoonFull,
-    /// There is no room, or the ring's entries can't say it.
+    /// The ring is full, or its entries can't encode the report.
     NotFitting,
 }
 
@@ -206,7 +205,7 @@ impl fmt::Display for RingError {
 impl core::error::Error for RingError {}
 
 impl DirtyRings {
-    /// No vCPU has one.
+    /// Rings for no vCPU.
     pub(crate) const fn none() -> Self {
         Self(Vec::new())
     }
@@ -233,8 +232,8 @@ impl DirtyRings {
         self.0.is_empty()
     }
 
-    /// Forgets what was reported of a slot that has gone. With the VM's `control` held, as the harvester has it, and
-    /// after an epoch in which no fault could find the slot any more: nothing more is reported of it.
+    /// Deletes the reports about a slot that was removed. The caller holds the VM's `control`, as the harvester does, and has
+    /// waited for an epoch in which no fault could find the slot any more, so no report follows.
     pub(crate) fn forget(&self, slot: SlotId) {
         self.0.iter().for_each(|ring| ring.forget(slot));
     }

@@ -1,4 +1,4 @@
-//! The name of a slot, by which rings report its pages.
+//! The identifier by which dirty rings name a slot.
 
 use core::fmt;
 

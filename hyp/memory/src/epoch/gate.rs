@@ -1,24 +1,24 @@
-//! Keeps the epoch's own upkeep out of faults.
+//! Keeps the epoch's bookkeeping out of faults.
 //!
-//! crossbeam-epoch lets every 128th entry of a CPU look through all the others, to advance the epoch: on many CPUs those
-//! looks, and the lines that they take from their owners, are most of what faults cost each other. The gate is one more
-//! participant, which stays in the epoch for good and so holds it: as the last one that was registered it is the first that
-//! a look meets, and the look ends there. All that it reads then is written by nobody.
+//! In crossbeam-epoch every 128th entry of a CPU scans all other participants to advance the epoch. With many CPUs these scans,
+//! and the cache lines they take from their owners, are most of what faults cost each other. The gate is an extra participant
+//! that stays pinned and so holds the epoch. It is registered last, so a scan meets it first and ends there, having read only
+//! lines that nobody writes.
 //!
-//! Whoever has something to reclaim opens the gate by one step ([`Gate::step`]), and lets the epoch advance that far: the
-//! CPU that waits ([`settle`](crate::CpuMemory)), idle ones, and those that fill their cache of frames. What was retired is
+//! A CPU with memory to reclaim opens the gate for one step ([`Gate::step`]), which lets the epoch advance that far. Callers
+//! are a CPU that waits ([`settle`](crate::CpuMemory)), idle CPUs, and CPUs that refill their frame cache. Retired memory is
 //! free after two or three steps.
 
 use crossbeam_epoch::{Collector, Guard, LocalHandle};
 use spin::Mutex;
 
-/// The participant that holds the epoch, once it is closed.
+/// The participant that holds the epoch once the gate is closed.
 #[derive(Debug, Default)]
 pub(crate) struct Gate(Mutex<Option<Held>>);
 
 #[derive(Debug)]
 struct Held {
-    /// Given up before the handle.
+    /// Dropped before the handle.
     guard: Guard,
     _handle: LocalHandle,
 }
@@ -28,7 +28,8 @@ struct Held {
 unsafe impl Send for Held {}
 
 impl Gate {
-    /// Holds the epoch from now on. To be called when all CPUs are registered: a later one would be looked at first.
+    /// Holds the epoch from now on. Call it when all CPUs are registered: a CPU registered later would be scanned before the
+    /// gate.
     pub(crate) fn close(&self, collector: &Collector) {
         let handle = collector.register();
         let guard = handle.pin();
@@ -38,7 +39,7 @@ impl Gate {
         });
     }
 
-    /// Lets the epoch advance by one, if all CPUs that are in it follow. Does nothing while another CPU is at it.
+    /// Lets the epoch advance by one, if all pinned CPUs follow. Does nothing while another CPU is doing it.
     pub(crate) fn step(&self) {
         if let Some(mut held) = self.0.try_lock()
             && let Some(held) = held.as_mut()

@@ -1,31 +1,31 @@
-//! Heap for the epoch when there is none left.
+//! A heap reserve for the epoch, used when the heap is exhausted.
 //!
-//! What CPUs give up is collected in bags of 64, and crossbeam-epoch asks the heap for each bag as it hands it over: wherever
-//! something is given up, also in a fault, and with no way to be refused. What this crate asks for itself may be refused, but
-//! for `Arc`s, which are made with VMs, slots and objects only. So that a heap which others have used up doesn't end EL2 there,
-//! a [`Reserving`] heap has some blocks of a bag's size and alignment put by, which no other request gets. Bags come back when
-//! their epoch has passed, to the reserve first.
+//! crossbeam-epoch collects retired memory in bags of 64 items and allocates each bag as it hands it over: wherever memory is
+//! retired, even in a fault, and the allocation must not fail. This crate's own allocations may fail, except for `Arc`s, which
+//! are made only with VMs, slots and objects. So that an exhausted heap doesn't end EL2 there, a [`Reserving`] heap keeps some
+//! blocks of a bag's size and alignment that no other request gets. A bag is freed when its epoch has passed, to the reserve
+//! first.
 //!
-//! While nothing is to be had of the heap, each bag stands for up to 64 frames that wait for an epoch. A reserve of
-//! [`BAGS_PER_CPU`] for each CPU is enough as long as epochs pass before a CPU has given up so many times 64.
+//! While the heap is exhausted, each bag stands for up to 64 frames that wait for an epoch. A reserve of [`BAGS_PER_CPU`] for
+//! each CPU suffices as long as epochs pass before a CPU has retired 64 times as many items.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use spin::Mutex;
 
-/// What crossbeam-epoch asks for when it hands a bag over: 64 deferred functions of four words, their number, the epoch, a link.
+/// The layout of a bag in crossbeam-epoch: 64 deferred functions of four words, their number, the epoch, a link.
 pub const BAG: Layout = Layout::new::<[usize; 64 * 4 + 3]>();
 
-/// Bags that are put by for each CPU.
+/// Reserved bags for each CPU.
 pub const BAGS_PER_CPU: usize = 8;
 
-/// A heap with bags put by.
+/// A heap with a reserve of bags.
 #[derive(Debug)]
 pub struct Reserving<H> {
     heap: H,
     reserve: Mutex<Reserve>,
-    /// Bags that the reserve has given out. Changed under its lock.
+    /// Bags that the reserve has handed out. Changed under its lock.
     missing: AtomicUsize,
 }
 
@@ -38,7 +38,7 @@ unsafe impl Send for Reserve {}
 
 impl Reserve {
     /// # Safety
-    /// The block is as large as a bag, and nobody else's.
+    /// The block is as large as a bag, and nobody else uses it.
     unsafe fn put(&mut self, block: *mut u8) {
         // SAFETY: as the caller promises.
         unsafe { block.cast::<*mut u8>().write(self.0) };
@@ -57,7 +57,7 @@ impl Reserve {
 }
 
 impl<H> Reserving<H> {
-    /// Of this heap, with nothing put by.
+    /// A wrapper of this heap, with an empty reserve.
     pub const fn new(heap: H) -> Self {
         Self {
             heap,
@@ -71,7 +71,7 @@ impl<H> Reserving<H> {
         &self.heap
     }
 
-    /// Bags of the reserve that are in use at this moment, as the heap had none.
+    /// Bags of the reserve that are in use now, because the heap had none.
     pub fn missing(&self) -> usize {
         self.missing.load(Ordering::Relaxed)
     }
@@ -86,10 +86,10 @@ impl<H> Reserving<H> {
         block
     }
 
-    /// Puts a bag by that has come back, if one is missing.
+    /// Returns a freed bag to the reserve, if one is missing there; true if it was returned.
     ///
     /// # Safety
-    /// The block is as large as a bag, and nobody else's, if this is true.
+    /// If this returns true, the block is as large as a bag, and nobody else uses it.
     #[cold]
     unsafe fn put_back(&self, block: *mut u8) -> bool {
         let mut reserve = self.reserve.lock();
@@ -104,7 +104,7 @@ impl<H> Reserving<H> {
 }
 
 impl<H: GlobalAlloc> Reserving<H> {
-    /// Puts so many bags by, and returns how many of them there was heap for.
+    /// Adds up to `bags` bags to the reserve. Returns how many the heap had.
     pub fn put_by(&self, bags: usize) -> usize {
         for put in 0..bags {
             // SAFETY: a bag has a size.

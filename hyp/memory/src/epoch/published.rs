@@ -1,8 +1,8 @@
-//! What faults decide on, where they read it without a lock: a pointer to an immutable value, whose old values the epoch
-//! keeps for whoever is still reading (rules 8 and 10).
+//! Published state that faults read without a lock: a pointer to an immutable value. The epoch keeps replaced values until
+//! their last reader is done (rules 8 and 10).
 //!
-//! Any number of CPUs read at once; whoever replaces excludes others that do. Under the model checker the pointer is one of
-//! its atomics, so that it tries every order, and the older values that a CPU without a barrier may still see.
+//! Any number of CPUs read at once; writers must exclude each other. Under the model checker the pointer is one of its atomics,
+//! so that it tries every order, and the older values that a CPU without a barrier may still see.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -12,21 +12,21 @@ use core::ptr;
 use crossbeam_epoch::{Guard, Shared};
 use stage2::sync::{AtomicPtr, Ordering, full_barrier};
 
-/// A value, or none, that is replaced as a whole.
+/// An optional value that is replaced as a whole.
 pub(crate) struct Published<T> {
     pointer: AtomicPtr<T>,
     owns: PhantomData<T>,
 }
 
 impl<T: Send + Sync> Published<T> {
-    /// Of no value.
+    /// Without a value.
     pub(crate) fn new() -> Self {
         let owns = PhantomData;
         let pointer = AtomicPtr::new(ptr::null_mut());
         Self { pointer, owns }
     }
 
-    /// The value at this moment. Acquire: pairs with the release of [`Self::replace`].
+    /// The current value. Acquire: pairs with the release of [`Self::replace`].
     #[inline]
     pub(crate) fn load<'g>(&self, _: &'g Guard) -> Option<&'g T> {
         // SAFETY: the pointer is null or that of a value which is handed to the epoch after it was replaced; the caller's
@@ -34,11 +34,11 @@ impl<T: Send + Sync> Published<T> {
         unsafe { self.pointer.load(Ordering::Acquire).as_ref() }
     }
 
-    /// Publishes another value, then lets no CPU that looks later see the old one (the full barrier of rule 8), and gives
-    /// that to the epoch. Whether there was one.
+    /// Publishes another value; no CPU that reads later sees the old one (the full barrier of rule 8), which goes to the epoch.
+    /// Returns whether there was one.
     ///
-    /// Not by way of what this CPU alone collects: the old value may hold a VM's memory, and whoever waits for that to end
-    /// would wait for a CPU that runs a guest and has nothing else to give up.
+    /// The old value doesn't go through this CPU's own bag: it may hold a VM's memory, and the bag is handed over only when it
+    /// is full. The VM's end would have to wait for a CPU that runs a guest and retires nothing else.
     pub(crate) fn replace(&self, value: Option<Box<T>>, guard: &Guard) -> bool {
         let value = value.map_or(ptr::null_mut(), Box::into_raw);
         let old = self.pointer.swap(value, Ordering::AcqRel);
@@ -52,8 +52,8 @@ impl<T: Send + Sync> Published<T> {
     }
 }
 
-/// Has `work` done when everybody has left the epoch who is in it now. It lies in the CPU's bag itself: what needs more than
-/// three words would be boxed, by a request that the heap can't refuse.
+/// Runs `work` once every CPU that is in the epoch now has left it. It is stored in the CPU's bag itself: a closure of more
+/// than three words would be boxed, by an allocation that can't fail gracefully.
 #[inline]
 pub(crate) fn defer<F: FnOnce() + Send + 'static>(guard: &Guard, work: F) {
     const {
@@ -73,8 +73,8 @@ pub(crate) fn try_box<T>(value: T) -> Option<Box<T>> {
     Some(unsafe { Box::from_raw(one.cast()) })
 }
 
-/// Hands what this CPU has collected to the epoch. Never inlined: a bag of 64 deferred functions goes by way of the stack, a few
-/// KiB of it, which callers that nest would add up.
+/// Hands this CPU's bag to the epoch. Never inlined: a bag of 64 deferred functions passes through the stack, a few KiB of it,
+/// which nested callers would add up.
 #[inline(never)]
 pub(crate) fn hand_over(guard: &Guard) {
     guard.flush();

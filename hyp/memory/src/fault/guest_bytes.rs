@@ -1,6 +1,6 @@
-//! Guest memory, as the hypervisor itself reads and writes it: images, hypercalls' buffers, copies for migration.
+//! Hypervisor access to guest memory: images, buffers of hypercalls, copies for migration.
 //!
-//! vCPUs may be running: those that use the same bytes meanwhile see some mixture of old and new.
+//! vCPUs may be running: one that uses the same bytes meanwhile sees a mixture of old and new.
 
 use crate::change::copy_on_write::{Populated, Unshared, show};
 use crate::change::propagate::Changer;
@@ -20,8 +20,8 @@ impl<L: MmuLock> AddressSpace<L> {
     /// Copies bytes into guest memory, as a device would: into read-only slots too, and marked in the dirty log.
     ///
     /// # Errors
-    /// Some of the range isn't backed by memory of the VM's own, and nothing is written; or there is no frame for some of it,
-    /// or no such memory any more as slots change meanwhile, and what comes before is written.
+    /// Some of the range isn't backed by the VM's own memory: nothing is written. Or a page has no frame, or has lost its
+    /// backing as slots change meanwhile: everything before that page is written.
     pub fn write_guest<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -50,7 +50,7 @@ impl<L: MmuLock> AddressSpace<L> {
         }
     }
 
-    /// Writes within one page, whose backing doesn't change meanwhile.
+    /// Writes within one page while its backing is claimed.
     fn write_page<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -79,7 +79,7 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(())
     }
 
-    /// Claims a page that has a frame of its own, after giving it one. `None` without a frame.
+    /// Gives a page a frame of its own and claims it. `None` without a frame.
     fn claim_to_write<'s, T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -176,7 +176,7 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 }
 
-/// Whether a slot's memory may be written: a device isn't memory, and an image is everybody's.
+/// Whether a slot's memory may be written: a device isn't memory, and an image is shared.
 fn check_own(slot: &Slot, at: Ipa) -> Result<(), NotBacked> {
     match slot.object().is_device() || slot.object().is_image() {
         true => Err(NotBacked::NoSlot { ipa: at }),
@@ -184,8 +184,9 @@ fn check_own(slot: &Slot, at: Ipa) -> Result<(), NotBacked> {
     }
 }
 
-/// What backs a page. From one that is put away `bytes` are read at once: it stays so no longer than it is claimed. Waits for
-/// whoever is changing it: its entries may lead to another frame already, and guests write there what this one won't have.
+/// The backing of a page. `bytes` of a compressed page are read at once, as it stays compressed only while it is claimed. Waits
+/// while another CPU is changing the page: its entries may already lead to another frame, in which guests write bytes that the
+/// old one lacks.
 fn backing_to_read(slot: &Slot, at: Ipa, bytes: &mut [u8]) -> Backing {
     let (object, number) = (slot.object(), slot.object_page(at));
     loop {

@@ -1,4 +1,4 @@
-//! Pre-faulting: a range is mapped ahead of any access, by as many CPUs at once as like.
+//! Pre-faulting: maps a range before the guest accesses it. Any number of CPUs may do so at once.
 
 use crate::fault::{Fault, FaultKind, FaultOutcome};
 use crate::frames::GRANULE;
@@ -9,8 +9,8 @@ use core::fmt;
 use stage2::sync::relax;
 use stage2::{Access, Ipa, IpaRange, Level, PAGE_SIZE, Tlb};
 
-/// How often a page is faulted in, as others take its mapping away or change what backs it, before the caller is told: a guest can
-/// have that go on for ever, and this CPU has interrupts to take, and perhaps a VM to stop.
+/// How often a page is faulted in, while others unmap it or change its backing, before the caller is told. A guest could keep
+/// that up for ever, and this CPU has interrupts to take, and perhaps a VM to stop.
 const MOST_FAULTS: u32 = 64;
 
 /// A range wasn't populated to its end.
@@ -18,7 +18,7 @@ const MOST_FAULTS: u32 = 64;
 pub struct PrefaultError {
     /// All of the range below this is populated.
     pub done_to: Ipa,
-    /// What was in the way there.
+    /// The obstacle there.
     pub reason: NotPopulated,
 }
 
@@ -31,9 +31,9 @@ pub enum NotPopulated {
     NotPermitted,
     /// There is no frame left for it.
     OutOfFrames,
-    /// The vCPU's dirty ring is full, which is to be harvested first.
+    /// The vCPU's dirty ring is full and must be harvested first.
     RingFull,
-    /// What backs it, or its entry, was changed each time: the caller looks whether it has anything else to do, and goes on.
+    /// The page's backing or entry was changed at each attempt: the caller looks for other work, and continues.
     Busy,
 }
 
@@ -53,11 +53,11 @@ impl fmt::Display for PrefaultError {
 impl core::error::Error for PrefaultError {}
 
 impl<L: MmuLock> AddressSpace<L> {
-    /// Whether all of a range is memory, of one slot or of many, that allows an access: what a guest alleges of a range before
-    /// anything is done to any of it. Slots may change as soon as this returns.
+    /// Whether all of a range is memory that allows an access, in one slot or in many: checks a guest's request before anything
+    /// is done to the range. Slots may change as soon as this returns.
     ///
     /// # Errors
-    /// No slot covers some of it, or one does that doesn't allow the access, or a device's: whatever comes first.
+    /// The first obstacle: an address without a slot, or in a slot that doesn't allow the access or is a device's.
     pub fn check_range<T>(
         &self,
         cpu: &CpuMemory<T>,
@@ -77,12 +77,12 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(())
     }
 
-    /// Maps all pages of a range for an access of vCPU `vcpu`, as if it had touched each: afterwards such accesses take no
-    /// fault there, until something takes the mapping away. What is populated for writing counts as written in a dirty log.
-    /// Any number of CPUs may populate the same range at once, vCPUs running; for a bounded stay, a range of few pages.
+    /// Maps all pages of a range for an access of vCPU `vcpu`, as if it had touched each. Afterwards such accesses take no
+    /// fault there, until something removes the mapping. Pages populated for writing count as written in a dirty log. Any
+    /// number of CPUs may populate the same range at once, with vCPUs running. To bound the time, pass a range of few pages.
     ///
     /// # Errors
-    /// A page can't be mapped for the access, or not yet ([`NotPopulated::Busy`]). What comes before it is.
+    /// A page can't be mapped for the access, or not yet ([`NotPopulated::Busy`]). All pages before it are mapped.
     pub fn prefault<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -108,7 +108,7 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(())
     }
 
-    /// Maps one page for an access. The level of the leaf that maps it then.
+    /// Maps one page for an access. Returns the level of the leaf that maps it.
     fn populate_page<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -153,7 +153,7 @@ mod tests {
     use crate::{Change, TrackerMode};
     use stage2::{Features, Layout, NoTlb};
 
-    /// The only CPU of a machine with so many frames.
+    /// The only CPU of a machine with `frames` frames.
     fn cpu(frames: usize) -> CpuMemory<NoTlb> {
         let pool: &FramePool = Box::leak(Box::new(FramePool::new()));
         // SAFETY: the arena is leaked, and added once.
@@ -197,7 +197,7 @@ mod tests {
         space.destroy(&cpu);
     }
 
-    /// By one count for all of the VM, any change anywhere has every fault begin again.
+    /// With one count for all of the VM, any change anywhere restarts every fault.
     #[test]
     fn a_range_that_is_never_let_alone_is_given_up_with_what_was_done() {
         let cpu = cpu(256);

@@ -1,4 +1,4 @@
-//! "Physical memory" on a host: an allocation that is never given back and whose addresses stand for physical ones.
+//! Stands in for physical memory on a host: an allocation that is never freed and whose addresses serve as physical ones.
 
 use crate::frames::FrameSize;
 use alloc::alloc::{Layout, alloc_zeroed, handle_alloc_error};
@@ -20,8 +20,8 @@ pub fn leak(frames: usize) -> Range<Pa> {
     start..start.offset(frames as u64 * PAGE_SIZE)
 }
 
-/// Zeroes whole pages of an arena, but for those that are zero: what nobody has touched takes no memory of the host, however
-/// large the pieces are that a test's guests are backed by.
+/// Zeroes whole pages of an arena, except those that are already zero: untouched pages take no memory of the host, however
+/// large the pieces are that back a test's guests.
 ///
 /// # Safety
 /// The memory is an arena's, and the caller's to write.

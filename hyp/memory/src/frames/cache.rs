@@ -1,8 +1,8 @@
-//! A CPU's own few frames for tables and for single pages of guest memory, zeroed beforehand.
+//! One CPU's cache of zeroed frames, for tables and for single pages of guest memory.
 //!
-//! Owned by one CPU. Taking and giving back run in its faults, and so does charging a page to another owner: no lock,
-//! and no cache line that another CPU writes. [`FrameCache::refill`] and [`FrameCache::drain`] take the pool's lock and
-//! run outside.
+//! Owned by one CPU. Its faults allocate, free, and charge a page to another owner here: without a lock, and without a cache
+//! line that another CPU writes. [`FrameCache::refill`] and [`FrameCache::drain`] take the pool's lock and run outside of
+//! faults.
 
 use crate::frames::{FramePool, MAX_VMS, OWNERS, Owner, VmId, zero};
 use alloc::sync::Arc;
@@ -16,7 +16,7 @@ const CAPACITY: usize = 64;
 /// Frames below which a cache asks to be refilled. One fault takes at most three.
 const LOW: usize = 16;
 
-/// What a cache counts. Written by its CPU only, read by whoever adds up; the counts wrap.
+/// A cache's counters. Written by its CPU only, read by whoever adds up; the counts wrap.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(super) struct CacheCounters {
@@ -24,13 +24,13 @@ pub(super) struct CacheCounters {
     filled: Tally,
     /// By VM: frames that became tables, less tables that were given back.
     tables: [Tally; MAX_VMS],
-    /// By owner: frames that became guest memory or were charged to it, less what was given back or charged to others.
+    /// By owner: frames that became guest memory or were charged to it, less those given back or charged to others.
     guests: [Tally; OWNERS],
     /// By VM: frames that it may take here before its limit is looked at again.
     allowed: [AtomicU64; MAX_VMS],
 }
 
-/// A number with one writer, which may go below zero here as long as it doesn't in the sum over all CPUs.
+/// A number with one writer, which may be negative here as long as the sum over all CPUs isn't.
 #[derive(Debug, Default)]
 struct Tally(AtomicU64);
 
@@ -57,7 +57,7 @@ impl CacheCounters {
         self.guests[owner.index()].get()
     }
 
-    /// Acquire: pairs with the release of [`Self::spend`]. What isn't allowed any more is seen as taken.
+    /// Acquire: pairs with the release of [`Self::spend`]. A reader that sees a smaller allowance sees the frame as taken.
     pub(super) fn allowed(&self, vm: VmId) -> u64 {
         self.allowed[vm.number()].load(Ordering::Acquire)
     }
@@ -68,7 +68,7 @@ impl CacheCounters {
         self.allowed[vm.number()].store(allowed, Ordering::Relaxed);
     }
 
-    /// Only for the CPU whose counters these are, which has counted the frame as taken.
+    /// Only for the CPU whose counters these are, which has already counted the frame as taken.
     fn spend(&self, vm: VmId) {
         let allowed = self.allowed(vm).saturating_sub(1);
         self.allowed[vm.number()].store(allowed, Ordering::Release);
@@ -89,9 +89,9 @@ pub struct FrameCache {
     count: Cell<usize>,
     counters: Arc<CacheCounters>,
     pool: &'static FramePool,
-    /// Whose limit was in the way last.
+    /// The VM whose limit refused a frame last.
     denied: Cell<Option<VmId>>,
-    /// Frames that the pool had left when this was filled last.
+    /// Frames that the pool had left after the last refill.
     left: Cell<u64>,
     frames: [Cell<Pa>; CAPACITY],
 }
@@ -119,8 +119,8 @@ impl FrameCache {
         Some(frame)
     }
 
-    /// A zeroed frame for guest memory, charged to `owner`, or `None` if the cache is empty or the owner is a VM that
-    /// has used up what it is allowed here.
+    /// A zeroed frame for guest memory, charged to `owner`, or `None` if the cache is empty or the owner is a VM that has used
+    /// up its allowance here.
     #[inline]
     pub fn take_guest(&self, owner: Owner) -> Option<Pa> {
         let limited = match owner {
@@ -142,13 +142,13 @@ impl FrameCache {
         Some(frame)
     }
 
-    /// The VM whose limit was in the way of [`Self::take_guest`] since this was asked last.
+    /// The VM whose limit refused [`Self::take_guest`] a frame since the last call.
     pub fn take_denied(&self) -> Option<VmId> {
         self.denied.take()
     }
 
-    /// Allows a VM some frames more here, as far as its limit lets it. Takes the pool's lock. Returns how many more it
-    /// could have had in all; it is allowed some here afterwards, unless that is none.
+    /// Renews a VM's allowance here, as far as its limit permits. Takes the pool's lock. Returns how many more frames the VM
+    /// could have had in all; unless that is none, it has an allowance here afterwards.
     pub fn renew_allowance(&self, vm: VmId) -> u64 {
         self.pool.renew_allowance(vm, &self.counters)
     }
@@ -175,8 +175,8 @@ impl FrameCache {
     /// Takes back a frame of guest memory that is charged to `owner`.
     ///
     /// # Safety
-    /// The frame came from the same pool, as a single one or as part of a larger piece, backs no page, and no CPU can reach
-    /// it: it was never mapped, or an epoch has passed since it was.
+    /// The frame came from the same pool, as a single one or as part of a larger piece, backs no page, and no CPU can reach it:
+    /// it was never mapped, or an epoch has passed since it was.
     pub unsafe fn give_back_guest(&self, frame: Pa, owner: Owner) {
         self.pool.expect_no_page(frame, 1);
         self.counters.guests[owner.index()].subtract(1);
@@ -216,7 +216,7 @@ impl FrameCache {
         self.count.get() < LOW
     }
 
-    /// Fills the cache from the pool, as far as that has frames. Whether there is a frame in it afterwards.
+    /// Fills the cache from the pool, as far as that has frames. Returns whether the cache has a frame afterwards.
     pub fn refill(&self) -> bool {
         self.pool.reclaim_released();
         let count = self.count.get();
@@ -233,7 +233,7 @@ impl FrameCache {
         self.count.get() > 0
     }
 
-    /// The free frames that [`Self::refill`] left in the pool, the last time.
+    /// The free frames that the last [`Self::refill`] left in the pool.
     pub(crate) fn left_free(&self) -> u64 {
         self.left.get()
     }
@@ -489,8 +489,8 @@ mod tests {
         assert_eq!(pool.reclaim_released(), 1);
     }
 
-    /// CPUs take tables and pages, give some back at once, and hand the others to the epoch, which releases them on
-    /// another CPU.
+    /// CPUs take tables and pages, give some back at once, and pass the others to the epoch, which releases them on another
+    /// CPU.
     #[test]
     fn every_frame_comes_back_from_many_cpus() {
         const CPUS: usize = 4;

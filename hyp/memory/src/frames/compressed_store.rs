@@ -1,14 +1,12 @@
-//! Pages of guest memory in compressed form, in frames of the pool.
+//! A store for compressed pages of guest memory, in frames of the pool.
 //!
-//! A page whose words are all alike is its handle and takes no room. Any other is compressed (LZ4's block format) and
-//! put in a slot of the smallest class of slots that it fits. Slots lie close together in spans of one to four frames,
-//! which need not be neighbours, so a span can be had as long as there are frames at all. A span without pages gives
-//! its frames back.
+//! A page whose words are all equal is encoded in its handle and takes no room. Any other is compressed (LZ4's block format)
+//! and put in a slot of the smallest size class that fits. Slots are packed in spans of one to four frames, which need not be
+//! adjacent, so a span can be had as long as there are frames at all. An empty span frees its frames.
 //!
-//! Any CPU may use the store at any time, but not in a fault's epoch: each class has a lock, which is held while a slot
-//! is found, and not while anything is compressed or copied. Who puts a page has its handle for itself; the page stays
-//! until the handle is dropped. A store isn't rearranged: spans that lose most of their pages keep their frames until
-//! they have lost all.
+//! Any CPU may use the store at any time, but not inside a fault's epoch. Each size class has a lock, held while a slot is
+//! found and not while data is compressed or copied. A handle belongs to whoever stored the page; the page stays until the
+//! handle is dropped. The store isn't compacted: a span keeps its frames until its last page is gone.
 
 use crate::frames::{FramePool, FrameSize, Owner, Purpose};
 use alloc::vec::Vec;
@@ -21,20 +19,20 @@ use stage2::{PAGE_SIZE, Pa};
 
 /// A page's bytes.
 const PAGE: usize = PAGE_SIZE as usize;
-/// What the sizes of slots are multiples of.
+/// The step between slot sizes.
 const STEP: usize = 128;
-/// How many sizes of slots there are.
+/// The number of size classes.
 const CLASSES: usize = 24;
-/// Pages that need more than the largest slot aren't worth it.
+/// Pages that compress to more than the largest slot aren't worth storing.
 const LARGEST: usize = CLASSES * STEP;
-/// Frames of a span at most.
+/// The most frames of a span.
 const MOST_FRAMES: usize = 4;
-/// Slots of a span at most: one word says which are free.
+/// The most slots of a span: one word says which are free.
 const MOST_SLOTS: usize = u64::BITS as usize;
-/// Bytes at the beginning of a slot that say how many follow.
+/// Bytes at the beginning of a slot that hold the length of the data.
 const HEADER: usize = 2;
 
-/// The class's slots and their spans.
+/// The layout of a class: its slots and spans.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     bytes: usize,
@@ -53,7 +51,7 @@ const SHAPES: [Shape; CLASSES] = {
 };
 
 impl Shape {
-    /// Spans as long as wastes least.
+    /// Chooses the span length that wastes least.
     const fn of(class: usize) -> Self {
         let bytes = (class + 1) * STEP;
         let mut best = Self {
@@ -76,20 +74,20 @@ impl Shape {
         best
     }
 
-    /// A span's free slots when all are.
+    /// The bitmap of a span whose slots are all free.
     const fn all_free(self) -> u64 {
         u64::MAX >> (MOST_SLOTS - self.slots)
     }
 }
 
-/// Names a page in the store.
+/// Identifies a page in the store.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Handle(u64);
 
 impl Handle {
-    /// Bits that a handle has at most.
+    /// The most bits of a handle.
     pub const BITS: u32 = 48;
-    /// Of a page whose words are all alike; half a word is in the lowest bits.
+    /// Marks a page whose words are all equal; half a word is in the lowest bits.
     const FILLED: u64 = 1 << 47;
     const CLASS: u32 = 40;
     const SLOT: u32 = 32;
@@ -108,7 +106,7 @@ impl Handle {
         self.0
     }
 
-    /// Bytes of the pool's frames that the page takes, for which somebody is to be charged.
+    /// Bytes of the pool's frames that the page takes, to be charged to an owner.
     pub fn bytes(self) -> u64 {
         match self.filling() {
             Some(_) => 0,
@@ -140,12 +138,12 @@ impl fmt::Debug for Handle {
     }
 }
 
-/// A page isn't taken in.
+/// The store refuses a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refused {
     /// There are no frames, or no heap, for it.
     NoRoom,
-    /// It takes too much room in compressed form too.
+    /// It isn't small enough in compressed form.
     Incompressible,
 }
 
@@ -160,12 +158,12 @@ impl fmt::Display for Refused {
 
 impl core::error::Error for Refused {}
 
-/// What is in a store. Each number is exact, the three may be of different moments.
+/// The contents of a store. Each number is exact, but the three may be of different moments.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct StoreCounts {
     /// Pages in it.
     pub pages: u64,
-    /// Those among them that take no room, as their words are all alike.
+    /// Those among them that take no room, as their words are all equal.
     pub filled: u64,
     /// Bytes of the slots that the others take.
     pub bytes: u64,
@@ -202,7 +200,7 @@ impl Store {
         Ok(handle)
     }
 
-    /// Apart, as it takes so much stack.
+    /// Not inlined, as it takes so much stack.
     #[inline(never)]
     fn put_compressed(&self, page: &[u8; PAGE]) -> Result<Handle, Refused> {
         let mut packed = [0; HEADER + get_maximum_output_size(PAGE)];
@@ -216,7 +214,7 @@ impl Store {
         self.put_packed(&packed[..length])
     }
 
-    /// Puts what is compressed, with its header, in a slot.
+    /// Stores compressed data, with its header, in a slot.
     fn put_packed(&self, packed: &[u8]) -> Result<Handle, Refused> {
         let class = (packed.len() - 1) / STEP;
         let (handle, place) = {
@@ -238,7 +236,7 @@ impl Store {
         Ok(handle)
     }
 
-    /// Stores a page that is in the store once more.
+    /// Stores another copy of a page that is in the store.
     pub fn copy(&self, handle: Handle) -> Result<Handle, Refused> {
         let copy = match handle.filling() {
             Some(_) => handle,
@@ -251,7 +249,7 @@ impl Store {
         Ok(copy)
     }
 
-    /// The page of a handle that [`Self::put`] gave and that hasn't been dropped.
+    /// Reads the page of a handle that came from [`Self::put`] and wasn't dropped.
     pub fn get(&self, handle: Handle, page: &mut [u8; PAGE]) {
         if let Some(half) = handle.filling() {
             for bytes in page.chunks_exact_mut(size_of_val(&half)) {
@@ -269,7 +267,7 @@ impl Store {
         assert_eq!(unpacked.ok(), Some(PAGE), "a stored page is damaged");
     }
 
-    /// What a slot holds.
+    /// The contents of a slot.
     fn packed(&self, handle: Handle) -> [u8; LARGEST] {
         let class = handle.class();
         let place = self.classes[class]
@@ -289,7 +287,7 @@ impl Store {
         packed
     }
 
-    /// Forgets a page. Its handle isn't used any more.
+    /// Removes a page. Its handle isn't used any more.
     pub fn drop(&self, handle: Handle) {
         if handle.filling().is_none() {
             let class = handle.class();
@@ -299,7 +297,7 @@ impl Store {
         self.count(handle, -1);
     }
 
-    /// What is in it.
+    /// The store's contents in numbers.
     pub fn counts(&self) -> StoreCounts {
         StoreCounts {
             pages: self.pages.load(Ordering::Relaxed),
@@ -328,12 +326,12 @@ impl fmt::Debug for Store {
     }
 }
 
-/// The length of what is compressed, with its header.
+/// The length of compressed data, with its header.
 fn length_of(packed: &[u8; LARGEST]) -> usize {
     usize::from(u16::from_le_bytes([packed[0], packed[1]]))
 }
 
-/// The half word that all of the page consists of.
+/// The half word that fills the page, if there is one.
 fn filling(page: &[u8; PAGE]) -> Option<u32> {
     let mut halves = page
         .as_chunks()
@@ -347,7 +345,7 @@ fn filling(page: &[u8; PAGE]) -> Option<u32> {
 /// The spans of one class.
 struct Class {
     spans: Vec<Span>,
-    /// Spans that have some slot free, and some not. As long as `spans` may it become without heap.
+    /// Spans that have some slots free and some in use. Has capacity for as many as `spans` can hold, so that it needs no heap.
     partial: Vec<u32>,
     /// The first of the spans without frames, which are chained.
     vacant: Option<u32>,
@@ -356,21 +354,21 @@ struct Class {
 /// Frames with slots of one size.
 struct Span {
     frames: [Pa; MOST_FRAMES],
-    /// Bit by bit the slots that are free.
+    /// A bitmap of the free slots.
     free: u64,
     state: State,
 }
 
 #[derive(Clone, Copy)]
 enum State {
-    /// No frames. Which one comes next.
+    /// Without frames. Holds the next such span.
     Vacant(Option<u32>),
-    /// At this place among the partial ones.
+    /// Partially used: its index among those spans.
     Partial(u32),
     Full,
 }
 
-/// Where the bytes of a slot lie: in one frame, or at the end of one and the beginning of another.
+/// The location of a slot's bytes: in one frame, or at the end of one and the beginning of another.
 #[derive(Clone, Copy)]
 struct Place {
     first: (Pa, usize),
@@ -393,7 +391,7 @@ impl Class {
         }
     }
 
-    /// Where a slot lies.
+    /// The location of a slot.
     fn place(&self, class: usize, span: usize, slot: u32) -> Place {
         let bytes = SHAPES[class].bytes;
         let start = slot as usize * bytes;
@@ -407,7 +405,7 @@ impl Class {
         }
     }
 
-    /// A free slot, by span and number.
+    /// Allocates a slot: its span and its number.
     fn take(&mut self, class: usize, pool: &FramePool) -> Option<(usize, u32)> {
         let index = match self.partial.last() {
             Some(span) => *span as usize,
@@ -424,7 +422,7 @@ impl Class {
         Some((index, slot))
     }
 
-    /// Makes a span with all slots free, which is the last one among the partial ones.
+    /// Makes a span with all slots free, which becomes the last of the partial ones.
     fn begin_span(&mut self, class: usize, pool: &FramePool) -> Option<usize> {
         let index = match self.vacant {
             Some(vacant) => vacant,
@@ -469,7 +467,7 @@ impl Class {
         }
     }
 
-    /// Gives the frames of a span without pages back.
+    /// Frees the frames of a span without pages.
     fn end_span(&mut self, class: usize, index: usize, pool: &FramePool) {
         let span = &mut self.spans[index];
         give_frames_back(&span.frames[..SHAPES[class].frames], pool);

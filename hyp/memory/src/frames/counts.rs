@@ -1,9 +1,9 @@
-//! Where the machine's frames are, in numbers.
+//! Counts of the machine's frames, by place and use.
 
 use core::fmt;
 
-/// All frames of a pool by where they are. Each frame is in one place; while CPUs allocate and free, a frame that moves
-/// may be seen in both or none, so the sum is exact when they rest.
+/// All frames of a pool, by place. Each frame is in one place. While CPUs allocate and free, a frame on the move may be counted
+/// twice or not at all, so the sum is exact only when they rest.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Counts {
     /// In translation tables.
@@ -14,7 +14,7 @@ pub struct Counts {
     pub heap: u64,
     /// Holding guests' memory in compressed form.
     pub compressed: u64,
-    /// In CPUs' caches, or on the way to the pool: tables from the epoch on, guest memory from when it was given up.
+    /// In CPUs' caches, or on the way to the pool: tables once the epoch has released them, guest memory once it was given up.
     pub cached: u64,
     /// Taken out of a tree, waiting for an epoch to pass.
     pub pending: u64,
@@ -87,14 +87,14 @@ impl core::error::Error for Unbalanced {}
 pub struct VmCounts {
     /// In its translation tables.
     pub table: u64,
-    /// In its memory, as far as that is charged to it.
+    /// In its memory, as far as it is charged for that.
     pub guest: u64,
-    /// Once in its tables, waiting for an epoch to pass.
+    /// Former tables that wait for an epoch to pass.
     pub pending: u64,
 }
 
 impl VmCounts {
-    /// Whether nothing of the VM is left.
+    /// Whether the VM has no frames left.
     pub fn is_zero(&self) -> bool {
         *self == Self::default()
     }

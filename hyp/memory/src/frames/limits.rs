@@ -1,9 +1,8 @@
-//! How much memory each VM may have, and what it has in compressed form.
+//! Memory limits of VMs, and counts of what each VM has compressed.
 //!
-//! A fault that takes a frame for a VM with a limit spends its CPU's allowance, a line that no other CPU writes; what
-//! is allowed is as good as taken. Allowances are renewed under the pool's lock ([`FramePool::renew_allowance`]), where
-//! all that the VM has is added up, so the limit holds exactly, but for a frame that changes hands while it is added
-//! up.
+//! A fault that takes a frame for a VM with a limit spends its CPU's allowance, in a cache line that no other CPU writes. An
+//! allowance counts as used memory. It is renewed under the pool's lock ([`FramePool::renew_allowance`]), where the VM's whole
+//! use is added up. So the limit is exact, but for a frame that changes owner during the addition.
 //!
 //! [`FramePool::renew_allowance`]: crate::frames::FramePool::renew_allowance
 
@@ -11,19 +10,17 @@ use crate::frames::{MAX_VMS, OWNERS, Owner, VmId};
 use core::sync::atomic::{AtomicU64, Ordering};
 use stage2::PAGE_SIZE;
 
-/// Of a VM that may have what there is.
+/// The limit of a VM that may use all frames.
 const NONE: u64 = u64::MAX;
-/// Frames that one CPU is allowed at once.
+/// The most frames of one CPU's allowance.
 const ALLOWED_AT_ONCE: u64 = 32;
-/// The share of what is left that one CPU is allowed, so that the last frames aren't all with CPUs that don't need
-/// them.
+/// The share of the remaining frames that one CPU gets, so that the last frames aren't all with CPUs that don't need them.
 const SHARE: u64 = 8;
 
 /// The limits of all VMs. Faults read them; they are written when somebody sets one.
 pub(super) struct Limits {
     most: [AtomicU64; MAX_VMS],
-    /// By owner, in bytes. Written where memory is compressed and brought back, on lines that nobody else reads in a
-    /// fault.
+    /// By owner, in bytes. Written when memory is compressed or decompressed, in cache lines that no fault reads otherwise.
     compressed: Compressed,
 }
 
@@ -52,7 +49,7 @@ impl Limits {
         (most != NONE).then_some(most)
     }
 
-    /// How many frames more a VM that has `used` may have.
+    /// How many frames more a VM that uses `used` may have.
     pub(super) fn room(&self, vm: VmId, used: u64) -> u64 {
         self.most[vm.number()]
             .load(Ordering::Relaxed)
@@ -72,12 +69,12 @@ impl Limits {
     }
 }
 
-/// What a CPU is allowed of `room` frames.
+/// A CPU's allowance out of `room` frames.
 pub(super) fn allowance(room: u64) -> u64 {
     (room / SHARE).clamp(1, ALLOWED_AT_ONCE).min(room)
 }
 
-/// Bytes in frames, as they count towards a limit.
+/// Bytes in frames, as counted towards a limit.
 pub(super) fn in_frames(bytes: u64) -> u64 {
     bytes.div_ceil(PAGE_SIZE)
 }

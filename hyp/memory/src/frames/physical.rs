@@ -1,7 +1,7 @@
 //! Access to memory by physical address.
 //!
-//! What a guest can reach is accessed word by word with volatile accesses: its vCPUs may write the same bytes at any
-//! moment, and are no threads of this program. The result is then some mixture of old and new words, never more.
+//! Guest memory is accessed word by word with volatile accesses: vCPUs may write the same bytes at any moment, and are no
+//! threads of this program. A concurrent access yields a mixture of old and new words, nothing else.
 
 use core::ptr::with_exposed_provenance_mut;
 use core::slice::ChunksExact;
@@ -57,7 +57,7 @@ pub unsafe fn zero(pa: Pa, bytes: u64) {
 unsafe fn zero_pages(start: *mut u8, bytes: usize) {
     use core::arch::asm;
 
-    /// DCZID_EL0 (Arm ARM D24.2.35): DC ZVA is prohibited; the words that one zeroes, as a power of two.
+    /// DCZID_EL0 (Arm ARM D24.2.35): DC ZVA is prohibited; the number of words that one zeroes, as a power of two.
     const PROHIBITED: u64 = 1 << 4;
     const WORDS: u64 = 0xf;
     let block: u64;
@@ -111,7 +111,7 @@ unsafe fn zero_pages(start: *mut u8, bytes: usize) {
     unsafe { start.write_bytes(0, bytes) };
 }
 
-/// Fills memory that nobody uses any more with what no walker may ever meet. In debug builds only.
+/// Fills unused memory with a pattern that no walker may ever meet. In debug builds only.
 ///
 /// # Safety
 /// As for [`zero`].
@@ -125,7 +125,7 @@ pub(super) unsafe fn poison(pa: Pa, bytes: u64) {
     }
 }
 
-/// Writes `bytes` from `pa` on.
+/// Writes `bytes` at `pa`.
 ///
 /// # Safety
 /// The memory is mapped at its own address and backs a guest: nothing of this program lives there.
@@ -155,7 +155,7 @@ pub unsafe fn write_bytes(pa: Pa, bytes: &[u8]) {
     }
 }
 
-/// Reads into `bytes` from `pa` on.
+/// Reads `bytes` at `pa`.
 ///
 /// # Safety
 /// As for [`write_bytes`].
@@ -181,9 +181,9 @@ pub unsafe fn read_bytes(pa: Pa, bytes: &mut [u8]) {
     }
 }
 
-/// Two words, which CPUs load and store by one instruction, each word at once.
+/// Two words, which a CPU loads or stores by one instruction, each word atomically.
 type Pair = u128;
-/// Pairs that a loop over a page looks at in a round: a cache line, mostly.
+/// Pairs per round of a loop over a page: mostly a cache line.
 const ROUND: usize = 4;
 const ROUNDS: usize = PAGE / (ROUND * size_of::<Pair>());
 
@@ -197,7 +197,7 @@ unsafe fn read_round(page: *const Pair, round: usize) -> [Pair; ROUND] {
     [0, 1, 2, 3].map(|index| unsafe { page.add(round * ROUND + index).read_volatile() })
 }
 
-/// Copies a frame. Where a guest writes the source meanwhile, the copy is some mixture of old and new words.
+/// Copies a frame. If a guest writes the source meanwhile, the copy is a mixture of old and new words.
 ///
 /// # Safety
 /// Both are mapped at their own addresses; `from` backs a guest, and nobody else uses `to`.
@@ -233,8 +233,8 @@ pub(crate) unsafe fn same_pages(one: Pa, other: Pa) -> bool {
     })
 }
 
-/// A checksum of a frame's contents, which tells nothing but which ones are worth comparing: a polynomial in the words of each
-/// of eight lanes, an instruction for a word. Where a guest writes meanwhile, that of some mixture of old and new words.
+/// A checksum of a frame's contents, used only to select frames worth comparing: a polynomial in the words of each of eight
+/// lanes, one instruction per word. If a guest writes meanwhile, it is that of a mixture of old and new words.
 ///
 /// # Safety
 /// The frame is mapped at its own address and backs a guest, or is the hypervisor's.
@@ -251,7 +251,7 @@ pub(crate) fn checksum_of_zeros() -> u64 {
 
 #[inline(always)]
 fn checksum_of_rounds(read: impl Fn(usize) -> [Pair; ROUND]) -> u64 {
-    /// Odd, so that nothing is lost but by what follows.
+    /// Odd, so that multiplying loses no bit of a word, except through the words behind it.
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     /// Rounds after which high bits go where low ones are: products carry only upwards.
     const TURN: usize = 8;
@@ -272,7 +272,7 @@ fn checksum_of_rounds(read: impl Fn(usize) -> [Pair; ROUND]) -> u64 {
     })
 }
 
-/// Cuts a range of `length` bytes at `pa` into bytes before the first whole word, whole words, and bytes after.
+/// Splits a range of `length` bytes at `pa` into the bytes before the first whole word, whole words, and the bytes after.
 fn by_words(pa: Pa, length: usize) -> (usize, usize, usize) {
     let head = (pa.get().wrapping_neg() as usize % WORD).min(length);
     let rest = length - head;

@@ -1,9 +1,8 @@
-//! The machine's free frames, and whose the others are.
+//! The pool of the machine's free frames, and the account of who owns the others.
 //!
-//! A buddy allocator behind a spin lock. Whoever holds the lock may use the heap (the allocator's sets live there), and
-//! the heap's lock is taken inside it, never the other way round. No fault takes it: faults use a [`FrameCache`]'s
-//! frames, and give tables back through [`FramePool::release_deferred`], guest memory through
-//! [`FramePool::release_guest`].
+//! A buddy allocator behind a spin lock. Lock order: pool, then heap (the allocator's sets live in the heap), never the other
+//! way round. No fault takes the pool's lock: a fault allocates from a [`FrameCache`], frees tables through
+//! [`FramePool::release_deferred`], and guest memory through [`FramePool::release_guest`].
 //!
 //! [`FrameCache`]: crate::frames::FrameCache
 
@@ -27,10 +26,10 @@ use stage2::{PAGE_SHIFT, PAGE_SIZE, Pa};
 pub const MAX_RUN: usize = FrameSize::Block1G.frames();
 /// How many orders the buddy allocator keeps: runs of 1 to [`MAX_RUN`] frames.
 const ORDERS: usize = MAX_RUN.trailing_zeros() as usize + 1;
-/// How many table frames may await an epoch when somebody sets about to unlink more. Each CPU that does may add
+/// The number of table frames waiting for an epoch at which unlinking more must wait. Each CPU that unlinks may add
 /// [`UNLINKED_AT_ONCE`](crate::UNLINKED_AT_ONCE) to it.
 pub const MOST_PENDING: u64 = 1024;
-/// Runs of frames that are given back under one hold of the lock.
+/// Runs of frames that are returned under one hold of the lock.
 const RECLAIM_BATCH: usize = 64;
 
 /// All frames that the hypervisor may hand out.
@@ -45,7 +44,7 @@ pub struct FramePool {
     recharged: [AtomicU64; OWNERS],
     records: Records,
     limits: Limits,
-    /// Table frames that await an epoch, of all VMs, now and at most since the pool was made.
+    /// Table frames of all VMs that wait for an epoch: now, and the most since the pool was made.
     pending: AtomicU64,
     most_pending: AtomicU64,
 }
@@ -53,15 +52,15 @@ pub struct FramePool {
 struct State {
     free: FrameAllocator<ORDERS>,
     free_frames: u64,
-    /// Free frames that are for compressed memory only.
+    /// Free frames reserved for compressed memory.
     kept: u64,
     total: u64,
     held: [Held; OWNERS],
     caches: Vec<Arc<CacheCounters>>,
 }
 
-/// What an owner has taken without a CPU's cache, less what it has given back so, in frames by purpose. Wraps for guest
-/// memory, which may be taken in one way and given back in another, or by another owner.
+/// Frames that an owner has taken without a CPU's cache, less those it has given back so, by purpose. Wraps for guest memory,
+/// which may be taken in one way and given back in another, or by another owner.
 #[derive(Clone, Copy, Default)]
 struct Held {
     table: u64,
@@ -88,11 +87,11 @@ impl Held {
     }
 }
 
-/// A VM's tables that were handed to the epoch. Written where tables are unlinked and freed, which no page fault does.
+/// A VM's tables that were passed to the epoch. Written where tables are unlinked and freed, which no page fault does.
 struct Deferred {
-    /// Ever handed to the epoch.
+    /// Ever passed to the epoch.
     unlinked: AtomicU64,
-    /// Ever let go by it.
+    /// Ever released by it.
     released: AtomicU64,
 }
 
@@ -124,7 +123,7 @@ impl FramePool {
         }
     }
 
-    /// Adds the whole frames of a range, except frame 0 and, at EL2, what their records take, which counts as heap.
+    /// Adds the whole frames of a range, except frame 0 and, at EL2, those for their records, which count as heap.
     ///
     /// # Safety
     /// The memory is RAM, mapped at its own address for ever, nobody's, and not in the pool yet.
@@ -144,41 +143,40 @@ impl FramePool {
         }
     }
 
-    /// What is known of the frame at `pa`, which backs guest memory; `None` if it isn't the pool's. For any CPU at any
-    /// time, without a lock.
+    /// The record of the frame at `pa`, which backs guest memory; `None` if it isn't the pool's. For any CPU at any time,
+    /// without a lock.
     #[inline]
     pub fn record(&self, pa: Pa) -> Option<&'static FrameRecord> {
         self.records.of(pa)
     }
 
-    /// The first run of frames of this size, aligned to it, at or after `from`: free, used, or some of each.
+    /// The first run of frames of this size, aligned to it, at or after `from`: free, used, or partly used.
     pub(crate) fn next_run(&self, from: Pa, size: FrameSize) -> Option<Pa> {
         let first = frame_number(from).next_multiple_of(size.frames());
         let run = self.records.next_run(first, size.frames())?;
         Some(Pa::new((run as u64) << PAGE_SHIFT))
     }
 
-    /// For a frame that is about to back a page.
+    /// Prepares the record of a frame that is about to back a page.
     #[inline]
     pub(super) fn prepare_record(&self, frame: Pa) {
         self.records.prepare(frame, 1);
     }
 
-    /// Whoever gives guest memory back has emptied its records.
+    /// Checks that guest memory which is given back has empty records.
     pub(super) fn expect_no_page(&self, pa: Pa, frames: usize) {
         self.records.expect_empty(pa, frames);
     }
 
-    /// Keeps the last `frames` free frames for [`Purpose::Compressed`]: what is to bring frames may need one first.
+    /// Reserves the last `frames` free frames for [`Purpose::Compressed`], as reclaim may need a frame before it frees any.
     pub fn keep_for_compressed(&self, frames: u64) {
         self.state.lock().kept = frames;
     }
 
-    /// Lets a VM have at most so many frames of memory of its own, what it has in compressed form among them; `None`:
-    /// as many as there are. Copies of what it shares are charged to it when it writes, before it has them. Frames that
-    /// it shares with a fork, images and its tables don't count; its pages aren't merged with others, which would be
-    /// memory that nobody pays for. It may have more at this moment ([`Self::over_limit`]), and comes to have more
-    /// where its forks leave it with what they shared.
+    /// Limits a VM to so many frames of its own memory, including its compressed pages; `None`: no limit. A copy of a shared
+    /// page is charged to the VM when it writes, before it gets the copy. Frames shared with a fork, images and tables don't
+    /// count. The VM's pages aren't merged with others, as nobody would be charged for the shared frame. The VM may be over the
+    /// limit now ([`Self::over_limit`]), and gets over it when its forks end and leave it the frames that they shared.
     pub fn set_limit(&self, vm: VmId, frames: Option<u64>) {
         self.limits.set(vm, frames);
     }
@@ -193,7 +191,7 @@ impl FramePool {
         self.limits.is_limited(vm)
     }
 
-    /// By how many frames a VM has more than its limit.
+    /// By how many frames a VM exceeds its limit.
     pub fn over_limit(&self, vm: VmId) -> u64 {
         let Some(limit) = self.limit(vm) else {
             return 0;
@@ -218,8 +216,8 @@ impl FramePool {
         guest.cast_unsigned() + allowed + compressed
     }
 
-    /// Allows a VM some frames more on the CPU that `counters` are of, and says how many it could have had: none where it
-    /// has reached its limit.
+    /// Renews a VM's allowance on the CPU of `counters`. Returns how many frames the VM could have had: none if it has reached
+    /// its limit.
     pub(super) fn renew_allowance(&self, vm: VmId, counters: &CacheCounters) -> u64 {
         let state = self.state.lock();
         let room = self.limits.room(vm, self.used(&state, vm));
@@ -227,12 +225,12 @@ impl FramePool {
         room
     }
 
-    /// Counts compressed memory for whom it is charged to.
+    /// Charges compressed memory to an owner.
     pub fn charge_compressed(&self, owner: Owner, bytes: u64) {
         self.limits.charge_compressed(owner, bytes);
     }
 
-    /// Counts no more what [`Self::charge_compressed`] counted.
+    /// Reverses [`Self::charge_compressed`].
     pub fn discharge_compressed(&self, owner: Owner, bytes: u64) {
         self.limits.discharge_compressed(owner, bytes);
     }
@@ -242,20 +240,20 @@ impl FramePool {
         self.limits.compressed(owner)
     }
 
-    /// Counts frames that the heap was given without passing through the pool.
+    /// Counts frames that were given to the heap without passing through the pool.
     pub fn count_heap(&self, frames: u64) {
         let mut state = self.state.lock();
         state.total += frames;
         *state.held(Owner::Hypervisor).of(Purpose::Heap) += frames;
     }
 
-    /// A frame of the given size, aligned to it, with whatever it holds. `None` where there is none left.
+    /// A frame of the given size, aligned to it, not zeroed. `None` if there is none left.
     pub fn allocate(&self, size: FrameSize, owner: Owner, purpose: Purpose) -> Option<Pa> {
         self.allocate_run(size.frames(), owner, purpose)
     }
 
-    /// A run of frames, aligned to its size, with whatever they hold. `frames` is a power of two up to [`MAX_RUN`];
-    /// `None` otherwise, or where there is no such run left, or it would be guest memory beyond the owner's limit.
+    /// A run of frames, aligned to its size, not zeroed. `frames` is a power of two up to [`MAX_RUN`]; `None` otherwise, or if
+    /// there is no such run left, or it would be guest memory beyond the owner's limit.
     pub fn allocate_run(&self, frames: usize, owner: Owner, purpose: Purpose) -> Option<Pa> {
         if !frames.is_power_of_two() || frames > MAX_RUN {
             return None;
@@ -285,14 +283,13 @@ impl FramePool {
         Some(root)
     }
 
-    /// Gives back what [`Self::allocate`] gave for the same size, owner and purpose. Nobody uses it any more.
+    /// Frees what [`Self::allocate`] returned for the same size, owner and purpose. Nobody uses it any more.
     pub fn free(&self, pa: Pa, size: FrameSize, owner: Owner, purpose: Purpose) {
         self.free_run(pa, size.frames(), owner, purpose);
     }
 
-    /// Gives back what [`Self::allocate_run`] gave for the same number, owner and purpose. Nobody uses it any more.
-    /// Guest memory may have come from a CPU's cache, go back in smaller pieces, and is given back for whom it is
-    /// charged to.
+    /// Frees what [`Self::allocate_run`] returned for the same number, owner and purpose. Nobody uses it any more. Guest memory
+    /// may have come from a CPU's cache, may be freed in smaller pieces, and is freed for the owner that it is charged to.
     pub fn free_run(&self, pa: Pa, frames: usize, owner: Owner, purpose: Purpose) {
         if purpose == Purpose::Guest {
             self.expect_no_page(pa, frames);
@@ -307,7 +304,7 @@ impl FramePool {
         state.put(pa, frames);
     }
 
-    /// Notes that a VM handed `frames` table frames to the epoch.
+    /// Notes that a VM passed `frames` table frames to the epoch.
     pub fn note_pending(&self, vm: VmId, frames: usize) {
         self.deferred[vm.number()]
             .unlinked
@@ -317,18 +314,18 @@ impl FramePool {
             .fetch_max(before + frames as u64, Ordering::Relaxed);
     }
 
-    /// Table frames that await an epoch, of all VMs.
+    /// Table frames of all VMs that wait for an epoch.
     pub fn pending(&self) -> u64 {
         self.pending.load(Ordering::Relaxed)
     }
 
-    /// The most table frames that ever awaited an epoch at the same time.
+    /// The most table frames that ever waited for an epoch at the same time.
     pub fn most_pending(&self) -> u64 {
         self.most_pending.load(Ordering::Relaxed)
     }
 
-    /// Takes back a run of a VM's table frames that the epoch has let go of, as announced by [`Self::note_pending`].
-    /// Runs on whichever CPU collects, perhaps in its fault: takes no lock.
+    /// Takes back a run of a VM's table frames that the epoch has released, as announced by [`Self::note_pending`]. Runs on
+    /// whichever CPU collects, perhaps in its fault: takes no lock.
     ///
     /// # Safety
     /// The frames came from this pool, and nobody can reach them any more.
@@ -350,7 +347,7 @@ impl FramePool {
         self.recharged[to.index()].fetch_add(frames, Ordering::Relaxed);
     }
 
-    /// Notes that frames of guest memory, charged to `owner`, back nothing any more and come back through the epoch, by
+    /// Notes that frames of guest memory, charged to `owner`, back no page any more and will come back through the epoch, by
     /// [`Self::release_guest`]. From now on they count as on their way. Takes no lock.
     pub fn guest_leaving(&self, owner: Owner, frames: usize) {
         self.returning.fetch_add(frames as u64, Ordering::Relaxed);
@@ -383,7 +380,7 @@ impl FramePool {
     /// Takes back a frame without a lock.
     ///
     /// # Safety
-    /// The frame came from this pool, isn't counted as anybody's, and nobody can reach it any more.
+    /// The frame came from this pool, isn't counted for any owner, and nobody can reach it any more.
     pub(super) unsafe fn release(&self, frame: Pa) {
         self.returning.fetch_add(1, Ordering::Relaxed);
         // SAFETY: as the caller promised.
@@ -393,8 +390,8 @@ impl FramePool {
         }
     }
 
-    /// Makes the frames that were released free again. Holds the lock for a bounded number of them at a time; not for a
-    /// fault. Returns how many there were.
+    /// Returns released frames to the pool. Holds the lock for a bounded number of them at a time; not for a fault. Returns how
+    /// many there were.
     pub fn reclaim_released(&self) -> usize {
         if self.released.is_empty() {
             return 0;
@@ -413,9 +410,8 @@ impl FramePool {
         reclaimed
     }
 
-    /// Takes single frames for a CPU's cache, as many as there are up to the slice's length, under one hold of the
-    /// lock: how many that was, and how many are left. Runs are taken as far as there are any, as every CPU that touches
-    /// new memory comes here again and again.
+    /// Takes single frames for a CPU's cache, up to the slice's length, under one hold of the lock. Returns how many it took,
+    /// and how many are left. Takes whole runs where possible, as every CPU that touches new memory comes here again and again.
     pub(super) fn take_for_cache(&self, frames: &mut [Pa]) -> (usize, u64) {
         let mut state = self.state.lock();
         let (mut taken, mut longest) = (0, frames.len());
@@ -438,17 +434,17 @@ impl FramePool {
         self.state.lock().put(frame, 1);
     }
 
-    /// Makes a cache's counters part of the sums, for ever: a cache that is gone leaves what it had counted.
+    /// Adds a cache's counters to the sums, for ever: the counts of a cache that is gone remain.
     pub(super) fn register_cache(&self, counters: Arc<CacheCounters>) {
         self.state.lock().caches.push(counters);
     }
 
-    /// Frames that are nobody's.
+    /// Frames that are free.
     pub fn free_frames(&self) -> u64 {
         self.state.lock().free_frames
     }
 
-    /// Where all frames are.
+    /// All frames, by place.
     pub fn counts(&self) -> Counts {
         let state = self.state.lock();
         let mut counts = Counts {
@@ -476,7 +472,7 @@ impl FramePool {
         counts
     }
 
-    /// What one VM has.
+    /// One VM's frames.
     pub fn counts_of(&self, vm: VmId) -> VmCounts {
         self.vm_counts(&self.state.lock(), vm)
     }
@@ -486,7 +482,7 @@ impl FramePool {
         self.guest_frames(&self.state.lock(), Owner::Shared)
     }
 
-    /// Guest memory that is charged to an owner. The parts wrap: what one CPU took may be given back by another.
+    /// Guest memory that is charged to an owner. The parts wrap: a frame that one CPU took may be given back by another.
     fn guest_frames(&self, state: &State, owner: Owner) -> u64 {
         let recharged = self.recharged[owner.index()].load(Ordering::Relaxed);
         let held = state.held[owner.index()].guest.wrapping_add(recharged);

@@ -1,10 +1,10 @@
-//! A few words about each frame that may back guest memory: which pages it backs.
+//! A frame's record: a few words about each frame that may back guest memory, saying which pages it backs.
 //!
-//! The records of a range of frames lie together, and are found by the frame's number without a lock and without a
-//! division. At EL2 they take up the beginning or the end of the range that they are about, one frame in 257; on a host
-//! they lie in the heap, so that an arena has all its frames to give. They are never given back.
+//! The records of a range of frames lie together, and are found by the frame's number without a lock and without a division. At
+//! EL2 they take up the beginning or the end of their range, one frame in 257; on a host they lie in the heap, so that all of
+//! an arena's frames can be allocated. They are never freed.
 //!
-//! What is in a record belongs to whoever uses the frame. A record is zero while its frame backs nothing.
+//! A record belongs to whoever uses its frame. It is zero while the frame backs no page.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -18,11 +18,11 @@ use stage2::sync::is_first;
 use stage2::sync::{AtomicU64, Ordering};
 use stage2::{PAGE_SHIFT, PAGE_SIZE, Pa};
 
-/// What is known of one frame. Any CPU may look at it and change it at any time.
+/// The record of one frame. Any CPU may read and change it at any time.
 #[derive(Debug)]
 #[repr(C)]
 pub struct FrameRecord {
-    /// How many pages refer to the frame, and who changes the list of them; 0 where there are none.
+    /// The number of pages that refer to the frame, 0 if there are none, and a lock for changes of their list.
     pub(crate) state: AtomicU64,
     /// The first of the pages that refer to the frame; 0 where there are none.
     pub(crate) first: AtomicU64,
@@ -66,7 +66,7 @@ impl Records {
         }
     }
 
-    /// Makes the records of a range of frames, and returns what is left of the range. Calls exclude each other.
+    /// Makes the records of a range of frames, and returns the rest of the range. Calls exclude each other.
     ///
     /// # Safety
     /// The memory is mapped at its own address for ever, and nobody's. At EL2 it is RAM.
@@ -112,8 +112,8 @@ impl Records {
         None
     }
 
-    /// The first run of so many frames, a power of two, that lies in one of the ranges and begins at a multiple of its
-    /// length at or after the frame `from`.
+    /// The first run of `frames` frames, a power of two, that lies in one of the ranges and begins at a multiple of its length
+    /// at or after the frame `from`.
     pub(super) fn next_run(&self, from: usize, frames: usize) -> Option<usize> {
         let mut first = None;
         // Acquire: as in `address`.
@@ -129,7 +129,7 @@ impl Records {
         first
     }
 
-    /// For a run of frames that is about to back guest memory.
+    /// Prepares a run of frames that is about to back guest memory.
     #[cfg(not(loom))]
     #[inline]
     pub(super) fn prepare(&self, pa: Pa, frames: usize) {
@@ -148,7 +148,7 @@ impl Records {
         }
     }
 
-    /// A frame that is given back backs nothing.
+    /// Checks that a frame which is given back backs no page.
     pub(super) fn expect_empty(&self, pa: Pa, frames: usize) {
         if cfg!(debug_assertions) {
             for frame in 0..frames as u64 {
@@ -173,7 +173,7 @@ impl fmt::Debug for Records {
     }
 }
 
-/// Room for records in the heap. The model checker's come to be when their frames are handed out.
+/// Allocates records in the heap. The model checker's are created when their frames are handed out.
 fn in_heap(count: usize) -> NonNull<FrameRecord> {
     let mut records = ManuallyDrop::new(Vec::with_capacity(count));
     if cfg!(not(loom)) {
@@ -183,7 +183,7 @@ fn in_heap(count: usize) -> NonNull<FrameRecord> {
     unsafe { NonNull::new_unchecked(records.as_mut_ptr()) }
 }
 
-/// Takes the records of a range out of the range itself: from the end that breaks the smaller blocks.
+/// Takes the records of a range from the range itself: from the end at which this breaks the smaller blocks.
 ///
 /// # Safety
 /// The memory is RAM, mapped at its own address for ever, and nobody's.

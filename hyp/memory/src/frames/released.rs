@@ -1,8 +1,8 @@
-//! Frames on their way home: a stack that any CPU may push to at any time, without a lock, and that is taken as a
-//! whole.
+//! Released frames on their way back to the pool: a lock-free stack that any CPU may push to at any time. It is only emptied as
+//! a whole.
 //!
-//! The link is the first word of the frame itself, so nothing is allocated for it. A run of frames is pushed as one.
-//! There is no pop, and so no ABA: whoever takes, takes all.
+//! The link is the first word of the frame itself, so nothing is allocated for it. A run of frames is pushed as one. There is
+//! no pop, and so no ABA problem.
 
 use core::ptr::with_exposed_provenance_mut;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use stage2::{PAGE_SIZE, Pa};
 
 /// Frame 0 is never handed out, so address 0 ends the chain.
 const END: u64 = 0;
-/// Below an address, which is page-aligned, a link holds the run's length: 2 to the power of this many frames.
+/// The bits of a link below its page-aligned address: they hold the run's length, as a power of two.
 const ORDER: u64 = PAGE_SIZE - 1;
 
 /// The stack.
@@ -49,7 +49,7 @@ impl Released {
         }
     }
 
-    /// Whether there is nothing to take; may be outdated at once.
+    /// Whether the stack is empty; may be outdated at once.
     pub(super) fn is_empty(&self) -> bool {
         self.top.load(Ordering::Relaxed) == END
     }
@@ -61,8 +61,7 @@ impl Released {
     }
 }
 
-/// Runs taken from the stack, each with its number of frames. To be used up: what is left in it when it is dropped is
-/// lost.
+/// Runs taken from the stack, each with its number of frames. Must be used up: frames left in it when it is dropped are lost.
 #[must_use]
 pub(super) struct Chain(u64);
 

@@ -1,4 +1,4 @@
-//! Table frames between the pool, the tables and the epoch.
+//! Frames of tables: from the pool to the tables, and through the epoch back to the pool.
 
 use crate::epoch::published::defer;
 use crate::frames::{FrameCache, FramePool, VmId};
@@ -6,18 +6,17 @@ use core::ptr::{NonNull, with_exposed_provenance_mut};
 use crossbeam_epoch::Guard;
 use stage2::{Entry, Epoch, PAGE_SIZE, Pa, TableFrame, TableMemory, Unlinked};
 
-/// The frames that one CPU makes one VM's tables of.
+/// One CPU's frames for the tables of one VM.
 #[derive(Debug)]
 pub struct Tables<'c> {
     pub(crate) cache: &'c FrameCache,
     pub(crate) vm: VmId,
-    /// For what isn't a fault: an empty cache is filled from the pool, as long as more than so many frames are free.
+    /// Outside of faults: the frames to leave free in the pool when an empty cache is refilled.
     pub(crate) reserve: Option<u64>,
 }
 
 impl Tables<'_> {
-    /// The same, which leave `reserve` frames to others and fill the cache as they need it. Not for a fault: takes the pool's
-    /// lock.
+    /// The same, but refills the cache as needed and leaves `reserve` frames to others. Not for a fault: takes the pool's lock.
     pub(crate) fn sparing(self, reserve: u64) -> Self {
         Self {
             reserve: Some(reserve),
@@ -63,7 +62,7 @@ unsafe impl TableMemory for Tables<'_> {
     }
 }
 
-/// Makes zeroed frames a run of empty tables, which they are already: an invalid descriptor is zero.
+/// Turns zeroed frames into empty tables, which they are already: an invalid descriptor is zero.
 #[cfg(not(loom))]
 #[inline]
 pub(crate) fn prepare_tables(_: Pa, _: usize) {}
@@ -80,7 +79,7 @@ pub(crate) fn prepare_tables(pa: Pa, tables: usize) {
     }
 }
 
-/// A CPU's stay in the epoch, through which it gives up tables of one VM.
+/// A CPU's stay in the epoch, through which it retires tables of one VM.
 #[derive(Debug)]
 pub struct Retirement<'g> {
     pub(crate) guard: &'g Guard,

@@ -1,25 +1,25 @@
-//! When memory is short, of all or of a VM with a limit, and who is told.
+//! Watermarks: decide when memory is short, for all or for a VM with a limit, and wake an idle CPU to reclaim.
 //!
-//! Asked by any CPU at any time, where it takes frames in numbers and where it has nothing else to do. The marks are
-//! set by whoever runs VMs; what is short is written only when that changes.
+//! Any CPU checks them at any time, when it allocates many frames or is idle. Whoever runs the VMs sets the marks. The state of
+//! shortage is written only when it changes.
 
 use crate::frames::{FramePool, MAX_VMS, VmId};
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use spin::Once;
 
-/// When reclaim begins and ends, in free frames. A VM with a limit has its own, [`of`](Self::of) that limit, in
-/// frames that it may yet have.
+/// When reclaim begins and ends, in free frames. A VM with a limit has its own marks, [`of`](Self::of) that limit, in frames
+/// that it may still take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Watermarks {
-    /// Idle CPUs begin below this. They look for pages that could go from twice the high one on.
+    /// Idle CPUs begin to compress below this. They begin to look for cold pages at twice the high mark.
     pub low: u64,
     /// They end at this.
     pub high: u64,
 }
 
 impl Watermarks {
-    /// For a machine with so many frames: a 64th of them, and half as much again.
+    /// For a machine with `total` frames: a 64th of them, and half as much again.
     pub const fn of(total: u64) -> Self {
         let low = total / 64 + 1;
         Self {
@@ -29,20 +29,20 @@ impl Watermarks {
     }
 }
 
-/// The CPUs that may have nothing to do.
+/// The CPUs that may be idle.
 pub trait IdleCpus: Sync + fmt::Debug {
-    /// Wakes one that sleeps, if any does, to call [`CpuMemory::relieve`](crate::CpuMemory::relieve) until that says
-    /// that there is no more to do. Called on any CPU, also in a guest's exit, again and again while memory is short:
-    /// it takes no longer than that deserves.
+    /// Wakes a sleeping CPU, if there is one, to call [`CpuMemory::relieve`](crate::CpuMemory::relieve) until that returns that
+    /// nothing is left to do. Called on any CPU, also in a guest's exit, again and again while memory is short, so it must be
+    /// quick.
     fn wake_one(&self);
 }
 
-/// Whether something is short: it begins to be below the low watermark, and ends at the high one.
+/// A shortage: begins below the low watermark, and ends at the high one.
 #[derive(Debug, Default)]
 struct Short(AtomicBool);
 
 impl Short {
-    /// With so many frames left. Written when that makes a difference only, as many ask.
+    /// Updates the shortage for `left` frames. Written only on a change, as many CPUs ask.
     fn is_with(&self, left: u64, Watermarks { low, high }: Watermarks) -> bool {
         let before = self.0.load(Ordering::Relaxed);
         let now = left < low || before && left < high;
@@ -53,15 +53,15 @@ impl Short {
     }
 }
 
-/// What is short.
+/// The current shortages.
 #[derive(Debug, Default)]
 pub(crate) struct Levels {
-    /// The watermarks; a low one of 0 stands for none, and no reclaim.
+    /// The watermarks; a low one of 0 stands for none, and for no reclaim.
     low: AtomicU64,
     high: AtomicU64,
     /// Free frames.
     frames: Short,
-    /// What each VM may yet have.
+    /// Frames that each VM may still take.
     vms: [Short; MAX_VMS],
     idle_cpus: Once<&'static dyn IdleCpus>,
 }
@@ -77,7 +77,7 @@ impl Levels {
         self.idle_cpus.call_once(|| cpus);
     }
 
-    /// Whether pages may be put away at all.
+    /// Whether reclaim is enabled.
     pub(crate) fn is_on(&self) -> bool {
         self.low.load(Ordering::Relaxed) != 0
     }
@@ -91,18 +91,18 @@ impl Levels {
         self.is_on() && self.frames.is_with(free, watermarks)
     }
 
-    /// Whether pages are to be found already, so that it is known which of them are cold when some are to go.
+    /// Whether to look for pages already, so that the cold ones are known when some must be compressed.
     pub(crate) fn is_near(&self, free: u64) -> bool {
         free < 2 * self.high.load(Ordering::Relaxed)
     }
 
-    /// Whether a VM's pages are to go ahead of need, which may have `room` frames more.
+    /// Whether to compress pages of a VM, which may take `room` more frames, ahead of need.
     pub(crate) fn is_near_limit(&self, pool: &FramePool, vm: VmId, room: u64) -> bool {
         let is_near = |limit| self.vms[vm.number()].is_with(room, Watermarks::of(limit));
         self.is_on() && pool.limit(vm).is_some_and(is_near)
     }
 
-    /// Wakes a CPU that has nothing to do, if anybody knows how.
+    /// Wakes an idle CPU, if [`IdleCpus`] were registered.
     pub(crate) fn wake_one(&self) -> bool {
         let cpus = self.idle_cpus.get();
         cpus.inspect(|cpus| cpus.wake_one()).is_some()

@@ -1,8 +1,8 @@
-//! Taking from the dirty log: bitmaps, rings, and what the CPU notes by itself. Harvests of one VM exclude each other; vCPUs
-//! may be running all the time.
+//! Harvests dirty logs: bitmaps, rings, and dirty state that hardware noted. Harvests of one VM exclude each other; vCPUs may
+//! be running.
 //!
-//! Rule 9: bits and ring entries are taken first, the pages are write-protected second, and nothing is reported before no TLB
-//! lets a further write go unnoticed: then the pages may be copied.
+//! Rule 9: first take the bits and ring entries, then write-protect the pages. The harvest returns only when no TLB lets a
+//! further write go unnoticed: then the pages may be copied.
 
 use crate::dirty::bitmap::{BYTES_PER_WORD, DirtyLog, PAGES_PER_WORD};
 use crate::dirty::ring::DirtyPages;
@@ -18,32 +18,30 @@ use crossbeam_epoch::Guard;
 use stage2::sync::full_barrier;
 use stage2::{Ipa, IpaRange, Level, PAGE_SIZE, Tlb, Wanted};
 
-/// Ring entries that are taken under one TLB invalidation for each table of pages that they name.
+/// Ring entries that are taken together: one TLB invalidation for each table of pages that they name.
 const RING_BATCH: usize = 256;
 /// Pages of a slot that are protected together, about what one table maps.
 const PAGES_IN_TABLE: usize = 512;
 
-/// Which pages are taken out of a log.
+/// The pages to take from a log.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Clear {
-    /// Those that the bitmap names.
+    /// The pages that the bitmap names.
     Named,
-    /// All that are dirty, as far as hardware has noted until now.
+    /// All dirty pages, including dirty state that hardware has noted until now.
     AllThereIs,
 }
 
 impl<L: MmuLock> AddressSpace<L> {
-    /// Copies the log of the pages from `first_page` (a multiple of 64) on into `bitmap`, and changes nothing that a guest
-    /// could notice.
+    /// Copies the log of the pages from `first_page` (a multiple of 64) on into `bitmap`. Changes nothing that a guest could
+    /// notice.
     ///
-    /// Every write is in it that came before this call, whatever other CPUs are doing to the pages (rule 14): with the
-    /// vCPUs stopped outside of fault handlers nothing is left that a later call would find. Where hardware tracks
-    /// writes, this waits for CPUs that are changing what backs the range; so the caller is in no epoch, and none of
-    /// them.
+    /// Contains every write made before this call, whatever other CPUs are doing to the pages (rule 14): with the vCPUs stopped
+    /// outside of fault handlers, a later call would find no further write. Where hardware tracks writes, this waits for CPUs
+    /// that are changing the range's backing. So the caller is in no epoch, and isn't one of those CPUs.
     ///
     /// # Errors
-    /// The slot isn't logged, or the bitmap's words don't lie within its log. An empty bitmap may begin at the log's
-    /// end.
+    /// The slot isn't logged, or the bitmap's words don't lie within its log. An empty bitmap may begin at the log's end.
     pub fn get_dirty_log<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -68,11 +66,11 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(())
     }
 
-    /// Takes the pages that `bitmap` names, from `first_page` (a multiple of 64) on, out of the log. On return `bitmap` names
-    /// those that were dirty, and no vCPU can write to them unlogged: now they may be copied. Where the log was
-    /// initially set and blocks are split ahead of faults, those of the range are.
+    /// Takes the pages that `bitmap` names, from `first_page` (a multiple of 64) on, from the log. On return `bitmap` names
+    /// those that were dirty, and no vCPU can write to them unlogged: now they may be copied. If the log was initially set and
+    /// blocks are split ahead of faults, the blocks of the range are split.
     ///
-    /// What hardware notes is taken as far as [`Self::get_dirty_log`] has seen it.
+    /// Hardware dirty state is taken as far as [`Self::get_dirty_log`] has seen it.
     ///
     /// # Errors
     /// As for [`Self::get_dirty_log`].
@@ -86,8 +84,8 @@ impl<L: MmuLock> AddressSpace<L> {
         self.clear(cpu, id, first_page, bitmap, Clear::Named)
     }
 
-    /// [`Self::get_dirty_log`] and [`Self::clear_dirty_log`] of all that is dirty, in one: a last harvest too, with the
-    /// vCPUs stopped.
+    /// [`Self::get_dirty_log`] and [`Self::clear_dirty_log`] of all dirty pages in one call. Also serves as the final harvest,
+    /// with the vCPUs stopped.
     ///
     /// # Errors
     /// As for [`Self::get_dirty_log`].
@@ -136,11 +134,10 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(split)
     }
 
-    /// Marks all that hardware has noted as written among the pages of so many words of a log, with `control` held:
-    /// also what other CPUs have taken out of the tables meanwhile, to move, merge or unmap pages, and tell the log
-    /// only when they have invalidated (rule 14). A CPU that does so has published its range before it takes an entry:
-    /// the walk passes over what it holds or has frozen, and then it is waited for. It never waits for `control` or for
-    /// an epoch of this CPU's.
+    /// Marks all pages in `words` of a log that hardware has noted as written, with `control` held. This includes dirty state
+    /// that other CPUs have taken out of the tables meanwhile, to move, merge or unmap pages, and pass to the log only after
+    /// their invalidation (rule 14). Such a CPU publishes its range before it takes an entry. The walk skips entries that the
+    /// CPU holds or has frozen, and then waits for it. That CPU never waits for `control` or for an epoch of this CPU's.
     fn note_hardware_dirty<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -163,7 +160,7 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(())
     }
 
-    /// Marks what hardware has noted in the entries of a range.
+    /// Marks the dirty state that hardware has noted in the entries of a range.
     fn find_hardware_dirty<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -188,9 +185,9 @@ impl<L: MmuLock> AddressSpace<L> {
             .expect(IN_SPACE);
     }
 
-    /// Takes up to `pages.len()` reports out of a vCPU's ring, and returns how many: fewer only if it holds no more.
-    /// When this returns, no vCPU can write to what they name unlogged: now it may be copied. A vCPU that waits for
-    /// room in its ring can be woken. What was reported of a slot that has gone or moved since isn't returned.
+    /// Takes up to `pages.len()` reports from a vCPU's ring, and returns how many: fewer only if the ring holds no more. When
+    /// this returns, no vCPU can write to the reported pages unlogged: now they may be copied. A vCPU that waits for room in
+    /// its ring can be woken. Reports about a slot that was removed or moved since aren't returned.
     pub fn harvest_ring<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -219,7 +216,7 @@ impl<L: MmuLock> AddressSpace<L> {
         taken
     }
 
-    /// Write-protects pages that are sorted, those of one table of pages at a time.
+    /// Write-protects pages, which are sorted, one table of pages at a time.
     fn protect_reported<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, pages: &[DirtyPages]) {
         let guard = self.pin(cpu);
         let table = |pages: &DirtyPages| (pages.slot, pages.first as usize / PAGES_IN_TABLE);
@@ -274,8 +271,8 @@ fn pages_in(range: &IpaRange) -> u64 {
     (range.end.get() - range.start.get()) / PAGE_SIZE
 }
 
-/// The addresses that words of a slot's log stand for. The last word may have bits for more pages than there are: what
-/// begins behind that word begins at the slot's end.
+/// The addresses of `words` of a slot's log. The last word may have bits beyond the slot's pages; a word beyond it begins at
+/// the slot's end.
 fn range_of(slot: &Slot, words: &Range<usize>) -> IpaRange {
     let slot = slot.range();
     let start_of = |word: usize| {
@@ -286,8 +283,8 @@ fn range_of(slot: &Slot, words: &Range<usize>) -> IpaRange {
     start_of(words.start)..start_of(words.end)
 }
 
-/// The leaves that a bitmap names whose first page is at `start`. A block is named by any of its pages; the part of it that
-/// lies outside of the bitmap doesn't count.
+/// Selects the leaves that a bitmap names, whose first page is at `start`. A block is named by any of its pages; its part
+/// outside of the bitmap doesn't count.
 #[derive(Clone, Copy)]
 struct Named<'b> {
     bitmap: &'b [u64],
@@ -320,7 +317,7 @@ impl Wanted for Named<'_> {
     }
 }
 
-/// The words of `log` from `first_page` on, so many of them; none also behind the last.
+/// The range of so many words of `log` from `first_page` on; `None` if it ends behind the last word.
 fn words_of(
     log: &DirtyLog,
     id: SlotId,

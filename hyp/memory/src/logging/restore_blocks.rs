@@ -1,4 +1,4 @@
-//! Blocks come back where logging has split them: step by step, at once or in the background, vCPUs running.
+//! Restores blocks that dirty logging has split: step by step, at once or in the background, with vCPUs running.
 
 use crate::dirty::bitmap::DirtyLog;
 use crate::dirty::slot_id::SlotId;
@@ -13,7 +13,7 @@ use alloc::sync::Arc;
 use crossbeam_epoch::Guard;
 use stage2::{Attributes, Collapsed, Ipa, IpaRange, Level, Pa, Permissions, Tlb};
 
-/// What one step of restoring did.
+/// The result of one step of restoring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Restored {
     /// Tables that became blocks, and those that couldn't.
@@ -23,10 +23,10 @@ pub struct Restored {
 }
 
 impl<L: MmuLock> AddressSpace<L> {
-    /// Makes blocks again of a bounded part of a slot, from `from` on: pages that copies, merging or reclaim have taken apart
-    /// move together again, if they are the slot's own; those that are missing are mapped; and tables whose memory is one
-    /// piece become blocks. A slot that is logged by write protection may be restored too; the blocks are then
-    /// read-only, until they are written. vCPUs may be running.
+    /// Restores the blocks of a bounded part of a slot, from `from` on. Pages that copies, merging or reclaim have scattered
+    /// are moved together again if they are the slot's own; missing pages are mapped; and tables over one run of frames become
+    /// blocks. A slot that is logged by write protection may be restored too; the blocks are then read-only until they are
+    /// written. vCPUs may be running.
     ///
     /// # Errors
     /// There is no such slot, or hardware tracks its writes.
@@ -55,7 +55,7 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(Restored { collapsed, next })
     }
 
-    /// A slot that blocks may come back in.
+    /// A slot whose blocks may be restored.
     pub(crate) fn restorable<T>(
         &self,
         cpu: &CpuMemory<T>,
@@ -72,7 +72,7 @@ impl<L: MmuLock> AddressSpace<L> {
 }
 
 impl Mapping {
-    /// Makes blocks of level `to` in a range, after mending what keeps tables from becoming one. With the VM's `control` held.
+    /// Restores blocks of level `to` in a range, after mending what prevents it. With the VM's `control` held.
     pub(crate) fn restore<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -110,8 +110,8 @@ impl Mapping {
         self.collapse(cpu, &guard, block.clone(), to)
     }
 
-    /// Makes the leaves of a table alike and maps what is missing among them, so that it can become a block. What can't be
-    /// mended (no frame, pages that others have) stays as it is.
+    /// Makes the leaves of a table alike and maps missing ones, so that the table can become a block. Leaves that can't be
+    /// mended (no frame, shared pages) stay as they are.
     fn mend<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -144,7 +144,7 @@ impl Mapping {
             (self.space.stage2()).map(&worker, table, pages, || slot.run_at(start, to) == Some(pa));
     }
 
-    /// Turns a table into a block in a part of the slot.
+    /// Collapses tables into blocks in a part of the slot.
     fn collapse<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -175,7 +175,7 @@ impl Mapping {
     }
 }
 
-/// What a block of the slot allows.
+/// The permissions of a block of the slot.
 fn permissions(log: Option<&DirtyLog>, slot: &Slot) -> Permissions {
     match log {
         _ if slot.read_only() => Permissions::READ_ONLY,

@@ -1,6 +1,6 @@
-//! Switching dirty logging of a slot on and off, and splitting its blocks ahead of faults. vCPUs may be running all the time.
+//! Enables and disables dirty logging of a slot, and splits its blocks ahead of faults. vCPUs may be running.
 //!
-//! Rule 8: the log is published, full barrier, then the entries are walked; a fault changes its entry, full barrier, then
+//! Rule 8: a switch publishes the log, full barrier, then walks the entries; a fault changes its entry, full barrier, then
 //! looks for a log. One of the two sees the other.
 
 use crate::dirty::bitmap::DirtyLog;
@@ -36,7 +36,7 @@ pub enum LogError {
     OutOfMemory(SlotId),
     /// The VM's tables have no hardware dirty state.
     NoHardwareTracking(SlotId),
-    /// The VM has no dirty rings, or what else is asked for doesn't go with them.
+    /// The VM has no dirty rings, or another requested option excludes them.
     NoRing(SlotId),
 }
 
@@ -68,12 +68,12 @@ impl fmt::Display for LogError {
 
 impl core::error::Error for LogError {}
 
-/// What splitting ahead of faults did.
+/// The result of splitting ahead of faults.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SplitAhead {
     /// Blocks that were replaced.
     pub blocks: u64,
-    /// Whether it ended early, as too few frames were free. The rest is split at its first write.
+    /// Whether it ended early, as too few frames were free. The remaining blocks are split at their first write.
     pub ran_out: bool,
 }
 
@@ -85,9 +85,9 @@ impl AddAssign for SplitAhead {
 }
 
 impl<L: MmuLock> AddressSpace<L> {
-    /// Starts logging writes to a slot as `policy` says. When this returns, every further write is logged; or, with a log
-    /// that is initially set, every one that comes after its page was first cleared. A write that races with this call may
-    /// or may not be logged. vCPUs may be running.
+    /// Starts logging writes to a slot as `policy` says. When this returns, every further write is logged; or, with a log that
+    /// is initially set, every write after its page was first cleared. A write that races with this call may or may not be
+    /// logged. vCPUs may be running.
     ///
     /// # Errors
     /// Nothing has changed then.
@@ -153,8 +153,8 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(())
     }
 
-    /// Splits the blocks of a slot that is logged, from `from` on over at most `bytes` (to whole pages), as eager splitting
-    /// does. vCPUs may be running.
+    /// Splits the blocks of a logged slot as eager splitting does, from `from` on over at most `bytes` (to whole pages). vCPUs
+    /// may be running.
     ///
     /// # Errors
     /// The slot isn't logged.
@@ -185,7 +185,7 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(self.split_ahead(cpu, &policy, start..end))
     }
 
-    /// Splits the blocks in a range, if the policy says so, chunk by chunk. Between two, nothing is held.
+    /// Splits the blocks in a range, if the policy says so, chunk by chunk. Between two chunks nothing is held.
     pub(crate) fn split_ahead<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -235,14 +235,14 @@ impl<L: MmuLock> AddressSpace<L> {
         }
     }
 
-    /// A slot, which may be used beyond the epoch.
+    /// A reference to a slot, for use beyond the epoch.
     pub(crate) fn held_slot(&self, id: SlotId, guard: &Guard) -> Result<Arc<Slot>, LogError> {
         let slot = self.slots(guard).get(id);
         slot.cloned().map_err(|_| LogError::Unknown(id))
     }
 
-    /// Makes sure that the next write to each leaf in `range` that `wanted` names is noticed, as `policy` says. `forgotten`
-    /// gets blocks that hardware has noted writes to, which it doesn't any more: also to pages that aren't meant, perhaps.
+    /// Makes sure that the next write to each leaf in `range` that `wanted` selects is noticed, as `policy` says. `forgotten`
+    /// receives blocks whose hardware dirty state is cleared by this, perhaps also for pages that weren't selected.
     pub(crate) fn protect_logged<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,

@@ -1,12 +1,12 @@
-//! The pages that a scan has met so far, by their checksums, and the shared frames. Filled anew by each scan; all memory is
-//! taken beforehand, so a scan neither allocates nor moves what is there.
+//! The candidates of a scan, by checksum, and the shared frames. Filled anew by each scan. All memory is allocated in advance,
+//! so a scan neither allocates nor moves entries.
 
 use hashbrown::HashTable;
 use stage2::{PAGE_SHIFT, Pa};
 
-/// Set in a candidate's page once another page has met it.
+/// Set in a candidate once another page was found for it.
 const MET: u32 = 1 << 31;
-/// The pages of all objects are numbered through, below this.
+/// Pages of all objects are numbered consecutively, below this.
 pub(super) const MOST_PAGES: u64 = MET as u64;
 
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +28,7 @@ pub(super) struct Candidates {
 }
 
 impl Candidates {
-    /// Takes the memory for so many pages; `None` without heap.
+    /// Allocates memory for `pages` pages; `None` without heap.
     pub(super) fn reserve(&mut self, pages: usize) -> Option<()> {
         let more = pages.saturating_sub(self.table.len());
         self.table
@@ -36,7 +36,7 @@ impl Candidates {
             .ok()
     }
 
-    /// The page that was entered with this checksum before, or none: then this one is entered.
+    /// The earlier candidate with this checksum; if there is none, this page becomes one.
     pub(super) fn enter(&mut self, checksum: u32, page: u32) -> Option<u32> {
         let same = |candidate: &Candidate| candidate.checksum == checksum;
         if let Some(met) = self.table.find(hash(checksum), same) {
@@ -52,7 +52,7 @@ impl Candidates {
         None
     }
 
-    /// Notes that a page has met another one. Whether it is the first.
+    /// Notes that a candidate was paired. Returns whether for the first time.
     pub(super) fn pair(&mut self, checksum: u32, page: u32) -> bool {
         let candidate = self.get(checksum, page);
         candidate.is_some_and(|candidate| {
@@ -62,14 +62,14 @@ impl Candidates {
         })
     }
 
-    /// Enters a page in the place of another one with the same checksum, which is nobody's equal.
+    /// Replaces a candidate without an equal by another page with the same checksum.
     pub(super) fn replace(&mut self, checksum: u32, page: u32, by: u32) {
         if let Some(candidate) = self.get(checksum, page) {
             candidate.page = by;
         }
     }
 
-    /// Forgets all.
+    /// Removes all candidates.
     pub(super) fn clear(&mut self) {
         self.table.clear();
     }
@@ -80,21 +80,21 @@ impl Candidates {
     }
 }
 
-/// Frames, each of which is met by several pages.
+/// Frames that several pages share.
 #[derive(Debug, Default)]
 pub(super) struct MetFrames {
-    /// Their numbers: of those that lie 16 TiB apart one is taken for the other.
+    /// Frame numbers, truncated: frames 16 TiB apart are confused.
     table: HashTable<u32>,
 }
 
 impl MetFrames {
-    /// Takes the memory for those of so many pages; `None` without heap.
+    /// Allocates memory for the frames of `pages` pages; `None` without heap.
     pub(super) fn reserve(&mut self, pages: usize) -> Option<()> {
         let more = pages.saturating_sub(self.table.len());
         self.table.try_reserve(more, |number| hash(*number)).ok()
     }
 
-    /// Notes that a frame is met. Whether it is for the first time.
+    /// Notes a frame. Returns whether for the first time.
     pub(super) fn enter(&mut self, frame: Pa) -> bool {
         let number = (frame.get() >> PAGE_SHIFT) as u32;
         let is_new = self
@@ -108,13 +108,13 @@ impl MetFrames {
         is_new
     }
 
-    /// Forgets all.
+    /// Removes all frames.
     pub(super) fn clear(&mut self) {
         self.table.clear();
     }
 }
 
-/// Spreads a checksum, or a number, over all the bits that the table looks at.
+/// Spreads a checksum, or a number, over all the bits that the table uses.
 fn hash(checksum: u32) -> u64 {
     u64::from(checksum).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

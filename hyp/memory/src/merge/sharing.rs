@@ -1,8 +1,8 @@
-//! Two pages become one frame's: claimed, read-only everywhere, compared, and then the one's mappings lead to the other's
-//! frame.
+//! Merges two pages into one frame: claims both, makes them read-only everywhere, compares them, and points all mappings of the
+//! one at the other's frame.
 //!
-//! Both pages are claimed while this lasts, and nobody waits for the second with the first in hand. A frame that a claimed
-//! page shares stays and isn't written: whoever would make it its own again has to be its only page.
+//! Both pages stay claimed throughout, and no CPU waits for the second claim while it holds the first. A frame that a claimed
+//! page shares stays and isn't written: to become its sole owner again, a page must be the only one left.
 
 use crate::change::propagate::Changer;
 use crate::frames::{self, Owner, checksum_page, same_pages};
@@ -29,24 +29,24 @@ impl<'o> PageOf<'o> {
     }
 }
 
-/// What became of pages that were to be merged.
+/// The result of merging two pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Joined {
-    /// They have the same frame now.
+    /// They share a frame now.
     Done {
-        /// How many that had been looked at before had a frame that no other page had.
+        /// How many pages seen in the last scan had a frame of their own.
         alone: u64,
         /// Whether the frame was shared before.
         shared: bool,
     },
-    /// Somebody else is changing what backs one of them.
+    /// Another CPU is changing the backing of one of them.
     Busy,
-    /// They aren't equal, or not to be merged any more, or too many share their frame.
+    /// They aren't equal, may not be merged any more, or too many pages share their frame.
     Different,
 }
 
-/// A checksum of what a frame holds at this moment, never 0. The frame was found in the changer's epoch. What guests
-/// write past the caches may be missed: it decides nothing, and what it leads to is compared without stale lines.
+/// A checksum of a frame's current contents, never 0. The frame was found in the changer's epoch. Guest writes past the caches
+/// may be missed: the checksum only selects pages, and these are compared without stale lines.
 pub(super) fn checksum<T>(_: &Changer<'_, T>, pa: Pa) -> u32 {
     // SAFETY: the frame backs a guest, and isn't given to anybody else in the changer's epoch.
     noted(unsafe { checksum_page(pa) })
@@ -57,13 +57,13 @@ pub(super) fn checksum_of_zeros() -> u32 {
     noted(frames::checksum_of_zeros())
 }
 
-/// As much of a checksum as is noted.
+/// The part of a checksum that is stored.
 fn noted(checksum: u64) -> u32 {
     (checksum as u32).max(1)
 }
 
 impl<T: Tlb + Caches> Changer<'_, T> {
-    /// Has two pages, of which the second has been looked at by the scan before, share one of their frames.
+    /// Merges two pages, of which the second was seen by the last scan, into one of their frames.
     pub(super) fn join(&self, page: PageOf<'_>, other: PageOf<'_>, most: u64) -> Joined {
         let (Some(page), Some(other)) = (page.claim(), other.claim()) else {
             return Joined::Busy;
@@ -108,7 +108,7 @@ impl<T: Tlb + Caches> Changer<'_, T> {
         }
     }
 
-    /// Gives up the frame of a page of zeros.
+    /// Frees the frame of a page of zeros.
     pub(super) fn give_up_zeros(&self, page: PageOf<'_>) -> Joined {
         let Some(claim) = page.claim() else {
             return Joined::Busy;
@@ -129,13 +129,13 @@ impl<T: Tlb + Caches> Changer<'_, T> {
         }
     }
 
-    /// Lets no vCPU write to a claimed page any more.
+    /// Seals a claimed page: no vCPU can write to it any more.
     fn seal(&self, claim: &Claim<'_>) {
         claim.object().lower(claim.page());
         self.withdraw(claim);
     }
 
-    /// Whether a page that nobody can write to any more holds what another frame does, which isn't written either.
+    /// Whether a sealed page equals another frame, which isn't written either.
     fn is_sealed_copy(&self, claim: &Claim<'_>, pa: Pa, other: Pa) -> bool {
         self.seal(claim);
         // A guest whose caches are off has written past them: what is shared was perhaps never read since.
@@ -145,7 +145,7 @@ impl<T: Tlb + Caches> Changer<'_, T> {
         unsafe { same_pages(pa, other) }
     }
 
-    /// Gives a sealed page an equal frame that others have, and gives up its own.
+    /// Points a sealed page to an equal shared frame, and frees its own.
     fn share(&self, claim: Claim<'_>, from: Pa, to: Pa) {
         let objects = self.cpu.system().objects();
         // The reverse map says so first: nobody moves the frame without this page.
@@ -155,7 +155,7 @@ impl<T: Tlb + Caches> Changer<'_, T> {
         self.leave(claim, Backing::Shared(to), from);
     }
 
-    /// Ends the claim of a page that has left its own frame: first nobody finds that any more, then the epoch gets it.
+    /// Ends the claim of a page that has left its own frame: the frame becomes unreachable first, then the epoch gets it.
     fn leave(&self, claim: Claim<'_>, now: Backing, from: Pa) {
         let account = claim.object().account();
         claim.end(now);

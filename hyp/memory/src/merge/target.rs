@@ -1,4 +1,4 @@
-//! What a scan notes of an object whose pages are merged.
+//! The notes that a scan keeps about one object.
 
 use super::MergePolicy;
 use super::candidates::MOST_PAGES;
@@ -13,30 +13,30 @@ use stage2::Level;
 
 const PAGES_IN_REGION: usize = FrameSize::Block2M.frames();
 
-/// An object that was offered for merging. It ends when its owners let go of it.
+/// An object that was registered for merging, by a weak reference.
 #[derive(Debug)]
 pub(super) struct Target {
     id: ObjectId,
     object: Weak<Object>,
     /// The numbers of its pages among those of all targets.
     ordinals: Range<u32>,
-    /// By page: its checksum when it was last looked at, or 0.
+    /// By page: its checksum when it was last scanned, or 0.
     checksums: Vec<u32>,
     /// By region of 2 MiB.
     regions: Vec<Region>,
 }
 
-/// How many pages of a region had partners.
+/// Counts the pages of a region that had partners.
 #[derive(Clone, Copy, Default, Debug)]
 struct Region {
     /// In this scan, so far.
     now: u16,
-    /// In the one before.
+    /// In the last scan.
     before: u16,
 }
 
 impl Target {
-    /// Whose pages are numbered from `first` on; `None` without heap, or numbers.
+    /// A target whose pages are numbered from `first` on; `None` without heap, or numbers.
     pub(super) fn new(object: &Arc<Object>, first: u32) -> Option<Self> {
         let end = u64::from(first).checked_add(object.pages())?;
         if end > MOST_PAGES {
@@ -56,7 +56,7 @@ impl Target {
         self.id
     }
 
-    /// The object, if it is somebody's still.
+    /// The object, unless its last owner has dropped it.
     pub(super) fn object(&self) -> Option<Arc<Object>> {
         self.object.upgrade()
     }
@@ -65,13 +65,13 @@ impl Target {
         self.ordinals.clone()
     }
 
-    /// Numbers its pages from `first` on, and says where those of the next one begin.
+    /// Numbers its pages from `first` on, and returns the number at which the next target begins.
     pub(super) fn move_to(&mut self, first: u32) -> u32 {
         self.ordinals = first..first + self.ordinals.len() as u32;
         self.ordinals.end
     }
 
-    /// A page's checksum when it was last looked at; 0 if it never was.
+    /// A page's checksum when it was last scanned; 0 if it never was.
     pub(super) fn checksum(&self, page: u64) -> u32 {
         self.checksums[page as usize]
     }
@@ -80,7 +80,7 @@ impl Target {
         self.checksums[page as usize] = checksum;
     }
 
-    /// Before a page is looked at: with the first one of a region another scan of that begins.
+    /// To be called before each page: the first page of a region begins that region's next scan.
     pub(super) fn enter_region(&mut self, page: u64) {
         if page.is_multiple_of(PAGES_IN_REGION as u64) {
             let region = self.region(page);
@@ -89,12 +89,12 @@ impl Target {
         }
     }
 
-    /// Counts a page that would have been merged, were its block apart.
+    /// Counts a page that could be merged if its block were split.
     pub(super) fn count_partner(&mut self, page: u64) {
         self.region(page).now += 1;
     }
 
-    /// Whether a page may be taken out of its block, if it has to be.
+    /// Whether a page may be split off its block, if that is needed.
     pub(super) fn may_be_apart(&self, page: PageOf<'_>, policy: &MergePolicy) -> bool {
         let look = page.object.look(page.page);
         look.extent().level == Level::L3
@@ -145,7 +145,7 @@ mod tests {
         assert_eq!(ordinals(u32::MAX), None);
     }
 
-    /// However many objects come and go, as many numbers are used as there are pages.
+    /// However many objects come and go, only as many numbers are used as there are pages.
     #[test]
     fn the_numbers_of_what_is_withdrawn_are_used_again() {
         let merging = PageMerging::new(MergePolicy::default());

@@ -1,4 +1,4 @@
-//! Pages that are the caller's to change: nobody waits for one that another CPU has.
+//! A claim: the exclusive right to change one page's backing. Claiming never waits for another CPU's claim.
 
 use super::word::{Backing, CLAIMED, LISTED};
 use super::{Object, region_of};
@@ -7,7 +7,7 @@ use core::mem;
 use core::ops::Range;
 use stage2::sync::{Ordering, relax};
 
-/// A page that is the caller's to change. Ended, never forgotten.
+/// A claimed page: the caller alone may change its backing. A claim must be ended.
 #[must_use = "a claimed page blocks every fault on it until the claim is ended"]
 #[derive(Debug)]
 pub(crate) struct Claim<'o> {
@@ -17,7 +17,7 @@ pub(crate) struct Claim<'o> {
 }
 
 impl<'o> Claim<'o> {
-    /// Whose page.
+    /// The page's object.
     pub(crate) fn object(&self) -> &'o Object {
         self.object
     }
@@ -27,25 +27,25 @@ impl<'o> Claim<'o> {
         self.page
     }
 
-    /// What backs it.
+    /// The page's backing.
     pub(crate) fn backing(&self) -> Backing {
         Backing::decode(self.word)
     }
 
-    /// How the reverse map knows it.
+    /// The page's identifier in the reverse map.
     pub(crate) fn sharer(&self) -> Sharer {
         self.object.sharer(self.page)
     }
 
-    /// Publishes what backs the page now. All entries that map it lead there, or nowhere.
+    /// Publishes the page's new backing. All entries for the page already lead there, or nowhere.
     pub(crate) fn end(mut self, backing: Backing) {
         self.word = backing.encode();
     }
 
-    /// Leaves the page as it was.
+    /// Ends the claim with unchanged backing.
     pub(crate) fn cancel(self) {}
 
-    /// Leaves the page as it was, and on no list.
+    /// Ends the claim with unchanged backing, and takes the page off its list.
     pub(crate) fn unlist(mut self) {
         self.word &= !LISTED;
     }
@@ -59,7 +59,7 @@ impl Drop for Claim<'_> {
     }
 }
 
-/// Pages that lie side by side, the caller's to change.
+/// Adjacent claimed pages.
 #[must_use = "claimed pages block every fault on them"]
 #[derive(Debug)]
 pub(crate) struct Claims<'o> {
@@ -68,7 +68,7 @@ pub(crate) struct Claims<'o> {
 }
 
 impl<'o> Claims<'o> {
-    /// Takes over the claim of the page that comes next.
+    /// Adds the claim of the next page.
     fn add(&mut self, claim: Claim<'o>) {
         debug_assert_eq!(claim.page, self.pages.end);
         mem::forget(claim);
@@ -80,7 +80,7 @@ impl<'o> Claims<'o> {
         self.pages.clone()
     }
 
-    /// Says what backs one of them from now on.
+    /// Sets the new backing of one of them.
     pub(crate) fn set(&self, page: u64, backing: Backing) {
         debug_assert!(self.pages.contains(&page));
         let word = &self.object.page(page).word;
@@ -99,7 +99,7 @@ impl Drop for Claims<'_> {
 }
 
 impl Object {
-    /// Takes a page, to change what backs it. `None` while another CPU has it.
+    /// Claims a page, to change its backing. `None` while another CPU has claimed it.
     pub(crate) fn claim(&self, page: u64) -> Option<Claim<'_>> {
         let word = self.page(page).word.load(Ordering::Relaxed);
         if word & CLAIMED != 0 {
@@ -116,7 +116,7 @@ impl Object {
         claimed.ok().map(|_| Claim { object, page, word })
     }
 
-    /// Takes all pages of a region that a block may map, if none of them is taken, and all are its own.
+    /// Claims all pages of a region of a block's size, if none of them is claimed and all are the object's own.
     pub(crate) fn claim_region(&self, page: u64) -> Option<Claims<'_>> {
         let pages = region_of(page);
         let mut claims = self.no_claims(pages.start);
@@ -130,8 +130,8 @@ impl Object {
         Some(claims)
     }
 
-    /// Takes pages one after the other, waiting for whoever has one. The caller has none of this object's that come
-    /// later.
+    /// Claims pages one after the other, and waits for each that another CPU has. The caller holds no claim on later pages of
+    /// this object.
     pub(crate) fn claim_all(&self, pages: Range<u64>) -> Claims<'_> {
         let mut claims = self.no_claims(pages.start);
         while claims.pages.end < pages.end {

@@ -1,8 +1,7 @@
-//! Pages of one object that are claimed together, so that one TLB invalidation of each VM that maps them serves them
-//! all.
+//! A batch of claimed pages of one object: one TLB invalidation per VM serves the whole batch.
 //!
-//! Whoever meets a claimed page goes away and comes back until its claim ends, so a batch is small, and whoever has one
-//! waits for nobody but those who hold single entries of tables: in particular not for other pages' claims.
+//! Faults on a claimed page retry until its claim ends, so a batch is small. The holder of a batch waits only for single locked
+//! entries of tables, and never for another claim.
 
 use crate::object::{Claim, Object};
 use core::ops::Range;
@@ -20,7 +19,7 @@ pub(crate) struct Batch<'o> {
 }
 
 impl<'o> Batch<'o> {
-    /// None yet, of this object.
+    /// An empty batch for this object.
     pub(crate) fn new(object: &'o Object) -> Self {
         Self {
             object,
@@ -29,7 +28,7 @@ impl<'o> Batch<'o> {
         }
     }
 
-    /// Whose pages.
+    /// The object of the pages.
     pub(crate) fn object(&self) -> &'o Object {
         self.object
     }
@@ -44,8 +43,7 @@ impl<'o> Batch<'o> {
         self.taken == MOST
     }
 
-    /// Takes over the claim of a page of the object that comes after those it has. A batch that is full takes no more:
-    /// the claim is given up.
+    /// Adds the claim of a later page of the object. If the batch is full, the claim is ended instead.
     pub(crate) fn add(&mut self, claim: Claim<'o>) {
         debug_assert!(self.claims().all(|earlier| earlier.page() < claim.page()));
         debug_assert!(!self.is_full(), "there is no room for it");
@@ -60,7 +58,7 @@ impl<'o> Batch<'o> {
         self.claims.iter().flatten()
     }
 
-    /// The pages, as far as they are neighbours as one range: at most [`MOST`] ranges.
+    /// The pages as ranges of neighbours: at most [`MOST`] ranges.
     pub(crate) fn runs(&self) -> impl Iterator<Item = Range<u64>> + Clone {
         let mut pages = self.claims().map(Claim::page).peekable();
         core::iter::from_fn(move || {
@@ -73,7 +71,7 @@ impl<'o> Batch<'o> {
         })
     }
 
-    /// Hands out the claims, one after the other.
+    /// Returns the claims, one after the other.
     pub(crate) fn into_claims(self) -> impl Iterator<Item = Claim<'o>> {
         self.claims.into_iter().flatten()
     }

@@ -1,14 +1,13 @@
-//! How large a block may map the pages of an object.
+//! The largest block that may map the pages of an object.
 //!
-//! Pages may be treated as one only while nobody treats any of them apart, and so whoever does says it first (rule
-//! 13): in the word of the page's region of 2 MiB, and, where memory was allocated by the gigabyte, in the word of
-//! that before. A region's word never promises more than its own 2 MiB. What a block of 1 GiB needs is all in one
-//! word, which says at once for all that the block maps whether it is one run of frames still, and how many of its
-//! regions hold pages that others have too.
+//! Pages may share a block only while none of them is treated apart, and so this is announced first (rule 13): in the word of
+//! the page's 2 MiB region and, before that, in the gigabyte's word where memory was allocated by the gigabyte. A region's word
+//! never promises more than its own 2 MiB. One word holds all that a 1 GiB block needs: whether its memory is still one run of
+//! frames, and how many of its regions contain shared pages.
 //!
-//! Both words change by single exchanges, and "apart" is for ever in that of a gigabyte. Whoever takes something back
-//! publishes it, full barrier (of the tracker), then walks the entries; a fault locks its entry, full barrier, then
-//! reads the words again (rule 8): it sees what was taken back, or its block is found.
+//! Both words change by single exchanges; in a gigabyte's word "apart" is final. A CPU that withdraws a block publishes this,
+//! full barrier (of the tracker), then walks the entries; a fault locks its entry, full barrier, then reads the words again
+//! (rule 8). Either the fault sees the withdrawal, or the walk finds the fault's block.
 
 use super::word::{APART, IN_GIGABYTE, READ_ONLY, READ_ONLY_REGION};
 use super::{Backing, Claims, Look, Object};
@@ -19,21 +18,21 @@ use core::ops::Range;
 use stage2::sync::{AtomicU64, Ordering};
 use stage2::{Level, Pa};
 
-/// Pages of a region, the smallest piece that a block maps.
+/// Pages of a region, the smallest block.
 const PAGES_IN_REGION: u64 = FrameSize::Block2M.frames() as u64;
-/// Pages of the largest piece.
+/// Pages of the largest block.
 const PAGES_IN_GIB: u64 = FrameSize::Block1G.frames() as u64;
 
 /// The words that say how large a block may map the pages of an object.
 pub(super) struct Extents {
     /// For each 2 MiB.
     regions: Box<[AtomicU64]>,
-    /// For each 1 GiB, if the object is made of such pieces.
+    /// For each 1 GiB, if the object is allocated in such pieces.
     gigabytes: Box<[AtomicU64]>,
 }
 
 impl Extents {
-    /// Of so many pages, in whole pieces of the span of `piece`, each of which blocks may map. `None` without heap.
+    /// For `pages` pages, in whole pieces of the span of `piece`, each of which blocks may map. `None` without heap.
     pub(super) fn new(pages: u64, piece: Level) -> Option<Self> {
         let (region, gigabytes) = match piece {
             Level::L0 | Level::L1 => (IN_GIGABYTE, pages / PAGES_IN_GIB),
@@ -58,9 +57,8 @@ impl Extents {
 }
 
 impl Object {
-    /// Whether one block may map the gigabyte of a page, for writing if `writes` says so: it is one run of frames, and
-    /// then all of them its own. To be asked again when the entry for it is locked. Acquire: pairs with the release of
-    /// whoever has taken it back.
+    /// Whether one block may map the gigabyte of a page: it is one run of frames, and if `writes`, also all its own. Must be
+    /// checked again with the entry locked. Acquire: pairs with the release of the withdrawal.
     pub(crate) fn allows_gigabyte(&self, page: u64, writes: bool) -> bool {
         let word = self.extents.gigabyte(page);
         word.is_some_and(|word| {
@@ -69,7 +67,8 @@ impl Object {
         })
     }
 
-    /// The largest block that may map a page as it was found, for writing if `writes` says so, which its region allows.
+    /// The largest block that may map a page as it was found, for writing if `writes`. The caller has checked that its region
+    /// allows that.
     #[inline]
     pub(crate) fn largest_block(&self, page: u64, look: Look, writes: bool) -> Level {
         if look.may_be_gigabyte() && self.allows_gigabyte(page, writes) {
@@ -79,8 +78,8 @@ impl Object {
         }
     }
 
-    /// How much of what a page belongs to is one run of frames of the object's own, or has nothing yet and is to be
-    /// allocated as one.
+    /// The level of the piece around a page that is one run of the object's own frames, or is vacant and shall be allocated as
+    /// one.
     pub(crate) fn piece_at(&self, page: u64) -> Level {
         let look = self.look(page);
         if look.extent().read_only {
@@ -89,13 +88,13 @@ impl Object {
         self.largest_block(page, look, true)
     }
 
-    /// How many pages from a page on are listed as one: those of the block that may map it for writing.
+    /// The number of pages, from a page on, that are listed as one: those of the block that may map it for writing.
     pub(crate) fn pages_at_once(&self, page: u64) -> u64 {
         let block = FrameSize::of_level(self.piece_at(page)).frames() as u64;
         (page | (block - 1)) + 1 - page
     }
 
-    /// The run of frames that backs a block of `level` from a page on, all of it the object's own.
+    /// The run of the object's own frames that backs a block of `level` from a page on.
     pub(crate) fn run_at(&self, page: u64, level: Level) -> Option<Pa> {
         match self.look(page).backing() {
             Backing::Owned(pa) if self.piece_at(page) <= level => Some(pa),
@@ -103,9 +102,9 @@ impl Object {
         }
     }
 
-    /// How many pages from `first` on, which the caller has claimed, nobody has touched, and are to be allocated as
-    /// one: as it is the first one's claim that allocates them, they stay untouched while this lasts. `None` where
-    /// there is something, or no such piece begins.
+    /// The number of pages from `first` on, which the caller has claimed, that are untouched and are allocated as one piece.
+    /// They stay untouched during the claim, as only the first page's claim allocates them. `None` if something is allocated,
+    /// or no such piece begins here.
     pub(crate) fn untouched(&self, first: u64) -> Option<u64> {
         let piece = self.piece_at(first);
         let begins = piece < Level::L3 && self.first_of_piece(first, piece) == first;
@@ -113,8 +112,8 @@ impl Object {
         (begins && is_vacant).then(|| FrameSize::of_level(piece).frames() as u64)
     }
 
-    /// Takes back that blocks map a page: to be called, with the page claimed, before it is treated apart from those
-    /// around it. A 1 GiB block becomes 2 MiB blocks elsewhere.
+    /// Withdraws blocks from a page. Must be called, with the page claimed, before the page is treated apart from its
+    /// neighbours. The rest of a 1 GiB block becomes 2 MiB blocks.
     pub(crate) fn lower(&self, page: u64) {
         self.lower_gigabyte(page);
         // AcqRel: a fault that sees the page's new word has to see this.
@@ -122,7 +121,7 @@ impl Object {
         region.fetch_or(APART, Ordering::AcqRel);
     }
 
-    /// Takes back that one block maps the gigabyte of a page: its regions are pieces for themselves from now on.
+    /// Withdraws the 1 GiB block of a page: its regions are separate pieces from now on.
     pub(super) fn lower_gigabyte(&self, page: u64) {
         if let Some(gigabyte) = self.extents.gigabyte(page)
             // Many pages of it are treated apart one after the other. Acquire: as if this one had taken it back.
@@ -132,8 +131,8 @@ impl Object {
         }
     }
 
-    /// Notes that not all pages of a region are its own any more, so that blocks map it, and its gigabyte, only for
-    /// reading. They are claimed, or the object is new.
+    /// Notes that some pages of a region are shared, so that blocks map it, and its gigabyte, read-only. They are claimed, or
+    /// the object is new.
     pub(crate) fn note_shared(&self, page: u64) {
         let region = self.extents.region(page);
         if region.load(Ordering::Relaxed) & READ_ONLY != 0 {
@@ -145,8 +144,8 @@ impl Object {
         region.fetch_or(READ_ONLY, Ordering::AcqRel);
     }
 
-    /// Notes that all pages of a region, which are claimed, are its own again: if they are one run of frames still,
-    /// blocks map it as before; and its gigabyte, if that can be said of all of its regions.
+    /// Notes that all pages of a region, which are claimed, are its own again. If they are still one run of frames, blocks may
+    /// map the region as before; and its gigabyte, if the same holds for all of its regions.
     pub(crate) fn note_own(&self, claims: &Claims<'_>) {
         let page = claims.pages().start;
         let before = (self.extents.region(page)).fetch_and(!READ_ONLY, Ordering::AcqRel);
@@ -157,16 +156,15 @@ impl Object {
         }
     }
 
-    /// Notes that all pages of a region, which are claimed, are its own, and one run of frames: blocks map it from now
-    /// on.
+    /// Notes that all pages of a region, which are claimed, are its own and one run of frames: blocks may map it from now on.
     pub(crate) fn note_run(&self, claims: &Claims<'_>) {
         self.note_own(claims);
         let region = self.extents.region(claims.pages().start);
         region.fetch_and(!APART, Ordering::AcqRel);
     }
 
-    /// Takes over how large blocks may map a region, which is claimed there, from an object whose frames this one,
-    /// which nobody uses yet, shares.
+    /// Copies a region's extent from an object, where the region is claimed, whose frames this one shares; nobody uses this one
+    /// yet.
     pub(crate) fn take_extent(&self, page: u64, of: &Self) {
         if of.look(page).extent().level == Level::L3 {
             self.lower(page);
@@ -175,7 +173,7 @@ impl Object {
         }
     }
 
-    /// Has a piece allocated in smaller ones, as there is no run of frames for it. Its first page is claimed.
+    /// Allocates a piece in smaller ones, as there is no run of frames for it. Its first page is claimed.
     pub(crate) fn allocate_smaller(&self, first: u64, piece: Level) {
         match piece {
             Level::L1 => self.lower_gigabyte(first),

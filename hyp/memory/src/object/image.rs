@@ -1,4 +1,4 @@
-//! One copy of a kernel for many VMs: an image's frames are part of each VM's memory until that writes them, page by page.
+//! One copy of a kernel for many VMs: they share the image's frames copy-on-write, page by page.
 
 use crate::frames::Owner;
 use crate::object::{Backing, Object, ObjectError};
@@ -7,11 +7,11 @@ use alloc::sync::Arc;
 use stage2::{Level, PAGE_SIZE, Tlb};
 
 impl Object {
-    /// Memory of a VM of its own, as [`Self::preallocated`], but that from byte `at` on it begins as a copy of an image, whose
-    /// frames it shares until they are written. The pieces that the image touches are made of pages.
+    /// A VM's own memory, as [`Self::preallocated`], with a copy of an image from byte `at` on. The image's frames are shared
+    /// copy-on-write. Pieces that the image touches are made of pages.
     ///
     /// # Errors
-    /// As for [`Self::preallocated`]; or the image doesn't lie in it, at a page.
+    /// As for [`Self::preallocated`]; or the image doesn't lie within the memory, or doesn't begin at a page.
     pub fn with_image<T: Tlb + Caches>(
         cpu: &CpuMemory<T>,
         account: Owner,
@@ -33,7 +33,7 @@ impl Object {
         Ok(object)
     }
 
-    /// How many pages of other objects share its frames at this moment. Takes a step for each of its pages.
+    /// How many pages of other objects currently share its frames. Takes a step for each of its pages.
     pub fn sharers(&self) -> u64 {
         let objects = self.system().objects();
         let sharers = |page| match self.look(page).backing() {

@@ -1,8 +1,8 @@
-//! What maps an object. An object doesn't know what a VM is: whoever maps it has a value of its own on the list
+//! The list of an object's mappings. An object doesn't know VMs: each mapper puts its own value on the list
 //! ([`Mapping`](crate::space::mapping::Mapping)).
 //!
-//! Read without a lock by whoever changes what backs a page; published before the slot is, and taken back after the
-//! slot's range was unmapped, so that no entry leads to an object that its mappings don't name.
+//! Changes of a page's backing read the list without a lock. A mapping is published before its slot, and removed after the
+//! slot's range was unmapped, so no entry leads to an object whose list lacks the mapping.
 
 use crate::epoch::published::try_box;
 use alloc::boxed::Box;
@@ -13,20 +13,20 @@ use crossbeam_epoch::{Guard, Shared};
 use spin::Mutex;
 use stage2::sync::{AtomicPtr, Ordering, full_barrier};
 
-/// A value of whoever maps the object.
+/// A mapper's value on the list.
 pub(crate) type Entered = dyn Any + Send + Sync;
 
-/// All that maps an object: a chain, so that one goes without a look for heap.
+/// The mappings of an object, as a chain, so that removing one needs no heap.
 ///
-/// A new one comes first. One that goes is left as it is for whoever is looking at it, who finds the others from there on: all
-/// that were there when the look began and haven't gone since.
+/// New ones are added in front. A removed one keeps its link, so that a reader at it continues from there. A reader finds all
+/// that were on the list when it began and weren't removed since.
 pub(crate) struct Mappings {
     first: Link,
-    /// Held by whoever changes them.
+    /// Held by whoever changes the list.
     changes: Mutex<()>,
 }
 
-/// The next mapping of a chain, a box's; null after the last.
+/// The next mapping of a chain, from a box; null after the last.
 type Link = AtomicPtr<Linked>;
 
 struct Linked {
@@ -43,7 +43,7 @@ impl Mappings {
         }
     }
 
-    /// The mappings at this moment.
+    /// The current mappings.
     #[inline]
     pub(crate) fn all<'g>(&'g self, guard: &'g Guard) -> impl Iterator<Item = &'g Entered> {
         let mut at = follow(&self.first, guard);
@@ -54,7 +54,7 @@ impl Mappings {
         })
     }
 
-    /// One more. False without heap.
+    /// Adds a mapping. False without heap.
     pub(crate) fn add(&self, mapping: Box<Entered>) -> bool {
         let _changes = self.changes.lock();
         // Relaxed: of what was changed under the lock.
@@ -69,8 +69,8 @@ impl Mappings {
         true
     }
 
-    /// One fewer: the first that `is_gone` says yes to. The caller waits for the epoch: until then it holds on to what the
-    /// mapping leads to.
+    /// Removes the first mapping for which `is_gone` returns true. The caller waits for the epoch: until then the mapping keeps
+    /// what it refers to.
     pub(crate) fn remove(&self, is_gone: impl Fn(&Entered) -> bool, guard: &Guard) {
         let changes = self.changes.lock();
         let mut link = &self.first;
@@ -92,7 +92,7 @@ impl Mappings {
     }
 }
 
-/// What a link leads to. Acquire: pairs with the releases of whoever changes it.
+/// The target of a link. Acquire: pairs with the releases of changes.
 #[inline]
 fn follow<'g>(link: &Link, _: &'g Guard) -> Option<&'g Linked> {
     // SAFETY: the link is null or that of a box which is handed to the epoch after it was unlinked; the caller's stay in the

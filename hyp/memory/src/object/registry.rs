@@ -1,4 +1,4 @@
-//! Objects by their names. Takes a lock: not for a fault.
+//! Looks up objects by their identifiers. Takes a lock, so faults don't use it.
 
 use crate::object::Object;
 use crate::system::reverse_map::{ObjectId, ReverseMap};
@@ -6,15 +6,15 @@ use crate::system::scan_cursor::ScanCursor;
 use alloc::sync::Arc;
 
 impl Object {
-    /// The object of this name, unless its last owner is letting go of it.
+    /// The object with this identifier, unless its last owner is dropping it.
     pub(crate) fn named(id: ObjectId, objects: &ReverseMap) -> Option<Arc<Self>> {
         objects.get(id)?.downcast().ok()
     }
 }
 
 impl ScanCursor {
-    /// The object that it points to, or the next one if it has come to its end. `None` at the end of a round, and where there
-    /// is no object.
+    /// The cursor's object, or the next one if it is through with that. `None` at the end of a round, and if there is no
+    /// object.
     pub(crate) fn object(&mut self, objects: &ReverseMap) -> Option<Arc<Object>> {
         if let Some(object) = Object::named(self.object, objects)
             && self.page < object.pages()

@@ -1,33 +1,32 @@
-//! What the words of an object say: for a page what backs it, for a region of 2 MiB and for a gigabyte whether a block
-//! may map it.
+//! The encoding of an object's words: a page's backing, and whether a block may map a 2 MiB region or a gigabyte.
 
 use crate::frames::compressed_store::Handle;
 use stage2::{Level, PAGE_SIZE, Pa};
 
-/// What backs a page.
+/// The backing of a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Backing {
-    /// Nothing yet: it reads as zero.
+    /// None yet: the page reads as zero.
     Vacant,
-    /// Nothing yet, but it has been read: the frame of zeros may be mapped.
+    /// None yet, but the page was read: the frame of zeros may be mapped.
     Zero,
     /// A frame of its own, which may be written.
     Owned(Pa),
-    /// A frame that other pages have too, or had: to be copied before it is written.
+    /// A frame that other pages share, or have shared: a write must copy it.
     Shared(Pa),
-    /// What isn't the pool's.
+    /// Memory that isn't the pool's.
     Device(Pa),
-    /// Put away: in the store, without a frame.
+    /// Compressed: in the store, without a frame.
     Compressed(Handle),
 }
 
 /// Set in the word of a page that is claimed.
 pub(super) const CLAIMED: u64 = 1 << 3;
-/// Set in the word of a page that is on a list of those that may be put away, and has a frame of its own.
+/// Set in the word of a page that is on a page list of reclaim and has a frame of its own.
 pub(super) const LISTED: u64 = 1 << 4;
 pub(super) const STATE: u64 = 0b111;
 pub(super) const OWNED: u64 = 2;
-/// Where a handle is.
+/// The position of a handle.
 const HANDLE: u32 = u64::BITS - Handle::BITS;
 const ADDRESS: u64 = !(PAGE_SIZE - 1);
 
@@ -57,18 +56,16 @@ impl Backing {
     }
 }
 
-/// Set in the word of a region whose pages are treated apart, and in that of a gigabyte whose regions are: they are
-/// one run of frames no more.
+/// Set in the word of a region whose pages are treated apart, and of a gigabyte whose regions are: no longer one run of frames.
 pub(super) const APART: u64 = 1;
-/// Set in the word of a region not all of whose pages are its own: a block may map it for reading.
+/// Set in the word of a region with shared pages: a block may map it read-only.
 pub(super) const READ_ONLY: u64 = 1 << 1;
-/// Set in the word of a region of a piece of 1 GiB. A block may map more than the region if the gigabyte's word allows
-/// it.
+/// Set in the word of a region of a 1 GiB piece. A block may map more than the region if the gigabyte's word allows it.
 pub(super) const IN_GIGABYTE: u64 = 1 << 2;
-/// What the word of a gigabyte counts by: its regions that are [`READ_ONLY`].
+/// The unit in a gigabyte's word that counts its [`READ_ONLY`] regions.
 pub(super) const READ_ONLY_REGION: u64 = 1 << 1;
 
-/// How large a block may map a page, as far as its region of 2 MiB goes.
+/// The largest block that may map a page, as far as its 2 MiB region decides.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Extent {
     /// The level of the block: 2 or 3.
@@ -91,7 +88,7 @@ impl Extent {
     }
 }
 
-/// A page as a fault found it: what it decides on.
+/// The state of a page as a fault found it, on which it decides.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Look {
     pub(super) word: u64,
@@ -99,25 +96,25 @@ pub(crate) struct Look {
 }
 
 impl Look {
-    /// Whether somebody is changing what backs the page.
+    /// Whether the page is claimed.
     #[inline]
     pub(crate) const fn is_claimed(self) -> bool {
         self.word & CLAIMED != 0
     }
 
-    /// What backs the page.
+    /// The page's backing.
     #[inline]
     pub(crate) const fn backing(self) -> Backing {
         Backing::decode(self.word)
     }
 
-    /// How large a block may map it, as far as its region goes.
+    /// The largest block that may map it, as far as its region decides.
     #[inline]
     pub(crate) const fn extent(self) -> Extent {
         Extent::decode(self.region)
     }
 
-    /// Whether a block may map more than its region, if the word of its gigabyte says so too.
+    /// Whether a block may map more than its region, if the gigabyte's word agrees.
     #[inline]
     pub(super) const fn may_be_gigabyte(self) -> bool {
         self.region & (IN_GIGABYTE | APART) == IN_GIGABYTE

@@ -1,7 +1,7 @@
-//! The balloon: memory that a guest gives back.
+//! The balloon: lets a guest give memory back.
 //!
-//! What it gives up reads as zero from then on, and takes a frame again when it is written. To a dirty log it counts as
-//! written. vCPUs may be using it meanwhile: what they write may be lost, and nothing else.
+//! A page that was given back reads as zero, and takes a frame again when it is written. The dirty log reports it as written.
+//! vCPUs may be using the page meanwhile: their writes may be lost, and nothing else.
 
 use crate::change::propagate::Changer;
 use crate::frames::Owner;
@@ -16,10 +16,10 @@ use core::ops::Range;
 use stage2::sync::{full_barrier, relax};
 use stage2::{Ipa, IpaRange, PAGE_SIZE, Tlb};
 
-/// Pages that are looked at in one stay in the epoch, at most.
+/// The most pages that are looked at during one stay in the epoch.
 const AT_ONCE: u64 = 64;
 
-/// Memory can't be given up. Nothing of it was.
+/// Memory can't be given back; nothing was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BalloonError {
     /// The range is empty, or doesn't begin and end with pages.
@@ -29,7 +29,7 @@ pub enum BalloonError {
         /// The first such address.
         ipa: Ipa,
     },
-    /// What backs the address isn't the VM's own, or may not be written by it.
+    /// The memory isn't the VM's own, or is read-only.
     NotOwn {
         /// The first such address.
         ipa: Ipa,
@@ -54,11 +54,11 @@ impl fmt::Display for BalloonError {
 impl core::error::Error for BalloonError {}
 
 impl<L: MmuLock> AddressSpace<L> {
-    /// Takes back what a guest gives up: a range of whole pages. They read as zero afterwards, and their frames go home
-    /// after an epoch. Returns how many of them had something to give. For a bounded stay, a range of few pages.
+    /// Takes back a range of whole pages from a guest. They read as zero afterwards, and their frames are freed after an epoch.
+    /// Returns how many of them had backing. To bound the time, pass a range of few pages.
     ///
     /// # Errors
-    /// The range is none of the VM's own memory. Nothing was given up then.
+    /// Some of the range isn't the VM's own memory. Nothing was given back then.
     pub fn balloon<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -125,18 +125,18 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 }
 
-/// What became of pages that were given up.
+/// The result of giving pages back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct GivenUp {
-    /// So many of the first have nothing any more.
+    /// How many of the first pages have no backing any more.
     done: u64,
-    /// So many of these had something.
+    /// How many of these had some.
     given: u64,
 }
 
 impl<T: Tlb + Caches> Changer<'_, T> {
-    /// Takes from the first of some pages what backs them: as many as a batch has, up to one that somebody else is
-    /// changing, who isn't waited for with claims held.
+    /// Drops the backing of the first of some pages: as many as a batch holds, up to a page that another CPU is changing, for
+    /// which it doesn't wait while it holds claims.
     fn give_up(&self, object: &Object, pages: Range<u64>) -> GivenUp {
         let mut batch = Batch::new(object);
         let mut given = 0;

@@ -1,10 +1,9 @@
-//! Pages that are put away: compressed, without a frame, and brought back when somebody needs them.
+//! Compresses pages and frees their frames, and decompresses them when they are needed.
 //!
-//! Both are changes of what backs a page, made by whoever has claimed it. Pages are put away in batches: they are
-//! unmapped everywhere first, so nobody writes them while they are compressed, and what hardware has noted of writes
-//! is told to the logs. A page that turns out to be all zeros is as if nobody had ever written it. If a page can't be
-//! put away it stays as it is, but for the entries that led there, which a fault makes again. A frame that was left
-//! is free after an epoch, as the hypervisor itself may be reading it.
+//! Both change a page's backing, under its claim. Pages are compressed in batches: first they are unmapped everywhere, so that
+//! nobody writes them meanwhile, and dirty state that hardware noted is passed to the logs. A page of zeros becomes one that
+//! was never written. A page that can't be compressed keeps its frame; only its entries are gone, which faults make again. A
+//! freed frame is reused only after an epoch, as the hypervisor may still be reading it.
 
 use crate::change::copy_on_write::{How, Populated, show};
 use crate::change::propagate::Changer;
@@ -16,8 +15,8 @@ use crate::system::cpu::{Caches, CpuMemory};
 use stage2::{PAGE_SIZE, Pa, Tlb};
 
 impl<T: Tlb + Caches> Changer<'_, T> {
-    /// Takes pages with frames of their own from everybody who uses them. When this returns, what they hold can be
-    /// read, however it was written, and stays as it is while they are claimed.
+    /// Isolates pages that have frames of their own: unmaps them everywhere. When this returns, their contents can be read,
+    /// however they were written, and don't change while they are claimed.
     pub(crate) fn isolate(&self, batch: &Batch<'_>) {
         self.unmap_batch(batch);
         for claim in batch.claims() {
@@ -43,11 +42,11 @@ impl<T: Tlb + Caches> Changer<'_, T> {
 }
 
 impl<T: Tlb + Caches> CpuMemory<T> {
-    /// Puts a page away that is [isolated](Changer::isolate). The caller needs no stay in the epoch: nobody is kept
-    /// waiting while it is compressed but those who want this page.
+    /// Compresses an [isolated](Changer::isolate) page. The caller needs no epoch: only users of this page have to wait
+    /// meanwhile.
     ///
     /// # Errors
-    /// The page doesn't get smaller, or there is no room for it. The claim comes back.
+    /// The page isn't compressible, or there is no room for it. Returns the claim.
     pub(crate) fn put_away<'o>(&self, claim: Claim<'o>) -> Result<Backing, (Claim<'o>, Refused)> {
         let Backing::Owned(frame) = claim.backing() else {
             debug_assert!(false, "{claim:?} has no frame of its own");
@@ -77,7 +76,7 @@ impl<T: Tlb + Caches> CpuMemory<T> {
 }
 
 impl Object {
-    /// Gives a page that was put away a frame again.
+    /// Decompresses a page into a new frame.
     pub(crate) fn bring_back<T: Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -104,14 +103,14 @@ impl Object {
         Populated::Done
     }
 
-    /// Keeps another copy of what a page was put away as, for this object.
+    /// Stores another copy of a compressed page, for this object.
     pub(crate) fn keep_copy_of(&self, handle: Handle) -> Result<Handle, Refused> {
         let copy = self.system().store().copy(handle)?;
         self.pool().charge_compressed(self.account(), copy.bytes());
         Ok(copy)
     }
 
-    /// Forgets what a page of this object, claimed or in nobody's reach, was put away as.
+    /// Removes a page's compressed contents from the store. The page is claimed, or nobody can reach it.
     pub(crate) fn discard(&self, handle: Handle) {
         self.pool()
             .discharge_compressed(self.account(), handle.bytes());

@@ -1,19 +1,19 @@
-//! Reclaim: cold pages are [put away](crate::reclaim::compress) when frames run out, and when a VM has more than its limit.
+//! The steps of reclaim: finds cold pages and [compresses](crate::reclaim::compress) them, when frames run out or a VM exceeds
+//! its limit.
 //!
-//! Pages are found by a hand that goes around over all objects, and are then on the [lists](crate::system::page_lists) until they
-//! go, or turn out to have become something else. Whether a page was accessed is what its entries' access flags say, of
-//! all VMs that map it; where hardware doesn't set them, the next access faults. A block is listed as one page. When it
-//! is cold it is taken apart, and its pages are the next to go.
+//! A cursor over all objects finds pages and puts them on the [lists](crate::system::page_lists), where they stay until they
+//! are compressed or their backing has changed. A page counts as accessed if the access flag is set in any VM's entry for it;
+//! where hardware doesn't set the flags, the next access faults. A block is listed as one page. A cold block is split, and its
+//! pages are compressed next.
 //!
-//! Who reclaims: a CPU that has nothing else to do, ahead of need ([`CpuMemory::relieve`]); and a CPU whose fault has
-//! run out of frames or into a limit, outside of its epoch, a small batch, whereupon the guest tries again. Any
-//! number of them do so at once, beside everything else. No lock is held while entries are changed or anything is
-//! compressed.
+//! Reclaim runs on idle CPUs, ahead of need ([`CpuMemory::relieve`]), and on a CPU whose fault has run out of frames or into a
+//! limit: that CPU compresses a small batch outside of its epoch, and the guest tries again. Any number of CPUs reclaim at
+//! once, beside everything else. No lock is held while entries are changed or data is compressed.
 //!
-//! Whether memory is [short](crate::frames::watermarks) is asked where frames are taken in numbers: when a CPU's cache is
-//! filled, when a VM with a limit is allowed more, when a piece is allocated. Whoever finds that it is has a sleeping
-//! CPU woken ([`IdleCpus`]), which goes on until there is enough again. A fault that takes a frame from its CPU's
-//! cache asks nobody.
+//! The [watermarks](crate::frames::watermarks) are checked where frames are taken in numbers: when a CPU's cache is refilled, a
+//! VM's allowance is renewed, or a run is allocated. A CPU that finds memory short wakes a sleeping one
+//! ([`IdleCpus`](crate::IdleCpus)), which reclaims until there is enough again. A fault that takes a frame from its CPU's cache
+//! checks nothing.
 
 use crate::change::access_flags::Ager;
 use crate::change::propagate::Changer;
@@ -29,25 +29,25 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 use stage2::{Level, Tlb};
 
-/// How much one step does at most.
+/// The bounds of one step.
 #[derive(Clone, Copy, Debug)]
 struct Share {
-    /// Pages that it puts away.
+    /// Pages to compress.
     away: u64,
-    /// Pages on the lists that it looks at to find them.
+    /// Listed pages to look at for that.
     listed_looks: u64,
-    /// Pages of objects that it looks at to find some that aren't listed.
+    /// Pages of objects to look at, to find some that aren't listed.
     hand_looks: u64,
 }
 
 impl Share {
-    /// Of a CPU that has nothing else to do.
+    /// For an idle CPU.
     const IDLE: Self = Self {
         away: 32,
         listed_looks: 64,
         hand_looks: 4096,
     };
-    /// Of a fault, which holds a vCPU up.
+    /// For a fault, which delays a vCPU.
     const DIRECT: Self = Self {
         away: 8,
         listed_looks: 16,
@@ -56,8 +56,8 @@ impl Share {
 }
 
 impl ReclaimState {
-    /// Puts some cold pages away: of one owner, or of whose turn it is. False if it did nothing and there is no hope
-    /// that more steps would.
+    /// Compresses some cold pages: of the given owner, or of the next in turn. False if it did nothing and further steps would
+    /// be in vain.
     fn step<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, of: Option<Owner>, share: Share) -> bool {
         self.find(cpu, share);
         let rounds = self.rounds.load(Ordering::Relaxed);
@@ -81,7 +81,8 @@ impl ReclaimState {
         lists.is_hopeful(of, rounds)
     }
 
-    /// Moves the hand on over pages that aren't listed, and lists what it finds. While one CPU does, others needn't.
+    /// Moves the cursor over pages that aren't listed, and lists those it finds. Only one CPU at a time does this; others skip
+    /// it.
     fn find<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, share: Share) {
         let Some(mut hand) = self.hand.try_lock() else {
             return;
@@ -117,7 +118,7 @@ impl ReclaimState {
         self.counters.found.add(found);
     }
 
-    /// Makes the oldest active pages inactive, as long as more are active.
+    /// Deactivates the oldest active pages while there are more active than inactive ones.
     fn balance<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, owner: Owner, share: Share) {
         let mut ager = Ager::new(cpu);
         let mut named = Named::new(cpu.system());
@@ -137,7 +138,7 @@ impl ReclaimState {
         self.counters.deactivated.add(moved);
     }
 
-    /// Takes the oldest inactive pages from their list, at most `most` of them; those that were accessed become active.
+    /// Takes the oldest inactive pages from their list, at most `most` of them; accessed ones become active.
     fn take_cold<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, owner: Owner, most: u64) -> Cold {
         let ager = Ager::new(cpu);
         let mut named = Named::new(cpu.system());
@@ -164,7 +165,7 @@ impl ReclaimState {
         cold
     }
 
-    /// Puts cold pages away, a batch for each object. How many went.
+    /// Compresses cold pages, a batch for each object. Returns how many were compressed.
     fn put_away<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, owner: Owner, mut cold: Cold) -> u64 {
         let pages = &mut cold.pages[..cold.count];
         // In the order in which a batch takes them: neighbours on a list are seldom far from each other.
@@ -178,7 +179,7 @@ impl ReclaimState {
         away
     }
 
-    /// Puts pages of one object away, which are in ascending order.
+    /// Compresses pages of one object, in ascending order.
     fn put_away_of<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -225,7 +226,7 @@ impl ReclaimState {
         away
     }
 
-    /// Lists a page as active that can't be put away.
+    /// Lists a page that can't be compressed as active.
     fn keep(&self, claim: Claim<'_>, refused: Refused) {
         match refused {
             Refused::Incompressible => self.counters.incompressible.add(1),
@@ -239,7 +240,7 @@ impl ReclaimState {
         }
     }
 
-    /// Lists the other pages of the region of a claimed page, which was part of a block, as the next to go.
+    /// Lists the other pages of a claimed page's region, which was part of a block, as the next to be compressed.
     fn take_apart(&self, object: &Object, owner: Owner, first: u64) {
         object.lower(first);
         for page in region_of(first).rev() {
@@ -251,7 +252,7 @@ impl ReclaimState {
         }
     }
 
-    /// Lists a page again that was taken from its list. The caller has claimed none.
+    /// Lists a page again that was taken from its list. The caller holds no claim.
     fn list_again(&self, object: &Object, page: Sharer, active: bool) {
         let owner = object.account();
         let mut lists = self.lists.lock();
@@ -267,11 +268,11 @@ impl ReclaimState {
     }
 }
 
-/// Inactive pages that weren't accessed, of one owner, by their names.
+/// Cold pages of one owner: inactive and not accessed.
 struct Cold {
     pages: [Sharer; MOST],
     count: usize,
-    /// How many pages were looked at to find them.
+    /// Pages that were looked at to find them.
     looks: u64,
 }
 
@@ -289,7 +290,7 @@ impl Default for Cold {
     }
 }
 
-/// Finds objects by their names, of which several in a row are often the same.
+/// Looks up objects by identifier; several lookups in a row are often for the same one.
 struct Named {
     system: &'static MemorySystem,
     last: Option<Arc<Object>>,
@@ -300,7 +301,7 @@ impl Named {
         Self { system, last: None }
     }
 
-    /// The object of a page, unless its last owner is letting go of it.
+    /// The object of a page, unless its last owner is dropping it.
     fn object(&mut self, page: Sharer) -> Option<&Object> {
         let last = self.last.take().filter(|last| last.id() == page.object);
         self.last = last.or_else(|| Object::named(page.object, self.system.objects()));
@@ -308,31 +309,31 @@ impl Named {
     }
 }
 
-/// The most frames that have to be had together: the tables of a block of 1 GiB that is split around a page.
+/// The most frames that are needed together: the tables of a 1 GiB block that is split around a page.
 const FRAMES_AT_ONCE: usize = 2;
 
-/// Whether there is room for what could not be had.
+/// Whether missing frames are available by now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Room {
-    /// There is.
+    /// They are.
     There,
-    /// Pages were put away for it, or more steps may do so: the caller may try again, but has taken a while already.
+    /// Pages were compressed for them, or further steps may do so. The caller may try again, but has already taken long.
     Made,
     /// There is none.
     None,
 }
 
 impl<T: Tlb + Caches> CpuMemory<T> {
-    /// A bounded share of housekeeping for a CPU that has nothing else to do: puts cold pages away if few frames are
-    /// free, hands its garbage to the epoch, frees what has passed it, fills the cache of frames.
+    /// A bounded step of housekeeping on an idle CPU: compresses cold pages if few frames are free, passes retired memory to
+    /// the epoch, frees what the epoch has released, refills the frame cache.
     pub fn idle(&self) {
         self.relieve();
         self.let_epoch_advance();
         self.refill();
     }
 
-    /// A bounded share of reclaim, for a CPU that has nothing else to do: if few frames are free, or a VM is near to
-    /// its limit. Whether there is more of it to do.
+    /// A bounded step of reclaim on an idle CPU, if few frames are free or a VM is near its limit. Returns whether there is
+    /// more to do.
     pub fn relieve(&self) -> bool {
         let reclaim = self.system().reclaim();
         if !reclaim.levels.is_on() {
@@ -360,8 +361,8 @@ impl<T: Tlb + Caches> CpuMemory<T> {
         hopeful
     }
 
-    /// Tries to get what could not be had: frames, or a part of its VM's limit, if need be of pages that are put away
-    /// for it. The caller holds no guard.
+    /// Tries to free what was missing: frames, or part of its VM's limit, if need be by compressing pages. The caller holds no
+    /// guard.
     pub(crate) fn make_room(&self) -> Room {
         let denied = self.take_denied();
         if self.has_room(denied) {
@@ -373,8 +374,8 @@ impl<T: Tlb + Caches> CpuMemory<T> {
         }
     }
 
-    /// Whether there is room by now: within a VM's limit, or among the free frames. Frames that the cache had all along were
-    /// too few, unless they are as many as anybody takes at once.
+    /// Whether frames are available by now: within a VM's limit, or among the free ones. If the cache had frames all along,
+    /// they were too few, unless there are as many as any operation takes at once.
     fn has_room(&self, denied: Option<VmId>) -> bool {
         match denied {
             Some(vm) => self.renew_allowance(vm),

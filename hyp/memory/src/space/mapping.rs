@@ -1,4 +1,4 @@
-//! A slot that maps an object, as the object's list of them names it ([`Mappings`](crate::object::mappings::Mappings)).
+//! A slot's entry in the list of an object's mappings ([`Mappings`](crate::object::mappings::Mappings)).
 
 use crate::epoch::published::try_box;
 use crate::object::Object;
@@ -13,16 +13,16 @@ use stage2::{IpaRange, PAGE_SIZE};
 /// One slot that maps an object.
 #[derive(Clone)]
 pub(crate) struct Mapping {
-    /// Whose slot.
+    /// The slot's address space.
     pub(crate) space: Arc<Space>,
-    /// What changes of its tables hold.
+    /// The lock for changes of its tables.
     pub(crate) lock: Arc<dyn Exclusion>,
     /// The slot.
     pub(crate) slot: Arc<Slot>,
 }
 
 impl Mapping {
-    /// The slots that map an object at this moment.
+    /// The slots that currently map an object.
     #[inline]
     pub(crate) fn all_of<'g>(
         object: &'g Object,
@@ -32,15 +32,14 @@ impl Mapping {
         all.filter_map(|mapping| mapping.downcast_ref())
     }
 
-    /// Has its slot's object name this mapping. False without heap.
+    /// Adds this mapping to its slot's object. False without heap.
     pub(crate) fn enter(self) -> bool {
         let object = self.slot.object().clone();
         let mapping = try_box(self);
         mapping.is_some_and(|mapping| object.mappings().add(mapping))
     }
 
-    /// Has a slot's object name its mapping no more. The caller waits for the epoch: until then it holds on to the slot and
-    /// the space.
+    /// Removes a slot's mapping from its object. The caller waits for the epoch: until then the mapping keeps slot and space.
     pub(crate) fn leave(slot: &Arc<Slot>, guard: &Guard) {
         let is_of_slot = |mapping: &Self| Arc::ptr_eq(&mapping.slot, slot);
         let mappings = slot.object().mappings();
@@ -50,7 +49,7 @@ impl Mapping {
         );
     }
 
-    /// Where it maps pages of the object; an empty range where it doesn't.
+    /// The addresses of pages of the object; an empty range if the slot doesn't map them.
     pub(crate) fn range_of(&self, pages: &Range<u64>) -> IpaRange {
         let (first, slot) = (self.slot.first_page(), self.slot.range());
         let ipa_of = |page: u64| {

@@ -1,7 +1,8 @@
-//! The lock that Parvisor doesn't need, for comparison: how faults and changes of one VM's tables exclude each other.
+//! The MMU lock that Parvisor doesn't need: kept as a baseline, to compare how faults and changes of one VM's tables exclude
+//! each other.
 //!
-//! The engine is the same in all three modes. The mode is a type parameter of [`AddressSpace`](crate::AddressSpace), so
-//! that in [`Parallel`] not even a branch is left of it.
+//! All three modes run the same engine. The mode is a type parameter of [`AddressSpace`](crate::AddressSpace), so that
+//! [`Parallel`] doesn't even contain a branch for it.
 
 use spin::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -9,11 +10,11 @@ use spin::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub trait MmuLock: Default + Send + Sync + 'static {
     /// The mode's name in options, result lines and records.
     const NAME: &'static str;
-    /// What a fault holds.
+    /// The guard of a fault.
     type Shared<'l>
     where
         Self: 'l;
-    /// What every other operation holds.
+    /// The guard of every other operation.
     type Exclusive<'l>
     where
         Self: 'l;
@@ -25,9 +26,9 @@ pub trait MmuLock: Default + Send + Sync + 'static {
     fn exclusive(&self) -> Self::Exclusive<'_>;
 }
 
-/// The exclusive side of some [`MmuLock`], for whoever changes tables of VMs that needn't be of one mode.
+/// The exclusive side of some [`MmuLock`], for changes of several VMs' tables, which may use different modes.
 pub(crate) trait Exclusion: Send + Sync {
-    /// Does `work` with the lock held as every operation but a fault holds it.
+    /// Runs `work` with the lock held exclusively, as every operation but a fault holds it.
     fn exclusively(&self, work: &mut dyn FnMut());
 }
 
@@ -52,7 +53,7 @@ impl MmuLock for Parallel {
     fn exclusive(&self) -> Self::Exclusive<'_> {}
 }
 
-/// Faults share a lock, the rest holds it alone: what Linux KVM/arm64 does since 6.2.
+/// Faults share a lock, all other operations hold it alone: as Linux KVM/arm64 does since 6.2.
 #[derive(Debug, Default)]
 pub struct RwLocked(RwLock<()>);
 

@@ -1,7 +1,7 @@
-//! Slots: which pieces of a guest's physical address space are backed, by what, and whether writes to them are logged.
+//! Slots: the parts of a guest's physical address space that are backed, with each slot's object and dirty log.
 //!
-//! The slots of a VM are an immutable sorted array behind an epoch-protected pointer (rule 10): a fault reads it without
-//! a lock; a change publishes a new array.
+//! The slots of a VM are an immutable sorted array behind an epoch-protected pointer (rule 10): a fault reads it without a
+//! lock; a change publishes a new array.
 
 use crate::dirty::bitmap::{DirtyLog, Words};
 use crate::dirty::slot_id::SlotId;
@@ -22,23 +22,22 @@ use stage2::{Access, Ipa, IpaRange, Level, PAGE_SHIFT, Pa};
 /// How many slots a VM may have.
 pub const MAX_SLOTS: usize = 512;
 
-/// What a slot is made of.
+/// The configuration of a slot.
 #[derive(Clone, Debug)]
 pub struct SlotConfig {
-    /// Its name.
+    /// Its identifier.
     pub id: SlotId,
-    /// Where it begins.
+    /// Its start address.
     pub start: Ipa,
-    /// What backs it.
+    /// Its object.
     pub object: Arc<Object>,
-    /// Where in the object it begins, in bytes.
+    /// Its offset in the object, in bytes.
     pub offset: u64,
     /// Its size in bytes.
     pub bytes: u64,
     /// Whether guest writes are refused.
     pub read_only: bool,
-    /// Whether a read of what nobody has touched allocates it as a write does, so that the write that comes next doesn't
-    /// fault.
+    /// Whether a read of an untouched page allocates it as a write does, so that a following write doesn't fault.
     pub write_faults: bool,
 }
 
@@ -47,9 +46,9 @@ pub struct SlotConfig {
 pub struct Slot {
     config: SlotConfig,
     first_page: u64,
-    /// The largest block that its place allows.
+    /// The largest block that its position allows.
     largest: Level,
-    /// None while writes aren't logged. What a fault decides on (rule 8).
+    /// The dirty log, while there is one. Faults decide on it (rule 8).
     log: Published<DirtyLog>,
     /// Memory for the next log, so that enabling it takes no time. No fault takes the lock.
     spare: Mutex<Option<Words>>,
@@ -70,7 +69,7 @@ impl Slot {
         }
     }
 
-    /// Prepares the memory of the next log. False where there isn't enough; then enabling tries again.
+    /// Allocates the memory of the next log. False if there isn't enough; then enabling tries again.
     pub(crate) fn prepare_log(&self) -> bool {
         let words = Words::new(self.pages());
         let prepared = words.is_some();
@@ -78,18 +77,18 @@ impl Slot {
         prepared
     }
 
-    /// The memory for a log.
+    /// Takes the memory for a log.
     pub(crate) fn take_spare(&self) -> Option<Words> {
         let spare = self.spare.lock().take();
         spare.or_else(|| Words::new(self.pages()))
     }
 
-    /// Its name.
+    /// Its identifier.
     pub fn id(&self) -> SlotId {
         self.config.id
     }
 
-    /// What it is made of.
+    /// Its configuration.
     pub(crate) fn config(&self) -> &SlotConfig {
         &self.config
     }
@@ -118,20 +117,20 @@ impl Slot {
         self.config.read_only
     }
 
-    /// What backs it.
+    /// Its object.
     #[inline]
     pub(crate) fn object(&self) -> &Arc<Object> {
         &self.config.object
     }
 
-    /// The object's page with which it begins.
+    /// The object's page at its start.
     #[inline]
     pub(crate) fn first_page(&self) -> u64 {
         self.first_page
     }
 
-    /// The largest block that may map the page at `ipa`, which its region allows, as it was found: for writing if `writes`
-    /// says so.
+    /// The largest block that may map the page at `ipa` as it was found, for writing if `writes`. The caller has checked that
+    /// its region allows that.
     #[inline]
     pub(crate) fn largest_block(&self, ipa: Ipa, look: Look, writes: bool) -> Level {
         let largest = self
@@ -140,7 +139,7 @@ impl Slot {
         self.fitting(ipa, largest)
     }
 
-    /// The largest block that may map the page at `ipa`, of those up to `level`.
+    /// The largest block up to `level` that may map the page at `ipa`, given the slot's position.
     #[inline]
     pub(crate) fn fitting(&self, ipa: Ipa, level: Level) -> Level {
         let mut level = level.max(self.largest);
@@ -155,7 +154,7 @@ impl Slot {
         level
     }
 
-    /// The one run of frames that backs a block of `level` from `start` on, if that lies in the slot and is all its own.
+    /// The run of frames that backs a block of `level` from `start` on, if it lies in the slot and is all the object's own.
     pub(crate) fn run_at(&self, start: Ipa, level: Level) -> Option<Pa> {
         if start < self.range().start || self.fitting(start, level) > level {
             return None;
@@ -163,7 +162,7 @@ impl Slot {
         self.object().run_at(self.object_page(start), level)
     }
 
-    /// Whether a page that nobody has touched is mapped to the frame of zeros by an access.
+    /// Whether an access maps this untouched page to the frame of zeros.
     pub(crate) fn reads_zeros(&self, access: Access, look: Look) -> bool {
         // What is allocated in large pieces is there sooner that way.
         access != Access::Write && !self.config.write_faults && look.extent().level == Level::L3
@@ -175,13 +174,13 @@ impl Slot {
         self.first_page + self.page_of(ipa)
     }
 
-    /// The number within the slot of the page at `ipa`, which lies in it.
+    /// The slot's page number at `ipa`, which lies in it.
     #[inline]
     pub(crate) fn page_of(&self, ipa: Ipa) -> u64 {
         (ipa.get() - self.config.start.get()) >> PAGE_SHIFT
     }
 
-    /// The numbers within the slot of the pages that a leaf of `level` at `ipa` maps, as far as they lie in it.
+    /// The slot's page numbers under a leaf of `level` at `ipa`, as far as they lie in it.
     pub(crate) fn pages_of(&self, ipa: Ipa, level: Level) -> Range<u64> {
         let range = self.range();
         let end = ipa.get().saturating_add(GRANULE.span(level));
@@ -195,8 +194,8 @@ impl Slot {
         self.log.load(guard)
     }
 
-    /// Publishes a log, or none, so that whoever walks the entries afterwards is seen by faults or sees them (rule 8).
-    /// Whether there was one.
+    /// Publishes a log, or none: a later walk of the entries either sees a fault's entry or is seen by that fault (rule 8).
+    /// Returns whether there was one.
     pub(crate) fn replace_log(&self, log: Option<Box<DirtyLog>>, guard: &Guard) -> bool {
         self.log.replace(log, guard)
     }
@@ -215,8 +214,7 @@ pub enum SlotError {
     Overlaps(SlotId),
     /// No slot has this id.
     Unknown(SlotId),
-    /// The start, the size or the offset isn't a multiple of the page size, or of the piece size of memory that is to be
-    /// allocated for it.
+    /// The start, the size or the offset isn't a multiple of the page size, or of the piece size of the memory to allocate.
     Unaligned {
         /// The piece size in bytes.
         piece: u64,
@@ -236,14 +234,14 @@ pub enum SlotError {
         /// The IPA space's size in bits.
         bits: u32,
     },
-    /// The device lies where this VM's tables can't lead to.
+    /// The device lies beyond the addresses that this VM's tables can hold.
     BeyondPhysical {
-        /// The bits of the physical addresses that they can hold.
+        /// The bits of a physical address in the tables.
         bits: u32,
     },
     /// There are not enough frames for its memory, or not enough heap for its description.
     OutOfMemory {
-        /// The bytes that were to be had.
+        /// The bytes that were requested.
         bytes: u64,
     },
 }
@@ -310,7 +308,7 @@ impl SlotArray {
         (ipa < self.0.get(index)?.range().end).then_some(index)
     }
 
-    /// As [`find`](Self::find), for whoever mostly finds the slot that it has found before: `hint` is where that was.
+    /// As [`find`](Self::find), for callers that mostly look up the same slot: `hint` is its last position.
     #[inline(always)]
     pub(crate) fn find_again(&self, ipa: Ipa, hint: &Cell<usize>) -> Option<&Arc<Slot>> {
         if let Some(slot) = self.find_at(ipa, hint) {
@@ -320,7 +318,7 @@ impl SlotArray {
         self.0.get(hint.get())
     }
 
-    /// The slot that covers `ipa`, if it is where `hint` says.
+    /// The slot that covers `ipa`, if it is at `hint`.
     #[inline(always)]
     pub(crate) fn find_at(&self, ipa: Ipa, hint: &Cell<usize>) -> Option<&Arc<Slot>> {
         self.0.get(hint.get()).filter(|slot| slot.covers(ipa))
@@ -337,7 +335,7 @@ impl SlotArray {
         self.0.iter()
     }
 
-    /// Whether a slot could be added, in the place of the one called `but` if that is given.
+    /// Whether a slot could be added, replacing the slot `but` if that is given.
     pub(crate) fn check(
         &self,
         id: SlotId,
@@ -368,7 +366,7 @@ impl SlotArray {
         try_box(Self(all))
     }
 
-    /// This array without the slot called `without`, if it is given, and with one more, if that is; `None` without heap.
+    /// This array without the slot `without`, and with one more slot, where given; `None` without heap.
     pub(crate) fn with(
         &self,
         slot: Option<Arc<Slot>>,

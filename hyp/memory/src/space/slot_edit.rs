@@ -1,8 +1,8 @@
-//! Slots come, move and go, vCPUs running.
+//! Adds, moves and removes slots, with vCPUs running.
 //!
-//! Rule 10: a change publishes another array. What goes is published first, then unmapped, then taken out of its object's
-//! mappings; its memory goes back after an epoch. A fault that found the old array looks again when it has locked its entry
-//! (rule 8), and finds out about its own slot: changes of others don't make it retry.
+//! Rule 10: a change publishes a new array. To remove a slot: publish the array without it, unmap its range, remove it from its
+//! object's mappings, and free its memory after an epoch. A fault that read the old array looks its own slot up again once it
+//! has locked its entry (rule 8); changes of other slots don't make it retry.
 
 use crate::dirty::slot_id::SlotId;
 use crate::frames::{GRANULE, Owner};
@@ -19,8 +19,8 @@ use crossbeam_epoch::Guard;
 use stage2::{Ipa, IpaRange, Level, PAGE_SIZE, Permissions, Tlb};
 
 impl<L: MmuLock> AddressSpace<L> {
-    /// Backs `bytes` from `start` on with zeroed memory of their own, in pieces of the span of `piece`, which are also the
-    /// largest blocks that map it. vCPUs may be running.
+    /// Backs `bytes` from `start` on with zeroed memory of the VM's own, in pieces of the span of `piece`, which are also its
+    /// largest blocks. vCPUs may be running.
     ///
     /// # Errors
     /// Nothing has changed then.
@@ -69,7 +69,7 @@ impl<L: MmuLock> AddressSpace<L> {
         self.publish(slot, None, &guard)
     }
 
-    /// What backs a slot. Whoever holds it keeps its frames: it is to be let go of before the VM is destroyed.
+    /// The object of a slot. A reference keeps its frames: it must be dropped before the VM is destroyed.
     ///
     /// # Errors
     /// There is no such slot.
@@ -77,8 +77,8 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(self.slots(&self.pin(cpu)).get(id)?.object().clone())
     }
 
-    /// Takes a slot away. When this returns, no vCPU reaches its memory any more; what it doesn't share is back in the pool.
-    /// vCPUs may be running.
+    /// Removes a slot. When this returns, no vCPU reaches its memory any more, and all frames that it didn't share are back in
+    /// the pool. vCPUs may be running.
     ///
     /// # Errors
     /// Nothing has changed then.
@@ -100,8 +100,8 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(())
     }
 
-    /// Moves a slot to another place: its memory is found there and not where it was. Its dirty log, if it had one, ends.
-    /// vCPUs may be running; those that use the old place meanwhile have left it when this returns.
+    /// Moves a slot and its memory to another address. Its dirty log, if it had one, ends. vCPUs may be running; when this
+    /// returns, none uses the old address any more.
     ///
     /// # Errors
     /// Nothing has changed then.
@@ -114,7 +114,7 @@ impl<L: MmuLock> AddressSpace<L> {
         self.replace_slot(cpu, id, |config| config.start = to)
     }
 
-    /// Lets vCPUs write to a slot, or refuses it. Its dirty log, if it had one, ends. vCPUs may be running.
+    /// Makes a slot read-only or writable. Its dirty log, if it had one, ends. vCPUs may be running.
     ///
     /// # Errors
     /// Nothing has changed then.
@@ -127,7 +127,7 @@ impl<L: MmuLock> AddressSpace<L> {
         self.replace_slot(cpu, id, |config| config.read_only = read_only)
     }
 
-    /// Puts a slot of the same name and memory in the place of another.
+    /// Replaces a slot by another one with the same identifier and memory.
     fn replace_slot<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -155,8 +155,7 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(())
     }
 
-    /// Takes the right to write from all that is mapped in a slot's range: faults that had found the slot as it was before may
-    /// have given it.
+    /// Makes all entries in a slot's range read-only: faults that read the old slot may have made them writable.
     fn withdraw<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, range: IpaRange) {
         let guard = self.pin(cpu);
         let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), &guard));
@@ -168,7 +167,7 @@ impl<L: MmuLock> AddressSpace<L> {
         withdrawn.expect(IN_SPACE);
     }
 
-    /// Makes slots the VM's, which has none: all at once, each known to its object first.
+    /// Publishes the slots of a VM that has none: all at once, each added to its object first.
     ///
     /// # Errors
     /// There is no heap, or the VM has a slot. It has got none of these then.
@@ -195,10 +194,10 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(())
     }
 
-    /// Checks what a slot is to be, but for its neighbours.
+    /// Checks a slot's configuration, except for its neighbours.
     ///
     /// # Panics
-    /// The object is of another memory system.
+    /// The object belongs to another memory system.
     pub(crate) fn check(&self, config: &SlotConfig) -> Result<(), SlotError> {
         assert!(
             ptr::eq(self.system(), config.object.system()),
@@ -244,7 +243,7 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(())
     }
 
-    /// Makes a slot one of the VM's, in the place of the one called `without` if that is given: known to its object first.
+    /// Adds a slot to the VM, replacing the one called `without` if that is given. It is added to its object first.
     fn publish(
         &self,
         slot: Arc<Slot>,
@@ -260,7 +259,7 @@ impl<L: MmuLock> AddressSpace<L> {
         Ok(())
     }
 
-    /// Lets go of a slot that nothing maps any more: its memory goes home with it, unless others have it too.
+    /// Drops a slot that nothing maps any more: its memory is freed with it, unless it is shared.
     fn forget<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, slot: Arc<Slot>) {
         Mapping::leave(&slot, &self.pin(cpu));
         cpu.wait_for_epoch();
@@ -270,7 +269,7 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 }
 
-/// A slot with the memory of its first dirty log.
+/// A slot, with memory for its first dirty log.
 pub(crate) fn new_slot(config: SlotConfig) -> Result<Arc<Slot>, SlotError> {
     let slot = Slot::new(config);
     if slot.read_only() || slot.object().is_device() || slot.prepare_log() {

@@ -1,9 +1,9 @@
-//! What is counted, for others to read: by each CPU for itself, and by all about reclaim.
+//! Counters for others to read: each CPU's own, and the common ones of reclaim.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use stage2::{Counter, Counters};
 
-/// What a CPU counts, for others to read.
+/// The counters of a CPU, for others to read.
 #[derive(Debug, Default)]
 pub struct CpuCounters {
     /// The engine's.
@@ -20,13 +20,13 @@ impl CpuCounters {
         self.stage2.for_each(each);
     }
 
-    /// Faults by which a mapping was made writable: entries are made so by nothing else.
+    /// Faults that made a mapping writable: nothing else makes entries writable.
     pub fn relaxed(&self) -> u64 {
         self.stage2.relaxed.get()
     }
 }
 
-/// How one CPU's faults ended, counted.
+/// Counts how one CPU's faults ended.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub struct FaultCounters {
@@ -34,23 +34,23 @@ pub struct FaultCounters {
     pub mapped: Counter,
     /// A block was split.
     pub split: Counter,
-    /// Nothing was to be done: another CPU was first.
+    /// Nothing was left to do: another CPU was first.
     pub spurious: Counter,
     /// The entry was locked by another CPU for too long.
     pub busy: Counter,
     /// The grounds for the fault had changed when its entry was locked.
     pub retried: Counter,
-    /// Somebody else was changing what backs the page.
+    /// Another CPU was changing the page's backing.
     pub claimed: Counter,
-    /// What nobody had touched was given a frame.
+    /// An untouched page was given a frame.
     pub populated: Counter,
-    /// What nobody had written was mapped to the frame of zeros.
+    /// An unwritten page was mapped to the frame of zeros.
     pub zeros: Counter,
-    /// What was shared was copied to a frame of its own.
+    /// A shared page was copied to a frame of its own.
     pub unshared: Counter,
-    /// The frame that a page had became its own again.
+    /// A page became the sole owner of its frame again.
     pub reused: Counter,
-    /// What was put away was brought back.
+    /// A compressed page was decompressed.
     pub brought_back: Counter,
 }
 
@@ -71,7 +71,7 @@ impl FaultCounters {
     }
 }
 
-/// A number that any CPU adds to, outside of faults but for those that have run out of frames.
+/// A counter that any CPU adds to, outside of faults except those that have run out of frames.
 #[derive(Debug, Default)]
 pub struct Count(AtomicU64);
 
@@ -86,36 +86,36 @@ impl Count {
     }
 }
 
-/// What reclaim has done since the system was made, in pages where nothing else is said.
+/// Counters of reclaim since the system was made, in pages unless stated otherwise.
 #[derive(Debug, Default)]
 pub struct ReclaimCounters {
-    /// Found by the hand.
+    /// Found by the scan cursor.
     pub found: Count,
-    /// Inactive ones that were looked at.
+    /// Inactive pages that were looked at.
     pub scanned: Count,
-    /// Those among them that had been accessed, and became active.
+    /// Those among them that were accessed, and became active.
     pub activated: Count,
-    /// Active ones that became inactive.
+    /// Active pages that became inactive.
     pub deactivated: Count,
     /// Compressed.
     pub compressed: Count,
-    /// Dropped, as they held zeros only.
+    /// Dropped, as they held only zeros.
     pub zeros: Count,
-    /// Left alone, as they don't get small enough.
+    /// Kept, as they are incompressible.
     pub incompressible: Count,
-    /// Left alone, as there was no room for them in compressed form.
+    /// Kept, as there was no room for their compressed form.
     pub no_room: Count,
-    /// Blocks that were taken apart.
+    /// Blocks that were split.
     pub split: Count,
-    /// Times that some of these pages were unmapped together.
+    /// Batches of pages that were unmapped together.
     pub batches: Count,
-    /// Times that an idle CPU was to be woken.
+    /// Requests to wake an idle CPU.
     pub wakes: Count,
     /// Steps that idle CPUs took.
     pub idle_steps: Count,
-    /// Steps that faults had to take themselves.
+    /// Steps that faults took themselves.
     pub direct_steps: Count,
-    /// Given up by guests.
+    /// Given back by guests.
     pub ballooned: Count,
 }
 

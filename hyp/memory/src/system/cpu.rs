@@ -1,5 +1,5 @@
-//! What one CPU brings to the memory of VMs: its cache of frames, its place in the epoch, its TLB instructions, its
-//! counters. Nothing here is shared, so a fault that uses it touches no other CPU's cache lines.
+//! One CPU's own state for working on VMs' memory: its frame cache, its epoch participant, its TLB instructions, its counters.
+//! Nothing here is shared, so a fault that uses it touches no other CPU's cache lines.
 
 use crate::epoch::published::{defer, hand_over};
 use crate::frames::tables::{Retirement, Tables};
@@ -51,7 +51,7 @@ impl Caches for NoTlb {
     fn clean_for_guest(&self, _: Pa, _: u64) {}
 }
 
-/// One CPU's means to work on the memory of VMs. Used only by that CPU; its counters may be read by any.
+/// One CPU's state for working on the memory of VMs. Used only by that CPU; any CPU may read its counters.
 pub struct CpuMemory<T> {
     number: usize,
     system: &'static MemorySystem,
@@ -59,15 +59,15 @@ pub struct CpuMemory<T> {
     epoch: LocalHandle,
     hardware: T,
     counters: &'static CpuCounters,
-    /// Whether the epoch that this CPU waits for has passed. Made once, so that a wait needs no heap.
+    /// Whether the epoch that this CPU waits for has passed. Allocated once, so that a wait needs no heap.
     passed: Arc<AtomicBool>,
-    /// Where in its VM's array the slot is that a fault has found last.
+    /// The position of the slot that the last fault found in its VM's array.
     last_slot: Cell<usize>,
 }
 
 impl<T> CpuMemory<T> {
-    /// For the calling CPU, `number` among those of `system`, which takes part in the epochs from now on. Its cache of
-    /// frames is filled.
+    /// For the calling CPU, `number` among those of `system`, which takes part in the epochs from now on. Fills its frame
+    /// cache.
     pub fn new(
         system: &'static MemorySystem,
         number: usize,
@@ -109,12 +109,12 @@ impl<T> CpuMemory<T> {
         guard
     }
 
-    /// What all CPUs share.
+    /// The state that all CPUs share.
     pub fn system(&self) -> &'static MemorySystem {
         self.system
     }
 
-    /// Where faults look for their slot first. A guess: the array may be another one by now.
+    /// The position at which a fault looks for its slot first. A hint: the array may be another one by now.
     #[inline]
     pub(crate) fn last_slot(&self) -> &Cell<usize> {
         &self.last_slot
@@ -131,20 +131,20 @@ impl<T> CpuMemory<T> {
         self.cache.take_guest(owner)
     }
 
-    /// The VM whose limit was in the way of [`Self::take_guest`], since this was asked last.
+    /// The VM whose limit refused [`Self::take_guest`] a frame since the last call.
     pub(crate) fn take_denied(&self) -> Option<VmId> {
         self.cache.take_denied()
     }
 
-    /// Lets a VM with a limit take some more frames here, and has an idle CPU woken if it comes near to its limit. Whether
-    /// it may.
+    /// Renews the allowance of a VM with a limit here, and has an idle CPU woken if the VM nears its limit. Returns whether it
+    /// got any.
     pub(crate) fn renew_allowance(&self, vm: VmId) -> bool {
         let room = self.cache.renew_allowance(vm);
         self.system.reclaim().note_room(self.pool(), vm, room);
         room > 0
     }
 
-    /// Frames were taken from the pool in numbers, for `owner`.
+    /// Notes that many frames were taken from the pool for `owner`.
     pub(crate) fn note_taken(&self, owner: Owner) {
         let (pressure, pool) = (self.system().reclaim(), self.pool());
         if !pressure.levels.is_on() {
@@ -163,7 +163,7 @@ impl<T> CpuMemory<T> {
         self.cache.recharge(from, to, 1);
     }
 
-    /// Gives up a frame of guest memory, charged to `owner`, that no entry leads to any more: it is free after an epoch.
+    /// Retires a frame of guest memory, charged to `owner`, that no entry leads to any more: it is free after an epoch.
     pub(crate) fn retire_guest(&self, guard: &Guard, pa: Pa, owner: Owner) {
         let pool = self.pool();
         pool.guest_leaving(owner, 1);
@@ -189,8 +189,8 @@ impl<T> CpuMemory<T> {
         }
     }
 
-    /// Fills the cache of frames from the pool, under the pool's lock, and has an idle CPU woken if few are left there.
-    /// Whether there is a frame in it afterwards.
+    /// Fills the frame cache from the pool, under the pool's lock, and has an idle CPU woken if few frames are left there.
+    /// Returns whether the cache has a frame afterwards.
     pub fn refill(&self) -> bool {
         let filled = self.cache.refill();
         self.system.reclaim().note_free(self.cache.left_free());
@@ -208,21 +208,21 @@ impl<T> CpuMemory<T> {
         self.cache.is_low()
     }
 
-    /// A bounded share of housekeeping, for an exit that is not a fault or after a fault is served.
+    /// A bounded step of housekeeping, for an exit that is not a fault or after a fault is served.
     #[cold]
     pub fn upkeep(&self) {
         self.system.gate.step();
         self.refill();
     }
 
-    /// Hands this CPU's garbage to the epoch, lets that advance by a step, and frees what has passed it.
+    /// Passes this CPU's retired memory to the epoch, lets the epoch advance by a step, and frees what it has released.
     pub(crate) fn let_epoch_advance(&self) {
         self.system.gate.step();
         hand_over(&self.pin());
     }
 
-    /// For whoever is about to unlink tables: waits until few enough await their epoch ([`MOST_PENDING`]). The caller holds
-    /// no guard. CPUs leave the epoch before they run a guest or wait for anybody, so this isn't long.
+    /// For a caller that is about to unlink tables: waits until few enough wait for their epoch ([`MOST_PENDING`]). The caller
+    /// holds no guard. CPUs leave the epoch before they run a guest or wait for anybody, so this isn't long.
     pub(crate) fn settle(&self) {
         while self.pool().pending() > MOST_PENDING {
             self.let_epoch_advance();
@@ -231,8 +231,8 @@ impl<T> CpuMemory<T> {
         self.pool().reclaim_released();
     }
 
-    /// Waits until every CPU that is in the epoch now has left it once, and what was deferred before has been done.
-    /// The caller holds no guard.
+    /// Waits until every CPU that is in the epoch now has left it once, and all earlier deferred work is done. The caller holds
+    /// no guard.
     pub fn wait_for_epoch(&self) {
         let signal = self.passed.clone();
         defer(&self.pin(), move || signal.store(true, Ordering::Release));
@@ -247,14 +247,14 @@ impl<T> CpuMemory<T> {
     }
 }
 
-/// Lets CPUs leave the epoch that others wait for, after so many looks whether they have.
+/// Gives other CPUs time to leave the epoch, after `looks` checks.
 #[cfg(not(loom))]
 fn wait_for_others(_: u32) {
     stage2::sync::relax();
 }
 
-/// The model checker's CPUs take turns. An epoch in which there is nobody else passes within a few looks, and how many isn't
-/// the checker's business; after that another CPU has to run.
+/// The model checker's CPUs take turns. An epoch without other CPUs passes within a few looks, whose number isn't the checker's
+/// business; after that another CPU has to run.
 #[cfg(loom)]
 fn wait_for_others(looks: u32) {
     const LOOKS_ALONE: u32 = 64;
@@ -264,9 +264,9 @@ fn wait_for_others(looks: u32) {
 }
 
 impl<T: Caches> CpuMemory<T> {
-    /// Before guest memory is read or written in part by the hypervisor: drops cache lines that are older than what
-    /// guests have written past the caches. What vCPUs may write meanwhile may be missed; where it matters, they can't
-    /// any more. Nothing to do where no guest can look past the caches.
+    /// Drops stale cache lines before the hypervisor reads guest memory or writes a part of it: lines older than guest writes
+    /// that bypassed the caches. Concurrent vCPU writes may be missed; where it matters, there can't be any. Does nothing if no
+    /// guest can bypass the caches.
     #[inline]
     pub(crate) fn drop_stale_lines(&self, pa: Pa, bytes: u64) {
         if self.system.is_written_past_caches() {
@@ -274,8 +274,8 @@ impl<T: Caches> CpuMemory<T> {
         }
     }
 
-    /// Sees to it that there is a frame that backs what guests have read and nobody has written. `None` where there is none
-    /// to be had.
+    /// Makes sure that the frame of zeros exists, which backs pages that guests have read and nobody has written. `None`
+    /// without a frame.
     pub(crate) fn prepare_zeros(&self) -> Option<()> {
         let prepared = self.system.zeros.try_call_once(|| {
             let page = FrameSize::Page4K;
@@ -291,7 +291,7 @@ impl<T: Caches> CpuMemory<T> {
 }
 
 impl<T: Tlb> CpuMemory<T> {
-    /// Gives the VM a VMID that is good on this CPU, which is about to run it.
+    /// Gives the VM a VMID that is valid on this CPU, which is about to run it.
     pub(crate) fn activate(&self, holder: &VmidHolder) {
         self.system
             .vmids

@@ -1,21 +1,21 @@
-//! Which pages are cold: two lists of pages for each owner of memory.
+//! Finds cold pages: an active and an inactive list for each owner of memory.
 //!
-//! A page that has been found joins the inactive list. Its oldest page is the next to go; one that was accessed while
-//! it was listed becomes active instead. While more pages are active than inactive the oldest active ones become
-//! inactive, and have that time to be accessed again. Linux ages anonymous memory so.
+//! A newly found page joins the inactive list. The oldest inactive page is compressed next; if it was accessed while listed, it
+//! becomes active instead. While there are more active pages than inactive ones, the oldest active pages become inactive, and
+//! stay if they are accessed again in that time. Linux ages anonymous memory in the same way.
 //!
-//! A list holds names of pages, which may have become something else meanwhile: whoever takes one looks. The lists are
-//! behind a lock that is held for single steps; no fault takes it unless it has run out of frames.
+//! A list holds identifiers of pages, whose backing may have changed meanwhile: whoever takes one checks. The lists' lock is
+//! held for single steps; a fault takes it only when it has run out of frames.
 
 use crate::frames::{OWNERS, Owner};
 use alloc::collections::VecDeque;
 
-/// How often each page is looked at in vain before there is no hope: once as it was accessed, once as it was active.
+/// How often each page is looked at in vain before reclaim gives up: once as it was accessed, once as it was active.
 const VAIN_LOOKS: u64 = 3;
-/// How often all memory is searched in vain before there is no hope.
+/// How often all memory is searched in vain before reclaim gives up.
 const VAIN_ROUNDS: u64 = 2;
 
-/// The lists of all owners, of pages called `P`.
+/// The lists of all owners, of pages identified by `P`.
 #[derive(Debug)]
 pub(crate) struct Lists<P> {
     owners: [Pair<P>; OWNERS],
@@ -25,9 +25,10 @@ pub(crate) struct Lists<P> {
 struct Pair<P> {
     active: VecDeque<P>,
     inactive: VecDeque<P>,
-    /// Turns that the owner has yet to get, in pages: those who have more pages are asked for more.
+    /// The pages that remain of the owner's turn: owners with more pages get longer turns.
     due: u64,
-    /// Pages that were looked at in vain since one was put away, and how often all memory had been searched then.
+    /// Pages that were looked at in vain since the last one was compressed, and the number of searches of all memory at that
+    /// time.
     in_vain: u64,
     rounds: u64,
 }
@@ -53,7 +54,7 @@ impl<P> Lists<P> {
         }
     }
 
-    /// Whose pages are to go next: everybody's in proportion to how many are listed.
+    /// The owner whose pages are compressed next: in proportion to the owners' listed pages.
     pub(crate) fn whose_turn(&mut self) -> Option<Owner> {
         let mut total = 0;
         for pair in &mut self.owners {
@@ -77,18 +78,18 @@ impl<P> Lists<P> {
         push(&mut self.owners[owner.index()].active, page)
     }
 
-    /// Whether one more inactive page can be listed. False without heap.
+    /// Whether one more inactive page can be listed. Allocates; false without heap.
     pub(crate) fn has_room(&mut self, owner: Owner) -> bool {
         self.owners[owner.index()].inactive.try_reserve(1).is_ok()
     }
 
-    /// Lists a page as the oldest inactive one, which is the next to go. There is room for it.
+    /// Lists a page as the oldest inactive one, which is compressed next. There is room for it.
     pub(crate) fn enlist_next(&mut self, owner: Owner, page: P) {
         self.owners[owner.index()].inactive.push_front(page);
     }
 
-    /// Notes how many inactive pages of an owner were looked at, whether any was put away, and how often all memory has
-    /// been searched for pages by now.
+    /// Notes how many inactive pages of an owner were looked at, whether any was compressed, and how often all memory was
+    /// searched by now.
     pub(crate) fn note(&mut self, owner: Owner, looks: u64, any_away: bool, rounds: u64) {
         let pair = &mut self.owners[owner.index()];
         if any_away {
@@ -99,8 +100,8 @@ impl<P> Lists<P> {
         }
     }
 
-    /// Whether it may be of use to look on, among one owner's pages or all: they haven't all been looked at again and
-    /// again in vain, or there may be some that aren't listed.
+    /// Whether it may help to continue, for one owner or for all: not all pages were looked at again and again in vain, or
+    /// there may be unlisted ones.
     pub(crate) fn is_hopeful(&self, of: Option<Owner>, rounds: u64) -> bool {
         let hopeful = |owner: Owner| {
             let pair = &self.owners[owner.index()];

@@ -1,5 +1,4 @@
-//! What reclaim knows: when memory is short, which pages are listed, what is compressed. How it decides by that is in
-//! [`reclaim`](crate::reclaim).
+//! The state of reclaim: shortage, page lists, compressed pages. Its policy is in [`reclaim`](crate::reclaim).
 
 use crate::frames::compressed_store::Store;
 use crate::frames::watermarks::Levels;
@@ -12,20 +11,20 @@ use alloc::boxed::Box;
 use core::sync::atomic::AtomicU64;
 use spin::Mutex;
 
-/// What reclaim knows.
+/// The state of reclaim.
 #[derive(Debug)]
 pub(crate) struct ReclaimState {
     pub(crate) levels: Levels,
     pub(crate) lists: Mutex<Lists<Sharer>>,
     pub(crate) hand: Mutex<ScanCursor>,
-    /// How often the hand has been around.
+    /// Completed rounds of the scan cursor.
     pub(crate) rounds: AtomicU64,
     pub(crate) store: Store,
     pub(crate) counters: ReclaimCounters,
 }
 
 impl ReclaimState {
-    /// Apart, as it takes so much stack.
+    /// Not inlined, as it takes so much stack.
     #[inline(never)]
     pub(crate) fn new(pool: &'static FramePool) -> Box<Self> {
         Box::new(Self {
@@ -50,19 +49,19 @@ impl ReclaimState {
         self.counters.ballooned.add(pages);
     }
 
-    /// Whether frames get so few that pages are found already which could go.
+    /// Whether frames are few enough to look for cold pages already.
     pub(crate) fn is_near(&self, free: u64) -> bool {
         self.levels.is_near(free)
     }
 
-    /// Frames were taken in numbers, and so many are free now.
+    /// Notes that many frames were taken, and `free` are left.
     pub(crate) fn note_free(&self, free: u64) {
         if self.levels.is_low(free) {
             self.wake_one();
         }
     }
 
-    /// A VM was allowed frames, and may have `room` more.
+    /// Notes that a VM got an allowance, and may have `room` more frames.
     pub(crate) fn note_room(&self, pool: &FramePool, vm: VmId, room: u64) {
         if self.levels.is_near_limit(pool, vm, room) {
             self.wake_one();

@@ -1,9 +1,9 @@
-//! The reverse map: from a frame to the pages of objects that it backs, and from there, by each object's
-//! mappings, to the VMs and addresses that map it.
+//! The reverse map: from a frame to the objects' pages that it backs, and through each object's mappings to the VMs and
+//! addresses that map it.
 //!
-//! Every frame of the pool has a record: how many pages it backs, and the first of them; each page has a link to the next.
-//! A record is locked for the few steps that a change of its list takes, by whoever changes it; its holder waits for nobody.
-//! What it is locked with isn't shared with other frames, so CPUs meet there only over the same frame.
+//! Every frame of the pool has a record with the number of pages it backs and the first of them; each page links to the next. A
+//! record is locked for the few steps that change its list, and the lock's holder waits for nobody. Each frame has its own
+//! lock, so CPUs contend only over the same frame.
 
 use crate::epoch::published::try_box;
 use crate::frames::{FramePool, FrameRecord};
@@ -22,14 +22,14 @@ use stage2::sync::{AtomicU64, Ordering};
 /// How many objects there can be at the same time.
 pub const MAX_OBJECTS: usize = 1024;
 
-/// Names a memory object. The name of one that is no more isn't given again soon, so that whoever remembers it finds nothing.
+/// Identifies a memory object. The identifier of a dropped object isn't reused soon, so that a stale one finds nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ObjectId(u32);
 
 impl ObjectId {
     /// No object's.
     pub(crate) const NONE: Self = Self(0);
-    /// A name is the object's place, counted from 1, and above that how many objects have had the place before.
+    /// An identifier consists of the object's place, counted from 1, and above that how many objects have had the place before.
     const PLACE_BITS: u32 = 11;
     const BITS: u32 = 24;
 
@@ -53,7 +53,7 @@ impl ObjectId {
 
 const _: () = assert!(MAX_OBJECTS < 1 << ObjectId::PLACE_BITS);
 
-/// An object can't be given a name.
+/// An object can't be registered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum NotRegistered {
     /// There are as many as there can be.
@@ -71,7 +71,7 @@ impl fmt::Display for ObjectId {
 /// A page of an object.
 #[derive(Debug)]
 pub(crate) struct Page {
-    /// What backs it: see [`Object`](crate::Object).
+    /// Its backing: see [`Object`](crate::Object).
     pub(crate) word: AtomicU64,
     /// The next page that the same frame backs. Written and read with the frame's record locked.
     next: AtomicU64,
@@ -82,7 +82,7 @@ pub(crate) struct Page {
 pub(crate) struct Pages(Box<[Page]>);
 
 impl Pages {
-    /// So many pages that nothing backs; `None` without heap.
+    /// `count` pages without backing; `None` without heap.
     pub(crate) fn new(count: usize) -> Option<Box<Self>> {
         let mut pages = Vec::new();
         pages.try_reserve_exact(count).ok()?;
@@ -172,19 +172,19 @@ impl Drop for Locked<'_> {
     }
 }
 
-/// What a name stands for: an object, whose type belongs to a higher floor ([`Object`](crate::Object)).
+/// The registered value: an object, whose type belongs to a higher module ([`Object`](crate::Object)).
 pub(crate) type Registered = dyn Any + Send + Sync;
 
-/// All objects, and the way from frames to them.
+/// All objects, and the links from frames to them.
 pub(crate) struct ReverseMap {
     pool: &'static FramePool,
     pages: [AtomicPtr<Pages>; MAX_OBJECTS],
     objects: Mutex<Vec<Place>>,
 }
 
-/// Where an object can be.
+/// A place for an object.
 struct Place {
-    /// How many have been there before.
+    /// How many objects have been there before.
     generation: u32,
     object: Option<Weak<Registered>>,
 }
@@ -199,7 +199,7 @@ impl ReverseMap {
         }
     }
 
-    /// Gives an object its name. `None` if there are too many.
+    /// Registers an object. `None` if there are too many.
     ///
     /// # Safety
     /// `pages` stay where they are until [`Self::unregister`], and until no record lists any of them.
@@ -229,7 +229,7 @@ impl ReverseMap {
         Ok(ObjectId::new(index, place.generation))
     }
 
-    /// Takes an object's name back.
+    /// Removes an object from the map.
     pub(crate) fn unregister(&self, id: ObjectId) {
         if let Some(place) = self.objects.lock().get_mut(id.index()) {
             self.pages[id.index()].store(ptr::null_mut(), Ordering::Relaxed);
@@ -241,7 +241,7 @@ impl ReverseMap {
         }
     }
 
-    /// The object of this name, unless its last owner is letting go of it. Takes a lock: not for a fault.
+    /// The object with this identifier, unless its last owner is dropping it. Takes a lock: not for a fault.
     pub(crate) fn get(&self, id: ObjectId) -> Option<Arc<Registered>> {
         let objects = self.objects.lock();
         let place = objects.get(id.index())?;
@@ -249,7 +249,7 @@ impl ReverseMap {
         (place.generation == id.generation()).then(|| object.upgrade())?
     }
 
-    /// The object whose place comes next after that of another, which may be no more. Takes a lock: not for a fault.
+    /// The object at the next place after that of another, which may be gone. Takes a lock: not for a fault.
     pub(crate) fn after(&self, id: ObjectId) -> Option<Arc<Registered>> {
         let objects = self.objects.lock();
         let mut later = objects.iter().skip(id.place());
@@ -265,7 +265,7 @@ impl ReverseMap {
         &pages[sharer.page as usize].next
     }
 
-    /// Notes that a fresh frame, which nobody knows of, backs one page.
+    /// Notes that a new frame, which no other CPU knows, backs one page.
     pub(crate) fn own(&self, pa: Pa, page: Sharer) {
         if let Some(record) = self.pool.record(pa) {
             let locked = Locked::new(record);
@@ -276,7 +276,7 @@ impl ReverseMap {
         }
     }
 
-    /// Notes that a frame backs one page more, and says how many by now.
+    /// Notes that a frame backs one more page, and returns how many now.
     pub(crate) fn share(&self, pa: Pa, page: Sharer) -> u64 {
         let Some(record) = self.pool.record(pa) else {
             return 1;
@@ -289,8 +289,7 @@ impl ReverseMap {
         locked.count()
     }
 
-    /// Notes that a frame doesn't back a page any more, and says how many it still backs: with none left, it is the
-    /// caller's.
+    /// Notes that a frame backs one page less, and returns how many are left. If none, the frame is the caller's.
     pub(crate) fn unshare(&self, pa: Pa, page: Sharer) -> u64 {
         let Some(record) = self.pool.record(pa) else {
             return 1;
@@ -310,7 +309,7 @@ impl ReverseMap {
         locked.count()
     }
 
-    /// How many pages a frame backs. For the holder of one of them, 1 stays 1.
+    /// How many pages a frame backs. For the claim holder of one of them, 1 stays 1.
     pub(crate) fn count(&self, pa: Pa) -> u64 {
         let record = self.pool.record(pa);
         record.map_or(0, |record| Locked::new(record).count())

@@ -1,12 +1,12 @@
-//! Where a scan over the pages of all objects goes on, for whoever looks at a few of them at a time.
+//! The position of a scan over the pages of all objects, which is continued a few pages at a time.
 
 use crate::system::reverse_map::ObjectId;
 
-/// A page of an object, or the end of one.
+/// A position: a page of an object, or its end.
 #[derive(Debug)]
 pub(crate) struct ScanCursor {
     pub(crate) object: ObjectId,
-    /// The page that is looked at next. Whoever has looked moves it on.
+    /// The next page. The scan advances it.
     pub(crate) page: u64,
 }
 

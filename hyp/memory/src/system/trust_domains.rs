@@ -1,30 +1,30 @@
-//! Whose pages may be merged with whose: VMs that trust each other.
+//! Trust domains: VMs that trust each other, and whose pages may be merged.
 //!
-//! A write to a page that shares its frame takes a copy, and so a hundred times as long as one to a page that doesn't. Whoever
-//! can have a page merged with another VM's learns from that what the other one holds. So equal pages of two VMs stay apart
-//! unless somebody has said that the two trust each other ([`MemorySystem::trust`](crate::MemorySystem::trust)). A fork
-//! trusts its parent, whose frames it shares anyway.
+//! A write to a shared page is copied, and takes a hundred times as long as another write. So a VM whose page is merged with
+//! another VM's can learn the other page's contents. Equal pages of two VMs therefore stay apart unless the two are declared to
+//! trust each other ([`MemorySystem::trust`](crate::MemorySystem::trust)). A fork trusts its parent, whose frames it shares
+//! anyway.
 //!
-//! What no single VM pays for is merged with itself only, as any VM may have it mapped. Pages of zeros give up their frames
-//! in any case: that shows a VM nothing but its own contents.
+//! Memory that isn't charged to a single VM is merged only with itself, as any VM may map it. Pages of zeros are always freed:
+//! this shows a VM only its own contents.
 //!
-//! Domains are numbered through, and a number isn't used again: a VM's number may be.
+//! Domains are numbered, and a number is never used again; a VM's number may be.
 
 use crate::frames::{MAX_VMS, Owner, VmId};
 use crate::system::reverse_map::ObjectId;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-/// Pages of one domain may be merged with each other.
+/// A trust domain: its pages may be merged with each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum TrustDomain {
     /// VMs that trust each other.
     Vms(u32),
-    /// What is no single VM's.
+    /// Memory that isn't charged to a single VM.
     Object(ObjectId),
 }
 
 impl TrustDomain {
-    /// Bits in which checksums of different domains differ, so that they seldom meet.
+    /// Bits that make the checksums of different domains differ, so that they seldom collide.
     pub(crate) fn bits(self) -> u32 {
         let (kind, number) = match self {
             Self::Vms(number) => (0, number),
@@ -34,7 +34,7 @@ impl TrustDomain {
     }
 }
 
-/// The domain of every VM. Changed where VMs come to be, read by the CPU that merges.
+/// The domain of every VM. Changed when VMs are created or joined, read by the CPU that merges.
 #[derive(Debug)]
 pub(crate) struct TrustDomains {
     of: [AtomicU32; MAX_VMS],
@@ -42,7 +42,7 @@ pub(crate) struct TrustDomains {
 }
 
 impl TrustDomains {
-    /// Nobody trusts anybody.
+    /// No VM trusts another.
     pub(crate) fn new() -> Self {
         Self {
             of: core::array::from_fn(|vm| AtomicU32::new(vm as u32)),
@@ -50,14 +50,14 @@ impl TrustDomains {
         }
     }
 
-    /// A VM that has just been made trusts nobody, whoever had its number before.
+    /// A new VM trusts nobody, whichever VM had its number before.
     pub(crate) fn begin(&self, vm: VmId) {
         let domain = self.next.fetch_add(1, Ordering::Relaxed);
         self.of[vm.number()].store(domain, Ordering::Relaxed);
     }
 
-    /// A VM trusts another one, and all that trust that, and no VM that it trusted before. Those that had joined it stay with
-    /// each other, without it.
+    /// Makes a VM trust another one, with all that trust that, and no VM that it trusted before. VMs that had joined it stay
+    /// together, without it.
     pub(crate) fn join(&self, vm: VmId, other: VmId) {
         let domain = self.number_of(other);
         self.of[vm.number()].store(domain, Ordering::Relaxed);

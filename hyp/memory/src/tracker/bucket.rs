@@ -1,47 +1,48 @@
-//! The invalidations of some regions of a VM's address space: how many there are, how many there have been, and what each
-//! covers.
+//! A tracker's bucket: the invalidations of some regions of a VM's address space. It counts active and past ones, and records
+//! the range of each.
 //!
-//! A fault reads the head, twice. Only while that counts an active range are the others read: the word of what is held, and
-//! the records that it names. Every word is read and changed at any time by any CPU; the orderings are
+//! A fault reads the head, twice. Only if the head counts an active range does it read the others: the word of records in use,
+//! and those records. Every word is read and changed at any time by any CPU. Orderings:
 //!
-//! - a record is written, then held, then counted in the head (release): who reads the head (acquire) finds it;
-//! - it is counted as retired, then emptied, then let go (release): who doesn't find it any more (acquire) finds an event
-//!   more in the head when it looks there again;
-//! - whoever holds a record anew acquires it from whoever let it go.
+//! - begin: write the record, mark it used, count it in the head (release). Whoever reads the head (acquire) finds the record.
+//! - end: count it as retired, empty it, mark it free (release). Whoever doesn't find the record any more (acquire) finds one
+//!   more event on reading the head again.
+//! - reuse: whoever marks a record used again acquires it from whoever freed it.
 //!
-//! What is active is counted in two halves, so that a wait for it comes to an end whatever begins meanwhile. All that begins is
-//! counted in the half of that *turn*; the other half only falls, and when it is empty a wait may have the turn change. After
-//! two changes everything has ended that was active before the first.
+//! Active ranges are counted in two halves, so that a wait for them ends whatever begins meanwhile. New ranges are counted in
+//! the half of the current *turn*; the other half only falls, and when it is empty a wait may change the turn. After two
+//! changes every range has ended that was active before the first.
 
 use super::wide::{WIDE_RECORDS, Wide};
 use super::{Pages, ones};
 use stage2::sync::{AtomicU64, Ordering};
 
-/// Buckets of a VM whose ranges are told apart: a power of two, at most 128.
+/// Buckets of a VM that tells ranges apart: a power of two, at most 128.
 pub(super) const BUCKETS: usize = if cfg!(loom) { 2 } else { 128 };
-/// Ranges within a region that a bucket tells apart, beside the wide ones.
+/// Ranges within a region that a bucket can record, besides the wide ones.
 pub(super) const RECORDS: usize = if cfg!(loom) { 2 } else { 24 };
 
 const _: () = assert!(BUCKETS.is_power_of_two() && BUCKETS <= 128);
 
-/// The head counts what is active in the two halves below this bit, 16 for each; turns from it on, whose last bit says which
-/// half what begins is counted in; and events from there on. A ticket is taken for older than it is only if just so many
-/// events come between it and its check as there are numbers for them: 2 to the power of 28.
+/// The layout of the head. Below this bit: the active ranges of the two halves, 16 bits each. From it on: the turn, whose last
+/// bit is the half in which new ranges are counted. Above: events. A stale ticket is mistaken for a current one only if exactly
+/// as many events come between it and its check as there are numbers for them: 2 to the power of 28.
 const TURN_SHIFT: u32 = 32;
 const TURN: u64 = 1 << TURN_SHIFT;
 const TURNS: u64 = 16;
 const EVENT: u64 = TURN * TURNS;
 const ACTIVE_BITS: u64 = 16;
-/// Changes of turn after which all has ended that was active before them.
+/// Changes of turn after which all ranges have ended that were active before the first.
 const TURNS_TO_END: u64 = 2;
 
-/// What is held: a bit for each record, a bit for each wide one that touches this bucket, and how many ranges had neither.
+/// What is in use: a bit for each record, a bit for each wide record that touches this bucket, and the number of ranges with
+/// neither.
 const RECORD_BITS: u64 = (1 << RECORDS) - 1;
 const WIDE_SHIFT: usize = RECORDS;
 const WIDE_BITS: u64 = ((1 << WIDE_RECORDS) - 1) << WIDE_SHIFT;
 const COARSE: u64 = 1 << (RECORDS + WIDE_RECORDS);
 
-/// A record: the first page from this bit on, and how many pages below. Zero when it is empty.
+/// A record: the first page from this bit on, and the number of pages below. Zero when it is empty.
 const FIRST_SHIFT: u32 = 10;
 const COUNT_BITS: u64 = (1 << FIRST_SHIFT) - 1;
 
@@ -54,12 +55,13 @@ pub(super) struct Bucket {
     records: [AtomicU64; RECORDS],
 }
 
-/// What every fault reads and an invalidation writes twice, apart from what only that one writes, four times.
+/// The head, which every fault reads and an invalidation writes twice. Separate from words that only invalidations use, and
+/// write four times.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct HeadLine(AtomicU64);
 
-/// How many ranges have been published and retired in a bucket, and how many are active, in each half.
+/// How many ranges have been published and retired in a bucket, and how many are active, by half.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Head(u64);
 
@@ -82,14 +84,14 @@ impl Head {
         (self.0 / half.one()) & ((1 << ACTIVE_BITS) - 1)
     }
 
-    /// When the turn has changed.
+    /// The head after a change of turn.
     fn turned(self) -> Self {
         let turn = (self.turn() + 1) % TURNS;
         Self(self.0 & !(EVENT - TURN) | turn << TURN_SHIFT)
     }
 }
 
-/// In which half of the counts of what is active a range is counted.
+/// The half of the active counts in which a range is counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Half(pub(super) bool);
 
@@ -104,25 +106,25 @@ impl Half {
     }
 }
 
-/// Where a range stands.
+/// Where a range is recorded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Place {
     /// In this record of its bucket.
     Own(usize),
-    /// In this one of the wide records.
+    /// In this wide record.
     Wide(usize),
-    /// In none: it covers all of its buckets.
+    /// Nowhere: it covers all of its buckets.
     Coarse,
 }
 
 impl Bucket {
-    /// What has happened. Acquire: pairs with the releases of [`Self::publish`] and [`Self::retire`].
+    /// The current head. Acquire: pairs with the releases of [`Self::publish`] and [`Self::retire`].
     #[inline]
     pub(super) fn look(&self) -> Head {
         Head(self.head.0.load(Ordering::Acquire))
     }
 
-    /// Notes a range that lies in one region, to be published next.
+    /// Records a range that lies in one region, to be published next.
     pub(super) fn record(&self, pages: Pages) -> Place {
         let mut held = self.held.load(Ordering::Relaxed);
         loop {
@@ -148,7 +150,7 @@ impl Bucket {
         }
     }
 
-    /// Notes a range that touches other buckets too, to be published next.
+    /// Records a range that touches other buckets too, to be published next.
     pub(super) fn refer_to(&self, place: Place) {
         // Release: the wide record is written.
         match place {
@@ -162,7 +164,7 @@ impl Bucket {
         }
     }
 
-    /// Counts a range that was noted: in the half that is returned. Release: the record comes before it.
+    /// Counts a recorded range as active, in the returned half. Release: its record is written before.
     pub(super) fn publish(&self) -> Half {
         let mut head = Head(self.head.0.load(Ordering::Relaxed));
         loop {
@@ -174,13 +176,14 @@ impl Bucket {
         }
     }
 
-    /// Counts a range as retired. Release: what backs it now comes before it.
+    /// Counts a range as retired. Release: its new backing is stored before.
     pub(super) fn retire(&self, half: Half) {
         self.head.0.fetch_add(EVENT - half.one(), Ordering::AcqRel);
     }
 
-    /// Whether all that was active when the head was `began` has ended, by what the turns say: has the turn change if it can.
-    /// Asked again and again this is true after as long as the longest of them takes, twice, whatever begins meanwhile.
+    /// Whether all ranges have ended that were active when the head was `began`, judged by the turns; changes the turn if
+    /// possible. Called repeatedly, this becomes true within twice the duration of the longest of them, whatever begins
+    /// meanwhile.
     pub(super) fn has_outlived(&self, began: Head) -> bool {
         let mut head = self.look();
         if head.active(head.half().other()) == 0 && self.exchange(head, head.turned()).is_ok() {
@@ -195,7 +198,7 @@ impl Bucket {
             .compare_exchange(head.0, next.0, Ordering::AcqRel, Ordering::Relaxed)
     }
 
-    /// Lets go of a record that was counted as retired.
+    /// Frees a record whose range was counted as retired.
     pub(super) fn release(&self, place: Place) {
         match place {
             Place::Own(record) => {
@@ -212,8 +215,8 @@ impl Bucket {
         }
     }
 
-    /// Whether a range that is active covers any of these pages. One that is retired meanwhile may not be found: the head
-    /// counts it then.
+    /// Whether an active range covers any of these pages. A range that is retired meanwhile may be missed: the head counts it
+    /// then.
     pub(super) fn is_invalidating(&self, pages: Pages, wide: &Wide) -> bool {
         if self.look().is_quiet() {
             return false;

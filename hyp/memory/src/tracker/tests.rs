@@ -1,4 +1,4 @@
-//! Each claim of the tracker on one thread, and all of it against a naive model. What interleavings can do is for the model
+//! Tests each claim of the tracker on one thread, and the whole against a naive model. Interleavings are left to the model
 //! checker (`loom_tracker`).
 
 use super::*;

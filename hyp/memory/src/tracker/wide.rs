@@ -1,21 +1,20 @@
-//! The ranges of a VM that touch more than one region: each stands in one record, to which all of its buckets refer.
+//! Ranges that touch more than one region: each has a single record, to which all of its buckets refer.
 //!
-//! A record is two words, which a check may read while one range is replaced by another. Both carry the number of the use
-//! that they were written in: where these differ, the range that the bucket referred to has been retired, which its head
-//! tells.
+//! A record is two words, and a check may read them while one range replaces another. Both words carry a generation. If they
+//! differ, the bucket's range was retired; the bucket's head shows it.
 
 use super::Pages;
 use super::bucket::Place;
 use stage2::sync::{AtomicU64, Ordering};
 
-/// Wide ranges of a VM that are told apart.
+/// Wide ranges of a VM that are recorded one by one.
 pub(super) const WIDE_RECORDS: usize = if cfg!(loom) { 2 } else { 24 };
 
-/// A word: a page's number below this bit, the number of the use above.
+/// The layout of a word: a page's number below this bit, the generation above.
 const USE_SHIFT: u32 = 40;
 const PAGE_BITS: u64 = (1 << USE_SHIFT) - 1;
 
-/// The wide records. On lines of their own, which no fault reads that has nothing to do with a wide range.
+/// The wide records, in cache lines that only faults near a wide range read.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(super) struct Wide {
@@ -30,7 +29,7 @@ struct Record {
 }
 
 impl Wide {
-    /// Notes a range, if a record is free.
+    /// Records a range, if a record is free.
     pub(super) fn record(&self, pages: Pages) -> Place {
         let mut held = self.held.load(Ordering::Relaxed);
         loop {
@@ -54,19 +53,19 @@ impl Wide {
         }
     }
 
-    /// Gives a record back to which no bucket refers any more.
+    /// Frees a record to which no bucket refers any more.
     pub(super) fn release(&self, record: usize) {
         self.held.fetch_and(!(1 << record), Ordering::Release);
     }
 
-    /// The range in a record to which the caller's bucket referred; `None` if another one has come into it since.
+    /// The range in a record to which the caller's bucket referred; `None` if another range has replaced it.
     pub(super) fn get(&self, record: usize) -> Option<Pages> {
         self.records[record].read()
     }
 }
 
 impl Record {
-    /// For the holder alone. Release: who finds another range here finds the retirement of the one before.
+    /// For the record's owner alone. Release: a CPU that finds another range here sees the retirement of the previous one.
     fn write(&self, pages: Pages) {
         let uses = self.first.load(Ordering::Relaxed) >> USE_SHIFT;
         let next = uses.wrapping_add(1) << USE_SHIFT;

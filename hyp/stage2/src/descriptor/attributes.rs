@@ -1,4 +1,4 @@
-//! What a mapping is beside its address, and the bits of a leaf that say so.
+//! The attributes of a mapping, apart from its address, and their bits in a leaf.
 
 use super::{
     ACCESSED, EXECUTE_SHIFT, FORCED_WRITE_BACK, HARDWARE_DIRTY, INNER_SHAREABLE, MAY_WRITE,
@@ -6,8 +6,8 @@ use super::{
 };
 use crate::layout::{Features, Format};
 
-/// Who may execute from a mapping. At EL0 and EL1 apart only with FEAT_XNX; without it, what isn't for both is for none.
-/// The values are those of `XN[1:0]`.
+/// Who may execute from a mapping. EL0 and EL1 differ only with FEAT_XNX; without it, a mapping is executable at both or at
+/// none. The values are those of `XN[1:0]`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
 pub enum Execute {
@@ -21,17 +21,17 @@ pub enum Execute {
     AtEl1 = 0b11,
 }
 
-/// What a guest may do with a mapping.
+/// A guest's permissions for a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Permissions {
-    /// Writable now. With `hardware_dirty`: written to.
+    /// Writable now. With `hardware_dirty`: dirty.
     pub write: bool,
     /// A fault may make it writable. Always set where `write` is.
     pub may_write: bool,
     /// Who executes.
     pub execute: Execute,
-    /// Hardware makes it writable at the first write, which shows as `write` (FEAT_HAFDBS). Without that feature it means
-    /// nothing, and the first write faults.
+    /// Hardware makes it writable at the first write, which then shows in `write` (FEAT_HAFDBS). Without that feature it has no
+    /// effect, and the first write faults.
     pub hardware_dirty: bool,
 }
 
@@ -60,8 +60,8 @@ impl Permissions {
     };
 }
 
-/// What kind of memory a guest sees (stage 1 can only make it stricter, but for FEAT_S2FWB's forced write-back). The values
-/// are those of `MemAttr[3:0]` without FEAT_S2FWB.
+/// The memory type for a guest (stage 1 can only make it stricter, but for FEAT_S2FWB's forced write-back). The values are
+/// those of `MemAttr[3:0]` without FEAT_S2FWB.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
 pub enum MemoryType {
@@ -75,7 +75,7 @@ pub enum MemoryType {
     WriteBack = 0b1111,
 }
 
-/// All that a mapping is beside its address.
+/// The attributes of a mapping: all but its address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Attributes {
     /// The memory type.
@@ -107,7 +107,7 @@ impl Permissions {
         }
     }
 
-    /// A number of their own for all permissions there are.
+    /// A unique number for each combination of permissions.
     #[inline(always)]
     pub(super) const fn number(self) -> usize {
         (self.write as usize
@@ -141,7 +141,7 @@ impl Permissions {
     }
 }
 
-/// What the words of leaves are put together from, worked out once for a layout: mapping is in the fault path.
+/// The parts of leaf words, computed once for a layout: mapping is in the fault path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct LeafBits {
     /// Of every leaf: valid, readable, accessed, shareability.

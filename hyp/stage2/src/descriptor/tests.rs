@@ -1,4 +1,4 @@
-//! The bits against the manual, and what may change without a break.
+//! Checks the bits against the manual, and the table of changes that need no break.
 
 use super::*;
 use crate::layout::Features;

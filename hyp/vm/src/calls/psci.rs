@@ -1,7 +1,7 @@
-//! PSCI 1.1 as a guest's vCPUs see it (Arm DEN0022F), and the numbers of the SMC Calling Convention (DEN0028).
+//! PSCI 1.1 for a guest's vCPUs (Arm DEN0022F), and the function numbers of the SMC Calling Convention (DEN0028).
 //!
-//! The calls that change power states act on the VM's switches; what the calling vCPU has to do itself is its reply's
-//! business. All vCPUs call at once, with any arguments.
+//! Calls that change power states act on the VM's switches; the reply says what the calling vCPU must do itself. All vCPUs call
+//! at once, with any arguments.
 
 use smccc::psci::error::{
     ALREADY_ON, INVALID_ADDRESS, INVALID_PARAMETERS, NOT_SUPPORTED, ON_PENDING,
@@ -27,24 +27,24 @@ const NO_MIGRATION: i32 = 2;
 const SUSPEND_RESERVED: u64 = 0xfcfe_0000;
 const SUSPEND_POWER_DOWN: u64 = 1 << 16;
 
-/// What a PSCI call comes to for its caller.
+/// The result of a PSCI call for its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// It goes on with this in x0.
+    /// The caller continues with this in x0.
     Return(i32),
-    /// It goes on with success in x0, and this vCPU has to be woken.
+    /// The caller continues with success in x0, and this vCPU must be woken.
     TurnedOn(VcpuId),
-    /// It sleeps until its CPU is kicked, and goes on with success in x0.
+    /// The caller sleeps until its CPU is kicked, and continues with success in x0.
     Standby,
-    /// It is off.
+    /// The caller is off.
     Off,
     /// The VM ends.
     Stop(StopReason),
 }
 
-/// Answers a call of the standard secure service range.
+/// Handles a call of the standard secure service range.
 ///
-/// `is_backed` tells whether a vCPU could start at an address.
+/// `is_backed` says whether a vCPU could start at an address.
 pub fn call<S>(
     vm: &Vm<S>,
     function: u32,
@@ -108,8 +108,7 @@ fn cpu_on<S>(vm: &Vm<S>, target: u64, start: Start, is_backed: impl FnOnce(Ipa) 
     }
 }
 
-/// Standby is the only state there is: a core that is powered down would come back at its entry point, and nothing here
-/// would be saved by that.
+/// Only standby exists: a powered-down core would resume at its entry point, and that would save nothing here.
 fn cpu_suspend(power_state: u64) -> Reply {
     if power_state & (SUSPEND_RESERVED | SUSPEND_POWER_DOWN) != 0 || power_state >> 32 != 0 {
         return Reply::Return(INVALID_PARAMETERS);

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! exit_kinds {
     ($($(#[$doc:meta])* $kind:ident = $name:literal,)*) => {
-        /// What an exit was, or what became of it.
+        /// The kind of an exit, or of its result.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(usize)]
         pub enum ExitKind {
@@ -29,7 +29,7 @@ macro_rules! exit_kinds {
 }
 
 impl ExitKind {
-    /// Whether it is an exit of its own, and not what became of one.
+    /// Whether it is an exit, and not a result of one.
     pub const fn is_exit(self) -> bool {
         !matches!(
             self,
@@ -94,7 +94,7 @@ impl ExitCounters {
         );
     }
 
-    /// The counters as they are now.
+    /// The current counters.
     pub fn snapshot(&self) -> ExitCounts {
         let mut counts = ExitCounts::default();
         for (count, counter) in counts.0.iter_mut().zip(&self.0) {
@@ -104,7 +104,7 @@ impl ExitCounters {
     }
 }
 
-/// Counters read at some moment, or a sum or difference of such.
+/// Counters at some moment, or a sum or difference of such.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExitCounts([u64; EXIT_KINDS]);
 
@@ -121,7 +121,7 @@ impl ExitCounts {
         }
     }
 
-    /// What was counted since `earlier`.
+    /// The counts since `earlier`.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let mut difference = *self;

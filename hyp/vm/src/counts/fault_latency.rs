@@ -1,11 +1,12 @@
-//! How long faults hold vCPUs up: for each vCPU the longest time from an exit to the next entry, within a period.
+//! Fault latency: for each vCPU the longest time from an exit to the next entry, within a period.
 //!
-//! Each vCPU's thread writes a word of its own, and only when it was held up longer than before; the period is written by
-//! whoever watches the VM. Anybody may read at any time.
+//! Each vCPU's thread writes its own word, and only when a delay is longer than any before; whoever watches the VM sets the
+//! period. Anybody may read at any time.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// Bits of the nanoseconds in a [`LongestHold`]: 18 minutes. The period is above them, so that the later one counts more.
+/// Bits of the nanoseconds in a [`LongestHold`]: 18 minutes. The period lies above them, so a later period always compares
+/// greater.
 const NS_BITS: u32 = 40;
 const MOST_NS: u64 = (1 << NS_BITS) - 1;
 
@@ -15,18 +16,18 @@ const MOST_NS: u64 = (1 << NS_BITS) - 1;
 pub(crate) struct HoldPeriod(AtomicU64);
 
 impl HoldPeriod {
-    /// Begins the next one.
+    /// Begins the next period.
     pub(crate) fn begin(&self) {
         self.0.fetch_add(1 << NS_BITS, Ordering::Relaxed);
     }
 }
 
-/// The longest hold of one vCPU.
+/// The longest fault latency of one vCPU.
 #[derive(Debug, Default)]
 pub(crate) struct LongestHold(AtomicU64);
 
 impl LongestHold {
-    /// The vCPU was held up. Called by its own thread.
+    /// Notes a fault latency of the vCPU. Called by its own thread.
     #[inline]
     pub(crate) fn note(&self, period: &HoldPeriod, ns: u64) {
         let hold = period.0.load(Ordering::Relaxed) | ns.min(MOST_NS);

@@ -1,5 +1,5 @@
-//! What the run loop needs of a CPU that has EL2: the world switch and a few registers. `platform` implements it on
-//! hardware, tests by a script.
+//! The run loop's interface to a CPU with EL2: the world switch and a few registers. `platform` implements it on hardware,
+//! tests by a script.
 //!
 //! One value per physical CPU, used by the one thread that runs there.
 
@@ -23,27 +23,26 @@ pub enum ExitReason {
     Interrupt = 1,
     /// A system error.
     SystemError = 2,
-    /// A write that stage 2 forbids, which a [`WriteServer`] has served, and after which the guest isn't to go on at once.
+    /// A write forbidden by stage 2, which a [`WriteServer`] has served, but after which the guest can't continue at once.
     ServedWrite = 3,
 }
 
-/// What serves [writes that stage 2 forbids](is_forbidden_write), of a guest that doesn't come out for them.
+/// Serves [writes forbidden by stage 2](is_forbidden_write) without a full exit of the guest.
 pub trait WriteServer {
-    /// Serves a write to `va`, which the guest's stage 1 maps to `ipa`. Whether the guest goes on at once; else it comes out
-    /// ([`ExitReason::ServedWrite`]).
+    /// Serves a write to `va`, which the guest's stage 1 maps to `ipa`. Returns whether the guest continues at once; otherwise
+    /// it exits ([`ExitReason::ServedWrite`]).
     fn serve(&mut self, va: u64, ipa: Ipa) -> bool;
 }
 
-/// Nobody: for guests that are to come out each time.
+/// No server: the guest exits for each such write.
 impl WriteServer for Infallible {
     fn serve(&mut self, _: u64, _: Ipa) -> bool {
         match *self {}
     }
 }
 
-/// Of ESR_EL2: what tells a data abort from other exceptions, where its fault status begins but for the level, and how many
-/// bits follow that say what it was; and what these are for a write of the guest's own that stage 2 forbids
-/// (Arm ARM D24.2.40).
+/// Fields of ESR_EL2 that identify a guest's own write forbidden by stage 2: the exception class, where the fault status begins
+/// without its level, how many bits from there describe the access, and their values for such a write (Arm ARM D24.2.40).
 pub mod forbidden_write {
     /// EC: a data abort from a lower exception level.
     pub const CLASS: u64 = 0x24;
@@ -59,8 +58,8 @@ pub mod forbidden_write {
     pub const STATUS: u64 = 0b001_0011;
 }
 
-/// Whether the syndrome of a synchronous exit is that of a store, or an atomic, of the guest's own that stage 2 forbids: a data
-/// abort with a permission fault of any level, not of cache maintenance, and not of a walk of the guest's tables.
+/// Whether the syndrome of a synchronous exit is that of a store or atomic of the guest's own that stage 2 forbids: a data
+/// abort with a permission fault of any level, not from cache maintenance, and not from a walk of the guest's tables.
 pub const fn is_forbidden_write(esr: u64) -> bool {
     use forbidden_write::{CLASS, CLASS_BITS, CLASS_SHIFT, STATUS, STATUS_BITS, STATUS_SHIFT};
     let class = esr >> CLASS_SHIFT & ((1 << CLASS_BITS) - 1);
@@ -92,14 +91,14 @@ pub struct Stage2Registers {
     pub forced_write_back: bool,
 }
 
-/// What EL2 decides about a vCPU, beside its own state.
+/// EL2's settings for a vCPU, besides its own state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VcpuControls {
     /// The VM's stage-2 translation.
     pub stage2: Stage2Registers,
-    /// What MPIDR_EL1 reads (VMPIDR_EL2).
+    /// The guest's MPIDR_EL1 (VMPIDR_EL2).
     pub mpidr: u64,
-    /// What is subtracted from the counter for CNTVCT_EL0, in ticks (CNTVOFF_EL2).
+    /// The offset that is subtracted from the counter for CNTVCT_EL0, in ticks (CNTVOFF_EL2).
     pub counter_offset: u64,
 }
 
@@ -112,7 +111,7 @@ pub struct ExceptionControls {
     pub sctlr: u64,
 }
 
-/// What the guest's handler finds in the exception registers.
+/// The contents of the exception registers for the guest's handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExceptionRecord {
     /// ELR_EL1.
@@ -127,28 +126,28 @@ pub struct ExceptionRecord {
 
 /// A CPU at EL2.
 pub trait Cpu {
-    /// Nanoseconds since some moment.
+    /// Nanoseconds since some fixed moment.
     fn now_ns(&self) -> u64;
 
-    /// Puts a vCPU's EL1, FP and key registers into the CPU, and sets the traps.
+    /// Loads a vCPU's EL1, FP and key registers into the CPU, and sets the traps.
     fn load(&mut self, state: &VcpuState, controls: &VcpuControls);
 
-    /// Takes the loaded vCPU's registers back into `state` (all but the general ones, which every exit saves) and leaves
-    /// the CPU without a guest: no stage-2 translation is active afterwards.
+    /// Saves the loaded vCPU's registers into `state` (all but the general ones, which every exit saves) and leaves the CPU
+    /// without a guest: no stage-2 translation is active afterwards.
     ///
-    /// Returns the syndrome (ESR_EL2) of an SError that came of what was accessed while the guest was loaded, and that
-    /// it hasn't been made to exit with. One that comes later is taken for EL2's own.
+    /// Returns the syndrome (ESR_EL2) of an SError from an access made while the guest was loaded, if the guest hasn't exited
+    /// with it. A later one counts as EL2's own.
     fn put(&mut self, state: &mut VcpuState) -> Option<u64>;
 
-    /// Runs the loaded guest until it exits. For writes that stage 2 forbids and `server` serves it needn't; an interrupt
-    /// still makes it exit, however many it does. `regs` aren't the guest's while they are served.
+    /// Runs the loaded guest until it exits. Writes forbidden by stage 2 that `server` serves need no exit; an interrupt still
+    /// makes the guest exit, however many writes there are. While a write is served, `regs` don't hold the guest's registers.
     fn enter<S: WriteServer>(&mut self, regs: &mut GuestRegs, server: Option<&mut S>) -> RawExit;
 
-    /// The loaded guest's last exit that was a synchronous one, since it was loaded.
+    /// The syndrome of the loaded guest's last synchronous exit since it was loaded.
     fn syndrome(&self) -> Syndrome;
 
-    /// Where the loaded guest's stage 1 maps the virtual address `va` for a read at EL1 (AT S1E1R), or `None` if it
-    /// doesn't, or doesn't any more. The guest's PAR_EL1 is kept.
+    /// The loaded guest's stage-1 translation of `va` for a read at EL1 (AT S1E1R), or `None` if there is none, or none any
+    /// more. The guest's PAR_EL1 is kept.
     fn translate_read(&mut self, va: u64) -> Option<Ipa>;
 
     /// How the loaded guest takes exceptions.
@@ -157,15 +156,15 @@ pub trait Cpu {
     /// Fills the loaded guest's exception registers.
     fn set_exception(&mut self, record: &ExceptionRecord);
 
-    /// What the CPU's own ID register holds; 0 for one that the CPU doesn't have.
+    /// The CPU's own ID register; 0 if the CPU doesn't have it.
     fn id_register(&self, register: SystemRegister) -> u64;
 
-    /// How guests are protected from what the CPUs speculate, on all of the machine's CPUs: what is done at each exit,
-    /// and what they need and may do themselves.
+    /// How guests are protected from speculation, over all of the machine's CPUs: by the mitigations at each exit, and by those
+    /// that they need themselves.
     fn protections(&self) -> Protections;
 
-    /// Makes CPU `target` leave its guest or its wait, by an interrupt. All that this CPU wrote before is visible to the
-    /// target when it comes out.
+    /// Makes CPU `target` leave its guest or its wait, by an interrupt. All earlier writes of this CPU are visible to the
+    /// target then.
     fn kick(&mut self, target: CpuId);
 
     /// Takes and ends the interrupts that are pending for this CPU: kicks, and any strays.

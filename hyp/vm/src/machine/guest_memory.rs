@@ -1,7 +1,7 @@
-//! What a vCPU asks of its VM's memory.
+//! A vCPU's interface to its VM's memory.
 //!
-//! `memory`'s address spaces implement it for the handle that each physical CPU has of them; tests by a script. Any number
-//! of vCPUs call at once.
+//! Implemented by the handle that each physical CPU has of `memory`'s address spaces; in tests by a script. Any number of vCPUs
+//! call at once.
 
 use memory::{
     Access, AddressSpace, BalloonError, Caches, CpuMemory, Fault, FaultKind, FaultOutcome, MmuLock,
@@ -11,15 +11,15 @@ use stage2::{Ipa, IpaRange, Tlb};
 
 use crate::machine::cpu::Stage2Registers;
 
-/// A VM's memory, as used from a CPU whose own handle is `C`.
+/// A VM's memory, accessed from a CPU whose own handle is `C`.
 pub trait GuestMemory<C> {
-    /// Sees to it that the VM has a VMID that is good on this CPU, on which a vCPU is about to be loaded.
+    /// Makes sure that the VM has a valid VMID on this CPU, on which a vCPU is about to be loaded.
     fn activate(&self, cpu: &C) -> Stage2Registers;
 
     /// Resolves a stage-2 fault.
     fn fault(&self, cpu: &C, fault: &Fault) -> FaultOutcome;
 
-    /// As [`Self::fault`], for a write of vCPU `vcpu` to `va`, which is at `ipa`, that stage 2 forbids: the commonest of faults.
+    /// As [`Self::fault`], for the commonest fault: a write of vCPU `vcpu` to `va`, translated to `ipa`, that stage 2 forbids.
     #[inline(always)]
     fn write(&self, cpu: &C, vcpu: usize, va: u64, ipa: Ipa) -> FaultOutcome {
         self.fault(
@@ -34,15 +34,15 @@ pub trait GuestMemory<C> {
         )
     }
 
-    /// Whether an instruction at `ipa` is backed by memory at this moment.
+    /// Whether memory currently backs an instruction at `ipa`.
     fn is_backed(&self, cpu: &C, ipa: Ipa) -> bool;
 
-    /// Populates the first part of `range`, at most `most` bytes, for accesses of vCPU `vcpu`, and returns how many bytes that
-    /// is, from its start on: at least a page. `range` is in whole pages within the address space, and not empty; nothing
-    /// else is known of it.
+    /// Populates the first part of `range`, at most `most` bytes, for accesses of vCPU `vcpu`. Returns how many bytes, from the
+    /// range's start: at least a page. `range` is in whole pages within the address space, and not empty; nothing else was
+    /// checked.
     ///
     /// # Errors
-    /// Not all of `range` is memory that can be accessed so, and nothing was changed; or not even one page could be populated.
+    /// Not all of `range` is memory that permits this access, and nothing was changed; or not even one page could be populated.
     fn prefault(
         &self,
         cpu: &C,
@@ -52,29 +52,29 @@ pub trait GuestMemory<C> {
         access: Access,
     ) -> Result<u64, Refusal>;
 
-    /// Takes back the first part of `range`, at most `most` bytes, and returns how many bytes that is, from its start on: at
-    /// least a page. What was taken holds zeros when it is accessed again. `range` is as for [`Self::prefault`].
+    /// Takes back the first part of `range`, at most `most` bytes. Returns how many bytes, from the range's start: at least a
+    /// page. The memory taken reads as zero on its next access. `range` is as for [`Self::prefault`].
     ///
     /// # Errors
     /// Not all of `range` is memory that can be taken back; nothing was changed.
     fn balloon(&self, cpu: &C, range: IpaRange, most: u64) -> Result<u64, Refusal>;
 
-    /// Uses a moment in which this CPU has nothing else to do for deferred work.
+    /// Does deferred work while this CPU is idle.
     fn idle(&self, cpu: &C);
 }
 
-/// Why a guest doesn't get what it asks for a range of its memory.
+/// Why a guest's request for a range of its memory is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// No memory is behind some of it.
+    /// Some of it isn't backed by memory.
     NotBacked,
-    /// Some of it is memory that may only be read, or a device's.
+    /// Some of it is read-only, or a device's.
     NotPermitted,
     /// No frame is left.
     OutOfFrames,
-    /// The vCPU's dirty ring is full, and is to be harvested before anything more is written.
+    /// The vCPU's dirty ring is full, and must be harvested before any further write.
     RingFull,
-    /// Other CPUs are in the way: the guest asks again, after what else there is to do.
+    /// Other CPUs interfere: the guest asks again, after other pending work.
     Busy,
 }
 
@@ -90,7 +90,7 @@ impl From<NotPopulated> for Refusal {
     }
 }
 
-/// The first part of a range, at most so many bytes.
+/// The first part of a range, at most `most` bytes.
 fn first_part(range: IpaRange, most: u64) -> IpaRange {
     let bytes = (range.end.get() - range.start.get()).min(most);
     range.start..range.start.offset(bytes)

@@ -1,5 +1,5 @@
-//! How guests are protected from what CPUs speculate, as far as they may ask: SMCCC_ARCH_FEATURES about the workarounds
-//! that firmware has (Arm DEN0028, section 7), of which this hypervisor is the guest's.
+//! Reports to guests how they are protected from speculation: SMCCC_ARCH_FEATURES for the firmware workarounds (Arm DEN0028,
+//! section 7), with this hypervisor as the guest's firmware.
 
 use smccc::arch::{SMCCC_ARCH_WORKAROUND_1, SMCCC_ARCH_WORKAROUND_2, SMCCC_ARCH_WORKAROUND_3};
 
@@ -9,22 +9,22 @@ pub enum Protection {
     /// The CPU doesn't have it.
     #[default]
     Unaffected,
-    /// By means that the guest has itself.
+    /// The guest can protect itself.
     Own,
-    /// By what is done at each exit, or all the time.
+    /// By a mitigation at each exit, or one that is always on.
     Mitigated,
-    /// By nothing.
+    /// Not at all.
     Vulnerable,
 }
 
 /// How guests are protected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Protections {
-    /// From branch targets that others choose (CVE-2017-5715).
+    /// Against branch targets chosen by others (CVE-2017-5715).
     pub branch_targets: Protection,
-    /// From branch targets that others choose among by history (CVE-2022-23960).
+    /// Against branch targets selected by others through history (CVE-2022-23960).
     pub branch_history: Protection,
-    /// From loads of what was stored over (CVE-2018-3639).
+    /// Against loads of overwritten values (CVE-2018-3639).
     pub store_bypass: Protection,
 }
 
@@ -44,7 +44,7 @@ impl Protections {
         }
     }
 
-    /// What SMCCC_ARCH_FEATURES answers about `function`.
+    /// The answer of SMCCC_ARCH_FEATURES for `function`.
     pub(crate) const fn feature(&self, function: u32) -> u64 {
         let both = worse(self.branch_targets, self.branch_history);
         match (function, self.branch_targets, self.store_bypass, both) {
@@ -61,7 +61,7 @@ impl Protections {
         }
     }
 
-    /// What a call of `function` returns, a workaround for branches: it is done, by the exit that the call was.
+    /// The result of calling `function`, a workaround for branches: the exit for the call has already done it.
     pub(crate) const fn call(&self, function: u32) -> u64 {
         match self.feature(function) {
             NEEDED | NOT_NEEDED => abi::SUCCESS,

@@ -1,12 +1,11 @@
-//! The ID registers as a guest sees them: the CPU's own, with everything taken out that a guest isn't offered.
+//! The ID registers as a guest sees them: the CPU's own, reduced to the features that a guest may use.
 //!
-//! The lists name what a guest may have; a field that isn't named reads 0, so what a future CPU adds stays hidden until
-//! somebody has thought about its traps and its state. Pure functions. Fields: Arm ARM D23.2.
+//! The lists name the permitted fields; any other field reads 0, so a future CPU's features stay hidden until their traps and
+//! state are handled. Pure functions. Fields: Arm ARM D23.2.
 
 use crate::registers::sysreg::{DEBUG_POINTS, SystemRegister};
 
-/// A field of an ID register that a guest sees: its lowest bit, and the most that is let through. Fields are unsigned unless
-/// noted.
+/// A field of an ID register that a guest sees: its lowest bit, and the largest value shown. Fields are unsigned unless noted.
 #[derive(Clone, Copy)]
 enum Field {
     /// The CPU's value, but no more than this.
@@ -119,8 +118,8 @@ const ID_AA64MMFR2: &[Field] = &[
 const TGRAN4: u32 = 28;
 const FIELD: u64 = 0xf;
 
-/// What a guest whose physical address space has `ipa_bits` bits reads from ID register `register`, where the CPU's own
-/// register holds `own`.
+/// The guest's view of ID register `register`, with `ipa_bits` bits of guest physical address space and the CPU's own value
+/// `own`.
 pub fn guest_view(register: SystemRegister, own: u64, ipa_bits: u32) -> u64 {
     match register.fields() {
         (3, 0, 0, 4, 0) => select(ID_AA64PFR0, own),

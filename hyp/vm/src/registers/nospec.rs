@@ -1,10 +1,10 @@
-//! Indices that a guest chose, kept within bounds for what a CPU does before it knows whether they are.
+//! Bounds guest-chosen indices under speculation too, before the CPU has resolved the bounds check.
 
 use core::hint::black_box;
 
-/// `index`, which has been found to be below `bound`; 0 where the CPU goes on as if it had been, though it isn't
-/// (CVE-2017-5753, Spectre variant 1). Neither is above half the address space. Computed without a branch, from a value
-/// that the compiler knows nothing of.
+/// `index`, which was checked to be below `bound`; 0 if the CPU speculates past that check although it failed (CVE-2017-5753,
+/// Spectre variant 1). Neither is above half the address space. Computed without a branch, from a value that the compiler knows
+/// nothing of.
 #[inline]
 pub fn within(index: usize, bound: usize) -> usize {
     let index = black_box(index);

@@ -40,8 +40,8 @@ pub const fn is_el0(pstate: u64) -> bool {
     pstate & AARCH32 != 0 || pstate & MODE == EL0T
 }
 
-/// PSTATE on entry to an exception taken to EL1, from `pstate` under the guest's SCTLR_EL1 (AArch64.TakeException).
-/// SSBS, PAN and DIT change only as far as an Armv8.5 CPU changes them; a CPU without them ignores the bits.
+/// PSTATE on entry to an exception taken to EL1, from `pstate` under the guest's SCTLR_EL1 (AArch64.TakeException). SSBS, PAN
+/// and DIT change only as on an Armv8.5 CPU; a CPU without them ignores the bits.
 pub const fn on_exception(pstate: u64, sctlr_el1: u64) -> u64 {
     let mut new = EL1H | DAIF | pstate & (NZCV | DIT | PAN);
     if pstate & AARCH32 != 0 {
@@ -57,7 +57,7 @@ pub const fn on_exception(pstate: u64, sctlr_el1: u64) -> u64 {
     new
 }
 
-/// The offset within the guest's vector table of the synchronous exception vector for what was executing.
+/// The offset of the synchronous exception vector in the guest's vector table, for the exception level and stack in use.
 pub const fn synchronous_vector(pstate: u64) -> u64 {
     if pstate & AARCH32 != 0 {
         return 0x600;

@@ -1,8 +1,7 @@
-//! What makes up a vCPU: every register that a guest can see and change, and that must survive a world switch.
+//! A vCPU's state: every register that a guest can see and change, and that must survive a world switch.
 //!
-//! Plain data. The world switch reads and writes it at offsets taken from these structs (`repr(C)`), so their layout is
-//! fixed; everything else uses the fields. A vCPU's state belongs to the thread that runs it; while it doesn't run, to whoever
-//! has its lock.
+//! Plain data. The world switch reads and writes it at offsets taken from these structs (`repr(C)`), so their layout is fixed;
+//! all other code uses the fields. A vCPU's state belongs to the thread that runs it, and otherwise to the holder of its lock.
 
 use crate::registers::syndrome::Syndrome;
 
@@ -32,12 +31,12 @@ pub struct GuestRegs {
 }
 
 impl GuestRegs {
-    /// Register `index` as an operand names it: 31 is the zero register.
+    /// Register `index` as an operand: 31 is the zero register.
     pub fn operand(&self, index: u8) -> u64 {
         self.x.get(usize::from(index)).copied().unwrap_or(0)
     }
 
-    /// Writes register `index` as an operand names it: to 31 (the zero register) without effect.
+    /// Writes register `index` as an operand: a write to 31 (the zero register) has no effect.
     pub fn set_operand(&mut self, index: u8, value: u64) {
         if let Some(register) = self.x.get_mut(usize::from(index)) {
             *register = value;
@@ -176,13 +175,13 @@ impl VcpuState {
     }
 }
 
-/// A vCPU while no CPU has it: all that its thread, or that of a forked VM, needs to go on with it.
+/// The state of a vCPU that no CPU runs: all that its thread, or a forked VM's, needs to continue it.
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
     pub(crate) state: VcpuState,
     /// It waits for the answer to a service call, which goes to its x0 and up.
     pub(crate) awaits_answer: bool,
-    /// Its last exit that was a synchronous one, until it was put.
+    /// Its last synchronous exit, as of when it was put.
     pub(crate) last_exit: Syndrome,
 }
 

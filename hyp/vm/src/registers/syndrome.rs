@@ -1,7 +1,7 @@
-//! Exception syndromes: ESR_EL2 decoded once, and ESR_EL1 values for what a guest is made to take (Arm ARM D24.2.40).
+//! Exception syndromes: decodes ESR_EL2, and builds ESR_EL1 for exceptions that a guest is made to take (Arm ARM D24.2.40).
 //!
-//! Everything here comes from a guest's instruction, so every value is possible and none may be more than a wrong guess:
-//! pure functions that decode any 64 bits.
+//! The values come from a guest's instructions: any of them is possible, and none may do more harm than a wrong guess. Pure
+//! functions that decode any 64 bits.
 
 use memory::{Access, FaultKind};
 
@@ -42,14 +42,15 @@ const ISS_CM: u32 = 1 << 8;
 const FSC_MASK: u32 = 0x3f;
 const FSC_EXTERNAL: u64 = 0x10;
 
-/// Of an SError's syndrome (Arm ARM D24.2.40): whether the implementation defines it, and what AET means anything with.
+/// In an SError's syndrome (Arm ARM D24.2.40): whether its format is implementation-defined, and the value with which AET is
+/// valid.
 const SERROR_IDS: u64 = 1 << 24;
 const SERROR_FSC_ASYNCHRONOUS: u64 = 0x11;
 const SERROR_AET_SHIFT: u32 = 10;
 const SERROR_AET_RESTARTABLE: u64 = 0b010;
 const SERROR_AET_CORRECTED: u64 = 0b110;
 
-/// Why a guest came out synchronously.
+/// The cause of a synchronous exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// A load, store or cache operation aborted.
@@ -99,12 +100,12 @@ impl Cause {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abort(u32);
 
-/// What an abort's fault status says.
+/// The kind of an abort, by its fault status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AbortKind {
-    /// Stage 2 didn't let it through.
+    /// A stage-2 fault.
     Stage2(FaultKind),
-    /// The IPA is larger than the VM has.
+    /// The IPA lies beyond the VM's address space.
     AddressSize,
     /// The TLB held two entries for one address.
     TlbConflict,
@@ -132,8 +133,8 @@ impl Abort {
         self.0 & ISS_S1PTW != 0
     }
 
-    /// What a data abort's access was. A permission fault of a stage-1 walk is the walker's update of a descriptor: reading
-    /// tables is always permitted where anything is, and WnR tells of the instruction, not of the walk.
+    /// A data abort's access. A permission fault of a stage-1 walk is the walker's update of a descriptor: reading tables is
+    /// always permitted where anything is, and WnR describes the instruction, not the walk.
     #[inline]
     pub fn data_access(self) -> Access {
         let write = match self.on_table_walk() {
@@ -143,7 +144,7 @@ impl Abort {
         if write { Access::Write } else { Access::Read }
     }
 
-    /// What an instruction abort's access was.
+    /// An instruction abort's access.
     #[inline]
     pub fn fetch_access(self) -> Access {
         match (self.on_table_walk(), self.kind()) {
@@ -186,8 +187,8 @@ impl SystemAccess {
     }
 }
 
-/// Whether a guest in which an SError with this syndrome came can go on as if nothing had happened: the error is
-/// corrected, or is kept where it is and nothing has used it. Only CPUs with FEAT_RAS say so.
+/// Whether a guest can continue after an SError with this syndrome as if nothing had happened: the error is corrected, or is
+/// contained and unused. Only CPUs with FEAT_RAS say so.
 pub const fn is_survived(serror: u64) -> bool {
     let is_told = serror & SERROR_IDS == 0 && serror & FSC_MASK as u64 == SERROR_FSC_ASYNCHRONOUS;
     let severity = serror >> SERROR_AET_SHIFT & 0b111;
@@ -206,8 +207,8 @@ pub const fn undefined(esr: u64) -> u64 {
     CLASS_UNKNOWN << CLASS_SHIFT | esr & IL
 }
 
-/// ESR_EL1 of a synchronous external abort, for an abort whose ESR_EL2 was `esr`, from EL0 or EL1. It says whether the access
-/// wrote and whether it was cache maintenance, and nothing of what only EL2 may know.
+/// ESR_EL1 of a synchronous external abort, for an abort from EL0 or EL1 with ESR_EL2 `esr`. It contains whether the access
+/// wrote and whether it was cache maintenance, and nothing that only EL2 may know.
 pub const fn external_abort(esr: u64, from_el0: bool) -> u64 {
     let is_fetch = esr >> CLASS_SHIFT & CLASS_MASK == CLASS_INSTRUCTION_ABORT;
     let class = match (is_fetch, from_el0) {

@@ -1,7 +1,7 @@
-//! System registers that trap to EL2, and what a guest gets from them.
+//! System registers that trap to EL2, and their emulation.
 //!
-//! Three groups exist for a guest: the ID registers, filtered (`id`); registers that may be touched but do nothing here
-//! (debug, ACTLR_EL1, set/way maintenance); and the rest, which is undefined. Pure functions.
+//! There are three groups: the ID registers, filtered (`id`); registers that may be accessed without effect (debug, ACTLR_EL1,
+//! set/way maintenance); and all others, which are undefined. Pure functions.
 
 use core::fmt;
 
@@ -9,7 +9,7 @@ use core::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SystemRegister(u16);
 
-/// The way of an access.
+/// The direction of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// MRS.
@@ -56,10 +56,10 @@ impl fmt::Debug for SystemRegister {
     }
 }
 
-/// What becomes of an access.
+/// The emulation of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Emulation {
-    /// A read gives this, filtered from what the CPU's own register holds.
+    /// A read returns the CPU's own register, filtered.
     Id,
     /// Reads give this value, writes have no effect.
     Fixed(u64),
@@ -67,10 +67,10 @@ pub enum Emulation {
     Undefined,
 }
 
-/// Breakpoints and watchpoints that the ID registers claim, the least that the architecture allows (and that do nothing).
+/// The numbers of breakpoints and watchpoints in the ID registers, the least that the architecture allows (they do nothing).
 pub const DEBUG_POINTS: u8 = 2;
 
-/// What becomes of a guest's trapped access to `register`.
+/// The emulation of a guest's trapped access to `register`.
 pub const fn emulate(register: SystemRegister, direction: Direction) -> Emulation {
     let ignored = Emulation::Fixed(0);
     match (register.fields(), direction) {

@@ -1,4 +1,4 @@
-//! Hypercalls: the calling convention itself, PSCI, what a guest may ask of its memory, and the services.
+//! Hypercalls: the calling convention, PSCI, a guest's calls about its memory, and the services.
 
 use core::mem;
 
@@ -22,7 +22,7 @@ const CALL_64: u32 = 1 << 30;
 const OWNER: u32 = 0xbf00_0000;
 const OWNER_PSCI: u32 = 0x8400_0000;
 const OWNER_VENDOR: u32 = 0x8600_0000;
-/// How much memory one call populates or gives up: what is done within a moment, as a vCPU can't be paused or ended meanwhile.
+/// How much memory one call populates or gives back: kept short, as the vCPU can't be paused or ended meanwhile.
 const MOST_AT_ONCE: u64 = 2 << 20;
 
 impl<S, C, K, V> Running<'_, S, C, K, V>
@@ -90,7 +90,7 @@ where
         }
     }
 
-    /// What the service says, or will say when the vCPU is kicked.
+    /// Handles the service's reply; to wait, the vCPU sleeps until it is kicked.
     fn served(&mut self, mut reply: ServiceReply) -> Next {
         loop {
             match reply {
@@ -109,7 +109,7 @@ where
         }
     }
 
-    /// Takes the answer that the vCPU was waiting for when it was paused, if it was.
+    /// Takes the answer for which the vCPU was waiting when it was paused, if it was.
     pub(super) fn take_answer(&mut self) -> Next {
         if !mem::take(&mut self.context.awaits_answer) {
             return Next::Enter;
@@ -161,7 +161,7 @@ where
     }
 }
 
-/// The range that a guest alleges, if it is one: of whole pages, not empty, within the address space.
+/// A guest's range, if it is valid: whole pages, not empty, within the address space.
 fn whole_pages(start: u64, bytes: u64, ipa_bits: u32) -> Option<IpaRange> {
     let is_whole = start.is_multiple_of(PAGE_SIZE) && bytes.is_multiple_of(PAGE_SIZE);
     let end = start.checked_add(bytes)?;

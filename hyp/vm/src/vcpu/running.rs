@@ -1,7 +1,7 @@
-//! A vCPU in its CPU: enters the guest, and handles its exits until it is to come out.
+//! Runs a vCPU on its CPU: enters the guest and handles its exits until it must leave.
 //!
-//! The path of a stage-2 fault is short and straight; everything else is kept out of its way. The vCPU's registers are locked
-//! all the while.
+//! The path of a stage-2 fault is short and straight; all other exits are kept out of its way. The vCPU's registers stay
+//! locked.
 
 use memory::{Access, Fault, FaultKind, FaultOutcome};
 use stage2::{Ipa, PAGE_SIZE};
@@ -31,25 +31,25 @@ const SCTLR_M: u64 = 1;
 /// The address bits of VBAR_EL1.
 const VECTOR_BASE: u64 = !0x7ff;
 
-/// What follows an exit.
+/// What to do after an exit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Next {
-    /// The guest goes on, if its VM does.
+    /// The guest continues, if its VM runs.
     Enter,
-    /// The vCPU goes off.
+    /// The vCPU is turned off.
     TurnOff,
-    /// The VM ends, for the reason that the vCPU has noted ([`Running::end`]).
+    /// The VM ends, for the reason that was noted ([`Running::end`]).
     Stop,
 }
 
-/// Serves the commonest of faults while the guest is in its CPU: writes of its own that stage 2 forbids, as the first to a
-/// logged page.
+/// Serves the commonest faults without unloading the guest: its own writes that stage 2 forbids, such as the first to a logged
+/// page.
 struct Writes<'r, S, C> {
     space: &'r S,
     memory: &'r C,
     exits: &'r ExitCounters,
     vcpu: usize,
-    /// What the last one came to, and where it was, if the guest isn't to go on at once.
+    /// The result and address of the last write, if the guest can't continue at once.
     last: Option<(FaultOutcome, Ipa)>,
 }
 
@@ -67,7 +67,7 @@ impl<S: GuestMemory<C>, C> WriteServer for Writes<'_, S, C> {
     }
 }
 
-/// A vCPU that its thread runs.
+/// A vCPU while its thread runs it.
 pub(super) struct Running<'r, S, C, K, V: ?Sized> {
     pub(super) id: VcpuId,
     pub(super) context: &'r mut Context,
@@ -77,7 +77,7 @@ pub(super) struct Running<'r, S, C, K, V: ?Sized> {
     pub(super) service: &'r V,
     /// The vCPU's counters.
     pub(super) exits: &'r ExitCounters,
-    /// Why the VM is to end, when an exit said so. Not part of what follows an exit, which each exit would copy.
+    /// The reason to end the VM, once an exit has noted one. Kept out of [`Next`], which each exit would copy.
     pub(super) reason: Option<StopReason>,
 }
 
@@ -87,7 +87,7 @@ where
     K: Cpu,
     V: Service + ?Sized,
 {
-    /// Runs the guest until the vCPU goes off or the VM is paused or ends.
+    /// Runs the guest until the vCPU is turned off or the VM is paused or ends.
     pub(super) fn run(&mut self) {
         let vm = self.vm;
         let controls = VcpuControls {
@@ -129,7 +129,7 @@ where
         }
     }
 
-    /// Handles an exit. `last` is what the last write came to that was served without one, if the guest wasn't to go on.
+    /// Handles an exit. `last` is the result of the last write served without an exit, if the guest couldn't continue.
     #[inline(always)]
     fn handle(&mut self, exit: &RawExit, last: &mut Option<(FaultOutcome, Ipa)>) -> Next {
         match exit.reason {
@@ -171,7 +171,7 @@ where
         self.after_fault(exit, outcome, ipa)
     }
 
-    /// What follows a fault at `ipa`.
+    /// What to do after a fault at `ipa`.
     #[inline(always)]
     fn after_fault(&mut self, exit: &RawExit, outcome: FaultOutcome, ipa: Ipa) -> Next {
         match outcome {
@@ -183,7 +183,7 @@ where
         }
     }
 
-    /// Serves a stage-2 fault, and says at which address.
+    /// Serves a stage-2 fault, and returns its address.
     #[inline(always)]
     fn serve(
         &mut self,
@@ -223,7 +223,7 @@ where
         (self.vm.space.fault(self.memory, &fault), ipa)
     }
 
-    /// As [`Self::serve`], and notes how long it took.
+    /// As [`Self::serve`], and notes its duration.
     #[inline(never)]
     fn serve_timed(
         &mut self,
@@ -238,7 +238,7 @@ where
         served
     }
 
-    /// Pauses the VM. The guest tries again when it goes on.
+    /// Pauses the VM for lack of memory. The guest tries again when it resumes.
     #[cold]
     fn starve(&mut self, ipa: Ipa) -> Next {
         let vcpu = self.id;
@@ -253,7 +253,7 @@ where
         Next::Enter
     }
 
-    /// Nothing is written before the ring was harvested; then the guest tries again.
+    /// Waits until the ring was harvested; then the guest tries again.
     #[cold]
     pub(super) fn wait_for_ring(&mut self) -> Next {
         self.count(ExitKind::RingFull);
@@ -262,7 +262,7 @@ where
         Next::Enter
     }
 
-    /// An SError came of what the guest accessed, or of what was accessed for it.
+    /// Handles an SError caused by an access of the guest, or on its behalf.
     #[cold]
     fn system_error(&mut self, esr: u64) -> Next {
         self.count(ExitKind::SystemError);
@@ -320,7 +320,7 @@ where
         regs.pstate = pstate::after_instruction(regs.pstate);
     }
 
-    /// Has the guest make the call again that it has just made.
+    /// Makes the guest repeat its last call.
     pub(super) fn call_again(&mut self) {
         let regs = &mut self.context.state.regs;
         regs.pc = regs.pc.wrapping_sub(INSTRUCTION);
@@ -386,7 +386,7 @@ where
         Next::Enter
     }
 
-    /// Notes why the VM is to end.
+    /// Notes the reason to end the VM.
     #[cold]
     pub(super) fn end(&mut self, reason: StopReason) -> Next {
         self.reason = Some(reason);

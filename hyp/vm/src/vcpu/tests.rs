@@ -1,4 +1,4 @@
-//! Whole run loops over a scripted CPU: what a guest gets for what it does, and how its VM ends.
+//! Whole run loops over a scripted CPU: the result of a guest's actions, and how its VM ends.
 
 mod calls;
 mod fakes;

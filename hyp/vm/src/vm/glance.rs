@@ -1,4 +1,4 @@
-//! A vCPU as somebody sees it who wants to know why its VM doesn't come on.
+//! A snapshot of a vCPU, to find out why its VM makes no progress.
 
 use core::fmt;
 
@@ -8,27 +8,27 @@ use crate::registers::syndrome::Cause;
 use crate::registers::syndrome::Syndrome;
 use crate::vm::power::PowerState;
 
-/// What a vCPU of a paused VM is doing.
+/// A snapshot of a vCPU of a paused VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Glance {
     /// Which vCPU.
     pub vcpu: VcpuId,
     /// Whether it is on.
     pub power: PowerState,
-    /// Its registers, or nothing while its thread has them: it isn't out of the guest, or of what serves it.
+    /// Its registers; `None` while its thread holds them, in the guest or in an exit's handler.
     pub seen: Option<Seen>,
-    /// How often it has come out of the guest.
+    /// The number of its exits.
     pub exits: u64,
 }
 
-/// Where a vCPU is.
+/// The position of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// Its next instruction.
     pub pc: u64,
     /// Its PSTATE.
     pub pstate: u64,
-    /// Its last exit that was no interrupt, since a CPU has loaded it; [`Syndrome::NONE`] if there was none.
+    /// Its last synchronous exit since a CPU loaded it; [`Syndrome::NONE`] if there was none.
     pub last_exit: Syndrome,
     /// Whether it waits for the answer to a service call.
     pub awaits_answer: bool,

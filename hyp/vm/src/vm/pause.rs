@@ -1,14 +1,14 @@
-//! Pausing a running VM from outside, looking at its vCPUs, and forking it.
+//! Pauses a running VM from outside, reads its vCPUs, and forks it.
 //!
-//! A vCPU's registers lie in the VM, behind a lock that its thread holds for as long as it runs the guest or serves an exit
-//! of it. A paused VM's threads let go: so a vCPU whose lock is free is out of the guest and out of every handler, and
-//! stays so while the pause lasts, because a thread looks again once it has the lock. Any number may pause a VM at once.
+//! A vCPU's registers lie in the VM, behind a lock that its thread holds while it runs the guest or handles an exit. In a
+//! paused VM the threads release these locks. So a vCPU whose lock is free is out of the guest and out of every handler, and
+//! stays so during the pause, because its thread checks the run state again once it has the lock. Any number may pause a VM at
+//! once.
 //!
-//! Who sees whom is decided by the lock alone. Whoever pauses changes the VM's word first and takes the lock second; a thread
-//! takes the lock first and reads the word second. If the thread was first, it still has the lock, or is out; if it comes
-//! later, it has what was done before the lock was let go, and so the word. That word only changes by single steps
-//! (`life.rs`), whose order is no matter. So there is nothing here that the model checker could find, beside that it can't run
-//! spin locks which two of its threads take.
+//! The lock alone orders the two sides. A pause first changes the VM's word, then takes the lock; a thread first takes the
+//! lock, then reads the word. If the thread was first, it still holds the lock, or is out. If it comes later, it sees
+//! everything done before the lock was released, and so the word. The word changes by single steps only (`life.rs`), in any
+//! order. So the model checker would find nothing here; it also can't run spin locks that two of its threads take.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -19,8 +19,8 @@ use crate::registers::state::VcpuState;
 use crate::vm::glance::{Glance, Seen};
 use crate::vm::{VcpuId, VcpuShared, Vm};
 
-/// A hold on a VM: its vCPUs don't run. Dropping it lets them go on, unless somebody else holds the VM too, or it lacks
-/// memory, or has ended.
+/// A pause of a VM: its vCPUs don't run. Dropping it resumes them, unless somebody else pauses the VM too, or it lacks memory,
+/// or has ended.
 #[must_use = "dropping it lets the VM go on"]
 pub struct Pause<'v, S, K: FnMut(CpuId)> {
     vm: &'v Vm<S>,
@@ -28,11 +28,11 @@ pub struct Pause<'v, S, K: FnMut(CpuId)> {
 }
 
 impl<S> Vm<S> {
-    /// Pauses the VM. Calls `kick` for each CPU that runs one of its vCPUs, now and when the VM goes on. vCPUs come out of
-    /// the guest soon, but not at once: [`Pause::is_complete`]. Each of their threads tells
-    /// [`Service::parked`](crate::Service::parked) when it has.
+    /// Pauses the VM. Calls `kick` for each CPU that runs one of its vCPUs, now and when the VM resumes. vCPUs leave the guest
+    /// soon, but not at once: [`Pause::is_complete`]. Each of their threads reports this by
+    /// [`Service::parked`](crate::Service::parked).
     ///
-    /// While it lasts the guest's virtual counter goes on, as it does while vCPUs wait for any other reason.
+    /// The guest's virtual counter continues during the pause, as it does whenever vCPUs wait.
     pub fn pause<K: FnMut(CpuId)>(&self, mut kick: K) -> Pause<'_, S, K> {
         self.life().hold();
         self.kick_all(&mut kick);
@@ -46,19 +46,19 @@ impl<S, K: FnMut(CpuId)> Pause<'_, S, K> {
         self.vm
     }
 
-    /// Whether all vCPUs are out of the guest and of all that serves it. True once means true until the end of the pause.
+    /// Whether all vCPUs have left the guest and all handlers. Once true, it stays true until the end of the pause.
     pub fn is_complete(&self) -> bool {
         let mut vcpus = self.vm.vcpus();
         vcpus.all(|vcpu| self.vm.shared(vcpu).context.try_lock().is_some())
     }
 
-    /// A vCPU's registers, and its own for as long as the pause lasts. Waits until the vCPU is out. Panics if there is no
-    /// such vCPU.
+    /// A vCPU's registers, for inspection during the pause. Waits until the vCPU has left the guest. Panics if there is no such
+    /// vCPU.
     pub fn state(&self, vcpu: VcpuId) -> VcpuState {
         self.vm.shared(vcpu).context.lock().state.clone()
     }
 
-    /// What a vCPU is doing, as far as it can be seen now. Panics if there is no such vCPU.
+    /// A snapshot of a vCPU, as far as it is visible now. Panics if there is no such vCPU.
     pub fn glance(&self, vcpu: VcpuId) -> Glance {
         let shared = self.vm.shared(vcpu);
         let context = shared.context.try_lock();
@@ -77,13 +77,13 @@ impl<S, K: FnMut(CpuId)> Pause<'_, S, K> {
         }
     }
 
-    /// A VM like this one, whose memory is `space`: its vCPUs, as soon as threads run them, go on where this one's are
-    /// paused, with the same registers, virtual counter and power states. A vCPU that waits for the answer to a service
-    /// call asks its own VM's service for it ([`Service::poll`](crate::Service::poll)). Counters begin at 0. Waits until
-    /// all vCPUs are out. Nobody may turn vCPUs on from outside meanwhile.
+    /// A fork of this VM with the memory `space`: its vCPUs start from this VM's vCPU state once threads run them, with the
+    /// same registers, virtual counter and power states. A vCPU that waits for the answer to a service call asks its own VM's
+    /// service for it ([`Service::poll`](crate::Service::poll)). Counters begin at 0. Waits until all vCPUs have left the
+    /// guest. Nobody may turn vCPUs on from outside meanwhile.
     ///
     /// # Errors
-    /// There is not enough memory for the vCPUs. The space comes back.
+    /// There is not enough memory for the vCPUs. Returns the space.
     pub fn fork<T>(&self, space: T) -> Result<Vm<T>, T> {
         let mut vcpus = Vec::new();
         if vcpus.try_reserve_exact(self.vm.vcpus().count()).is_err() {

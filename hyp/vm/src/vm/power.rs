@@ -1,7 +1,7 @@
-//! Whether a vCPU is on: the state that PSCI CPU_ON, CPU_OFF and AFFINITY_INFO work on.
+//! A vCPU's power state, on which PSCI CPU_ON, CPU_OFF and AFFINITY_INFO work.
 //!
-//! Off → claimed → pending → on → off. Only one of several that turn the same vCPU on at once wins the claim; it then
-//! writes where to start, and publishes that as pending. The vCPU's own thread does the last two steps.
+//! Off → claimed → pending → on → off. If several callers turn one vCPU on at once, a single one wins the claim. It writes the
+//! entry point and publishes it as pending. The vCPU's own thread makes the last two steps.
 
 use crate::registers::state::Start;
 use stage2::sync::{AtomicU64, Ordering};
@@ -26,7 +26,7 @@ pub enum PowerState {
     On,
     /// It doesn't.
     Off,
-    /// Somebody has turned it on, and it will start soon.
+    /// It was turned on, and will start soon.
     OnPending,
 }
 
@@ -40,8 +40,8 @@ impl PowerSwitch {
         }
     }
 
-    /// The switch of a vCPU that is what this one is. Nobody turns this one on meanwhile; the other's own thread is to start
-    /// it, or to go on with it.
+    /// A switch in the same state, for a fork's vCPU. Nobody turns this one on meanwhile; the fork's own thread starts or
+    /// continues its vCPU.
     pub(crate) fn fork(&self) -> Self {
         Self {
             // Acquire: pairs with what publishes PENDING, for where to start.
@@ -51,7 +51,7 @@ impl PowerSwitch {
         }
     }
 
-    /// Turns the vCPU on, to start at `start`; or tells what it is if it isn't off.
+    /// Turns the vCPU on, to start at `start`. If it isn't off, returns its state.
     pub fn turn_on(&self, start: Start) -> Result<(), PowerState> {
         // Acquire: the writes below come after what the last turn_off has published.
         if self
@@ -72,7 +72,7 @@ impl PowerSwitch {
         Ok(())
     }
 
-    /// Where to start, if somebody has turned the vCPU on; it is on from here. For the vCPU's own thread.
+    /// The start, if the vCPU was turned on; from here on it is on. For the vCPU's own thread.
     pub fn take_start(&self) -> Option<Start> {
         if self.state.load(Ordering::SeqCst) != PENDING {
             return None;
@@ -85,12 +85,12 @@ impl PowerSwitch {
         Some(start)
     }
 
-    /// The vCPU is off from here. For the vCPU's own thread, when it is on.
+    /// Turns the vCPU off. For its own thread, while it is on.
     pub fn turn_off(&self) {
         self.state.store(OFF, Ordering::Release);
     }
 
-    /// What the vCPU is.
+    /// The vCPU's power state.
     pub fn state(&self) -> PowerState {
         match self.state.load(Ordering::Acquire) {
             OFF => PowerState::Off,

@@ -1,7 +1,7 @@
-//! Whether a VM's vCPUs may run: they run, they are paused, or the VM has ended.
+//! The run state of a VM: running, paused, or ended.
 //!
-//! One word says it, which every exit looks at and which only the pauses and the end of the VM write; so pausing costs a
-//! running guest nothing. Why a VM pauses adds up: it runs when nobody holds it and it doesn't lack memory.
+//! It is one word, which every exit reads and which is written only by pauses and by the VM's end; so pausing costs a running
+//! guest nothing. Reasons to pause add up: the VM runs when nobody pauses it and it doesn't lack memory.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,21 +13,21 @@ use crate::vm::stop_reason::{Starvation, StopReason};
 const ENDED: u64 = 1;
 /// The VM lacks memory.
 const STARVED: u64 = 2;
-/// One hold; above are the others.
+/// One pause; further ones are counted in the bits above.
 const HOLD: u64 = 4;
 
-/// A VM's life.
+/// The run state of a VM.
 #[derive(Debug, Default)]
 pub(crate) struct Life {
     /// 0 while vCPUs may run.
     word: AtomicU64,
     end: Once<StopReason>,
-    /// What the VM lacks, while it is [`STARVED`]. Taken only when memory has run out, and by whoever looks for that.
+    /// The missing memory, while the VM is [`STARVED`]. Locked only when memory has run out, and by whoever checks for that.
     starvation: Mutex<Option<Starvation>>,
 }
 
 impl Life {
-    /// Whether vCPUs may run. Acquire: what was done to them while they were paused is visible.
+    /// Whether vCPUs may run. Acquire: changes made to them during a pause are visible.
     #[inline]
     pub(crate) fn runs(&self) -> bool {
         self.word.load(Ordering::Acquire) == 0
@@ -45,7 +45,7 @@ impl Life {
         self.word.fetch_or(ENDED, Ordering::SeqCst);
     }
 
-    /// Why it has ended, if it has.
+    /// The reason of its end, if it has ended.
     pub(crate) fn reason(&self) -> Option<StopReason> {
         self.end.get().copied()
     }
@@ -55,24 +55,24 @@ impl Life {
         self.word.fetch_add(HOLD, Ordering::SeqCst);
     }
 
-    /// Takes back one [`Self::hold`]. Whether vCPUs may run now.
+    /// Releases one [`Self::hold`]. Returns whether vCPUs may run now.
     pub(crate) fn release(&self) -> bool {
         self.word.fetch_sub(HOLD, Ordering::SeqCst) == HOLD
     }
 
-    /// Pauses it because of what it lacks; the first one's lack is the one that is told.
+    /// Pauses it for lack of memory; the first reported lack stays.
     pub(crate) fn starve(&self, starvation: Starvation) {
         let mut told = self.starvation.lock();
         told.get_or_insert(starvation);
         self.word.fetch_or(STARVED, Ordering::SeqCst);
     }
 
-    /// What it lacks.
+    /// The missing memory.
     pub(crate) fn starvation(&self) -> Option<Starvation> {
         *self.starvation.lock()
     }
 
-    /// It lacks nothing any more. Whether vCPUs may run now, and couldn't before.
+    /// Ends the lack of memory. Returns whether vCPUs may run now, and couldn't before.
     pub(crate) fn feed(&self) -> bool {
         let mut told = self.starvation.lock();
         *told = None;

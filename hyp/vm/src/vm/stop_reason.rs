@@ -1,4 +1,4 @@
-//! Why a VM ended. It ends once: the first reason stays.
+//! The reason why a VM ended. A VM ends once: the first reason stays.
 
 use core::fmt;
 
@@ -6,7 +6,7 @@ use stage2::Ipa;
 
 use crate::ids::VcpuId;
 
-/// Why a VM ended.
+/// The reason why a VM ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
     /// The guest turned itself off (PSCI SYSTEM_OFF).
@@ -17,7 +17,7 @@ pub enum StopReason {
     AllVcpusOff,
     /// A test program gave its verdict.
     Reported {
-        /// Who.
+        /// The vCPU.
         vcpu: VcpuId,
         /// 0 if it passed, else its own failure code.
         code: u64,
@@ -26,35 +26,35 @@ pub enum StopReason {
     },
     /// A system error came while the guest ran.
     SystemError {
-        /// Where.
+        /// The vCPU.
         vcpu: VcpuId,
         /// The syndrome (ESR_EL2).
         esr: u64,
     },
     /// The guest's translations conflict in the TLB.
     TlbConflict {
-        /// Where.
+        /// The vCPU.
         vcpu: VcpuId,
         /// The virtual address.
         va: u64,
     },
-    /// An exception leads the guest to a vector where it has no memory, and so on for ever.
+    /// The guest's exception vectors have no memory, so it would take exceptions for ever.
     NoVectors {
-        /// Where.
+        /// The vCPU.
         vcpu: VcpuId,
         /// The vector.
         pc: u64,
     },
-    /// No frame was left to resolve a fault with, and nobody has freed any.
+    /// No frame was left to resolve a fault with, and none was freed.
     OutOfFrames {
-        /// Whose fault.
+        /// The vCPU.
         vcpu: VcpuId,
-        /// Where.
+        /// The address.
         ipa: Ipa,
     },
-    /// The VM didn't end by itself in the time that it had.
+    /// The VM didn't end by itself in its time limit.
     TimedOut,
-    /// Somebody outside the VM wanted it to end.
+    /// It was ended from outside the VM.
     Requested,
 }
 

@@ -1,5 +1,5 @@
-//! A VM is forked while its vCPUs wait for their next step, which those of the fork are then told by a harness of their own. The
-//! fork reads every page, then writes every page; then the original writes its own, which nobody shares any more.
+//! The copy-on-write workload: forks a VM whose vCPUs wait for their next step; a second harness leads the fork's vCPUs. The
+//! fork reads every page, then writes every page. Then the parent writes its pages, which are no longer shared.
 
 use super::stage::Stage;
 use super::{Outcome, Run};
@@ -13,7 +13,7 @@ use control::{GuestPlan, RunningGuest};
 use memory::MmuLock;
 use records::record::{CounterMap, Phase, PhaseName};
 
-/// What the original writes before and after the fork writes its own.
+/// The values that the parent writes before and after the fork's writes, and the fork's own.
 const BEFORE: u64 = 1;
 const OF_FORK: u64 = 2;
 const AFTER: u64 = 3;
@@ -33,7 +33,7 @@ impl<M: Machine> Run<'_, M> {
         done.map_err(|error| bench.explain(error))
     }
 
-    /// Has the original write its memory, and forks it by this plan.
+    /// Has the parent write its memory, and forks it by this plan.
     fn lead_original<L: MmuLock + 'static>(
         &self,
         guest: &RunningGuest<'_, M, L>,
@@ -58,7 +58,7 @@ impl<M: Machine> Run<'_, M> {
         Ok(())
     }
 
-    /// Has the fork and the original read and write.
+    /// Has the fork and the parent read and write.
     fn lead_fork<L: MmuLock + 'static>(
         &self,
         fork: &RunningGuest<'_, M, L>,

@@ -1,4 +1,4 @@
-//! vCPUs fault their memory in while other CPUs invalidate ranges right beside it, without pause.
+//! The invalidation workload: vCPUs fault in their memory while other CPUs constantly invalidate ranges right beside it.
 
 use super::stage::Stage;
 use super::{Outcome, Run, range_of};
@@ -12,10 +12,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use memory::{Access, MmuLock};
 use records::record::PhaseName;
 
-/// Of each share these pages at its end aren't the vCPU's: they are mapped and invalidated all the time.
+/// The last pages of each share, which the vCPU doesn't use: they are mapped and invalidated all the time.
 const LAST_PAGES: u64 = 16;
 
-/// How many invalidations there were, in a cache line that nobody else looks at.
+/// A worker's count of invalidations, in a cache line of its own.
 #[derive(Default)]
 #[repr(align(128))]
 struct Tally(AtomicU64);
@@ -44,7 +44,7 @@ impl<M: Machine> Run<'_, M> {
         })
     }
 
-    /// Sets the workers to work, if there are any.
+    /// Starts the workers, if there are any.
     fn invalidate_beside<L: MmuLock + 'static>(
         &self,
         stage: &Stage<'_, M, L>,

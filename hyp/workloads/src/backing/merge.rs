@@ -1,5 +1,5 @@
-//! Equal pages of two VMs that are said to trust each other are merged while both run: their guests fill their memory as two
-//! Linux machines would, and check it over and over. Then each fills a part of its own anew.
+//! The merging workload: merges equal pages of two running VMs that trust each other. Their guests fill their memory like two
+//! Linux machines and check it over and over. Then each refills a part of its own.
 
 use super::stage::Stage;
 use super::{Outcome, Run};
@@ -14,9 +14,9 @@ use control::background_merge::Scanner;
 use memory::MmuLock;
 use records::record::PhaseName;
 
-/// Of each share, one part in so many is filled anew once pages are merged.
+/// The fraction (one in so many) of each share that is refilled once pages are merged.
 const FILLED_ANEW: u64 = 10;
-/// How often all pages are scanned: once for their checksums, once to find their partners, and once to see that it is over.
+/// The number of scans of all pages: one for checksums, one to find equal pages, and one to see that nothing is left.
 const SCANS: u64 = 3;
 
 impl<M: Machine> Run<'_, M> {

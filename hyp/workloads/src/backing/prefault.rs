@@ -1,5 +1,5 @@
-//! Memory is populated ahead by other CPUs, and the vCPUs find it there; or it isn't, and they fault it in. Then the guest gives
-//! it up, finds zeros in its place, and has it populated by its own calls.
+//! The pre-faulting workload: other CPUs populate memory before the vCPUs use it, or (baseline) the vCPUs fault it in. Then the
+//! guest gives the memory back, reads zeros in its place, and populates it by its own hypercalls.
 
 use super::{Outcome, Run, range_of};
 use crate::harness::error::WorkloadError;
@@ -14,13 +14,13 @@ use memory::{Access, MmuLock, NotPopulated, PrefaultError};
 use records::record::PhaseName;
 use spin::Once;
 
-/// Pages that a worker populates before it looks whether it is to stop.
+/// Pages that a worker populates between two checks whether to stop.
 const AT_ONCE: u64 = 256;
-/// What the vCPUs write first, and when they have had their memory populated themselves.
+/// The value that the vCPUs write first, and the one after they have populated their memory themselves.
 const FIRST: u64 = 1;
 const SECOND: u64 = 2;
 
-/// How far the workers have come, and how their work ended.
+/// The workers' progress and results.
 #[derive(Default)]
 struct Ended {
     pages: AtomicU64,

@@ -1,5 +1,5 @@
-//! A VM that may have less memory than it uses: cold pages are put away and brought back while its guest fills its memory and
-//! checks it over and over.
+//! The reclaim workload: a VM whose limit is below its memory use. Cold pages are compressed and decompressed while its guest
+//! fills its memory and checks it over and over.
 
 use super::stage::Stage;
 use super::{Outcome, Run};
@@ -11,7 +11,7 @@ use control::Machine;
 use memory::MmuLock;
 use records::record::{CounterMap, PhaseName};
 
-/// The counter of pages that were put away.
+/// The counter of compressed pages.
 const COMPRESSED: &str = "reclaim_compressed";
 
 impl<M: Machine> Run<'_, M> {
@@ -30,7 +30,7 @@ impl<M: Machine> Run<'_, M> {
         })
     }
 
-    /// Measures a step, with what reclaim does meanwhile.
+    /// Measures a step, together with the work of reclaim meanwhile.
     fn with_reclaim<L: MmuLock>(
         &self,
         stage: &Stage<'_, M, L>,

@@ -1,4 +1,4 @@
-//! A VM of a run, with what leads its vCPUs through steps.
+//! A workload's VM, together with the harness that leads its vCPUs through steps.
 //!
 //! Used by CPU 0.
 
@@ -13,7 +13,7 @@ use memory::MmuLock;
 use records::record::PhaseName;
 use stage2::PAGE_SIZE;
 
-/// A VM whose vCPUs are led.
+/// A VM whose vCPUs run in steps.
 pub(super) struct Stage<'s, M: Machine, L: MmuLock> {
     /// The VM.
     pub guest: &'s RunningGuest<'s, M, L>,
@@ -51,12 +51,12 @@ impl<'s, M: Machine, L: MmuLock> Stage<'s, M, L> {
         }
     }
 
-    /// Sets all vCPUs to do a step, when they are done with the last one.
+    /// Starts a step on all vCPUs, once they have finished the last one.
     pub fn begin(&self, step: Step) {
         self.bench.steps().post_to(self.guest, step);
     }
 
-    /// Waits until all vCPUs are done with their step.
+    /// Waits until all vCPUs have finished their step.
     pub fn wait(&self) -> Result<(), WorkloadError> {
         self.bench.steps().wait(self.guest, || {})
     }
@@ -67,8 +67,7 @@ impl<'s, M: Machine, L: MmuLock> Stage<'s, M, L> {
         self.wait()
     }
 
-    /// Has all vCPUs do a step, and measures it up to the moment at which the last one is done, as a phase of this name and
-    /// iteration.
+    /// Performs a step on all vCPUs, and measures it until the last one has finished, as a phase of this name and iteration.
     pub fn measure(
         &self,
         results: &mut Results,

@@ -1,4 +1,4 @@
-//! The check of what was harvested and of what guest memory holds, against what the guest says that it wrote.
+//! Checks the harvested pages and the contents of guest memory against the writes that the guest reports.
 
 use super::Harness;
 use crate::harness::error::WorkloadError;
@@ -19,7 +19,7 @@ use vm::VcpuId;
 const PAGES_IN_BLOCK: u64 = Backing::Block2M.bytes() / PAGE_SIZE;
 
 impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
-    /// Collects what the vCPUs' journals name.
+    /// Collects the pages in the vCPUs' journals.
     pub(super) fn read_journals(&mut self) -> Result<(), WorkloadError> {
         self.written.fill(0);
         let Some(journals) = self.bench.journals() else {
@@ -59,8 +59,8 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
         Ok(())
     }
 
-    /// How many pages a vCPU with this journal has written. Where every page is to be written once, the journal can't say
-    /// otherwise.
+    /// How many pages a vCPU with this journal has written. Where every page is written once, that is the whole share, whatever
+    /// the journal says.
     fn expected_count(&self, journal: &[u64]) -> u64 {
         match (self.options.write_percent, self.options.random) {
             (100, false) => self.share,
@@ -68,8 +68,8 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
         }
     }
 
-    /// The harvest must be what was written, in units of what is logged as one; or all, the first time, where the log was
-    /// initially set.
+    /// Checks the harvest: it must equal the written pages, in the unit of logging; or all pages, the first time, if the log
+    /// was initially set.
     pub(super) fn check_log(
         &mut self,
         iteration: u64,
@@ -100,7 +100,7 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
         })
     }
 
-    /// What the journals name was written in this iteration: guest memory must hold it.
+    /// Notes that the journals' pages were written in this iteration, and checks that guest memory holds what was written.
     pub(super) fn written_in(&mut self, iteration: u64) -> Result<(), WorkloadError> {
         // The pattern has as many bits.
         self.contents.write(iteration as u16, 0, &self.written);

@@ -1,4 +1,4 @@
-//! Taking what was written out of the log, as the options say: get and clear, both in one, or rings.
+//! Harvests the dirty log in the way that the options choose: get and clear, both in one call, or rings.
 
 use super::Harness;
 use crate::harness::error::WorkloadError;
@@ -12,7 +12,7 @@ use vm::VcpuId;
 
 /// Ring entries that are taken at once.
 pub(super) const TAKEN_AT_ONCE: usize = 1024;
-/// What a buffer for them holds before.
+/// The initial contents of a buffer for them.
 pub(super) const NO_PAGES: DirtyPages = DirtyPages {
     slot: SlotId(0),
     first: 0,
@@ -20,7 +20,7 @@ pub(super) const NO_PAGES: DirtyPages = DirtyPages {
 };
 
 impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
-    /// Harvests all that was written, which must be exactly what the policy says that it is. All vCPUs wait.
+    /// Harvests all written pages, and checks them against the policy. All vCPUs wait.
     pub(super) fn harvest(&mut self, iteration: u64) -> Result<(), WorkloadError> {
         match (self.options.harvest, self.options.clear) {
             (Harvest::Ring, _) => {
@@ -70,20 +70,20 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
         Ok(())
     }
 
-    /// Harvests all that was written, whatever it is. All vCPUs wait.
+    /// Harvests all written pages, without a check. All vCPUs wait.
     pub(super) fn take_all(&mut self) -> Result<(), WorkloadError> {
         self.take_rings()?;
         self.from_rings.fill(0);
         Ok(())
     }
 
-    /// What is still in the rings, and the bitmap behind them.
+    /// Takes the rest from the rings, and from the bitmap behind them.
     fn take_rings(&mut self) -> Result<(), WorkloadError> {
         (0..self.options.vcpus).for_each(|vcpu| self.take_ring(vcpu));
         self.get_and_clear()
     }
 
-    /// Harvests the rings that are nearly full, and wakes the vCPUs that may wait for it.
+    /// Harvests the rings that are nearly full, and wakes the vCPUs that may wait for that.
     pub(super) fn take_low_rings(&mut self) {
         let RunningGuest { machine, vm, .. } = self.guest;
         let bench = self.bench;

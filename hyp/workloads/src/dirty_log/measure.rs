@@ -1,4 +1,4 @@
-//! What is measured: the harness's own phases, and the steps of all vCPUs.
+//! Measurements: the harness's own phases, and the steps of all vCPUs.
 
 use super::Harness;
 use crate::harness::error::WorkloadError;
@@ -10,7 +10,7 @@ use memory::MmuLock;
 use records::record::{PhaseName, Progress};
 
 impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
-    /// Measures what CPU 0 does itself.
+    /// Measures work of CPU 0 itself.
     pub(super) fn phase(
         &mut self,
         name: PhaseName,
@@ -23,7 +23,7 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
         Ok(())
     }
 
-    /// Measures a step of all vCPUs, up to the moment at which the last one is done.
+    /// Measures a step of all vCPUs, until the last one has finished.
     pub(super) fn step_phase(&mut self, name: PhaseName, step: Step) -> Result<(), WorkloadError> {
         let start = self.start_phase();
         self.post(step);
@@ -41,13 +41,13 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
         Results::start(self.guest)
     }
 
-    /// Ends a phase at a moment, and prints and keeps its result.
+    /// Ends a phase at a given moment; prints and keeps its result.
     pub(super) fn end_phase(&mut self, name: PhaseName, iteration: u64, end_ns: u64, start: Start) {
         self.results
             .end(self.guest, (name, iteration), end_ns, start);
     }
 
-    /// Adds to a counter of the phase that is measured.
+    /// Adds to a counter of the current phase.
     pub(super) fn count(&mut self, name: &str, count: u64) {
         self.results.count(name, count);
     }

@@ -1,7 +1,4 @@
-//! The end of logging: it is switched off, and blocks that it has split come back, at once or while the vCPUs go on.
-//!
-//! Writes go unlogged as soon as it is switched off, and those to pages that are read-only still are faults as any other: to
-//! restore blocks is a phase of its own, which Linux hasn't.
+//! The end of logging: disables it and restores split blocks, at once or while the vCPUs run.
 
 use super::Harness;
 use crate::harness::error::WorkloadError;
@@ -13,11 +10,11 @@ use memory::MmuLock;
 use records::record::PhaseName;
 use records::words::Restore;
 
-/// How often blocks are restored in the background before the vCPUs are waited for: they are in each other's way.
+/// Background rounds of restoring before waiting for the vCPUs: the two are in each other's way.
 const ROUNDS: usize = 4;
 
 impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
-    /// Switches logging off, and restores blocks as the options say.
+    /// Disables logging, and restores blocks as the options say.
     pub(super) fn end_logging(&mut self) -> Result<(), WorkloadError> {
         let restore = self.options.restore;
         self.phase(PhaseName::Disable, 0, Self::disable)?;
@@ -52,7 +49,7 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
         }
     }
 
-    /// Restores blocks while the vCPUs write once more. The time is that of the restoring, the counters are everybody's.
+    /// Restores blocks while the vCPUs write once more. The phase's time is that of restoring; its counters include the vCPUs'.
     fn restore_in_background(&mut self) -> Result<(), WorkloadError> {
         let iteration = self.options.iterations + 1;
         let start = self.start_phase();
@@ -70,7 +67,7 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
         self.written_in(iteration)
     }
 
-    /// Goes once through all slots, and returns how many tables are left.
+    /// Restores all slots once, and returns how many tables are left.
     fn restore_blocks(&mut self) -> Result<u64, WorkloadError> {
         let RunningGuest { own, vm, .. } = self.guest;
         let (mut blocks, mut left) = (0, 0);
@@ -87,8 +84,8 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
         Ok(left)
     }
 
-    /// As many tables must be in use as before logging, unless blocks were taken apart for other reasons:
-    /// there was no room for all of them, or some of their pages were merged.
+    /// Checks that as many tables are in use as before logging, unless blocks were split for other reasons: there was no room
+    /// for all of them, or some of their pages were merged.
     fn check_tables(&self) -> Result<(), WorkloadError> {
         let tables = self.tables_in_use();
         if tables == self.tables_before || self.options.keeps_blocks_apart() {

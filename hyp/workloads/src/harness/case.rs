@@ -3,16 +3,16 @@
 use memory::{BackingPolicy, TrackerMode};
 use records::words::{Change, Mode, Tracker};
 
-/// What one run takes of the options' lists.
+/// One run's choice from the options' lists.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Case {
     /// How operations exclude each other.
     pub mode: Mode,
-    /// Which faults an invalidation makes try again.
+    /// The tracker mode, which decides what faults an invalidation makes retry.
     pub tracker: Tracker,
-    /// How pages get other frames.
+    /// How a changed backing reaches the tables.
     pub change: Change,
-    /// How much memory the guest uses where it has 100.
+    /// The guest's memory use in percent of its limit.
     pub overcommit: u64,
     /// How many CPUs work beside the vCPUs.
     pub workers: u64,

@@ -1,4 +1,4 @@
-//! Why a workload failed: its run, its guest, or what was found wrong. Each error is one line that names the culprit.
+//! Errors of a workload: of its run, of its guest, or of a check. Each is one line that names the culprit.
 
 use crate::harness::verify::{BeyondShare, Mismatch, WrongContent};
 use crate::harness::violation::GuestViolation;
@@ -16,7 +16,7 @@ pub enum WorkloadError {
     Run(RunError),
     /// The dirty log doesn't work as it should.
     Log(LogError),
-    /// As before, in a step with which only some vCPUs are done.
+    /// The guest made no progress, in a step that only some vCPUs have finished.
     StepTimedOut {
         /// For how long, in seconds.
         seconds: u64,
@@ -25,69 +25,69 @@ pub enum WorkloadError {
         /// vCPUs.
         vcpus: usize,
     },
-    /// Memory couldn't be populated ahead.
+    /// Pre-faulting failed.
     Prefault(PrefaultError),
     /// The guest doesn't keep to the benchmark's rules.
     Guest(GuestViolation),
-    /// A vCPU counts other pages than its journal names.
+    /// A vCPU's count of written pages differs from its journal.
     WrongCount {
         /// Which vCPU.
         vcpu: VcpuId,
-        /// How many pages it says that it has written.
+        /// Its own count.
         counted: u64,
-        /// How many its journal names, or it has to write.
+        /// The pages in its journal, or in its task.
         expected: u64,
     },
-    /// A vCPU hasn't read each page that it hasn't written.
+    /// A vCPU hasn't read exactly the pages that it hasn't written.
     WrongReads {
         /// Which vCPU.
         vcpu: VcpuId,
-        /// How often it says that it has read.
+        /// Its own count of reads.
         counted: u64,
-        /// How often it had to.
+        /// The reads that it had to make.
         expected: u64,
     },
-    /// A vCPU's journal is wrong in itself.
+    /// A vCPU's journal is inconsistent.
     Journal {
         /// Which vCPU.
         vcpu: VcpuId,
-        /// How.
+        /// The error.
         error: BeyondShare,
     },
-    /// The harvest isn't what was written.
+    /// The harvest differs from the written pages.
     Harvest {
-        /// In which iteration.
+        /// The iteration.
         iteration: u64,
-        /// What was harvested: by `get` or by `clear`.
+        /// The harvesting call: `get` or `clear`.
         by: &'static str,
         /// The difference.
         mismatch: Mismatch,
     },
-    /// Guest memory doesn't hold what was written.
+    /// Guest memory doesn't hold the written contents.
     Content {
         /// After which iteration.
         iteration: u64,
         /// What is wrong.
         error: WrongContent,
     },
-    /// The CPUs don't note writes.
+    /// The CPUs have no hardware dirty state.
     NoHardwareDirty {
         /// Their model.
         cpu: &'static str,
     },
-    /// Blocks that logging has split didn't come back.
+    /// Blocks that logging has split weren't restored.
     NotRestored {
-        /// How many tables are still in their place.
+        /// How many tables are left in their place.
         left: u64,
     },
-    /// There are other tables than before logging.
+    /// The number of tables differs from before logging.
     TablesRemain {
         /// Tables before.
         before: u64,
         /// Tables now.
         tables: u64,
     },
-    /// A page was written, and no harvest named it.
+    /// A page was written, and no harvest reported it.
     Lost {
         /// The VM.
         vm: VmId,
@@ -95,39 +95,39 @@ pub enum WorkloadError {
         slot: SlotId,
         /// The page, counted from the start of the slot.
         page: u64,
-        /// How the slot was logged.
+        /// The slot's log policy.
         policy: String,
-        /// What the run's random numbers began with.
+        /// The seed of the run's random numbers.
         seed: u64,
     },
-    /// A page doesn't hold what its writer has written.
+    /// A page doesn't hold its writer's value.
     Inconsistent {
         /// The page, counted from the start of the test memory.
         page: u64,
-        /// What it holds.
+        /// The value found.
         found: u64,
-        /// What it should hold, if that isn't the writer's secret.
+        /// The expected value, unless only the writer knows it.
         expected: Option<u64>,
-        /// What the run's random numbers began with.
+        /// The seed of the run's random numbers.
         seed: u64,
     },
-    /// Memory that the guest doesn't know of doesn't hold what was written there.
+    /// Memory that the guest isn't told of doesn't hold the value written there.
     WrongWord {
-        /// Where.
+        /// The address.
         ipa: Ipa,
-        /// What it holds.
+        /// The value found.
         found: u64,
-        /// What it should hold.
+        /// The expected value.
         expected: u64,
     },
-    /// Memory can be reached where none is, or written where it may only be read.
+    /// An address without memory was accessible, or read-only memory writable.
     Unrefused {
-        /// Where.
+        /// The address.
         ipa: Ipa,
     },
-    /// A change of slots was made that must be refused.
+    /// A change of slots succeeded that must be refused.
     UnrefusedSlot {
-        /// Why.
+        /// The expected error.
         expected: SlotError,
     },
     /// The record can't be written as JSON.
@@ -135,7 +135,7 @@ pub enum WorkloadError {
 }
 
 impl WorkloadError {
-    /// Whether it is the options that can't be served, by this machine or with this guest: nothing has run.
+    /// Whether the options are at fault, on this machine or with this guest: nothing has run.
     pub fn is_bad_option(&self) -> bool {
         match self {
             Self::Run(error) => error.is_bad_option(),
@@ -144,7 +144,7 @@ impl WorkloadError {
         }
     }
 
-    /// Whether the benchmark ran to a result that is wrong.
+    /// Whether the benchmark ran to its end with a wrong result.
     pub fn is_mismatch(&self) -> bool {
         matches!(
             self,

@@ -1,6 +1,6 @@
-//! Which vCPUs' dirty rings are to be harvested: vCPUs say so, the harness takes what they said.
+//! The vCPUs whose dirty rings need a harvest: vCPUs add themselves, the harness takes the set.
 //!
-//! Any number of vCPUs note themselves, seldom; one harness takes.
+//! Any number of vCPUs add themselves, seldom; one harness takes.
 
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,7 @@ impl LowRings {
         Self((0..words).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// A vCPU's ring is to be harvested.
+    /// Notes that a vCPU's ring needs a harvest.
     pub fn note(&self, vcpu: usize) {
         if let Some(word) = self.0.get(vcpu / u64::BITS as usize) {
             // Release: what is in the ring comes before.
@@ -24,7 +24,7 @@ impl LowRings {
         }
     }
 
-    /// Takes those that were noted, and calls `each` with them.
+    /// Takes the noted vCPUs, and calls `each` for them.
     pub fn take(&self, mut each: impl FnMut(usize)) {
         for (index, word) in self.0.iter().enumerate() {
             if word.load(Ordering::Relaxed) == 0 {

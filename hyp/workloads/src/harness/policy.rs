@@ -1,4 +1,4 @@
-//! One run of a boot: what of the options' lists it takes, and the log policy that comes of it.
+//! One run out of all that the options list, and the log policy for it.
 
 use control::options::Options;
 use core::fmt;
@@ -6,14 +6,14 @@ use memory::{Ahead, LogPolicy, Splitting};
 use records::words::{Enable, Granularity, Harvest, Mode, Split, Tracking};
 use stage2::PAGE_SIZE;
 
-/// What one run takes of the lists.
+/// One run's choice from the lists.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Choice {
     /// The mode.
     pub mode: Mode,
-    /// What becomes of blocks.
+    /// The handling of blocks.
     pub split: Split,
-    /// How writes are noticed.
+    /// The way to notice writes.
     pub tracking: Tracking,
 }
 
@@ -37,7 +37,7 @@ pub fn choices(options: &Options) -> impl Iterator<Item = Choice> + '_ {
 }
 
 impl Choice {
-    /// How writes are logged in this run.
+    /// The log policy of this run.
     pub fn policy(&self, options: &Options) -> LogPolicy {
         let ahead = Ahead {
             chunk: options.split_chunk.0,

@@ -1,4 +1,4 @@
-//! What was measured of a run so far: its phases, each with its time and what was counted meanwhile.
+//! The measurements of a run so far: its phases, each with its duration and counter differences.
 //!
 //! Used by CPU 0.
 
@@ -9,7 +9,7 @@ use control::guest::counters::Snapshot;
 use memory::MmuLock;
 use records::record::{CounterMap, Phase, PhaseName};
 
-/// The phases that are over, and what is to be counted in the one that isn't.
+/// The finished phases, and the counts for the current one.
 #[derive(Debug, Default)]
 pub(crate) struct Results {
     /// The phases.
@@ -17,7 +17,7 @@ pub(crate) struct Results {
     to_count: CounterMap,
 }
 
-/// What is known at the start of a phase.
+/// The state at the start of a phase.
 pub(crate) struct Start {
     ns: u64,
     counters: Snapshot,
@@ -33,25 +33,25 @@ impl Results {
         }
     }
 
-    /// Adds to a counter of the phase that is measured.
+    /// Adds to a counter of the current phase.
     pub fn count(&mut self, name: &str, count: u64) {
         *self.to_count.entry(name.into()).or_default() += count;
     }
 
-    /// Adds a phase that is over, and prints its result.
+    /// Adds a finished phase, and prints its result.
     pub fn add<M: Machine>(&mut self, machine: &M, phase: Phase) {
         machine.write_line(format_args!("{phase}"));
         self.phases.push(phase);
     }
 
-    /// Sets a counter of the phase that was measured last.
+    /// Sets a counter of the last finished phase.
     pub fn note(&mut self, name: &str, count: u64) {
         if let Some(last) = self.phases.last_mut() {
             last.counters.insert(name.into(), count);
         }
     }
 
-    /// Ends a phase, of which `meant` is the name and the iteration, at a moment; prints and keeps its result.
+    /// Ends a phase, named by `meant` with its iteration, at a given moment; prints and keeps its result.
     pub fn end<M: Machine, L: MmuLock>(
         &mut self,
         guest: &RunningGuest<'_, M, L>,

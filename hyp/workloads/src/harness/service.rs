@@ -1,7 +1,7 @@
-//! What the benchmark's guest may call: the other side of its hypercalls.
+//! The hypervisor's side of the benchmark guest's hypercalls.
 //!
-//! All vCPUs call at once, with anything. What the guest says is an allegation: it is checked here, or it is compared with
-//! what the hypervisor knows. A guest that breaks the rules is stopped, and the first breach is remembered.
+//! All vCPUs call at once, with any arguments. The guest's statements are allegations: they are checked here, or compared with
+//! what the hypervisor knows. A guest that breaks the rules is stopped, and its first violation is recorded.
 
 use crate::harness::error::WorkloadError;
 use crate::harness::low_rings::LowRings;
@@ -23,7 +23,7 @@ use vm::{Service, ServiceReply, StopReason, VcpuId};
 
 const WORD_BYTES: u64 = size_of::<u64>() as u64;
 
-/// Where the guest keeps its journals: one bitmap per vCPU, one after the other. It lies in the guest's RAM.
+/// The guest's journals in its RAM: one bitmap per vCPU, one after the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Journals {
     start: Ipa,
@@ -31,7 +31,7 @@ pub struct Journals {
 }
 
 impl Journals {
-    /// Checks what a guest alleges, against RAM of `ram` bytes and what a journal needs.
+    /// Checks the guest's allegation against RAM of `ram` bytes and the size that a journal needs.
     fn check(start: u64, bytes_per_vcpu: u64, vcpus: usize, needed: u64, ram: u64) -> Option<Self> {
         let room = bytes_per_vcpu >= needed && bytes_per_vcpu.is_multiple_of(WORD_BYTES);
         let end = bytes_per_vcpu
@@ -45,18 +45,18 @@ impl Journals {
         })
     }
 
-    /// Where a vCPU's journal is.
+    /// The address of a vCPU's journal.
     pub fn of(&self, vcpu: usize) -> Ipa {
         self.start.offset(self.bytes_per_vcpu * vcpu as u64)
     }
 
-    /// Where the last word of a vCPU's journal is.
+    /// The address of the last word of a vCPU's journal.
     pub fn end_of(&self, vcpu: usize) -> Ipa {
         self.of(vcpu).offset(self.bytes_per_vcpu - WORD_BYTES)
     }
 }
 
-/// The bytes of a journal that has a bit for each of so many pages.
+/// The size in bytes of a journal with a bit for each of so many pages.
 pub fn journal_bytes(pages: u64) -> u64 {
     pages.div_ceil(u64::BITS.into()) * WORD_BYTES
 }
@@ -114,7 +114,7 @@ impl<M: Machine> Bench<M> {
         }
     }
 
-    /// The same for a fork of the guest, which is paused: its vCPUs have announced themselves, and are where they were.
+    /// The same for a fork of the paused guest: its vCPUs have announced themselves, and are at the same point.
     #[must_use]
     pub fn fork(&self) -> Self {
         let journals = Once::new();
@@ -132,17 +132,17 @@ impl<M: Machine> Bench<M> {
         }
     }
 
-    /// Where the harness meets the vCPUs.
+    /// The lock step with the vCPUs.
     pub fn steps(&self) -> &Steps {
         &self.steps
     }
 
-    /// The vCPUs whose rings are to be harvested.
+    /// The vCPUs whose rings need a harvest.
     pub fn low_rings(&self) -> &LowRings {
         &self.low_rings
     }
 
-    /// The journals, from the guest's announcement on.
+    /// The journals, once the guest has announced them.
     pub fn journals(&self) -> Option<Journals> {
         self.journals.get().copied()
     }
@@ -170,7 +170,7 @@ impl<M: Machine> Bench<M> {
         }
     }
 
-    /// Prints what the guest hasn't ended.
+    /// Prints the guest's unfinished line.
     pub fn flush(&self) {
         self.console.flush(|line| self.machine.write_line(line));
     }

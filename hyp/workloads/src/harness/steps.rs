@@ -1,8 +1,8 @@
-//! Lock step between a benchmark's harness and its vCPUs: the harness posts a step, every vCPU does it and arrives, the
-//! harness goes on when all have.
+//! Lock step between a workload's harness and its vCPUs: the harness posts a step, every vCPU performs it and reports arrival,
+//! and the harness continues when all have arrived.
 //!
-//! One harness, any number of vCPUs. Each vCPU has a seat in cache lines of its own; the shared lines are written once per
-//! vCPU and step.
+//! One harness, any number of vCPUs. Each vCPU has a seat in its own cache lines; shared lines are written once per vCPU and
+//! step.
 
 use crate::harness::error::WorkloadError;
 use alloc::boxed::Box;
@@ -10,7 +10,7 @@ use control::{Machine, RunError, RunningGuest};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use memory::MmuLock;
 
-/// What all vCPUs are to do.
+/// A step for all vCPUs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Step {
     /// One of [`abi::step`].
@@ -32,7 +32,7 @@ impl Step {
     }
 }
 
-/// The meeting point.
+/// The meeting point of harness and vCPUs.
 #[derive(Debug)]
 pub struct Steps {
     /// How many steps were posted. Published after the step itself.
@@ -54,12 +54,12 @@ struct Seat {
     at_ns: AtomicU64,
 }
 
-/// How a vCPU arrived.
+/// A vCPU's report on arrival.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Arrival {
-    /// How many pages it says that it has written.
+    /// How many pages it has written, by its own count.
     pub written: u64,
-    /// How often it says that it has read.
+    /// How many pages it has read, by its own count.
     pub read: u64,
     /// When it arrived.
     pub at_ns: u64,
@@ -78,8 +78,8 @@ impl Steps {
         }
     }
 
-    /// The meeting point of other vCPUs, which go on where these are: whoever is done with its step there is done here, and
-    /// waits for the same one. Meanwhile none of these runs, and nothing is posted.
+    /// The meeting point for a fork's vCPUs, with the same arrivals and the same awaited steps. Meanwhile none of these vCPUs
+    /// runs, and nothing is posted.
     #[must_use]
     pub fn fork(&self) -> Self {
         Self {
@@ -92,8 +92,8 @@ impl Steps {
         }
     }
 
-    /// A vCPU has done its step, or has just started. Whether it was the last to arrive. Its next step is what
-    /// [`Self::answer`] says. Called by the vCPU's own thread; a vCPU that there isn't never arrives.
+    /// Notes that a vCPU has finished its step, or has just started. Returns whether it was the last to arrive. Its next step
+    /// comes from [`Self::answer`]. Called by the vCPU's own thread; ignores a vCPU that doesn't exist.
     pub fn arrive(&self, vcpu: usize, arrival: Arrival) -> bool {
         let Some(seat) = self.seats.get(vcpu) else {
             return false;
@@ -110,7 +110,7 @@ impl Steps {
         self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.seats.len()
     }
 
-    /// The step that a vCPU which has arrived waits for, once it was posted.
+    /// The step that an arrived vCPU waits for, once it is posted.
     pub fn answer(&self, vcpu: usize) -> Option<Step> {
         let seat = self.seats.get(vcpu)?;
         // Acquire: pairs with the release of `post`.
@@ -125,7 +125,7 @@ impl Steps {
         })
     }
 
-    /// Whether all vCPUs have arrived. Acquire: what they did is visible to the caller.
+    /// Whether all vCPUs have arrived. Acquire: their work is visible to the caller.
     pub fn all_arrived(&self) -> bool {
         self.arrived.load(Ordering::Acquire) == self.seats.len()
     }
@@ -140,7 +140,7 @@ impl Steps {
         self.arrived.load(Ordering::Acquire)
     }
 
-    /// Posts the next step, when all vCPUs have arrived. They look at it when they are kicked.
+    /// Posts the next step, when all vCPUs have arrived. They see it when they are kicked.
     pub fn post(&self, step: Step) {
         debug_assert!(self.all_arrived());
         self.arrived.store(0, Ordering::Relaxed);
@@ -157,7 +157,7 @@ impl Steps {
         guest.kick_vcpus();
     }
 
-    /// Waits until all vCPUs of a guest are done with their step; calls `meanwhile` at first and whenever this CPU is kicked.
+    /// Waits until all vCPUs of a guest have finished their step; calls `meanwhile` at first and whenever this CPU is kicked.
     ///
     /// # Errors
     /// The guest has ended before, or its time is up.
@@ -182,7 +182,7 @@ impl Steps {
         waited
     }
 
-    /// How each vCPU arrived, when all have.
+    /// All vCPUs' reports, once all have arrived.
     pub fn arrivals(&self) -> impl Iterator<Item = Arrival> + '_ {
         self.seats.iter().map(|seat| Arrival {
             written: seat.written.load(Ordering::Relaxed),
@@ -191,7 +191,7 @@ impl Steps {
         })
     }
 
-    /// When the last vCPU arrived, when all have.
+    /// The time of the last arrival, once all have arrived.
     pub fn last_arrival_ns(&self) -> u64 {
         self.arrivals()
             .map(|arrival| arrival.at_ns)
@@ -211,7 +211,7 @@ impl Seat {
     }
 }
 
-/// A word that nobody is writing.
+/// A copy of a word that nobody is writing.
 fn copy(word: &AtomicU64) -> AtomicU64 {
     AtomicU64::new(word.load(Ordering::Relaxed))
 }

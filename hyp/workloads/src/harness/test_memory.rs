@@ -1,4 +1,4 @@
-//! The test memory of the benchmark and how it is cut into slots. Constant for a run; pure functions.
+//! The benchmark's test memory and its division into slots. Constant for a run; pure functions.
 
 use alloc::vec::Vec;
 use control::guest::TestSlot;
@@ -11,7 +11,7 @@ use stage2::PAGE_SIZE;
 /// The first slot of test memory; the others' numbers follow.
 const FIRST_SLOT: u32 = 1;
 
-/// What the guest gets beside its image and journals: per vCPU for its stack, and once for its tables.
+/// RAM besides image and journals: per vCPU for its stack, and once for the guest's tables.
 const RAM_PER_VCPU: u64 = 128 << 10;
 const RAM_FOR_TABLES: u64 = 2 << 20;
 
@@ -23,7 +23,7 @@ pub(crate) fn guest_ram(options: &Options, image: GuestImage<'_>, journal: u64) 
     (image_end + per_vcpu + RAM_FOR_TABLES).next_multiple_of(Backing::Block2M.bytes())
 }
 
-/// The slots of the test memory that `options` ask for: as equal as whole pieces of backing let them be.
+/// The slots of the test memory that `options` ask for, as equal in size as whole pieces of backing permit.
 pub fn slots(options: &Options) -> Vec<TestSlot> {
     let piece = options.backing.bytes() / PAGE_SIZE;
     let pieces = options.test_bytes().unwrap_or(0) / options.backing.bytes();
@@ -38,12 +38,12 @@ pub fn slots(options: &Options) -> Vec<TestSlot> {
         .collect()
 }
 
-/// A bitmap of so many pages, all clear. `None` without heap for it.
+/// A bitmap of `pages` pages, all clear. `None` without heap.
 pub fn bitmap(pages: u64) -> Option<Vec<u64>> {
     zeros(usize::try_from(pages.div_ceil(u64::BITS.into())).ok()?)
 }
 
-/// So many words, all 0. `None` without heap for them.
+/// `words` words, all 0. `None` without heap.
 pub fn zeros(words: usize) -> Option<Vec<u64>> {
     let mut zeros = Vec::new();
     zeros.try_reserve_exact(words).ok()?;

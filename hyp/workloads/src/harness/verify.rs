@@ -1,4 +1,4 @@
-//! What the harvest must be: exactly the pages that the guest wrote, carrying what it wrote. Pure functions.
+//! The expected harvest: exactly the pages that the guest wrote, with the contents that it wrote. Pure functions.
 
 use abi::pattern;
 use alloc::vec::Vec;
@@ -7,7 +7,7 @@ use core::fmt;
 /// Pages per word of a bitmap.
 const PAGES: u64 = u64::BITS as u64;
 
-/// The harvested pages aren't those that the guest says it wrote.
+/// The harvested pages differ from the pages that the guest says it wrote.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mismatch {
     /// Pages that were written and not harvested.
@@ -32,8 +32,8 @@ impl fmt::Display for Mismatch {
     }
 }
 
-/// Compares what was written with what was harvested: bitmaps of the same pages, page 0 in bit 0 of word 0. Where one is
-/// shorter, the rest counts as clear.
+/// Compares the written pages with the harvested ones: bitmaps of the same pages, page 0 in bit 0 of word 0. If one is shorter,
+/// the rest counts as clear.
 pub fn compare(written: &[u64], harvested: &[u64]) -> Result<(), Mismatch> {
     let mut mismatch: Option<Mismatch> = None;
     let word = |bitmap: &[u64], index| bitmap.get(index).copied().unwrap_or(0);
@@ -69,7 +69,7 @@ pub fn pages(bitmap: &[u64]) -> impl Iterator<Item = u64> + '_ {
     })
 }
 
-/// Adds `count` pages from `first` on. What the bitmap has no room for is ignored.
+/// Adds `count` pages from `first` on. Pages beyond the bitmap are ignored.
 pub fn add(bitmap: &mut [u64], first: u64, count: u64) {
     let room = bitmap.len() as u64 * PAGES;
     let end = first.saturating_add(count).min(room);
@@ -82,7 +82,8 @@ pub fn add(bitmap: &mut [u64], first: u64, count: u64) {
     }
 }
 
-/// Adds all pages of each block of which a page is there. A block has so many pages, a multiple of 64, and page 0 begins one.
+/// Adds all pages of each block that contains a page of the bitmap. A block has so many pages, a multiple of 64, and page 0
+/// begins one.
 pub fn widen(bitmap: &mut [u64], pages_in_block: u64) {
     for block in bitmap.chunks_mut((pages_in_block / PAGES) as usize) {
         if block.iter().any(|word| *word != 0) {
@@ -108,8 +109,8 @@ impl fmt::Display for BeyondShare {
     }
 }
 
-/// Adds the journal of a vCPU, whose share are `share` pages from page `first` on, to the bitmap of all pages. What the
-/// bitmap has no room for is ignored.
+/// Adds the journal of a vCPU, whose share is `share` pages from page `first` on, to the bitmap of all pages. Pages beyond the
+/// bitmap are ignored.
 pub fn merge(all: &mut [u64], first: u64, share: u64, journal: &[u64]) -> Result<(), BeyondShare> {
     for page in pages(journal) {
         if page >= share {
@@ -132,14 +133,14 @@ pub struct Contents {
     iterations: Vec<u16>,
 }
 
-/// A page doesn't carry what the guest wrote there.
+/// A page doesn't hold the contents that the guest wrote.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WrongContent {
     /// The page, counted from the start of the test memory.
     pub page: u64,
-    /// What should be there.
+    /// The expected value.
     pub expected: u64,
-    /// What is there.
+    /// The value found.
     pub found: u64,
 }
 
@@ -154,7 +155,7 @@ impl fmt::Display for WrongContent {
 }
 
 impl Contents {
-    /// All pages were written in iteration 0. `None` without heap for it.
+    /// The contents after all pages were written in iteration 0. `None` without heap.
     pub fn populated(pages: u64) -> Option<Self> {
         let pages = usize::try_from(pages).ok()?;
         let mut iterations = Vec::new();
@@ -163,8 +164,8 @@ impl Contents {
         Some(Self { iterations })
     }
 
-    /// The pages of this bitmap, which begins at page `first`, were written in `iteration`. Pages that there are not are
-    /// ignored.
+    /// Notes that the pages of this bitmap, which begins at page `first`, were written in `iteration`. Pages beyond the memory
+    /// are ignored.
     pub fn write(&mut self, iteration: u16, first: u64, bitmap: &[u64]) {
         for page in pages(bitmap) {
             let index = usize::try_from(first.saturating_add(page)).ok();

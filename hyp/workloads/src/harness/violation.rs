@@ -1,14 +1,14 @@
-//! How a guest can break the rules of a workload.
+//! A guest's violations of a workload's rules.
 
 use core::fmt;
 use vm::VcpuId;
 
-/// How the guest broke the rules.
+/// A guest's violation of the rules.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum GuestViolation {
     /// Its journals are too small, or don't lie in its RAM.
     BadJournals {
-        /// Where they are.
+        /// Their address.
         start: u64,
         /// The size of one.
         bytes_per_vcpu: u64,

@@ -1,4 +1,4 @@
-//! What the harness does at random while the vCPUs run.
+//! The harness's random actions while the vCPUs run.
 
 use super::Stress;
 use crate::harness::error::WorkloadError;
@@ -15,36 +15,36 @@ use memory::{
 use stage2::{IpaRange, PAGE_SIZE};
 use vm::VcpuId;
 
-/// Where in a page the harness writes itself; the guest leaves that word alone.
+/// The offset in a page of the word that the harness writes; the guest leaves it alone.
 pub(super) const OWN_WORD: u64 = PAGE_SIZE / 2;
 
-/// What the harness does.
+/// An action of the harness.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Act {
     /// Pauses the VM for a moment.
     Pause,
-    /// Something with a fork.
+    /// Makes, checks or ends a fork.
     Fork,
-    /// Has a fork run beside it.
+    /// Runs a fork beside the VM.
     Twin,
-    /// Something with slots that the guest doesn't know of.
+    /// Changes slots that the guest isn't told of.
     Slots,
     /// Populates a part of a slot.
     Populate,
     /// Merges some pages.
     Merge,
-    /// Puts some pages away.
+    /// Compresses some pages.
     PutAway,
-    /// Makes blocks of pages that have come apart.
+    /// Compacts fragmented pages into blocks.
     Gather,
     /// Writes a word.
     Write,
-    /// Something with a slot's dirty log.
+    /// Changes a slot's dirty log.
     Log,
 }
 
 impl Act {
-    /// As often as each is done.
+    /// How often each is done in a deal.
     pub(super) const COUNTS: &[(Self, usize)] = &[
         (Self::Pause, 1),
         (Self::Fork, 2),
@@ -60,7 +60,7 @@ impl Act {
 }
 
 impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
-    /// Does one thing.
+    /// Performs one action.
     pub(super) fn act(&mut self) -> Result<(), WorkloadError> {
         match self.acts.deal(&mut self.random) {
             Act::Pause => self.pause()?,
@@ -79,7 +79,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
         Ok(())
     }
 
-    /// Does one thing to the dirty log of one slot.
+    /// Performs one action on the dirty log of one slot.
     fn log(&mut self) -> Result<(), WorkloadError> {
         let index = self.random.usize(..self.targets.len());
         match (self.targets[index].log, self.random.u32(..15)) {
@@ -156,7 +156,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
         Ok(())
     }
 
-    /// Words of a slot's bitmap.
+    /// A random range of words of a slot's bitmap.
     fn any_words(&mut self, index: usize) -> Range<usize> {
         let words = self.targets[index].slot.words();
         if self.random.u32(..4) == 0 {
@@ -187,7 +187,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
         self.harvest(index, words)
     }
 
-    /// Takes all that is dirty in some words.
+    /// Harvests all dirty pages in some words.
     pub(super) fn harvest(
         &mut self,
         index: usize,
@@ -202,7 +202,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
         Ok(())
     }
 
-    /// Clears pages of which nobody knows whether they are dirty.
+    /// Clears pages whose dirty state is unknown.
     fn clear_blindly(&mut self, index: usize) -> Result<(), WorkloadError> {
         let words = self.any_words(index);
         let (own, space) = (&self.guest.own.memory, &self.guest.vm.space);
@@ -250,7 +250,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
         Ok(())
     }
 
-    /// Populates a part of a slot ahead of whoever accesses it.
+    /// Pre-faults a part of a slot.
     fn populate(&mut self) -> Result<(), WorkloadError> {
         let index = self.random.usize(..self.targets.len());
         let target = &self.targets[index];
@@ -315,7 +315,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
     }
 }
 
-/// Populates a range on nobody's behalf: what is written so, the bitmaps are told.
+/// Pre-faults a range for no vCPU in particular; pages populated for writing are marked in the bitmaps.
 pub(super) fn populate<M: Machine, L: MmuLock>(
     guest: &RunningGuest<'_, M, L>,
     range: IpaRange,

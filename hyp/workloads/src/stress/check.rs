@@ -1,5 +1,4 @@
-//! What must hold between rounds, while all vCPUs wait: copies are what they are copies of, and memory is what its writers
-//! say that they wrote.
+//! The checks between rounds, while all vCPUs wait: copies equal their originals, and memory matches its writers' journals.
 
 use super::Stress;
 use super::act::OWN_WORD;
@@ -15,11 +14,11 @@ use control::options::{Options, TEST_MEMORY};
 use memory::MmuLock;
 use stage2::{Ipa, PAGE_SIZE};
 
-/// How often blocks are restored at the end until none is left.
+/// The rounds of restoring blocks at the end.
 const ROUNDS: usize = 3;
 
 impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
-    /// Finishes the migration of each slot that is logged, compares, and lets some of them go on.
+    /// Finishes the migration of each logged slot, compares the copies, and lets some slots continue.
     pub(super) fn check_round(&mut self) -> Result<(), WorkloadError> {
         self.check_journals()?;
         self.check_common()?;
@@ -68,7 +67,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
         memory.check(self.bench.journals())
     }
 
-    /// Switches all logging off; then all blocks must come back.
+    /// Disables all logging; then all blocks must be restored.
     pub(super) fn end_logging(&mut self) -> Result<(), WorkloadError> {
         for index in 0..self.targets.len() {
             if self.targets[index].log.is_some() {
@@ -106,12 +105,12 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
 pub(super) struct TestMemory<'m, M: Machine, L: MmuLock> {
     pub(super) guest: &'m RunningGuest<'m, M, L>,
     pub(super) options: &'m Options,
-    /// The word that the harness has written last to each page.
+    /// The last word that the harness has written to each page.
     pub(super) written: &'m [u64],
 }
 
 impl<M: Machine, L: MmuLock> TestMemory<'_, M, L> {
-    /// Compares it with the vCPUs' journals, if there are any yet, and with what the harness has written.
+    /// Compares it with the vCPUs' journals, if there are any yet, and with the harness's own writes.
     pub(super) fn check(&self, journals: Option<Journals>) -> Result<(), WorkloadError> {
         let Some(journals) = journals else {
             return Ok(());

@@ -1,8 +1,8 @@
-//! Memory that the VM under stress has in common with its forks on purpose: what one of them writes there, all read.
+//! Memory that the VM under stress deliberately shares with its forks: what one of them writes there, all read.
 //!
-//! The vCPUs of the VM and of a fork that runs add to the same words, and each counts how often it has. So the words hold what all
-//! of them have counted, whatever happens to what backs them. A vCPU counts before it adds: of each vCPU of a fork one may
-//! have been added that it had counted already when it was forked.
+//! The vCPUs of the VM and of a running fork add to the same words, and each counts its additions. So the sum of the words must
+//! equal the sum of all counts, however their backing changes. A vCPU counts before it adds; so each vCPU of a fork may add
+//! once what it had already counted before the fork, and the sum may be larger by that many.
 
 use super::Stress;
 use crate::harness::error::WorkloadError;
@@ -15,18 +15,18 @@ use stage2::{Ipa, Level, PAGE_SIZE};
 const SLOT: SlotId = SlotId(0x7fff);
 const PAGES: u64 = 8;
 
-/// The memory, and what must be in it.
+/// The shared memory, and its expected contents.
 #[derive(Debug)]
 pub(super) struct Common {
     start: Ipa,
-    /// What vCPUs of forks have counted since they were forked.
+    /// The additions that vCPUs of forks have counted since they were forked.
     by_forks: u64,
-    /// What they may have added beyond that.
+    /// Further additions that they may have made uncounted.
     uncounted: u64,
 }
 
 impl Common {
-    /// The memory, as a slot of the VM from `start` on. None if its address space ends before.
+    /// Maps the memory as a slot of the VM from `start` on. `None` if its address space ends before.
     pub(super) fn map<M: Machine, L: MmuLock>(
         guest: &RunningGuest<'_, M, L>,
         start: Ipa,
@@ -55,12 +55,12 @@ impl Common {
         }))
     }
 
-    /// Where it is and how many pages it has, for the guest.
+    /// Its address and number of pages, for the guest.
     pub(super) fn part(&self) -> (u64, u64) {
         (self.start.get(), PAGES)
     }
 
-    /// The sum of its words, as a VM has them.
+    /// The sum of its words, as a VM sees them.
     pub(super) fn sum<T: Caches, L: MmuLock>(
         &self,
         own: &CpuMemory<T>,
@@ -70,7 +70,7 @@ impl Common {
         words.sum()
     }
 
-    /// Checks that a fork reads in it what its parent does, whose vCPUs may be adding.
+    /// Checks that a fork reads the same there as its parent, whose vCPUs may be adding.
     pub(super) fn check_fork<M: Machine, L: MmuLock>(
         &self,
         guest: &RunningGuest<'_, M, L>,
@@ -95,7 +95,7 @@ impl Common {
     }
 }
 
-/// How often the vCPUs of a VM say that they have added to it, since that or its parent was started.
+/// How many additions a VM's vCPUs have counted, since that or its parent was started.
 pub(super) fn counted<M: Machine, L: MmuLock>(
     own: &CpuMemory<M::Hardware>,
     space: &AddressSpace<L>,
@@ -117,7 +117,7 @@ fn word<T: Caches, L: MmuLock>(
 }
 
 impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
-    /// Notes that vCPUs of a fork have counted so much since they were forked.
+    /// Notes the additions that a fork's vCPUs have counted since they were forked.
     pub(super) fn note_added(&mut self, counted: u64) {
         if let Some(common) = &mut self.common {
             common.by_forks += counted;
@@ -126,7 +126,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
         self.count("added_by_twins", counted);
     }
 
-    /// Checks what is in it, while no vCPU runs.
+    /// Checks the sum, while no vCPU runs.
     pub(super) fn check_common(&self) -> Result<(), WorkloadError> {
         let Some(common) = &self.common else {
             return Ok(());

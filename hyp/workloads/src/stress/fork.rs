@@ -1,8 +1,8 @@
-//! Forks of the VM under stress: what backs each page is then shared, until the guest or the harness writes it.
+//! Forks of the VM under stress that never run. Fork and parent share every page until the guest or the harness writes it.
 //!
-//! The VM is paused for a moment, its fork is kept for a while and never runs. Some of its pages are remembered as they were
-//! in that moment: the fork must hold that as long as it lives, whatever its parent writes; and what the harness writes
-//! into the fork, the parent must never see, which [`check_round`](super::Stress::check_round) finds out.
+//! The VM is paused for a moment, and its fork is kept for a while. Some pages' contents at that moment are recorded: the fork
+//! must hold them as long as it lives, whatever its parent writes. The parent must never see what the harness writes into the
+//! fork, which [`check_round`](super::Stress::check_round) checks.
 
 use super::Stress;
 use super::act::OWN_WORD;
@@ -18,10 +18,10 @@ use memory::{AddressSpace, MmuLock, VmId};
 use stage2::{Ipa, PAGE_SIZE};
 use vm::Vm;
 
-/// How many pages are remembered.
+/// How many pages are recorded.
 const REMEMBERED: usize = 64;
 const WORDS: u64 = PAGE_SIZE / 8;
-/// How many pages are looked at in a pause, and how long it may last.
+/// How many pages are looked at in a pause, and its longest duration.
 const LOOKED_AT: usize = 16;
 const LONGEST_PAUSE_NS: u64 = 20_000;
 
@@ -29,7 +29,7 @@ const LONGEST_PAUSE_NS: u64 = 20_000;
 pub(super) struct Fork<L> {
     vm: Vm<AddressSpace<L>>,
     remembered: Vec<Remembered>,
-    /// Whether anything was written to it.
+    /// Whether it was written to.
     is_written: bool,
 }
 
@@ -40,7 +40,7 @@ struct Remembered {
 }
 
 impl<L: MmuLock> Fork<L> {
-    /// Pauses the VM, forks it, and lets it go on.
+    /// Pauses the VM, forks it, and resumes it.
     pub(super) fn new<M: Machine>(
         guest: &RunningGuest<'_, M, L>,
         vm: VmId,
@@ -86,7 +86,7 @@ impl<L: MmuLock> Fork<L> {
         })
     }
 
-    /// Checks what is remembered.
+    /// Checks the recorded pages.
     pub(super) fn check<M: Machine>(
         &self,
         guest: &RunningGuest<'_, M, L>,
@@ -111,7 +111,7 @@ impl<L: MmuLock> Fork<L> {
         Ok(())
     }
 
-    /// Writes a word into one of the pages that are remembered: anywhere, as the guest would, or where the harness does.
+    /// Writes a word into a recorded page: anywhere, as the guest would, or at the harness's own offset.
     pub(super) fn write<M: Machine>(
         &mut self,
         guest: &RunningGuest<'_, M, L>,
@@ -143,7 +143,7 @@ impl<L: MmuLock> Fork<L> {
 }
 
 impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
-    /// Forks the VM, if there is room for what both may write; or checks the fork, and writes to it or ends it.
+    /// Forks the VM, if there is room for the writes of both; or checks the fork, and writes to it or ends it.
     pub(super) fn fork(&mut self) -> Result<(), WorkloadError> {
         let Some(fork) = &mut self.fork else {
             return self.begin_fork();
@@ -176,7 +176,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
         Ok(())
     }
 
-    /// Ends the fork, if there is one: it is still what it was.
+    /// Ends the fork, if there is one, after checking its recorded pages.
     pub(super) fn end_fork(&mut self) -> Result<(), WorkloadError> {
         let Some(fork) = self.fork.take() else {
             return Ok(());
@@ -186,7 +186,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
         checked
     }
 
-    /// Pauses the VM for a moment, in which the test memory doesn't change.
+    /// Pauses the VM for a moment, and checks that the test memory doesn't change.
     pub(super) fn pause(&mut self) -> Result<(), WorkloadError> {
         let pages = self.written.len() as u64;
         let looked_at: Vec<u64> = (0..LOOKED_AT).map(|_| self.random.u64(..pages)).collect();

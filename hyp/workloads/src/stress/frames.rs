@@ -1,7 +1,7 @@
-//! What the hypervisor does with frames by itself, while the guest uses them: equal pages get one frame, cold ones are put
-//! away, and what has come apart is gathered into blocks.
+//! The hypervisor's own work on frames while the guest uses them: merges equal pages, compresses cold ones, and compacts
+//! fragmented regions into blocks.
 //!
-//! All of it is done by CPU 0 here, in steps, at random. Nobody may see anything of it, but for the time that it takes.
+//! CPU 0 does all of it in steps, at random. A guest must notice nothing but the time it takes.
 
 use super::Stress;
 use super::target::Target;
@@ -11,15 +11,15 @@ use control::RunError;
 use control::guest::{RunningGuest, UNSEEN_SLOT};
 use memory::{MergeError, MergePolicy, MmuLock, PageMerging, Watermarks};
 
-/// Steps of merging, and of reclaim, that are made at once, at most.
+/// The most steps of merging, or of reclaim, in one action.
 const MOST_STEPS: u32 = 16;
-/// More free frames than there are: reclaim begins whenever it is asked.
+/// More free frames than exist: reclaim begins whenever it is called.
 const ALWAYS: Watermarks = Watermarks {
     low: 1 << 40,
     high: 1 << 40,
 };
 
-/// Merging of the test memory and its copies: of which there are many equal pages.
+/// Merging of the test memory and its copies, which have many equal pages.
 pub(super) fn merging<M: Machine, L: MmuLock>(
     guest: &RunningGuest<'_, M, L>,
     targets: &[Target],
@@ -49,7 +49,7 @@ impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
         }
     }
 
-    /// Puts some pages away. vCPUs that need them bring them back.
+    /// Compresses some pages. vCPUs that need them have them decompressed.
     pub(super) fn put_away(&mut self) {
         let own = &self.guest.own.memory;
         own.system().set_watermarks(Some(ALWAYS));
@@ -60,14 +60,14 @@ impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
         own.system().set_watermarks(None);
     }
 
-    /// Makes blocks of what has come apart, as an idle CPU would.
+    /// Compacts fragmented memory into blocks, as an idle CPU would.
     pub(super) fn gather(&mut self) {
         for _ in 0..self.random.u32(1..=MOST_STEPS) {
             self.guest.own.memory.gather();
         }
     }
 
-    /// Counts what merging and reclaim have come to in the end.
+    /// Adds the final counts of merging and reclaim.
     pub(super) fn count_frames(&mut self) {
         let mut counts = alloc::vec::Vec::new();
         let merged = self.merging.statistics();

@@ -1,8 +1,8 @@
-//! Forks of the VM under stress whose vCPUs run: both go on from the same moment, in the middle of whatever they did, on CPUs of
-//! their own.
+//! Forks of the VM under stress that run: parent and fork both continue from the same moment, in the middle of their work, on
+//! CPUs of their own.
 //!
-//! The harness goes on with the parent meanwhile. When the fork's vCPUs are done with their step, and with another one, its
-//! memory must be what their journals say: those that they had in that moment, and have gone on with.
+//! Meanwhile the harness continues with the parent. When the fork's vCPUs have finished their step, and another one, its memory
+//! must match their journals, which they continued from the moment of the fork.
 
 use super::Stress;
 use super::check::TestMemory;
@@ -19,11 +19,11 @@ use control::guest::{GuestPlan, RunningGuest};
 use memory::MmuLock;
 use stage2::PAGE_SIZE;
 
-/// How many steps a fork does beside the one in which it was made.
+/// The steps of a fork, besides the one in which it was made.
 const STEPS: u64 = 1;
 
 impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
-    /// Forks the VM and has both run, if there are CPUs for that, and room for what both may write.
+    /// Forks the VM and runs both, if there are CPUs for that, and room for the writes of both.
     pub(super) fn run_twin(&mut self) -> Result<(), WorkloadError> {
         let (host, guest, plan) = (self.host, self.guest, self.plan);
         let Some(vm) = self.twin_vm else {
@@ -65,7 +65,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
         Ok(())
     }
 
-    /// Does things to the VM while its fork does its steps.
+    /// Acts on the VM while its fork performs its steps.
     fn run_beside(
         &mut self,
         twin: &RunningGuest<'_, M, L>,

@@ -1,9 +1,9 @@
-//! Choices at random that leave nothing out: they are dealt as cards are.
+//! Random choices that leave nothing out: a shuffle, dealt like cards.
 
 use alloc::vec::Vec;
 use fastrand::Rng;
 
-/// Cards that are dealt in random order, each one once before any is dealt again: a short run does everything, too.
+/// Cards that are dealt in random order, each one once before any is dealt again, so that even a short run does everything.
 #[derive(Debug)]
 pub(super) struct Shuffle<C> {
     cards: Vec<C>,
@@ -24,7 +24,7 @@ impl<C: Copy> Shuffle<C> {
         }
     }
 
-    /// The next card. The deck has some.
+    /// The next card. The deck isn't empty.
     pub(super) fn deal(&mut self, random: &mut Rng) -> C {
         let pick = random.usize(self.dealt..self.cards.len());
         self.cards.swap(self.dealt, pick);

@@ -1,6 +1,7 @@
-//! Slots that the guest doesn't know of: they come, move and go while its vCPUs run, and what they hold is what was written.
+//! Slots that the guest doesn't know of: they come, move and go while its vCPUs run, and must keep the contents written to
+//! them.
 //!
-//! Some are memory of the VM's own, some a read-only image. What must be refused is tried, too. Used by CPU 0 only.
+//! Some are the VM's own memory, some a read-only image. Requests that must be refused are tried, too. Used by CPU 0 only.
 
 use super::Stress;
 use super::shuffle::Shuffle;
@@ -16,13 +17,13 @@ use fastrand::Rng;
 use memory::{Access, MmuLock, Object, Owner, SlotConfig, SlotError, SlotId};
 use stage2::{Ipa, Level, PAGE_SIZE};
 
-/// Where they may lie, each within one place: so far from each other that the tables for one are not those for the next.
+/// Places for these slots, one each: so far apart that no two share a table.
 const PLACES: u64 = 16;
 const PLACE_BYTES: u64 = 4 << 20;
 /// The most pages of one.
 const MOST_PAGES: u64 = PLACE_BYTES / PAGE_SIZE / 2;
 const BLOCK_PAGES: u64 = 512;
-/// Names that nothing else has.
+/// Identifiers that no other slot has.
 const FIRST_ID: u32 = 0x8000;
 /// How many there are at once.
 const MOST: usize = 6;
@@ -30,16 +31,16 @@ const MOST: usize = 6;
 // BackgroundWork them there are RAM, the copy of the test memory, and what the VM has in common with its forks.
 const _: () = assert!(MOST + 3 <= OTHER_SLOTS);
 
-/// What is done with them.
+/// A change of these slots.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Change {
-    /// A new one, unless there are enough.
+    /// Adds a slot, unless there are enough.
     Add,
-    /// A new one where one is already.
+    /// Tries to add a slot over another one.
     AddOver,
-    /// One goes to a place where there is none.
+    /// Moves a slot to a free place.
     Move,
-    /// One goes to where another one is already, if there are two.
+    /// Tries to move a slot over another one, if there are two.
     MoveOver,
     Remove,
     Populate,
@@ -47,7 +48,7 @@ pub(super) enum Change {
 }
 
 impl Change {
-    /// As often as each is done.
+    /// How often each is done in a deal.
     pub(super) const COUNTS: &[(Self, usize)] = &[
         (Self::Add, 2),
         (Self::AddOver, 1),
@@ -59,16 +60,16 @@ impl Change {
     ];
 }
 
-/// All of them.
+/// All slots that the guest isn't told of.
 #[derive(Debug)]
 pub(super) struct Slots {
-    /// Where the first place begins.
+    /// The start of the first place.
     start: Ipa,
     slots: Vec<UnseenSlot>,
     changes: Shuffle<Change>,
 }
 
-/// A slot that the guest doesn't know of.
+/// A slot that the guest isn't told of.
 #[derive(Debug)]
 struct UnseenSlot {
     id: SlotId,
@@ -93,7 +94,7 @@ impl Slots {
         self.start.get() + PLACES * PLACE_BYTES <= 1 << ipa_bits
     }
 
-    /// Where the last place ends.
+    /// The end of the last place.
     pub(super) fn end(&self) -> Ipa {
         self.place(PLACES)
     }
@@ -107,7 +108,7 @@ impl Slots {
         self.slots.iter().find(|slot| slot.place == place)
     }
 
-    /// A place where there is none: there are more places than slots.
+    /// A free place: there are more places than slots.
     fn free_place(&self, random: &mut Rng) -> u64 {
         let first = random.u64(..PLACES);
         let places = (0..PLACES).map(|more| (first + more) % PLACES);
@@ -115,7 +116,7 @@ impl Slots {
         free.next().unwrap_or(first)
     }
 
-    /// Does one thing. Returns the name of what was done.
+    /// Makes one change. Returns its name.
     fn act<M: Machine, L: MmuLock>(
         &mut self,
         guest: &RunningGuest<'_, M, L>,
@@ -259,7 +260,7 @@ impl Slots {
         Ok("slots_written")
     }
 
-    /// Checks that a slot holds what was written to it.
+    /// Checks that a slot holds the contents written to it.
     fn check<M: Machine, L: MmuLock>(
         &self,
         guest: &RunningGuest<'_, M, L>,
@@ -285,7 +286,7 @@ impl Slots {
         Ok(())
     }
 
-    /// Checks that there is nothing at a place, neither for the hypervisor nor in the tables.
+    /// Checks that nothing is mapped at a place, neither for the hypervisor nor in the tables.
     fn expect_nothing<M: Machine, L: MmuLock>(
         &self,
         guest: &RunningGuest<'_, M, L>,
@@ -304,7 +305,7 @@ impl Slots {
     }
 }
 
-/// What is to back a slot: an image of these words, or untouched memory.
+/// The object for a slot: an image of these words, or untouched memory.
 fn object<M: Machine, L: MmuLock>(
     guest: &RunningGuest<'_, M, L>,
     words: &[u64],
@@ -331,7 +332,7 @@ fn object<M: Machine, L: MmuLock>(
     Ok(object.map_err(SlotError::from)?)
 }
 
-/// Checks that a change of slots was refused as it must be.
+/// Checks that a change of slots was refused with the expected error.
 fn expect(
     result: Result<(), SlotError>,
     expected: SlotError,
@@ -344,7 +345,7 @@ fn expect(
 }
 
 impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
-    /// Changes one of the slots that the guest doesn't know of.
+    /// Changes one of the slots that the guest isn't told of.
     pub(super) fn change_slots(&mut self) -> Result<(), WorkloadError> {
         let ipa_bits = self.guest.vm.space.stage2().layout().ipa_bits();
         let has_room = self.guest.own.memory.pool().counts().free >= 2 * MOST_PAGES;

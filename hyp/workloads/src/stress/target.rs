@@ -1,4 +1,4 @@
-//! A slot under stress: whether and how it is logged, and what of it is to be copied.
+//! A slot under stress: whether and how it is logged, and its pages that are still to be copied.
 //!
 //! The copy lies in memory that the guest isn't told of, so that it is neither logged nor mapped. Used by CPU 0 only.
 
@@ -20,11 +20,11 @@ pub(super) type Page = [u8; PAGE_SIZE as usize];
 pub(super) struct Target {
     /// The slot.
     pub(super) slot: TestSlot,
-    /// How it is logged, while it is.
+    /// Its log policy, while it is logged.
     pub(super) log: Option<LogPolicy>,
-    /// Pages that are dirty, as far as was harvested, and aren't copied yet.
+    /// Pages that were harvested as dirty and aren't copied yet.
     pub(super) owed: Vec<u64>,
-    /// Where the copy of the test memory begins.
+    /// The start of the copy of the test memory.
     copies: Ipa,
 }
 
@@ -39,7 +39,7 @@ impl Target {
         })
     }
 
-    /// Its migration begins: with all pages dirty, or with none where the log itself says that they are.
+    /// Begins the slot's migration: with all pages dirty, or with none if the log itself reports all.
     pub(super) fn begin(&mut self, policy: LogPolicy) {
         self.owed.fill(0);
         if !policy.initially_set {
@@ -48,25 +48,25 @@ impl Target {
         self.log = Some(policy);
     }
 
-    /// The log has named these pages, whose bitmap begins at this word.
+    /// Adds pages that the log has reported; the bitmap begins at word `first_word`.
     pub(super) fn owe(&mut self, first_word: usize, bitmap: &[u64]) {
         for (owed, taken) in self.owed[first_word..].iter_mut().zip(bitmap) {
             *owed |= taken;
         }
     }
 
-    /// Where a page is.
+    /// The address of a page.
     pub(super) fn page(&self, page: u64) -> Ipa {
         self.slot.range().start.offset(page * PAGE_SIZE)
     }
 
-    /// Where its copy is.
+    /// The address of its copy.
     fn copy_of(&self, page: u64) -> Ipa {
         self.copies
             .offset((self.slot.first_page + page) * PAGE_SIZE)
     }
 
-    /// Copies what is owed in some words of the bitmap. Returns how many pages that was.
+    /// Copies the outstanding pages in some words of the bitmap. Returns how many they were.
     pub(super) fn copy<M: Machine, L: MmuLock>(
         &mut self,
         guest: &RunningGuest<'_, M, L>,
@@ -87,7 +87,7 @@ impl Target {
         Ok(copied)
     }
 
-    /// The first page whose copy isn't what it holds, if any.
+    /// The first page whose copy differs, if any.
     pub(super) fn first_difference<M: Machine, L: MmuLock>(
         &self,
         guest: &RunningGuest<'_, M, L>,

@@ -220,7 +220,7 @@ impl Outcome {
     }
 }
 
-/// Runs the monitor with these options and this guest.
+/// Runs the workloads with these options and this guest.
 pub fn run(options: &str, guest: Guest) -> Outcome {
     run_with(options, guest, Features::armv8_0(44, 48))
 }

@@ -1,5 +1,5 @@
-//! The benchmark from its command line to its record, on a machine of threads: real monitor, real vCPU threads, real stage-2
-//! tables, and guests that are Rust functions.
+//! The benchmark from its command line to its record, on a machine of threads: real control plane, real vCPU threads, real
+//! stage-2 tables, and guests that are Rust functions.
 
 mod guests;
 mod machine;

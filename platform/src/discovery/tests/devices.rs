@@ -1,4 +1,4 @@
-//! Devices that guests may be given.
+//! Devices that can be assigned to guests.
 
 use super::*;
 

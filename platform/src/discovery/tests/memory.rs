@@ -1,4 +1,4 @@
-//! Who gets which memory of a machine that was found.
+//! The memory plan of a discovered machine.
 
 use super::*;
 

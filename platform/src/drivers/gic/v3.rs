@@ -22,7 +22,7 @@ const ICC_SRE_NO_BYPASS: u64 = 0b11 << 1;
 /// ICH_HCR_EL2: no virtual interrupts; EL1's accesses to the CPU interface trap (IHI 0069, 12.4.7: TC, TALL0, TALL1, TDIR).
 const ICH_HCR_TRAPS: u64 = 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14;
 
-/// The targets that one write to ICC_SGI1R_EL1 can list.
+/// The most targets of one write to ICC_SGI1R_EL1.
 const TARGETS: u8 = 16;
 
 pub struct V3 {

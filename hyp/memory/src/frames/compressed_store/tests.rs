@@ -1,4 +1,4 @@
-//! What goes in comes out, in whatever order; what takes no room takes none; all frames come back.
+//! Pages come out as they went in, in any order; equal-word pages take no room; all frames are freed at the end.
 
 use super::*;
 use crate::frames::{Counts, arena};

@@ -1,4 +1,4 @@
-//! Runs of every size come and go; none overlap, none are lost, all are counted.
+//! Runs of every size are allocated and freed: none overlap, none are lost, all are counted.
 
 use super::*;
 use crate::frames::arena;

@@ -1,4 +1,4 @@
-//! Hypercalls: PSCI, and the services that a vCPU may have to wait for.
+//! Hypercalls: PSCI, and services that a vCPU may have to wait for.
 
 use super::*;
 use crate::vm::power::PowerState;

@@ -1,4 +1,4 @@
-//! The world of a scripted vCPU: a CPU, memory and services that do as they are told.
+//! The environment of a scripted vCPU: a fake CPU, fake memory and fake services.
 
 use std::boxed::Box;
 use std::collections::VecDeque;

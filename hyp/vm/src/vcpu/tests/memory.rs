@@ -1,4 +1,4 @@
-//! The run loop over real memory: what a guest may ask of it, and running out of frames.
+//! The run loop over real memory: a guest's calls about its memory, and running out of frames.
 
 use super::*;
 use ::memory::frames::{FramePool, arena};

@@ -1,4 +1,4 @@
-//! Pauses: from outside, for want of memory, and with a fork.
+//! Pauses: from outside, for lack of memory, and with a fork.
 
 use super::*;
 use crate::registers::state::{El1State, FpState, PacKeys};
