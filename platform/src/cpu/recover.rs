@@ -22,7 +22,7 @@ pub const PAR_FAILED: u64 = 1;
 #[inline(always)]
 pub fn translate_read(va: u64) {
     // SAFETY: all that it changes is PAR_EL1, which is the guest's, and access flags in the guest's memory. What the
-    // exception changes of EL2's registers is put back, or tells of the guest's exit and was read.
+    // exception changes of ELR_EL2 and SPSR_EL2 is put back here; ESR_EL2 and FAR_EL2 its caller has read before.
     unsafe {
         asm!(
             "mrs {pc}, elr_el2",

@@ -224,9 +224,15 @@ fn translate_read(va: u64) -> Option<Ipa> {
 /// # Safety
 /// The guest has just exited for such a write, and `server` is an `S` that is lent to the caller exclusively.
 unsafe extern "C" fn serve_write<S: WriteServer>(server: *mut ()) -> u64 {
-    let va = read_register!("far_el2");
+    let (esr, va) = (read_register!("esr_el2"), read_register!("far_el2"));
     // HPFAR_EL2 isn't valid then (Arm ARM D24.2.66).
     let Some(ipa) = translate_read(va) else {
+        // An exception of the walk has left its own syndrome, and the guest's is still to be handled.
+        // SAFETY: EL2 only reads these registers, and they hold what the guest's exit has left there.
+        unsafe {
+            write_register!("esr_el2", esr);
+            write_register!("far_el2", va);
+        }
         return 1 + ExitReason::Synchronous as u64;
     };
     // SAFETY: as the caller promised.

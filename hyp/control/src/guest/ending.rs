@@ -8,7 +8,7 @@ use crate::guest::plan::GuestPlan;
 use crate::machine::Machine;
 use alloc::sync::Arc;
 use core::ops::Range;
-use memory::frames::{Counts, VmCounts};
+use memory::frames::{Counts, MAX_VMS, VmCounts};
 use memory::{AddressSpace, CpuMemory, MmuLock, VmId, Watermarks};
 use records::record::CounterMap;
 use stage2::{Features, PAGE_SIZE};
@@ -51,8 +51,13 @@ impl<'l, M: Machine> Limit<'l, M> {
 
 impl<M: Machine> Drop for Limit<'_, M> {
     fn drop(&mut self) {
-        self.memory.system().set_watermarks(None);
-        self.memory.pool().set_limit(self.vm, None);
+        let pool = self.memory.pool();
+        pool.set_limit(self.vm, None);
+        let mut vms = (0..MAX_VMS).filter_map(VmId::new);
+        // Others that have a limit go on needing reclaim.
+        if vms.all(|vm| pool.limit(vm).is_none()) {
+            self.memory.system().set_watermarks(None);
+        }
     }
 }
 

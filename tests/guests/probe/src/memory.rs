@@ -10,7 +10,7 @@ use guest_runtime::{Tree, call, println, start_vcpu};
 /// Where the guest's RAM begins.
 const RAM: u64 = 0x4000_0000;
 /// Memory that nothing else of the program uses: behind the image, before the device tree.
-const START: u64 = RAM + (8 << 20);
+pub(crate) const START: u64 = RAM + (8 << 20);
 const BYTES: u64 = 4 << 20;
 const PAGE: u64 = 4096;
 const PAGES: u64 = BYTES / PAGE;

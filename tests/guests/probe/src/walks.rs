@@ -1,13 +1,14 @@
 //! An attack on walks of this guest's tables that the hypervisor makes: while the first vCPU calls code in a page that
-//! may not be executed, which makes the hypervisor ask where that page is, the second one puts a device's registers in
-//! the place of the table that says so, and takes them away again. What such a walk reads there the hypervisor must
-//! survive.
+//! may not be executed, or stores to one that stage 2 has read-only, which makes the hypervisor ask where that page is, the
+//! second one puts a device's registers in the place of the table that says so, and takes them away again. What such a walk
+//! reads there the hypervisor must survive, and the store must not become an undefined instruction.
 
 use crate::wrong;
+use abi::{BALLOON, SUCCESS};
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use guest_runtime::{
-    TABLE_ENTRIES, Tree, expect_exception, identity_map, println, read_register, start_vcpu,
+    TABLE_ENTRIES, Tree, call, expect_exception, identity_map, println, read_register, start_vcpu,
 };
 
 /// How long the attack takes.
@@ -17,6 +18,8 @@ const GIB: usize = 400;
 /// The entry of the last table by which the page is mapped. In the device that is the register that the walk reads.
 const ENTRY: usize = 0;
 const PAGE: u64 = 4096;
+/// The page of RAM that is stored to: nothing else of the program is there.
+const STORED: u64 = crate::memory::START;
 /// A table or a page: valid, and not a block.
 const TABLE_OR_PAGE: u64 = 0b11;
 /// A page of normal memory that is accessed, inner shareable, executable at EL1 (Arm ARM D8.3).
@@ -84,6 +87,16 @@ pub fn probe(tree: Tree) {
     if let Err(error) = start_vcpu(1) {
         wrong(format_args!("vCPU 1 can't be started: {error}"));
     }
+    let calls = call_all_the_while();
+    // No table is read while this changes: nobody uses the page.
+    LAST.set(ENTRY, STORED | EXECUTABLE);
+    let stores = store_all_the_while();
+    IS_OVER.store(true, Ordering::Release);
+    println!("{calls} calls, {stores} stores: done");
+}
+
+/// Calls code that can't be executed; how often.
+fn call_all_the_while() -> u64 {
     let end = read_register!("cntvct_el0") + SECONDS * read_register!("cntfrq_el0");
     let (code, mut calls) = (((GIB as u64) << 30) | (ENTRY as u64 * PAGE), 0u64);
     while read_register!("cntvct_el0") < end {
@@ -97,6 +110,35 @@ pub fn probe(tree: Tree) {
             wrong(format_args!("call {calls}: {taken:x?}, PAR_EL1 {par:#x}"));
         }
     }
-    IS_OVER.store(true, Ordering::Release);
-    println!("{calls} calls: done");
+    calls
+}
+
+/// Gives the page up, reads it, which maps zeros, and stores to it by what the TLB has kept; how often that went well. Where the
+/// table is a device meanwhile, the guest's own accesses may abort, but none of them is an undefined instruction.
+fn store_all_the_while() -> u64 {
+    const UNKNOWN: u64 = 0;
+    let end = read_register!("cntvct_el0") + SECONDS * read_register!("cntfrq_el0");
+    let (page, mut stores) = (((GIB as u64) << 30) | (ENTRY as u64 * PAGE), 0u64);
+    while read_register!("cntvct_el0") < end {
+        let [status, ..] = call(BALLOON, [STORED, PAGE, 0]);
+        if status != SUCCESS {
+            wrong(format_args!("the page can't be given up: {status:#x}"));
+        }
+        expect_exception(|| {
+            // SAFETY: the page is nobody's.
+            unsafe { asm!("ldr {}, [{}]", out(reg) _, in(reg) page, options(nostack)) };
+        });
+        let taken = expect_exception(|| {
+            // SAFETY: as above.
+            unsafe { asm!("str {0}, [{0}]", in(reg) page, options(nostack)) };
+        });
+        match taken {
+            None => stores += 1,
+            Some(taken) if taken.esr >> 26 == UNKNOWN => {
+                wrong(format_args!("store {stores}: {taken:x?}"));
+            }
+            Some(_) => {}
+        }
+    }
+    stores
 }
