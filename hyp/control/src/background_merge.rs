@@ -20,9 +20,9 @@ const AT_ONCE: u64 = 128;
 const NS_PER_MS: u64 = 1_000_000;
 
 /// A scan of guests' memory by one CPU. Ends when this is dropped, at the latest.
-pub struct Scanner<M: Machine> {
+pub struct Scanner<'g, M: Machine> {
     scan: Arc<Scan>,
-    beside: BackgroundWork<M>,
+    beside: BackgroundWork<'g, M>,
 }
 
 /// The state that CPU 0 and the scanning CPU share.
@@ -33,13 +33,13 @@ struct Scan {
     spent_ns: AtomicU64,
 }
 
-impl<M: Machine> Scanner<M> {
+impl<'g, M: Machine> Scanner<'g, M> {
     /// Sets a CPU to merge a guest's pages while it runs, if the options say so.
     ///
     /// # Errors
     /// There is no idle CPU, or no heap.
     pub fn beside<L: MmuLock + 'static>(
-        guest: &RunningGuest<'_, M, L>,
+        guest: &'g RunningGuest<'_, M, L>,
         options: &Options,
     ) -> Result<Option<Self>, RunError> {
         let start = || Self::start(&[guest], &options.merge, u64::MAX);
@@ -51,7 +51,7 @@ impl<M: Machine> Scanner<M> {
     /// # Errors
     /// As for [`Self::beside`].
     pub fn start<L: MmuLock + 'static>(
-        guests: &[&RunningGuest<'_, M, L>],
+        guests: &[&'g RunningGuest<'_, M, L>],
         options: &MergeOptions,
         scans: u64,
     ) -> Result<Self, RunError> {

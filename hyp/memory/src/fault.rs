@@ -146,7 +146,8 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 
     /// Serves the commonest fault: the first write to a page since its harvest, for a page of a plain tree, in a slot that is
-    /// logged in a bitmap. Leaves every other fault to [`fault_in_epoch`](Self::fault_in_epoch), which gives the same result.
+    /// logged in a bitmap. Leaves the rest to [`relax_other`](Self::relax_other) and
+    /// [`fault_in_epoch`](Self::fault_in_epoch), which give the same result.
     ///
     /// Doesn't check whether the slot is writable: entries of a read-only slot may not be made writable (rule 3).
     #[inline(always)]

@@ -267,7 +267,7 @@ impl<M: Machine> Run<'_, M> {
 
 impl Outcome {
     /// Ends background merging, if there was any, and takes its statistics.
-    fn end_merging<M: Machine>(&mut self, scanner: Option<Scanner<M>>) {
+    fn end_merging<M: Machine>(&mut self, scanner: Option<Scanner<'_, M>>) {
         if let Some(scanner) = scanner {
             self.merged = scanner.end();
         }

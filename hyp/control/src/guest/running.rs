@@ -16,6 +16,7 @@ use crate::machine::{Machine, OwnCpu};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::Cell;
+use core::marker::PhantomData;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 use memory::{AddressSpace, CpuCounters, MmuLock};
@@ -62,12 +63,14 @@ pub struct RunningGuest<'h, M: Machine, L: MmuLock> {
 
 /// CPUs that work on a VM's memory beside its vCPUs. They are told to stop, and waited for, when this is dropped, at the
 /// latest.
-pub struct BackgroundWork<M: Machine> {
+pub struct BackgroundWork<'g, M: Machine> {
     machine: &'static M,
     cpu_pool: &'static CpuPool<M>,
     /// Which CPUs.
     cpus: Range<usize>,
     stop: Arc<AtomicBool>,
+    /// The guest doesn't end before.
+    guest: PhantomData<&'g ()>,
 }
 
 impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
@@ -132,7 +135,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         &self,
         count: usize,
         work: impl Fn(&Vm<AddressSpace<L>>, &OwnCpu<M>, usize, &AtomicBool) + Send + Sync + 'static,
-    ) -> Option<BackgroundWork<M>>
+    ) -> Option<BackgroundWork<'_, M>>
     where
         L: 'static,
     {
@@ -147,6 +150,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
             cpu_pool: self.host.cpu_pool,
             cpus: cpus.clone(),
             stop: stop.clone(),
+            guest: PhantomData,
         };
         let job = move |own: &mut OwnCpu<M>| work(&vm, own, own.id.0 - first, &stop);
         self.host.cpu_pool.post(self.machine, cpus, Arc::new(job));
@@ -315,14 +319,14 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
     }
 }
 
-impl<M: Machine> BackgroundWork<M> {
+impl<M: Machine> BackgroundWork<'_, M> {
     /// Whether all of these CPUs have finished.
     pub fn are_done(&self) -> bool {
         self.cpu_pool.are_idle(self.cpus.clone())
     }
 }
 
-impl<M: Machine> Drop for BackgroundWork<M> {
+impl<M: Machine> Drop for BackgroundWork<'_, M> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         // Those that wait in the middle of their work see it now.

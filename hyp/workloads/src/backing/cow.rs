@@ -64,7 +64,7 @@ impl<M: Machine> Run<'_, M> {
         fork: &RunningGuest<'_, M, L>,
         bench: &Bench<M>,
         original: &Stage<'_, M, L>,
-        scanner: Option<&Scanner<M>>,
+        scanner: Option<&Scanner<'_, M>>,
         outcome: &mut Outcome,
     ) -> Result<(), WorkloadError> {
         let phase = Phase {

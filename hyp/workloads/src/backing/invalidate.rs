@@ -45,11 +45,11 @@ impl<M: Machine> Run<'_, M> {
     }
 
     /// Starts the workers, if there are any.
-    fn invalidate_beside<L: MmuLock + 'static>(
+    fn invalidate_beside<'s, L: MmuLock + 'static>(
         &self,
-        stage: &Stage<'_, M, L>,
+        stage: &'s Stage<'_, M, L>,
         invalidated: &Arc<Tally>,
-    ) -> Result<Option<BackgroundWork<M>>, WorkloadError> {
+    ) -> Result<Option<BackgroundWork<'s, M>>, WorkloadError> {
         let workers = self.case.workers as usize;
         if workers == 0 {
             return Ok(None);

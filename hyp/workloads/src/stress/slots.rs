@@ -28,7 +28,7 @@ const FIRST_ID: u32 = 0x8000;
 /// How many there are at once.
 const MOST: usize = 6;
 
-// BackgroundWork them there are RAM, the copy of the test memory, and what the VM has in common with its forks.
+// Beside them there are RAM, the copy of the test memory, and what the VM has in common with its forks.
 const _: () = assert!(MOST + 3 <= OTHER_SLOTS);
 
 /// A change of these slots.
