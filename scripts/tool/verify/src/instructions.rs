@@ -78,12 +78,12 @@ const LIMITS: [Limit; 17] = [
     Limit {
         operation: "fault_zeros",
         unit: "a whole write fault where the frame of zeros is mapped",
-        most: 2120,
+        most: 2160,
     },
     Limit {
         operation: "fault_copy",
         unit: "a whole write fault on a shared page, its copy included",
-        most: 3400,
+        most: 3430,
     },
     Limit {
         operation: "fault_last",
@@ -108,7 +108,7 @@ const LIMITS: [Limit; 17] = [
     Limit {
         operation: "scan_shared",
         unit: "a page that a scan looks at, merged before",
-        most: 400,
+        most: 430,
     },
 ];
 
