@@ -1,7 +1,7 @@
 //! Boots the hypervisor: early tables, console, discovery of the machine from the device tree, EL2's own address space, heap
 //! and interrupt controller. Runs on the boot CPU alone.
 //!
-//! A CPU that can't even report an error is parked with a [`ParkCode`](crate::power::park::ParkCode) in x19.
+//! A CPU that can't even report an error is parked with a [`ParkCode`] in x19.
 
 mod address_space;
 mod context;
