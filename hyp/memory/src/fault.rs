@@ -3,6 +3,7 @@
 //! Runs on the CPUs of all vCPUs at once. In [`Parallel`](crate::Parallel) mode it takes no lock, writes no cache line that a
 //! fault on other pages writes, and allocates only from this CPU's own cache of frames.
 
+mod forbidden_write;
 mod guest_bytes;
 pub(crate) mod prefault;
 
@@ -99,118 +100,11 @@ impl<L: MmuLock> AddressSpace<L> {
             && fault.kind == FaultKind::Permission
             && let Some(outcome) = self
                 .relax_logged(cpu, fault.vcpu, fault.ipa, fault.va, &guard)
-                .or_else(|| self.relax_other(cpu, fault, &guard))
+                .or_else(|| self.relax_any(cpu, fault, &guard))
         {
             return outcome;
         }
         self.fault_of_any_kind(cpu, fault, guard)
-    }
-
-    /// As [`Self::fault`], for the commonest fault: a write of vCPU `vcpu` to `va`, translated to `ipa`, that stage 2 forbids.
-    /// Then does any [upkeep](CpuMemory::upkeep) that is due once frames were taken.
-    #[inline(always)]
-    pub fn write<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        vcpu: usize,
-        va: u64,
-        ipa: Ipa,
-    ) -> FaultOutcome {
-        debug_assert!(ptr::eq(self.system(), cpu.system()));
-        let guard = cpu.pin();
-        match self.relax_logged(cpu, vcpu, ipa, Some(va), &guard) {
-            Some(outcome) => outcome,
-            None => self.write_slowly(cpu, vcpu, va, ipa, guard),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn write_slowly<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        vcpu: usize,
-        va: u64,
-        ipa: Ipa,
-        guard: Guard,
-    ) -> FaultOutcome {
-        let fault = forbidden_write(vcpu, ipa, Some(va));
-        if let Some(outcome) = self.relax_other(cpu, &fault, &guard) {
-            return outcome;
-        }
-        let outcome = self.fault_of_any_kind(cpu, &fault, guard);
-        if cpu.needs_upkeep() {
-            cpu.upkeep();
-        }
-        outcome
-    }
-
-    /// Serves the commonest fault: the first write to a page since its harvest, for a page of a plain tree, in a slot that is
-    /// logged in a bitmap. Leaves the rest to [`relax_other`](Self::relax_other) and
-    /// [`fault_in_epoch`](Self::fault_in_epoch), which give the same result.
-    ///
-    /// Doesn't check whether the slot is writable: entries of a read-only slot may not be made writable (rule 3).
-    #[inline(always)]
-    fn relax_logged<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        vcpu: usize,
-        ipa: Ipa,
-        va: Option<u64>,
-        guard: &Guard,
-    ) -> Option<FaultOutcome> {
-        let published = self.space().published_slots(guard)?;
-        let slot = published.find_at(ipa, cpu.last_slot())?;
-        let log = slot.log(guard)?;
-        if log.by_ring() {
-            return None;
-        }
-        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
-        let worker = cpu.worker(&tables, &epoch);
-        let lock = self.lock().shared();
-        if !self.stage2().relax_page(&worker, ipa, va) {
-            return None;
-        }
-        drop(lock);
-        full_barrier();
-        // The entry came first, the bit is second (rule 9), and logging that was switched on in between is seen here or sees
-        // the entry (rule 8).
-        if !same_log(slot.log(guard), Some(log)) {
-            return Some(self.mark_elsewhere(slot, &forbidden_write(vcpu, ipa, va), guard));
-        }
-        log.mark_page(slot.page_of(ipa));
-        Some(FaultOutcome::Resolved)
-    }
-
-    /// The same for blocks, other trees, and slots that are logged in rings.
-    #[inline(never)]
-    fn relax_other<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        fault: &Fault,
-        guard: &Guard,
-    ) -> Option<FaultOutcome> {
-        let published = self.space().published_slots(guard)?;
-        let slot = published.find_at(fault.ipa, cpu.last_slot())?;
-        let log = slot.log(guard)?;
-        if slot.read_only() {
-            return None;
-        }
-        if log.by_ring() && self.ring_is_full(fault.vcpu) {
-            return Some(FaultOutcome::RingFull);
-        }
-        let level = self.relax(cpu, fault, Some(log), guard)?;
-        Some(self.mark_after_write(slot, fault, level, guard))
-    }
-
-    /// Marks a page that has just become writable in the log that is the slot's by now, if there is one.
-    #[cold]
-    #[inline(never)]
-    fn mark_elsewhere(&self, slot: &Slot, fault: &Fault, guard: &Guard) -> FaultOutcome {
-        match slot.log(guard) {
-            Some(log) => self.mark(slot, log, fault, Level::L3),
-            None => FaultOutcome::Resolved,
-        }
     }
 
     /// Serves any fault, entering and leaving the epoch.
@@ -262,18 +156,10 @@ impl<L: MmuLock> AddressSpace<L> {
             return FaultOutcome::NoSlot;
         };
         let log = slot.log(guard);
-        if fault.access == Access::Write {
-            if slot.read_only() {
-                return FaultOutcome::NotPermitted;
-            }
-            if log.is_some_and(DirtyLog::by_ring) && self.ring_is_full(fault.vcpu) {
-                return FaultOutcome::RingFull;
-            }
-            if fault.kind == FaultKind::Permission
-                && let Some(level) = self.relax(cpu, fault, log, guard)
-            {
-                return self.mark_after_write(slot, fault, level, guard);
-            }
+        if fault.access == Access::Write
+            && let Some(refusal) = self.refusal(slot, log, fault.vcpu)
+        {
+            return refusal;
         }
         self.resolve_in_turns(cpu, fault, guard, (published, slot, log))
     }
@@ -294,25 +180,6 @@ impl<L: MmuLock> AddressSpace<L> {
         }
         // What backs the page changes all the time.
         FaultOutcome::Retry
-    }
-
-    /// Makes a logged page writable, if a single exchange is enough.
-    #[inline(always)]
-    fn relax<T: Tlb + Caches>(
-        &self,
-        cpu: &CpuMemory<T>,
-        fault: &Fault,
-        log: Option<&DirtyLog>,
-        guard: &Guard,
-    ) -> Option<Level> {
-        let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
-        let worker = cpu.worker(&tables, &epoch);
-        let _lock = self.lock().shared();
-        let largest_written = log.map_or(Level::L0, DirtyLog::largest_written);
-        let relaxed = self
-            .stage2()
-            .relax(&worker, fault.ipa, fault.va, largest_written)?;
-        Some(relaxed)
     }
 
     /// Serves any fault, given its grounds: the slots, the one that covers it, its log. Looks up the backing first (rule 8:
@@ -580,17 +447,6 @@ impl<L: MmuLock> AddressSpace<L> {
                 FaultOutcome::Resolved
             }
         }
-    }
-}
-
-/// The fault of a write that stage 2 forbids.
-fn forbidden_write(vcpu: usize, ipa: Ipa, va: Option<u64>) -> Fault {
-    Fault {
-        vcpu,
-        ipa,
-        va,
-        access: Access::Write,
-        kind: FaultKind::Permission,
     }
 }
 
