@@ -131,6 +131,21 @@ impl Entry {
         Ok(Observed { word, ..from })
     }
 
+    /// As [`Self::exchange`], by the compiler's compare-and-exchange: one instruction in a function that may use FEAT_LSE, and
+    /// a call in any other. Returns whether it did.
+    #[cfg(target_arch = "aarch64")]
+    #[inline(always)]
+    pub(crate) fn exchange_by_instruction(&self, from: Observed, to: Descriptor) -> bool {
+        debug_assert!(
+            Transition::of(from.descriptor(), to, true, Bbm::Level0) == Transition::InPlace,
+            "{from:?} to {to:?} needs a break"
+        );
+        self.exchange_by(from, from.word, to.encode(from.format), |word, old, new| {
+            word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok()
+        })
+    }
+
     /// Makes a lowest table's entry writable, if it maps a page that a single exchange makes writable; returns whether it did.
     /// Acquire and release as [`Self::observe`] and [`Self::exchange`], which it combines.
     #[inline(always)]
@@ -153,11 +168,22 @@ impl Entry {
     /// Exchanges `word` at the place that `at` was observed at.
     #[inline]
     fn compare_exchange(&self, at: Observed, word: u64, new: u64) -> Result<(), Lost> {
-        let succeeded = watched(self, at.level, || {
+        let succeeded = self.exchange_by(at, word, new, exchange);
+        if succeeded { Ok(()) } else { Err(Lost) }
+    }
+
+    #[inline(always)]
+    fn exchange_by(
+        &self,
+        at: Observed,
+        word: u64,
+        new: u64,
+        exchange: impl FnOnce(&AtomicU64, u64, u64) -> bool,
+    ) -> bool {
+        watched(self, at.level, || {
             let exchanged = exchange(&self.0, word, new);
             (exchanged, exchanged.then_some((word, new)))
-        });
-        if succeeded { Ok(()) } else { Err(Lost) }
+        })
     }
 
     /// Locks the entry for a break, from the observed value (rule 2), to remove its mapping: the mapping belongs to the caller

@@ -449,10 +449,12 @@ fn exchange_pages(
         // SAFETY: the CPUs have FEAT_LSE (`Atomics::everywhere`).
         return unsafe { exchange_pages_by_atomics(pages, layout.format(), plain) };
     }
-    exchange_each_page(pages, layout.format(), plain)
+    exchange_each_page(pages, layout.format(), |entry, observed| {
+        plain(observed).is_some_and(|new| entry.exchange(observed, Descriptor::Leaf(new)).is_ok())
+    })
 }
 
-/// [`exchange_pages`] where an exchange is one instruction, not the call that finds out how to make it.
+/// [`exchange_pages`] where an exchange is one instruction: fewer than a loop of exclusives.
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "lse")]
 fn exchange_pages_by_atomics(
@@ -460,19 +462,19 @@ fn exchange_pages_by_atomics(
     format: Format,
     plain: &impl Fn(Observed) -> Option<Leaf>,
 ) -> usize {
-    exchange_each_page(pages, format, plain)
+    exchange_each_page(pages, format, |entry, observed| {
+        plain(observed)
+            .is_some_and(|new| entry.exchange_by_instruction(observed, Descriptor::Leaf(new)))
+    })
 }
 
 #[inline(always)]
 fn exchange_each_page(
     pages: &[Entry],
     format: Format,
-    plain: &impl Fn(Observed) -> Option<Leaf>,
+    change: impl Fn(&Entry, Observed) -> bool,
 ) -> usize {
-    let change = |entry: &Entry| {
-        let observed = entry.observe(Level::L3, format);
-        plain(observed).is_some_and(|new| entry.exchange(observed, Descriptor::Leaf(new)).is_ok())
-    };
+    let change = |entry: &Entry| change(entry, entry.observe(Level::L3, format));
     let mut done = 0;
     // Several in a row, as the loop's own instructions count.
     let turns = pages.chunks_exact(UNROLLED);
