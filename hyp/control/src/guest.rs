@@ -1,6 +1,7 @@
 //! One guest's life cycle: its plan ([`GuestPlan`]), its start on the machine ([`Host`]), and the handle to it while it runs
 //! ([`RunningGuest`]).
 
+pub mod common_calls;
 pub mod console;
 pub mod counters;
 mod device_tree;

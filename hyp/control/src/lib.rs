@@ -16,10 +16,12 @@ pub mod options;
 mod program;
 mod quote;
 pub mod report;
+mod request;
 mod run;
 
 pub use cpu_pool::{BOOT_CPU, CpuPool, HOUSEKEEPING_NS, Job};
 pub use error::RunError;
 pub use guest::{FinalState, GuestPlan, Host, RunningGuest};
 pub use machine::{Device, DeviceError, Facts, Machine, OwnCpu, Registers};
-pub use run::{Error, Module, Request, run, run_program};
+pub use request::Request;
+pub use run::{Error, Module, run, run_program};

@@ -3,16 +3,15 @@
 use crate::background_merge::Scanner;
 use crate::cpu_pool::BOOT_CPU;
 use crate::error::RunError;
+use crate::guest::common_calls;
 use crate::guest::console::GuestConsole;
 use crate::guest::{GuestPlan, Host, RunningGuest};
 use crate::machine::{Device, Machine};
 use crate::options::Options;
 use crate::report;
-use abi::{CONSOLE_PUT, REPORT, SUCCESS};
+use crate::request::Request;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
-use memory::{BackingPolicy, MmuLock, VmId};
-use records::image::GuestImage;
+use memory::{MmuLock, VmId};
 use records::record::CounterMap;
 use vm::{Service, ServiceReply, StopReason, VcpuId};
 
@@ -24,19 +23,8 @@ pub(crate) struct ProgramService<M: Machine> {
 
 impl<M: Machine> Service for ProgramService<M> {
     fn call(&self, vcpu: VcpuId, function: u32, args: [u64; 6]) -> ServiceReply {
-        match function {
-            CONSOLE_PUT => {
-                self.console
-                    .put(args[0] as u8, |line| self.machine.write_line(line));
-                ServiceReply::Return([SUCCESS, 0, 0, 0])
-            }
-            REPORT => ServiceReply::Stop(StopReason::Reported {
-                vcpu,
-                code: args[0],
-                details: [args[1], args[2]],
-            }),
-            _ => ServiceReply::NotSupported,
-        }
+        common_calls::answer(self.machine, &self.console, vcpu, function, args)
+            .unwrap_or(ServiceReply::NotSupported)
     }
 
     /// A program's memory isn't logged.
@@ -58,35 +46,18 @@ impl<M: Machine> Service for ProgramService<M> {
 /// It couldn't be started, or it ended with a failure.
 pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     host: &Host<'_, M>,
-    options: &Options,
+    request: &Request<'_>,
     vm: VmId,
-    image: GuestImage<'_>,
-    bootargs: &str,
 ) -> Result<(), RunError> {
+    let options = &request.options;
     let device = match &options.device {
         None => None,
         Some(path) => Some(device(host, path)?),
     };
     let plan = GuestPlan {
-        vm,
-        image,
-        kernel: None,
-        bootargs,
-        vcpus: options.vcpus,
-        ram: options.program_bytes().unwrap_or(0),
         ram_backing: options.backing,
-        test: Vec::new(),
-        test_backing: options.backing,
-        lazy: false,
-        limit: None,
-        policy: BackingPolicy::default(),
         device,
-        unseen: 0,
-        hardware_dirty: false,
-        ring_entries: None,
-        exit_times: false,
-        ipa_bits: options.ipa_bits,
-        timeout: options.timeout,
+        ..GuestPlan::of(request, vm, options.program_bytes().unwrap_or(0))
     };
     let machine = host.machine;
     let service = Arc::new(ProgramService {

@@ -5,6 +5,7 @@ use crate::guest::Host;
 use crate::machine::Machine;
 use crate::options::{EarlyOptions, OptionError, Options};
 use crate::program;
+use crate::request::Request;
 use core::fmt;
 use memory::frames::MAX_VMS;
 use memory::{Mutexed, Parallel, RwLocked, VmId};
@@ -56,17 +57,6 @@ impl fmt::Display for Error<'_> {
 }
 
 impl core::error::Error for Error<'_> {}
-
-/// A request to run a guest.
-#[derive(Debug)]
-pub struct Request<'m> {
-    /// The options.
-    pub options: Options,
-    /// The guest's image.
-    pub image: GuestImage<'m>,
-    /// The guest's command line.
-    pub bootargs: &'m str,
-}
 
 impl<'m> Request<'m> {
     /// The request in `bootargs`, with the guest in `module`. `None` if the word `help` is among them, which is answered at
@@ -136,12 +126,7 @@ pub fn run<'t, M: Machine>(
 /// # Errors
 /// It couldn't be started, or it ended with a failure.
 pub fn run_program<M: Machine>(host: &Host<'_, M>, request: &Request<'_>) -> Result<(), RunError> {
-    let Request {
-        options,
-        image,
-        bootargs,
-    } = request;
-    for (number, mode) in options.modes.iter().enumerate() {
+    for (number, mode) in request.options.modes.iter().enumerate() {
         let Some(vm) = VmId::new(number % MAX_VMS) else {
             continue;
         };
@@ -150,7 +135,7 @@ pub fn run_program<M: Machine>(host: &Host<'_, M>, request: &Request<'_>) -> Res
             Mode::RwLock => program::run::<M, RwLocked>,
             Mode::Parallel => program::run::<M, Parallel>,
         };
-        run(host, options, vm, *image, bootargs)?;
+        run(host, request, vm)?;
     }
     Ok(())
 }

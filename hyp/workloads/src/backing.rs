@@ -21,6 +21,7 @@ use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use control::Machine;
+use control::Request;
 use control::RunningGuest;
 use control::background_merge::Scanner;
 use control::guest::{FinalState, GuestPlan, Host};
@@ -28,9 +29,8 @@ use control::options::{Options, TEST_MEMORY};
 use core::ops::Range;
 use memory::frames::MAX_VMS;
 use memory::{MmuLock, Object, SlotError, VmId};
-use records::image::GuestImage;
 use records::record::{CounterMap, PARVISOR, Progress, Record};
-use records::words::{Backing, Mode, Workload};
+use records::words::{Mode, Workload};
 use stage::Stage;
 use stage2::{Ipa, IpaRange, PAGE_SIZE};
 
@@ -59,22 +59,20 @@ fn cases(options: &Options, mode: Mode) -> Vec<Case> {
 /// One couldn't be run to its end, or its result is wrong.
 pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     host: &Host<'_, M>,
-    options: &Options,
+    request: &Request<'_>,
     mode: Mode,
-    image: GuestImage<'_>,
-    bootargs: &str,
 ) -> Result<(), WorkloadError> {
+    let options = &request.options;
     let vms = options.vms();
     for (number, case) in cases(options, mode).into_iter().enumerate() {
         let vms = (0..vms).map(|vm| VmId::new((number * vms + vm) % MAX_VMS));
         let run = Run {
             host,
+            request,
             options,
             case,
             vms: vms.flatten().collect(),
-            image,
-            kernel: kernel(host, options, image)?,
-            bootargs,
+            kernel: kernel(host, request)?,
         };
         run.make::<L>()?;
     }
@@ -84,10 +82,10 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
 /// One copy of the image for all VMs of a run, if there are several and the image begins at a page.
 fn kernel<M: Machine>(
     host: &Host<'_, M>,
-    options: &Options,
-    image: GuestImage<'_>,
+    request: &Request<'_>,
 ) -> Result<Option<Arc<Object>>, WorkloadError> {
-    if options.vms() == 1 || !image.offset.is_multiple_of(PAGE_SIZE) {
+    let image = request.image;
+    if request.options.vms() == 1 || !image.offset.is_multiple_of(PAGE_SIZE) {
         return Ok(None);
     }
     let kernel = Object::image(&host.own.memory, image.bytes);
@@ -97,14 +95,13 @@ fn kernel<M: Machine>(
 /// One run.
 struct Run<'r, M: Machine> {
     host: &'r Host<'r, M>,
+    request: &'r Request<'r>,
     options: &'r Options,
     case: Case,
     /// The numbers of its VMs.
     vms: Vec<VmId>,
-    image: GuestImage<'r>,
     /// The image, if several VMs start from it.
     kernel: Option<Arc<Object>>,
-    bootargs: &'r str,
 }
 
 /// The outcome of a run.
@@ -157,26 +154,14 @@ impl<M: Machine> Run<'_, M> {
     fn plan(&self, vm: VmId) -> GuestPlan<'_> {
         let options = self.options;
         let journal = journal_bytes(options.bytes.0 / PAGE_SIZE);
+        let ram = guest_ram(options, self.request.image, journal);
         let plan = GuestPlan {
-            vm,
-            image: self.image,
             kernel: self.kernel.clone(),
-            bootargs: self.bootargs,
-            vcpus: options.vcpus,
-            ram: guest_ram(options, self.image, journal),
-            ram_backing: Backing::Block2M,
             test: test_memory::slots(options),
-            test_backing: options.backing,
             lazy: true,
-            limit: None,
             policy: self.case.policy(),
-            device: None,
-            unseen: 0,
-            hardware_dirty: false,
-            ring_entries: None,
             exit_times: options.exit_times || options.workload == Workload::Reclaim,
-            ipa_bits: options.ipa_bits,
-            timeout: options.timeout,
+            ..GuestPlan::of(self.request, vm, ram)
         };
         plan.limited_to(self.case.overcommit)
     }

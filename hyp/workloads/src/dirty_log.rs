@@ -26,16 +26,16 @@ use alloc::vec;
 use alloc::vec::Vec;
 use check::check_count;
 use control::Machine;
+use control::Request;
 use control::RunError;
 use control::background_merge::Scanner;
 use control::guest::TestSlot;
 use control::guest::{FinalState, GuestPlan, Host, RunningGuest};
 use control::options::Options;
 use harvest::{NO_PAGES, TAKEN_AT_ONCE};
-use memory::{BackingPolicy, DirtyPages, LogPolicy, MmuLock, SplitAhead, VmId};
-use records::image::GuestImage;
+use memory::{DirtyPages, LogPolicy, MmuLock, SplitAhead, VmId};
 use records::record::{CounterMap, PARVISOR, Phase, PhaseName, Record};
-use records::words::{Backing, Enable, Harvest, Tracking};
+use records::words::{Enable, Harvest, Tracking};
 use stage2::PAGE_SIZE;
 
 /// Runs the benchmark once, and prints its results.
@@ -44,14 +44,12 @@ use stage2::PAGE_SIZE;
 /// It couldn't be run to its end, or its result is wrong.
 pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     host: &Host<'_, M>,
-    options: &Options,
+    request: &Request<'_>,
     choice: Choice,
     vm: VmId,
-    image: GuestImage<'_>,
-    bootargs: &str,
 ) -> Result<(), WorkloadError> {
-    let machine = host.machine;
-    let plan = plan(options, choice, vm, image, bootargs);
+    let (machine, options) = (host.machine, &request.options);
+    let plan = plan(request, choice, vm);
     let bench = Arc::new(Bench::new(machine, options, plan.ram));
     report::heading(machine, options, choice);
     let mut results = Results::default();
@@ -90,34 +88,16 @@ fn measure<M: Machine, L: MmuLock + 'static>(
     outcome
 }
 
-fn plan<'p>(
-    options: &Options,
-    choice: Choice,
-    vm: VmId,
-    image: GuestImage<'p>,
-    bootargs: &'p str,
-) -> GuestPlan<'p> {
+fn plan<'p>(request: &Request<'p>, choice: Choice, vm: VmId) -> GuestPlan<'p> {
+    let options = &request.options;
     let journal = journal_bytes(options.bytes.0 / PAGE_SIZE);
     let plan = GuestPlan {
-        vm,
-        image,
-        kernel: None,
-        bootargs,
-        vcpus: options.vcpus,
-        ram: guest_ram(options, image, journal),
-        ram_backing: Backing::Block2M,
         test: test_memory::slots(options),
-        test_backing: options.backing,
         lazy: options.is_overcommitted(),
-        limit: None,
-        policy: BackingPolicy::default(),
-        device: None,
-        unseen: 0,
         hardware_dirty: choice.tracking == Tracking::Hardware,
         ring_entries: (options.harvest == Harvest::Ring).then_some(options.ring_entries),
         exit_times: options.exit_times,
-        ipa_bits: options.ipa_bits,
-        timeout: options.timeout,
+        ..GuestPlan::of(request, vm, guest_ram(options, request.image, journal))
     };
     plan.limited_to(options.overcommits[0])
 }

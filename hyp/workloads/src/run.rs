@@ -95,16 +95,10 @@ fn run_one<M: Machine, L: MmuLock + 'static>(
     choice: Choice,
     vm: VmId,
 ) -> Result<(), WorkloadError> {
-    let Request {
-        options,
-        image,
-        bootargs,
-    } = request;
-    let image = *image;
-    match options.guest {
-        GuestKind::DirtyLog => dirty_log::run::<M, L>(host, options, choice, vm, image, bootargs),
-        GuestKind::Stress => stress::run::<M, L>(host, options, choice, vm, image, bootargs),
-        GuestKind::Backing => backing::run::<M, L>(host, options, choice.mode, image, bootargs),
+    match request.options.guest {
+        GuestKind::DirtyLog => dirty_log::run::<M, L>(host, request, choice, vm),
+        GuestKind::Stress => stress::run::<M, L>(host, request, choice, vm),
+        GuestKind::Backing => backing::run::<M, L>(host, request, choice.mode),
         // One run in each mode: it has no policy.
         GuestKind::Program => Ok(()),
     }

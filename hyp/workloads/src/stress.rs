@@ -33,14 +33,14 @@ use alloc::vec;
 use alloc::vec::Vec;
 use common::Common;
 use control::Machine;
+use control::Request;
 use control::RunError;
 use control::guest::{GuestPlan, Host, RunningGuest};
 use control::options::Options;
 use fastrand::Rng;
 use fork::Fork;
 use memory::frames::MAX_VMS;
-use memory::{BackingPolicy, DirtyPages, MmuLock, PageMerging, SlotId, VmId};
-use records::image::GuestImage;
+use memory::{DirtyPages, MmuLock, PageMerging, SlotId, VmId};
 use records::record::{CounterMap, PARVISOR, Progress, Record};
 use records::words::Backing;
 use shuffle::Shuffle;
@@ -67,14 +67,12 @@ const TELL_NS: u64 = 5 * NS_PER_SECOND;
 /// It couldn't be run to its end, or something was lost.
 pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     host: &Host<'_, M>,
-    options: &Options,
+    request: &Request<'_>,
     choice: Choice,
     vm: VmId,
-    image: GuestImage<'_>,
-    bootargs: &str,
 ) -> Result<(), WorkloadError> {
-    let machine = host.machine;
-    let plan = plan(options, vm, image, bootargs);
+    let (machine, options) = (host.machine, &request.options);
+    let plan = plan(request, vm);
     let bench = Arc::new(Bench::new(machine, options, plan.ram));
     report::stress_heading(machine, options, choice);
     let mut done = CounterMap::new();
@@ -116,33 +114,16 @@ fn stress<M: Machine, L: MmuLock + 'static>(
     outcome
 }
 
-fn plan<'p>(
-    options: &Options,
-    vm: VmId,
-    image: GuestImage<'p>,
-    bootargs: &'p str,
-) -> GuestPlan<'p> {
+fn plan<'p>(request: &Request<'p>, vm: VmId) -> GuestPlan<'p> {
+    let options = &request.options;
     let copies = options.test_bytes().unwrap_or(0);
+    let ram = guest_ram(options, request.image, needed_journal(options));
     GuestPlan {
-        vm,
-        image,
-        kernel: None,
-        bootargs,
-        vcpus: options.vcpus,
-        ram: guest_ram(options, image, needed_journal(options)),
-        ram_backing: Backing::Block2M,
         test: crate::harness::test_memory::slots(options),
-        test_backing: options.backing,
-        lazy: false,
-        limit: None,
-        policy: BackingPolicy::default(),
-        device: None,
         unseen: copies.next_multiple_of(Backing::Block2M.bytes()),
         hardware_dirty: true,
         ring_entries: Some(options.ring_entries),
-        exit_times: false,
-        ipa_bits: options.ipa_bits,
-        timeout: options.timeout,
+        ..GuestPlan::of(request, vm, ram)
     }
 }
 

@@ -52,8 +52,7 @@ impl<'m> Imports<'m> {
         let own = || self.module.split("::").filter(|part| *part != "lib");
         let mut from: Vec<&str> = match path.first().map(String::as_str) {
             Some("crate") => Vec::new(),
-            Some("self") => own().collect(),
-            Some("super") => own().collect(),
+            Some("self" | "super") => own().collect(),
             _ => return,
         };
         for part in path {

@@ -3,6 +3,7 @@
 use crate::error::RunError;
 use crate::machine::Device;
 use crate::options::TEST_MEMORY;
+use crate::request::Request;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use memory::{BackingPolicy, Object, SlotConfig, SlotId, VmId};
@@ -100,7 +101,33 @@ pub struct GuestPlan<'p> {
     pub timeout: u64,
 }
 
-impl GuestPlan<'_> {
+impl<'p> GuestPlan<'p> {
+    /// For the guest of a request, with `ram` bytes of RAM in blocks of 2 MiB and nothing beyond.
+    pub fn of(request: &Request<'p>, vm: VmId, ram: u64) -> Self {
+        let options = &request.options;
+        Self {
+            vm,
+            image: request.image,
+            kernel: None,
+            bootargs: request.bootargs,
+            vcpus: options.vcpus,
+            ram,
+            ram_backing: Backing::Block2M,
+            test: Vec::new(),
+            test_backing: options.backing,
+            lazy: false,
+            limit: None,
+            policy: BackingPolicy::default(),
+            device: None,
+            unseen: 0,
+            hardware_dirty: false,
+            ring_entries: None,
+            exit_times: false,
+            ipa_bits: options.ipa_bits,
+            timeout: options.timeout,
+        }
+    }
+
     /// The same guest, limited so that its memory use is `percent` of the limit; unlimited at 100.
     pub fn limited_to(self, percent: u64) -> Self {
         let test: u64 = self.test.iter().map(|slot| slot.pages * PAGE_SIZE).sum();

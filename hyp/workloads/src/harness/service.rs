@@ -7,13 +7,12 @@ use crate::harness::error::WorkloadError;
 use crate::harness::low_rings::LowRings;
 use crate::harness::steps::{Arrival, Steps};
 use crate::harness::violation::GuestViolation;
-use abi::{
-    BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, CONSOLE_PUT, INCONSISTENT, REPORT, SUCCESS, params,
-};
+use abi::{BENCH_HELLO, BENCH_NEXT, BENCH_PARAMS, INCONSISTENT, SUCCESS, params};
 use control::BOOT_CPU;
 use control::Machine;
 use control::RunError;
 use control::guest::RAM;
+use control::guest::common_calls;
 use control::guest::console::GuestConsole;
 use control::options::{Options, TEST_MEMORY};
 use records::words::GuestKind;
@@ -218,22 +217,13 @@ impl<M: Machine> Bench<M> {
 impl<M: Machine> Service for Bench<M> {
     fn call(&self, vcpu: VcpuId, function: u32, args: [u64; 6]) -> ServiceReply {
         match function {
-            CONSOLE_PUT => {
-                self.console
-                    .put(args[0] as u8, |line| self.machine.write_line(line));
-                ServiceReply::Return([SUCCESS, 0, 0, 0])
-            }
             BENCH_HELLO => self.hello(vcpu, args[0], args[1]),
             BENCH_PARAMS => {
                 ServiceReply::Return([SUCCESS, self.write_percent, self.kind, self.seed])
             }
             BENCH_NEXT => self.next(vcpu, args[0], args[1]),
-            REPORT => ServiceReply::Stop(StopReason::Reported {
-                vcpu,
-                code: args[0],
-                details: [args[1], args[2]],
-            }),
-            _ => ServiceReply::NotSupported,
+            _ => common_calls::answer(self.machine, &self.console, vcpu, function, args)
+                .unwrap_or(ServiceReply::NotSupported),
         }
     }
 

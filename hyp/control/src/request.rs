@@ -1,0 +1,15 @@
+//! What the user wants run.
+
+use crate::options::Options;
+use records::image::GuestImage;
+
+/// A request to run a guest.
+#[derive(Debug)]
+pub struct Request<'m> {
+    /// The options.
+    pub options: Options,
+    /// The guest's image.
+    pub image: GuestImage<'m>,
+    /// The guest's command line.
+    pub bootargs: &'m str,
+}
