@@ -140,25 +140,15 @@ fn files_are_in_no_circle_but_for_a_folders_face_and_its_children() {
                 (module, imports)
             })
             .collect();
-        for circle in circles(&graph) {
-            let is_known = what
-                .circles
-                .iter()
-                .any(|known| circle.iter().all(|file| known.contains(file)));
-            if !is_known {
-                breaches.push(format!("{name}: {}", circle.join(", ")));
-            }
-        }
-        for known in &what.circles {
-            if !circles(&graph).iter().any(|circle| {
-                circle.len() == known.len() && circle.iter().all(|file| known.contains(file))
-            }) {
-                breaches.push(format!(
-                    "{name}: the circle of {} is smaller or gone: say so in house.toml",
-                    known.join(", ")
-                ));
-            }
-        }
+        let found: BTreeSet<Vec<String>> = circles(&graph).into_iter().collect();
+        let known: BTreeSet<Vec<String>> = what.circles.iter().cloned().collect();
+        let unknown = found.difference(&known);
+        breaches.extend(unknown.map(|circle| format!("{name}: a circle of {}", circle.join(", "))));
+        let gone = known.difference(&found);
+        breaches.extend(gone.map(|circle| {
+            let files = circle.join(", ");
+            format!("{name}: no circle of {files} any more: say so in house.toml")
+        }));
     }
     none(breaches);
 }
@@ -205,8 +195,7 @@ fn circles(graph: &BTreeMap<String, Vec<String>>) -> Vec<Vec<String>> {
 #[test]
 fn folders_and_files_are_small() {
     let table = Table::read();
-    let mut breaches = Vec::new();
-    let mut seen = BTreeSet::new();
+    let mut large: BTreeMap<String, String> = BTreeMap::new();
     for what in table.crates.values() {
         let mut folders: BTreeMap<String, usize> = BTreeMap::new();
         let files = sources(&what.folder);
@@ -221,18 +210,23 @@ fn folders_and_files_are_small() {
             *folders.entry(folder.to_owned()).or_default() +=
                 usize::from(!is_face && source.module != "lib");
             if source.lines > MOST_LINES {
-                seen.insert(source.path.clone());
-                if !table.long_files.contains_key(&source.path) {
-                    breaches.push(format!("{} has {} lines", source.path, source.lines));
-                }
+                large.insert(source.path.clone(), format!("{} lines", source.lines));
             }
         }
-        for (folder, files) in folders.iter().filter(|(folder, files)| {
-            **files > MOST_FILES && !table.long_files.contains_key(*folder)
-        }) {
-            breaches.push(format!("{folder} has {files} files"));
-        }
+        let full = folders.into_iter().filter(|(_, files)| *files > MOST_FILES);
+        large.extend(full.map(|(folder, files)| (folder, format!("{files} files"))));
     }
+    let unknown = large
+        .iter()
+        .filter(|(path, _)| !table.long_files.contains_key(*path));
+    let mut breaches: Vec<String> = unknown
+        .map(|(path, size)| format!("{path} has {size}"))
+        .collect();
+    let small = table
+        .long_files
+        .keys()
+        .filter(|path| !large.contains_key(*path));
+    breaches.extend(small.map(|path| format!("{path} is small: take it out of house.toml")));
     none(breaches);
 }
 
