@@ -178,7 +178,7 @@ impl Entry {
         at: Observed,
         word: u64,
         new: u64,
-        exchange: impl FnOnce(&AtomicU64, u64, u64) -> bool,
+        exchange: impl Fn(&AtomicU64, u64, u64) -> bool,
     ) -> bool {
         watched(self, at.level, || {
             let exchanged = exchange(&self.0, word, new);

@@ -221,7 +221,12 @@ fn rule_8_a_page_relaxed_while_another_log_begins_is_in_that_one() {
         stop_logging(space, cpu);
         log(space, cpu);
     };
-    explore(4, harvested, [restart, write_again], what_is_writable_is_marked);
+    explore(
+        4,
+        harvested,
+        [restart, write_again],
+        what_is_writable_is_marked,
+    );
 }
 
 #[test]
