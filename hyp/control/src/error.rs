@@ -114,7 +114,7 @@ impl fmt::Display for RunError {
                 };
                 write!(
                     f,
-                    "vcpus={vcpus}{option} needs {needed} CPUs, one of them for the monitor{merger}, but there are {cpus}"
+                    "vcpus={vcpus}{option} needs {needed} CPUs, one of them for the control plane{merger}, but there are {cpus}"
                 )
             }
             Self::Vm(error) => error.fmt(f),

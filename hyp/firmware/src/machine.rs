@@ -1,4 +1,4 @@
-//! The machine that the monitor works with: the platform behind the monitor's trait.
+//! The machine that the control plane works with: the platform behind its trait.
 
 use alloc::vec::Vec;
 use core::fmt;

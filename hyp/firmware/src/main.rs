@@ -53,7 +53,7 @@ struct Shared {
 fn main(boot: Boot) -> ! {
     let status = match run(boot) {
         Ok(()) => 0,
-        // The monitor has said why.
+        // The control plane has said why.
         Err(Error::Run(status)) => status,
         Err(error) => {
             console::write_line(format_args!("parvisor: error: {error}"));
@@ -170,11 +170,11 @@ enum Error {
     /// There are more CPUs than a VMID could be found for.
     Vmids(TooFewVmids),
     Cpu(CpuStartError),
-    /// An option that is taken before the monitor's, and can't be used.
+    /// An option that is taken before the control plane's, and can't be used.
     Option(OptionError<'static>),
     /// The CPUs' stage 2 has no pages of 4 KiB.
     NoGranule,
-    /// What the monitor has reported already.
+    /// What the control plane has reported already.
     Run(u8),
 }
 

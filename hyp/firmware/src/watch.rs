@@ -1,20 +1,20 @@
-//! The break-before-make monitor on the live tables, in the debug build that has the feature `monitor`; in every other build
+//! The break-before-make checker on the live tables, in the debug build that has the feature `checker`; in every other build
 //! the platform's own world switch and TLB instructions, and nothing else.
 
-#[cfg(feature = "monitor")]
+#[cfg(feature = "checker")]
 mod cpu;
-#[cfg(feature = "monitor")]
+#[cfg(feature = "checker")]
 mod inject;
-#[cfg(feature = "monitor")]
+#[cfg(feature = "checker")]
 mod live;
-#[cfg(not(feature = "monitor"))]
+#[cfg(not(feature = "checker"))]
 mod off;
 
-#[cfg(feature = "monitor")]
+#[cfg(feature = "checker")]
 pub use {
     cpu::GuestCpu, cpu::Hardware, cpu::guest_cpu, cpu::hardware, live::start, live::use_up_vmids,
 };
-#[cfg(not(feature = "monitor"))]
+#[cfg(not(feature = "checker"))]
 pub use {
     off::GuestCpu, off::Hardware, off::guest_cpu, off::hardware, off::start, off::use_up_vmids,
 };

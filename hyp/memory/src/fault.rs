@@ -15,7 +15,7 @@ use crate::dirty::ring::{DirtyPages, DirtyRing, Pushed};
 use crate::frames::GRANULE;
 use crate::frames::tables::{Retirement, Tables};
 use crate::object::{Backing, Look};
-use crate::reclaim::steps::Room;
+use crate::reclaim::steps::Shortage;
 use crate::space::mmu_lock::MmuLock;
 use crate::space::slot::{Slot, SlotArray};
 use crate::space::{AddressSpace, Change, IN_SPACE};
@@ -132,10 +132,10 @@ impl<L: MmuLock> AddressSpace<L> {
         cpu: &CpuMemory<T>,
         fault: &Fault,
     ) -> FaultOutcome {
-        match cpu.make_room() {
-            Room::There => {}
-            Room::Made => return FaultOutcome::Retry,
-            Room::None => return FaultOutcome::OutOfFrames,
+        match cpu.relieve_shortage() {
+            Shortage::Over => {}
+            Shortage::Reduced => return FaultOutcome::Retry,
+            Shortage::Lasts => return FaultOutcome::OutOfFrames,
         }
         match self.fault_in_epoch(cpu, fault, &cpu.pin()) {
             FaultOutcome::OutOfFrames => FaultOutcome::Retry,
@@ -304,11 +304,11 @@ impl<L: MmuLock> AddressSpace<L> {
                 Served::Prepared
             }
             Backing::Vacant => {
-                let populated = object.populate(cpu, page, self.space().how());
+                let populated = object.populate(cpu, page, self.space().change_mode());
                 served(populated, &counters.populated)
             }
             Backing::Compressed(_) => {
-                let brought_back = object.bring_back(cpu, page, self.space().how());
+                let brought_back = object.bring_back(cpu, page, self.space().change_mode());
                 served(brought_back, &counters.brought_back)
             }
             _ => self.unshare(cpu, guard, slot, fault),
@@ -326,8 +326,8 @@ impl<L: MmuLock> AddressSpace<L> {
     ) -> Served {
         let changer = Changer { cpu, guard };
         let (object, page) = (slot.object(), slot.object_page(fault.ipa));
-        let how = self.space().how();
-        match changer.unshare(object, page, how) {
+        let mode = self.space().change_mode();
+        match changer.unshare(object, page, mode) {
             Unshared::Copied => {
                 cpu.fault_counters().unshared.add(1);
                 match self.space().change() {

@@ -311,7 +311,7 @@ fn faults_give_frames_up_without_heap() {
 
 /// What can't be listed isn't noted as listed either: it is found again when it can be.
 #[test]
-fn pages_that_are_found_without_heap_are_put_away_later() {
+fn pages_that_are_found_without_heap_are_compressed_later() {
     const HIGH: u64 = 1 << 40;
     let machine = Machine::new(512);
     let space = machine.space(0);
@@ -332,7 +332,7 @@ fn pages_that_are_found_without_heap_are_put_away_later() {
     for _ in 0..4 {
         machine.cpu.relieve();
     }
-    assert_eq!(system.put_away().pages, PAGES);
+    assert_eq!(system.compressed().pages, PAGES);
     (0..PAGES).for_each(|page| assert_eq!(machine.read(&space, at(page)), 1 + page));
     machine.end([space]);
 }

@@ -372,7 +372,7 @@ impl Scan {
                 }
             }
             Backing::Zero if noted == self.zeros => self.current.zero_pages += 1,
-            // What was put away is cold, and takes less than a frame already.
+            // What was compressed is cold, and takes less than a frame already.
             Backing::Zero | Backing::Vacant | Backing::Compressed(_) | Backing::Device(_) => {}
         }
     }

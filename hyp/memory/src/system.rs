@@ -157,7 +157,7 @@ impl MemorySystem {
     }
 
     /// The current contents of the compressed store.
-    pub fn put_away(&self) -> StoreCounts {
+    pub fn compressed(&self) -> StoreCounts {
         self.store().counts()
     }
 

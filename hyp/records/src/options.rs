@@ -215,7 +215,7 @@ pub const EARLY_OPTIONS: [BootOption; 4] = [
     ),
     words::<Bug>(
         INJECT,
-        "a bug for the break-before-make monitor to find, in its debug build",
+        "a bug for the break-before-make checker to find, in its debug build",
     ),
     option(HELP, ALONE, "lists these options"),
 ];

@@ -1,11 +1,11 @@
-//! CPUs: their TLB instructions and barriers, as the engine issues and the monitor sees them; and who runs on which.
+//! CPUs: their TLB instructions and barriers, as the engine issues and the checker sees them; and who runs on which.
 
 use crate::schedule::{pause, trace};
 use crate::system::Physical;
+use checker::Checker;
 use stage2::{Barrier, Instructions, Tlbi};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
-use watcher::Monitor;
 
 thread_local! {
     /// For threads that no scheduler runs.
@@ -52,7 +52,7 @@ pub struct Registers {
 /// One CPU, for the engine's TLB maintenance.
 #[derive(Clone, Copy, Debug)]
 pub struct Cpu<'m> {
-    pub(crate) monitor: &'m Monitor<Physical>,
+    pub(crate) checker: &'m Checker<Physical>,
     pub(crate) registers: &'m Registers,
     pub(crate) number: usize,
 }
@@ -61,13 +61,13 @@ impl Instructions for Cpu<'_> {
     fn tlbi(&self, operation: Tlbi) {
         pause();
         trace(self.number, || format!("{operation:x?}"));
-        self.monitor.tlbi(self.number, operation.into());
+        self.checker.tlbi(self.number, operation.into());
     }
 
     fn barrier(&self, barrier: Barrier) {
         pause();
         trace(self.number, || format!("{barrier:?}"));
-        self.monitor.barrier(self.number, barrier.into());
+        self.checker.barrier(self.number, barrier.into());
     }
 
     fn vttbr(&self) -> u64 {
@@ -78,7 +78,7 @@ impl Instructions for Cpu<'_> {
         pause();
         trace(self.number, || format!("VTTBR_EL2 {value:#x}"));
         self.registers.vttbr.store(value, Ordering::Relaxed);
-        self.monitor.vttbr(self.number, value);
+        self.checker.vttbr(self.number, value);
     }
 
     fn vtcr(&self) -> u64 {
@@ -89,6 +89,6 @@ impl Instructions for Cpu<'_> {
         pause();
         trace(self.number, || format!("VTCR_EL2 {value:#x}"));
         self.registers.vtcr.store(value, Ordering::Relaxed);
-        self.monitor.vtcr(self.number, value);
+        self.checker.vtcr(self.number, value);
     }
 }

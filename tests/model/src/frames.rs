@@ -4,7 +4,7 @@
 //! A frame's address is made up, high in the physical address space, so that descriptors need all of their address bits. A
 //! slot per address holds the pointer, so no pointer is ever made of an integer; and looking one up takes no lock, as that
 //! would order accesses which only the tables themselves may order (Miri sees it when they don't). Or it is the frame's own
-//! address, as on a machine whose memory is mapped one to one: for a monitor that reads tables by their addresses.
+//! address, as on a machine whose memory is mapped one to one: for a checker that reads tables by their addresses.
 
 use std::alloc::{self, Layout as Allocation};
 use std::collections::HashMap;

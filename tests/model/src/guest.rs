@@ -1,16 +1,16 @@
 //! Guests' accesses and hardware's own updates, at whatever moment the schedule picks.
 //!
-//! An access goes through any translation that the CPU may have: what the tables say, or whatever stale value the monitor
+//! An access goes through any translation that the CPU may have: what the tables say, or whatever stale value the checker
 //! says that its TLB may hold. Access flags and dirty state are set by compare-exchange on the entry, as FEAT_HAFDBS does.
 
 use crate::cpu::current;
 use crate::schedule::{choose, pause, trace};
 use crate::system::{Shared, System};
 use crate::{Served, locked};
+use checker::{Kind, Translation};
 use stage2::{Access, Bbm, Features, Ipa, Pa, Request};
 use std::ptr::with_exposed_provenance;
 use std::sync::atomic::{AtomicU64, Ordering};
-use watcher::{Kind, Translation};
 
 const ACCESSED: u64 = 1 << 10;
 const WRITABLE: u64 = 1 << 7;
@@ -35,7 +35,7 @@ impl System {
             pause();
             let mut ways = self
                 .shared
-                .monitor
+                .checker
                 .translations(self.root(), cpu, ipa.get());
             let faults = !ways.iter().any(|way| way.kind == Kind::Visible);
             let choice = choose(ways.len() + usize::from(faults));
@@ -48,7 +48,7 @@ impl System {
                     trace(cpu, || format!("{access:?} of {ipa} {way:x?}"));
                     if access == Access::Write {
                         let page = ipa.align_down(self.stage2().layout().page_size());
-                        self.shared.monitor.wrote(self.root(), page.get(), cpu);
+                        self.shared.checker.wrote(self.root(), page.get(), cpu);
                     }
                     return Outcome::Done(Pa::new(output));
                 }
@@ -67,7 +67,7 @@ impl System {
         pause();
         let mut ways = self
             .shared
-            .monitor
+            .checker
             .translations(self.root(), cpu, ipa.get());
         ways.retain(|way| !way.accessed);
         if !ways.is_empty() {
@@ -137,9 +137,9 @@ impl Shared {
     /// Hardware sets a bit of an entry, if that is still what it was; either way it looks again.
     fn update(&self, entry: u64, word: u64, bit: u64) -> Taken {
         let place: *const AtomicU64 = with_exposed_provenance(entry as usize);
-        let found = self.monitor.hardware_change(entry, &mut || {
+        let found = self.checker.hardware_change(entry, &mut || {
             // SAFETY: walkers can reach the entry's table, and only now was asked where they can be; nobody else has run
-            // since, and a table that they can reach is a live one: the monitor forgets it when it is freed.
+            // since, and a table that they can reach is a live one: the checker forgets it when it is freed.
             let place = unsafe { &*place };
             place
                 .compare_exchange(word, word | bit, Ordering::AcqRel, Ordering::Relaxed)

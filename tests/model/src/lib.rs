@@ -2,10 +2,10 @@
 //!
 //! [`Machine`] has simple TLBs and is for tests of one operation after the other; `checked` holds what loom runs on.
 //! [`System`] is the machine model: CPUs with real TLB instructions and barriers, TLBs that hold all that the architecture
-//! lets them, hardware that updates entries on its own, and a monitor (the `watcher` crate) that names the rule that is
+//! lets them, hardware that updates entries on its own, and a checker (the `checker` crate) that names the rule that is
 //! broken. It runs under random schedules that replay from a seed ([`explore`]). [`Mmu`] is a simpler one that threads of
 //! the host run on as well, with real memory behind it; [`vms`] has VMs on real memory, step by step, and [`watched`] has
-//! them under the monitor; [`in_place`] is what tests bring beside those. Random operations come from [`strategies`].
+//! them under the checker; [`in_place`] is what tests bring beside those. Random operations come from [`strategies`].
 
 #[cfg(loom)]
 pub mod checked;

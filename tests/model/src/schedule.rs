@@ -17,7 +17,7 @@ use std::sync::{Arc, OnceLock};
 const SEED: &str = "PARVISOR_SEED";
 /// How many schedules to try.
 const SCHEDULES: &str = "PARVISOR_SCHEDULES";
-/// Deep enough for the engine's walks and the monitor's recursion in builds that don't optimise.
+/// Deep enough for the engine's walks and the checker's recursion in builds that don't optimise.
 const STACK: usize = 1 << 18;
 
 /// Whether to print what each CPU does.

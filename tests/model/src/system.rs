@@ -1,7 +1,7 @@
-//! The machine model: CPUs, table frames, epochs, and the monitor that watches all of it.
+//! The machine model: CPUs, table frames, epochs, and the checker that watches all of it.
 //!
 //! There may be many at a time, in tests that run in parallel; the engine's one watcher finds out by the table's address
-//! whose entry it is. What the monitor reports is kept until [`System::check`], as a panic in the middle of the engine's
+//! whose entry it is. What the checker reports is kept until [`System::check`], as a panic in the middle of the engine's
 //! work would only hide it behind others.
 
 use crate::cpu::{Cpu, Registers, current, run_on};
@@ -9,6 +9,7 @@ use crate::epochs::Epochs;
 use crate::frames::Frames;
 use crate::schedule::{pause, trace};
 use crate::{Served, locked, serve};
+use checker::{Checker, Memory, Promise, Stamp, Violation};
 use memory::watch::MemoryWatcher;
 use stage2::watch::{self, Watcher};
 use stage2::{
@@ -21,9 +22,8 @@ use std::mem;
 use std::ptr::{NonNull, with_exposed_provenance};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once};
-use watcher::{Memory, Monitor, Promise, Stamp, Violation};
 
-/// The words of table frames, as the monitor reads them. What isn't a frame reads as zero, so that a tree that leads
+/// The words of table frames, as the checker reads them. What isn't a frame reads as zero, so that a tree that leads
 /// nowhere does no harm to the test.
 #[derive(Debug)]
 pub struct Physical;
@@ -54,7 +54,7 @@ fn shared_by(address: u64) -> Option<Arc<Shared>> {
 /// What of a machine its watcher needs.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) monitor: Monitor<Physical>,
+    pub(crate) checker: Checker<Physical>,
     pub(crate) found: Mutex<Vec<Violation>>,
 }
 
@@ -80,7 +80,7 @@ pub(crate) fn unregister(start: u64) {
 impl Shared {
     pub(crate) fn new() -> Self {
         Self {
-            monitor: Monitor::new(Physical),
+            checker: Checker::new(Physical),
             found: Mutex::default(),
         }
     }
@@ -106,7 +106,7 @@ impl Watcher for Dispatch {
         match shared_by(address) {
             Some(shared) => {
                 let cpu = current();
-                let found = shared.monitor.change(cpu, address, &mut || {
+                let found = shared.checker.change(cpu, address, &mut || {
                     let changed = access();
                     if let Some((old, new)) = changed {
                         trace(cpu, || {
@@ -128,9 +128,9 @@ impl Watcher for Dispatch {
             return;
         };
         if created {
-            shared.monitor.root_created(root.get(), layout.into());
+            shared.checker.root_created(root.get(), layout.into());
         } else {
-            let found = shared.monitor.root_retired(root.get());
+            let found = shared.checker.root_retired(root.get());
             shared.note(found);
         }
     }
@@ -139,13 +139,13 @@ impl Watcher for Dispatch {
 impl MemoryWatcher for Dispatch {
     fn allocated(&self, frame: Pa) {
         if let Some(shared) = shared_by(frame.get()) {
-            shared.monitor.table_allocated(current(), frame.get());
+            shared.checker.table_allocated(current(), frame.get());
         }
     }
 
     fn freed(&self, frame: Pa) {
         if let Some(shared) = shared_by(frame.get()) {
-            let found = shared.monitor.table_freed(current(), frame.get());
+            let found = shared.checker.table_freed(current(), frame.get());
             shared.note(found);
         }
     }
@@ -155,17 +155,17 @@ impl MemoryWatcher for Dispatch {
         let Some(shared) = shared_by(root) else {
             return work();
         };
-        let since = shared.monitor.now();
+        let since = shared.checker.now();
         work();
         for range in ranges {
             let range = range.start.get()..range.end.get();
-            let found = (shared.monitor).promised(root, Promise::NoWrite, range, since);
+            let found = (shared.checker).promised(root, Promise::NoWrite, range, since);
             shared.note(found);
         }
     }
 }
 
-/// Frames that the monitor hears about.
+/// Frames that the checker hears about.
 #[derive(Debug)]
 pub struct WatchedFrames {
     frames: Frames,
@@ -177,11 +177,11 @@ impl WatchedFrames {
     fn register(&self, pa: Pa, tables: usize) {
         let end = pa.get() + tables as u64 * self.bytes;
         register(pa.get(), end, &self.shared);
-        self.shared.monitor.table_allocated(current(), pa.get());
+        self.shared.checker.table_allocated(current(), pa.get());
     }
 
     fn unregister(&self, pa: Pa) {
-        let found = self.shared.monitor.table_freed(current(), pa.get());
+        let found = self.shared.checker.table_freed(current(), pa.get());
         self.shared.note(found);
         unregister(pa.get());
     }
@@ -286,14 +286,14 @@ impl System {
         self.stage2.as_ref().expect("it is there until the end")
     }
 
-    /// The root's address, by which the monitor knows the tree.
+    /// The root's address, by which the checker knows the tree.
     pub fn root(&self) -> u64 {
         self.stage2().vttbr().bits() & ROOT
     }
 
-    /// The monitor.
-    pub fn monitor(&self) -> &Monitor<Physical> {
-        &self.shared.monitor
+    /// The checker.
+    pub fn checker(&self) -> &Checker<Physical> {
+        &self.shared.checker
     }
 
     /// The table frames.
@@ -313,7 +313,7 @@ impl System {
 
     fn tlb(&self, cpu: usize) -> Maintenance<Cpu<'_>> {
         let cpu = Cpu {
-            monitor: &self.shared.monitor,
+            checker: &self.shared.checker,
             registers: &self.registers[cpu],
             number: cpu,
         };
@@ -342,7 +342,7 @@ impl System {
         if RegimeRegisters::of(self.tlb(cpu).instructions()) != registers {
             self.load(cpu, registers);
         }
-        self.shared.note(self.shared.monitor.enter(cpu));
+        self.shared.note(self.shared.checker.enter(cpu));
     }
 
     /// Runs `work` on a CPU, inside an epoch.
@@ -384,7 +384,7 @@ impl System {
 
     /// This moment, for [`Self::promised`].
     pub fn now(&self) -> Stamp {
-        self.shared.monitor.now()
+        self.shared.checker.now()
     }
 
     /// An operation on `range` that began at `since` has returned and promises this.
@@ -392,17 +392,17 @@ impl System {
         let range = range.start.get()..range.end.get();
         let found = self
             .shared
-            .monitor
+            .checker
             .promised(self.root(), promise, range, since);
         self.shared.note(found);
     }
 
-    /// What the monitor has reported since this was last asked.
+    /// What the checker has reported since this was last asked.
     pub fn take_violations(&self) -> Vec<Violation> {
         mem::take(&mut locked(&self.shared.found))
     }
 
-    /// Panics if the monitor has reported anything.
+    /// Panics if the checker has reported anything.
     pub fn check(&self) {
         let found = self.take_violations();
         if let Some(first) = found.first() {
@@ -424,7 +424,7 @@ impl System {
         }
         // Whoever was inside has left with it.
         self.on(0, |_| {});
-        self.shared.note(self.shared.monitor.root_finished(root));
+        self.shared.note(self.shared.checker.root_finished(root));
         self.check();
         assert_eq!(self.frames.live(), 0, "table frames leaked");
     }

@@ -1,14 +1,15 @@
-//! VMs on real memory, step by step, on CPUs whose TLBs the monitor knows: every access of a guest goes through whatever its CPU
-//! may have, and the monitor names the rule that is broken.
+//! VMs on real memory, step by step, on CPUs whose TLBs the checker knows: every access of a guest goes through whatever its CPU
+//! may have, and the checker names the rule that is broken.
 //!
 //! Where a CPU has several ways to translate an address they have to agree, and an access takes the one that is furthest
-//! from what the tables say. What the monitor finds is kept until [`Watched::check`], as a panic in the middle of the engine's
+//! from what the tables say. What the checker finds is kept until [`Watched::check`], as a panic in the middle of the engine's
 //! work would only hide it behind others.
 
 use crate::cpu::{Cpu, Registers, run_on};
 use crate::guest::Taken;
 use crate::locked;
 use crate::system::{ROOT, Shared, install, register, unregister};
+use checker::{Kind, Promise, Stamp, Translation};
 use memory::frames::{FramePool, FrameSize, MAX_VMS, Purpose, read_bytes, write_bytes};
 use memory::{
     Access, AddressSpace, BackingPolicy, Caches, CpuMemory, Fault, FaultKind, FaultOutcome,
@@ -21,7 +22,6 @@ use stage2::{
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
-use watcher::{Kind, Promise, Stamp, Translation};
 
 /// A VM's memory.
 pub type Space = AddressSpace<Parallel>;
@@ -82,7 +82,7 @@ impl Watched {
         let registers: &[Registers] = Vec::leak((0..cpus).map(|_| Registers::default()).collect());
         let cpus = (0..cpus).map(|number| {
             let cpu = Cpu {
-                monitor: &leaked.monitor,
+                checker: &leaked.checker,
                 registers: &registers[number],
                 number,
             };
@@ -132,7 +132,7 @@ impl Watched {
         let (vttbr, vtcr) = self.on(cpu, |memory| space.activate(memory));
         let vttbr = vttbr.bits();
         self.load(cpu, RegimeRegisters { vttbr, vtcr });
-        self.shared.note(self.shared.monitor.enter(cpu));
+        self.shared.note(self.shared.checker.enter(cpu));
     }
 
     /// Has a CPU run nothing, as the world switch does: VTCR_EL2 stays.
@@ -156,7 +156,7 @@ impl Watched {
     /// All ways in which a CPU may translate an address, those first that are furthest from what the tables say.
     pub fn ways(&self, cpu: usize, space: &Space, ipa: Ipa) -> Vec<Translation> {
         let root = Self::root(space);
-        let mut ways = (self.shared.monitor).translations(root, cpu, ipa.get());
+        let mut ways = (self.shared.checker).translations(root, cpu, ipa.get());
         ways.sort_by_key(|way| (way.kind == Kind::Visible, way.entry.is_some()));
         ways
     }
@@ -260,14 +260,14 @@ impl Watched {
 
     /// This moment, for [`Self::promised`].
     pub fn now(&self) -> Stamp {
-        self.shared.monitor.now()
+        self.shared.checker.now()
     }
 
     /// An operation on a range that began at `since` has returned and promises this.
     pub fn promised(&self, space: &Space, promise: Promise, range: IpaRange, since: Stamp) {
         let range = range.start.get()..range.end.get();
         let root = Self::root(space);
-        let found = (self.shared.monitor).promised(root, promise, range, since);
+        let found = (self.shared.checker).promised(root, promise, range, since);
         self.shared.note(found);
     }
 
@@ -310,7 +310,7 @@ impl Watched {
         }
     }
 
-    /// Panics if the monitor has found anything.
+    /// Panics if the checker has found anything.
     pub fn check(&self) {
         let found = std::mem::take(&mut *locked(&self.shared.found));
         if let Some(first) = found.first() {

@@ -106,7 +106,7 @@ fn a_shared_frame_moves_with_all_of_its_pages() {
 }
 
 #[test]
-fn a_region_of_crumbs_becomes_a_block_again() {
+fn a_fragmented_region_becomes_a_block_again() {
     let mut machine = Machine::new(4096);
     let object = machine.add_vm(BLOCK + 3, Level::L3);
     // From the last to the first, so that nothing lies in order.
@@ -133,7 +133,7 @@ fn a_region_of_crumbs_becomes_a_block_again() {
 }
 
 #[test]
-fn what_is_shared_or_untouched_or_has_no_run_stays_in_crumbs() {
+fn what_is_shared_or_untouched_or_has_no_run_stays_fragmented() {
     let mut machine = Machine::new(3 * BLOCK as usize);
     let object = machine.add_vm(BLOCK, Level::L3);
     for page in 0..BLOCK - 1 {
@@ -286,11 +286,11 @@ fn a_step_of_clearing_looks_at_64_runs_and_clears_one_of_which_little_is_used() 
 /// or of those behind.
 #[test]
 fn a_region_is_gathered_though_no_run_is_free() {
-    [0, 70].into_iter().for_each(gather_in_crumbs);
+    [0, 70].into_iter().for_each(gather_fragments);
 }
 
 /// The hypervisor has some of all runs, those that come first.
-fn gather_in_crumbs(taken: usize) {
+fn gather_fragments(taken: usize) {
     const RUNS: u64 = 12;
     let mut machine = Machine::new((RUNS * BLOCK) as usize + taken * BLOCK as usize);
     let (size, owner, purpose) = (FrameSize::Block2M, Owner::Hypervisor, Purpose::Heap);
@@ -309,8 +309,8 @@ fn gather_in_crumbs(taken: usize) {
     let cpu = &machine.vms.cpu;
     let small = machine.vms.space(2, BackingPolicy::default());
     let pages = RUNS * BLOCK;
-    let crumbs = machine.vms.anonymous(small.vm(), pages, Level::L3);
-    machine.vms.map(&small, crumbs.clone());
+    let fragments = machine.vms.anonymous(small.vm(), pages, Level::L3);
+    machine.vms.map(&small, fragments.clone());
     let at = |page: u64| START.offset(page * PAGE_SIZE);
     // Between the copies, too.
     let mut next = 0;
@@ -345,7 +345,7 @@ fn gather_in_crumbs(taken: usize) {
         assert_eq!(machine.vms.read(&small, page), 5000 + page);
     }
     assert_eq!(machine.guest(), 2 * BLOCK + end.div_ceil(64));
-    drop((object, crumbs));
+    drop((object, fragments));
     small.destroy(&machine.vms.cpu);
     runs.into_iter()
         .for_each(|run| pool.free(run, size, owner, purpose));
@@ -386,7 +386,7 @@ fn blocks_are_restored_of_the_regions_that_lie_in_the_slot() {
         (0..4 * BLOCK).for_each(|page| {
             machine.write(0, page, 1);
         });
-        // In crumbs, as the other one keeps the frames.
+        // Fragmented, as the other one keeps the frames.
         machine.fork(0);
         (0..4 * BLOCK).for_each(|page| {
             machine.write(0, page, 1 + page);

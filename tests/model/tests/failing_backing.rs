@@ -280,7 +280,7 @@ fn run_out_after(frames: Frames, all: Range<Pa>, change: Change) -> BTreeSet<&'s
         object.migrate(cpu, 4).then_some(()).ok_or(OutOfFrames)
     });
     drop(object);
-    put_away(&mut machine, &mut parent, &mut child);
+    compress(&mut machine, &mut parent, &mut child);
 
     machine.complete("a slot that moves", |cpu| {
         parent.space.move_slot(cpu, RAM, ELSEWHERE)
@@ -301,7 +301,7 @@ fn run_out_after(frames: Frames, all: Range<Pa>, change: Change) -> BTreeSet<&'s
     counts.check().unwrap();
     assert_eq!((counts.guest, counts.table), (0, 0), "{counts}");
     assert_eq!(machine.pool.shared_frames(), 0);
-    assert_eq!(machine.cpu.system().put_away(), StoreCounts::default());
+    assert_eq!(machine.cpu.system().compressed(), StoreCounts::default());
     machine.starved
 }
 
@@ -363,8 +363,8 @@ fn merge(machine: &mut Machine, parent: &mut Guest, child: &mut Guest) {
     machine.write(child, 1, 62);
 }
 
-/// What one has given up reads as zeros; what was put away of both is as it was, and of some of it a frame is needed.
-fn put_away(machine: &mut Machine, parent: &mut Guest, child: &mut Guest) {
+/// What one has given up reads as zeros; what was compressed of both is as it was, and of some of it a frame is needed.
+fn compress(machine: &mut Machine, parent: &mut Guest, child: &mut Guest) {
     let pages = child.at(5)..child.at(7);
     assert_eq!(child.space.balloon(&machine.cpu, pages), Ok(2));
     child.holds[5..7].fill(0);
@@ -379,7 +379,7 @@ fn put_away(machine: &mut Machine, parent: &mut Guest, child: &mut Guest) {
         machine.cpu.relieve();
     }
     system.set_watermarks(None);
-    assert!(system.put_away().pages > 0 || machine.pool.free_frames() == 0);
+    assert!(system.compressed().pages > 0 || machine.pool.free_frames() == 0);
     machine.cpu.wait_for_epoch();
     for guest in [parent, child] {
         for page in 0..PAGES {

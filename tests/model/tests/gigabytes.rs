@@ -12,7 +12,7 @@ use model::vms::{BLOCK, GIB, SLOT, START, Space, Vms, slot};
 use stage2::{Ipa, Level, PAGE_SIZE};
 use std::sync::Arc;
 
-/// The frames of a machine with room for so many gigabytes, and for their crumbs.
+/// The frames of a machine with room for so many gigabytes, and for their pages.
 fn frames(gigabytes: u64) -> usize {
     (gigabytes * GIB + 64 * BLOCK) as usize
 }
@@ -315,7 +315,7 @@ fn pages_of_a_gigabyte_are_merged() {
 }
 
 #[test]
-fn a_cold_gigabyte_is_put_away_region_by_region() {
+fn a_cold_gigabyte_is_compressed_region_by_region() {
     let (machine, space, object) = machine(1);
     let free = machine.pool.free_frames();
     let watermarks = |low| Some(Watermarks { low, high: low });

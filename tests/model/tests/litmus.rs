@@ -23,11 +23,11 @@ use std::rc::Rc;
 
 use Step::*;
 use Value::*;
-use watcher::Barrier::{DsbIsh, DsbIshst, DsbNsh, Isb};
-use watcher::Tlbi::{
+use checker::Barrier::{DsbIsh, DsbIshst, DsbNsh, Isb};
+use checker::Tlbi::{
     Alle1is, Alle2is, Ipas2e1is, Ipas2le1, Ipas2le1is, Vae2is, Vmalle1, Vmalle1is, Vmalls12e1is,
 };
-use watcher::{Barrier, Format, Geometry, Granule, Memory, Monitor, Tlbi, Violation};
+use checker::{Barrier, Checker, Format, Geometry, Granule, Memory, Tlbi, Violation};
 
 /// One instruction, or one event of the hypervisor's.
 #[derive(Clone, Copy, Debug)]
@@ -425,10 +425,10 @@ impl Memory for Words {
     }
 }
 
-/// One run: memory, monitor, and what each CPU's loads may have found.
+/// One run: memory, checker, and what each CPU's loads may have found.
 struct Machine {
     words: Words,
-    monitor: Monitor<Words>,
+    checker: Checker<Words>,
     signal: u64,
     found: Vec<Violation>,
     /// Per CPU and load, every value that it may have got.
@@ -464,14 +464,14 @@ impl Machine {
         };
         let mut machine = Self {
             initial: words.load(PTE_X),
-            monitor: Monitor::new(words.clone()),
+            checker: Checker::new(words.clone()),
             words,
             signal: 0,
             found: Vec::new(),
             loads: vec![Vec::new(); cpus],
         };
-        machine.monitor.root_created(ROOT, geometry);
-        machine.monitor.root_created(OTHER_ROOT, geometry);
+        machine.checker.root_created(ROOT, geometry);
+        machine.checker.root_created(OTHER_ROOT, geometry);
         for cpu in 0..cpus {
             for step in [Vtcr(VTCR), Vttbr(VTTBR), Enter] {
                 machine.step(cpu, step);
@@ -484,14 +484,14 @@ impl Machine {
         match step {
             Write(entry, word) => {
                 let old = self.words.load(entry);
-                let found = self.monitor.change(cpu, entry, &mut || {
+                let found = self.checker.change(cpu, entry, &mut || {
                     self.words.0.borrow_mut().insert(entry, word);
                     Some((old, word))
                 });
                 self.found.extend(found);
             }
-            Order(barrier) => self.monitor.barrier(cpu, barrier),
-            Drop(operation) => self.monitor.tlbi(cpu, operation),
+            Order(barrier) => self.checker.barrier(cpu, barrier),
+            Drop(operation) => self.checker.tlbi(cpu, operation),
             Signal => self.signal = 1,
             See => self.loads[cpu].push(BTreeSet::from([Is(self.signal)])),
             Load(ipa) => {
@@ -512,17 +512,17 @@ impl Machine {
                 };
                 self.loads[cpu].push(BTreeSet::from([value]));
             }
-            Free(frame) => self.found.extend(self.monitor.table_freed(cpu, frame)),
-            Vttbr(value) => self.monitor.vttbr(cpu, value),
-            Vtcr(value) => self.monitor.vtcr(cpu, value),
-            Enter => self.found.extend(self.monitor.enter(cpu)),
+            Free(frame) => self.found.extend(self.checker.table_freed(cpu, frame)),
+            Vttbr(value) => self.checker.vttbr(cpu, value),
+            Vtcr(value) => self.checker.vtcr(cpu, value),
+            Enter => self.found.extend(self.checker.enter(cpu)),
         }
     }
 
     /// What a load may find: any translation that the CPU may have, or a fault if the tables have none.
     fn translate(&self, cpu: usize, ipa: u64) -> BTreeSet<Value> {
         let offset = ipa;
-        let mut values: BTreeSet<Value> = (self.monitor.translations(ROOT, cpu, ipa).iter())
+        let mut values: BTreeSet<Value> = (self.checker.translations(ROOT, cpu, ipa).iter())
             .map(|way| if way.output - offset == OLD { Old } else { New })
             .collect();
         if !self.is_mapped(ipa) {

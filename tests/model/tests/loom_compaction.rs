@@ -1,4 +1,4 @@
-//! Compaction under every interleaving with what else happens to the pages: a region of crumbs that moves into one run of
+//! Compaction under every interleaving with what else happens to the pages: a fragmented region that moves into one run of
 //! frames (`compact_region`) and a run that is cleared of what lies there (`clear_run`), beside faults, writes, dirty logging,
 //! forks, slots that go, and themselves. Rules 3, 8, 9 and 10, on the VMs of [`model::checked::vms`].
 //!
@@ -50,15 +50,15 @@ fn region(cpu: &Cpu<'_>, piece: Level) {
 }
 
 /// A region whose pages lie anywhere, each with an entry that allows writes.
-fn crumbs(cpu: &Cpu<'_>) {
+fn fragments(cpu: &Cpu<'_>) {
     region(cpu, Level::L3);
     for index in (0..ENTRIES).rev() {
         cpu.write_at(0, page(index));
     }
 }
 
-/// As [`crumbs`], with entries for none of them.
-fn unmapped_crumbs(cpu: &Cpu<'_>) {
+/// As [`fragments`], with entries for none of them.
+fn unmapped_fragments(cpu: &Cpu<'_>) {
     let account = Owner::Vm(vm_id(0));
     let bytes = ENTRIES * PAGE_SIZE;
     let object = Object::preallocated(&cpu.memory, account, bytes, Level::L3);
@@ -85,14 +85,14 @@ fn logged_and_shared_for_a_while(cpu: &Cpu<'_>) {
     log(cpu);
 }
 
-fn logged_crumbs(cpu: &Cpu<'_>) {
-    crumbs(cpu);
+fn logged_fragments(cpu: &Cpu<'_>) {
+    fragments(cpu);
     log(cpu);
 }
 
 /// A region that is one run of frames, which another VM had too: its pages are its own again.
 fn own_again(cpu: &Cpu<'_>) {
-    crumbs(cpu);
+    fragments(cpu);
     assert_eq!(
         cpu.object().compact_region(&cpu.memory, 0),
         Compacted::Moved
@@ -284,29 +284,29 @@ fn the_checker_s_blocks_are_as_large_as_its_tables() {
 
 #[test]
 fn rule_8_a_region_moves_beside_a_write_and_takes_it_along() {
-    explore_moves(2, 1, crumbs, [compact, write], all_is_there);
-    explore_moves(2, 1, crumbs, [compact, write_last], all_is_there);
+    explore_moves(2, 1, fragments, [compact, write], all_is_there);
+    explore_moves(2, 1, fragments, [compact, write_last], all_is_there);
 }
 
 #[test]
 fn rule_8_a_region_moves_beside_a_fault_that_maps_it() {
-    explore_moves(1, 1, unmapped_crumbs, [compact, write], all_is_there);
-    explore_moves(1, 1, unmapped_crumbs, [compact, watch], all_is_there);
+    explore_moves(1, 1, unmapped_fragments, [compact, write], all_is_there);
+    explore_moves(1, 1, unmapped_fragments, [compact, watch], all_is_there);
 }
 
 #[test]
 fn rule_8_two_move_a_region_at_once() {
-    explore_moves(1, 1, crumbs, [compact, compact], all_is_there);
+    explore_moves(1, 1, fragments, [compact, compact], all_is_there);
 }
 
 #[test]
 fn rule_8_a_region_moves_beside_a_page_of_it_that_moves_elsewhere() {
-    explore_moves(1, 1, crumbs, [compact, migrate], all_is_there);
+    explore_moves(1, 1, fragments, [compact, migrate], all_is_there);
 }
 
 #[test]
 fn rule_3_a_region_moves_beside_a_fork_which_is_of_one_moment() {
-    explore_moves(1, 2, crumbs, [compact, fork], the_fork_is_of_one_moment);
+    explore_moves(1, 2, fragments, [compact, fork], the_fork_is_of_one_moment);
 }
 
 #[test]
@@ -317,13 +317,19 @@ fn rule_3_a_region_that_is_its_own_again_beside_another_fork() {
 
 #[test]
 fn rule_9_a_region_moves_beside_a_write_that_is_logged() {
-    explore_moves(1, 1, logged_crumbs, [compact, write], nothing_goes_unlogged);
+    explore_moves(
+        1,
+        1,
+        logged_fragments,
+        [compact, write],
+        nothing_goes_unlogged,
+    );
 }
 
 #[test]
 fn rule_9_a_region_moves_beside_a_harvest() {
     let written: Act = |cpu| {
-        logged_crumbs(cpu);
+        logged_fragments(cpu);
         cpu.write(0);
     };
     explore_moves(1, 1, written, [compact, harvest], nothing_goes_unlogged);
@@ -334,14 +340,14 @@ fn rule_9_a_region_moves_beside_a_harvest_and_the_write_that_it_may_miss() {
     explore_moves(
         1,
         1,
-        logged_crumbs,
+        logged_fragments,
         [compact, write, harvest],
         nothing_goes_unlogged,
     );
     explore_moves(
         1,
         1,
-        logged_crumbs,
+        logged_fragments,
         [migrate, write, harvest],
         nothing_goes_unlogged,
     );
@@ -349,7 +355,7 @@ fn rule_9_a_region_moves_beside_a_harvest_and_the_write_that_it_may_miss() {
 
 #[test]
 fn rule_9_a_region_moves_while_logging_is_enabled() {
-    explore_moves(1, 1, crumbs, [compact, log], nothing_goes_unlogged);
+    explore_moves(1, 1, fragments, [compact, log], nothing_goes_unlogged);
 }
 
 #[test]

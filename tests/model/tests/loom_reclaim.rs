@@ -1,4 +1,4 @@
-//! Putting pages away and bringing them back, beside faults, harvests, balloons, other reclaimers and the end of a
+//! Compressing pages and bringing them back, beside faults, harvests, balloons, other reclaimers and the end of a
 //! slot, under every interleaving of two and three CPUs (rules 8 to 10).
 //!
 //! The address space is the real one, with its real frames, epochs, lists and store; table entries, the words that say
@@ -6,7 +6,7 @@
 //! of the steps around it is tried. TLBs hold nothing, but an access may be under way by what tables said until an
 //! invalidation completes.
 //!
-//! Bounds: one page, or two that are put away together, in a tree of two levels with four entries each; two or three CPUs,
+//! Bounds: one page, or two that are compressed together, in a tree of two levels with four entries each; two or three CPUs,
 //! each a thread, beside a main thread that waits; at most so many preemptions per execution as the first argument of
 //! `explore` says. Of what takes the lock of an address space's owner, one at a time.
 #![cfg(loom)]
@@ -30,7 +30,7 @@ const PAGE: Ipa = Ipa::new(0);
 /// The other one, where there are two.
 const OTHER: Ipa = Ipa::new(PAGE_SIZE);
 /// What the guest's page is full of at first, and what the hypervisor writes there in the end. Words that are all alike
-/// are put away without a compressor, for which the checker's threads have too little stack.
+/// are compressed without a compressor, for which the checker's threads have too little stack.
 const BEFORE: u64 = 0x1234_5678_1234_5678;
 const AFTER: u64 = 0x8765_4321_8765_4321;
 
@@ -183,8 +183,8 @@ fn marks(space: &Space, cpu: &CpuMemory<Hardware>) -> u64 {
 
 type Act = fn(&Space, &CpuMemory<Hardware>);
 
-/// Pages that were put away in all executions of a test.
-static PUT_AWAY: AtomicU64 = AtomicU64::new(0);
+/// Pages that were compressed in all executions of a test.
+static COMPRESSED: AtomicU64 = AtomicU64::new(0);
 
 /// Tries every execution, with at most so many preemptions, in which `prepare` runs on CPU 0, then each of `race` at
 /// once with the others, on CPU 1, 2 and so on, then `check` on CPU 0. One test at a time, as all share the pool.
@@ -210,7 +210,7 @@ fn explore_pages<const N: usize>(
     builder.preemption_bound = Some(preemptions);
     builder.max_branches = 10_000;
     let began = Instant::now();
-    let before = PUT_AWAY.load(Ordering::Relaxed);
+    let before = COMPRESSED.load(Ordering::Relaxed);
     builder.check(move || {
         let own = cpu(0);
         let counters = own.system().reclaim_counters();
@@ -226,7 +226,7 @@ fn explore_pages<const N: usize>(
                 .join()
                 .expect("the model checker reports panics itself");
         }
-        PUT_AWAY.fetch_add(counters.compressed.get() - compressed, Ordering::Relaxed);
+        COMPRESSED.fetch_add(counters.compressed.get() - compressed, Ordering::Relaxed);
         check(&space, &own);
         Arc::into_inner(space)
             .expect("the threads have ended")
@@ -235,18 +235,18 @@ fn explore_pages<const N: usize>(
         own.relieve();
         assert_eq!(own.system().listed_pages(), (0, 0));
         own.wait_for_epoch();
-        assert_eq!(own.system().put_away(), StoreCounts::default());
+        assert_eq!(own.system().compressed(), StoreCounts::default());
     });
     // Adding up takes the longer the more CPUs there have been.
     assert!(POOL.counts_of(VmId::new(0).unwrap()).is_zero());
     POOL.counts().check().unwrap();
-    let put_away = PUT_AWAY.load(Ordering::Relaxed) - before;
+    let compressed = COMPRESSED.load(Ordering::Relaxed) - before;
     println!(
-        "{}: {pages} pages, {N} CPUs, {preemptions} preemptions, {put_away} put away, {:.1?}",
+        "{}: {pages} pages, {N} CPUs, {preemptions} preemptions, {compressed} compressed, {:.1?}",
         std::thread::current().name().unwrap_or_default(),
         began.elapsed()
     );
-    assert!(put_away > 0);
+    assert!(compressed > 0);
 }
 
 fn read(space: &Space, cpu: &CpuMemory<Hardware>) {
@@ -276,12 +276,12 @@ fn harvest(space: &Space, cpu: &CpuMemory<Hardware>) {
     space.clear_dirty_log(cpu, SLOT, 0, &mut taken).unwrap();
 }
 
-/// A page that was put away.
-fn put_away(space: &Space, cpu: &CpuMemory<Hardware>) {
+/// A page that was compressed.
+fn compress(space: &Space, cpu: &CpuMemory<Hardware>) {
     write(space, cpu);
     cpu.relieve();
     assert!(space.lookup(cpu, PAGE).is_none());
-    assert_eq!(cpu.system().put_away().pages, 1);
+    assert_eq!(cpu.system().compressed().pages, 1);
 }
 
 fn nothing(_: &Space, _: &CpuMemory<Hardware>) {}
@@ -326,20 +326,20 @@ fn marked_if_writable(space: &Space, cpu: &CpuMemory<Hardware>) {
 }
 
 #[test]
-fn a_page_that_is_touched_while_it_is_put_away_is_as_it_was() {
+fn a_page_that_is_touched_while_it_is_compressed_is_as_it_was() {
     explore(3, nothing, [reclaim, write], as_it_was);
     explore(3, write, [reclaim, read], as_it_was);
 }
 
 #[test]
 fn a_page_that_is_brought_back_by_two_has_one_frame() {
-    explore(3, put_away, [write, read], as_it_was);
+    explore(3, compress, [write, read], as_it_was);
 }
 
 #[test]
-fn a_page_that_is_brought_back_and_put_away_again_is_as_it_was() {
-    explore(3, put_away, [reclaim, write], as_it_was);
-    explore(1, put_away, [reclaim, write, read], as_it_was);
+fn a_page_that_is_brought_back_and_compressed_again_is_as_it_was() {
+    explore(3, compress, [reclaim, write], as_it_was);
+    explore(1, compress, [reclaim, write, read], as_it_was);
 }
 
 #[test]
@@ -352,11 +352,11 @@ fn two_reclaimers_put_a_page_away_once() {
 fn what_the_hypervisor_reads_and_writes_is_as_it_was() {
     let look: Act = |space, cpu| assert_eq!(found(space, cpu), BEFORE);
     explore(3, write, [reclaim, look], as_it_was);
-    explore(3, put_away, [write, look], as_it_was);
+    explore(3, compress, [write, look], as_it_was);
     let change: Act = |space, cpu| fill(space, cpu, AFTER);
     let changed: Act = |space, cpu| assert_eq!(found(space, cpu), AFTER);
     explore(3, write, [reclaim, change], changed);
-    explore(2, put_away, [write, change], changed);
+    explore(2, compress, [write, change], changed);
 }
 
 #[test]
@@ -369,20 +369,20 @@ fn rule_9_a_harvest_beside_reclaim_and_a_fault_loses_nothing() {
     explore(1, logged, [reclaim, harvest, write], marked_if_writable);
     let away: Act = |space, cpu| {
         log(space, cpu);
-        put_away(space, cpu);
+        compress(space, cpu);
     };
     explore(3, away, [harvest, write], marked_if_writable);
 }
 
 #[test]
 fn what_is_given_up_is_zero_whoever_is_at_it() {
-    explore(3, put_away, [balloon, write], zero);
-    explore(2, put_away, [balloon, read], zero);
+    explore(3, compress, [balloon, write], zero);
+    explore(2, compress, [balloon, read], zero);
     let both: Act = |space, cpu| {
         balloon(space, cpu);
         reclaim(space, cpu);
     };
-    explore(2, put_away, [both, write], zero);
+    explore(2, compress, [both, write], zero);
     explore(1, write, [balloon, reclaim, write], zero);
 }
 
@@ -407,7 +407,7 @@ fn rule_10_a_slot_that_goes_takes_its_page_along_wherever_that_is() {
             }
         }
     };
-    explore(2, put_away, [remove, touch], gone);
+    explore(2, compress, [remove, touch], gone);
 }
 
 fn write_both(space: &Space, cpu: &CpuMemory<Hardware>) {
@@ -435,7 +435,7 @@ fn other_written(space: &Space, cpu: &CpuMemory<Hardware>) {
 }
 
 #[test]
-fn a_write_while_its_page_is_put_away_is_not_lost() {
+fn a_write_while_its_page_is_compressed_is_not_lost() {
     let store_first: Act = |space, cpu| store(space, cpu, PAGE, AFTER);
     let written: Act = |space, cpu| assert_eq!(found(space, cpu), AFTER, "a write is lost");
     explore(4, write, [reclaim, store_first], written);

@@ -3,6 +3,7 @@
 // Miri doesn't know how the schedules switch stacks.
 #![cfg(not(any(loom, miri)))]
 
+use checker::Kind;
 use model::{System, backing_of, explore};
 use shuttle::thread;
 use stage2::{
@@ -11,7 +12,6 @@ use stage2::{
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use watcher::Kind;
 
 const NO_TRANSLATION: u64 = 1 << 16;
 const CPUS: usize = 3;
@@ -58,7 +58,7 @@ fn split(system: &System, cpu: usize) -> bool {
 /// No walker meets a mark, and guests get on. A TLB may still hold the block with its mark, by which it translates:
 /// faults come of walks.
 fn no_mark_is_left(system: &System) {
-    let ways = (system.monitor()).translations(system.root(), 2, 0);
+    let ways = (system.checker()).translations(system.root(), 2, 0);
     for way in ways.iter().filter(|way| way.kind == Kind::Visible) {
         assert!(
             way.level == 3 || way.word & NO_TRANSLATION == 0,

@@ -217,9 +217,9 @@ fn what_others_change_is_skipped_by_a_scan() {
     end(&vms, [space]);
 }
 
-/// Pages that merging compares when they are to be put away, and that turn out to be different, are the next to go still.
+/// Pages that merging compares when they are to be compressed, and that turn out to be different, are the next to go still.
 #[test]
-fn what_others_have_when_it_is_to_be_put_away_is_put_away_later() {
+fn what_others_have_when_it_is_to_be_compressed_is_compressed_later() {
     const HIGH: u64 = 1 << 40;
     let vms = Vms::with_cpus(1024, CPUS);
     let (space, object) = written(&vms, 0, 2, Level::L3);
@@ -239,12 +239,16 @@ fn what_others_have_when_it_is_to_be_put_away_is_put_away_later() {
         unsafe { write_bytes(frame(leaf, level, 1).offset(8), &[9]) };
         watermarks(HIGH);
         vms.cpu.relieve();
-        assert_eq!(system.put_away(), StoreCounts::default(), "both are taken");
+        assert_eq!(
+            system.compressed(),
+            StoreCounts::default(),
+            "both are taken"
+        );
     });
     (0..2).for_each(|_| assert_eq!(merging.scan(&cpu, 2), 2));
     assert_eq!(merging.statistics().pages_shared, 0);
     vms.cpu.relieve();
-    assert_eq!(system.put_away().pages, 2);
+    assert_eq!(system.compressed().pages, 2);
     system.set_watermarks(None);
     assert_eq!((vms.read(&space, 0), vms.read(&space, 1)), (7, 9));
     drop((merging, object, cpu));

@@ -6,6 +6,7 @@
 // Miri doesn't know how the schedules switch stacks.
 #![cfg(not(any(loom, miri)))]
 
+use checker::Promise;
 use model::{Outcome, System, backing_of, choose, explore};
 use shuttle::thread;
 use stage2::{
@@ -13,7 +14,6 @@ use stage2::{
     OnBlock, Pa, Permissions, RegimeRegisters, Request, TlbPolicy,
 };
 use std::sync::Arc;
-use watcher::Promise;
 
 /// What a CPU does in a scenario.
 #[derive(Clone, Copy, Debug)]
@@ -177,7 +177,7 @@ impl Scene {
     /// What hardware has noted of a leaf is reported, and nothing else keeps it.
     fn collected(&self, ipa: Ipa, level: Level) {
         let range = ipa.get()..ipa.get() + self.layout().span(level);
-        self.system.monitor().harvested(self.system.root(), range);
+        self.system.checker().harvested(self.system.root(), range);
     }
 
     /// A CPU that is about to work on the VM's tables may be one that doesn't run it: as it came up, as it left this
@@ -324,7 +324,7 @@ impl Scene {
                 for part in found {
                     system.promised(Promise::NoDirty, part.clone(), since);
                     let root = system.root();
-                    (system.monitor()).harvested(root, part.start.get()..part.end.get());
+                    (system.checker()).harvested(root, part.start.get()..part.end.get());
                 }
             }
             Split => {
@@ -385,12 +385,12 @@ impl Scene {
                 let found = self.system.lookup(Ipa::new(page));
                 found.is_some_and(|(leaf, _)| leaf.writable())
             };
-            // Asked outside: the lookup reports to the monitor itself.
+            // Asked outside: the lookup reports to the checker itself.
             let dirty: Vec<u64> = (0..self.window().end.get())
                 .step_by(step as usize)
                 .filter(|page| is_dirty(*page))
                 .collect();
-            let lost = (self.system.monitor())
+            let lost = (self.system.checker())
                 .written_is_dirty(self.system.root(), &|page| dirty.contains(&page));
             assert!(lost.is_empty(), "{}", lost[0]);
         }

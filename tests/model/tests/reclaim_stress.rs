@@ -1,5 +1,5 @@
 //! All of dirty logging beside reclaim without pause: whatever vCPUs and the hypervisor write is found in memory and in
-//! what is copied after each harvest, also if it was put away and brought back in between.
+//! what is copied after each harvest, also if it was compressed and brought back in between.
 //!
 //! The machine, its guest and its harness are those of the stress run without reclaim. `PARVISOR_SEED=…` brings what
 //! threads do back, not their timing; `PARVISOR_STRESS_SECONDS=…` is how long it goes on.
@@ -82,7 +82,7 @@ fn places(seed: u64) -> Vec<Place> {
 struct Came {
     compared: u64,
     waits: u64,
-    put_away: u64,
+    compressed: u64,
     activated: u64,
 }
 
@@ -165,7 +165,7 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
     let came = Came {
         compared: harness.compared,
         waits: machine.waits(),
-        put_away: counters.compressed.get(),
+        compressed: counters.compressed.get(),
         activated: counters.activated.get(),
     };
     let own = harness.into_cpu();
@@ -178,7 +178,7 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
     }
     let counts = POOL.counts();
     counts.check().expect("all frames are somewhere");
-    assert_eq!((counts.compressed, system.put_away().pages), (0, 0));
+    assert_eq!((counts.compressed, system.compressed().pages), (0, 0));
     came
 }
 
@@ -189,7 +189,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn no_write_is_lost_while_pages_are_put_away_all_the_time() {
+fn no_write_is_lost_while_pages_are_compressed_all_the_time() {
     static ADDED: OnceLock<()> = OnceLock::new();
     // SAFETY: the arena is leaked, and added once.
     ADDED.get_or_init(|| unsafe { POOL.add(arena::leak(FRAMES)) });
@@ -198,7 +198,7 @@ fn no_write_is_lost_while_pages_are_put_away_all_the_time() {
     let (began, mut seed, mut came) = (Instant::now(), only.unwrap_or(0), Came::default());
     let mut runs = 0;
     let all_came = |came: &Came| {
-        only.is_some() || came.compared > 0 && came.put_away > 0 && came.activated > 0
+        only.is_some() || came.compared > 0 && came.compressed > 0 && came.activated > 0
     };
     // With a gigabyte, too.
     while began.elapsed() < time || runs < 3 || !all_came(&came) && began.elapsed() < MOST {
@@ -208,7 +208,7 @@ fn no_write_is_lost_while_pages_are_put_away_all_the_time() {
         };
         came.compared += one.compared;
         came.waits += one.waits;
-        came.put_away += one.put_away;
+        came.compressed += one.compressed;
         came.activated += one.activated;
         runs += 1;
         seed += u64::from(only.is_none());

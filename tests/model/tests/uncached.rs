@@ -192,8 +192,8 @@ impl Machine {
         space.map_object(&self.cpu, config).unwrap();
     }
 
-    /// Puts all away that can be.
-    fn put_away(&self) {
+    /// Compresses all pages that can be.
+    fn compress(&self) {
         let system = self.cpu.system();
         let always = Watermarks {
             low: 1 << 40,
@@ -315,8 +315,8 @@ fn whatever_the_hypervisor_has_written_is_cleaned_before_a_guest_has_it() {
         machine.expect_cleaned(&child, &[2], "a page that moves");
         child.destroy(&machine.cpu);
         (0..4).for_each(|page| machine.write(&pages, page, 1 + page));
-        machine.put_away();
-        assert!(machine.cpu.system().put_away().pages >= 4);
+        machine.compress();
+        assert!(machine.cpu.system().compressed().pages >= 4);
         machine.take_events();
         machine.expect_cleaned(&pages, &[0, 1, 2, 3], "pages that come back");
 
@@ -354,12 +354,12 @@ fn the_frame_of_zeros_and_what_takes_its_place_are_cleaned() {
 }
 
 #[test]
-fn what_is_put_away_comes_back_as_it_was_written_past_the_caches() {
+fn what_is_compressed_comes_back_as_it_was_written_past_the_caches() {
     let machine = Machine::new(false);
     let (space, _object) = machine.vm(0, 4, Level::L3);
     machine.write_past(&space, 2, 8, 77);
-    machine.put_away();
-    assert_eq!(machine.cpu.system().put_away().pages, 4);
+    machine.compress();
+    assert_eq!(machine.cpu.system().compressed().pages, 4);
     assert_eq!(machine.read_past(&space, 2, 8), 77);
     assert_eq!(machine.read_past(&space, 2, 0), 3);
     space.destroy(&machine.cpu);

@@ -56,7 +56,7 @@ pub fn probe_guest() -> &'static Path {
     IMAGE.get_or_init(|| images::build_probe().unwrap_or_else(|error| panic!("{error}")))
 }
 
-/// The hypervisor with the break-before-make monitor, built at the first call.
+/// The hypervisor with the break-before-make checker, built at the first call.
 ///
 /// # Panics
 ///

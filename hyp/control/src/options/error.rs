@@ -100,7 +100,7 @@ impl fmt::Display for OptionError<'_> {
             Self::NoRoom(key) => write!(f, "there is no memory for the value of option '{key}'"),
             Self::DebugBuildOnly(key) => write!(
                 f,
-                "option '{key}' needs the debug build with the break-before-make monitor, as scripts/run --monitor makes it"
+                "option '{key}' needs the debug build with the break-before-make checker, as scripts/run --check makes it"
             ),
             Self::NoValue(key) => write!(f, "option '{key}' needs a value: {key}=..."),
             Self::Malformed {

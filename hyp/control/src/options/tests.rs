@@ -549,7 +549,7 @@ fn what_is_wrong_with_early_options_is_named() {
     let bug = EarlyOptions::parse("inject=local").unwrap();
     let error = bug.check_no_bug().unwrap_err().to_string();
     assert!(
-        error.contains("'inject'") && error.contains("--monitor"),
+        error.contains("'inject'") && error.contains("--check"),
         "{error}"
     );
     assert_eq!(EarlyOptions::default().check_no_bug(), Ok(()));

@@ -1,4 +1,4 @@
-//! A CPU whose TLB instructions, barriers and loaded VM are told to the monitor, after the hardware has done them: so
+//! A CPU whose TLB instructions, barriers and loaded VM are told to the checker, after the hardware has done them: so
 //! nothing counts as complete before it is.
 
 use memory::Caches;
@@ -12,7 +12,7 @@ use vm::{
 };
 
 use super::inject;
-use super::live::{MONITOR, report, this_cpu};
+use super::live::{CHECKER, report, this_cpu};
 
 /// The calling CPU's TLB and cache instructions.
 pub type Hardware = Maintenance<WatchedInstructions>;
@@ -28,7 +28,7 @@ pub fn guest_cpu(features: &CpuFeatures) -> GuestCpu {
     GuestCpu(HardwareCpu::new(features))
 }
 
-/// Instructions that the monitor hears of.
+/// Instructions that the checker hears of.
 #[derive(Clone, Copy, Debug)]
 pub struct WatchedInstructions(CpuInstructions);
 
@@ -38,7 +38,7 @@ impl Instructions for WatchedInstructions {
             return;
         };
         self.0.tlbi(operation);
-        MONITOR.tlbi(this_cpu(), operation.into());
+        CHECKER.tlbi(this_cpu(), operation.into());
     }
 
     fn barrier(&self, barrier: Barrier) {
@@ -46,7 +46,7 @@ impl Instructions for WatchedInstructions {
             return;
         }
         self.0.barrier(barrier);
-        MONITOR.barrier(this_cpu(), barrier.into());
+        CHECKER.barrier(this_cpu(), barrier.into());
     }
 
     fn vttbr(&self) -> u64 {
@@ -55,7 +55,7 @@ impl Instructions for WatchedInstructions {
 
     fn set_vttbr(&self, value: u64) {
         self.0.set_vttbr(value);
-        MONITOR.vttbr(this_cpu(), value);
+        CHECKER.vttbr(this_cpu(), value);
     }
 
     fn vtcr(&self) -> u64 {
@@ -64,7 +64,7 @@ impl Instructions for WatchedInstructions {
 
     fn set_vtcr(&self, value: u64) {
         self.0.set_vtcr(value);
-        MONITOR.vtcr(this_cpu(), value);
+        CHECKER.vtcr(this_cpu(), value);
     }
 }
 
@@ -82,16 +82,16 @@ impl Caches for WatchedInstructions {
     }
 }
 
-/// A world switch that the monitor hears of.
+/// A world switch that the checker hears of.
 #[derive(Debug)]
 pub struct GuestCpu(HardwareCpu);
 
-/// Tells the monitor what the CPU's registers really are, after a world switch has written and synchronised them.
+/// Tells the checker what the CPU's registers really are, after a world switch has written and synchronised them.
 fn tell_registers() {
     let (cpu, number) = (CpuInstructions::new(), this_cpu());
-    MONITOR.vtcr(number, cpu.vtcr());
-    MONITOR.vttbr(number, cpu.vttbr());
-    MONITOR.barrier(number, Barrier::Isb.into());
+    CHECKER.vtcr(number, cpu.vtcr());
+    CHECKER.vttbr(number, cpu.vttbr());
+    CHECKER.barrier(number, Barrier::Isb.into());
 }
 
 impl Cpu for GuestCpu {
@@ -111,8 +111,8 @@ impl Cpu for GuestCpu {
     }
 
     fn enter<S: WriteServer>(&mut self, regs: &mut GuestRegs, _: Option<&mut S>) -> RawExit {
-        // The monitor is told each time, so the guest comes out for all its faults.
-        report(MONITOR.enter(this_cpu()));
+        // The checker is told each time, so the guest comes out for all its faults.
+        report(CHECKER.enter(this_cpu()));
         self.0.enter(regs, None::<&mut S>)
     }
 

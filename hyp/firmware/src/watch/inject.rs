@@ -1,4 +1,4 @@
-//! Bugs on purpose, to see that the monitor reports them: the boot option `inject=BUG` of the debug build.
+//! Bugs on purpose, to see that the checker reports them: the boot option `inject=BUG` of the debug build.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -39,7 +39,7 @@ const TABLE_OR_PAGE: u64 = 1 << 1;
 const LOCKED: u64 = 0b10;
 
 /// The block that is being replaced without a break, what its entry was to be locked with, and where. Entries are changed
-/// one at a time, under the monitor's lock.
+/// one at a time, under the checker's lock.
 static BLOCK: AtomicU64 = AtomicU64::new(0);
 static LOCK: AtomicU64 = AtomicU64::new(0);
 static PLACE: AtomicU64 = AtomicU64::new(0);

@@ -1,12 +1,13 @@
-//! What the break-before-make monitor is told of: changes of entries, frames of tables, trees, promises. And what becomes of what it
+//! What the break-before-make checker is told of: changes of entries, frames of tables, trees, promises. And what becomes of what it
 //! finds: it is printed, and the machine ends with a failing status, as nothing that is measured afterwards would count.
 //!
-//! Every CPU calls at any time. Each call takes the monitor's lock, so this is for debugging, not for measuring.
+//! Every CPU calls at any time. Each call takes the checker's lock, so this is for debugging, not for measuring.
 
 use alloc::vec::Vec;
 use core::ptr::with_exposed_provenance;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use checker::{Checker, Memory, Promise, Violation};
 use control::options::{EarlyOptions, OptionError};
 use memory::watch::MemoryWatcher;
 use memory::{AddressSpace, CpuMemory, Parallel, VmId};
@@ -15,7 +16,6 @@ use platform::console;
 use platform::power::psci;
 use stage2::watch::Watcher;
 use stage2::{Entry, Features, IpaRange, Layout, Level, Pa, Vttbr};
-use watcher::{Memory, Monitor, Promise, Violation};
 
 use super::cpu::Hardware;
 use super::inject;
@@ -23,8 +23,8 @@ use super::inject;
 /// The exit status of a run in which a rule was broken.
 const FAILED: u8 = 1;
 
-/// The monitor of all trees.
-pub static MONITOR: Monitor<Tables> = Monitor::new(Tables);
+/// The checker of all trees.
+pub static CHECKER: Checker<Tables> = Checker::new(Tables);
 
 static LIVE: Live = Live;
 
@@ -36,7 +36,7 @@ pub struct Tables;
 
 impl Memory for Tables {
     fn load(&self, address: u64) -> u64 {
-        // SAFETY: the monitor reads entries of linked tables only, whose frames stay mapped for ever.
+        // SAFETY: the checker reads entries of linked tables only, whose frames stay mapped for ever.
         let entry = unsafe { &*with_exposed_provenance::<AtomicU64>(address as usize) };
         entry.load(Ordering::Acquire)
     }
@@ -52,7 +52,7 @@ pub fn start(options: &EarlyOptions) -> Result<(), OptionError<'static>> {
     }
     stage2::watch::install(&LIVE);
     memory::watch::install(&LIVE);
-    log::info!("break-before-make monitor: on");
+    log::info!("break-before-make checker: on");
     Ok(())
 }
 
@@ -96,36 +96,36 @@ impl Watcher for Live {
         let word = unsafe { entry.word() };
         let address = word.as_ptr().expose_provenance() as u64;
         let mut access = || inject::change(word, level, access);
-        report(MONITOR.change(this_cpu(), address, &mut access));
+        report(CHECKER.change(this_cpu(), address, &mut access));
     }
 
     fn root(&self, root: Pa, layout: &Layout, created: bool) {
         if created {
-            MONITOR.root_created(root.get(), layout.into());
+            CHECKER.root_created(root.get(), layout.into());
         } else {
-            report(MONITOR.root_retired(root.get()));
+            report(CHECKER.root_retired(root.get()));
         }
     }
 }
 
 impl MemoryWatcher for Live {
     fn allocated(&self, frame: Pa) {
-        MONITOR.table_allocated(this_cpu(), frame.get());
+        CHECKER.table_allocated(this_cpu(), frame.get());
     }
 
     fn freed(&self, frame: Pa) {
-        report(MONITOR.table_freed(this_cpu(), frame.get()));
+        report(CHECKER.table_freed(this_cpu(), frame.get()));
     }
 
     fn write_protects(&self, vttbr: Vttbr, ranges: &[IpaRange], work: &mut dyn FnMut()) {
         // EL2 maps no memory above 48 bits, so that a root's address has no bits elsewhere.
         const ROOT: u64 = (1 << 48) - 64;
-        let since = MONITOR.now();
+        let since = CHECKER.now();
         work();
         for range in ranges {
             let range = range.start.get()..range.end.get();
             let root = vttbr.bits() & ROOT;
-            report(MONITOR.promised(root, Promise::NoWrite, range, since));
+            report(CHECKER.promised(root, Promise::NoWrite, range, since));
         }
     }
 }

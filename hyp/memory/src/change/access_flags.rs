@@ -11,12 +11,12 @@ use alloc::sync::Arc;
 use stage2::{IpaRange, Tlb};
 
 /// Reads and clears access flags. TLBs are invalidated once for many pages, at the end.
-pub(crate) struct Ager<'c, T: Tlb> {
+pub(crate) struct AccessScan<'c, T: Tlb> {
     cpu: &'c CpuMemory<T>,
     cleared: Option<(Arc<Space>, IpaRange)>,
 }
 
-impl<'c, T: Tlb> Ager<'c, T> {
+impl<'c, T: Tlb> AccessScan<'c, T> {
     pub(crate) fn new(cpu: &'c CpuMemory<T>) -> Self {
         Self { cpu, cleared: None }
     }
@@ -85,7 +85,7 @@ impl<'c, T: Tlb> Ager<'c, T> {
     }
 }
 
-impl<T: Tlb> Drop for Ager<'_, T> {
+impl<T: Tlb> Drop for AccessScan<'_, T> {
     fn drop(&mut self) {
         Self::invalidate(self.cpu, self.cleared.take());
     }

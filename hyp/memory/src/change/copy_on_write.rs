@@ -13,7 +13,7 @@ use stage2::{Level, PAGE_SIZE, Pa, Permissions, Tlb};
 
 /// How changes of a VM's backing are made.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct How {
+pub(crate) struct ChangeMode {
     change: Change,
     /// Whether FEAT_S2FWB is on, so that no guest can bypass the data caches.
     pub(crate) fwb: bool,
@@ -22,8 +22,8 @@ pub(crate) struct How {
 impl Space {
     /// How changes of its backing are made.
     #[inline]
-    pub(crate) fn how(&self) -> How {
-        How {
+    pub(crate) fn change_mode(&self) -> ChangeMode {
+        ChangeMode {
             change: self.change(),
             fwb: self.stage2().layout().features().fwb,
         }
@@ -45,14 +45,14 @@ pub(crate) enum Unshared {
 
 impl<T: Tlb + Caches> Changer<'_, T> {
     /// Gives a page a frame of its own, for a write.
-    pub(crate) fn unshare(&self, object: &Object, page: u64, how: How) -> Unshared {
+    pub(crate) fn unshare(&self, object: &Object, page: u64, mode: ChangeMode) -> Unshared {
         let Some(claim) = object.claim(page) else {
             return Unshared::Busy;
         };
         let (from, to) = match claim.backing() {
             Backing::Owned(own) => (own, Some(own)),
-            Backing::Zero => (object.system().zeros(), self.zeroed_for(object, how)),
-            Backing::Shared(shared) => (shared, self.copy_of(&claim, shared, how)),
+            Backing::Zero => (object.system().zeros(), self.zeroed_for(object, mode)),
+            Backing::Shared(shared) => (shared, self.copy_of(&claim, shared, mode)),
             // Its fault has to see to that first.
             Backing::Vacant | Backing::Device(_) | Backing::Compressed(_) => {
                 return Unshared::Busy;
@@ -65,7 +65,7 @@ impl<T: Tlb + Caches> Changer<'_, T> {
             self.permit(&claim, from, writable_by_fault);
         } else {
             object.lower(page);
-            match how.change {
+            match mode.change {
                 Change::Direct => self.replace(&claim, from, to, writable_by_fault),
                 Change::Unmap => self.unmap(&claim),
             }
@@ -78,14 +78,14 @@ impl<T: Tlb + Caches> Changer<'_, T> {
         }
     }
 
-    fn zeroed_for(&self, object: &Object, how: How) -> Option<Pa> {
+    fn zeroed_for(&self, object: &Object, mode: ChangeMode) -> Option<Pa> {
         let zeroed = self.cpu.take_guest(object.account())?;
-        show(self.cpu, zeroed, how.fwb);
+        show(self.cpu, zeroed, mode.fwb);
         Some(zeroed)
     }
 
     /// A frame with the contents of `shared` for one of the pages that share it: the same frame for its last sharer.
-    fn copy_of(&self, claim: &Claim<'_>, shared: Pa, how: How) -> Option<Pa> {
+    fn copy_of(&self, claim: &Claim<'_>, shared: Pa, mode: ChangeMode) -> Option<Pa> {
         let account = claim.object().account();
         if self.cpu.system().objects().count(shared) == 1 {
             self.cpu.recharge(Owner::Shared, account);
@@ -95,7 +95,7 @@ impl<T: Tlb + Caches> Changer<'_, T> {
         self.cpu.drop_stale_lines(shared, PAGE_SIZE);
         // SAFETY: the copy has just come from the pool; what is shared isn't written, and stays while the claim lasts.
         unsafe { copy_page(shared, copy) };
-        show(self.cpu, copy, how.fwb);
+        show(self.cpu, copy, mode.fwb);
         Some(copy)
     }
 
@@ -152,7 +152,12 @@ pub(crate) enum Populated {
 
 impl Object {
     /// Backs an untouched page, together with its whole piece if there is a run of frames for it.
-    pub(crate) fn populate<T: Caches>(&self, cpu: &CpuMemory<T>, page: u64, how: How) -> Populated {
+    pub(crate) fn populate<T: Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        page: u64,
+        mode: ChangeMode,
+    ) -> Populated {
         let piece = self.piece_at(page);
         if piece < Level::L3 {
             return self.populate_piece(cpu, page, piece);
@@ -166,7 +171,7 @@ impl Object {
         let Some(pa) = cpu.take_guest(self.account()) else {
             return Populated::OutOfFrames;
         };
-        show(cpu, pa, how.fwb);
+        show(cpu, pa, mode.fwb);
         cpu.system().objects().own(pa, claim.sharer());
         claim.end(Backing::Owned(pa));
         Populated::Done

@@ -39,8 +39,8 @@ impl<T: Tlb + Caches> CpuMemory<T> {
             };
             let region = region_of(hand.page);
             hand.page = region.end;
-            if object.is_in_crumbs(&region)
-                && !self.has_put_away(object.account())
+            if object.is_fragmented(&region)
+                && !self.has_compressed(object.account())
                 && self.gather_region(&object, &region)
             {
                 system.gathered().add(1);
@@ -51,7 +51,7 @@ impl<T: Tlb + Caches> CpuMemory<T> {
     }
 
     /// Whether an owner has compressed memory because of its limit.
-    fn has_put_away(&self, owner: Owner) -> bool {
+    fn has_compressed(&self, owner: Owner) -> bool {
         let pool = self.pool();
         matches!(owner, Owner::Vm(vm) if pool.limit(vm).is_some())
             && pool.compressed_bytes(owner) != 0
@@ -94,7 +94,7 @@ impl<T: Tlb + Caches> CpuMemory<T> {
 
 impl Object {
     /// Whether a region was allocated as a block, is fragmented now, and could become a block again.
-    fn is_in_crumbs(&self, region: &Range<u64>) -> bool {
+    fn is_fragmented(&self, region: &Range<u64>) -> bool {
         let owned = |page| matches!(self.look(page).backing(), Backing::Owned(_));
         let extent = self.look(region.start).extent();
         self.piece() <= Level::L2

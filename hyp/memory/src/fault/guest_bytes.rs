@@ -6,7 +6,7 @@ use crate::change::copy_on_write::{Populated, Unshared, show};
 use crate::change::propagate::Changer;
 use crate::frames::{read_bytes, write_bytes};
 use crate::object::{Backing, Claim};
-use crate::reclaim::steps::Room;
+use crate::reclaim::steps::Shortage;
 use crate::space::mmu_lock::MmuLock;
 use crate::space::slot::Slot;
 use crate::space::{AddressSpace, NotBacked};
@@ -42,7 +42,9 @@ impl<L: MmuLock> AddressSpace<L> {
                     self.write_page(cpu, slot, at, &rest[part])
                 });
             match written {
-                Err(NotBacked::OutOfFrames { ipa: at }) if cpu.make_room() != Room::None => {
+                Err(NotBacked::OutOfFrames { ipa: at })
+                    if cpu.relieve_shortage() != Shortage::Lasts =>
+                {
                     done = (at.get() - ipa.get()) as usize;
                 }
                 other => return other,
@@ -87,7 +89,7 @@ impl<L: MmuLock> AddressSpace<L> {
         at: Ipa,
     ) -> Option<(Claim<'s>, Pa)> {
         let (object, page) = (&**slot.object(), slot.object_page(at));
-        let how = self.space().how();
+        let mode = self.space().change_mode();
         loop {
             let backing = match object.claim(page) {
                 Some(claim) => match claim.backing() {
@@ -100,13 +102,13 @@ impl<L: MmuLock> AddressSpace<L> {
                 }
             };
             let ran_out = match backing {
-                Backing::Vacant => object.populate(cpu, page, how) == Populated::OutOfFrames,
+                Backing::Vacant => object.populate(cpu, page, mode) == Populated::OutOfFrames,
                 Backing::Compressed(_) => {
-                    object.bring_back(cpu, page, how) == Populated::OutOfFrames
+                    object.bring_back(cpu, page, mode) == Populated::OutOfFrames
                 }
                 _ => {
                     let guard = &self.pin(cpu);
-                    Changer { cpu, guard }.unshare(object, page, how) == Unshared::OutOfFrames
+                    Changer { cpu, guard }.unshare(object, page, mode) == Unshared::OutOfFrames
                 }
             };
             if ran_out {
@@ -191,11 +193,11 @@ fn backing_to_read(slot: &Slot, at: Ipa, bytes: &mut [u8]) -> Backing {
     let (object, number) = (slot.object(), slot.object_page(at));
     loop {
         let look = object.look(number);
-        let put_away = matches!(look.backing(), Backing::Compressed(_));
-        if !put_away && !look.is_claimed() {
+        let compressed = matches!(look.backing(), Backing::Compressed(_));
+        if !compressed && !look.is_claimed() {
             return look.backing();
         }
-        let claim = put_away.then(|| object.claim(number)).flatten();
+        let claim = compressed.then(|| object.claim(number)).flatten();
         match claim.as_ref().map(Claim::backing) {
             Some(Backing::Compressed(handle)) => {
                 let mut page = [0; PAGE_SIZE as usize];

@@ -5,7 +5,7 @@
 //! was never written. A page that can't be compressed keeps its frame; only its entries are gone, which faults make again. A
 //! freed frame is reused only after an epoch, as the hypervisor may still be reading it.
 
-use crate::change::copy_on_write::{How, Populated, show};
+use crate::change::copy_on_write::{ChangeMode, Populated, show};
 use crate::change::propagate::Changer;
 use crate::frames::compressed_store::{Handle, Refused};
 use crate::frames::{Owner, page_at, page_at_mut};
@@ -47,7 +47,7 @@ impl<T: Tlb + Caches> CpuMemory<T> {
     ///
     /// # Errors
     /// The page isn't compressible, or there is no room for it. Returns the claim.
-    pub(crate) fn put_away<'o>(&self, claim: Claim<'o>) -> Result<Backing, (Claim<'o>, Refused)> {
+    pub(crate) fn compress<'o>(&self, claim: Claim<'o>) -> Result<Backing, (Claim<'o>, Refused)> {
         let Backing::Owned(frame) = claim.backing() else {
             debug_assert!(false, "{claim:?} has no frame of its own");
             return Ok(claim.backing());
@@ -81,7 +81,7 @@ impl Object {
         &self,
         cpu: &CpuMemory<T>,
         page: u64,
-        how: How,
+        mode: ChangeMode,
     ) -> Populated {
         let Some(claim) = self.claim(page) else {
             return Populated::Busy;
@@ -97,7 +97,7 @@ impl Object {
             .store()
             .get(handle, unsafe { page_at_mut(frame) });
         self.discard(handle);
-        show(cpu, frame, how.fwb);
+        show(cpu, frame, mode.fwb);
         cpu.system().objects().own(frame, claim.sharer());
         claim.end(Backing::Owned(frame));
         Populated::Done

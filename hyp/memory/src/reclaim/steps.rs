@@ -15,7 +15,7 @@
 //! ([`IdleCpus`](crate::IdleCpus)), which reclaims until there is enough again. A fault that takes a frame from its CPU's cache
 //! checks nothing.
 
-use crate::change::access_flags::Ager;
+use crate::change::access_flags::AccessScan;
 use crate::change::propagate::Changer;
 use crate::frames::compressed_store::Refused;
 use crate::frames::{MAX_VMS, Owner, VmId};
@@ -31,49 +31,54 @@ use stage2::{Level, Tlb};
 
 /// The bounds of one step.
 #[derive(Clone, Copy, Debug)]
-struct Share {
+struct StepBudget {
     /// Pages to compress.
-    away: u64,
+    compress: u64,
     /// Listed pages to look at for that.
     listed_looks: u64,
     /// Pages of objects to look at, to find some that aren't listed.
-    hand_looks: u64,
+    object_looks: u64,
 }
 
-impl Share {
+impl StepBudget {
     /// For an idle CPU.
     const IDLE: Self = Self {
-        away: 32,
+        compress: 32,
         listed_looks: 64,
-        hand_looks: 4096,
+        object_looks: 4096,
     };
     /// For a fault, which delays a vCPU.
     const DIRECT: Self = Self {
-        away: 8,
+        compress: 8,
         listed_looks: 16,
-        hand_looks: 512,
+        object_looks: 512,
     };
 }
 
 impl ReclaimState {
     /// Compresses some cold pages: of the given owner, or of the next in turn. False if it did nothing and further steps would
     /// be in vain.
-    fn step<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, of: Option<Owner>, share: Share) -> bool {
-        self.find(cpu, share);
+    fn step<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        of: Option<Owner>,
+        budget: StepBudget,
+    ) -> bool {
+        self.find(cpu, budget);
         let rounds = self.rounds.load(Ordering::Relaxed);
         let Some(owner) = of.or_else(|| self.lists.lock().whose_turn()) else {
             return self.lists.lock().is_hopeful(of, rounds);
         };
-        self.balance(cpu, owner, share);
+        self.balance(cpu, owner, budget);
         let (mut away, mut looks) = (0, 0);
         loop {
-            let most = (share.away - away).min(share.listed_looks - looks);
+            let most = (budget.compress - away).min(budget.listed_looks - looks);
             let cold = self.take_cold(cpu, owner, most);
             if cold.looks == 0 {
                 break;
             }
             looks += cold.looks;
-            away += self.put_away(cpu, owner, cold);
+            away += self.compress_cold(cpu, owner, cold);
         }
         self.counters.scanned.add(looks);
         let mut lists = self.lists.lock();
@@ -83,13 +88,13 @@ impl ReclaimState {
 
     /// Moves the cursor over pages that aren't listed, and lists those it finds. Only one CPU at a time does this; others skip
     /// it.
-    fn find<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, share: Share) {
+    fn find<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, budget: StepBudget) {
         let Some(mut hand) = self.hand.try_lock() else {
             return;
         };
-        let mut ager = Ager::new(cpu);
+        let mut scan = AccessScan::new(cpu);
         let (mut looks, mut found) = (0, 0);
-        while looks < share.hand_looks && found < share.listed_looks {
+        while looks < budget.object_looks && found < budget.listed_looks {
             let Some(object) = hand.object(cpu.system().objects()) else {
                 self.rounds.fetch_add(1, Ordering::Relaxed);
                 break;
@@ -98,14 +103,14 @@ impl ReclaimState {
             #[cfg(loom)]
             stage2::sync::full_barrier();
             while hand.page < object.pages()
-                && looks < share.hand_looks
-                && found < share.listed_looks
+                && looks < budget.object_looks
+                && found < budget.listed_looks
             {
                 looks += 1;
                 let pages = object.pages_at_once(hand.page);
                 let page = object.sharer(hand.page);
                 if object.enlist(hand.page) {
-                    ager.age(&object, hand.page);
+                    scan.age(&object, hand.page);
                     if self.lists.lock().enlist(object.account(), page) {
                         found += 1;
                     } else {
@@ -119,18 +124,18 @@ impl ReclaimState {
     }
 
     /// Deactivates the oldest active pages while there are more active than inactive ones.
-    fn balance<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, owner: Owner, share: Share) {
-        let mut ager = Ager::new(cpu);
+    fn balance<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, owner: Owner, budget: StepBudget) {
+        let mut scan = AccessScan::new(cpu);
         let mut named = Named::new(cpu.system());
         let mut moved = 0;
-        while moved < share.listed_looks {
+        while moved < budget.listed_looks {
             let Some(page) = self.lists.lock().take_surplus(owner) else {
                 break;
             };
             if let Some(object) = named.object(page)
                 && object.is_listed(page.page)
             {
-                ager.age(object, page.page);
+                scan.age(object, page.page);
                 self.list_again(object, page, false);
             }
             moved += 1;
@@ -140,7 +145,7 @@ impl ReclaimState {
 
     /// Takes the oldest inactive pages from their list, at most `most` of them; accessed ones become active.
     fn take_cold<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, owner: Owner, most: u64) -> Cold {
-        let ager = Ager::new(cpu);
+        let scan = AccessScan::new(cpu);
         let mut named = Named::new(cpu.system());
         let mut cold = Cold::default();
         while cold.count < MOST && cold.looks < most {
@@ -154,7 +159,7 @@ impl ReclaimState {
             if !object.is_listed(page.page) {
                 continue;
             }
-            if ager.was_accessed(object, page.page) {
+            if scan.was_accessed(object, page.page) {
                 self.counters.activated.add(1);
                 self.list_again(object, page, true);
                 continue;
@@ -166,21 +171,26 @@ impl ReclaimState {
     }
 
     /// Compresses cold pages, a batch for each object. Returns how many were compressed.
-    fn put_away<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, owner: Owner, mut cold: Cold) -> u64 {
+    fn compress_cold<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        owner: Owner,
+        mut cold: Cold,
+    ) -> u64 {
         let pages = &mut cold.pages[..cold.count];
         // In the order in which a batch takes them: neighbours on a list are seldom far from each other.
         pages.sort_unstable_by_key(|page| (page.object.place(), page.page));
         let mut away = 0;
         for of_one in pages.chunk_by(|one, next| one.object == next.object) {
             if let Some(object) = Object::named(of_one[0].object, cpu.system().objects()) {
-                away += self.put_away_of(cpu, owner, &object, of_one);
+                away += self.compress_of(cpu, owner, &object, of_one);
             }
         }
         away
     }
 
     /// Compresses pages of one object, in ascending order.
-    fn put_away_of<T: Tlb + Caches>(
+    fn compress_of<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
         owner: Owner,
@@ -210,7 +220,7 @@ impl ReclaimState {
         }
         let mut away = 0;
         for claim in batch.into_claims() {
-            match cpu.put_away(claim) {
+            match cpu.compress(claim) {
                 Ok(Backing::Zero) => self.counters.zeros.add(1),
                 Ok(_) => self.counters.compressed.add(1),
                 Err((claim, refused)) => {
@@ -312,15 +322,15 @@ impl Named {
 /// The most frames that are needed together: the tables of a 1 GiB block that is split around a page.
 const FRAMES_AT_ONCE: usize = 2;
 
-/// Whether missing frames are available by now.
+/// What has become of a shortage of frames, or of a VM's limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Room {
-    /// They are.
-    There,
-    /// Pages were compressed for them, or further steps may do so. The caller may try again, but has already taken long.
-    Made,
-    /// There is none.
-    None,
+pub(crate) enum Shortage {
+    /// The frames are available by now.
+    Over,
+    /// Pages were compressed, or further steps may do so. The caller may try again, but has already taken long.
+    Reduced,
+    /// There are no frames, and no pages to compress for them.
+    Lasts,
 }
 
 impl<T: Tlb + Caches> CpuMemory<T> {
@@ -350,27 +360,27 @@ impl<T: Tlb + Caches> CpuMemory<T> {
         });
         if !is_low && near.is_none() {
             if reclaim.is_near(free) {
-                reclaim.find(self, Share::IDLE);
+                reclaim.find(self, StepBudget::IDLE);
             }
             return false;
         }
         let of = near.filter(|_| !is_low).map(Owner::Vm);
         reclaim.counters.idle_steps.add(1);
-        let hopeful = reclaim.step(self, of, Share::IDLE);
+        let hopeful = reclaim.step(self, of, StepBudget::IDLE);
         self.let_epoch_advance();
         hopeful
     }
 
     /// Tries to free what was missing: frames, or part of its VM's limit, if need be by compressing pages. The caller holds no
     /// guard.
-    pub(crate) fn make_room(&self) -> Room {
+    pub(crate) fn relieve_shortage(&self) -> Shortage {
         let denied = self.take_denied();
         if self.has_room(denied) {
-            Room::There
+            Shortage::Over
         } else if self.reclaim(denied) {
-            Room::Made
+            Shortage::Reduced
         } else {
-            Room::None
+            Shortage::Lasts
         }
     }
 
@@ -394,9 +404,9 @@ impl<T: Tlb + Caches> CpuMemory<T> {
             return false;
         }
         reclaim.counters.direct_steps.add(1);
-        let hopeful = reclaim.step(self, denied.map(Owner::Vm), Share::DIRECT);
+        let hopeful = reclaim.step(self, denied.map(Owner::Vm), StepBudget::DIRECT);
         self.let_epoch_advance();
-        // A limit counts what was put away at once; frames come free when the epoch has passed.
+        // A limit counts what was compressed at once; frames come free when the epoch has passed.
         if self.has_room(denied) {
             return true;
         }

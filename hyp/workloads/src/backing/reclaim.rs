@@ -47,7 +47,7 @@ impl<M: Machine> Run<'_, M> {
             system.reclaim_counters().for_each(add);
             counts
         };
-        let (before, away_before) = (count(), system.put_away().pages);
+        let (before, away_before) = (count(), system.compressed().pages);
         stage.measure(results, meant, step)?;
         let mut compressed = 0;
         for (name, count) in count() {
@@ -59,9 +59,9 @@ impl<M: Machine> Run<'_, M> {
                 results.note(&name, since);
             }
         }
-        let away = system.put_away();
-        results.note("put_away", away.pages);
-        results.note("put_away_bytes", away.bytes);
+        let away = system.compressed();
+        results.note("compressed", away.pages);
+        results.note("compressed_bytes", away.bytes);
         // By faults or by the hypervisor itself: what was there and isn't any more.
         let back = (away_before + compressed).saturating_sub(away.pages);
         results.note("brought_back", back);

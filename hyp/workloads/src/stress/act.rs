@@ -34,7 +34,7 @@ pub(super) enum Act {
     /// Merges some pages.
     Merge,
     /// Compresses some pages.
-    PutAway,
+    Compress,
     /// Compacts fragmented pages into blocks.
     Gather,
     /// Writes a word.
@@ -52,7 +52,7 @@ impl Act {
         (Self::Slots, 2),
         (Self::Populate, 1),
         (Self::Merge, 1),
-        (Self::PutAway, 1),
+        (Self::Compress, 1),
         (Self::Gather, 1),
         (Self::Write, 2),
         (Self::Log, 20),
@@ -71,7 +71,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
             Act::Slots => self.change_slots()?,
             Act::Populate => self.populate()?,
             Act::Merge => self.merge(),
-            Act::PutAway => self.put_away(),
+            Act::Compress => self.compress(),
             Act::Gather => self.gather(),
             Act::Write => self.write()?,
             Act::Log => self.log()?,

@@ -50,7 +50,7 @@ impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
     }
 
     /// Compresses some pages. vCPUs that need them have them decompressed.
-    pub(super) fn put_away(&mut self) {
+    pub(super) fn compress(&mut self) {
         let own = &self.guest.own.memory;
         own.system().set_watermarks(Some(ALWAYS));
         let mut steps = self.random.u32(1..=MOST_STEPS);

@@ -321,7 +321,7 @@ fn two_guests_run_at_once_and_each_has_its_own_account() {
         Guest::Honest,
     )
     .error;
-    let says = "vcpus=2 needs 5 CPUs, one of them for the monitor, but there are 4";
+    let says = "vcpus=2 needs 5 CPUs, one of them for the control plane, but there are 4";
     assert_eq!(refused.as_deref(), Some(says));
 }
 
@@ -469,11 +469,11 @@ fn what_cant_be_run_is_refused_before_anything_starts() {
     assert_eq!(refused("vcpus=2 speed=1"), "unknown option 'speed'");
     assert_eq!(
         refused("vcpus=4"),
-        "vcpus=4 needs 5 CPUs, one of them for the monitor, but there are 4"
+        "vcpus=4 needs 5 CPUs, one of them for the control plane, but there are 4"
     );
     assert_eq!(
         refused("vcpus=3 merging"),
-        "vcpus=3 merging needs 5 CPUs, one of them for the monitor, one to merge, but there are 4"
+        "vcpus=3 merging needs 5 CPUs, one of them for the control plane, one to merge, but there are 4"
     );
     let short = |options: &str, needed: &str| {
         let says = format!("the guest's memory can't be had: it takes {needed}, and ");

@@ -84,8 +84,8 @@ pub enum Metric {
     Retries,
     /// Frames of guest memory after merging, of 100 before.
     FramesLeft,
-    /// Pages that are put away in a second while memory is checked.
-    PutAway,
+    /// Pages compressed per second while memory is checked.
+    Compressed,
     /// Pages that are brought back in a second while memory is checked.
     BroughtBack,
     /// Pages that share others' frames in the end, where a CPU merges beside the guest.
@@ -138,7 +138,7 @@ impl Metric {
         Self::WriteAgainExits,
         Self::Check,
         Self::CheckExits,
-        Self::PutAway,
+        Self::Compressed,
         Self::BroughtBack,
         Self::Sharing,
         Self::FullScans,
@@ -179,7 +179,7 @@ impl Metric {
             Self::CheckExits => "Exits per page checked",
             Self::Retries => "Retries per page written",
             Self::FramesLeft => "Frames after merging, % of those before",
-            Self::PutAway => "Pages put away per second of checking",
+            Self::Compressed => "Pages compressed per second of checking",
             Self::BroughtBack => "Pages brought back per second of checking",
             Self::Sharing => "Pages that share others' frames",
             Self::FullScans => "Full scans",
@@ -221,7 +221,7 @@ impl Metric {
             Self::CheckExits => "exits-check",
             Self::Retries => "retries",
             Self::FramesLeft => "frames-left",
-            Self::PutAway => "put-away",
+            Self::Compressed => "compressed",
             Self::BroughtBack => "brought-back",
             Self::Sharing => "sharing",
             Self::FullScans => "full-scans",
@@ -239,7 +239,7 @@ impl Metric {
             | Self::CheckExits
             | Self::Retries
             | Self::FramesLeft
-            | Self::PutAway
+            | Self::Compressed
             | Self::BroughtBack
             | Self::Sharing
             | Self::FullScans => Quantity::Number,

@@ -1,4 +1,4 @@
-//! Reads what the hypervisor prints on its console, line by line. The forms are those that `monitor` writes: result
+//! Reads what the hypervisor prints on its console, line by line. The forms are those that `control` and `workloads` write: result
 //! lines for people, `@record` and `@progress` lines for this tool, errors, and the exit status as the last line.
 //!
 //! A guest can print whatever it likes, but only in lines that begin with `guest: `; none of the other forms can be

@@ -86,7 +86,7 @@ pub fn build_scaling() -> Result<(PathBuf, PathBuf), ToolError> {
     build_image("scaling-guest", "scaling", Profile::Best)
 }
 
-/// Builds the hypervisor with the break-before-make monitor; gives the images with that in its place. It has a target folder
+/// Builds the hypervisor with the break-before-make checker; gives the images with that in its place. It has a target folder
 /// of its own, as cargo would replace the other executable.
 ///
 /// # Errors
@@ -94,7 +94,7 @@ pub fn build_scaling() -> Result<(PathBuf, PathBuf), ToolError> {
 /// [`ToolError::Build`] after cargo has said why.
 pub fn build_watched(images: Images, profile: Profile) -> Result<Images, ToolError> {
     let usual = images.hypervisor.parent().unwrap_or(Path::new("."));
-    let target = usual.join("monitor");
+    let target = usual.join("checker");
     let folder = OsStr::new("--target-dir");
     let assertions = format!(
         "--config=profile.{}.debug-assertions=true",
@@ -103,11 +103,11 @@ pub fn build_watched(images: Images, profile: Profile) -> Result<Images, ToolErr
     let arguments = [
         folder,
         target.as_os_str(),
-        "--features=monitor".as_ref(),
+        "--features=checker".as_ref(),
         assertions.as_ref(),
     ];
     let executable = run_cargo("firmware", profile, &arguments)?;
-    let (hypervisor, symbols) = install(&executable, usual, "parvisor-monitor")?;
+    let (hypervisor, symbols) = install(&executable, usual, "parvisor-checker")?;
     Ok(Images {
         hypervisor,
         symbols,

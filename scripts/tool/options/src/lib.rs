@@ -132,11 +132,11 @@ pub struct RunOptions {
     )]
     pub gdb: Option<u16>,
 
-    /// Run a debug build, in which a break-before-make monitor watches every change of the tables and ends the run at the
+    /// Run a debug build, in which a break-before-make checker watches every change of the tables and ends the run at the
     /// first rule that is broken. Slow: its times mean nothing. With --append inject=no-flush, no-break, local or
     /// no-publish it has a bug to find.
     #[arg(long, conflicts_with = "simulated")]
-    pub monitor: bool,
+    pub check: bool,
 }
 
 /// Its default is another one where what backs memory changes.

@@ -278,7 +278,7 @@ fn simulated_time_has_costs_and_takes_long() {
     let plan = plan(&["--simulated", "--mode=parallel"]).expect("sound options");
     assert_eq!(plan.limit.silence, Some(Duration::from_secs(1800)));
     assert!(refused(&["--line-cost=50"]).contains("--simulated"));
-    assert!(refused(&["--simulated", "--monitor"]).contains("--monitor"));
+    assert!(refused(&["--simulated", "--check"]).contains("--check"));
     assert!(refused(&["--simulated", "--tlbi-cost=2000000"]).contains("2000000"));
 }
 

@@ -63,7 +63,7 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
     setup::rust_target()?;
     let emulator = setup::emulator()?;
     let mut images = images::build(options.profile())?;
-    if options.monitor {
+    if options.check {
         images = images::build_watched(images, options.profile())?;
     }
     let simulation = match options.machine.costs() {

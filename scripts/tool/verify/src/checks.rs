@@ -260,7 +260,7 @@ fn miri() -> Counts {
             .env("MIRIFLAGS", MIRI)
     };
     tests(miri("stage2").arg("--lib"))
-        .plus(tests(miri("watcher").args(["--lib", "--tests"])))
+        .plus(tests(miri("checker").args(["--lib", "--tests"])))
         .plus(tests(miri("model")))
 }
 

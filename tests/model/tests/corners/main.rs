@@ -3,7 +3,7 @@
 //!
 //! In every corner guests write and read before, between and after what is done, through whatever their CPUs' TLBs may hold; what
 //! they find is compared page for page with what they wrote, the dirty log with what should be in it, the frames with none
-//! in the end, and the monitor has nothing to say. Of the whole product those rows are walked in which every combination of two
+//! in the end, and the checker has nothing to say. Of the whole product those rows are walked in which every combination of two
 //! dimensions' choices occurs; with memory in blocks of 2 MiB, where most happens, every one of three.
 #![cfg(not(loom))]
 #![cfg(not(miri))]

@@ -2,10 +2,10 @@
 
 use crate::corner::{AHEAD, BLOCK, Operation};
 use crate::scene::{Placed, SLOT, Scene, page_of};
+use checker::Promise;
 use memory::FaultOutcome;
 use memory::{Access, BalloonError, MergePolicy, NotBacked, NotPopulated, PageMerging, Watermarks};
 use stage2::{Ipa, Level, PAGE_SIZE, Pa};
-use watcher::Promise;
 
 impl Scene<'_> {
     /// Does one thing, on the CPU that operates.

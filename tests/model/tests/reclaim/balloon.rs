@@ -172,9 +172,9 @@ fn what_is_given_up_beside_a_slot_leaves_it_and_its_neighbours_alone() {
     machine.nothing_is_left();
 }
 
-/// What is put away has no frame, but takes room.
+/// What is compressed has no frame, but takes room.
 #[test]
-fn what_is_given_up_after_it_was_put_away_takes_no_room() {
+fn what_is_given_up_after_it_was_compressed_takes_no_room() {
     let machine = Machine::new(400);
     let space = machine.vm_of(0, 40, Level::L3);
     for page in 0..40 {
@@ -188,10 +188,10 @@ fn what_is_given_up_after_it_was_put_away_takes_no_room() {
         machine.cpu.relieve();
     }
     machine.system.set_watermarks(None);
-    assert_eq!(machine.system.put_away().pages, 40);
+    assert_eq!(machine.system.compressed().pages, 40);
     let range = START.offset(10 * PAGE_SIZE)..START.offset(30 * PAGE_SIZE);
     assert_eq!(space.balloon(&machine.cpu, range), Ok(20));
-    assert_eq!(machine.system.put_away().pages, 20);
+    assert_eq!(machine.system.compressed().pages, 20);
     for page in 0..40 {
         let expected = if (10..30).contains(&page) {
             0

@@ -59,7 +59,7 @@ fn a_cpu_is_woken_when_blocks_have_taken_what_a_vm_may_have() {
 
 /// What a VM had is listed under a name that another one's memory has by now, and has to go when the VM has nothing.
 #[test]
-fn what_a_vm_has_let_go_of_is_no_other_one_s_to_put_away() {
+fn what_a_vm_has_let_go_of_is_no_other_one_s_to_compressed() {
     const HIGH: u64 = 1 << 40;
     let machine = Machine::new(600);
     let marks = Watermarks { low: 1, high: HIGH };
@@ -80,7 +80,7 @@ fn what_a_vm_has_let_go_of_is_no_other_one_s_to_put_away() {
     while machine.cpu.relieve() {}
     let active_and_inactive = machine.system.listed_pages();
     assert_eq!(active_and_inactive, (0, 8), "the first one's are no more");
-    assert_eq!(machine.system.put_away().pages, 0);
+    assert_eq!(machine.system.compressed().pages, 0);
     (0..8).for_each(|page| assert_eq!(machine.read(&other, page), 1 + page));
     other.destroy(&machine.cpu);
     machine.nothing_is_left();
@@ -120,7 +120,7 @@ fn a_limit_holds_for_its_vm_and_for_no_other() {
 }
 
 #[test]
-fn a_limit_below_what_cannot_be_put_away_is_out_of_frames_for_its_vm_only() {
+fn a_limit_below_what_cannot_be_compressed_is_out_of_frames_for_its_vm_only() {
     let machine = Machine::new(1000);
     let (small, other) = (
         machine.vm_of(0, 600, Level::L3),

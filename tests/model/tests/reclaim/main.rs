@@ -1,4 +1,4 @@
-//! Memory is short: cold pages are put away and come back as they were, VMs stay within their limits, guests give
+//! Memory is short: cold pages are compressed and come back as they were, VMs stay within their limits, guests give
 //! memory back. On real memory, step by step.
 #![cfg(not(loom))]
 #![cfg(not(miri))]
@@ -137,7 +137,7 @@ impl Machine {
         let counts = self.counts();
         assert_eq!((counts.guest, counts.table), (0, 0), "{counts}");
         assert_eq!((counts.compressed, counts.pending), (0, 0), "{counts}");
-        assert_eq!(self.system.put_away(), StoreCounts::default());
+        assert_eq!(self.system.compressed(), StoreCounts::default());
         for number in 0..3 {
             assert_eq!(self.pool.compressed_bytes(Owner::Vm(vm(number))), 0);
             assert!(self.pool.counts_of(vm(number)).is_zero());
@@ -174,20 +174,20 @@ fn a_guest_of_twice_the_memory_finds_all_that_it_wrote() {
     let counters = machine.system.reclaim_counters();
     assert!(counters.compressed.get() > PAGES && counters.direct_steps.get() > 0);
     assert!(machine.counters.faults.brought_back.get() > PAGES);
-    assert!(machine.system.put_away().pages > 0);
+    assert!(machine.system.compressed().pages > 0);
     space.destroy(&machine.cpu);
     machine.nothing_is_left();
 }
 
 #[test]
-fn without_watermarks_nothing_is_put_away() {
+fn without_watermarks_nothing_is_compressed() {
     let machine = Machine::new(400);
     machine.system.set_watermarks(None);
     let space = machine.vm_of(0, 500, Level::L3);
     let ran_out = (0..500).find(|page| machine.write(&space, *page, 1).is_err());
     assert!(ran_out.is_some());
     assert!(!machine.cpu.relieve());
-    assert_eq!(machine.system.put_away().pages, 0);
+    assert_eq!(machine.system.compressed().pages, 0);
     // Once it may be, and there is room for it, the guest goes on where it was.
     machine.system.set_watermarks(Some(WATERMARKS));
     let some = START..START.offset(10 * PAGE_SIZE);
@@ -275,7 +275,7 @@ fn a_cpu_is_woken_when_blocks_have_taken_what_was_left() {
 }
 
 #[test]
-fn pages_that_are_put_away_together_cost_one_invalidation() {
+fn pages_that_are_compressed_together_cost_one_invalidation() {
     let machine = Machine::new(1200);
     let space = machine.vm_of(0, 1000, Level::L3);
     for page in 0..1000 {
@@ -301,7 +301,7 @@ fn pages_that_are_put_away_together_cost_one_invalidation() {
 }
 
 #[test]
-fn all_of_a_vms_memories_are_put_away() {
+fn all_of_a_vms_memories_are_compressed() {
     const PAGES: [u64; 2] = [24, 40];
     let machine = Machine::new(1024);
     let space = machine.vm_of(0, PAGES[0], Level::L3);
@@ -321,7 +321,10 @@ fn all_of_a_vms_memories_are_put_away() {
         machine.cpu.relieve();
     }
     machine.cpu.wait_for_epoch();
-    assert_eq!((machine.system.put_away().pages, machine.guest()), (64, 0));
+    assert_eq!(
+        (machine.system.compressed().pages, machine.guest()),
+        (64, 0)
+    );
     machine.system.set_watermarks(None);
     all.for_each(|page| assert_eq!(machine.read(&space, page), page + 1));
     space.destroy(&machine.cpu);
@@ -349,7 +352,7 @@ fn a_step_looks_at_4096_pages_and_finds_64() {
 }
 
 #[test]
-fn a_fault_that_has_run_out_puts_few_pages_away() {
+fn a_fault_that_has_run_out_compresses_few_pages() {
     let machine = Machine::new(2000);
     let space = machine.vm_of(0, 600, Level::L3);
     machine.pool.set_limit(vm(0), Some(200));
@@ -378,7 +381,7 @@ fn what_is_used_all_the_time_stays_and_what_is_not_goes() {
         machine.cpu.relieve();
     }
     let back = machine.counters.faults.brought_back.get();
-    assert!(back < HOT / 2, "{back} pages in use were put away");
+    assert!(back < HOT / 2, "{back} pages in use were compressed");
     let counters = machine.system.reclaim_counters();
     assert!(counters.activated.get() > HOT && counters.deactivated.get() > HOT);
     let (active, inactive) = machine.system.listed_pages();
@@ -387,7 +390,7 @@ fn what_is_used_all_the_time_stays_and_what_is_not_goes() {
     assert_eq!(
         machine.counters.faults.brought_back.get(),
         back + 1,
-        "a cold page was put away"
+        "a cold page was compressed"
     );
     space.destroy(&machine.cpu);
     machine.nothing_is_left();
@@ -441,7 +444,7 @@ fn pages_of_zeros_are_dropped() {
         machine.access(&space, page, Access::Write).unwrap();
     }
     assert!(machine.system.reclaim_counters().zeros.get() > 200);
-    assert_eq!(machine.system.put_away().pages, 0);
+    assert_eq!(machine.system.compressed().pages, 0);
     assert!((0..600).all(|page| machine.read(&space, page) == 0));
     space.destroy(&machine.cpu);
     machine.nothing_is_left();
@@ -504,7 +507,7 @@ fn cold_blocks_are_taken_apart() {
 }
 
 #[test]
-fn forks_and_the_hypervisor_find_what_is_put_away() {
+fn forks_and_the_hypervisor_find_what_is_compressed() {
     const PAGES: u64 = 600;
     let machine = Machine::new(660);
     let parent = machine.vm_of(0, PAGES, Level::L3);
@@ -512,11 +515,11 @@ fn forks_and_the_hypervisor_find_what_is_put_away() {
         machine.write(&parent, page, page + 1).unwrap();
     }
     machine.idle_until_relieved();
-    let put_away = machine.system.put_away().pages;
-    assert!(put_away > 0);
+    let compressed = machine.system.compressed().pages;
+    assert!(compressed > 0);
     let child = machine.space(1);
     parent.fork(&machine.cpu, &child).unwrap();
-    assert_eq!(machine.system.put_away().pages, 2 * put_away);
+    assert_eq!(machine.system.compressed().pages, 2 * compressed);
 
     let before = machine.counters.faults.brought_back.get();
     let mut bytes = vec![0; PAGE_SIZE as usize];
@@ -543,7 +546,7 @@ fn forks_and_the_hypervisor_find_what_is_put_away() {
 }
 
 #[test]
-fn what_was_written_before_it_was_put_away_is_in_the_dirty_log() {
+fn what_was_written_before_it_was_compressed_is_in_the_dirty_log() {
     let machine = Machine::new(400);
     let space = machine.vm_of(0, 600, Level::L3);
     let policy = LogPolicy::default();
@@ -551,7 +554,7 @@ fn what_was_written_before_it_was_put_away_is_in_the_dirty_log() {
     for page in 0..600 {
         machine.write(&space, page, page + 1).unwrap();
     }
-    assert!(machine.system.put_away().pages > 200);
+    assert!(machine.system.compressed().pages > 200);
     let mut words = [0; 10];
     let log = space.get_dirty_log(&machine.cpu, SLOT, 0, &mut words);
     log.unwrap();
@@ -562,15 +565,15 @@ fn what_was_written_before_it_was_put_away_is_in_the_dirty_log() {
 }
 
 #[test]
-fn a_slot_that_goes_takes_along_what_was_put_away() {
+fn a_slot_that_goes_takes_along_what_was_compressed() {
     let machine = Machine::new(400);
     let space = machine.vm_of(0, 600, Level::L3);
     for page in 0..600 {
         machine.write(&space, page, page + 1).unwrap();
     }
-    assert!(machine.system.put_away().pages > 0);
+    assert!(machine.system.compressed().pages > 0);
     space.remove_slot(&machine.cpu, SLOT).unwrap();
-    assert_eq!(machine.system.put_away(), StoreCounts::default());
+    assert_eq!(machine.system.compressed(), StoreCounts::default());
     assert_eq!(machine.counts().compressed, 0);
     space.destroy(&machine.cpu);
     machine.nothing_is_left();
@@ -589,13 +592,13 @@ fn an_object_that_gets_the_name_of_a_larger_one_is_not_taken_for_it() {
         space
     };
     let space = fill(64);
-    // It finds all pages, puts half of them away, and leaves the others listed.
+    // It finds all pages, compresses half of them, and leaves the others listed.
     assert!(machine.cpu.relieve());
-    assert_eq!(machine.system.put_away().pages, 32);
+    assert_eq!(machine.system.compressed().pages, 32);
     space.destroy(&machine.cpu);
     let space = fill(3);
     machine.idle_until_relieved();
-    assert_eq!(machine.system.put_away().pages, 3);
+    assert_eq!(machine.system.compressed().pages, 3);
     (0..3).for_each(|page| assert_eq!(machine.read(&space, page), page + 1));
     space.destroy(&machine.cpu);
     machine.nothing_is_left();

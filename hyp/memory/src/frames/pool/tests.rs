@@ -150,21 +150,21 @@ fn pieces_of_guest_memory_come_home_through_the_epoch_whole() {
 }
 
 #[test]
-fn the_last_frames_of_a_pool_in_crumbs_are_found_for_a_cache() {
+fn the_last_frames_of_a_fragmented_pool_are_found_for_a_cache() {
     let (pool, range) = pool_of(64);
     let mut all = [Pa::new(0); 64];
     assert_eq!(pool.take_for_cache(&mut all).0, 64);
-    let mut crumbs: Vec<Pa> = all.into_iter().step_by(2).collect();
-    crumbs.extend(all.get(41));
-    for crumb in &crumbs {
-        pool.return_from_cache(*crumb);
+    let mut fragments: Vec<Pa> = all.into_iter().step_by(2).collect();
+    fragments.extend(all.get(41));
+    for fragment in &fragments {
+        pool.return_from_cache(*fragment);
     }
     let mut found = [Pa::new(0); 40];
-    assert_eq!(pool.take_for_cache(&mut found).0, crumbs.len());
-    let mut found = found[..crumbs.len()].to_vec();
+    assert_eq!(pool.take_for_cache(&mut found).0, fragments.len());
+    let mut found = found[..fragments.len()].to_vec();
     found.sort();
-    crumbs.sort();
-    assert_eq!(found, crumbs);
+    fragments.sort();
+    assert_eq!(found, fragments);
     assert!(range.contains(&found[0]));
     assert_eq!(pool.free_frames(), 0);
 }

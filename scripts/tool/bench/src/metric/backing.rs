@@ -65,7 +65,7 @@ pub fn samples(metric: Metric, record: &Record) -> Vec<f64> {
             let meant = phases(record, name, from..=to);
             meant.map(|phase| retries(phase) / pages(record)).collect()
         }
-        Metric::PutAway => of_check("reclaim_compressed"),
+        Metric::Compressed => of_check("reclaim_compressed"),
         Metric::BroughtBack => of_check("brought_back"),
         Metric::Sharing => in_the_end("pages_sharing"),
         Metric::FullScans => in_the_end("full_scans"),
@@ -178,7 +178,7 @@ mod tests {
         let counters = [("reclaim_compressed", 3), ("brought_back", 5)];
         let check = phase(PhaseName::Check, 1, 1_000_000, &counters);
         let reclaim = record("reclaim", vec![check]);
-        assert_eq!(samples(Metric::PutAway, &reclaim), [3000.0]);
+        assert_eq!(samples(Metric::Compressed, &reclaim), [3000.0]);
         assert_eq!(samples(Metric::BroughtBack, &reclaim), [5000.0]);
         let mut benchmark = record("", Vec::new());
         benchmark.counters.insert("pages_sharing".into(), 7);

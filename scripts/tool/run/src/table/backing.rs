@@ -26,8 +26,8 @@ const COUNTERS: [(&str, &str); 19] = [
     ("reclaim_compressed", "pages compressed"),
     ("reclaim_zeros", "pages of zeros dropped"),
     ("brought_back", "pages brought back"),
-    ("put_away", "pages that are away"),
-    ("put_away_bytes", "bytes that they take"),
+    ("compressed", "pages that are away"),
+    ("compressed_bytes", "bytes that they take"),
     ("longest_exit_ns", "longest exit, ns"),
 ];
 

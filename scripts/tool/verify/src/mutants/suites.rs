@@ -26,8 +26,8 @@ pub const SUITES: &[Suite] = &[
         checker: false,
     },
     Suite {
-        name: "watcher",
-        package: "watcher",
+        name: "checker",
+        package: "checker",
         all: &["--tests"],
         checker: false,
     },

@@ -1,4 +1,4 @@
-//! The TLB events that are reported to the monitor: instructions with their encoded operands.
+//! The TLB events that are reported to the checker: instructions with their encoded operands.
 
 /// A TLB maintenance instruction (Arm ARM C5.5), with its operand.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,4 +1,4 @@
-//! The monitor: takes the events of CPUs on trees and TLBs, in the order in which they happen.
+//! The checker: takes the events of CPUs on trees and TLBs, in the order in which they happen.
 
 use crate::geometry::Geometry;
 use crate::input::{Barrier, Tlbi};
@@ -11,7 +11,7 @@ use core::fmt;
 use core::ops::Range;
 use spin::Mutex;
 
-/// How the monitor reads tables that are linked.
+/// How the checker reads tables that are linked.
 pub trait Memory {
     /// The word at a table's physical address. The table was just linked, or is the root of a tree.
     fn load(&self, address: u64) -> u64;
@@ -58,12 +58,12 @@ impl fmt::Display for Promise {
 
 /// Watches any number of trees. Any CPU may call at any time; calls from one CPU come in its program order.
 #[derive(Debug)]
-pub struct Monitor<M> {
+pub struct Checker<M> {
     memory: M,
     state: Mutex<State>,
 }
 
-impl<M: Memory> Monitor<M> {
+impl<M: Memory> Checker<M> {
     /// Without trees.
     pub const fn new(memory: M) -> Self {
         Self {

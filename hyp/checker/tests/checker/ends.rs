@@ -1,7 +1,7 @@
 //! The ends of things: memory that goes back, trees that are taken apart, VMIDs that are given away again.
 
 use crate::machine::{FIRST, LOCKED, MIDDLE, MOVED, Machine, PAGES, ROOT, VTTBR, geometry};
-use watcher::{Barrier, Bbm, CpuSet, Kind, Tlbi, Violation};
+use checker::{Barrier, Bbm, CpuSet, Kind, Tlbi, Violation};
 
 #[test]
 fn memory_goes_back_after_the_last_entry_for_it() {
@@ -11,7 +11,7 @@ fn memory_goes_back_after_the_last_entry_for_it() {
         if flush {
             machine.flush(&[Tlbi::Ipas2le1is(0)]);
         }
-        let found = machine.monitor.memory_freed(0x800_0000..0x800_1000);
+        let found = machine.checker.memory_freed(0x800_0000..0x800_1000);
         machine.found.extend(found);
         machine
     };
@@ -23,7 +23,7 @@ fn memory_goes_back_after_the_last_entry_for_it() {
 #[test]
 fn a_tree_ends_with_nobody_in_it_and_nothing_left() {
     let machine = Machine::new();
-    let retired = machine.monitor.root_retired(ROOT);
+    let retired = machine.checker.root_retired(ROOT);
     assert!(
         matches!(retired[..], [Violation::Abandoned { loaded: true, .. }]),
         "{retired:?}"
@@ -33,7 +33,7 @@ fn a_tree_ends_with_nobody_in_it_and_nothing_left() {
     for cpu in 0..3 {
         machine.load(cpu, 0);
     }
-    let retired = machine.monitor.root_retired(ROOT);
+    let retired = machine.checker.root_retired(ROOT);
     assert!(
         matches!(retired[..], [Violation::Abandoned { loaded: false, .. }]),
         "{retired:?}"
@@ -42,9 +42,9 @@ fn a_tree_ends_with_nobody_in_it_and_nothing_left() {
     machine = Machine::new();
     machine.load(1, 0).load(2, 0);
     machine.flush(&[Tlbi::Vmalls12e1is]).load(0, 0);
-    assert_eq!(machine.monitor.root_retired(ROOT), []);
+    assert_eq!(machine.checker.root_retired(ROOT), []);
     machine.free(PAGES).free(ROOT).is_silent();
-    let finished = machine.monitor.root_finished(ROOT);
+    let finished = machine.checker.root_finished(ROOT);
     assert!(
         matches!(
             finished[..],
@@ -68,9 +68,9 @@ fn a_tree_that_nobody_has_loaded_is_taken_apart_without_further_invalidation() {
         .free(PAGES)
         .write(ROOT, 0b100)
         .free(MIDDLE);
-    assert_eq!(machine.monitor.root_retired(ROOT), []);
+    assert_eq!(machine.checker.root_retired(ROOT), []);
     machine.free(ROOT).is_silent();
-    assert_eq!(machine.monitor.root_finished(ROOT), []);
+    assert_eq!(machine.checker.root_finished(ROOT), []);
 
     // Loaded again, it is walked as it is.
     let mut machine = Machine::new();
@@ -93,7 +93,7 @@ fn a_vmid_is_given_to_another_tree_after_everything_of_it_was_dropped() {
     let reuse = |operation: Option<Tlbi>| {
         let mut machine = Machine::new();
         machine.load(0, 0).load(1, 0).load(2, 0);
-        machine.monitor.root_created(SECOND, geometry(Bbm::Level0));
+        machine.checker.root_created(SECOND, geometry(Bbm::Level0));
         if let Some(operation) = operation {
             machine
                 .dsb_on(1, Barrier::DsbIsh)

@@ -3,7 +3,7 @@
 use crate::machine::{
     ACCESSED, CONTIGUOUS, FIRST, LOCKED, MIDDLE, MOVED, Machine, OTHER, PAGES, block, page, table,
 };
-use watcher::{Barrier, CpuSet, Difference, Kind, Tlbi, Violation};
+use checker::{Barrier, CpuSet, Difference, Kind, Tlbi, Violation};
 
 #[test]
 fn a_whole_break_before_make_is_right() {

@@ -1,7 +1,7 @@
 //! Tables: linked over what agrees with them after a barrier, dropped with all that was reached through them.
 
 use crate::machine::{FIRST, LOCKED, MIDDLE, Machine, OTHER, PAGES, block, page, table};
-use watcher::{Barrier, CpuSet, Tlbi, Violation};
+use checker::{Barrier, CpuSet, Tlbi, Violation};
 
 #[test]
 fn a_table_goes_with_all_that_was_reached_through_it() {
@@ -119,7 +119,7 @@ fn a_table_is_linked_only_over_what_agrees_with_it() {
 fn a_table_is_linked_after_a_barrier() {
     let link = |barrier: Option<Barrier>| {
         let mut machine = Machine::new();
-        machine.monitor.table_allocated(0, OTHER);
+        machine.checker.table_allocated(0, OTHER);
         machine.words.build(OTHER, &[page(0xc00_0000)]);
         if let Some(barrier) = barrier {
             machine.dsb(barrier);

@@ -1,10 +1,10 @@
 //! The accesses that CPUs can make at a moment: the translations that a tree's tables and the CPUs' TLBs allow.
 
+use crate::checker::Stamp;
 use crate::conflict::{Claim, overlap};
 use crate::cpus::CpuSet;
 use crate::descriptor::{Decoded, decode};
 use crate::geometry::Geometry;
-use crate::monitor::Stamp;
 use crate::tree::{Seen, Tree};
 use crate::violation::Copy;
 use alloc::vec::Vec;

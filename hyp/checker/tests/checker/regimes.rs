@@ -1,7 +1,7 @@
 //! Invalidations by CPUs that don't run the VM: VTTBR_EL2 and VTCR_EL2 have to be its own, and in effect (rule 12).
 
 use crate::machine::{FIRST, LOCKED, MOVED, Machine, PAGES, ROOT, VTCR, VTTBR};
-use watcher::{Barrier, CpuSet, Kind, Tlbi, Violation};
+use checker::{Barrier, CpuSet, Kind, Tlbi, Violation};
 
 /// VTCR_EL2 without VS: VMIDs of 8 bits.
 const NARROW: u64 = 1 << 31;
@@ -89,7 +89,7 @@ fn a_guest_that_is_entered_with_another_vtcr_is_found() {
     for vtcr in [VTCR | 0b10 << 14, VTCR | 1 << 32] {
         let mut machine = Machine::new();
         machine.registers(VTTBR, vtcr);
-        machine.found.extend(machine.monitor.enter(0));
+        machine.found.extend(machine.checker.enter(0));
         let found = machine.finds();
         assert!(
             matches!(

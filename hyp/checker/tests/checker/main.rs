@@ -1,4 +1,4 @@
-//! The monitor, told of sequences that are right and of the same sequences with one thing wrong.
+//! The checker, told of sequences that are right and of the same sequences with one thing wrong.
 
 mod ends;
 mod leaves;

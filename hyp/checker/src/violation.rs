@@ -1,8 +1,8 @@
-//! The violations that the monitor reports.
+//! The violations that the checker reports.
 
+use crate::checker::Promise;
 use crate::conflict::Difference;
 use crate::cpus::CpuSet;
-use crate::monitor::Promise;
 use crate::reads::Kind;
 use core::fmt;
 use core::ops::Range;
@@ -192,7 +192,7 @@ pub enum Violation {
         /// Who loaded it.
         cpu: usize,
     },
-    /// Rule 1: an entry changed without the monitor being told: not by an exchange, or in a table that was freed.
+    /// Rule 1: an entry changed without the checker being told: not by an exchange, or in a table that was freed.
     Unannounced {
         /// The entry.
         at: Place,

@@ -6,11 +6,11 @@
 //! A stage-2 value in a TLB can turn into a combined one at any time. So a value of [`Kind::Stage2`] stands for both; an
 //! invalidation by IPA turns it into one of [`Kind::Combined`].
 
+use crate::checker::Stamp;
 use crate::conflict::{Claim, overlap};
 use crate::cpus::CpuSet;
 use crate::descriptor::{Decoded, decode};
 use crate::geometry::Geometry;
-use crate::monitor::Stamp;
 use crate::operand::Scope;
 use crate::reads::Kind;
 use crate::violation::Copy;

@@ -1,4 +1,4 @@
-//! Translates the `stage2` crate's reports into the monitor's own types. Only the names meet here; each side works out their
+//! Translates the `stage2` crate's reports into the checker's own types. Only the names meet here; each side works out their
 //! meaning independently.
 
 use crate::geometry::{Bbm, Format, Geometry, Granule};

@@ -1,7 +1,7 @@
-//! The break-before-make monitor: knows what every CPU's TLB may hold of a stage-2 tree, and says which rule a change of the
+//! The break-before-make checker: knows what every CPU's TLB may hold of a stage-2 tree, and says which rule a change of the
 //! tree breaks.
 //!
-//! It is told of every change of an entry, every TLB invalidation, every barrier ([`Monitor`]'s methods), and keeps, for
+//! It is told of every change of an entry, every TLB invalidation, every barrier ([`Checker`]'s methods), and keeps, for
 //! each CPU, what that CPU's TLB *may* hold: every value that a walker could see since the last completed invalidation
 //! that covers it. Walkers are taken to be as eager as the architecture lets them be: a valid value is in every TLB the
 //! moment it is visible, and back in it the moment after an invalidation. So nothing here depends on timing, and one run
@@ -26,6 +26,7 @@
 
 extern crate alloc;
 
+mod checker;
 mod conflict;
 mod cpus;
 mod descriptor;
@@ -35,7 +36,6 @@ mod engine;
 mod geometry;
 mod input;
 mod links;
-mod monitor;
 mod operand;
 mod reads;
 mod regime;
@@ -44,10 +44,10 @@ mod tlbs;
 mod tree;
 mod violation;
 
+pub use checker::{Checker, Memory, Promise, Stamp};
 pub use conflict::Difference;
 pub use cpus::{CpuSet, MAX_CPUS};
 pub use geometry::{Bbm, Format, Geometry, Granule};
 pub use input::{Barrier, Tlbi};
-pub use monitor::{Memory, Monitor, Promise, Stamp};
 pub use reads::{Kind, Translation};
 pub use violation::{Copy, Place, Violation};

@@ -1,17 +1,17 @@
 //! What an operation promises of rights and dirty state when it returns, and what hardware may do meanwhile.
 
 use crate::machine::{ACCESSED, DBM, FIRST, MIDDLE, Machine, PAGES, ROOT, WRITE, page};
-use watcher::{Barrier, CpuSet, Kind, Promise, Tlbi, Violation};
+use checker::{Barrier, CpuSet, Kind, Promise, Tlbi, Violation};
 
 #[test]
 fn a_permission_needs_no_break_but_its_promise_an_invalidation() {
     let protect = |flush: &dyn Fn(&mut Machine)| {
         let mut machine = Machine::new();
-        let since = machine.monitor.now();
+        let since = machine.checker.now();
         machine.write(PAGES, FIRST & !WRITE);
         flush(&mut machine);
         let found = machine
-            .monitor
+            .checker
             .promised(ROOT, Promise::NoWrite, 0..0x1000, since);
         machine.found.extend(found);
         machine
@@ -36,7 +36,7 @@ fn a_permission_needs_no_break_but_its_promise_an_invalidation() {
 #[test]
 fn a_promise_is_not_broken_by_what_came_after_it_began() {
     let mut machine = Machine::new();
-    let since = machine.monitor.now();
+    let since = machine.checker.now();
     machine
         .write(PAGES, FIRST & !WRITE)
         .flush(&[Tlbi::Ipas2le1is(0)]);
@@ -44,7 +44,7 @@ fn a_promise_is_not_broken_by_what_came_after_it_began() {
         .write_on(1, PAGES, FIRST)
         .write_on(2, PAGES, FIRST & !WRITE);
     let found = machine
-        .monitor
+        .checker
         .promised(ROOT, Promise::NoWrite, 0..0x1000, since);
     assert_eq!(found, []);
 }
@@ -52,12 +52,12 @@ fn a_promise_is_not_broken_by_what_came_after_it_began() {
 #[test]
 fn an_unmapped_table_that_can_be_reached_breaks_the_promise_of_no_entry() {
     let mut machine = Machine::new();
-    let since = machine.monitor.now();
+    let since = machine.checker.now();
     machine
         .write(MIDDLE, 0)
         .flush(&[Tlbi::Ripas2le1is(1 << 46 | 1 << 39)]);
     let found = machine
-        .monitor
+        .checker
         .promised(ROOT, Promise::NoEntry, 0..0x4000, since);
     machine.found.extend(found);
     assert_eq!(machine.finds_held(), (FIRST, Kind::Visible, CpuSet::ALL));
@@ -81,14 +81,14 @@ fn hardware_may_update_an_entry_unannounced_and_nobody_else() {
 #[test]
 fn a_page_that_was_written_stays_dirty_until_it_is_harvested() {
     let machine = Machine::new();
-    machine.monitor.wrote(ROOT, 0x1000, 1);
+    machine.checker.wrote(ROOT, 0x1000, 1);
     assert_eq!(
         machine
-            .monitor
+            .checker
             .written_is_dirty(ROOT, &|page| page == 0x1000),
         []
     );
-    let found = machine.monitor.written_is_dirty(ROOT, &|_| false);
+    let found = machine.checker.written_is_dirty(ROOT, &|_| false);
     assert_eq!(
         found,
         [Violation::LostDirty {
@@ -97,6 +97,6 @@ fn a_page_that_was_written_stays_dirty_until_it_is_harvested() {
             cpu: 1
         }]
     );
-    machine.monitor.harvested(ROOT, 0..0x2000);
-    assert_eq!(machine.monitor.written_is_dirty(ROOT, &|_| false), []);
+    machine.checker.harvested(ROOT, 0..0x2000);
+    assert_eq!(machine.checker.written_is_dirty(ROOT, &|_| false), []);
 }

@@ -1,12 +1,12 @@
-//! The machine that the monitor watches, and the words of its tree: tables of four entries at levels 1 to 3, so that a page
+//! The machine that the checker watches, and the words of its tree: tables of four entries at levels 1 to 3, so that a page
 //! is 4 KiB, a block of level 2 16 KiB, of level 1 64 KiB.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use watcher::{
-    Barrier, Bbm, CpuSet, Format, Geometry, Granule, Kind, Memory, Monitor, Tlbi, Violation,
+use checker::{
+    Barrier, Bbm, Checker, CpuSet, Format, Geometry, Granule, Kind, Memory, Tlbi, Violation,
 };
 
 pub(crate) const ROOT: u64 = 0x10_0000;
@@ -45,10 +45,10 @@ impl Memory for Words {
     }
 }
 
-/// A machine that does as it is told, and keeps what the monitor says.
+/// A machine that does as it is told, and keeps what the checker says.
 pub(crate) struct Machine {
     pub(crate) words: Words,
-    pub(crate) monitor: Monitor<Words>,
+    pub(crate) checker: Checker<Words>,
     pub(crate) found: Vec<Violation>,
 }
 
@@ -75,11 +75,11 @@ impl Machine {
             &[0, 1, 2, 3].map(|index| page(0x800_0000 + index * 0x1000)),
         );
         let mut machine = Self {
-            monitor: Monitor::new(words.clone()),
+            checker: Checker::new(words.clone()),
             words,
             found: Vec::new(),
         };
-        machine.monitor.root_created(ROOT, geometry(bbm));
+        machine.checker.root_created(ROOT, geometry(bbm));
         for cpu in 0..3 {
             machine.load(cpu, VTTBR);
         }
@@ -88,16 +88,16 @@ impl Machine {
 
     /// A CPU goes over to a guest.
     pub(crate) fn load(&mut self, cpu: usize, vttbr: u64) -> &mut Self {
-        self.monitor.vtcr(cpu, VTCR);
-        self.monitor.vttbr(cpu, vttbr);
-        self.found.extend(self.monitor.enter(cpu));
+        self.checker.vtcr(cpu, VTCR);
+        self.checker.vttbr(cpu, vttbr);
+        self.found.extend(self.checker.enter(cpu));
         self
     }
 
     /// CPU 0 writes VTTBR_EL2 and VTCR_EL2.
     pub(crate) fn registers(&mut self, vttbr: u64, vtcr: u64) -> &mut Self {
-        self.monitor.vtcr(0, vtcr);
-        self.monitor.vttbr(0, vttbr);
+        self.checker.vtcr(0, vtcr);
+        self.checker.vttbr(0, vttbr);
         self
     }
 
@@ -108,7 +108,7 @@ impl Machine {
 
     pub(crate) fn write_on(&mut self, cpu: usize, entry: u64, word: u64) -> &mut Self {
         let old = self.words.load(entry);
-        let found = self.monitor.change(cpu, entry, &mut || {
+        let found = self.checker.change(cpu, entry, &mut || {
             self.words.0.borrow_mut().insert(entry, word);
             Some((old, word))
         });
@@ -121,17 +121,17 @@ impl Machine {
     }
 
     pub(crate) fn tlbi_on(&mut self, cpu: usize, operation: Tlbi) -> &mut Self {
-        self.monitor.tlbi(cpu, operation);
+        self.checker.tlbi(cpu, operation);
         self
     }
 
     pub(crate) fn dsb(&mut self, barrier: Barrier) -> &mut Self {
-        self.monitor.barrier(0, barrier);
+        self.checker.barrier(0, barrier);
         self
     }
 
     pub(crate) fn dsb_on(&mut self, cpu: usize, barrier: Barrier) -> &mut Self {
-        self.monitor.barrier(cpu, barrier);
+        self.checker.barrier(cpu, barrier);
         self
     }
 
@@ -147,7 +147,7 @@ impl Machine {
     }
 
     pub(crate) fn free(&mut self, frame: u64) -> &mut Self {
-        self.found.extend(self.monitor.table_freed(0, frame));
+        self.found.extend(self.checker.table_freed(0, frame));
         self
     }
 

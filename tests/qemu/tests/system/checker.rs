@@ -1,4 +1,4 @@
-//! The debug build, in which the break-before-make monitor watches the live tables: it finds nothing, unless there is a bug.
+//! The debug build, in which the break-before-make checker watches the live tables: it finds nothing, unless there is a bug.
 
 use qemu_tests::{Boot, SHORT, assert_verified, describe, watched_hypervisor};
 
@@ -10,13 +10,13 @@ fn watched(options: &str) -> Boot {
 }
 
 #[test]
-fn the_monitor_has_nothing_to_say_of_the_benchmark() {
+fn the_checker_has_nothing_to_say_of_the_benchmark() {
     for (cpu, backing) in [("neoverse-n1", "2M"), ("max", "2M"), ("cortex-a72", "4K")] {
         let options = format!("backing={backing}");
         let outcome = watched(&options).cpu(cpu).run_well();
         assert_verified(&outcome, &["parallel"]);
         assert!(
-            outcome.line_with("break-before-make monitor: on").is_some(),
+            outcome.line_with("break-before-make checker: on").is_some(),
             "{}",
             describe(&outcome)
         );
@@ -49,5 +49,5 @@ fn every_injected_bug_is_reported() {
 #[test]
 fn bugs_are_injected_on_request_only_and_in_the_debug_build_only() {
     watched("inject=everything").run_refused(&["inject", "no-flush, no-break"]);
-    Boot::benchmark(&format!("inject=no-flush {SHORT}")).run_refused(&["inject", "--monitor"]);
+    Boot::benchmark(&format!("inject=no-flush {SHORT}")).run_refused(&["inject", "--check"]);
 }

@@ -3,7 +3,7 @@
 use crate::machine::{
     CONTIGUOUS, FIRST, LOCKED, MIDDLE, MOVED, Machine, NT, OTHER, PAGES, WRITE, block, page, table,
 };
-use watcher::{Bbm, Difference, Tlbi, Violation};
+use checker::{Bbm, Difference, Tlbi, Violation};
 
 #[test]
 fn size_changes_skip_the_break_as_far_as_the_level_says() {
