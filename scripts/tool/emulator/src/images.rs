@@ -21,6 +21,9 @@ use records::words::Profile;
 /// rustc says of the target features in `.cargo/config.toml`, at every crate, that their names may change one day.
 const EXPECTED_WARNING: &str = "feature specified for `-Ctarget-feature`";
 
+/// The package of the hypervisor.
+const HYPERVISOR: &str = "firmware";
+
 /// The files that a build leaves.
 #[derive(Clone, Debug)]
 pub struct Images {
@@ -59,7 +62,7 @@ pub fn without_foreign_flags(command: &mut Command) -> &mut Command {
 ///
 /// [`ToolError::Build`] after cargo has said why.
 pub fn build(profile: Profile) -> Result<Images, ToolError> {
-    let (hypervisor, symbols) = build_image("firmware", "parvisor", profile)?;
+    let (hypervisor, symbols) = build_image(HYPERVISOR, "parvisor", profile)?;
     let (dirty_log, _) = build_image("dirty-log-guest", "dirty_log", profile)?;
     Ok(Images {
         hypervisor,
@@ -106,7 +109,7 @@ pub fn build_watched(images: Images, profile: Profile) -> Result<Images, ToolErr
         "--features=checker".as_ref(),
         assertions.as_ref(),
     ];
-    let executable = run_cargo("firmware", profile, &arguments)?;
+    let executable = run_cargo(HYPERVISOR, "parvisor", profile, &arguments)?;
     let (hypervisor, symbols) = install(&executable, usual, "parvisor-checker")?;
     Ok(Images {
         hypervisor,
@@ -115,14 +118,13 @@ pub fn build_watched(images: Images, profile: Profile) -> Result<Images, ToolErr
     })
 }
 
-/// Builds one package and lays out its image; gives the flat image and the one with symbols. Each package is built by
-/// itself: built together, they would share the features of the crates that they use, and a guest has no heap.
+/// Builds one package and lays out its image; gives the flat image and the one with symbols.
 fn build_image(
     package: &str,
     name: &str,
     profile: Profile,
 ) -> Result<(PathBuf, PathBuf), ToolError> {
-    let executable = run_cargo(package, profile, &[])?;
+    let executable = run_cargo(package, name, profile, &[])?;
     // <target folder>/<triple>/<profile>/<executable>
     let target = executable.ancestors().nth(3).unwrap_or(&executable);
     let folder = match profile {
@@ -132,8 +134,14 @@ fn build_image(
     install(&executable, &folder, name)
 }
 
-/// Builds one package and gives its executable.
-fn run_cargo(package: &str, profile: Profile, arguments: &[&OsStr]) -> Result<PathBuf, ToolError> {
+/// Builds one package and gives its executable. The hypervisor is built beside each guest: a crate that both use is then
+/// compiled once, with the features that either wants. A guest has no heap, so it doesn't link if one of them needs it.
+fn run_cargo(
+    package: &str,
+    name: &str,
+    profile: Profile,
+    arguments: &[&OsStr],
+) -> Result<PathBuf, ToolError> {
     let mut command = Command::new(cargo());
     command.current_dir(repository()).args([
         "build",
@@ -142,8 +150,11 @@ fn run_cargo(package: &str, profile: Profile, arguments: &[&OsStr]) -> Result<Pa
         "--target",
         TARGET,
         "-p",
-        package,
+        HYPERVISOR,
     ]);
+    if package != HYPERVISOR {
+        command.args(["-p", package]);
+    }
     command.args(arguments);
     without_foreign_flags(&mut command);
     // The same warning about target features, as a report on what a future rustc may refuse.
@@ -173,9 +184,9 @@ fn run_cargo(package: &str, profile: Profile, arguments: &[&OsStr]) -> Result<Pa
     let mut executable = None;
     for report in reports.map_while(Result::ok) {
         match parse_report(&report) {
-            Some(Report::Executable(path)) => executable = Some(path),
+            Some(Report::Executable(of, path)) if of == name => executable = Some(path),
             Some(Report::Diagnostic(text)) => eprint!("{text}"),
-            None => {}
+            Some(Report::Executable(..)) | None => {}
         }
     }
     let status = child.wait().map_err(lost)?;
@@ -203,7 +214,8 @@ fn show_messages(messages: impl BufRead) {
 
 /// What a line of cargo's reports is good for.
 enum Report {
-    Executable(PathBuf),
+    /// An executable's name and path.
+    Executable(String, PathBuf),
     Diagnostic(String),
 }
 
@@ -215,10 +227,9 @@ fn parse_report(line: &str) -> Option<Report> {
     {
         return (!rendered.contains(EXPECTED_WARNING)).then(|| Report::Diagnostic(rendered.into()));
     }
-    report
-        .get("executable")
-        .and_then(|path| path.as_str())
-        .map(|path| Report::Executable(path.into()))
+    let text = |pointer| report.pointer(pointer).and_then(|text| text.as_str());
+    let (name, path) = (text("/target/name")?, text("/executable")?);
+    Some(Report::Executable(name.into(), path.into()))
 }
 
 /// Writes `<name>.img` and `<name>.elf` of an executable into `folder`.
@@ -242,12 +253,19 @@ mod tests {
 
     #[test]
     fn executables_are_read_from_cargos_reports() {
-        let line = r#"{"reason":"compiler-artifact","manifest_path":"/r/hyp/firmware/Cargo.toml","executable":"/t/a/firmware/parvisor"}"#;
-        let path = Path::new("/t/a/firmware/parvisor");
-        assert!(
-            matches!(parse_report(line), Some(Report::Executable(executable)) if executable == path)
+        let artifact = |executable: Option<&str>| {
+            let target = serde_json::json!({ "kind": ["bin"], "name": "parvisor" });
+            let report = serde_json::json!({ "target": target, "executable": executable });
+            parse_report(&report.to_string())
+        };
+        let Some(Report::Executable(name, path)) = artifact(Some("/t/a/firmware/parvisor")) else {
+            panic!("no executable");
+        };
+        assert_eq!(
+            (name.as_str(), path.as_path()),
+            ("parvisor", Path::new("/t/a/firmware/parvisor"))
         );
-        assert!(parse_report(r#"{"reason":"compiler-artifact","executable":null}"#).is_none());
+        assert!(artifact(None).is_none());
         assert!(parse_report(r#"{"reason":"build-finished","success":true}"#).is_none());
     }
 

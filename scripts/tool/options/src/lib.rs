@@ -19,7 +19,7 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, Parser};
 
 use self::backing::BackingOptions;
-use self::shared::{MachineOptions, WorkloadOptions, one};
+use self::shared::{MachineOptions, WorkloadOptions, host_cpus, one, usual_vcpus};
 use self::workload::Workload;
 use emulator::effort::Limit;
 use emulator::error::ToolError;
@@ -35,6 +35,9 @@ const SIMULATED_SECONDS: u64 = 30 * 60;
 /// How long a machine may take to say its first word, and how much longer for each CPU, in milliseconds.
 const FIRST_LINE_MILLIS: u64 = 15_000;
 const FIRST_LINE_MILLIS_PER_CPU: u64 = 250;
+/// The help of `--vcpus` where it is one number.
+const VCPUS: &str = "How many vCPUs access memory at the same time, each on a CPU of its own [default: as many as this host \
+                     has CPUs, but at most 4]";
 /// The port of a debugger, unless the user names another one.
 const GDB_PORT: &str = "1234";
 /// The memory of each vCPU under stress, unless the user says: all of it is compared again and again.
@@ -52,7 +55,7 @@ const STRESS_BYTES: Size = mib(8);
     disable_version_flag = true,
     allow_negative_numbers = true,
     max_term_width = 120,
-    mut_arg("vcpus", one("4")),
+    mut_arg("vcpus", |option| one(usual_vcpus(host_cpus()))(option).hide_default_value(true).help(VCPUS)),
     mut_arg("bytes", |option| option.help(
         "The memory of each vCPU: a multiple of 4K [default: 64M; 8M with --stress]"
     )),

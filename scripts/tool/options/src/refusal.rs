@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn ram_that_the_host_hasnt_got_is_said_by_its_option() {
         assert_eq!(
-            why(NO_RAM, &["--bytes=64G"]).expect("refused"),
+            why(NO_RAM, &["--vcpus=4", "--bytes=64G"]).expect("refused"),
             "--bytes: --vcpus 4 with 64 GiB each make 266496 MiB of RAM, which the emulator can't get from this host: \
              cannot set up guest memory 'ram': Cannot allocate memory"
         );

@@ -21,6 +21,25 @@ pub fn one(default: &'static str) -> impl Fn(Arg) -> Arg {
     }
 }
 
+/// How many CPUs this host has; as many as one likes if it doesn't tell.
+pub fn host_cpus() -> u32 {
+    let count = std::thread::available_parallelism();
+    count.map_or(u32::MAX, |count| {
+        u32::try_from(count.get()).unwrap_or(u32::MAX)
+    })
+}
+
+/// How many vCPUs a run has unless the user says. With more of them than the host has CPUs, a vCPU that holds the lock of the
+/// compared modes is often preempted, and the others wait for the host's scheduler.
+pub const fn usual_vcpus(host_cpus: u32) -> &'static str {
+    match host_cpus {
+        0 | 1 => "1",
+        2 => "2",
+        3 => "3",
+        _ => "4",
+    }
+}
+
 /// What is measured.
 #[derive(Args, Clone, Debug)]
 pub struct WorkloadOptions {

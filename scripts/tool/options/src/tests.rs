@@ -5,8 +5,15 @@ use super::*;
 use emulator::simclock::Costs;
 use emulator::size::mib;
 
+/// With four vCPUs unless the arguments say how many: the default depends on the host.
 fn parse(arguments: &[&str]) -> Result<RunOptions, clap::Error> {
-    let all = std::iter::once("scripts/run").chain(arguments.iter().copied());
+    let says = (arguments.iter().take_while(|argument| **argument != "--"))
+        .any(|argument| argument.starts_with("--vcpus"));
+    let usual = (!says).then_some("--vcpus=4");
+    let all = ["scripts/run"]
+        .into_iter()
+        .chain(usual)
+        .chain(arguments.iter().copied());
     RunOptions::parse_arguments(all.map(OsString::from))
 }
 
@@ -44,6 +51,25 @@ fn the_defaults_compare_the_three_modes() {
         ..Limit::silence(Duration::from_secs(180))
     };
     assert_eq!(plan.limit, limit);
+}
+
+#[test]
+fn a_run_has_no_more_vcpus_than_its_host_has_cpus() {
+    let cases = [
+        (1, "1"),
+        (2, "2"),
+        (3, "3"),
+        (4, "4"),
+        (64, "4"),
+        (u32::MAX, "4"),
+    ];
+    for (host_cpus, vcpus) in cases {
+        assert_eq!(usual_vcpus(host_cpus), vcpus);
+    }
+    let options = RunOptions::parse_arguments(["scripts/run".into()]).expect("no options");
+    let plan = options.plan().expect("the defaults are sound");
+    let usual = format!(" vcpus={} ", usual_vcpus(host_cpus()));
+    assert!(plan.append.contains(&usual), "{}", plan.append);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use records::record::Record;
 
 use super::backing::{BackingOptions, Case, Compared};
 use super::merging::Merging;
-use super::shared::WorkloadOptions;
+use super::shared::{WorkloadOptions, host_cpus};
 use super::usage;
 use super::words::{Backing, Clear, Enable, Granularity, Harvest, Mode, Restore, Split, Tracking};
 use emulator::error::ToolError;
@@ -136,10 +136,7 @@ impl Workload {
     ) -> Result<Self, ToolError> {
         options.check_lists()?;
         let first = |list: &[u32]| list.first().copied().unwrap_or(1);
-        let host_cpus = match std::thread::available_parallelism() {
-            Ok(count) if !simulated => u32::try_from(count.get()).unwrap_or(u32::MAX),
-            _ => u32::MAX,
-        };
+        let host_cpus = if simulated { u32::MAX } else { host_cpus() };
         let most_vcpus = options.vcpus.iter().max().copied().unwrap_or(1);
         let compared = backing.compared(most_vcpus, host_cpus)?;
         let pages = match compared {
