@@ -1,5 +1,5 @@
 //! Tests each claim of the tracker on one thread, and the whole against a naive model. Interleavings are left to the model
-//! checker (`loom_tracker`).
+//! checker (`interleavings/tracker.rs`).
 
 use super::*;
 use Verdict::{Invalidated, LookAgain, Unchanged};

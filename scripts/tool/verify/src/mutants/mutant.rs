@@ -7,10 +7,10 @@
 //! file = "hyp/stage2/src/entry.rs"
 //! # The suites that are tried first; the others follow.
 //! suites = ["loom"]
-//! # The tests that are tried before all others: those of the first suite that are in this file
-//! target = "loom_faults"
+//! # The tests that are tried before all others: those of the first suite that are in this file,
+//! target = "interleavings"
 //! # and whose names contain this. Either may be left out.
-//! test = "rule_1"
+//! test = "faults::rule_1"
 //!
 //! [[change]]
 //! find = "text that occurs once"
@@ -319,8 +319,8 @@ pub(crate) mod tests {
             let mutant = mutant("m", &format!("{hint}{change}"));
             mutant.expect("well-formed").first
         };
-        let (target, test) = (Some("loom_faults".into()), Some("rule_1".into()));
-        let both = "target = 'loom_faults'\ntest = 'rule_1'\n";
+        let (target, test) = (Some("interleavings".into()), Some("rule_1".into()));
+        let both = "target = 'interleavings'\ntest = 'rule_1'\n";
         assert_eq!(first(both), Some(Selection { target, test }));
         let test = Some("rule_1".into());
         let target = None;

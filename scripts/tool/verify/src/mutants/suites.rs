@@ -67,7 +67,7 @@ pub struct Suite {
 /// Some tests of a suite.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// Those in this file alone, which is all that is built then.
+    /// Those of this test target alone, which is all that is built then.
     pub target: Option<String>,
     /// Those whose names contain this.
     pub test: Option<String>,

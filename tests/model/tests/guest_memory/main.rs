@@ -1,0 +1,15 @@
+//! Slots, faults, dirty logs, merging, reclaim and forks on real memory, beside each other and out of frames.
+#![cfg(not(any(loom, miri)))]
+
+mod backing;
+mod compaction;
+mod corners;
+mod dirty_log;
+mod failing_backing;
+mod gigabytes;
+mod log_reference;
+mod meanwhile;
+mod merging;
+mod reclaim;
+mod slots;
+mod uncached;
