@@ -2,11 +2,9 @@
 #![cfg(not(any(loom, miri)))]
 
 mod backing;
-mod compaction;
 mod corners;
 mod dirty_log;
 mod failing_backing;
-mod gigabytes;
 mod log_reference;
 mod meanwhile;
 mod merging;

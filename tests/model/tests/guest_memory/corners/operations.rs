@@ -1,7 +1,7 @@
 //! What is done to the VMs of a corner.
 
-use crate::corner::{AHEAD, BLOCK, Operation};
-use crate::scene::{Placed, SLOT, Scene, page_of};
+use super::corner::{AHEAD, BLOCK, Operation};
+use super::scene::{Placed, SLOT, Scene, page_of};
 use checker::Promise;
 use memory::FaultOutcome;
 use memory::{Access, BalloonError, MergePolicy, NotBacked, NotPopulated, PageMerging, Watermarks};

@@ -1,6 +1,6 @@
 //! VMs of a corner, and what they hold and have logged, in plain collections beside them.
 
-use crate::corner::{BLOCK, Corner, Operator, Second};
+use super::corner::{BLOCK, Corner, Operator, Second};
 use memory::frames::MAX_VMS;
 use memory::{
     Access, DirtyPages, FaultOutcome, LogError, Object, Owner, SlotConfig, SlotId, SplitAhead, VmId,

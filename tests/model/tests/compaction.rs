@@ -1,4 +1,7 @@
 //! Pages move from frame to frame under running VMs, on real memory: what every guest reads is what it wrote.
+//!
+//! A program of its own: frames of a test are never freed, and these are many.
+#![cfg(not(any(loom, miri)))]
 
 use memory::frames::{FrameSize, Purpose};
 use memory::{

@@ -1,5 +1,8 @@
 //! Memory in pieces of 1 GiB, whose pages are treated apart: by forks, copies, merging, reclaim and the balloon. What
 //! one page of a gigabyte becomes has to be known for all of it (rule 13): on real memory, step by step.
+//!
+//! A program of its own: frames of a test are never freed, and these are many.
+#![cfg(not(any(loom, miri)))]
 
 use memory::frames::{FrameSize, Purpose};
 use memory::{
