@@ -21,7 +21,7 @@ pub fn one(default: &'static str) -> impl Fn(Arg) -> Arg {
     }
 }
 
-/// What is measured.
+/// The measured workload.
 #[derive(Args, Clone, Debug)]
 pub struct WorkloadOptions {
     /// How many vCPUs access memory at the same time, each on a CPU of its own.
@@ -58,7 +58,7 @@ pub struct WorkloadOptions {
     )]
     pub modes: Vec<Mode>,
 
-    /// What a write fault on a logged block does; with `eager`, blocks are split before. A list is compared.
+    /// The effect of a write fault on a logged block; with `eager`, blocks are split before. A list is compared.
     #[arg(
         long = "split",
         id = "split",
@@ -69,7 +69,7 @@ pub struct WorkloadOptions {
     )]
     pub splits: Vec<Split>,
 
-    /// What makes a write known; `hardware` needs a CPU with FEAT_HAFDBS. A list is compared.
+    /// How writes are noticed; `hardware` needs a CPU with FEAT_HAFDBS. A list is compared.
     #[arg(
         long = "tracking",
         id = "tracking",
@@ -80,7 +80,7 @@ pub struct WorkloadOptions {
     )]
     pub trackings: Vec<Tracking>,
 
-    /// The size of what is logged. At 2M no block is split, and a whole block is dirty.
+    /// The granularity of the log. At 2M no block is split, and a whole block is dirty.
     #[arg(
         long = "granularity",
         id = "granularity",
@@ -91,7 +91,7 @@ pub struct WorkloadOptions {
     )]
     pub granularities: Vec<Granularity>,
 
-    /// What the log is read from.
+    /// The form of the log.
     #[arg(
         long = "harvest",
         id = "harvest",
@@ -105,7 +105,7 @@ pub struct WorkloadOptions {
     #[arg(long, value_name = "N", value_parser = ring_entries)]
     pub ring_entries: Option<u32>,
 
-    /// What enabling the log does.
+    /// How the log is enabled.
     #[arg(
         long = "enable",
         id = "enable",
@@ -119,7 +119,7 @@ pub struct WorkloadOptions {
     #[arg(long, value_name = "KIND", value_enum, default_value_t = Clear::Manual)]
     pub clear: Clear,
 
-    /// What disabling the log does about blocks that it has split.
+    /// When blocks that logging has split are restored.
     #[arg(long, value_name = "KIND", value_enum, default_value_t = Restore::AtOnce)]
     pub restore: Restore,
 
@@ -189,11 +189,11 @@ pub struct MachineOptions {
     #[arg(long)]
     pub simulated: bool,
 
-    /// What it costs in simulated nanoseconds to move a cache line from one CPU to another within the hypervisor; 0: nothing.
+    /// The cost of moving a cache line from one CPU to another within the hypervisor, in simulated nanoseconds; 0: nothing.
     #[arg(long, value_name = "NS", requires = "simulated", default_value_t = Costs::default().line_ns, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub line_cost: u64,
 
-    /// What a broadcast TLB invalidation costs in simulated nanoseconds, all of which queue behind each other; a local one
+    /// The cost of a broadcast TLB invalidation in simulated nanoseconds. All of them queue behind each other; a local one
     /// costs a quarter.
     #[arg(long, value_name = "NS", requires = "simulated", default_value_t = Costs::default().tlbi_ns, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub tlbi_cost: u64,
