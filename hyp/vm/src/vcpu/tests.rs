@@ -4,6 +4,7 @@ mod calls;
 mod fakes;
 mod memory;
 mod pauses;
+mod slices;
 mod traps;
 
 use super::*;
