@@ -25,6 +25,8 @@ use crate::vm::VmConfig;
 use crate::vm::stop_reason::StopReason;
 
 const CPU: CpuId = CpuId(5);
+/// A call of the service.
+const CALL: u64 = 0xc600_0002;
 /// How often a thread is interrupted where it doesn't wait.
 const PREEMPTIONS: usize = 3;
 const START: Start = Start {
@@ -51,7 +53,7 @@ impl Turn {
         let (reason, class, function) = match self {
             Self::Compute => (ExitReason::Interrupt, 0, 0),
             Self::Wait => (ExitReason::Synchronous, 0x01, 0),
-            Self::Call => (ExitReason::Synchronous, 0x16, 0xc600_0002),
+            Self::Call => (ExitReason::Synchronous, 0x16, CALL),
             Self::TurnOff => (ExitReason::Synchronous, 0x16, 0x8400_0002),
             Self::PowerOff => (ExitReason::Synchronous, 0x16, 0x8400_0008),
         };
@@ -195,6 +197,7 @@ impl Cpu for ModelCpu<'_> {
 
     fn enter<S: WriteServer>(&mut self, regs: &mut GuestRegs, _: Option<&mut S>) -> RawExit {
         self.world.entries.fetch_add(1, Ordering::Relaxed);
+        assert_ne!(regs.x[0], CALL, "it goes on without an answer");
         let turn = match self.turns.len() {
             1 => self.turns[0],
             _ => self.turns.pop_front().unwrap(),
@@ -278,11 +281,12 @@ fn pause_and_answer(world: &World) {
     let pause = world.vm.pause(|cpu| world.kick(cpu));
     let vcpu = world.vm.vcpus().last().unwrap();
     // Waits until the vCPU is out.
-    let _ = pause.state(vcpu);
+    let state = pause.state(vcpu);
     let entries = world.entries.load(Ordering::Relaxed);
     world.answers.store(true, Ordering::Relaxed);
     let entered = world.entries.load(Ordering::Relaxed) != entries;
     assert!(!entered, "the guest ran during the pause");
+    assert_eq!(pause.state(vcpu), state, "it got its answer in the pause");
 }
 
 #[test]
