@@ -1,31 +1,31 @@
-//! Memory that looks like that of several machines with the same kernel and much the same files: most pages are the same in
-//! all of them, some are zero, the others are each machine's own.
+//! Contents of memory as in several machines with the same kernel and similar files: most pages are equal in all machines, some
+//! are zero, the others differ.
 //!
-//! Pure functions of a page's number, the machine's seed and how often it was filled anew, for the guest that fills it and for
-//! whoever checks it.
+//! Pure functions of the page's number, the machine's seed and the number of refills. The guest fills its memory by them, and
+//! the hypervisor checks it by them.
 
-/// How many of 100 pages hold the same in every machine.
+/// The percentage of pages that are equal in all machines.
 pub const EQUAL_PERCENT: u64 = 64;
-/// How many of 100 pages are zero.
+/// The percentage of pages that are zero.
 pub const ZERO_PERCENT: u64 = 10;
-/// What the words of a page that isn't zero differ by, from one to the next.
+/// The difference between a word and the next, in a page that isn't zero.
 pub const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// After so many words a page begins again with the first, so that it can be compressed to about a third, as most memory can.
+/// A page repeats itself after so many words. So it compresses to about a third, as most memory does.
 pub const PERIOD: u64 = 176;
 
-/// What a page is to other machines.
+/// The kind of a page: how it compares with the same page of other machines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// The page of this number is the same in all of them.
+    /// It is equal in all machines.
     Equal,
-    /// It holds zeros.
+    /// It is zero.
     Zero,
-    /// No other page is the same.
+    /// It differs from every other page.
     Private,
 }
 
-/// What the page of this number is. Which pages are of a kind follows no pattern, but is the same in every machine.
+/// The kind of a page, by its number. The kinds follow no pattern, but are the same in every machine.
 pub const fn kind(page: u64) -> Kind {
     let draw = mixed(page) % 100;
     if draw < EQUAL_PERCENT {
@@ -37,8 +37,8 @@ pub const fn kind(page: u64) -> Kind {
     }
 }
 
-/// The first word of a page and what the next ones add to it, in the machine with this seed, filled for the `count`th time:
-/// the first time with what others have too, later with what is its own.
+/// The first word of a page, and the difference between a word and the next, in the machine with this seed after `count`
+/// refills. Only before the first refill are pages equal or zero.
 pub const fn words(page: u64, seed: u64, count: u64) -> (u64, u64) {
     match kind(page) {
         Kind::Zero if count == 0 => (0, 0),

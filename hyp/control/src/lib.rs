@@ -18,6 +18,7 @@ mod quote;
 pub mod report;
 mod request;
 mod run;
+mod schedule;
 
 pub use cpu_pool::{BOOT_CPU, CpuPool, HOUSEKEEPING_NS, Job};
 pub use error::RunError;

@@ -1,7 +1,6 @@
 //! Runs a guest program until it powers off, reports its verdict, or times out.
 
 use crate::background_merge::Scanner;
-use crate::cpu_pool::BOOT_CPU;
 use crate::error::RunError;
 use crate::guest::common_calls;
 use crate::guest::console::GuestConsole;
@@ -29,10 +28,6 @@ impl<M: Machine> Service for ProgramService<M> {
 
     /// A program's memory isn't logged.
     fn ring_low(&self, _: VcpuId) {}
-
-    fn parked(&self, _: VcpuId) {
-        self.machine.kick(BOOT_CPU);
-    }
 
     fn poll(&self, _vcpu: VcpuId) -> ServiceReply {
         // No call waits.

@@ -1,5 +1,5 @@
-//! Measures what TLB maintenance costs on this machine, for [`platform::calibration`]. Takes some hundred microseconds, once,
-//! on the boot CPU; the others are up and idle, so that broadcasts reach them.
+//! Measures the cost of TLB maintenance on this machine, for [`platform::calibration`]. It takes some hundred microseconds once,
+//! on the boot CPU. The other CPUs are up and idle, so that broadcasts reach them.
 
 use crate::tables::HeapTables;
 use platform::calibration::{Calibration, Costs, KEPT_TRANSLATIONS, picoseconds};
@@ -13,18 +13,18 @@ use stage2::{
 };
 use vm::Stage2Registers;
 
-/// Ticks below which a time isn't told from the clock's own grain.
+/// The least ticks of a time that the clock's resolution doesn't distort.
 const LEAST_TICKS: u64 = 128;
-/// Most repetitions of an operation to reach that.
+/// The most repetitions of an operation to reach that time.
 const MOST_REPETITIONS: u64 = 1024;
-/// The least of so many samples counts: all that can go wrong makes one longer.
+/// The number of samples, of which the least counts, as disturbances only make them longer.
 const SAMPLES: usize = 3;
-/// Instructions that share a DSB while they are measured.
+/// The number of measured instructions that share a DSB.
 const BATCH: u64 = 16;
-/// Between pages that are translated, in pages: their entries lie on cache lines of their own.
+/// The distance between translated pages, in pages, which puts their entries into different cache lines.
 const STRIDE: u64 = 8;
 
-/// Measures. Nothing runs on the other CPUs.
+/// Measures, while nothing runs on the other CPUs.
 pub fn run(cpu: &CpuFeatures) -> Calibration {
     Calibration(measure(cpu))
 }
@@ -37,7 +37,7 @@ fn measure(cpu: &CpuFeatures) -> Option<Costs> {
         ..features
     })
     .ok()?;
-    // SAFETY: this CPU does one operation after the other on the tree, and keeps nothing of any.
+    // SAFETY: this CPU does one operation after the other on the tree, and keeps no result of any.
     let tables = unsafe { HeapTables::new(&layout) };
     let maintenance = tlb::maintenance(cpu, platform::calibration::UNMEASURED);
     let counters = Counters::default();
@@ -83,7 +83,7 @@ fn complete(cpu: &CpuInstructions, operation: Tlbi) {
     cpu.barrier(Barrier::Isb);
 }
 
-/// The dearer of those that an invalidation may consist of.
+/// The cost of the dearer of the instructions that an invalidation may consist of.
 fn instruction(cpu: &CpuInstructions, by_range: bool) -> Option<u64> {
     let batch = |operation: fn(u64) -> Tlbi| {
         shortest(|| {
@@ -104,13 +104,13 @@ fn instruction(cpu: &CpuInstructions, by_range: bool) -> Option<u64> {
     Some(dearer / BATCH)
 }
 
-/// What translating takes longer after all of the VMID was dropped.
+/// The additional time of translations after all of the VMID was invalidated.
 fn refill(cpu: &CpuInstructions, walker: &Walker) -> Option<u64> {
     let translate_all = || {
         let start = timer::counter();
         for page in 0..KEPT_TRANSLATIONS {
             let ipa = Ipa::new((page * STRIDE) << PAGE_SHIFT);
-            // Whether it is allowed isn't the question.
+            // A refused translation costs the same.
             let _ = walker.translate(ipa, Translate::Read);
         }
         timer::counter().saturating_sub(start)
@@ -125,7 +125,7 @@ fn refill(cpu: &CpuInstructions, walker: &Walker) -> Option<u64> {
     (cold >= LEAST_TICKS).then(|| picoseconds(ticks, KEPT_TRANSLATIONS, timer::frequency()))
 }
 
-/// Picoseconds that `operation` takes at least, or `None` where the clock can't tell.
+/// The least duration of `operation` in picoseconds, or `None` if the clock is too coarse.
 fn shortest(operation: impl Fn()) -> Option<u64> {
     let mut repetitions = 1;
     let mut shortest = u64::MAX;

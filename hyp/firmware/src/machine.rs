@@ -24,7 +24,7 @@ pub struct Board {
 }
 
 impl Board {
-    /// All of its CPUs are up, and have `stage2` with pages of 4 KiB.
+    /// For a machine whose CPUs are up, and have `stage2` with pages of 4 KiB.
     pub fn new(system: &'static System, stage2: Features, most_tlbi: u32) -> Self {
         let facts = Facts {
             cpus: cpus::count(),
@@ -40,7 +40,7 @@ impl Board {
         Self { facts, system }
     }
 
-    /// Registers that a guest gets.
+    /// The object of some registers that a guest gets.
     fn registers(
         &self,
         memory: &CpuMemory<Hardware>,
@@ -56,8 +56,8 @@ impl Board {
         if let Some(by) = self.system.machine.user_of(range) {
             return Err(DeviceError::Taken { start, by });
         }
-        // SAFETY: it is neither memory, so none of the pool's, nor a device that the hypervisor uses. What a device does with
-        // it is the user's to answer for, who has named it.
+        // SAFETY: it is neither memory, so none of the pool's, nor a device that the hypervisor uses. The user, who has named the
+        // device, answers for its effects.
         let object = unsafe { Object::device(memory, Pa::new(start)..Pa::new(range.end())) };
         let object = object.map_err(DeviceError::Object)?;
         Ok(Registers { start, object })

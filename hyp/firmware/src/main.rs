@@ -40,7 +40,7 @@ platform::entry!(main);
 static POOL: FramePool = FramePool::new();
 static SHARED: Once<Shared> = Once::new();
 
-/// What all CPUs work with.
+/// The state that all CPUs share.
 #[derive(Debug)]
 struct Shared {
     board: Board,
@@ -115,16 +115,16 @@ fn run(boot: Boot) -> Result<(), Error> {
     })
 }
 
-/// Hands what memory nobody uses to the pool, and counts what the heap has.
+/// Gives all unused memory to the pool, and counts the heap's.
 fn fill_pool(system: &System) {
     for range in system.memory.ranges() {
-        // SAFETY: the platform has found this memory to be RAM, mapped at its own address, and nobody's.
+        // SAFETY: the platform says that this is unused RAM, mapped at its own address.
         unsafe { POOL.add(Pa::new(range.start())..Pa::new(range.end())) };
     }
     POOL.count_heap(heap::usage().total as u64 / PAGE_SIZE);
 }
 
-/// What the other CPUs run.
+/// The loop of the other CPUs.
 fn attend(cpu: CpuId) -> ! {
     let shared = loop {
         match SHARED.get() {
@@ -146,7 +146,7 @@ impl IdleCpus for Shared {
 }
 
 impl Shared {
-    /// What the calling CPU has for itself.
+    /// The calling CPU's own state.
     fn own_cpu(&'static self, cpu: CpuId) -> OwnCpu<Board> {
         let features = cpus::features();
         let counters = &self.counters[cpu.index()];
@@ -167,14 +167,14 @@ impl Shared {
 #[derive(Debug)]
 enum Error {
     Boot(BootError),
-    /// There are more CPUs than a VMID could be found for.
+    /// There are more CPUs than VMIDs.
     Vmids(TooFewVmids),
     Cpu(CpuStartError),
-    /// An option that is taken before the control plane's, and can't be used.
+    /// A wrong value of an option that is read early.
     Option(OptionError<'static>),
     /// The CPUs' stage 2 has no pages of 4 KiB.
     NoGranule,
-    /// What the control plane has reported already.
+    /// A failure that the control plane has reported already.
     Run(u8),
 }
 
@@ -183,7 +183,7 @@ impl Error {
     fn status(&self) -> u8 {
         match self {
             Self::Run(status) => *status,
-            // More CPUs than the machine has VMIDs for are asked for like an option.
+            // The number of CPUs is the user's choice, as an option is.
             Self::Option(_) | Self::Vmids(_) => 2,
             Self::Boot(_) | Self::Cpu(_) | Self::NoGranule => 1,
         }

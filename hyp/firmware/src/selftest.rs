@@ -1,8 +1,8 @@
-//! The boot option `selftest=KIND`: failures on purpose, to see how the hypervisor reports them, and the comparison of the
-//! engine's tables with this CPU's table walker ([`stage2`]).
+//! The boot option `selftest=KIND`: deliberate failures, which the hypervisor must report, and the comparison of the engine's
+//! tables with this CPU's table walker ([`stage2`]).
 //!
-//! Each failure ends in a fatal report and status 3; one that doesn't shows that a protection is missing, which is a panic.
-//! `stage2` ends well, or in a panic that says what differs.
+//! Each failure must end in a fatal report and status 3; if it doesn't, a protection is missing, and the self-test panics.
+//! `stage2` panics at the first difference.
 
 mod stage2;
 
@@ -10,7 +10,7 @@ use core::hint::black_box;
 
 use records::words::SelfTest;
 
-/// Does as the option asks.
+/// Runs a self-test.
 pub fn run(test: SelfTest) {
     match test {
         SelfTest::Stage2 => return stage2::run(),

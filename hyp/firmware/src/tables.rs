@@ -1,13 +1,12 @@
-//! Tables of the hypervisor's heap, for trees that no guest runs on: self-tests and measurements. One CPU works on them, so
-//! that a table is free as soon as it is unlinked.
+//! Tables from the hypervisor's heap, for the trees of self-tests and measurements. One CPU works on them, so that a table is
+//! free as soon as it is unlinked.
 
 use alloc::alloc::{Layout as Allocation, alloc_zeroed, dealloc, handle_alloc_error};
 use core::cell::Cell;
 use core::ptr::{NonNull, with_exposed_provenance_mut};
 use stage2::{Entry, Epoch, Layout, Pa, TableFrame, TableMemory, Unlinked};
 
-/// Most bytes of one tree's tables, so that enough of the heap is left: room for what a split of the largest block takes,
-/// level by level, and not for more.
+/// The most bytes of one tree's tables: enough for splitting the largest block level by level, and little enough for the heap.
 const MOST_BYTES: usize = 3 << 20;
 
 /// The frames of one tree.
@@ -21,8 +20,8 @@ impl HeapTables {
     /// For trees laid out like this.
     ///
     /// # Safety
-    /// A table is free as soon as it is unlinked: one operation at a time works on the trees, and what an operation has
-    /// handed out is gone before the next.
+    /// A table is free as soon as it is unlinked. So one operation at a time works on the trees, and its results are dropped
+    /// before the next.
     pub unsafe fn new(layout: &Layout) -> Self {
         let bytes = layout.table_size() as usize;
         Self {
@@ -87,8 +86,8 @@ unsafe impl TableMemory for HeapTables {
     }
 }
 
-// SAFETY: nobody else is inside, and nothing that an operation hands out is used after the next (`new`); the engine's own
-// operations don't look at what they have retired.
+// SAFETY: nobody else is inside, and no result of an operation is used after the next begins (`new`); the engine's own
+// operations don't look at tables that they have retired.
 unsafe impl Epoch for HeapTables {
     fn retire(&self, unlinked: Unlinked) {
         // SAFETY: all tables of the tree came from here.

@@ -12,7 +12,7 @@ mod off;
 
 #[cfg(feature = "checker")]
 pub use {
-    cpu::GuestCpu, cpu::Hardware, cpu::guest_cpu, cpu::hardware, live::start, live::use_up_vmids,
+    cpu::GuestCpu, cpu::Hardware, cpu::guest_cpu, cpu::hardware, cpu::use_up_vmids, live::start,
 };
 #[cfg(not(feature = "checker"))]
 pub use {

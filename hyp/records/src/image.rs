@@ -1,6 +1,6 @@
 //! A guest's image as a boot loader left it: arm64 Image format (Linux, Documentation/arch/arm64/booting.rst).
 //!
-//! Everything in it is an allegation; what is returned has been checked to lie within the guest's memory.
+//! All of the header is an allegation. An [`Image`] was checked to lie within the guest's memory.
 
 use crate::size::Size;
 use core::fmt;
@@ -15,17 +15,17 @@ const IMAGE_SIZE: usize = 16;
 /// An image that fits its guest's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GuestImage<'i> {
-    /// What to copy.
+    /// The bytes to copy.
     pub bytes: &'i [u8],
-    /// Where to copy it, and to start it, from the start of RAM.
+    /// The address to copy it to and to start it at, from the start of RAM.
     pub offset: u64,
-    /// What it will use from there on, at least the length of `bytes`.
+    /// The length of the memory that it uses from there on, at least that of `bytes`.
     pub size: u64,
 }
 
 impl<'i> GuestImage<'i> {
-    /// Checks a module. `whole` demands that the file has all of what the header announces, which holds for images that
-    /// carry their zeroed data; in others the rest is zeroed memory behind the file.
+    /// Checks a module. With `whole`, the file must be as long as its header says, as images are that contain their zeroed
+    /// data. Without, the rest is zeroed memory behind the file.
     pub fn check(module: &'i [u8], whole: bool) -> Result<Self, ImageError> {
         let length = module.len();
         if length < HEADER {
@@ -45,7 +45,7 @@ impl<'i> GuestImage<'i> {
         })
     }
 
-    /// The end of what it will use, from the start of RAM; `None` beyond 64 bits.
+    /// The end of the memory that it uses, from the start of RAM; `None` beyond 64 bits.
     pub fn end(&self) -> Option<u64> {
         self.offset.checked_add(self.size)
     }
@@ -74,25 +74,25 @@ fn word(module: &[u8], at: usize) -> u64 {
 pub enum ImageError {
     /// There is no module.
     Missing,
-    /// The file isn't even a header long.
+    /// The file is shorter than a header.
     TooShort {
         /// Its length in bytes.
         length: usize,
     },
-    /// The magic number isn't there.
+    /// It has no magic number.
     NotAnImage,
     /// The file is shorter than its header says.
     Truncated {
         /// Its length in bytes.
         length: usize,
-        /// What the header says.
+        /// The length by its header.
         announced: u64,
     },
     /// It doesn't fit into the guest's memory.
     TooLarge {
-        /// What it needs in bytes.
+        /// Its size in bytes.
         size: u64,
-        /// Where it wants to be, from the start of RAM.
+        /// Its address, from the start of RAM.
         offset: u64,
         /// The guest's memory.
         ram: Size,

@@ -1,4 +1,4 @@
-//! What there is to choose: each boot option once, with its values, its limits and its meaning. The option `help` prints this.
+//! The boot options: each once, with its values, its limits and its meaning. The option `help` prints them.
 
 use crate::size::SizeError;
 use crate::words::{
@@ -16,27 +16,27 @@ pub const RAM: u64 = 0x4000_0000;
 pub const MOST_ITERATIONS: u64 = u16::MAX as u64;
 /// The most slots of test memory.
 pub const MOST_SLOTS: usize = 500;
-/// How many entries a ring can have.
+/// The limits of a ring's entries.
 pub const RING_ENTRIES: RangeInclusive<usize> = 64..=65536;
 
-/// What a size can be.
+/// The values of a size.
 pub const SIZES: &str = SizeError::Malformed.expected();
-/// What a device can be.
+/// The values of a device.
 pub const PATHS: &str = "a path of the device tree, like /pl031@9010000";
-/// What can be logged.
+/// The levels of log messages.
 pub const LEVELS: &str = "error, warn, info, debug or trace";
-/// What an option can be that has no value.
+/// The form of an option without a value.
 pub const ALONE: &str = "the word alone";
-/// How large a ring can be.
+/// The sizes of a ring.
 pub const RING_SIZES: &str = "a power of two from 64 to 65536";
 
-/// What exits do against speculation: an option that is taken early.
+/// The mitigations of speculation at exits: an option that is read early.
 pub const MITIGATIONS: &str = "mitigations";
-/// A test instead of a guest: an option that is taken early.
+/// A test instead of a guest: an option that is read early.
 pub const SELF_TEST: &str = "selftest";
-/// A bug: an option that is taken early.
+/// A bug on purpose: an option that is read early.
 pub const INJECT: &str = "inject";
-/// The list of the options: an option that is taken early.
+/// The list of the options: an option that is read early.
 pub const HELP: &str = "help";
 
 /// A boot option.
@@ -44,9 +44,9 @@ pub const HELP: &str = "help";
 pub struct BootOption {
     /// The word before the `=`.
     pub key: &'static str,
-    /// What it can be, as errors say it too.
+    /// Its values, as errors list them too.
     pub values: &'static str,
-    /// What it means, in one line.
+    /// Its meaning, in one line.
     pub meaning: &'static str,
 }
 
@@ -73,7 +73,7 @@ const fn words<W: Word>(key: &'static str, meaning: &'static str) -> BootOption 
     option(key, W::EXPECTED, meaning)
 }
 
-/// All options, in the order in which they are listed.
+/// All options, in the order of the list.
 pub const BOOT_OPTIONS: [BootOption; 36] = [
     words::<GuestKind>(
         "guest",
@@ -203,7 +203,7 @@ pub const BOOT_OPTIONS: [BootOption; 36] = [
     option("log", LEVELS, "what the hypervisor says of itself"),
 ];
 
-/// Options that are taken before the others are read, by whoever boots the machine.
+/// The options that the firmware reads while it boots, before the others.
 pub const EARLY_OPTIONS: [BootOption; 4] = [
     words::<Mitigations>(
         MITIGATIONS,
@@ -222,7 +222,7 @@ pub const EARLY_OPTIONS: [BootOption; 4] = [
 
 /// The names of all options.
 pub const KEYS: [&str; BOOT_OPTIONS.len()] = keys(&BOOT_OPTIONS);
-/// The names of those that are taken early.
+/// The names of those that are read early.
 pub const EARLY_KEYS: [&str; EARLY_OPTIONS.len()] = keys(&EARLY_OPTIONS);
 
 const fn keys<const COUNT: usize>(options: &[BootOption; COUNT]) -> [&'static str; COUNT] {
@@ -240,11 +240,11 @@ const fn keys<const COUNT: usize>(options: &[BootOption; COUNT]) -> [&'static st
 pub struct MergeOptions {
     /// The memory whose pages are merged.
     pub targets: Vec<MergeTarget>,
-    /// How many pages are looked at between two pauses.
+    /// The number of pages that the scan visits between two pauses.
     pub pages_to_scan: u64,
-    /// How long a pause is, in milliseconds; 0 for none.
+    /// The length of a pause in milliseconds; 0 for none.
     pub sleep_millisecs: u64,
-    /// How many pages may share a frame.
+    /// The most pages that may share a frame.
     pub max_page_sharing: u64,
 }
 

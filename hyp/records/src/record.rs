@@ -1,7 +1,7 @@
 //! One measured run: as a record for programs, and as lines for people.
 //!
-//! The record is what a `@record` line carries and what the host tool writes into its JSON file. The lines are those of
-//! `dirty_log_perf_test` of the Linux KVM selftests.
+//! A `@record` line and the host tool's JSON file have the record. The lines are those of `dirty_log_perf_test` of the Linux KVM
+//! selftests.
 
 use crate::size::decimal;
 use alloc::collections::BTreeMap;
@@ -16,7 +16,7 @@ pub const PARVISOR: &str = "parvisor";
 /// Counters by name.
 pub type CounterMap = BTreeMap<String, u64>;
 
-/// Counters that look like exits but aren't exits of their own.
+/// Counters named as exits that count no exits of their own.
 const NO_EXITS: [&str; 3] = [
     "exits_lost_translation",
     "exits_injected_abort",
@@ -31,41 +31,41 @@ pub fn exits(counters: &CounterMap) -> u64 {
     exits.map(|(_, count)| count).sum()
 }
 
-/// The result of the dirty-log benchmark in one configuration, or of a run in which what backs memory changes. What older
-/// records don't say, and what has no meaning for a run, is empty, 0 or false.
+/// The result of one run: of the dirty-log benchmark in one configuration, or of a workload that changes backing memory. Fields
+/// that older records lack, and those without a meaning for the run, are empty, 0 or false.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Record {
-    /// What was measured: `parvisor`, or another system that runs the same benchmark, as in `linux 6.12.117`. Empty in
-    /// old records, which are Parvisor's.
+    /// The system that ran: `parvisor`, or another one with the same benchmark, as in `linux 6.12.117`. Empty in old records,
+    /// which are Parvisor's.
     #[serde(default)]
     pub system: String,
-    /// How stage-2 operations exclude each other: `parallel`, `rwlock` or `mutex`; `kvm` where that is Linux's own way.
+    /// How stage-2 operations exclude each other: `parallel`, `rwlock`, `mutex`, or `kvm` for Linux.
     pub mode: String,
-    /// What a write fault on a logged block does, as the option `split` says it.
+    /// The effect of a write fault on a logged block, in the words of the option `split`.
     #[serde(default)]
     pub split: String,
-    /// What makes a write known: `writeprotect` or `hardware`.
+    /// How writes are noticed: `writeprotect` or `hardware`.
     #[serde(default)]
     pub tracking: String,
-    /// The size of what is logged: `4K` or `2M`.
+    /// The granularity of the log: `4K` or `2M`.
     #[serde(default)]
     pub granularity: String,
-    /// What the log is read from: `bitmap` or `ring`.
+    /// The form of the log: `bitmap` or `ring`.
     #[serde(default)]
     pub harvest: String,
-    /// What enabling the log does: `protect` or `all_set`.
+    /// How the log is enabled: `protect` or `all_set`.
     #[serde(default)]
     pub enable: String,
     /// How the log is cleared: apart (`manual`) or `with_get`.
     #[serde(default)]
     pub clear: String,
-    /// What disabling the log does about blocks that it has split: `at_once`, `background` or `never`.
+    /// When blocks that logging has split are restored: `at_once`, `background` or `never`.
     #[serde(default)]
     pub restore: String,
     /// How many slots the memory was cut into.
     #[serde(default)]
     pub slots: u64,
-    /// What changed what backs memory, as the option `workload` says it. Empty for the benchmark.
+    /// The workload, in the words of the option `workload`. Empty for the benchmark.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub workload: String,
     /// Which faults an invalidation made try again: `ranges` or `sequence`.
@@ -77,13 +77,13 @@ pub struct Record {
     /// How many CPUs worked on the memory beside the vCPUs.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub workers: u64,
-    /// How much memory the guest used where it had 100.
+    /// The memory that the guest used, in percent of its limit.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub overcommit: u64,
-    /// The memory whose equal pages were merged, as the option `merge_targets` says it. Empty where none were.
+    /// The memory whose equal pages were merged, in the words of the option `merge_targets`. Empty without merging.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub merge_targets: String,
-    /// How many pages the scan looked at between two pauses.
+    /// The number of pages that the scan visited between two pauses.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub pages_to_scan: u64,
     /// How long each pause was, in milliseconds.
@@ -96,40 +96,39 @@ pub struct Record {
     pub vcpus: u64,
     /// The memory that each of them accessed, in bytes.
     pub bytes_per_vcpu: u64,
-    /// What the memory is made of: `4K`, `2M` or `1G`.
+    /// The size of its backing pages and blocks: `4K`, `2M` or `1G`.
     pub backing: String,
     /// How often it was dirtied and harvested.
     pub iterations: u64,
-    /// How many of 100 accesses wrote.
+    /// The percentage of accesses that wrote.
     pub write_percent: u64,
     /// Whether the pages were chosen at random.
     #[serde(default)]
     pub random: bool,
-    /// Where the choice of pages and of writes began.
+    /// The seed of the random choice of pages and of writes.
     #[serde(default)]
     pub seed: u64,
-    /// How the hypervisor was built, as the option `--profile` of `scripts/run` says it. Empty where that isn't known: in old
-    /// records, which are of the best, and in what a board prints.
+    /// The build profile of the hypervisor, in the words of the option `--profile` of `scripts/run`. Empty where it isn't known:
+    /// in old records, which had the best one, and in those that a board prints.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub profile: String,
     /// The CPU model.
     pub cpu: String,
     /// The version of the interrupt controller's architecture.
     pub gic: u64,
-    /// What the times were measured with.
+    /// The clock of the times.
     pub clock: String,
-    /// What of the architecture the VM's tables used.
+    /// The architecture's features that the VM's tables used.
     #[serde(default)]
     pub stage2: String,
-    /// The most instructions that one TLB invalidation was made of, as measured at boot.
+    /// The most instructions of one TLB invalidation, as measured at boot.
     #[serde(default)]
     pub most_tlbi: u64,
-    /// What was done, in the order in which it was done.
+    /// The phases, in their order.
     pub phases: Vec<Phase>,
-    /// What was counted from the VM's start to its end.
+    /// The counters, from the VM's start to its end.
     pub counters: CounterMap,
-    /// Whether exactly the pages that the guest wrote were harvested, with the right contents. Other systems than Parvisor
-    /// don't check it.
+    /// Whether the harvested pages were exactly those that the guest wrote, with the right contents. Only Parvisor checks it.
     pub verified: bool,
 }
 
@@ -140,18 +139,18 @@ fn is_zero(number: &u64) -> bool {
 /// One phase of a run.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Phase {
-    /// What was done.
+    /// Its name.
     pub name: PhaseName,
-    /// In which iteration, from 1; 0 outside the iterations.
+    /// The iteration, from 1; 0 outside the iterations.
     pub iteration: u64,
-    /// How long it took, in nanoseconds.
+    /// Its duration in nanoseconds.
     pub ns: u64,
-    /// What was counted during it; what is missing is 0.
+    /// The counters of its duration; a missing one is 0.
     #[serde(default)]
     pub counters: CounterMap,
 }
 
-/// What a phase does.
+/// The name of a phase.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PhaseName {
@@ -171,9 +170,9 @@ pub enum PhaseName {
     Split,
     /// Blocks that logging has split are put together again in the background.
     Restore,
-    /// All vCPUs write to their pages, in the VM that is looked at.
+    /// All vCPUs of the measured VM write to their pages.
     Write,
-    /// All vCPUs read their pages, and check what they hold.
+    /// All vCPUs read their pages and check the contents.
     Read,
     /// All vCPUs fill their pages.
     Fill,
@@ -214,7 +213,7 @@ impl fmt::Display for Phase {
 }
 
 impl Phase {
-    /// Reads a result line, of Parvisor or of the selftest: what [`Phase`] prints. Nothing if it is another line.
+    /// Reads a result line of Parvisor or of the selftest, as [`Phase`] prints it; `None` for another line.
     pub fn parse(line: &str) -> Option<Self> {
         let (what, time) = line.split_once(" time: ")?;
         let Seconds(ns) = Seconds::parse(time)?;
@@ -262,7 +261,7 @@ const SECOND: u64 = 1_000_000_000;
 const DECIMALS: usize = 9;
 
 impl Seconds {
-    /// Reads what is printed: seconds with exactly nine decimals and an `s`.
+    /// Reads seconds with exactly nine decimals and an `s`.
     pub fn parse(text: &str) -> Option<Self> {
         let (seconds, fraction) = text.strip_suffix('s')?.split_once('.')?;
         if fraction.len() != DECIMALS {
@@ -279,14 +278,14 @@ impl fmt::Display for Seconds {
     }
 }
 
-/// How far a run has come, as a `@progress` line carries it.
+/// The progress of a run, as a `@progress` line has it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Progress {
     /// The mode that runs.
     pub mode: String,
-    /// How many of its steps are done.
+    /// The number of its steps that are done.
     pub step: u64,
-    /// How many steps it has.
+    /// The number of its steps.
     pub steps: u64,
 }
 

@@ -20,7 +20,7 @@ impl fmt::Display for SizeError {
 }
 
 impl SizeError {
-    /// What was expected instead.
+    /// The expected form.
     pub const fn expected(self) -> &'static str {
         match self {
             Self::Malformed => "a number of bytes, or a number with K, M or G, as in 64M",
@@ -39,7 +39,7 @@ impl Size {
     /// Reads a decimal number with a suffix of K, M, G (of 1,024) or none.
     ///
     /// # Errors
-    /// It isn't one, or exceeds 64 bits.
+    /// The text isn't such a number, or the size exceeds 64 bits.
     pub fn parse(text: &str) -> Result<Self, SizeError> {
         let unit = UNITS
             .into_iter()

@@ -1,19 +1,19 @@
-//! The words that options and records have for what a run can be.
+//! The words of options and records.
 
 use core::fmt;
 
 /// A value that a word stands for.
 pub trait Word: Copy + Eq + 'static {
-    /// All there are.
+    /// All values.
     const ALL: &'static [Self];
-    /// What an error lists.
+    /// The words, as errors list them.
     const EXPECTED: &'static str;
 
     /// The word.
     fn word(self) -> &'static str;
 }
 
-/// A tool's option takes the word after `|`, too.
+/// A tool's option accepts the alias after `|`, too.
 macro_rules! words {
     ($(#[$doc:meta])* $type:ident: $expected:literal {
         $($(#[$about:meta])* $value:ident = $word:literal $(| $alias:literal)?,)*
@@ -73,7 +73,7 @@ impl Mode {
 }
 
 words! {
-    /// What guest memory is made of: the size of its pieces, and the largest block that maps it.
+    /// The backing of guest memory: the size of its pieces, which is also the largest block that maps it.
     Backing: "4K, 2M or 1G" {
         /// Pages of 4 KiB.
         Page4K = "4K",
@@ -96,13 +96,13 @@ impl Backing {
 }
 
 words! {
-    /// What the guest is.
+    /// The kind of guest.
     GuestKind: "dirty_log, stress, backing or program" {
         /// The dirty-log benchmark's.
         DirtyLog = "dirty_log",
         /// The same image, for the stress run.
         Stress = "stress",
-        /// The same image, for the runs in which what backs its memory changes.
+        /// The same image, for the workloads that change its backing memory.
         Backing = "backing",
         /// A program that runs until it ends by itself.
         Program = "program",
@@ -110,7 +110,7 @@ words! {
 }
 
 words! {
-    /// What becomes of blocks that are larger than what is logged as one.
+    /// When blocks that are larger than the granularity of the log are split.
     Split: "fault, none or eager" {
         /// A write fault splits the whole block.
         Fault = "fault",
@@ -132,7 +132,7 @@ words! {
 }
 
 words! {
-    /// How much memory is logged as one.
+    /// The granularity of the log.
     Granularity: "4K or 2M" {
         /// Pages.
         Page4K = "4K",
@@ -142,7 +142,7 @@ words! {
 }
 
 words! {
-    /// What the log is read from.
+    /// The form of the log.
     Harvest: "bitmap or ring" {
         /// A bitmap for each slot.
         Bitmap = "bitmap",
@@ -152,13 +152,13 @@ words! {
 }
 
 words! {
-    /// What enabling the log does.
+    /// How the log is enabled.
     Enable: "protect, all_set or overlapped" {
         /// Write-protect everything.
         Protect = "protect",
-        /// Write-protect everything, splitting it first if it is to be split, while the vCPUs access their memory.
+        /// Write-protect everything, after any splitting, while the vCPUs access their memory.
         Overlapped = "overlapped",
-        /// Call everything dirty, and write-protect when it is first cleared.
+        /// Call everything dirty, and write-protect at the first clearing.
         AllSet = "all_set" | "all-set",
     }
 }
@@ -174,7 +174,7 @@ words! {
 }
 
 words! {
-    /// What disabling the log does about blocks that it has split.
+    /// When blocks that logging has split are restored.
     Restore: "at_once, background or never" {
         /// Puts them together before it returns.
         AtOnce = "at_once" | "at-once",
@@ -186,7 +186,7 @@ words! {
 }
 
 words! {
-    /// What changes what backs memory.
+    /// The workloads that change backing memory.
     Workload: "invalidate, cow, merge, prefault or reclaim" {
         /// CPUs invalidate ranges next to those that vCPUs fault in.
         Invalidate = "invalidate",
@@ -214,7 +214,7 @@ words! {
 words! {
     /// How a page that is mapped gets another frame.
     Change: "direct or unmap" {
-        /// Its entries are given it.
+        /// The new frame is put into its entries.
         Direct = "direct",
         /// It is unmapped, and faults map it again.
         Unmap = "unmap",
@@ -236,27 +236,27 @@ words! {
     Profile: "quick or best" {
         /// In half a minute: optimized, but each crate by itself.
         Quick = "quick",
-        /// Optimized as a whole, which takes minutes: what is measured and published.
+        /// Optimized as a whole, which takes minutes, for measuring and publishing.
         Best = "best",
     }
 }
 
 words! {
-    /// What exits from guests do against speculation.
+    /// The mitigations of speculation at exits from guests.
     Mitigations: "auto, on or off" {
-        /// What the CPUs need, where the guest is somebody's program.
+        /// Those that the CPUs need, if the guest is a user's program.
         Auto = "auto",
-        /// What the CPUs need.
+        /// Those that the CPUs need.
         On = "on",
-        /// Nothing.
+        /// None.
         Off = "off",
     }
 }
 
 words! {
-    /// What the hypervisor does to itself instead of running a guest.
+    /// A test of the hypervisor that runs instead of a guest.
     SelfTest: "stage2, panic, undef, stack, null, wx, nx or nested" {
-        /// Compares the engine's tables with what the CPU's table walker makes of them.
+        /// Compares the engine's tables with the answers of the CPU's table walker.
         Stage2 = "stage2",
         /// Panics.
         Panic = "panic",

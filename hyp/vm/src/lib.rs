@@ -4,8 +4,9 @@
 //! with a reason. Nothing here touches a CPU's registers: the world switch comes in through [`Cpu`], memory through
 //! [`GuestMemory`], the control plane through [`Service`]; so all of it runs on a host.
 //!
-//! One vCPU runs on one physical CPU, by the one thread there ([`Vcpu::run`]); what vCPUs share is in [`Vm`]. A running VM
-//! can be paused from outside ([`Vm::pause`]), and a paused one forked ([`Pause::fork`]).
+//! A vCPU is bound to one physical CPU at a time, which runs it in slices ([`Vcpu::run_slice`]); what vCPUs share is in [`Vm`].
+//! What a CPU does between slices is the control plane's to decide. A running VM can be paused from outside ([`Vm::pause`]), and
+//! a paused one forked ([`Pause::fork`]).
 
 #![cfg_attr(not(test), no_std)]
 
@@ -31,7 +32,7 @@ pub use machine::protection::{Protection, Protections};
 pub use registers::state::{El1State, FpState, GuestRegs, PacKeys, Start, VcpuState};
 pub use registers::syndrome::Syndrome;
 pub use registers::sysreg::{Direction, SystemRegister};
-pub use vcpu::Vcpu;
+pub use vcpu::{SliceEnd, Vcpu};
 pub use vm::glance::{Glance, Seen};
 pub use vm::pause::Pause;
 pub use vm::power::PowerState;

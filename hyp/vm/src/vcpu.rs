@@ -1,13 +1,20 @@
-//! A vCPU's thread: waits to be turned on, runs the guest, releases the vCPU while the VM is paused, until the VM ends.
+//! A vCPU, which runs slice by slice on the CPU that it is bound to.
 //!
-//! One thread on one CPU runs a vCPU; it shares with the others only what [`Vm`] holds. While it holds the vCPU's lock, the
-//! registers are the thread's. So whoever pauses the VM finds that lock held, or the thread sees the pause once it has the
-//! lock.
+//! A slice runs the guest until it waits, or until its VM is paused or ended. Between slices the vCPU is state in its [`Vm`],
+//! and the CPU is its caller's: to sleep, to run another vCPU, or to do other work.
+//!
+//! While a slice holds the vCPU's lock, the registers are its own. So whoever pauses the VM finds that lock held, or the slice
+//! sees the pause once it has the lock.
+//!
+//! A slice looks at the VM's run state, the vCPU's power state and its service after its CPU's last kick was acknowledged, and
+//! whoever changes one of these kicks the CPU afterwards. So the caller may sleep after a slice: a change that the slice has
+//! missed comes with a kick that is still pending. For the same reason a caller with several vCPUs runs each of them between
+//! an acknowledgement and its sleep, as one slice's acknowledgement may be of another vCPU's kick.
 
 mod calls;
 mod running;
 
-use core::sync::atomic::{Ordering, fence};
+use stage2::sync::{Ordering, fence};
 
 use crate::calls::service::Service;
 use crate::ids::CpuId;
@@ -19,110 +26,94 @@ use crate::vm::Vm;
 use crate::vm::power::PowerState;
 use running::Running;
 
-/// A vCPU, for the thread that runs it.
+/// A vCPU that is bound to a CPU: that CPU alone runs it, and is kicked for it. Dropping it releases the vCPU to other CPUs.
 #[derive(Debug)]
-pub struct Vcpu {
+pub struct Vcpu<'v, S> {
+    vm: &'v Vm<S>,
     id: VcpuId,
 }
 
-/// The context of a vCPU's thread.
-struct Thread<'t, S, C, K, V: ?Sized> {
-    id: VcpuId,
-    vm: &'t Vm<S>,
-    cpu: &'t mut K,
-    memory: &'t C,
-    service: &'t V,
+/// Why a slice has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "it says what the CPU may do next"]
+pub enum SliceEnd {
+    /// The vCPU has nothing to do until its CPU is kicked: it is off or in WFI, or waits for a service or for room in its dirty
+    /// ring.
+    Waiting,
+    /// The VM is paused ([`Vm::pause`]), or lacks memory ([`Vm::starvation`]). The CPU is kicked when the VM resumes.
+    Paused,
+    /// The VM has ended.
+    Ended,
 }
 
-impl Vcpu {
-    /// vCPU `id` of a VM.
-    pub fn new(id: VcpuId) -> Self {
-        Self { id }
+impl<'v, S> Vcpu<'v, S> {
+    /// Binds vCPU `id` of `vm` to CPU `here`, which is the caller's; `None` if it is bound already. Panics if there is no such
+    /// vCPU.
+    pub fn bind(vm: &'v Vm<S>, id: VcpuId, here: CpuId) -> Option<Self> {
+        if !vm.bind(id, here) {
+            return None;
+        }
+        // Whoever pauses or ends the VM, or turns the vCPU on, either finds this CPU to kick, or is seen by the first slice.
+        fence(Ordering::SeqCst);
+        Some(Self { vm, id })
     }
 
-    /// The vCPU's thread on CPU `here`. Returns when the VM has ended; at once if another thread runs this vCPU.
-    pub fn run<S, C, K, V>(self, vm: &Vm<S>, here: CpuId, cpu: &mut K, memory: &C, service: &V)
+    /// Runs the vCPU for a slice, on the CPU that it is bound to.
+    pub fn run_slice<C, K, V>(&mut self, cpu: &mut K, memory: &C, service: &V) -> SliceEnd
     where
         S: GuestMemory<C>,
         K: Cpu,
         V: Service + ?Sized,
     {
-        let Self { id } = self;
-        if !vm.bind(id, here) {
-            return;
-        }
-        // Whoever pauses or ends the VM either finds this CPU to kick, or is seen below.
-        fence(Ordering::SeqCst);
-        Thread {
-            id,
-            vm,
-            cpu,
-            memory,
-            service,
-        }
-        .run();
-        vm.unbind(id);
-    }
-}
-
-impl<S, C, K, V> Thread<'_, S, C, K, V>
-where
-    S: GuestMemory<C>,
-    K: Cpu,
-    V: Service + ?Sized,
-{
-    fn run(&mut self) {
-        while !self.vm.has_ended() {
-            if self.vm.runs() {
-                self.run_or_sleep();
-            } else {
-                self.park();
-            }
-        }
-    }
-
-    /// Runs the guest, if the vCPU is on, until the vCPU is turned off or the VM stops running.
-    fn run_or_sleep(&mut self) {
         let vm = self.vm;
+        // Read before the lock, so that nobody finds a paused vCPU's lock held because its CPU was kicked.
+        if !vm.runs() {
+            return self.not_running();
+        }
         let shared = vm.shared(self.id);
         let mut context = shared.context.lock();
         if !vm.runs() {
-            return;
+            return self.not_running();
         }
         if let Some(start) = shared.power.take_start() {
             *context = Context::starting_at(start);
         } else if shared.power.state() != PowerState::On {
-            drop(context);
-            return sleep(vm, self.cpu, self.memory);
+            return SliceEnd::Waiting;
         }
-        Running {
+        let waits = Running {
             id: self.id,
             context: &mut context,
             vm,
-            cpu: self.cpu,
-            memory: self.memory,
-            service: self.service,
+            cpu,
+            memory,
+            service,
             exits: &shared.exits,
             reason: None,
         }
         .run();
+        if waits && !vm.has_ended() {
+            SliceEnd::Waiting
+        } else {
+            self.not_running()
+        }
     }
 
-    /// Waits for the end of a pause, with the vCPU released.
-    fn park(&mut self) {
-        self.service.parked(self.id);
-        while !self.vm.runs() && !self.vm.has_ended() {
-            sleep(self.vm, self.cpu, self.memory);
+    /// Why a slice has ended in which the vCPU doesn't wait.
+    fn not_running(&self) -> SliceEnd {
+        match self.vm.has_ended() {
+            true => SliceEnd::Ended,
+            false => SliceEnd::Paused,
         }
     }
 }
 
-/// Sleeps until this CPU is kicked. The caller checks its condition before and after.
-fn sleep<S: GuestMemory<C>, C, K: Cpu>(vm: &Vm<S>, cpu: &mut K, memory: &C) {
-    vm.space.idle(memory);
-    cpu.wait_for_interrupt();
-    cpu.acknowledge_interrupts();
+impl<S> Drop for Vcpu<'_, S> {
+    fn drop(&mut self) {
+        self.vm.unbind(self.id);
+    }
 }
 
+#[cfg(all(test, loom))]
+mod model;
 #[cfg(all(test, not(loom)))]
 mod tests;

@@ -1,9 +1,10 @@
 //! A virtual machine: its memory, the state that its vCPUs share, and its run state.
 //!
-//! Shared by the threads of all its vCPUs and by whoever watches them. The words that the run loop reads on each exit lie in a
+//! Shared by the CPUs that run its vCPUs and by whoever watches them. The words that the run loop reads on each exit lie in a
 //! cache line that is written only by power changes of vCPUs, pauses and the VM's end; each vCPU's own words lie in cache lines
 //! of its own.
 
+mod context_lock;
 pub(crate) mod glance;
 pub(crate) mod pause;
 pub(crate) mod power;
@@ -14,9 +15,8 @@ use crate::ids::{CLUSTER, MAX_VCPUS, VcpuId};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicUsize, Ordering, fence};
-
-use spin::Mutex;
+use core::sync::atomic::AtomicUsize;
+use stage2::sync::{AtomicU64, Ordering, fence};
 
 use crate::counts::exits::{ExitCounters, ExitCounts};
 use crate::counts::fault_latency::{HoldPeriod, LongestHold};
@@ -24,6 +24,7 @@ use crate::ids::CpuId;
 use crate::registers::nospec::within;
 use crate::registers::state::Context;
 use crate::registers::state::Start;
+use crate::vm::context_lock::ContextLock;
 use crate::vm::power::{PowerState, PowerSwitch};
 use crate::vm::run_state::Life;
 use crate::vm::stop_reason::Starvation;
@@ -32,7 +33,7 @@ use crate::vm::stop_reason::StopReason;
 /// The affinity fields of MPIDR_EL1, as PSCI takes them.
 const AFFINITY: u64 = 0xff_00ff_ffff;
 /// `VcpuShared::cpu` of a vCPU that no CPU runs.
-const NOWHERE: usize = usize::MAX;
+const NOWHERE: u64 = u64::MAX;
 
 /// What a VM is made with.
 #[derive(Clone, Copy, Debug)]
@@ -73,10 +74,10 @@ impl core::error::Error for VmError {}
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct VcpuShared {
-    /// Its registers. Its thread holds the lock from before it enters the guest until it has left all handlers.
-    pub(crate) context: Mutex<Context>,
+    /// Its registers. A slice holds the lock from before it enters the guest until it has left all handlers.
+    pub(crate) context: ContextLock,
     pub(crate) power: PowerSwitch,
-    cpu: AtomicUsize,
+    cpu: AtomicU64,
     pub(crate) longest_hold: LongestHold,
     pub(crate) exits: ExitCounters,
 }
@@ -84,15 +85,15 @@ pub(crate) struct VcpuShared {
 impl VcpuShared {
     fn new(context: Context, power: PowerSwitch) -> Self {
         Self {
-            context: Mutex::new(context),
+            context: ContextLock::new(context),
             power,
-            cpu: AtomicUsize::new(NOWHERE),
+            cpu: AtomicU64::new(NOWHERE),
             longest_hold: LongestHold::default(),
             exits: ExitCounters::default(),
         }
     }
 
-    /// The state of a fork's vCPU, which starts from this paused one. Waits while this one's thread holds its registers.
+    /// The state of a fork's vCPU, which starts from this paused one. Waits while a slice of this one holds its registers.
     pub(crate) fn fork(&self) -> Self {
         let context = self.context.lock();
         Self::new(context.clone(), self.power.fork())
@@ -138,7 +139,7 @@ impl<S> Vm<S> {
         Ok(Self::with_vcpus(config, vcpus.into_boxed_slice(), space))
     }
 
-    /// A VM of these vCPUs, none of which has a thread.
+    /// A VM of these vCPUs, none of which is bound to a CPU.
     pub(crate) fn with_vcpus(config: VmConfig, vcpus: Box<[VcpuShared]>, space: S) -> Self {
         let is_on = |vcpu: &&VcpuShared| vcpu.power.state() != PowerState::Off;
         let vcpus_on = AtomicUsize::new(vcpus.iter().filter(is_on).count());
@@ -186,9 +187,9 @@ impl<S> Vm<S> {
         exists.then_some(VcpuId(within(vcpu.0, self.vcpus.len())))
     }
 
-    /// Turns a vCPU on: its thread will start it. If it isn't off, returns its state. Panics if there is no such vCPU.
+    /// Turns a vCPU on: its next slice starts it. If it isn't off, returns its state. Panics if there is no such vCPU.
     ///
-    /// The CPU that runs the vCPU's thread, if [`cpu_of`](Self::cpu_of) names one, must be kicked afterwards.
+    /// The CPU that the vCPU is bound to, if [`cpu_of`](Self::cpu_of) names one, must be kicked afterwards.
     pub fn turn_on(&self, vcpu: VcpuId, start: Start) -> Result<(), PowerState> {
         // Counted first: the vCPU may be off again before this returns.
         self.rarely.vcpus_on.fetch_add(1, Ordering::Relaxed);
@@ -196,10 +197,12 @@ impl<S> Vm<S> {
         if turned_on.is_err() {
             self.rarely.vcpus_on.fetch_sub(1, Ordering::Relaxed);
         }
+        // A CPU that binds the vCPU after this sees that it was turned on.
+        fence(Ordering::SeqCst);
         turned_on
     }
 
-    /// Turns a vCPU off, by its own thread. Returns whether it was the last.
+    /// Turns a vCPU off, by its own slice. Returns whether it was the last.
     pub(crate) fn turn_off(&self, vcpu: VcpuId) -> bool {
         self.shared(vcpu).power.turn_off();
         self.rarely.vcpus_on.fetch_sub(1, Ordering::AcqRel) == 1
@@ -210,20 +213,20 @@ impl<S> Vm<S> {
         self.shared(vcpu).power.state()
     }
 
-    /// The CPU whose thread currently runs a vCPU, or waits for it to be turned on.
+    /// The CPU that a vCPU is bound to: it runs the vCPU, or waits to.
     pub fn cpu_of(&self, vcpu: VcpuId) -> Option<CpuId> {
         match self.shared(vcpu).cpu.load(Ordering::SeqCst) {
             NOWHERE => None,
-            cpu => Some(CpuId(cpu)),
+            cpu => Some(CpuId(cpu as usize)),
         }
     }
 
-    /// Binds a vCPU to the thread on `cpu`, unless another one has it.
+    /// Binds a vCPU to `cpu`, unless it is bound already.
     pub(crate) fn bind(&self, vcpu: VcpuId, cpu: CpuId) -> bool {
         let shared = self.shared(vcpu);
         shared
             .cpu
-            .compare_exchange(NOWHERE, cpu.0, Ordering::SeqCst, Ordering::Relaxed)
+            .compare_exchange(NOWHERE, cpu.0 as u64, Ordering::SeqCst, Ordering::Relaxed)
             .is_ok()
     }
 
@@ -235,9 +238,9 @@ impl<S> Vm<S> {
         &self.vcpus[vcpu.0]
     }
 
-    /// Calls `kick` for each CPU that runs one of its vCPUs, or waits to run it.
-    pub(crate) fn kick_all(&self, mut kick: impl FnMut(CpuId)) {
-        // A thread that binds itself after this looks at what was written before.
+    /// Calls `kick` for each CPU that one of its vCPUs is bound to.
+    pub fn kick_all(&self, mut kick: impl FnMut(CpuId)) {
+        // A CPU that binds a vCPU after this sees what was written before.
         fence(Ordering::SeqCst);
         for vcpu in self.vcpus() {
             if let Some(cpu) = self.cpu_of(vcpu) {
@@ -246,8 +249,8 @@ impl<S> Vm<S> {
         }
     }
 
-    /// Ends the VM, unless it has ended already, and calls `kick` for each CPU that runs one of its vCPUs. Each vCPU's
-    /// thread comes back with the reason as soon as its CPU has been kicked.
+    /// Ends the VM, unless it has ended already, and calls `kick` for each CPU that one of its vCPUs is bound to. A slice ends
+    /// as soon as its CPU has been kicked.
     pub fn stop(&self, reason: StopReason, kick: impl FnMut(CpuId)) {
         self.life().end(reason);
         self.kick_all(kick);
@@ -281,7 +284,7 @@ impl<S> Vm<S> {
     }
 
     /// Resumes a VM that was paused for lack of memory, as some was freed, unless it is paused for another reason too. Calls
-    /// `kick` for each CPU that runs one of its vCPUs. The access that lacked memory is tried again.
+    /// `kick` as [`Self::stop`] does. The access that lacked memory is tried again.
     pub fn feed(&self, kick: impl FnMut(CpuId)) {
         if self.life().feed() {
             self.kick_all(kick);

@@ -12,7 +12,7 @@ use std::time::Duration;
 use emulator::boot;
 use emulator::effort::Limit;
 use emulator::images::build_scaling;
-use emulator::qemu::{Gic, Machine};
+use emulator::qemu::{self, Gic, Machine};
 use emulator::simclock::{self, Costs, Simulation};
 use emulator::size::mib;
 use qemu_tests::{Boot, assert_verified, describe, emulator, images};
@@ -47,7 +47,7 @@ fn guest() -> &'static (std::path::PathBuf, Range<u64>) {
 }
 
 fn text(symbols: &Path) -> Range<u64> {
-    simclock::hypervisor_text(symbols).unwrap_or_else(|error| panic!("{error}"))
+    qemu::hypervisor_text(symbols).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The machine that runs one of the guest's loops.

@@ -9,13 +9,14 @@ use crate::guest::running::RunningGuest;
 use crate::guest::stage2_use::Stage2Use;
 use crate::machine::{Machine, OwnCpu};
 use crate::options::TEST_MEMORY;
+use crate::schedule;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 use memory::{AddressSpace, MmuLock, Object, Owner, SlotError};
 use records::size::Size;
 use stage2::{Layout, PAGE_SIZE};
-use vm::{CpuId, Pause, Service, Start, Vcpu, VcpuId, Vm, VmConfig};
+use vm::{CpuId, Pause, Service, Start, VcpuId, Vm, VmConfig};
 
 /// A new VM with its memory.
 struct NewVm<L> {
@@ -229,9 +230,10 @@ impl<'h, M: Machine> Host<'h, M> {
         S: Service + Send + Sync + 'static,
     {
         let (vm, service, first) = (vm.clone(), service.clone(), cpus.start);
+        let machine = self.machine;
         let job = move |own: &mut OwnCpu<M>| {
             let vcpu = VcpuId(own.id.0 - first);
-            Vcpu::new(vcpu).run(&vm, own.id, &mut own.cpu, &own.memory, &*service);
+            schedule::run_vcpu(machine, own, &vm, vcpu, &*service);
         };
         self.cpu_pool.post(self.machine, cpus, Arc::new(job));
     }

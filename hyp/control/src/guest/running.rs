@@ -159,11 +159,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
 
     /// Wakes all vCPUs, so that those that wait in a call check whether it can be answered.
     pub fn kick_vcpus(&self) {
-        for vcpu in self.vm.vcpus() {
-            if let Some(cpu) = self.vm.cpu_of(vcpu) {
-                self.machine.kick(cpu);
-            }
-        }
+        self.vm.kick_all(|cpu| self.machine.kick(cpu));
     }
 
     /// Notes progress: the guest has done a step, or waits for this CPU. Its limit starts again.

@@ -1,12 +1,13 @@
 //! The engine's tables against this CPU's own table walker: for every layout of stage 2 that the CPU has.
 //!
 //! The walker is another implementation of the same manual: it decodes VTCR_EL2, VTTBR_EL2 and descriptors that the engine
-//! has encoded. A tree is built and changed in every way that the engine has ([`Subject`]), and after each change the
-//! walker is asked about addresses in and around it. Physical addresses needn't exist, as nothing is accessed. What only
-//! an access shows (who may execute, what hardware notes of a write) a guest of a few instructions does ([`guest`]).
+//! has encoded. A tree is built and changed by every operation of the engine ([`Subject`]), and after each change the walker
+//! translates addresses in and around it. Physical addresses needn't exist, as nothing is accessed. Execution permissions and
+//! hardware's dirty state need accesses, which a guest of a few instructions makes ([`guest`]).
 
 mod guest;
 mod subject;
+mod tree;
 
 use core::fmt;
 
@@ -14,7 +15,8 @@ use platform::boot::cpus;
 use platform::console;
 use platform::cpu::features::CpuFeatures;
 use stage2::{Features, Granule, Layout};
-use subject::{Checks, Subject};
+use subject::Subject;
+use tree::Checks;
 
 /// The smallest address space that the engine offers, in bits.
 const LEAST_IPA_BITS: u32 = 32;
@@ -69,7 +71,7 @@ fn formats(cpu: &CpuFeatures) -> impl Iterator<Item = Features> {
         .flatten()
 }
 
-/// The features with and without each of those that tables are made for.
+/// `most` with and without each feature that tables depend on.
 fn variants(most: Features) -> impl Iterator<Item = Features> {
     (0..32u32).filter_map(move |choice| {
         let chosen = |bit: u32| choice >> bit & 1 != 0;

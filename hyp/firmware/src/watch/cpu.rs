@@ -1,11 +1,11 @@
-//! A CPU whose TLB instructions, barriers and loaded VM are told to the checker, after the hardware has done them: so
-//! nothing counts as complete before it is.
+//! A CPU that reports its TLB instructions, barriers and loaded VM to the checker. It reports each after the hardware has
+//! executed it, so that nothing counts as complete too early.
 
-use memory::Caches;
+use memory::{AddressSpace, Caches, CpuMemory, Parallel, VmId};
 use platform::cpu::features::CpuFeatures;
 use platform::cpu::tlb::{self, CpuInstructions};
 use platform::el2::world::HardwareCpu;
-use stage2::{Barrier, Instructions, Ipa, Maintenance, Pa, Tlbi};
+use stage2::{Barrier, Features, Instructions, Ipa, Layout, Maintenance, Pa, Tlbi};
 use vm::{
     Cpu, CpuId, ExceptionControls, ExceptionRecord, GuestRegs, Protections, RawExit, Syndrome,
     SystemRegister, VcpuControls, VcpuState, WriteServer,
@@ -17,7 +17,7 @@ use super::live::{CHECKER, report, this_cpu};
 /// The calling CPU's TLB and cache instructions.
 pub type Hardware = Maintenance<WatchedInstructions>;
 
-/// The calling CPU's instructions, an invalidation consisting of at most so many.
+/// The calling CPU's instructions, at most `most_instructions` for an invalidation.
 pub fn hardware(features: &CpuFeatures, most_instructions: u32) -> Hardware {
     let policy = tlb::policy(features, most_instructions);
     Maintenance::new(WatchedInstructions(CpuInstructions::new()), policy)
@@ -28,7 +28,21 @@ pub fn guest_cpu(features: &CpuFeatures) -> GuestCpu {
     GuestCpu(HardwareCpu::new(features))
 }
 
-/// Instructions that the checker hears of.
+/// Gives the first 256 VMIDs to VMs that end at once. With 16-bit VMIDs, the next ones don't fit into 8 bits, so that an
+/// invalidation with the wrong VTCR_EL2 is found. With 8-bit VMIDs, there is a rollover.
+pub fn use_up_vmids(cpu: &CpuMemory<Hardware>, features: Features) {
+    let layout = Layout::new(features).ok();
+    for _ in 0..1 << 8 {
+        let vm = VmId::new(0).zip(layout);
+        let space = vm.and_then(|(vm, layout)| AddressSpace::<Parallel>::new(cpu, vm, layout).ok());
+        if let Some(space) = space {
+            space.activate(cpu);
+            space.destroy(cpu);
+        }
+    }
+}
+
+/// Instructions that are reported to the checker.
 #[derive(Clone, Copy, Debug)]
 pub struct WatchedInstructions(CpuInstructions);
 
@@ -82,11 +96,11 @@ impl Caches for WatchedInstructions {
     }
 }
 
-/// A world switch that the checker hears of.
+/// A world switch that is reported to the checker.
 #[derive(Debug)]
 pub struct GuestCpu(HardwareCpu);
 
-/// Tells the checker what the CPU's registers really are, after a world switch has written and synchronised them.
+/// Reports the CPU's registers to the checker, after a world switch has written and synchronised them.
 fn tell_registers() {
     let (cpu, number) = (CpuInstructions::new(), this_cpu());
     CHECKER.vtcr(number, cpu.vtcr());
@@ -111,7 +125,7 @@ impl Cpu for GuestCpu {
     }
 
     fn enter<S: WriteServer>(&mut self, regs: &mut GuestRegs, _: Option<&mut S>) -> RawExit {
-        // The checker is told each time, so the guest comes out for all its faults.
+        // Each entry is reported, so each fault is an exit.
         report(CHECKER.enter(this_cpu()));
         self.0.enter(regs, None::<&mut S>)
     }

@@ -1,4 +1,4 @@
-//! Bugs on purpose, to see that the checker reports them: the boot option `inject=BUG` of the debug build.
+//! Deliberate bugs, which the checker must report: the boot option `inject=BUG` of the debug build.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,7 +8,7 @@ use stage2::{Barrier, Level, Tlbi};
 
 static BUG: Once<Bug> = Once::new();
 
-/// From now on there is this bug.
+/// Makes this bug happen from now on.
 pub fn choose(bug: Bug) {
     BUG.call_once(|| bug);
 }
@@ -17,7 +17,7 @@ fn has(bug: Bug) -> bool {
     BUG.get() == Some(&bug)
 }
 
-/// What is issued instead of `operation`.
+/// The operation to issue instead of `operation`.
 pub fn tlbi(operation: Tlbi) -> Option<Tlbi> {
     match operation {
         _ if has(Bug::NoFlush) => None,
@@ -29,7 +29,7 @@ pub fn tlbi(operation: Tlbi) -> Option<Tlbi> {
     }
 }
 
-/// Whether a barrier is executed.
+/// Whether to execute a barrier.
 pub fn keeps(barrier: Barrier) -> bool {
     !(barrier == Barrier::DsbIshst && has(Bug::NoPublish))
 }
@@ -38,14 +38,14 @@ const VALID: u64 = 1;
 const TABLE_OR_PAGE: u64 = 1 << 1;
 const LOCKED: u64 = 0b10;
 
-/// The block that is being replaced without a break, what its entry was to be locked with, and where. Entries are changed
-/// one at a time, under the checker's lock.
+/// The block that is being replaced without a break, the word that was to lock its entry, and the entry's address. Entries are
+/// changed one at a time, under the checker's lock.
 static BLOCK: AtomicU64 = AtomicU64::new(0);
 static LOCK: AtomicU64 = AtomicU64::new(0);
 static PLACE: AtomicU64 = AtomicU64::new(0);
 
-/// Changes an entry by `access`. Where blocks aren't broken, one that is being locked stays as it is until whoever locked it
-/// makes it something else.
+/// Changes an entry by `access`. With the bug [`Bug::NoBreak`], a block that is to be locked stays valid until its new entry is
+/// written.
 pub fn change(
     entry: &AtomicU64,
     level: Level,

@@ -1,5 +1,5 @@
-//! What the break-before-make checker is told of: changes of entries, frames of tables, trees, promises. And what becomes of what it
-//! finds: it is printed, and the machine ends with a failing status, as nothing that is measured afterwards would count.
+//! Reports changes of entries, frames of tables, trees and promises to the break-before-make checker. Prints the violations that
+//! it finds, and ends the machine with a failing status, as later measurements would be worthless.
 //!
 //! Every CPU calls at any time. Each call takes the checker's lock, so this is for debugging, not for measuring.
 
@@ -10,14 +10,12 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use checker::{Checker, Memory, Promise, Violation};
 use control::options::{EarlyOptions, OptionError};
 use memory::watch::MemoryWatcher;
-use memory::{AddressSpace, CpuMemory, Parallel, VmId};
 use platform::CpuId;
 use platform::console;
 use platform::power::psci;
 use stage2::watch::Watcher;
-use stage2::{Entry, Features, IpaRange, Layout, Level, Pa, Vttbr};
+use stage2::{Entry, IpaRange, Layout, Level, Pa, Vttbr};
 
-use super::cpu::Hardware;
 use super::inject;
 
 /// The exit status of a run in which a rule was broken.
@@ -30,7 +28,7 @@ static LIVE: Live = Live;
 
 struct Live;
 
-/// Tables at their own addresses, as EL2 maps them.
+/// Reads tables at their physical addresses, where EL2 maps them.
 #[derive(Debug)]
 pub struct Tables;
 
@@ -42,7 +40,7 @@ impl Memory for Tables {
     }
 }
 
-/// Has all trees that are made from now on watched, with the bug that the options ask for.
+/// Watches all trees that are made from now on, with the bug of the options, if any.
 ///
 /// # Errors
 /// None: this build has every bug.
@@ -56,26 +54,12 @@ pub fn start(options: &EarlyOptions) -> Result<(), OptionError<'static>> {
     Ok(())
 }
 
-/// Gives the first 256 VMIDs to VMs that end at once. The next ones don't fit into 8 bits where VMIDs have 16, so that
-/// what works on them only with the right VTCR_EL2 is watched at work; where VMIDs have 8 bits, there is a rollover.
-pub fn use_up_vmids(cpu: &CpuMemory<Hardware>, features: Features) {
-    let layout = Layout::new(features).ok();
-    for _ in 0..1 << 8 {
-        let vm = VmId::new(0).zip(layout);
-        let space = vm.and_then(|(vm, layout)| AddressSpace::<Parallel>::new(cpu, vm, layout).ok());
-        if let Some(space) = space {
-            space.activate(cpu);
-            space.destroy(cpu);
-        }
-    }
-}
-
 /// The calling CPU's number.
 pub fn this_cpu() -> usize {
     CpuId::current().index()
 }
 
-/// Prints what was found, if anything, and ends the machine.
+/// Prints the violations, and ends the machine if there are any.
 pub fn report(found: Vec<Violation>) {
     if found.is_empty() {
         return;
@@ -92,7 +76,7 @@ impl Watcher for Live {
     fn pause(&self) {}
 
     fn change(&self, entry: &Entry, level: Level, access: &mut dyn FnMut() -> Option<(u64, u64)>) {
-        // SAFETY: what the bugs on purpose store is what the entry held before, or was just given.
+        // SAFETY: the deliberate bugs store only words that the entry has held, or was about to be given.
         let word = unsafe { entry.word() };
         let address = word.as_ptr().expose_provenance() as u64;
         let mut access = || inject::change(word, level, access);
@@ -118,7 +102,7 @@ impl MemoryWatcher for Live {
     }
 
     fn write_protects(&self, vttbr: Vttbr, ranges: &[IpaRange], work: &mut dyn FnMut()) {
-        // EL2 maps no memory above 48 bits, so that a root's address has no bits elsewhere.
+        // EL2 maps no memory above 48 bits, so a root's address has no higher bits.
         const ROOT: u64 = (1 << 48) - 64;
         let since = CHECKER.now();
         work();

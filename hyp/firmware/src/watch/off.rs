@@ -1,4 +1,4 @@
-//! Nobody watches.
+//! The platform's world switch and TLB instructions, without a checker.
 
 use control::options::{EarlyOptions, OptionError};
 use memory::CpuMemory;
@@ -17,18 +17,18 @@ pub fn guest_cpu(features: &CpuFeatures) -> GuestCpu {
     HardwareCpu::new(features)
 }
 
-/// The calling CPU's instructions, an invalidation consisting of at most so many.
+/// The calling CPU's instructions, at most `most_instructions` for an invalidation.
 pub fn hardware(features: &CpuFeatures, most_instructions: u32) -> Hardware {
     tlb::maintenance(features, most_instructions)
 }
 
-/// Watches nothing.
+/// Does nothing, as there is no checker.
 ///
 /// # Errors
-/// A bug is asked for, of which there is none without anybody to find it.
+/// The options ask for a deliberate bug, which only the checker's build has.
 pub fn start(options: &EarlyOptions) -> Result<(), OptionError<'static>> {
     options.check_no_bug()
 }
 
-/// VMs get the first VMIDs.
+/// Does nothing, as there is no checker.
 pub fn use_up_vmids(_: &CpuMemory<Hardware>, _: Features) {}

@@ -12,12 +12,8 @@ pub trait Service: Sync {
     /// [`ServiceReply::Wait`].
     fn poll(&self, vcpu: VcpuId) -> ServiceReply;
 
-    /// A vCPU's dirty ring is nearly full, or it is full and the vCPU sleeps until its CPU is kicked: it needs a harvest.
+    /// A vCPU's dirty ring is nearly full, or it is full and the vCPU waits until its CPU is kicked: it needs a harvest.
     fn ring_low(&self, vcpu: VcpuId);
-
-    /// A vCPU's thread has released its vCPU because the VM is paused ([`Vm::pause`](crate::Vm::pause)), or lacks memory
-    /// ([`Vm::starvation`](crate::Vm::starvation)). Whoever waits for that should check now.
-    fn parked(&self, vcpu: VcpuId);
 }
 
 /// The result of a vendor-specific hypercall.
@@ -27,7 +23,7 @@ pub enum ServiceReply {
     Return([u64; 4]),
     /// There is no such function: the vCPU continues with NOT_SUPPORTED in x0.
     NotSupported,
-    /// The vCPU sleeps, and [`Service::poll`] is called whenever its CPU is kicked.
+    /// The vCPU waits, and [`Service::poll`] is called whenever its CPU is kicked.
     Wait,
     /// The VM ends.
     Stop(StopReason),

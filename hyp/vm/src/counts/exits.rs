@@ -1,6 +1,6 @@
 //! Counters of a vCPU's exits, by kind.
 //!
-//! One writer, the thread that runs the vCPU: an increment is a plain load and store, no atomic read-modify-write. Others
+//! One writer, the slice that runs the vCPU: an increment is a plain load and store, no atomic read-modify-write. Others
 //! may read at any time and see each counter at some recent value.
 
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -84,7 +84,7 @@ pub const EXIT_KINDS: usize = ExitKind::ALL.len();
 pub struct ExitCounters([AtomicU64; EXIT_KINDS]);
 
 impl ExitCounters {
-    /// Counts one. Only the thread that runs the vCPU may call this: concurrent calls could lose counts.
+    /// Counts one. Only the slice that runs the vCPU may call this: concurrent calls could lose counts.
     #[inline]
     pub fn count(&self, kind: ExitKind) {
         let counter = &self.0[kind as usize];

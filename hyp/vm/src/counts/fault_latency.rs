@@ -1,6 +1,6 @@
 //! Fault latency: for each vCPU the longest time from an exit to the next entry, within a period.
 //!
-//! Each vCPU's thread writes its own word, and only when a delay is longer than any before; whoever watches the VM sets the
+//! Each vCPU's slices write its own word, and only when a delay is longer than any before; whoever watches the VM sets the
 //! period. Anybody may read at any time.
 
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -27,7 +27,7 @@ impl HoldPeriod {
 pub(crate) struct LongestHold(AtomicU64);
 
 impl LongestHold {
-    /// Notes a fault latency of the vCPU. Called by its own thread.
+    /// Notes a fault latency of the vCPU. Called by its own slice.
     #[inline]
     pub(crate) fn note(&self, period: &HoldPeriod, ns: u64) {
         let hold = period.0.load(Ordering::Relaxed) | ns.min(MOST_NS);

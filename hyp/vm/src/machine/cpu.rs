@@ -1,7 +1,7 @@
 //! The run loop's interface to a CPU with EL2: the world switch and a few registers. `platform` implements it on hardware,
 //! tests by a script.
 //!
-//! One value per physical CPU, used by the one thread that runs there.
+//! One value per physical CPU, used by that CPU alone.
 
 use crate::ids::CpuId;
 use crate::registers::syndrome::Syndrome;

@@ -58,9 +58,6 @@ pub trait GuestMemory<C> {
     /// # Errors
     /// Not all of `range` is memory that can be taken back; nothing was changed.
     fn balloon(&self, cpu: &C, range: IpaRange, most: u64) -> Result<u64, Refusal>;
-
-    /// Does deferred work while this CPU is idle.
-    fn idle(&self, cpu: &C);
 }
 
 /// Why a guest's request for a range of its memory is refused.
@@ -155,9 +152,5 @@ impl<L: MmuLock, T: Tlb + Caches> GuestMemory<CpuMemory<T>> for AddressSpace<L> 
                 Err(Refusal::NotPermitted)
             }
         }
-    }
-
-    fn idle(&self, cpu: &CpuMemory<T>) {
-        cpu.idle();
     }
 }

@@ -1,7 +1,7 @@
 //! A vCPU's state: every register that a guest can see and change, and that must survive a world switch.
 //!
 //! Plain data. The world switch reads and writes it at offsets taken from these structs (`repr(C)`), so their layout is fixed;
-//! all other code uses the fields. A vCPU's state belongs to the thread that runs it, and otherwise to the holder of its lock.
+//! all other code uses the fields. A vCPU's state belongs to the slice that runs it, and otherwise to the holder of its lock.
 
 use crate::registers::syndrome::Syndrome;
 
@@ -175,7 +175,7 @@ impl VcpuState {
     }
 }
 
-/// The state of a vCPU that no CPU runs: all that its thread, or a forked VM's, needs to continue it.
+/// The state of a vCPU that no CPU runs: all that its next slice, or a fork's, needs to continue it.
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
     pub(crate) state: VcpuState,

@@ -9,7 +9,6 @@ use smccc::arch::{
 use stage2::{Ipa, IpaRange, PAGE_SIZE};
 
 use super::running::{Next, Running};
-use super::sleep;
 use crate::calls::psci;
 use crate::calls::service::{Service, ServiceReply};
 use crate::machine::cpu::Cpu;
@@ -82,34 +81,28 @@ where
                 self.answer([abi::SUCCESS])
             }
             psci::Reply::Standby => {
-                sleep(self.vm, self.cpu, self.memory);
-                self.answer([abi::SUCCESS])
+                self.answer([abi::SUCCESS]);
+                Next::Wait
             }
             psci::Reply::Off => Next::TurnOff,
             psci::Reply::Stop(reason) => self.end(reason),
         }
     }
 
-    /// Handles the service's reply; to wait, the vCPU sleeps until it is kicked.
-    fn served(&mut self, mut reply: ServiceReply) -> Next {
-        loop {
-            match reply {
-                ServiceReply::Return(values) => return self.answer(values),
-                ServiceReply::NotSupported => return self.answer([abi::NOT_SUPPORTED]),
-                ServiceReply::Stop(reason) => return self.end(reason),
-                ServiceReply::Wait if !self.vm.runs() => {
-                    self.context.awaits_answer = true;
-                    return Next::Enter;
-                }
-                ServiceReply::Wait => {
-                    sleep(self.vm, self.cpu, self.memory);
-                    reply = self.service.poll(self.id);
-                }
+    /// Handles the service's reply.
+    fn served(&mut self, reply: ServiceReply) -> Next {
+        match reply {
+            ServiceReply::Return(values) => self.answer(values),
+            ServiceReply::NotSupported => self.answer([abi::NOT_SUPPORTED]),
+            ServiceReply::Stop(reason) => self.end(reason),
+            ServiceReply::Wait => {
+                self.context.awaits_answer = true;
+                Next::Wait
             }
         }
     }
 
-    /// Takes the answer for which the vCPU was waiting when it was paused, if it was.
+    /// Takes the answer for which the vCPU has been waiting since its last slice, if it has.
     pub(super) fn take_answer(&mut self) -> Next {
         if !mem::take(&mut self.context.awaits_answer) {
             return Next::Enter;

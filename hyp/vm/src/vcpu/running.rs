@@ -1,4 +1,4 @@
-//! Runs a vCPU on its CPU: enters the guest and handles its exits until it must leave.
+//! A slice of a vCPU: enters the guest and handles its exits until the vCPU waits or must leave.
 //!
 //! The path of a stage-2 fault is short and straight; all other exits are kept out of its way. The vCPU's registers stay
 //! locked.
@@ -6,7 +6,6 @@
 use memory::{Access, Fault, FaultKind, FaultOutcome};
 use stage2::{Ipa, PAGE_SIZE};
 
-use super::sleep;
 use crate::calls::service::Service;
 use crate::counts::exits::{ExitCounters, ExitKind};
 use crate::counts::fault_latency::HoldPeriod;
@@ -36,6 +35,8 @@ const VECTOR_BASE: u64 = !0x7ff;
 pub(super) enum Next {
     /// The guest continues, if its VM runs.
     Enter,
+    /// The vCPU waits until its CPU is kicked; then the guest continues.
+    Wait,
     /// The vCPU is turned off.
     TurnOff,
     /// The VM ends, for the reason that was noted ([`Running::end`]).
@@ -67,7 +68,7 @@ impl<S: GuestMemory<C>, C> WriteServer for Writes<'_, S, C> {
     }
 }
 
-/// A vCPU while its thread runs it.
+/// A vCPU during a slice.
 pub(super) struct Running<'r, S, C, K, V: ?Sized> {
     pub(super) id: VcpuId,
     pub(super) context: &'r mut Context,
@@ -87,16 +88,19 @@ where
     K: Cpu,
     V: Service + ?Sized,
 {
-    /// Runs the guest until the vCPU is turned off or the VM is paused or ends.
-    pub(super) fn run(&mut self) {
+    /// Runs the guest until the vCPU waits or is turned off, or the VM is paused or ends. Returns whether the vCPU waits.
+    pub(super) fn run(&mut self) -> bool {
         let vm = self.vm;
+        let mut next = self.take_answer();
+        if next == Next::Wait {
+            return true;
+        }
         let controls = VcpuControls {
             stage2: vm.space.activate(self.memory),
             mpidr: self.id.mpidr(),
             counter_offset: vm.counter_offset(),
         };
         self.cpu.load(&self.context.state, &controls);
-        let mut next = self.take_answer();
         let mut writes = Writes {
             space: &vm.space,
             memory: self.memory,
@@ -127,6 +131,7 @@ where
         for reason in [self.reason.take(), reason].into_iter().flatten() {
             vm.stop(reason, |cpu| self.cpu.kick(cpu));
         }
+        matches!(next, Next::Wait | Next::TurnOff)
     }
 
     /// Handles an exit. `last` is the result of the last write served without an exit, if the guest couldn't continue.
@@ -253,13 +258,12 @@ where
         Next::Enter
     }
 
-    /// Waits until the ring was harvested; then the guest tries again.
+    /// Waits for the ring's harvest; then the guest tries again.
     #[cold]
     pub(super) fn wait_for_ring(&mut self) -> Next {
         self.count(ExitKind::RingFull);
         self.service.ring_low(self.id);
-        sleep(self.vm, self.cpu, self.memory);
-        Next::Enter
+        Next::Wait
     }
 
     /// Handles an SError caused by an access of the guest, or on its behalf.
@@ -304,8 +308,7 @@ where
             Cause::Wait if pstate::is_aarch64(self.context.state.regs.pstate) => {
                 self.count(ExitKind::WaitForInterrupt);
                 self.skip_instruction();
-                sleep(self.vm, self.cpu, self.memory);
-                Next::Enter
+                Next::Wait
             }
             Cause::Wait | Cause::DataAbort(_) | Cause::InstructionAbort(_) | Cause::Other => {
                 self.count(ExitKind::Other);

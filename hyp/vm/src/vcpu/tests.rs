@@ -4,6 +4,7 @@ mod calls;
 mod fakes;
 mod memory;
 mod pauses;
+mod slices;
 mod traps;
 
 use super::*;
@@ -128,10 +129,33 @@ fn vm_with(vcpus: usize, times_faults: bool) -> Vm<FakeSpace> {
 
 /// Runs on `cpu` the vCPU of the same number.
 fn run_on(vm: &Vm<FakeSpace>, service: &FakeService, mut cpu: FakeCpu) -> FakeCpu {
-    let here = cpu.id;
-    Vcpu::new(VcpuId(here.0)).run(vm, here, &mut cpu, &(), service);
-    assert!(!cpu.loaded, "a guest was left in the CPU");
+    let vcpu = VcpuId(cpu.id.0);
+    run_slices(vm, vcpu, &mut cpu, &(), service);
     cpu
+}
+
+/// Runs a vCPU until its VM has ended, as one that has its CPU to itself; not if another CPU has it.
+fn run_slices<S: GuestMemory<C>, C>(
+    vm: &Vm<S>,
+    id: VcpuId,
+    cpu: &mut FakeCpu,
+    memory: &C,
+    service: &FakeService,
+) {
+    let Some(mut vcpu) = Vcpu::bind(vm, id, cpu.id) else {
+        return;
+    };
+    loop {
+        let end = vcpu.run_slice(cpu, memory, service);
+        assert!(!cpu.loaded, "a guest was left in the CPU");
+        match end {
+            SliceEnd::Waiting => {}
+            SliceEnd::Paused => service.paused.lock().unwrap().push(id),
+            SliceEnd::Ended => return,
+        }
+        cpu.wait_for_interrupt();
+        cpu.acknowledge_interrupts();
+    }
 }
 
 /// Runs vCPU 0 through a script, without services.
@@ -201,7 +225,7 @@ fn a_guest_that_faults_for_ever_ends_with_its_vm() {
 }
 
 #[test]
-fn a_vcpu_is_run_by_one_thread_only() {
+fn a_vcpu_is_bound_to_one_cpu_only() {
     let vm = vm(1);
     assert!(vm.bind(VcpuId(0), CpuId(3)));
     assert!(run(&vm, []).loads.is_empty());

@@ -15,7 +15,7 @@ pub struct Glance {
     pub vcpu: VcpuId,
     /// Whether it is on.
     pub power: PowerState,
-    /// Its registers; `None` while its thread holds them, in the guest or in an exit's handler.
+    /// Its registers; `None` while a slice holds them, in the guest or in an exit's handler.
     pub seen: Option<Seen>,
     /// The number of its exits.
     pub exits: u64,

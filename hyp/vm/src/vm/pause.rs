@@ -1,14 +1,13 @@
 //! Pauses a running VM from outside, reads its vCPUs, and forks it.
 //!
-//! A vCPU's registers lie in the VM, behind a lock that its thread holds while it runs the guest or handles an exit. In a
-//! paused VM the threads release these locks. So a vCPU whose lock is free is out of the guest and out of every handler, and
-//! stays so during the pause, because its thread checks the run state again once it has the lock. Any number may pause a VM at
-//! once.
+//! A vCPU's registers lie in the VM, behind a lock that a slice holds while it runs the guest or handles an exit. So a vCPU
+//! whose lock is free is out of the guest and out of every handler, and stays so during the pause, because each slice checks
+//! the run state again once it has the lock. Any number may pause a VM at once.
 //!
-//! The lock alone orders the two sides. A pause first changes the VM's word, then takes the lock; a thread first takes the
-//! lock, then reads the word. If the thread was first, it still holds the lock, or is out. If it comes later, it sees
-//! everything done before the lock was released, and so the word. The word changes by single steps only (`life.rs`), in any
-//! order. So the model checker would find nothing here; it also can't run spin locks that two of its threads take.
+//! The lock alone orders the two sides. A pause first changes the VM's word, then takes the lock; a slice first takes the
+//! lock, then reads the word. If the slice was first, it still holds the lock, or is out. If it comes later, it sees
+//! everything done before the lock was released, and so the word. The word changes by single steps only (`run_state.rs`), in
+//! any order.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -28,9 +27,9 @@ pub struct Pause<'v, S, K: FnMut(CpuId)> {
 }
 
 impl<S> Vm<S> {
-    /// Pauses the VM. Calls `kick` for each CPU that runs one of its vCPUs, now and when the VM resumes. vCPUs leave the guest
-    /// soon, but not at once: [`Pause::is_complete`]. Each of their threads reports this by
-    /// [`Service::parked`](crate::Service::parked).
+    /// Pauses the VM. Calls `kick` for each CPU that one of its vCPUs is bound to, now and when the VM resumes. vCPUs leave the
+    /// guest soon, but not at once: [`Pause::is_complete`]. The slice that follows the kick ends as
+    /// [`Paused`](crate::SliceEnd::Paused).
     ///
     /// The guest's virtual counter continues during the pause, as it does whenever vCPUs wait.
     pub fn pause<K: FnMut(CpuId)>(&self, mut kick: K) -> Pause<'_, S, K> {
@@ -77,7 +76,7 @@ impl<S, K: FnMut(CpuId)> Pause<'_, S, K> {
         }
     }
 
-    /// A fork of this VM with the memory `space`: its vCPUs start from this VM's vCPU state once threads run them, with the
+    /// A fork of this VM with the memory `space`: its vCPUs start from this VM's vCPU state in their first slices, with the
     /// same registers, virtual counter and power states. A vCPU that waits for the answer to a service call asks its own VM's
     /// service for it ([`Service::poll`](crate::Service::poll)). Counters begin at 0. Waits until all vCPUs have left the
     /// guest. Nobody may turn vCPUs on from outside meanwhile.

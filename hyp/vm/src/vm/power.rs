@@ -1,7 +1,7 @@
 //! A vCPU's power state, on which PSCI CPU_ON, CPU_OFF and AFFINITY_INFO work.
 //!
 //! Off → claimed → pending → on → off. If several callers turn one vCPU on at once, a single one wins the claim. It writes the
-//! entry point and publishes it as pending. The vCPU's own thread makes the last two steps.
+//! entry point and publishes it as pending. The vCPU's own slices make the last two steps.
 
 use crate::registers::state::Start;
 use stage2::sync::{AtomicU64, Ordering};
@@ -40,8 +40,8 @@ impl PowerSwitch {
         }
     }
 
-    /// A switch in the same state, for a fork's vCPU. Nobody turns this one on meanwhile; the fork's own thread starts or
-    /// continues its vCPU.
+    /// A switch in the same state, for a fork's vCPU. Nobody turns this one on meanwhile; the fork's own slices start or
+    /// continue its vCPU.
     pub(crate) fn fork(&self) -> Self {
         Self {
             // Acquire: pairs with what publishes PENDING, for where to start.
@@ -67,14 +67,13 @@ impl PowerSwitch {
         }
         self.entry.store(start.entry, Ordering::Relaxed);
         self.context.store(start.context, Ordering::Relaxed);
-        // SeqCst, against the thread that says where it can be kicked and then looks here.
-        self.state.store(PENDING, Ordering::SeqCst);
+        self.state.store(PENDING, Ordering::Release);
         Ok(())
     }
 
-    /// The start, if the vCPU was turned on; from here on it is on. For the vCPU's own thread.
+    /// The start, if the vCPU was turned on; from here on it is on. For the vCPU's own slice.
     pub fn take_start(&self) -> Option<Start> {
-        if self.state.load(Ordering::SeqCst) != PENDING {
+        if self.state.load(Ordering::Acquire) != PENDING {
             return None;
         }
         let start = Start {
@@ -85,7 +84,7 @@ impl PowerSwitch {
         Some(start)
     }
 
-    /// Turns the vCPU off. For its own thread, while it is on.
+    /// Turns the vCPU off. For its own slice, while it is on.
     pub fn turn_off(&self) {
         self.state.store(OFF, Ordering::Release);
     }

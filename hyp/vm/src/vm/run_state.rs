@@ -3,9 +3,8 @@
 //! It is one word, which every exit reads and which is written only by pauses and by the VM's end; so pausing costs a running
 //! guest nothing. Reasons to pause add up: the VM runs when nobody pauses it and it doesn't lack memory.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use spin::{Mutex, Once};
+use stage2::sync::{AtomicU64, Ordering};
 
 use crate::vm::stop_reason::{Starvation, StopReason};
 

@@ -232,10 +232,6 @@ impl<M: Machine> Service for Bench<M> {
         self.machine.kick(BOOT_CPU);
     }
 
-    fn parked(&self, _: VcpuId) {
-        self.machine.kick(BOOT_CPU);
-    }
-
     fn poll(&self, vcpu: VcpuId) -> ServiceReply {
         match self.steps.answer(vcpu.0) {
             Some(step) => {

@@ -18,8 +18,8 @@ const SYSTEM_OFF: u32 = 0x8400_0008;
 /// Behind the image.
 const JOURNALS: u64 = 0x4010_0000;
 const JOURNAL_BYTES: u64 = 4096;
-/// The register of a guest that isn't 0 once its vCPU waits for a step. A vCPU that is loaded with it, after a pause or in a
-/// fork, has its step in the registers: it is paused in no other place.
+/// The register of a guest that isn't 0 once its vCPU waits for a step. A fork's vCPU that is loaded with it has its step in the
+/// registers: it is forked in no other place.
 const WAITS: usize = 19;
 /// Bits of a leaf's descriptor: it may be written; it may be made so by the hardware (FEAT_HAFDBS).
 const WRITABLE: u64 = 1 << 7;
@@ -70,6 +70,8 @@ pub struct Entry {
 
 /// The hypervisor's end of a guest's thread.
 pub struct GuestCpu {
+    /// Its own, which it keeps in a register while its vCPU isn't loaded.
+    pub number: u64,
     entry: Entry,
     resume: SyncSender<GuestRegs>,
     exits: Receiver<(GuestRegs, RawExit)>,
@@ -91,11 +93,18 @@ impl GuestCpu {
             }
             .run(guest);
         });
+        static GUESTS: AtomicU64 = AtomicU64::new(1);
         Self {
+            number: GUESTS.fetch_add(1, Ordering::Relaxed),
             entry,
             resume,
             exits,
         }
+    }
+
+    /// Whether this guest goes on where the vCPU is loaded that keeps `number`: a fork keeps its parent's.
+    pub fn is_at(&self, entry: &Entry, number: u64) -> bool {
+        self.number == number && self.entry.controls == entry.controls
     }
 
     pub fn resume(&mut self, regs: &mut GuestRegs) -> RawExit {

@@ -129,6 +129,7 @@ impl Machine for Threads {
 pub struct ThreadCpu {
     machine: &'static Threads,
     id: CpuId,
+    /// The guest that was loaded last.
     guest: Option<GuestCpu>,
     last_exit: Syndrome,
 }
@@ -138,18 +139,22 @@ impl Cpu for ThreadCpu {
         self.machine.now_ns()
     }
 
-    fn load(&mut self, _: &VcpuState, controls: &VcpuControls) {
+    fn load(&mut self, state: &VcpuState, controls: &VcpuControls) {
         let entry = Entry {
             machine: self.machine,
             cpu: self.id,
             controls: *controls,
         };
-        self.guest = Some(GuestCpu::start(self.machine.guest, entry));
+        let is_here = |guest: &GuestCpu| guest.is_at(&entry, state.el1.tpidr_el1);
+        if !self.guest.as_ref().is_some_and(is_here) {
+            self.guest = Some(GuestCpu::start(self.machine.guest, entry));
+        }
         self.last_exit = Syndrome::NONE;
     }
 
-    fn put(&mut self, _: &mut VcpuState) -> Option<u64> {
-        self.guest = None;
+    fn put(&mut self, state: &mut VcpuState) -> Option<u64> {
+        let guest = self.guest.as_ref().expect("a vCPU is loaded");
+        state.el1.tpidr_el1 = guest.number;
         None
     }
 

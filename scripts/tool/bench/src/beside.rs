@@ -1,4 +1,4 @@
-//! What Linux is to measure beside a matrix: for each workload that it can do as well, the kernel's own benchmark.
+//! Linux's runs beside a matrix: the kernel's own benchmark for each workload that it has too.
 
 use ::options::Plan;
 use ::options::shared::MachineOptions;
@@ -8,7 +8,7 @@ use emulator::simclock::Simulation;
 use emulator::size::mib;
 use linux::{self, Kernel};
 
-/// How much Linux splits at a time, where the user doesn't say.
+/// How much Linux splits at a time, unless the user chooses.
 const USUAL_CHUNK: u64 = mib(2).0;
 /// The first kernel that splits ahead.
 const FIRST_EAGER: (u32, u32) = (6, 4);
@@ -18,7 +18,7 @@ const FIRST_EAGER: (u32, u32) = (6, 4);
 pub struct Beside {
     /// The kernel.
     pub kernel: Kernel,
-    /// What it runs.
+    /// Its benchmark.
     pub test: linux::Test,
     /// The same in words.
     pub name: String,
@@ -26,7 +26,7 @@ pub struct Beside {
     pub workload: Workload,
 }
 
-/// What the kernels are to measure beside these boots, and what they can't.
+/// The kernels' runs beside these boots, and the boots that they have no run for.
 pub fn tests(
     boots: &[Plan],
     kernels: &[Kernel],

@@ -1,7 +1,7 @@
-//! Finds the results in what somebody captured of a serial line: records, or only the result lines for people, as Parvisor
-//! and Linux print them. Around them may stand time stamps, colours, other programs' output; lines may be cut.
+//! Finds the results in a log that was captured on a serial line: records, or only the result lines for people, as Parvisor and
+//! Linux print them. The log may have time stamps, colours and other programs' output, and lines may be cut.
 //!
-//! What a guest printed is never taken for a result: it stands behind `guest: `.
+//! A guest's lines are never taken for results: they begin with `guest: `.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,25 +11,24 @@ use records::options::MergeOptions;
 use records::record::{PARVISOR, Phase, PhaseName, Record};
 
 use super::label;
-use super::parse::Known;
 use ::options::words::{Changing, Clear, Enable, Granularity, Harvest, Restore, Split, Tracking};
 use emulator::error::ToolError;
 use emulator::size::Size;
 
-/// What records stand behind.
+/// The beginning of a record's line.
 const RECORD: &str = "@record ";
-/// What a guest's lines stand behind.
+/// The beginning of a guest's line.
 const GUEST: &str = "guest: ";
-/// What Parvisor's headings begin with, before the result lines of a run; then its mode.
+/// The beginning of Parvisor's headings above the result lines of a run; the mode follows.
 const HEADING: &str = "== ";
 const MODE: &str = "mode ";
-/// What Linux prints when it boots.
+/// A line that Linux prints when it boots.
 const LINUX: &str = "Linux version ";
-/// What the selftest is called.
+/// The name of the selftest.
 const SELFTEST: &str = "dirty_log_perf_test";
-/// What Parvisor prints when all runs were verified.
+/// Parvisor's last line if all runs were verified.
 const ALL_WELL: &str = "parvisor: exit status 0";
-/// What it prints last in any case, and what it prints of an error.
+/// The beginnings of its last line, and of an error's line.
 const STATUS: &str = "parvisor: exit status ";
 const ERROR: &str = "parvisor: error: ";
 /// How result lines begin.
@@ -48,20 +47,59 @@ const RESULTS: [&str; 10] = [
 /// Into how many lines a terminal may have cut one record.
 const MOST_PIECES: usize = 4096;
 
-/// What was found.
+/// The user's values for results that lack them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// vCPUs.
+    pub vcpus: Option<u64>,
+    /// The memory of each, in bytes.
+    pub bytes: Option<u64>,
+    /// The backing of guest memory.
+    pub backing: Option<String>,
+    /// The percentage of accesses that wrote.
+    pub write_percent: Option<u64>,
+    /// The CPU.
+    pub cpu: Option<String>,
+}
+
+impl Known {
+    /// The options: by clap's name, and as typed.
+    pub const OPTIONS: [(&'static str, &'static str); 5] = [
+        ("vcpus", "--vcpus"),
+        ("bytes", "--bytes"),
+        ("backing", "--backing"),
+        ("write_percent", "--write-percent"),
+        ("cpu", "--cpu"),
+    ];
+
+    /// The options that are given.
+    pub fn said(&self) -> BTreeSet<&'static str> {
+        let are_said = [
+            self.vcpus.is_some(),
+            self.bytes.is_some(),
+            self.backing.is_some(),
+            self.write_percent.is_some(),
+            self.cpu.is_some(),
+        ];
+        let options = Self::OPTIONS.into_iter().zip(are_said);
+        let said = options.filter(|(_, is_said)| *is_said);
+        said.map(|((_, typed), _)| typed).collect()
+    }
+}
+
+/// The results of a log.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Capture {
     /// The runs.
     pub records: Vec<Record>,
-    /// What the log lacks, or says that it failed: a line each. Of a record that can't be read the result lines of the run were
-    /// taken instead.
+    /// The failures and gaps of the log, a line each. The result lines replace a record that can't be read.
     pub failures: Vec<String>,
     /// The options of which [`Known`] was needed.
     pub used: BTreeSet<&'static str>,
 }
 
 impl Capture {
-    /// Reads `text`, captured in the file `path`. What the result lines don't say is taken from `known`.
+    /// Reads `text`, captured in the file `path`. Values that the result lines lack are taken from `known`.
     ///
     /// # Errors
     ///
@@ -113,16 +151,16 @@ struct Reader<'r> {
     /// The beginning of a record, whose end may be on the next lines.
     piece: Option<Piece>,
     is_verified: bool,
-    /// Whether the hypervisor has begun a run, and hasn't said yet how all ended.
+    /// Whether the hypervisor has begun a run, and hasn't printed its exit status yet.
     lacks_status: bool,
     /// The hypervisor's last error.
     error: Option<String>,
 }
 
-/// A run of which only result lines are known so far.
+/// A run without a record so far: its result lines.
 #[derive(Debug, Default)]
 struct Pending {
-    /// What the heading, or the command, says of it.
+    /// The values of its heading or command.
     facts: Record,
     phases: Vec<Phase>,
     /// The line of the first phase.
@@ -150,7 +188,7 @@ impl Reader<'_> {
         }
         let end = text.find(GUEST).unwrap_or(text.len());
         let own = &text[..end];
-        // What stands behind a record's beginning is the record's, even words that guests' lines begin with.
+        // The rest of a record's line is the record's, even if it has the beginning of a guest's line.
         if let Some(at) = own.find(RECORD) {
             return self.record(number, 1, text[at + RECORD.len()..].to_string());
         }
@@ -192,7 +230,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Takes a record, or what there is of it until now.
+    /// Takes a record, or its first pieces.
     fn record(&mut self, line: usize, lines: usize, json: String) -> Result<(), ToolError> {
         let mut values = serde_json::Deserializer::from_str(&json).into_iter::<Record>();
         match values.next() {
@@ -219,7 +257,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A record can't be read; the result lines before it say most of what it says.
+    /// A record can't be read. The result lines before it have most of its values.
     fn unreadable(&mut self, piece: &Piece) -> Result<(), ToolError> {
         let what = format!(
             "{}:{}: a record that can't be read ({})",
@@ -345,7 +383,7 @@ fn result(text: &str) -> Option<Phase> {
         .and_then(|at| Phase::parse(text[at..].trim_end()))
 }
 
-/// What a heading of Parvisor says, wherever in the line it begins:
+/// The values of a heading of Parvisor, wherever in the line it begins:
 /// `== mode parallel: 4 vCPUs x 64 MiB, backing 2M, 3 iterations, split eager ==`, or
 /// `== cow, mode parallel: 4 vCPUs x 64 MiB, backing 4K, tracker ranges, change direct, 0 workers, overcommit 100 % ==`. Of the
 /// benchmark's policies it names those that the hypervisor hasn't by default.
@@ -388,7 +426,7 @@ fn as_by_default(record: Record) -> Record {
     }
 }
 
-/// Takes what one part of a heading says.
+/// Takes the value of one part of a heading.
 fn policy(record: &mut Record, part: &str) {
     let (first, second) = part.split_once(' ').unwrap_or((part, ""));
     let number = |text: &str| text.parse().unwrap_or(0);
@@ -435,7 +473,7 @@ fn bytes(text: &str) -> Option<u64> {
     size.ok().map(|Size(bytes)| bytes)
 }
 
-/// What the options of the selftest's command line say. Without manual clearing (`-g`) memory is write-protected at first.
+/// The values of the selftest's command line. Without manual clearing (`-g`) memory is write-protected at first.
 fn command(options: &str) -> Record {
     let mut record = Record {
         system: "linux".into(),

@@ -1,16 +1,16 @@
-//! How long a matrix will still take: the work that is left, at the speed that was measured.
+//! The remaining time of a matrix: the work that is left, at the measured speed.
 //!
-//! Work is what the vCPUs do: pages times iterations. How long a unit of it takes differs between configurations by far more
-//! than between sizes, so each configuration has a speed of its own once it has run; until then it has that of all.
+//! Work is pages times iterations. The time of a unit differs more between configurations than between sizes. So a configuration
+//! has a speed of its own once it has run, and the common one until then.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ::options::workload::Workload;
 
-/// What a unit of work takes before anything was measured. An emulator on two cores takes some 20 µs for a fault.
+/// The time of a unit of work until one is measured. An emulator on two cores takes some 20 µs for a fault.
 const GUESSED_SECONDS: f64 = 25e-6;
-/// What a boot takes before one was measured.
+/// The time of a boot until one is measured.
 const GUESSED_BOOT: f64 = 1.0;
 /// The size of a page.
 const PAGE: u64 = 4096;
@@ -18,9 +18,9 @@ const PAGE: u64 = 4096;
 /// One start of the emulator, and the runs that it makes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
-    /// What its runs have in common, in words.
+    /// The words that its runs share.
     pub name: String,
-    /// What the runs are called, and the work of each.
+    /// The name and the work of each run.
     pub runs: Vec<(String, f64)>,
 }
 
@@ -31,7 +31,7 @@ pub fn work(workload: &Workload) -> f64 {
     pages as f64 * (workload.iterations as f64 + 1.0)
 }
 
-/// What is known of the speed.
+/// The speed as measured so far.
 #[derive(Clone, Debug, Default)]
 pub struct Estimate {
     runs: BTreeMap<String, Measured>,

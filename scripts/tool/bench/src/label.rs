@@ -1,5 +1,5 @@
-//! What tells records apart, in words: the policies that a column or a line of a plot stands for, and the workload that all
-//! of a section have in common. Pure functions of the records.
+//! The names of records: the policies of a column or of a line of a plot, and the workload that all records of a section share.
+//! Pure functions of the records.
 
 use std::collections::BTreeSet;
 
@@ -26,8 +26,7 @@ pub fn is_parvisor(record: &Record) -> bool {
 /// How many policies a record has.
 const POLICIES: usize = 14;
 
-/// A record's policies: what is said of each where records differ in it. What an old record, or another system, doesn't
-/// say is empty.
+/// The words for each policy of a record. A policy that an old record or another system lacks is empty.
 fn policies(record: &Record) -> [String; POLICIES] {
     let said = |prefix: &str, word: &str| {
         if word.is_empty() {
@@ -88,13 +87,13 @@ fn merging(record: &Record) -> String {
     text
 }
 
-/// What identifies the policies of a record among others.
+/// The words that identify the policies of a record among others.
 pub fn key(record: &Record) -> (String, [String; POLICIES]) {
     (system(record).into(), policies(record))
 }
 
-/// Says of each record what it stands for among all `records`: the system where there are several, its mode, and the policies in
-/// which records of this system differ.
+/// The name of each record among all `records`: its system if there are several, its mode, and the policies in which records of
+/// its system differ.
 pub fn labels(records: &[&Record]) -> Vec<String> {
     let systems: BTreeSet<&str> = records.iter().map(|record| system(record)).collect();
     let label = |record: &&Record| {
@@ -136,12 +135,12 @@ fn of_system(records: &[&Record], wanted: &str) -> Vec<[String; POLICIES]> {
     own.map(|record| policies(record)).collect()
 }
 
-/// Whether what backs memory changed in this run, instead of the benchmark.
+/// Whether this is a run of a workload that changes backing memory.
 pub fn is_of_backing(record: &Record) -> bool {
     !record.workload.is_empty()
 }
 
-/// What was done, apart from how many did it and how.
+/// The workload, without the number of vCPUs and the policies.
 pub fn workload(record: &Record) -> String {
     if is_of_backing(record) {
         return format!(
@@ -171,7 +170,7 @@ pub fn machine(record: &Record) -> String {
     } else {
         &record.cpu
     };
-    // What is measured is built as best it can be.
+    // Measured builds usually have the best profile.
     let profile = if record.profile == Profile::Quick.name() {
         ", a quick build"
     } else {

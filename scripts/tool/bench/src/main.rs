@@ -2,12 +2,12 @@
 //!
 //! | module | concept |
 //! |---|---|
-//! | `options` | what the user says |
+//! | `options` | the user's options |
 //! | `matrix`, `beside` | the boots that it takes, of Parvisor and of Linux |
 //! | `running`, `estimate`, `progress` | making them, and how long that takes |
-//! | `results` | what is kept |
-//! | `parse`, `capture` | what was kept before, or captured from a board |
-//! | `metric`, `statistics`, `label`, `section` | what it comes to |
+//! | `results` | the results in files |
+//! | `parse`, `capture` | earlier results, and logs of boards |
+//! | `metric`, `statistics`, `label`, `section` | their evaluation |
 //! | `table`, `plots`, `page` | how that is shown |
 
 mod beside;
@@ -45,7 +45,7 @@ use emulator::files;
 use emulator::front_end::{self, named};
 use emulator::images;
 use emulator::repository::{repository, target_folder};
-use emulator::{setup, simclock};
+use emulator::{qemu, setup, simclock};
 use records::words::Profile;
 
 /// How the hypervisor is built that is measured.
@@ -96,7 +96,7 @@ fn render(options: &BenchOptions) -> Result<u8, ToolError> {
     Ok(verdict(&results))
 }
 
-/// Says what failed; gives the exit status.
+/// Prints the failures; returns the exit status.
 fn verdict(results: &Results) -> u8 {
     for failure in grouped(&results.failures) {
         eprintln!("error: {failure}");
@@ -108,7 +108,7 @@ fn verdict(results: &Results) -> u8 {
     }
 }
 
-/// Measures the matrix, and shows what came out even if something failed.
+/// Measures the matrix, and shows its results even if something failed.
 fn measure(options: &BenchOptions, arguments: &[OsString]) -> Result<u8, ToolError> {
     if typed::measures_nothing(options.machine.append.as_deref()) {
         return usage("--append: that is nothing to measure; scripts/run takes it");
@@ -127,7 +127,7 @@ fn measure(options: &BenchOptions, arguments: &[OsString]) -> Result<u8, ToolErr
         None => None,
         Some(costs) => Some((
             simclock::prepare(&emulator, costs)?,
-            simclock::hypervisor_text(&images.symbols)?,
+            qemu::hypervisor_text(&images.symbols)?,
         )),
     };
     let kernels = match options.with_kvm.as_slice() {
@@ -177,7 +177,7 @@ fn measure(options: &BenchOptions, arguments: &[OsString]) -> Result<u8, ToolErr
 /// Prints the tables, and writes the page with its plots if there is a folder for it.
 fn show(results: &Results, folder: Option<&Path>) -> Result<(), ToolError> {
     let mut output = std::io::stdout();
-    // Whoever closed the output doesn't want it.
+    // Standard output may be closed.
     let _ = write!(output, "{}", page::text(results));
     if let Some(folder) = folder {
         page::write(results, folder)?;
@@ -281,7 +281,7 @@ fn version() -> String {
     first_line(&mut command)
 }
 
-/// What the emulator runs on.
+/// The host of the emulator.
 fn host(emulator: &Path) -> Host {
     let line = first_line(Command::new(emulator).arg("--version").stdin(Stdio::null()));
     let version = line.strip_prefix("QEMU emulator version ").unwrap_or("");

@@ -1,5 +1,6 @@
-//! The boots that a matrix takes. One boot runs every mode with every way to split and to track, or with all that a workload
-//! compares of changes of what backs memory; everything else is a boot of its own. A combination that can't be is left out with a notice, unless nothing is left.
+//! The boots of a matrix. One boot runs every mode with every way to split and to track, or with all lists of a workload that
+//! changes backing memory. Every other value takes a boot of its own. Impossible combinations are left out with a notice, unless
+//! none is left.
 
 use ::options::backing::BackingOptions;
 use ::options::shared::{MachineOptions, WorkloadOptions};
@@ -8,12 +9,12 @@ use ::options::workload::Workload;
 use ::options::{Plan, usage};
 use emulator::error::ToolError;
 
-/// What a matrix consists of.
+/// The boots of a matrix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Matrix {
     /// The boots of one repetition, in their order.
     pub boots: Vec<Plan>,
-    /// What was left out, and why.
+    /// The combinations that were left out, and why.
     pub notices: Vec<String>,
 }
 
@@ -42,7 +43,7 @@ impl Matrix {
         }
     }
 
-    /// Adds what is possible of a workload.
+    /// Adds the possible boots of a workload.
     fn add(&mut self, workload: Workload, machine: &MachineOptions) -> Result<(), ToolError> {
         let Some(why) = workload.contradiction() else {
             self.boots.push(machine.plan(workload, None, None)?);
@@ -105,7 +106,7 @@ fn workloads(
     Ok(all)
 }
 
-/// What enabling the log does unless the user chooses: what Linux's benchmark has it do, where that can be.
+/// How the log is enabled unless the user chooses: as in Linux's benchmark, if the other options allow that.
 fn usual_enable(harvest: Harvest) -> Enable {
     match harvest {
         Harvest::Bitmap => Enable::AllSet,

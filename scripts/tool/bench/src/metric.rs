@@ -1,4 +1,4 @@
-//! What is read off a record: times of phases, exits per page, the longest exit. The phases of runs in which what backs memory
+//! The metrics of a record: times of phases, exits per page, the longest exit. The phases of runs in which what backs memory
 //! changes are `backing`'s.
 
 mod backing;
@@ -10,7 +10,7 @@ use records::record::{Phase, PhaseName, Record, exits};
 
 /// The size of a page, in bytes.
 const PAGE: u64 = 4096;
-/// The counter of the longest exit, where it was measured.
+/// The counter of the longest exit, if it was measured.
 const LONGEST_EXIT: &str = "longest_exit_ns";
 /// The word for logging that begins with all pages set.
 const ALL_SET: &str = "all_set";
@@ -48,7 +48,7 @@ pub enum Metric {
     FirstExits,
     /// The same in every later iteration.
     LaterExits,
-    /// The longest exit while memory was dirtied, or while what backs it changed.
+    /// The longest exit while memory was dirtied, or while its backing changed.
     LongestExit,
     /// The guests fill their memory.
     Fill,
@@ -60,7 +60,7 @@ pub enum Metric {
     FirstWrite,
     /// Every page is written, in the way that is measured.
     Write,
-    /// The same once more, after what is measured.
+    /// The same once more, after the measurement.
     WriteAgain,
     /// Every word is checked.
     Check,
@@ -94,7 +94,7 @@ pub enum Metric {
     FullScans,
 }
 
-/// What a metric is measured in.
+/// The unit of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantity {
     /// Nanoseconds.
@@ -228,7 +228,7 @@ impl Metric {
         }
     }
 
-    /// What it is measured in.
+    /// Its unit.
     pub fn quantity(self) -> Quantity {
         match self {
             Self::FirstExits
@@ -247,7 +247,7 @@ impl Metric {
         }
     }
 
-    /// The measurements that a record holds: one for each iteration that counts. None where it wasn't measured.
+    /// The measurements of a record: one for each iteration that counts; none if the metric wasn't measured.
     pub fn samples(self, record: &Record) -> Vec<f64> {
         let first = first_noticed(record);
         let times = |name, from, to| phases(record, name, from..=to).map(time).collect();

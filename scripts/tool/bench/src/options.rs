@@ -1,4 +1,4 @@
-//! The options of `scripts/bench`: those of `scripts/run` as lists, and what is done with the results.
+//! The options of `scripts/bench`: those of `scripts/run` as lists, and those for the results.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
 
-use super::parse::Known;
+use super::capture::Known;
 use ::options::backing::BackingOptions;
 use ::options::shared::{MachineOptions, WorkloadOptions};
 use ::options::words::Backing;
@@ -15,7 +15,7 @@ use ::options::{usage, usual_backing};
 use emulator::error::ToolError;
 use linux::Series;
 
-/// Options that say what is read and where results go.
+/// The options for files that are read, and for the folder of the results.
 const PLACES: [&str; 4] = ["parse", "json", "out", "force"];
 
 /// Measures a matrix: every combination of the given numbers of vCPUs, modes, policies and workloads, as often as wanted.
@@ -42,11 +42,11 @@ const PLACES: [&str; 4] = ["parse", "json", "out", "force"];
     )),
 )]
 pub struct BenchOptions {
-    /// What is measured.
+    /// The measured workload.
     #[command(flatten)]
     pub workload: WorkloadOptions,
 
-    /// Runs in which what backs memory changes.
+    /// Workloads that change backing memory.
     #[command(flatten)]
     pub backing: BackingOptions,
 
@@ -109,7 +109,7 @@ impl BenchOptions {
         Ok(options)
     }
 
-    /// Checks that with --parse nothing is said of a measurement but what results may lack.
+    /// Checks that --parse comes only with options for values that results may lack.
     ///
     /// # Errors
     ///
@@ -143,7 +143,7 @@ impl BenchOptions {
         }
     }
 
-    /// What the user says of results that don't say it themselves: options that are given, with one value.
+    /// The user's values for results that lack them: the options that are given, with one value each.
     pub fn known(&self) -> Known {
         let is_given = |option: &str| self.given.contains(option);
         let workload = &self.workload;

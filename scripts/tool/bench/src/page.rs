@@ -49,7 +49,7 @@ pub fn write(results: &Results, folder: &Path) -> Result<(), ToolError> {
     save(PAGE, markdown(results, &sections, &drawn).as_bytes())
 }
 
-/// The results as text: for each section its tables, then what failed.
+/// The results as text: the tables of each section, then the failures.
 pub fn text(results: &Results) -> String {
     let mut text = String::new();
     for section in Section::all(results) {
@@ -63,7 +63,7 @@ pub fn text(results: &Results) -> String {
     text
 }
 
-/// What is written above the plots of a section.
+/// The text above the plots of a section.
 fn captions(results: &Results, section: &Section) -> Captions {
     let mut made = vec![section.machine.clone(), clock(results, section)];
     made.extend(results.host.as_ref().map(|host| {
@@ -107,7 +107,7 @@ fn samples(section: &Section) -> String {
     }
 }
 
-/// Whether all went well, or what didn't.
+/// The failures, or that there are none.
 fn verdict(results: &Results) -> String {
     let own = results.runs.iter();
     let own = own.filter(|run| label::is_parvisor(&run.record));
@@ -166,7 +166,7 @@ fn markdown(results: &Results, sections: &[Section], plots: &[Vec<Plot>]) -> Str
     page
 }
 
-/// How Parvisor was built, where that is known.
+/// The build profile of Parvisor, if it is known.
 fn profiles(results: &Results) -> String {
     let known = results.runs.iter().map(|run| run.record.profile.as_str());
     let known: BTreeSet<&str> = known.filter(|profile| !profile.is_empty()).collect();
@@ -179,7 +179,7 @@ fn profiles(results: &Results) -> String {
     }
 }
 
-/// What the page is about.
+/// The subject of the page.
 fn title(results: &Results) -> &'static str {
     let of_backing = |run: &Run| label::is_of_backing(&run.record);
     if results.runs.is_empty() || !results.runs.iter().any(of_backing) {

@@ -1,5 +1,4 @@
-//! Reads results from files: those of `scripts/bench` and `scripts/run`, and what a machine printed on its serial line and
-//! somebody captured, with whatever else a serial line carries.
+//! Reads results from files: those of `scripts/bench` and `scripts/run`, and logs that were captured on a machine's serial line.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,57 +6,16 @@ use std::path::{Path, PathBuf};
 
 use records::record::Record;
 
-use super::capture::Capture;
+use super::capture::{Capture, Known};
 use super::results::{FORMAT, Results, Run};
 use ::options::usage;
 use emulator::error::ToolError;
-
-/// What the user says about results that don't say it themselves.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Known {
-    /// vCPUs.
-    pub vcpus: Option<u64>,
-    /// The memory of each, in bytes.
-    pub bytes: Option<u64>,
-    /// What memory is made of.
-    pub backing: Option<String>,
-    /// How many of 100 accesses wrote.
-    pub write_percent: Option<u64>,
-    /// The CPU.
-    pub cpu: Option<String>,
-}
-
-impl Known {
-    /// What can be said: by its name among clap's, and as it is typed.
-    pub const OPTIONS: [(&'static str, &'static str); 5] = [
-        ("vcpus", "--vcpus"),
-        ("bytes", "--bytes"),
-        ("backing", "--backing"),
-        ("write_percent", "--write-percent"),
-        ("cpu", "--cpu"),
-    ];
-
-    /// The options that say it.
-    fn said(&self) -> BTreeSet<&'static str> {
-        let are_said = [
-            self.vcpus.is_some(),
-            self.bytes.is_some(),
-            self.backing.is_some(),
-            self.write_percent.is_some(),
-            self.cpu.is_some(),
-        ];
-        let options = Self::OPTIONS.into_iter().zip(are_said);
-        let said = options.filter(|(_, is_said)| *is_said);
-        said.map(|((_, typed), _)| typed).collect()
-    }
-}
 
 /// Reads all of these files as one set of results.
 ///
 /// # Errors
 ///
-/// One line that names the file, and the line in it where that can be told; or the option that says what all of them say
-/// themselves.
+/// One line that names the file, and its line if known; or the option for a value that no file lacks.
 pub fn read(paths: &[PathBuf], known: &Known) -> Result<Results, ToolError> {
     let mut all: Option<Results> = None;
     let mut unused = known.said();

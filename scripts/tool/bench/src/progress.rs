@@ -1,6 +1,6 @@
 //! The progress bar over a whole matrix: which run is on, and how long the rest will take. Silent where nobody watches.
 //!
-//! The bar redraws itself from a thread of its own; what it shows is behind a lock.
+//! The bar redraws itself from a thread of its own; its contents are behind a lock.
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
@@ -25,7 +25,7 @@ pub struct MatrixProgress {
     state: Arc<Mutex<State>>,
 }
 
-/// What is known of the matrix.
+/// The state of the matrix.
 #[derive(Debug)]
 struct State {
     estimate: Estimate,
@@ -129,7 +129,7 @@ impl State {
 
     fn ended(&mut self, well: bool) {
         if let (Some(mut current), true) = (self.current.take(), well) {
-            // A job that never said how it comes on is one run, from its start.
+            // A job that never reported progress counts as one run from its start.
             current.run.get_or_insert(0);
             current.note(&mut self.estimate);
         }
@@ -170,7 +170,7 @@ fn visible_bar(state: &Arc<Mutex<State>>) -> ProgressBar {
     let state = Arc::clone(state);
     let left = move |_: &ProgressState, text: &mut dyn std::fmt::Write| {
         let state = state.lock().unwrap_or_else(PoisonError::into_inner);
-        // What can't be shown isn't missed.
+        // A bar that can't be drawn is no failure.
         let _ = text.write_str(&in_words(state.left()));
     };
     let style =

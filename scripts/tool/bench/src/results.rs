@@ -12,7 +12,7 @@ use emulator::files;
 /// The version of the file's format. A reader refuses others.
 pub const FORMAT: u64 = 1;
 
-/// What was measured, and how.
+/// The results of measurements, and their circumstances.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Results {
     /// The version of this format.
@@ -23,16 +23,16 @@ pub struct Results {
     pub version: String,
     /// The machine that the emulator ran on; nothing for a board.
     pub host: Option<Host>,
-    /// The clock, where it isn't that of the machine.
+    /// The clock, unless it is the machine's.
     pub clock: Option<Clock>,
-    /// The runs, in the order in which they were made.
+    /// The runs, in their order.
     pub runs: Vec<Run>,
-    /// The runs that gave no result, or a wrong one: what, and why.
+    /// The runs without a result or with a wrong one, and why.
     #[serde(default)]
     pub failures: Vec<String>,
 }
 
-/// What the emulator ran on.
+/// The host of the emulator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
     /// The CPUs that the emulator could use.
@@ -46,9 +46,9 @@ pub struct Host {
 pub struct Clock {
     /// That it was.
     pub simulated: bool,
-    /// What moving a cache line from one CPU to another costs, in nanoseconds.
+    /// The cost of moving a cache line from one CPU to another, in nanoseconds.
     pub line_cost_ns: u64,
-    /// What a broadcast TLB invalidation costs, in nanoseconds.
+    /// The cost of a broadcast TLB invalidation, in nanoseconds.
     pub tlbi_cost_ns: u64,
     /// How many instructions CPUs may be apart.
     #[serde(default)]
@@ -60,7 +60,7 @@ pub struct Clock {
 pub struct Run {
     /// Which repetition of the matrix it belongs to, from 1.
     pub repeat: u64,
-    /// What came out.
+    /// Its record.
     pub record: Record,
 }
 

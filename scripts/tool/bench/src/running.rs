@@ -1,5 +1,5 @@
-//! Measures a matrix, one boot after the other, on an emulator. What was measured is written after each, so that neither a boot that
-//! fails nor Ctrl-C loses it.
+//! Measures a matrix, one boot after the other, on an emulator. The results are written after each, so that neither a boot that
+//! fails nor Ctrl-C loses them.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ use emulator::process;
 use emulator::qemu::{Machine, Module};
 use emulator::simclock::Simulation;
 
-/// What is measured, and with what.
+/// The boots to measure, and the means to do so.
 #[derive(Debug)]
 pub struct Measurement<'m> {
     /// The emulator.
@@ -32,22 +32,22 @@ pub struct Measurement<'m> {
     pub hypervisor: PathBuf,
     /// The benchmark's guest.
     pub guest: PathBuf,
-    /// Simulated time, with the hypervisor's text, where that is wanted.
+    /// The simulation of time, with the hypervisor's text, if it is wanted.
     pub simulation: Option<(Simulation, std::ops::Range<u64>)>,
     /// The machine and how it is watched.
     pub options: &'m MachineOptions,
     /// The boots of one repetition.
     pub boots: &'m [Plan],
-    /// What Linux measures in each repetition.
+    /// Linux's runs in each repetition.
     pub beside: &'m [Beside],
     /// How often everything is measured.
     pub repeat: u64,
-    /// The files that hold what was measured so far.
+    /// The files of the results so far.
     pub files: Vec<PathBuf>,
 }
 
 impl Measurement<'_> {
-    /// Measures everything into `results`. What fails is noted there.
+    /// Measures everything into `results`, which note failures too.
     ///
     /// # Errors
     ///
@@ -179,7 +179,7 @@ impl Measurement<'_> {
         }
     }
 
-    /// Files what came out of a boot, and what should have.
+    /// Files the results of a boot, and its missing runs.
     fn file(&self, plan: &Plan, repeat: u64, mut outcome: Outcome, results: &mut Results) {
         let cause = cause(&outcome, self.options.append.as_deref());
         for run in plan.workload.each() {
@@ -205,7 +205,7 @@ impl Measurement<'_> {
         }
     }
 
-    /// The record with what the hypervisor can't know.
+    /// The record, with the facts that the hypervisor doesn't know.
     fn completed(&self, mut record: Record, plan: &Plan) -> Record {
         record.profile = PROFILE.to_string();
         record.cpu.clone_from(&self.options.cpu);
@@ -244,7 +244,7 @@ impl Measurement<'_> {
     }
 }
 
-/// What went wrong with a boot, in one line.
+/// The failure of a boot, in one line.
 fn cause(outcome: &Outcome, append: Option<&str>) -> Option<String> {
     let errors = outcome.errors.first().map(|error| as_typed(error, append));
     let said = errors.or_else(|| outcome.fatal.first().cloned());
@@ -256,7 +256,7 @@ fn cause(outcome: &Outcome, append: Option<&str>) -> Option<String> {
     }
 }
 
-/// What a boot measures, in words: what boots of a matrix differ in.
+/// The values in which a boot differs from others of the matrix, in words.
 fn workload_in_words(workload: &Workload) -> String {
     let Workload {
         vcpus,

@@ -1,5 +1,5 @@
-//! The results in the order in which people look at them: a section for each workload, in it a series for each
-//! configuration, in it a point for each number of vCPUs, with the spread of everything that was measured there.
+//! The results in order: a section for each workload, a series in it for each configuration, and a point in that for each number
+//! of vCPUs, with the spread of its measurements.
 
 use std::collections::BTreeMap;
 
@@ -13,15 +13,15 @@ use super::statistics::Spread;
 /// All that was measured with one workload on one machine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Section {
-    /// What was done: memory, backing, share of writes.
+    /// The workload: memory, backing, share of writes.
     pub workload: String,
     /// The machine that did it.
     pub machine: String,
     /// The policies that Parvisor's series have in common.
     pub common: String,
-    /// The clock that it was measured with.
+    /// The clock of the measurements.
     pub clock: String,
-    /// The configurations, in the order in which they were measured first.
+    /// The configurations, in the order of their first measurements.
     pub series: Vec<Series>,
 }
 
@@ -30,18 +30,18 @@ pub struct Section {
 pub struct Series {
     /// Its place among all series of the section, which decides on its looks in every plot.
     pub order: usize,
-    /// What it stands for among the others.
+    /// Its name among the others.
     pub label: String,
-    /// Whether it is Parvisor, and not what Parvisor is compared with.
+    /// Whether it is Parvisor, and not a system to compare with.
     pub is_parvisor: bool,
-    /// What was measured, by the number of vCPUs.
+    /// The measurements, by the number of vCPUs.
     pub points: BTreeMap<u64, Point>,
 }
 
-/// What was measured of one configuration with one number of vCPUs.
+/// The measurements of one configuration with one number of vCPUs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Point {
-    /// What was measured.
+    /// The measurements.
     pub spreads: BTreeMap<Metric, Spread>,
 }
 
@@ -79,7 +79,7 @@ impl Section {
         vcpus
     }
 
-    /// The section with the series alone of which any of `metrics` was measured.
+    /// The section with only those series that have a measurement of one of `metrics`.
     pub fn with(&self, metrics: &[Metric]) -> Self {
         let has = |series: &&Series| {
             let mut points = series.points.values();
@@ -108,7 +108,7 @@ impl Section {
 }
 
 impl Series {
-    /// What was measured of `metric` with so many vCPUs.
+    /// The measurements of `metric` with so many vCPUs.
     pub fn spread(&self, metric: Metric, vcpus: u64) -> Option<Spread> {
         self.points.get(&vcpus)?.spreads.get(&metric).copied()
     }

@@ -1,4 +1,4 @@
-//! What several measurements of the same thing come to, and numbers as people read them.
+//! Statistics of several measurements, and numbers in words.
 
 use std::fmt;
 
@@ -82,7 +82,7 @@ pub enum TimeUnit {
 }
 
 impl TimeUnit {
-    /// The largest unit in which `nanoseconds` aren't less than 1.
+    /// The largest unit in which `nanoseconds` is at least 1.
     pub fn for_size(nanoseconds: f64) -> Self {
         let units = [Self::Seconds, Self::Milliseconds, Self::Microseconds];
         let fits = units

@@ -7,10 +7,10 @@ use super::metric::{Metric, Quantity};
 use super::section::{Section, Series};
 use super::statistics::{Spread, TimeUnit, significant};
 
-/// A table and what is said above it.
+/// A table and its heading.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Titled {
-    /// What it shows, with the unit.
+    /// The heading, with the unit.
     pub title: String,
     /// The table in Markdown's form.
     pub table: String,
@@ -30,7 +30,7 @@ pub fn tables(section: &Section, most: usize) -> Vec<Titled> {
         .collect()
 }
 
-/// What a cell says of several measurements.
+/// The contents of a cell for several measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Detail {
     /// Median and extremes.
@@ -93,7 +93,7 @@ fn by_metric(
     }
 }
 
-/// One row for each number of vCPUs, and one column for each series; the other way round where that is narrower.
+/// One row for each number of vCPUs, and one column for each series; the other way round if that is narrower.
 fn by_vcpus(section: &Section, metric: Metric, vcpus: &[u64], detail: Detail) -> Titled {
     let unit = Unit::of(section, metric);
     let base = vcpus[0];
@@ -164,7 +164,7 @@ pub fn counted(vcpus: u64) -> String {
     }
 }
 
-/// What the numbers of a table or a plot are given in.
+/// The unit of the numbers of a table or a plot.
 #[derive(Clone, Copy, Debug)]
 pub enum Unit {
     /// A time.
@@ -174,7 +174,7 @@ pub enum Unit {
 }
 
 impl Unit {
-    /// The unit in which the smallest median of a metric isn't less than 1, so that digits aren't lost.
+    /// The unit in which the smallest median of a metric is at least 1, so that no digits are lost.
     pub fn of(section: &Section, metric: Metric) -> Self {
         match metric.quantity() {
             Quantity::Number => Self::Number,
@@ -188,7 +188,7 @@ impl Unit {
         }
     }
 
-    /// The unit that suits most of what was measured of some times.
+    /// The unit that suits most measurements of some times.
     pub fn typical(section: &Section, metrics: &[Metric]) -> Self {
         let spreads = metrics.iter().flat_map(|metric| section.spreads(*metric));
         let medians: Vec<f64> = spreads.map(|spread| spread.median).collect();
@@ -196,7 +196,7 @@ impl Unit {
         Self::Time(TimeUnit::for_size(typical))
     }
 
-    /// What a number is divided by.
+    /// The divisor of a number.
     pub fn size(&self) -> f64 {
         match self {
             Self::Time(unit) => unit.nanoseconds(),
@@ -204,7 +204,7 @@ impl Unit {
         }
     }
 
-    /// What follows the name of a metric.
+    /// The text after the name of a metric.
     pub fn suffix(&self) -> String {
         match self {
             Self::Time(unit) => format!(", {}", unit.symbol()),

@@ -1,4 +1,4 @@
-//! Runs a machine from its start to its end and collects what it says: records, errors, the exit status.
+//! Runs a machine from its start to its end and collects its records, errors and exit status.
 //!
 //! A machine always ends: by itself, at its limit, or soon after it gave its exit status. Several may run at once, each driven
 //! by a thread of its own. Limits are of the emulator's own time ([`effort`](crate::effort)): that others keep the host busy
@@ -36,7 +36,7 @@ pub enum End {
     TimedOut(Reached),
 }
 
-/// What a machine said until its end.
+/// The output of a machine until its end.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// How it ended.
@@ -51,7 +51,7 @@ pub struct Outcome {
     pub fatal: Vec<String>,
     /// The lines of the console; of very many, the last ones.
     pub lines: VecDeque<String>,
-    /// What the emulator itself had to say.
+    /// The emulator's own messages.
     pub complaints: Vec<String>,
 }
 
@@ -112,7 +112,7 @@ pub fn run(
         }
     };
     group.kill();
-    // The readers end when the last of the group has gone; what they still hold is wanted.
+    // The readers end when the last of the group has gone, and give their last lines then.
     while let Ok(event) = events.recv_timeout(READERS_END) {
         take(event, &mut watchdog);
     }
@@ -157,8 +157,8 @@ impl Outcome {
         is_status
     }
 
-    /// Why the emulator refused to start, if it did, in one line: what it said last in its own name and what followed, or the
-    /// last that a wrapper said.
+    /// Why the emulator refused to start, if it did, in one line: its own last message with the lines that follow it, or a
+    /// wrapper's last message.
     pub fn refusal(&self) -> Option<String> {
         let failed = matches!(self.end, End::Ended(status) if !status.success());
         if !failed || !self.lines.is_empty() {
@@ -176,7 +176,7 @@ impl Outcome {
         Some(whole.join("; "))
     }
 
-    /// The limit that a machine has reached which never said a word.
+    /// The limit of a machine that never printed a line.
     pub fn never_spoke(&self) -> Option<Reached> {
         match self.end {
             End::TimedOut(silence @ Reached::FirstLine(_)) => Some(silence),
@@ -221,7 +221,7 @@ fn follow(group: &mut Group) -> Receiver<Event> {
         let sender = sender.clone();
         thread::spawn(move || {
             read_lines(stdout, &sender, Event::Console);
-            // Whoever listened may have gone; so may this thread.
+            // The receiver may be gone; then this thread ends too.
             let _ = sender.send(Event::ConsoleEnded);
         });
     }

@@ -19,7 +19,7 @@ use crate::process::Group;
 use crate::repository::repository;
 use crate::setup::{NIGHTLY, cargo};
 
-/// The limit of a command that is given no other: it says something now and then, as each test does that ends.
+/// The usual limit of a command without output. Each test that ends prints a line.
 const USUAL_LIMIT: Limit = Limit::silence(Duration::from_secs(15 * 60));
 /// How often a silent command is looked at.
 const LOOK: Duration = Duration::from_millis(50);
@@ -38,7 +38,7 @@ pub struct CargoCommand {
 pub enum Ended {
     /// By itself.
     Exited(ExitStatus),
-    /// Whoever followed it had seen enough.
+    /// The caller has stopped it.
     Stopped,
     /// It reached a limit and was ended.
     TimedOut(Reached),
@@ -54,7 +54,7 @@ impl CargoCommand {
     pub fn nightly<const N: usize>(arguments: [&str; N]) -> Self {
         let mut command = Command::new("rustup");
         command.args(["run", NIGHTLY, "cargo"]);
-        // What the stable cargo behind this tool has set for its own children.
+        // Variables that the stable cargo behind this tool has set for its own children.
         for variable in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN"] {
             command.env_remove(variable);
         }
@@ -119,11 +119,11 @@ impl CargoCommand {
         self
     }
 
-    /// Runs it, shows what it prints, and gives each line of its standard output to `line`. Whether it succeeded.
+    /// Runs it, shows its output, and gives each line of its standard output to `line`. Returns whether it succeeded.
     pub fn run(mut self, mut line: impl FnMut(&str)) -> bool {
         self.command.stdout(Stdio::piped());
         let ended = follow(&mut self.command, self.limit, |text| {
-            // Whoever closed standard output doesn't want it.
+            // Standard output may be closed.
             let _ = writeln!(io::stdout(), "{text}");
             line(text);
             ControlFlow::Continue(())

@@ -1,5 +1,5 @@
-//! Reads what the hypervisor prints on its console, line by line. The forms are those that `control` and `workloads` write: result
-//! lines for people, `@record` and `@progress` lines for this tool, errors, and the exit status as the last line.
+//! Reads the hypervisor's console line by line. `control` and `workloads` write these forms: result lines for people, `@record`
+//! and `@progress` lines for this tool, errors, and the exit status as the last line.
 //!
 //! A guest can print whatever it likes, but only in lines that begin with `guest: `; none of the other forms can be
 //! forged by it.
@@ -21,7 +21,7 @@ pub enum Line {
     Progress(Progress),
     /// A line for this tool that it can't read, and why.
     Unreadable(String),
-    /// One line of an error: what was wrong.
+    /// One line of an error.
     Error(String),
     /// The first line of the report on a fatal exception or a panic.
     Fatal(String),
@@ -30,7 +30,7 @@ pub enum Line {
     /// A result of the benchmark, the heading of a run, the account of the frames after it, why it takes longer than it was to,
     /// or where a vCPU is that makes no progress.
     Result(String),
-    /// What a guest printed.
+    /// A line that a guest printed.
     Guest(String),
     /// Anything else: log lines, counters, the lines of a report.
     Other(String),

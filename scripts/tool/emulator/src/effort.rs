@@ -30,7 +30,7 @@ pub struct Effort {
     spent: Duration,
 }
 
-/// How long a command may take, by the clock of its group ([`Effort`]). What isn't said isn't limited.
+/// How long a command may take, by the clock of its group ([`Effort`]). `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limit {
     /// In all.
@@ -133,7 +133,7 @@ impl Watchdog {
     }
 }
 
-/// What a group does at this moment.
+/// The activity of a group at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Activity {
     /// The CPU time that it has had so far, with that of all whom it has started and outlived.
@@ -189,7 +189,7 @@ fn charged(passed: Duration, cpu: Duration, now: Activity, cores: usize) -> Dura
     }
 }
 
-/// What the group does, if the system tells.
+/// The activity of the group, if the system tells it.
 #[cfg(target_os = "linux")]
 fn activity(groups: [i32; 2]) -> Option<Activity> {
     let mut activity = Activity::default();
@@ -212,7 +212,7 @@ fn activity(groups: [i32; 2]) -> Option<Activity> {
     Some(activity)
 }
 
-/// What Linux tells of a process or a thread.
+/// Linux's statistics of a process or a thread.
 #[cfg(target_os = "linux")]
 struct Stat {
     state: char,
@@ -246,7 +246,7 @@ fn activity(_: [i32; 2]) -> Option<Activity> {
     None
 }
 
-/// A number of seconds as people say it.
+/// A number of seconds in words.
 pub fn in_words(seconds: f64) -> String {
     let seconds = seconds.max(0.0).round() as u64;
     match (seconds / 3600, seconds / 60, seconds) {

@@ -1,7 +1,9 @@
-//! What can end a command of the tool early, and the exit status that each cause has. One line each on standard
+//! The errors that end a command of the tool early, each with its exit status. One line each on standard
 //! error; scripts and CI act on the status.
 
 use std::fmt;
+use std::io;
+use std::path::Path;
 
 /// The exit status of bad options.
 pub const USAGE: u8 = 2;
@@ -28,6 +30,11 @@ pub enum ToolError {
 }
 
 impl ToolError {
+    /// The error that a path can't be used.
+    pub fn unusable(path: &Path, error: &io::Error) -> Self {
+        Self::Io(format!("{}: {error}", path.display()))
+    }
+
     /// The exit status of the command that ends with this error.
     pub fn exit_status(&self) -> u8 {
         match self {

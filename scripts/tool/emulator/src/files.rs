@@ -1,4 +1,4 @@
-//! Files that are written as a whole: whoever reads one finds the old contents or the new ones, and a file that can't be
+//! Files that are written as a whole: a reader finds the old contents or the new ones, and a file that can't be
 //! written is as it was. Several processes may do so at once.
 
 use std::ffi::OsStr;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 ///
 /// Whatever keeps it from being written.
 pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
-    // A link stays, and what it leads to is replaced.
+    // A link stays, and its target is replaced.
     let real = path.canonicalize().unwrap_or_else(|_| path.into());
     if is_special(&real) {
         return OpenOptions::new()
@@ -36,7 +36,7 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// What keeps it from being written.
+/// The reason why it can't be written.
 pub fn check(path: &Path) -> io::Result<()> {
     let real = path.canonicalize().unwrap_or_else(|_| path.into());
     if real.exists() {

@@ -1,4 +1,4 @@
-//! What each command behind a script begins with.
+//! The start of each command behind a script.
 
 use std::env;
 use std::ffi::OsString;

@@ -18,7 +18,7 @@ use crate::repository::repository;
 use crate::setup::{TARGET, cargo};
 use records::words::Profile;
 
-/// rustc says of the target features in `.cargo/config.toml`, at every crate, that their names may change one day.
+/// A warning of rustc at every crate: the names of target features in `.cargo/config.toml` may change.
 const EXPECTED_WARNING: &str = "feature specified for `-Ctarget-feature`";
 
 /// The package of the hypervisor.
@@ -43,7 +43,7 @@ const fn cargo_profile(profile: Profile) -> &'static str {
     }
 }
 
-/// Removes from `command` the variables that would replace what `.cargo/config.toml` says of the bare-metal target.
+/// Removes from `command` the variables that would override `.cargo/config.toml` for the bare-metal target.
 pub fn without_foreign_flags(command: &mut Command) -> &mut Command {
     for variable in [
         "RUSTFLAGS",
@@ -198,7 +198,7 @@ fn run_cargo(
     executable.ok_or_else(|| ToolError::Build(format!("the package {package} could not be built")))
 }
 
-/// Shows what cargo prints, except the lines that only sum up: that all is well, or how many warnings there were.
+/// Shows cargo's output without the lines that only sum up its success or its warnings.
 fn show_messages(messages: impl BufRead) {
     let sums_up = |line: &str| {
         line.contains("Finished") || (line.contains(" generated ") && line.contains(" warning"))
@@ -212,7 +212,7 @@ fn show_messages(messages: impl BufRead) {
     }
 }
 
-/// What a line of cargo's reports is good for.
+/// How a line of cargo's reports is treated.
 enum Report {
     /// An executable's name and path.
     Executable(String, PathBuf),

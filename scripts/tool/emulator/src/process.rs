@@ -20,13 +20,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-/// What the leader runs. Nobody writes to the pipe: there is nothing to read until it is closed.
+/// The leader's program. Nobody writes to the pipe, so its read ends when the pipe is closed.
 const LEADER: &str = "read -r nothing; kill -KILL 0";
 
 /// The exit status after Ctrl-C, as shells have it.
 const INTERRUPTED: i32 = 130;
 
-/// What is said when a signal ends this process.
+/// The message when a signal ends this process.
 static LAST_WORDS: Mutex<Option<String>> = Mutex::new(None);
 
 /// The groups that are alive.
@@ -51,7 +51,7 @@ struct Leader {
     process: Child,
     /// The group.
     number: i32,
-    /// What it waits at.
+    /// The pipe that it reads.
     lifeline: Option<ChildStdin>,
 }
 
@@ -115,7 +115,7 @@ impl Group {
         &mut self.child
     }
 
-    /// The numbers of the groups that the child and what it starts are in: the leader's, and the child's if it makes one.
+    /// The numbers of the groups of the child and its own children: the leader's group, and the child's if it makes one.
     pub fn numbers(&self) -> [i32; 2] {
         [self.leader.number, self.own.unwrap_or(self.leader.number)]
     }
@@ -165,7 +165,7 @@ fn kill_group(leader: i32) {
     let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
 }
 
-/// From now on this is said on standard error when a signal ends this process.
+/// Prints this on standard error when a signal ends this process from now on.
 pub fn say_when_ended(words: String) {
     *LAST_WORDS.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
 }

@@ -2,10 +2,15 @@
 //! `guest-loader` puts into memory and announces in the device tree.
 
 use std::ffi::OsString;
+use std::fs;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use object::elf::SHF_EXECINSTR;
+use object::{Object, ObjectSection, SectionFlags};
+
+use crate::error::ToolError;
 use crate::simclock::Simulation;
 use crate::size::Size;
 
@@ -71,7 +76,7 @@ pub struct Machine {
     pub memory: Size,
     /// Whether CPUs have EL2.
     pub el2: bool,
-    /// What is started; nothing where the extra arguments say it.
+    /// The kernel to start; `None` if the extra arguments name it.
     pub kernel: Option<PathBuf>,
     /// The hypervisor's options.
     pub append: String,
@@ -79,8 +84,7 @@ pub struct Machine {
     pub modules: Vec<Module>,
     /// The port on which it waits for a debugger before its first instruction, if it is to.
     pub debugger: Option<u16>,
-    /// What makes it run on simulated time, with the virtual addresses of the instructions that take part in the
-    /// cache-line model; nothing for real time.
+    /// The simulation of time, with the virtual addresses of the instructions in the cache-line model; `None` for real time.
     pub simulation: Option<(Simulation, Range<u64>)>,
     /// Further arguments, behind all others.
     pub extra: Vec<OsString>,
@@ -145,6 +149,26 @@ impl Module {
         }
         device
     }
+}
+
+/// Where the text of an image lies whose ELF file is `symbols`, when QEMU's `-kernel` has loaded it.
+///
+/// # Errors
+///
+/// [`ToolError::Io`] if the file can't be read or has no instructions.
+pub fn hypervisor_text(symbols: &Path) -> Result<Range<u64>, ToolError> {
+    let failed =
+        |error: &dyn std::fmt::Display| ToolError::Io(format!("{}: {error}", symbols.display()));
+    let contents = fs::read(symbols).map_err(|error| failed(&error))?;
+    let file = object::File::parse(contents.as_slice()).map_err(|error| failed(&error))?;
+    let is_text = |flags: SectionFlags| matches!(flags, SectionFlags::Elf { sh_flags, .. } if sh_flags.contains(SHF_EXECINSTR));
+    let sections = file
+        .sections()
+        .filter(|section| is_text(section.flags()))
+        .map(|section| section.address()..section.address() + section.size());
+    let whole = sections.reduce(|one, other| one.start.min(other.start)..one.end.max(other.end));
+    let text = whole.ok_or_else(|| failed(&"it has no instructions"))?;
+    Ok(LOAD_ADDRESS + text.start..LOAD_ADDRESS + text.end)
 }
 
 /// QEMU separates properties by commas; one that belongs to a value is doubled.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// What only the repository has at this place.
+/// A file that only the repository has at this path.
 const MARK: &str = "scripts/front-end.sh";
 
 /// The root of the repository whose script, or whose test, runs.

@@ -1,26 +1,21 @@
 //! Simulated parallel time: builds the emulator plugin `tests/simclock`, checks that the emulator at hand can run it, and
-//! adds it to a machine's command line. What it models, and what not, is written in that crate's README.
+//! adds it to a machine's command line. That crate's README describes the model and its limits.
 //!
 //! May run in several processes at once: cargo's lock orders the builds, and a plugin that is in use is never written to.
 
 use std::ffi::OsString;
-use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use object::elf::SHF_EXECINSTR;
-use object::{Object, ObjectSection, SectionFlags};
-
 use crate::error::ToolError;
 use crate::images::without_foreign_flags;
-use crate::qemu::LOAD_ADDRESS;
 use crate::repository::repository;
 use crate::setup::{self, FULL_QEMU, cargo};
 
 /// The crate of the plugin, which is no member of the workspace.
 pub const CRATE: &str = "tests/simclock";
-/// Where it is built.
+/// The target folder of its build.
 pub const TARGET_FOLDER: &str = "target/simclock";
 /// The library within that folder.
 const LIBRARY: &str = "release/libsimclock.so";
@@ -29,7 +24,7 @@ const QUANTUM_NS: u64 = 1000;
 /// The variable of the dynamic linker.
 const PRELOAD: &str = "LD_PRELOAD";
 
-/// What costs simulated time beyond an instruction's nanosecond.
+/// Costs in simulated time beyond an instruction's nanosecond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Costs {
     /// Nanoseconds to move a cache line between CPUs; 0: the model is off.
@@ -71,7 +66,7 @@ pub fn prepare(emulator: &Path, costs: Costs) -> Result<Simulation, ToolError> {
 }
 
 impl Simulation {
-    /// What it costs to share.
+    /// The costs of the simulation.
     pub fn costs(&self) -> Costs {
         self.costs
     }
@@ -81,7 +76,7 @@ impl Simulation {
         QUANTUM_NS
     }
 
-    /// What times are measured with, for [`Record::clock`](records::record::Record::clock).
+    /// The name of the clock for [`Record::clock`](records::record::Record::clock).
     pub fn clock(&self) -> String {
         format!(
             "simulated time ({} ns per cache line moved, {} ns per broadcast TLBI)",
@@ -104,26 +99,6 @@ impl Simulation {
     }
 }
 
-/// Where the text of an image lies whose ELF file is `symbols`, when QEMU's `-kernel` has loaded it.
-///
-/// # Errors
-///
-/// [`ToolError::Io`] if the file can't be read or has no instructions.
-pub fn hypervisor_text(symbols: &Path) -> Result<Range<u64>, ToolError> {
-    let failed =
-        |error: &dyn std::fmt::Display| ToolError::Io(format!("{}: {error}", symbols.display()));
-    let contents = fs::read(symbols).map_err(|error| failed(&error))?;
-    let file = object::File::parse(contents.as_slice()).map_err(|error| failed(&error))?;
-    let is_text = |flags: SectionFlags| matches!(flags, SectionFlags::Elf { sh_flags, .. } if sh_flags.contains(SHF_EXECINSTR));
-    let sections = file
-        .sections()
-        .filter(|section| is_text(section.flags()))
-        .map(|section| section.address()..section.address() + section.size());
-    let whole = sections.reduce(|one, other| one.start.min(other.start)..one.end.max(other.end));
-    let text = whole.ok_or_else(|| failed(&"it has no instructions"))?;
-    Ok(LOAD_ADDRESS + text.start..LOAD_ADDRESS + text.end)
-}
-
 /// Whether this system and `emulator` can have simulated time at all.
 ///
 /// # Errors
@@ -140,7 +115,7 @@ pub fn is_supported(emulator: &Path) -> Result<(), ToolError> {
             "{name} is QEMU {version}, and it needs {FULL_QEMU} or later"
         )));
     }
-    // It tells what plugins take only if it has them.
+    // The help on plugins exists only in an emulator that has them.
     let has_plugins = run(Command::new(emulator).args(["-plugin", "help"]))?;
     if !has_plugins.status.success() {
         return Err(refused(format!("{name} was built without plugins")));
@@ -196,7 +171,7 @@ fn run(command: &mut Command) -> Result<Output, ToolError> {
     })
 }
 
-/// What is wrong with an emulator that has plugins and doesn't run this one.
+/// The reason why an emulator that has plugins doesn't run this one.
 fn verdict(name: &str, complaints: &str) -> String {
     // A script's shell that the library was loaded into, or a QEMU that it wasn't.
     if complaints.contains("undefined symbol: qemu_plugin") || complaints.contains("not preloaded")
@@ -210,7 +185,7 @@ fn verdict(name: &str, complaints: &str) -> String {
     format!("{name} doesn't run the plugin: {reason}")
 }
 
-/// Lets the dynamic linker load the plugin first, before what it is told to load anyway.
+/// Lets the dynamic linker load the plugin before any other preloaded library.
 fn preload(command: &mut Command, library: &Path) {
     let mut libraries = OsString::from(library);
     if let Some(others) = std::env::var_os(PRELOAD).filter(|others| !others.is_empty()) {
@@ -228,6 +203,7 @@ fn plugin(library: &Path, options: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     const COSTS: Costs = Costs {
         line_ns: 50,
@@ -241,7 +217,7 @@ mod tests {
         }
     }
 
-    /// What is said of an emulator that is this shell script.
+    /// The refusal of an emulator that is this shell script.
     fn refused(name: &str, script: &str) -> String {
         let path = std::env::temp_dir().join(format!("simclock-{name}-{}", std::process::id()));
         // Written by another process: one that this one forks meanwhile must not hold it open, or it couldn't be run.

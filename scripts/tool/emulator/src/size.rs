@@ -11,7 +11,7 @@ pub const fn mib(count: u64) -> Size {
 ///
 /// # Errors
 ///
-/// What a size looks like, or that this is too much.
+/// The expected form of a size, or that this one is too large.
 pub fn parse(text: &str) -> Result<Size, SizeError> {
     Size::parse(text)
 }

@@ -1,5 +1,5 @@
-//! What is kept under `target/linux` from one run to the next, and how it is known to be whole: a part comes to its place
-//! by one rename when it is complete, and only then `versions.json` says that it is there, and how long its file is.
+//! The files that are kept under `target/linux` from one run to the next. A complete file is renamed into its place, and then
+//! listed with its length in `versions.json`. So a part of a file is never taken for the whole.
 //!
 //! One process at a time holds the folder; others wait for its lock.
 
@@ -36,7 +36,7 @@ struct Versions {
     kernels: Vec<Kept>,
     busybox: Option<Part>,
     test: Option<Part>,
-    /// Our own part of the test as it was built; where it has changed, the test is built again.
+    /// Our own part of the test at its build. If it has changed since, the test is built again.
     calls: String,
 }
 
@@ -79,11 +79,11 @@ impl Cache {
     }
 
     fn open_at(folder: PathBuf) -> Result<Self, ToolError> {
-        let lock = open_lock(&folder).map_err(|error| unusable(&folder, &error))?;
+        let lock = open_lock(&folder).map_err(|error| ToolError::unusable(&folder, &error))?;
         let lock = Flock::lock(lock, FlockArg::LockExclusive)
-            .map_err(|(_, error)| unusable(&folder, &error.into()))?;
+            .map_err(|(_, error)| ToolError::unusable(&folder, &error.into()))?;
         let text = fs::read_to_string(folder.join("versions.json")).unwrap_or_default();
-        // What can't be read, or is of another form, is as good as nothing.
+        // A file that can't be read or has another format counts as empty.
         let versions: Versions = serde_json::from_str(&text).unwrap_or_default();
         let versions = if versions.format == FORMAT {
             versions
@@ -149,7 +149,7 @@ impl Cache {
     /// [`ToolError::Io`] if there is none in them, or it can't be kept.
     pub fn keep_kernel(&mut self, release: &Release, files: &Path) -> Result<(), ToolError> {
         let boot = files.join("boot");
-        let entries = fs::read_dir(&boot).map_err(|error| unusable(&boot, &error))?;
+        let entries = fs::read_dir(&boot).map_err(|error| ToolError::unusable(&boot, &error))?;
         let is_kernel = |path: &PathBuf| {
             path.file_name()
                 .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"))
@@ -199,7 +199,7 @@ impl Cache {
         self.folder.join(name)
     }
 
-    /// An empty folder for what is fetched and built; what an earlier process left there is gone.
+    /// An empty folder for fetching and building. The files of earlier processes are removed.
     ///
     /// # Errors
     ///
@@ -207,7 +207,7 @@ impl Cache {
     pub fn empty_staging(&self) -> Result<PathBuf, ToolError> {
         self.remove_staging()?;
         let staging = self.folder.join("staging");
-        fs::create_dir(&staging).map_err(|error| unusable(&staging, &error))?;
+        fs::create_dir(&staging).map_err(|error| ToolError::unusable(&staging, &error))?;
         Ok(staging)
     }
 
@@ -237,7 +237,9 @@ impl Cache {
     fn keep(&self, file: &Path, name: &str) -> Result<Part, ToolError> {
         let place = self.folder.join(name);
         let moved = fs::rename(file, &place).and_then(|()| fs::metadata(&place));
-        let bytes = moved.map_err(|error| unusable(file, &error))?.len();
+        let bytes = moved
+            .map_err(|error| ToolError::unusable(file, &error))?
+            .len();
         Ok(Part {
             name: name.into(),
             bytes,
@@ -250,7 +252,7 @@ impl Cache {
         let text = serde_json::to_string_pretty(&self.versions).map_err(io::Error::from);
         text.and_then(|text| fs::write(&partial, text + "\n"))
             .and_then(|()| fs::rename(&partial, &place))
-            .map_err(|error| unusable(&place, &error))
+            .map_err(|error| ToolError::unusable(&place, &error))
     }
 }
 
@@ -261,11 +263,6 @@ fn open_lock(folder: &Path) -> io::Result<File> {
         .truncate(false)
         .write(true)
         .open(folder.join("lock"))
-}
-
-/// The error that a path can't be used.
-pub fn unusable(path: &Path, error: &io::Error) -> ToolError {
-    ToolError::Io(format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use emulator::error::ToolError;
 /// How many of a failed program's last lines are shown.
 const SHOWN_LINES: usize = 3;
 
-/// What a program printed.
+/// The output of a program.
 #[derive(Debug)]
 pub struct Output {
     /// The lines of its standard output.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use cpio::{NewcBuilder, write_cpio};
 
-use super::cache::{Cache, unusable};
+use super::cache::Cache;
 use emulator::error::ToolError;
 use emulator::files::replace;
 
@@ -26,7 +26,7 @@ const PROGRAM: u32 = 0o100_755;
 pub fn write(cache: &Cache) -> Result<PathBuf, ToolError> {
     let read = |name: &str| {
         let path = cache.path(name);
-        fs::read(&path).map_err(|error| unusable(&path, &error))
+        fs::read(&path).map_err(|error| ToolError::unusable(&path, &error))
     };
     let files = [
         ("init", INIT.as_bytes().to_vec()),
@@ -36,7 +36,7 @@ pub fn write(cache: &Cache) -> Result<PathBuf, ToolError> {
     let path = cache.path("initramfs.cpio");
     archive(files)
         .and_then(|archive| replace(&path, &archive))
-        .map_err(|error| unusable(&path, &error))?;
+        .map_err(|error| ToolError::unusable(&path, &error))?;
     Ok(path)
 }
 

@@ -12,21 +12,21 @@
 //! | `packages` | the private apt root |
 //! | `releases` | which kernel of a series is the newest |
 //! | `selftest` | the test, built from the kernel's source |
-//! | `initramfs` | what the measured kernel starts with |
-//! | `cache` | what is kept from one run to the next |
-//! | `test` | what is measured, as the machine and its command line |
+//! | `initramfs` | the first programs of the measured kernel |
+//! | `cache` | the files that are kept from one run to the next |
+//! | `test` | a run of the benchmark: its machine and command line |
 //! | `run` | one measurement and its record |
 //! | `command` | a program that is run to its end, within a limit |
 //!
 //! Two processes may prepare at the same time: one waits for the other. Any number may [`run()`] at once.
 //!
-//! # What the times are worth
+//! # How good the times are
 //!
-//! Each vCPU and the test's main thread, which spins, have a CPU to themselves (`isolcpus`), and one more is left for
-//! everything else that Linux does; threads begin where they are to run (`calls.c`). Otherwise they share CPUs with threads of
-//! the kernel and with each other, and times come in steps of one scheduler tick (4 ms). Even so the first iterations can carry what Linux does once: take the minimum over several
-//! iterations, and enough memory that an iteration lasts for longer than a tick: 8 MiB for each vCPU on simulated time,
-//! 64 MiB without. With manual clearing the log begins with all pages set, so iteration 1 has no faults at all, and
+//! Each vCPU and the test's main thread, which spins, have a CPU to themselves (`isolcpus`), and one more is left for the rest of
+//! Linux. Threads begin on their own CPU (`calls.c`). Otherwise they share CPUs with threads of the kernel and with each other,
+//! and times come in steps of one scheduler tick (4 ms). Even so the first iterations can include work that Linux does once: take
+//! the minimum over several iterations. Take enough memory, too, for an iteration to last longer than a tick: 8 MiB for each vCPU
+//! on simulated time, 64 MiB without. With manual clearing the log begins with all pages set, so iteration 1 has no faults at all, and
 //! iteration 2 is the first one that dirties (and the one that splits blocks).
 
 mod cache;
@@ -92,7 +92,7 @@ pub fn prepare(wanted: &[Series], progress: impl Fn(&str)) -> Result<Vec<Kernel>
         .collect()
 }
 
-/// Fetches what the cache lacks. What it has got is kept if a later part fails.
+/// Fetches the missing parts of the cache. If one fails, the earlier ones are kept.
 fn fetch(
     cache: &mut Cache,
     packages: &Packages,

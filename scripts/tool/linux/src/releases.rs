@@ -1,4 +1,4 @@
-//! Which kernels Debian has, and the newest of a series: pure functions on what apt says.
+//! Debian's kernels, and the newest of a series: pure functions of apt's output.
 
 use std::fmt;
 
@@ -70,7 +70,7 @@ impl Release {
         })
     }
 
-    /// What later releases of the same series have more of.
+    /// The numbers that grow with later releases of the same series.
     fn age(&self) -> Vec<u64> {
         numbers(&self.package_version)
     }

@@ -14,24 +14,24 @@ use emulator::console::Line;
 use emulator::effort::Limit;
 use emulator::error::ToolError;
 
-/// What the lines of `init.sh` begin with that say what went wrong.
+/// The beginning of `init.sh`'s error lines.
 const ERROR: &str = "@linux error: ";
 /// The line of `init.sh` with the test's exit status.
 const END: &str = "@linux end ";
-/// What the test prints before the reason of its failure.
+/// The beginning of the test's line with the reason of its failure.
 const ASSERTION: &str = "==== Test Assertion Failure ====";
 /// How many lines of that are shown.
 const ASSERTION_LINES: usize = 4;
-/// What the test prints before the kind of guest that it runs.
+/// The beginning of the test's line with the kind of guest.
 const GUEST_MODE: &str = "Testing guest mode: PA-bits:";
-/// What the test's random numbers begin with, if nothing is said.
+/// The usual seed of the test's random numbers.
 const SEED: u64 = 1;
 
 /// Runs `test` on `kernel` in the emulator; `observe` sees each phase when it is over.
 ///
 /// # Errors
 ///
-/// [`ToolError::Usage`] for what can't be run; [`ToolError::Io`] if the test fails, with its reason;
+/// [`ToolError::Usage`] for a run that is impossible; [`ToolError::Io`] if the test fails, with its reason;
 /// [`ToolError::NoStatus`] if the machine ends, or has to be ended, before the test does.
 pub fn run(
     kernel: &Kernel,
@@ -55,7 +55,7 @@ pub fn run(
     record(kernel, test, &outcome)
 }
 
-/// Makes the record of what the machine said.
+/// Makes the record of the machine's output.
 fn record(kernel: &Kernel, test: &Test, outcome: &Outcome) -> Result<Record, ToolError> {
     let lines: Vec<String> = outcome.lines.iter().cloned().collect();
     match failure(&lines) {
@@ -115,7 +115,7 @@ fn record(kernel: &Kernel, test: &Test, outcome: &Outcome) -> Result<Record, Too
 /// How a test can come to no result.
 #[derive(Debug, PartialEq, Eq)]
 enum Failure {
-    /// It, or what precedes it, said why.
+    /// This line, or one before it, has the reason.
     Test(String),
     /// The machine's end came first.
     NoEnd,
@@ -164,7 +164,7 @@ fn no_end(kernel: &Kernel, test: &Test, outcome: &Outcome, lines: &[String]) -> 
     ToolError::NoStatus(format!("Linux {}: {how}; {said}", kernel.version))
 }
 
-/// What `phases` are, in their order.
+/// The names of `phases`, in their order.
 fn names(phases: &[Phase]) -> Vec<(PhaseName, u64)> {
     phases
         .iter()
@@ -199,7 +199,7 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
     use std::process::ExitStatus;
 
-    /// What Linux 6.12 prints.
+    /// The output of Linux 6.12.
     const CONSOLE: &str = "\
 @linux begin
 Random seed: 0x6b8b4567

@@ -1,5 +1,5 @@
 //! Builds `dirty_log_perf_test` of the Linux KVM selftests from Debian's package of the kernel's source, for arm64, with a
-//! cross compiler that is unpacked beside it. What is ours of it, `calls.c`, is linked in front of some functions that the test
+//! cross compiler that is unpacked beside it. Our own part, `calls.c`, wraps some functions that the test
 //! calls; the source stays as it is.
 //!
 //! Works in the folder of the private apt root, which one process has for itself.
@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use lzma_rust2::XzReader;
 
-use super::cache::unusable;
 use super::command::{failed, finish};
 use super::packages::{Packages, remove};
 use emulator::error::ToolError;
@@ -27,7 +26,7 @@ const SERIES: &str = "6.12";
 const LIMIT: Duration = Duration::from_secs(900);
 /// The functions that `calls.c` stands in front of.
 const WRAPPED: &str = "-Wl,--wrap=ioctl,--wrap=memstress_set_random_access,--wrap=pthread_create";
-/// What can't be done when a step fails.
+/// The message when a step fails.
 const WHAT: &str = "Linux's dirty_log_perf_test can't be built";
 /// The folders at the top of the source that the test isn't built from: nine tenths of it.
 const UNUSED: [&str; 15] = [
@@ -52,7 +51,7 @@ const CROSS: &str = "aarch64-linux-gnu-";
 /// Packages that aren't unpacked with the compiler: every machine has its C library, which must fit its loader.
 const NOT_UNPACKED: [&str; 1] = ["libc6_"];
 
-/// Fetches what it takes and builds the test; gives its path.
+/// Fetches the sources and the compiler, and builds the test. Returns its path.
 ///
 /// # Errors
 ///
@@ -102,13 +101,13 @@ fn check_name(folder: &Path) -> Result<(), ToolError> {
     Ok(())
 }
 
-/// Unpacks what the test needs of the kernel's source, an archive with one folder; gives that folder.
+/// Unpacks the files of the kernel's source that the test needs, from an archive with one folder. Returns that folder.
 fn unpack(archive: &Path, folder: &Path) -> Result<PathBuf, ToolError> {
-    let opened = File::open(archive).map_err(|error| unusable(archive, &error))?;
+    let opened = File::open(archive).map_err(|error| ToolError::unusable(archive, &error))?;
     let reader = XzReader::new(BufReader::with_capacity(1 << 20, opened), true);
-    unpack_used(reader, folder).map_err(|error| unusable(archive, &error))?;
+    unpack_used(reader, folder).map_err(|error| ToolError::unusable(archive, &error))?;
     let top = fs::read_dir(folder).and_then(|mut entries| entries.next().transpose());
-    let top = top.map_err(|error| unusable(folder, &error))?;
+    let top = top.map_err(|error| ToolError::unusable(folder, &error))?;
     top.map(|entry| entry.path())
         .ok_or_else(|| failed(WHAT, &format!("{} is empty", archive.display())))
 }
@@ -141,7 +140,7 @@ fn is_used(path: &Path) -> bool {
 /// The compiler and make, as they are called.
 #[derive(Debug)]
 struct Tools {
-    /// What stands before the names of the compiler's programs.
+    /// The prefix of the compiler's programs, with its folder.
     prefix: String,
     make: PathBuf,
 }
@@ -168,7 +167,7 @@ impl Tools {
         fs::create_dir_all(&bin)
             .and_then(|()| fs::write(&path, script))
             .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)))
-            .map_err(|error| unusable(&path, &error))?;
+            .map_err(|error| ToolError::unusable(&path, &error))?;
         Ok(Self {
             prefix: bin.join(CROSS).display().to_string(),
             make: compiler.join("usr/bin/make"),
@@ -180,7 +179,7 @@ impl Tools {
         finish(self.make(source).arg("headers"), LIMIT, WHAT)?;
         let calls = folder.join("calls.c");
         let object = folder.join("calls.o");
-        fs::write(&calls, CALLS).map_err(|error| unusable(&calls, &error))?;
+        fs::write(&calls, CALLS).map_err(|error| ToolError::unusable(&calls, &error))?;
         let mut compile = Command::new(format!("{}gcc", self.prefix));
         compile.args(["-O2", "-I"]).arg(source.join("usr/include"));
         compile.arg("-c").arg(&calls).arg("-o").arg(&object);
@@ -210,7 +209,7 @@ impl Tools {
         command
             .args(["ARCH=arm64", "HOSTCC=cc"])
             .arg(format!("CROSS_COMPILE={}", self.prefix));
-        // What an outer make or a user says about building is about other things.
+        // Variables of an outer make or of the user are for other builds.
         for variable in [
             "MAKEFLAGS",
             "MAKELEVEL",

@@ -1,4 +1,4 @@
-//! What is measured: the options of `dirty_log_perf_test`, and the machine and the kernel's command line that they make.
+//! A run of Linux's benchmark: the options of `dirty_log_perf_test`, its machine, and the kernel's command line.
 //! Starts nothing.
 
 use std::ops::Range;
@@ -29,7 +29,7 @@ const PAGE_LIMIT: Duration = Duration::from_millis(20);
 /// of the test and of its guest don't.
 const KERNEL: Range<u64> = 0xffff_8000_0000_0000..u64::MAX;
 
-/// What the guest's memory is made of.
+/// The backing of the guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backing {
     /// Pages of 4 KiB.
@@ -68,7 +68,7 @@ pub struct Test {
     pub bytes_per_vcpu: u64,
     /// How often it is dirtied and harvested; at least 2.
     pub iterations: u32,
-    /// What it is made of.
+    /// Its backing.
     pub backing: Backing,
     /// How many of 100 accesses write; the others read.
     pub write_percent: u32,
@@ -86,9 +86,9 @@ pub struct Test {
     pub cpu: String,
     /// The interrupt controller. A GICv2 serves 8 CPUs, so at most 6 vCPUs.
     pub gic: Gic,
-    /// What makes it run on simulated time, if anything.
+    /// The simulation of time, if it is wanted.
     pub simulation: Option<Simulation>,
-    /// When a machine that hasn't ended is ended; what is generous for the memory if nothing is said.
+    /// The limit after which a machine is ended; if `None`, a generous one for the memory.
     pub limit: Option<Duration>,
 }
 
@@ -97,7 +97,7 @@ impl Test {
     ///
     /// # Errors
     ///
-    /// [`ToolError::Usage`] for what the test or the machine can't be.
+    /// [`ToolError::Usage`] for values that the test or the machine can't have.
     pub fn machine(&self, kernel: &Kernel, emulator: &Path) -> Result<Machine, ToolError> {
         self.check()?;
         let append = self.command_line();
@@ -170,7 +170,7 @@ impl Test {
         u64::from(self.vcpus).saturating_mul(self.bytes_per_vcpu)
     }
 
-    /// RAM: what is accessed, tables and other records of it, and the rest of Linux.
+    /// RAM for the accessed memory, its page tables and other metadata, and the rest of Linux.
     fn memory(&self) -> Size {
         let bytes = self
             .bytes()
@@ -178,7 +178,7 @@ impl Test {
         mib(512 + bytes.div_ceil(1 << 20))
     }
 
-    /// The kernel's command line; behind `--` what `init.sh` hands on to the test.
+    /// The kernel's command line; behind `--` are the test's options, which `init.sh` passes on.
     fn command_line(&self) -> String {
         let last = self.vcpus + FURTHER_CPUS - 1;
         let mut words = vec![
@@ -217,7 +217,7 @@ fn refused(why: &str) -> ToolError {
 pub mod tests {
     use super::*;
 
-    /// What the figures of the README are measured with.
+    /// The options of the README's figures.
     pub fn test() -> Test {
         Test {
             vcpus: 4,

@@ -1,5 +1,5 @@
-//! The options of runs in which what backs memory changes while the guest uses it: what is compared in one boot, and what a
-//! record of each of its runs says. Less memory than the guest uses, and merging, go with the benchmark too.
+//! The options of workloads that change a guest's backing memory while it runs: the lists that one boot compares, and the values
+//! of each of its runs. Overcommitted memory and merging go with the benchmark too.
 
 use std::fmt::{self, Display};
 
@@ -7,16 +7,15 @@ use clap::Args;
 use records::record::Record;
 
 use super::merging::MergingOptions;
-use super::words::{Change, Changing, Tracker};
-use super::workload::list;
+use super::words::{Change, Changing, Tracker, list};
 use super::{distinct, usage};
 use emulator::error::ToolError;
 
-/// What changes, and what is compared of it.
+/// The workload and its lists.
 #[derive(Args, Clone, Debug)]
 pub struct BackingOptions {
-    /// Instead of the benchmark, change what backs the guests' memory while they use it, and compare what makes that fast with
-    /// the same without. Runs in --mode parallel, with --backing 4K, unless others are chosen.
+    /// Instead of the benchmark, change the guests' backing memory while they run, and compare each mechanism with a baseline
+    /// that has it off. Runs in --mode parallel, with --backing 4K, unless others are chosen.
     #[arg(
         long,
         value_name = "KIND",
@@ -28,7 +27,7 @@ pub struct BackingOptions {
     )]
     pub workload: Option<Changing>,
 
-    /// Which faults an invalidation makes try again: those in its range, or all in its VM, as in KVM on arm64. A list is
+    /// Which faults an invalidation makes try again: those in its range, or all of its VM as in KVM on arm64. A list is
     /// compared. [default: ranges; both for --workload invalidate]
     #[arg(
         long = "tracker",
@@ -56,7 +55,7 @@ pub struct BackingOptions {
     #[arg(long, value_name = "N", value_delimiter = ',', requires = "workload", value_parser = clap::value_parser!(u32).range(0..=126))]
     pub workers: Vec<u32>,
 
-    /// How many percent of the memory that it may have the guest uses. A list is compared, but by scripts/run for the benchmark.
+    /// The memory that the guest uses, in percent of its limit. A list is compared, but not by scripts/run for the benchmark.
     /// [default: 100,150 for --workload reclaim, else 100]
     #[arg(long = "overcommit", value_name = "PERCENT", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(100..=1000))]
     pub overcommits: Vec<u32>,
@@ -66,38 +65,38 @@ pub struct BackingOptions {
     pub merging: MergingOptions,
 }
 
-/// What the runs of one boot compare, all defaults filled in.
+/// The lists that the runs of one boot compare, with all defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compared {
-    /// What changes what backs memory.
+    /// The workload.
     pub workload: Changing,
     /// Which faults an invalidation makes try again.
     pub trackers: Vec<Tracker>,
     /// How pages get other frames.
     pub changes: Vec<Change>,
-    /// How much memory the guest uses where it has 100.
+    /// The memory that the guest uses, in percent of its limit.
     pub overcommits: Vec<u32>,
     /// How many CPUs work beside the vCPUs.
     pub workers: Vec<u32>,
 }
 
-/// What one of its runs has of the lists.
+/// The values of one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Case {
-    /// What changes what backs memory.
+    /// The workload.
     pub workload: Changing,
     /// Which faults an invalidation makes try again.
     pub tracker: Tracker,
     /// How pages get other frames.
     pub change: Change,
-    /// How much memory the guest uses where it has 100.
+    /// The memory that the guest uses, in percent of its limit.
     pub overcommit: u32,
     /// How many CPUs work beside the vCPUs.
     pub workers: u32,
 }
 
 impl BackingOptions {
-    /// What is compared, if that is wanted at all, on a machine of which the host runs so many CPUs at the same time.
+    /// The lists to compare, if there is a workload. The host runs `host_cpus` of the machine's CPUs at the same time.
     ///
     /// # Errors
     ///
@@ -150,9 +149,8 @@ impl BackingOptions {
     }
 }
 
-/// How many CPUs invalidate, one list after the other for more and more CPUs of the host. Where more do than it runs at the same
-/// time, there is an invalidation going on at any moment, and with the tracker that has all faults of a VM try again no fault
-/// ever comes to its end.
+/// The numbers of CPUs that invalidate, for the host's number of CPUs. If more invalidate than the host runs at the same time,
+/// an invalidation is always going on. Then no fault ever ends with the tracker that makes all faults of a VM try again.
 fn invalidating(vcpus: u32, host_cpus: u32) -> &'static [u32] {
     match host_cpus.saturating_sub(vcpus + 1) {
         0..4 => &[0, 1],
@@ -161,7 +159,7 @@ fn invalidating(vcpus: u32, host_cpus: u32) -> &'static [u32] {
     }
 }
 
-/// What the user gives, or what is usual.
+/// The given values, or else the usual ones.
 fn given<T: Clone>(given: &[T], usual: &[T]) -> Vec<T> {
     let chosen = if given.is_empty() { usual } else { given };
     chosen.to_vec()
@@ -181,7 +179,7 @@ impl Compared {
         self.workers.iter().max().copied().unwrap_or(0)
     }
 
-    /// What each run has of the lists, in the order in which they are made.
+    /// The values of each run, in the order of the runs.
     pub fn each(&self) -> Vec<Case> {
         let mut cases = Vec::new();
         for &tracker in &self.trackers {

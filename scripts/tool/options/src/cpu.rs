@@ -1,4 +1,4 @@
-//! CPU models that can't run the hypervisor, whatever the emulator makes of them. On some nothing would ever say a word.
+//! CPU models that can't run the hypervisor in any emulator. On some of them it would never print a line.
 
 use super::usage;
 use emulator::error::ToolError;

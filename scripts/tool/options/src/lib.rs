@@ -1,5 +1,5 @@
-//! The options of `scripts/run`, their defaults, and the checks that need no machine. What passes here may still be
-//! refused by the hypervisor, which alone knows what it can do; but then it is well-formed.
+//! The options of `scripts/run`, their defaults, and the checks that need no machine. Options that pass here are well-formed;
+//! the hypervisor may still refuse them, as it alone knows the machine.
 
 pub mod backing;
 pub mod cpu;
@@ -32,7 +32,7 @@ const HOST_MARGIN_SECONDS: u64 = 60;
 /// How long a machine on simulated time may be silent: a second of it takes minutes of the host's, the more the more CPUs there
 /// are.
 const SIMULATED_SECONDS: u64 = 30 * 60;
-/// How long a machine may take to say its first word, and how much longer for each CPU, in milliseconds.
+/// How long a machine may take for its first line, and how much longer for each CPU, in milliseconds.
 const FIRST_LINE_MILLIS: u64 = 15_000;
 const FIRST_LINE_MILLIS_PER_CPU: u64 = 250;
 /// The help of `--vcpus` where it is one number.
@@ -40,7 +40,7 @@ const VCPUS: &str = "How many vCPUs access memory at the same time, each on a CP
                      has CPUs, but at most 4]";
 /// The port of a debugger, unless the user names another one.
 const GDB_PORT: &str = "1234";
-/// The memory of each vCPU under stress, unless the user says: all of it is compared again and again.
+/// The memory of each vCPU under stress, unless the user chooses it. All of it is compared again and again.
 const STRESS_BYTES: Size = mib(8);
 
 /// Boots Parvisor in an emulator and measures it: several vCPUs write to their memory while the hypervisor harvests,
@@ -66,7 +66,7 @@ const STRESS_BYTES: Size = mib(8);
     mut_arg("enable", one("protect"))
 )]
 pub struct RunOptions {
-    /// What is measured.
+    /// The measured workload.
     #[command(flatten)]
     pub workload: WorkloadOptions,
 
@@ -116,7 +116,7 @@ pub struct RunOptions {
     )]
     pub stress: Option<u64>,
 
-    /// Runs in which what backs memory changes.
+    /// Workloads that change backing memory.
     #[command(flatten)]
     pub backing: BackingOptions,
 
@@ -142,17 +142,17 @@ pub struct RunOptions {
     pub check: bool,
 }
 
-/// Its default is another one where what backs memory changes.
+/// Workloads that change backing memory have another default.
 pub fn usual_backing(option: Arg) -> Arg {
     option.help(
         "The size of the pages that guest memory is made of [default: 2M; 4K with --workload]",
     )
 }
 
-/// What a run consists of, all defaults filled in and all checks passed.
+/// A run, with all defaults and all checks passed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// What the hypervisor runs.
+    /// The hypervisor's runs.
     pub workload: Workload,
     /// The interrupt controller.
     pub gic: Gic,
@@ -231,7 +231,7 @@ impl WorkloadOptions {
     ///
     /// # Errors
     ///
-    /// [`ToolError::Usage`] naming the option and what it names twice.
+    /// [`ToolError::Usage`] naming the option and the value that it has twice.
     pub fn check_lists(&self) -> Result<(), ToolError> {
         distinct("--vcpus", &self.vcpus)?;
         distinct("--backing", &self.backings)?;
@@ -317,7 +317,7 @@ fn checked_cpus(workload: &Workload, wanted: Option<u32>, gic: Gic) -> Result<u3
     }
 }
 
-/// What needs CPUs of its own, as the beginning of a sentence.
+/// The users of CPUs, as the beginning of a sentence.
 fn busy_with(workload: &Workload) -> String {
     let compared = workload.compared.as_ref();
     let others = [

@@ -3,12 +3,11 @@
 
 use clap::Args;
 
-use super::words::{Changing, MergeTarget};
-use super::workload::list;
+use super::words::{Changing, MergeTarget, list};
 use super::{distinct, usage};
 use emulator::error::ToolError;
 
-/// What is said of merging.
+/// The options of merging.
 #[derive(Args, Clone, Debug)]
 pub struct MergingOptions {
     /// Have a CPU that has no vCPU merge the guest's equal pages while it runs.
@@ -44,12 +43,12 @@ pub struct MergingOptions {
 pub struct Merging {
     /// Whether a CPU of its own does it beside the guest.
     pub beside: bool,
-    /// Further options of the hypervisor: what the user says.
+    /// The user's further options, in the hypervisor's words.
     pub words: Vec<String>,
 }
 
 impl MergingOptions {
-    /// What is wanted of merging beside a `workload`, or the benchmark, or a `program`.
+    /// The checked options, for a `workload`, the benchmark or a `program`.
     ///
     /// # Errors
     ///

@@ -10,17 +10,17 @@ use emulator::size::Size;
 
 /// The exit status of the hypervisor for a machine that it can't use.
 const UNUSABLE: i32 = 1;
-/// What the emulator says if the host hasn't got the machine's RAM.
+/// The emulator's message if the host lacks the machine's RAM.
 const NO_MEMORY: &str = "cannot set up guest memory";
 
-/// What a machine was started with.
+/// The options of a machine that was started.
 #[derive(Clone, Copy, Debug)]
 pub struct Started<'o> {
-    /// What was planned.
+    /// Its plan.
     pub plan: &'o Plan,
     /// The options of the machine.
     pub machine: &'o MachineOptions,
-    /// Its RAM, if the user has said that.
+    /// Its RAM, if the user has chosen it.
     pub memory: Option<Size>,
 }
 
@@ -45,13 +45,13 @@ impl Started<'_> {
         ))
     }
 
-    /// What the user has handed to the emulator, as typed.
+    /// The user's options for the emulator, as typed.
     pub fn extra(&self) -> Option<String> {
         let words: Vec<String> = self.machine.qemu.iter().map(|word| quoted(word)).collect();
         (!words.is_empty()).then(|| format!("-- {}", words.join(" ")))
     }
 
-    /// What the emulator has refused for this reason.
+    /// The option that the emulator has refused for this reason.
     fn refused(&self, reason: &str) -> String {
         let is_extra = |option: &str| self.machine.qemu.iter().any(|word| word == option);
         let cpu = &self.machine.cpu;
@@ -94,7 +94,7 @@ impl Started<'_> {
     }
 }
 
-/// What was wrong with a machine that the hypervisor said nothing of but that, or nothing at all.
+/// The fault of a machine on which the hypervisor printed only that, or nothing.
 fn unusable(outcome: &Outcome) -> Option<String> {
     let own = |line: &String| line.starts_with("parvisor: ");
     match outcome.status {
@@ -129,7 +129,7 @@ mod tests {
     use std::process::Command;
     use std::time::Duration;
 
-    /// Why nothing ran of a machine that does as `script` says.
+    /// Why nothing ran on a machine that is this shell script.
     fn why(script: &str, arguments: &[&str]) -> Option<String> {
         let all = std::iter::once("scripts/run").chain(arguments.iter().copied());
         let options = RunOptions::parse_arguments(all.map(OsString::from)).expect("sound options");

@@ -40,7 +40,7 @@ pub const fn usual_vcpus(host_cpus: u32) -> &'static str {
     }
 }
 
-/// What is measured.
+/// The measured workload.
 #[derive(Args, Clone, Debug)]
 pub struct WorkloadOptions {
     /// How many vCPUs access memory at the same time, each on a CPU of its own.
@@ -77,7 +77,7 @@ pub struct WorkloadOptions {
     )]
     pub modes: Vec<Mode>,
 
-    /// What a write fault on a logged block does; with `eager`, blocks are split before. A list is compared.
+    /// The effect of a write fault on a logged block; with `eager`, blocks are split before. A list is compared.
     #[arg(
         long = "split",
         id = "split",
@@ -88,7 +88,7 @@ pub struct WorkloadOptions {
     )]
     pub splits: Vec<Split>,
 
-    /// What makes a write known; `hardware` needs a CPU with FEAT_HAFDBS. A list is compared.
+    /// How writes are noticed; `hardware` needs a CPU with FEAT_HAFDBS. A list is compared.
     #[arg(
         long = "tracking",
         id = "tracking",
@@ -99,7 +99,7 @@ pub struct WorkloadOptions {
     )]
     pub trackings: Vec<Tracking>,
 
-    /// The size of what is logged. At 2M no block is split, and a whole block is dirty.
+    /// The granularity of the log. At 2M no block is split, and a whole block is dirty.
     #[arg(
         long = "granularity",
         id = "granularity",
@@ -110,7 +110,7 @@ pub struct WorkloadOptions {
     )]
     pub granularities: Vec<Granularity>,
 
-    /// What the log is read from.
+    /// The form of the log.
     #[arg(
         long = "harvest",
         id = "harvest",
@@ -124,7 +124,7 @@ pub struct WorkloadOptions {
     #[arg(long, value_name = "N", value_parser = ring_entries)]
     pub ring_entries: Option<u32>,
 
-    /// What enabling the log does.
+    /// How the log is enabled.
     #[arg(
         long = "enable",
         id = "enable",
@@ -138,7 +138,7 @@ pub struct WorkloadOptions {
     #[arg(long, value_name = "KIND", value_enum, default_value_t = Clear::Manual)]
     pub clear: Clear,
 
-    /// What disabling the log does about blocks that it has split.
+    /// When blocks that logging has split are restored.
     #[arg(long, value_name = "KIND", value_enum, default_value_t = Restore::AtOnce)]
     pub restore: Restore,
 
@@ -208,11 +208,11 @@ pub struct MachineOptions {
     #[arg(long)]
     pub simulated: bool,
 
-    /// What it costs in simulated nanoseconds to move a cache line from one CPU to another within the hypervisor; 0: nothing.
+    /// The cost of moving a cache line from one CPU to another within the hypervisor, in simulated nanoseconds; 0: nothing.
     #[arg(long, value_name = "NS", requires = "simulated", default_value_t = Costs::default().line_ns, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub line_cost: u64,
 
-    /// What a broadcast TLB invalidation costs in simulated nanoseconds, all of which queue behind each other; a local one
+    /// The cost of a broadcast TLB invalidation in simulated nanoseconds. All of them queue behind each other; a local one
     /// costs a quarter.
     #[arg(long, value_name = "NS", requires = "simulated", default_value_t = Costs::default().tlbi_ns, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub tlbi_cost: u64,

@@ -1,4 +1,4 @@
-//! What the options come to, and which can't be.
+//! The results of options, and the refusals of wrong ones.
 
 use super::words::Mode;
 use super::*;
@@ -125,7 +125,7 @@ fn the_stress_run_replaces_the_benchmark_and_has_room_for_copies() {
         plan.append,
         "mode=parallel vcpus=4 bytes=131072K backing=2M timeout=120 guest=stress seconds=9 seed=3 slots=2"
     );
-    // Its memory, its copy, and what a fork may have of both, and its parent of one.
+    // Its memory and its copy, both for a fork too, and one for the fork's parent.
     assert_eq!(plan.memory, mib(2816));
     assert_eq!(plan.limit.silence, Some(Duration::from_secs(180)));
     assert_eq!(plan.cpus, 9, "a fork may run beside the VM");

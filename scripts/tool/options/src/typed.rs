@@ -1,11 +1,11 @@
-//! The hypervisor's options as the user types them: what it says of `bytes=4096` is about `--bytes`.
+//! The hypervisor's options as the user types them: its message about `bytes=4096` is one about `--bytes`.
 //!
 //! What the user has given by `--append` is typed as the hypervisor has it, and stays so.
 
 use crate::usage;
 use emulator::error::ToolError;
 
-/// What the hypervisor calls its options that the scripts have options for, of another name than its own.
+/// The hypervisor's options for which the scripts' options have another name.
 const RENAMED: [(&str, &str); 1] = [("seconds", "--stress")];
 /// The others: theirs is the same, with dashes.
 const NAMED: [&str; 31] = [
@@ -41,7 +41,7 @@ const NAMED: [&str; 31] = [
     "max_page_sharing",
     "timeout",
 ];
-/// What an option chooses, beside a value of its own.
+/// The words that an option stands for, beside one with its own value.
 const CHOSEN: [(&str, &str); 3] = [
     ("guest=program", "--guest"),
     ("guest=stress", "--stress"),

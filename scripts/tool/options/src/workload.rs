@@ -1,5 +1,5 @@
-//! What one boot of the hypervisor runs: the checks that need no machine, the RAM that it needs, and the words of the
-//! command line that the hypervisor gets. What is left as the hypervisor has it by default isn't said.
+//! The runs of one boot of the hypervisor: the checks that need no machine, the RAM, and the words of the hypervisor's command
+//! line. Values that are the hypervisor's defaults have no words.
 
 use std::fmt::{self, Display};
 
@@ -9,37 +9,39 @@ use super::backing::{BackingOptions, Case, Compared};
 use super::merging::Merging;
 use super::shared::{WorkloadOptions, host_cpus};
 use super::usage;
-use super::words::{Backing, Clear, Enable, Granularity, Harvest, Mode, Restore, Split, Tracking};
+use super::words::{
+    Backing, Clear, Enable, Granularity, Harvest, Mode, Restore, Split, Tracking, list,
+};
 use emulator::error::ToolError;
 use emulator::size::{Size, mib};
 
-/// What the hypervisor, the guest's program and the device tree need at least, beside the memory that is written.
+/// The least memory of the hypervisor, the guest's program and the device tree, beside the memory that is written.
 const LEAST_OVERHEAD: Size = mib(64);
-/// What they are given where the user doesn't say how much memory the machine has.
+/// The memory that they get unless the user chooses the machine's RAM.
 const USUAL_OVERHEAD: Size = mib(192);
-/// No machine has less RAM where the user doesn't say how much.
+/// The least RAM of a machine, unless the user chooses it.
 const LEAST_RAM: Size = mib(512);
-/// RAM comes in multiples of this where the user doesn't say how much.
+/// RAM is a multiple of this, unless the user chooses it.
 const MEMORY_STEP: Size = mib(256);
-/// The memory of each vCPU where the user doesn't say how much.
+/// The memory of each vCPU, unless the user chooses it.
 const USUAL_BYTES: Size = mib(64);
 /// The smallest page.
 const PAGE: Size = Size(4096);
 
-/// What one boot runs: each mode with each way to split and to track.
+/// The runs of one boot: each mode with each way to split and to track.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// The modes, in the order in which they run.
     pub modes: Vec<Mode>,
-    /// What a write fault on a block does, in the order in which it runs in each mode.
+    /// When blocks are split, in the order of the runs in each mode.
     pub splits: Vec<Split>,
-    /// What makes a write known, in the order in which it runs with each way to split.
+    /// How writes are noticed, in the order of the runs with each way to split.
     pub trackings: Vec<Tracking>,
     /// vCPUs.
     pub vcpus: u32,
     /// The memory of each.
     pub bytes: Size,
-    /// What memory is made of.
+    /// The backing of guest memory.
     pub backing: Backing,
     /// How often it is dirtied and harvested.
     pub iterations: u64,
@@ -49,21 +51,21 @@ pub struct Workload {
     pub random: bool,
     /// Where the choice begins.
     pub seed: Option<u64>,
-    /// The size of what is logged.
+    /// The granularity of the log.
     pub granularity: Granularity,
-    /// What the log is read from.
+    /// The form of the log.
     pub harvest: Harvest,
     /// The entries of each ring.
     pub ring_entries: Option<u32>,
-    /// What enabling the log does.
+    /// How the log is enabled.
     pub enable: Enable,
     /// How the log is cleared.
     pub clear: Clear,
-    /// What disabling the log does.
+    /// When split blocks are restored.
     pub restore: Restore,
     /// How much eager splitting does at a time.
     pub split_chunk: Option<Size>,
-    /// What eager splitting leaves of the table frames.
+    /// The table frames that eager splitting leaves.
     pub split_reserve: Option<Size>,
     /// How many slots the memory is cut into.
     pub slots: u32,
@@ -73,24 +75,24 @@ pub struct Workload {
     pub program: bool,
     /// For how many seconds the stress run goes on, if that is to run instead of the benchmark.
     pub stress: Option<u64>,
-    /// What is compared where what backs memory changes, if that is to run instead of the benchmark.
+    /// The workload that changes backing memory, and its lists, if it runs instead of the benchmark.
     pub compared: Option<Compared>,
-    /// How much memory the benchmark's guest uses where it has 100.
+    /// The memory that the benchmark's guest uses, in percent of its limit.
     pub overcommit: u32,
     /// How equal pages are merged.
     pub merging: Merging,
 }
 
-/// One run of a boot: what its boot doesn't say.
+/// One run of a boot: the values that differ between its runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Run {
     /// The mode.
     pub mode: Mode,
-    /// What a write fault on a block does.
+    /// When blocks are split.
     pub split: Split,
-    /// What makes a write known.
+    /// How writes are noticed.
     pub tracking: Tracking,
-    /// What it has of the lists that are compared where what backs memory changes.
+    /// Its values of a workload that changes backing memory.
     pub case: Option<Case>,
 }
 
@@ -122,9 +124,8 @@ impl Display for Run {
 }
 
 impl Workload {
-    /// What `options` and `backing` say of the benchmark or of runs in which what backs memory changes, where each list that
-    /// belongs to the boot has one value; of more, the first is taken. An empty list stands for the hypervisor's own choice. On
-    /// simulated time all CPUs of a machine run at the same time.
+    /// The runs of `options` and `backing`. Lists of one value for a whole boot give their first value; an empty list stands for
+    /// the hypervisor's own choice. On simulated time all CPUs of a machine run at the same time.
     ///
     /// # Errors
     ///
@@ -189,7 +190,7 @@ impl Workload {
         self.each().count()
     }
 
-    /// Its runs, in the order in which they are made.
+    /// Its runs, in their order.
     pub fn each(&self) -> impl Iterator<Item = Run> {
         let cases: Vec<Option<Case>> = match &self.compared {
             Some(compared) => compared.each().into_iter().map(Some).collect(),
@@ -242,7 +243,7 @@ impl Workload {
         }
     }
 
-    /// The RAM that the machine gets: what is needed, or what the user wants if that is enough.
+    /// The RAM that the machine gets: the user's choice if it is enough, else the usual.
     ///
     /// # Errors
     ///
@@ -262,7 +263,7 @@ impl Workload {
         } else {
             u64::from(self.vcpus)
         };
-        // The stress run keeps a copy; where there are two VMs, each has its own.
+        // The stress run keeps a copy. Of two VMs, each has its own memory.
         let vms = self.compared.as_ref().map_or(1, Compared::vms);
         let copies = if self.stress.is_some() {
             2
@@ -385,10 +386,4 @@ impl Workload {
             words.push("exit_times".into());
         }
     }
-}
-
-/// Values as the hypervisor takes a list of them.
-pub(super) fn list<T: Display>(values: &[T]) -> String {
-    let words: Vec<String> = values.iter().map(T::to_string).collect();
-    words.join(",")
 }

@@ -20,7 +20,7 @@ use emulator::files;
 use emulator::front_end::{self, named};
 use emulator::images::{self, Images};
 use emulator::process;
-use emulator::qemu::{LOAD_ADDRESS, Machine, Module};
+use emulator::qemu::{self, LOAD_ADDRESS, Machine, Module};
 use emulator::setup::system::{Package, System};
 use emulator::setup::{self, find_program};
 use emulator::simclock;
@@ -70,7 +70,7 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
         None => None,
         Some(costs) => Some((
             simclock::prepare(&emulator, costs)?,
-            simclock::hypervisor_text(&images.symbols)?,
+            qemu::hypervisor_text(&images.symbols)?,
         )),
     };
     let machine = Machine {
@@ -149,7 +149,7 @@ fn check_port(port: u16) -> Result<(), ToolError> {
     Ok(())
 }
 
-/// Checks that a guest's image is one; else says why not.
+/// Checks a guest's image; else says why it isn't one.
 fn check_image(bytes: &[u8]) -> Result<(), String> {
     let error = match GuestImage::check(bytes, false) {
         Ok(_) => return Ok(()),
@@ -193,7 +193,7 @@ fn announce_debugger(images: &Images, port: u16) {
 struct Kept<'o> {
     options: &'o RunOptions,
     gic: u64,
-    /// What was measured with, unless it is the machine's own clock.
+    /// The clock of the times, unless it is the machine's own.
     clock: Option<String>,
     records: Vec<Record>,
     /// Why they couldn't be written, if so.
@@ -201,7 +201,7 @@ struct Kept<'o> {
 }
 
 impl Kept<'_> {
-    /// Takes a record, with what the hypervisor can't know.
+    /// Takes a record, and adds the facts that the hypervisor doesn't know.
     fn take(&mut self, record: &Record) {
         let mut record = record.clone();
         record.profile = self.options.profile().to_string();
@@ -293,7 +293,7 @@ fn shown<'a>(
     }
 }
 
-/// Prints a line on standard output; whoever closed it doesn't want it.
+/// Prints a line on standard output, which may be closed.
 fn print_line(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
@@ -366,7 +366,7 @@ fn complete(options: &RunOptions, plan: &Plan, outcome: &Outcome) -> Result<(), 
     }
 }
 
-/// The account of a machine that gave no exit status; shows what it said last.
+/// The account of a machine that gave no exit status. Shows its last lines.
 fn no_status(outcome: &Outcome, started: &Started<'_>) -> ToolError {
     for line in outcome
         .last_lines(LAST_LINES)
@@ -391,7 +391,7 @@ mod tests {
         RunOptions::parse_arguments(all.map(OsString::from)).expect("sound options")
     }
 
-    /// What is shown of a console while it comes.
+    /// The lines of a console that are shown at once.
     fn seen(console: &[&str], options: &RunOptions) -> Vec<String> {
         let mut is_reporting = false;
         let mut seen = Vec::new();

@@ -1,4 +1,4 @@
-//! The comparison at the end of a run: one column per run, headed by what tells it from the others; one row per phase, then
+//! The comparison at the end of a run: one column per run, headed by its values that differ; one row per phase, then
 //! counters, then whether the run was verified. A pure function of the records.
 
 mod backing;
@@ -39,7 +39,7 @@ const COUNTERS: [(&str, &str); 22] = [
     ("full_scans", "full_scans"),
 ];
 
-/// The table, with a line above it that says what was measured.
+/// The table, with a line above it that names the workload.
 pub fn comparison(records: &[Record]) -> String {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
@@ -65,7 +65,7 @@ pub fn comparison(records: &[Record]) -> String {
 
 type Row = (String, Vec<String>);
 
-/// Whether what backs memory changed in these runs.
+/// Whether these are runs of a workload that changes backing memory.
 fn is_of_backing(records: &[Record]) -> bool {
     records
         .first()

@@ -27,8 +27,8 @@ use emulator::simclock;
 use options::one_line;
 use records::words::Profile;
 
-/// The packages that exist for the bare-metal target, with what they are built from. Checked apart, as they are built
-/// apart: together, they would share the features of the crates that they use.
+/// The packages for the bare-metal target, in groups that are built together. The groups are checked apart, or they would share
+/// the features of the crates that they use.
 const TARGET_PACKAGES: [&[&str]; 2] = [
     &["platform", "firmware"],
     &[
@@ -87,9 +87,9 @@ enum Step {
     Format,
     /// The rules of the house: which crates, folders and files may import which, names, lengths, unsafe.
     House,
-    /// Lints of what runs on the host, tests included.
+    /// Lints of the host's crates, tests included.
     LintHost,
-    /// Lints of what runs on bare metal.
+    /// Lints of the bare-metal crates.
     LintTarget,
     /// Unit tests and suites on the host.
     Host,
@@ -99,7 +99,7 @@ enum Step {
     Docs,
     /// The bare-metal images.
     Build,
-    /// Packages: what others may use without the rest, built by itself.
+    /// Packages that others may use without the rest, built alone.
     Package,
     /// Instructions and cache lines of the fast paths, against their limits.
     Instructions,
@@ -140,7 +140,7 @@ impl Step {
         matches!(self, Self::Miri | Self::Fuzz | Self::Mutants)
     }
 
-    /// Installs what the step needs beyond what every step does.
+    /// Installs the additional programs that the step needs.
     fn set_up(self) -> Result<(), ToolError> {
         match self {
             Self::Qemu | Self::Simclock => setup::emulator().map(|_| ()),
@@ -244,7 +244,7 @@ fn packages() -> Counts {
             ])
             .args(["--", "-D", "warnings"])
     };
-    // What isn't committed is checked, too.
+    // Uncommitted changes are checked, too.
     let package = ["package", "--allow-dirty", "--target-dir", "target/package"];
     check(CargoCommand::new(package).args(["-p", PUBLISHED]))
         .plus(check(features("")))
@@ -264,7 +264,7 @@ fn miri() -> Counts {
         .plus(tests(miri("model")))
 }
 
-/// Each fuzz target for a minute. What it finds is kept under the crate's `artifacts`; what it tried, under `corpus`.
+/// Each fuzz target for a minute. Its findings are kept under the crate's `artifacts`, its inputs under `corpus`.
 fn fuzz() -> Counts {
     let lints = CargoCommand::new(["clippy", "--all-targets", "--target-dir", "target/fuzz"]);
     let mut counts = check(in_fuzz(lints).args(["--", "-D", "warnings"]));
@@ -297,7 +297,7 @@ fn simulated_clock() -> Counts {
     counts.plus(tests(under_qemu))
 }
 
-/// What the crate of the simulated clock is checked for, where it can be built.
+/// The checks of the crate of the simulated clock, on systems that can build it.
 fn on_linux(checks: impl Fn() -> Counts) -> Counts {
     if cfg!(target_os = "linux") {
         checks()
@@ -433,7 +433,7 @@ impl Times {
         all.map(in_words)
     }
 
-    /// Keeps how long a step took. Whoever can't write it isn't told how much is left.
+    /// Keeps the duration of a step. If it can't be written, no remaining time is shown.
     fn took(&mut self, step: Step, took: Duration) {
         self.seconds
             .insert(step.heading().into(), took.as_secs_f64());
@@ -443,7 +443,7 @@ impl Times {
     }
 }
 
-/// A line for the user; whoever closed standard output doesn't want it.
+/// Prints a line on standard output, which may be closed.
 fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -1,4 +1,4 @@
-//! What the fast paths of the engine and of faults cost, in numbers that are the same every time: instructions, and cache lines written.
+//! The cost of the fast paths of the engine and of faults, in numbers that don't vary: instructions, and cache lines written.
 //!
 //! valgrind looks at two programs of `tests/bench`: one does a single operation (its instructions are counted), the other
 //! serves write faults of two CPUs on different tables, so many that the epoch's upkeep comes (its stores are traced). A number above its limit, or a line that
@@ -14,11 +14,11 @@ use emulator::error::ToolError;
 /// The package that the programs are in.
 pub const PACKAGE: &str = "engine-bench";
 
-/// An operation and what it may cost.
+/// An operation and the limits of its cost.
 struct Limit {
     /// Its name in the program, and of the function that is looked at.
     operation: &'static str,
-    /// What one of it is.
+    /// The name of one operation.
     unit: &'static str,
     /// Most instructions of a unit.
     most: u64,
@@ -115,7 +115,7 @@ const LIMITS: [Limit; 17] = [
 /// One thing that was measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What, and how much.
+    /// The operation and its cost.
     pub text: String,
     /// Whether it is as it has to be.
     pub holds: bool,

@@ -1,8 +1,8 @@
-//! A guest of a few instructions, for what only an access shows: who may execute a page, what hardware notes of a write, that
-//! what the engine invalidates is gone, that boot firmware's debug and streaming modes are.
+//! A guest of a few instructions, for tests that need an access: execution permissions, hardware's dirty state, the engine's
+//! invalidations, and debug and streaming modes that boot firmware may have left on.
 //!
-//! And that a write is refused: QEMU 10.0 dies of an assertion (`is_s2_format` in `do_ats_write`) when AT S12E1W meets a
-//! permission fault of stage 2.
+//! It also tries writes that must be refused, because QEMU 10.0 dies of an assertion (`is_s2_format` in `do_ats_write`) when AT
+//! S12E1W meets a permission fault of stage 2.
 
 use alloc::alloc::{Layout as Allocation, alloc_zeroed, dealloc, handle_alloc_error};
 use core::convert::Infallible;
@@ -18,9 +18,9 @@ use stage2::{
 };
 use vm::{Cpu, ExitReason, VcpuControls, VcpuState};
 
-use super::subject::{Checks, OwnWorker, WITHIN, registers, with_tree};
+use super::tree::{Checks, OwnWorker, WITHIN, registers, with_tree};
 
-/// What a guest leaves by, told apart by their operands.
+/// The operands of the calls by which a guest exits.
 const DONE: u32 = 1;
 const FROM_EL0: u32 = 2;
 const FROM_EL1: u32 = 3;
@@ -30,7 +30,7 @@ const ADD_VECTORS: u32 = 0x4ea0_8400;
 const FP_ENABLED: u64 = 0b11 << 20;
 /// `str x2, [x1]`
 const STORE: u32 = 0xf900_0022;
-/// Where an exception from EL0 is taken to (Arm ARM D1.4.2).
+/// The vectors for exceptions from EL0 and from EL1 (Arm ARM D1.4.2).
 const VECTOR_FROM_EL0: usize = 0x400;
 const VECTOR_FROM_EL1: usize = 0x200;
 /// SPSR_EL2 for EL0, everything masked.
@@ -48,7 +48,7 @@ const fn svc(operand: u32) -> u32 {
     0xd400_0001 | operand << 5
 }
 
-/// Why the guest came back.
+/// Why the guest exited.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exit {
     /// By HVC, with this operand.
@@ -57,7 +57,7 @@ pub enum Exit {
     Fetch(u64),
     /// Stage 2 refused a data access: the fault status.
     Data(u64),
-    /// Something else: ESR_EL2 as it is.
+    /// Another exception: its ESR_EL2.
     Other(u64),
 }
 
@@ -107,7 +107,7 @@ struct Guest<'t> {
 }
 
 impl Guest<'_> {
-    /// No step, breakpoint or streaming mode that was on before the hypervisor booted is on for a guest.
+    /// Single-step, breakpoints and streaming mode are off for a guest, even if boot firmware left them on.
     fn runs_without_inherited_modes(&mut self) {
         self.vectors.write(VECTOR_FROM_EL1 / 4, hvc(FROM_EL1));
         self.map(self.code_at, &self.code, Permissions::RAM);
@@ -175,7 +175,7 @@ impl Guest<'_> {
         self.store_to_an_aged_page(features.hardware_access);
     }
 
-    /// Each harvest reports a write once, and the next write is noted again, however warm the TLBs are.
+    /// Each harvest reports a write once, and the next write is noted again, even if the TLB holds the page.
     fn stores_noted_by_hardware(&mut self) {
         for _ in 0..3 {
             assert!(self.harvest().is_none(), "selftest=stage2: dirty too early");
@@ -234,7 +234,7 @@ impl Guest<'_> {
         self.checks.accessed += u64::from(by_hardware);
     }
 
-    /// Stores to the data page; what is stored arrives if the store is allowed.
+    /// Stores to the data page, and checks that only an allowed store changes it.
     fn store(&mut self, expected: Exit) {
         self.data.write(0, 0);
         self.expect(&[STORE, hvc(DONE)], EL1_MASKED, expected, &"a store");
@@ -309,7 +309,7 @@ impl GuestCpu {
         }
     }
 
-    /// Runs the guest until it leaves.
+    /// Runs the guest until it exits.
     pub fn run(&mut self, state: &mut VcpuState) -> Exit {
         self.cpu.load(state, &self.controls);
         let exit = loop {
@@ -344,12 +344,12 @@ impl StoringPage {
         Self(page)
     }
 
-    /// Where it is.
+    /// Its address.
     pub fn pa(&self) -> Pa {
         self.0.pa()
     }
 
-    /// How a store to `ipa` ends, the page being mapped at `code_at`.
+    /// The exit after a store to `ipa` by the page, which is mapped at `code_at`.
     pub fn store(&self, vcpu: &mut GuestCpu, code_at: Ipa, ipa: Ipa) -> Exit {
         let mut state = VcpuState::starting_at(code_at.get(), 0);
         state.regs.x[1] = ipa.get();
@@ -380,7 +380,7 @@ impl Page {
         Pa::new(self.memory.as_ptr().expose_provenance() as u64)
     }
 
-    /// Makes what was written visible to the guest.
+    /// Makes writes to the page visible to the guest.
     fn show(&self, worker: &OwnWorker<'_>) {
         let instructions = worker.tlb.instructions();
         instructions.clean_for_guest(self.pa(), self.size.size() as u64);

@@ -1,28 +1,25 @@
-//! One tree, what is done to it, and what the CPU's walker says of it.
+//! A tree under test: its changes, and the comparison with the CPU's walker after each.
 
 use core::fmt;
-use core::ops::AddAssign;
 
-use platform::calibration::UNMEASURED;
 use platform::cpu::features::CpuFeatures;
-use platform::cpu::tlb::{self, Maintenance};
 use platform::el2::walker::{Memory, Refusal, Stage1, Translate, Translated, Walker};
 use stage2::{
-    Attributes, Counters, Descriptor, Execute, Ipa, IpaRange, Layout, Level, Mapping, MemoryType,
-    PAGE_SIZE, Pa, Permissions, Stage2, Step, Tlb, Worker,
+    Attributes, Descriptor, Execute, Ipa, IpaRange, Layout, Level, Mapping, MemoryType, PAGE_SIZE,
+    Pa, Permissions, Stage2, Step,
 };
 use vm::Stage2Registers;
 
 use super::guest::{Exit, GuestCpu, PERMISSION, StoringPage};
-use crate::tables::HeapTables;
+use super::tree::{Checks, OwnWorker, WITHIN, registers, with_tree};
 
-/// Changes of a tree that follow each other at random.
+/// The number of random changes of a tree.
 const RANDOM_CHANGES: usize = 24;
-/// Of so many writes that are to be refused, one is tried: that takes a guest.
+/// One of so many writes that must be refused is tried, as each takes a guest.
 const WRITES_PER_GUEST: u64 = 8;
-/// How many places at the start of the address space see most changes.
+/// The number of places, at the start of the address space, that see most changes.
 const BUSY_PLACES: u64 = 6;
-/// Most leaves that one of them makes, of the level that it is about.
+/// The most leaves of a random change.
 const MOST_LEAVES: u64 = 24;
 
 const MEMORY: [MemoryType; 4] = [
@@ -32,75 +29,19 @@ const MEMORY: [MemoryType; 4] = [
     MemoryType::DeviceNgnrne,
 ];
 
-/// What was compared.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct Checks {
-    /// Combinations of features.
-    pub variants: u64,
-    /// Translations that succeeded.
-    pub translated: u64,
-    /// Translations that were refused.
-    pub refused: u64,
-    /// Access flags that hardware set.
-    pub accessed: u64,
-    /// Instructions that a guest executed, or wasn't allowed to.
-    pub executed: u64,
-    /// Writes that hardware noted.
-    pub dirtied: u64,
-}
-
-impl AddAssign for Checks {
-    fn add_assign(&mut self, other: Self) {
-        self.variants += other.variants;
-        self.translated += other.translated;
-        self.refused += other.refused;
-        self.accessed += other.accessed;
-        self.executed += other.executed;
-        self.dirtied += other.dirtied;
-    }
-}
-
-impl fmt::Display for Checks {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            variants,
-            translated,
-            refused,
-            accessed,
-            ..
-        } = self;
-        write!(
-            f,
-            "{variants} variants, {translated} translations and {refused} refusals as expected, \
-             {accessed} access flags set by hardware"
-        )?;
-        if self.executed + self.dirtied > 0 {
-            let (executed, dirtied) = (self.executed, self.dirtied);
-            write!(
-                f,
-                ", {executed} instruction fetches as expected, {dirtied} writes noted by hardware"
-            )?;
-        }
-        Ok(())
-    }
-}
-
-/// The calling CPU's means to work on such a tree.
-pub type OwnWorker<'t> = Worker<'t, HeapTables, Maintenance, HeapTables>;
-
 /// A tree under test.
 pub struct Subject<'t> {
     stage2: &'t Stage2,
     worker: &'t OwnWorker<'t>,
     registers: Stage2Registers,
-    /// While no guest is loaded.
+    /// `None` while a guest is loaded.
     walker: Option<Walker>,
     refused_writes: u64,
     stage1: Stage1,
     /// One above the largest physical address.
     pa_end: u64,
     random: Random,
-    /// A guest that stores, for writes that are to be refused; and where its code is mapped.
+    /// The guest that tries writes that must be refused, its code, and the address of its code.
     vcpu: GuestCpu,
     storing: StoringPage,
     storing_at: Ipa,
@@ -123,47 +64,10 @@ impl Subject<'_> {
     }
 }
 
-/// Why no operation is refused.
-pub const WITHIN: &str = "selftest=stage2: pages of the address space";
-
-/// Lends a tree to `work`. Panics if anything is left of it afterwards.
-pub fn with_tree<R>(
-    cpu: &CpuFeatures,
-    layout: Layout,
-    work: impl FnOnce(&Stage2, &OwnWorker<'_>) -> R,
-) -> R {
-    // SAFETY: this CPU does one operation after the other on the tree, and keeps nothing of any: `work` has no other worker.
-    let tables = unsafe { HeapTables::new(&layout) };
-    let maintenance = tlb::maintenance(cpu, UNMEASURED);
-    let counters = Counters::default();
-    let worker = Worker {
-        memory: &tables,
-        tlb: &maintenance,
-        epoch: &tables,
-        counters: &counters,
-    };
-    let stage2 = Stage2::new(tables.root(&layout), layout);
-    maintenance.publish_tables();
-    let result = work(&stage2, &worker);
-    stage2.destroy(&worker).finish(&worker, |_, _, _| {});
-    assert_eq!(tables.frames(), 0, "selftest=stage2: tables are left");
-    result
-}
-
-/// The registers that select a tree.
-pub fn registers(stage2: &Stage2) -> Stage2Registers {
-    let layout = stage2.layout();
-    Stage2Registers {
-        vttbr: stage2.vttbr().bits(),
-        vtcr: layout.vtcr(),
-        forced_write_back: layout.features().fwb,
-    }
-}
-
-/// What a leaf is to the walker.
+/// The walker's expected view of a leaf.
 #[derive(Clone, Copy, Debug)]
 struct Expected {
-    /// What the address is translated to.
+    /// The translation of the address.
     pa: Pa,
     attributes: Attributes,
     accessed: bool,
@@ -220,7 +124,7 @@ impl<'t> Subject<'t> {
         self.stage2.layout()
     }
 
-    /// The first address that the layout doesn't have isn't translated.
+    /// The first address beyond the layout isn't translated.
     fn beyond_the_address_space(&mut self) {
         let features = self.layout().features();
         if features.ipa_bits < features.pa_bits {
@@ -233,7 +137,7 @@ impl<'t> Subject<'t> {
         }
     }
 
-    /// Leaves and groups of each level, as they were asked for, and as they are when they are changed.
+    /// Leaves and contiguous groups of each level, as mapped and after changes.
     fn leaves_of_each_level(&mut self) {
         let layout = self.layout();
         let top = layout.largest_leaf().max(layout.start());
@@ -300,7 +204,7 @@ impl<'t> Subject<'t> {
         );
     }
 
-    /// Compares the first and the last page of a range with what was asked for.
+    /// Compares the first and the last page of a range with `asked`.
     fn agree_as_asked(&mut self, range: &IpaRange, asked: Expected) {
         for ipa in [range.start, self.last_page(range)] {
             let pa = asked.pa.offset(ipa.get() - range.start.get());
@@ -335,7 +239,7 @@ impl<'t> Subject<'t> {
                     attributes: self.any_attributes(),
                     largest: level.above().unwrap_or(level),
                 };
-                // May run out of tables, as splits do: what was done until then counts.
+                // It may run out of tables, as splits may. The part that was done is compared.
                 let _ = stage2.map(worker, range.clone(), mapping, || true);
             }
             3 => stage2
@@ -359,7 +263,7 @@ impl<'t> Subject<'t> {
         self.agree_around(&range);
     }
 
-    /// Compares addresses in and around a range with what the tables hold.
+    /// Compares addresses in and around a range with the contents of the tables.
     fn agree_around(&mut self, range: &IpaRange) {
         let pages = (range.end.get() - range.start.get()) / self.layout().page_size();
         let within = range
@@ -378,7 +282,7 @@ impl<'t> Subject<'t> {
         }
     }
 
-    /// What the tables hold for an address, or the level at which they hold nothing.
+    /// The leaf of an address in the tables, or the level without an entry.
     fn find(&self, ipa: Ipa) -> Result<Expected, Level> {
         let page = ipa.align_down(self.layout().page_size());
         let range = page..page.offset(self.layout().page_size());
@@ -400,7 +304,7 @@ impl<'t> Subject<'t> {
         found
     }
 
-    /// What the walker has to say of a leaf.
+    /// The walker's expected answer for a leaf.
     fn answer(&self, leaf: Expected, access: Translate) -> Result<Translated, Refusal> {
         let features = self.layout().features();
         let permissions = leaf.attributes.permissions;
@@ -418,7 +322,7 @@ impl<'t> Subject<'t> {
         }
     }
 
-    /// What becomes of a memory type, together with stage 1's (Arm ARM D8.6.5 and, with FEAT_S2FWB, D8.6.6).
+    /// The combination of a memory type with stage 1's (Arm ARM D8.6.5 and, with FEAT_S2FWB, D8.6.6).
     fn memory(&self, memory: MemoryType) -> Memory {
         const WRITE_BACK: u8 = 0xff;
         const NON_CACHEABLE: u8 = 0x44;
@@ -477,7 +381,7 @@ impl<'t> Subject<'t> {
         walker.translate(ipa, access)
     }
 
-    /// How a guest's store is refused; for one that isn't to arrive.
+    /// The refusal of a guest's store.
     fn store(&mut self, ipa: Ipa) -> Result<Translated, Refusal> {
         self.walker = None;
         let exit = self.storing.store(&mut self.vcpu, self.storing_at, ipa);
@@ -498,8 +402,8 @@ impl<'t> Subject<'t> {
         )
     }
 
-    /// A range of `count` leaves of `level`, or of as many as there are: from the first or to the last address at the first
-    /// two turns, else at random. Where `count` is a power of two it is aligned to that.
+    /// A range of `count` leaves of `level`, or of all if there are fewer. The first two turns give the first and the last
+    /// such range, others a random one. A power of two of leaves is aligned to its size.
     fn place(&mut self, level: Level, count: u64, turn: usize) -> IpaRange {
         let span = self.layout().span(level);
         let all = self.end().get();
@@ -512,7 +416,7 @@ impl<'t> Subject<'t> {
         let place = match turn {
             0 => 0,
             1 => places - 1,
-            // Mostly where something was done before.
+            // Mostly at a place that was changed before.
             _ if self.random.below(4) != 0 => self.random.below(places.min(BUSY_PLACES)),
             _ => self.random.below(places),
         };
@@ -520,7 +424,7 @@ impl<'t> Subject<'t> {
         start..start.offset(bytes)
     }
 
-    /// The end of what is tried, above which one entry of the largest leaves' level is left for the storing page.
+    /// The end of the addresses that are tried: the last entry of the largest leaves' level is the storing page's.
     fn end(&self) -> Ipa {
         let top = self.layout().largest_leaf().max(self.layout().start());
         Ipa::new(self.layout().all().end.get() - self.layout().span(top))

@@ -88,8 +88,6 @@ impl GuestMemory<()> for FakeSpace {
     fn balloon(&self, _: &(), range: IpaRange, most: u64) -> Result<u64, Refusal> {
         self.asked(range, most, None)
     }
-
-    fn idle(&self, _: &()) {}
 }
 
 /// Answers calls and polls by a list, then by NotSupported.
@@ -98,8 +96,8 @@ pub struct FakeService {
     pub replies: Mutex<VecDeque<ServiceReply>>,
     pub calls: Mutex<Vec<(u32, [u64; 6])>>,
     pub low_rings: Mutex<Vec<VcpuId>>,
-    /// vCPUs that came out because of a pause.
-    pub parked: Mutex<Vec<VcpuId>>,
+    /// vCPUs whose slices ended because of a pause.
+    pub paused: Mutex<Vec<VcpuId>>,
 }
 
 impl FakeService {
@@ -135,10 +133,6 @@ impl Service for FakeService {
 
     fn ring_low(&self, vcpu: VcpuId) {
         self.low_rings.lock().unwrap().push(vcpu);
-    }
-
-    fn parked(&self, vcpu: VcpuId) {
-        self.parked.lock().unwrap().push(vcpu);
     }
 }
 

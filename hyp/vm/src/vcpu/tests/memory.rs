@@ -116,7 +116,7 @@ fn what_guests_ask_of_their_memory_is_done_or_refused_as_a_whole() {
         });
     let mut fake = FakeCpu::new(0, &Lines::new(1), script);
     let service = FakeService::default();
-    Vcpu::new(VcpuId(0)).run(&vm, CpuId(0), &mut fake, &cpu, &service);
+    run_slices(&vm, VcpuId(0), &mut fake, &cpu, &service);
     assert!(fake.script.is_empty());
     cpu.wait_for_epoch();
     // The image, and what was populated but for what was given up.
@@ -165,7 +165,7 @@ fn a_vm_that_has_used_up_all_frames_goes_on_when_some_come_back() {
             let mut fake = FakeCpu::new(0, lines, []);
             fake.endless = Some(writing(PAGES, 3));
             let cpu = machine.cpu(0);
-            Vcpu::new(VcpuId(0)).run(vm, CpuId(0), &mut fake, &cpu, service);
+            run_slices(vm, VcpuId(0), &mut fake, &cpu, service);
         });
         let mut starved = 0;
         while vm.stop_reason().is_none() {
@@ -185,7 +185,7 @@ fn a_vm_that_has_used_up_all_frames_goes_on_when_some_come_back() {
     });
     assert!((1..9).contains(&starved), "{starved}");
     assert_eq!(vm.stop_reason(), Some(StopReason::PoweredOff));
-    assert!(service.parked.lock().unwrap().contains(&VcpuId(0)));
+    assert!(service.paused.lock().unwrap().contains(&VcpuId(0)));
     assert_eq!(machine.pool.counts().guest, PAGES);
     vm.space.destroy(&other);
     hog.destroy(&other);

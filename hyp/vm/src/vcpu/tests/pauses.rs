@@ -77,8 +77,8 @@ fn a_paused_vms_vcpus_stand_still_and_go_on_where_they_were() {
     let cpus = (0..3).map(|id| counting(id, &lines)).collect();
     let (cpus, ()) = beside(&vm, &service, cpus, || {
         let mut last = [0; 2];
-        let parked = || service.parked.lock().unwrap().clone();
-        while last.contains(&0) || (0..3).any(|id| !parked().contains(&VcpuId(id))) {
+        let paused = || service.paused.lock().unwrap().clone();
+        while last.contains(&0) || (0..3).any(|id| !paused().contains(&VcpuId(id))) {
             let pause = vm.pause(|cpu| lines.kick(cpu));
             wait_for(&pause);
             let counts = || [0, 1].map(|id| pause.state(VcpuId(id)).regs.x[20]);
@@ -279,8 +279,8 @@ fn a_vm_that_lacks_memory_is_paused_and_tries_again_when_it_is_fed() {
     });
     assert_eq!(vm.starvation(), None);
     assert_eq!(vm.space.faults.lock().unwrap().len(), 3);
-    assert!(service.parked.lock().unwrap().contains(&VcpuId(0)));
-    assert!(service.parked.lock().unwrap().contains(&VcpuId(1)));
+    assert!(service.paused.lock().unwrap().contains(&VcpuId(0)));
+    assert!(service.paused.lock().unwrap().contains(&VcpuId(1)));
 }
 
 /// A parent of which vCPU 0 runs, 1 waits for a service, 2 is about to start, and 3 is off.
@@ -339,7 +339,7 @@ fn a_forks_vcpus_go_on_where_the_parents_were_paused() {
             let mut cpu = FakeCpu::new(7 - vcpu, &lines, script(vcpu));
             let (child, service) = (&child, &service);
             scope.spawn(move || {
-                Vcpu::new(VcpuId(vcpu)).run(child, cpu.id, &mut cpu, &(), service);
+                run_slices(child, VcpuId(vcpu), &mut cpu, &(), service);
                 cpu
             })
         });

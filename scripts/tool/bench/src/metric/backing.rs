@@ -1,5 +1,5 @@
-//! What is read off a run in which what backs memory changes, or in which a CPU merges beside the guest. Which of its phases
-//! stands for what depends on the workload.
+//! The metrics of a workload that changes backing memory, and of a run beside which a CPU merges. The meaning of a phase depends
+//! on the workload.
 
 use records::record::{Phase, PhaseName, Record};
 
@@ -76,7 +76,7 @@ pub fn samples(metric: Metric, record: &Record) -> Vec<f64> {
 /// Phases: their name, and their first and last iteration.
 type Kind = (PhaseName, u64, u64);
 
-/// What is written, and backed by it, before that.
+/// The phases of the first writes, which back the memory.
 fn written_first(record: &Record) -> Option<Kind> {
     match record.workload.as_str() {
         "invalidate" | "cow" => Some((PhaseName::Write, 1, 1)),
@@ -84,8 +84,8 @@ fn written_first(record: &Record) -> Option<Kind> {
     }
 }
 
-/// What is written in the way that is measured: in each iteration but the first, where there are more; by the fork, while its
-/// pages are shared; and what may have been populated ahead.
+/// The phases of the measured writes: all iterations but the first, if there are more; those of the fork while its pages are
+/// shared; those to memory that may have been populated ahead.
 fn written(record: &Record) -> Option<Kind> {
     match record.workload.as_str() {
         "invalidate" => Some((PhaseName::Write, record.iterations.clamp(1, 2), LAST)),
@@ -95,7 +95,8 @@ fn written(record: &Record) -> Option<Kind> {
     }
 }
 
-/// What is written after that: by the forked VM, whose pages nobody shares any more; and what the guest has populated ahead.
+/// The phases of later writes: those of the forked VM, whose pages aren't shared any more; those to memory that the guest has
+/// populated ahead.
 fn written_again(record: &Record) -> Option<Kind> {
     match record.workload.as_str() {
         "cow" => Some((PhaseName::Write, 3, 3)),

@@ -11,12 +11,12 @@ use super::Captions;
 use super::canvas::{self, Area, GRID, INK, LABEL, colour, font, shown};
 use super::scale::{Scale, even_marks, label};
 
-/// What can have a bar each, side by side.
+/// Metrics that have a bar each, side by side.
 #[derive(Debug)]
 pub struct Group {
-    /// What they show.
+    /// The title.
     pub title: &'static str,
-    /// What each shows, with what stands below it.
+    /// The metric of each bar, with its caption.
     bars: &'static [(Metric, &'static str)],
 }
 
@@ -35,7 +35,7 @@ pub const PHASES: Group = Group {
         (Metric::Restore, "restore"),
     ],
 };
-/// What a page takes where what backs memory changes.
+/// The time of a page in workloads that change backing memory.
 pub const PAGES: Group = Group {
     title: "Time per page",
     bars: &[
@@ -75,7 +75,7 @@ impl Group {
         !self.measured(section).is_empty()
     }
 
-    /// What of it was measured.
+    /// Those of them that were measured.
     fn measured(&self, section: &Section) -> Vec<(Metric, &'static str)> {
         let measured = self.bars.iter().filter(|(metric, _)| section.has(*metric));
         measured.copied().collect()
@@ -118,11 +118,11 @@ pub fn exits(section: &Section, captions: &Captions) -> Result<String, String> {
     bars.draw(section, EXITS.title, captions)
 }
 
-/// What the bars of a plot show.
+/// The contents of the bars of a plot.
 struct Bars {
-    /// What each group of bars shows, with what stands below it.
+    /// The metric of each group of bars, with its caption.
     groups: Vec<(Metric, &'static str)>,
-    /// What the axis shows.
+    /// The caption of the axis.
     title: String,
     unit: Unit,
     scale: Scale,
@@ -144,7 +144,7 @@ impl Bars {
         })
     }
 
-    /// Draws what was measured with so many vCPUs.
+    /// Draws the measurements with so many vCPUs.
     fn panel(&self, area: &Area<'_>, section: &Section, vcpus: u64) -> Result<(), String> {
         let count = self.groups.len();
         let middles = (0..count).map(|group| group as f64 + 0.5).collect();

@@ -16,7 +16,7 @@ const TITLE: u32 = 19;
 const CAPTION: u32 = 13;
 /// The height of a text of the legend and the axes.
 pub const LABEL: u32 = 13;
-/// The room between the border and what is drawn.
+/// The room between the border and the drawing.
 const MARGIN: i32 = 14;
 /// The room of a symbol of the legend.
 const SYMBOL: i32 = 34;
@@ -43,7 +43,7 @@ pub const GRID: RGBColor = RGBColor(222, 222, 222);
 /// An area to draw on.
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// What draws the legend's symbol of a series at a place.
+/// Draws the legend's symbol of a series at a place.
 pub type Symbol = fn(&Area<'_>, (i32, i32), &Series) -> Result<(), String>;
 
 /// The colour of the series with this index.
@@ -74,7 +74,7 @@ pub fn draw(
     Ok(svg)
 }
 
-/// Draws the title and what is said below it; gives where that ends.
+/// Draws the title and the subtitle; returns where they end.
 fn caption(area: &Area<'_>, title: &str, captions: &Captions) -> Result<i32, String> {
     let mut top = MARGIN;
     let texts = [
@@ -140,13 +140,13 @@ pub fn width(area: &Area<'_>, text: &str, height: u32) -> i32 {
     size.map_or(0, |(width, _)| i32::try_from(width).unwrap_or(i32::MAX))
 }
 
-/// The room for the marks of an axis at the left and for what it shows.
+/// The room at the left for the marks and the caption of an axis.
 pub fn axis_width(area: &Area<'_>, marks: &[f64]) -> i32 {
     let widths = marks.iter().map(|mark| width(area, &label(*mark), LABEL));
     widths.max().unwrap_or(0) + 3 * LABEL as i32
 }
 
-/// Cuts a text at its spaces into lines that aren't wider than `most`, where that can be.
+/// Cuts a text at its spaces into lines that aren't wider than `most`, if its words allow that.
 fn wrapped(area: &Area<'_>, text: &str, height: u32, most: i32) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {

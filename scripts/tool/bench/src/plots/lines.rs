@@ -1,5 +1,5 @@
-//! Time against the number of vCPUs, both logarithmic: what scales is flat, what is serial rises along the diagonal. The
-//! point is the median, the bar the extremes. What Parvisor is compared with is dashed.
+//! Time against the number of vCPUs, both logarithmic: a scaling operation is flat, a serial one rises along the diagonal. The
+//! point is the median, the bar the extremes. The systems that Parvisor is compared with are dashed.
 
 use plotters::prelude::*;
 

@@ -20,7 +20,7 @@ use emulator::error::ToolError;
 const FAMILY: &str = "sans-serif";
 /// How many pixels of the PNG one unit of the SVG becomes.
 const SCALE: f32 = 2.0;
-/// What is shown as lines where several numbers of vCPUs were measured.
+/// The metrics that are shown as lines over several numbers of vCPUs.
 const AS_LINES: [Metric; 11] = [
     Metric::LaterDirty,
     Metric::FirstDirty,
@@ -38,18 +38,18 @@ const AS_LINES: [Metric; 11] = [
 /// A plot.
 #[derive(Clone, Debug)]
 pub struct Plot {
-    /// What the names of its files begin with.
+    /// The beginning of its files' names.
     pub name: String,
-    /// What it shows, for who can't see it.
+    /// Its description in words, for readers who can't see it.
     pub title: String,
     /// The plot as SVG.
     pub svg: String,
 }
 
-/// What is written above every plot of a section.
+/// The text above every plot of a section.
 #[derive(Clone, Debug)]
 pub struct Captions {
-    /// What was done.
+    /// The workload.
     pub workload: String,
     /// Machine, clock, and how the points were made.
     pub made: String,

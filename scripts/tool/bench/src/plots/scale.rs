@@ -103,7 +103,7 @@ fn bounds(spreads: &[Spread]) -> (f64, f64) {
     let greatest = positive.map(|spread| spread.greatest);
     let low = least.min_by(f64::total_cmp).unwrap_or(1.0);
     let high = greatest.max_by(f64::total_cmp).unwrap_or(1.0);
-    // An axis spans a factor of 3 at least, or it would blow up what is the same.
+    // An axis spans at least a factor of 3, so that small differences look small.
     let middle = (low * high).sqrt();
     let (low, high) = (low / ROOM, high * ROOM);
     (low.min(middle / 1.75), high.max(middle * 1.75))

@@ -32,7 +32,7 @@ pub enum Rights {
 }
 
 impl Rights {
-    /// The rights of this user, or nothing where it can't install packages.
+    /// The rights of this user; `None` if it can't install packages.
     pub fn detect() -> Option<Self> {
         if Uid::effective().is_root() {
             return Some(Self::Root);
@@ -98,7 +98,7 @@ impl Rights {
     }
 }
 
-/// Turns what a finished command said into its last lines if it failed.
+/// The last lines of a finished command, if it failed.
 fn succeed(output: std::io::Result<Output>, program: &str) -> Result<(), String> {
     let output = output.map_err(|error| format!("{program} can't be run: {error}"))?;
     if output.status.success() {
@@ -116,7 +116,7 @@ fn succeed(output: std::io::Result<Output>, program: &str) -> Result<(), String>
     ))
 }
 
-/// Installs QEMU on the Debian release `codename`, saying on standard error what it does.
+/// Installs QEMU on the Debian release `codename`, and reports its steps on standard error.
 ///
 /// # Errors
 ///
@@ -134,7 +134,7 @@ pub fn install_qemu(rights: Rights, codename: &str) -> Result<(), String> {
     install(rights, codename, PACKAGE)
 }
 
-/// Installs valgrind on the Debian release `codename`, saying on standard error what it does.
+/// Installs valgrind on the Debian release `codename`, and reports its steps on standard error.
 ///
 /// # Errors
 ///

@@ -1,6 +1,6 @@
-//! Finds what a run needs and installs what is missing: the Rust target and, on Debian, QEMU; for slow tests, Rust's
-//! nightly toolchain and cargo-fuzz. Says what it installs and asks nothing; where it can't install, it names what is
-//! missing in the words of the system at hand.
+//! Finds the programs that a run needs and installs the missing ones: the Rust target and, on Debian, QEMU; for slow tests,
+//! Rust's nightly toolchain and cargo-fuzz. It reports each installation and asks nothing. If it can't install a program, it
+//! names the system's package.
 //!
 //! Installing changes the machine and must not run twice at once; cargo's and apt's own locks see to that.
 
@@ -38,7 +38,7 @@ pub struct Version {
 }
 
 impl Version {
-    /// Reads what `qemu-system-aarch64 --version` prints.
+    /// Reads the output of `qemu-system-aarch64 --version`.
     pub fn parse(text: &str) -> Option<Self> {
         let number = text.strip_prefix("QEMU emulator version ")?;
         let mut parts = number.split(|c: char| !c.is_ascii_digit());
@@ -131,7 +131,7 @@ fn sysroot() -> Result<PathBuf, ToolError> {
     ))
 }
 
-/// Finds the emulator, and installs it where that is possible. `QEMU` in the environment names another one, or a
+/// Finds the emulator, or installs it if it can. `QEMU` in the environment names another one, or a
 /// wrapper, which is used as it is.
 ///
 /// # Errors
@@ -159,7 +159,7 @@ pub fn emulator() -> Result<PathBuf, ToolError> {
     Ok(path)
 }
 
-/// Finds valgrind, and installs it where that is possible.
+/// Finds valgrind, or installs it if it can.
 ///
 /// # Errors
 ///
@@ -214,7 +214,7 @@ pub fn version(path: &Path) -> Result<Version, ToolError> {
         .ok_or_else(|| ToolError::Setup(format!("{} doesn't tell its version", path.display())))
 }
 
-/// The version of the QEMU at `path`; says so where it can't do everything, and refuses what is too old.
+/// The version of the QEMU at `path`. Warns of a version that lacks something, and refuses one that is too old.
 fn check_version(path: &Path) -> Result<Version, ToolError> {
     let version = version(path)?;
     if version < OLDEST_QEMU {

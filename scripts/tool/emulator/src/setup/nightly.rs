@@ -1,5 +1,5 @@
-//! What slow tests need beyond the rest: Rust's nightly toolchain with Miri and the library's sources, and cargo-fuzz
-//! with a C++ compiler. As in the rest of the setup, what is there stays as it is.
+//! The additional set-up of slow tests: Rust's nightly toolchain with Miri and the library's sources, and cargo-fuzz with a
+//! C++ compiler. As in the rest of the set-up, installed versions stay.
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -23,7 +23,7 @@ pub enum Form {
     OneLine,
 }
 
-/// What the machine's sources say about the backports suite.
+/// The backports suite in the machine's sources.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backports {
     /// An enabled entry lists the suite already.
@@ -163,7 +163,7 @@ fn deb822_stanzas(text: &str) -> Vec<Stanza> {
     stanzas
 }
 
-/// Reads `deb [options] uri suite component…`; nothing for comments, source packages and what isn't an entry.
+/// Reads `deb [options] uri suite component…`; `None` for comments, source packages and other lines.
 fn one_line_stanza(line: &str) -> Option<Stanza> {
     let line = line.split('#').next().unwrap_or_default().trim();
     let rest = line.strip_prefix("deb")?;

@@ -1,8 +1,8 @@
-//! Which operating system this is, and what the packages that Parvisor needs are called there.
+//! The operating system, and its names of the packages that Parvisor needs.
 
 use std::collections::BTreeMap;
 
-/// What the tool may need of a system's packages.
+/// The packages that the tool may need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Package {
     /// The emulator, `qemu-system-aarch64`.
@@ -16,7 +16,7 @@ pub enum Package {
 /// The package manager of a system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manager {
-    /// Debian and what derives from it.
+    /// Debian and its derivatives.
     Apt,
     /// Fedora and its relatives.
     Dnf,
@@ -42,7 +42,7 @@ pub struct System {
 }
 
 impl System {
-    /// Reads what this machine says about itself.
+    /// Reads this machine's description of its system.
     pub fn detect() -> Self {
         if cfg!(target_os = "macos") {
             return Self {
@@ -81,7 +81,7 @@ impl System {
         }
     }
 
-    /// What a person has to do to get `package` here, as the end of a sentence.
+    /// How a person installs `package` here, as the end of a sentence.
     pub fn advice(&self, package: Package) -> String {
         match self.manager {
             Some(manager) => format!("install it with: {}", manager.install_command(package)),

@@ -1,4 +1,4 @@
-//! The rows of runs in which what backs memory changes: each phase's time, what a page of it takes, and what the vCPUs had to do
+//! The rows of workloads that change backing memory: each phase's time, what a page of it takes, and what the vCPUs had to do
 //! for a page.
 
 use records::record::{Phase, PhaseName, Record, exits};
@@ -6,7 +6,7 @@ use records::record::{Phase, PhaseName, Record, exits};
 use super::{Row, milliseconds};
 
 const PAGE: u64 = 4096;
-/// The counter that is to be 0 where other CPUs are at work, and is shown then.
+/// The counter that must be 0 while other CPUs work, and is shown then.
 const RETRIED: &str = "faults_retried";
 /// The counters of a phase that have a row of their own where one of them isn't 0, and what the row is called.
 const COUNTERS: [(&str, &str); 19] = [
@@ -34,7 +34,7 @@ const COUNTERS: [(&str, &str); 19] = [
 /// A phase's name and its iteration.
 type Kind = (PhaseName, u64);
 
-/// The rows of all phases that any of the records has, in the order in which they were made.
+/// The rows of all phases of any record, in the order of the runs.
 pub fn rows(records: &[Record]) -> Vec<Row> {
     let mut kinds: Vec<Kind> = Vec::new();
     for phase in records.iter().flat_map(|record| &record.phases) {

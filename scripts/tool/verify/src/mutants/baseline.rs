@@ -64,7 +64,7 @@ impl Baseline {
             };
         }
         let baseline = Self { sources, seconds };
-        // Whoever can't write it measures again next time.
+        // If it can't be written, it is measured again next time.
         if let Ok(text) = serde_json::to_vec(&baseline) {
             let _ = fs::write(kept, text);
         }

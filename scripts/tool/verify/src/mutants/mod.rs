@@ -79,7 +79,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     })
 }
 
-/// Tries all mutants and shows what becomes of them.
+/// Tries all mutants and shows their results.
 ///
 /// # Errors
 ///
@@ -159,7 +159,7 @@ fn sources() -> Result<Files, ToolError> {
         .map_err(|error| ToolError::Io(format!("the sources can't be copied: {error}")))
 }
 
-/// Where mutants are tried: the copy, what is built of it, and how long the suites take without a mutant.
+/// The folder of the trials: the copy, its build, and the durations of the suites without a mutant.
 struct Workshop {
     tree: Tree,
     build: PathBuf,
@@ -221,7 +221,7 @@ impl Workshop {
         })
     }
 
-    /// Shows what became of one mutant.
+    /// Shows the result of one mutant.
     fn show(&self, judged: &Judged<'_>) {
         let Judged {
             mutant,
@@ -263,7 +263,7 @@ fn progress_bar(mutants: usize) -> ProgressBar {
     bar
 }
 
-/// A line for the user; whoever closed standard output doesn't want it.
+/// Prints a line on standard output, which may be closed.
 fn say(line: &str) {
     let _ = writeln!(io::stdout(), "{line}");
 }

@@ -36,13 +36,13 @@ const RULES: std::ops::RangeInclusive<u8> = 1..=14;
 /// A deliberate bug.
 #[derive(Debug)]
 pub struct Mutant {
-    /// What it is called: its file's name without the extension.
+    /// Its name: its file's name without the extension.
     pub name: String,
-    /// What is wrong with it, in a few words.
+    /// The bug in a few words.
     pub title: String,
     /// The rule of the protocol that it breaks.
     pub rule: u8,
-    /// The suites in the order in which they are tried.
+    /// The suites, in the order of the trials.
     pub suites: Vec<&'static Suite>,
     /// The tests that are tried before all others, in the first suite.
     pub first: Option<Selection>,
@@ -57,12 +57,12 @@ struct Change {
     replace: String,
 }
 
-/// What is wrong with a mutant's file, or why it can't be applied.
+/// The error in a mutant's file, or the reason why it can't be applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadMutant {
     /// The mutant's name.
     pub name: String,
-    /// What is wrong.
+    /// The error.
     pub fault: Fault,
 }
 
@@ -71,7 +71,7 @@ pub struct BadMutant {
 pub enum Fault {
     /// Its file can't be read.
     Unreadable(String),
-    /// Its file isn't what a mutant looks like.
+    /// Its file does not have the form of a mutant.
     Malformed(String),
     /// There is no such rule.
     UnknownRule(u8),
@@ -201,7 +201,7 @@ impl Mutant {
     ///
     /// # Errors
     ///
-    /// If it is stale: the code isn't any more what it was made for.
+    /// If it is stale: the code that it replaces has changed.
     pub fn apply(&self, files: &Files) -> Result<Files, BadMutant> {
         let bad = |fault| BadMutant {
             name: self.name.clone(),
@@ -227,7 +227,7 @@ impl Mutant {
     }
 }
 
-/// All mutants under `folder`, by rule and name, and what is wrong with those that can't be read.
+/// All mutants under `folder`, by rule and name, and the errors of those that can't be read.
 pub fn load(folder: &Path, known: &'static [Suite]) -> (Vec<Mutant>, Vec<BadMutant>) {
     let (mut mutants, mut bad) = (Vec::new(), Vec::new());
     let unreadable = |name: &str, error: &dyn fmt::Display| BadMutant {

@@ -1,4 +1,4 @@
-//! What became of the mutants: the counts, and the table that is printed and kept in the documentation.
+//! The results of the mutants: the counts, and the table that is printed and kept in the documentation.
 
 use std::fs;
 use std::path::Path;
@@ -19,13 +19,13 @@ const END: &str = "<!-- end of mutants -->";
 pub struct Judged<'m> {
     /// The mutant.
     pub mutant: &'m Mutant,
-    /// What became of it.
+    /// Its result.
     pub outcome: Outcome,
     /// How long that took, building included.
     pub time: Duration,
 }
 
-/// What became of a mutant.
+/// The result of a mutant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// A suite failed, as it has to.
@@ -114,7 +114,7 @@ pub fn table(judged: &[Judged<'_>]) -> String {
     table.to_string()
 }
 
-/// The table for a document: what each mutant is and what catches it. It has no times, which would change with each run.
+/// The table for a document: each mutant with the test that catches it. It has no times, which would change with each run.
 fn markdown(judged: &[Judged<'_>]) -> String {
     let mut lines = vec![
         "| rule | mutant | the bug | caught by |".to_string(),

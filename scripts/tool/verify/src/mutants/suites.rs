@@ -1,6 +1,6 @@
 //! The suites that have to catch mutants, and how the run of one is read.
 //!
-//! A suite is built first and run second: what doesn't compile is no catch. Its run ends at the first test that fails.
+//! A suite is built first and run second: a compile error is no catch. The run ends at the first test that fails.
 
 use std::fmt;
 use std::io;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use emulator::cargo::{CargoCommand, Ended};
 use emulator::effort::Limit;
 
-/// The suites in the order in which they are run: the fast ones first.
+/// The suites in the order of their runs: the fast ones first.
 pub const SUITES: &[Suite] = &[
     Suite {
         name: "stage2",
@@ -48,13 +48,13 @@ pub const SUITES: &[Suite] = &[
 const BUILD_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// Mutants are built and run on so many CPUs.
 const CPUS: &str = "2";
-/// What tests choose at random is the same for each mutant and in each run.
+/// The seed of the tests' random choices, the same for each mutant and each run.
 const SEED: &str = "1";
 
 /// A set of tests.
 #[derive(Debug)]
 pub struct Suite {
-    /// What mutants and tables call it.
+    /// Its name in mutants and tables.
     pub name: &'static str,
     /// The package whose tests it consists of.
     package: &'static str,
@@ -73,7 +73,7 @@ pub struct Selection {
     pub test: Option<String>,
 }
 
-/// What the run of a suite showed.
+/// The result of a suite's run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// All tests passed, and took so long.
@@ -147,7 +147,7 @@ impl Suite {
         }
         let started = Instant::now();
         let mut results = Results::default();
-        // Without --nocapture, what a test says before it ends the process would be lost.
+        // Without --nocapture, the last output of a test that ends the process would be lost.
         let run = command().limited(Limit::total(limit));
         let ended = run
             .args(["--", "--nocapture"])
@@ -175,7 +175,7 @@ impl Suite {
     }
 }
 
-/// What has been read of libtest's output.
+/// The part of libtest's output that was read.
 #[derive(Debug, Default)]
 struct Results {
     failed: Option<String>,

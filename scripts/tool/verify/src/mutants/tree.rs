@@ -40,7 +40,7 @@ impl Tree {
         Ok(tree)
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
