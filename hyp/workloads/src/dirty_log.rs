@@ -1,13 +1,14 @@
 //! The dirty-log benchmark: does what `dirty_log_perf_test` of the Linux KVM selftests does, and checks all results.
 //!
 //! All vCPUs write their share of the test memory once (populate). Logging is enabled. In each iteration the vCPUs access the
-//! memory again, and the harness harvests the log on CPU 0. Logging is disabled. vCPUs and harness take turns, as in the
+//! memory again, and the harness harvests the log on CPU 0, or on several CPUs. Logging is disabled. vCPUs and harness take turns, as in the
 //! selftest, except that rings are harvested while the vCPUs write, and blocks may be restored in the background. The harvest
 //! must match the guest's writes, and so must guest memory.
 
 mod check;
 mod harvest;
 mod measure;
+mod parts;
 mod restore;
 
 use crate::harness::error::WorkloadError;
@@ -33,7 +34,8 @@ use control::guest::TestSlot;
 use control::guest::{FinalState, GuestPlan, Host, RunningGuest};
 use control::options::Options;
 use harvest::{NO_PAGES, TAKEN_AT_ONCE};
-use memory::{DirtyPages, LogPolicy, MmuLock, SplitAhead, VmId};
+use memory::{AddressSpace, CpuMemory, DirtyPages, LogError, LogPolicy, MmuLock, VmId};
+use parts::Part;
 use records::record::{CounterMap, PARVISOR, Phase, PhaseName, Record};
 use records::words::{Enable, Harvest, Tracking};
 use stage2::PAGE_SIZE;
@@ -92,6 +94,7 @@ fn plan<'p>(request: &Request<'p>, choice: Choice, vm: VmId) -> GuestPlan<'p> {
     let options = &request.options;
     let journal = journal_bytes(options.bytes.0 / PAGE_SIZE);
     let plan = GuestPlan {
+        helpers: options.harvesters - 1,
         test: test_memory::slots(options),
         lazy: options.is_overcommitted(),
         hardware_dirty: choice.tracking == Tracking::Hardware,
@@ -119,6 +122,7 @@ pub(crate) fn record<M: Machine>(
         tracking: choice.tracking.name().into(),
         granularity: options.granularity.name().into(),
         harvest: options.harvest.name().into(),
+        harvesters: options.harvesters as u64,
         enable: options.enable.name().into(),
         clear: options.clear.name().into(),
         restore: options.restore.name().into(),
@@ -159,8 +163,8 @@ struct Harness<'h, M: Machine, L: MmuLock> {
     pages: u64,
     /// Pages of one vCPU's share.
     share: u64,
-    /// Each slot's log as copied by get, then as cleared.
-    logs: Vec<Vec<u64>>,
+    /// The slots in parts, each for one CPU at a time.
+    parts: Arc<[Part]>,
     /// Pages harvested from rings since the last check.
     from_rings: Vec<u64>,
     ring_buffer: Vec<DirtyPages>,
@@ -195,10 +199,7 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
             results,
             pages,
             share,
-            logs: slots
-                .iter()
-                .map(|slot| map(slot.pages))
-                .collect::<Result<_, _>>()?,
+            parts: parts::cut(&slots, options.backing, options.harvesters).ok_or(RunError::Heap)?,
             slots,
             from_rings: map(pages)?,
             ring_buffer: vec![NO_PAGES; TAKEN_AT_ONCE],
@@ -244,14 +245,28 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
 
     fn enable(&mut self) -> Result<(), WorkloadError> {
         let RunningGuest { own, vm, .. } = self.guest;
-        let mut split = SplitAhead::default();
         for slot in &self.slots {
-            split += vm
-                .space
-                .enable_dirty_log(&own.memory, slot.id, &self.policy)?;
+            (vm.space).start_dirty_log(&own.memory, slot.id, &self.policy)?;
         }
-        self.count_split(split);
-        Ok(())
+        if self.policy.initially_set {
+            return Ok(());
+        }
+        self.split_in_parts(|space, memory, part| {
+            space.protect_part(memory, part.slot, part.pages.clone())
+        })
+    }
+
+    /// Has all harvesters call `work` for the parts of the test memory, each part once.
+    fn in_parts(
+        &self,
+        work: impl Fn(&AddressSpace<L>, &CpuMemory<M::Hardware>, &Part) -> Result<(), LogError>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Result<(), WorkloadError> {
+        let parts = self.parts.clone();
+        let work = move |space: &_, memory: &_, index: usize| work(space, memory, &parts[index]);
+        Ok(self.guest.share_work(self.parts.len(), work)?)
     }
 
     /// Enables the log while the vCPUs access their memory once more. The phase's time is that of enabling; its counters
