@@ -139,9 +139,11 @@ impl<M: Machine> CpuPool<M> {
         job(own);
         drop(job);
         // What the job has retired is handed to the epoch before anybody counts on it.
-        own.memory.idle();
+        own.memory.hand_over_retired();
         mailbox.busy.store(false, Ordering::Release);
         machine.kick(BOOT_CPU);
+        // Filling the cache and the like keeps nobody waiting.
+        own.memory.idle();
     }
 }
 

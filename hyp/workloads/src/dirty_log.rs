@@ -34,10 +34,10 @@ use control::guest::TestSlot;
 use control::guest::{FinalState, GuestPlan, Host, RunningGuest};
 use control::options::Options;
 use harvest::{NO_PAGES, TAKEN_AT_ONCE};
-use memory::{AddressSpace, CpuMemory, DirtyPages, LogError, LogPolicy, MmuLock, VmId};
+use memory::{AddressSpace, CpuMemory, DirtyPages, LogError, LogPolicy, MmuLock, Splitting, VmId};
 use parts::Part;
 use records::record::{CounterMap, PARVISOR, Phase, PhaseName, Record};
-use records::words::{Enable, Harvest, Tracking};
+use records::words::{Backing, Enable, Harvest, Tracking};
 use stage2::PAGE_SIZE;
 
 /// Runs the benchmark once, and prints its results.
@@ -245,28 +245,39 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
 
     fn enable(&mut self) -> Result<(), WorkloadError> {
         let RunningGuest { own, vm, .. } = self.guest;
+        let splits_ahead = matches!(self.policy.splitting, Splitting::Eager(_));
+        let is_in_pages = self.options.backing == Backing::Page4K;
+        if self.policy.initially_set || !(splits_ahead || is_in_pages) {
+            // To protect the blocks takes less time than to call others.
+            for slot in &self.slots {
+                (vm.space).enable_dirty_log(&own.memory, slot.id, &self.policy)?;
+            }
+            return Ok(());
+        }
         for slot in &self.slots {
             (vm.space).start_dirty_log(&own.memory, slot.id, &self.policy)?;
-        }
-        if self.policy.initially_set {
-            return Ok(());
         }
         self.split_in_parts(|space, memory, part| {
             space.protect_part(memory, part.slot, part.pages.clone())
         })
     }
 
-    /// Has all harvesters call `work` for the parts of the test memory, each part once.
+    /// Has all harvesters call `work` for the parts of the test memory, each part once. A CPU takes some at once.
     fn in_parts(
         &self,
+        at_once: usize,
         work: impl Fn(&AddressSpace<L>, &CpuMemory<M::Hardware>, &Part) -> Result<(), LogError>
         + Send
         + Sync
         + 'static,
     ) -> Result<(), WorkloadError> {
         let parts = self.parts.clone();
-        let work = move |space: &_, memory: &_, index: usize| work(space, memory, &parts[index]);
-        Ok(self.guest.share_work(self.parts.len(), work)?)
+        let work = move |space: &_, memory: &_, index: usize| {
+            let mut taken = parts.chunks(at_once).nth(index).into_iter().flatten();
+            taken.try_for_each(|part| work(space, memory, part))
+        };
+        let count = self.parts.len().div_ceil(at_once);
+        Ok(self.guest.share_work(count, work)?)
     }
 
     /// Enables the log while the vCPUs access their memory once more. The phase's time is that of enabling; its counters

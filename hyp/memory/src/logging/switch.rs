@@ -131,14 +131,14 @@ impl<L: MmuLock> AddressSpace<L> {
         pages: Range<u64>,
     ) -> Result<SplitAhead, LogError> {
         let _control = self.control().share();
-        let (slot, policy) = {
+        let (policy, range) = {
             let guard = self.pin(cpu);
-            let slot = self.held_slot(id, &guard)?;
+            let slot = self.slots(&guard).get(id);
+            let slot = slot.map_err(|_| LogError::Unknown(id))?;
             let log = slot.log(&guard).ok_or(LogError::Disabled(id))?;
-            let policy = *log.policy();
-            (slot, policy)
+            (*log.policy(), slot.range_of(&pages))
         };
-        Ok(self.protect_ahead(cpu, &policy, slot.range_of(&pages)))
+        Ok(self.protect_ahead(cpu, &policy, range))
     }
 
     /// Publishes a log of the slot, with `control` held.

@@ -47,3 +47,36 @@ impl Control {
         })
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_on_parts_excludes_changes_and_no_other_work_unless_it_must() {
+        let control = Control::default();
+        let is_shared = || control.0.try_read().is_some();
+        let is_free = || control.0.try_write().is_some();
+        let excludes = |must: bool| control.hold(|| Ok::<_, ()>(must)).unwrap();
+        {
+            let _first = control.share();
+            let _second = excludes(false);
+            assert!(is_shared() && !is_free());
+        }
+        {
+            let _alone = excludes(true);
+            assert!(!is_shared());
+        }
+        {
+            let _alone = control.lock();
+            assert!(!is_shared());
+        }
+        assert!(control.hold(|| Err(())).is_err());
+        assert!(is_free());
+        let _waiting = control.0.upgradeable_read();
+        assert!(
+            !is_shared(),
+            "a change that is about to be made holds back newcomers"
+        );
+    }
+}

@@ -16,6 +16,8 @@ use vm::VcpuId;
 
 /// Ring entries that are taken at once.
 pub(super) const TAKEN_AT_ONCE: usize = 1024;
+/// Parts that a CPU copies at once: less would take longer to get than to copy.
+const GOT_AT_ONCE: usize = 4;
 /// The initial contents of a buffer for them.
 pub(super) const NO_PAGES: DirtyPages = DirtyPages {
     slot: SlotId(0),
@@ -45,7 +47,7 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
     }
 
     fn get(&mut self) -> Result<(), WorkloadError> {
-        self.in_parts(|space, memory, part| {
+        self.in_parts(GOT_AT_ONCE, |space, memory, part| {
             space.get_dirty_log(memory, part.slot, part.pages.start, &mut part.log.lock())
         })
     }
@@ -73,7 +75,7 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
     ) -> Result<(), WorkloadError> {
         let split = Arc::new((AtomicU64::new(0), AtomicBool::new(false)));
         let sum = split.clone();
-        self.in_parts(move |space, memory, part| {
+        self.in_parts(1, move |space, memory, part| {
             let SplitAhead { blocks, ran_out } = work(space, memory, part)?;
             if blocks != 0 {
                 sum.0.fetch_add(blocks, Ordering::Relaxed);

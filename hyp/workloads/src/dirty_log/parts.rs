@@ -15,7 +15,7 @@ use stage2::PAGE_SIZE;
 use crate::harness::test_memory::bitmap;
 
 /// How many parts each CPU gets on average, so that the last one to finish isn't far behind.
-const PARTS_PER_CPU: u64 = 8;
+const PARTS_PER_CPU: u64 = 32;
 
 /// A part of a slot.
 pub(super) struct Part {

@@ -73,7 +73,7 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
     fn restore_blocks(&mut self) -> Result<u64, WorkloadError> {
         let sums = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
         let adding = sums.clone();
-        self.in_parts(move |space, memory, part| {
+        self.in_parts(1, move |space, memory, part| {
             let restored = space.restore_part(memory, part.slot, part.pages.clone())?;
             adding[0].fetch_add(restored.blocks, Ordering::Relaxed);
             adding[1].fetch_add(restored.left, Ordering::Relaxed);
