@@ -126,7 +126,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
 
     /// The current counters: the VM's exits, and the counters of its vCPUs' CPUs, its helpers and CPU 0.
     pub fn snapshot(&self) -> Snapshot {
-        let cpus = [&self.cpus, &self.ending.helpers()];
+        let cpus = [&self.cpus, &self.helpers()];
         Snapshot::of_guest(&self.host, &self.vm, cpus)
     }
 
@@ -147,6 +147,11 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         Some(self.post(cpus, stop, work))
     }
 
+    /// The CPUs that share this CPU's work on the guest's memory.
+    pub(super) fn helpers(&self) -> Range<usize> {
+        self.ending.helpers()
+    }
+
     /// Has each of the guest's helpers call `work` once. None of them has a job.
     pub(super) fn call_helpers(
         &self,
@@ -155,7 +160,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
     where
         L: 'static,
     {
-        self.post(self.ending.helpers(), Arc::default(), work)
+        self.post(self.helpers(), Arc::default(), work)
     }
 
     fn post(
