@@ -33,6 +33,8 @@ pub struct CpuPool<M: Machine> {
 struct Mailbox<M: Machine> {
     /// From the post of a job until its completion.
     busy: AtomicBool,
+    /// Whether the CPU is kept for a guest, also while it has no job. Only CPU 0 uses this.
+    reserved: AtomicBool,
     /// Set when the CPU is woken to reclaim memory, cleared when it finds no shortage any more.
     relieves: AtomicBool,
     job: Mutex<Option<Arc<Job<M>>>>,
@@ -43,6 +45,7 @@ impl<M: Machine> CpuPool<M> {
     pub fn new(cpus: usize) -> Self {
         let mailbox = |_| Mailbox {
             busy: AtomicBool::new(false),
+            reserved: AtomicBool::new(false),
             relieves: AtomicBool::new(false),
             job: Mutex::new(None),
         };
@@ -51,18 +54,25 @@ impl<M: Machine> CpuPool<M> {
         }
     }
 
-    /// The first `count` adjacent CPUs besides CPU 0 that have no job. Called by CPU 0, which alone posts jobs: they stay idle
-    /// until it does. Acquire: the effects of their last jobs are visible to the caller.
+    /// The first `count` adjacent CPUs besides CPU 0 that have no job and aren't reserved. Called by CPU 0, which alone posts
+    /// jobs: they stay idle until it does. Acquire: the effects of their last jobs are visible to the caller.
     pub fn find_idle(&self, count: usize) -> Option<Range<usize>> {
         let mut start = 1;
         for (cpu, mailbox) in self.mailboxes.iter().enumerate().skip(1) {
-            if mailbox.is_busy() {
+            if mailbox.is_busy() || mailbox.reserved.load(Ordering::Relaxed) {
                 start = cpu + 1;
             } else if cpu + 1 - start == count {
                 return Some(start..cpu + 1);
             }
         }
         None
+    }
+
+    /// Reserves CPUs that [`Self::find_idle`] has found, or ends that. Called by CPU 0.
+    pub(crate) fn reserve(&self, cpus: Range<usize>, reserved: bool) {
+        for mailbox in &self.mailboxes[cpus] {
+            mailbox.reserved.store(reserved, Ordering::Relaxed);
+        }
     }
 
     /// Posts a job for CPUs that [`Self::find_idle`] has found, and kicks them. Called by CPU 0.
@@ -129,9 +139,11 @@ impl<M: Machine> CpuPool<M> {
         job(own);
         drop(job);
         // What the job has retired is handed to the epoch before anybody counts on it.
-        own.memory.idle();
+        own.memory.hand_over_retired();
         mailbox.busy.store(false, Ordering::Release);
         machine.kick(BOOT_CPU);
+        // Filling the cache and the like keeps nobody waiting.
+        own.memory.idle();
     }
 }
 

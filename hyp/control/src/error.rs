@@ -28,6 +28,8 @@ pub enum RunError {
         cpus: usize,
         /// Whether one of them is for merging.
         merging: bool,
+        /// How many harvest, the control plane's CPU among them.
+        harvesters: usize,
     },
     /// The VM can't be made.
     Vm(VmError),
@@ -107,15 +109,24 @@ impl fmt::Display for RunError {
                 needed,
                 cpus,
                 merging,
+                harvesters,
             } => {
                 let (option, merger) = match merging {
                     true => (" merging", ", one to merge"),
                     false => ("", ""),
                 };
+                write!(f, "vcpus={vcpus}{option}")?;
+                if *harvesters > 1 {
+                    write!(f, " harvesters={harvesters}")?;
+                }
                 write!(
                     f,
-                    "vcpus={vcpus}{option} needs {needed} CPUs, one of them for the control plane{merger}, but there are {cpus}"
-                )
+                    " needs {needed} CPUs, one of them for the control plane{merger}"
+                )?;
+                if *harvesters > 1 {
+                    write!(f, ", {} more to harvest", harvesters - 1)?;
+                }
+                write!(f, ", but there are {cpus}")
             }
             Self::Vm(error) => error.fmt(f),
             Self::Layout(error) => error.fmt(f),

@@ -11,6 +11,7 @@ mod launch;
 mod patience;
 mod plan;
 mod running;
+mod shared_work;
 mod stage2_use;
 
 pub use device_tree::TreeError;

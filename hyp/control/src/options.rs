@@ -53,6 +53,8 @@ pub struct Options {
     pub granularity: Granularity,
     /// The source of the harvest.
     pub harvest: Harvest,
+    /// The CPUs that harvest the log, split ahead and restore blocks, CPU 0 among them.
+    pub harvesters: usize,
     /// The entries of each vCPU's dirty ring.
     pub ring_entries: usize,
     /// The action when the log is enabled.
@@ -120,6 +122,7 @@ impl Default for Options {
             trackings: [Tracking::WriteProtect].into(),
             granularity: Granularity::Page4K,
             harvest: Harvest::Bitmap,
+            harvesters: 1,
             ring_entries: 4096,
             enable: Enable::Protect,
             clear: Clear::Manual,
@@ -152,7 +155,7 @@ impl Default for Options {
 }
 
 /// Options of the benchmark only: the stress run chooses at random.
-const BENCHMARK_ONLY: [&str; 12] = [
+const BENCHMARK_ONLY: [&str; 13] = [
     "iterations",
     "write_percent",
     "random",
@@ -160,6 +163,7 @@ const BENCHMARK_ONLY: [&str; 12] = [
     "tracking",
     "granularity",
     "harvest",
+    "harvesters",
     "enable",
     "clear",
     "restore",
@@ -306,6 +310,10 @@ impl Options {
             "tracking" => self.trackings = value::words(key, text)?,
             "granularity" => self.granularity = value::word(key, text)?,
             "harvest" => self.harvest = value::word(key, text)?,
+            "harvesters" => {
+                self.harvesters =
+                    value::number(key, text, 1, MOST_VCPUS, "a number from 1 on")? as usize
+            }
             "ring_entries" => self.ring_entries = value::ring_entries(key, text)?,
             "enable" => self.enable = value::word(key, text)?,
             "clear" => self.clear = value::word(key, text)?,
@@ -496,7 +504,8 @@ impl Options {
             GuestKind::Backing => self.workers.iter().max().copied().unwrap_or(0) as usize,
             _ => 0,
         };
-        self.vcpus * self.vms() + workers + usize::from(self.merging)
+        let helpers = self.harvesters - 1;
+        self.vcpus * self.vms() + workers + usize::from(self.merging) + helpers
     }
 
     /// The size of the benchmark's test memory: all vCPUs' shares, rounded up to the backing. `None` beyond 64 bits, which

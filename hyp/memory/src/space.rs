@@ -1,8 +1,10 @@
 //! A VM's physical address space: its slots, its stage-2 tables, its dirty logs.
 //!
-//! Faults ([`AddressSpace::fault`]) run on any number of CPUs beside every other operation. Changes of slots exclude only each
-//! other, and harvests of dirty logs exclude each other (rule 9), by locks that no fault takes.
+//! Faults ([`AddressSpace::fault`]) run on any number of CPUs beside every other operation. Changes of slots and switches of
+//! dirty logs exclude each other and the work that relies on them (harvests, splitting ahead, restoring blocks), by a lock that
+//! no fault takes. That work runs on any number of CPUs at once, each with a part of the pages.
 
+pub(crate) mod control;
 pub(crate) mod mapping;
 pub(crate) mod mmu_lock;
 pub(crate) mod slot;
@@ -12,6 +14,7 @@ use crate::dirty::ring::{DirtyRings, RingError};
 use crate::epoch::published::Published;
 use crate::frames::VmId;
 use crate::frames::tables::prepare_tables;
+use crate::space::control::Control;
 use crate::space::mapping::Mapping;
 use crate::space::mmu_lock::MmuLock;
 use crate::space::slot::{Slot, SlotArray};
@@ -22,7 +25,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
 use crossbeam_epoch::Guard;
-use spin::{Mutex, Once};
+use spin::Once;
 use stage2::{Ipa, Layout, Leaf, Level, OutOfFrames, PAGE_SIZE, Stage2, TableFrame, Tlb, Vttbr};
 
 /// The most tables that one step of an operation unlinks before it checks how many wait for their epoch.
@@ -61,8 +64,8 @@ pub(crate) struct Space {
     slots: Published<SlotArray>,
     tracker: Tracker,
     change: Change,
-    /// Held while slots are changed or a dirty log is harvested. No fault takes it.
-    control: Mutex<()>,
+    /// Held while slots or logs are changed, shared while the pages of a log are worked on. No fault takes it.
+    control: Control,
     rings: Once<DirtyRings>,
 }
 
@@ -86,8 +89,8 @@ impl Space {
         self.change
     }
 
-    /// The lock for changes of slots and for harvests.
-    pub(crate) fn control(&self) -> &Mutex<()> {
+    /// The lock for changes of slots and logs, and for work that relies on them.
+    pub(crate) fn control(&self) -> &Control {
         &self.control
     }
 
@@ -173,7 +176,7 @@ impl<L: MmuLock> AddressSpace<L> {
                 slots: Published::new(),
                 tracker,
                 change: backing.change,
-                control: Mutex::new(()),
+                control: Control::default(),
                 rings: Once::new(),
             }),
             lock: Arc::default(),
@@ -241,8 +244,8 @@ impl<L: MmuLock> AddressSpace<L> {
         &self.lock
     }
 
-    /// The lock for changes of slots and for harvests.
-    pub(crate) fn control(&self) -> &Mutex<()> {
+    /// The lock for changes of slots and logs, and for work that relies on them.
+    pub(crate) fn control(&self) -> &Control {
         self.space.control()
     }
 

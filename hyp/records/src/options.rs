@@ -73,8 +73,8 @@ const fn words<W: Word>(key: &'static str, meaning: &'static str) -> BootOption 
     option(key, W::EXPECTED, meaning)
 }
 
-/// All options, in the order of the list.
-pub const BOOT_OPTIONS: [BootOption; 36] = [
+/// All options, in the order in which they are listed.
+pub const BOOT_OPTIONS: [BootOption; 37] = [
     words::<GuestKind>(
         "guest",
         "what runs: the benchmark, another use of its guest, or a program of your own",
@@ -87,6 +87,11 @@ pub const BOOT_OPTIONS: [BootOption; 36] = [
     words::<Tracking>("tracking", "how writes are noticed; a list"),
     words::<Granularity>("granularity", "how much is logged as one"),
     words::<Harvest>("harvest", "what the log of writes is read from"),
+    option(
+        "harvesters",
+        "a number from 1 on",
+        "CPUs that harvest the log, split ahead and restore blocks: CPU 0, and others without a vCPU",
+    ),
     option(
         "ring_entries",
         RING_SIZES,

@@ -59,6 +59,9 @@ pub struct Record {
     /// How the log is cleared: apart (`manual`) or `with_get`.
     #[serde(default)]
     pub clear: String,
+    /// How many CPUs harvested the log, split ahead and restored blocks, CPU 0 among them. 0 in old records: one did.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub harvesters: u64,
     /// When blocks that logging has split are restored: `at_once`, `background` or `never`.
     #[serde(default)]
     pub restore: String,

@@ -74,8 +74,8 @@ impl Stage2 {
     /// and makes it clean.
     ///
     /// When this returns, no TLB holds a writable entry for a reported leaf: every later write is noted again. If two CPUs
-    /// harvest one range at once, each reports a part, and can rely only on that part being clean; so harvests exclude each
-    /// other (rule 9).
+    /// harvest one range at once, each reports a part, and can rely only on that part being clean; so those that harvest at
+    /// once have ranges of their own (rule 9).
     ///
     /// # Errors
     /// The range isn't one of whole pages of the IPA space.

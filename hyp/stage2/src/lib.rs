@@ -32,7 +32,9 @@
 //!    barrier, then looks again. One of the two sees the other. Therefore [`Stage2::fault`] hands out a vacant entry locked
 //!    ([`Resolution::Vacant`]), and [`Stage2::map`] asks whether its grounds still hold.
 //! 9. **Dirty log.** A fault makes the entry writable first and sets the bit second; a harvest takes the bits first,
-//!    write-protects second ([`Stage2::write_protect`]), and returns after the TLB invalidation.
+//!    write-protects second ([`Stage2::write_protect`]), and returns after the TLB invalidation. Several CPUs may harvest at
+//!    once, each its own pages: a bit is taken by one of them, which alone may rely on its page. Where hardware tracks writes,
+//!    no leaf lies in two CPUs' pages: one of them would clean the other's.
 //! 10. **Regions** of guest memory (slots) are an immutable array behind an epoch-protected pointer; their frames are released
 //!     after the invalidation of their range and an epoch.
 //! 14. **A late mark is waited for.** A CPU that moves, merges, shares or unmaps a page takes hardware's dirty state from

@@ -1,13 +1,14 @@
 //! The dirty-log benchmark: does what `dirty_log_perf_test` of the Linux KVM selftests does, and checks all results.
 //!
 //! All vCPUs write their share of the test memory once (populate). Logging is enabled. In each iteration the vCPUs access the
-//! memory again, and the harness harvests the log on CPU 0. Logging is disabled. vCPUs and harness take turns, as in the
+//! memory again, and the harness harvests the log on CPU 0, or on several CPUs. Logging is disabled. vCPUs and harness take turns, as in the
 //! selftest, except that rings are harvested while the vCPUs write, and blocks may be restored in the background. The harvest
 //! must match the guest's writes, and so must guest memory.
 
 mod check;
 mod harvest;
 mod measure;
+mod parts;
 mod restore;
 
 use crate::harness::error::WorkloadError;
@@ -33,9 +34,10 @@ use control::guest::TestSlot;
 use control::guest::{FinalState, GuestPlan, Host, RunningGuest};
 use control::options::Options;
 use harvest::{NO_PAGES, TAKEN_AT_ONCE};
-use memory::{DirtyPages, LogPolicy, MmuLock, SplitAhead, VmId};
+use memory::{AddressSpace, CpuMemory, DirtyPages, LogError, LogPolicy, MmuLock, Splitting, VmId};
+use parts::Part;
 use records::record::{CounterMap, PARVISOR, Phase, PhaseName, Record};
-use records::words::{Enable, Harvest, Tracking};
+use records::words::{Backing, Enable, Harvest, Tracking};
 use stage2::PAGE_SIZE;
 
 /// Runs the benchmark once, and prints its results.
@@ -92,6 +94,7 @@ fn plan<'p>(request: &Request<'p>, choice: Choice, vm: VmId) -> GuestPlan<'p> {
     let options = &request.options;
     let journal = journal_bytes(options.bytes.0 / PAGE_SIZE);
     let plan = GuestPlan {
+        helpers: options.harvesters - 1,
         test: test_memory::slots(options),
         lazy: options.is_overcommitted(),
         hardware_dirty: choice.tracking == Tracking::Hardware,
@@ -119,6 +122,7 @@ pub(crate) fn record<M: Machine>(
         tracking: choice.tracking.name().into(),
         granularity: options.granularity.name().into(),
         harvest: options.harvest.name().into(),
+        harvesters: options.harvesters as u64,
         enable: options.enable.name().into(),
         clear: options.clear.name().into(),
         restore: options.restore.name().into(),
@@ -159,8 +163,8 @@ struct Harness<'h, M: Machine, L: MmuLock> {
     pages: u64,
     /// Pages of one vCPU's share.
     share: u64,
-    /// Each slot's log as copied by get, then as cleared.
-    logs: Vec<Vec<u64>>,
+    /// The slots in parts, each for one CPU at a time.
+    parts: Arc<[Part]>,
     /// Pages harvested from rings since the last check.
     from_rings: Vec<u64>,
     ring_buffer: Vec<DirtyPages>,
@@ -195,10 +199,7 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
             results,
             pages,
             share,
-            logs: slots
-                .iter()
-                .map(|slot| map(slot.pages))
-                .collect::<Result<_, _>>()?,
+            parts: parts::cut(&slots, options.backing, options.harvesters).ok_or(RunError::Heap)?,
             slots,
             from_rings: map(pages)?,
             ring_buffer: vec![NO_PAGES; TAKEN_AT_ONCE],
@@ -244,14 +245,39 @@ impl<'h, M: Machine, L: MmuLock> Harness<'h, M, L> {
 
     fn enable(&mut self) -> Result<(), WorkloadError> {
         let RunningGuest { own, vm, .. } = self.guest;
-        let mut split = SplitAhead::default();
-        for slot in &self.slots {
-            split += vm
-                .space
-                .enable_dirty_log(&own.memory, slot.id, &self.policy)?;
+        let splits_ahead = matches!(self.policy.splitting, Splitting::Eager(_));
+        let is_in_pages = self.options.backing == Backing::Page4K;
+        if self.policy.initially_set || !(splits_ahead || is_in_pages) {
+            // To protect the blocks takes less time than to call others.
+            for slot in &self.slots {
+                (vm.space).enable_dirty_log(&own.memory, slot.id, &self.policy)?;
+            }
+            return Ok(());
         }
-        self.count_split(split);
-        Ok(())
+        for slot in &self.slots {
+            (vm.space).start_dirty_log(&own.memory, slot.id, &self.policy)?;
+        }
+        self.split_in_parts(|space, memory, part| {
+            space.protect_part(memory, part.slot, part.pages.clone())
+        })
+    }
+
+    /// Has all harvesters call `work` for the parts of the test memory, each part once. A CPU takes some at once.
+    fn in_parts(
+        &self,
+        at_once: usize,
+        work: impl Fn(&AddressSpace<L>, &CpuMemory<M::Hardware>, &Part) -> Result<(), LogError>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Result<(), WorkloadError> {
+        let parts = self.parts.clone();
+        let work = move |space: &_, memory: &_, index: usize| {
+            let mut taken = parts.chunks(at_once).nth(index).into_iter().flatten();
+            taken.try_for_each(|part| work(space, memory, part))
+        };
+        let count = self.parts.len().div_ceil(at_once);
+        Ok(self.guest.share_work(count, work)?)
     }
 
     /// Enables the log while the vCPUs access their memory once more. The phase's time is that of enabling; its counters

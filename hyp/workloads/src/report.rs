@@ -124,6 +124,10 @@ impl fmt::Display for Unusual<'_> {
         for (key, word, _) in policies.iter().filter(|(_, word, usual)| word != usual) {
             write!(f, ", {key} {word}")?;
         }
+        match options.harvesters {
+            1 => {}
+            harvesters => write!(f, ", {harvesters} harvesters")?,
+        }
         match options.slots {
             1 => {}
             slots => write!(f, ", {slots} slots")?,

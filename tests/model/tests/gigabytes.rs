@@ -183,6 +183,37 @@ fn a_gigabyte_is_split_ahead_if_more_frames_are_free_than_are_to_be_left() {
     end(&machine, object, [space]);
 }
 
+/// Logging takes all of them apart, and one call makes them blocks again.
+#[test]
+fn every_gigabyte_of_a_part_is_a_block_again() {
+    let machine = Vms::new(frames(3));
+    let space = machine.space(0, BackingPolicy::default());
+    let object = machine.anonymous(space.vm(), 2 * GIB, Level::L1);
+    machine.map(&space, object.clone());
+    let cpu = &machine.cpu;
+    let policy = LogPolicy::default();
+    for part in [0..2 * GIB, GIB / 2..2 * GIB] {
+        space.enable_dirty_log(cpu, SLOT, &policy).unwrap();
+        for page in [3, GIB + 7] {
+            machine.write(&space, page, 100 + page);
+            assert_eq!(level(&machine, &space, page), Level::L3);
+        }
+        space.disable_dirty_log(cpu, SLOT).unwrap();
+        if part.start > 0 {
+            // What lies before the part was restored by somebody else.
+            let first = space.restore_part(cpu, SLOT, 0..part.start).unwrap();
+            assert_eq!((first.blocks, level(&machine, &space, 3)), (1, Level::L2));
+        }
+        let restored = space.restore_part(cpu, SLOT, part).unwrap();
+        assert_eq!(restored.left, 0);
+        for page in [3, GIB + 7] {
+            assert_eq!(level(&machine, &space, page), Level::L1);
+            assert_eq!(machine.read(&space, page), 100 + page);
+        }
+    }
+    end(&machine, object, [space]);
+}
+
 /// A write takes the gigabyte apart, and what is logged as one is written to its last page.
 #[test]
 fn a_write_to_a_gigabyte_that_is_logged_in_blocks_makes_one_dirty() {

@@ -23,13 +23,15 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// A guest's current counters: the VM's exits, and the counters of its CPUs and of CPU 0.
+    /// A guest's current counters: the VM's exits, and the counters of its vCPUs' CPUs, its helpers and CPU 0.
     pub(super) fn of_guest<M: Machine, L>(
         host: &Host<'_, M>,
         vm: &Vm<AddressSpace<L>>,
-        cpus: &Range<usize>,
+        cpus: [&Range<usize>; 2],
     ) -> Self {
-        let own = host.counters[cpus.clone()].iter();
+        let own = cpus
+            .into_iter()
+            .flat_map(|cpus| &host.counters[cpus.clone()]);
         Self::take(vm.exits(), own.chain(host.counters.first()))
     }
 

@@ -1,5 +1,6 @@
 //! Ends a guest: stops its vCPUs, frees its memory, and keeps its counters.
 
+use crate::cpu_pool::CpuPool;
 use crate::error::RunError;
 use crate::guest::counters::Snapshot;
 use crate::guest::host::Host;
@@ -61,6 +62,27 @@ impl<M: Machine> Drop for Limit<'_, M> {
     }
 }
 
+/// The CPUs that are reserved as a guest's helpers, until this is dropped.
+pub(super) struct Helpers<M: Machine> {
+    cpu_pool: &'static CpuPool<M>,
+    cpus: Range<usize>,
+}
+
+impl<M: Machine> Helpers<M> {
+    /// Reserves these idle CPUs.
+    pub(super) fn reserve(host: &Host<'_, M>, cpus: Range<usize>) -> Self {
+        let cpu_pool = host.cpu_pool;
+        cpu_pool.reserve(cpus.clone(), true);
+        Self { cpu_pool, cpus }
+    }
+}
+
+impl<M: Machine> Drop for Helpers<M> {
+    fn drop(&mut self) {
+        self.cpu_pool.reserve(self.cpus.clone(), false);
+    }
+}
+
 /// Ends a guest, at the latest when this is dropped.
 pub(super) struct Ending<'h, M: Machine, L: MmuLock> {
     host: Host<'h, M>,
@@ -69,6 +91,7 @@ pub(super) struct Ending<'h, M: Machine, L: MmuLock> {
     vm: Option<Arc<Vm<AddressSpace<L>>>>,
     /// The CPUs that run its vCPUs.
     cpus: Range<usize>,
+    helpers: Helpers<M>,
     before: Snapshot,
     /// Goes after the guest.
     _limit: Option<Limit<'h, M>>,
@@ -81,17 +104,24 @@ impl<'h, M: Machine, L: MmuLock> Ending<'h, M, L> {
         id: VmId,
         vm: Arc<Vm<AddressSpace<L>>>,
         cpus: Range<usize>,
+        helpers: Helpers<M>,
         limit: Option<Limit<'h, M>>,
     ) -> Self {
-        let before = Snapshot::of_guest(&host, &vm, &cpus);
+        let before = Snapshot::of_guest(&host, &vm, [&cpus, &helpers.cpus]);
         Self {
             host,
             id,
             vm: Some(vm),
             cpus,
+            helpers,
             before,
             _limit: limit,
         }
+    }
+
+    /// The CPUs that are reserved as its helpers.
+    pub(super) fn helpers(&self) -> Range<usize> {
+        self.helpers.cpus.clone()
     }
 
     /// Stops the guest if it hasn't ended by itself, and frees its memory. The caller holds no reference to its VM any more.
@@ -101,7 +131,8 @@ impl<'h, M: Machine, L: MmuLock> Ending<'h, M, L> {
     pub(super) fn end(&mut self) -> Result<FinalState, RunError> {
         let vm = self.vm.take().ok_or(RunError::Stuck)?;
         self.stop(&vm)?;
-        let counters = Snapshot::of_guest(&self.host, &vm, &self.cpus).since(&self.before);
+        let cpus = [&self.cpus, &self.helpers.cpus];
+        let counters = Snapshot::of_guest(&self.host, &vm, cpus).since(&self.before);
         self.destroy(vm, counters)
     }
 

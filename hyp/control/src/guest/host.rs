@@ -39,6 +39,7 @@ impl<M: Machine> Host<'_, M> {
                 needed,
                 cpus,
                 merging: options.merging,
+                harvesters: options.harvesters,
             })
         }
     }

@@ -71,6 +71,9 @@ pub struct GuestPlan<'p> {
     pub bootargs: &'p str,
     /// Its vCPUs.
     pub vcpus: usize,
+    /// CPUs without a vCPU that share CPU 0's work on its memory
+    /// ([`RunningGuest::share_work`](crate::RunningGuest::share_work)). Nobody else gets them while it runs.
+    pub helpers: usize,
     /// The size of its RAM, a multiple of the backing's.
     pub ram: u64,
     /// The backing of its RAM.
@@ -111,6 +114,7 @@ impl<'p> GuestPlan<'p> {
             kernel: None,
             bootargs: request.bootargs,
             vcpus: options.vcpus,
+            helpers: 0,
             ram,
             ram_backing: Backing::Block2M,
             test: Vec::new(),

@@ -124,9 +124,10 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         }
     }
 
-    /// The current counters: the VM's exits, and the counters of its CPUs and of CPU 0.
+    /// The current counters: the VM's exits, and the counters of its vCPUs' CPUs, its helpers and CPU 0.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::of_guest(&self.host, &self.vm, &self.cpus)
+        let cpus = [&self.cpus, &self.helpers()];
+        Snapshot::of_guest(&self.host, &self.vm, cpus)
     }
 
     /// Sets `count` more CPUs to work on the VM. Each calls `work` once, with its number among them and a flag that says when
@@ -140,21 +141,47 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         L: 'static,
     {
         let cpus = self.host.cpu_pool.find_idle(count)?;
-        let (vm, stop, first) = (
-            self.vm.clone(),
-            Arc::new(AtomicBool::new(false)),
-            cpus.start,
-        );
-        let beside = BackgroundWork {
+        let (stop, first) = (Arc::new(AtomicBool::new(false)), cpus.start);
+        let seen = stop.clone();
+        let work = move |vm: &_, own: &OwnCpu<M>| work(vm, own, own.id.0 - first, &seen);
+        Some(self.post(cpus, stop, work))
+    }
+
+    /// The CPUs that share this CPU's work on the guest's memory.
+    pub(super) fn helpers(&self) -> Range<usize> {
+        self.ending.helpers()
+    }
+
+    /// Has each of the guest's helpers call `work` once. None of them has a job.
+    pub(super) fn call_helpers(
+        &self,
+        work: impl Fn(&Vm<AddressSpace<L>>, &OwnCpu<M>) + Send + Sync + 'static,
+    ) -> BackgroundWork<'_, M>
+    where
+        L: 'static,
+    {
+        self.post(self.helpers(), Arc::default(), work)
+    }
+
+    fn post(
+        &self,
+        cpus: Range<usize>,
+        stop: Arc<AtomicBool>,
+        work: impl Fn(&Vm<AddressSpace<L>>, &OwnCpu<M>) + Send + Sync + 'static,
+    ) -> BackgroundWork<'_, M>
+    where
+        L: 'static,
+    {
+        let vm = self.vm.clone();
+        let job = move |own: &mut OwnCpu<M>| work(&vm, own);
+        (self.host.cpu_pool).post(self.machine, cpus.clone(), Arc::new(job));
+        BackgroundWork {
             machine: self.machine,
             cpu_pool: self.host.cpu_pool,
-            cpus: cpus.clone(),
-            stop: stop.clone(),
+            cpus,
+            stop,
             guest: PhantomData,
-        };
-        let job = move |own: &mut OwnCpu<M>| work(&vm, own, own.id.0 - first, &stop);
-        self.host.cpu_pool.post(self.machine, cpus, Arc::new(job));
-        Some(beside)
+        }
     }
 
     /// Wakes all vCPUs, so that those that wait in a call check whether it can be answered.
@@ -320,18 +347,26 @@ impl<M: Machine> BackgroundWork<'_, M> {
     pub fn are_done(&self) -> bool {
         self.cpu_pool.are_idle(self.cpus.clone())
     }
+
+    /// Waits until all of these CPUs have finished by themselves.
+    pub(super) fn wait(&self) {
+        while !self.are_done() {
+            // They kick this CPU when they are done.
+            self.machine.wait(u64::MAX);
+        }
+    }
 }
 
 impl<M: Machine> Drop for BackgroundWork<'_, M> {
     fn drop(&mut self) {
+        if self.are_done() {
+            return;
+        }
         self.stop.store(true, Ordering::Relaxed);
         // Those that wait in the middle of their work see it now.
         for cpu in self.cpus.clone() {
             self.machine.kick(CpuId(cpu));
         }
-        while !self.are_done() {
-            // They kick this CPU when they are done.
-            self.machine.wait(u64::MAX);
-        }
+        self.wait();
     }
 }

@@ -21,7 +21,7 @@ fn without_options_the_defaults_hold() {
 fn every_option_is_read() {
     let text = "mode=mutex,rwlock,parallel vcpus=8 bytes=8M backing=1G iterations=5 write_percent=30 random seed=9 \
                 ipa_bits=40 timeout=7 log=debug guest=dirty_log split=eager,none,fault tracking=hardware,writeprotect \
-                granularity=2m harvest=bitmap ring_entries=64 enable=all_set clear=with_get restore=background \
+                granularity=2m harvest=bitmap harvesters=9 ring_entries=64 enable=all_set clear=with_get restore=background \
                 split_chunk=4M split_reserve=0 slots=1 exit_times";
     let options = Options::parse(text).unwrap();
     assert_eq!(
@@ -33,6 +33,7 @@ fn every_option_is_read() {
             trackings: vec![Tracking::Hardware, Tracking::WriteProtect],
             granularity: Granularity::Block2M,
             harvest: Harvest::Bitmap,
+            harvesters: 9,
             ring_entries: 64,
             enable: Enable::AllSet,
             clear: Clear::WithGet,

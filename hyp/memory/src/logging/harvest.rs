@@ -1,14 +1,21 @@
-//! Harvests dirty logs: bitmaps, rings, and dirty state that hardware noted. Harvests of one VM exclude each other; vCPUs may
-//! be running.
+//! Harvests dirty logs: bitmaps, rings, and dirty state that hardware noted. vCPUs may be running.
 //!
 //! Rule 9: first take the bits and ring entries, then write-protect the pages. The harvest returns only when no TLB lets a
 //! further write go unnoticed: then the pages may be copied.
+//!
+//! Several CPUs may harvest the bitmap of one slot at the same time, each its own pages: what two of them meet on is a word of
+//! the bitmap or a table entry, and both are changed by single atomic operations. A page that hardware notes as part of a block
+//! has no entry of its own: the CPU that cleans the block hands the other pages' writes to the log only afterwards, and a
+//! harvest of those pages would miss them meanwhile. So with hardware tracking only harvests of whole 2 MiB regions run
+//! together; others exclude everything. Rings are harvested by one CPU at a time: a ring has one consumer, and takes as long as
+//! its own entries only.
 
 use crate::dirty::bitmap::{BYTES_PER_WORD, DirtyLog, PAGES_PER_WORD};
 use crate::dirty::ring::DirtyPages;
 use crate::dirty::slot_id::SlotId;
 use crate::frames::GRANULE;
 use crate::logging::switch::{LogError, SplitAhead};
+use crate::space::control::Held;
 use crate::space::mmu_lock::MmuLock;
 use crate::space::slot::Slot;
 use crate::space::{AddressSpace, IN_SPACE};
@@ -55,7 +62,8 @@ impl<L: MmuLock> AddressSpace<L> {
             let (_, log) = self.logged_slot(id, &guard)?;
             log.policy().by_hardware()
         };
-        let _control = by_hardware.then(|| self.control().lock());
+        let hold = || self.hold_part(cpu, id, first_page, bitmap.len());
+        let _control = by_hardware.then(hold).transpose()?;
         if by_hardware {
             self.note_hardware_dirty(cpu, id, first_page, bitmap.len())?;
         }
@@ -72,6 +80,9 @@ impl<L: MmuLock> AddressSpace<L> {
     ///
     /// Hardware dirty state is taken as far as [`Self::get_dirty_log`] has seen it.
     ///
+    /// Several CPUs may clear the log of one slot at the same time, each for pages of its own. For pages that two CPUs name at
+    /// once, each page is returned to one of them, and only that CPU may rely on it.
+    ///
     /// # Errors
     /// As for [`Self::get_dirty_log`].
     pub fn clear_dirty_log<T: Tlb + Caches>(
@@ -85,7 +96,7 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 
     /// [`Self::get_dirty_log`] and [`Self::clear_dirty_log`] of all dirty pages in one call. Also serves as the final harvest,
-    /// with the vCPUs stopped.
+    /// with the vCPUs stopped. Several CPUs may do it at the same time, as for [`Self::clear_dirty_log`].
     ///
     /// # Errors
     /// As for [`Self::get_dirty_log`].
@@ -107,7 +118,7 @@ impl<L: MmuLock> AddressSpace<L> {
         bitmap: &mut [u64],
         what: Clear,
     ) -> Result<SplitAhead, LogError> {
-        let _control = self.control().lock();
+        let _control = self.hold_part(cpu, id, first_page, bitmap.len())?;
         if what == Clear::AllThereIs {
             self.note_hardware_dirty(cpu, id, first_page, bitmap.len())?;
             bitmap.fill(u64::MAX);
@@ -132,6 +143,23 @@ impl<L: MmuLock> AddressSpace<L> {
             log.mark_unnamed(slot.pages_of(block, level), words.start, bitmap)
         });
         Ok(split)
+    }
+
+    /// Holds `control` for a harvest of so many words of a log from `first_page` on: shared, unless the harvest may clean blocks
+    /// that reach beyond them and whose writes hardware notes.
+    fn hold_part<T>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        first_page: u64,
+        words: usize,
+    ) -> Result<Held<'_>, LogError> {
+        self.control().hold(|| {
+            let guard = self.pin(cpu);
+            let (slot, log) = self.logged_slot(id, &guard)?;
+            let range = range_of(slot, &words_of(log, id, first_page, words)?);
+            Ok(log.policy().by_hardware() && !is_of_regions(slot, &range))
+        })
     }
 
     /// Marks all pages in `words` of a log that hardware has noted as written, with `control` held. This includes dirty state
@@ -265,6 +293,13 @@ impl<L: MmuLock> AddressSpace<L> {
         let slot = slot.map_err(|_| LogError::Unknown(id))?;
         Ok((slot, slot.log(guard).ok_or(LogError::Disabled(id))?))
     }
+}
+
+/// Whether no block of 2 MiB lies across an end of a part of the slot.
+fn is_of_regions(slot: &Slot, range: &IpaRange) -> bool {
+    let (slot, span) = (slot.range(), GRANULE.span(Level::L2));
+    (range.start == slot.start || range.start.is_aligned(span))
+        && (range.end == slot.end || range.end.is_aligned(span))
 }
 
 fn pages_in(range: &IpaRange) -> u64 {

@@ -10,6 +10,7 @@ use crate::space::slot::Slot;
 use crate::space::{AddressSpace, IN_SPACE, UNLINKED_AT_ONCE};
 use crate::system::cpu::{Caches, CpuMemory};
 use alloc::sync::Arc;
+use core::ops::Range;
 use crossbeam_epoch::Guard;
 use stage2::{Attributes, Collapsed, Ipa, IpaRange, Level, Pa, Permissions, Tlb};
 
@@ -36,23 +37,56 @@ impl<L: MmuLock> AddressSpace<L> {
         id: SlotId,
         from: Ipa,
     ) -> Result<Restored, LogError> {
-        let _control = self.control().lock();
+        let _control = self.control().share();
         let slot = self.restorable(cpu, id)?;
         let range = slot.range();
         let start = from.clamp(range.start, range.end);
         let step = GRANULE.span(Level::L2) * UNLINKED_AT_ONCE;
         let end = start.align_down(step).checked_add(step);
         let end = end.map_or(range.end, |end| end.min(range.end));
-        slot.compact(cpu, start..end);
-        let mapping = self.mapping(&slot);
-        let mut collapsed = mapping.restore(cpu, start..end, Level::L2);
-        let block = end.offset_in(GRANULE.span(Level::L1)) == 0 || end == range.end;
-        if block && start < end {
-            let first = Ipa::new(end.get() - 1).align_down(GRANULE.span(Level::L1));
-            collapsed += mapping.restore(cpu, first.max(range.start)..end, Level::L1);
-        }
+        let collapsed = self.restore_range(cpu, &slot, start..end);
         let next = (end < range.end).then_some(end);
         Ok(Restored { collapsed, next })
+    }
+
+    /// As [`Self::restore_blocks`], for some pages of the slot. Several CPUs may do this at the same time, each for its own
+    /// pages; of the blocks across an end of the pages, some may be left. A block of 1 GiB is restored by whoever has its last
+    /// page, if its other pages have been restored before.
+    ///
+    /// # Errors
+    /// As for [`Self::restore_blocks`].
+    pub fn restore_part<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        pages: Range<u64>,
+    ) -> Result<Collapsed, LogError> {
+        let _control = self.control().share();
+        let slot = self.restorable(cpu, id)?;
+        Ok(self.restore_range(cpu, &slot, slot.range_of(&pages)))
+    }
+
+    /// Restores the blocks of a part of a slot, with `control` shared.
+    fn restore_range<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        slot: &Arc<Slot>,
+        part: IpaRange,
+    ) -> Collapsed {
+        slot.compact(cpu, part.clone());
+        let mapping = self.mapping(slot);
+        let mut collapsed = mapping.restore(cpu, part.clone(), Level::L2);
+        // The gigabytes that end here.
+        let (range, gigabyte) = (slot.range(), GRANULE.span(Level::L1));
+        let start = part.start.align_down(gigabyte).max(range.start);
+        let end = match part.end {
+            end if end == range.end => end,
+            end => end.align_down(gigabyte),
+        };
+        if start < end {
+            collapsed += mapping.restore(cpu, start..end, Level::L1);
+        }
+        collapsed
     }
 
     /// A slot whose blocks may be restored.
@@ -72,7 +106,7 @@ impl<L: MmuLock> AddressSpace<L> {
 }
 
 impl Mapping {
-    /// Restores blocks of level `to` in a range, after mending what prevents it. With the VM's `control` held.
+    /// Restores blocks of level `to` in a range, after mending what prevents it. With the VM's `control` held or shared.
     pub(crate) fn restore<T: Tlb + Caches>(
         &self,
         cpu: &CpuMemory<T>,
@@ -138,7 +172,7 @@ impl Mapping {
             attributes: Attributes::memory(permissions),
             largest: to.below().unwrap_or(Level::L3),
         };
-        // The slots and the log can't change while `control` is held; what backs them can, after it was taken apart.
+        // The slots and the log can't change while `control` is held or shared; what backs them can, after it was taken apart.
         let start = table.start;
         let _ =
             (self.space.stage2()).map(&worker, table, pages, || slot.run_at(start, to) == Some(pa));

@@ -14,7 +14,7 @@ use crate::space::{AddressSpace, IN_SPACE};
 use crate::system::cpu::{Caches, CpuMemory};
 use alloc::sync::Arc;
 use core::fmt;
-use core::ops::AddAssign;
+use core::ops::{AddAssign, Range};
 use crossbeam_epoch::Guard;
 use stage2::{All, Ipa, IpaRange, Level, PAGE_SIZE, Tlb, Wanted};
 
@@ -98,23 +98,80 @@ impl<L: MmuLock> AddressSpace<L> {
         policy: &LogPolicy,
     ) -> Result<SplitAhead, LogError> {
         let _control = self.control().lock();
-        let slot = {
+        let slot = self.publish_log(cpu, id, policy)?;
+        Ok(self.protect_ahead(cpu, policy, slot.range()))
+    }
+
+    /// The first half of [`Self::enable_dirty_log`], for a slot whose parts several CPUs then write-protect: writes are logged
+    /// from when [`Self::protect_part`] has returned for all of its pages. Until then one may or may not be. A log that is
+    /// initially set needs no second half.
+    ///
+    /// # Errors
+    /// Nothing has changed then.
+    pub fn start_dirty_log<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        policy: &LogPolicy,
+    ) -> Result<(), LogError> {
+        let _control = self.control().lock();
+        self.publish_log(cpu, id, policy).map(|_| ())
+    }
+
+    /// The second half of [`Self::enable_dirty_log`] for some pages of the slot: splits their blocks ahead of faults if the
+    /// policy says so, and has their next writes noticed. Does nothing if the log was initially set. Several CPUs may do this
+    /// at the same time, each for its own pages; pages of one block on two CPUs are right, but both may split it in vain.
+    ///
+    /// # Errors
+    /// The slot isn't logged.
+    pub fn protect_part<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        pages: Range<u64>,
+    ) -> Result<SplitAhead, LogError> {
+        let _control = self.control().share();
+        let (policy, range) = {
             let guard = self.pin(cpu);
-            let slot = self.held_slot(id, &guard)?;
-            self.check_policy(&slot, policy, &guard)?;
-            let words = slot.take_spare().ok_or(LogError::OutOfMemory(id))?;
-            let log = try_box(DirtyLog::new(words, slot.pages(), *policy));
-            let log = log.ok_or(LogError::OutOfMemory(id))?;
-            slot.replace_log(Some(log), &guard);
-            slot
+            let slot = self.slots(&guard).get(id);
+            let slot = slot.map_err(|_| LogError::Unknown(id))?;
+            let log = slot.log(&guard).ok_or(LogError::Disabled(id))?;
+            (*log.policy(), slot.range_of(&pages))
         };
-        let mut split = SplitAhead::default();
-        if !policy.initially_set {
-            split = self.split_ahead(cpu, policy, slot.range());
-            let guard = self.pin(cpu);
-            self.protect_logged(cpu, &guard, policy, slot.range(), All, |_, _| {});
+        Ok(self.protect_ahead(cpu, &policy, range))
+    }
+
+    /// Publishes a log of the slot, with `control` held.
+    fn publish_log<T>(
+        &self,
+        cpu: &CpuMemory<T>,
+        id: SlotId,
+        policy: &LogPolicy,
+    ) -> Result<Arc<Slot>, LogError> {
+        let guard = self.pin(cpu);
+        let slot = self.held_slot(id, &guard)?;
+        self.check_policy(&slot, policy, &guard)?;
+        let words = slot.take_spare().ok_or(LogError::OutOfMemory(id))?;
+        let log = try_box(DirtyLog::new(words, slot.pages(), *policy));
+        let log = log.ok_or(LogError::OutOfMemory(id))?;
+        slot.replace_log(Some(log), &guard);
+        Ok(slot)
+    }
+
+    /// Splits blocks and has the next writes noticed in a range whose log was just published, unless it is initially set.
+    fn protect_ahead<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        policy: &LogPolicy,
+        range: IpaRange,
+    ) -> SplitAhead {
+        if policy.initially_set {
+            return SplitAhead::default();
         }
-        Ok(split)
+        let split = self.split_ahead(cpu, policy, range.clone());
+        let guard = self.pin(cpu);
+        self.protect_logged(cpu, &guard, policy, range, All, |_, _| {});
+        split
     }
 
     fn check_policy(&self, slot: &Slot, policy: &LogPolicy, guard: &Guard) -> Result<(), LogError> {
@@ -154,7 +211,7 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 
     /// Splits the blocks of a logged slot as eager splitting does, from `from` on over at most `bytes` (to whole pages). vCPUs
-    /// may be running.
+    /// may be running, and other CPUs may split other blocks.
     ///
     /// # Errors
     /// The slot isn't logged.
@@ -166,7 +223,7 @@ impl<L: MmuLock> AddressSpace<L> {
         bytes: u64,
         ahead: Ahead,
     ) -> Result<SplitAhead, LogError> {
-        let _control = self.control().lock();
+        let _control = self.control().share();
         let (slot, policy) = {
             let guard = self.pin(cpu);
             let slot = self.held_slot(id, &guard)?;

@@ -174,6 +174,12 @@ impl Slot {
         self.first_page + self.page_of(ipa)
     }
 
+    /// The addresses of those of `pages`, by their numbers in the slot, that it has.
+    pub(crate) fn range_of(&self, pages: &Range<u64>) -> IpaRange {
+        let at = |page: u64| (self.config.start).offset(page.min(self.pages()) << PAGE_SHIFT);
+        at(pages.start)..at(pages.end)
+    }
+
     /// The slot's page number at `ipa`, which lies in it.
     #[inline]
     pub(crate) fn page_of(&self, ipa: Ipa) -> u64 {

@@ -215,6 +215,11 @@ impl<T> CpuMemory<T> {
         self.refill();
     }
 
+    /// Passes this CPU's retired memory to the epoch: from now on any CPU frees it once the epoch has passed.
+    pub fn hand_over_retired(&self) {
+        hand_over(&self.pin());
+    }
+
     /// Passes this CPU's retired memory to the epoch, lets the epoch advance by a step, and frees what it has released.
     pub(crate) fn let_epoch_advance(&self) {
         self.system.gate.step();

@@ -76,9 +76,15 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
         by: &'static str,
     ) -> Result<(), WorkloadError> {
         self.harvested.fill(0);
-        for (slot, log) in self.slots.iter().zip(&self.logs) {
+        for part in &self.parts[..] {
             // A log has no bits beyond its slot.
-            let _ = verify::merge(&mut self.harvested, slot.first_page, slot.pages, log);
+            let pages = part.pages.end - part.pages.start;
+            let _ = verify::merge(
+                &mut self.harvested,
+                part.first_page,
+                pages,
+                &part.log.lock(),
+            );
         }
         if self.options.harvest == Harvest::Ring {
             for (all, rings) in self.harvested.iter_mut().zip(&mut self.from_rings) {

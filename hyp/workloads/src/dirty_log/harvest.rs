@@ -1,17 +1,23 @@
-//! Harvests the dirty log in the way that the options choose: get and clear, both in one call, or rings.
+//! Harvests the dirty log in the way that the options choose: get and clear, both in one call, or rings. Bitmaps are harvested
+//! by all harvesters at once, rings by CPU 0 alone: it takes what is in a ring while the vCPUs write, as soon as one is nearly
+//! full.
 
-use super::Harness;
+use super::{Harness, Part};
 use crate::harness::error::WorkloadError;
 use crate::harness::verify;
+use alloc::sync::Arc;
 use control::Machine;
 use control::guest::RunningGuest;
-use memory::{DirtyPages, MmuLock, SlotId, SplitAhead};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use memory::{AddressSpace, CpuMemory, DirtyPages, LogError, MmuLock, SlotId, SplitAhead};
 use records::record::PhaseName;
 use records::words::{Clear, Harvest};
 use vm::VcpuId;
 
 /// Ring entries that are taken at once.
 pub(super) const TAKEN_AT_ONCE: usize = 1024;
+/// Parts that a CPU copies at once: less would take longer to get than to copy.
+const GOT_AT_ONCE: usize = 4;
 /// The initial contents of a buffer for them.
 pub(super) const NO_PAGES: DirtyPages = DirtyPages {
     slot: SlotId(0),
@@ -41,32 +47,48 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
     }
 
     fn get(&mut self) -> Result<(), WorkloadError> {
-        let RunningGuest { own, vm, .. } = self.guest;
-        for (slot, log) in self.slots.iter().zip(&mut self.logs) {
-            vm.space.get_dirty_log(&own.memory, slot.id, 0, log)?;
-        }
-        Ok(())
+        self.in_parts(GOT_AT_ONCE, |space, memory, part| {
+            space.get_dirty_log(memory, part.slot, part.pages.start, &mut part.log.lock())
+        })
     }
 
     fn clear(&mut self) -> Result<(), WorkloadError> {
-        let RunningGuest { own, vm, .. } = self.guest;
-        let mut split = SplitAhead::default();
-        for (slot, log) in self.slots.iter().zip(&mut self.logs) {
-            split += vm.space.clear_dirty_log(&own.memory, slot.id, 0, log)?;
-        }
-        self.count_split(split);
-        Ok(())
+        self.split_in_parts(|space, memory, part| {
+            space.clear_dirty_log(memory, part.slot, part.pages.start, &mut part.log.lock())
+        })
     }
 
     fn get_and_clear(&mut self) -> Result<(), WorkloadError> {
-        let RunningGuest { own, vm, .. } = self.guest;
-        let mut split = SplitAhead::default();
-        for (slot, log) in self.slots.iter().zip(&mut self.logs) {
-            split += vm
-                .space
-                .get_and_clear_dirty_log(&own.memory, slot.id, 0, log)?;
-        }
-        self.count_split(split);
+        self.split_in_parts(|space, memory, part| {
+            let mut log = part.log.lock();
+            space.get_and_clear_dirty_log(memory, part.slot, part.pages.start, &mut log)
+        })
+    }
+
+    /// As [`Self::in_parts`], for work that may split blocks, which are counted.
+    pub(super) fn split_in_parts(
+        &mut self,
+        work: impl Fn(&AddressSpace<L>, &CpuMemory<M::Hardware>, &Part) -> Result<SplitAhead, LogError>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Result<(), WorkloadError> {
+        let split = Arc::new((AtomicU64::new(0), AtomicBool::new(false)));
+        let sum = split.clone();
+        self.in_parts(1, move |space, memory, part| {
+            let SplitAhead { blocks, ran_out } = work(space, memory, part)?;
+            if blocks != 0 {
+                sum.0.fetch_add(blocks, Ordering::Relaxed);
+            }
+            if ran_out {
+                sum.1.store(true, Ordering::Relaxed);
+            }
+            Ok(())
+        })?;
+        self.count_split(SplitAhead {
+            blocks: split.0.load(Ordering::Relaxed),
+            ran_out: split.1.load(Ordering::Relaxed),
+        });
         Ok(())
     }
 
@@ -114,7 +136,7 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
         }
     }
 
-    pub(super) fn count_split(&mut self, split: SplitAhead) {
+    fn count_split(&mut self, split: SplitAhead) {
         if split.blocks != 0 {
             self.count("split_blocks", split.blocks);
         }

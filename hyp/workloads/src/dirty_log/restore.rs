@@ -4,8 +4,10 @@ use super::Harness;
 use crate::harness::error::WorkloadError;
 use crate::harness::steps::Step;
 use abi::step;
+use alloc::sync::Arc;
 use control::Machine;
 use control::guest::RunningGuest;
+use core::sync::atomic::{AtomicU64, Ordering};
 use memory::MmuLock;
 use records::record::PhaseName;
 use records::words::Restore;
@@ -67,19 +69,17 @@ impl<M: Machine, L: MmuLock> Harness<'_, M, L> {
         self.written_in(iteration)
     }
 
-    /// Restores all slots once, and returns how many tables are left.
+    /// Restores all slots once, by all harvesters, and returns how many tables are left.
     fn restore_blocks(&mut self) -> Result<u64, WorkloadError> {
-        let RunningGuest { own, vm, .. } = self.guest;
-        let (mut blocks, mut left) = (0, 0);
-        for slot in &self.slots {
-            let mut next = Some(slot.range().start);
-            while let Some(from) = next {
-                let restored = vm.space.restore_blocks(&own.memory, slot.id, from)?;
-                blocks += restored.collapsed.blocks;
-                left += restored.collapsed.left;
-                next = restored.next;
-            }
-        }
+        let sums = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+        let adding = sums.clone();
+        self.in_parts(1, move |space, memory, part| {
+            let restored = space.restore_part(memory, part.slot, part.pages.clone())?;
+            adding[0].fetch_add(restored.blocks, Ordering::Relaxed);
+            adding[1].fetch_add(restored.left, Ordering::Relaxed);
+            Ok(())
+        })?;
+        let [blocks, left] = sums.each_ref().map(|sum| sum.load(Ordering::Relaxed));
         self.count("restored_blocks", blocks);
         Ok(left)
     }

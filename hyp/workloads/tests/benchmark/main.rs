@@ -107,6 +107,39 @@ fn every_mode_gives_a_verified_record_and_leaves_nothing() {
 }
 
 #[test]
+fn several_cpus_harvest_split_and_restore_and_their_work_is_counted() {
+    let common = "mode=mutex,rwlock,parallel bytes=10M iterations=2 timeout=60";
+    for (vcpus, harvesters) in [(2, 2), (1, 3)] {
+        for policy in [
+            "split=fault",
+            "split=eager slots=2",
+            "split=eager enable=all_set clear=with_get",
+            "backing=4K slots=3 restore=background",
+            "harvest=ring",
+            "merging",
+        ] {
+            let merging = policy == "merging";
+            if merging && harvesters == 3 {
+                continue;
+            }
+            let (vcpus, harvesters) = match merging {
+                true => (1, 2),
+                false => (vcpus, harvesters),
+            };
+            let options = format!("{common} vcpus={vcpus} harvesters={harvesters} {policy}");
+            let outcome = run(&options, Guest::Honest);
+            let records = verified(&outcome, 3);
+            for record in &records {
+                assert_eq!(record.harvesters, harvesters, "{options}");
+                let protected = record.counters["write_protected"];
+                let pages = 2560 * vcpus;
+                assert!(protected >= pages, "{options}: {protected} of {pages}");
+            }
+        }
+    }
+}
+
+#[test]
 fn shares_that_are_no_multiple_of_anything_are_verified_too() {
     for options in [
         "vcpus=3 bytes=300K iterations=3 backing=4K write_percent=40 timeout=60",
@@ -474,6 +507,10 @@ fn what_cant_be_run_is_refused_before_anything_starts() {
     assert_eq!(
         refused("vcpus=3 merging"),
         "vcpus=3 merging needs 5 CPUs, one of them for the control plane, one to merge, but there are 4"
+    );
+    assert_eq!(
+        refused("vcpus=2 harvesters=3"),
+        "vcpus=2 harvesters=3 needs 5 CPUs, one of them for the control plane, 2 more to harvest, but there are 4"
     );
     let short = |options: &str, needed: &str| {
         let says = format!("the guest's memory can't be had: it takes {needed}, and ");

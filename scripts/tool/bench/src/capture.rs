@@ -418,6 +418,7 @@ fn as_by_default(record: Record) -> Record {
         tracking: Tracking::WriteProtect.to_string(),
         granularity: Granularity::Page4K.to_string(),
         harvest: Harvest::Bitmap.to_string(),
+        harvesters: 1,
         enable: Enable::Protect.to_string(),
         clear: Clear::Manual.to_string(),
         restore: Restore::AtOnce.to_string(),
@@ -452,6 +453,7 @@ fn policy(record: &mut Record, part: &str) {
         ("sleep_millisecs", count) => record.sleep_millisecs = number(count),
         ("max_page_sharing", count) => record.max_page_sharing = number(count),
         (count, "slots") => record.slots = count.parse().unwrap_or(1),
+        (count, "harvesters") => record.harvesters = number(count),
         (count, "workers") => record.workers = number(count),
         (count, rest) if rest.starts_with("vCPU") => {
             record.vcpus = number(count);

@@ -24,7 +24,7 @@ pub fn is_parvisor(record: &Record) -> bool {
 }
 
 /// How many policies a record has.
-const POLICIES: usize = 14;
+const POLICIES: usize = 15;
 
 /// The words for each policy of a record. A policy that an old record or another system lacks is empty.
 fn policies(record: &Record) -> [String; POLICIES] {
@@ -41,6 +41,10 @@ fn policies(record: &Record) -> [String; POLICIES] {
         record.tracking.clone(),
         said("logs ", &record.granularity),
         record.harvest.clone(),
+        match record.harvesters {
+            0 | 1 => String::new(),
+            several => format!("{several} harvesters"),
+        },
         said("enable ", &record.enable),
         said("clear ", &record.clear),
         said("restore ", &record.restore),

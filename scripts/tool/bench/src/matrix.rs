@@ -86,6 +86,9 @@ fn workloads(
     vary(&mut all, &options.harvests, |workload, value| {
         workload.harvest = value
     });
+    vary(&mut all, &options.harvesters, |workload, value| {
+        workload.harvesters = value
+    });
     if is_benchmark {
         // The other workloads have this list in one boot.
         vary(&mut all, &backing.overcommits, |workload, value| {
@@ -219,6 +222,7 @@ mod tests {
             "--split-chunk=2M",
             "--split-reserve=64K",
             "--exit-times",
+            "--harvesters=3",
             "--random",
             "--seed=3",
             "--iterations=2",
@@ -228,7 +232,7 @@ mod tests {
         assert_eq!(
             matrix.boots[0].append,
             "mode=parallel vcpus=1 bytes=8192K backing=2M timeout=120 iterations=2 write_percent=20 random seed=3 \
-             split=eager granularity=2M enable=all_set clear=with_get restore=never slots=4 split_chunk=2048K \
+             split=eager granularity=2M harvesters=3 enable=all_set clear=with_get restore=never slots=4 split_chunk=2048K \
              split_reserve=64K exit_times log=debug"
         );
         let ring = sound(&["--vcpus=1", "--harvest=ring", "--ring-entries=256"]);

@@ -265,6 +265,7 @@ fn workload_in_words(workload: &Workload) -> String {
         granularity,
         harvest,
         enable,
+        harvesters,
         compared,
         overcommit,
         ..
@@ -277,7 +278,12 @@ fn workload_in_words(workload: &Workload) -> String {
         100 => String::new(),
         percent => format!(", overcommit {percent} %"),
     };
+    let harvesters = match harvesters {
+        1 => String::new(),
+        several => format!(", {several} harvesters"),
+    };
     format!(
-        "{count}, backing {backing}, {write_percent} % writes, logs {granularity}, {harvest}, {enable}{overcommit}"
+        "{count}, backing {backing}, {write_percent} % writes, logs {granularity}, {harvest}{harvesters}, \
+         {enable}{overcommit}"
     )
 }

@@ -21,8 +21,8 @@ pub struct BackingOptions {
         value_name = "KIND",
         value_enum,
         conflicts_with_all = [
-            "write_percent", "random", "split", "tracking", "granularity", "harvest", "ring_entries", "enable", "clear",
-            "restore", "split_chunk", "split_reserve", "slots"
+            "write_percent", "random", "split", "tracking", "granularity", "harvest", "harvesters", "ring_entries",
+            "enable", "clear", "restore", "split_chunk", "split_reserve", "slots"
         ]
     )]
     pub workload: Option<Changing>,

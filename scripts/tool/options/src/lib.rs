@@ -63,6 +63,7 @@ const STRESS_BYTES: Size = mib(8);
     mut_arg("write_percent", one("100")),
     mut_arg("granularity", one("4K")),
     mut_arg("harvest", one("bitmap")),
+    mut_arg("harvesters", one("1")),
     mut_arg("enable", one("protect"))
 )]
 pub struct RunOptions {
@@ -96,7 +97,7 @@ pub struct RunOptions {
         value_name = "IMAGE",
         conflicts_with_all = [
             "iterations", "write_percent", "random", "seed", "json", "split", "tracking", "granularity", "harvest",
-            "ring_entries", "enable", "clear", "restore", "split_chunk", "split_reserve", "slots", "exit_times",
+            "harvesters", "ring_entries", "enable", "clear", "restore", "split_chunk", "split_reserve", "slots", "exit_times",
             "workload", "overcommits"
         ]
     )]
@@ -109,8 +110,8 @@ pub struct RunOptions {
         value_name = "SECONDS",
         value_parser = clap::value_parser!(u64).range(1..=1_000_000),
         conflicts_with_all = [
-            "iterations", "write_percent", "random", "split", "tracking", "granularity", "harvest", "enable", "clear",
-            "restore", "split_reserve", "exit_times", "guest", "workload", "overcommits", "merging", "merge_targets",
+            "iterations", "write_percent", "random", "split", "tracking", "granularity", "harvest", "harvesters",
+            "enable", "clear", "restore", "split_reserve", "exit_times", "guest", "workload", "overcommits", "merging", "merge_targets",
             "pages_to_scan", "sleep_millisecs", "max_page_sharing"
         ]
     )]
@@ -330,6 +331,7 @@ fn busy_with(workload: &Workload) -> String {
             "--workers",
         ),
         (workload.merging.beside, "--merging"),
+        (workload.harvesters > 1, "--harvesters"),
     ];
     let others: String = others
         .iter()

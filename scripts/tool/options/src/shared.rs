@@ -120,6 +120,10 @@ pub struct WorkloadOptions {
     )]
     pub harvests: Vec<Harvest>,
 
+    /// How many CPUs harvest the bitmap, split ahead and restore blocks: the hypervisor's own, and others without a vCPU.
+    #[arg(long = "harvesters", id = "harvesters", value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=127))]
+    pub harvesters: Vec<u32>,
+
     /// How many entries each vCPU's dirty ring has: a power of two. [default: the hypervisor's, 4096]
     #[arg(long, value_name = "N", value_parser = ring_entries)]
     pub ring_entries: Option<u32>,

@@ -191,6 +191,22 @@ fn merging_takes_a_cpu_and_says_only_what_is_given() {
 }
 
 #[test]
+fn harvesters_take_cpus() {
+    let several = plan(&["--harvesters=8", "--vcpus=4", "--mode=parallel"]).expect("sound options");
+    assert_eq!(several.cpus, 12);
+    assert!(
+        several.append.ends_with("write_percent=100 harvesters=8"),
+        "{}",
+        several.append
+    );
+    let says = "--smp 5: too few CPUs: --vcpus 4 and --harvesters need 11";
+    assert!(refused(&["--harvesters=8", "--vcpus=4", "--smp=5"]).contains(says));
+    assert!(refused(&["--harvesters=0"]).contains("--harvesters"));
+    assert!(refused(&["--harvesters=2", "--stress=5"]).contains("--harvesters"));
+    assert!(refused(&["--harvesters=2", "--workload=cow"]).contains("--harvesters"));
+}
+
+#[test]
 fn merging_that_cant_be_is_refused() {
     assert!(refused(&["--merging", "--workload=merge"]).contains("--merging"));
     let says = "--smp 5: too few CPUs: --vcpus 4 and --merging need 5";

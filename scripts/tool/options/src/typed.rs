@@ -8,12 +8,13 @@ use emulator::error::ToolError;
 /// The hypervisor's options for which the scripts' options have another name.
 const RENAMED: [(&str, &str); 1] = [("seconds", "--stress")];
 /// The others: theirs is the same, with dashes.
-const NAMED: [&str; 31] = [
+const NAMED: [&str; 32] = [
     "mode",
     "split",
     "tracking",
     "granularity",
     "harvest",
+    "harvesters",
     "ring_entries",
     "enable",
     "clear",

@@ -55,6 +55,8 @@ pub struct Workload {
     pub granularity: Granularity,
     /// The form of the log.
     pub harvest: Harvest,
+    /// How many CPUs harvest, the hypervisor's own among them.
+    pub harvesters: u32,
     /// The entries of each ring.
     pub ring_entries: Option<u32>,
     /// How the log is enabled.
@@ -160,6 +162,7 @@ impl Workload {
                 .first()
                 .unwrap_or(&Granularity::Page4K),
             harvest: *options.harvests.first().unwrap_or(&Harvest::Bitmap),
+            harvesters: *options.harvesters.first().unwrap_or(&1),
             ring_entries: options.ring_entries,
             enable: *options.enables.first().unwrap_or(&Enable::Protect),
             clear: options.clear,
@@ -218,7 +221,7 @@ impl Workload {
         let busy = compared.map_or(self.vcpus, |compared| {
             self.vcpus * compared.vms() + compared.most_workers()
         });
-        busy + u32::from(self.merging.beside)
+        busy + u32::from(self.merging.beside) + self.harvesters - 1
     }
 
     /// The CPUs that it can make use of, beside the hypervisor's own: the stress run has a fork run beside its VM, if it can.
@@ -365,6 +368,7 @@ impl Workload {
             &Granularity::Page4K,
         );
         say("harvest", self.harvest.to_string(), &Harvest::Bitmap);
+        say("harvesters", self.harvesters.to_string(), &1);
         say("enable", self.enable.to_string(), &Enable::Protect);
         say("clear", self.clear.to_string(), &Clear::Manual);
         say("restore", self.restore.to_string(), &Restore::AtOnce);

@@ -113,8 +113,12 @@ fn heading(records: &[Record]) -> String {
             built(record)
         );
     }
+    let harvesters = match record.harvesters {
+        0 | 1 => String::new(),
+        several => format!(", {several} harvesters"),
+    };
     format!(
-        "{} vCPUs x {}, {} iterations, backing {}, {} % writes; {}, GICv{}; times in ms, measured with {}{}",
+        "{} vCPUs x {}, {} iterations, backing {}, {} % writes{harvesters}; {}, GICv{}; times in ms, measured with {}{}",
         record.vcpus,
         Size(record.bytes_per_vcpu),
         record.iterations,

@@ -71,6 +71,26 @@ fn blocks_are_split_as_the_policy_says_and_come_back_at_once_or_later() {
 }
 
 #[test]
+fn several_cpus_harvest_split_and_restore() {
+    let boot = |options: &str, runs| {
+        let options = format!("harvesters=3 {options} {SMALL}");
+        verified(&Boot::benchmark(&options).cpus(5), runs)
+    };
+    for options in ["", "enable=all_set clear=with_get slots=3"] {
+        for record in boot(
+            &format!("split=fault,eager mode=rwlock,parallel {options}"),
+            4,
+        ) {
+            assert_eq!((record.harvesters, restored(&record)), (3, BLOCKS));
+        }
+    }
+    let options = "tracking=writeprotect,hardware granularity=2M restore=background";
+    for record in boot(options, 2) {
+        assert!(record.verified);
+    }
+}
+
+#[test]
 fn logging_is_enabled_while_vcpus_write() {
     let records = run("split=none,fault,eager enable=overlapped exit_times", 3);
     for record in &records {
