@@ -91,13 +91,18 @@ impl<L: MmuLock> AddressSpace<L> {
         access: Access,
     ) -> Result<(), PrefaultError> {
         let mut at = range.start.align_down(PAGE_SIZE);
+        let mut level = Level::L2;
         while at < range.end {
-            let level = self
-                .populate_page(cpu, vcpu, at, access)
-                .map_err(|reason| PrefaultError {
-                    done_to: at.max(range.start),
-                    reason,
-                })?;
+            // Beside a page that is mapped alone no block maps another one of the same 2 MiB.
+            let is_mapped_alone = level == Level::L3 && !at.is_aligned(GRANULE.span(Level::L2));
+            let populated = match is_mapped_alone {
+                true => self.populate_lone_page(cpu, vcpu, at, access),
+                false => self.populate_page(cpu, vcpu, at, access),
+            };
+            level = populated.map_err(|reason| PrefaultError {
+                done_to: at.max(range.start),
+                reason,
+            })?;
             let span = GRANULE.span(level);
             let next = at.align_down(span).checked_add(span);
             at = next.unwrap_or(range.end);
@@ -106,6 +111,28 @@ impl<L: MmuLock> AddressSpace<L> {
             }
         }
         Ok(())
+    }
+
+    /// As [`Self::populate_page`], where no leaf above level 3 is expected: without a look at the entry before the fault and
+    /// after it. If a block maps the page meanwhile, its pages are found to be mapped one by one.
+    fn populate_lone_page<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        vcpu: usize,
+        ipa: Ipa,
+        access: Access,
+    ) -> Result<Level, NotPopulated> {
+        let fault = Fault {
+            vcpu,
+            ipa,
+            va: None,
+            access,
+            kind: FaultKind::Translation,
+        };
+        match self.fault(cpu, &fault) {
+            FaultOutcome::Resolved | FaultOutcome::RingLow => Ok(Level::L3),
+            _ => self.populate_page(cpu, vcpu, ipa, access),
+        }
     }
 
     /// Maps one page for an access. Returns the level of the leaf that maps it.
