@@ -159,11 +159,8 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
 
     /// Wakes all vCPUs, so that those that wait in a call check whether it can be answered.
     pub fn kick_vcpus(&self) {
-        for vcpu in self.vm.vcpus() {
-            if let Some(cpu) = self.vm.cpu_of(vcpu) {
-                self.machine.kick(cpu);
-            }
-        }
+        // Each vCPU's own word of where it runs would have to come from its CPU.
+        self.machine.kick_each(self.cpus.clone().map(CpuId));
     }
 
     /// Notes progress: the guest has done a step, or waits for this CPU. Its limit starts again.
