@@ -26,8 +26,8 @@ pub enum RunError {
         needed: usize,
         /// The CPUs present.
         cpus: usize,
-        /// Whether one of them is for merging.
-        merging: bool,
+        /// How many of them are for merging.
+        merging: usize,
     },
     /// The VM can't be made.
     Vm(VmError),
@@ -108,14 +108,19 @@ impl fmt::Display for RunError {
                 cpus,
                 merging,
             } => {
-                let (option, merger) = match merging {
-                    true => (" merging", ", one to merge"),
-                    false => ("", ""),
-                };
-                write!(
-                    f,
-                    "vcpus={vcpus}{option} needs {needed} CPUs, one of them for the control plane{merger}, but there are {cpus}"
-                )
+                write!(f, "vcpus={vcpus}")?;
+                match merging {
+                    0 => {}
+                    1 => f.write_str(" merging")?,
+                    count => write!(f, " merging={count}")?,
+                }
+                write!(f, " needs {needed} CPUs, one of them for the control plane")?;
+                match merging {
+                    0 => {}
+                    1 => f.write_str(", one to merge")?,
+                    count => write!(f, ", {count} to merge")?,
+                }
+                write!(f, ", but there are {cpus}")
             }
             Self::Vm(error) => error.fmt(f),
             Self::Layout(error) => error.fmt(f),

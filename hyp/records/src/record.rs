@@ -83,7 +83,10 @@ pub struct Record {
     /// The memory whose equal pages were merged, as the option `merge_targets` says it. Empty where none were.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub merge_targets: String,
-    /// How many pages the scan looked at between two pauses.
+    /// How many CPUs merged them beside the guest. In a workload whose workers merge, these are meant: 0 here.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub scanners: u64,
+    /// How many pages each of these CPUs looked at between two pauses.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub pages_to_scan: u64,
     /// How long each pause was, in milliseconds.
@@ -417,6 +420,7 @@ mod tests {
             workers: 2,
             overcommit: 150,
             merge_targets: "test".into(),
+            scanners: 2,
             pages_to_scan: 100,
             sleep_millisecs: 20,
             max_page_sharing: 256,

@@ -326,7 +326,7 @@ fn busy_with(workload: &Workload) -> String {
             compared.is_some_and(|compared| compared.most_workers() > 0),
             "--workers",
         ),
-        (workload.merging.beside, "--merging"),
+        (workload.merging.beside > 0, "--merging"),
     ];
     let others: String = others
         .iter()

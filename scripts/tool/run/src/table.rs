@@ -37,6 +37,7 @@ const COUNTERS: [(&str, &str); 22] = [
     ("ksm_zero_pages", "ksm_zero_pages"),
     ("pages_scanned", "pages_scanned"),
     ("full_scans", "full_scans"),
+    ("scanners", "CPUs that scan"),
 ];
 
 /// The table, with a line above it that says what was measured.
