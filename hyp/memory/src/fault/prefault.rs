@@ -224,6 +224,39 @@ mod tests {
         space.destroy(&cpu);
     }
 
+    /// Whatever is mapped already: nothing, single pages, pages without the right to be written, a block.
+    #[test]
+    fn all_of_a_range_is_populated_whatever_is_mapped_there() {
+        let cpu = cpu(4096);
+        let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
+        let space = AddressSpace::<Parallel>::new(&cpu, VmId::new(0).unwrap(), layout).unwrap();
+        let block = GRANULE.span(Level::L2);
+        let pieces = [Level::L3, Level::L2, Level::L3];
+        for (id, piece) in (0..).zip(pieces) {
+            let start = Ipa::new(block * (1 + u64::from(id)));
+            let added = space.add_slot(&cpu, SlotId(id), start, block, piece, false);
+            added.unwrap();
+        }
+        let page = |number: u64| Ipa::new(block + number * PAGE_SIZE);
+        let populate = |pages: core::ops::Range<u64>, access| {
+            let range = page(pages.start)..page(pages.end);
+            assert_eq!(space.prefault(&cpu, 0, range, access), Ok(()));
+        };
+        populate(3..5, Access::Write);
+        populate(7..9, Access::Read);
+        populate(600..601, Access::Write);
+        populate(1025..1027, Access::Read);
+        for access in [Access::Read, Access::Write, Access::Write] {
+            populate(0..3 * 512, access);
+            for number in 0..3 * 512 {
+                let (leaf, level) = space.lookup(&cpu, page(number)).unwrap();
+                assert!(access.allowed_by(leaf), "page {number}");
+                assert_eq!(level, pieces[number as usize / 512], "page {number}");
+            }
+        }
+        space.destroy(&cpu);
+    }
+
     /// With one count for all of the VM, any change anywhere restarts every fault.
     #[test]
     fn a_range_that_is_never_let_alone_is_given_up_with_what_was_done() {
