@@ -1,7 +1,7 @@
-//! Background page merging: a CPU without a vCPU merges equal pages of running guests. The options choose the rate and the
-//! memory.
+//! Background page merging: CPUs without a vCPU together merge equal pages of running guests. The options choose their number,
+//! the rate and the memory.
 //!
-//! CPU 0 starts and stops it, and names the VMs to merge; the scanning CPU does nothing else meanwhile. A VM that ends earlier
+//! CPU 0 starts and stops it, and names the VMs to merge; the scanning CPUs do nothing else meanwhile. A VM that ends earlier
 //! must be withdrawn first, or its frames might be freed late.
 
 use crate::error::RunError;
@@ -19,53 +19,61 @@ use records::words::MergeTarget;
 const AT_ONCE: u64 = 128;
 const NS_PER_MS: u64 = 1_000_000;
 
-/// A scan of guests' memory by one CPU. Ends when this is dropped, at the latest.
+/// A scan of guests' memory by CPUs of its own. Ends when this is dropped, at the latest.
 pub struct Scanner<'g, M: Machine> {
     scan: Arc<Scan>,
     beside: BackgroundWork<'g, M>,
 }
 
-/// The state that CPU 0 and the scanning CPU share.
+/// The state that CPU 0 and the scanning CPUs share.
 struct Scan {
     options: MergeOptions,
     merging: PageMerging,
-    /// How long its steps took, in nanoseconds.
+    scanners: usize,
+    start_ns: u64,
+    /// How long their steps took, of all scanners, in nanoseconds.
     spent_ns: AtomicU64,
+    /// When the last step ended, in nanoseconds from the start.
+    last_ns: AtomicU64,
 }
 
 impl<'g, M: Machine> Scanner<'g, M> {
-    /// Sets a CPU to merge a guest's pages while it runs, if the options say so.
+    /// Sets CPUs to merge a guest's pages while it runs, if the options say so.
     ///
     /// # Errors
-    /// There is no idle CPU, or no heap.
+    /// There are too few idle CPUs, or there is no heap.
     pub fn beside<L: MmuLock + 'static>(
         guest: &'g RunningGuest<'_, M, L>,
         options: &Options,
     ) -> Result<Option<Self>, RunError> {
-        let start = || Self::start(&[guest], &options.merge, u64::MAX);
-        options.merging.then(start).transpose()
+        let start = || Self::start(&[guest], &options.merge, options.merging, u64::MAX);
+        options.merges_beside().then(start).transpose()
     }
 
-    /// Sets a CPU to merge the pages of these guests, for the given number of complete scans.
+    /// Sets so many CPUs to merge the pages of these guests, for the given number of complete scans.
     ///
     /// # Errors
     /// As for [`Self::beside`].
     pub fn start<L: MmuLock + 'static>(
         guests: &[&'g RunningGuest<'_, M, L>],
         options: &MergeOptions,
+        scanners: usize,
         scans: u64,
     ) -> Result<Self, RunError> {
+        let first = guests.first().ok_or(RunError::Stuck)?;
         let scan = Arc::new(Scan {
             options: options.clone(),
-            merging: PageMerging::new(merge_policy(options)),
+            merging: PageMerging::new(merge_policy(options, scanners)),
+            scanners,
+            start_ns: first.machine.now_ns(),
             spent_ns: AtomicU64::new(0),
+            last_ns: AtomicU64::new(0),
         });
         for guest in guests {
             scan.add(guest)?;
         }
-        let first = guests.first().ok_or(RunError::Stuck)?;
         let (machine, shared) = (first.machine, scan.clone());
-        let beside = first.beside(1, move |_, own, _, stop| {
+        let beside = first.beside(scanners, move |_, own, _, stop| {
             shared.run(machine, own, stop, scans);
         });
         Ok(Self {
@@ -139,8 +147,13 @@ impl Scan {
             while left != 0 && !is_over() {
                 let start_ns = machine.now_ns();
                 let scanned = self.merging.scan(&own.memory, left.min(AT_ONCE));
-                let spent_ns = machine.now_ns() - start_ns;
-                self.spent_ns.fetch_add(spent_ns, Ordering::Relaxed);
+                let end_ns = machine.now_ns();
+                self.spent_ns
+                    .fetch_add(end_ns - start_ns, Ordering::Relaxed);
+                if scanned != 0 {
+                    let last_ns = end_ns.saturating_sub(self.start_ns);
+                    self.last_ns.fetch_max(last_ns, Ordering::Relaxed);
+                }
                 // What was given up goes home.
                 own.memory.idle();
                 left = if scanned == 0 { 0 } else { left - scanned };
@@ -165,7 +178,10 @@ impl Scan {
             counts.insert(name.into(), count);
         });
         let spent_ns = self.spent_ns.load(Ordering::Relaxed);
+        let last_ns = self.last_ns.load(Ordering::Relaxed);
+        counts.insert("scanners".into(), self.scanners as u64);
         counts.insert("scanner_ns".into(), spent_ns);
+        counts.insert("scan_ns".into(), last_ns);
         counts
     }
 }

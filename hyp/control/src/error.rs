@@ -26,8 +26,8 @@ pub enum RunError {
         needed: usize,
         /// The CPUs present.
         cpus: usize,
-        /// Whether one of them is for merging.
-        merging: bool,
+        /// How many of them are for merging.
+        merging: usize,
         /// How many harvest, the control plane's CPU among them.
         harvesters: usize,
     },
@@ -111,18 +111,21 @@ impl fmt::Display for RunError {
                 merging,
                 harvesters,
             } => {
-                let (option, merger) = match merging {
-                    true => (" merging", ", one to merge"),
-                    false => ("", ""),
-                };
-                write!(f, "vcpus={vcpus}{option}")?;
+                write!(f, "vcpus={vcpus}")?;
+                match merging {
+                    0 => {}
+                    1 => f.write_str(" merging")?,
+                    count => write!(f, " merging={count}")?,
+                }
                 if *harvesters > 1 {
                     write!(f, " harvesters={harvesters}")?;
                 }
-                write!(
-                    f,
-                    " needs {needed} CPUs, one of them for the control plane{merger}"
-                )?;
+                write!(f, " needs {needed} CPUs, one of them for the control plane")?;
+                match merging {
+                    0 => {}
+                    1 => f.write_str(", one to merge")?,
+                    count => write!(f, ", {count} to merge")?,
+                }
                 if *harvesters > 1 {
                     write!(f, ", {} more to harvest", harvesters - 1)?;
                 }

@@ -31,6 +31,11 @@ pub trait Machine: Sync + 'static {
     /// Makes CPU `cpu` leave its guest or its wait, now or at its next attempt.
     fn kick(&self, cpu: CpuId);
 
+    /// As [`Self::kick`], for several CPUs. A machine that can kick many at once does.
+    fn kick_each(&self, cpus: impl Iterator<Item = CpuId>) {
+        cpus.for_each(|cpu| self.kick(cpu));
+    }
+
     /// The device at a path of the machine's device tree, for a guest that gets sole use of it.
     ///
     /// # Errors

@@ -99,8 +99,8 @@ pub struct Options {
     pub workers: Vec<u64>,
     /// With each of these, the guest's memory use in percent of its limit, one after the other.
     pub overcommits: Vec<u64>,
-    /// Whether a CPU merges equal pages while guests run, in other workloads than merging.
-    pub merging: bool,
+    /// How many CPUs merge equal pages while guests run, in other workloads than merging; 0: nothing is merged.
+    pub merging: usize,
     /// The options of merging.
     pub merge: MergeOptions,
     /// The size of the guest's physical address space, or `None` for the default.
@@ -144,7 +144,7 @@ impl Default for Options {
             changes: [Change::Direct].into(),
             workers: [0].into(),
             overcommits: [100].into(),
-            merging: false,
+            merging: 0,
             merge: MergeOptions::default(),
             ipa_bits: None,
             seconds: 10,
@@ -262,7 +262,7 @@ impl Options {
                 return Ok(());
             }
             "merging" => {
-                self.merging = value::alone(key, text)?;
+                self.merging = merging::scanners(key, text)?;
                 return Ok(());
             }
             _ => {}
@@ -398,8 +398,8 @@ impl Options {
     fn check_merging<'t>(&self, is_given: impl Fn(&str) -> bool) -> Result<(), OptionError<'t>> {
         let foreign = merging::KEYS.into_iter().find(|key| is_given(key));
         match foreign {
-            _ if self.merging && self.measures_merging() => Err(OptionError::MergingTwice),
-            Some(key) if !self.merging && !self.measures_merging() => {
+            _ if self.merges_beside() && self.measures_merging() => Err(OptionError::MergingTwice),
+            Some(key) if !self.merges_beside() && !self.measures_merging() => {
                 Err(OptionError::NotMerging(key))
             }
             _ if self.guest == GuestKind::Program
@@ -466,6 +466,11 @@ impl Options {
         self.overcommits.iter().any(|percent| *percent > 100)
     }
 
+    /// Whether CPUs merge equal pages while guests run, in other workloads than merging.
+    pub fn merges_beside(&self) -> bool {
+        self.merging != 0
+    }
+
     /// Whether merging is what the run measures.
     pub fn measures_merging(&self) -> bool {
         self.guest == GuestKind::Backing && self.workload == Workload::Merge
@@ -473,10 +478,11 @@ impl Options {
 
     /// The record of a run, with the merging options if anything was merged.
     pub fn with_merging(&self, record: Record) -> Record {
-        if !self.merging && !self.measures_merging() {
+        if !self.merges_beside() && !self.measures_merging() {
             return record;
         }
         Record {
+            scanners: self.merging as u64,
             merge_targets: self.merge.target_names(),
             pages_to_scan: self.merge.pages_to_scan,
             sleep_millisecs: self.merge.sleep_millisecs,
@@ -487,7 +493,7 @@ impl Options {
 
     /// Whether split blocks may have to stay split.
     pub fn keeps_blocks_apart(&self) -> bool {
-        self.is_overcommitted() || self.merging
+        self.is_overcommitted() || self.merges_beside()
     }
 
     /// How many VMs run at the same time.
@@ -505,7 +511,7 @@ impl Options {
             _ => 0,
         };
         let helpers = self.harvesters - 1;
-        self.vcpus * self.vms() + workers + usize::from(self.merging) + helpers
+        self.vcpus * self.vms() + workers + self.merging + helpers
     }
 
     /// The size of the benchmark's test memory: all vCPUs' shares, rounded up to the backing. `None` beyond 64 bits, which

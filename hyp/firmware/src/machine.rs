@@ -96,6 +96,10 @@ impl Machine for Board {
         gic::kick(CpuId::new(cpu.0));
     }
 
+    fn kick_each(&self, cpus: impl Iterator<Item = vm::CpuId>) {
+        gic::kick_each(cpus.map(|cpu| CpuId::new(cpu.0)));
+    }
+
     fn device(&self, memory: &CpuMemory<Hardware>, path: &str) -> Result<Device, DeviceError> {
         let found = self.system.device(path).ok_or(DeviceError::Unknown)?;
         let no_room = |ranges: usize| {

@@ -10,14 +10,18 @@
 //! limit are never merged, as no VM would pay for the shared frame; their pages of zeros are freed all the same. A 2 MiB block
 //! is split only if enough of its pages had partners in the last scan to pay for the split.
 //!
-//! Steps are for idle CPUs and run beside everything else. The scanning CPU holds a lock that no fault takes; only vCPUs that
-//! touch a page wait while it is merged. A scan allocates nothing but tables for split blocks.
+//! Steps are for idle CPUs and run beside everything else, on any number of them at once: each takes the next few pages of the
+//! same scan, and all meet in one table of candidates without a lock. Two that want the same page exclude each other by its
+//! claim, as with any other change of it. Whoever registers or withdraws objects waits for running steps, and holds a lock that
+//! no fault takes; only vCPUs that touch a page wait while it is merged. A scan allocates nothing but tables for split blocks.
 
 mod candidates;
+mod progress;
 mod sharing;
 mod target;
 
 use self::candidates::{Candidates, MetFrames};
+use self::progress::{Counted, Found, Progress};
 use self::sharing::{Joined, PageOf, checksum, checksum_of_zeros};
 use self::target::Target;
 use crate::change::propagate::Changer;
@@ -30,11 +34,15 @@ use crate::system::cpu::{Caches, CpuMemory};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use spin::Mutex;
+use core::mem;
+use spin::RwLock;
 use stage2::Tlb;
+use stage2::sync::relax;
 
-/// Pages that are scanned during one stay in the epoch.
+/// Pages that a scanner takes at once, and looks at during one stay in the epoch.
 const AT_ONCE: u64 = 16;
+/// Frames that these may need for tables, where blocks are split.
+const FRAMES_AT_ONCE: usize = 3 * AT_ONCE as usize;
 
 /// The policy of page merging.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +53,8 @@ pub struct MergePolicy {
     pub max_page_sharing: u64,
     /// How many of a block's 512 pages must have partners before the block is split for them.
     pub pages_of_block: u16,
+    /// How many CPUs scan together: each begins with a part of its own. There may be more or fewer.
+    pub scanners: usize,
 }
 
 impl Default for MergePolicy {
@@ -53,6 +63,7 @@ impl Default for MergePolicy {
             pages_to_scan: 100,
             max_page_sharing: 256,
             pages_of_block: 128,
+            scanners: 1,
         }
     }
 }
@@ -116,21 +127,20 @@ impl core::error::Error for MergeError {}
 #[derive(Debug)]
 pub struct PageMerging {
     policy: MergePolicy,
-    scan: Mutex<Scan>,
+    zeros: u32,
+    /// Scanners share it; who registers or withdraws objects has it alone. Its holder may wait for entries, but never for a lock
+    /// whose holder waits for it.
+    registered: RwLock<Registered>,
+    progress: Progress,
+    counted: Counted,
 }
 
-/// The state of the scan. Its holder may wait for entries, but never for a lock whose holder waits for it.
-#[derive(Debug)]
-struct Scan {
+/// The objects, and what a scan notes about their pages.
+#[derive(Debug, Default)]
+struct Registered {
     targets: Vec<Target>,
     candidates: Candidates,
     frames: MetFrames,
-    /// The next page: its target, and its number there.
-    next: (usize, u64),
-    /// The numbers of this scan so far, and those of the last complete one.
-    current: MergeStatistics,
-    published: MergeStatistics,
-    zeros: u32,
 }
 
 impl PageMerging {
@@ -138,15 +148,10 @@ impl PageMerging {
     pub fn new(policy: MergePolicy) -> Self {
         Self {
             policy,
-            scan: Mutex::new(Scan {
-                targets: Vec::new(),
-                candidates: Candidates::default(),
-                frames: MetFrames::default(),
-                next: (0, 0),
-                current: MergeStatistics::default(),
-                published: MergeStatistics::default(),
-                zeros: checksum_of_zeros(),
-            }),
+            zeros: checksum_of_zeros(),
+            registered: RwLock::default(),
+            progress: Progress::new(policy.scanners),
+            counted: Counted::new(),
         }
     }
 
@@ -159,14 +164,13 @@ impl PageMerging {
         if !is_mergeable(object) {
             return Err(MergeError::NotMergeable);
         }
-        self.scan.lock().add(object)
+        self.change(|registered| registered.add(object, &self.progress))
     }
 
     /// Withdraws an object: its pages are merged no more; merged pages stay so. When this returns, no step uses the object.
     /// Waits for a running step.
     pub fn remove(&self, object: &Object) {
-        let mut scan = self.scan.lock();
-        scan.retain(|target| target.id() != object.id());
+        self.retain(|target| target.id() != object.id());
     }
 
     /// Registers all objects that a VM's slots map, where they can be merged. Objects of later slots must be added separately.
@@ -178,30 +182,80 @@ impl PageMerging {
         cpu: &CpuMemory<T>,
         vm: &AddressSpace<L>,
     ) -> Result<(), MergeError> {
-        let mut scan = self.scan.lock();
-        let guard = vm.pin(cpu);
-        for slot in vm.slots(&guard).iter() {
-            let object = slot.object();
-            if is_mergeable(object)
-                && let Err(error) = scan.add(object)
-            {
-                scan.forget(vm.slots(&guard));
-                return Err(error);
-            }
-        }
-        Ok(())
+        let add = |registered: &mut Registered| {
+            let guard = vm.pin(cpu);
+            let mut objects = vm.slots(&guard).iter().map(|slot| slot.object());
+            objects.try_for_each(|object| match is_mergeable(object) {
+                true => registered.add(object, &self.progress),
+                false => Ok(()),
+            })
+        };
+        self.change(add)
+            .inspect_err(|_| self.forget(vm.slots(&vm.pin(cpu))))
     }
 
     /// As [`Self::remove`], for all objects that a VM's slots map. Must be called before the VM is destroyed, so that its
     /// memory is free when that returns.
     pub fn remove_vm<L: MmuLock, T>(&self, cpu: &CpuMemory<T>, vm: &AddressSpace<L>) {
-        let mut scan = self.scan.lock();
-        scan.forget(vm.slots(&vm.pin(cpu)));
+        self.forget(vm.slots(&vm.pin(cpu)));
+    }
+
+    /// Withdraws all objects that these slots map.
+    fn forget(&self, slots: &SlotArray) {
+        self.retain(|target| slots.iter().all(|slot| slot.object().id() != target.id()));
+    }
+
+    /// Withdraws some objects. If there were any the scan restarts, as pages are renumbered.
+    fn retain(&self, keep: impl FnMut(&Target) -> bool) {
+        self.change(|registered| {
+            let before = registered.targets.len();
+            registered.targets.retain(keep);
+            if registered.targets.len() != before {
+                let mut first = 0;
+                for target in &mut registered.targets {
+                    first = target.move_to(first);
+                }
+                self.begin(registered, false);
+            }
+        });
+    }
+
+    /// Changes what is registered. Waits for running steps, and keeps others from beginning.
+    fn change<R>(&self, change: impl FnOnce(&mut Registered) -> R) -> R {
+        let mut waiting = loop {
+            match self.registered.try_upgradeable_read() {
+                Some(waiting) => break waiting,
+                None => relax(),
+            }
+        };
+        let mut registered = loop {
+            match waiting.try_upgrade() {
+                Ok(registered) => break registered,
+                Err(still) => waiting = still,
+            }
+            relax();
+        };
+        lock_passed();
+        let changed = change(&mut registered);
+        lock_passed();
+        changed
+    }
+
+    /// Begins the next scan: without candidates and counts. No scanner has pages of the last one, which is complete or
+    /// restarted.
+    fn begin(&self, registered: &Registered, is_complete: bool) {
+        registered.candidates.clear();
+        registered.frames.clear();
+        for target in &registered.targets {
+            target.begin_scan(is_complete);
+        }
+        self.counted.begin(is_complete);
+        self.progress.begin(registered.pages());
     }
 
     /// The statistics so far.
     pub fn statistics(&self) -> MergeStatistics {
-        self.scan.lock().published
+        self.counted.statistics()
     }
 
     /// As [`Self::scan`], for the number of pages in the policy.
@@ -209,34 +263,49 @@ impl PageMerging {
         self.scan(cpu, self.policy.pages_to_scan)
     }
 
-    /// Scans up to `most` further pages, none of them twice, and returns how many. None while another CPU makes a step. Other
-    /// calls for this merging wait until it returns.
+    /// Scans up to `most` further pages, none of them twice, and returns how many: fewer at the end of a scan of all pages, and
+    /// none while other CPUs look at the last of them, or objects are being registered or withdrawn. Any number of CPUs may
+    /// scan at once.
     ///
     /// The caller is in no epoch.
     pub fn scan<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, most: u64) -> u64 {
-        let Some(mut scan) = self.scan.try_lock() else {
+        let Some(registered) = self.registered.try_read() else {
             return 0;
         };
-        let mut scanned = 0;
-        while scanned < most {
-            // For tables, where blocks are split.
-            cpu.refill();
-            scanned += scan.batch(cpu, &self.policy, AT_ONCE.min(most - scanned));
-            if scan.next == (0, 0) {
-                break;
+        lock_passed();
+        let mut scanner = Scanner {
+            merging: self,
+            registered: &registered,
+            met: None,
+            found: Found::default(),
+        };
+        let scan = self.progress.scan();
+        let (mut scanned, mut own) = (0, None);
+        let end = loop {
+            if cpu.cached_frames() < FRAMES_AT_ONCE {
+                cpu.refill();
             }
+            match scanner.batch(cpu, &mut own, scan, AT_ONCE.min(most - scanned)) {
+                Ok(pages) => scanned += pages,
+                Err(end) => break end,
+            }
+        };
+        drop((scanner, own));
+        lock_passed();
+        drop(registered);
+        if end == End::Dropped {
+            self.retain(|target| target.object().is_some());
         }
         scanned
     }
 }
 
-impl Scan {
-    fn add(&mut self, object: &Arc<Object>) -> Result<(), MergeError> {
+impl Registered {
+    fn add(&mut self, object: &Arc<Object>, progress: &Progress) -> Result<(), MergeError> {
         if self.targets.iter().any(|target| target.id() == object.id()) {
             return Ok(());
         }
-        let first = self.targets.last().map_or(0, |last| last.ordinals().end);
-        let target = Target::new(object, first).ok_or(MergeError::OutOfMemory)?;
+        let target = Target::new(object, self.pages()).ok_or(MergeError::OutOfMemory)?;
         let out_of_memory = |_| MergeError::OutOfMemory;
         self.targets.try_reserve(1).map_err(out_of_memory)?;
         let pages = target.ordinals().end as usize;
@@ -244,99 +313,103 @@ impl Scan {
             .and_then(|()| self.frames.reserve(pages))
             .ok_or(MergeError::OutOfMemory)?;
         self.targets.push(target);
+        progress.extend(self.pages());
         Ok(())
     }
 
-    /// Removes all objects that these slots map.
-    fn forget(&mut self, slots: &SlotArray) {
-        self.retain(|target| slots.iter().all(|slot| slot.object().id() != target.id()));
+    /// The pages of all objects.
+    fn pages(&self) -> u32 {
+        self.targets.last().map_or(0, |last| last.ordinals().end)
     }
 
-    /// Removes some targets. If any are removed the scan restarts, as pages are renumbered.
-    fn retain(&mut self, keep: impl FnMut(&Target) -> bool) {
-        let before = self.targets.len();
-        self.targets.retain(keep);
-        if self.targets.len() != before {
-            let mut first = 0;
-            for target in &mut self.targets {
-                first = target.move_to(first);
-            }
-            self.begin();
-            self.next = (0, 0);
-        }
+    /// The object that has the page of this number.
+    fn index_of(&self, ordinal: u32) -> usize {
+        (self.targets).partition_point(|target| target.ordinals().end <= ordinal)
     }
+}
 
-    /// Scans some of the next pages, of one object, and returns how many.
+/// Why a step ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum End {
+    /// It has looked at all pages that it should, or the scan has come to its end.
+    Done,
+    /// The last owner of the object whose turn it is has dropped it.
+    Dropped,
+}
+
+/// An object in use, and which of all it is. Kept from page to page: its count of owners is a cache line of all scanners.
+type InUse = Option<(usize, Arc<Object>)>;
+
+/// One of the CPUs that scan, during a step.
+struct Scanner<'s> {
+    merging: &'s PageMerging,
+    registered: &'s Registered,
+    /// The other object of which it has met a candidate last.
+    met: InUse,
+    found: Found,
+}
+
+/// The object of this index, if it isn't gone.
+fn object_in<'u>(
+    in_use: &'u mut InUse,
+    targets: &[Target],
+    index: usize,
+) -> Option<&'u Arc<Object>> {
+    if in_use.as_ref().is_none_or(|(used, _)| *used != index) {
+        *in_use = targets[index].object().map(|object| (index, object));
+    }
+    in_use.as_ref().map(|(_, object)| object)
+}
+
+impl Scanner<'_> {
+    /// Takes up to `most` of the next pages of this scan, of one object, looks at them, and returns how many.
     fn batch<T: Tlb + Caches>(
         &mut self,
         cpu: &CpuMemory<T>,
-        policy: &MergePolicy,
+        own: &mut InUse,
+        scan: u32,
         most: u64,
-    ) -> u64 {
-        let (index, from) = self.next;
-        let Some(target) = self.targets.get(index) else {
-            return 0;
+    ) -> Result<u64, End> {
+        let (progress, targets) = (&self.merging.progress, &self.registered.targets);
+        let (index, pages, object) = loop {
+            let rest = progress.rest(cpu.number(), scan);
+            let rest = rest.filter(|_| most != 0).ok_or(End::Done)?;
+            let index = self.registered.index_of(rest.pages.start);
+            let object = object_in(own, targets, index).ok_or(End::Dropped)?;
+            let of_object = targets[index].ordinals().end - rest.pages.start;
+            if let Some(pages) = progress.take(&rest, of_object.min(most as u32)) {
+                break (index, pages, object);
+            }
         };
-        let Some(object) = target.object() else {
-            self.retain(|target| target.object().is_some());
-            return 0;
-        };
-        let end = (from + most).min(object.pages());
         let guard = &cpu.pin();
         let changer = Changer { cpu, guard };
-        for page in from..end {
+        let first = targets[index].ordinals().start;
+        for page in pages.clone() {
             let page = PageOf {
-                object: &object,
-                page,
+                object,
+                page: (page - first).into(),
             };
-            self.look_at(&changer, policy, index, page);
+            self.look_at(&changer, index, page);
         }
-        self.current.pages_scanned += end - from;
-        self.published.pages_scanned = self.current.pages_scanned;
-        self.published.pages_skipped = self.current.pages_skipped;
-        self.next = if end < object.pages() {
-            (index, end)
-        } else if index + 1 < self.targets.len() {
-            (index + 1, 0)
-        } else {
-            self.finish();
-            (0, 0)
-        };
-        end - from
-    }
-
-    /// Ends a scan of all pages.
-    fn finish(&mut self) {
-        self.published = MergeStatistics {
-            full_scans: self.published.full_scans + 1,
-            ..self.current
-        };
-        self.begin();
-    }
-
-    /// Begins a scan: clears its candidates, and all counts but those over all scans.
-    fn begin(&mut self) {
-        self.candidates.clear();
-        self.frames.clear();
-        self.current = MergeStatistics {
-            pages_scanned: self.current.pages_scanned,
-            pages_skipped: self.current.pages_skipped,
-            ..MergeStatistics::default()
-        };
+        let scanned = pages.len() as u64;
+        self.found.counts.pages_scanned += scanned;
+        self.merging.counted.add(mem::take(&mut self.found));
+        if progress.finish(&pages, self.registered.pages()) {
+            self.merging.begin(self.registered, true);
+        }
+        Ok(scanned)
     }
 
     fn look_at<T: Tlb + Caches>(
         &mut self,
         changer: &Changer<'_, T>,
-        policy: &MergePolicy,
         index: usize,
         page: PageOf<'_>,
     ) {
-        let target = &mut self.targets[index];
-        target.enter_region(page.page);
+        let target = &self.registered.targets[index];
         let look = page.object.look(page.page);
         if look.is_claimed() {
-            self.current.pages_skipped += 1;
+            self.found.counts.pages_skipped += 1;
             return;
         }
         let noted = target.checksum(page.page);
@@ -345,11 +418,11 @@ impl Scan {
                 let now = checksum(changer, pa);
                 if now != noted {
                     target.note(page.page, now);
-                    self.current.pages_volatile += 1;
-                } else if now == self.zeros {
-                    self.give_up_zeros(changer, policy, index, page);
-                } else if !self.meet(changer, policy, index, page, now) {
-                    self.current.pages_unshared += 1;
+                    self.found.counts.pages_volatile += 1;
+                } else if now == self.merging.zeros {
+                    self.give_up_zeros(changer, index, page);
+                } else if !self.meet(changer, index, page, now) {
+                    self.found.counts.pages_unshared += 1;
                 }
             }
             Backing::Shared(pa) => {
@@ -359,19 +432,19 @@ impl Scan {
                 } else {
                     noted
                 };
-                self.targets[index].note(page.page, checksum);
+                target.note(page.page, checksum);
                 let is_alone = page.object.system().objects().count(pa) <= 1;
-                let joined = self.meet(changer, policy, index, page, checksum);
-                if !is_alone && self.frames.enter(pa) {
-                    self.current.pages_shared += 1;
+                let joined = self.meet(changer, index, page, checksum);
+                if !is_alone && self.registered.frames.enter(pa) {
+                    self.found.counts.pages_shared += 1;
                 } else if !is_alone {
-                    self.current.pages_sharing += 1;
+                    self.found.counts.pages_sharing += 1;
                 } else if !joined {
                     // Two pages that had been alone were counted when they were joined.
-                    self.current.pages_unshared += 1;
+                    self.found.counts.pages_unshared += 1;
                 }
             }
-            Backing::Zero if noted == self.zeros => self.current.zero_pages += 1,
+            Backing::Zero if noted == self.merging.zeros => self.found.counts.zero_pages += 1,
             // What was compressed is cold, and takes less than a frame already.
             Backing::Zero | Backing::Vacant | Backing::Compressed(_) | Backing::Device(_) => {}
         }
@@ -381,20 +454,19 @@ impl Scan {
     fn give_up_zeros<T: Tlb + Caches>(
         &mut self,
         changer: &Changer<'_, T>,
-        policy: &MergePolicy,
         index: usize,
         page: PageOf<'_>,
     ) {
-        let target = &mut self.targets[index];
-        if !target.may_be_apart(page, policy) {
+        let target = &self.registered.targets[index];
+        if !target.may_be_apart(page, &self.merging.policy) {
             target.count_partner(page.page);
-            self.current.pages_unshared += 1;
+            self.found.counts.pages_unshared += 1;
             return;
         }
         match changer.give_up_zeros(page) {
-            Joined::Done { .. } => self.current.zero_pages += 1,
-            Joined::Busy => self.current.pages_skipped += 1,
-            Joined::Different => self.current.pages_volatile += 1,
+            Joined::Done { .. } => self.found.counts.zero_pages += 1,
+            Joined::Busy => self.found.counts.pages_skipped += 1,
+            Joined::Different => self.found.counts.pages_volatile += 1,
         }
     }
 
@@ -402,60 +474,68 @@ impl Scan {
     fn meet<T: Tlb + Caches>(
         &mut self,
         changer: &Changer<'_, T>,
-        policy: &MergePolicy,
         index: usize,
         page: PageOf<'_>,
         checksum: u32,
     ) -> bool {
-        let ordinal = self.targets[index].ordinals().start + page.page as u32;
+        let (policy, registered) = (&self.merging.policy, self.registered);
+        let (targets, candidates) = (&registered.targets, &registered.candidates);
+        let target = &targets[index];
+        let ordinal = target.ordinals().start + page.page as u32;
         if is_limited(page.object) {
             return false;
         }
         let domains = page.object.system().trust_domains();
         let domain = domains.of(page.object.account(), page.object.id());
         let checksum = checksum ^ domain.bits();
-        let Some(met) = self.candidates.enter(checksum, ordinal) else {
+        let Some(met) = candidates.enter(checksum, ordinal) else {
             return false;
         };
-        let at = (self.targets).partition_point(|target| target.ordinals().end <= met);
-        let object = self.targets[at].object();
+        let at = registered.index_of(met);
+        let object = match at == index {
+            true => Some(page.object),
+            false => object_in(&mut self.met, targets, at).map(|object| &**object),
+        };
         let Some(object) =
             object.filter(|object| domains.of(object.account(), object.id()) == domain)
         else {
             // It is gone, or met by chance: its owner and this one don't trust each other.
-            self.candidates.replace(checksum, met, ordinal);
+            candidates.replace(checksum, met, ordinal);
             return false;
         };
         let other = PageOf {
-            object: &object,
-            page: (met - self.targets[at].ordinals().start).into(),
+            object,
+            page: (met - targets[at].ordinals().start).into(),
         };
         if page.shares_with(other) {
             return false;
         }
-        if !self.targets[index].may_be_apart(page, policy)
-            || !self.targets[at].may_be_apart(other, policy)
-        {
-            self.targets[index].count_partner(page.page);
-            if self.candidates.pair(checksum, met) {
-                self.targets[at].count_partner(other.page);
+        if !target.may_be_apart(page, policy) || !targets[at].may_be_apart(other, policy) {
+            target.count_partner(page.page);
+            if candidates.pair(checksum, met) {
+                targets[at].count_partner(other.page);
             }
             return false;
         }
+        let counts = &mut self.found.counts;
         match changer.join(page, other, policy.max_page_sharing) {
             Joined::Done { alone, shared } => {
-                // Guests may have parted some since they were counted.
-                let unshared = &mut self.current.pages_unshared;
-                *unshared = unshared.saturating_sub(alone);
-                self.current.pages_shared += u64::from(!shared);
-                self.current.pages_sharing += 1;
+                self.found.joined += alone;
+                counts.pages_shared += u64::from(!shared);
+                counts.pages_sharing += 1;
                 return true;
             }
-            Joined::Busy => self.current.pages_skipped += 1,
-            Joined::Different => self.candidates.replace(checksum, met, ordinal),
+            Joined::Busy => counts.pages_skipped += 1,
+            Joined::Different => candidates.replace(checksum, met, ordinal),
         }
         false
     }
+}
+
+/// The model checker doesn't see the order that the lock makes.
+fn lock_passed() {
+    #[cfg(loom)]
+    stage2::sync::full_barrier();
 }
 
 /// Whether an object has pages that are to be merged.

@@ -27,6 +27,8 @@ pub const PATHS: &str = "a path of the device tree, like /pl031@9010000";
 pub const LEVELS: &str = "error, warn, info, debug or trace";
 /// The form of an option without a value.
 pub const ALONE: &str = "the word alone";
+/// How many CPUs can merge.
+pub const SCANNERS: &str = "the word alone for one, or a number from 1 on";
 /// The sizes of a ring.
 pub const RING_SIZES: &str = "a power of two from 64 to 65536";
 
@@ -171,19 +173,19 @@ pub const BOOT_OPTIONS: [BootOption; 37] = [
     ),
     option(
         "merging",
-        ALONE,
-        "a CPU merges equal pages while guests run",
+        SCANNERS,
+        "so many CPUs together merge equal pages while guests run",
     ),
     words::<MergeTarget>("merge_targets", "the memory whose pages are merged; a list"),
     option(
         "pages_to_scan",
         "a number from 1 to 4294967295",
-        "pages that merging looks at between two pauses",
+        "pages that each CPU that merges looks at between two pauses",
     ),
     option(
         "sleep_millisecs",
         "milliseconds, from 0 to 4294967295",
-        "how long merging pauses",
+        "how long it pauses",
     ),
     option(
         "max_page_sharing",
@@ -245,7 +247,7 @@ const fn keys<const COUNT: usize>(options: &[BootOption; COUNT]) -> [&'static st
 pub struct MergeOptions {
     /// The memory whose pages are merged.
     pub targets: Vec<MergeTarget>,
-    /// The number of pages that the scan visits between two pauses.
+    /// The number of pages that each merging CPU visits between two pauses.
     pub pages_to_scan: u64,
     /// The length of a pause in milliseconds; 0 for none.
     pub sleep_millisecs: u64,

@@ -86,7 +86,10 @@ pub struct Record {
     /// The memory whose equal pages were merged, in the words of the option `merge_targets`. Empty without merging.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub merge_targets: String,
-    /// The number of pages that the scan visited between two pauses.
+    /// How many CPUs merged them beside the guest. In a workload whose workers merge, these are meant: 0 here.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub scanners: u64,
+    /// The number of pages that each of these CPUs visited between two pauses.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub pages_to_scan: u64,
     /// How long each pause was, in milliseconds.
@@ -411,6 +414,7 @@ mod tests {
             harvest: "bitmap".into(),
             enable: "protect".into(),
             clear: "manual".into(),
+            harvesters: 2,
             restore: "at_once".into(),
             slots: 1,
             workload: "cow".into(),
@@ -419,6 +423,7 @@ mod tests {
             workers: 2,
             overcommit: 150,
             merge_targets: "test".into(),
+            scanners: 2,
             pages_to_scan: 100,
             sleep_millisecs: 20,
             max_page_sharing: 256,

@@ -71,10 +71,13 @@ struct Merging<'o>(&'o Options);
 impl fmt::Display for Merging<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (options, usual) = (self.0, Options::default().merge);
-        if !options.merging && !options.measures_merging() {
+        if !options.merges_beside() && !options.measures_merging() {
             return Ok(());
         }
         write!(f, ", merging {}", options.merge.target_names())?;
+        if options.merging > 1 {
+            write!(f, ", scanners {}", options.merging)?;
+        }
         let numbers = [
             (
                 "pages_to_scan",

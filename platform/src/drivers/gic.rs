@@ -153,6 +153,23 @@ pub fn kick(cpu: CpuId) {
     }
 }
 
+/// As [`kick`], for several CPUs: by one interrupt for each run of neighbours that the controller can name at once.
+pub fn kick_each(cpus: impl Iterator<Item = CpuId>) {
+    barrier::dsb(barrier::ISHST);
+    match GIC.get() {
+        Some(Gic::V2(gic)) => cpus.for_each(|cpu| gic.kick(cpu)),
+        Some(Gic::V3(gic)) => {
+            let others = percpu::secondaries();
+            let data = |cpu: CpuId| match cpu.index().checked_sub(1) {
+                None => percpu::get(cpu),
+                Some(index) => others.get(index),
+            };
+            gic.kick_each(cpus.filter_map(|cpu| Some(data(cpu)?.mpidr)));
+        }
+        None => {}
+    }
+}
+
 /// Takes and ends the interrupts that are pending for this CPU, so that it can wait, or run a guest, again.
 pub fn acknowledge() {
     match GIC.get() {

@@ -90,15 +90,18 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
         ..Features::armv8_0(40, 48)
     })
     .expect("a CPU may have these");
-    // The vCPUs' CPUs, the harness's and the scanner's.
-    let cpus = VCPUS + 2;
+    // The vCPUs' CPUs, the harness's and the scanners'.
+    let cpus = VCPUS + 3;
     let mmu = Mmu::new(layout, cpus);
     let system: &MemorySystem = Box::leak(Box::new(MemorySystem::new(&POOL, cpus, 8).unwrap()));
     let own = cpu(system, &mmu, VCPUS);
     let vm = VmId::new(0).expect("the first");
     let mut space = AddressSpace::<L>::new(&own, vm, layout).expect("enough frames");
     space.make_rings(VCPUS, 64).expect("enough heap");
-    let merging = PageMerging::new(MergePolicy::default());
+    let merging = Arc::new(PageMerging::new(MergePolicy {
+        scanners: 2,
+        ..MergePolicy::default()
+    }));
     let mut objects = Vec::new();
     for place in places(seed) {
         let bytes = place.pages * PAGE_SIZE;
@@ -130,6 +133,18 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
         VALUES,
     ));
     let over = Arc::new(AtomicBool::new(false));
+    let second = thread::spawn({
+        let (mmu, over, merging) = (mmu.clone(), over.clone(), merging.clone());
+        move || {
+            let cpu = cpu(system, &mmu, VCPUS + 2);
+            while !over.load(Ordering::Relaxed) {
+                merging.step(&cpu);
+                cpu.idle();
+                thread::yield_now();
+            }
+            cpu.wait_for_epoch();
+        }
+    });
     let scanner = thread::spawn({
         let (mmu, over, machine) = (mmu.clone(), over.clone(), machine.clone());
         move || {
@@ -184,6 +199,7 @@ fn run<L: MmuLock + std::fmt::Debug + 'static>(seed: u64) -> Came {
     for handle in vcpus {
         handle.join().unwrap_or_else(|panic| resume_unwind(panic));
     }
+    (second.join()).unwrap_or_else(|panic| resume_unwind(panic));
     let (merged, moved) = (scanner.join()).unwrap_or_else(|panic| resume_unwind(panic));
     let came = Came {
         compared: harness.compared,

@@ -186,7 +186,8 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
 
     /// Wakes all vCPUs, so that those that wait in a call check whether it can be answered.
     pub fn kick_vcpus(&self) {
-        self.vm.kick_all(|cpu| self.machine.kick(cpu));
+        // CPUs without a bound vCPU are kicked too, which spares the look at where each vCPU runs.
+        self.machine.kick_each(self.cpus.clone().map(CpuId));
     }
 
     /// Notes progress: the guest has done a step, or waits for this CPU. Its limit starts again.

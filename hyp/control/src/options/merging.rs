@@ -1,9 +1,9 @@
-//! Options of page merging: its rate, and which pages it covers. Named as in Linux KSM where that has the same option.
+//! Options of page merging: how many CPUs do it, its rate, and which pages it covers. Named as in Linux KSM where that has the same option.
 
 use super::OptionError;
 use super::value;
 use memory::MergePolicy;
-use records::options::MergeOptions;
+use records::options::{MergeOptions, SCANNERS};
 
 /// The names of these options.
 pub(super) const KEYS: [&str; 4] = [
@@ -14,6 +14,18 @@ pub(super) const KEYS: [&str; 4] = [
 ];
 /// The largest number: KSM's numbers have 32 bits.
 const MOST: u64 = u32::MAX as u64;
+
+/// The most CPUs that merge, far more than any machine has.
+const MOST_SCANNERS: u64 = u16::MAX as u64;
+
+/// How many CPUs merge: one if the word stands alone.
+pub(super) fn scanners<'t>(
+    key: &'static str,
+    text: Option<&'t str>,
+) -> Result<usize, OptionError<'t>> {
+    let number = |text| value::number(key, text, 1, MOST_SCANNERS, SCANNERS);
+    text.map_or(Ok(1), |text| number(text).map(|number| number as usize))
+}
 
 /// Sets one of [`KEYS`].
 pub(super) fn set<'t>(
@@ -36,9 +48,10 @@ pub(super) fn set<'t>(
     Ok(())
 }
 
-/// The merge policy from these options.
-pub fn merge_policy(options: &MergeOptions) -> MergePolicy {
+/// The merge policy from these options, for so many CPUs.
+pub fn merge_policy(options: &MergeOptions, scanners: usize) -> MergePolicy {
     MergePolicy {
+        scanners,
         pages_to_scan: options.pages_to_scan,
         max_page_sharing: options.max_page_sharing,
         ..MergePolicy::default()

@@ -156,9 +156,17 @@ fn what_has_no_use_for_changes_of_backing_is_named() {
 fn merging_has_a_rate_and_targets() {
     let of = |text: &str| Options::parse(text).unwrap();
     let usual = of("merging vcpus=2");
-    assert_eq!((usual.merging, usual.busy_cpus()), (true, 3));
+    assert_eq!((usual.merging, usual.busy_cpus()), (1, 3));
+    for count in [1, 4, 65535] {
+        let several = of(&format!("merging={count} vcpus=2"));
+        assert_eq!((several.merging, several.busy_cpus()), (count, 2 + count));
+        assert_eq!(several.merge, usual.merge);
+    }
     assert_eq!(usual.merge, MergeOptions::default());
-    assert_eq!(merge_policy(&usual.merge), memory::MergePolicy::default());
+    assert_eq!(
+        merge_policy(&usual.merge, 1),
+        memory::MergePolicy::default()
+    );
     let given =
         of("merging merge_targets=RAM pages_to_scan=7 sleep_millisecs=20 max_page_sharing=2");
     assert_eq!(
@@ -176,11 +184,8 @@ fn merging_has_a_rate_and_targets() {
     );
     let workload = of("guest=backing workload=merge sleep_millisecs=5");
     assert_eq!(workload.merge.targets, [MergeTarget::Test]);
-    assert_eq!(
-        (workload.merging, workload.merge.sleep_millisecs),
-        (false, 5)
-    );
-    assert!(of("guest=backing workload=reclaim merging").merging);
+    assert_eq!((workload.merging, workload.merge.sleep_millisecs), (0, 5));
+    assert_eq!(of("guest=backing workload=reclaim merging").merging, 1);
 }
 
 #[test]
@@ -217,10 +222,14 @@ fn merging_that_cant_be_is_named() {
             "{refusal}"
         );
     }
-    assert_eq!(
-        refused("merging=1"),
-        "malformed value '1' for option 'merging': expected the word alone"
-    );
+    for count in ["0", "65536", "two", ""] {
+        assert_eq!(
+            refused(&format!("merging={count}")),
+            format!(
+                "malformed value '{count}' for option 'merging': expected the word alone for one, or a number from 1 on"
+            )
+        );
+    }
     assert_eq!(
         refused("merging merge_targets=ram,ram"),
         "option 'merge_targets' names 'ram' twice"

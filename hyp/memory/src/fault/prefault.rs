@@ -91,13 +91,18 @@ impl<L: MmuLock> AddressSpace<L> {
         access: Access,
     ) -> Result<(), PrefaultError> {
         let mut at = range.start.align_down(PAGE_SIZE);
+        let mut level = Level::L2;
         while at < range.end {
-            let level = self
-                .populate_page(cpu, vcpu, at, access)
-                .map_err(|reason| PrefaultError {
-                    done_to: at.max(range.start),
-                    reason,
-                })?;
+            // Beside a page that is mapped alone no block maps another one of the same 2 MiB.
+            let is_mapped_alone = level == Level::L3 && !at.is_aligned(GRANULE.span(Level::L2));
+            let populated = match is_mapped_alone {
+                true => self.populate_lone_page(cpu, vcpu, at, access),
+                false => self.populate_page(cpu, vcpu, at, access),
+            };
+            level = populated.map_err(|reason| PrefaultError {
+                done_to: at.max(range.start),
+                reason,
+            })?;
             let span = GRANULE.span(level);
             let next = at.align_down(span).checked_add(span);
             at = next.unwrap_or(range.end);
@@ -106,6 +111,28 @@ impl<L: MmuLock> AddressSpace<L> {
             }
         }
         Ok(())
+    }
+
+    /// As [`Self::populate_page`], where no leaf above level 3 is expected: without a look at the entry before the fault and
+    /// after it. If a block maps the page meanwhile, its pages are found to be mapped one by one.
+    fn populate_lone_page<T: Tlb + Caches>(
+        &self,
+        cpu: &CpuMemory<T>,
+        vcpu: usize,
+        ipa: Ipa,
+        access: Access,
+    ) -> Result<Level, NotPopulated> {
+        let fault = Fault {
+            vcpu,
+            ipa,
+            va: None,
+            access,
+            kind: FaultKind::Translation,
+        };
+        match self.fault(cpu, &fault) {
+            FaultOutcome::Resolved | FaultOutcome::RingLow => Ok(Level::L3),
+            _ => self.populate_page(cpu, vcpu, ipa, access),
+        }
     }
 
     /// Maps one page for an access. Returns the level of the leaf that maps it.
@@ -194,6 +221,39 @@ mod tests {
         }
         assert_eq!(space.fault(&cpu, &fault(300)), FaultOutcome::Resolved);
         assert_eq!(space.lookup(&cpu, start).unwrap().1, Level::L2);
+        space.destroy(&cpu);
+    }
+
+    /// Whatever is mapped already: nothing, single pages, pages without the right to be written, a block.
+    #[test]
+    fn all_of_a_range_is_populated_whatever_is_mapped_there() {
+        let cpu = cpu(4096);
+        let layout = Layout::new(Features::armv8_0(40, 48)).unwrap();
+        let space = AddressSpace::<Parallel>::new(&cpu, VmId::new(0).unwrap(), layout).unwrap();
+        let block = GRANULE.span(Level::L2);
+        let pieces = [Level::L3, Level::L2, Level::L3];
+        for (id, piece) in (0..).zip(pieces) {
+            let start = Ipa::new(block * (1 + u64::from(id)));
+            let added = space.add_slot(&cpu, SlotId(id), start, block, piece, false);
+            added.unwrap();
+        }
+        let page = |number: u64| Ipa::new(block + number * PAGE_SIZE);
+        let populate = |pages: core::ops::Range<u64>, access| {
+            let range = page(pages.start)..page(pages.end);
+            assert_eq!(space.prefault(&cpu, 0, range, access), Ok(()));
+        };
+        populate(3..5, Access::Write);
+        populate(7..9, Access::Read);
+        populate(600..601, Access::Write);
+        populate(1025..1027, Access::Read);
+        for access in [Access::Read, Access::Write, Access::Write] {
+            populate(0..3 * 512, access);
+            for number in 0..3 * 512 {
+                let (leaf, level) = space.lookup(&cpu, page(number)).unwrap();
+                assert!(access.allowed_by(leaf), "page {number}");
+                assert_eq!(level, pieces[number as usize / 512], "page {number}");
+            }
+        }
         space.destroy(&cpu);
     }
 

@@ -1,4 +1,4 @@
-//! The notes that a scan keeps about one object.
+//! The notes that a scan keeps about one object. Its scanners write them at once; all are hints.
 
 use super::MergePolicy;
 use super::candidates::MOST_PAGES;
@@ -9,6 +9,7 @@ use crate::system::reverse_map::ObjectId;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::ops::Range;
+use core::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use stage2::Level;
 
 const PAGES_IN_REGION: usize = FrameSize::Block2M.frames();
@@ -21,18 +22,18 @@ pub(super) struct Target {
     /// The numbers of its pages among those of all targets.
     ordinals: Range<u32>,
     /// By page: its checksum when it was last scanned, or 0.
-    checksums: Vec<u32>,
+    checksums: Vec<AtomicU32>,
     /// By region of 2 MiB.
     regions: Vec<Region>,
 }
 
 /// Counts the pages of a region that had partners.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Default, Debug)]
 struct Region {
     /// In this scan, so far.
-    now: u16,
-    /// In the last scan.
-    before: u16,
+    now: AtomicU16,
+    /// In the last complete scan.
+    before: AtomicU16,
 }
 
 impl Target {
@@ -47,8 +48,8 @@ impl Target {
             id: object.id(),
             object: Arc::downgrade(object),
             ordinals: first..end as u32,
-            checksums: filled(pages, 0)?,
-            regions: filled(pages.div_ceil(PAGES_IN_REGION), Region::default())?,
+            checksums: defaults(pages)?,
+            regions: defaults(pages.div_ceil(PAGES_IN_REGION))?,
         })
     }
 
@@ -73,25 +74,26 @@ impl Target {
 
     /// A page's checksum when it was last scanned; 0 if it never was.
     pub(super) fn checksum(&self, page: u64) -> u32 {
-        self.checksums[page as usize]
+        self.checksums[page as usize].load(Ordering::Relaxed)
     }
 
-    pub(super) fn note(&mut self, page: u64, checksum: u32) {
-        self.checksums[page as usize] = checksum;
+    pub(super) fn note(&self, page: u64, checksum: u32) {
+        self.checksums[page as usize].store(checksum, Ordering::Relaxed);
     }
 
-    /// To be called before each page: the first page of a region begins that region's next scan.
-    pub(super) fn enter_region(&mut self, page: u64) {
-        if page.is_multiple_of(PAGES_IN_REGION as u64) {
-            let region = self.region(page);
-            region.before = region.now;
-            region.now = 0;
+    /// Begins to count for the next scan. The last one is complete, or counts for nothing.
+    pub(super) fn begin_scan(&self, is_complete: bool) {
+        for region in &self.regions {
+            let counted = region.now.swap(0, Ordering::Relaxed);
+            if is_complete {
+                region.before.store(counted, Ordering::Relaxed);
+            }
         }
     }
 
     /// Counts a page that could be merged if its block were split.
-    pub(super) fn count_partner(&mut self, page: u64) {
-        self.region(page).now += 1;
+    pub(super) fn count_partner(&self, page: u64) {
+        self.region(page).now.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Whether a page may be split off its block, if that is needed.
@@ -99,18 +101,18 @@ impl Target {
         let look = page.object.look(page.page);
         look.extent().level == Level::L3
             || matches!(look.backing(), Backing::Shared(_))
-            || self.regions[page.page as usize / PAGES_IN_REGION].before >= policy.pages_of_block
+            || self.region(page.page).before.load(Ordering::Relaxed) >= policy.pages_of_block
     }
 
-    fn region(&mut self, page: u64) -> &mut Region {
-        &mut self.regions[page as usize / PAGES_IN_REGION]
+    fn region(&self, page: u64) -> &Region {
+        &self.regions[page as usize / PAGES_IN_REGION]
     }
 }
 
-fn filled<V: Copy>(count: usize, value: V) -> Option<Vec<V>> {
+fn defaults<V: Default>(count: usize) -> Option<Vec<V>> {
     let mut values = Vec::new();
     values.try_reserve_exact(count).ok()?;
-    values.resize(count, value);
+    values.resize_with(count, V::default);
     Some(values)
 }
 
@@ -157,8 +159,8 @@ mod tests {
             merging.remove(&objects[0]);
             objects.rotate_left(1);
             let numbers = || {
-                let scan = merging.scan.lock();
-                let ordinals = scan
+                let registered = merging.registered.read();
+                let ordinals = registered
                     .targets
                     .iter()
                     .map(|target| (target.id(), target.ordinals()));

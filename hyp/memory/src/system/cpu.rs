@@ -109,6 +109,11 @@ impl<T> CpuMemory<T> {
         guard
     }
 
+    /// Its number among the CPUs of the system.
+    pub(crate) fn number(&self) -> usize {
+        self.number
+    }
+
     /// The state that all CPUs share.
     pub fn system(&self) -> &'static MemorySystem {
         self.system

@@ -34,7 +34,7 @@ impl TrustDomain {
     }
 }
 
-/// The domain of every VM. Changed when VMs are created or joined, read by the CPU that merges.
+/// The domain of every VM. Changed when VMs are created or joined, read by CPUs that merge.
 #[derive(Debug)]
 pub(crate) struct TrustDomains {
     of: [AtomicU32; MAX_VMS],

@@ -106,7 +106,12 @@ impl<M: Machine> Run<'_, M> {
         let [one, _] = stages;
         let start = Results::start(one.guest);
         let guests = stages.each_ref().map(|stage| stage.guest);
-        let scanner = Scanner::start(&guests, &self.options.merge, SCANS)?;
+        let scanner = Scanner::start(
+            &guests,
+            &self.options.merge,
+            self.case.workers as usize,
+            SCANS,
+        )?;
         loop {
             for stage in stages {
                 stage.begin(stage.whole(step::CHECK, 0));

@@ -35,14 +35,26 @@ impl Step {
 /// The meeting point of harness and vCPUs.
 #[derive(Debug)]
 pub struct Steps {
+    posted: Posted,
+    arrived: Arrived,
+    seats: Box<[Seat]>,
+}
+
+/// The step that was posted last, in a cache line that all vCPUs read at the same time.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Posted {
     /// How many steps were posted. Published after the step itself.
-    posted: AtomicU64,
+    count: AtomicU64,
     code: AtomicU64,
     iteration: AtomicU64,
     part: (AtomicU64, AtomicU64),
-    arrived: AtomicUsize,
-    seats: Box<[Seat]>,
 }
+
+/// How many vCPUs have arrived, apart from what the others still read.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Arrived(AtomicUsize);
 
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -69,11 +81,8 @@ impl Steps {
     /// For `vcpus` vCPUs, none of which has arrived.
     pub fn new(vcpus: usize) -> Self {
         Self {
-            posted: AtomicU64::new(0),
-            code: AtomicU64::new(0),
-            iteration: AtomicU64::new(0),
-            part: Default::default(),
-            arrived: AtomicUsize::new(0),
+            posted: Posted::default(),
+            arrived: Arrived::default(),
             seats: (0..vcpus).map(|_| Seat::default()).collect(),
         }
     }
@@ -83,11 +92,13 @@ impl Steps {
     #[must_use]
     pub fn fork(&self) -> Self {
         Self {
-            posted: copy(&self.posted),
-            code: copy(&self.code),
-            iteration: copy(&self.iteration),
-            part: (copy(&self.part.0), copy(&self.part.1)),
-            arrived: AtomicUsize::new(self.arrived()),
+            posted: Posted {
+                count: copy(&self.posted.count),
+                code: copy(&self.posted.code),
+                iteration: copy(&self.posted.iteration),
+                part: (copy(&self.posted.part.0), copy(&self.posted.part.1)),
+            },
+            arrived: Arrived(AtomicUsize::new(self.arrived())),
             seats: self.seats.iter().map(Seat::fork).collect(),
         }
     }
@@ -99,7 +110,7 @@ impl Steps {
             return false;
         };
         // The harness posts nothing before this vCPU has arrived, so this is the step that the vCPU has just done.
-        let next = self.posted.load(Ordering::Acquire) + 1;
+        let next = self.posted.count.load(Ordering::Acquire) + 1;
         if seat.waits_for.swap(next, Ordering::Relaxed) == next {
             return false;
         }
@@ -107,27 +118,28 @@ impl Steps {
         seat.read.store(arrival.read, Ordering::Relaxed);
         seat.at_ns.store(arrival.at_ns, Ordering::Relaxed);
         // Release: the seat, and all that the vCPU did, come before. Acquire for the last one's sake.
-        self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.seats.len()
+        self.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == self.seats.len()
     }
 
     /// The step that an arrived vCPU waits for, once it is posted.
     pub fn answer(&self, vcpu: usize) -> Option<Step> {
         let seat = self.seats.get(vcpu)?;
         // Acquire: pairs with the release of `post`.
-        let posted = self.posted.load(Ordering::Acquire);
-        (posted >= seat.waits_for.load(Ordering::Relaxed)).then(|| Step {
-            code: self.code.load(Ordering::Relaxed),
-            iteration: self.iteration.load(Ordering::Relaxed),
+        let posted = &self.posted;
+        let count = posted.count.load(Ordering::Acquire);
+        (count >= seat.waits_for.load(Ordering::Relaxed)).then(|| Step {
+            code: posted.code.load(Ordering::Relaxed),
+            iteration: posted.iteration.load(Ordering::Relaxed),
             part: (
-                self.part.0.load(Ordering::Relaxed),
-                self.part.1.load(Ordering::Relaxed),
+                posted.part.0.load(Ordering::Relaxed),
+                posted.part.1.load(Ordering::Relaxed),
             ),
         })
     }
 
     /// Whether all vCPUs have arrived. Acquire: their work is visible to the caller.
     pub fn all_arrived(&self) -> bool {
-        self.arrived.load(Ordering::Acquire) == self.seats.len()
+        self.arrived() == self.seats.len()
     }
 
     /// How many vCPUs there are.
@@ -137,18 +149,19 @@ impl Steps {
 
     /// How many vCPUs have arrived.
     pub fn arrived(&self) -> usize {
-        self.arrived.load(Ordering::Acquire)
+        self.arrived.0.load(Ordering::Acquire)
     }
 
     /// Posts the next step, when all vCPUs have arrived. They see it when they are kicked.
     pub fn post(&self, step: Step) {
         debug_assert!(self.all_arrived());
-        self.arrived.store(0, Ordering::Relaxed);
-        self.code.store(step.code, Ordering::Relaxed);
-        self.iteration.store(step.iteration, Ordering::Relaxed);
-        self.part.0.store(step.part.0, Ordering::Relaxed);
-        self.part.1.store(step.part.1, Ordering::Relaxed);
-        self.posted.fetch_add(1, Ordering::Release);
+        self.arrived.0.store(0, Ordering::Relaxed);
+        let posted = &self.posted;
+        posted.code.store(step.code, Ordering::Relaxed);
+        posted.iteration.store(step.iteration, Ordering::Relaxed);
+        posted.part.0.store(step.part.0, Ordering::Relaxed);
+        posted.part.1.store(step.part.1, Ordering::Relaxed);
+        posted.count.fetch_add(1, Ordering::Release);
     }
 
     /// Posts a step for all vCPUs of a guest and wakes them.

@@ -512,6 +512,10 @@ fn what_cant_be_run_is_refused_before_anything_starts() {
         refused("vcpus=2 harvesters=3"),
         "vcpus=2 harvesters=3 needs 5 CPUs, one of them for the control plane, 2 more to harvest, but there are 4"
     );
+    assert_eq!(
+        refused("vcpus=2 merging=2"),
+        "vcpus=2 merging=2 needs 5 CPUs, one of them for the control plane, 2 to merge, but there are 4"
+    );
     let short = |options: &str, needed: &str| {
         let says = format!("the guest's memory can't be had: it takes {needed}, and ");
         let error = refused(options);

@@ -25,6 +25,37 @@ const ICH_HCR_TRAPS: u64 = 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14;
 /// The most targets of one write to ICC_SGI1R_EL1.
 const TARGETS: u8 = 16;
 
+/// CPUs that one write to ICC_SGI1R_EL1 can name.
+#[derive(Clone, Copy)]
+struct Targets {
+    /// Affinities 3, 2 and 1, where a CPU's own has them.
+    cluster: u64,
+    /// A bit for each affinity 0.
+    list: u16,
+}
+
+impl Targets {
+    fn of(cpu: Mpidr) -> Self {
+        let affinity0 = cpu.affinity() as u8;
+        Self {
+            cluster: cpu.affinity() & !0xff,
+            list: 1 << (affinity0 % TARGETS),
+        }
+    }
+}
+
+fn send(targets: Targets) {
+    let [_, affinity1, affinity2, affinity3] = Mpidr::from_register(targets.cluster).fields();
+    let target = SgiTarget::List {
+        affinity3,
+        affinity2,
+        affinity1,
+        target_list: targets.list,
+    };
+    // Fails only for what isn't an SGI.
+    let _ = GicCpuInterface::send_sgi(KICK, target, SgiTargetGroup::CurrentGroup1);
+}
+
 pub struct V3 {
     redistributors: Vec<PhysicalRange>,
 }
@@ -114,15 +145,28 @@ impl V3 {
     }
 
     pub fn kick(&self, target: Mpidr) {
-        let [affinity0, affinity1, affinity2, affinity3] = target.fields();
-        let target = SgiTarget::List {
-            affinity3,
-            affinity2,
-            affinity1,
-            target_list: 1 << (affinity0 % TARGETS),
-        };
-        // Fails only for what isn't an SGI.
-        let _ = GicCpuInterface::send_sgi(KICK, target, SgiTargetGroup::CurrentGroup1);
+        send(Targets::of(target));
+    }
+
+    /// Sends one interrupt for each run of targets that one write can name.
+    pub fn kick_each(&self, targets: impl Iterator<Item = Mpidr>) {
+        let mut named: Option<Targets> = None;
+        for target in targets.map(Targets::of) {
+            named = match named {
+                Some(targets) if targets.cluster == target.cluster => Some(Targets {
+                    list: targets.list | target.list,
+                    ..targets
+                }),
+                Some(targets) => {
+                    send(targets);
+                    Some(target)
+                }
+                None => Some(target),
+            };
+        }
+        if let Some(targets) = named {
+            send(targets);
+        }
     }
 
     pub fn acknowledge(&self) {

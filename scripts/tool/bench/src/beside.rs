@@ -100,7 +100,7 @@ fn impossible(workload: &Workload) -> Option<&'static str> {
         Some(
             "Linux is not measured with --overcommit: its benchmark has all the memory that it uses",
         )
-    } else if workload.merging.beside {
+    } else if workload.merging.beside > 0 {
         Some("Linux is not measured with --merging: its benchmark has it off")
     } else if workload.iterations < 2 {
         Some("Linux is not measured with fewer than 2 iterations: its benchmark refuses")

@@ -446,9 +446,11 @@ fn policy(record: &mut Record, part: &str) {
         ("merging", word) => {
             let usual = MergeOptions::default();
             record.merge_targets = word.into();
+            record.scanners = u64::from(record.workload != Changing::Merge.to_string());
             record.pages_to_scan = usual.pages_to_scan;
             record.max_page_sharing = usual.max_page_sharing;
         }
+        ("scanners", count) => record.scanners = number(count),
         ("pages_to_scan", count) => record.pages_to_scan = number(count),
         ("sleep_millisecs", count) => record.sleep_millisecs = number(count),
         ("max_page_sharing", count) => record.max_page_sharing = number(count),

@@ -72,6 +72,7 @@ fn policies(record: &Record) -> [String; POLICIES] {
 fn merging(record: &Record) -> String {
     let Record {
         merge_targets: targets,
+        scanners,
         pages_to_scan,
         sleep_millisecs,
         max_page_sharing,
@@ -82,6 +83,9 @@ fn merging(record: &Record) -> String {
     }
     let usual = MergeOptions::default();
     let mut text = format!("merging {targets}");
+    if *scanners > 1 {
+        text += &format!(" by {scanners} CPUs");
+    }
     if (*pages_to_scan, *sleep_millisecs) != (usual.pages_to_scan, usual.sleep_millisecs) {
         text += &format!(", {pages_to_scan} pages and {sleep_millisecs} ms of sleep");
     }
@@ -248,6 +252,14 @@ mod tests {
                 "parallel",
                 "parallel, merging test, 500 pages and 20 ms of sleep"
             ]
+        );
+        let by_three = Record {
+            scanners: 3,
+            ..merging.clone()
+        };
+        assert_eq!(
+            labels(&[&merging, &by_three])[1],
+            "parallel, merging test by 3 CPUs, 500 pages and 20 ms of sleep"
         );
         assert_eq!(
             workload(&run(0, 100)),

@@ -330,7 +330,7 @@ fn busy_with(workload: &Workload) -> String {
             compared.is_some_and(|compared| compared.most_workers() > 0),
             "--workers",
         ),
-        (workload.merging.beside, "--merging"),
+        (workload.merging.beside > 0, "--merging"),
         (workload.harvesters > 1, "--harvesters"),
     ];
     let others: String = others

@@ -1,5 +1,5 @@
-//! The options of page merging, under the names that Linux KSM has: whether a CPU merges equal pages beside the guest, which
-//! memory, and at which rate.
+//! The options of page merging, under the names that Linux KSM has: how many CPUs merge equal pages beside the guest,
+//! which memory, and at which rate.
 
 use clap::Args;
 
@@ -7,12 +7,22 @@ use super::words::{Changing, MergeTarget, list};
 use super::{distinct, usage};
 use emulator::error::ToolError;
 
+/// The most CPUs that merge: more than there are.
+const MOST_SCANNERS: i64 = u16::MAX as i64;
+
 /// The options of merging.
 #[derive(Args, Clone, Debug)]
 pub struct MergingOptions {
-    /// Have a CPU that has no vCPU merge the guest's equal pages while it runs.
-    #[arg(long)]
-    pub merging: bool,
+    /// Have so many CPUs without a vCPU, one unless said otherwise, merge the guest's equal pages while it runs.
+    #[arg(
+        long,
+        value_name = "CPUS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1",
+        value_parser = clap::value_parser!(u32).range(1..=MOST_SCANNERS)
+    )]
+    pub merging: Option<u32>,
 
     /// The memory whose pages are merged: the benchmark's test memory, and all else that the guest has. [default: test,ram;
     /// test for --workload merge]
@@ -25,7 +35,7 @@ pub struct MergingOptions {
     )]
     pub merge_targets: Vec<MergeTarget>,
 
-    /// How many pages are looked at between two pauses. [default: 100]
+    /// How many pages each of these CPUs looks at between two pauses. [default: 100]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub pages_to_scan: Option<u32>,
 
@@ -41,8 +51,8 @@ pub struct MergingOptions {
 /// How equal pages are merged, all checks passed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Merging {
-    /// Whether a CPU of its own does it beside the guest.
-    pub beside: bool,
+    /// How many CPUs of their own do it beside the guest.
+    pub beside: u32,
     /// The user's further options, in the hypervisor's words.
     pub words: Vec<String>,
 }
@@ -56,7 +66,7 @@ impl MergingOptions {
     pub fn checked(&self, workload: Option<Changing>, program: bool) -> Result<Merging, ToolError> {
         distinct("--merge-targets", &self.merge_targets)?;
         let measured = workload == Some(Changing::Merge);
-        if self.merging && measured {
+        if self.merging.is_some() && measured {
             return usage("--merging: --workload merge has its --workers for that");
         }
         let targets = (!self.merge_targets.is_empty()).then(|| list(&self.merge_targets));
@@ -72,7 +82,7 @@ impl MergingOptions {
             .filter_map(|(key, value)| Some((key, value?)))
             .collect();
         match said.first() {
-            Some((key, _)) if !self.merging && !measured => {
+            Some((key, _)) if self.merging.is_none() && !measured => {
                 let option = key.replace('_', "-");
                 return usage(format!(
                     "--{option}: nothing is merged without --merging or --workload merge"
@@ -87,7 +97,7 @@ impl MergingOptions {
         }
         let words = said.iter().map(|(key, value)| format!("{key}={value}"));
         Ok(Merging {
-            beside: self.merging,
+            beside: self.merging.unwrap_or(0),
             words: words.collect(),
         })
     }

@@ -173,6 +173,10 @@ fn merging_takes_a_cpu_and_says_only_what_is_given() {
         "{}",
         usual.append
     );
+    let several = plan(&["--merging=3", "--mode=parallel"]);
+    assert_eq!(several.cpus, 8);
+    assert!(several.append.ends_with("write_percent=100 merging=3"));
+    assert_eq!(plan(&["--merging=1", "--mode=parallel"]), usual);
     let given = plan(&[
         "--workload=merge",
         "--merge-targets=test,ram",
@@ -211,6 +215,9 @@ fn merging_that_cant_be_is_refused() {
     assert!(refused(&["--merging", "--workload=merge"]).contains("--merging"));
     let says = "--smp 5: too few CPUs: --vcpus 4 and --merging need 5";
     assert!(refused(&["--merging", "--vcpus=4", "--smp=5"]).contains(says));
+    let says = "--smp 6: too few CPUs: --vcpus 4 and --merging need 6";
+    assert!(refused(&["--merging=2", "--vcpus=4", "--smp=6"]).contains(says));
+    assert!(refused(&["--merging=0"]).contains("--merging"));
     assert!(refused(&["--merging", "--stress=5"]).contains("--merging"));
     assert!(refused(&["--sleep-millisecs=5"]).contains("--sleep-millisecs: nothing is merged"));
     assert!(refused(&["--merging", "--pages-to-scan=0"]).contains("--pages-to-scan"));

@@ -221,7 +221,7 @@ impl Workload {
         let busy = compared.map_or(self.vcpus, |compared| {
             self.vcpus * compared.vms() + compared.most_workers()
         });
-        busy + u32::from(self.merging.beside) + self.harvesters - 1
+        busy + self.merging.beside + self.harvesters - 1
     }
 
     /// The CPUs that it can make use of, beside the hypervisor's own: the stress run has a fork run beside its VM, if it can.
@@ -342,7 +342,11 @@ impl Workload {
                 (self.overcommit != 100).then(|| format!("overcommit={}", self.overcommit)),
             );
         }
-        words.extend(self.merging.beside.then(|| "merging".into()));
+        words.extend(match self.merging.beside {
+            0 => None,
+            1 => Some("merging".into()),
+            count => Some(format!("merging={count}")),
+        });
         words.extend(self.merging.words.iter().cloned());
         if self.random {
             words.push("random".into());

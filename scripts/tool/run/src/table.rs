@@ -14,7 +14,7 @@ const MOST_DIRTY_ROWS: u64 = 8;
 
 /// The counters that are worth a row, where one of them isn't 0. A name that ends in `_` is the sum of those that begin
 /// with it.
-const COUNTERS: [(&str, &str); 22] = [
+const COUNTERS: [(&str, &str); 23] = [
     ("exits", "exits_"),
     ("waits for a dirty ring", "ring_full"),
     ("faults", "faults_"),
@@ -37,6 +37,7 @@ const COUNTERS: [(&str, &str); 22] = [
     ("ksm_zero_pages", "ksm_zero_pages"),
     ("pages_scanned", "pages_scanned"),
     ("full_scans", "full_scans"),
+    ("scanners", "CPUs that scan"),
 ];
 
 /// The table, with a line above it that names the workload.

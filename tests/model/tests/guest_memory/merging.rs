@@ -585,7 +585,7 @@ proptest! {
             1..80,
         ),
     ) {
-        let policy = MergePolicy { max_page_sharing: most, pages_of_block: 4, pages_to_scan: 70 };
+        let policy = MergePolicy { max_page_sharing: most, pages_of_block: 4, pages_to_scan: 70, ..MergePolicy::default() };
         let pages = if piece == Level::L2 { BLOCK } else { 24 };
         let machine = Machine::with_two(4096, pages, piece, policy);
         let mut written = [[0; 24]; 2];

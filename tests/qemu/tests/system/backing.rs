@@ -164,6 +164,30 @@ fn a_cpu_without_a_vcpu_merges_beside_the_benchmark_which_is_verified() {
 }
 
 #[test]
+fn two_cpus_merge_together() {
+    for workload in [
+        "merging=2 vcpus=1 bytes=4M iterations=100 backing=4K timeout=60",
+        "guest=backing workload=merge workers=2 vcpus=1 bytes=4M iterations=1 timeout=60",
+    ] {
+        let outcome = Boot::benchmark(workload).cpus(5).limit(150).run_well();
+        let record = &outcome.records[0];
+        assert!(record.verified, "{}", describe(&outcome));
+        let merge = record
+            .phases
+            .iter()
+            .find(|phase| phase.name == PhaseName::Merge);
+        let counters = merge.map_or(&record.counters, |phase| &phase.counters);
+        let counter = |name: &str| counters.get(name).copied().unwrap_or(0);
+        assert_eq!(
+            (counter("scanners"), record.scanners + record.workers),
+            (2, 2)
+        );
+        assert!(counter("full_scans") >= 1, "{}", describe(&outcome));
+        assert!(counter("ksm_zero_pages") + counter("pages_sharing") > 0);
+    }
+}
+
+#[test]
 fn merging_keeps_to_its_rate() {
     // The guest ends long before the first pause does.
     let rate = "pages_to_scan=7 sleep_millisecs=3600000";

@@ -50,7 +50,7 @@ fn malformed_values_are_refused() {
         "split_chunk=big",
         "slots=0",
         "exit_times=1",
-        "merging=1",
+        "merging=0",
         "merge_targets=disk",
         "pages_to_scan=0",
         "sleep_millisecs=-1",

@@ -113,13 +113,14 @@ fn result_lines_alone_are_a_run() {
 fn a_heading_names_what_isnt_usual() {
     let record = heading(
         "== mode parallel: 16 vCPUs x 8 MiB, backing 1G, 4 iterations, split eager, tracking hardware, clear with_get, \
-         3 slots, overcommit 150 %, merging test,ram, sleep_millisecs 20 ==",
+         3 slots, overcommit 150 %, merging test,ram, scanners 3, sleep_millisecs 20 ==",
     )
     .expect("a heading");
     assert_eq!(
         (record.overcommit, record.merge_targets.as_str()),
         (150, "test,ram")
     );
+    assert_eq!(record.scanners, 3);
     assert_eq!((record.pages_to_scan, record.sleep_millisecs), (100, 20));
     assert_eq!(
         (record.mode.as_str(), record.split.as_str()),

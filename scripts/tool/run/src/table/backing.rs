@@ -9,7 +9,7 @@ const PAGE: u64 = 4096;
 /// The counter that must be 0 while other CPUs work, and is shown then.
 const RETRIED: &str = "faults_retried";
 /// The counters of a phase that have a row of their own where one of them isn't 0, and what the row is called.
-const COUNTERS: [(&str, &str); 19] = [
+const COUNTERS: [(&str, &str); 21] = [
     (RETRIED, "faults retried"),
     ("faults_busy", "faults that met a lock too long"),
     ("invalidations", "invalidations beside"),
@@ -22,7 +22,9 @@ const COUNTERS: [(&str, &str); 19] = [
     ("ksm_zero_pages", "ksm_zero_pages"),
     ("full_scans", "full_scans"),
     ("pages_scanned", "pages_scanned"),
-    ("scanner_ns", "time of the scanner, ns"),
+    ("scanners", "CPUs that scan"),
+    ("scanner_ns", "time of the scanners, ns"),
+    ("scan_ns", "time from their start to their last step, ns"),
     ("reclaim_compressed", "pages compressed"),
     ("reclaim_zeros", "pages of zeros dropped"),
     ("brought_back", "pages brought back"),
