@@ -8,6 +8,7 @@ mod failing_backing;
 mod log_reference;
 mod meanwhile;
 mod merging;
+mod merging_together;
 mod reclaim;
 mod slots;
 mod uncached;

@@ -4,7 +4,6 @@
 //! Bounds: two or three pages, each of an object of its own, so that two scanners never look at the same page by turns that the
 //! bounds of a batch decide; mapped once each, in a tree of two levels with four entries each; two or three CPUs, each a thread,
 //! beside a main thread that waits; at most so many preemptions per execution as the first argument of `explore` says.
-#![cfg(loom)]
 
 use std::sync::Arc;
 

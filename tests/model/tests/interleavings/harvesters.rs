@@ -5,7 +5,6 @@
 //!
 //! Bounds: two regions of four pages, each one run of frames, in a tree of two levels; two or three CPUs, each a thread, beside
 //! a main thread that waits; at most so many preemptions per execution as the first argument of `explore` says.
-#![cfg(loom)]
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64 as Unmodelled, Ordering};

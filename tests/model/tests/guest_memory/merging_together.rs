@@ -1,7 +1,5 @@
 //! Several CPUs merge the pages of VMs together, on real memory: they come to what one comes to, and nobody uses what was
 //! withdrawn.
-#![cfg(not(loom))]
-#![cfg(not(miri))]
 
 use memory::{
     BackingPolicy, CpuMemory, MemorySystem, MergePolicy, MergeStatistics, Object, PageMerging,
