@@ -10,6 +10,8 @@ use emulator::error::ToolError;
 const TABLE: &str = include_str!("bars.toml");
 /// The bar of all parts together.
 pub const TOTAL: &str = "total";
+/// The instructions that no part has.
+pub const REST: &str = "other";
 
 /// All of the table.
 #[derive(Debug, Deserialize)]
@@ -137,7 +139,7 @@ impl Bars {
                 return Err(format!("{}: there is no boot {:?}", path.name, path.boot));
             }
             let known = |name: &String| {
-                [TOTAL, super::parts::REST].contains(&name.as_str())
+                [TOTAL, REST].contains(&name.as_str())
                     || bars.parts.iter().any(|part| part.name == *name)
             };
             let named = path.most.keys().chain(&path.runs);

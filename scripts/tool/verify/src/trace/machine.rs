@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::BufReader;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -29,26 +28,20 @@ pub fn trace(setup: &Setup, boot: &Boot, cpu: &str) -> Result<Vec<Exit>, ToolErr
     let (socket, log) = (folder.path().join("gdb"), folder.path().join("log"));
     let mut machine = machine(setup, boot, cpu);
     let text = hypervisor_text(&setup.images.symbols)?;
-    let named = |option: &str, path: &Path| {
-        let mut value = std::ffi::OsString::from(option);
-        value.push(path);
-        value
-    };
-    machine.extra = ["-accel", "tcg,thread=single,one-insn-per-tb=on", "-S"]
-        .map(Into::into)
-        .into();
-    machine.extra.extend([
+    // QEMU separates options by commas; one that belongs to a path is doubled.
+    let listen = socket.to_string_lossy().replace(',', ",,");
+    machine.extra = [
+        "-accel".into(),
+        "tcg,thread=single,one-insn-per-tb=on".into(),
         "-dfilter".into(),
         format!("{:#x}..{:#x}", text.start, text.end - 1).into(),
         "-D".into(),
         log.clone().into(),
         "-gdb".into(),
-        {
-            let mut listen = named("unix:", &socket);
-            listen.push(",server=on,wait=off");
-            listen
-        },
-    ]);
+        format!("unix:{listen},server=on,wait=off").into(),
+        "-S".into(),
+    ]
+    .into();
     let over = AtomicBool::new(false);
     let (traced, outcome) = thread::scope(|scope| {
         let tracer = scope.spawn(|| {

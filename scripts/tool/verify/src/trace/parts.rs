@@ -11,12 +11,9 @@ use addr2line::Context;
 use addr2line::gimli::{Dwarf, EndianSlice, LittleEndian, SectionId};
 use object::{File, Object, ObjectSection, ObjectSymbol, SectionKind};
 
-use super::bars::Part;
+use super::bars::{Part, REST};
 use emulator::error::ToolError;
 use emulator::qemu::LOAD_ADDRESS;
-
-/// What no rule names.
-pub const REST: &str = "other";
 
 /// Instructions by the names of their parts.
 pub type Counts = BTreeMap<String, u64>;

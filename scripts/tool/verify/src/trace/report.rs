@@ -3,8 +3,8 @@
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::Finding;
-use super::bars::{Bars, PathBars, TOTAL};
-use super::parts::{Counts, REST};
+use super::bars::{Bars, PathBars, REST, TOTAL};
+use super::parts::Counts;
 
 /// The commonest path of a kind of exit.
 #[derive(Debug)]
