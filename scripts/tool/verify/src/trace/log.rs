@@ -90,7 +90,7 @@ fn number(text: &str, mark: &str, radix: u32) -> Option<u64> {
 }
 
 #[cfg(test)]
-pub mod tests {
+mod tests {
     use super::*;
 
     fn exits(lines: &[&str]) -> Vec<Exit> {
