@@ -6,6 +6,7 @@ use core::fmt;
 
 /// The tables can't translate an operation's addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum BadAddress {
     /// The range ends before it starts.
     Reversed {

@@ -16,6 +16,7 @@ use core::ops::AddAssign;
 
 /// The result of a collapse.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct Collapsed {
     /// Tables that became a block.
     pub blocks: u64,

@@ -197,7 +197,7 @@ impl Stage2 {
     }
 
     /// Makes the leaf at `ipa` writable, if a single exchange does, and it is no larger than `largest_written`.
-    #[inline(never)]
+    #[inline(always)]
     fn relax_leaf<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
@@ -206,6 +206,10 @@ impl Stage2 {
     ) -> Option<Level> {
         let place = self.root().seek(worker, ipa)?;
         let level = place.observed.level();
+        if level == Level::L3 {
+            // What makes a page writable is the same in every format.
+            return place.entry().relax_page().then_some(level);
+        }
         let Descriptor::Leaf(leaf) = place.observed.descriptor() else {
             return None;
         };

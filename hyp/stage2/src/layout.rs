@@ -101,6 +101,7 @@ impl Features {
 
 /// The features exclude each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum BadLayout {
     /// Stage 2, or the CPU, doesn't support this IPA size.
     IpaBits {

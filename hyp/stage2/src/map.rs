@@ -27,6 +27,7 @@ pub struct Mapping {
 
 /// The result of a map.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Mapped {
     /// All below this address is mapped; the end of the range if all of it is.
     pub done_to: Ipa,
@@ -36,6 +37,7 @@ pub struct Mapped {
 
 /// Why a map ended before the end of its range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum MapStopped {
     /// There was no frame for a table.
     OutOfFrames,
@@ -47,6 +49,7 @@ pub enum MapStopped {
 
 /// A map that ended early. Its work until then stays, and all else is unchanged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct MapFailed {
     /// How far it came.
     pub mapped: Mapped,

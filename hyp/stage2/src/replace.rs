@@ -17,6 +17,7 @@ use core::ops::AddAssign;
 
 /// The result of a replacement.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct Replaced {
     /// Pages that were mapped to other memory.
     pub pages: u64,

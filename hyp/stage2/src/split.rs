@@ -69,6 +69,7 @@ impl Around {
 
 /// The result of a split.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct Split {
     /// All below this address is split; the end of the range if all of it is.
     pub done_to: Ipa,
@@ -78,6 +79,7 @@ pub struct Split {
 
 /// Why a split ended before the end of its range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum SplitStopped {
     /// There was no frame for a table.
     OutOfFrames,
@@ -87,6 +89,7 @@ pub enum SplitStopped {
 
 /// A split that ended early. Its work until then stays, and all else is unchanged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub struct SplitFailed {
     /// How far it came.
     pub split: Split,

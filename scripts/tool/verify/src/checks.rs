@@ -16,6 +16,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::instructions;
 use crate::mutants;
+use crate::trace;
 use emulator::cargo::CargoCommand;
 use emulator::effort::in_words;
 use emulator::error::{FAILED, ToolError, USAGE};
@@ -103,6 +104,8 @@ enum Step {
     Package,
     /// Instructions and cache lines of the fast paths, against their limits.
     Instructions,
+    /// Instructions of whole exits on the target, by parts, as QEMU traces them, against their bars.
+    Trace,
     /// System tests: boots under QEMU.
     Qemu,
     /// The simulated clock: its parts, and loops under QEMU whose time is known.
@@ -128,6 +131,7 @@ impl Step {
             Self::Build => "bare-metal images",
             Self::Package => "packages",
             Self::Instructions => "instructions",
+            Self::Trace => "traces",
             Self::Qemu => "system tests under QEMU",
             Self::Simclock => "simulated clock",
             Self::Miri => "Miri",
@@ -143,7 +147,7 @@ impl Step {
     /// Installs the additional programs that the step needs.
     fn set_up(self) -> Result<(), ToolError> {
         match self {
-            Self::Qemu | Self::Simclock => setup::emulator().map(|_| ()),
+            Self::Trace | Self::Qemu | Self::Simclock => setup::emulator().map(|_| ()),
             Self::Instructions => setup::valgrind(),
             Self::Miri => setup::nightly(),
             Self::Fuzz => setup::nightly().and_then(|()| setup::cargo_fuzz()),
@@ -191,6 +195,7 @@ impl Step {
             ),
             Self::Simclock => simulated_clock(),
             Self::Instructions => counted(),
+            Self::Trace => traced(),
             Self::Miri => miri(),
             Self::Fuzz => fuzz(),
             Self::Mutants => match mutants::run_all() {
@@ -221,6 +226,24 @@ fn counted() -> Counts {
             false => ("TOO MUCH", Counts::FAILED),
         };
         say(&format!("{} ... {verdict}", finding.text));
+        counts = counts.plus(count);
+    });
+    match measured {
+        Ok(()) => counts,
+        Err(error) => counts.plus(failed(&error.to_string())),
+    }
+}
+
+/// Boots the images and traces them.
+fn traced() -> Counts {
+    let mut counts = Counts::default();
+    let measured = trace::measure(|finding| {
+        let (verdict, count) = match finding.holds {
+            None => ("", Counts::default()),
+            Some(true) => (" ... ok", Counts::PASSED),
+            Some(false) => (" ... TOO MUCH", Counts::FAILED),
+        };
+        say(&format!("{}{verdict}", finding.text));
         counts = counts.plus(count);
     });
     match measured {

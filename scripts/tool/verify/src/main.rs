@@ -3,6 +3,7 @@
 mod checks;
 mod instructions;
 mod mutants;
+mod trace;
 
 use std::process::ExitCode;
 

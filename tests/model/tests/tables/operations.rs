@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use model::{Invalidation, Machine, Served, backing_of, request};
+use model::{Invalidation, Machine, Served, backing_of, real_grounds, request};
 use stage2::{
     Access, Attributes, Features, Granule, Ipa, IpaRange, Layout, Level, Mapping, PAGE_SIZE, Pa,
     Permissions, Resolution,
@@ -90,6 +90,32 @@ fn a_page_relaxed_alone_is_relaxed_by_a_local_invalidation_only() {
         assert!(!relax(), "it is writable already");
     }
     machine.destroy();
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "tables of 64 KiB")]
+fn a_page_of_any_layout_is_relaxed_to_what_a_write_may_use() {
+    for ground in real_grounds() {
+        let machine = Machine::new(*ground.layout());
+        let page_size = ground.layout().page_size();
+        let ipa = Ipa::new(0x4000_0000);
+        let logged = Mapping {
+            pa: Pa::new(0x8000_0000),
+            attributes: Attributes::memory(Permissions::LOGGED),
+            largest: Level::L3,
+        };
+        let relaxed = machine.on(0, |worker| {
+            let stage2 = &machine.stage2;
+            let range = ipa..ipa.offset(page_size);
+            stage2.map(worker, range, logged, || true).unwrap();
+            [(); 2].map(|()| stage2.relax(worker, ipa, None, Level::L3))
+        });
+        assert_eq!(relaxed, [Some(Level::L3), None], "{:?}", ground.layout());
+        let (leaf, level) = machine.lookup(ipa).unwrap();
+        assert_eq!((leaf.pa(), level), (logged.pa, Level::L3));
+        assert!(leaf.writable() && leaf.accessed());
+        machine.destroy();
+    }
 }
 
 #[test]

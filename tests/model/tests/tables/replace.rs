@@ -57,8 +57,7 @@ fn a_page_is_mapped_to_its_new_memory_without_a_fault() {
     let machine = machine();
     fault(&machine, 0..1, Access::Write);
     let (found, taken) = replace(&machine, pages(0..1), Permissions::READ_ONLY);
-    let (pages, blocks) = (1, 0);
-    assert_eq!(found, Replaced { pages, blocks });
+    assert_eq!((found.pages, found.blocks), (1, 0));
     let [(ipa, old)] = taken[..] else {
         panic!("one leaf is handed out: {taken:?}");
     };
@@ -160,8 +159,7 @@ fn blocks_are_left_alone_and_counted() {
     fault(&machine, 0..1, Access::Read);
     fault(&machine, 1024..1025, Access::Read);
     let (found, taken) = replace(&machine, pages(0..1536), Permissions::RAM);
-    let (pages, blocks) = (2, 1);
-    assert_eq!(found, Replaced { pages, blocks });
+    assert_eq!((found.pages, found.blocks), (2, 1));
     assert_eq!(taken.len(), 2);
     let (leaf, level) = machine.lookup(page(512)).unwrap();
     assert_eq!((leaf.pa(), level), (backing_of(page(512)), Level::L2));
