@@ -15,8 +15,8 @@ use super::{Setup, unusable};
 use emulator::boot::{self, Outcome};
 use emulator::effort::Limit;
 use emulator::error::ToolError;
+use emulator::qemu::hypervisor_text;
 use emulator::qemu::{Gic, Machine, Module};
-use emulator::simclock::hypervisor_text;
 use emulator::size::mib;
 
 /// No machine takes longer.
