@@ -1,38 +1,14 @@
 //! The checker: takes the events of CPUs on trees and TLBs, in the order in which they happen.
 
 use crate::geometry::Geometry;
-use crate::input::{Barrier, Tlbi};
+use crate::input::{Barrier, Memory, Promise, Stamp, Tlbi};
 use crate::reads::Translation;
 use crate::state::{Pending, State};
 use crate::tree::{Change, Tree};
 use crate::violation::Violation;
 use alloc::vec::Vec;
-use core::fmt;
 use core::ops::Range;
 use spin::Mutex;
-
-/// How the checker reads tables that are linked.
-pub trait Memory {
-    /// The word at a table's physical address. The table was just linked, or is the root of a tree.
-    fn load(&self, address: u64) -> u64;
-}
-
-/// A moment in the order of all events.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Stamp(pub(crate) u64);
-
-/// What an operation says of TLBs when it returns.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Promise {
-    /// No CPU translates the addresses.
-    NoEntry,
-    /// No CPU writes to the addresses without a fault or hardware noting it.
-    NoWrite,
-    /// No CPU takes the addresses for dirty already, where hardware notes writes.
-    NoDirty,
-    /// No CPU executes from the addresses, at EL0 and EL1.
-    NoExecute,
-}
 
 impl Promise {
     fn is_broken_by(self, held: &Translation) -> bool {
@@ -42,17 +18,6 @@ impl Promise {
             Self::NoDirty => held.writable && held.dirty_modifier,
             Self::NoExecute => held.execute_never != 0b10,
         }
-    }
-}
-
-impl fmt::Display for Promise {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NoEntry => "rule 3, no entry is left in any TLB",
-            Self::NoWrite => "rules 3 and 9, no CPU can write unseen",
-            Self::NoDirty => "rule 9, no CPU takes a page for dirty",
-            Self::NoExecute => "rule 3, no CPU can execute",
-        })
     }
 }
 

@@ -1,4 +1,6 @@
-//! The TLB events that are reported to the checker: instructions with their encoded operands.
+//! What the checker is told: TLB instructions with their encoded operands, barriers, promises of operations, and the tables.
+
+use core::fmt;
 
 /// A TLB maintenance instruction (Arm ARM C5.5), with its operand.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,4 +62,59 @@ pub enum Barrier {
     DsbNsh,
     /// ISB: what was written to system registers is in effect.
     Isb,
+}
+
+/// How the checker reads tables that are linked.
+pub trait Memory {
+    /// The word at a table's physical address. The table was just linked, or is the root of a tree.
+    fn load(&self, address: u64) -> u64;
+}
+
+/// A moment in the order of all events.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Stamp(pub(crate) u64);
+
+/// What an operation says of TLBs when it returns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Promise {
+    /// No CPU translates the addresses.
+    NoEntry,
+    /// No CPU writes to the addresses without a fault or hardware noting it.
+    NoWrite,
+    /// No CPU takes the addresses for dirty already, where hardware notes writes.
+    NoDirty,
+    /// No CPU executes from the addresses, at EL0 and EL1.
+    NoExecute,
+}
+
+impl fmt::Display for Promise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoEntry => "rule 3, no entry is left in any TLB",
+            Self::NoWrite => "rules 3 and 9, no CPU can write unseen",
+            Self::NoDirty => "rule 9, no CPU takes a page for dirty",
+            Self::NoExecute => "rule 3, no CPU can execute",
+        })
+    }
+}
+
+/// As what a CPU has a value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// In a table that its walker can be in.
+    Visible,
+    /// In its TLB: stage 2 alone, a leaf or a cached table.
+    Stage2,
+    /// In its TLB: together with the guest's stage 1.
+    Combined,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Visible => "(in a table that its walker can reach)",
+            Self::Stage2 => "(as a stage-2 entry)",
+            Self::Combined => "(as a combined stage 1 and 2 entry)",
+        })
+    }
 }

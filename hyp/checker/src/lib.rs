@@ -44,10 +44,10 @@ mod tlbs;
 mod tree;
 mod violation;
 
-pub use checker::{Checker, Memory, Promise, Stamp};
+pub use checker::Checker;
 pub use conflict::Difference;
 pub use cpus::{CpuSet, MAX_CPUS};
 pub use geometry::{Bbm, Format, Geometry, Granule};
-pub use input::{Barrier, Tlbi};
-pub use reads::{Kind, Translation};
+pub use input::{Barrier, Kind, Memory, Promise, Stamp, Tlbi};
+pub use reads::Translation;
 pub use violation::{Copy, Place, Violation};

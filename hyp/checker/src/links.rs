@@ -1,8 +1,8 @@
 //! Tracks which tables walkers can be in, as tables are linked and links are invalidated.
 
-use crate::checker::{Memory, Stamp};
 use crate::cpus::CpuSet;
 use crate::descriptor::{Decoded, decode};
+use crate::input::{Memory, Stamp};
 use crate::operand::Scope;
 use crate::tlbs::Held;
 use crate::tree::{Placement, Seen, Table, Tree};

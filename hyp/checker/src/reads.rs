@@ -1,36 +1,14 @@
 //! The accesses that CPUs can make at a moment: the translations that a tree's tables and the CPUs' TLBs allow.
 
-use crate::checker::Stamp;
 use crate::conflict::{Claim, overlap};
 use crate::cpus::CpuSet;
 use crate::descriptor::{Decoded, decode};
 use crate::geometry::Geometry;
+use crate::input::{Kind, Stamp};
 use crate::tree::{Seen, Tree};
 use crate::violation::Copy;
 use alloc::vec::Vec;
-use core::fmt;
 use core::ops::Range;
-
-/// As what a CPU has a value.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
-    /// In a table that its walker can be in.
-    Visible,
-    /// In its TLB: stage 2 alone, a leaf or a cached table.
-    Stage2,
-    /// In its TLB: together with the guest's stage 1.
-    Combined,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Visible => "(in a table that its walker can reach)",
-            Self::Stage2 => "(as a stage-2 entry)",
-            Self::Combined => "(as a combined stage 1 and 2 entry)",
-        })
-    }
-}
 
 /// A way in which a CPU may translate an address now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,10 +1,9 @@
 //! The checker's state apart from the trees: what each CPU has loaded, issued and ordered, and which CPUs may hold entries of
 //! which VMID. All of it is behind the checker's lock.
 
-use crate::checker::{Memory, Stamp};
 use crate::cpus::CpuSet;
 use crate::dirty::Ledger;
-use crate::input::Tlbi;
+use crate::input::{Memory, Stamp, Tlbi};
 use crate::operand::{Scope, scope};
 use crate::regime::{Regime, Registers};
 use crate::tlbs::Held;

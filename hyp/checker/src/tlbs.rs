@@ -6,13 +6,12 @@
 //! A stage-2 value in a TLB can turn into a combined one at any time. So a value of [`Kind::Stage2`] stands for both; an
 //! invalidation by IPA turns it into one of [`Kind::Combined`].
 
-use crate::checker::Stamp;
 use crate::conflict::{Claim, overlap};
 use crate::cpus::CpuSet;
 use crate::descriptor::{Decoded, decode};
 use crate::geometry::Geometry;
+use crate::input::{Kind, Stamp};
 use crate::operand::Scope;
-use crate::reads::Kind;
 use crate::violation::Copy;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;

@@ -5,12 +5,11 @@
 //! link; they may walk to anything it holds meanwhile. The entries of a placed table are in the TLBs of those CPUs by
 //! definition; their former values are in [`Tlbs`](crate::tlbs::Tlbs).
 
-use crate::checker::{Memory, Stamp};
 use crate::conflict::{Claim, conflict};
 use crate::cpus::CpuSet;
 use crate::descriptor::{Decoded, decode, is_cached, is_hardware_update};
 use crate::geometry::Geometry;
-use crate::reads::Kind;
+use crate::input::{Kind, Memory, Stamp};
 use crate::tlbs::{Held, Tlbs};
 use crate::violation::{Place, Violation};
 use alloc::collections::{BTreeMap, BTreeSet};

@@ -1,9 +1,8 @@
 //! The violations that the checker reports.
 
-use crate::checker::Promise;
 use crate::conflict::Difference;
 use crate::cpus::CpuSet;
-use crate::reads::Kind;
+use crate::input::{Kind, Promise};
 use core::fmt;
 use core::ops::Range;
 

@@ -20,7 +20,7 @@
 mod bucket;
 mod wide;
 
-use self::bucket::{BUCKETS, Bucket, Half, Head, Place};
+use self::bucket::{BUCKETS, Bucket, Half, Head};
 use self::wide::Wide;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -75,6 +75,17 @@ pub struct Invalidation<'t> {
     tracker: &'t Tracker,
     /// `None` for an empty range.
     published: Option<Published>,
+}
+
+/// Where a range is recorded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    /// In this record of its bucket.
+    Own(usize),
+    /// In this wide record.
+    Wide(usize),
+    /// Nowhere: it covers all of its buckets.
+    Coarse,
 }
 
 /// The published form of a range.

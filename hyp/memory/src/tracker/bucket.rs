@@ -14,7 +14,7 @@
 //! changes every range has ended that was active before the first.
 
 use super::wide::{WIDE_RECORDS, Wide};
-use super::{Pages, ones};
+use super::{Pages, Place, ones};
 use stage2::sync::{AtomicU64, Ordering};
 
 /// Buckets of a VM that tells ranges apart: a power of two, at most 128.
@@ -104,17 +104,6 @@ impl Half {
     fn other(self) -> Self {
         Self(!self.0)
     }
-}
-
-/// Where a range is recorded.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Place {
-    /// In this record of its bucket.
-    Own(usize),
-    /// In this wide record.
-    Wide(usize),
-    /// Nowhere: it covers all of its buckets.
-    Coarse,
 }
 
 impl Bucket {

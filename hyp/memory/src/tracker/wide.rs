@@ -3,8 +3,7 @@
 //! A record is two words, and a check may read them while one range replaces another. Both words carry a generation. If they
 //! differ, the bucket's range was retired; the bucket's head shows it.
 
-use super::Pages;
-use super::bucket::Place;
+use super::{Pages, Place};
 use stage2::sync::{AtomicU64, Ordering};
 
 /// Wide ranges of a VM that are recorded one by one.
