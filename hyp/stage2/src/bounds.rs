@@ -1,7 +1,8 @@
 //! Checks the address range of an operation once, at its start. A refused operation has changed nothing.
 
 use crate::address::{Ipa, IpaRange, Pa};
-use crate::layout::{Format, Layout};
+use crate::features::Format;
+use crate::layout::Layout;
 use core::fmt;
 
 /// The tables can't translate an operation's addresses.

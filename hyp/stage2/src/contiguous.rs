@@ -113,7 +113,8 @@ fn flush<M: TableMemory, T: Tlb, E: Epoch>(
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::layout::{Features, Layout};
+    use crate::features::Features;
+    use crate::layout::Layout;
     use crate::{Granule, Level};
 
     #[test]

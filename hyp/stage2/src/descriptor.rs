@@ -8,7 +8,7 @@ mod attributes;
 pub(crate) use self::attributes::LeafBits;
 pub use self::attributes::{Attributes, Execute, MemoryType, Permissions};
 use crate::address::{Level, Pa};
-use crate::layout::{Format, Layout};
+use crate::features::Format;
 use core::fmt;
 
 const VALID: u64 = 1 << 0;
@@ -42,80 +42,12 @@ const MAY_WRITE: u64 = 1 << 55;
 /// Software: the block is marked with NO_TRANSLATION by a CPU that is replacing it. A second bit is needed because in a page,
 /// and in the small blocks of a tree for model checking, the first is part of the address.
 const MARKED: u64 = 1 << 56;
-const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
-
-impl Format {
-    #[inline(always)]
-    const fn address(self, word: u64) -> Pa {
-        match self {
-            Self::Narrow => Pa::new(word & ADDRESS),
-            Self::Lpa2 | Self::Lpa64K => self.wide_address(word),
-        }
-    }
-
-    /// Out of line, as it is too rare for the fault path.
-    #[cold]
-    const fn wide_address(self, word: u64) -> Pa {
-        Pa::new(match self {
-            Self::Narrow | Self::Lpa2 => word & 0x0003_ffff_ffff_f000 | (word >> 8 & 0b11) << 50,
-            Self::Lpa64K => word & 0x0000_ffff_ffff_0000 | (word >> 12 & 0xf) << 48,
-        })
-    }
-
-    #[inline(always)]
-    const fn address_bits(self, pa: Pa) -> u64 {
-        match self {
-            Self::Narrow => pa.get() & ADDRESS,
-            Self::Lpa2 | Self::Lpa64K => self.wide_address_bits(pa),
-        }
-    }
-
-    #[cold]
-    const fn wide_address_bits(self, pa: Pa) -> u64 {
-        let pa = pa.get();
-        match self {
-            Self::Narrow | Self::Lpa2 => pa & 0x0003_ffff_ffff_f000 | (pa >> 50 & 0b11) << 8,
-            Self::Lpa64K => pa & 0x0000_ffff_ffff_0000 | (pa >> 48 & 0xf) << 12,
-        }
-    }
-}
 
 /// A valid leaf: block or page.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Leaf {
     word: u64,
     format: Format,
-}
-
-impl Layout {
-    /// A leaf of `level` that maps `pa`, accessed, in no contiguous group. `pa` is aligned to the level's span and
-    /// [within](Self::check_backing) the physical addresses; otherwise the leaf maps other memory. Debug builds check the
-    /// address.
-    #[inline]
-    pub const fn leaf(&self, level: Level, pa: Pa, attributes: Attributes) -> Leaf {
-        debug_assert!(pa.is_aligned(self.span(level)));
-        debug_assert!(self.check_backing(pa, self.span(level)).is_ok());
-        let format = self.format();
-        let kind = if matches!(level, Level::L3) {
-            TABLE_OR_PAGE
-        } else {
-            0
-        };
-        let memory = match attributes.memory {
-            MemoryType::WriteBack => self.bits().write_back,
-            memory => (memory as u64) << MEMORY_TYPE_SHIFT,
-        };
-        let permissions = self.permission_bits(attributes.permissions);
-        Leaf {
-            word: self.bits().leaf | kind | memory | permissions | format.address_bits(pa),
-            format,
-        }
-    }
-
-    #[inline(always)]
-    const fn permission_bits(&self, permissions: Permissions) -> u64 {
-        self.bits().permissions[permissions.number()]
-    }
 }
 
 impl Leaf {
@@ -224,11 +156,11 @@ impl Leaf {
         }
     }
 
-    /// The same mapping with these permissions, as far as `layout` has the features for them.
-    #[must_use]
-    pub const fn with_permissions(self, layout: &Layout, permissions: Permissions) -> Self {
+    /// The same mapping with the permissions that `bits` encode ([`LeafBits::permissions`]).
+    #[inline]
+    pub(crate) const fn with_permission_bits(self, bits: u64) -> Self {
         self.without(EXECUTE_NEVER | S2AP_WRITE | MAY_WRITE | HARDWARE_DIRTY)
-            .with(layout.permission_bits(permissions))
+            .with(bits)
     }
 
     /// The same mapping, writable (and dirty, where hardware tracks that).

@@ -6,7 +6,8 @@
 
 use crate::address::{Ipa, Level, Pa};
 use crate::descriptor::{Descriptor, Leaf};
-use crate::layout::{Bbm, Format, Layout};
+use crate::features::{Bbm, Format};
+use crate::layout::Layout;
 use crate::memory::{TableFrame, TableMemory, table_entries};
 #[cfg(not(feature = "watch"))]
 use crate::sync::set_bits_where;

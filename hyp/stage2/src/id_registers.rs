@@ -4,7 +4,7 @@
 //! conflict abort, as stage-2 code couldn't tell an abort caused by its own size change from another one.
 
 use crate::address::Granule;
-use crate::layout::{Atomics, Bbm, Features};
+use crate::features::{Atomics, Bbm, Features};
 
 /// A CPU's ID registers about stage 2. If CPUs differ, each field must be the least of all.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

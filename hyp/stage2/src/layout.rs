@@ -1,11 +1,12 @@
-//! The layout of one VM's stage 2: what of the architecture its tables use, and the geometry that follows from it.
+//! The layout of one VM's stage 2: the geometry that follows from the features that its tables use.
 //!
 //! [`Features`] is a plain choice, [`Layout`] the same choice checked and worked out: starting level, concatenated roots,
 //! shifts, address format, VTCR_EL2. A layout never changes while its tables exist. Sources: Arm ARM D8.2 (granules,
 //! concatenation), D23.2.216 (VTCR_EL2).
 
-use crate::address::{Granule, Ipa, Level};
-use crate::descriptor::LeafBits;
+use crate::address::{Granule, Ipa, Level, Pa};
+use crate::descriptor::{Attributes, Leaf, LeafBits, Permissions};
+use crate::features::{Bbm, Features, Format};
 use crate::tlbi_operand::hint_bits;
 use core::fmt;
 use core::num::NonZeroUsize;
@@ -14,90 +15,6 @@ use core::num::NonZeroUsize;
 const MAX_CONCATENATED: u64 = 16;
 /// Fewest IPA bits that a VM gets: what every guest expects.
 const MIN_IPA_BITS: u32 = 32;
-
-/// The CPUs' support for changing the size of a mapping or its contiguous bit without a break (FEAT_BBM, ID_AA64MMFR2_EL1.BBM).
-/// Only to be claimed for CPUs that raise no TLB conflict abort.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Bbm {
-    /// Every such change needs the break.
-    Level0,
-    /// The contiguous bit may change; a block becomes a table by way of its nT bit.
-    Level1,
-    /// Block and table may replace each other.
-    Level2,
-}
-
-/// The architecture features that a VM's tables use. Every CPU that runs the VM must have them.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Features {
-    /// Size of pages and tables.
-    pub granule: Granule,
-    /// Bits of a guest's physical addresses: 32 to 48, to 52 where physical addresses have that many.
-    pub ipa_bits: u32,
-    /// Bits of a physical address (ID_AA64MMFR0_EL1.PARange): 32 to 52.
-    pub pa_bits: u32,
-    /// FEAT_LPA2 for this granule: descriptors with 52-bit addresses (VTCR_EL2.DS). Has no effect with 64 KiB pages, whose
-    /// descriptors have room for them anyway.
-    pub lpa2: bool,
-    /// FEAT_S2FWB: stage 2 forces write-back, whatever the guest asks for (HCR_EL2.FWB).
-    pub fwb: bool,
-    /// FEAT_XNX: execution at EL1 and at EL0 are told apart.
-    pub xnx: bool,
-    /// FEAT_BBM.
-    pub bbm: Bbm,
-    /// FEAT_HAFDBS: hardware sets the access flag (VTCR_EL2.HA).
-    pub hardware_access: bool,
-    /// FEAT_HAFDBS: hardware makes writable-clean entries writable-dirty (VTCR_EL2.HD). Needs `hardware_access`.
-    pub hardware_dirty: bool,
-    /// Groups of adjacent leaves carry the contiguous bit.
-    pub contiguous: bool,
-    /// FEAT_LSE, on each CPU that works on the tables: runs of entries are changed by its single-instruction atomics.
-    pub atomics: Atomics,
-    /// FEAT_VMID16: VMIDs have 16 bits, not 8 (VTCR_EL2.VS).
-    pub wide_vmids: bool,
-}
-
-/// Whether all CPUs that work on the tables have FEAT_LSE. Not a plain bool, as its instructions are undefined elsewhere.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Atomics(bool);
-
-impl Atomics {
-    /// Some may not have it.
-    pub const NONE: Self = Self(false);
-
-    /// They have it.
-    ///
-    /// # Safety
-    /// That is so (ID_AA64ISAR0_EL1.Atomic on each of them).
-    pub const unsafe fn everywhere() -> Self {
-        Self(true)
-    }
-
-    /// Whether they have it.
-    pub const fn are_everywhere(self) -> bool {
-        self.0
-    }
-}
-
-impl Features {
-    /// Armv8.0's: 4 KiB pages, nothing optional.
-    pub const fn armv8_0(ipa_bits: u32, pa_bits: u32) -> Self {
-        Self {
-            granule: Granule::Size4K,
-            ipa_bits,
-            pa_bits,
-            lpa2: false,
-            fwb: false,
-            xnx: false,
-            bbm: Bbm::Level0,
-            hardware_access: false,
-            hardware_dirty: false,
-            contiguous: false,
-            atomics: Atomics::NONE,
-            wide_vmids: false,
-        }
-    }
-}
 
 /// The features exclude each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -129,18 +46,6 @@ impl fmt::Display for BadLayout {
 }
 
 impl core::error::Error for BadLayout {}
-
-/// The position of a descriptor's output address (Arm ARM D8.3).
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(u32)]
-pub enum Format {
-    /// In place, up to 48 bits.
-    Narrow,
-    /// FEAT_LPA2: bits 49 to 12 in place, 51 and 50 in bits 9 and 8.
-    Lpa2,
-    /// FEAT_LPA with 64 KiB pages: bits 47 to 16 in place, 51 to 48 in bits 15 to 12.
-    Lpa64K,
-}
 
 /// The layout of one VM's tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -259,9 +164,14 @@ impl Layout {
         self.features.ipa_bits
     }
 
-    /// The parts of its leaf words.
-    pub(crate) const fn bits(&self) -> &LeafBits {
-        &self.bits
+    /// A leaf of `level` that maps `pa`, accessed, in no contiguous group. `pa` is aligned to the level's span and
+    /// [within](Self::check_backing) the physical addresses; otherwise the leaf maps other memory. Debug builds check the
+    /// address.
+    #[inline]
+    pub const fn leaf(&self, level: Level, pa: Pa, attributes: Attributes) -> Leaf {
+        debug_assert!(pa.is_aligned(self.span(level)));
+        debug_assert!(self.check_backing(pa, self.span(level)).is_ok());
+        self.bits.leaf(self.format, level, pa, attributes)
     }
 
     /// The first level that is looked up.
@@ -402,6 +312,15 @@ impl Layout {
             | ha << 21
             | hd << 22
             | ds << 32
+    }
+}
+
+impl Leaf {
+    /// The same mapping with these permissions, as far as `layout` has the features for them.
+    #[must_use]
+    #[inline]
+    pub const fn with_permissions(self, layout: &Layout, permissions: Permissions) -> Self {
+        self.with_permission_bits(layout.bits.permissions(permissions))
     }
 }
 

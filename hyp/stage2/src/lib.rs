@@ -194,6 +194,7 @@ mod contiguous;
 mod descriptor;
 mod entry;
 mod fault;
+mod features;
 mod hardware_dirty;
 mod id_registers;
 #[cfg(all(feature = "instructions", target_arch = "aarch64"))]
@@ -227,10 +228,11 @@ pub use collapse::Collapsed;
 pub use descriptor::{Attributes, Descriptor, Execute, Leaf, MemoryType, Permissions};
 pub use entry::{Broken, Entry, Lost, Observed, POISON, Unflushed, Unlinked};
 pub use fault::{Access, OnBlock, Request, Resolution};
+pub use features::{Atomics, Bbm, Features, Format};
 pub use id_registers::{GranuleSupport, IdRegisters};
 #[cfg(all(feature = "instructions", target_arch = "aarch64"))]
 pub use instructions::CpuInstructions;
-pub use layout::{Atomics, BadLayout, Bbm, Features, Format, Layout};
+pub use layout::{BadLayout, Layout};
 pub use leaf_filter::{All, Wanted};
 pub use maintenance::{Barrier, Instructions, Maintenance, RegimeRegisters, TlbPolicy, Tlbi};
 pub use map::{MapFailed, MapStopped, Mapped, Mapping};

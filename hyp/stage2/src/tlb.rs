@@ -6,7 +6,7 @@
 //! so each method invalidates them too.
 
 use crate::address::{Granule, Ipa, IpaRange, Level, Vttbr};
-use crate::layout::{Bbm, Format};
+use crate::features::{Bbm, Format};
 use crate::stage2::Stage2;
 
 /// The regime of an invalidation: the VM's tables, VMID and layout.

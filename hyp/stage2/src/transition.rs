@@ -1,7 +1,7 @@
 //! Decides whether a change of an entry may skip the break (rule 2): one pure function for every change.
 
 use crate::descriptor::{Descriptor, Leaf};
-use crate::layout::Bbm;
+use crate::features::Bbm;
 
 /// How an entry may change from one descriptor to another (Arm ARM D8.17.1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,7 +62,8 @@ mod tests {
     use super::*;
     use crate::address::{Level, Pa};
     use crate::descriptor::{Attributes, MemoryType, Permissions};
-    use crate::layout::{Features, Layout};
+    use crate::features::Features;
+    use crate::layout::Layout;
     use Transition::{Break, InPlace, Marked};
 
     /// One row for every kind of change: what it is from, what to, whether a table maps the same, and how it is made with no

@@ -7,7 +7,8 @@
 use crate::address::{Ipa, IpaRange, Level, PAGE_SHIFT, Pa};
 use crate::descriptor::{Descriptor, Leaf};
 use crate::entry::{Entry, Lost, Observed, Unflushed};
-use crate::layout::{Format, Layout};
+use crate::features::Format;
+use crate::layout::Layout;
 use crate::memory::{Epoch, TableMemory, Worker, table_of};
 use crate::tlb::Tlb;
 use core::slice;

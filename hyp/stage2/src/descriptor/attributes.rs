@@ -1,10 +1,11 @@
 //! The attributes of a mapping, apart from its address, and their bits in a leaf.
 
 use super::{
-    ACCESSED, EXECUTE_SHIFT, FORCED_WRITE_BACK, HARDWARE_DIRTY, INNER_SHAREABLE, MAY_WRITE,
-    MEMORY_TYPE_SHIFT, S2AP_READ, S2AP_WRITE, VALID,
+    ACCESSED, EXECUTE_SHIFT, FORCED_WRITE_BACK, HARDWARE_DIRTY, INNER_SHAREABLE, Leaf, MAY_WRITE,
+    MEMORY_TYPE_SHIFT, S2AP_READ, S2AP_WRITE, TABLE_OR_PAGE, VALID,
 };
-use crate::layout::{Features, Format};
+use crate::address::{Level, Pa};
+use crate::features::{Features, Format};
 
 /// Who may execute from a mapping. EL0 and EL1 differ only with FEAT_XNX; without it, a mapping is executable at both or at
 /// none. The values are those of `XN[1:0]`.
@@ -175,5 +176,36 @@ impl LeafBits {
             },
             permissions,
         }
+    }
+
+    /// A leaf of `level` that maps `pa`, which is aligned to its size, accessed, in no contiguous group.
+    #[inline]
+    pub(crate) const fn leaf(
+        &self,
+        format: Format,
+        level: Level,
+        pa: Pa,
+        attributes: Attributes,
+    ) -> Leaf {
+        let kind = if matches!(level, Level::L3) {
+            TABLE_OR_PAGE
+        } else {
+            0
+        };
+        let memory = match attributes.memory {
+            MemoryType::WriteBack => self.write_back,
+            memory => (memory as u64) << MEMORY_TYPE_SHIFT,
+        };
+        let permissions = self.permissions(attributes.permissions);
+        Leaf {
+            word: self.leaf | kind | memory | permissions | format.address_bits(pa),
+            format,
+        }
+    }
+
+    /// The bits of these permissions, as far as the tables have the features for them.
+    #[inline(always)]
+    pub(crate) const fn permissions(&self, permissions: Permissions) -> u64 {
+        self.permissions[permissions.number()]
     }
 }

@@ -1,7 +1,9 @@
 //! Checks the bits against the manual, and the table of changes that need no break.
 
 use super::*;
-use crate::layout::Features;
+use crate::features::ADDRESS;
+use crate::features::Features;
+use crate::layout::Layout;
 use crate::{Granule, PAGE_SIZE};
 use proptest::prelude::*;
 
