@@ -29,7 +29,6 @@ use crate::frames::Owner;
 use crate::object::{Backing, Object};
 use crate::space::AddressSpace;
 use crate::space::mmu_lock::MmuLock;
-use crate::space::slot::SlotArray;
 use crate::system::cpu::{Caches, CpuMemory};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -170,7 +169,7 @@ impl PageMerging {
     /// Withdraws an object: its pages are merged no more; merged pages stay so. When this returns, no step uses the object.
     /// Waits for a running step.
     pub fn remove(&self, object: &Object) {
-        self.retain(|target| target.id() != object.id());
+        self.change(|registered| self.retain(registered, |target| target.id() != object.id()));
     }
 
     /// Registers all objects that a VM's slots map, where they can be merged. Objects of later slots must be added separately.
@@ -190,34 +189,32 @@ impl PageMerging {
                 false => Ok(()),
             })
         };
-        self.change(add)
-            .inspect_err(|_| self.forget(vm.slots(&vm.pin(cpu))))
+        self.change(add).inspect_err(|_| self.remove_vm(cpu, vm))
     }
 
     /// As [`Self::remove`], for all objects that a VM's slots map. Must be called before the VM is destroyed, so that its
     /// memory is free when that returns.
     pub fn remove_vm<L: MmuLock, T>(&self, cpu: &CpuMemory<T>, vm: &AddressSpace<L>) {
-        self.forget(vm.slots(&vm.pin(cpu)));
-    }
-
-    /// Withdraws all objects that these slots map.
-    fn forget(&self, slots: &SlotArray) {
-        self.retain(|target| slots.iter().all(|slot| slot.object().id() != target.id()));
+        self.change(|registered| {
+            // Here, as nobody waits for scanners within an epoch.
+            let guard = vm.pin(cpu);
+            let slots = vm.slots(&guard);
+            let is_of_vm = |id| slots.iter().any(|slot| slot.object().id() == id);
+            self.retain(registered, |target| !is_of_vm(target.id()));
+        });
     }
 
     /// Withdraws some objects. If there were any the scan restarts, as pages are renumbered.
-    fn retain(&self, keep: impl FnMut(&Target) -> bool) {
-        self.change(|registered| {
-            let before = registered.targets.len();
-            registered.targets.retain(keep);
-            if registered.targets.len() != before {
-                let mut first = 0;
-                for target in &mut registered.targets {
-                    first = target.move_to(first);
-                }
-                self.begin(registered, false);
+    fn retain(&self, registered: &mut Registered, keep: impl FnMut(&Target) -> bool) {
+        let before = registered.targets.len();
+        registered.targets.retain(keep);
+        if registered.targets.len() != before {
+            let mut first = 0;
+            for target in &mut registered.targets {
+                first = target.move_to(first);
             }
-        });
+            self.begin(registered, false);
+        }
     }
 
     /// Changes what is registered. Waits for running steps, and keeps others from beginning.
@@ -294,7 +291,7 @@ impl PageMerging {
         lock_passed();
         drop(registered);
         if end == End::Dropped {
-            self.retain(|target| target.object().is_some());
+            self.change(|registered| self.retain(registered, |target| target.object().is_some()));
         }
         scanned
     }
@@ -488,7 +485,15 @@ impl Scanner<'_> {
         let domains = page.object.system().trust_domains();
         let domain = domains.of(page.object.account(), page.object.id());
         let checksum = checksum ^ domain.bits();
-        let Some(met) = candidates.enter(checksum, ordinal) else {
+        // Pages of owners that don't trust this one are passed by, so that they change nothing that this one could notice.
+        let others = &mut self.met;
+        let is_trusted = |met| {
+            let at = registered.index_of(met);
+            at == index
+                || object_in(others, targets, at)
+                    .is_some_and(|object| domains.of(object.account(), object.id()) == domain)
+        };
+        let Some(met) = candidates.enter(checksum, ordinal, is_trusted) else {
             return false;
         };
         let at = registered.index_of(met);
@@ -496,10 +501,7 @@ impl Scanner<'_> {
             true => Some(page.object),
             false => object_in(&mut self.met, targets, at).map(|object| &**object),
         };
-        let Some(object) =
-            object.filter(|object| domains.of(object.account(), object.id()) == domain)
-        else {
-            // It is gone, or met by chance: its owner and this one don't trust each other.
+        let Some(object) = object else {
             candidates.replace(checksum, met, ordinal);
             return false;
         };

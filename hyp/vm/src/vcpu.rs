@@ -27,6 +27,9 @@ use crate::vm::power::PowerState;
 use running::Running;
 
 /// A vCPU that is bound to a CPU: that CPU alone runs it, and is kicked for it. Dropping it releases the vCPU to other CPUs.
+///
+/// What TLBs hold of the guest's stage 1 is not looked after: whoever has a CPU run another vCPU of a VM than before, or a vCPU
+/// that has run elsewhere meanwhile, first invalidates there what the CPU has of the VM's stage 1.
 #[derive(Debug)]
 pub struct Vcpu<'v, S> {
     vm: &'v Vm<S>,

@@ -177,6 +177,9 @@ pub fn acknowledge() {
         Some(Gic::V3(gic)) => gic.acknowledge(),
         None => {}
     }
+    // What the kicks announce is read after they have been acknowledged: reads of ICC_IAR1_EL1 order no later loads by
+    // themselves (IHI 0069 4.2.1).
+    barrier::dsb(barrier::SY);
 }
 
 /// As [`wait`], but only until [`timer::now_ns`] reaches `deadline_ns`, if the timer's interrupt is known.

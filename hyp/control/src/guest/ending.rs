@@ -161,11 +161,11 @@ impl<'h, M: Machine, L: MmuLock> Ending<'h, M, L> {
         let vm = Arc::into_inner(vm).ok_or(RunError::Stuck)?;
         let stage2 = *vm.space.stage2().layout().features();
         vm.space.destroy(&self.host.own.memory);
-        let (frames, machine_frames) = self.settled();
+        let (frames, machine_frames, is_alone) = self.settled();
         if !frames.is_zero() {
             return Err(RunError::Leak(frames));
         }
-        if self.host.cpu_pool.is_idle() {
+        if is_alone {
             // Where others still run, frames are on their way.
             machine_frames.check()?;
         }
@@ -177,9 +177,9 @@ impl<'h, M: Machine, L: MmuLock> Ending<'h, M, L> {
         })
     }
 
-    /// The frames of the VM and of the machine, once the epoch has released the VM's and the machine's add up. Gives up after a
-    /// while: a CPU in its housekeeping may hold some frames.
-    fn settled(&self) -> (VmCounts, Counts) {
+    /// The frames of the VM and of the machine, once the epoch has released the VM's and the machine's add up; and whether no
+    /// other guest ran when they were counted. Gives up after a while: a CPU in its housekeeping may hold some frames.
+    fn settled(&self) -> (VmCounts, Counts, bool) {
         let Host {
             machine,
             cpu_pool,
@@ -190,10 +190,12 @@ impl<'h, M: Machine, L: MmuLock> Ending<'h, M, L> {
         let patience = Patience::new(machine.now_ns(), PATIENCE_NS, LOOKS);
         loop {
             memory.idle();
+            // Before the count: a guest that ends during it may have frames on their way.
+            let is_alone = cpu_pool.is_idle();
             let (frames, all) = (pool.counts_of(self.id), pool.counts());
-            let is_settled = frames.is_zero() && (all.check().is_ok() || !cpu_pool.is_idle());
+            let is_settled = frames.is_zero() && (all.check().is_ok() || !is_alone);
             if is_settled || patience.is_over(machine.now_ns()) {
-                return (frames, all);
+                return (frames, all, is_alone);
             }
         }
     }

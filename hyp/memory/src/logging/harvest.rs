@@ -45,7 +45,8 @@ impl<L: MmuLock> AddressSpace<L> {
     ///
     /// Contains every write made before this call, whatever other CPUs are doing to the pages (rule 14): with the vCPUs stopped
     /// outside of fault handlers, a later call would find no further write. Where hardware tracks writes, this waits for CPUs
-    /// that are changing the range's backing. So the caller is in no epoch, and isn't one of those CPUs.
+    /// that are changing the range's backing. So the caller is in no epoch, and isn't one of those CPUs; and no other CPU harvests
+    /// the same 2 MiB region meanwhile, as it may have taken what hardware noted there and not yet told the log.
     ///
     /// # Errors
     /// The slot isn't logged, or the bitmap's words don't lie within its log. An empty bitmap may begin at the log's end.
@@ -96,7 +97,8 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 
     /// [`Self::get_dirty_log`] and [`Self::clear_dirty_log`] of all dirty pages in one call. Also serves as the final harvest,
-    /// with the vCPUs stopped. Several CPUs may do it at the same time, as for [`Self::clear_dirty_log`].
+    /// with the vCPUs stopped. Several CPUs may do it at the same time, as for [`Self::clear_dirty_log`]; where hardware tracks
+    /// writes, each for 2 MiB regions of its own.
     ///
     /// # Errors
     /// As for [`Self::get_dirty_log`].

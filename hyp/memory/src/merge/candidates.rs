@@ -18,6 +18,10 @@ const GENERATION: u32 = 60;
 /// An entry of generation 0 is empty, as is every entry of an earlier generation.
 const GENERATIONS: u64 = 1 << (u64::BITS - GENERATION);
 
+/// The most entries that are looked at for a word: what a guest puts into its pages may have them all begin at one place. A word
+/// that finds no place among them is left out, as if the table were full.
+const MOST_PROBES: usize = 128;
+
 /// A hash table of words below `1 << GENERATION`, with open addressing. Within a generation entries are added and exchanged, but
 /// never removed.
 #[derive(Debug)]
@@ -67,12 +71,13 @@ impl Table {
     fn entries(&self, hash: u64) -> impl Iterator<Item = &AtomicU64> {
         let mask = self.entries.len().wrapping_sub(1);
         let first = spread(hash) as usize;
-        let places = (0..self.entries.len()).map(move |step| first.wrapping_add(step) & mask);
+        let places = (0..self.entries.len().min(MOST_PROBES))
+            .map(move |step| first.wrapping_add(step) & mask);
         places.map(|place| &self.entries[place])
     }
 
-    /// Looks for a word. If there is none, adds one, unless the table is full. Returns what was found.
-    fn enter(&self, hash: u64, word: u64, is_same: impl Fn(u64) -> bool) -> Option<u64> {
+    /// Looks for a word. If there is none, adds one, unless its places are taken. Returns what was found.
+    fn enter(&self, hash: u64, word: u64, mut is_same: impl FnMut(u64) -> bool) -> Option<u64> {
         let new = self.generation.load(Ordering::Relaxed) << GENERATION | word;
         for entry in self.entries(hash) {
             loop {
@@ -138,10 +143,16 @@ impl Candidates {
         self.0.reserve(pages, |candidate| candidate >> u32::BITS)
     }
 
-    /// The earlier candidate with this checksum; if there is none, this page becomes one.
-    pub(super) fn enter(&self, checksum: u32, page: u32) -> Option<u32> {
+    /// The earlier candidate with this checksum that `is_trusted`; if there is none, this page becomes one.
+    pub(super) fn enter(
+        &self,
+        checksum: u32,
+        page: u32,
+        mut is_trusted: impl FnMut(u32) -> bool,
+    ) -> Option<u32> {
         let new = candidate(checksum, page);
-        let is_same = |word: u64| word >> u32::BITS == new >> u32::BITS;
+        let is_same =
+            |word: u64| word >> u32::BITS == new >> u32::BITS && is_trusted(page_of(word));
         let met = self.0.enter(new >> u32::BITS, new, is_same);
         met.map(page_of)
     }
@@ -203,17 +214,48 @@ mod tests {
     fn the_first_page_of_a_checksum_is_met_by_the_others_until_it_is_replaced() {
         let mut candidates = Candidates::default();
         candidates.reserve(4).unwrap();
-        assert_eq!(candidates.enter(7, 1), None);
-        assert_eq!(candidates.enter(8, 2), None);
-        assert_eq!(candidates.enter(7, 3), Some(1));
+        assert_eq!(candidates.enter(7, 1, |_| true), None);
+        assert_eq!(candidates.enter(8, 2, |_| true), None);
+        assert_eq!(candidates.enter(7, 3, |_| true), Some(1));
         assert!(candidates.pair(7, 1));
         assert!(!candidates.pair(7, 1), "it was met before");
-        assert_eq!(candidates.enter(7, 3), Some(1));
+        assert_eq!(candidates.enter(7, 3, |_| true), Some(1));
         candidates.replace(7, 1, 3);
-        assert_eq!(candidates.enter(7, 1), Some(3));
+        assert_eq!(candidates.enter(7, 1, |_| true), Some(3));
         assert!(candidates.pair(7, 3), "it wasn't met before");
         candidates.clear();
-        assert_eq!(candidates.enter(7, 1), None);
+        assert_eq!(candidates.enter(7, 1, |_| true), None);
+    }
+
+    #[test]
+    fn a_page_of_others_is_passed_by_and_stays() {
+        let mut candidates = Candidates::default();
+        candidates.reserve(4).unwrap();
+        let is_odd = |page| page % 2 == 1;
+        assert_eq!(candidates.enter(7, 2, |_| true), None);
+        assert_eq!(candidates.enter(7, 1, is_odd), None);
+        assert_eq!(candidates.enter(7, 3, is_odd), Some(1));
+        assert_eq!(candidates.enter(7, 4, |page| !is_odd(page)), Some(2));
+    }
+
+    /// The run of looks that a guest can provoke has an end.
+    #[test]
+    fn words_that_begin_at_one_place_are_looked_for_in_a_bounded_run() {
+        let mut candidates = Candidates::default();
+        candidates.reserve(1000).unwrap();
+        let mut looks = 0;
+        for page in 0..1000 {
+            let others = |_| {
+                looks += 1;
+                false
+            };
+            assert_eq!(candidates.enter(7, page, others), None);
+        }
+        assert!(looks <= 1000 * MOST_PROBES, "{looks}");
+        let entered = (candidates.0.entries.iter())
+            .filter(|entry| candidates.0.live(entry).is_some())
+            .count();
+        assert_eq!(entered, MOST_PROBES);
     }
 
     #[test]
@@ -233,10 +275,10 @@ mod tests {
         candidates.reserve(1000).unwrap();
         let places = candidates.0.entries.len();
         for page in 0..10_000 {
-            assert_eq!(candidates.enter(page, page), None);
+            assert_eq!(candidates.enter(page, page, |_| true), None);
         }
         assert_eq!(candidates.0.entries.len(), places);
-        assert_eq!(candidates.enter(0, 5), Some(0));
+        assert_eq!(candidates.enter(0, 5, |_| true), Some(0));
     }
 
     #[test]
@@ -244,9 +286,9 @@ mod tests {
         let mut candidates = Candidates::default();
         for pages in 1..200 {
             candidates.reserve(pages as usize).unwrap();
-            assert_eq!(candidates.enter(pages << 8, pages), None);
+            assert_eq!(candidates.enter(pages << 8, pages, |_| true), None);
             for page in 1..=pages {
-                assert_eq!(candidates.enter(page << 8, 0), Some(page));
+                assert_eq!(candidates.enter(page << 8, 0, |_| true), Some(page));
             }
         }
     }
@@ -273,7 +315,7 @@ mod tests {
         let met: Vec<Vec<_>> = thread::scope(|scope| {
             let enter = |cpu| {
                 let page = move |checksum| cpu * CHECKSUMS + checksum;
-                let enter = move |checksum| candidates.enter(checksum, page(checksum));
+                let enter = move |checksum| candidates.enter(checksum, page(checksum), |_| true);
                 scope.spawn(move || (0..CHECKSUMS).map(enter).collect())
             };
             let scanners: Vec<_> = (0..CPUS).map(enter).collect();
@@ -282,7 +324,7 @@ mod tests {
         });
         for checksum in 0..CHECKSUMS {
             let met = (0..CPUS).map(|cpu| met[cpu as usize][checksum as usize]);
-            let first = candidates.enter(checksum, u32::MAX >> 1);
+            let first = candidates.enter(checksum, u32::MAX >> 1, |_| true);
             let first = first.map(|page| (page / CHECKSUMS) as usize);
             for (cpu, met) in met.enumerate() {
                 let met = met.map(|page| (page / CHECKSUMS) as usize);

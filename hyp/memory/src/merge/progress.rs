@@ -30,7 +30,7 @@ pub(super) struct Progress {
 struct Part {
     /// The number of the scan, and below it the first page that no scanner has taken.
     next: AtomicU64,
-    /// The end of its pages. Written while no scanner has any.
+    /// The end of its pages. Written while none of them is for the taking.
     end: AtomicU64,
 }
 
@@ -48,6 +48,14 @@ struct Position {
 }
 
 impl Position {
+    /// No page of a scan whose parts are being divided.
+    const fn closed(scan: u32) -> Self {
+        Self {
+            scan,
+            page: u32::MAX,
+        }
+    }
+
     const fn encode(self) -> u64 {
         (self.scan as u64) << u32::BITS | self.page as u64
     }
@@ -98,7 +106,7 @@ impl Progress {
         let mut parts = (0..self.count).map(|step| (scanner + step) % self.count);
         parts.find_map(|part| {
             let next = self.position(part);
-            let pages = next.page..self.parts[part].end.load(Ordering::Relaxed) as u32;
+            let pages = next.page..self.parts[part].end.load(Ordering::Acquire) as u32;
             let is_left = next.scan == scan && !pages.is_empty();
             is_left.then_some(Rest { part, scan, pages })
         })
@@ -152,13 +160,17 @@ impl Progress {
         })
     }
 
-    /// Gives each part its pages.
+    /// Gives each part its pages. Scanners may still look for pages of the scan before. One that has read a part's former `next`
+    /// and then reads its new `end` takes nothing: the part was closed in between.
     fn divide(&self, total: u32, scan: u32) {
         let share = total.div_ceil(self.count as u32).next_multiple_of(ALIGNED);
         let mut page = 0;
         for part in &self.parts[..self.count] {
             let end = total.min(page + share);
-            part.end.store(end.into(), Ordering::Relaxed);
+            part.next
+                .store(Position::closed(scan).encode(), Ordering::Relaxed);
+            // Release: pairs with the acquire of `rest`, whose exchange then finds the part closed.
+            part.end.store(end.into(), Ordering::Release);
             // Release: pairs with the acquire of `position`.
             let next = Position { scan, page };
             part.next.store(next.encode(), Ordering::Release);

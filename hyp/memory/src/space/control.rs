@@ -4,27 +4,62 @@
 //! changes: any number of CPUs do it at once. A CPU that wants to make a change holds back newcomers, so it waits only for
 //! those that are at work.
 
+use core::sync::atomic::{AtomicUsize, Ordering};
 use spin::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use stage2::sync::relax;
 
 /// The lock.
 #[derive(Debug, Default)]
-pub(crate) struct Control(RwLock<()>);
+pub(crate) struct Control {
+    lock: RwLock<()>,
+    /// How many CPUs make a change or wait to. Relaxed: it only holds back newcomers, who would otherwise write to the lock's
+    /// word again and again, so that a CPU that wants it alone might never find it free.
+    changes: AtomicUsize,
+}
+
+/// The lock while it is held for a change.
+pub(crate) struct Alone<'c> {
+    // Dropped in this order.
+    _lock: RwLockWriteGuard<'c, ()>,
+    _change: Change<'c>,
+}
+
+/// Holds back newcomers.
+struct Change<'c>(&'c AtomicUsize);
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// The lock while it is held either way.
 pub(crate) struct Held<'c> {
     _shared: Option<RwLockReadGuard<'c, ()>>,
-    _alone: Option<RwLockWriteGuard<'c, ()>>,
+    _alone: Option<Alone<'c>>,
 }
 
 impl Control {
     /// For a change: excludes everybody.
-    pub(crate) fn lock(&self) -> RwLockWriteGuard<'_, ()> {
-        self.0.upgradeable_read().upgrade()
+    pub(crate) fn lock(&self) -> Alone<'_> {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        let change = Change(&self.changes);
+        Alone {
+            _lock: self.lock.write(),
+            _change: change,
+        }
     }
 
     /// For work on a part of a slot's pages: excludes changes only.
     pub(crate) fn share(&self) -> RwLockReadGuard<'_, ()> {
-        self.0.read()
+        loop {
+            if self.changes.load(Ordering::Relaxed) == 0
+                && let Some(shared) = self.lock.try_read()
+            {
+                return shared;
+            }
+            relax();
+        }
     }
 
     /// For work on a part of a slot's pages that may have to exclude other such work. `must_exclude` decides, with the lock
@@ -51,12 +86,13 @@ impl Control {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use std::thread;
 
     #[test]
     fn work_on_parts_excludes_changes_and_no_other_work_unless_it_must() {
         let control = Control::default();
-        let is_shared = || control.0.try_read().is_some();
-        let is_free = || control.0.try_write().is_some();
+        let is_shared = || control.lock.try_read().is_some();
+        let is_free = || control.lock.try_write().is_some();
         let excludes = |must: bool| control.hold(|| Ok::<_, ()>(must)).unwrap();
         {
             let _first = control.share();
@@ -73,10 +109,27 @@ mod tests {
         }
         assert!(control.hold(|| Err(())).is_err());
         assert!(is_free());
-        let _waiting = control.0.upgradeable_read();
-        assert!(
-            !is_shared(),
-            "a change that is about to be made holds back newcomers"
-        );
+    }
+
+    /// However many CPUs share the lock again and again, a change comes about.
+    #[test]
+    fn a_change_holds_back_newcomers() {
+        let control = Control::default();
+        let changed = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while changed.load(Ordering::Relaxed) < 100 {
+                        let _shared = control.share();
+                    }
+                });
+            }
+            for _ in 0..100 {
+                let _alone = control.lock();
+                assert!(control.lock.try_read().is_none());
+                changed.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        assert_eq!(control.changes.load(Ordering::Relaxed), 0);
     }
 }

@@ -106,6 +106,15 @@ fn begun(world: &World, cpu: &Cpu) {
     assert_eq!(world.merging.scan(cpu, 1), 1);
 }
 
+/// As begun, and the last page has come since: the parts of the next scan are others than those of this one.
+fn extended(world: &World, cpu: &Cpu) {
+    equal(world, cpu);
+    let last = world.objects.last().expect("there are pages");
+    world.merging.remove(last);
+    assert_eq!(world.merging.scan(cpu, 1), 1);
+    world.merging.add(last).unwrap();
+}
+
 type Act = fn(&World, &Cpu);
 
 /// Tries every execution, with at most so many preemptions, in which `prepare` runs on CPU 0, then each of `race` at once
@@ -163,6 +172,20 @@ fn rule_8_two_scanners_want_the_same_page_for_theirs() {
     let words = [Some(1), Some(1), Some(1)];
     explore(2, begun, [scan, scan], words, |_| {
         assert_eq!(POOL.shared_frames(), 1, "at least one of them got it");
+    });
+}
+
+/// A scanner that looks for the last pages of a scan while another one begins the next takes none of these.
+#[test]
+fn rule_8_a_scan_that_ends_with_more_pages_than_it_began_with_is_followed_by_others() {
+    explore(2, extended, [scan, scan], [Some(1); 3], |world| {
+        let cpu = cpu(3);
+        let before = world.merging.statistics().full_scans;
+        for _ in 0..3 {
+            scan(world, &cpu);
+        }
+        let after = world.merging.statistics().full_scans;
+        assert!(after >= before + 2, "{before} scans, then {after}");
     });
 }
 
