@@ -124,7 +124,7 @@ pub const BOOT_OPTIONS: [BootOption; 37] = [
     option(
         "vcpus",
         "a number from 1 on",
-        "vCPUs of the guest; one CPU more is needed",
+        "vCPUs of the guest, each on a CPU of its own",
     ),
     option(
         "device",
@@ -174,7 +174,7 @@ pub const BOOT_OPTIONS: [BootOption; 37] = [
     option(
         "merging",
         SCANNERS,
-        "so many CPUs together merge equal pages while guests run",
+        "merges equal pages while guests run: the number of CPUs that do it together",
     ),
     words::<MergeTarget>("merge_targets", "the memory whose pages are merged; a list"),
     option(

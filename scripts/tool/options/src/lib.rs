@@ -75,7 +75,7 @@ pub struct RunOptions {
     #[command(flatten)]
     pub machine: MachineOptions,
 
-    /// How many CPUs the machine has, at most 128; one is the hypervisor's own. [default: vcpus + 1]
+    /// How many CPUs the machine has, at most 128; one is the hypervisor's own. [default: as many as the other options need]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_CPUS)))]
     pub smp: Option<u32>,
 
@@ -321,6 +321,11 @@ fn checked_cpus(workload: &Workload, wanted: Option<u32>, gic: Gic) -> Result<u3
 /// The users of CPUs, as the beginning of a sentence.
 fn busy_with(workload: &Workload) -> String {
     let compared = workload.compared.as_ref();
+    let merging = match workload.merging.beside {
+        1 => "--merging".to_string(),
+        several => format!("--merging={several}"),
+    };
+    let harvesters = format!("--harvesters {}", workload.harvesters);
     let others = [
         (
             compared.is_some_and(|compared| compared.vms() > 1),
@@ -330,8 +335,8 @@ fn busy_with(workload: &Workload) -> String {
             compared.is_some_and(|compared| compared.most_workers() > 0),
             "--workers",
         ),
-        (workload.merging.beside > 0, "--merging"),
-        (workload.harvesters > 1, "--harvesters"),
+        (workload.merging.beside > 0, merging.as_str()),
+        (workload.harvesters > 1, harvesters.as_str()),
     ];
     let others: String = others
         .iter()

@@ -6,17 +6,18 @@ use clap::Args;
 use super::words::{Changing, MergeTarget, list};
 use super::{distinct, usage};
 use emulator::error::ToolError;
+use emulator::qemu::MOST_CPUS;
 
-/// The most CPUs that merge: more than there are.
-const MOST_SCANNERS: i64 = u16::MAX as i64;
+/// The most CPUs that merge: the hypervisor's own does other work.
+const MOST_SCANNERS: i64 = MOST_CPUS as i64 - 1;
 
 /// The options of merging.
 #[derive(Args, Clone, Debug)]
 pub struct MergingOptions {
-    /// Have so many CPUs without a vCPU, one unless said otherwise, merge the guest's equal pages while it runs.
+    /// Merge the guest's equal pages while it runs, on CPUs without a vCPU: on one, or on N with --merging=N (with the '=').
     #[arg(
         long,
-        value_name = "CPUS",
+        value_name = "N",
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "1",

@@ -120,7 +120,8 @@ pub struct WorkloadOptions {
     )]
     pub harvests: Vec<Harvest>,
 
-    /// How many CPUs harvest the bitmap, split ahead and restore blocks: the hypervisor's own, and others without a vCPU.
+    /// How many CPUs together harvest the bitmap, split ahead and restore blocks: the hypervisor's own, and others without a
+    /// vCPU. Only for the benchmark.
     #[arg(long = "harvesters", id = "harvesters", value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=127))]
     pub harvesters: Vec<u32>,
 

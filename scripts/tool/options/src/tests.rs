@@ -203,7 +203,7 @@ fn harvesters_take_cpus() {
         "{}",
         several.append
     );
-    let says = "--smp 5: too few CPUs: --vcpus 4 and --harvesters need 11";
+    let says = "--smp 5: too few CPUs: --vcpus 4 and --harvesters 8 need 11";
     assert!(refused(&["--harvesters=8", "--vcpus=4", "--smp=5"]).contains(says));
     assert!(refused(&["--harvesters=0"]).contains("--harvesters"));
     assert!(refused(&["--harvesters=2", "--stress=5"]).contains("--harvesters"));
@@ -215,7 +215,7 @@ fn merging_that_cant_be_is_refused() {
     assert!(refused(&["--merging", "--workload=merge"]).contains("--merging"));
     let says = "--smp 5: too few CPUs: --vcpus 4 and --merging need 5";
     assert!(refused(&["--merging", "--vcpus=4", "--smp=5"]).contains(says));
-    let says = "--smp 6: too few CPUs: --vcpus 4 and --merging need 6";
+    let says = "--smp 6: too few CPUs: --vcpus 4 and --merging=2 need 6";
     assert!(refused(&["--merging=2", "--vcpus=4", "--smp=6"]).contains(says));
     assert!(refused(&["--merging=0"]).contains("--merging"));
     assert!(refused(&["--merging", "--stress=5"]).contains("--merging"));

@@ -37,7 +37,7 @@ const COUNTERS: [(&str, &str); 23] = [
     ("ksm_zero_pages", "ksm_zero_pages"),
     ("pages_scanned", "pages_scanned"),
     ("full_scans", "full_scans"),
-    ("scanners", "CPUs that scan"),
+    ("CPUs that merge", "scanners"),
 ];
 
 /// The table, with a line above it that names the workload.
@@ -101,9 +101,14 @@ fn heading(records: &[Record]) -> String {
     let Some(record) = records.first() else {
         return "nothing was measured".into();
     };
+    let merging = match record.scanners {
+        0 => String::new(),
+        1 => ", merged by a CPU".to_string(),
+        several => format!(", merged by {several} CPUs"),
+    };
     if is_of_backing(records) {
         return format!(
-            "{}: {} vCPUs x {}, backing {}; {}, GICv{}; measured with {}{}",
+            "{}: {} vCPUs x {}, backing {}{merging}; {}, GICv{}; measured with {}{}",
             record.workload,
             record.vcpus,
             Size(record.bytes_per_vcpu),
@@ -119,7 +124,7 @@ fn heading(records: &[Record]) -> String {
         several => format!(", {several} harvesters"),
     };
     format!(
-        "{} vCPUs x {}, {} iterations, backing {}, {} % writes{harvesters}; {}, GICv{}; times in ms, measured with {}{}",
+        "{} vCPUs x {}, {} iterations, backing {}, {} % writes{harvesters}{merging}; {}, GICv{}; times in ms, measured with {}{}",
         record.vcpus,
         Size(record.bytes_per_vcpu),
         record.iterations,
@@ -263,6 +268,20 @@ mod tests {
             .filter(|cell| !cell.is_empty())
             .skip(1)
             .collect()
+    }
+
+    #[test]
+    fn the_table_says_how_many_cpus_merged_and_harvested() {
+        let mut merged = record("parallel");
+        merged.scanners = 2;
+        merged.harvesters = 3;
+        merged.counters.insert("scanners".into(), 2);
+        let table = comparison(&[merged]);
+        assert_eq!(cells(&table, "CPUs that merge"), ["2"]);
+        assert!(
+            table.contains("% writes, 3 harvesters, merged by 2 CPUs; "),
+            "{table}"
+        );
     }
 
     #[test]
