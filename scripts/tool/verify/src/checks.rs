@@ -173,8 +173,13 @@ impl Step {
             ),
             Self::Host => tests(CargoCommand::new(["test", "--no-fail-fast"]).args(host())),
             // Examples in the documentation are built without the flag. vm's other tests use its atomics outside of a model.
-            Self::Loom => tests(CargoCommand::loom("model").args(["--tests", "--no-fail-fast"]))
-                .plus(tests(CargoCommand::loom("vm").args(["--lib", "model::"]))),
+            // Many of the model's tests wait for each other, as they share a pool: so many threads that others run meanwhile.
+            Self::Loom => tests(
+                CargoCommand::loom("model")
+                    .args(["--tests", "--no-fail-fast"])
+                    .env("RUST_TEST_THREADS", "16"),
+            )
+            .plus(tests(CargoCommand::loom("vm").args(["--lib", "model::"]))),
             Self::Docs => {
                 let docs =
                     || CargoCommand::new(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
