@@ -1,6 +1,6 @@
 //! A guest's image as a boot loader left it: arm64 Image format (Linux, Documentation/arch/arm64/booting.rst).
 //!
-//! All of the header is an allegation. An [`Image`] was checked to lie within the guest's memory.
+//! All of the header is an allegation, and is checked against the guest's memory.
 
 use crate::size::Size;
 use core::fmt;

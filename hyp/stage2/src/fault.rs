@@ -151,14 +151,15 @@ impl Stage2 {
         largest_written: Level,
     ) -> Option<Level> {
         // Nearly all trees are plain, and nearly all that is logged are pages.
-        let level = match self.exchange_page(worker, ipa) {
-            Some(true) => Level::L3,
-            Some(false) => return None,
-            None => self.relax_leaf(worker, ipa, largest_written)?,
-        };
-        worker.counters.relaxed.add(1);
-        self.invalidate_faulted(worker, ipa, va, level);
-        Some(level)
+        match self.exchange_page(worker, ipa) {
+            Some(true) => {
+                worker.counters.relaxed.add(1);
+                self.invalidate_faulted(worker, ipa, va, Level::L3);
+                Some(Level::L3)
+            }
+            Some(false) => None,
+            None => self.relax_leaf(worker, ipa, va, largest_written),
+        }
     }
 
     /// As [`relax`](Self::relax), for a page of a plain tree, and as short as possible. Returns whether it was made writable.
@@ -196,9 +197,24 @@ impl Stage2 {
         Some(entry.relax_page())
     }
 
+    /// As [`relax`](Self::relax), in any tree. Apart from it, so that a page of a plain tree pays for none of this.
+    #[inline(never)]
+    fn relax_leaf<'w, M: TableMemory, T: Tlb, E: Epoch>(
+        &'w self,
+        worker: &Worker<'w, M, T, E>,
+        ipa: Ipa,
+        va: Option<u64>,
+        largest_written: Level,
+    ) -> Option<Level> {
+        let level = self.exchange_leaf(worker, ipa, largest_written)?;
+        worker.counters.relaxed.add(1);
+        self.invalidate_faulted(worker, ipa, va, level);
+        Some(level)
+    }
+
     /// Makes the leaf at `ipa` writable, if a single exchange does, and it is no larger than `largest_written`.
     #[inline(always)]
-    fn relax_leaf<'w, M: TableMemory, T: Tlb, E: Epoch>(
+    fn exchange_leaf<'w, M: TableMemory, T: Tlb, E: Epoch>(
         &'w self,
         worker: &Worker<'w, M, T, E>,
         ipa: Ipa,

@@ -78,17 +78,20 @@ impl Table {
 
     /// Looks for a word. If there is none, adds one, unless its places are taken. Returns what was found.
     fn enter(&self, hash: u64, word: u64, mut is_same: impl FnMut(u64) -> bool) -> Option<u64> {
-        let new = self.generation.load(Ordering::Relaxed) << GENERATION | word;
+        let generation = self.generation.load(Ordering::Relaxed);
+        let new = generation << GENERATION | word;
         for entry in self.entries(hash) {
-            loop {
-                let seen = entry.load(Ordering::Relaxed);
-                match self.live(entry) {
-                    Some(word) if is_same(word) => return Some(word),
-                    Some(_) => break,
-                    None if exchange(entry, seen, new) => return None,
+            let mut seen = entry.load(Ordering::Relaxed);
+            while seen >> GENERATION != generation {
+                match entry.compare_exchange(seen, new, Ordering::Relaxed, Ordering::Relaxed) {
+                    Ok(_) => return None,
                     // Another scanner has filled it: look what with.
-                    None => {}
+                    Err(now) => seen = now,
                 }
+            }
+            let found = seen & ((1 << GENERATION) - 1);
+            if is_same(found) {
+                return Some(found);
             }
         }
         None

@@ -108,7 +108,7 @@ const LIMITS: [Limit; 17] = [
     Limit {
         operation: "scan_shared",
         unit: "a page that a scan looks at, merged before",
-        most: 430,
+        most: 450,
     },
 ];
 
