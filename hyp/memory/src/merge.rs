@@ -499,10 +499,10 @@ impl Scanner<'_> {
         let at = registered.index_of(met);
         let object = match at == index {
             true => Some(page.object),
+            // Whoever found that it is trusted has left it here.
             false => object_in(&mut self.met, targets, at).map(|object| &**object),
         };
         let Some(object) = object else {
-            candidates.replace(checksum, met, ordinal);
             return false;
         };
         let other = PageOf {

@@ -174,7 +174,7 @@ pub const BOOT_OPTIONS: [BootOption; 37] = [
     option(
         "merging",
         SCANNERS,
-        "merges equal pages while guests run: the number of CPUs that do it together",
+        "the number of CPUs that merge equal pages while guests run",
     ),
     words::<MergeTarget>("merge_targets", "the memory whose pages are merged; a list"),
     option(

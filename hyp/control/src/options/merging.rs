@@ -1,4 +1,5 @@
-//! Options of page merging: how many CPUs do it, its rate, and which pages it covers. Named as in Linux KSM where that has the same option.
+//! Options of page merging: how many CPUs do it, its rate, and which pages it covers. Named as in Linux KSM where that has the
+//! same option.
 
 use super::OptionError;
 use super::value;

@@ -122,13 +122,7 @@ impl<L: MmuLock> AddressSpace<L> {
         ipa: Ipa,
         access: Access,
     ) -> Result<Level, NotPopulated> {
-        let fault = Fault {
-            vcpu,
-            ipa,
-            va: None,
-            access,
-            kind: FaultKind::Translation,
-        };
+        let fault = fault_ahead(vcpu, ipa, access, FaultKind::Translation);
         match self.fault(cpu, &fault) {
             FaultOutcome::Resolved | FaultOutcome::RingLow => Ok(Level::L3),
             _ => self.populate_page(cpu, vcpu, ipa, access),
@@ -152,13 +146,7 @@ impl<L: MmuLock> AddressSpace<L> {
                 Some(_) => FaultKind::Permission,
                 None => FaultKind::Translation,
             };
-            let fault = Fault {
-                vcpu,
-                ipa,
-                va: None,
-                access,
-                kind,
-            };
+            let fault = fault_ahead(vcpu, ipa, access, kind);
             match self.fault(cpu, &fault) {
                 FaultOutcome::Resolved | FaultOutcome::RingLow => {}
                 FaultOutcome::Retry => relax(),
@@ -169,6 +157,17 @@ impl<L: MmuLock> AddressSpace<L> {
             }
         }
         Err(NotPopulated::Busy)
+    }
+}
+
+/// A fault that no vCPU has taken yet.
+fn fault_ahead(vcpu: usize, ipa: Ipa, access: Access, kind: FaultKind) -> Fault {
+    Fault {
+        vcpu,
+        ipa,
+        va: None,
+        access,
+        kind,
     }
 }
 
