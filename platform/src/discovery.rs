@@ -45,6 +45,8 @@ pub struct Machine<'t> {
     pub gic: Gic,
     /// The generic timer's interrupts.
     pub timer: Option<TimerInterrupts>,
+    /// The interrupt by which a GIC with list registers asks for maintenance.
+    pub maintenance: Option<Interrupt>,
     /// The console's UART.
     pub console: Option<Uart>,
     /// The hypervisor's own options.
@@ -68,6 +70,7 @@ impl<'t> Machine<'t> {
             conduit: devices::conduit(tree),
             gic: devices::gic(tree)?,
             timer: devices::timer(tree),
+            maintenance: devices::maintenance(tree),
             console: devices::console(tree),
             bootargs: bootargs(tree)?,
             modules: guests::modules(tree)?,
