@@ -1,0 +1,20 @@
+//! A virtual GIC **without a lock**.
+
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+mod config;
+mod interface;
+mod vcpu;
+mod vgic;
+
+pub use config::{
+    AccessSize, Again, Forwarded, Frame, MAX_SPIS, MAX_VCPUS, SgiRegister, Version, VgicConfig,
+    VgicError,
+};
+pub use interface::{
+    ActivePriorities, ListRegister, MAX_LIST_REGISTERS, VirtualInterface, hcr, vmcr,
+};
+pub use vcpu::VcpuInterrupts;
+pub use vgic::Vgic;
