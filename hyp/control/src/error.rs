@@ -11,7 +11,7 @@ use records::image::ImageError;
 use records::size::Size;
 use records::words::GuestKind;
 use stage2::{BadLayout, OutOfFrames};
-use vm::{StopReason, VmError};
+use vm::{ForkError, StopReason, VmError};
 
 /// Why a run failed.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub enum RunError {
     },
     /// The VM can't be made.
     Vm(VmError),
+    /// The VM can't be forked.
+    Fork(ForkError),
     /// The guest's address space can't have this size.
     Layout(BadLayout),
     /// There is no frame for the root table.
@@ -132,6 +134,7 @@ impl fmt::Display for RunError {
                 write!(f, ", but there are {cpus}")
             }
             Self::Vm(error) => error.fmt(f),
+            Self::Fork(error) => error.fmt(f),
             Self::Layout(error) => error.fmt(f),
             Self::Frames(error) => error.fmt(f),
             Self::Slot(error) => write!(f, "the guest's memory can't be had: {error}"),
@@ -185,6 +188,7 @@ macro_rules! from {
 from! {
     ImageError => Image,
     VmError => Vm,
+    ForkError => Fork,
     BadLayout => Layout,
     OutOfFrames => Frames,
     SlotError => Slot,

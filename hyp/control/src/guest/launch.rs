@@ -128,9 +128,9 @@ impl<'h, M: Machine> Host<'h, M> {
             space.destroy(own);
             return Err(error.into());
         }
-        let vm = paused.fork(space).map_err(|space| {
+        let vm = paused.fork(space).map_err(|(error, space)| {
             space.destroy(own);
-            RunError::Heap
+            error
         })?;
         let filled_ns = self.machine.now_ns() - before_ns;
         Ok(NewVm { vm, filled_ns })
