@@ -96,8 +96,8 @@ impl<'v, S> Vcpu<'v, S> {
         }
         if let Some(start) = shared.power.take_start() {
             let mut interrupts = context.interrupts.take();
-            if let (Some(interrupts), Some(devices)) = (&mut interrupts, vm.devices()) {
-                interrupts.reset(&devices.gic);
+            if let Some(interrupts) = &mut interrupts {
+                interrupts.reset();
             }
             *context = Context::starting_at(start, interrupts);
         } else if shared.power.state() != PowerState::On {
