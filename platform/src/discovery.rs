@@ -86,10 +86,13 @@ impl<'t> Machine<'t> {
             Gic::V2 {
                 distributor,
                 cpu_interface,
+                virtual_control,
                 ..
             } => {
                 devices.push(("GIC distributor", *distributor));
                 devices.push(("GIC CPU interface", *cpu_interface));
+                let control = virtual_control.iter();
+                devices.extend(control.map(|control| ("GIC virtual interface control", *control)));
             }
             Gic::V3 {
                 distributor,

@@ -14,7 +14,7 @@ use records::size::Size;
 use records::words::GuestKind;
 use stage2::{BadLayout, OutOfFrames};
 use vgic::VgicError;
-use vm::{StopReason, VmError};
+use vm::{ForkError, StopReason, VmError};
 
 /// Why a run failed.
 #[derive(Debug)]
@@ -51,6 +51,8 @@ pub enum RunError {
     },
     /// The VM can't be made.
     Vm(VmError),
+    /// The VM can't be forked.
+    Fork(ForkError),
     /// The guest's address space can't have this size.
     Layout(BadLayout),
     /// There is no frame for the root table.
@@ -162,6 +164,7 @@ impl fmt::Display for RunError {
                 write!(f, ", but there are {cpus}")
             }
             Self::Vm(error) => error.fmt(f),
+            Self::Fork(error) => error.fmt(f),
             Self::Layout(error) => error.fmt(f),
             Self::Frames(error) => error.fmt(f),
             Self::Slot(error) => write!(f, "the guest's memory can't be had: {error}"),
@@ -219,6 +222,7 @@ from! {
     PlaceError => Unplaced,
     VgicError => Vgic,
     VmError => Vm,
+    ForkError => Fork,
     BadLayout => Layout,
     OutOfFrames => Frames,
     SlotError => Slot,

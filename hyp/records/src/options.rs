@@ -79,7 +79,7 @@ const fn words<W: Word>(key: &'static str, meaning: &'static str) -> BootOption 
 pub const BOOT_OPTIONS: [BootOption; 39] = [
     words::<GuestKind>(
         "guest",
-        "what runs: the benchmark, another use of its guest, your program or your kernel",
+        "what runs: the benchmark, another use of its guest, or your own",
     ),
     words::<Mode>("mode", "how stage-2 operations exclude each other; a list"),
     words::<Split>(

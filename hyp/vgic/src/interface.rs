@@ -258,6 +258,11 @@ pub trait VirtualInterface {
     /// Writes them.
     fn write_active_priorities(&mut self, value: ActivePriorities);
 
+    /// How many bits of a priority the active priorities tell apart, 5 to 7 (ICH_VTR_EL2.PREbits + 1).
+    fn preemption_bits(&self) -> u32 {
+        5
+    }
+
     /// Whether [`hcr::TDIR`] works (ICH_VTR_EL2.TDS).
     fn can_trap_deactivation(&self) -> bool {
         false

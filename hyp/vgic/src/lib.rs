@@ -5,9 +5,17 @@
 extern crate alloc;
 
 mod config;
+mod door;
 mod interface;
+mod local;
+mod registers;
+mod set;
+mod settle;
+mod sgi;
+mod sync;
 mod vcpu;
 mod vgic;
+mod word;
 
 pub use config::{
     AccessSize, Again, Forwarded, Frame, MAX_SPIS, MAX_VCPUS, SgiRegister, Version, VgicConfig,

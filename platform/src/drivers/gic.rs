@@ -15,6 +15,7 @@
 //! Interrupts are always masked at EL2, so a kick is never taken there: it ends a WFI, or a guest's run. Any CPU may kick any
 //! other at any time.
 
+mod list_registers;
 mod registers;
 mod v2;
 mod v3;
@@ -26,6 +27,7 @@ use crate::range::PhysicalRange;
 use aarch64_cpu::asm::barrier;
 use arm_gic::IntId;
 use core::fmt;
+pub use list_registers::ListRegisters;
 use spin::Once;
 use v2::V2;
 use v3::V3;
@@ -60,9 +62,10 @@ pub enum Taken {
     Own,
     /// The list registers want to be looked after. It has ended, and comes again if they still do.
     Maintenance,
-    /// The interrupt of one of EL1's timers, with this number. It is active until it is [deactivated](deactivate), be it by the
-    /// guest.
-    Forwarded(u32),
+    /// EL1's virtual timer. It is active until the guest ends it.
+    VirtualTimer,
+    /// The same of EL1's physical timer.
+    PhysicalTimer,
 }
 
 /// Why the interrupt controller can't be used.
@@ -114,8 +117,9 @@ pub(crate) fn init(machine: &Machine, has_system_registers: bool) -> Result<(), 
         discovery::Gic::V2 {
             distributor,
             cpu_interface,
+            virtual_control,
             ..
-        } => Version::V2(V2::new(*distributor, *cpu_interface)?),
+        } => Version::V2(V2::new(*distributor, *cpu_interface, *virtual_control)?),
         discovery::Gic::V3 { .. } if !has_system_registers => {
             return Err(GicError::NoSystemRegisters);
         }
@@ -159,10 +163,6 @@ impl Gic {
     fn forwarded(&self) -> impl Iterator<Item = Interrupt> {
         let timers = self.timers.into_iter();
         timers.flat_map(|timers| [timers.physical, timers.virtual_timer])
-    }
-
-    fn is_forwarded(&self, interrupt: Interrupt) -> bool {
-        self.forwarded().any(|other| other == interrupt)
     }
 
     /// Switches interrupts that are private to this CPU on or off: a bit for each.
@@ -250,8 +250,13 @@ pub fn take() -> Option<Taken> {
     let gic = GIC.get()?;
     let taken = gic.take()?;
     let interrupt = gic.interrupt(taken);
-    if gic.is_forwarded(interrupt) {
-        return Some(Taken::Forwarded(interrupt.0));
+    if let Some(timers) = &gic.timers {
+        if timers.virtual_timer == interrupt {
+            return Some(Taken::VirtualTimer);
+        }
+        if timers.physical == interrupt {
+            return Some(Taken::PhysicalTimer);
+        }
     }
     gic.deactivate(taken);
     if gic.maintenance == Some(interrupt) {
@@ -266,6 +271,18 @@ pub fn take() -> Option<Taken> {
 pub(crate) fn set_forwarding(enabled: bool) {
     if let Some(gic) = GIC.get() {
         gic.set_enabled(gic.forwarded().fold(0, add), enabled);
+    }
+}
+
+/// The calling CPU's list registers, if it has any, and can forward interrupts.
+pub fn list_registers() -> Option<ListRegisters> {
+    let gic = GIC.get()?;
+    if gic.timers.is_none() || gic.maintenance.is_none() {
+        return None;
+    }
+    match &gic.version {
+        Version::V2(gic) => gic.list_registers(),
+        Version::V3(_) => Some(ListRegisters::system()),
     }
 }
 

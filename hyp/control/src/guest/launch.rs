@@ -7,7 +7,7 @@ use crate::guest::host::Host;
 use crate::guest::plan::{GuestPlan, RAM, RAM_SLOT, UNSEEN_SLOT, level, whole};
 use crate::guest::running::RunningGuest;
 use crate::guest::stage2_use::Stage2Use;
-use crate::linux::{BoardDescription, Places};
+use crate::linux::{BoardDescription, GuestBoard, Places};
 use crate::machine::{Machine, OwnCpu};
 use crate::options::TEST_MEMORY;
 use crate::schedule;
@@ -154,7 +154,8 @@ impl<'h, M: Machine> Host<'h, M> {
             counter_offset: self.machine.counter(),
             times_faults: plan.exit_times,
         };
-        let vm = Vm::new(config, space).map_err(|(error, space)| {
+        let devices = plan.board.as_ref().map(GuestBoard::devices);
+        let vm = Vm::with_devices(config, devices, space).map_err(|(error, space)| {
             space.destroy(own);
             error
         })?;
@@ -177,9 +178,9 @@ impl<'h, M: Machine> Host<'h, M> {
             space.destroy(own);
             return Err(error.into());
         }
-        let vm = paused.fork(space).map_err(|space| {
+        let vm = paused.fork(space).map_err(|(error, space)| {
             space.destroy(own);
-            RunError::Heap
+            error
         })?;
         let filled_ns = self.machine.now_ns() - before_ns;
         Ok(NewVm { vm, filled_ns })

@@ -8,7 +8,7 @@ use alloc::sync::Arc;
 use core::ops::Range;
 use devices::{Bus, DeviceHost, IrqLine, Pl011, Pl031};
 use vgic::{Forwarded, Version, Vgic, VgicConfig};
-use vm::{CpuId, VcpuId};
+use vm::{CpuId, Devices, VcpuId};
 
 /// The GIC's distributor.
 pub(super) const DISTRIBUTOR: Range<u64> = 0x0800_0000..0x0801_0000;
@@ -44,7 +44,7 @@ pub struct GuestBoard<'p> {
     /// The version of its GIC, which is that of the machine's.
     pub(crate) version: Version,
     /// Its GIC.
-    pub(crate) gic: Arc<Vgic>,
+    gic: Arc<Vgic>,
     pub(super) uart: Arc<Pl011>,
     pub(super) rtc: Arc<Pl031>,
 }
@@ -109,11 +109,15 @@ impl<'p> GuestBoard<'p> {
         })
     }
 
-    /// The bus with the devices.
-    pub(crate) fn bus(&self) -> Bus {
+    /// What its VM has besides vCPUs and memory.
+    pub(crate) fn devices(&self) -> Devices {
         let uart = (UART..UART + Pl011::BYTES, self.uart.clone() as _);
         let rtc = (RTC..RTC + Pl031::BYTES, self.rtc.clone() as _);
-        Bus::new([uart, rtc].into()).unwrap_or_default()
+        Devices {
+            gic: self.gic.clone(),
+            // They don't overlap.
+            bus: Bus::new([uart, rtc].into()).unwrap_or_default(),
+        }
     }
 }
 

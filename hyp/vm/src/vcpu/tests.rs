@@ -153,7 +153,7 @@ fn run_slices<S: GuestMemory<C>, C>(
             SliceEnd::Paused => service.paused.lock().unwrap().push(id),
             SliceEnd::Ended => return,
         }
-        cpu.wait_for_interrupt();
+        cpu.wait_for_interrupt(vcpu.wakes_at());
         cpu.acknowledge_interrupts();
     }
 }

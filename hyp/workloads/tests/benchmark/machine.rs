@@ -15,8 +15,8 @@ use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use vm::{
-    Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, GuestRegs, Protections, RawExit,
-    Syndrome, SystemRegister, VcpuControls, VcpuState, WriteServer,
+    Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, GuestRegs, Interrupt, NoInterface,
+    Protections, RawExit, Syndrome, SystemRegister, VcpuControls, VcpuState, WriteServer,
 };
 
 thread_local! {
@@ -144,6 +144,8 @@ pub struct ThreadCpu {
 }
 
 impl Cpu for ThreadCpu {
+    type Interface = NoInterface;
+
     fn now_ns(&self) -> u64 {
         self.machine.now_ns()
     }
@@ -209,7 +211,19 @@ impl Cpu for ThreadCpu {
         self.machine.acknowledge(self.id);
     }
 
-    fn wait_for_interrupt(&mut self) {
+    fn interface(&mut self) -> NoInterface {
+        unreachable!("these guests have no GIC")
+    }
+
+    fn take_interrupt(&mut self) -> Option<Interrupt> {
+        unreachable!("these guests have no GIC")
+    }
+
+    fn physical_offset(&self, _: u64) -> u64 {
+        0
+    }
+
+    fn wait_for_interrupt(&mut self, _: Option<u64>) {
         self.machine.wait_for_kick(self.id, Duration::from_secs(60));
     }
 }

@@ -1,5 +1,6 @@
 //! GICv2, for up to 8 CPUs.
 
+use super::list_registers::ListRegisters;
 use super::registers::Registers;
 use super::{GicError, KICK, LOWEST_PRIORITY};
 use crate::cpu::percpu::CpuId;
@@ -37,6 +38,7 @@ pub struct V2 {
     driver: Mutex<GicV2<'static>>,
     distributor: Registers,
     cpu_interface: Registers,
+    virtual_control: Option<Registers>,
     /// GICC_DIR exists where the tree says that the CPU interface is.
     ends_in_two_steps: bool,
     /// Each CPU's bit in target lists, 0 until it is known.
@@ -44,7 +46,11 @@ pub struct V2 {
 }
 
 impl V2 {
-    pub fn new(distributor: PhysicalRange, cpu_interface: PhysicalRange) -> Result<Self, GicError> {
+    pub fn new(
+        distributor: PhysicalRange,
+        cpu_interface: PhysicalRange,
+        virtual_control: Option<PhysicalRange>,
+    ) -> Result<Self, GicError> {
         // SAFETY: the device tree says that these are a GIC's registers; they are mapped as a device and nobody else
         // uses them.
         let mut driver = unsafe {
@@ -61,6 +67,8 @@ impl V2 {
             distributor: unsafe { Registers::new(distributor) },
             // SAFETY: as above.
             cpu_interface: unsafe { Registers::new(cpu_interface) },
+            // SAFETY: as above.
+            virtual_control: virtual_control.map(|range| unsafe { Registers::new(range) }),
             ends_in_two_steps: cpu_interface.size() > GICC_DIR,
             targets: [const { AtomicU8::new(0) }; MAX_CPUS],
         })
@@ -83,9 +91,17 @@ impl V2 {
         // SGIs may be enabled for ever, which reads back as an error.
         let _ = driver.enable_interrupt(KICK, true);
         target.store(self.own_target(), Ordering::Relaxed);
+        if let Some(mut guest) = self.list_registers() {
+            guest.switch_off();
+        }
         let eoi_mode = if self.ends_in_two_steps { EOI_MODE } else { 0 };
         self.cpu_interface.write(GICC_CTLR, ENABLED | eoi_mode);
         Ok(())
+    }
+
+    pub fn list_registers(&self) -> Option<ListRegisters> {
+        let registers = self.virtual_control.filter(|_| self.ends_in_two_steps)?;
+        Some(ListRegisters::mapped(registers))
     }
 
     pub fn set_enabled(&self, private: u32, enabled: bool) {

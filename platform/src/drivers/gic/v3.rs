@@ -1,5 +1,6 @@
 //! GICv3 and v4, by system registers.
 
+use super::list_registers::ListRegisters;
 use super::registers::Registers;
 use super::{GicError, KICK, LOWEST_PRIORITY};
 use crate::cpu::percpu::{CpuId, PerCpu};
@@ -16,13 +17,12 @@ use arm_gic::gicv3::{
 use arm_gic::{InterruptGroup, UniqueMmioPointer};
 use core::ptr::NonNull;
 use spin::Once;
+use vgic::VirtualInterface;
 
 /// ICC_SRE_EL2 (IHI 0069, 12.2.20): system registers instead of memory-mapped ones, and no bypass of the GIC. Enable (bit 3)
 /// stays clear, so EL1's ICC_SRE_EL1 traps.
 const ICC_SRE: u64 = 1;
 const ICC_SRE_NO_BYPASS: u64 = 0b11 << 1;
-/// ICH_HCR_EL2: no virtual interrupts; EL1's accesses to the CPU interface trap (IHI 0069, 12.4.7: TC, TALL0, TALL1, TDIR).
-const ICH_HCR_TRAPS: u64 = 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14;
 
 /// ICC_CTLR_EL1: the end of an interrupt doesn't deactivate it.
 const ICC_CTLR_EOI_MODE: u64 = 1 << 1;
@@ -105,11 +105,9 @@ impl V3 {
         }
         GicCpuInterface::enable_system_register_el1();
         barrier::isb(barrier::SY);
-        // SAFETY: as above; these registers are accessible now that system registers are in use. They act on EL1 only.
-        unsafe {
-            write_register!("ich_hcr_el2", ICH_HCR_TRAPS);
-            write_register!("ich_vmcr_el2", 0);
-        }
+        let mut guest = ListRegisters::system();
+        guest.switch_off();
+        guest.write_vmcr(0);
         // An error says that it is awake already.
         let _ = redistributor.mark_core_awake();
         redistributor.configure_default_settings();
