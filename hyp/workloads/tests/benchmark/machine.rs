@@ -2,7 +2,8 @@
 
 use crate::guests::{Entry, Guest, GuestCpu};
 use control::{
-    CpuPool, Device, DeviceError, Facts, HOUSEKEEPING_NS, Host, Machine, Module, OwnCpu, Registers,
+    CpuPool, Device, DeviceError, Facts, HOUSEKEEPING_NS, Host, Machine, Module, Modules, OwnCpu,
+    Registers,
 };
 use memory::frames::{Counts, FramePool, arena, write_bytes};
 use memory::{CpuCounters, CpuMemory, MemorySystem, Object};
@@ -82,6 +83,14 @@ impl Machine for Threads {
 
     fn write_line(&self, line: fmt::Arguments<'_>) {
         self.lines.lock().unwrap().push(line.to_string());
+    }
+
+    fn write_console(&self, bytes: &[u8]) -> usize {
+        bytes.len()
+    }
+
+    fn read_console(&self, _: &mut [u8]) -> usize {
+        0
     }
 
     fn kick(&self, cpu: CpuId) {
@@ -336,7 +345,11 @@ fn boot(options: &str, guest: Guest, module: Option<Module<'_>>, stage2: Feature
             counters,
             own: &own,
         };
-        let result = workloads::run(&host, options, module);
+        let modules = Modules {
+            kernel: module,
+            ramdisk: None,
+        };
+        let result = workloads::run(&host, options, modules);
         over.store(true, Ordering::Release);
         (1..CPUS).for_each(|cpu| machine.kick(CpuId(cpu)));
         result.err().map(|error| error.to_string())
