@@ -117,6 +117,9 @@ where
         }
         let last_exit = self.cpu.syndrome();
         let late_error = self.cpu.put(&mut self.context.state);
+        if let Some(start) = self.context.powers_down.take() {
+            self.context.state.power_down(start);
+        }
         if last_exit != Syndrome::NONE {
             self.context.last_exit = last_exit;
         }
