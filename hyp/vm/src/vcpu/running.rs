@@ -333,13 +333,13 @@ where
     }
 
     fn system_register(&mut self, exit: &RawExit, access: SystemAccess) -> Next {
-        let value = match emulate(access.register, access.direction) {
-            Emulation::Undefined => return self.inject_undefined(exit),
+        let offer = self.vm.offer();
+        let value = match emulate(access.register, access.direction, &offer) {
+            Emulation::Undefined | Emulation::SendSgi(_) => return self.inject_undefined(exit),
             Emulation::Fixed(value) => value,
-            Emulation::Id => {
-                let own = self.cpu.id_register(access.register);
-                id::guest_view(access.register, own, self.vm.ipa_bits())
-            }
+            Emulation::Id => id::guest_view(access.register, &offer, |register| {
+                self.cpu.id_register(register)
+            }),
         };
         if access.direction == Direction::Read {
             self.context.state.regs.set_operand(access.operand, value);
