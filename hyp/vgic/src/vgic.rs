@@ -157,6 +157,11 @@ impl Vgic {
         Ok(copy)
     }
 
+    /// The architecture that the guest sees.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
     /// How many vCPUs there are.
     pub fn vcpus(&self) -> usize {
         self.vcpus.len()

@@ -1,4 +1,5 @@
 //! What guests may call: PSCI, and the hypercalls of whoever runs them.
 
+pub(crate) mod convention;
 pub(crate) mod psci;
 pub(crate) mod service;

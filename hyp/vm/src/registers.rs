@@ -2,6 +2,7 @@
 
 pub(crate) mod id;
 pub(crate) mod nospec;
+pub(crate) mod offer;
 pub(crate) mod pstate;
 pub(crate) mod state;
 pub(crate) mod syndrome;

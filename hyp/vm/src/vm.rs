@@ -18,12 +18,13 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::AtomicUsize;
 use stage2::sync::{AtomicU64, Ordering, fence};
-use vgic::VcpuInterrupts;
+use vgic::{VcpuInterrupts, Version};
 
 use crate::counts::exits::{ExitCounters, ExitCounts};
 use crate::counts::fault_latency::{HoldPeriod, LongestHold};
 use crate::ids::CpuId;
 use crate::registers::nospec::within;
+use crate::registers::offer::Offer;
 use crate::registers::state::Context;
 use crate::registers::state::Start;
 use crate::vm::context_lock::ContextLock;
@@ -201,6 +202,17 @@ impl<S> Vm<S> {
     /// Size of the guest's physical address space.
     pub fn ipa_bits(&self) -> u32 {
         self.config.ipa_bits
+    }
+
+    /// What the VM offers its guest, as far as system registers show it.
+    pub(crate) fn offer(&self) -> Offer {
+        Offer {
+            ipa_bits: self.ipa_bits(),
+            gic_registers: self
+                .devices
+                .as_ref()
+                .is_some_and(|devices| devices.gic.version() == Version::V3),
+        }
     }
 
     /// See [`VmConfig::counter_offset`].

@@ -13,7 +13,7 @@
 //! | SVE's and SME's, trace unit's, activity monitors' | trap: CPTR_EL2.TZ, TSM, TTA, TAM |
 //! | debug registers, OS lock, PMU's; SPE's, TRBE's, TRFCR_EL1 | trap: MDCR_EL2.TDA, TDOSA, TPM; E2PB and E2TB clear, TPMS, TTRF |
 //! | TPIDR2_EL0, SMPRI_EL1, PIR*, POR*, MAIR2_EL1, RCW*, GCS*, ACCDATA_EL1, BRB* | trap: positive bits of the fine-grained traps are clear |
-//! | TCR2_EL1, SCTLR2_EL1, FPMR, GCSCR*, MOPS, 128-bit registers | trap, and act as 0: HCRX_EL2 is 0 |
+//! | TCR2_EL1, SCTLR2_EL1, FPMR, GCSCR*, 128-bit registers | trap, and act as 0: HCRX_EL2 has nothing but MSCEn |
 //! | CNTP_*_EL0; ICC_*_EL1; MPAM* | trap: CNTHCTL_EL2.EL1PCEN; ICC_SRE_EL2.Enable and ICH_HCR_EL2; MPAM2_EL2, MPAMHCR_EL2 |
 //! | values of the trapped registers that act without being accessed | written here |
 //!

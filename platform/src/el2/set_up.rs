@@ -108,10 +108,13 @@ fn set_timer_registers(features: &CpuFeatures) {
 }
 
 fn set_optional_registers(features: &CpuFeatures) {
+    /// HCRX_EL2.MSCEn: EL1 and EL0 may copy and set memory by FEAT_MOPS, as its ID register tells them.
+    const MSCEN: u64 = 1 << 11;
+    let hcrx = if features.mops { MSCEN } else { 0 };
     // SAFETY: each register exists where its feature does, and acts on EL1 and EL0 only.
     unsafe {
         if features.hcx {
-            write_register!("s3_4_c1_c2_2", 0); // HCRX_EL2
+            write_register!("s3_4_c1_c2_2", hcrx); // HCRX_EL2
         }
         if features.fgt >= 1 {
             write_register!("s3_4_c1_c1_4", 0); // HFGRTR_EL2

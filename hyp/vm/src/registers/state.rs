@@ -202,6 +202,22 @@ impl VcpuState {
             disr_el1: 0,
         }
     }
+
+    /// Powers the vCPU down, to start again at `start`: as [`Self::starting_at`], but its timers run on and can wake it.
+    pub(crate) fn power_down(&mut self, start: Start) {
+        let El1State {
+            cntv_ctl_el0,
+            cntv_cval_el0,
+            cntp_ctl_el0,
+            cntp_cval_el0,
+            ..
+        } = self.el1;
+        *self = Self::starting_at(start.entry, start.context);
+        self.el1.cntv_ctl_el0 = cntv_ctl_el0;
+        self.el1.cntv_cval_el0 = cntv_cval_el0;
+        self.el1.cntp_ctl_el0 = cntp_ctl_el0;
+        self.el1.cntp_cval_el0 = cntp_cval_el0;
+    }
 }
 
 /// The state of a vCPU that no CPU runs: all that its next slice, or a fork's, needs to continue it.
@@ -210,6 +226,8 @@ pub(crate) struct Context {
     pub(crate) state: VcpuState,
     /// It waits for the answer to a service call, which goes to its x0 and up.
     pub(crate) awaits_answer: bool,
+    /// It has asked to be powered down, and starts here when it is woken. Only until it is put.
+    pub(crate) powers_down: Option<Start>,
     /// Its last synchronous exit, as of when it was put.
     pub(crate) last_exit: Syndrome,
     /// Its interrupts, if its VM has an interrupt controller.
@@ -222,6 +240,7 @@ impl Context {
         Self {
             state: VcpuState::starting_at(start.entry, start.context),
             awaits_answer: false,
+            powers_down: None,
             last_exit: Syndrome::NONE,
             interrupts,
         }
@@ -277,5 +296,25 @@ mod tests {
         );
         assert_eq!(state.regs.pstate, 0x3c5);
         assert_eq!(state.el1.sctlr_el1, 0x30d0_0800);
+    }
+
+    #[test]
+    fn of_a_vcpu_that_is_powered_down_the_timer_is_left() {
+        let mut state = VcpuState::starting_at(0x4020_0000, 0x4800_0000);
+        state.el1.cntv_ctl_el0 = 1;
+        state.el1.cntv_cval_el0 = 1234;
+        let mut expected = VcpuState::starting_at(0x4000_0000, 7);
+        (expected.el1.cntv_ctl_el0, expected.el1.cntv_cval_el0) = (1, 1234);
+        state.regs.x[5] = 5;
+        state.regs.pstate = 0;
+        state.el1.ttbr0_el1 = 0x4100_0000;
+        state.fp.q[3] = 3;
+        state.pac.apia = [1, 2];
+        state.disr_el1 = 1;
+        state.power_down(Start {
+            entry: 0x4000_0000,
+            context: 7,
+        });
+        assert_eq!(state, expected);
     }
 }

@@ -1,9 +1,13 @@
 //! System registers that trap to EL2, and their emulation.
 //!
-//! There are three groups: the ID registers, filtered (`id`); registers that may be accessed without effect (debug, ACTLR_EL1,
-//! set/way maintenance); and all others, which are undefined. Pure functions.
+//! There are four groups: the ID registers, filtered (`id`); the GIC's, where the VM has one; registers that may be accessed
+//! without effect (debug, ACTLR_EL1, set/way maintenance); and all others, which are undefined. Pure functions.
 
 use core::fmt;
+
+use vgic::SgiRegister;
+
+use crate::registers::offer::Offer;
 
 /// A system register or instruction by its encoding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,18 +67,34 @@ pub enum Emulation {
     Id,
     /// Reads give this value, writes have no effect.
     Fixed(u64),
+    /// A write sends a software-generated interrupt.
+    SendSgi(SgiRegister),
+    /// A write deactivates an interrupt of the guest.
+    Deactivate,
     /// The guest takes an undefined instruction.
     Undefined,
 }
 
+/// ICC_SRE_EL1 of a GIC without the older memory-mapped interface: SRE, DFB and DIB, which can't be cleared.
+const ICC_SRE: u64 = 0b111;
+
 /// The numbers of breakpoints and watchpoints in the ID registers, the least that the architecture allows (they do nothing).
 pub const DEBUG_POINTS: u8 = 2;
 
-/// The emulation of a guest's trapped access to `register`.
-pub const fn emulate(register: SystemRegister, direction: Direction) -> Emulation {
+/// The emulation of a trapped access to `register` by the guest of a VM that offers this.
+pub const fn emulate(register: SystemRegister, direction: Direction, offer: &Offer) -> Emulation {
+    let gic = offer.gic_registers;
     let ignored = Emulation::Fixed(0);
     match (register.fields(), direction) {
         ((3, 0, 0, 1..=7, _), Direction::Read) => Emulation::Id,
+        // ICC_SRE_EL1.
+        ((3, 0, 12, 12, 5), _) if gic => Emulation::Fixed(ICC_SRE),
+        // ICC_DIR_EL1, which traps where the GIC wants it.
+        ((3, 0, 12, 11, 1), Direction::Write) if gic => Emulation::Deactivate,
+        // ICC_SGI1R_EL1, ICC_ASGI1R_EL1, ICC_SGI0R_EL1.
+        ((3, 0, 12, 11, 5), Direction::Write) if gic => Emulation::SendSgi(SgiRegister::Sgi1),
+        ((3, 0, 12, 11, 6), Direction::Write) if gic => Emulation::SendSgi(SgiRegister::Asgi1),
+        ((3, 0, 12, 11, 7), Direction::Write) if gic => Emulation::SendSgi(SgiRegister::Sgi0),
         // ACTLR_EL1.
         ((3, 0, 1, 0, 1), _) => ignored,
         // DC ISW, CSW, CISW. Guest memory is coherent; nobody may clean a machine's caches by set and way.
@@ -100,6 +120,42 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const WITHOUT_GIC: Offer = Offer {
+        ipa_bits: 40,
+        gic_registers: false,
+    };
+    const WITH_GIC: Offer = Offer {
+        gic_registers: true,
+        ..WITHOUT_GIC
+    };
+
+    fn emulated(register: SystemRegister, direction: Direction) -> Emulation {
+        emulate(register, direction, &WITHOUT_GIC)
+    }
+
+    /// As in the Arm GIC specification, 12.2: what traps while a list register's interrupts don't.
+    #[test]
+    fn the_gics_registers_are_there_where_the_vm_has_them() {
+        let register = |crm, op2| SystemRegister::new(3, 0, 12, crm, op2);
+        let sre = register(12, 5);
+        for direction in [Direction::Read, Direction::Write] {
+            assert_eq!(emulate(sre, direction, &WITH_GIC), Emulation::Fixed(7));
+            assert_eq!(emulated(sre, direction), Emulation::Undefined);
+        }
+        for (op2, sgi) in [
+            (5, SgiRegister::Sgi1),
+            (6, SgiRegister::Asgi1),
+            (7, SgiRegister::Sgi0),
+        ] {
+            let sends = register(11, op2);
+            let write = emulate(sends, Direction::Write, &WITH_GIC);
+            assert_eq!(write, Emulation::SendSgi(sgi));
+            let read = emulate(sends, Direction::Read, &WITH_GIC);
+            assert_eq!(read, Emulation::Undefined);
+            assert_eq!(emulated(sends, Direction::Write), Emulation::Undefined);
+        }
+    }
+
     #[test]
     fn an_encoding_keeps_its_fields() {
         assert_eq!(
@@ -116,8 +172,8 @@ mod tests {
     fn id_registers_can_be_read_only() {
         let id = SystemRegister::new(3, 0, 0, 4, 0);
         assert!(id.is_id());
-        assert_eq!(emulate(id, Direction::Read), Emulation::Id);
-        assert_eq!(emulate(id, Direction::Write), Emulation::Undefined);
+        assert_eq!(emulated(id, Direction::Read), Emulation::Id);
+        assert_eq!(emulated(id, Direction::Write), Emulation::Undefined);
         assert!(!SystemRegister::new(3, 0, 0, 0, 0).is_id());
     }
 
@@ -138,12 +194,12 @@ mod tests {
         for (op0, op1, crn, crm, op2) in hidden {
             let register = SystemRegister::new(op0, op1, crn, crm, op2);
             assert_eq!(
-                emulate(register, Direction::Read),
+                emulated(register, Direction::Read),
                 Emulation::Undefined,
                 "{register:?}"
             );
             assert_eq!(
-                emulate(register, Direction::Write),
+                emulated(register, Direction::Write),
                 Emulation::Undefined,
                 "{register:?}"
             );
@@ -155,17 +211,19 @@ mod tests {
         let mdscr = SystemRegister::new(2, 0, 0, 2, 2);
         let oslar = SystemRegister::new(2, 0, 1, 0, 4);
         let dc_cisw = SystemRegister::new(1, 0, 7, 14, 2);
-        assert_eq!(emulate(mdscr, Direction::Write), Emulation::Fixed(0));
-        assert_eq!(emulate(oslar, Direction::Write), Emulation::Fixed(0));
-        assert_eq!(emulate(dc_cisw, Direction::Write), Emulation::Fixed(0));
+        assert_eq!(emulated(mdscr, Direction::Write), Emulation::Fixed(0));
+        assert_eq!(emulated(oslar, Direction::Write), Emulation::Fixed(0));
+        assert_eq!(emulated(dc_cisw, Direction::Write), Emulation::Fixed(0));
     }
 
     proptest! {
         #[test]
-        fn any_encoding_is_decided(op0: u8, op1: u8, crn: u8, crm: u8, op2: u8) {
+        fn any_encoding_is_decided(op0: u8, op1: u8, crn: u8, crm: u8, op2: u8, gic_registers: bool) {
             let register = SystemRegister::new(op0, op1, crn, crm, op2);
-            let _ = emulate(register, Direction::Read);
-            prop_assert_ne!(emulate(register, Direction::Write), Emulation::Id);
+            let offer = Offer { ipa_bits: 40, gic_registers };
+            let read = emulate(register, Direction::Read, &offer);
+            prop_assert!(!matches!(read, Emulation::SendSgi(_)));
+            prop_assert_ne!(emulate(register, Direction::Write, &offer), Emulation::Id);
         }
     }
 }

@@ -9,18 +9,12 @@ use smccc::arch::{
 use stage2::{Ipa, IpaRange, PAGE_SIZE};
 
 use super::running::{Next, Running};
+use crate::calls::convention::{self, Call, Owner, Width};
 use crate::calls::psci;
 use crate::calls::service::{Service, ServiceReply};
 use crate::machine::cpu::Cpu;
 use crate::machine::guest_memory::{GuestMemory, Refusal};
 
-/// The version of the calling convention (DEN0028, section 7.2).
-const SMCCC_1_4: u64 = 1 << 16 | 4;
-/// Bits of a function identifier: a 64-bit call, the owning entity with the fast-call bit (DEN0028, table 2-1).
-const CALL_64: u32 = 1 << 30;
-const OWNER: u32 = 0xbf00_0000;
-const OWNER_PSCI: u32 = 0x8400_0000;
-const OWNER_VENDOR: u32 = 0x8600_0000;
 /// How much memory one call populates or gives back: kept short, as the vCPU can't be paused or ended meanwhile.
 const MOST_AT_ONCE: u64 = 2 << 20;
 
@@ -31,48 +25,56 @@ where
     V: Service + ?Sized,
 {
     pub(super) fn hypercall(&mut self, immediate: u16) -> Next {
-        let x = &self.context.state.regs.x;
-        let function = x[0] as u32;
-        let mask = if function & CALL_64 != 0 {
-            u64::MAX
-        } else {
-            u64::from(u32::MAX)
-        };
-        let args: [u64; 6] = core::array::from_fn(|index| x[index + 1] & mask);
+        let call = Call::decode(&self.context.state.regs.x);
+        let (function, args) = (call.function, call.args);
         if immediate != 0 {
             return self.answer([abi::NOT_SUPPORTED]);
         }
-        match (function, function & OWNER) {
-            (SMCCC_VERSION, _) => self.answer([SMCCC_1_4]),
-            (SMCCC_ARCH_FEATURES, _) => self.answer([match args[0] as u32 {
-                SMCCC_VERSION | SMCCC_ARCH_FEATURES => 0,
-                function => self.cpu.protections().feature(function),
-            }]),
-            (SMCCC_ARCH_WORKAROUND_1 | SMCCC_ARCH_WORKAROUND_3, _) => {
-                self.answer([self.cpu.protections().call(function)])
-            }
-            (_, OWNER_PSCI) => self.psci(function, [args[0], args[1], args[2]]),
-            (abi::VENDOR_UID, _) => self.answer(abi::UID.map(u64::from)),
-            (abi::VENDOR_REVISION, _) => self.answer(abi::REVISION.map(u64::from)),
-            (abi::BALLOON, _) => self.balloon(args[0], args[1]),
-            (abi::PREFAULT, _) => self.prefault(args[0], args[1], args[2]),
-            (_, OWNER_VENDOR) => {
-                let reply = self.service.call(self.id, function, args);
-                self.served(reply)
-            }
-            _ => self.answer([abi::NOT_SUPPORTED]),
+        match call.owner() {
+            Owner::Architecture => self.architecture_call(function, args[0] as u32),
+            Owner::StandardSecure => self.psci(function, [args[0], args[1], args[2]]),
+            Owner::VendorHypervisor => self.vendor_call(function, args),
+            Owner::Nobody => self.answer([abi::NOT_SUPPORTED]),
         }
     }
 
-    /// Results go to x0 and up; every other register keeps its value (SMCCC 1.4, section 2.6).
+    fn architecture_call(&mut self, function: u32, argument: u32) -> Next {
+        let protections = self.cpu.protections();
+        self.answer([match (function, argument) {
+            (SMCCC_VERSION, _) => convention::VERSION,
+            (SMCCC_ARCH_FEATURES, SMCCC_VERSION | SMCCC_ARCH_FEATURES) => abi::SUCCESS,
+            (SMCCC_ARCH_FEATURES, function) => protections.feature(function),
+            (SMCCC_ARCH_WORKAROUND_1 | SMCCC_ARCH_WORKAROUND_3, _) => protections.call(function),
+            _ => abi::NOT_SUPPORTED,
+        }])
+    }
+
+    fn vendor_call(&mut self, function: u32, args: [u64; 6]) -> Next {
+        match function {
+            abi::VENDOR_UID => self.answer(abi::UID.map(u64::from)),
+            abi::VENDOR_REVISION => self.answer(abi::REVISION.map(u64::from)),
+            abi::BALLOON => self.balloon(args[0], args[1]),
+            abi::PREFAULT => self.prefault(args[0], args[1], args[2]),
+            _ => {
+                let reply = self.service.call(self.id, function, args);
+                self.served(reply)
+            }
+        }
+    }
+
+    /// Results go to x0 and up, as wide as the call that x0 still names; every other register keeps its value (SMCCC 1.4,
+    /// section 2.6).
     fn answer<const N: usize>(&mut self, values: [u64; N]) -> Next {
-        self.context.state.regs.x[..N].copy_from_slice(&values);
+        let x = &mut self.context.state.regs.x;
+        let width = Width::of(x[0] as u32);
+        x[..N].copy_from_slice(&values.map(|value| width.narrow(value)));
         Next::Enter
     }
 
     fn psci(&mut self, function: u32, args: [u64; 3]) -> Next {
         let (vm, memory) = (self.vm, self.memory);
-        match psci::call(vm, function, args, |ipa| vm.space.is_backed(memory, ipa)) {
+        let is_backed = |ipa| vm.space.is_backed(memory, ipa);
+        match psci::call(vm, self.id, function, args, is_backed) {
             psci::Reply::Return(value) => self.answer([i64::from(value) as u64]),
             psci::Reply::TurnedOn(target) => {
                 if let Some(cpu) = vm.cpu_of(target) {
@@ -83,6 +85,14 @@ where
             psci::Reply::Standby => {
                 self.answer([abi::SUCCESS]);
                 self.wait(None)
+            }
+            psci::Reply::PowerDown(start) => {
+                self.context.powers_down = Some(start);
+                if self.wait(None) == Next::Enter {
+                    // It starts again at once.
+                    self.timeout = Some(0);
+                }
+                Next::WaitForInterrupt
             }
             psci::Reply::Off => Next::TurnOff,
             psci::Reply::Stop(reason) => self.end(reason),

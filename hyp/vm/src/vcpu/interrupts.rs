@@ -10,8 +10,6 @@ use crate::ids::CpuId;
 use crate::machine::cpu::{Cpu, Interrupt};
 use crate::machine::guest_memory::GuestMemory;
 use crate::registers::state::TimerOffsets;
-use crate::registers::syndrome::SystemAccess;
-use crate::registers::sysreg::Direction;
 
 /// The guest's interrupts of EL1's timers: the PPIs that Arm recommends (DEN0029, B_PPI_00).
 const VIRTUAL_TIMER: u32 = 27;
@@ -121,20 +119,15 @@ where
         due.into_iter().chain(self.timeout).min()
     }
 
-    /// Does what a trapped access to a register of the CPU interface does, if it is one: the others don't trap.
-    pub(super) fn gic_register(&mut self, access: SystemAccess) -> bool {
-        let register = match (access.register.fields(), access.direction) {
-            ((3, 0, 12, 11, 1), Direction::Write) => None, // ICC_DIR_EL1
-            ((3, 0, 12, 11, 5), Direction::Write) => Some(SgiRegister::Sgi1),
-            ((3, 0, 12, 11, 6), Direction::Write) => Some(SgiRegister::Asgi1),
-            ((3, 0, 12, 11, 7), Direction::Write) => Some(SgiRegister::Sgi0),
-            _ => return false,
-        };
-        let value = self.context.state.regs.operand(access.operand);
-        let done = self.with_gic(|interrupts, gic, interface, kick| match register {
-            Some(register) => interrupts.send_sgi(gic, register, value, kick),
-            None => interrupts.deactivate(gic, interface, value as u32, kick),
+    /// Executes a write to a register that sends SGIs.
+    pub(super) fn send_sgi(&mut self, register: SgiRegister, value: u64) {
+        self.with_gic(|interrupts, gic, _, kick| interrupts.send_sgi(gic, register, value, kick));
+    }
+
+    /// Executes a write to ICC_DIR_EL1.
+    pub(super) fn deactivate(&mut self, intid: u32) {
+        self.with_gic(|interrupts, gic, interface, kick| {
+            interrupts.deactivate(gic, interface, intid, kick);
         });
-        done.is_some()
     }
 }

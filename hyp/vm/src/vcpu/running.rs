@@ -130,6 +130,9 @@ where
         };
         let last_exit = self.cpu.syndrome();
         let late_error = self.cpu.put(&mut self.context.state);
+        if let Some(start) = self.context.powers_down.take() {
+            self.context.state.power_down(start);
+        }
         if last_exit != Syndrome::NONE {
             self.context.last_exit = last_exit;
         }
@@ -163,6 +166,12 @@ where
                 return next;
             }
             if self.block() {
+                return next;
+            }
+            if self.context.powers_down.is_some() {
+                // It starts again at once.
+                self.timeout = Some(0);
+                self.put_interrupts();
                 return next;
             }
             next = Next::Enter;
@@ -387,17 +396,21 @@ where
     }
 
     fn system_register(&mut self, exit: &RawExit, access: SystemAccess) -> Next {
-        if self.gic_register(access) {
-            self.skip_instruction();
-            return Next::Enter;
-        }
-        let value = match emulate(access.register, access.direction) {
+        let offer = self.vm.offer();
+        let value = match emulate(access.register, access.direction, &offer) {
             Emulation::Undefined => return self.inject_undefined(exit),
-            Emulation::Fixed(value) => value,
-            Emulation::Id => {
-                let own = self.cpu.id_register(access.register);
-                id::guest_view(access.register, own, self.vm.ipa_bits())
+            Emulation::SendSgi(register) => {
+                self.send_sgi(register, self.context.state.regs.operand(access.operand));
+                0
             }
+            Emulation::Deactivate => {
+                self.deactivate(self.context.state.regs.operand(access.operand) as u32);
+                0
+            }
+            Emulation::Fixed(value) => value,
+            Emulation::Id => id::guest_view(access.register, &offer, |register| {
+                self.cpu.id_register(register)
+            }),
         };
         if access.direction == Direction::Read {
             self.context.state.regs.set_operand(access.operand, value);

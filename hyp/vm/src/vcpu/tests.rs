@@ -37,6 +37,7 @@ const TABLE_WALK: u64 = 1 << 7;
 
 const NOT_SUPPORTED: u64 = u64::MAX;
 const PSCI_VERSION: u64 = 0x8400_0000;
+const PSCI_FEATURES: u64 = 0x8400_000a;
 const CPU_SUSPEND: u64 = 0xc400_0001;
 const CPU_OFF: u64 = 0x8400_0002;
 const CPU_ON: u64 = 0xc400_0003;
@@ -82,9 +83,14 @@ fn check(look: impl FnOnce(&GuestRegs) + Send + 'static) -> Turn {
     })
 }
 
-/// The guest finds this in x0 after a call.
+/// The guest finds this in x0 after a 64-bit call.
 fn returns(value: i64) -> Turn {
     check(move |regs| assert_eq!(regs.x[0] as i64, value))
+}
+
+/// The guest finds this in x0 after a 32-bit call, whose results are in the lower half.
+fn returns_32(value: i32) -> Turn {
+    check(move |regs| assert_eq!(regs.x[0], u64::from(value as u32)))
 }
 
 /// The guest reads or writes a system register, with x5.
@@ -251,8 +257,13 @@ fn any_exit() -> impl Strategy<Value = RawExit> {
 fn any_function() -> impl Strategy<Value = u64> {
     let range = prop::sample::select(vec![
         0x8000_0000u64,
+        0x8000_8000,
         0x8400_0000,
+        0x8400_0040,
         0xc400_0000,
+        0xc400_0040,
+        0x8401_0000,
+        0xc500_0010,
         0x8600_ff00,
         0xc600_0000,
     ]);

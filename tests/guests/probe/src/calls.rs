@@ -14,10 +14,14 @@ use smccc::arch::{
 const PSCI_VERSION: u32 = 0x8400_0000;
 const PSCI_CPU_ON: [u32; 2] = [0x8400_0003, 0xC400_0003];
 const PSCI_FEATURES: u32 = 0x8400_000A;
+const PSCI_SYSTEM_SUSPEND: [u32; 2] = [0x8400_000E, 0xC400_000E];
+const PSCI_SYSTEM_RESET2: [u32; 2] = [0x8400_0012, 0xC400_0012];
 /// Functions of PSCI, without their width, that end or stop the caller: CPU_SUSPEND, CPU_OFF, SYSTEM_OFF, SYSTEM_RESET,
 /// CPU_FREEZE, CPU_DEFAULT_SUSPEND, SYSTEM_SUSPEND, SYSTEM_RESET2.
 const ENDS: [u32; 8] = [1, 2, 8, 9, 0xB, 0xC, 0xE, 0x12];
 const WIDTH: u32 = 1 << 30;
+/// The caller's hint about SVE, which is nothing of the function.
+const HINT: u32 = 1 << 16;
 const FAST: u32 = 1 << 31;
 const ROUNDS: u32 = 4000;
 
@@ -115,6 +119,20 @@ fn known(conduit: Conduit) {
     expect("PSCI_VERSION", found[0] >= 0x1_0000, found);
     let found = call(PSCI_FEATURES, PSCI_CPU_ON[1].into());
     expect("PSCI_FEATURES", found[0] == 0, found);
+    let found = call(PSCI_FEATURES | HINT, PSCI_CPU_ON[1].into());
+    expect("PSCI_FEATURES with a hint", found[0] == 0, found);
+    for (function, argument, error) in [
+        (PSCI_FEATURES, 0x8400_0010, -1i32 as u32 as u64),
+        (PSCI_SYSTEM_RESET2[0], 1, -2i32 as u32 as u64),
+        (PSCI_SYSTEM_RESET2[1], 1, -2i64 as u64),
+        (PSCI_SYSTEM_RESET2[1], 0x8000_0000, -1i64 as u64),
+        // No instruction can be there.
+        (PSCI_SYSTEM_SUSPEND[0], 1, -9i32 as u32 as u64),
+        (PSCI_SYSTEM_SUSPEND[1], 1, -9i64 as u64),
+    ] {
+        let found = call(function, argument);
+        expect("an error, as wide as its call", found[0] == error, found);
+    }
     let found = call(SMCCC_VERSION, 0);
     expect(
         "SMCCC_VERSION",
@@ -137,7 +155,7 @@ fn garbage(conduit: Conduit, random: &mut Random) {
     if ends(function) {
         return;
     }
-    if PSCI_CPU_ON.contains(&function) {
+    if PSCI_CPU_ON.contains(&(function & !HINT)) {
         // No vCPU can start at an odd address.
         arguments[1] |= 1;
     }
@@ -174,16 +192,16 @@ fn function(random: &mut Random) -> u32 {
         bits >> 8 & 0xffff
     };
     match bits >> 32 & 0xf {
-        owner @ 0..12 => owners[owner as usize] << 24 | number as u32,
+        owner @ 0..12 => owners[owner as usize] << 24 | number as u32 | (bits >> 40) as u32 & HINT,
         _ => random.next() as u32,
     }
 }
 
 /// Whether the call would end this probe, or might take its memory away.
 fn ends(function: u32) -> bool {
-    let is_psci = function & !(WIDTH | 0x1f) == 0x8400_0000;
+    let is_psci = function & !(WIDTH | HINT | 0x1f) == 0x8400_0000;
     is_psci && ENDS.contains(&(function & 0x1f))
-        || [REPORT, BENCH_NEXT, BALLOON].contains(&function)
+        || [REPORT, BENCH_NEXT, BALLOON].contains(&(function & !HINT))
 }
 
 /// Whether nobody knows the function: it isn't fast, or its owner isn't Arm, the standard services, or this hypervisor.

@@ -1,32 +1,87 @@
 //! Hypercalls: PSCI, and services that a vCPU may have to wait for.
 
 use super::*;
+use crate::registers::state::{El1State, FpState, PacKeys};
 use crate::vm::power::PowerState;
 use std::vec::Vec;
 
 #[test]
-fn psci_and_the_calling_convention_tell_their_versions_and_features() {
-    let features = |function| call(0x8400_000a, [function, 0, 0]);
+fn the_calling_convention_tells_its_version_and_features() {
+    let features = |function| call(0x8000_0001, [function, 0, 0]);
+    run_alone([
+        call(0x8000_0000, [0; 3]),
+        returns(0x1_0004),
+        features(0x8000_0000),
+        returns(0),
+        features(0x8000_0001),
+        returns(0),
+        features(0x8000_0002), // SMCCC_ARCH_SOC_ID
+        returns_32(-1),
+        call(0x8000_0002, [0; 3]),
+        returns_32(-1),
+        features(0x8000_0003), // SMCCC_ARCH_FEATURE_AVAILABILITY
+        returns_32(-1),
+        call(PSCI_FEATURES, [0x8000_0000, 0, 0]),
+        returns(0),
+    ]);
+}
+
+/// PSCI's functions (DEN0022, table 5), without their width, and whether they are there in 32 and in 64 bits.
+const PSCI: &[(u64, &str, bool, bool)] = &[
+    (0x00, "PSCI_VERSION", true, false),
+    (0x01, "CPU_SUSPEND", true, true),
+    (0x02, "CPU_OFF", true, false),
+    (0x03, "CPU_ON", true, true),
+    (0x04, "AFFINITY_INFO", true, true),
+    (0x05, "MIGRATE", false, false),
+    (0x06, "MIGRATE_INFO_TYPE", true, false),
+    (0x07, "MIGRATE_INFO_UP_CPU", false, false),
+    (0x08, "SYSTEM_OFF", true, false),
+    (0x09, "SYSTEM_RESET", true, false),
+    (0x0a, "PSCI_FEATURES", true, false),
+    (0x0b, "CPU_FREEZE", false, false),
+    (0x0c, "CPU_DEFAULT_SUSPEND", true, true),
+    (0x0d, "NODE_HW_STATE", false, false),
+    (0x0e, "SYSTEM_SUSPEND", true, true),
+    (0x0f, "SET_SUSPEND_MODE", false, false),
+    (0x10, "STAT_RESIDENCY", false, false),
+    (0x11, "STAT_COUNT", false, false),
+    (0x12, "SYSTEM_RESET2", true, true),
+    (0x13, "MEM_PROTECT", false, false),
+    (0x14, "MEM_PROTECT_CHECK_RANGE", false, false),
+    (0x15, "SYSTEM_OFF2", false, false),
+    (0x1f, "nothing", false, false),
+];
+
+#[test]
+fn psci_tells_of_those_functions_that_it_has() {
     run_alone([
         call(PSCI_VERSION, [0; 3]),
         returns(0x1_0001),
-        features(CPU_ON),
-        returns(0),
-        features(0x8000_0000),
-        returns(0),
-        features(0x8400_000e),
-        returns(-1),
-        call(0x8400_0006, [0; 3]),
+        call(0x8400_0006, [0; 3]), // MIGRATE_INFO_TYPE
         returns(2),
-        call(0x8400_0007, [0; 3]),
-        returns(-1),
-        call(0x8000_0000, [0; 3]),
-        returns(0x1_0004),
-        call(0x8000_0001, [0x8000_0001, 0, 0]),
-        returns(0),
-        call(0x8000_0001, [0x8000_0002, 0, 0]),
-        returns(-1),
     ]);
+    for &(number, name, has_32, has_64) in PSCI {
+        for (range, has) in [(0x8400_0000, has_32), (0xc400_0000, has_64)] {
+            let function = range | number;
+            let answer = Arc::new(Mutex::new(None));
+            let noted = answer.clone();
+            // A vCPU that isn't there, a power state that isn't one, an odd address, a reset of nobody's.
+            let argument = match function {
+                PSCI_FEATURES => PSCI_VERSION,
+                _ => 0x7efe_0001,
+            };
+            let (asked, called) = (
+                call(PSCI_FEATURES, [function, 0, 0]),
+                call(function, [argument, 1, 1]),
+            );
+            let note = check(move |regs| *noted.lock().unwrap() = Some(regs.x[0] as i32));
+            run_alone([asked, returns_32(if has { 0 } else { -1 }), called, note]);
+            // Those that end the VM don't come back.
+            let is_known = *answer.lock().unwrap() != Some(-1);
+            assert_eq!(is_known, has, "{name}, {function:#x}");
+        }
+    }
 }
 
 /// SMCCC_ARCH_WORKAROUND_1, 2 and 3.
@@ -38,7 +93,7 @@ fn a_guest_finds_the_workarounds_and_calls_those_that_it_needs() {
         features(0x8000_8000),
         returns(1),
         features(0x8000_7fff),
-        returns(-2),
+        returns_32(-2),
         features(0x8000_3fff),
         returns(0),
         call(0x8000_8000, [7; 3]),
@@ -46,7 +101,7 @@ fn a_guest_finds_the_workarounds_and_calls_those_that_it_needs() {
         call(0x8000_3fff, [0; 3]),
         returns(0),
         call(0x8000_7fff, [0; 3]),
-        returns(-1),
+        returns_32(-1),
     ];
     let mut cpu = FakeCpu::new(0, &lines, turns);
     cpu.protections = Protections {
@@ -125,25 +180,135 @@ fn a_function_number_is_32_bits_of_its_register() {
     ]);
 }
 
-#[test]
-fn suspending_is_standby_and_nothing_deeper() {
-    let vm = vm(1);
+/// Runs a VM of as many vCPUs on CPU 0, which is kicked once, so that it sleeps once.
+fn run_woken(vcpus: usize, script: impl IntoIterator<Item = Turn>) -> FakeCpu {
     let lines = Lines::new(1);
     lines.kick(CpuId(0));
+    let cpu = FakeCpu::new(0, &lines, script);
+    run_on(&vm(vcpus), &FakeService::default(), cpu)
+}
+
+#[test]
+fn a_vcpu_in_standby_continues_where_it_was() {
     let script = [
-        call(CPU_SUSPEND, [1, 0, 0]),
-        returns(0),
-        call(CPU_SUSPEND, [1 << 16, ENTRY, 0]),
-        returns(-2),
-        call(CPU_SUSPEND, [1 << 31, ENTRY, 0]),
-        returns(-2),
+        // The upper half of a 32-bit argument is nobody's; whatever the level, and wherever it would start.
+        call(CPU_SUSPEND, [0xdead_0000_0300_0001, 1, 7]),
+        check(|regs| assert_eq!(regs.x[..4], [0, 0xdead_0000_0300_0001, 1, 7])),
     ];
-    let cpu = run_on(
-        &vm,
-        &FakeService::default(),
-        FakeCpu::new(0, &lines, script),
-    );
-    assert_eq!(cpu.sleeps, 1);
+    assert_eq!(run_woken(1, script).sleeps, 1);
+}
+
+/// CPU_SUSPEND of all levels, CPU_DEFAULT_SUSPEND and SYSTEM_SUSPEND, by both widths.
+#[test]
+fn a_vcpu_that_is_powered_down_starts_again_at_its_entry_with_its_timer() {
+    let (down, entry) = (1 << 16, ENTRY + 8);
+    for (function, args) in [
+        (CPU_SUSPEND, [down, entry, 7]),
+        (CPU_SUSPEND, [down | 3 << 24 | 5, entry, 7]),
+        (0x8400_0001, [down, entry, 7]),
+        (0x8400_000c, [entry, 7, 0]),
+        (0xc400_000c, [entry, 7, 0]),
+        (0x8400_000e, [entry, 7, 0]),
+        (0xc400_000e, [entry, 7, 0]),
+    ] {
+        let suspend = move |regs: &mut GuestRegs| {
+            regs.pstate = 5;
+            regs.x[0] = function;
+            regs.x[1..4].copy_from_slice(&args);
+            regs.x[9] = 9;
+            exit(HVC)
+        };
+        let restarted = check(move |regs| {
+            assert_eq!((regs.pc, regs.pstate, regs.x[0]), (entry, 0x3c5, 7));
+            assert!(regs.x[1..].iter().all(|&register| register == 0));
+        });
+        let lines = Lines::new(1);
+        lines.kick(CpuId(0));
+        let mut cpu = FakeCpu::new(0, &lines, [Box::new(suspend) as Turn, restarted]);
+        let mut el1 = El1State::reset();
+        (el1.cntv_ctl_el0, el1.cntv_cval_el0) = (1, 1000);
+        el1.ttbr0_el1 = 0x4100_0000;
+        cpu.changed = Some((el1, FpState::default(), PacKeys::default()));
+        // The others have never been on.
+        let cpu = run_on(&vm(3), &FakeService::default(), cpu);
+        assert_eq!((cpu.sleeps, cpu.loads.len()), (1, 2), "{function:#x}");
+        let woken = &cpu.loads[1].0.el1;
+        assert_eq!((woken.cntv_ctl_el0, woken.cntv_cval_el0), (1, 1000));
+        assert_eq!(woken.ttbr0_el1, 0);
+    }
+}
+
+#[test]
+fn every_wrong_way_to_suspend_has_its_error_and_does_nothing() {
+    let down = 1 << 16;
+    let script = [
+        call(CPU_SUSPEND, [down | 1 << 31, ENTRY, 0]),
+        returns(-2), // INVALID_PARAMETERS: a reserved bit
+        call(CPU_SUSPEND, [1 << 17, ENTRY, 0]),
+        returns(-2),
+        call(CPU_SUSPEND, [down, ENTRY + 2, 0]),
+        returns(-9), // INVALID_ADDRESS
+        call(CPU_SUSPEND, [down, 0x1000, 0]),
+        returns(-9),
+        call(0xc400_000c, [0x1000, 0, 0]),
+        returns(-9),
+        call(0x8400_000e, [ENTRY | 1, 0, 0]),
+        returns_32(-9),
+    ];
+    let (cpu, _, reason) = run_alone(script);
+    assert_eq!((cpu.sleeps, cpu.loads.len()), (0, 1));
+    assert_eq!(reason, Some(StopReason::PoweredOff));
+}
+
+#[test]
+fn a_system_is_suspended_by_its_last_vcpu_only() {
+    let vm = vm(2);
+    let script = [
+        call(CPU_ON, [1, ENTRY, 0]),
+        returns(0),
+        call(0xc400_000e, [ENTRY, 0, 0]),
+        returns(-3), // DENIED
+    ];
+    assert!(run(&vm, script).script.is_empty());
+}
+
+#[test]
+fn of_the_resets_of_several_kinds_a_vm_has_the_warm_one() {
+    for function in [0x8400_0012, 0xc400_0012] {
+        let script = [
+            call(function, [0xdead_beef_0000_0001, 0, 0]),
+            check(|regs| assert_eq!(regs.x[0] as i32, -2)), // INVALID_PARAMETERS: reserved
+            call(function, [0x8000_0000, 0, 0]),
+            check(|regs| assert_eq!(regs.x[0] as i32, -1)), // NOT_SUPPORTED: a vendor's
+            call(function, [0xdead_beef_0000_0000, 5, 0]),
+            check(|_| panic!("the reset returned")),
+        ];
+        let (_, _, reason) = run_alone(script);
+        assert_eq!(reason, Some(StopReason::Reset));
+    }
+}
+
+#[test]
+fn a_result_is_as_wide_as_its_call() {
+    run_alone([
+        call(0x8400_0001, [1 << 17, 0, 0]),
+        check(|regs| assert_eq!(regs.x[0], 0xffff_fffe)),
+        call(CPU_SUSPEND, [1 << 17, 0, 0]),
+        check(|regs| assert_eq!(regs.x[0], u64::MAX - 1)),
+    ]);
+}
+
+/// SMCCC 1.3: bit 16 says that nothing is in SVE's registers.
+#[test]
+fn a_hint_about_sve_makes_no_other_function() {
+    run_alone([
+        call(PSCI_VERSION | 1 << 16, [0; 3]),
+        returns(0x1_0001),
+        call(0xc601_0011, [0x4000_0000, 0x1000, 0]),
+        returns_bytes(0x1000),
+        call(PSCI_VERSION | 1 << 17, [0; 3]),
+        returns_32(-1),
+    ]);
 }
 
 #[test]
@@ -176,7 +341,7 @@ fn an_immediate_other_than_0_is_no_known_call() {
         regs.x[0] = SYSTEM_OFF;
         exit(HVC | 1)
     };
-    run_alone([Box::new(turn) as Turn, returns(-1)]);
+    run_alone([Box::new(turn) as Turn, returns_32(-1)]);
 }
 
 #[test]
