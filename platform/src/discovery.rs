@@ -53,6 +53,8 @@ pub struct Machine<'t> {
     pub bootargs: &'t str,
     /// Modules that were loaded to be run as a guest.
     pub modules: Vec<GuestModule<'t>>,
+    /// The secret that firmware has left to make random numbers of, if it is long enough.
+    pub seed: Option<vm::Seed>,
     /// Registers with effects on others: no guest may have any of these.
     pub guarded: Vec<GuardedRegisters>,
 }
@@ -74,6 +76,7 @@ impl<'t> Machine<'t> {
             console: devices::console(tree),
             bootargs: bootargs(tree)?,
             modules: guests::modules(tree)?,
+            seed: seed(tree),
             guarded: passing::guarded(tree)?,
         })
     }
@@ -148,6 +151,18 @@ fn bootargs(tree: Fdt<'_>) -> Result<&str, DiscoveryError> {
         node: short(chosen),
         property: "bootargs",
     })
+}
+
+/// `rng-seed` of /chosen, every byte of which is random (devicetree schema, chosen.yaml). `kaslr-seed` is too short to be one.
+fn seed(tree: Fdt<'_>) -> Option<vm::Seed> {
+    let chosen = tree.find_node("/chosen")?;
+    let property = chosen.property("rng-seed")?;
+    let (parts, _) = value_of(&property).as_chunks::<{ vm::Seed::BYTES }>();
+    let bytes = parts
+        .iter()
+        .copied()
+        .reduce(|sum, part| core::array::from_fn(|index| sum[index] ^ part[index]))?;
+    Some(vm::Seed::new(bytes))
 }
 
 /// A node's name for a message, cut to the longest permitted length (Devicetree Specification 2.2.1).

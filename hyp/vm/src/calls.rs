@@ -3,3 +3,4 @@
 pub(crate) mod convention;
 pub(crate) mod psci;
 pub(crate) mod service;
+pub(crate) mod trng;

@@ -16,6 +16,7 @@ mod calls;
 mod counts;
 mod ids;
 mod machine;
+mod random;
 mod registers;
 mod vcpu;
 mod vm;
@@ -29,6 +30,7 @@ pub use machine::cpu::{
 };
 pub use machine::guest_memory::{GuestMemory, Refusal};
 pub use machine::protection::{Protection, Protections};
+pub use random::Seed;
 pub use registers::state::{El1State, FpState, GuestRegs, PacKeys, Start, VcpuState};
 pub use registers::syndrome::Syndrome;
 pub use registers::sysreg::{Direction, SystemRegister};

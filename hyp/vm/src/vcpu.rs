@@ -23,7 +23,6 @@ use crate::ids::CpuId;
 use crate::ids::VcpuId;
 use crate::machine::cpu::Cpu;
 use crate::machine::guest_memory::GuestMemory;
-use crate::registers::state::Context;
 use crate::vm::Vm;
 use crate::vm::power::PowerState;
 use running::{RunEnd, Running};
@@ -95,11 +94,7 @@ impl<'v, S> Vcpu<'v, S> {
             return self.not_running();
         }
         if let Some(start) = shared.power.take_start() {
-            let mut interrupts = context.interrupts.take();
-            if let Some(interrupts) = &mut interrupts {
-                interrupts.reset();
-            }
-            *context = Context::starting_at(start, interrupts);
+            context.start(start);
         } else if shared.power.state() != PowerState::On {
             return SliceEnd::Waiting;
         }

@@ -23,6 +23,7 @@ use vgic::{VcpuInterrupts, Version};
 use crate::counts::exits::{ExitCounters, ExitCounts};
 use crate::counts::fault_latency::{HoldPeriod, LongestHold};
 use crate::ids::CpuId;
+use crate::random::{Generator, Seed};
 use crate::registers::nospec::within;
 use crate::registers::offer::Offer;
 use crate::registers::state::Context;
@@ -99,8 +100,8 @@ impl VcpuShared {
 
     /// The state of a fork's vCPU, which starts from this paused one. Waits while a slice of this one holds its registers.
     pub(crate) fn fork(&self) -> Self {
-        let context = self.context.lock();
-        Self::new(context.clone(), self.power.fork())
+        let mut context = self.context.lock();
+        Self::new(context.fork(), self.power.fork())
     }
 }
 
@@ -151,10 +152,10 @@ impl<S> Vm<S> {
             return Err((VmError::OutOfMemory(count), space));
         }
         let interrupts = |vcpu| devices.is_some().then(|| VcpuInterrupts::new(vcpu));
-        vcpus.extend((0..count).map(|vcpu| {
-            let context = Context::starting_at(Start::default(), interrupts(vcpu));
-            VcpuShared::new(context, PowerSwitch::new())
-        }));
+        vcpus.extend(
+            (0..count)
+                .map(|vcpu| VcpuShared::new(Context::new(interrupts(vcpu)), PowerSwitch::new())),
+        );
         let vcpus = vcpus.into_boxed_slice();
         Ok(Self::with_vcpus(config, devices, vcpus, space))
     }
@@ -178,6 +179,15 @@ impl<S> Vm<S> {
             config,
             devices,
             space,
+        }
+    }
+
+    /// Gives the VM's vCPUs random numbers that follow from `seed`, which no other VM has. CPUs with a generator of their own need
+    /// none.
+    pub fn set_seed(&mut self, seed: Seed) {
+        for (vcpu, shared) in self.vcpus.iter().enumerate() {
+            let generator = Generator::new(seed.child(vcpu as u64));
+            shared.context.lock().generator = Some(generator);
         }
     }
 

@@ -12,11 +12,37 @@ use super::running::{Next, Running};
 use crate::calls::convention::{self, Call, Owner, Width};
 use crate::calls::psci;
 use crate::calls::service::{Service, ServiceReply};
+use crate::calls::trng;
 use crate::machine::cpu::Cpu;
 use crate::machine::guest_memory::{GuestMemory, Refusal};
+use crate::random::Generator;
 
 /// How much memory one call populates or gives back: kept short, as the vCPU can't be paused or ended meanwhile.
 const MOST_AT_ONCE: u64 = 2 << 20;
+
+/// The CPU's own random bits, or those of the vCPU's generator.
+struct GuestEntropy<'r, K> {
+    cpu: &'r mut K,
+    generator: &'r mut Option<Generator>,
+}
+
+impl<K: Cpu> trng::Source for GuestEntropy<'_, K> {
+    fn exists(&self) -> bool {
+        self.cpu.has_random() || self.generator.is_some()
+    }
+
+    fn next(&mut self, words: usize) -> Option<[u64; 3]> {
+        if !self.cpu.has_random() {
+            let noise = self.cpu.now_ns();
+            return Some(self.generator.as_mut()?.next(noise));
+        }
+        let mut bits = [0; 3];
+        for word in bits.iter_mut().take(words) {
+            *word = self.cpu.random()?;
+        }
+        Some(bits)
+    }
+}
 
 impl<S, C, K, V> Running<'_, S, C, K, V>
 where
@@ -32,9 +58,23 @@ where
         }
         match call.owner() {
             Owner::Architecture => self.architecture_call(function, args[0] as u32),
+            Owner::StandardSecure if trng::is_function(function) => {
+                self.trng(function, args[0] as u32)
+            }
             Owner::StandardSecure => self.psci(function, [args[0], args[1], args[2]]),
             Owner::VendorHypervisor => self.vendor_call(function, args),
             Owner::Nobody => self.answer([abi::NOT_SUPPORTED]),
+        }
+    }
+
+    fn trng(&mut self, function: u32, argument: u32) -> Next {
+        let mut source = GuestEntropy {
+            cpu: self.cpu,
+            generator: &mut self.context.generator,
+        };
+        match trng::call(function, argument, &mut source) {
+            trng::Reply::Status(status) => self.answer([status]),
+            trng::Reply::Words(words) => self.answer(words),
         }
     }
 

@@ -174,6 +174,8 @@ pub struct FakeCpu {
     /// The syndrome of an SError that is found when the guest is put.
     pub late_error: Option<u64>,
     pub protections: Protections,
+    /// What its random number generator gives, if it has one; then nothing.
+    pub random: Option<VecDeque<u64>>,
     pub sleeps: usize,
     pub last_exit: Syndrome,
     /// What its clock says, one after the other.
@@ -202,6 +204,7 @@ impl FakeCpu {
             changed: None,
             late_error: None,
             protections: Protections::default(),
+            random: None,
             sleeps: 0,
             last_exit: Syndrome::NONE,
             times: Mutex::default(),
@@ -370,6 +373,14 @@ impl Cpu for FakeCpu {
 
     fn id_register(&self, _: SystemRegister) -> u64 {
         u64::MAX
+    }
+
+    fn has_random(&self) -> bool {
+        self.random.is_some()
+    }
+
+    fn random(&mut self) -> Option<u64> {
+        self.random.as_mut()?.pop_front()
     }
 
     fn protections(&self) -> Protections {
