@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use memory::{Caches, CpuMemory, Object, ObjectError};
 use stage2::{Features, Tlb};
-use vm::{Cpu, CpuId};
+use vm::{Cpu, CpuId, Seed};
 
 /// A machine with CPUs that run guests.
 pub trait Machine: Sync + 'static {
@@ -21,6 +21,12 @@ pub trait Machine: Sync + 'static {
 
     /// Nanoseconds since some fixed moment, the same for all CPUs.
     fn now_ns(&self) -> u64;
+
+    /// A secret for one VM, to make its random numbers of: each call returns another. `None` if the machine has no entropy that
+    /// it knows of.
+    fn seed(&self) -> Option<Seed> {
+        None
+    }
 
     /// The counter that guests see, less their offset, in ticks.
     fn counter(&self) -> u64;

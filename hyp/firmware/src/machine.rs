@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use control::{Device, DeviceError, Facts, Machine, Registers};
 use memory::{CpuMemory, Object, ObjectError};
@@ -14,6 +15,7 @@ use platform::drivers::gic;
 use platform::drivers::timer;
 use platform::range::PhysicalRange;
 use stage2::{Features, PAGE_SIZE, Pa};
+use vm::Seed;
 
 use crate::watch::{GuestCpu, Hardware};
 
@@ -21,6 +23,8 @@ use crate::watch::{GuestCpu, Hardware};
 pub struct Board {
     facts: Facts,
     system: &'static System,
+    /// VMs that have got a seed.
+    seeded: AtomicU64,
 }
 
 impl Board {
@@ -37,7 +41,11 @@ impl Board {
             },
             clock: "cntpct",
         };
-        Self { facts, system }
+        Self {
+            facts,
+            system,
+            seeded: AtomicU64::new(0),
+        }
     }
 
     /// The object of some registers that a guest gets.
@@ -82,6 +90,11 @@ impl Machine for Board {
 
     fn now_ns(&self) -> u64 {
         timer::now_ns()
+    }
+
+    fn seed(&self) -> Option<Seed> {
+        let number = self.seeded.fetch_add(1, Ordering::Relaxed);
+        self.system.machine.seed.map(|seed| seed.child(number))
     }
 
     fn counter(&self) -> u64 {

@@ -17,7 +17,10 @@ use core::ops::Range;
 use memory::{AddressSpace, MmuLock, Object, Owner, SlotError};
 use records::size::Size;
 use stage2::{Ipa, Layout, PAGE_SIZE};
-use vm::{CpuId, Pause, Service, Start, VcpuId, Vm, VmConfig};
+use vm::{CpuId, Pause, Seed, Service, Start, VcpuId, Vm, VmConfig};
+
+/// The kernel's own among the seeds that follow from a VM's; those of its vCPUs have their numbers.
+const KERNEL_SEED: u64 = u64::MAX;
 
 /// What a guest finds in its RAM besides its image.
 struct Files<'p> {
@@ -28,7 +31,7 @@ struct Files<'p> {
 
 impl<'p> Files<'p> {
     /// Those of a planned guest, which fit into its RAM.
-    fn of(plan: &GuestPlan<'p>) -> Result<Self, RunError> {
+    fn of(plan: &GuestPlan<'p>, seed: Option<Seed>) -> Result<Self, RunError> {
         let affinities: Vec<u64> = (0..plan.vcpus)
             .map(|vcpu| VcpuId(vcpu).affinity())
             .collect();
@@ -41,6 +44,7 @@ impl<'p> Files<'p> {
                 memory: &memory,
                 ramdisk: places.ramdisk.clone(),
                 bootargs: plan.bootargs,
+                seed: seed.map(|seed| seed.child(KERNEL_SEED)),
             }
             .to_tree()?;
             places.check_tree(&tree)?;
@@ -140,7 +144,8 @@ impl<'h, M: Machine> Host<'h, M> {
         let own = &self.own.memory;
         let space = self.space::<L>(plan, layout)?;
         let before_ns = self.machine.now_ns();
-        let start = match self.fill(&space, plan) {
+        let seed = self.machine.seed();
+        let start = match self.fill(&space, plan, seed) {
             Ok(start) => start,
             Err(error) => {
                 space.destroy(own);
@@ -155,10 +160,13 @@ impl<'h, M: Machine> Host<'h, M> {
             times_faults: plan.exit_times,
         };
         let devices = plan.board.as_ref().map(GuestBoard::devices);
-        let vm = Vm::with_devices(config, devices, space).map_err(|(error, space)| {
+        let mut vm = Vm::with_devices(config, devices, space).map_err(|(error, space)| {
             space.destroy(own);
             error
         })?;
+        if let Some(seed) = seed {
+            vm.set_seed(seed);
+        }
         // The VM is new, so its first vCPU is off.
         let _ = vm.turn_on(VcpuId(0), start);
         Ok(NewVm { vm, filled_ns })
@@ -210,8 +218,9 @@ impl<'h, M: Machine> Host<'h, M> {
         &self,
         space: &AddressSpace<L>,
         plan: &GuestPlan<'_>,
+        seed: Option<Seed>,
     ) -> Result<Start, RunError> {
-        let files = Files::of(plan)?;
+        let files = Files::of(plan, seed)?;
 
         let own = &self.own.memory;
         let test = plan.test_end().get() - TEST_MEMORY;

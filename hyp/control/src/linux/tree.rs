@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use stage2::IpaRange;
 use vgic::Version;
+use vm::Seed;
 use vm_fdt::{Error, FdtWriter};
 
 /// The phandles of the GIC and of the clock.
@@ -36,6 +37,8 @@ pub struct BoardDescription<'d> {
     pub ramdisk: Option<IpaRange>,
     /// The kernel's command line.
     pub bootargs: &'d str,
+    /// The secret that the kernel makes random numbers of, if there is one.
+    pub seed: Option<Seed>,
 }
 
 impl BoardDescription<'_> {
@@ -90,6 +93,9 @@ impl BoardDescription<'_> {
         let chosen = tree.begin_node("chosen")?;
         tree.property_string("bootargs", self.bootargs)?;
         tree.property_string("stdout-path", &path("pl011", UART))?;
+        if let Some(seed) = &self.seed {
+            tree.property("rng-seed", seed.bytes())?;
+        }
         if let Some(ramdisk) = &self.ramdisk {
             tree.property_u64("linux,initrd-start", ramdisk.start.get())?;
             tree.property_u64("linux,initrd-end", ramdisk.end.get())?;
@@ -202,6 +208,7 @@ mod tests {
             memory: &[Ipa::new(0x4000_0000)..Ipa::new(0x2_4000_0000)],
             ramdisk: Some(ramdisk),
             bootargs,
+            seed: Some(Seed::new([0x5e; Seed::BYTES])),
         }
         .to_tree()
         .unwrap()
@@ -228,6 +235,7 @@ mod tests {
         assert_eq!(value("/", "interrupt-parent"), cells(&[GIC]));
         assert_eq!(value("/chosen", "bootargs"), b"console=ttyAMA0\0");
         assert_eq!(value("/chosen", "stdout-path"), b"/pl011@9000000\0");
+        assert_eq!(value("/chosen", "rng-seed"), [0x5e; 32]);
         assert_eq!(
             value("/chosen", "linux,initrd-start"),
             cells(&[0, 0x4440_0000])
@@ -293,6 +301,7 @@ mod tests {
             memory: &[],
             ramdisk: None,
             bootargs: "a\0b",
+            seed: None,
         };
         assert!(matches!(description.to_tree(), Err(TreeError::Value(_))));
     }
