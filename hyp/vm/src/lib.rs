@@ -18,6 +18,7 @@ mod ids;
 mod machine;
 mod random;
 mod registers;
+mod stolen_time;
 mod vcpu;
 mod vm;
 
@@ -34,6 +35,7 @@ pub use random::Seed;
 pub use registers::state::{El1State, FpState, GuestRegs, PacKeys, Start, VcpuState};
 pub use registers::syndrome::Syndrome;
 pub use registers::sysreg::{Direction, SystemRegister};
+pub use stolen_time::StolenTimes;
 pub use vcpu::{SliceEnd, Vcpu};
 pub use vm::devices::Devices;
 pub use vm::glance::{Glance, Seen};

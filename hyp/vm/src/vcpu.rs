@@ -98,6 +98,12 @@ impl<'v, S> Vcpu<'v, S> {
         } else if shared.power.state() != PowerState::On {
             return SliceEnd::Waiting;
         }
+        if let Some(times) = vm.stolen_times()
+            && let Some(stolen_ns) = context.stolen.end(|| cpu.now_ns())
+        {
+            let at = times.time(self.id.0);
+            vm.space.write_bytes(memory, at, &stolen_ns.to_le_bytes());
+        }
         let end = Running {
             id: self.id,
             here: self.here,
@@ -115,6 +121,10 @@ impl<'v, S> Vcpu<'v, S> {
             RunEnd::Waits { wakes_at } if !vm.has_ended() => {
                 self.wakes_at = wakes_at;
                 SliceEnd::Waiting
+            }
+            RunEnd::Leaves if !vm.has_ended() && vm.stolen_times().is_some() => {
+                context.stolen.begin(cpu.now_ns());
+                self.not_running()
             }
             RunEnd::Waits { .. } | RunEnd::Leaves => self.not_running(),
         }

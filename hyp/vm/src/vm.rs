@@ -28,6 +28,7 @@ use crate::registers::nospec::within;
 use crate::registers::offer::Offer;
 use crate::registers::state::Context;
 use crate::registers::state::Start;
+use crate::stolen_time::StolenTimes;
 use crate::vm::context_lock::ContextLock;
 use crate::vm::devices::Devices;
 use crate::vm::power::{PowerState, PowerSwitch};
@@ -121,6 +122,7 @@ pub struct Vm<S> {
     hold_period: HoldPeriod,
     config: VmConfig,
     devices: Option<Devices>,
+    stolen_times: Option<StolenTimes>,
     /// The guest's memory.
     pub space: S,
 }
@@ -178,6 +180,7 @@ impl<S> Vm<S> {
             hold_period: HoldPeriod::default(),
             config,
             devices,
+            stolen_times: None,
             space,
         }
     }
@@ -189,6 +192,15 @@ impl<S> Vm<S> {
             let generator = Generator::new(seed.child(vcpu as u64));
             shared.context.lock().generator = Some(generator);
         }
+    }
+
+    /// Has the VM tell its vCPUs the time that was stolen from them, in structures in its memory.
+    pub fn tell_stolen_time(&mut self, times: StolenTimes) {
+        self.stolen_times = Some(times);
+    }
+
+    pub(crate) fn stolen_times(&self) -> Option<StolenTimes> {
+        self.stolen_times
     }
 
     /// The VM's interrupt controller and devices, if it has any.

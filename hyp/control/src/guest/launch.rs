@@ -4,10 +4,10 @@ use crate::error::RunError;
 use crate::guest::device_tree::GuestDescription;
 use crate::guest::ending::{Ending, Helpers, Limit};
 use crate::guest::host::Host;
-use crate::guest::plan::{GuestPlan, RAM, RAM_SLOT, UNSEEN_SLOT, level, whole};
+use crate::guest::plan::{GuestPlan, RAM, RAM_SLOT, STOLEN_TIME_SLOT, UNSEEN_SLOT, level, whole};
 use crate::guest::running::RunningGuest;
 use crate::guest::stage2_use::Stage2Use;
-use crate::linux::{BoardDescription, GuestBoard, Places};
+use crate::linux::{BoardDescription, GuestBoard, Places, STOLEN_TIMES};
 use crate::machine::{Machine, OwnCpu};
 use crate::options::TEST_MEMORY;
 use crate::schedule;
@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use memory::{AddressSpace, MmuLock, Object, Owner, SlotError};
 use records::size::Size;
-use stage2::{Ipa, Layout, PAGE_SIZE};
+use stage2::{Ipa, Layout, Level, PAGE_SIZE};
 use vm::{CpuId, Pause, Seed, Service, Start, VcpuId, Vm, VmConfig};
 
 /// The kernel's own among the seeds that follow from a VM's; those of its vCPUs have their numbers.
@@ -167,6 +167,9 @@ impl<'h, M: Machine> Host<'h, M> {
         if let Some(seed) = seed {
             vm.set_seed(seed);
         }
+        if plan.board.is_some() {
+            vm.tell_stolen_time(STOLEN_TIMES);
+        }
         // The VM is new, so its first vCPU is off.
         let _ = vm.turn_on(VcpuId(0), start);
         Ok(NewVm { vm, filled_ns })
@@ -265,6 +268,11 @@ impl<'h, M: Machine> Host<'h, M> {
         if plan.unseen != 0 {
             let (start, piece) = (plan.unseen_start(), level(plan.ram_backing));
             space.add_slot(own, UNSEEN_SLOT, start, plan.unseen, piece, false)?;
+        }
+        if plan.board.is_some() {
+            let pages = STOLEN_TIMES.pages(plan.vcpus);
+            let bytes = pages.end.get() - pages.start.get();
+            space.add_slot(own, STOLEN_TIME_SLOT, pages.start, bytes, Level::L3, true)?;
         }
         if let Some((at, bytes)) = files.ramdisk {
             space.write_guest(own, at, bytes)?;

@@ -7,8 +7,9 @@ use crate::machine::Machine;
 use alloc::sync::Arc;
 use core::ops::Range;
 use devices::{Bus, DeviceHost, IrqLine, Pl011, Pl031};
+use stage2::Ipa;
 use vgic::{Forwarded, Version, Vgic, VgicConfig};
-use vm::{CpuId, Devices, VcpuId};
+use vm::{CpuId, Devices, StolenTimes, VcpuId};
 
 /// The GIC's distributor.
 pub(super) const DISTRIBUTOR: Range<u64> = 0x0800_0000..0x0801_0000;
@@ -24,6 +25,8 @@ pub(super) const UART_SPI: u32 = 1;
 /// The real-time clock, and its interrupt among the SPIs.
 pub(super) const RTC: u64 = 0x0901_0000;
 pub(super) const RTC_SPI: u32 = 2;
+/// The structures of the times stolen from vCPUs, which QEMU has there too.
+pub(crate) const STOLEN_TIMES: StolenTimes = StolenTimes::new(Ipa::new(0x090a_0000));
 /// The interrupts of the timers among the PPIs: EL3's, EL1's physical and virtual one, EL2's.
 pub(super) const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];
 

@@ -7,6 +7,7 @@ use vgic::VcpuInterrupts;
 
 use crate::random::Generator;
 use crate::registers::syndrome::Syndrome;
+use crate::stolen_time::StolenTime;
 
 /// Where a vCPU starts when it is turned on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -235,6 +236,8 @@ pub(crate) struct Context {
     pub(crate) interrupts: Option<VcpuInterrupts>,
     /// Its random numbers, if its VM has a seed.
     pub(crate) generator: Option<Generator>,
+    /// The time that was stolen from it, if its VM tells it.
+    pub(crate) stolen: StolenTime,
 }
 
 impl Context {
@@ -247,6 +250,7 @@ impl Context {
             last_exit: Syndrome::NONE,
             interrupts,
             generator: None,
+            stolen: StolenTime::default(),
         }
     }
 
@@ -259,6 +263,7 @@ impl Context {
         *self = Self {
             state: VcpuState::starting_at(start.entry, start.context),
             generator,
+            stolen: self.stolen,
             ..Self::new(interrupts)
         };
     }
@@ -272,6 +277,7 @@ impl Context {
             last_exit: self.last_exit,
             interrupts: self.interrupts.clone(),
             generator: self.generator.as_mut().map(Generator::fork),
+            stolen: self.stolen,
         }
     }
 }

@@ -11,6 +11,7 @@ use stage2::{Ipa, IpaRange, PAGE_SIZE};
 use super::running::{Next, Running};
 use crate::calls::convention::{self, Call, Owner, Width};
 use crate::calls::psci;
+use crate::calls::pv_time::{self, PV_TIME_FEATURES};
 use crate::calls::service::{Service, ServiceReply};
 use crate::calls::trng;
 use crate::machine::cpu::Cpu;
@@ -62,6 +63,11 @@ where
                 self.trng(function, args[0] as u32)
             }
             Owner::StandardSecure => self.psci(function, [args[0], args[1], args[2]]),
+            Owner::StandardHypervisor => {
+                let structure = self.vm.stolen_times();
+                let structure = structure.map(|times| times.structure(self.id.0));
+                self.answer([pv_time::call(function, args[0] as u32, structure)])
+            }
             Owner::VendorHypervisor => self.vendor_call(function, args),
             Owner::Nobody => self.answer([abi::NOT_SUPPORTED]),
         }
@@ -83,6 +89,9 @@ where
         self.answer([match (function, argument) {
             (SMCCC_VERSION, _) => convention::VERSION,
             (SMCCC_ARCH_FEATURES, SMCCC_VERSION | SMCCC_ARCH_FEATURES) => abi::SUCCESS,
+            (SMCCC_ARCH_FEATURES, PV_TIME_FEATURES) if self.vm.stolen_times().is_some() => {
+                abi::SUCCESS
+            }
             (SMCCC_ARCH_FEATURES, function) => protections.feature(function),
             (SMCCC_ARCH_WORKAROUND_1 | SMCCC_ARCH_WORKAROUND_3, _) => protections.call(function),
             _ => abi::NOT_SUPPORTED,

@@ -42,6 +42,8 @@ pub struct FakeSpace {
     pub ranges: Mutex<Vec<(IpaRange, Option<Access>)>>,
     /// What it answers to that, and then that all is done.
     pub answers: Mutex<VecDeque<Result<u64, Refusal>>>,
+    /// What the hypervisor has written, and where.
+    pub written: Mutex<Vec<(Ipa, Vec<u8>)>>,
 }
 
 impl FakeSpace {
@@ -73,6 +75,10 @@ impl GuestMemory<()> for FakeSpace {
 
     fn is_backed(&self, _: &(), ipa: Ipa) -> bool {
         ipa.align_down(PAGE_SIZE) == Ipa::new(ENTRY)
+    }
+
+    fn write_bytes(&self, _: &(), ipa: Ipa, bytes: &[u8]) {
+        self.written.lock().unwrap().push((ipa, bytes.to_vec()));
     }
 
     fn prefault(
