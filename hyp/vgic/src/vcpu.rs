@@ -109,18 +109,6 @@ impl VcpuInterrupts {
         Local::new(vgic, self, hw, kick).block()
     }
 
-    /// As [`put`](Self::put), for a vCPU that waits for an interrupt: what comes from here on kicks the CPU that it was loaded on
-    /// (rule V15). False if something has come already; then nobody kicks it.
-    pub fn put_waiting<H: VirtualInterface>(
-        &mut self,
-        vgic: &Vgic,
-        hw: &mut H,
-        kick: impl FnMut(usize),
-    ) -> bool {
-        self.put(vgic, hw, kick);
-        true
-    }
-
     /// Whether somebody has something for this vCPU: to be asked before each entry, once kicks were acknowledged.
     #[inline(always)]
     pub fn needs_look(&self, vgic: &Vgic) -> bool {

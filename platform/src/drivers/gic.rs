@@ -28,6 +28,7 @@ use aarch64_cpu::asm::barrier;
 use arm_gic::IntId;
 use core::fmt;
 pub use list_registers::ListRegisters;
+use list_registers::{PHYSICAL_TIMER, VIRTUAL_TIMER};
 use spin::Once;
 use v2::V2;
 use v3::V3;
@@ -277,7 +278,9 @@ pub(crate) fn set_forwarding(enabled: bool) {
 /// The calling CPU's list registers, if it has any, and can forward interrupts.
 pub fn list_registers() -> Option<ListRegisters> {
     let gic = GIC.get()?;
-    if gic.timers.is_none() || gic.maintenance.is_none() {
+    let timers = gic.timers?;
+    let (virtual_timer, physical) = (timers.virtual_timer.0, timers.physical.0);
+    if (virtual_timer, physical) != (VIRTUAL_TIMER, PHYSICAL_TIMER) || gic.maintenance.is_none() {
         return None;
     }
     match &gic.version {

@@ -48,16 +48,15 @@ where
         });
     }
 
-    /// Takes the vCPU's interrupts out of the CPU. Returns whether its CPU may sleep: an interrupt that comes from here on kicks
-    /// it, if the vCPU `waits` for one.
-    pub(super) fn put_interrupts(&mut self, waits: bool) -> bool {
-        let slept = self.with_gic(|interrupts, gic, interface, kick| match waits {
-            true => interrupts.put_waiting(gic, interface, kick),
-            false => {
-                interrupts.put(gic, interface, kick);
-                true
-            }
-        });
+    /// Takes the vCPU's interrupts out of the CPU.
+    pub(super) fn put_interrupts(&mut self) {
+        self.with_gic(|interrupts, gic, interface, kick| interrupts.put(gic, interface, kick));
+    }
+
+    /// As [`Self::put_interrupts`], unless an interrupt has come: one that comes from here on kicks the CPU.
+    pub(super) fn block(&mut self) -> bool {
+        let slept = self
+            .with_gic(|interrupts, gic, interface, kick| interrupts.block(gic, interface, kick));
         slept.unwrap_or(true)
     }
 
@@ -122,18 +121,20 @@ where
         due.into_iter().chain(self.timeout).min()
     }
 
-    /// Sends SGIs, if that is what a trapped access does.
-    pub(super) fn sends_interrupts(&mut self, access: SystemAccess) -> bool {
+    /// Does what a trapped access to a register of the CPU interface does, if it is one: the others don't trap.
+    pub(super) fn gic_register(&mut self, access: SystemAccess) -> bool {
         let register = match (access.register.fields(), access.direction) {
-            ((3, 0, 12, 11, 5), Direction::Write) => SgiRegister::Sgi1,
-            ((3, 0, 12, 11, 6), Direction::Write) => SgiRegister::Asgi1,
-            ((3, 0, 12, 11, 7), Direction::Write) => SgiRegister::Sgi0,
+            ((3, 0, 12, 11, 1), Direction::Write) => None, // ICC_DIR_EL1
+            ((3, 0, 12, 11, 5), Direction::Write) => Some(SgiRegister::Sgi1),
+            ((3, 0, 12, 11, 6), Direction::Write) => Some(SgiRegister::Asgi1),
+            ((3, 0, 12, 11, 7), Direction::Write) => Some(SgiRegister::Sgi0),
             _ => return false,
         };
         let value = self.context.state.regs.operand(access.operand);
-        let sent = self.with_gic(|interrupts, gic, _, kick| {
-            interrupts.send_sgi(gic, register, value, kick);
+        let done = self.with_gic(|interrupts, gic, interface, kick| match register {
+            Some(register) => interrupts.send_sgi(gic, register, value, kick),
+            None => interrupts.deactivate(gic, interface, value as u32, kick),
         });
-        sent.is_some()
+        done.is_some()
     }
 }

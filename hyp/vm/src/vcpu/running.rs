@@ -117,7 +117,6 @@ where
             virtual_gic: vm.devices().is_some(),
         };
         self.cpu.load(&self.context.state, &controls);
-        self.load_interrupts();
         let mut writes = Writes {
             space: &vm.space,
             memory: self.memory,
@@ -127,9 +126,8 @@ where
         };
         next = match controls.virtual_gic {
             false => self.run_guest::<false>(next, &mut writes),
-            true => self.run_guest::<true>(next, &mut writes),
+            true => self.run_interrupted(next, &mut writes),
         };
-        let may_sleep = self.put_interrupts(next == Next::WaitForInterrupt);
         let last_exit = self.cpu.syndrome();
         let late_error = self.cpu.put(&mut self.context.state);
         if last_exit != Syndrome::NONE {
@@ -147,12 +145,28 @@ where
             vm.stop(reason, |cpu| self.cpu.kick(cpu));
         }
         let wakes_at = match next {
-            Next::WaitForInterrupt if may_sleep => self.wakes_at(),
-            Next::WaitForInterrupt => Some(0),
+            Next::WaitForInterrupt => self.wakes_at(),
             Next::Wait | Next::TurnOff => None,
             Next::Enter | Next::Stop => return RunEnd::Leaves,
         };
         RunEnd::Waits { wakes_at }
+    }
+
+    /// As [`Self::run_guest`], with the vCPU's interrupts.
+    #[inline(never)]
+    fn run_interrupted(&mut self, mut next: Next, writes: &mut Writes<'_, S, C>) -> Next {
+        self.load_interrupts();
+        loop {
+            next = self.run_guest::<true>(next, writes);
+            if next != Next::WaitForInterrupt {
+                self.put_interrupts();
+                return next;
+            }
+            if self.block() {
+                return next;
+            }
+            next = Next::Enter;
+        }
     }
 
     /// Enters the guest and handles its exits while it continues at once. `GIC`: it has a virtual one.
@@ -373,7 +387,7 @@ where
     }
 
     fn system_register(&mut self, exit: &RawExit, access: SystemAccess) -> Next {
-        if self.sends_interrupts(access) {
+        if self.gic_register(access) {
             self.skip_instruction();
             return Next::Enter;
         }

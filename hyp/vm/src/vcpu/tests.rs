@@ -2,6 +2,7 @@
 
 mod calls;
 mod fakes;
+mod interrupts;
 mod memory;
 mod pauses;
 mod slices;

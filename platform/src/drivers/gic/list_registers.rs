@@ -9,6 +9,11 @@ use vgic::{ActivePriorities, ListRegister, VirtualInterface};
 /// TALL0, TALL1, TDIR).
 const HCR_TRAPS: u64 = 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14;
 
+/// The interrupts of EL1's timers, the machine's own and the guest's, where Arm recommends them (DEN0094, 3.6). Machines that
+/// have them elsewhere have no virtual GIC.
+pub(super) const VIRTUAL_TIMER: u32 = 27;
+pub(super) const PHYSICAL_TIMER: u32 = 30;
+
 /// Registers of GICH (IHI 0048, 5.3).
 const GICH_HCR: u64 = 0;
 const GICH_VTR: u64 = 0x4;
@@ -24,6 +29,7 @@ pub struct ListRegisters {
     count: usize,
     /// Of each group: registers for the active priorities.
     active_priorities: usize,
+    preemption_bits: u32,
     traps_deactivation: bool,
 }
 
@@ -58,6 +64,7 @@ impl ListRegisters {
             access: Access::System,
             count: 1 + (vtr & 0x1f) as usize,
             active_priorities: 1 << preemption_bits.saturating_sub(5).min(2),
+            preemption_bits,
             traps_deactivation: vtr >> 19 & 1 != 0,
         }
     }
@@ -68,6 +75,7 @@ impl ListRegisters {
             access: Access::Mapped(registers),
             count: 1 + (registers.read(GICH_VTR) & 0x3f) as usize,
             active_priorities: 1,
+            preemption_bits: 5,
             traps_deactivation: false,
         }
     }
@@ -175,6 +183,22 @@ impl VirtualInterface for ListRegisters {
             },
             Access::Mapped(gich) => gich.write(GICH_APR, group0[0]),
         }
+    }
+
+    fn preemption_bits(&self) -> u32 {
+        self.preemption_bits
+    }
+
+    fn line(&self, virtual_id: u32) -> Option<bool> {
+        // ENABLE and ISTATUS of a timer's control register, but not IMASK.
+        const FIELDS: u64 = 0b111;
+        const RAISED: u64 = 0b101;
+        let control = match virtual_id {
+            VIRTUAL_TIMER => read_register!("cntv_ctl_el0"),
+            PHYSICAL_TIMER => read_register!("cntp_ctl_el0"),
+            _ => return None,
+        };
+        Some(control & FIELDS == RAISED)
     }
 
     fn can_trap_deactivation(&self) -> bool {

@@ -7,7 +7,7 @@ use std::vec::Vec;
 
 use memory::{Access, Fault, FaultOutcome};
 use stage2::{Ipa, IpaRange, PAGE_SIZE};
-use vgic::{ActivePriorities, ListRegister, VirtualInterface};
+use vgic::{ActivePriorities, ListRegister, VirtualInterface, vmcr};
 
 use crate::calls::service::{Service, ServiceReply};
 use crate::ids::CpuId;
@@ -178,7 +178,9 @@ pub struct FakeCpu {
     pub last_exit: Syndrome,
     /// What its clock says, one after the other.
     pub times: Mutex<VecDeque<u64>>,
-    pub interface: FakeInterface,
+    pub registers: FakeInterface,
+    /// The guest takes all interrupts of group 1: so it leaves ICH_VMCR_EL2.
+    pub unmasked: bool,
     /// The interrupts that it takes for a guest with a GIC, before kicks.
     pub taken: VecDeque<Interrupt>,
     /// Until when it was to sleep, each time.
@@ -203,7 +205,8 @@ impl FakeCpu {
             sleeps: 0,
             last_exit: Syndrome::NONE,
             times: Mutex::default(),
-            interface: FakeInterface::default(),
+            registers: FakeInterface::default(),
+            unmasked: false,
             taken: VecDeque::new(),
             ticks: Vec::new(),
         }
@@ -383,7 +386,11 @@ impl Cpu for FakeCpu {
 
     fn interface(&mut self) -> FakeInterface {
         assert!(self.loaded, "no guest is loaded");
-        self.interface.clone()
+        if self.unmasked {
+            self.registers
+                .write_vmcr(vmcr::VENG1 | 0xf0 << vmcr::VPMR_SHIFT);
+        }
+        self.registers.clone()
     }
 
     fn take_interrupt(&mut self) -> Option<Interrupt> {
