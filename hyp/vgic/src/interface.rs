@@ -198,8 +198,12 @@ pub mod hcr {
     pub const NPIE: u64 = 1 << 3;
     /// Maintenance interrupt: the guest has enabled group 0.
     pub const VGRP0EIE: u64 = 1 << 4;
+    /// Maintenance interrupt: the guest has disabled group 0.
+    pub const VGRP0DIE: u64 = 1 << 5;
     /// Maintenance interrupt: the guest has enabled group 1.
     pub const VGRP1EIE: u64 = 1 << 6;
+    /// Maintenance interrupt: the guest has disabled group 1.
+    pub const VGRP1DIE: u64 = 1 << 7;
     /// The guest's writes of ICC_DIR_EL1 trap.
     pub const TDIR: u64 = 1 << 14;
     /// EOIcount: how many deactivations found no list register.

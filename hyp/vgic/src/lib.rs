@@ -24,5 +24,5 @@ pub use config::{
 pub use interface::{
     ActivePriorities, ListRegister, MAX_LIST_REGISTERS, VirtualInterface, hcr, vmcr,
 };
-pub use vcpu::VcpuInterrupts;
+pub use vcpu::{InterfaceState, VcpuInterrupts};
 pub use vgic::Vgic;

@@ -21,7 +21,7 @@ use core::ops::Range;
 
 /// What a register is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Topic {
+pub(crate) enum Topic {
     /// GICD_CTLR.
     Control,
     /// GICD_TYPER.
@@ -113,8 +113,8 @@ const REDISTRIBUTOR: &[Entry] = &[
 const SGI_FRAME: u64 = 64 << 10;
 
 /// A register that there is, or the part of one.
-#[derive(Clone, Copy)]
-struct Register {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Register {
     topic: Topic,
     /// The offset from the topic's first register.
     offset: u64,
@@ -219,6 +219,9 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             return Ok(0);
         };
         let vgic = self.vgic;
+        if self.own.asked != Some(register) {
+            self.own.asked = None;
+        }
         Ok(match register.topic {
             Topic::Control => vgic.read_control(),
             Topic::Type => vgic.read_type(),
@@ -248,6 +251,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         let Some(register) = Register::find(self.vgic, self.own.vcpu, frame, offset, size) else {
             return Ok(());
         };
+        self.own.asked = None;
         match register.topic {
             Topic::Control => self.write_control(value),
             Topic::Group | Topic::Priority | Topic::Config => {

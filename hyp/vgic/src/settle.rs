@@ -43,8 +43,8 @@ pub(crate) const fn settle(
     // What the guest has left, and what others asked for.
     let pending = register.pending() && !word.has(Word::DROP);
     let active = register.active() && !word.has(Word::CLRA) || word.has(Word::SETA);
-    // A latch in the list register wasn't taken yet while that is pending; for an edge there is nothing else.
-    let latch_left = latch || pending && (latched || edge);
+    // A latch in the list register wasn't taken yet while that is pending.
+    let latch_left = latch || pending && latched;
     let line = !edge && word.has(Word::LEVEL);
 
     // The guest has ended the physical interrupt along with the virtual one, unless another was raised since.

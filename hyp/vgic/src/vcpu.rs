@@ -4,6 +4,7 @@ use crate::config::{AccessSize, Again, Frame, SgiRegister};
 use crate::door::{BLOCKED, LOOK, ON};
 use crate::interface::{ActivePriorities, MAX_LIST_REGISTERS, VirtualInterface, vmcr};
 use crate::local::Local;
+use crate::registers::Register;
 use crate::set::IntidSet;
 use crate::sgi;
 use crate::sync::Ordering;
@@ -26,12 +27,23 @@ pub struct VcpuInterrupts {
     pub(crate) backlog: IntidSet,
     /// Active without a list register, acknowledged by this vCPU.
     pub(crate) outside: IntidSet,
+    /// The register whose read has asked others, and has to be executed again.
+    pub(crate) asked: Option<Register>,
     /// ICH_HCR_EL2 as written last.
     pub(crate) hcr: u64,
     /// ICH_VMCR_EL2 while it isn't loaded.
     pub(crate) vmcr: u64,
     /// The active priorities while it isn't loaded.
     pub(crate) active_priorities: ActivePriorities,
+}
+
+/// What a guest's CPU interface holds beside what is in words: to be saved and restored with them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InterfaceState {
+    /// ICH_VMCR_EL2.
+    pub control: u64,
+    /// The active priorities.
+    pub active_priorities: ActivePriorities,
 }
 
 /// What a claimed list register holds.
@@ -54,6 +66,7 @@ impl VcpuInterrupts {
             claimed: 0,
             backlog: IntidSet::EMPTY,
             outside: IntidSet::EMPTY,
+            asked: None,
             hcr: 0,
             vmcr: 0,
             active_priorities: ActivePriorities::NONE,
@@ -71,6 +84,28 @@ impl VcpuInterrupts {
         let backlog = self.backlog;
         *self = Self::new(self.vcpu);
         self.backlog = backlog;
+    }
+
+    /// The state of its CPU interface. It isn't loaded.
+    pub const fn save_interface(&self) -> InterfaceState {
+        InterfaceState {
+            control: self.vmcr,
+            active_priorities: self.active_priorities,
+        }
+    }
+
+    /// Gives it the state of a CPU interface, after the registers of `vgic` were restored. It isn't loaded.
+    pub fn restore_interface(&mut self, vgic: &Vgic, state: InterfaceState) {
+        self.vmcr = state.control;
+        self.active_priorities = state.active_priorities;
+        self.outside = IntidSet::EMPTY;
+        for intid in 0..FIRST_SPI + vgic.spis.len() as u32 {
+            let word = vgic.word(self.vcpu, intid);
+            let word = word.map(|word| Word(word.load(Ordering::Acquire)));
+            if word.is_some_and(|word| word.has(Word::ACT) && word.owner() == self.vcpu) {
+                self.outside.insert(intid);
+            }
+        }
     }
 
     /// Loads the vCPU on physical CPU `cpu` (rule V14): from now on it is kicked there. Writes all registers of the interface.

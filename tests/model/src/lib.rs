@@ -6,12 +6,14 @@
 //! broken. It runs under random schedules that replay from a seed ([`explore`]). [`Mmu`] is a simpler one that threads of
 //! the host run on as well, with real memory behind it; [`vms`] has VMs on real memory, step by step, and [`watched`] has
 //! them under the checker; [`in_place`] is what tests bring beside those. Random operations come from [`strategies`].
+//! [`interrupts`] has the virtual CPU interface of a GIC.
 
 #[cfg(loom)]
 pub mod checked;
 mod frames;
 mod ground;
 pub mod in_place;
+pub mod interrupts;
 mod operation;
 mod plain;
 mod reference;

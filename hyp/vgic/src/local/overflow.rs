@@ -45,7 +45,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         let groups = self.vgic.groups();
         let enabled = self.hw.read_vmcr();
         let mut best = Best::new(self.list_registers());
-        self.each_loadable(groups, enabled, |rank, intid| best.add(rank, intid));
+        self.each_loadable(groups, enabled, |rank, _, intid| best.add(rank, intid));
         for (rank, intid) in best.found.into_iter().take(best.count) {
             let Some(slot) = self.free_slot().or_else(|| self.evict(rank, enabled)) else {
                 break;
@@ -53,23 +53,26 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             self.claim(slot, intid, groups);
             self.own.backlog.remove(intid);
         }
+        let is_on = |group1| enabled & if group1 { vmcr::VENG1 } else { vmcr::VENG0 } != 0;
+        // When the guest switches its groups others are more urgent. What is asked for isn't so now: it would come at once again.
+        let groups_off = [(false, hcr::VGRP0DIE), (true, hcr::VGRP1DIE)]
+            .into_iter()
+            .filter(|(group1, _)| is_on(*group1))
+            .fold(0, |bits, (_, bit)| bits | bit);
         let mut wanted = 0;
-        let group0_enabled = enabled & vmcr::VENG0 != 0;
-        // With nothing loadable it would be asked for at once again.
-        self.each_loadable(groups, enabled, |rank, _| {
-            wanted |= match (rank < DISABLED, group0_enabled) {
+        self.each_loadable(groups, enabled, |rank, group1, _| {
+            wanted |= groups_off;
+            wanted |= match (rank < DISABLED, group1) {
                 (true, _) => hcr::NPIE,
-                // Whichever isn't enabled; if neither is, both are waited for.
+                (false, false) => hcr::VGRP0EIE,
                 (false, true) => hcr::VGRP1EIE,
-                (false, false) if enabled & vmcr::VENG1 != 0 => hcr::VGRP0EIE,
-                (false, false) => hcr::VGRP0EIE | hcr::VGRP1EIE,
             };
         });
         wanted
     }
 
     /// Goes through the backlog, and forgets what may not be taken here.
-    fn each_loadable(&mut self, groups: u64, enabled: u64, mut each: impl FnMut(Rank, u32)) {
+    fn each_loadable(&mut self, groups: u64, enabled: u64, mut each: impl FnMut(Rank, bool, u32)) {
         let mut from = 0;
         while let Some(intid) = self.own.backlog.next(from) {
             from = intid + 1;
@@ -77,10 +80,8 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
                 self.own.backlog.remove(intid);
             } else if let Some(word) = self.word(intid) {
                 let word = Word(word.load(Ordering::Relaxed));
-                each(
-                    Self::rank(word.has(Word::GROUP1), word.priority(), enabled),
-                    intid,
-                );
+                let group1 = word.has(Word::GROUP1);
+                each(Self::rank(group1, word.priority(), enabled), group1, intid);
             }
         }
     }

@@ -28,9 +28,12 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         }
     }
 
-    /// Has the words of a register say what the list registers hold: those of this vCPU, and by asking those of others.
+    /// Has the words of a register say what the list registers hold: those of this vCPU, and by asking those of others. An access
+    /// that is executed again doesn't ask again, as what was answered since it was executed first is new enough: two that ask each
+    /// other by turns would never end.
     pub(super) fn ask(&mut self, register: Register) -> Result<(), Again> {
         let own = self.own.vcpu;
+        let asked = self.own.asked.take() == Some(register);
         for (intid, _) in register.present(1) {
             let Some(word) = self.vgic.word(register.vcpu, intid) else {
                 continue;
@@ -38,14 +41,16 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             let word = Word(word.load(Ordering::Acquire));
             if word.is_claimed_by(own) {
                 self.note(intid);
-            } else if word.has(Word::CLAIMED) {
+            } else if word.has(Word::CLAIMED) && !asked {
                 self.change_synced(register.vcpu, intid, |word| {
                     let asks = word.has(Word::CLAIMED) && word.owner() != own;
                     (asks && !word.has(Word::SYNC)).then(|| word.with(Word::SYNC))
                 });
             }
         }
-        self.wait_until_settled(register)
+        let settled = self.wait_until_settled(register);
+        self.own.asked = settled.is_err().then_some(register);
+        settled
     }
 
     /// Waits until nothing that the register is about has SYNC, for a while. Serves the own door meanwhile: two that wait for each

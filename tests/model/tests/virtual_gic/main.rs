@@ -1,0 +1,10 @@
+//! The virtual GIC, step by step, on modelled CPU interfaces.
+#![cfg(not(loom))]
+
+mod against_a_reference;
+mod faults_of_others;
+mod hostile;
+mod overflow;
+mod physical;
+mod registers;
+mod world;
