@@ -7,9 +7,9 @@ mod presence;
 
 use crate::door::Door;
 use crate::interface::{ListRegister, VirtualInterface};
-use crate::settle::{Place, Settled, settle};
+use crate::settle::{Held, Place, Settled, settle};
 use crate::sync::{AtomicU64, Ordering};
-use crate::vcpu::{Held, VcpuInterrupts};
+use crate::vcpu::VcpuInterrupts;
 use crate::vgic::Vgic;
 use crate::word::{FIRST_SPI, Word};
 
@@ -164,7 +164,7 @@ impl<'a, H: VirtualInterface, K: FnMut(usize)> Local<'a, H, K> {
                 }
                 Release::IfNeeded => Place::Elsewhere,
             };
-            let new = settle(old, register, held.latched, place);
+            let new = settle(old, register, held, place);
             settled = Some(new);
             Some(new.word)
         });
@@ -175,7 +175,8 @@ impl<'a, H: VirtualInterface, K: FnMut(usize)> Local<'a, H, K> {
             self.write_lr(slot, held.intid, &settled);
         } else {
             self.free(slot, register.bits() != 0);
-            if new.has(Word::ACT) {
+            if new.has(Word::ACT) && !settled.by_hand {
+                // The guest's deactivation of it is counted.
                 self.own.outside.insert(held.intid);
             }
         }
@@ -207,6 +208,7 @@ impl<'a, H: VirtualInterface, K: FnMut(usize)> Local<'a, H, K> {
             *held = Held {
                 intid,
                 latched: settled.latched,
+                by_hand: settled.by_hand,
             };
         }
         self.own.claimed |= 1 << slot;

@@ -3,6 +3,16 @@
 use crate::interface::ListRegister;
 use crate::word::Word;
 
+/// What a claimed list register holds.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Held {
+    pub(crate) intid: u32,
+    /// Whether it was pending by a latch when it was written.
+    pub(crate) latched: bool,
+    /// Whether it was active when it was written, and not because the guest had acknowledged it.
+    pub(crate) by_hand: bool,
+}
+
 /// Where an interrupt that isn't active may go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Place {
@@ -23,6 +33,8 @@ pub(crate) struct Settled {
     pub(crate) active: bool,
     /// Whether it is pending by a latch, which isn't in the word any more.
     pub(crate) latched: bool,
+    /// Whether it is active, or left so in the word, without that the guest has acknowledged it.
+    pub(crate) by_hand: bool,
     /// Whether the guest's deactivation has to ask for a maintenance interrupt.
     pub(crate) eoi: bool,
     /// Whether the physical interrupt behind it ends with the guest's deactivation.
@@ -31,20 +43,21 @@ pub(crate) struct Settled {
     pub(crate) ends_physical: bool,
 }
 
-/// What becomes of `word`, which `register` of its owner holds; `latched` says whether it was pending by a latch.
+/// What becomes of `word`, which `register` of its owner holds, written as `held` says.
 pub(crate) const fn settle(
     word: Word,
     register: ListRegister,
-    latched: bool,
+    held: Held,
     place: Place,
 ) -> Settled {
     let edge = word.has(Word::EDGE);
     let latch = word.has(Word::LATCH);
     // What the guest has left, and what others asked for.
     let pending = register.pending() && !word.has(Word::DROP);
-    let active = register.active() && !word.has(Word::CLRA) || word.has(Word::SETA);
+    let was_active = register.active() && !word.has(Word::CLRA);
+    let active = was_active || word.has(Word::SETA);
     // A latch in the list register wasn't taken yet while that is pending.
-    let latch_left = latch || pending && latched;
+    let latch_left = latch || pending && held.latched;
     let line = !edge && word.has(Word::LEVEL);
 
     // The guest has ended the physical interrupt along with the virtual one, unless another was raised since.
@@ -78,6 +91,7 @@ pub(crate) const fn settle(
         pending: pends,
         active: stays_active,
         latched: pends && latch_left,
+        by_hand: active && (!was_active || held.by_hand),
         // A level is sampled at its end, and what is left in the word comes back then (rule V7).
         eoi: stays && !physical && (!edge || new_latch),
         physical,

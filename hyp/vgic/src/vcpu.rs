@@ -6,6 +6,7 @@ use crate::interface::{ActivePriorities, MAX_LIST_REGISTERS, VirtualInterface, v
 use crate::local::Local;
 use crate::registers::Register;
 use crate::set::IntidSet;
+use crate::settle::Held;
 use crate::sgi;
 use crate::sync::Ordering;
 use crate::vgic::Vgic;
@@ -46,14 +47,6 @@ pub struct InterfaceState {
     pub active_priorities: ActivePriorities,
 }
 
-/// What a claimed list register holds.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(crate) struct Held {
-    pub(crate) intid: u32,
-    /// Whether it was pending by a latch when it was written.
-    pub(crate) latched: bool,
-}
-
 impl VcpuInterrupts {
     /// Those of a vCPU in its reset state, which isn't loaded.
     pub const fn new(vcpu: usize) -> Self {
@@ -62,6 +55,7 @@ impl VcpuInterrupts {
             held: [Held {
                 intid: 0,
                 latched: false,
+                by_hand: false,
             }; MAX_LIST_REGISTERS],
             claimed: 0,
             backlog: IntidSet::EMPTY,

@@ -122,6 +122,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             latched: old.has(Word::LATCH),
             eoi: !new.has(Word::EDGE),
             physical,
+            by_hand: false,
             ends_physical: false,
         };
         self.write_lr(slot, intid, &settled);

@@ -138,6 +138,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             latched: false,
             eoi: !physical && (!new.has(Word::EDGE) || left),
             physical,
+            by_hand: false,
             ends_physical: false,
         };
         self.write_lr(slot, intid, &settled);
