@@ -73,13 +73,13 @@ pub fn probe(tree: Tree) {
     }
     let before = now();
     for round in 1..=ROUNDS {
-        for vcpu in 1..vcpus {
+        for (vcpu, called) in CALLED.iter().enumerate().take(vcpus).skip(1) {
             send(CALL, vcpu);
             match wait() {
                 ANSWER => {}
                 other => wrong(format_args!("interrupt {other} instead of an answer")),
             }
-            let called = CALLED[vcpu].load(Ordering::Acquire);
+            let called = called.load(Ordering::Acquire);
             if called != round {
                 wrong(format_args!(
                     "vCPU {vcpu} was called {called} times of {round}"
