@@ -25,6 +25,8 @@ pub enum RunError {
     Kernel(KernelError),
     /// The guest's kernel, device tree and initial ramdisk don't fit into its memory.
     Unplaced(PlaceError),
+    /// The machine's CPUs can give no guest a virtual GIC.
+    NoGuestGic,
     /// No GIC of the machine's version serves so many vCPUs.
     GicVcpus {
         /// The requested vCPUs.
@@ -113,6 +115,7 @@ impl RunError {
             Self::Image(_)
                 | Self::Kernel(_)
                 | Self::Unplaced(_)
+                | Self::NoGuestGic
                 | Self::GicVcpus { .. }
                 | Self::TooFewCpus { .. }
                 | Self::Layout(_)
@@ -129,6 +132,10 @@ impl fmt::Display for RunError {
             Self::Image(error) => error.fmt(f),
             Self::Kernel(error) => error.fmt(f),
             Self::Unplaced(error) => error.fmt(f),
+            Self::NoGuestGic => f.write_str(
+                "guest=linux needs a virtual interrupt controller, for which the machine's lacks something: list registers, or \
+                 their interrupt or the timers' in the device tree",
+            ),
             Self::GicVcpus { vcpus, gic, most } => {
                 write!(
                     f,

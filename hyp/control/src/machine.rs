@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use memory::{Caches, CpuMemory, Object, ObjectError};
 use stage2::{Features, Tlb};
+use vgic::Version;
 use vm::{Cpu, CpuId, Seed};
 
 /// A machine with CPUs that run guests.
@@ -55,6 +56,15 @@ pub trait Machine: Sync + 'static {
     fn device(&self, memory: &CpuMemory<Self::Hardware>, path: &str)
     -> Result<Device, DeviceError>;
 
+    /// The registers of the virtual CPU interface, which guests with a GICv2 access themselves.
+    ///
+    /// # Errors
+    /// There are none that can be mapped.
+    fn virtual_cpu_interface(
+        &self,
+        memory: &CpuMemory<Self::Hardware>,
+    ) -> Result<Registers, DeviceError>;
+
     /// Waits on the calling CPU until it is kicked (or was, since it last waited), or until [`Self::now_ns`] reaches
     /// `deadline_ns`. May return early.
     fn wait(&self, deadline_ns: u64);
@@ -73,6 +83,8 @@ pub struct Facts {
     pub cpu_model: &'static str,
     /// The version of the interrupt controller's architecture.
     pub gic: u64,
+    /// The version of the virtual GICs that its CPUs can give to guests, if they can.
+    pub guest_gic: Option<Version>,
     /// The clock that [`Machine::now_ns`] reads.
     pub clock: &'static str,
 }

@@ -15,6 +15,7 @@ use platform::drivers::gic;
 use platform::drivers::timer;
 use platform::range::PhysicalRange;
 use stage2::{Features, PAGE_SIZE, Pa};
+use vgic::Version;
 use vm::Seed;
 
 use crate::watch::{GuestCpu, Hardware};
@@ -39,6 +40,10 @@ impl Board {
                 Gic::V2 { .. } => 2,
                 Gic::V3 { .. } => 3,
             },
+            guest_gic: gic::list_registers().map(|_| match system.machine.gic {
+                Gic::V2 { .. } => Version::V2,
+                Gic::V3 { .. } => Version::V3,
+            }),
             clock: "cntpct",
         };
         Self {
@@ -144,6 +149,28 @@ impl Machine for Board {
             name: found.name,
             compatible: found.compatible,
         })
+    }
+
+    fn virtual_cpu_interface(
+        &self,
+        memory: &CpuMemory<Hardware>,
+    ) -> Result<Registers, DeviceError> {
+        let Gic::V2 {
+            virtual_cpu_interface: Some(range),
+            ..
+        } = self.system.machine.gic
+        else {
+            return Err(DeviceError::NoRegisters);
+        };
+        let (start, bytes) = (range.start(), range.size());
+        if !start.is_multiple_of(PAGE_SIZE) || !bytes.is_multiple_of(PAGE_SIZE) {
+            return Err(DeviceError::Unaligned { start, bytes });
+        }
+        // SAFETY: nobody else uses it, and what a guest does there acts on the list registers of the CPU that runs it, which are
+        // its own or, if it has no virtual GIC, are switched off.
+        let object = unsafe { Object::device(memory, Pa::new(start)..Pa::new(range.end())) };
+        let object = object.map_err(DeviceError::Object)?;
+        Ok(Registers { start, object })
     }
 
     fn wait(&self, deadline_ns: u64) {

@@ -134,7 +134,7 @@ pub const BOOT_OPTIONS: [BootOption; 39] = [
     option(
         "bytes",
         SIZES,
-        "memory: the benchmark's for each vCPU, or all of a program's or of Linux's",
+        "memory: the benchmark's for each vCPU, or all of your guest's",
     ),
     words::<Backing>(
         "backing",

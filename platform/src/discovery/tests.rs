@@ -72,6 +72,7 @@ fn virt() -> DeviceTree {
     );
     let gic = child(root, "intc@8000000", "arm,gic-v3");
     set(gic, "#redistributor-regions", 2u32);
+    set(gic, "interrupts", [1u32, 9, 4]);
     set(
         gic,
         "reg",
@@ -166,6 +167,7 @@ fn a_virt_machine_is_described_in_full() {
             hypervisor: Interrupt(26)
         })
     );
+    assert_eq!(machine.maintenance, Some(Interrupt(25)));
     assert_eq!(
         machine.gic,
         Gic::V3 {

@@ -11,6 +11,7 @@ use crate::cpu::speculation::OnExit;
 use crate::cpu::tlb::CpuInstructions;
 use crate::el2::exceptions;
 use crate::el2::inherited::{self, CPTR_BOOT};
+use crate::el2::world::CNTHCTL_COUNTER;
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{HCR_EL2, MAIR_EL2, SCTLR_EL2, TCR_EL2};
 use stage2::RegimeRegisters;
@@ -97,8 +98,8 @@ fn debug_traps(features: &CpuFeatures) -> u64 {
 fn set_timer_registers(features: &CpuFeatures) {
     // SAFETY: the counter's offset and the traps of EL1; EL2's own timer is switched off.
     unsafe {
-        // EL1 may read the physical counter (EL1PCTEN); its physical timer traps (EL1PCEN).
-        write_register!("cnthctl_el2", 0b01);
+        // Its physical timer traps.
+        write_register!("cnthctl_el2", CNTHCTL_COUNTER);
         write_register!("cntvoff_el2", 0);
         write_register!("cnthp_ctl_el2", 0);
         if features.ecv >= 2 {

@@ -1,4 +1,4 @@
-//! The device tree for a guest: memory, vCPUs, PSCI, an assigned device if there is one, and arguments.
+//! The device tree for a guest without a board: memory, vCPUs, PSCI, an assigned device if there is one, and arguments.
 
 use crate::machine::Device;
 use alloc::format;

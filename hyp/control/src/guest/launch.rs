@@ -243,6 +243,13 @@ impl<'h, M: Machine> Host<'h, M> {
         let entry = RAM.offset(plan.image.offset);
         let piece = level(plan.ram_backing);
         match &plan.kernel {
+            None if plan.board.is_some() => {
+                // It gets each piece when it first touches it, as it may never use them all.
+                let ram = Object::anonymous(own, Owner::Vm(plan.vm), plan.ram, piece);
+                let ram = ram.map_err(SlotError::from)?;
+                space.map_object(own, whole(RAM_SLOT, RAM, ram))?;
+                space.write_guest(own, entry, plan.image.bytes)?;
+            }
             None => {
                 space.add_slot(own, RAM_SLOT, RAM, plan.ram, piece, false)?;
                 space.write_guest(own, entry, plan.image.bytes)?;

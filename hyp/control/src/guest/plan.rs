@@ -153,9 +153,11 @@ impl<'p> GuestPlan<'p> {
         memory
     }
 
-    /// The slots of the device.
+    /// The slots of the device, and of the registers of the interrupt controller that the guest accesses itself.
     pub(super) fn device_slots(&self) -> impl Iterator<Item = SlotConfig> + '_ {
         let registers = self.device.iter().flat_map(|device| &device.registers);
+        let board = self.board.iter();
+        let registers = registers.chain(board.flat_map(|board| &board.cpu_interface));
         (DEVICE_SLOT..).zip(registers).map(|(number, registers)| {
             let start = Ipa::new(registers.start);
             whole(SlotId(number), start, registers.object.clone())

@@ -3,10 +3,11 @@
 
 use crate::cpu_pool::BOOT_CPU;
 use crate::error::RunError;
-use crate::machine::Machine;
+use crate::machine::{Machine, Registers};
 use alloc::sync::Arc;
 use core::ops::Range;
 use devices::{Bus, DeviceHost, IrqLine, Pl011, Pl031};
+use memory::CpuMemory;
 use stage2::Ipa;
 use vgic::{Forwarded, Version, Vgic, VgicConfig};
 use vm::{CpuId, Devices, StolenTimes, VcpuId};
@@ -48,6 +49,8 @@ pub struct GuestBoard<'p> {
     pub(crate) version: Version,
     /// Its GIC.
     gic: Arc<Vgic>,
+    /// The CPU interface of a GICv2.
+    pub(crate) cpu_interface: Option<Registers>,
     pub(super) uart: Arc<Pl011>,
     pub(super) rtc: Arc<Pl031>,
 }
@@ -65,20 +68,26 @@ impl<'p> GuestBoard<'p> {
     /// Its GIC can't serve them, or there is no memory.
     pub fn new<M: Machine>(
         machine: &'static M,
+        memory: &CpuMemory<M::Hardware>,
         vcpus: usize,
         ramdisk: Option<&'p [u8]>,
     ) -> Result<Self, RunError> {
-        let (version, most) = match machine.facts().gic {
-            2 => (Version::V2, GICV2_VCPUS),
-            _ => (
-                Version::V3,
-                ((REDISTRIBUTORS.end - REDISTRIBUTORS.start) / REDISTRIBUTOR) as usize,
-            ),
+        let version = machine.facts().guest_gic.ok_or(RunError::NoGuestGic)?;
+        let most = match version {
+            Version::V2 => GICV2_VCPUS,
+            Version::V3 => ((REDISTRIBUTORS.end - REDISTRIBUTORS.start) / REDISTRIBUTOR) as usize,
         };
         if vcpus > most {
             let gic = machine.facts().gic;
             return Err(RunError::GicVcpus { vcpus, gic, most });
         }
+        let cpu_interface = match version {
+            Version::V2 => Some(Registers {
+                start: CPU_INTERFACE.start,
+                ..(machine.virtual_cpu_interface(memory)).map_err(|_| RunError::NoGuestGic)?
+            }),
+            Version::V3 => None,
+        };
         let forwarded = [TIMER_PPIS[1], TIMER_PPIS[2]].map(|timer| Forwarded {
             virtual_id: PPI + timer,
             physical_id: PPI + timer,
@@ -107,6 +116,7 @@ impl<'p> GuestBoard<'p> {
             ramdisk,
             version,
             gic,
+            cpu_interface,
             uart: Arc::new(uart),
             rtc: Arc::new(rtc),
         })

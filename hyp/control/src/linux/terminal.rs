@@ -148,3 +148,52 @@ impl<M: Machine> Terminal<M> {
         self.input.carry(from, |bytes| self.uart.give_input(bytes))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    /// Carries `text` to somebody who takes `most` bytes at a time.
+    fn carried(text: &[u8], most: usize) -> (Vec<u8>, Vec<Carried>) {
+        let (mut piece, mut left) = (Piece::EMPTY, text);
+        let (mut arrived, mut outcomes) = (Vec::new(), Vec::new());
+        loop {
+            let from = |bytes: &mut [u8]| {
+                let count = bytes.len().min(left.len());
+                let (now, later) = left.split_at(count);
+                bytes[..count].copy_from_slice(now);
+                left = later;
+                count
+            };
+            let outcome = piece.carry(from, |bytes| {
+                let count = bytes.len().min(most);
+                arrived.extend_from_slice(&bytes[..count]);
+                count
+            });
+            outcomes.push(outcome);
+            if outcome == Carried::Nothing {
+                return (arrived, outcomes);
+            }
+        }
+    }
+
+    #[test]
+    fn all_bytes_arrive_in_their_order_however_few_are_taken_at_once() {
+        let text: Vec<u8> = (0..3 * PIECE + 5).map(|number| number as u8).collect();
+        for most in [1, 7, PIECE - 1, PIECE, 4 * PIECE] {
+            assert_eq!(carried(&text, most).0, text, "{most}");
+        }
+    }
+
+    #[test]
+    fn a_piece_says_whether_somebody_has_no_room() {
+        let (_, outcomes) = carried(b"abcd", 3);
+        assert_eq!(outcomes, [Carried::Part, Carried::All, Carried::Nothing]);
+        let mut piece = Piece::EMPTY;
+        let stuck = |piece: &mut Piece| piece.carry(|bytes| bytes.len(), |_| 0);
+        assert_eq!(stuck(&mut piece), Carried::Part);
+        assert_eq!(stuck(&mut piece), Carried::Part);
+        assert_eq!(piece.rest, 0..PIECE);
+    }
+}

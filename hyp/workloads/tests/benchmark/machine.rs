@@ -126,6 +126,10 @@ impl Machine for Threads {
         })
     }
 
+    fn virtual_cpu_interface(&self, _: &CpuMemory<NoTlb>) -> Result<Registers, DeviceError> {
+        Err(DeviceError::NoRegisters)
+    }
+
     fn wait(&self, deadline_ns: u64) {
         let most = Duration::from_nanos(deadline_ns.saturating_sub(self.now_ns()));
         let cpu = CpuId(THIS_CPU.get());
@@ -290,6 +294,7 @@ pub fn threads(guest: Guest, stage2: Features) -> &'static Threads {
         most_tlbi: 16,
         cpu_model: "threads",
         gic: 3,
+        guest_gic: None,
         clock: "host",
     };
     Box::leak(Box::new(Threads {

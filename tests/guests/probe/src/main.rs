@@ -16,6 +16,7 @@
 //! | `race` | does so while other vCPUs use the same memory | passes |
 //! | `walks` | lets the hypervisor walk tables that change into a device's registers | passes |
 //! | `clock` | reads the clock that it is given as a device | passes |
+//! | `interrupts` | takes interrupts of its timers, and sends some between all vCPUs, on QEMU's virt machine | by the call |
 //! | `off`, `reset` | what they say | by the call |
 //! | `fail` | reports a failure | fails |
 //! | `spin`, `storm`, `wfi`, `flood` | compute, fault, wait or print for ever | never |
@@ -28,6 +29,7 @@ mod calls;
 mod clock;
 mod features;
 mod fp;
+mod interrupts;
 mod memory;
 mod random;
 mod registers;
@@ -65,6 +67,7 @@ fn main(tree: Tree) -> ! {
         "race" => memory::race(tree),
         "walks" => walks::probe(tree),
         "clock" => clock::probe(tree),
+        "interrupts" => interrupts::probe(tree),
         "off" => guest_runtime::power_off(),
         "reset" => {
             let _ = smccc::psci::system_reset::<Hvc>();

@@ -51,6 +51,8 @@ fn malformed_values_are_refused() {
         "slots=0",
         "exit_times=1",
         "merging=0",
+        "console=both",
+        "on_reset=maybe",
         "merge_targets=disk",
         "pages_to_scan=0",
         "sleep_millisecs=-1",
@@ -152,4 +154,62 @@ fn a_guest_that_is_no_image_is_refused() {
 fn a_guest_program_must_fit_into_its_memory() {
     let boot = Boot::without_guest("guest=program vcpus=1 bytes=4K backing=4K").memory(mib(512));
     boot.guest(probe_guest(), None).run_refused(&["guest"]);
+}
+
+/// The hypervisor with these options for Linux, a kernel, and an initial ramdisk if there is to be one.
+fn refused_files(options: &str, kernel: &[u8], ramdisk: Option<&[u8]>, words: &[&str]) {
+    let files = RawFiles::new();
+    let append = format!("guest=linux vcpus=1 bytes=64M {options}");
+    let boot = Boot::without_guest(&append).guest(&files.write("kernel", kernel), None);
+    let ramdisk = ramdisk.map(|bytes| files.write("ramdisk", bytes));
+    let loader =
+        ramdisk.map(|path| format!("guest-loader,addr={RAMDISK:#x},initrd={}", path.display()));
+    boot.arguments(loader.iter().flat_map(|loader| ["-device", loader]))
+        .run_refused(words);
+}
+
+/// Where the ramdisk is: behind the kernel.
+const RAMDISK: u64 = 0x5000_0000;
+
+/// A kernel that takes so much memory.
+fn kernel(size: u64) -> Vec<u8> {
+    let mut kernel = vec![0; 4096];
+    kernel[16..24].copy_from_slice(&size.to_le_bytes());
+    kernel[56..60].copy_from_slice(b"ARM\x64");
+    kernel
+}
+
+#[test]
+fn a_kernel_that_cant_be_started_is_named() {
+    let all = |kernel: &[u8], words: &[&str]| refused_files("", kernel, None, words);
+    all(&kernel(1 << 20)[..63], &["the guest's kernel is truncated"]);
+    all(&[b'x'; 4096], &["the guest's kernel isn't an arm64 Image"]);
+    for (magic, word) in [
+        (&b"\x1f\x8b"[..], "gzip"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"MZ\0\0zimg", "zboot"),
+        (b"\x7fELF", "ELF"),
+    ] {
+        let mut file = kernel(1 << 20);
+        file[..magic.len()].copy_from_slice(magic);
+        all(&file, &["the guest's kernel is ", word]);
+    }
+    all(
+        &kernel(63 << 20),
+        &["the guest's kernel is too large for its 64 MiB of memory"],
+    );
+}
+
+#[test]
+fn a_ramdisk_that_doesnt_fit_is_named() {
+    let words = ["the guest's initial ramdisk is too large for its 64 MiB of memory"];
+    refused_files("", &kernel(60 << 20), Some(&[1; 3 << 20]), &words);
+}
+
+#[test]
+fn options_that_arent_for_linux_are_refused() {
+    refused("guest=linux iterations=2", &["iterations", "guest=linux"]);
+    refused("guest=program console=raw", &["console", "guest=program"]);
+    refused("guest=linux mode=mutex,parallel", &["guest=linux"]);
+    refused("guest=linux vcpus=200", &["vcpus=200"]);
 }

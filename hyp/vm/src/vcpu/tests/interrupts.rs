@@ -20,19 +20,17 @@ const SPI: u32 = 33;
 const TIMER: u32 = 27;
 const WFIT: u64 = WFI | 7 << 5 | 0b110;
 
-/// A device that reads as what was written last, and what was done to it.
+/// A device that reads as what was written last, and remembers each write.
 #[derive(Default)]
-struct Latch(Mutex<(u64, Vec<(u64, Width, u64)>)>);
+struct Latch(Mutex<Vec<(u64, Width, u64)>>);
 
 impl Device for Latch {
     fn read(&self, _: u64, _: Width) -> u64 {
-        self.0.lock().unwrap().0
+        self.0.lock().unwrap().last().map_or(0, |write| write.2)
     }
 
     fn write(&self, offset: u64, width: Width, value: u64) {
-        let mut state = self.0.lock().unwrap();
-        state.0 = value;
-        state.1.push((offset, width, value));
+        self.0.lock().unwrap().push((offset, width, value));
     }
 
     fn save(&self, _: &mut Vec<u8>) -> Result<(), TryReserveError> {
@@ -144,7 +142,7 @@ fn a_device_is_read_and_written_by_general_registers() {
     let mut cpu = FakeCpu::new(0, &Lines::new(1), script);
     run_vcpu(&board.vm, &mut cpu);
     assert_eq!(
-        board.device.0.lock().unwrap().1,
+        *board.device.0.lock().unwrap(),
         [(0x24, Width::Half, 0x8765)]
     );
     assert_eq!(board.vm.exits().of(ExitKind::DeviceAccess), 3);

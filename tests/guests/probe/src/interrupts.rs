@@ -1,0 +1,280 @@
+//! Interrupts on a machine like QEMU's virt, with a GICv3 or a GICv2: of both timers, and of vCPUs to each other.
+//!
+//! They stay masked, so that they end a WFI and are taken where the probe wants them.
+
+use crate::wrong;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use guest_runtime::{MAX_VCPUS, Tree, console, println, read_register, start_vcpu};
+
+const TICKS: u64 = 20;
+const ROUNDS: usize = 200;
+/// The interrupts.
+const CALL: u32 = 3;
+const ANSWER: u32 = 4;
+const VIRTUAL_TIMER: u32 = 27;
+const PHYSICAL_TIMER: u32 = 30;
+const NONE: u32 = 1023;
+
+/// Registers that GICD and a redistributor's second frame have at the same places.
+const GROUP0: u64 = 0x80;
+const SET_ENABLED0: u64 = 0x100;
+const PRIORITY0: u64 = 0x400;
+
+static WANTED: AtomicBool = AtomicBool::new(false);
+/// The frames: the distributor, and the redistributors or the CPU interface.
+static DISTRIBUTOR: AtomicU64 = AtomicU64::new(0);
+static REDISTRIBUTORS: AtomicU64 = AtomicU64::new(0);
+static CPU_INTERFACE: AtomicU64 = AtomicU64::new(0);
+static READY: AtomicUsize = AtomicUsize::new(0);
+/// How often each vCPU was called.
+static CALLED: [AtomicUsize; MAX_VCPUS] = [const { AtomicUsize::new(0) }; MAX_VCPUS];
+
+macro_rules! write_register {
+    ($name:literal, $value:expr) => {{
+        let value: u64 = $value;
+        // SAFETY: a register of the GIC or of a timer, whose interrupts are masked.
+        unsafe { core::arch::asm!(concat!("msr ", $name, ", {}"), "isb", in(reg) value, options(nostack, preserves_flags)) };
+    }};
+}
+
+/// Whether all vCPUs are wanted for this probe.
+pub fn are_wanted() -> bool {
+    WANTED.load(Ordering::Acquire)
+}
+
+pub fn probe(tree: Tree) {
+    if let Some(uart) = tree.registers("arm,pl011") {
+        // SAFETY: the device tree says that it is there.
+        unsafe { console::use_uart(uart) };
+    }
+    let vcpus = tree.vcpus();
+    let v3 = tree.registers("arm,gic-v3");
+    let Some(gic) = v3.or(tree.registers("arm,cortex-a15-gic")) else {
+        wrong(format_args!("there is no GIC"));
+    };
+    DISTRIBUTOR.store(gic, Ordering::Relaxed);
+    match v3 {
+        Some(_) => REDISTRIBUTORS.store(gic + 0xa_0000, Ordering::Relaxed),
+        None => CPU_INTERFACE.store(gic + 0x1_0000, Ordering::Relaxed),
+    }
+    WANTED.store(true, Ordering::Release);
+    look_around(vcpus);
+    // Both groups, and affinity routing where there is some.
+    write(gic, 0, if v3.is_some() { 0b1_0010 } else { 0b1 });
+    set_up(0);
+    tick();
+    for vcpu in 1..vcpus {
+        if start_vcpu(vcpu).is_err() {
+            wrong(format_args!("vCPU {vcpu} doesn't start"));
+        }
+    }
+    while READY.load(Ordering::Acquire) != vcpus {
+        core::hint::spin_loop();
+    }
+    let before = now();
+    for round in 1..=ROUNDS {
+        for (vcpu, called) in CALLED.iter().enumerate().take(vcpus).skip(1) {
+            send(CALL, vcpu);
+            match wait() {
+                ANSWER => {}
+                other => wrong(format_args!("interrupt {other} instead of an answer")),
+            }
+            let called = called.load(Ordering::Acquire);
+            if called != round {
+                wrong(format_args!(
+                    "vCPU {vcpu} was called {called} times of {round}"
+                ));
+            }
+        }
+    }
+    println!(
+        "{} ticks a call and answer",
+        (now() - before) / ROUNDS as u64
+    );
+    println!("interrupts: {vcpus} vCPUs, all as it should be");
+    guest_runtime::power_off()
+}
+
+/// What every vCPU but the first does.
+pub fn secondary(own: usize) -> ! {
+    set_up(own);
+    loop {
+        match wait() {
+            CALL => {
+                CALLED[own].fetch_add(1, Ordering::AcqRel);
+                send(ANSWER, 0);
+            }
+            other => wrong(format_args!(
+                "vCPU {own}: interrupt {other} instead of a call"
+            )),
+        }
+    }
+}
+
+fn look_around(vcpus: usize) {
+    let gic = DISTRIBUTOR.load(Ordering::Relaxed);
+    let lines = read(gic, 4) & 0x1f;
+    if lines == 0 {
+        wrong(format_args!("no SPIs"));
+    }
+    let redistributors = REDISTRIBUTORS.load(Ordering::Relaxed);
+    for vcpu in 0..if redistributors == 0 { 0 } else { vcpus } {
+        let frame = redistributors + vcpu as u64 * 0x2_0000;
+        let (low, high) = (read(frame, 8), read(frame, 0xc));
+        let is_last = low & 1 << 4 != 0;
+        if u64::from(high) != guest_runtime::affinity(vcpu) || is_last != (vcpu + 1 == vcpus) {
+            wrong(format_args!(
+                "redistributor {vcpu}: TYPER {high:#x}, {low:#x}"
+            ));
+        }
+        // Wakes it.
+        write(frame, 0x14, 0);
+        if read(frame, 0x14) & 1 << 2 != 0 {
+            wrong(format_args!("redistributor {vcpu} sleeps"));
+        }
+    }
+}
+
+/// Switches on what this vCPU takes.
+fn set_up(vcpu: usize) {
+    let private = match REDISTRIBUTORS.load(Ordering::Relaxed) {
+        0 => DISTRIBUTOR.load(Ordering::Relaxed),
+        redistributors => {
+            let frame = redistributors + vcpu as u64 * 0x2_0000 + 0x1_0000;
+            write(frame, GROUP0, u32::MAX);
+            frame
+        }
+    };
+    for word in 0..8 {
+        write(private, PRIORITY0 + 4 * word, 0xa0a0_a0a0);
+    }
+    let enabled = [CALL, ANSWER, VIRTUAL_TIMER, PHYSICAL_TIMER];
+    let enabled = enabled.iter().fold(0, |all, one| all | 1 << one);
+    write(private, SET_ENABLED0, enabled);
+    match CPU_INTERFACE.load(Ordering::Relaxed) {
+        0 => {
+            let sre = read_register!("s3_0_c12_c12_5");
+            if sre & 1 == 0 {
+                wrong(format_args!("ICC_SRE_EL1 is {sre:#x}"));
+            }
+            write_register!("s3_0_c4_c6_0", 0xf0); // ICC_PMR_EL1
+            write_register!("s3_0_c12_c12_7", 1); // ICC_IGRPEN1_EL1
+        }
+        interface => {
+            write(interface, 4, 0xf0); // GICC_PMR
+            write(interface, 0, 1); // GICC_CTLR
+        }
+    }
+    READY.fetch_add(1, Ordering::AcqRel);
+}
+
+/// Takes some ticks of either timer.
+fn tick() {
+    let period = read_register!("cntfrq_el0") / 1000;
+    for _ in 0..TICKS {
+        let before = now();
+        write_register!("cntv_tval_el0", period);
+        write_register!("cntv_ctl_el0", 1);
+        expect(VIRTUAL_TIMER, before, period, || {
+            write_register!("cntv_ctl_el0", 0);
+        });
+        let before = now();
+        write_register!("cntp_tval_el0", period);
+        write_register!("cntp_ctl_el0", 1);
+        expect(PHYSICAL_TIMER, before, period, || {
+            write_register!("cntp_ctl_el0", 0);
+        });
+    }
+    let left = take();
+    if left != NONE {
+        wrong(format_args!("interrupt {left} is left"));
+    }
+    println!("timers: done");
+}
+
+fn expect(timer: u32, before: u64, period: u64, off: impl FnOnce()) {
+    let taken = wait_for(timer);
+    let waited = now() - before;
+    if waited < period {
+        wrong(format_args!(
+            "timer {timer} came after {waited} of {period} ticks"
+        ));
+    }
+    off();
+    end(taken);
+}
+
+fn now() -> u64 {
+    read_register!("cntvct_el0")
+}
+
+/// Waits for an interrupt, and ends it. An SGI is told by its number.
+fn wait() -> u32 {
+    let taken = wait_taken();
+    end(taken);
+    taken & 0x3ff
+}
+
+/// Waits for this interrupt.
+fn wait_for(interrupt: u32) -> u32 {
+    let taken = wait_taken();
+    if taken & 0x3ff != interrupt {
+        wrong(format_args!("interrupt {taken} instead of {interrupt}"));
+    }
+    taken
+}
+
+fn wait_taken() -> u32 {
+    loop {
+        // SAFETY: waiting changes nothing.
+        unsafe { core::arch::asm!("wfi", options(nomem, nostack, preserves_flags)) };
+        let taken = take();
+        if taken & 0x3ff != NONE {
+            return taken;
+        }
+    }
+}
+
+fn take() -> u32 {
+    let taken = match CPU_INTERFACE.load(Ordering::Relaxed) {
+        0 => read_register!("s3_0_c12_c12_0") as u32, // ICC_IAR1_EL1
+        interface => read(interface, 0xc),
+    };
+    // SAFETY: a barrier: what the sender wrote is read after this.
+    unsafe { core::arch::asm!("dsb sy", options(nostack, preserves_flags)) };
+    taken
+}
+
+fn end(taken: u32) {
+    match CPU_INTERFACE.load(Ordering::Relaxed) {
+        0 => write_register!("s3_0_c12_c12_1", u64::from(taken)), // ICC_EOIR1_EL1
+        interface => write(interface, 0x10, taken),
+    }
+}
+
+fn send(interrupt: u32, vcpu: usize) {
+    // SAFETY: a barrier: what was written before is seen by the target.
+    unsafe { core::arch::asm!("dsb ish", options(nostack, preserves_flags)) };
+    let interrupt = u64::from(interrupt);
+    match REDISTRIBUTORS.load(Ordering::Relaxed) {
+        0 => {
+            let value = interrupt | 1 << (16 + vcpu);
+            write(DISTRIBUTOR.load(Ordering::Relaxed), 0xf00, value as u32);
+        }
+        _ => {
+            let affinity = guest_runtime::affinity(vcpu);
+            let value = interrupt << 24 | (affinity >> 8 & 0xff) << 16 | 1 << (affinity & 0xf);
+            write_register!("s3_0_c12_c11_5", value); // ICC_SGI1R_EL1
+        }
+    }
+}
+
+fn read(frame: u64, offset: u64) -> u32 {
+    // SAFETY: a register of the GIC.
+    unsafe { ((frame + offset) as *const u32).read_volatile() }
+}
+
+fn write(frame: u64, offset: u64, value: u32) {
+    // SAFETY: as above; the GIC does nothing to memory.
+    unsafe { ((frame + offset) as *mut u32).write_volatile(value) }
+}
