@@ -107,10 +107,20 @@ pub fn gic(tree: Fdt<'_>) -> Result<Gic, DiscoveryError> {
 fn gic_v2(place: &Place<'_, '_>) -> Result<Gic, DiscoveryError> {
     Ok(Gic::V2 {
         distributor: required_registers(place, 0)?,
-        cpu_interface: required_registers(place, 1)?,
+        cpu_interface: adjacent(required_registers(place, 1)?),
         virtual_control: place.registers(2),
-        virtual_cpu_interface: place.registers(3),
+        virtual_cpu_interface: place.registers(3).map(adjacent),
     })
+}
+
+/// The registers of a CPU interface, 8 KiB. Where each page of 4 KiB fills 64 KiB, for CPUs whose own pages are as large, the
+/// last copy of the first page lies before the second.
+fn adjacent(registers: PhysicalRange) -> PhysicalRange {
+    const PAGE: u64 = 1 << 12;
+    const COPIES: u64 = 1 << 16;
+    let last = PhysicalRange::sized(registers.start() + COPIES - PAGE, 2 * PAGE);
+    last.filter(|_| registers.size() == 2 * COPIES)
+        .unwrap_or(registers)
 }
 
 fn gic_v3(place: &Place<'_, '_>) -> Result<Gic, DiscoveryError> {

@@ -198,6 +198,38 @@ fn the_boot_cpu_comes_first_whatever_its_place() {
     );
 }
 
+/// As on Xilinx' ZynqMP.
+#[test]
+fn of_a_gicv2_in_large_pages_the_adjacent_registers_are_used() {
+    let mut tree = virt();
+    tree.root.remove_child("intc@8000000");
+    let gic = child(
+        &mut tree.root,
+        "interrupt-controller@f9010000",
+        "arm,gic-400",
+    );
+    let frames = [
+        (0xf901_0000, 0x1_0000),
+        (0xf902_0000, 0x2_0000),
+        (0xf904_0000, 0x2_0000),
+        (0xf906_0000, 0x2_0000),
+    ];
+    let reg: Vec<u32> = frames
+        .iter()
+        .flat_map(|&(start, size)| [0, start, 0, size])
+        .collect();
+    set(gic, "reg", &*reg);
+    assert_eq!(
+        discover(&tree).unwrap().gic,
+        Gic::V2 {
+            distributor: range(0xf901_0000, 0xf902_0000),
+            cpu_interface: range(0xf902_f000, 0xf903_1000),
+            virtual_control: Some(range(0xf904_0000, 0xf906_0000)),
+            virtual_cpu_interface: Some(range(0xf906_f000, 0xf907_1000)),
+        }
+    );
+}
+
 #[test]
 fn registers_are_translated_through_every_bus() {
     let mut tree = virt();
