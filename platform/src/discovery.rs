@@ -51,6 +51,8 @@ pub struct Machine<'t> {
     pub console: Option<Uart>,
     /// The hypervisor's own options.
     pub bootargs: &'t str,
+    /// Random bytes from whoever started the machine; empty if there are none.
+    pub seed: &'t [u8],
     /// Modules that were loaded to be run as a guest.
     pub modules: Vec<GuestModule<'t>>,
     /// Registers with effects on others: no guest may have any of these.
@@ -73,6 +75,7 @@ impl<'t> Machine<'t> {
             maintenance: devices::maintenance(tree),
             console: devices::console(tree),
             bootargs: bootargs(tree)?,
+            seed: seed(tree),
             modules: guests::modules(tree)?,
             guarded: passing::guarded(tree)?,
         })
@@ -148,6 +151,12 @@ fn bootargs(tree: Fdt<'_>) -> Result<&str, DiscoveryError> {
         node: short(chosen),
         property: "bootargs",
     })
+}
+
+fn seed(tree: Fdt<'_>) -> &[u8] {
+    let chosen = tree.find_node("/chosen");
+    let property = chosen.and_then(|chosen| chosen.property("rng-seed"));
+    property.map_or(&[], |property| value_of(&property))
 }
 
 /// A node's name for a message, cut to the longest permitted length (Devicetree Specification 2.2.1).

@@ -35,6 +35,9 @@ pub trait Machine: Sync + 'static {
     /// Reads what has been typed on the console. Returns the number of bytes.
     fn read_console(&self, bytes: &mut [u8]) -> usize;
 
+    /// Fills `bytes` with random ones that nobody can guess. Returns whether the machine has such.
+    fn fill_random(&self, bytes: &mut [u8]) -> bool;
+
     /// Makes CPU `cpu` leave its guest or its wait, now or at its next attempt.
     fn kick(&self, cpu: CpuId);
 

@@ -3,6 +3,10 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+use chacha20::ChaCha20Rng;
+use chacha20::rand_core::{Rng, SeedableRng};
+use spin::Mutex;
+
 use control::{Device, DeviceError, Facts, Machine, Registers};
 use memory::{CpuMemory, Object, ObjectError};
 use platform::CpuId;
@@ -22,6 +26,8 @@ use crate::watch::{GuestCpu, Hardware};
 pub struct Board {
     facts: Facts,
     system: &'static System,
+    /// Random bytes, if the device tree has a seed for them.
+    random: Option<Mutex<ChaCha20Rng>>,
 }
 
 impl Board {
@@ -42,7 +48,13 @@ impl Board {
             }),
             clock: "cntpct",
         };
-        Self { facts, system }
+        let seed = system.machine.seed.first_chunk();
+        let random = seed.map(|seed| Mutex::new(ChaCha20Rng::from_seed(*seed)));
+        Self {
+            facts,
+            system,
+            random,
+        }
     }
 
     /// The object of some registers that a guest gets.
@@ -103,6 +115,13 @@ impl Machine for Board {
 
     fn read_console(&self, bytes: &mut [u8]) -> usize {
         console::read(bytes)
+    }
+
+    fn fill_random(&self, bytes: &mut [u8]) -> bool {
+        let random = self.random.as_ref();
+        random
+            .map(|random| random.lock().fill_bytes(bytes))
+            .is_some()
     }
 
     fn kick(&self, cpu: vm::CpuId) {

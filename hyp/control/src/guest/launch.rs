@@ -40,6 +40,7 @@ impl<'p> Files<'p> {
                 affinities: &affinities,
                 memory: &memory,
                 ramdisk: places.ramdisk.clone(),
+                seed: board.seed.as_ref(),
                 bootargs: plan.bootargs,
             }
             .to_tree()?;

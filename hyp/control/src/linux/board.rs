@@ -4,7 +4,9 @@
 use crate::cpu_pool::BOOT_CPU;
 use crate::error::RunError;
 use crate::machine::{Machine, Registers};
+use crate::request::Request;
 use alloc::sync::Arc;
+use core::fmt;
 use core::ops::Range;
 use devices::{Bus, DeviceHost, IrqLine, Pl011, Pl031};
 use memory::CpuMemory;
@@ -34,6 +36,7 @@ const SPI: u32 = 32;
 const SPIS: usize = 64;
 /// The vCPUs that a GICv2 serves.
 const GICV2_VCPUS: usize = 8;
+const NS_PER_SECOND: u64 = 1_000_000_000;
 /// The priority bits that every GIC has.
 const PRIORITY_BITS: u32 = 5;
 
@@ -42,6 +45,8 @@ const PRIORITY_BITS: u32 = 5;
 pub struct GuestBoard<'p> {
     /// The initial ramdisk, if there is one.
     pub(crate) ramdisk: Option<&'p [u8]>,
+    /// Random bytes for the guest, if the machine has some.
+    pub(crate) seed: Option<Seed>,
     /// The version of its GIC, which is that of the machine's.
     pub(crate) version: Version,
     /// Its GIC.
@@ -52,6 +57,17 @@ pub struct GuestBoard<'p> {
     pub(super) rtc: Arc<Pl031>,
 }
 
+/// Random bytes that a guest starts with: for its address space's layout, and for its own random numbers.
+#[derive(Clone)]
+pub struct Seed(pub(super) [u8; 40]);
+
+impl fmt::Debug for Seed {
+    /// Nobody is told.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Seed")
+    }
+}
+
 /// The redistributors that a GICv3 has for so many vCPUs.
 pub(super) fn redistributors(vcpus: usize) -> Range<u64> {
     let start = REDISTRIBUTORS.start;
@@ -59,16 +75,16 @@ pub(super) fn redistributors(vcpus: usize) -> Range<u64> {
 }
 
 impl<'p> GuestBoard<'p> {
-    /// A board for so many vCPUs.
+    /// The board for a request.
     ///
     /// # Errors
     /// Its GIC can't serve them, or there is no memory.
     pub fn new<M: Machine>(
         machine: &'static M,
         memory: &CpuMemory<M::Hardware>,
-        vcpus: usize,
-        ramdisk: Option<&'p [u8]>,
+        request: &Request<'p>,
     ) -> Result<Self, RunError> {
+        let (vcpus, now_ns) = (request.options.vcpus, machine.now_ns());
         let version = machine.facts().guest_gic.ok_or(RunError::NoGuestGic)?;
         let most = match version {
             Version::V2 => GICV2_VCPUS,
@@ -108,9 +124,17 @@ impl<'p> GuestBoard<'p> {
         };
         let control = Arc::new(ControlCpu { machine });
         let uart = Pl011::new(control.clone(), line(UART_SPI)).map_err(|_| RunError::Heap)?;
-        let rtc = Pl031::new(0, control, line(RTC_SPI));
+        let rtc = Pl031::new(
+            // It has run on since the options were given.
+            (request.options.rtc).wrapping_add((now_ns / NS_PER_SECOND) as u32),
+            control,
+            line(RTC_SPI),
+        );
+        let mut seed = Seed([0; 40]);
+        let is_random = machine.fill_random(&mut seed.0);
         Ok(Self {
-            ramdisk,
+            ramdisk: request.ramdisk,
+            seed: is_random.then_some(seed),
             version,
             gic,
             cpu_interface,

@@ -1,7 +1,7 @@
 //! The device tree of a guest's board, as QEMU writes it for its virt machine.
 
 use super::board::{
-    CPU_INTERFACE, DISTRIBUTOR, RTC, RTC_SPI, TIMER_PPIS, UART, UART_SPI, redistributors,
+    CPU_INTERFACE, DISTRIBUTOR, RTC, RTC_SPI, Seed, TIMER_PPIS, UART, UART_SPI, redistributors,
 };
 use crate::guest::TreeError;
 use crate::guest::device_tree::{check_room, write_cpus, write_memory};
@@ -34,6 +34,8 @@ pub struct BoardDescription<'d> {
     pub memory: &'d [IpaRange],
     /// The initial ramdisk, if there is one.
     pub ramdisk: Option<IpaRange>,
+    /// Random bytes, if there are any.
+    pub seed: Option<&'d Seed>,
     /// The kernel's command line.
     pub bootargs: &'d str,
 }
@@ -93,6 +95,11 @@ impl BoardDescription<'_> {
         if let Some(ramdisk) = &self.ramdisk {
             tree.property_u64("linux,initrd-start", ramdisk.start.get())?;
             tree.property_u64("linux,initrd-end", ramdisk.end.get())?;
+        }
+        if let Some(Seed(bytes)) = self.seed {
+            let (layout, numbers) = bytes.split_at(size_of::<u64>());
+            tree.property("kaslr-seed", layout)?;
+            tree.property("rng-seed", numbers)?;
         }
         tree.end_node(chosen)
     }
@@ -201,6 +208,7 @@ mod tests {
             affinities: &affinities,
             memory: &[Ipa::new(0x4000_0000)..Ipa::new(0x2_4000_0000)],
             ramdisk: Some(ramdisk),
+            seed: Some(&Seed(core::array::from_fn(|index| index as u8))),
             bootargs,
         }
         .to_tree()
@@ -236,6 +244,8 @@ mod tests {
             value("/chosen", "linux,initrd-end"),
             cells(&[0, 0x4450_0001])
         );
+        assert_eq!(value("/chosen", "kaslr-seed"), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert!(value("/chosen", "rng-seed").into_iter().eq(8..40));
         assert_eq!(
             value("/memory@40000000", "reg"),
             cells(&[0, 0x4000_0000, 2, 0])
@@ -292,6 +302,7 @@ mod tests {
             affinities: &[0],
             memory: &[],
             ramdisk: None,
+            seed: None,
             bootargs: "a\0b",
         };
         assert!(matches!(description.to_tree(), Err(TreeError::Value(_))));
