@@ -10,6 +10,8 @@ pub(crate) mod caches;
 #[cfg(target_os = "none")]
 pub(crate) mod percpu;
 #[cfg(target_os = "none")]
+pub(crate) mod random;
+#[cfg(target_os = "none")]
 pub(crate) mod recover;
 #[cfg(target_os = "none")]
 pub(crate) mod register;

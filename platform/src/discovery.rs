@@ -51,10 +51,10 @@ pub struct Machine<'t> {
     pub console: Option<Uart>,
     /// The hypervisor's own options.
     pub bootargs: &'t str,
-    /// Random bytes from whoever started the machine; empty if there are none.
-    pub seed: &'t [u8],
     /// Modules that were loaded to be run as a guest.
     pub modules: Vec<GuestModule<'t>>,
+    /// The secret that firmware has left to make random numbers of, if it is long enough.
+    pub seed: Option<vm::Seed>,
     /// Registers with effects on others: no guest may have any of these.
     pub guarded: Vec<GuardedRegisters>,
 }
@@ -75,8 +75,8 @@ impl<'t> Machine<'t> {
             maintenance: devices::maintenance(tree),
             console: devices::console(tree),
             bootargs: bootargs(tree)?,
-            seed: seed(tree),
             modules: guests::modules(tree)?,
+            seed: seed(tree),
             guarded: passing::guarded(tree)?,
         })
     }
@@ -153,10 +153,16 @@ fn bootargs(tree: Fdt<'_>) -> Result<&str, DiscoveryError> {
     })
 }
 
-fn seed(tree: Fdt<'_>) -> &[u8] {
-    let chosen = tree.find_node("/chosen");
-    let property = chosen.and_then(|chosen| chosen.property("rng-seed"));
-    property.map_or(&[], |property| value_of(&property))
+/// `rng-seed` of /chosen, every byte of which is random (devicetree schema, chosen.yaml). `kaslr-seed` is too short to be one.
+fn seed(tree: Fdt<'_>) -> Option<vm::Seed> {
+    let chosen = tree.find_node("/chosen")?;
+    let property = chosen.property("rng-seed")?;
+    let (parts, _) = value_of(&property).as_chunks::<{ vm::Seed::BYTES }>();
+    let bytes = parts
+        .iter()
+        .copied()
+        .reduce(|sum, part| core::array::from_fn(|index| sum[index] ^ part[index]))?;
+    Some(vm::Seed::new(bytes))
 }
 
 /// A node's name for a message, cut to the longest permitted length (Devicetree Specification 2.2.1).

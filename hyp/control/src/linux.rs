@@ -7,7 +7,7 @@ mod places;
 mod terminal;
 mod tree;
 
-pub(crate) use board::GuestBoard;
+pub(crate) use board::{GuestBoard, STOLEN_TIMES};
 pub use places::PlaceError;
 pub(crate) use places::Places;
 pub(crate) use tree::BoardDescription;

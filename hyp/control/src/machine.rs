@@ -8,7 +8,7 @@ use core::fmt;
 use memory::{Caches, CpuMemory, Object, ObjectError};
 use stage2::{Features, Tlb};
 use vgic::Version;
-use vm::{Cpu, CpuId};
+use vm::{Cpu, CpuId, Seed};
 
 /// A machine with CPUs that run guests.
 pub trait Machine: Sync + 'static {
@@ -23,6 +23,12 @@ pub trait Machine: Sync + 'static {
     /// Nanoseconds since some fixed moment, the same for all CPUs.
     fn now_ns(&self) -> u64;
 
+    /// A secret for one VM, to make its random numbers of: each call returns another. `None` if the machine has no entropy that
+    /// it knows of.
+    fn seed(&self) -> Option<Seed> {
+        None
+    }
+
     /// The counter that guests see, less their offset, in ticks.
     fn counter(&self) -> u64;
 
@@ -34,9 +40,6 @@ pub trait Machine: Sync + 'static {
 
     /// Reads what has been typed on the console. Returns the number of bytes.
     fn read_console(&self, bytes: &mut [u8]) -> usize;
-
-    /// Fills `bytes` with random ones that nobody can guess. Returns whether the machine has such.
-    fn fill_random(&self, bytes: &mut [u8]) -> bool;
 
     /// Makes CPU `cpu` leave its guest or its wait, now or at its next attempt.
     fn kick(&self, cpu: CpuId);

@@ -2,10 +2,7 @@
 
 use alloc::vec::Vec;
 use core::fmt;
-
-use chacha20::ChaCha20Rng;
-use chacha20::rand_core::{Rng, SeedableRng};
-use spin::Mutex;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use control::{Device, DeviceError, Facts, Machine, Registers};
 use memory::{CpuMemory, Object, ObjectError};
@@ -19,6 +16,7 @@ use platform::drivers::timer;
 use platform::range::PhysicalRange;
 use stage2::{Features, PAGE_SIZE, Pa};
 use vgic::Version;
+use vm::Seed;
 
 use crate::watch::{GuestCpu, Hardware};
 
@@ -26,8 +24,8 @@ use crate::watch::{GuestCpu, Hardware};
 pub struct Board {
     facts: Facts,
     system: &'static System,
-    /// Random bytes, if the device tree has a seed for them.
-    random: Option<Mutex<ChaCha20Rng>>,
+    /// VMs that have got a seed.
+    seeded: AtomicU64,
 }
 
 impl Board {
@@ -48,12 +46,10 @@ impl Board {
             }),
             clock: "cntpct",
         };
-        let seed = system.machine.seed.first_chunk();
-        let random = seed.map(|seed| Mutex::new(ChaCha20Rng::from_seed(*seed)));
         Self {
             facts,
             system,
-            random,
+            seeded: AtomicU64::new(0),
         }
     }
 
@@ -101,6 +97,11 @@ impl Machine for Board {
         timer::now_ns()
     }
 
+    fn seed(&self) -> Option<Seed> {
+        let number = self.seeded.fetch_add(1, Ordering::Relaxed);
+        self.system.machine.seed.map(|seed| seed.child(number))
+    }
+
     fn counter(&self) -> u64 {
         timer::counter()
     }
@@ -115,13 +116,6 @@ impl Machine for Board {
 
     fn read_console(&self, bytes: &mut [u8]) -> usize {
         console::read(bytes)
-    }
-
-    fn fill_random(&self, bytes: &mut [u8]) -> bool {
-        let random = self.random.as_ref();
-        random
-            .map(|random| random.lock().fill_bytes(bytes))
-            .is_some()
     }
 
     fn kick(&self, cpu: vm::CpuId) {

@@ -276,6 +276,12 @@ impl VcpuInterrupts {
         }
     }
 
+    /// Whether it sleeps by [`block`](Self::block), and hasn't been loaded since.
+    pub fn is_asleep(&self, vgic: &Vgic) -> bool {
+        let vcpu = vgic.vcpus.get(self.vcpu);
+        vcpu.is_some_and(|vcpu| vcpu.door.word.load(Ordering::Relaxed) & BLOCKED != 0)
+    }
+
     /// Whether nobody kicks it: it was put, or never loaded.
     pub fn is_put(&self, vgic: &Vgic) -> bool {
         let vcpu = vgic.vcpus.get(self.vcpu);

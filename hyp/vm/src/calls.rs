@@ -2,4 +2,6 @@
 
 pub(crate) mod convention;
 pub(crate) mod psci;
+pub(crate) mod pv_time;
 pub(crate) mod service;
+pub(crate) mod trng;

@@ -16,7 +16,9 @@ mod calls;
 mod counts;
 mod ids;
 mod machine;
+mod random;
 mod registers;
+mod stolen_time;
 mod vcpu;
 mod vm;
 
@@ -29,9 +31,11 @@ pub use machine::cpu::{
 };
 pub use machine::guest_memory::{GuestMemory, Refusal};
 pub use machine::protection::{Protection, Protections};
+pub use random::Seed;
 pub use registers::state::{El1State, FpState, GuestRegs, PacKeys, Start, VcpuState};
 pub use registers::syndrome::Syndrome;
 pub use registers::sysreg::{Direction, SystemRegister};
+pub use stolen_time::StolenTimes;
 pub use vcpu::{SliceEnd, Vcpu};
 pub use vm::devices::Devices;
 pub use vm::glance::{Glance, Seen};

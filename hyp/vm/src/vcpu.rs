@@ -23,7 +23,6 @@ use crate::ids::CpuId;
 use crate::ids::VcpuId;
 use crate::machine::cpu::Cpu;
 use crate::machine::guest_memory::GuestMemory;
-use crate::registers::state::Context;
 use crate::vm::Vm;
 use crate::vm::power::PowerState;
 use running::{RunEnd, Running};
@@ -95,13 +94,15 @@ impl<'v, S> Vcpu<'v, S> {
             return self.not_running();
         }
         if let Some(start) = shared.power.take_start() {
-            let mut interrupts = context.interrupts.take();
-            if let Some(interrupts) = &mut interrupts {
-                interrupts.reset();
-            }
-            *context = Context::starting_at(start, interrupts);
+            context.start(start);
         } else if shared.power.state() != PowerState::On {
             return SliceEnd::Waiting;
+        }
+        if let Some(times) = vm.stolen_times()
+            && let Some(stolen_ns) = context.stolen.end(|| cpu.now_ns())
+        {
+            let at = times.time(self.id.0);
+            vm.space.write_bytes(memory, at, &stolen_ns.to_le_bytes());
         }
         let end = Running {
             id: self.id,
@@ -120,6 +121,10 @@ impl<'v, S> Vcpu<'v, S> {
             RunEnd::Waits { wakes_at } if !vm.has_ended() => {
                 self.wakes_at = wakes_at;
                 SliceEnd::Waiting
+            }
+            RunEnd::Leaves if !vm.has_ended() && vm.stolen_times().is_some() => {
+                context.stolen.begin(cpu.now_ns());
+                self.not_running()
             }
             RunEnd::Waits { .. } | RunEnd::Leaves => self.not_running(),
         }

@@ -23,10 +23,12 @@ use vgic::{VcpuInterrupts, Version};
 use crate::counts::exits::{ExitCounters, ExitCounts};
 use crate::counts::fault_latency::{HoldPeriod, LongestHold};
 use crate::ids::CpuId;
+use crate::random::{Generator, Seed};
 use crate::registers::nospec::within;
 use crate::registers::offer::Offer;
 use crate::registers::state::Context;
 use crate::registers::state::Start;
+use crate::stolen_time::StolenTimes;
 use crate::vm::context_lock::ContextLock;
 use crate::vm::devices::Devices;
 use crate::vm::power::{PowerState, PowerSwitch};
@@ -99,8 +101,8 @@ impl VcpuShared {
 
     /// The state of a fork's vCPU, which starts from this paused one. Waits while a slice of this one holds its registers.
     pub(crate) fn fork(&self) -> Self {
-        let context = self.context.lock();
-        Self::new(context.clone(), self.power.fork())
+        let mut context = self.context.lock();
+        Self::new(context.fork(), self.power.fork())
     }
 }
 
@@ -120,6 +122,7 @@ pub struct Vm<S> {
     hold_period: HoldPeriod,
     config: VmConfig,
     devices: Option<Devices>,
+    stolen_times: Option<StolenTimes>,
     /// The guest's memory.
     pub space: S,
 }
@@ -151,10 +154,10 @@ impl<S> Vm<S> {
             return Err((VmError::OutOfMemory(count), space));
         }
         let interrupts = |vcpu| devices.is_some().then(|| VcpuInterrupts::new(vcpu));
-        vcpus.extend((0..count).map(|vcpu| {
-            let context = Context::starting_at(Start::default(), interrupts(vcpu));
-            VcpuShared::new(context, PowerSwitch::new())
-        }));
+        vcpus.extend(
+            (0..count)
+                .map(|vcpu| VcpuShared::new(Context::new(interrupts(vcpu)), PowerSwitch::new())),
+        );
         let vcpus = vcpus.into_boxed_slice();
         Ok(Self::with_vcpus(config, devices, vcpus, space))
     }
@@ -177,8 +180,27 @@ impl<S> Vm<S> {
             hold_period: HoldPeriod::default(),
             config,
             devices,
+            stolen_times: None,
             space,
         }
+    }
+
+    /// Gives the VM's vCPUs random numbers that follow from `seed`, which no other VM has. CPUs with a generator of their own need
+    /// none.
+    pub fn set_seed(&mut self, seed: Seed) {
+        for (vcpu, shared) in self.vcpus.iter().enumerate() {
+            let generator = Generator::new(seed.child(vcpu as u64));
+            shared.context.lock().generator = Some(generator);
+        }
+    }
+
+    /// Has the VM tell its vCPUs the time that was stolen from them, in structures in its memory.
+    pub fn tell_stolen_time(&mut self, times: StolenTimes) {
+        self.stolen_times = Some(times);
+    }
+
+    pub(crate) fn stolen_times(&self) -> Option<StolenTimes> {
+        self.stolen_times
     }
 
     /// The VM's interrupt controller and devices, if it has any.

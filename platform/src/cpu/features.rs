@@ -105,6 +105,8 @@ pub struct CpuFeatures {
     pub fgt: u8,
     /// FEAT_HCX: HCRX_EL2 exists.
     pub hcx: bool,
+    /// FEAT_RNG: a random number generator.
+    pub rng: bool,
     /// FEAT_MOPS: memory copy and set instructions.
     pub mops: bool,
     /// FEAT_RAS version.
@@ -175,6 +177,7 @@ impl CpuFeatures {
             ecv: field(id.aa64mmfr0, 60),
             fgt: field(id.aa64mmfr0, 56),
             hcx: field(id.aa64mmfr1, 40) != 0,
+            rng: field(id.aa64isar0, 60) != 0,
             mops: field(id.aa64isar2, 16) != 0,
             ras: field(id.aa64pfr0, 28),
             iesb: field(id.aa64mmfr2, 36) != 0,
@@ -356,7 +359,7 @@ mod tests {
     #[test]
     fn fields_are_taken_from_their_bits() {
         let features = CpuFeatures::from_registers(&IdRegisters {
-            aa64isar0: 2 << 20 | 2 << 56,
+            aa64isar0: 2 << 20 | 2 << 56 | 1 << 60,
             aa64isar1: 1 << 8,
             aa64mmfr0: 6 | 1 << 56 | 2 << 60,
             aa64mmfr1: 2 | 2 << 4 | 1 << 8 | 1 << 28 | 1 << 40,
@@ -373,6 +376,7 @@ mod tests {
             (52, 16, 2, 2)
         );
         assert_eq!((features.fgt, features.ecv), (1, 2));
+        assert!(features.rng && !CpuFeatures::from_registers(&CORTEX_A72).rng);
         assert!(
             features.lse && features.tlbi_range && features.vhe && features.xnx && features.hcx
         );

@@ -106,6 +106,22 @@ fn virt() -> DeviceTree {
     tree
 }
 
+/// Longer seeds are folded: no bit of theirs is lost, and none counts twice.
+#[test]
+fn a_seed_of_firmware_is_taken_if_it_is_long_enough() {
+    let seed = |bytes: &[u8]| {
+        let mut tree = virt();
+        set(tree.find_node_mut("/chosen").unwrap(), "rng-seed", bytes);
+        discover(&tree).unwrap().seed.map(|seed| *seed.bytes())
+    };
+    assert_eq!(seed(&[]), None);
+    assert_eq!(seed(&[1; 31]), None);
+    assert_eq!(seed(&[1; 32]), Some([1; 32]));
+    assert_eq!(seed(&[1; 63]), Some([1; 32]));
+    let long: [u8; 64] = core::array::from_fn(|index| 1 << (index / 32));
+    assert_eq!(seed(&long), Some([3; 32]));
+}
+
 fn add_module(tree: &mut DeviceTree, start: u32, size: u32) {
     let chosen = tree.find_node_mut("/chosen").unwrap();
     let module = child(chosen, &format!("module@{start:x}"), "");
@@ -142,6 +158,7 @@ fn a_virt_machine_is_described_in_full() {
         })
     );
     assert_eq!(machine.bootargs, "mode=parallel vcpus=4");
+    assert_eq!(machine.seed, None);
     assert_eq!(
         machine.timer,
         Some(TimerInterrupts {

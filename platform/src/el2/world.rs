@@ -19,6 +19,7 @@ use vm::{
 
 use crate::cpu::features::CpuFeatures;
 use crate::cpu::percpu::CpuId;
+use crate::cpu::random;
 use crate::cpu::recover;
 use crate::cpu::register::{read_register, write_register};
 use crate::cpu::tlb::CpuInstructions;
@@ -104,6 +105,7 @@ pub struct HardwareCpu {
     hcr: u64,
     pauth: bool,
     ras: bool,
+    has_random: bool,
     /// CNTPOFF_EL2 exists.
     offsets_physical_counter: bool,
     list_registers: Option<ListRegisters>,
@@ -136,6 +138,7 @@ impl HardwareCpu {
             hcr,
             pauth,
             ras,
+            has_random: features.rng,
             offsets_physical_counter: features.ecv >= 2,
             list_registers: gic::list_registers(),
             protections: protect::protections(),
@@ -414,6 +417,14 @@ impl Cpu for HardwareCpu {
             4 0 "id_aa64pfr0_el1", 4 1 "id_aa64pfr1_el1", 5 0 "id_aa64dfr0_el1", 6 0 "id_aa64isar0_el1",
             6 1 "id_aa64isar1_el1", 6 2 "s3_0_c0_c6_2", 7 0 "id_aa64mmfr0_el1", 7 1 "id_aa64mmfr1_el1",
             7 2 "s3_0_c0_c7_2")
+    }
+
+    fn has_random(&self) -> bool {
+        self.has_random
+    }
+
+    fn random(&mut self) -> Option<u64> {
+        random::reseeded()
     }
 
     fn protections(&self) -> Protections {

@@ -4,10 +4,10 @@ use crate::error::RunError;
 use crate::guest::device_tree::GuestDescription;
 use crate::guest::ending::{Ending, Helpers, Limit};
 use crate::guest::host::Host;
-use crate::guest::plan::{GuestPlan, RAM, RAM_SLOT, UNSEEN_SLOT, level, whole};
+use crate::guest::plan::{GuestPlan, RAM, RAM_SLOT, STOLEN_TIME_SLOT, UNSEEN_SLOT, level, whole};
 use crate::guest::running::RunningGuest;
 use crate::guest::stage2_use::Stage2Use;
-use crate::linux::{BoardDescription, GuestBoard, Places};
+use crate::linux::{BoardDescription, GuestBoard, Places, STOLEN_TIMES};
 use crate::machine::{Machine, OwnCpu};
 use crate::options::TEST_MEMORY;
 use crate::schedule;
@@ -16,8 +16,11 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use memory::{AddressSpace, MmuLock, Object, Owner, SlotError};
 use records::size::Size;
-use stage2::{Ipa, Layout, PAGE_SIZE};
-use vm::{CpuId, Pause, Service, Start, VcpuId, Vm, VmConfig};
+use stage2::{Ipa, Layout, Level, PAGE_SIZE};
+use vm::{CpuId, Pause, Seed, Service, Start, VcpuId, Vm, VmConfig};
+
+/// The kernel's own among the seeds that follow from a VM's; those of its vCPUs have their numbers.
+const KERNEL_SEED: u64 = u64::MAX;
 
 /// What a guest finds in its RAM besides its image.
 struct Files<'p> {
@@ -28,7 +31,7 @@ struct Files<'p> {
 
 impl<'p> Files<'p> {
     /// Those of a planned guest, which fit into its RAM.
-    fn of(plan: &GuestPlan<'p>) -> Result<Self, RunError> {
+    fn of(plan: &GuestPlan<'p>, seed: Option<Seed>) -> Result<Self, RunError> {
         let affinities: Vec<u64> = (0..plan.vcpus)
             .map(|vcpu| VcpuId(vcpu).affinity())
             .collect();
@@ -40,8 +43,8 @@ impl<'p> Files<'p> {
                 affinities: &affinities,
                 memory: &memory,
                 ramdisk: places.ramdisk.clone(),
-                seed: board.seed.as_ref(),
                 bootargs: plan.bootargs,
+                seed: seed.map(|seed| seed.child(KERNEL_SEED)),
             }
             .to_tree()?;
             places.check_tree(&tree)?;
@@ -141,7 +144,8 @@ impl<'h, M: Machine> Host<'h, M> {
         let own = &self.own.memory;
         let space = self.space::<L>(plan, layout)?;
         let before_ns = self.machine.now_ns();
-        let start = match self.fill(&space, plan) {
+        let seed = self.machine.seed();
+        let start = match self.fill(&space, plan, seed) {
             Ok(start) => start,
             Err(error) => {
                 space.destroy(own);
@@ -156,10 +160,16 @@ impl<'h, M: Machine> Host<'h, M> {
             times_faults: plan.exit_times,
         };
         let devices = plan.board.as_ref().map(GuestBoard::devices);
-        let vm = Vm::with_devices(config, devices, space).map_err(|(error, space)| {
+        let mut vm = Vm::with_devices(config, devices, space).map_err(|(error, space)| {
             space.destroy(own);
             error
         })?;
+        if let Some(seed) = seed {
+            vm.set_seed(seed);
+        }
+        if plan.board.is_some() {
+            vm.tell_stolen_time(STOLEN_TIMES);
+        }
         // The VM is new, so its first vCPU is off.
         let _ = vm.turn_on(VcpuId(0), start);
         Ok(NewVm { vm, filled_ns })
@@ -211,8 +221,9 @@ impl<'h, M: Machine> Host<'h, M> {
         &self,
         space: &AddressSpace<L>,
         plan: &GuestPlan<'_>,
+        seed: Option<Seed>,
     ) -> Result<Start, RunError> {
-        let files = Files::of(plan)?;
+        let files = Files::of(plan, seed)?;
 
         let own = &self.own.memory;
         let test = plan.test_end().get() - TEST_MEMORY;
@@ -264,6 +275,11 @@ impl<'h, M: Machine> Host<'h, M> {
         if plan.unseen != 0 {
             let (start, piece) = (plan.unseen_start(), level(plan.ram_backing));
             space.add_slot(own, UNSEEN_SLOT, start, plan.unseen, piece, false)?;
+        }
+        if plan.board.is_some() {
+            let pages = STOLEN_TIMES.pages(plan.vcpus);
+            let bytes = pages.end.get() - pages.start.get();
+            space.add_slot(own, STOLEN_TIME_SLOT, pages.start, bytes, Level::L3, true)?;
         }
         if let Some((at, bytes)) = files.ramdisk {
             space.write_guest(own, at, bytes)?;

@@ -6,12 +6,12 @@ use crate::error::RunError;
 use crate::machine::{Machine, Registers};
 use crate::request::Request;
 use alloc::sync::Arc;
-use core::fmt;
 use core::ops::Range;
 use devices::{Bus, DeviceHost, IrqLine, Pl011, Pl031};
 use memory::CpuMemory;
+use stage2::Ipa;
 use vgic::{Forwarded, Version, Vgic, VgicConfig};
-use vm::{CpuId, Devices, VcpuId};
+use vm::{CpuId, Devices, StolenTimes, VcpuId};
 
 /// The GIC's distributor.
 pub(super) const DISTRIBUTOR: Range<u64> = 0x0800_0000..0x0801_0000;
@@ -27,6 +27,8 @@ pub(super) const UART_SPI: u32 = 1;
 /// The real-time clock, and its interrupt among the SPIs.
 pub(super) const RTC: u64 = 0x0901_0000;
 pub(super) const RTC_SPI: u32 = 2;
+/// The structures of the times stolen from vCPUs, which QEMU has there too.
+pub(crate) const STOLEN_TIMES: StolenTimes = StolenTimes::new(Ipa::new(0x090a_0000));
 /// The interrupts of the timers among the PPIs: EL3's, EL1's physical and virtual one, EL2's.
 pub(super) const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];
 
@@ -45,8 +47,6 @@ const PRIORITY_BITS: u32 = 5;
 pub struct GuestBoard<'p> {
     /// The initial ramdisk, if there is one.
     pub(crate) ramdisk: Option<&'p [u8]>,
-    /// Random bytes for the guest, if the machine has some.
-    pub(crate) seed: Option<Seed>,
     /// The version of its GIC, which is that of the machine's.
     pub(crate) version: Version,
     /// Its GIC.
@@ -55,17 +55,6 @@ pub struct GuestBoard<'p> {
     pub(crate) cpu_interface: Option<Registers>,
     pub(super) uart: Arc<Pl011>,
     pub(super) rtc: Arc<Pl031>,
-}
-
-/// Random bytes that a guest starts with: for its address space's layout, and for its own random numbers.
-#[derive(Clone)]
-pub struct Seed(pub(super) [u8; 40]);
-
-impl fmt::Debug for Seed {
-    /// Nobody is told.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Seed")
-    }
 }
 
 /// The redistributors that a GICv3 has for so many vCPUs.
@@ -130,11 +119,8 @@ impl<'p> GuestBoard<'p> {
             control,
             line(RTC_SPI),
         );
-        let mut seed = Seed([0; 40]);
-        let is_random = machine.fill_random(&mut seed.0);
         Ok(Self {
             ramdisk: request.ramdisk,
-            seed: is_random.then_some(seed),
             version,
             gic,
             cpu_interface,

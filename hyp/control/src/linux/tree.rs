@@ -1,7 +1,7 @@
 //! The device tree of a guest's board, as QEMU writes it for its virt machine.
 
 use super::board::{
-    CPU_INTERFACE, DISTRIBUTOR, RTC, RTC_SPI, Seed, TIMER_PPIS, UART, UART_SPI, redistributors,
+    CPU_INTERFACE, DISTRIBUTOR, RTC, RTC_SPI, TIMER_PPIS, UART, UART_SPI, redistributors,
 };
 use crate::guest::TreeError;
 use crate::guest::device_tree::{check_room, write_cpus, write_memory};
@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use stage2::IpaRange;
 use vgic::Version;
+use vm::Seed;
 use vm_fdt::{Error, FdtWriter};
 
 /// The phandles of the GIC and of the clock.
@@ -34,10 +35,10 @@ pub struct BoardDescription<'d> {
     pub memory: &'d [IpaRange],
     /// The initial ramdisk, if there is one.
     pub ramdisk: Option<IpaRange>,
-    /// Random bytes, if there are any.
-    pub seed: Option<&'d Seed>,
     /// The kernel's command line.
     pub bootargs: &'d str,
+    /// The secret that the kernel makes random numbers of, if there is one.
+    pub seed: Option<Seed>,
 }
 
 impl BoardDescription<'_> {
@@ -92,14 +93,12 @@ impl BoardDescription<'_> {
         let chosen = tree.begin_node("chosen")?;
         tree.property_string("bootargs", self.bootargs)?;
         tree.property_string("stdout-path", &path("pl011", UART))?;
+        if let Some(seed) = &self.seed {
+            tree.property("rng-seed", seed.bytes())?;
+        }
         if let Some(ramdisk) = &self.ramdisk {
             tree.property_u64("linux,initrd-start", ramdisk.start.get())?;
             tree.property_u64("linux,initrd-end", ramdisk.end.get())?;
-        }
-        if let Some(Seed(bytes)) = self.seed {
-            let (layout, numbers) = bytes.split_at(size_of::<u64>());
-            tree.property("kaslr-seed", layout)?;
-            tree.property("rng-seed", numbers)?;
         }
         tree.end_node(chosen)
     }
@@ -208,8 +207,8 @@ mod tests {
             affinities: &affinities,
             memory: &[Ipa::new(0x4000_0000)..Ipa::new(0x2_4000_0000)],
             ramdisk: Some(ramdisk),
-            seed: Some(&Seed(core::array::from_fn(|index| index as u8))),
             bootargs,
+            seed: Some(Seed::new([0x5e; Seed::BYTES])),
         }
         .to_tree()
         .unwrap()
@@ -236,6 +235,7 @@ mod tests {
         assert_eq!(value("/", "interrupt-parent"), cells(&[GIC]));
         assert_eq!(value("/chosen", "bootargs"), b"console=ttyAMA0\0");
         assert_eq!(value("/chosen", "stdout-path"), b"/pl011@9000000\0");
+        assert_eq!(value("/chosen", "rng-seed"), [0x5e; 32]);
         assert_eq!(
             value("/chosen", "linux,initrd-start"),
             cells(&[0, 0x4440_0000])
@@ -244,8 +244,6 @@ mod tests {
             value("/chosen", "linux,initrd-end"),
             cells(&[0, 0x4450_0001])
         );
-        assert_eq!(value("/chosen", "kaslr-seed"), [0, 1, 2, 3, 4, 5, 6, 7]);
-        assert!(value("/chosen", "rng-seed").into_iter().eq(8..40));
         assert_eq!(
             value("/memory@40000000", "reg"),
             cells(&[0, 0x4000_0000, 2, 0])
@@ -302,8 +300,8 @@ mod tests {
             affinities: &[0],
             memory: &[],
             ramdisk: None,
-            seed: None,
             bootargs: "a\0b",
+            seed: None,
         };
         assert!(matches!(description.to_tree(), Err(TreeError::Value(_))));
     }

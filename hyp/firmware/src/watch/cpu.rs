@@ -152,6 +152,14 @@ impl Cpu for GuestCpu {
         self.0.id_register(register)
     }
 
+    fn has_random(&self) -> bool {
+        self.0.has_random()
+    }
+
+    fn random(&mut self) -> Option<u64> {
+        self.0.random()
+    }
+
     fn protections(&self) -> Protections {
         self.0.protections()
     }

@@ -9,7 +9,7 @@ use crate::sync::{Ordering, relax};
 use crate::word::Word;
 
 /// How often it is looked whether others have looked, before the guest executes the access again.
-const LOOKS: u32 = if cfg!(loom) { 2 } else { 20_000 };
+const LOOKS: u32 = if cfg!(loom) { 2 } else { 2_000 };
 
 impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
     pub(super) fn read_active(&mut self, register: Register) -> Result<u64, Again> {

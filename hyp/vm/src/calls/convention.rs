@@ -2,7 +2,7 @@
 //!
 //! Of the Arm architecture's calls there are SMCCC_VERSION, SMCCC_ARCH_FEATURES and those workarounds that a guest's CPU needs.
 //! There is no SMCCC_ARCH_SOC_ID: a guest isn't told what chip it runs on. The other ranges are PSCI's and TRNG's in the
-//! standard secure services, and this hypervisor's own; no call counts and no identities of other ranges, which the convention
+//! standard secure services, paravirtualized time, and this hypervisor's own; no call counts and no identities of other ranges, which the convention
 //! leaves optional. Pure functions.
 
 /// The version of the calling convention (section 7.2).
@@ -52,6 +52,8 @@ pub enum Owner {
     Architecture,
     /// Arm's standard secure services: PSCI, TRNG.
     StandardSecure,
+    /// Arm's standard hypervisor services: paravirtualized time.
+    StandardHypervisor,
     /// This hypervisor's vendor.
     VendorHypervisor,
     /// Nobody: a yielding call, a reserved bit, another owner.
@@ -86,6 +88,7 @@ impl Call {
         match self.function >> OWNER_SHIFT & OWNER {
             0 => Owner::Architecture,
             4 => Owner::StandardSecure,
+            5 => Owner::StandardHypervisor,
             6 => Owner::VendorHypervisor,
             _ => Owner::Nobody,
         }
@@ -107,6 +110,7 @@ mod tests {
     fn a_call_has_an_owner_a_width_and_arguments() {
         assert_eq!(call(0x8000_0000).owner(), Owner::Architecture);
         assert_eq!(call(0x8400_0000).owner(), Owner::StandardSecure);
+        assert_eq!(call(0xc500_0020).owner(), Owner::StandardHypervisor);
         assert_eq!(call(0xc600_0000).owner(), Owner::VendorHypervisor);
         assert_eq!(call(0x8300_0000).owner(), Owner::Nobody, "OEM's");
         assert_eq!(call(0x0400_0000).owner(), Owner::Nobody, "yielding");

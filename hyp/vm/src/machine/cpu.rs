@@ -178,6 +178,16 @@ pub trait Cpu {
     /// The CPU's own ID register; 0 if the CPU doesn't have it.
     fn id_register(&self, register: SystemRegister) -> u64;
 
+    /// Whether the CPU has a random number generator with an entropy source of its own.
+    fn has_random(&self) -> bool {
+        false
+    }
+
+    /// 64 bits of the CPU's random number generator, reseeded for them. `None` if it has none at the moment.
+    fn random(&mut self) -> Option<u64> {
+        None
+    }
+
     /// How guests are protected from speculation, over all of the machine's CPUs: by the mitigations at each exit, and by those
     /// that they need themselves.
     fn protections(&self) -> Protections;

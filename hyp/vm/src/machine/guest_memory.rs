@@ -37,6 +37,9 @@ pub trait GuestMemory<C> {
     /// Whether memory currently backs an instruction at `ipa`.
     fn is_backed(&self, cpu: &C, ipa: Ipa) -> bool;
 
+    /// Writes to the guest's memory as a device does, which the dirty log shows. Writes nothing where there is no memory.
+    fn write_bytes(&self, cpu: &C, ipa: Ipa, bytes: &[u8]);
+
     /// Populates the first part of `range`, at most `most` bytes, for accesses of vCPU `vcpu`. Returns how many bytes, from the
     /// range's start: at least a page. `range` is in whole pages within the address space, and not empty; nothing else was
     /// checked.
@@ -119,6 +122,11 @@ impl<L: MmuLock, T: Tlb + Caches> GuestMemory<CpuMemory<T>> for AddressSpace<L> 
 
     fn is_backed(&self, cpu: &CpuMemory<T>, ipa: Ipa) -> bool {
         self.read_guest(cpu, ipa, &mut [0; 4]).is_ok()
+    }
+
+    fn write_bytes(&self, cpu: &CpuMemory<T>, ipa: Ipa, bytes: &[u8]) {
+        // Whoever writes has more to write later.
+        let _ = self.write_guest(cpu, ipa, bytes);
     }
 
     fn prefault(

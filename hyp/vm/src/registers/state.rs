@@ -5,7 +5,9 @@
 
 use vgic::VcpuInterrupts;
 
+use crate::random::Generator;
 use crate::registers::syndrome::Syndrome;
+use crate::stolen_time::StolenTime;
 
 /// Where a vCPU starts when it is turned on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -221,7 +223,7 @@ impl VcpuState {
 }
 
 /// The state of a vCPU that no CPU runs: all that its next slice, or a fork's, needs to continue it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) state: VcpuState,
     /// It waits for the answer to a service call, which goes to its x0 and up.
@@ -232,17 +234,50 @@ pub(crate) struct Context {
     pub(crate) last_exit: Syndrome,
     /// Its interrupts, if its VM has an interrupt controller.
     pub(crate) interrupts: Option<VcpuInterrupts>,
+    /// Its random numbers, if its VM has a seed.
+    pub(crate) generator: Option<Generator>,
+    /// The time that was stolen from it, if its VM tells it.
+    pub(crate) stolen: StolenTime,
 }
 
 impl Context {
-    /// A vCPU that has just been turned on.
-    pub(crate) fn starting_at(start: Start, interrupts: Option<VcpuInterrupts>) -> Self {
+    /// A vCPU that has never been on.
+    pub(crate) fn new(interrupts: Option<VcpuInterrupts>) -> Self {
         Self {
-            state: VcpuState::starting_at(start.entry, start.context),
+            state: VcpuState::starting_at(0, 0),
             awaits_answer: false,
             powers_down: None,
             last_exit: Syndrome::NONE,
             interrupts,
+            generator: None,
+            stolen: StolenTime::default(),
+        }
+    }
+
+    /// Starts the vCPU, which has just been turned on.
+    pub(crate) fn start(&mut self, start: Start) {
+        let (mut interrupts, generator) = (self.interrupts.take(), self.generator.take());
+        if let Some(interrupts) = &mut interrupts {
+            interrupts.reset();
+        }
+        *self = Self {
+            state: VcpuState::starting_at(start.entry, start.context),
+            generator,
+            stolen: self.stolen,
+            ..Self::new(interrupts)
+        };
+    }
+
+    /// The same for a fork's vCPU, but for its random numbers.
+    pub(crate) fn fork(&mut self) -> Self {
+        Self {
+            state: self.state.clone(),
+            awaits_answer: self.awaits_answer,
+            powers_down: self.powers_down,
+            last_exit: self.last_exit,
+            interrupts: self.interrupts.clone(),
+            generator: self.generator.as_mut().map(Generator::fork),
+            stolen: self.stolen,
         }
     }
 }

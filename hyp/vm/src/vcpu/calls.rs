@@ -11,12 +11,39 @@ use stage2::{Ipa, IpaRange, PAGE_SIZE};
 use super::running::{Next, Running};
 use crate::calls::convention::{self, Call, Owner, Width};
 use crate::calls::psci;
+use crate::calls::pv_time::{self, PV_TIME_FEATURES};
 use crate::calls::service::{Service, ServiceReply};
+use crate::calls::trng;
 use crate::machine::cpu::Cpu;
 use crate::machine::guest_memory::{GuestMemory, Refusal};
+use crate::random::Generator;
 
 /// How much memory one call populates or gives back: kept short, as the vCPU can't be paused or ended meanwhile.
 const MOST_AT_ONCE: u64 = 2 << 20;
+
+/// The CPU's own random bits, or those of the vCPU's generator.
+struct GuestEntropy<'r, K> {
+    cpu: &'r mut K,
+    generator: &'r mut Option<Generator>,
+}
+
+impl<K: Cpu> trng::Source for GuestEntropy<'_, K> {
+    fn exists(&self) -> bool {
+        self.cpu.has_random() || self.generator.is_some()
+    }
+
+    fn next(&mut self, words: usize) -> Option<[u64; 3]> {
+        if !self.cpu.has_random() {
+            let noise = self.cpu.now_ns();
+            return Some(self.generator.as_mut()?.next(noise));
+        }
+        let mut bits = [0; 3];
+        for word in bits.iter_mut().take(words) {
+            *word = self.cpu.random()?;
+        }
+        Some(bits)
+    }
+}
 
 impl<S, C, K, V> Running<'_, S, C, K, V>
 where
@@ -32,9 +59,28 @@ where
         }
         match call.owner() {
             Owner::Architecture => self.architecture_call(function, args[0] as u32),
+            Owner::StandardSecure if trng::is_function(function) => {
+                self.trng(function, args[0] as u32)
+            }
             Owner::StandardSecure => self.psci(function, [args[0], args[1], args[2]]),
+            Owner::StandardHypervisor => {
+                let structure = self.vm.stolen_times();
+                let structure = structure.map(|times| times.structure(self.id.0));
+                self.answer([pv_time::call(function, args[0] as u32, structure)])
+            }
             Owner::VendorHypervisor => self.vendor_call(function, args),
             Owner::Nobody => self.answer([abi::NOT_SUPPORTED]),
+        }
+    }
+
+    fn trng(&mut self, function: u32, argument: u32) -> Next {
+        let mut source = GuestEntropy {
+            cpu: self.cpu,
+            generator: &mut self.context.generator,
+        };
+        match trng::call(function, argument, &mut source) {
+            trng::Reply::Status(status) => self.answer([status]),
+            trng::Reply::Words(words) => self.answer(words),
         }
     }
 
@@ -43,6 +89,9 @@ where
         self.answer([match (function, argument) {
             (SMCCC_VERSION, _) => convention::VERSION,
             (SMCCC_ARCH_FEATURES, SMCCC_VERSION | SMCCC_ARCH_FEATURES) => abi::SUCCESS,
+            (SMCCC_ARCH_FEATURES, PV_TIME_FEATURES) if self.vm.stolen_times().is_some() => {
+                abi::SUCCESS
+            }
             (SMCCC_ARCH_FEATURES, function) => protections.feature(function),
             (SMCCC_ARCH_WORKAROUND_1 | SMCCC_ARCH_WORKAROUND_3, _) => protections.call(function),
             _ => abi::NOT_SUPPORTED,

@@ -170,6 +170,8 @@ impl GuestMemory<()> for Space {
         false
     }
 
+    fn write_bytes(&self, (): &(), _: Ipa, _: &[u8]) {}
+
     fn prefault(&self, (): &(), _: usize, _: IpaRange, _: u64, _: Access) -> Result<u64, Refusal> {
         Err(Refusal::NotBacked)
     }

@@ -328,6 +328,9 @@ where
     #[cold]
     pub(super) fn wait_for_ring(&mut self) -> Next {
         self.count(ExitKind::RingFull);
+        if self.vm.stolen_times().is_some() {
+            self.context.stolen.begin(self.cpu.now_ns());
+        }
         self.service.ring_low(self.id);
         Next::Wait
     }

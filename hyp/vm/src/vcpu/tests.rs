@@ -6,6 +6,7 @@ mod interrupts;
 mod memory;
 mod pauses;
 mod slices;
+mod stolen_time;
 mod traps;
 
 use super::*;

@@ -114,7 +114,11 @@ impl<S, K: FnMut(CpuId)> Pause<'_, S, K> {
         let parents = self.vm.vcpus().map(|vcpu| self.vm.shared(vcpu));
         vcpus.extend(parents.map(VcpuShared::fork));
         let vcpus: Box<[VcpuShared]> = vcpus.into_boxed_slice();
-        Ok(Vm::with_vcpus(*self.vm.config(), None, vcpus, space))
+        let mut fork = Vm::with_vcpus(*self.vm.config(), None, vcpus, space);
+        if let Some(times) = self.vm.stolen_times() {
+            fork.tell_stolen_time(times);
+        }
+        Ok(fork)
     }
 }
 

@@ -93,10 +93,6 @@ impl Machine for Threads {
         0
     }
 
-    fn fill_random(&self, _: &mut [u8]) -> bool {
-        false
-    }
-
     fn kick(&self, cpu: CpuId) {
         *self.kicks[cpu.0].pending.lock().unwrap() = true;
         self.kicks[cpu.0].changed.notify_all();

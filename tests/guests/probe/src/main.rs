@@ -7,6 +7,8 @@
 //! | `sysregs` | reads and clears every system register, executes every system instruction | passes |
 //! | `dirty` | leaves everything in a vCPU's registers, and starts it again | passes |
 //! | `hypercalls` | known calls, and unknown ones with garbage | passes |
+//! | `random` | asks for random numbers, rightly and wrongly | passes |
+//! | `features` | executes what its ID registers say that there is | passes |
 //! | `workarounds` | asks what it needs against speculation, and calls what it may | passes |
 //! | `smp` | starts and stops all vCPUs, rightly and wrongly | passes |
 //! | `fp` | keeps values in the FP registers of all vCPUs through exits of all kinds | passes |
@@ -25,9 +27,11 @@
 mod access;
 mod calls;
 mod clock;
+mod features;
 mod fp;
 mod interrupts;
 mod memory;
+mod random;
 mod registers;
 mod smp;
 mod walks;
@@ -54,6 +58,8 @@ fn main(tree: Tree) -> ! {
         "sysregs" => registers::probe(),
         "dirty" => registers::leave_dirty(tree),
         "hypercalls" => calls::probe(),
+        "random" => random::probe(),
+        "features" => features::probe(),
         "workarounds" => calls::workarounds(),
         "smp" => smp::probe(tree),
         "fp" => fp::probe(tree),

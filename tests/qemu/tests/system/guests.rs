@@ -262,6 +262,40 @@ fn a_guest_finds_out_what_its_cpu_needs_against_speculation() {
     }
 }
 
+/// The emulator's tree has a seed for CPUs without a generator of their own; without it they have no random numbers.
+#[test]
+fn a_guest_gets_random_numbers_where_there_is_entropy() {
+    for (cpu, seeded, answer) in [
+        ("cortex-a53", true, "some"),
+        ("cortex-a53", false, "none"),
+        ("max", true, "some"),
+        ("max", false, "some"),
+    ] {
+        let boot = Boot::probe("random", PATIENCE).cpu(cpu);
+        let without = ["-machine", "dtb-randomness=off"];
+        let outcome = match seeded {
+            true => boot.run_well(),
+            false => boot.arguments(without).run_well(),
+        };
+        let found = outcome.line_with(&format!("random numbers: {answer}"));
+        assert!(found.is_some(), "{cpu}, {seeded}: {}", describe(&outcome));
+    }
+}
+
+#[test]
+fn a_guest_has_the_features_that_its_id_registers_show_and_no_others() {
+    for (cpu, features) in [
+        ("cortex-a53", "MOPS 0, ECV 0, RNG 0"),
+        ("cortex-a72", "MOPS 0, ECV 0, RNG 0"),
+        ("neoverse-n1", "MOPS 0, ECV 0, RNG 0"),
+        ("max", "MOPS 1, ECV 1, RNG 1"),
+    ] {
+        let outcome = Boot::probe("features", PATIENCE).cpu(cpu).run_well();
+        let found = outcome.line_with(&format!("features: {features}"));
+        assert!(found.is_some(), "{cpu}: {}", describe(&outcome));
+    }
+}
+
 #[test]
 fn devices_that_no_guest_may_have_are_refused() {
     for (path, why) in [

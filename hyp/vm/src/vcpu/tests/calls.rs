@@ -528,6 +528,91 @@ fn of_two_that_turn_a_vcpu_on_at_once_one_succeeds() {
     }
 }
 
+const TRNG_VERSION: u64 = 0x8400_0050;
+const TRNG_RND32: u64 = 0x8400_0053;
+const TRNG_RND64: u64 = 0xc400_0053;
+
+#[test]
+fn a_vm_on_a_cpu_without_random_numbers_and_without_a_seed_has_none() {
+    run_alone([
+        call(TRNG_VERSION, [0; 3]),
+        returns_32(-1),
+        call(TRNG_RND64, [64, 0, 0]),
+        returns(-1),
+    ]);
+}
+
+#[test]
+fn a_cpus_random_numbers_are_a_guests_until_it_has_no_more() {
+    let script = [
+        call(TRNG_VERSION, [0; 3]),
+        returns(0x1_0000),
+        call(TRNG_RND64, [0xdead_0000_0000_0081, 0, 0]),
+        check(|regs| assert_eq!(regs.x[..4], [0, 1, 12, 11])),
+        call(TRNG_RND32, [0xdead_0000_0000_0021, 0, 0]),
+        check(|regs| assert_eq!(regs.x[..4], [0, 0, 1, 21])),
+        call(TRNG_RND64, [64, 5, 5]),
+        check(|regs| assert_eq!(regs.x[..4], [-3i64 as u64, 0, 0, 0])),
+        call(TRNG_RND32, [97, 5, 5]),
+        check(|regs| assert_eq!(regs.x[..4], [0xffff_fffe, 0, 0, 0])),
+    ];
+    let mut cpu = FakeCpu::new(0, &Lines::new(1), script);
+    cpu.random = Some([11, 12, 13, 21 | 3 << 32].into());
+    let cpu = run_on(&vm(1), &FakeService::default(), cpu);
+    assert!(cpu.script.is_empty());
+}
+
+/// What vCPUs 0 of these VMs are given by as many calls, one after the other.
+fn random_numbers(vm: &Vm<FakeSpace>, calls: usize) -> Vec<[u64; 3]> {
+    let given = Arc::new(Mutex::new(Vec::new()));
+    let script = (0..calls).flat_map(|_| {
+        let given = given.clone();
+        let note = check(move |regs| {
+            assert_eq!(regs.x[0], 0);
+            given
+                .lock()
+                .unwrap()
+                .push([regs.x[1], regs.x[2], regs.x[3]]);
+        });
+        [call(TRNG_RND64, [192, 0, 0]), note]
+    });
+    let script: Vec<_> = script.collect();
+    let mut cpu = FakeCpu::new(0, &Lines::new(1), script);
+    cpu.times = Mutex::new((0..calls as u64).collect());
+    run_on(vm, &FakeService::default(), cpu);
+    let given = given.lock().unwrap();
+    given.clone()
+}
+
+/// Of two VMs, of a vCPU that is turned on again, and of a fork.
+#[test]
+fn no_random_numbers_of_a_seeded_vm_are_given_twice() {
+    let machine = crate::random::Seed::new([1; 32]);
+    let mut seen = std::collections::BTreeSet::new();
+    for number in 0..2 {
+        let mut vm = vm(1);
+        vm.set_seed(machine.child(number));
+        let fork = vm.pause(|_| {}).fork(FakeSpace::default()).unwrap();
+        for vm in [vm, fork] {
+            seen.extend(random_numbers(&vm, 4));
+        }
+    }
+    assert_eq!(seen.len(), 2 * 2 * 4);
+}
+
+#[test]
+fn a_vcpu_that_is_turned_on_again_goes_on_with_its_random_numbers() {
+    let mut vm = vm(1);
+    vm.set_seed(crate::random::Seed::new([1; 32]));
+    let shared = vm.shared(VcpuId(0));
+    let next = || {
+        let mut context = shared.context.lock();
+        context.start(Start::default());
+        context.generator.as_mut().unwrap().next(0)
+    };
+    assert_ne!(next(), next());
+}
+
 const BALLOON: u64 = 0xc600_0010;
 const PREFAULT: u64 = 0xc600_0011;
 const INVALID_PARAMETERS: i64 = -3;

@@ -42,6 +42,8 @@ pub struct FakeSpace {
     pub ranges: Mutex<Vec<(IpaRange, Option<Access>)>>,
     /// What it answers to that, and then that all is done.
     pub answers: Mutex<VecDeque<Result<u64, Refusal>>>,
+    /// What the hypervisor has written, and where.
+    pub written: Mutex<Vec<(Ipa, Vec<u8>)>>,
 }
 
 impl FakeSpace {
@@ -73,6 +75,10 @@ impl GuestMemory<()> for FakeSpace {
 
     fn is_backed(&self, _: &(), ipa: Ipa) -> bool {
         ipa.align_down(PAGE_SIZE) == Ipa::new(ENTRY)
+    }
+
+    fn write_bytes(&self, _: &(), ipa: Ipa, bytes: &[u8]) {
+        self.written.lock().unwrap().push((ipa, bytes.to_vec()));
     }
 
     fn prefault(
@@ -174,6 +180,8 @@ pub struct FakeCpu {
     /// The syndrome of an SError that is found when the guest is put.
     pub late_error: Option<u64>,
     pub protections: Protections,
+    /// What its random number generator gives, if it has one; then nothing.
+    pub random: Option<VecDeque<u64>>,
     pub sleeps: usize,
     pub last_exit: Syndrome,
     /// What its clock says, one after the other.
@@ -202,6 +210,7 @@ impl FakeCpu {
             changed: None,
             late_error: None,
             protections: Protections::default(),
+            random: None,
             sleeps: 0,
             last_exit: Syndrome::NONE,
             times: Mutex::default(),
@@ -370,6 +379,14 @@ impl Cpu for FakeCpu {
 
     fn id_register(&self, _: SystemRegister) -> u64 {
         u64::MAX
+    }
+
+    fn has_random(&self) -> bool {
+        self.random.is_some()
+    }
+
+    fn random(&mut self) -> Option<u64> {
+        self.random.as_mut()?.pop_front()
     }
 
     fn protections(&self) -> Protections {
