@@ -149,6 +149,8 @@ pub(crate) fn init_cpu() -> Result<(), GicError> {
     }
     // After a reset it may ask for the interrupt.
     timer::disarm();
+    // What firmware has left active would never be taken.
+    gic.set_active(u32::MAX, false);
     gic.set_enabled(gic.own_interrupts(), true);
     Ok(())
 }
@@ -171,6 +173,14 @@ impl Gic {
         match &self.version {
             Version::V2(gic) => gic.set_enabled(interrupts, enabled),
             Version::V3(gic) => gic.set_enabled(interrupts, enabled),
+        }
+    }
+
+    /// Makes interrupts that are private to this CPU active, or ends that: a bit for each.
+    fn set_active(&self, interrupts: u32, active: bool) {
+        match &self.version {
+            Version::V2(gic) => gic.set_active(interrupts, active),
+            Version::V3(gic) => gic.set_active(interrupts, active),
         }
     }
 
@@ -291,13 +301,8 @@ pub fn list_registers() -> Option<ListRegisters> {
 
 /// Makes a forwarded interrupt of this CPU active, in which state it isn't taken, or ends that.
 pub(crate) fn set_active(interrupt: u32, active: bool) {
-    let Some(gic) = GIC.get() else {
-        return;
-    };
-    let bit = add(0, Interrupt(interrupt));
-    match &gic.version {
-        Version::V2(gic) => gic.set_active(bit, active),
-        Version::V3(gic) => gic.set_active(bit, active),
+    if let Some(gic) = GIC.get() {
+        gic.set_active(add(0, Interrupt(interrupt)), active);
     }
 }
 

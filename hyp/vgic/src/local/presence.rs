@@ -33,7 +33,12 @@ impl<'a, H: VirtualInterface, K: FnMut(usize)> Local<'a, H, K> {
     fn resume(&mut self) {
         self.own.hcr = hcr::EN;
         self.hw.write_hcr(hcr::EN);
-        self.each_physical_private(|hw, physical, active| hw.set_active(physical, active));
+        self.each_physical_private(|hw, physical, active| {
+            // Whoever was put here has left none active.
+            if active {
+                hw.set_active(physical, true);
+            }
+        });
         self.drain();
         self.fill();
     }
