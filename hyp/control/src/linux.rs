@@ -70,7 +70,7 @@ fn run_once<M: Machine, L: MmuLock + 'static>(
     vm: VmId,
 ) -> Result<StopReason, RunError> {
     let (machine, options) = (host.machine, &request.options);
-    let board = GuestBoard::new(machine, &host.own.memory, options.vcpus, request.ramdisk)?;
+    let board = GuestBoard::new(machine, &host.own.memory, request)?;
     let mut terminal = Terminal::new(machine, &board, options.console);
     let plan = GuestPlan {
         ram_backing: options.backing,

@@ -117,6 +117,8 @@ pub struct Options {
     pub console: ConsoleMode,
     /// What becomes of an operating system that asks for a reset.
     pub on_reset: OnReset,
+    /// When the machine was started, in seconds since 1970.
+    pub rtc: u32,
     /// The level of log messages.
     pub log: LevelFilter,
 }
@@ -159,6 +161,7 @@ impl Default for Options {
             timeout: 120,
             console: ConsoleMode::Lines,
             on_reset: OnReset::Restart,
+            rtc: 0,
             log: LevelFilter::Info,
         }
     }
@@ -311,6 +314,11 @@ impl Options {
                 self.timeout = value::number(key, text, 1, 1_000_000, "seconds, from 1 to 1000000")?
             }
             "console" => self.console = value::word(key, text)?,
+            "rtc" => {
+                let most = u32::MAX.into();
+                let expected = "seconds since 1970, up to 4294967295";
+                self.rtc = value::number(key, text, 0, most, expected)? as u32
+            }
             "on_reset" => self.on_reset = value::word(key, text)?,
             "log" => self.log = value::level(key, text)?,
             _ if BACKING_ONLY.contains(&key) => return self.set_backing(key, text),
@@ -389,7 +397,8 @@ impl Options {
             keys.find(|key| !BACKING_TOO.contains(key) && is_given(key))
         };
         let of_program = given(&["device"]).filter(|_| self.guest != GuestKind::Program);
-        let of_linux = given(&["console", "on_reset"]).filter(|_| self.guest != GuestKind::Linux);
+        let of_linux =
+            given(&["console", "on_reset", "rtc"]).filter(|_| self.guest != GuestKind::Linux);
         let foreign = of_program.or(of_linux).or(match self.guest {
             GuestKind::DirtyLog => given(&["seconds"]).or(given(&BACKING_ONLY[..4])),
             GuestKind::Stress => given(&BENCHMARK_ONLY)

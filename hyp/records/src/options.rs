@@ -76,7 +76,7 @@ const fn words<W: Word>(key: &'static str, meaning: &'static str) -> BootOption 
 }
 
 /// All options, in the order in which they are listed.
-pub const BOOT_OPTIONS: [BootOption; 39] = [
+pub const BOOT_OPTIONS: [BootOption; 40] = [
     words::<GuestKind>(
         "guest",
         "what runs: the benchmark, another use of its guest, or your own",
@@ -214,6 +214,11 @@ pub const BOOT_OPTIONS: [BootOption; 39] = [
     words::<OnReset>(
         "on_reset",
         "what becomes of guest=linux when it asks for a reset, as after a panic",
+    ),
+    option(
+        "rtc",
+        "seconds since 1970, up to 4294967295",
+        "when the machine was started, for the clock of guest=linux",
     ),
     option("log", LEVELS, "what the hypervisor says of itself"),
 ];

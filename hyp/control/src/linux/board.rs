@@ -4,6 +4,7 @@
 use crate::cpu_pool::BOOT_CPU;
 use crate::error::RunError;
 use crate::machine::{Machine, Registers};
+use crate::request::Request;
 use alloc::sync::Arc;
 use core::ops::Range;
 use devices::{Bus, DeviceHost, IrqLine, Pl011, Pl031};
@@ -37,6 +38,7 @@ const SPI: u32 = 32;
 const SPIS: usize = 64;
 /// The vCPUs that a GICv2 serves.
 const GICV2_VCPUS: usize = 8;
+const NS_PER_SECOND: u64 = 1_000_000_000;
 /// The priority bits that every GIC has.
 const PRIORITY_BITS: u32 = 5;
 
@@ -62,16 +64,16 @@ pub(super) fn redistributors(vcpus: usize) -> Range<u64> {
 }
 
 impl<'p> GuestBoard<'p> {
-    /// A board for so many vCPUs.
+    /// The board for a request.
     ///
     /// # Errors
     /// Its GIC can't serve them, or there is no memory.
     pub fn new<M: Machine>(
         machine: &'static M,
         memory: &CpuMemory<M::Hardware>,
-        vcpus: usize,
-        ramdisk: Option<&'p [u8]>,
+        request: &Request<'p>,
     ) -> Result<Self, RunError> {
+        let (vcpus, now_ns) = (request.options.vcpus, machine.now_ns());
         let version = machine.facts().guest_gic.ok_or(RunError::NoGuestGic)?;
         let most = match version {
             Version::V2 => GICV2_VCPUS,
@@ -111,9 +113,14 @@ impl<'p> GuestBoard<'p> {
         };
         let control = Arc::new(ControlCpu { machine });
         let uart = Pl011::new(control.clone(), line(UART_SPI)).map_err(|_| RunError::Heap)?;
-        let rtc = Pl031::new(0, control, line(RTC_SPI));
+        let rtc = Pl031::new(
+            // It has run on since the options were given.
+            (request.options.rtc).wrapping_add((now_ns / NS_PER_SECOND) as u32),
+            control,
+            line(RTC_SPI),
+        );
         Ok(Self {
-            ramdisk,
+            ramdisk: request.ramdisk,
             version,
             gic,
             cpu_interface,

@@ -461,8 +461,7 @@ fn linux_has_memory_of_its_own_and_may_be_idle() {
         (options.console, options.on_reset),
         (ConsoleMode::Lines, OnReset::Restart)
     );
-    let options =
-        "guest=linux vcpus=4 bytes=6G timeout=3 console=raw on_reset=stop mode=rwlock merging";
+    let options = "guest=linux vcpus=4 bytes=6G timeout=3 console=raw on_reset=stop rtc=1796054400 mode=rwlock merging";
     let options = Options::parse(options).unwrap();
     assert_eq!(
         (options.program_bytes(), options.timeout),
@@ -472,6 +471,7 @@ fn linux_has_memory_of_its_own_and_may_be_idle() {
         (options.console, options.on_reset),
         (ConsoleMode::Raw, OnReset::Stop)
     );
+    assert_eq!(options.rtc, 1_796_054_400);
     assert_eq!(options.merge.targets, [MergeTarget::Ram]);
 }
 
@@ -483,6 +483,7 @@ fn what_isnt_for_linux_or_for_linux_only_is_named() {
         ("guest=linux seed=3", "seed", "linux"),
         ("guest=program console=raw", "console", "program"),
         ("on_reset=stop", "on_reset", "dirty_log"),
+        ("guest=stress rtc=3", "rtc", "stress"),
     ] {
         assert_eq!(
             refused(options),
