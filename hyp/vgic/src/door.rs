@@ -21,8 +21,8 @@ const SUMMARY: u64 = 0xff << SUMMARY_SHIFT;
 pub(crate) const CALL: u64 = 1 << 41;
 /// A CALL was taken and isn't served yet.
 pub(crate) const SERVING: u64 = 1 << 42;
-/// What there is to look at.
-pub(crate) const LOOK: u64 = PRIVATE | SUMMARY | CALL;
+/// What there is to look at: all bits below, so that one instruction tests for them.
+pub(crate) const LOOK: u64 = (CALL << 1) - 1;
 /// The vCPU is loaded: it can be kicked on its CPU.
 pub(crate) const ON: u64 = 1 << 43;
 /// The vCPU sleeps and isn't loaded: its CPU wakes it.

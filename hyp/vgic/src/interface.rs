@@ -8,7 +8,7 @@ use core::fmt;
 /// The most list registers that a CPU has.
 pub const MAX_LIST_REGISTERS: usize = 16;
 
-/// A list register, in the layout of ICH_LR<n>_EL2.
+/// A list register, in the layout of ICH_LRn_EL2.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct ListRegister(u64);
 
@@ -37,7 +37,7 @@ impl ListRegister {
         self.0
     }
 
-    /// From GICH_LR<n>.
+    /// From GICH_LRn.
     pub const fn from_v2_bits(bits: u32) -> Self {
         let bits = bits as u64;
         let hw = bits >> 31 & 1 != 0;
@@ -59,7 +59,7 @@ impl ListRegister {
         )
     }
 
-    /// As GICH_LR<n>.
+    /// As GICH_LRn.
     pub const fn v2_bits(self) -> u32 {
         let middle = if self.0 & Self::HW != 0 {
             (self.0 >> 32 & 0x3ff) << 10
@@ -168,7 +168,7 @@ impl fmt::Debug for ListRegister {
     }
 }
 
-/// The active priorities of a virtual CPU interface: ICH_AP0R<n>_EL2 and ICH_AP1R<n>_EL2, as many as there are. A GICv2 has
+/// The active priorities of a virtual CPU interface: ICH_AP0Rn_EL2 and ICH_AP1Rn_EL2, as many as there are. A GICv2 has
 /// GICH_APR alone, which is `group0[0]`.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct ActivePriorities {
@@ -285,5 +285,39 @@ pub trait VirtualInterface {
     fn line(&self, virtual_id: u32) -> Option<bool> {
         let _ = virtual_id;
         None
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn list_registers_have_the_fields_of_both_architectures() {
+        let one = ListRegister::new(40, 0xa0)
+            .with_state(true, false)
+            .with_group1(true);
+        assert_eq!(one.bits(), 1 << 62 | 1 << 60 | 0xa0 << 48 | 40);
+        assert_eq!(one.v2_bits(), 1 << 30 | 1 << 28 | 0x14 << 23 | 40);
+        let all = [
+            one,
+            one.with_eoi(true),
+            one.with_physical(99).with_state(false, true),
+            ListRegister::new(7, 0xf8)
+                .with_source(5)
+                .with_state(true, true),
+            ListRegister::INVALID,
+        ];
+        for register in all {
+            assert_eq!(ListRegister::from_v2_bits(register.v2_bits()), register);
+            assert_eq!(ListRegister::from_bits(register.bits()), register);
+        }
+        assert_eq!(all[1].v2_bits() >> 19 & 1, 1);
+        assert_eq!(
+            all[2].v2_bits(),
+            1 << 31 | 1 << 30 | 2 << 28 | 0x14 << 23 | 99 << 10 | 40
+        );
+        assert!(all[1].eoi() && !all[2].eoi() && all[2].physical() == Some(99));
+        assert_eq!(all[3].v2_bits() >> 10 & 7, 5);
     }
 }

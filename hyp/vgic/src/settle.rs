@@ -98,3 +98,308 @@ pub(crate) const fn settle(
         ends_physical: was_physical && !has_trace,
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const ON: u64 = Word::ENABLED | Word::CLAIMED;
+    const EDGE: u64 = ON | Word::EDGE;
+
+    fn register(pending: bool, active: bool) -> ListRegister {
+        ListRegister::new(40, 0).with_state(pending, active)
+    }
+
+    fn settled(word: u64, register: ListRegister, place: Place) -> Settled {
+        let held = Held {
+            intid: 40,
+            latched: word & Word::EDGE != 0,
+            by_hand: false,
+        };
+        settle(Word(word), register, held, place)
+    }
+
+    /// One row for each thing that others ask for: the word, the list register, where it may be; the state that it has then,
+    /// whether a latch is left, whether its end is asked for.
+    #[test]
+    fn words_and_list_registers_become_one() {
+        use Place::{Elsewhere, Here, Nowhere};
+        let (p, a, pa, none) = ((true, false), (false, true), (true, true), (false, false));
+        let rows = [
+            ("nothing happened", EDGE, p, Here, p, false, false),
+            ("it was ended", EDGE, none, Here, none, false, false),
+            (
+                "and raised again",
+                EDGE | Word::LATCH,
+                none,
+                Here,
+                p,
+                false,
+                false,
+            ),
+            (
+                "raised while active",
+                EDGE | Word::LATCH,
+                a,
+                Here,
+                pa,
+                false,
+                false,
+            ),
+            (
+                "raised while pending",
+                EDGE | Word::LATCH,
+                p,
+                Here,
+                p,
+                false,
+                false,
+            ),
+            ("cleared", EDGE | Word::DROP, p, Here, none, false, false),
+            (
+                "cleared and raised",
+                EDGE | Word::DROP | Word::LATCH,
+                p,
+                Here,
+                p,
+                false,
+                false,
+            ),
+            (
+                "cleared too late",
+                EDGE | Word::DROP,
+                a,
+                Here,
+                a,
+                false,
+                false,
+            ),
+            (
+                "deactivated",
+                EDGE | Word::CLRA,
+                a,
+                Here,
+                none,
+                false,
+                false,
+            ),
+            (
+                "deactivated, pending left",
+                EDGE | Word::CLRA,
+                pa,
+                Here,
+                p,
+                false,
+                false,
+            ),
+            ("activated", EDGE | Word::SETA, p, Here, pa, false, false),
+            (
+                "activated anew",
+                EDGE | Word::SETA,
+                none,
+                Here,
+                a,
+                false,
+                false,
+            ),
+            ("moved", EDGE, p, Elsewhere, none, true, false),
+            ("moved while active", EDGE, a, Elsewhere, a, false, false),
+            (
+                "moved, pending and active",
+                EDGE,
+                pa,
+                Elsewhere,
+                a,
+                true,
+                true,
+            ),
+            (
+                "disabled",
+                EDGE & !Word::ENABLED,
+                p,
+                Here,
+                none,
+                true,
+                false,
+            ),
+            (
+                "disabled while both",
+                EDGE & !Word::ENABLED,
+                pa,
+                Here,
+                a,
+                true,
+                true,
+            ),
+            ("put", EDGE, p, Nowhere, none, true, false),
+            ("put while active", EDGE, a, Nowhere, none, false, false),
+            ("put while both", EDGE, pa, Nowhere, none, true, false),
+            (
+                "a level that is up",
+                ON | Word::LEVEL,
+                p,
+                Here,
+                p,
+                false,
+                true,
+            ),
+            ("a level that fell", ON, p, Here, none, false, false),
+            (
+                "a level that was ended",
+                ON | Word::LEVEL,
+                none,
+                Here,
+                p,
+                false,
+                true,
+            ),
+            (
+                "a level that runs",
+                ON | Word::LEVEL,
+                a,
+                Here,
+                a,
+                false,
+                true,
+            ),
+            (
+                "a level that is set by hand",
+                ON | Word::LATCH,
+                none,
+                Here,
+                p,
+                false,
+                true,
+            ),
+            (
+                "a level that is set while it runs",
+                ON | Word::LATCH,
+                a,
+                Here,
+                a,
+                true,
+                true,
+            ),
+            (
+                "a level that is put",
+                ON | Word::LEVEL,
+                p,
+                Nowhere,
+                none,
+                false,
+                false,
+            ),
+            (
+                "a level that moves",
+                ON | Word::LEVEL,
+                p,
+                Elsewhere,
+                none,
+                false,
+                false,
+            ),
+        ];
+        for (what, word, (pending, active), place, state, latch, eoi) in rows {
+            let settled = settled(word | Word::SYNC, register(pending, active), place);
+            assert_eq!((settled.pending, settled.active), state, "{what}");
+            assert_eq!(settled.word.has(Word::LATCH), latch, "{what}");
+            assert_eq!(settled.eoi, eoi, "{what}");
+            assert!(!settled.word.has(Word::MESSAGES), "{what}");
+            let stays = settled.pending || settled.active;
+            assert_eq!(settled.word.has(Word::CLAIMED), stays, "{what}");
+            assert_eq!(settled.word.has(Word::P), settled.pending, "{what}");
+            assert_eq!(settled.word.has(Word::A), settled.active, "{what}");
+            let outside = place == Nowhere && active;
+            assert_eq!(settled.word.has(Word::ACT), outside, "{what}");
+            assert!(!settled.physical && !settled.ends_physical, "{what}");
+        }
+    }
+
+    /// The same for what stands behind it: whether the list register has it, whether it is ended now, or lives on.
+    #[test]
+    fn a_physical_interrupt_is_ended_once() {
+        use Place::{Elsewhere, Here, Nowhere};
+        const HW: u64 = EDGE | Word::HW;
+        let (p, a, none) = ((true, false), (false, true), (false, false));
+        let with = |(pending, active)| register(pending, active).with_physical(9);
+        let rows = [
+            ("pending", HW, with(p), Here, (true, false, true)),
+            ("active", HW, with(a), Here, (true, false, true)),
+            (
+                "the guest has ended it",
+                HW,
+                with(none),
+                Here,
+                (false, false, false),
+            ),
+            (
+                "it fired again",
+                HW | Word::LATCH,
+                with(none),
+                Here,
+                (true, false, true),
+            ),
+            (
+                "cleared",
+                HW | Word::DROP,
+                with(p),
+                Here,
+                (false, true, false),
+            ),
+            (
+                "deactivated",
+                HW | Word::CLRA,
+                with(a),
+                Here,
+                (false, true, false),
+            ),
+            ("moved", HW, with(p), Elsewhere, (false, false, true)),
+            ("put", HW, with(a), Nowhere, (false, false, true)),
+            (
+                "disabled",
+                HW & !Word::ENABLED,
+                with(p),
+                Here,
+                (false, false, true),
+            ),
+            (
+                "set by hand while active",
+                HW | Word::LATCH,
+                with(a),
+                Here,
+                (false, false, true),
+            ),
+            (
+                "ended without it",
+                HW,
+                register(false, false),
+                Here,
+                (false, true, false),
+            ),
+            (
+                "a debt",
+                HW | Word::DEBT,
+                with(none),
+                Here,
+                (false, true, false),
+            ),
+            (
+                "no debt of one that lives",
+                HW | Word::DEBT,
+                with(a),
+                Here,
+                (true, false, true),
+            ),
+        ];
+        for (what, word, register, place, expected) in rows {
+            let settled = settled(word, register, place);
+            let found = (
+                settled.physical,
+                settled.ends_physical,
+                settled.word.has(Word::HW),
+            );
+            assert_eq!(found, expected, "{what}");
+            assert!(!(settled.physical && settled.eoi), "{what}");
+        }
+    }
+}

@@ -3,6 +3,7 @@
 //!
 //! ```toml
 //! title = "a plain store where an exchange is needed"
+//! # A rule of the tables' protocol; "V1" is one of the virtual GIC's.
 //! rule = 1
 //! file = "hyp/stage2/src/entry.rs"
 //! # The suites that are tried first; the others follow.
@@ -30,8 +31,59 @@ use emulator::repository::Files;
 
 /// Where the mutants lie in the repository.
 pub const FOLDER: &str = "tests/model/mutants";
-/// The rules of the protocol.
-const RULES: std::ops::RangeInclusive<u8> = 1..=14;
+
+/// A rule of a protocol.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Deserialize)]
+#[serde(try_from = "RuleName")]
+pub enum Rule {
+    /// Of stage2.
+    Tables(u8),
+    /// Of vgic.
+    Gic(u8),
+}
+
+/// A rule as a mutant names it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RuleName {
+    Number(u8),
+    Name(String),
+}
+
+impl TryFrom<RuleName> for Rule {
+    type Error = String;
+
+    fn try_from(name: RuleName) -> Result<Self, String> {
+        match name {
+            RuleName::Number(number) => Ok(Self::Tables(number)),
+            RuleName::Name(name) => {
+                let number = name
+                    .strip_prefix('V')
+                    .and_then(|number| number.parse().ok());
+                let unknown = || format!("{name} isn't the name of a rule");
+                number.map(Self::Gic).ok_or_else(unknown)
+            }
+        }
+    }
+}
+
+impl Rule {
+    const fn exists(self) -> bool {
+        match self {
+            Self::Tables(number) => matches!(number, 1..=14),
+            Self::Gic(number) => matches!(number, 1..=19),
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tables(number) => f.pad(&number.to_string()),
+            Self::Gic(number) => f.pad(&format!("V{number}")),
+        }
+    }
+}
 
 /// A deliberate bug.
 #[derive(Debug)]
@@ -41,7 +93,7 @@ pub struct Mutant {
     /// The bug in a few words.
     pub title: String,
     /// The rule of the protocol that it breaks.
-    pub rule: u8,
+    pub rule: Rule,
     /// The suites, in the order of the trials.
     pub suites: Vec<&'static Suite>,
     /// The tests that are tried before all others, in the first suite.
@@ -74,7 +126,7 @@ pub enum Fault {
     /// Its file does not have the form of a mutant.
     Malformed(String),
     /// There is no such rule.
-    UnknownRule(u8),
+    UnknownRule(Rule),
     /// There is no such suite.
     UnknownSuite(String),
     /// The change of this number changes nothing.
@@ -123,7 +175,7 @@ impl fmt::Display for BadMutant {
 #[serde(deny_unknown_fields)]
 struct MutantFile {
     title: String,
-    rule: u8,
+    rule: Rule,
     file: Option<PathBuf>,
     #[serde(default)]
     suites: Vec<String>,
@@ -157,7 +209,7 @@ impl Mutant {
             )))
         };
         let file: MutantFile = toml::from_str(text).map_err(malformed)?;
-        if !RULES.contains(&file.rule) {
+        if !file.rule.exists() {
             return Err(bad(Fault::UnknownRule(file.rule)));
         }
         let mut suites = Vec::new();
@@ -356,7 +408,11 @@ pub(crate) mod tests {
         assert_eq!(refused(no_file), Fault::NoFile(1));
         assert_eq!(
             refused("title = ''\nrule = 15\nchange = []"),
-            Fault::UnknownRule(15)
+            Fault::UnknownRule(Rule::Tables(15))
+        );
+        assert_eq!(
+            refused("title = ''\nrule = 'V20'\nchange = []"),
+            Fault::UnknownRule(Rule::Gic(20))
         );
         assert_eq!(
             fault(mutant("bad", "suites = ['guess']\nchange = []")),
