@@ -23,6 +23,7 @@ pub mod images;
 pub mod process;
 pub mod qemu;
 pub mod repository;
+pub mod session;
 pub mod setup;
 pub mod simclock;
 pub mod size;

@@ -5,6 +5,7 @@ pub mod backing;
 pub mod cpu;
 pub mod merging;
 pub mod refusal;
+pub mod series;
 pub mod shared;
 pub mod typed;
 pub mod words;
