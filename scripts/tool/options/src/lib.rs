@@ -3,6 +3,7 @@
 
 pub mod backing;
 pub mod cpu;
+pub mod linux;
 pub mod merging;
 pub mod refusal;
 pub mod series;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, Parser};
 
 use self::backing::BackingOptions;
+use self::linux::{LinuxOptions, MEASURED, USUAL_BYTES, USUAL_VCPUS};
 use self::shared::{MachineOptions, WorkloadOptions, host_cpus, one, usual_vcpus};
 use self::workload::Workload;
 use emulator::effort::Limit;
@@ -38,7 +40,7 @@ const FIRST_LINE_MILLIS: u64 = 15_000;
 const FIRST_LINE_MILLIS_PER_CPU: u64 = 250;
 /// The help of `--vcpus` where it is one number.
 const VCPUS: &str = "How many vCPUs access memory at the same time, each on a CPU of its own [default: as many as this host \
-                     has CPUs, but at most 4]";
+                     has CPUs, but at most 4; 4 with --linux or --kernel]";
 /// The port of a debugger, unless the user names another one.
 const GDB_PORT: &str = "1234";
 /// The memory of each vCPU under stress, unless the user chooses it. All of it is compared again and again.
@@ -56,9 +58,9 @@ const STRESS_BYTES: Size = mib(8);
     disable_version_flag = true,
     allow_negative_numbers = true,
     max_term_width = 120,
-    mut_arg("vcpus", |option| one(usual_vcpus(host_cpus()))(option).hide_default_value(true).help(VCPUS)),
+    mut_arg("vcpus", |option| option.action(ArgAction::Set).value_delimiter(None).help(VCPUS)),
     mut_arg("bytes", |option| option.help(
-        "The memory of each vCPU: a multiple of 4K [default: 64M; 8M with --stress]"
+        "The memory of each vCPU: a multiple of 4K [default: 64M; 8M with --stress; 512M with --linux or --kernel]"
     )),
     mut_arg("backing", |option| usual_backing(option.action(ArgAction::Set).value_delimiter(None))),
     mut_arg("write_percent", one("100")),
@@ -96,11 +98,7 @@ pub struct RunOptions {
     #[arg(
         long,
         value_name = "IMAGE",
-        conflicts_with_all = [
-            "iterations", "write_percent", "random", "seed", "json", "split", "tracking", "granularity", "harvest",
-            "harvesters", "ring_entries", "enable", "clear", "restore", "split_chunk", "split_reserve", "slots", "exit_times",
-            "workload", "overcommits"
-        ]
+        conflicts_with_all = MEASURED
     )]
     pub guest: Option<PathBuf>,
 
@@ -125,6 +123,10 @@ pub struct RunOptions {
     /// The command line of that guest.
     #[arg(long, value_name = "STRING", requires = "guest")]
     pub guest_append: Option<String>,
+
+    /// A Linux guest.
+    #[command(flatten)]
+    pub linux: LinuxOptions,
 
     /// Stop before the first instruction, print how to attach gdb, and wait for it, on port 1234 unless another one is named.
     #[arg(
@@ -205,21 +207,35 @@ impl RunOptions {
     fn checked_workload(&self) -> Result<Workload, ToolError> {
         self.backing.check_one_overcommit()?;
         let program = self.guest.is_some();
+        let linux = self.linux.is_wanted();
         let merging = &self.backing.merging;
+        let mut options = self.workload.clone();
+        if options.vcpus.is_empty() {
+            options.vcpus.push(match linux {
+                true => USUAL_VCPUS,
+                false => usual_vcpus(host_cpus()),
+            });
+        }
         let mut workload = Workload {
-            program,
+            program: program || linux,
             stress: self.stress,
-            merging: merging.checked(self.backing.workload, program)?,
-            ..Workload::of(&self.workload, &self.backing, self.machine.simulated)?
+            merging: merging.checked(self.backing.workload, program || linux)?,
+            ..Workload::of(&options, &self.backing, self.machine.simulated)?
         };
+        if linux {
+            workload.bytes = self.workload.bytes.unwrap_or(USUAL_BYTES);
+            let room = self.linux.check_files(workload.bytes)?;
+            workload.linux = Some(room);
+        }
+        self.linux.command_line(self.machine.verbose)?;
         if workload.modes.is_empty() {
             workload.modes = workload.usual_modes();
         }
         if self.stress.is_some() && self.workload.bytes.is_none() {
             workload.bytes = STRESS_BYTES;
         }
-        if program && workload.modes.len() > 1 {
-            return usage("--guest: a guest of your own runs in one mode only");
+        if workload.program && workload.modes.len() > 1 {
+            return usage("--mode: a guest of your own runs in one mode only");
         }
         match workload.contradiction() {
             Some(why) => usage(why),

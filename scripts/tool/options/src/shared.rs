@@ -31,13 +31,8 @@ pub fn host_cpus() -> u32 {
 
 /// How many vCPUs a run has unless the user says. With more of them than the host has CPUs, a vCPU that holds the lock of the
 /// compared modes is often preempted, and the others wait for the host's scheduler.
-pub const fn usual_vcpus(host_cpus: u32) -> &'static str {
-    match host_cpus {
-        0 | 1 => "1",
-        2 => "2",
-        3 => "3",
-        _ => "4",
-    }
+pub fn usual_vcpus(host_cpus: u32) -> u32 {
+    host_cpus.clamp(1, 4)
 }
 
 /// The measured workload.
