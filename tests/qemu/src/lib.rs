@@ -3,6 +3,7 @@
 //!
 //! The images are built once per process. Tests may boot machines at the same time.
 
+pub mod pty;
 pub mod qmp;
 pub mod raw;
 pub mod tree;

@@ -30,6 +30,8 @@ use emulator::qemu::{Gic, MOST_CPUS};
 use emulator::size::{self, Size, mib};
 use records::words::Profile;
 
+/// How long a guest may go on without progress, unless the user says.
+const USUAL_TIMEOUT: u64 = 120;
 /// How long beyond the hypervisor's own limits the machine may be silent: while it boots, or verifies.
 const HOST_MARGIN_SECONDS: u64 = 60;
 /// How long a machine on simulated time may be silent: a second of it takes minutes of the host's, the more the more CPUs there
@@ -222,10 +224,11 @@ impl RunOptions {
             merging: merging.checked(self.backing.workload, program || linux)?,
             ..Workload::of(&options, &self.backing, self.machine.simulated)?
         };
-        if linux {
+        if self.linux.is_wanted() {
             workload.bytes = self.workload.bytes.unwrap_or(USUAL_BYTES);
             let room = self.linux.check_files(workload.bytes)?;
             workload.linux = Some(room);
+            workload.restarts = self.linux.exec.is_none();
         }
         self.linux.command_line(self.machine.verbose)?;
         if workload.modes.is_empty() {
@@ -279,9 +282,13 @@ impl MachineOptions {
         let cpus = checked_cpus(&workload, cpus, gic)?;
         let memory = workload.memory(memory)?;
         cpu::check(&self.cpu)?;
-        typed::check_appended(&workload.words(self.timeout, None), self.append.as_deref())?;
+        let timeout = match workload.linux {
+            None => Some(self.timeout.unwrap_or(USUAL_TIMEOUT)),
+            Some(_) => self.timeout,
+        };
+        typed::check_appended(&workload.words(timeout, None), self.append.as_deref())?;
         Ok(Plan {
-            append: workload.words(self.timeout, self.append.as_deref()),
+            append: workload.words(timeout, self.append.as_deref()),
             workload,
             gic,
             cpus,
@@ -306,7 +313,9 @@ impl MachineOptions {
         let first = FIRST_LINE_MILLIS + FIRST_LINE_MILLIS_PER_CPU * u64::from(cpus);
         Limit {
             first_line: Some(Duration::from_millis(first)),
-            ..Limit::silence(Duration::from_secs(self.timeout + HOST_MARGIN_SECONDS))
+            ..Limit::silence(Duration::from_secs(
+                self.timeout.unwrap_or(USUAL_TIMEOUT) + HOST_MARGIN_SECONDS,
+            ))
         }
     }
 }

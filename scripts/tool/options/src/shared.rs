@@ -194,9 +194,10 @@ pub struct MachineOptions {
     #[arg(long, value_name = "VERSION", default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=3))]
     pub gic: u8,
 
-    /// How long a guest may go on without progress before the hypervisor ends it, by the machine's own clock.
-    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    pub timeout: u64,
+    /// How long a guest may go on without progress before the hypervisor ends it, by the machine's own clock. [default: 120; a
+    /// Linux guest may be idle for as long as it likes]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub timeout: Option<u64>,
 
     /// How long the emulator may work for one boot before it is killed; that others keep the host busy doesn't count. [default: no
     /// limit, but a minute longer than --timeout without a word; half an hour if --simulated]

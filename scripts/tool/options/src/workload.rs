@@ -77,6 +77,8 @@ pub struct Workload {
     pub program: bool,
     /// The room that its kernel and initrd need before it starts, if it is Linux.
     pub linux: Option<u64>,
+    /// Whether Linux starts again when it reboots; else that ends the run.
+    pub restarts: bool,
     /// For how many seconds the stress run goes on, if that is to run instead of the benchmark.
     pub stress: Option<u64>,
     /// The workload that changes backing memory, and its lists, if it runs instead of the benchmark.
@@ -175,6 +177,7 @@ impl Workload {
             exit_times: options.exit_times,
             program: false,
             linux: None,
+            restarts: false,
             stress: None,
             compared,
             overcommit: backing.overcommits.first().copied().unwrap_or(100),
@@ -325,14 +328,16 @@ impl Workload {
     }
 
     /// The hypervisor's options, followed by what the user wants to `append`.
-    pub fn words(&self, timeout: u64, append: Option<&str>) -> String {
+    pub fn words(&self, timeout: Option<u64>, append: Option<&str>) -> String {
         let mut words = vec![
             format!("mode={}", list(&self.modes)),
             format!("vcpus={} bytes={}K", self.vcpus, self.bytes.0 >> 10),
-            format!("backing={} timeout={timeout}", self.backing),
+            format!("backing={}", self.backing),
         ];
+        words.extend(timeout.map(|timeout| format!("timeout={timeout}")));
         if self.linux.is_some() {
             words.push("guest=linux console=raw".into());
+            words.extend((!self.restarts).then(|| "on_reset=stop".into()));
         } else if self.program {
             words.push("guest=program".into());
         } else if let Some(seconds) = self.stress {

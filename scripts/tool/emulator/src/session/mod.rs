@@ -60,7 +60,7 @@ enum Event {
 /// guest's output.
 ///
 /// `limit` is that of the emulator's own time; what it says of silence holds until a guest of ours takes input or begins its
-/// command.
+/// command, or until the machine prints something if the guest is the user's.
 ///
 /// # Errors
 ///
@@ -98,6 +98,7 @@ pub fn run(
         splitter: Splitter::default(),
         command: None,
         by_user: false,
+        is_own: *guest == Guest::Own,
         taking,
         closed: None,
         watchdog: Watchdog::new(group.numbers(), limit),
@@ -123,6 +124,8 @@ struct Running {
     splitter: Splitter,
     command: Option<u8>,
     by_user: bool,
+    /// Whether the kernel is the user's, which never says that it takes input.
+    is_own: bool,
     /// Lets input through to the guest.
     taking: Option<Sender<()>>,
     /// Why standard output takes no more.
@@ -140,7 +143,7 @@ impl Running {
         guest: &Guest,
     ) -> io::Result<End> {
         let mut output = Output::new(guest);
-        if *guest == Guest::Own {
+        if self.is_own {
             self.let_input_through();
         }
         let end = loop {
@@ -179,6 +182,9 @@ impl Running {
         match event {
             Event::Console(bytes) => {
                 self.watchdog.line();
+                if self.is_own {
+                    self.watchdog.may_be_silent();
+                }
                 output.take(&bytes, &mut |part| self.part(part));
             }
             Event::ConsoleEnded => self.watchdog.ends_within(GRACE),

@@ -38,15 +38,13 @@ pub struct Output {
 
 #[derive(Debug)]
 enum Stage {
-    /// A guest of ours boots: up to the mark that it has.
-    Boots {
-        begin: Mark,
-        /// The mark of its command's end.
-        end: Option<Mark>,
-    },
-    /// The user's shell or kernel.
-    Talks,
-    /// The command.
+    /// The user's kernel.
+    Own,
+    /// The user's shell. At the mark it takes input, once more after each restart.
+    Shell(Mark),
+    /// The guest boots, up to the first mark, where its command begins. The second one is that of its end.
+    Boots([Mark; 2]),
+    /// The command, up to that mark.
     Runs(Mark),
     /// The command has ended.
     Over,
@@ -56,15 +54,11 @@ impl Output {
     /// Of this guest.
     pub fn new(guest: &Guest) -> Self {
         let stage = match guest {
-            Guest::Own => Stage::Talks,
-            Guest::Shell(token) => Stage::Boots {
-                begin: Mark::new(token, "ready"),
-                end: None,
-            },
-            Guest::Command(token) => Stage::Boots {
-                begin: Mark::new(token, "begin"),
-                end: Some(Mark::new(token, "end")),
-            },
+            Guest::Own => Stage::Own,
+            Guest::Shell(token) => Stage::Shell(Mark::new(token, "ready")),
+            Guest::Command(token) => {
+                Stage::Boots(["begin", "end"].map(|what| Mark::new(token, what)))
+            }
         };
         Self {
             stage,
@@ -74,58 +68,62 @@ impl Output {
 
     /// Takes what the console has printed, and gives its parts.
     pub fn take(&mut self, bytes: &[u8], part: &mut impl FnMut(Part<'_>)) {
-        match &mut self.stage {
-            Stage::Talks => self.lines.take(bytes, part),
-            Stage::Over => part(Part::Log(bytes)),
-            Stage::Boots { begin, end } => {
+        let rest = match &mut self.stage {
+            Stage::Own => return self.lines.take(bytes, part),
+            Stage::Over => return part(Part::Log(bytes)),
+            Stage::Shell(ready) => {
+                let (before, found) = ready.search(bytes);
+                self.lines.take(&before, part);
+                let Some((_, rest)) = found else { return };
+                part(Part::Begun);
+                rest
+            }
+            Stage::Boots([begin, end]) => {
                 let (before, found) = begin.search(bytes);
-                match end {
-                    Some(_) => part(Part::Log(&before)),
-                    None => self.lines.take(&before, part),
-                }
-                if let Some((_, rest)) = found {
-                    part(Part::Begun);
-                    self.stage = match end.take() {
-                        Some(end) => Stage::Runs(end),
-                        None => Stage::Talks,
-                    };
-                    self.take(&rest, part);
-                }
+                part(Part::Log(&before));
+                let Some((_, rest)) = found else { return };
+                part(Part::Begun);
+                self.lines.begun = true;
+                self.stage = Stage::Runs(end.clone());
+                rest
             }
             Stage::Runs(end) => {
                 let (before, found) = end.search(bytes);
-                part(Part::Shown(&before));
-                if let Some((status, rest)) = found {
-                    // The shell's statuses have eight bits.
-                    part(Part::Status(status.trim().parse().unwrap_or(u8::MAX)));
-                    self.stage = Stage::Over;
-                    self.take(&rest, part);
-                }
+                self.lines.take(&before, part);
+                let Some((status, rest)) = found else { return };
+                self.lines.pause(part);
+                // The shell's statuses have eight bits.
+                part(Part::Status(status.trim().parse().unwrap_or(u8::MAX)));
+                self.stage = Stage::Over;
+                rest
             }
-        }
+        };
+        self.take(&rest, part);
     }
 
     /// Nothing has come for a while: what is held back is the guest's.
     pub fn pause(&mut self, part: &mut impl FnMut(Part<'_>)) {
+        if let Stage::Shell(mark) | Stage::Runs(mark) = &mut self.stage {
+            self.lines.take(&mark.pause(), part);
+        }
         self.lines.pause(part);
     }
 
     /// Nothing comes any more.
     pub fn end(&mut self, part: &mut impl FnMut(Part<'_>)) {
         match &mut self.stage {
-            Stage::Boots { begin, end } => match end {
-                Some(_) => part(Part::Log(&begin.held)),
-                None => self.lines.take(&std::mem::take(&mut begin.held), part),
-            },
-            Stage::Runs(end) => part(Part::Shown(&end.held)),
-            Stage::Talks | Stage::Over => {}
+            Stage::Boots([begin, _]) => part(Part::Log(&begin.held)),
+            Stage::Shell(mark) | Stage::Runs(mark) => {
+                self.lines.take(&std::mem::take(&mut mark.held), part);
+            }
+            Stage::Own | Stage::Over => {}
         }
         self.lines.end(part);
     }
 }
 
 /// Looks for a line of the guest's for the tool: a mark, a value, the end of the line.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Mark {
     mark: Vec<u8>,
     /// What may be the beginning of such a line.
@@ -152,8 +150,17 @@ impl Mark {
             return (before, None);
         };
         let rest = self.held.split_off(length + 1);
-        let value = String::from_utf8_lossy(&self.held[self.mark.len()..]).into_owned();
+        let line = std::mem::take(&mut self.held);
+        let value = String::from_utf8_lossy(&line[self.mark.len()..]).into_owned();
         (before, Some((value, rest)))
+    }
+
+    /// Nothing has come for a while: gives the few bytes that are held back, unless they say whose they are.
+    fn pause(&mut self) -> Vec<u8> {
+        match self.held.len() < self.mark.len() / 2 {
+            true => std::mem::take(&mut self.held),
+            false => Vec::new(),
+        }
     }
 
     /// Where the mark, or what may be its beginning, begins.
@@ -364,6 +371,32 @@ mod tests {
                 "shown hello\r\nparvisor: exit status 5\r\nVM 0\r\n# \r\n",
                 "log VM 0 after its end: none\r\nparvisor: exit status 0\r\n",
             ],
+        );
+    }
+
+    #[test]
+    fn a_command_that_ends_the_machine_has_no_status_and_the_hypervisors_lines_arent_its() {
+        let token = token();
+        let console = format!("@{token} begin\nbye\nVM 0: off\nparvisor: exit status 0\n");
+        assert_parts(
+            &Guest::Command(token),
+            console.as_bytes(),
+            &[
+                "begun ",
+                "shown bye\n",
+                "log VM 0: off\nparvisor: exit status 0\n",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_shell_takes_input_again_after_a_restart() {
+        let token = token();
+        let once = format!("Linux\r\n@{token} ready\r\n");
+        assert_parts(
+            &Guest::Shell(token),
+            once.repeat(2).as_bytes(),
+            &["shown Linux\r\n", "begun ", "shown Linux\r\n", "begun "],
         );
     }
 
