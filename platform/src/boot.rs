@@ -221,10 +221,7 @@ impl Boot {
             machine.cpus.iter().skip(1).map(|cpu| cpu.mpidr),
             plan.stacks,
         );
-        gic::init(&machine.gic, self.features.gic_registers).map_err(BootError::Gic)?;
-        if let Some(timer) = &machine.timer {
-            gic::enable_timer(timer.hypervisor);
-        }
+        gic::init(&machine, self.features.gic_registers).map_err(BootError::Gic)?;
         cpus::set_features(self.features);
         Ok(System {
             machine,

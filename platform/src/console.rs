@@ -95,6 +95,43 @@ pub fn write_line(line: fmt::Arguments<'_>) {
     }
 }
 
+/// Writes bytes as they are, as many as the UART has room for now. Returns their number.
+pub fn write(bytes: &[u8]) -> usize {
+    let mut console = CONSOLE.lock();
+    let Some(port) = console.as_mut() else {
+        // Nobody will ever read them.
+        return bytes.len();
+    };
+    let mut written = bytes.iter().take_while(|byte| {
+        let has_room = !port.uart.is_tx_fifo_full() && !SILENCED.load(Ordering::Relaxed);
+        if has_room {
+            port.uart.write_word(**byte);
+        }
+        has_room
+    });
+    written.by_ref().count()
+}
+
+/// Reads the bytes that have arrived. Returns their number. Bytes with errors are left out.
+pub fn read(bytes: &mut [u8]) -> usize {
+    let mut console = CONSOLE.lock();
+    let Some(port) = console.as_mut() else {
+        return 0;
+    };
+    let mut count = 0;
+    while count < bytes.len() {
+        match port.uart.read_word() {
+            Ok(Some(byte)) => {
+                bytes[count] = byte;
+                count += 1;
+            }
+            Ok(None) => break,
+            Err(_) => {}
+        }
+    }
+    count
+}
+
 /// Prints the last line: nobody prints afterwards. Waits until the UART has sent everything.
 pub(crate) fn write_last_line(line: fmt::Arguments<'_>) {
     if let Some(port) = CONSOLE.lock().as_mut() {

@@ -45,6 +45,8 @@ pub struct Machine<'t> {
     pub gic: Gic,
     /// The generic timer's interrupts.
     pub timer: Option<TimerInterrupts>,
+    /// The interrupt by which a GIC with list registers asks for maintenance.
+    pub maintenance: Option<Interrupt>,
     /// The console's UART.
     pub console: Option<Uart>,
     /// The hypervisor's own options.
@@ -68,6 +70,7 @@ impl<'t> Machine<'t> {
             conduit: devices::conduit(tree),
             gic: devices::gic(tree)?,
             timer: devices::timer(tree),
+            maintenance: devices::maintenance(tree),
             console: devices::console(tree),
             bootargs: bootargs(tree)?,
             modules: guests::modules(tree)?,
@@ -83,10 +86,13 @@ impl<'t> Machine<'t> {
             Gic::V2 {
                 distributor,
                 cpu_interface,
+                virtual_control,
                 ..
             } => {
                 devices.push(("GIC distributor", *distributor));
                 devices.push(("GIC CPU interface", *cpu_interface));
+                let control = virtual_control.iter();
+                devices.extend(control.map(|control| ("GIC virtual interface control", *control)));
             }
             Gic::V3 {
                 distributor,

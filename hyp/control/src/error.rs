@@ -1,6 +1,7 @@
 //! Errors that keep a guest from running, or from reaching its end. Each is one line that names the culprit.
 
 use crate::guest::TreeError;
+use crate::linux::PlaceError;
 use crate::machine::DeviceError;
 use crate::quote::Quoted;
 use alloc::string::String;
@@ -8,16 +9,33 @@ use core::fmt;
 use memory::frames::{Unbalanced, VmCounts};
 use memory::{MergeError, NotBacked, RingError, SlotError};
 use records::image::ImageError;
+use records::kernel::KernelError;
 use records::size::Size;
 use records::words::GuestKind;
 use stage2::{BadLayout, OutOfFrames};
-use vm::{StopReason, VmError};
+use vgic::VgicError;
+use vm::{ForkError, StopReason, VmError};
 
 /// Why a run failed.
 #[derive(Debug)]
 pub enum RunError {
     /// The guest's image can't be used.
     Image(ImageError),
+    /// The guest's kernel can't be used.
+    Kernel(KernelError),
+    /// The guest's kernel, device tree and initial ramdisk don't fit into its memory.
+    Unplaced(PlaceError),
+    /// No GIC of the machine's version serves so many vCPUs.
+    GicVcpus {
+        /// The requested vCPUs.
+        vcpus: usize,
+        /// The version.
+        gic: u64,
+        /// The most that it serves.
+        most: usize,
+    },
+    /// The guest's GIC can't be made.
+    Vgic(VgicError),
     /// There are not enough CPUs.
     TooFewCpus {
         /// The requested vCPUs.
@@ -33,6 +51,8 @@ pub enum RunError {
     },
     /// The VM can't be made.
     Vm(VmError),
+    /// The VM can't be forked.
+    Fork(ForkError),
     /// The guest's address space can't have this size.
     Layout(BadLayout),
     /// There is no frame for the root table.
@@ -91,6 +111,9 @@ impl RunError {
         matches!(
             self,
             Self::Image(_)
+                | Self::Kernel(_)
+                | Self::Unplaced(_)
+                | Self::GicVcpus { .. }
                 | Self::TooFewCpus { .. }
                 | Self::Layout(_)
                 | Self::TooLittleMemory { .. }
@@ -104,6 +127,15 @@ impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Image(error) => error.fmt(f),
+            Self::Kernel(error) => error.fmt(f),
+            Self::Unplaced(error) => error.fmt(f),
+            Self::GicVcpus { vcpus, gic, most } => {
+                write!(
+                    f,
+                    "vcpus={vcpus} is too many for a GICv{gic}: it serves {most}"
+                )
+            }
+            Self::Vgic(error) => error.fmt(f),
             Self::TooFewCpus {
                 vcpus,
                 needed,
@@ -132,6 +164,7 @@ impl fmt::Display for RunError {
                 write!(f, ", but there are {cpus}")
             }
             Self::Vm(error) => error.fmt(f),
+            Self::Fork(error) => error.fmt(f),
             Self::Layout(error) => error.fmt(f),
             Self::Frames(error) => error.fmt(f),
             Self::Slot(error) => write!(f, "the guest's memory can't be had: {error}"),
@@ -162,9 +195,10 @@ impl fmt::Display for RunError {
             Self::Unbalanced(error) => error.fmt(f),
             Self::NotBuilt { guest } => write!(
                 f,
-                "guest={} isn't part of this build, which runs guest={} only (feature workloads)",
+                "guest={} isn't part of this build, which runs guest={} or {} only (feature workloads)",
                 guest.name(),
-                GuestKind::Program.name()
+                GuestKind::Program.name(),
+                GuestKind::Linux.name()
             ),
         }
     }
@@ -184,7 +218,11 @@ macro_rules! from {
 
 from! {
     ImageError => Image,
+    KernelError => Kernel,
+    PlaceError => Unplaced,
+    VgicError => Vgic,
     VmError => Vm,
+    ForkError => Fork,
     BadLayout => Layout,
     OutOfFrames => Frames,
     SlotError => Slot,

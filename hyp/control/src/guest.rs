@@ -4,7 +4,7 @@
 pub mod common_calls;
 pub mod console;
 pub mod counters;
-mod device_tree;
+pub(crate) mod device_tree;
 mod ending;
 mod host;
 mod launch;
@@ -18,5 +18,5 @@ pub use device_tree::TreeError;
 pub use ending::FinalState;
 pub use host::Host;
 pub use plan::{GuestPlan, RAM, RAM_SLOT, TestSlot, UNSEEN_SLOT};
-pub use running::{BackgroundWork, RunningGuest};
+pub use running::{Attended, BackgroundWork, RunningGuest};
 pub use stage2_use::Stage2Use;

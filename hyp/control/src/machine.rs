@@ -28,6 +28,12 @@ pub trait Machine: Sync + 'static {
     /// Prints one line on the console.
     fn write_line(&self, line: fmt::Arguments<'_>);
 
+    /// Writes bytes on the console as they are, as many as it has room for now. Returns their number.
+    fn write_console(&self, bytes: &[u8]) -> usize;
+
+    /// Reads what has been typed on the console. Returns the number of bytes.
+    fn read_console(&self, bytes: &mut [u8]) -> usize;
+
     /// Makes CPU `cpu` leave its guest or its wait, now or at its next attempt.
     fn kick(&self, cpu: CpuId);
 

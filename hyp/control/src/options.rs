@@ -20,8 +20,8 @@ use records::options::{
 use records::record::Record;
 use records::size::Size;
 use records::words::{
-    Backing, Change, Clear, Enable, Granularity, GuestKind, Harvest, MergeTarget, Mode, Restore,
-    Split, Tracker, Tracking, Workload,
+    Backing, Change, Clear, ConsoleMode, Enable, Granularity, GuestKind, Harvest, MergeTarget,
+    Mode, OnReset, Restore, Split, Tracker, Tracking, Workload,
 };
 use stage2::PAGE_SIZE;
 
@@ -29,6 +29,10 @@ use stage2::PAGE_SIZE;
 pub const TEST_MEMORY: u64 = 0x8000_0000;
 /// The most vCPUs.
 const MOST_VCPUS: u64 = vm::MAX_VCPUS as u64;
+/// The timeout of a guest that may be idle.
+pub const NO_TIMEOUT: u64 = u64::MAX;
+/// The memory of an operating system, unless the user says otherwise.
+const LINUX_BYTES: Size = Size(512 << 20);
 /// Slots reserved for other uses than test memory: RAM, and slots that the stress run adds.
 pub const OTHER_SLOTS: usize = memory::MAX_SLOTS - MOST_SLOTS;
 
@@ -107,8 +111,12 @@ pub struct Options {
     pub ipa_bits: Option<u32>,
     /// The duration of the stress run, in seconds.
     pub seconds: u64,
-    /// How long a VM may run without progress, in seconds.
+    /// How long a VM may run without progress, in seconds; [`NO_TIMEOUT`] for ever.
     pub timeout: u64,
+    /// What becomes of the output of a guest's UART.
+    pub console: ConsoleMode,
+    /// What becomes of an operating system that asks for a reset.
+    pub on_reset: OnReset,
     /// The level of log messages.
     pub log: LevelFilter,
 }
@@ -149,6 +157,8 @@ impl Default for Options {
             ipa_bits: None,
             seconds: 10,
             timeout: 120,
+            console: ConsoleMode::Lines,
+            on_reset: OnReset::Restart,
             log: LevelFilter::Info,
         }
     }
@@ -211,6 +221,12 @@ impl Options {
         if options.guest == GuestKind::Backing {
             options.fill_in(is_given);
         }
+        if options.guest == GuestKind::Linux && !is_given("bytes") {
+            options.bytes = LINUX_BYTES;
+        }
+        if options.guest == GuestKind::Linux && !is_given("timeout") {
+            options.timeout = NO_TIMEOUT;
+        }
         if !is_given("merge_targets") {
             options.merge.targets = options.usual_targets();
         }
@@ -245,7 +261,7 @@ impl Options {
     /// The default targets of merging: all memory of the guest; in the merging workload, the memory that its guests fill.
     fn usual_targets(&self) -> Vec<MergeTarget> {
         match self.guest {
-            GuestKind::Program => [MergeTarget::Ram].into(),
+            guest if guest.is_foreign() => [MergeTarget::Ram].into(),
             _ if self.measures_merging() => [MergeTarget::Test].into(),
             _ => MergeOptions::default().targets,
         }
@@ -294,6 +310,8 @@ impl Options {
             "timeout" => {
                 self.timeout = value::number(key, text, 1, 1_000_000, "seconds, from 1 to 1000000")?
             }
+            "console" => self.console = value::word(key, text)?,
+            "on_reset" => self.on_reset = value::word(key, text)?,
             "log" => self.log = value::level(key, text)?,
             _ if BACKING_ONLY.contains(&key) => return self.set_backing(key, text),
             _ if merging::KEYS.contains(&key) => return merging::set(&mut self.merge, key, text),
@@ -371,21 +389,22 @@ impl Options {
             keys.find(|key| !BACKING_TOO.contains(key) && is_given(key))
         };
         let of_program = given(&["device"]).filter(|_| self.guest != GuestKind::Program);
-        let foreign = of_program.or(match self.guest {
+        let of_linux = given(&["console", "on_reset"]).filter(|_| self.guest != GuestKind::Linux);
+        let foreign = of_program.or(of_linux).or(match self.guest {
             GuestKind::DirtyLog => given(&["seconds"]).or(given(&BACKING_ONLY[..4])),
             GuestKind::Stress => given(&BENCHMARK_ONLY)
                 .or(given(&BACKING_ONLY))
                 .or(given(&["merging"]))
                 .or(given(&merging::KEYS)),
             GuestKind::Backing => of_logging(),
-            GuestKind::Program => given(&BENCHMARK_ONLY)
+            GuestKind::Program | GuestKind::Linux => given(&BENCHMARK_ONLY)
                 .or(given(&LOGGED_ONLY))
                 .or(given(&BACKING_ONLY)),
         });
         match foreign {
             Some(key) => Err(OptionError::NotForGuest { key, guest }),
-            None if self.guest == GuestKind::Program && self.modes.len() > 1 => {
-                Err(OptionError::OneMode)
+            None if self.guest.is_foreign() && self.modes.len() > 1 => {
+                Err(OptionError::OneMode(guest))
             }
             None if self.guest == GuestKind::DirtyLog && self.overcommits.len() > 1 => {
                 Err(OptionError::OneOvercommit)
@@ -402,10 +421,8 @@ impl Options {
             Some(key) if !self.merges_beside() && !self.measures_merging() => {
                 Err(OptionError::NotMerging(key))
             }
-            _ if self.guest == GuestKind::Program
-                && self.merge.targets.contains(&MergeTarget::Test) =>
-            {
-                Err(OptionError::NoTestMemory)
+            _ if self.guest.is_foreign() && self.merge.targets.contains(&MergeTarget::Test) => {
+                Err(OptionError::NoTestMemory(self.guest.name()))
             }
             _ => Ok(()),
         }
@@ -457,7 +474,7 @@ impl Options {
             GuestKind::DirtyLog | GuestKind::Stress | GuestKind::Backing => {
                 self.test_bytes()?.checked_add(TEST_MEMORY)
             }
-            GuestKind::Program => self.program_bytes()?.checked_add(RAM),
+            GuestKind::Program | GuestKind::Linux => self.program_bytes()?.checked_add(RAM),
         }
     }
 
@@ -523,7 +540,7 @@ impl Options {
             .checked_next_multiple_of(self.backing.bytes())
     }
 
-    /// The size of a guest program's RAM, rounded up to the backing. `None` beyond 64 bits, which [`Self::parse`] refuses.
+    /// The size of the RAM of a guest program or of Linux, rounded up to the backing. `None` beyond 64 bits, which [`Self::parse`] refuses.
     pub fn program_bytes(&self) -> Option<u64> {
         self.bytes.0.checked_next_multiple_of(self.backing.bytes())
     }

@@ -10,6 +10,8 @@ pub struct Request<'m> {
     pub options: Options,
     /// The guest's image.
     pub image: GuestImage<'m>,
+    /// The guest's initial ramdisk, if it has one.
+    pub ramdisk: Option<&'m [u8]>,
     /// The guest's command line.
     pub bootargs: &'m str,
 }

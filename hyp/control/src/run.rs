@@ -2,14 +2,16 @@
 
 use crate::error::RunError;
 use crate::guest::Host;
+use crate::linux;
 use crate::machine::Machine;
 use crate::options::{EarlyOptions, OptionError, Options};
 use crate::program;
 use crate::request::Request;
 use core::fmt;
 use memory::frames::MAX_VMS;
-use memory::{Mutexed, Parallel, RwLocked, VmId};
+use memory::{MmuLock, Mutexed, Parallel, RwLocked, VmId};
 use records::image::{GuestImage, ImageError};
+use records::kernel::check_kernel;
 use records::options::{BOOT_OPTIONS, EARLY_OPTIONS};
 use records::words::{GuestKind, Mode};
 
@@ -20,6 +22,15 @@ pub struct Module<'m> {
     pub bytes: &'m [u8],
     /// Its command line.
     pub bootargs: &'m str,
+}
+
+/// What the boot loader has loaded for a guest.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Modules<'m> {
+    /// Its image.
+    pub kernel: Option<Module<'m>>,
+    /// Its initial ramdisk.
+    pub ramdisk: Option<&'m [u8]>,
 }
 
 /// Why nothing could be run to its end.
@@ -59,7 +70,7 @@ impl fmt::Display for Error<'_> {
 impl core::error::Error for Error<'_> {}
 
 impl<'m> Request<'m> {
-    /// The request in `bootargs`, with the guest in `module`. `None` if the word `help` is among them, which is answered at
+    /// The request in `bootargs`, with the guest in `modules`. `None` if the word `help` is among them, which is answered at
     /// once.
     ///
     /// # Errors
@@ -67,7 +78,7 @@ impl<'m> Request<'m> {
     pub fn take<'t, M: Machine>(
         host: &Host<'_, M>,
         bootargs: &'t str,
-        module: Option<Module<'m>>,
+        modules: Modules<'m>,
     ) -> Result<Option<Self>, Error<'t>> {
         let early = EarlyOptions::parse(bootargs).map_err(Error::Options)?;
         if early.help {
@@ -77,17 +88,22 @@ impl<'m> Request<'m> {
         let options = Options::parse(bootargs).map_err(Error::Options)?;
         log::set_max_level(options.log);
         host.check_cpus(&options).map_err(Error::Run)?;
-        let found = module.ok_or(ImageError::Missing).and_then(|module| {
-            let is_linked = options.guest != GuestKind::Program;
-            let image = GuestImage::check(module.bytes, is_linked)?;
-            Ok((image, module.bootargs))
-        });
-        let (image, bootargs) = found.map_err(|error| Error::Run(error.into()))?;
+        let kernel = (modules.kernel).ok_or(Error::Run(ImageError::Missing.into()))?;
+        let image = check_image(options.guest, kernel.bytes).map_err(Error::Run)?;
         Ok(Some(Self {
             options,
             image,
-            bootargs,
+            ramdisk: modules.ramdisk,
+            bootargs: kernel.bootargs,
         }))
+    }
+}
+
+/// The image of such a guest.
+fn check_image(guest: GuestKind, file: &[u8]) -> Result<GuestImage<'_>, RunError> {
+    match guest {
+        GuestKind::Linux => Ok(check_kernel(file)?),
+        guest => Ok(GuestImage::check(file, guest != GuestKind::Program)?),
     }
 }
 
@@ -101,41 +117,52 @@ fn print_options<M: Machine>(machine: &M) {
     }
 }
 
-/// Runs the guest program that `bootargs` ask for, in each mode. Stops at the first failure. With the word `help` among them,
+/// Runs the guest of the user's that `bootargs` ask for, in each mode. Stops at the first failure. With the word `help` among them,
 /// only prints the options.
 ///
 /// # Errors
-/// Bad options, no guest, a guest that isn't a program, or a failed run. The caller prints the error and returns its status
+/// Bad options, no guest, a guest of the benchmark's, or a failed run. The caller prints the error and returns its status
 /// ([`Error::status`]).
 pub fn run<'t, M: Machine>(
     host: &Host<'_, M>,
     bootargs: &'t str,
-    module: Option<Module<'_>>,
+    modules: Modules<'_>,
 ) -> Result<(), Error<'t>> {
-    let Some(request) = Request::take(host, bootargs, module)? else {
+    let Some(request) = Request::take(host, bootargs, modules)? else {
         return Ok(());
     };
     match request.options.guest {
-        GuestKind::Program => run_program(host, &request).map_err(Error::Run),
+        guest if guest.is_foreign() => run_foreign(host, &request).map_err(Error::Run),
         guest => Err(Error::Run(RunError::NotBuilt { guest })),
     }
 }
 
-/// Runs a guest program in each mode.
+/// Runs a guest of the user's, in the one mode that it has.
 ///
 /// # Errors
 /// It couldn't be started, or it ended with a failure.
-pub fn run_program<M: Machine>(host: &Host<'_, M>, request: &Request<'_>) -> Result<(), RunError> {
+pub fn run_foreign<M: Machine>(host: &Host<'_, M>, request: &Request<'_>) -> Result<(), RunError> {
     for (number, mode) in request.options.modes.iter().enumerate() {
         let Some(vm) = VmId::new(number % MAX_VMS) else {
             continue;
         };
         let run = match mode {
-            Mode::Mutex => program::run::<M, Mutexed>,
-            Mode::RwLock => program::run::<M, RwLocked>,
-            Mode::Parallel => program::run::<M, Parallel>,
+            Mode::Mutex => run_one::<M, Mutexed>,
+            Mode::RwLock => run_one::<M, RwLocked>,
+            Mode::Parallel => run_one::<M, Parallel>,
         };
         run(host, request, vm)?;
     }
     Ok(())
+}
+
+fn run_one<M: Machine, L: MmuLock + 'static>(
+    host: &Host<'_, M>,
+    request: &Request<'_>,
+    vm: VmId,
+) -> Result<(), RunError> {
+    match request.options.guest {
+        GuestKind::Linux => linux::run::<M, L>(host, request, vm),
+        _ => program::run::<M, L>(host, request, vm),
+    }
 }

@@ -31,7 +31,7 @@ pub(crate) fn run_vcpu<M, L, S>(
             SliceEnd::Ended => return,
         }
         own.memory.idle();
-        own.cpu.wait_for_interrupt();
+        own.cpu.wait_for_interrupt(vcpu.wakes_at());
         own.cpu.acknowledge_interrupts();
     }
 }

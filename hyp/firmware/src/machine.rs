@@ -92,6 +92,14 @@ impl Machine for Board {
         console::write_line(line);
     }
 
+    fn write_console(&self, bytes: &[u8]) -> usize {
+        console::write(bytes)
+    }
+
+    fn read_console(&self, bytes: &mut [u8]) -> usize {
+        console::read(bytes)
+    }
+
     fn kick(&self, cpu: vm::CpuId) {
         gic::kick(CpuId::new(cpu.0));
     }

@@ -17,7 +17,7 @@ use core::fmt;
 use control::options::{EarlyOptions, OptionError};
 #[cfg(not(feature = "workloads"))]
 use control::run as run_guests;
-use control::{CpuPool, HOUSEKEEPING_NS, Host, Machine, Module, OwnCpu};
+use control::{CpuPool, HOUSEKEEPING_NS, Host, Machine, Module, Modules, OwnCpu};
 use machine::Board;
 use memory::frames::FramePool;
 use memory::{CpuCounters, CpuMemory, IdleCpus, MemorySystem};
@@ -97,22 +97,24 @@ fn run(boot: Boot) -> Result<(), Error> {
         counters: &shared.counters,
         own: &own,
     };
-    let guest = system
-        .machine
-        .modules
-        .iter()
-        .position(|module| module.kind == ModuleKind::Kernel);
-    let module = guest.and_then(|index| {
-        let bootargs = system.machine.modules[index].bootargs.unwrap_or_default();
-        Some(Module {
-            bytes: system.module(index)?,
-            bootargs,
-        })
-    });
-    run_guests(&host, bootargs, module).map_err(|error| {
+    run_guests(&host, bootargs, modules(system)).map_err(|error| {
         console::write_line(format_args!("parvisor: error: {error}"));
         Error::Run(error.status())
     })
+}
+
+/// What the boot loader has loaded for a guest.
+fn modules(system: &System) -> Modules<'_> {
+    let modules = &system.machine.modules;
+    let find = |kind| modules.iter().position(|module| module.kind == kind);
+    let kernel = find(ModuleKind::Kernel).and_then(|index| {
+        Some(Module {
+            bytes: system.module(index)?,
+            bootargs: modules[index].bootargs.unwrap_or_default(),
+        })
+    });
+    let ramdisk = find(ModuleKind::Ramdisk).and_then(|index| system.module(index));
+    Modules { kernel, ramdisk }
 }
 
 /// Gives all unused memory to the pool, and counts the heap's.

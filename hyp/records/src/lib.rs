@@ -9,6 +9,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod image;
+pub mod kernel;
 pub mod options;
 pub mod record;
 pub mod size;

@@ -2,8 +2,8 @@
 
 use crate::size::SizeError;
 use crate::words::{
-    Backing, Bug, Change, Clear, Enable, Granularity, GuestKind, Harvest, MergeTarget, Mitigations,
-    Mode, Restore, SelfTest, Split, Tracker, Tracking, Word, Workload,
+    Backing, Bug, Change, Clear, ConsoleMode, Enable, Granularity, GuestKind, Harvest, MergeTarget,
+    Mitigations, Mode, OnReset, Restore, SelfTest, Split, Tracker, Tracking, Word, Workload,
 };
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -76,10 +76,10 @@ const fn words<W: Word>(key: &'static str, meaning: &'static str) -> BootOption 
 }
 
 /// All options, in the order in which they are listed.
-pub const BOOT_OPTIONS: [BootOption; 37] = [
+pub const BOOT_OPTIONS: [BootOption; 39] = [
     words::<GuestKind>(
         "guest",
-        "what runs: the benchmark, another use of its guest, or a program of your own",
+        "what runs: the benchmark, another use of its guest, or your own",
     ),
     words::<Mode>("mode", "how stage-2 operations exclude each other; a list"),
     words::<Split>(
@@ -134,7 +134,7 @@ pub const BOOT_OPTIONS: [BootOption; 37] = [
     option(
         "bytes",
         SIZES,
-        "memory: the benchmark's for each vCPU, or all of a program's",
+        "memory: the benchmark's for each vCPU, or all of your own guest's",
     ),
     words::<Backing>(
         "backing",
@@ -205,7 +205,15 @@ pub const BOOT_OPTIONS: [BootOption; 37] = [
     option(
         "timeout",
         "seconds, from 1 to 1000000",
-        "how long a VM may take",
+        "how long a VM may go on without progress; no limit with guest=linux",
+    ),
+    words::<ConsoleMode>(
+        "console",
+        "how guest=linux shows its output; raw: byte by byte, and it gets your input",
+    ),
+    words::<OnReset>(
+        "on_reset",
+        "what becomes of guest=linux when it asks for a reset, as after a panic",
     ),
     option("log", LEVELS, "what the hypervisor says of itself"),
 ];
@@ -214,7 +222,7 @@ pub const BOOT_OPTIONS: [BootOption; 37] = [
 pub const EARLY_OPTIONS: [BootOption; 4] = [
     words::<Mitigations>(
         MITIGATIONS,
-        "what exits do against speculation: what the CPU needs, by default for guest=program",
+        "what exits do against speculation: what the CPU needs, by default for guest=program and linux",
     ),
     words::<SelfTest>(
         SELF_TEST,

@@ -97,7 +97,7 @@ impl Backing {
 
 words! {
     /// The kind of guest.
-    GuestKind: "dirty_log, stress, backing or program" {
+    GuestKind: "dirty_log, stress, backing, program or linux" {
         /// The dirty-log benchmark's.
         DirtyLog = "dirty_log",
         /// The same image, for the stress run.
@@ -106,6 +106,35 @@ words! {
         Backing = "backing",
         /// A program that runs until it ends by itself.
         Program = "program",
+        /// An operating system that expects QEMU's virt machine.
+        Linux = "linux",
+    }
+}
+
+impl GuestKind {
+    /// Whether the guest is the user's own, not the benchmark's.
+    pub const fn is_foreign(self) -> bool {
+        matches!(self, Self::Program | Self::Linux)
+    }
+}
+
+words! {
+    /// What becomes of a guest that asks for a reset.
+    OnReset: "restart or stop" {
+        /// It starts again, from the same files.
+        Restart = "restart",
+        /// Its run has failed.
+        Stop = "stop",
+    }
+}
+
+words! {
+    /// How the output of a guest's UART reaches the console.
+    ConsoleMode: "lines or raw" {
+        /// In whole lines that are marked as the guest's.
+        Lines = "lines",
+        /// Byte by byte, and the console's input goes to the guest.
+        Raw = "raw",
     }
 }
 

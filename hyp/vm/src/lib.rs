@@ -24,8 +24,8 @@ pub use calls::service::{Service, ServiceReply};
 pub use counts::exits::{ExitCounts, ExitKind};
 pub use ids::{CpuId, MAX_VCPUS, VcpuId};
 pub use machine::cpu::{
-    Cpu, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers, VcpuControls,
-    WriteServer, forbidden_write, is_forbidden_write,
+    Cpu, ExceptionControls, ExceptionRecord, ExitReason, Interrupt, NoInterface, RawExit,
+    Stage2Registers, VcpuControls, WriteServer, forbidden_write, is_forbidden_write,
 };
 pub use machine::guest_memory::{GuestMemory, Refusal};
 pub use machine::protection::{Protection, Protections};
@@ -33,8 +33,9 @@ pub use registers::state::{El1State, FpState, GuestRegs, PacKeys, Start, VcpuSta
 pub use registers::syndrome::Syndrome;
 pub use registers::sysreg::{Direction, SystemRegister};
 pub use vcpu::{SliceEnd, Vcpu};
+pub use vm::devices::Devices;
 pub use vm::glance::{Glance, Seen};
-pub use vm::pause::Pause;
+pub use vm::pause::{ForkError, Pause};
 pub use vm::power::PowerState;
 pub use vm::stop_reason::{Starvation, StopReason};
 pub use vm::{Vm, VmConfig, VmError};

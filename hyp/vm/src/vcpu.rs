@@ -12,6 +12,8 @@
 //! an acknowledgement and its sleep, as one slice's acknowledgement may be of another vCPU's kick.
 
 mod calls;
+mod device_access;
+mod interrupts;
 mod running;
 
 use stage2::sync::{Ordering, fence};
@@ -24,7 +26,7 @@ use crate::machine::guest_memory::GuestMemory;
 use crate::registers::state::Context;
 use crate::vm::Vm;
 use crate::vm::power::PowerState;
-use running::Running;
+use running::{RunEnd, Running};
 
 /// A vCPU that is bound to a CPU: that CPU alone runs it, and is kicked for it. Dropping it releases the vCPU to other CPUs.
 ///
@@ -34,14 +36,16 @@ use running::Running;
 pub struct Vcpu<'v, S> {
     vm: &'v Vm<S>,
     id: VcpuId,
+    here: CpuId,
+    wakes_at: Option<u64>,
 }
 
 /// Why a slice has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "it says what the CPU may do next"]
 pub enum SliceEnd {
-    /// The vCPU has nothing to do until its CPU is kicked: it is off or in WFI, or waits for a service or for room in its dirty
-    /// ring.
+    /// The vCPU has nothing to do until its CPU is kicked, or until [`Vcpu::wakes_at`]: it is off or in WFI, or waits for a
+    /// service or for room in its dirty ring.
     Waiting,
     /// The VM is paused ([`Vm::pause`]), or lacks memory ([`Vm::starvation`]). The CPU is kicked when the VM resumes.
     Paused,
@@ -58,7 +62,18 @@ impl<'v, S> Vcpu<'v, S> {
         }
         // Whoever pauses or ends the VM, or turns the vCPU on, either finds this CPU to kick, or is seen by the first slice.
         fence(Ordering::SeqCst);
-        Some(Self { vm, id })
+        Some(Self {
+            vm,
+            id,
+            here,
+            wakes_at: None,
+        })
+    }
+
+    /// The counter's value at which the vCPU goes on, even if its CPU isn't kicked, after a slice in which it waited for an
+    /// interrupt: that of the first of its timers.
+    pub fn wakes_at(&self) -> Option<u64> {
+        self.wakes_at
     }
 
     /// Runs the vCPU for a slice, on the CPU that it is bound to.
@@ -69,6 +84,7 @@ impl<'v, S> Vcpu<'v, S> {
         V: Service + ?Sized,
     {
         let vm = self.vm;
+        self.wakes_at = None;
         // Read before the lock, so that nobody finds a paused vCPU's lock held because its CPU was kicked.
         if !vm.runs() {
             return self.not_running();
@@ -79,12 +95,17 @@ impl<'v, S> Vcpu<'v, S> {
             return self.not_running();
         }
         if let Some(start) = shared.power.take_start() {
-            *context = Context::starting_at(start);
+            let mut interrupts = context.interrupts.take();
+            if let Some(interrupts) = &mut interrupts {
+                interrupts.reset();
+            }
+            *context = Context::starting_at(start, interrupts);
         } else if shared.power.state() != PowerState::On {
             return SliceEnd::Waiting;
         }
-        let waits = Running {
+        let end = Running {
             id: self.id,
+            here: self.here,
             context: &mut context,
             vm,
             cpu,
@@ -92,12 +113,15 @@ impl<'v, S> Vcpu<'v, S> {
             service,
             exits: &shared.exits,
             reason: None,
+            timeout: None,
         }
         .run();
-        if waits && !vm.has_ended() {
-            SliceEnd::Waiting
-        } else {
-            self.not_running()
+        match end {
+            RunEnd::Waits { wakes_at } if !vm.has_ended() => {
+                self.wakes_at = wakes_at;
+                SliceEnd::Waiting
+            }
+            RunEnd::Waits { .. } | RunEnd::Leaves => self.not_running(),
         }
     }
 

@@ -5,6 +5,7 @@
 //! of its own.
 
 mod context_lock;
+pub(crate) mod devices;
 pub(crate) mod glance;
 pub(crate) mod pause;
 pub(crate) mod power;
@@ -17,6 +18,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::AtomicUsize;
 use stage2::sync::{AtomicU64, Ordering, fence};
+use vgic::VcpuInterrupts;
 
 use crate::counts::exits::{ExitCounters, ExitCounts};
 use crate::counts::fault_latency::{HoldPeriod, LongestHold};
@@ -25,6 +27,7 @@ use crate::registers::nospec::within;
 use crate::registers::state::Context;
 use crate::registers::state::Start;
 use crate::vm::context_lock::ContextLock;
+use crate::vm::devices::Devices;
 use crate::vm::power::{PowerState, PowerSwitch};
 use crate::vm::run_state::Life;
 use crate::vm::stop_reason::Starvation;
@@ -115,6 +118,7 @@ pub struct Vm<S> {
     vcpus: Box<[VcpuShared]>,
     hold_period: HoldPeriod,
     config: VmConfig,
+    devices: Option<Devices>,
     /// The guest's memory.
     pub space: S,
 }
@@ -125,6 +129,18 @@ impl<S> Vm<S> {
     /// # Errors
     /// It can't have so many vCPUs, or there is not enough memory for them. Returns the space.
     pub fn new(config: VmConfig, space: S) -> Result<Self, (VmError, S)> {
+        Self::with_devices(config, None, space)
+    }
+
+    /// As [`Self::new`], with an interrupt controller and devices.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub fn with_devices(
+        config: VmConfig,
+        devices: Option<Devices>,
+        space: S,
+    ) -> Result<Self, (VmError, S)> {
         let count = config.vcpus;
         if count == 0 || count > MAX_VCPUS {
             return Err((VmError::VcpuCount(count), space));
@@ -133,14 +149,22 @@ impl<S> Vm<S> {
         if vcpus.try_reserve_exact(count).is_err() {
             return Err((VmError::OutOfMemory(count), space));
         }
-        vcpus.resize_with(count, || {
-            VcpuShared::new(Context::starting_at(Start::default()), PowerSwitch::new())
-        });
-        Ok(Self::with_vcpus(config, vcpus.into_boxed_slice(), space))
+        let interrupts = |vcpu| devices.is_some().then(|| VcpuInterrupts::new(vcpu));
+        vcpus.extend((0..count).map(|vcpu| {
+            let context = Context::starting_at(Start::default(), interrupts(vcpu));
+            VcpuShared::new(context, PowerSwitch::new())
+        }));
+        let vcpus = vcpus.into_boxed_slice();
+        Ok(Self::with_vcpus(config, devices, vcpus, space))
     }
 
     /// A VM of these vCPUs, none of which is bound to a CPU.
-    pub(crate) fn with_vcpus(config: VmConfig, vcpus: Box<[VcpuShared]>, space: S) -> Self {
+    pub(crate) fn with_vcpus(
+        config: VmConfig,
+        devices: Option<Devices>,
+        vcpus: Box<[VcpuShared]>,
+        space: S,
+    ) -> Self {
         let is_on = |vcpu: &&VcpuShared| vcpu.power.state() != PowerState::Off;
         let vcpus_on = AtomicUsize::new(vcpus.iter().filter(is_on).count());
         Self {
@@ -151,8 +175,14 @@ impl<S> Vm<S> {
             vcpus,
             hold_period: HoldPeriod::default(),
             config,
+            devices,
             space,
         }
+    }
+
+    /// The VM's interrupt controller and devices, if it has any.
+    pub fn devices(&self) -> Option<&Devices> {
+        self.devices.as_ref()
     }
 
     pub(crate) fn config(&self) -> &VmConfig {

@@ -3,7 +3,7 @@
 use crate::harness::error::WorkloadError;
 use crate::harness::policy::{Choice, choices};
 use crate::{backing, dirty_log, stress};
-use control::{Host, Machine, Module, Request};
+use control::{Host, Machine, Modules, Request};
 use core::fmt;
 use memory::frames::MAX_VMS;
 use memory::{MmuLock, Mutexed, Parallel, RwLocked, VmId};
@@ -40,7 +40,7 @@ impl fmt::Display for Error<'_> {
 
 impl core::error::Error for Error<'_> {}
 
-/// Runs the workload or guest program that `bootargs` ask for: the guest in `module`, in each mode with each policy. Stops at
+/// Runs the workload or guest program that `bootargs` ask for: the guest in `modules`, in each mode with each policy. Stops at
 /// the first failure. With the word `help` among them, only prints the options.
 ///
 /// # Errors
@@ -48,17 +48,17 @@ impl core::error::Error for Error<'_> {}
 pub fn run<'t, M: Machine>(
     host: &Host<'_, M>,
     bootargs: &'t str,
-    module: Option<Module<'_>>,
+    modules: Modules<'_>,
 ) -> Result<(), Error<'t>> {
-    match Request::take(host, bootargs, module).map_err(Error::Control)? {
+    match Request::take(host, bootargs, modules).map_err(Error::Control)? {
         Some(request) => run_all(host, &request).map_err(Error::Workload),
         None => Ok(()),
     }
 }
 
 fn run_all<M: Machine>(host: &Host<'_, M>, request: &Request<'_>) -> Result<(), WorkloadError> {
-    if request.options.guest == GuestKind::Program {
-        return Ok(control::run_program(host, request)?);
+    if request.options.guest.is_foreign() {
+        return Ok(control::run_foreign(host, request)?);
     }
     check_tracking(host, request)?;
     for (number, choice) in choices(&request.options).enumerate() {
@@ -100,6 +100,6 @@ fn run_one<M: Machine, L: MmuLock + 'static>(
         GuestKind::Stress => stress::run::<M, L>(host, request, choice, vm),
         GuestKind::Backing => backing::run::<M, L>(host, request, choice.mode),
         // One run in each mode: it has no policy.
-        GuestKind::Program => Ok(()),
+        GuestKind::Program | GuestKind::Linux => Ok(()),
     }
 }

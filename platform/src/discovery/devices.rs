@@ -152,33 +152,47 @@ fn malformed(place: &Place<'_, '_>, property: &'static str) -> DiscoveryError {
     }
 }
 
-/// The timer's interrupts: cells (kind, number, flags, ..) for secure, physical, virtual and EL2 timer.
+/// The timer's interrupts: secure, physical, virtual and EL2 timer.
 pub fn timer(tree: Fdt<'_>) -> Option<TimerInterrupts> {
-    const KIND_PPI: u32 = 1;
-    const FIRST_PPI: u32 = 16;
-    const PPIS: u32 = 16;
+    const INTERRUPTS: usize = 4;
     find(tree, &mut |place| {
         if !place.is_enabled_and_compatible(&["arm,armv8-timer", "arm,armv7-timer"]) {
             return None;
         }
-        let property = place.node.property("interrupts")?;
-        let (words, _) = property.value().as_chunks::<4>();
-        let cells = if words.len() % 4 == 0 && words.len() >= 16 {
-            words.len() / 4
-        } else {
-            3
-        };
-        let interrupt = |index: usize| {
-            let kind = u32::from_be_bytes(*words.get(index * cells)?);
-            let number = u32::from_be_bytes(*words.get(index * cells + 1)?);
-            (kind == KIND_PPI && number < PPIS).then(|| Interrupt(FIRST_PPI + number))
-        };
         Some(TimerInterrupts {
-            physical: interrupt(1)?,
-            virtual_timer: interrupt(2)?,
-            hypervisor: interrupt(3)?,
+            physical: private_interrupt(place, 1, INTERRUPTS)?,
+            virtual_timer: private_interrupt(place, 2, INTERRUPTS)?,
+            hypervisor: private_interrupt(place, 3, INTERRUPTS)?,
         })
     })
+}
+
+/// The interrupt by which the GIC asks for maintenance of its list registers.
+pub fn maintenance(tree: Fdt<'_>) -> Option<Interrupt> {
+    find(tree, &mut |place| {
+        let is_gic =
+            place.is_enabled_and_compatible(&GICV3) || place.is_enabled_and_compatible(&GICV2);
+        is_gic.then(|| private_interrupt(place, 0, 1))
+    })
+    .flatten()
+}
+
+/// One of the device's interrupts, of which it has at least `least`: cells (kind, number, flags) or (kind, number, flags, CPUs).
+/// `None` if it isn't private to each CPU.
+fn private_interrupt(place: &Place<'_, '_>, index: usize, least: usize) -> Option<Interrupt> {
+    const KIND_PPI: u32 = 1;
+    const FIRST_PPI: u32 = 16;
+    const PPIS: u32 = 16;
+    let property = place.node.property("interrupts")?;
+    let (words, _) = property.value().as_chunks::<4>();
+    let cells = if words.len() % 4 == 0 && words.len() >= 4 * least {
+        4
+    } else {
+        3
+    };
+    let kind = u32::from_be_bytes(*words.get(index * cells)?);
+    let number = u32::from_be_bytes(*words.get(index * cells + 1)?);
+    (kind == KIND_PPI && number < PPIS).then(|| Interrupt(FIRST_PPI + number))
 }
 
 /// The UART that /chosen names, if it is a PL011, or else the first PL011 there is.

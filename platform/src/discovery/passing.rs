@@ -136,13 +136,11 @@ impl Machine<'_> {
         // With them a guest could interrupt others.
         let virtual_gic = match &self.gic {
             Gic::V2 {
-                virtual_control,
                 virtual_cpu_interface,
                 ..
-            } => [*virtual_control, *virtual_cpu_interface],
-            Gic::V3 { .. } => [None; 2],
+            } => *virtual_cpu_interface,
+            Gic::V3 { .. } => None,
         };
-        let virtual_gic = virtual_gic.into_iter().flatten();
         let mut used = self.devices();
         used.extend(virtual_gic.map(|registers| ("GIC virtualization", registers)));
         let guarded = self.guarded.iter();

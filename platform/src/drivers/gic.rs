@@ -1,5 +1,11 @@
-//! The interrupt controller, as far as the hypervisor itself needs it: one software-generated interrupt, which kicks a CPU out
-//! of a guest or a wait, and the timer's interrupt, which ends a wait. All other interrupts are off.
+//! The interrupt controller: what the hypervisor itself needs of it, and the physical side of guests' interrupts.
+//!
+//! The hypervisor has one software-generated interrupt, which kicks a CPU out of a guest or a wait, and the interrupt of EL2's
+//! timer, which ends a wait. A CPU that has loaded a guest with a virtual GIC also takes the interrupts of EL1's timers, which
+//! are forwarded to the guest, and the maintenance interrupt of the CPU's list registers. All other interrupts are off.
+//!
+//! The end of an interrupt is in two steps (EOImode 1): the priority is dropped as soon as an interrupt is taken, and it stays
+//! active until it is deactivated. What concerns EL2 is deactivated at once, what is forwarded by the guest.
 //!
 //! The device tree says which GIC is in use: its registers are memory-mapped (GICv2) or system registers (GICv3). The CPU's ID
 //! register only says that system registers *may* exist: QEMU's model a64fx has the ID field, but a GICv2 and undefined system
@@ -9,16 +15,20 @@
 //! Interrupts are always masked at EL2, so a kick is never taken there: it ends a WFI, or a guest's run. Any CPU may kick any
 //! other at any time.
 
+mod list_registers;
+mod registers;
 mod v2;
 mod v3;
 
 use crate::cpu::percpu::{self, CpuId};
-use crate::discovery;
+use crate::discovery::{self, Interrupt, Machine, TimerInterrupts};
 use crate::drivers::timer;
 use crate::range::PhysicalRange;
 use aarch64_cpu::asm::barrier;
 use arm_gic::IntId;
 use core::fmt;
+pub use list_registers::ListRegisters;
+use list_registers::{PHYSICAL_TIMER, VIRTUAL_TIMER};
 use spin::Once;
 use v2::V2;
 use v3::V3;
@@ -27,14 +37,36 @@ use v3::V3;
 const KICK: IntId = IntId::sgi(0);
 /// No priority masks interrupts.
 const LOWEST_PRIORITY: u8 = 0xff;
+/// Interrupts private to each CPU.
+const PRIVATE: u32 = 32;
 
 static GIC: Once<Gic> = Once::new();
-/// The interrupt of the timer that ends waits, if it is known.
-static TIMER: Once<discovery::Interrupt> = Once::new();
 
-enum Gic {
+/// A GIC, and the interrupts private to each CPU that are in use.
+struct Gic {
+    version: Version,
+    /// Those of the timers, if they are known.
+    timers: Option<TimerInterrupts>,
+    /// That of the list registers, if it is known.
+    maintenance: Option<Interrupt>,
+}
+
+enum Version {
     V2(V2),
     V3(V3),
+}
+
+/// An interrupt that a CPU has taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Taken {
+    /// A kick, the end of a wait, or a stray. It has ended.
+    Own,
+    /// The list registers want to be looked after. It has ended, and comes again if they still do.
+    Maintenance,
+    /// EL1's virtual timer. It is active until the guest ends it.
+    VirtualTimer,
+    /// The same of EL1's physical timer.
+    PhysicalTimer,
 }
 
 /// Why the interrupt controller can't be used.
@@ -81,62 +113,94 @@ impl fmt::Display for GicError {
 impl core::error::Error for GicError {}
 
 /// Starts the interrupt controller, and this CPU's part of it. Called by the boot CPU, with the registers mapped.
-pub(crate) fn init(gic: &discovery::Gic, has_system_registers: bool) -> Result<(), GicError> {
-    let gic = match gic {
+pub(crate) fn init(machine: &Machine, has_system_registers: bool) -> Result<(), GicError> {
+    let version = match &machine.gic {
         discovery::Gic::V2 {
             distributor,
             cpu_interface,
+            virtual_control,
             ..
-        } => Gic::V2(V2::new(*distributor, *cpu_interface)?),
+        } => Version::V2(V2::new(*distributor, *cpu_interface, *virtual_control)?),
         discovery::Gic::V3 { .. } if !has_system_registers => {
             return Err(GicError::NoSystemRegisters);
         }
         discovery::Gic::V3 {
             distributor,
             redistributors,
-        } => Gic::V3(V3::new(*distributor, redistributors)),
+        } => Version::V3(V3::new(*distributor, redistributors, machine.cpus.len())),
     };
-    GIC.call_once(|| gic);
+    GIC.call_once(|| Gic {
+        version,
+        timers: machine.timer,
+        maintenance: machine.maintenance,
+    });
     init_cpu()
-}
-
-/// Lets the timer's interrupt, which is private to each CPU, end the waits of this CPU, and of CPUs that start later.
-pub(crate) fn enable_timer(interrupt: discovery::Interrupt) {
-    TIMER.call_once(|| interrupt);
-    enable_private(interrupt);
-}
-
-/// Lets an interrupt that is private to this CPU end its waits.
-fn enable_private(interrupt: discovery::Interrupt) {
-    const FIRST_PRIVATE: u32 = 16;
-    let Some(number) = interrupt
-        .0
-        .checked_sub(FIRST_PRIVATE)
-        .filter(|number| *number < FIRST_PRIVATE)
-    else {
-        return;
-    };
-    match GIC.get() {
-        Some(Gic::V2(gic)) => gic.enable_private(IntId::ppi(number)),
-        Some(Gic::V3(gic)) => gic.enable_private(IntId::ppi(number)),
-        None => {}
-    }
 }
 
 /// Starts this CPU's part.
 pub(crate) fn init_cpu() -> Result<(), GicError> {
     let cpu = CpuId::current();
-    match GIC.get() {
-        Some(Gic::V2(gic)) => gic.init_cpu(cpu)?,
-        Some(Gic::V3(gic)) => gic.init_cpu(cpu)?,
-        None => {}
+    let Some(gic) = GIC.get() else {
+        return Ok(());
+    };
+    match &gic.version {
+        Version::V2(gic) => gic.init_cpu(cpu)?,
+        Version::V3(gic) => gic.init_cpu(cpu)?,
     }
     // After a reset it may ask for the interrupt.
     timer::disarm();
-    if let Some(interrupt) = TIMER.get() {
-        enable_private(*interrupt);
-    }
+    gic.set_enabled(gic.own_interrupts(), true);
     Ok(())
+}
+
+impl Gic {
+    /// Those that this CPU always takes.
+    fn own_interrupts(&self) -> u32 {
+        let timer = self.timers.map(|timers| timers.hypervisor);
+        [timer, self.maintenance].into_iter().flatten().fold(0, add)
+    }
+
+    /// Those that go to guests.
+    fn forwarded(&self) -> impl Iterator<Item = Interrupt> {
+        let timers = self.timers.into_iter();
+        timers.flat_map(|timers| [timers.physical, timers.virtual_timer])
+    }
+
+    /// Switches interrupts that are private to this CPU on or off: a bit for each.
+    fn set_enabled(&self, interrupts: u32, enabled: bool) {
+        match &self.version {
+            Version::V2(gic) => gic.set_enabled(interrupts, enabled),
+            Version::V3(gic) => gic.set_enabled(interrupts, enabled),
+        }
+    }
+
+    /// Takes the pending interrupt of the highest priority, and drops the priority again. Returns it as the GIC names it.
+    fn take(&self) -> Option<u32> {
+        match &self.version {
+            Version::V2(gic) => gic.take(),
+            Version::V3(gic) => gic.take(),
+        }
+    }
+
+    /// The interrupt that [`Self::take`] has returned.
+    fn interrupt(&self, taken: u32) -> Interrupt {
+        match &self.version {
+            Version::V2(_) => Interrupt(taken & v2::INTID),
+            Version::V3(_) => Interrupt(taken),
+        }
+    }
+
+    /// Ends an interrupt that was taken.
+    fn deactivate(&self, taken: u32) {
+        match &self.version {
+            Version::V2(gic) => gic.deactivate(taken),
+            Version::V3(gic) => gic.deactivate(taken),
+        }
+    }
+}
+
+fn add(interrupts: u32, interrupt: Interrupt) -> u32 {
+    interrupts | 1 << (interrupt.0 % PRIVATE)
 }
 
 /// Makes `cpu` leave its guest, or wake up, now or at its next attempt. The caller's earlier writes are visible to it then.
@@ -146,9 +210,9 @@ pub fn kick(cpu: CpuId) {
         return;
     };
     barrier::dsb(barrier::ISHST);
-    match GIC.get() {
-        Some(Gic::V2(gic)) => gic.kick(cpu),
-        Some(Gic::V3(gic)) => gic.kick(target.mpidr),
+    match GIC.get().map(|gic| &gic.version) {
+        Some(Version::V2(gic)) => gic.kick(cpu),
+        Some(Version::V3(gic)) => gic.kick(target.mpidr),
         None => {}
     }
 }
@@ -156,9 +220,9 @@ pub fn kick(cpu: CpuId) {
 /// As [`kick`], for several CPUs: by one interrupt for each run of neighbours that the controller can name at once.
 pub fn kick_each(cpus: impl Iterator<Item = CpuId>) {
     barrier::dsb(barrier::ISHST);
-    match GIC.get() {
-        Some(Gic::V2(gic)) => cpus.for_each(|cpu| gic.kick(cpu)),
-        Some(Gic::V3(gic)) => {
+    match GIC.get().map(|gic| &gic.version) {
+        Some(Version::V2(gic)) => cpus.for_each(|cpu| gic.kick(cpu)),
+        Some(Version::V3(gic)) => {
             let others = percpu::secondaries();
             let data = |cpu: CpuId| match cpu.index().checked_sub(1) {
                 None => percpu::get(cpu),
@@ -172,24 +236,85 @@ pub fn kick_each(cpus: impl Iterator<Item = CpuId>) {
 
 /// Takes and ends the interrupts that are pending for this CPU, so that it can wait, or run a guest, again.
 pub fn acknowledge() {
-    match GIC.get() {
-        Some(Gic::V2(gic)) => gic.acknowledge(),
-        Some(Gic::V3(gic)) => gic.acknowledge(),
-        None => {}
+    if let Some(gic) = GIC.get() {
+        while let Some(taken) = gic.take() {
+            gic.deactivate(taken);
+        }
     }
     // What the kicks announce is read after they have been acknowledged: reads of ICC_IAR1_EL1 order no later loads by
     // themselves (IHI 0069 4.2.1).
     barrier::dsb(barrier::SY);
 }
 
+/// Takes one of the interrupts that are pending for this CPU, while a guest with a virtual GIC is loaded.
+pub fn take() -> Option<Taken> {
+    let gic = GIC.get()?;
+    let taken = gic.take()?;
+    let interrupt = gic.interrupt(taken);
+    if let Some(timers) = &gic.timers {
+        if timers.virtual_timer == interrupt {
+            return Some(Taken::VirtualTimer);
+        }
+        if timers.physical == interrupt {
+            return Some(Taken::PhysicalTimer);
+        }
+    }
+    gic.deactivate(taken);
+    if gic.maintenance == Some(interrupt) {
+        return Some(Taken::Maintenance);
+    }
+    // As in `acknowledge`.
+    barrier::dsb(barrier::SY);
+    Some(Taken::Own)
+}
+
+/// Switches on or off that this CPU takes the interrupts that are forwarded to guests.
+pub(crate) fn set_forwarding(enabled: bool) {
+    if let Some(gic) = GIC.get() {
+        gic.set_enabled(gic.forwarded().fold(0, add), enabled);
+    }
+}
+
+/// The calling CPU's list registers, if it has any, and can forward interrupts.
+pub fn list_registers() -> Option<ListRegisters> {
+    let gic = GIC.get()?;
+    let timers = gic.timers?;
+    let (virtual_timer, physical) = (timers.virtual_timer.0, timers.physical.0);
+    if (virtual_timer, physical) != (VIRTUAL_TIMER, PHYSICAL_TIMER) || gic.maintenance.is_none() {
+        return None;
+    }
+    match &gic.version {
+        Version::V2(gic) => gic.list_registers(),
+        Version::V3(_) => Some(ListRegisters::system()),
+    }
+}
+
+/// Makes a forwarded interrupt of this CPU active, in which state it isn't taken, or ends that.
+pub(crate) fn set_active(interrupt: u32, active: bool) {
+    let Some(gic) = GIC.get() else {
+        return;
+    };
+    let bit = add(0, Interrupt(interrupt));
+    match &gic.version {
+        Version::V2(gic) => gic.set_active(bit, active),
+        Version::V3(gic) => gic.set_active(bit, active),
+    }
+}
+
 /// As [`wait`], but only until [`timer::now_ns`] reaches `deadline_ns`, if the timer's interrupt is known.
 pub fn wait_until(deadline_ns: u64) {
-    timer::arm(deadline_ns);
+    wait_until_tick(timer::ticks(deadline_ns));
+    acknowledge();
+}
+
+/// Waits until this CPU is kicked (or was, since it last acknowledged), or the counter reaches `tick`, if the timer's interrupt
+/// is known. Acknowledges nothing. May return early.
+pub fn wait_until_tick(tick: u64) {
+    timer::arm(tick);
     barrier::dsb(barrier::SY);
     aarch64_cpu::asm::wfi();
     // Before the interrupt is ended: it stays pending for as long as the timer asks for it.
     timer::disarm();
-    acknowledge();
 }
 
 /// Waits until this CPU is kicked (or was, since it last acknowledged), and acknowledges. May return early.

@@ -61,15 +61,19 @@ pub fn counter() -> u64 {
     read_register!("cntpct_el0")
 }
 
-/// Raises this CPU's EL2 timer interrupt when [`now_ns`] reaches `deadline_ns`, or at once if it has.
-pub(crate) fn arm(deadline_ns: u64) {
+/// The counter's value when [`now_ns`] reaches `ns`.
+pub(crate) fn ticks(ns: u64) -> u64 {
+    let ticks = u128::from(ns) * u128::from(frequency()) / u128::from(NS_PER_SECOND);
+    u64::try_from(ticks).unwrap_or(u64::MAX).saturating_add(1)
+}
+
+/// Raises this CPU's EL2 timer interrupt when the counter reaches `tick`, or at once if it has.
+pub(crate) fn arm(tick: u64) {
     const ENABLE: u64 = 1;
-    let ticks = u128::from(deadline_ns) * u128::from(frequency()) / u128::from(NS_PER_SECOND);
-    let ticks = u64::try_from(ticks).unwrap_or(u64::MAX).saturating_add(1);
     // SAFETY: EL2's own timer, whose interrupt is never taken: it only ends a wait. The vectors keep a register in
     // CVAL, but go on after that only while a guest is loaded or being put (exceptions.S).
     unsafe {
-        write_register!("cnthp_cval_el2", ticks);
+        write_register!("cnthp_cval_el2", tick);
         write_register!("cnthp_ctl_el2", ENABLE);
     }
 }

@@ -12,9 +12,9 @@ use aarch64_cpu::asm::wfi;
 use aarch64_cpu::registers::HCR_EL2;
 use stage2::{Instructions, Ipa, PAGE_SIZE, RegimeRegisters};
 use vm::{
-    Cpu, El1State, ExceptionControls, ExceptionRecord, ExitReason, FpState, GuestRegs, PacKeys,
-    Protections, RawExit, Stage2Registers, Syndrome, SystemRegister, VcpuControls, VcpuState,
-    WriteServer, forbidden_write,
+    Cpu, El1State, ExceptionControls, ExceptionRecord, ExitReason, FpState, GuestRegs, Interrupt,
+    PacKeys, Protections, RawExit, Stage2Registers, Syndrome, SystemRegister, VcpuControls,
+    VcpuState, WriteServer, forbidden_write,
 };
 
 use crate::cpu::features::CpuFeatures;
@@ -22,7 +22,7 @@ use crate::cpu::percpu::CpuId;
 use crate::cpu::recover;
 use crate::cpu::register::{read_register, write_register};
 use crate::cpu::tlb::CpuInstructions;
-use crate::drivers::gic;
+use crate::drivers::gic::{self, ListRegisters, Taken};
 use crate::el2::exceptions;
 use crate::el2::protect;
 use crate::el2::set_up::HCR_BOOT;
@@ -89,6 +89,12 @@ const HCR_GUEST: u64 = HCR_BOOT
     | HCR_TACR
     | HCR_TSW;
 
+/// CNTHCTL_EL2 without VHE: EL1 reads the physical counter (EL1PCTEN); it has the physical timer (EL1PCEN); what it sees of both
+/// is less CNTPOFF_EL2 (ECV).
+pub(crate) const CNTHCTL_COUNTER: u64 = 1;
+const CNTHCTL_TIMER: u64 = 1 << 1;
+const CNTHCTL_ECV: u64 = 1 << 12;
+
 /// PAR_EL1: the address that a translation gave (D23.2.122).
 const PAR_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
@@ -98,7 +104,14 @@ pub struct HardwareCpu {
     hcr: u64,
     pauth: bool,
     ras: bool,
+    /// CNTPOFF_EL2 exists.
+    offsets_physical_counter: bool,
+    list_registers: Option<ListRegisters>,
     protections: Protections,
+    /// The loaded guest has a virtual GIC.
+    has_virtual_gic: bool,
+    /// The CPU takes the interrupts of EL1's timers.
+    forwards: bool,
 }
 
 impl HardwareCpu {
@@ -123,7 +136,11 @@ impl HardwareCpu {
             hcr,
             pauth,
             ras,
+            offsets_physical_counter: features.ecv >= 2,
+            list_registers: gic::list_registers(),
             protections: protect::protections(),
+            has_virtual_gic: false,
+            forwards: false,
         }
     }
 }
@@ -156,7 +173,9 @@ macro_rules! el1_registers {
             csselr_el1,
             cntkctl_el1,
             cntv_cval_el0,
-            cntv_ctl_el0
+            cntv_ctl_el0,
+            cntp_cval_el0,
+            cntp_ctl_el0
         )
     };
 }
@@ -249,13 +268,40 @@ extern "C" fn serve_none(_: *mut ()) -> u64 {
     1 + ExitReason::Synchronous as u64
 }
 
+impl HardwareCpu {
+    /// Gives EL1 its physical timer and both timers' interrupts to the hypervisor, or takes them away.
+    fn set_timers(&mut self, controls: &VcpuControls) {
+        if self.forwards != controls.virtual_gic {
+            self.forwards = controls.virtual_gic;
+            gic::set_forwarding(self.forwards);
+        }
+        let mut access = CNTHCTL_COUNTER;
+        if controls.virtual_gic {
+            access |= CNTHCTL_TIMER;
+            if self.offsets_physical_counter {
+                access |= CNTHCTL_ECV;
+                // SAFETY: what EL1 subtracts from its counter; the CPU has the register.
+                unsafe { write_register!("s3_4_c14_c0_6", controls.counter_offset) }; // CNTPOFF_EL2
+            }
+        }
+        // SAFETY: EL1's access to its timer and counter.
+        unsafe { write_register!("cnthctl_el2", access) };
+    }
+}
+
 impl Cpu for HardwareCpu {
+    type Interface = ListRegisters;
+
     fn now_ns(&self) -> u64 {
         crate::drivers::timer::now_ns()
     }
 
     fn load(&mut self, state: &VcpuState, controls: &VcpuControls) {
         exceptions::mask_errors();
+        if self.has_virtual_gic || controls.virtual_gic {
+            self.has_virtual_gic = controls.virtual_gic;
+            self.set_timers(controls);
+        }
         el1_registers!(load_each, &state.el1);
         if self.pauth {
             key_registers!(load_keys, &state.pac);
@@ -295,7 +341,11 @@ impl Cpu for HardwareCpu {
         unsafe {
             world_save_fp(&raw mut state.fp);
             write_register!("cntv_ctl_el0", 0);
+            write_register!("cntp_ctl_el0", 0);
             write_register!("hcr_el2", HCR_BOOT);
+        }
+        if self.has_virtual_gic {
+            self.interface().switch_off();
         }
         // VTCR_EL2 stays, and means nothing until it is written together with a VTTBR_EL2 again.
         CpuInstructions::new().set_vttbr(0);
@@ -374,12 +424,39 @@ impl Cpu for HardwareCpu {
         gic::kick(CpuId::new(target.0));
     }
 
+    fn interface(&mut self) -> ListRegisters {
+        self.list_registers
+            .expect("a CPU without list registers has guests without a virtual GIC")
+    }
+
+    fn take_interrupt(&mut self) -> Option<Interrupt> {
+        gic::take().map(|taken| match taken {
+            Taken::Own => Interrupt::Kick,
+            Taken::Maintenance => Interrupt::Maintenance,
+            Taken::VirtualTimer => Interrupt::VirtualTimer,
+            Taken::PhysicalTimer => Interrupt::PhysicalTimer,
+        })
+    }
+
     fn acknowledge_interrupts(&mut self) {
         gic::acknowledge();
     }
 
-    fn wait_for_interrupt(&mut self) {
-        barrier::dsb(SY);
-        wfi();
+    fn wait_for_interrupt(&mut self, tick: Option<u64>) {
+        match tick {
+            Some(tick) => gic::wait_until_tick(tick),
+            None => {
+                barrier::dsb(SY);
+                wfi();
+            }
+        }
+    }
+
+    fn physical_offset(&self, offset: u64) -> u64 {
+        if self.offsets_physical_counter {
+            offset
+        } else {
+            0
+        }
     }
 }

@@ -27,14 +27,7 @@ impl GuestDescription<'_> {
     /// A value that a tree can't hold: `bootargs` with a NUL in it. Or there is no heap: the tree's builder can't report that,
     /// so a sufficient amount is first allocated and freed again.
     pub fn to_tree(&self) -> Result<Vec<u8>, TreeError> {
-        let bytes = self.most_bytes();
-        let mut room = Vec::<u8>::new();
-        room.try_reserve_exact(bytes)
-            .map_err(|_| TreeError::NoRoom {
-                bootargs: self.bootargs.len(),
-                bytes,
-            })?;
-        drop(room);
+        check_room(self.bootargs, self.most_bytes())?;
         self.write().map_err(TreeError::Value)
     }
 
@@ -66,7 +59,7 @@ impl GuestDescription<'_> {
             "psci",
             &[("compatible", "arm,psci-1.0"), ("method", "hvc")],
         )?;
-        self.write_cpus(&mut tree)?;
+        write_cpus(&mut tree, self.affinities)?;
         for range in self.memory {
             write_memory(&mut tree, range)?;
         }
@@ -76,24 +69,36 @@ impl GuestDescription<'_> {
         tree.end_node(root)?;
         tree.finish()
     }
-
-    fn write_cpus(&self, tree: &mut FdtWriter) -> Result<(), Error> {
-        let cpus = tree.begin_node("cpus")?;
-        tree.property_u32("#address-cells", 2)?;
-        tree.property_u32("#size-cells", 0)?;
-        for affinity in self.affinities {
-            let cpu = tree.begin_node(&format!("cpu@{affinity:x}"))?;
-            tree.property_string("device_type", "cpu")?;
-            tree.property_string("compatible", "arm,armv8")?;
-            tree.property_string("enable-method", "psci")?;
-            tree.property_u64("reg", *affinity)?;
-            tree.end_node(cpu)?;
-        }
-        tree.end_node(cpus)
-    }
 }
 
-fn write_memory(tree: &mut FdtWriter, range: &IpaRange) -> Result<(), Error> {
+/// Checks that there is heap for building a tree: its builder can't report that there is none.
+pub(crate) fn check_room(bootargs: &str, bytes: usize) -> Result<(), TreeError> {
+    let mut room = Vec::<u8>::new();
+    let reserved = room.try_reserve_exact(bytes);
+    reserved.map_err(|_| TreeError::NoRoom {
+        bootargs: bootargs.len(),
+        bytes,
+    })
+}
+
+/// Writes the node of the vCPUs with these affinities.
+pub(crate) fn write_cpus(tree: &mut FdtWriter, affinities: &[u64]) -> Result<(), Error> {
+    let cpus = tree.begin_node("cpus")?;
+    tree.property_u32("#address-cells", 2)?;
+    tree.property_u32("#size-cells", 0)?;
+    for affinity in affinities {
+        let cpu = tree.begin_node(&format!("cpu@{affinity:x}"))?;
+        tree.property_string("device_type", "cpu")?;
+        tree.property_string("compatible", "arm,armv8")?;
+        tree.property_string("enable-method", "psci")?;
+        tree.property_u64("reg", *affinity)?;
+        tree.end_node(cpu)?;
+    }
+    tree.end_node(cpus)
+}
+
+/// Writes the node of a range of memory.
+pub(crate) fn write_memory(tree: &mut FdtWriter, range: &IpaRange) -> Result<(), Error> {
     let (start, size) = (
         range.start.get(),
         range.end.get().saturating_sub(range.start.get()),

@@ -7,6 +7,7 @@ use crate::guest::host::Host;
 use crate::guest::plan::{GuestPlan, RAM, RAM_SLOT, UNSEEN_SLOT, level, whole};
 use crate::guest::running::RunningGuest;
 use crate::guest::stage2_use::Stage2Use;
+use crate::linux::{BoardDescription, GuestBoard, Places};
 use crate::machine::{Machine, OwnCpu};
 use crate::options::TEST_MEMORY;
 use crate::schedule;
@@ -15,8 +16,56 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use memory::{AddressSpace, MmuLock, Object, Owner, SlotError};
 use records::size::Size;
-use stage2::{Layout, PAGE_SIZE};
+use stage2::{Ipa, Layout, PAGE_SIZE};
 use vm::{CpuId, Pause, Service, Start, VcpuId, Vm, VmConfig};
+
+/// What a guest finds in its RAM besides its image.
+struct Files<'p> {
+    tree: Vec<u8>,
+    tree_at: Ipa,
+    ramdisk: Option<(Ipa, &'p [u8])>,
+}
+
+impl<'p> Files<'p> {
+    /// Those of a planned guest, which fit into its RAM.
+    fn of(plan: &GuestPlan<'p>) -> Result<Self, RunError> {
+        let affinities: Vec<u64> = (0..plan.vcpus)
+            .map(|vcpu| VcpuId(vcpu).affinity())
+            .collect();
+        let memory = plan.memory();
+        if let Some(board) = &plan.board {
+            let places = Places::of(&plan.image, board.ramdisk, plan.ram)?;
+            let tree = BoardDescription {
+                gic: board.version,
+                affinities: &affinities,
+                memory: &memory,
+                ramdisk: places.ramdisk.clone(),
+                bootargs: plan.bootargs,
+            }
+            .to_tree()?;
+            places.check_tree(&tree)?;
+            return Ok(Self {
+                tree,
+                tree_at: places.tree,
+                ramdisk: places.ramdisk.map(|range| range.start).zip(board.ramdisk),
+            });
+        }
+        let tree = GuestDescription {
+            memory: &memory,
+            affinities: &affinities,
+            device: plan.device.as_ref(),
+            bootargs: plan.bootargs,
+        }
+        .to_tree()?;
+        let tree_bytes = (tree.len() as u64).next_multiple_of(PAGE_SIZE);
+        plan.image.check_fits(plan.ram, tree_bytes)?;
+        Ok(Self {
+            tree,
+            tree_at: RAM.offset(plan.ram - tree_bytes),
+            ramdisk: None,
+        })
+    }
+}
 
 /// A new VM with its memory.
 struct NewVm<L> {
@@ -105,7 +154,8 @@ impl<'h, M: Machine> Host<'h, M> {
             counter_offset: self.machine.counter(),
             times_faults: plan.exit_times,
         };
-        let vm = Vm::new(config, space).map_err(|(error, space)| {
+        let devices = plan.board.as_ref().map(GuestBoard::devices);
+        let vm = Vm::with_devices(config, devices, space).map_err(|(error, space)| {
             space.destroy(own);
             error
         })?;
@@ -128,9 +178,9 @@ impl<'h, M: Machine> Host<'h, M> {
             space.destroy(own);
             return Err(error.into());
         }
-        let vm = paused.fork(space).map_err(|space| {
+        let vm = paused.fork(space).map_err(|(error, space)| {
             space.destroy(own);
-            RunError::Heap
+            error
         })?;
         let filled_ns = self.machine.now_ns() - before_ns;
         Ok(NewVm { vm, filled_ns })
@@ -161,19 +211,7 @@ impl<'h, M: Machine> Host<'h, M> {
         space: &AddressSpace<L>,
         plan: &GuestPlan<'_>,
     ) -> Result<Start, RunError> {
-        let affinities: Vec<u64> = (0..plan.vcpus)
-            .map(|vcpu| VcpuId(vcpu).affinity())
-            .collect();
-        let memory = plan.memory();
-        let tree = GuestDescription {
-            memory: &memory,
-            affinities: &affinities,
-            device: plan.device.as_ref(),
-            bootargs: plan.bootargs,
-        }
-        .to_tree()?;
-        let tree_bytes = (tree.len() as u64).next_multiple_of(PAGE_SIZE);
-        plan.image.check_fits(plan.ram, tree_bytes)?;
+        let files = Files::of(plan)?;
 
         let own = &self.own.memory;
         let test = plan.test_end().get() - TEST_MEMORY;
@@ -219,11 +257,13 @@ impl<'h, M: Machine> Host<'h, M> {
             let (start, piece) = (plan.unseen_start(), level(plan.ram_backing));
             space.add_slot(own, UNSEEN_SLOT, start, plan.unseen, piece, false)?;
         }
-        let tree_at = RAM.offset(plan.ram - tree_bytes);
-        space.write_guest(own, tree_at, &tree)?;
+        if let Some((at, bytes)) = files.ramdisk {
+            space.write_guest(own, at, bytes)?;
+        }
+        space.write_guest(own, files.tree_at, &files.tree)?;
         Ok(Start {
             entry: entry.get(),
-            context: tree_at.get(),
+            context: files.tree_at.get(),
         })
     }
 

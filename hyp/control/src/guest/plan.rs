@@ -1,6 +1,7 @@
 //! The plan of a guest: image, vCPUs, memory, and layout of its tables. Constant while it runs.
 
 use crate::error::RunError;
+use crate::linux::GuestBoard;
 use crate::machine::Device;
 use crate::options::TEST_MEMORY;
 use crate::request::Request;
@@ -67,6 +68,8 @@ pub struct GuestPlan<'p> {
     /// The object with the image for all guests that start from it: their RAM shares its frames. Without it the guest gets a
     /// copy.
     pub kernel: Option<Arc<Object>>,
+    /// Its board, if it has interrupts and emulated devices.
+    pub board: Option<GuestBoard<'p>>,
     /// Its command line.
     pub bootargs: &'p str,
     /// Its vCPUs.
@@ -112,6 +115,7 @@ impl<'p> GuestPlan<'p> {
             vm,
             image: request.image,
             kernel: None,
+            board: None,
             bootargs: request.bootargs,
             vcpus: options.vcpus,
             helpers: 0,

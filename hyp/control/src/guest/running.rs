@@ -61,6 +61,15 @@ pub struct RunningGuest<'h, M: Machine, L: MmuLock> {
     ending: Ending<'h, M, L>,
 }
 
+/// The outcome of a look at what CPU 0 attends to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Attended {
+    /// What was waited for has come.
+    Done,
+    /// It hasn't; at this time another look is due.
+    Again(u64),
+}
+
 /// CPUs that work on a VM's memory beside its vCPUs. They are told to stop, and waited for, when this is dropped, at the
 /// latest.
 pub struct BackgroundWork<'g, M: Machine> {
@@ -202,13 +211,28 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
     /// # Errors
     /// The guest has ended before, or its time is up.
     pub fn wait_until(&self, mut done: impl FnMut() -> bool) -> Result<(), RunError> {
-        loop {
+        self.attend_until(|| {
             if done() {
-                return Ok(());
+                Attended::Done
+            } else {
+                Attended::Again(u64::MAX)
             }
+        })
+    }
+
+    /// As [`Self::wait_until`], while this CPU attends to something: calls `attend` whenever it was kicked, and at the time that
+    /// it returned last.
+    ///
+    /// # Errors
+    /// As for [`Self::wait_until`].
+    pub fn attend_until(&self, mut attend: impl FnMut() -> Attended) -> Result<(), RunError> {
+        loop {
+            let Attended::Again(deadline_ns) = attend() else {
+                return Ok(());
+            };
             self.check()?;
             if !self.host.cpu_pool.relieve(self.own) {
-                self.machine.wait(self.patience.next_ns());
+                self.machine.wait(self.patience.next_ns().min(deadline_ns));
             }
         }
     }
@@ -324,7 +348,19 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
     /// # Errors
     /// Its time is up.
     pub fn wait_for_end(&self) -> Result<StopReason, RunError> {
-        match self.wait_until(|| false) {
+        self.attend_until_end(|| u64::MAX)
+    }
+
+    /// As [`Self::wait_for_end`], while this CPU attends to something: `attend` returns when it wants to be called again at the
+    /// latest.
+    ///
+    /// # Errors
+    /// As for [`Self::wait_for_end`].
+    pub fn attend_until_end(
+        &self,
+        mut attend: impl FnMut() -> u64,
+    ) -> Result<StopReason, RunError> {
+        match self.attend_until(|| Attended::Again(attend())) {
             Err(RunError::Ended(reason)) => Ok(reason),
             Err(error) => Err(error),
             Ok(()) => Ok(StopReason::Requested),

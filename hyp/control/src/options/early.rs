@@ -26,12 +26,12 @@ impl EarlyOptions {
     pub fn parse(bootargs: &str) -> Result<Self, OptionError<'_>> {
         let mut options = Self::default();
         let mut mitigations = Mitigations::Auto;
-        let mut is_program = false;
+        let mut is_foreign = false;
         let mut given = [false; EARLY_KEYS.len()];
         for (key, text) in each_word(bootargs) {
             if key == "guest" {
                 let guest = text.and_then(|text| value::word("guest", text).ok());
-                is_program |= guest == Some(GuestKind::Program);
+                is_foreign |= guest.is_some_and(GuestKind::is_foreign);
             }
             let Some(index) = EARLY_KEYS.iter().position(|known| *known == key) else {
                 continue;
@@ -53,7 +53,7 @@ impl EarlyOptions {
             }
         }
         options.mitigations = match mitigations {
-            Mitigations::Auto => is_program,
+            Mitigations::Auto => is_foreign,
             Mitigations::On => true,
             Mitigations::Off => false,
         };

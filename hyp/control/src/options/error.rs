@@ -59,8 +59,8 @@ pub enum OptionError<'t> {
         /// The size of each.
         piece: &'static str,
     },
-    /// A guest program was to run in several modes.
-    OneMode,
+    /// A guest of the user's was to run in several modes.
+    OneMode(&'static str),
     /// The benchmark was to run with several limits.
     OneOvercommit,
     /// An option of merging, but nothing is merged.
@@ -68,7 +68,7 @@ pub enum OptionError<'t> {
     /// A background scanner together with a workload that has its own.
     MergingTwice,
     /// Test memory as a target of merging, but there is none.
-    NoTestMemory,
+    NoTestMemory(&'static str),
     /// The memory isn't a whole number of pages.
     NotWholePages(Size),
     /// The memory of all vCPUs exceeds any address space.
@@ -133,7 +133,9 @@ impl fmt::Display for OptionError<'_> {
                 f,
                 "slots={slots} contradicts the memory, which is {pieces} pieces of {piece}"
             ),
-            Self::OneMode => f.write_str("several modes contradict guest=program, which runs once"),
+            Self::OneMode(guest) => {
+                write!(f, "several modes contradict guest={guest}, which runs once")
+            }
             Self::OneOvercommit => f.write_str(
                 "several values of overcommit contradict guest=dirty_log, which has one for all of its runs",
             ),
@@ -143,8 +145,9 @@ impl fmt::Display for OptionError<'_> {
             Self::MergingTwice => f.write_str(
                 "option 'merging' contradicts workload=merge, whose workers merge already",
             ),
-            Self::NoTestMemory => f.write_str(
-                "merge_targets=test contradicts guest=program, whose memory is all ram",
+            Self::NoTestMemory(guest) => write!(
+                f,
+                "merge_targets=test contradicts guest={guest}, whose memory is all ram"
             ),
             Self::NotWholePages(bytes) => {
                 write!(

@@ -306,8 +306,8 @@ fn malformed_values_are_named_with_what_is_expected() {
         "malformed value 'loud' for option 'log': expected error, warn, info, debug or trace"
     );
     assert_eq!(
-        refused("guest=linux"),
-        "malformed value 'linux' for option 'guest': expected dirty_log, stress, backing or program"
+        refused("guest=solaris"),
+        "malformed value 'solaris' for option 'guest': expected dirty_log, stress, backing, program or linux"
     );
     assert_eq!(
         refused("timeout=0"),
@@ -450,6 +450,57 @@ fn a_program_may_have_what_a_vm_has() {
         Options::parse("mode=parallel vcpus=1 bytes=64M backing=2M timeout=120 guest=program")
             .unwrap();
     assert_eq!((options.guest, options.vcpus), (GuestKind::Program, 1));
+}
+
+#[test]
+fn linux_has_memory_of_its_own_and_may_be_idle() {
+    let options = Options::parse("guest=linux").unwrap();
+    assert_eq!(options.program_bytes(), Some(512 << 20));
+    assert_eq!(options.timeout, NO_TIMEOUT);
+    assert_eq!(
+        (options.console, options.on_reset),
+        (ConsoleMode::Lines, OnReset::Restart)
+    );
+    let options =
+        "guest=linux vcpus=4 bytes=6G timeout=3 console=raw on_reset=stop mode=rwlock merging";
+    let options = Options::parse(options).unwrap();
+    assert_eq!(
+        (options.program_bytes(), options.timeout),
+        (Some(6 << 30), 3)
+    );
+    assert_eq!(
+        (options.console, options.on_reset),
+        (ConsoleMode::Raw, OnReset::Stop)
+    );
+    assert_eq!(options.merge.targets, [MergeTarget::Ram]);
+}
+
+#[test]
+fn what_isnt_for_linux_or_for_linux_only_is_named() {
+    for (options, key, guest) in [
+        ("guest=linux iterations=3", "iterations", "linux"),
+        ("guest=linux device=/rtc", "device", "linux"),
+        ("guest=linux seed=3", "seed", "linux"),
+        ("guest=program console=raw", "console", "program"),
+        ("on_reset=stop", "on_reset", "dirty_log"),
+    ] {
+        assert_eq!(
+            refused(options),
+            alloc::format!("option '{key}' contradicts guest={guest}, which has no use for it")
+        );
+    }
+    assert_eq!(
+        refused("guest=linux mode=mutex,parallel"),
+        "several modes contradict guest=linux, which runs once"
+    );
+    assert_eq!(
+        refused("guest=linux console=both"),
+        "malformed value 'both' for option 'console': expected lines or raw"
+    );
+    assert_eq!(
+        refused("guest=linux bytes=16G ipa_bits=34"),
+        "ipa_bits=34 contradicts vcpus=4 bytes=17179869184: the memory doesn't fit"
+    );
 }
 
 proptest! {

@@ -7,8 +7,8 @@ use platform::cpu::tlb::{self, CpuInstructions};
 use platform::el2::world::HardwareCpu;
 use stage2::{Barrier, Features, Instructions, Ipa, Layout, Maintenance, Pa, Tlbi};
 use vm::{
-    Cpu, CpuId, ExceptionControls, ExceptionRecord, GuestRegs, Protections, RawExit, Syndrome,
-    SystemRegister, VcpuControls, VcpuState, WriteServer,
+    Cpu, CpuId, ExceptionControls, ExceptionRecord, GuestRegs, Interrupt, Protections, RawExit,
+    Syndrome, SystemRegister, VcpuControls, VcpuState, WriteServer,
 };
 
 use super::inject;
@@ -109,6 +109,8 @@ fn tell_registers() {
 }
 
 impl Cpu for GuestCpu {
+    type Interface = <HardwareCpu as Cpu>::Interface;
+
     fn now_ns(&self) -> u64 {
         self.0.now_ns()
     }
@@ -162,7 +164,19 @@ impl Cpu for GuestCpu {
         self.0.acknowledge_interrupts();
     }
 
-    fn wait_for_interrupt(&mut self) {
-        self.0.wait_for_interrupt();
+    fn wait_for_interrupt(&mut self, tick: Option<u64>) {
+        self.0.wait_for_interrupt(tick);
+    }
+
+    fn interface(&mut self) -> Self::Interface {
+        self.0.interface()
+    }
+
+    fn take_interrupt(&mut self) -> Option<Interrupt> {
+        self.0.take_interrupt()
+    }
+
+    fn physical_offset(&self, offset: u64) -> u64 {
+        self.0.physical_offset(offset)
     }
 }

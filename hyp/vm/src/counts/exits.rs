@@ -36,6 +36,7 @@ impl ExitKind {
             Self::LostTranslation
                 | Self::ReadFault
                 | Self::RingFull
+                | Self::DeviceAccess
                 | Self::InjectedAbort
                 | Self::InjectedUndefined
         )
@@ -55,6 +56,8 @@ exit_kinds! {
     Hypercall = "hypercall",
     /// A trapped system register access.
     SystemRegister = "system_register",
+    /// A translation fault that was an access to an emulated device.
+    DeviceAccess = "device_access",
     /// A WFI.
     WaitForInterrupt = "wait_for_interrupt",
     /// A physical interrupt, in general a kick.

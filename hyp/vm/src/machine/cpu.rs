@@ -8,6 +8,7 @@ use crate::registers::syndrome::Syndrome;
 use core::convert::Infallible;
 
 use stage2::Ipa;
+use vgic::{ActivePriorities, ListRegister, VirtualInterface};
 
 use crate::machine::protection::Protections;
 use crate::registers::state::{GuestRegs, VcpuState};
@@ -100,6 +101,21 @@ pub struct VcpuControls {
     pub mpidr: u64,
     /// The offset that is subtracted from the counter for CNTVCT_EL0, in ticks (CNTVOFF_EL2).
     pub counter_offset: u64,
+    /// The guest has a virtual GIC, to which the interrupts of EL1's timers are forwarded, and both of these timers.
+    pub virtual_gic: bool,
+}
+
+/// An interrupt that a CPU has taken while a guest with a virtual GIC was loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupt {
+    /// A kick, or a stray. It has ended.
+    Kick,
+    /// The list registers want to be looked after. It has ended, and comes again if they still do.
+    Maintenance,
+    /// EL1's virtual timer. It is active until the guest ends it.
+    VirtualTimer,
+    /// The same of EL1's physical timer.
+    PhysicalTimer,
 }
 
 /// The registers of the loaded guest that decide how it takes an exception.
@@ -126,6 +142,9 @@ pub struct ExceptionRecord {
 
 /// A CPU at EL2.
 pub trait Cpu {
+    /// A handle of the CPU's list registers.
+    type Interface: VirtualInterface;
+
     /// Nanoseconds since some fixed moment.
     fn now_ns(&self) -> u64;
 
@@ -167,9 +186,69 @@ pub trait Cpu {
     /// target then.
     fn kick(&mut self, target: CpuId);
 
+    /// The CPU's list registers. Called while a guest with a virtual GIC is loaded.
+    fn interface(&mut self) -> Self::Interface;
+
+    /// Takes one of the interrupts that are pending for this CPU, while a guest with a virtual GIC is loaded.
+    fn take_interrupt(&mut self) -> Option<Interrupt>;
+
     /// Takes and ends the interrupts that are pending for this CPU: kicks, and any strays.
     fn acknowledge_interrupts(&mut self);
 
-    /// Sleeps until an interrupt is pending. Returns at once if one is already, and may return for no reason.
-    fn wait_for_interrupt(&mut self);
+    /// Sleeps until an interrupt is pending, or until the counter reaches `tick`, if that is given. Returns at once if one is
+    /// already, and may return for no reason. No guest is loaded.
+    fn wait_for_interrupt(&mut self, tick: Option<u64>);
+
+    /// The counter's value at which a guest's physical counter and timer are 0, if its virtual ones are at `offset`.
+    fn physical_offset(&self, offset: u64) -> u64;
+}
+
+/// The list registers of a CPU that has none: for machines whose guests get no virtual GIC.
+#[derive(Clone, Copy, Debug)]
+pub enum NoInterface {}
+
+impl VirtualInterface for NoInterface {
+    fn list_registers(&self) -> usize {
+        match *self {}
+    }
+
+    fn read_lr(&self, _: usize) -> ListRegister {
+        match *self {}
+    }
+
+    fn write_lr(&mut self, _: usize, _: ListRegister) {
+        match *self {}
+    }
+
+    fn read_hcr(&self) -> u64 {
+        match *self {}
+    }
+
+    fn write_hcr(&mut self, _: u64) {
+        match *self {}
+    }
+
+    fn read_vmcr(&self) -> u64 {
+        match *self {}
+    }
+
+    fn write_vmcr(&mut self, _: u64) {
+        match *self {}
+    }
+
+    fn read_active_priorities(&self) -> ActivePriorities {
+        match *self {}
+    }
+
+    fn write_active_priorities(&mut self, _: ActivePriorities) {
+        match *self {}
+    }
+
+    fn deactivate(&mut self, _: u32) {
+        match *self {}
+    }
+
+    fn set_active(&mut self, _: u32, _: bool) {
+        match *self {}
+    }
 }

@@ -3,6 +3,8 @@
 //! Plain data. The world switch reads and writes it at offsets taken from these structs (`repr(C)`), so their layout is fixed;
 //! all other code uses the fields. A vCPU's state belongs to the slice that runs it, and otherwise to the holder of its lock.
 
+use vgic::VcpuInterrupts;
+
 use crate::registers::syndrome::Syndrome;
 
 /// Where a vCPU starts when it is turned on.
@@ -77,6 +79,8 @@ pub struct El1State {
     pub cntkctl_el1: u64,
     pub cntv_ctl_el0: u64,
     pub cntv_cval_el0: u64,
+    pub cntp_ctl_el0: u64,
+    pub cntp_cval_el0: u64,
 }
 
 impl El1State {
@@ -108,6 +112,8 @@ impl El1State {
             cntkctl_el1: 0,
             cntv_ctl_el0: 0,
             cntv_cval_el0: 0,
+            cntp_ctl_el0: 0,
+            cntp_cval_el0: 0,
         }
     }
 }
@@ -155,6 +161,29 @@ pub struct VcpuState {
     pub disr_el1: u64,
 }
 
+/// What EL1's timers count from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimerOffsets {
+    /// The counter's value at which the virtual timer's is 0.
+    pub virtual_timer: u64,
+    /// The same of the physical timer.
+    pub physical: u64,
+}
+
+impl El1State {
+    /// The counter's value at which the first of the timers raises its interrupt, if one does.
+    pub fn timers_due(&self, offsets: TimerOffsets) -> Option<u64> {
+        let due = |ctl: u64, cval: u64, offset: u64| {
+            const ENABLE: u64 = 1;
+            const IMASK: u64 = 1 << 1;
+            (ctl & (ENABLE | IMASK) == ENABLE).then(|| cval.saturating_add(offset))
+        };
+        let virtual_timer = due(self.cntv_ctl_el0, self.cntv_cval_el0, offsets.virtual_timer);
+        let physical = due(self.cntp_ctl_el0, self.cntp_cval_el0, offsets.physical);
+        virtual_timer.into_iter().chain(physical).min()
+    }
+}
+
 impl VcpuState {
     /// A vCPU out of reset, about to execute `entry` with `x0` in x0 as both the arm64 boot protocol and PSCI CPU_ON
     /// demand: at EL1 on its own stack pointer, everything masked, MMU off.
@@ -183,15 +212,18 @@ pub(crate) struct Context {
     pub(crate) awaits_answer: bool,
     /// Its last synchronous exit, as of when it was put.
     pub(crate) last_exit: Syndrome,
+    /// Its interrupts, if its VM has an interrupt controller.
+    pub(crate) interrupts: Option<VcpuInterrupts>,
 }
 
 impl Context {
     /// A vCPU that has just been turned on.
-    pub(crate) fn starting_at(start: Start) -> Self {
+    pub(crate) fn starting_at(start: Start, interrupts: Option<VcpuInterrupts>) -> Self {
         Self {
             state: VcpuState::starting_at(start.entry, start.context),
             awaits_answer: false,
             last_exit: Syndrome::NONE,
+            interrupts,
         }
     }
 }
@@ -199,6 +231,34 @@ impl Context {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_timer_is_due_where_it_is_on_and_not_masked() {
+        let offsets = TimerOffsets {
+            virtual_timer: 100,
+            physical: 0,
+        };
+        let due = |cntv: (u64, u64), cntp: (u64, u64)| {
+            El1State {
+                cntv_ctl_el0: cntv.0,
+                cntv_cval_el0: cntv.1,
+                cntp_ctl_el0: cntp.0,
+                cntp_cval_el0: cntp.1,
+                ..El1State::reset()
+            }
+            .timers_due(offsets)
+        };
+        assert_eq!(due((0, 5), (0, 5)), None);
+        assert_eq!(due((3, 5), (2, 5)), None, "masked");
+        assert_eq!(due((1, 5), (0, 5)), Some(105));
+        assert_eq!(due((1, 5), (1, 50)), Some(50));
+        assert_eq!(
+            due((5, 5), (3, 50)),
+            Some(105),
+            "its condition is met already"
+        );
+        assert_eq!(due((1, u64::MAX), (0, 0)), Some(u64::MAX), "never");
+    }
 
     #[test]
     fn operand_31_is_the_zero_register() {

@@ -3,6 +3,7 @@
 //! The values come from a guest's instructions: any of them is possible, and none may do more harm than a wrong guess. Pure
 //! functions that decode any 64 bits.
 
+use devices::Width;
 use memory::{Access, FaultKind};
 
 use crate::registers::sysreg::{Direction, SystemRegister};
@@ -70,7 +71,7 @@ pub enum Cause {
     /// MSR, MRS or a system instruction, trapped.
     SystemRegister(SystemAccess),
     /// WFI or WFE, with or without a timeout.
-    Wait,
+    Wait(Wait),
     /// Anything else: of no meaning to Parvisor's guests, and so undefined.
     Other,
 }
@@ -90,8 +91,25 @@ impl Cause {
                 immediate: iss as u16,
             },
             CLASS_SYSTEM => Self::SystemRegister(SystemAccess::decode(iss)),
-            CLASS_WF => Self::Wait,
+            CLASS_WF => Self::Wait(Wait(iss)),
             _ => Self::Other,
+        }
+    }
+}
+
+/// The instruction-specific syndrome of a WFI or WFE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait(u32);
+
+impl Wait {
+    /// The general register with the timeout: a value of the virtual counter.
+    pub const fn timeout(self) -> Option<u8> {
+        const HAS_TIMEOUT: u32 = 1 << 1;
+        const REGISTER_VALID: u32 = 1 << 2;
+        if self.0 & (HAS_TIMEOUT | REGISTER_VALID) == HAS_TIMEOUT | REGISTER_VALID {
+            Some((self.0 >> 5 & 0x1f) as u8)
+        } else {
+            None
         }
     }
 }
@@ -144,6 +162,28 @@ impl Abort {
         if write { Access::Write } else { Access::Read }
     }
 
+    /// The load or store of a data abort, if the syndrome describes it: it does for those of one general register without
+    /// writeback.
+    pub fn register_access(self) -> Option<RegisterAccess> {
+        const VALID: u32 = 1 << 24;
+        const SIGN_EXTENDS: u32 = 1 << 21;
+        const IS_64: u32 = 1 << 15;
+        if self.0 & VALID == 0 || self.on_table_walk() {
+            return None;
+        }
+        Some(RegisterAccess {
+            direction: if self.0 & ISS_WNR != 0 {
+                Direction::Write
+            } else {
+                Direction::Read
+            },
+            width: Width::ALL[(self.0 >> 22 & 3) as usize],
+            operand: (self.0 >> 16 & 0x1f) as u8,
+            sign_extends: self.0 & SIGN_EXTENDS != 0,
+            is_64: self.0 & IS_64 != 0,
+        })
+    }
+
     /// An instruction abort's access.
     #[inline]
     pub fn fetch_access(self) -> Access {
@@ -151,6 +191,38 @@ impl Abort {
             (false, _) => Access::Execute,
             (true, AbortKind::Stage2(FaultKind::Permission)) => Access::Write,
             (true, _) => Access::Read,
+        }
+    }
+}
+
+/// A load or store of one general register, as the syndrome of a data abort describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegisterAccess {
+    /// Read or write.
+    pub direction: Direction,
+    /// The width of the access.
+    pub width: Width,
+    /// The general register: 0 to 30, or 31 for the zero register.
+    pub operand: u8,
+    /// What is loaded is extended by its sign.
+    sign_extends: bool,
+    /// The register is used with 64 bits.
+    is_64: bool,
+}
+
+impl RegisterAccess {
+    /// The register after a load of `value`.
+    pub const fn loaded(self, value: u64) -> u64 {
+        let value = self.width.of(value);
+        let unused = u64::BITS - 8 * self.width.bytes() as u32;
+        let extended = if self.sign_extends {
+            (value << unused).cast_signed() >> unused
+        } else {
+            value.cast_signed()
+        };
+        match self.is_64 {
+            true => extended.cast_unsigned(),
+            false => extended as u32 as u64,
         }
     }
 }
@@ -308,6 +380,57 @@ mod tests {
     fn hpfar_holds_the_page_from_bit_4() {
         assert_eq!(fault_page(0x8000_0000 >> 8), 0x8000_0000);
         assert_eq!(fault_page(1 << 63 | 0xf), 0);
+    }
+
+    #[test]
+    fn an_access_of_one_register_is_described() {
+        // LDRSH w2: valid, half-word, sign-extended, register 2.
+        let load = data_abort(1 << 24 | 1 << 22 | 1 << 21 | 2 << 16 | 0x07);
+        let load = load.register_access().unwrap();
+        assert_eq!(
+            (load.direction, load.width, load.operand),
+            (Direction::Read, Width::Half, 2)
+        );
+        assert_eq!(
+            load.loaded(0xf_8000),
+            0xffff_8000,
+            "32 bits, as w2 is the target"
+        );
+        assert_eq!(load.loaded(0x7fff), 0x7fff);
+        // LDRSW x3, LDRB w4, LDR x5.
+        let loads = [
+            (1 << 24 | 2 << 22 | 1 << 21 | 1 << 15, 0xffff_ffff_8877_6655),
+            (1 << 24, 0x55),
+            (1 << 24 | 3 << 22 | 1 << 15, 0x0102_0304_8877_6655),
+        ];
+        for (iss, expected) in loads {
+            let load = data_abort(iss | 0x07).register_access().unwrap();
+            assert_eq!(load.loaded(0x0102_0304_8877_6655), expected);
+        }
+        let store = data_abort(1 << 24 | 31 << 16 | 1 << 6 | 0x07);
+        let store = store.register_access().unwrap();
+        assert_eq!(
+            (store.direction, store.width, store.operand),
+            (Direction::Write, Width::Byte, 31)
+        );
+        assert_eq!(data_abort(0x47).register_access(), None, "LDP, say");
+        assert_eq!(
+            data_abort(1 << 24 | 1 << 7 | 0x07).register_access(),
+            None,
+            "a walk"
+        );
+    }
+
+    #[test]
+    fn a_wait_may_have_a_timeout() {
+        let wait = |iss: u64| match Cause::decode(CLASS_WF << CLASS_SHIFT | IL | iss) {
+            Cause::Wait(wait) => wait.timeout(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(wait(0b00), None, "WFI");
+        assert_eq!(wait(0b01), None, "WFE");
+        assert_eq!(wait(7 << 5 | 0b110), Some(7), "WFIT");
+        assert_eq!(wait(7 << 5 | 0b010), None, "a register that isn't told");
     }
 
     #[test]

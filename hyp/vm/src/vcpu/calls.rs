@@ -82,7 +82,7 @@ where
             }
             psci::Reply::Standby => {
                 self.answer([abi::SUCCESS]);
-                Next::Wait
+                self.wait(None)
             }
             psci::Reply::Off => Next::TurnOff,
             psci::Reply::Stop(reason) => self.end(reason),

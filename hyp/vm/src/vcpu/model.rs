@@ -13,8 +13,8 @@ use stage2::{Ipa, IpaRange};
 use super::*;
 use crate::calls::service::ServiceReply;
 use crate::machine::cpu::{
-    ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers, VcpuControls,
-    WriteServer,
+    ExceptionControls, ExceptionRecord, ExitReason, Interrupt, NoInterface, RawExit,
+    Stage2Registers, VcpuControls, WriteServer,
 };
 use crate::machine::guest_memory::Refusal;
 use crate::machine::protection::Protections;
@@ -185,6 +185,8 @@ struct ModelCpu<'w> {
 }
 
 impl Cpu for ModelCpu<'_> {
+    type Interface = NoInterface;
+
     fn now_ns(&self) -> u64 {
         0
     }
@@ -240,8 +242,20 @@ impl Cpu for ModelCpu<'_> {
         self.world.acknowledge();
     }
 
-    fn wait_for_interrupt(&mut self) {
+    fn wait_for_interrupt(&mut self, _: Option<u64>) {
         unreachable!("the caller of the slices sleeps")
+    }
+
+    fn interface(&mut self) -> NoInterface {
+        unreachable!("the VM has no GIC")
+    }
+
+    fn take_interrupt(&mut self) -> Option<Interrupt> {
+        unreachable!("the VM has no GIC")
+    }
+
+    fn physical_offset(&self, _: u64) -> u64 {
+        0
     }
 }
 

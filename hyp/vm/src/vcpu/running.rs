@@ -9,7 +9,7 @@ use stage2::{Ipa, PAGE_SIZE};
 use crate::calls::service::Service;
 use crate::counts::exits::{ExitCounters, ExitKind};
 use crate::counts::fault_latency::HoldPeriod;
-use crate::ids::VcpuId;
+use crate::ids::{CpuId, VcpuId};
 use crate::machine::cpu::{Cpu, ExceptionRecord, ExitReason, RawExit, VcpuControls, WriteServer};
 use crate::machine::guest_memory::GuestMemory;
 use crate::registers::id;
@@ -37,10 +37,21 @@ pub(super) enum Next {
     Enter,
     /// The vCPU waits until its CPU is kicked; then the guest continues.
     Wait,
+    /// The same, and an interrupt of the guest's wakes it too.
+    WaitForInterrupt,
     /// The vCPU is turned off.
     TurnOff,
     /// The VM ends, for the reason that was noted ([`Running::end`]).
     Stop,
+}
+
+/// How a run has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum RunEnd {
+    /// The vCPU waits until its CPU is kicked, or the counter has this value.
+    Waits { wakes_at: Option<u64> },
+    /// The VM is paused or has ended.
+    Leaves,
 }
 
 /// Serves the commonest faults without unloading the guest: its own writes that stage 2 forbids, such as the first to a logged
@@ -71,6 +82,8 @@ impl<S: GuestMemory<C>, C> WriteServer for Writes<'_, S, C> {
 /// A vCPU during a slice.
 pub(super) struct Running<'r, S, C, K, V: ?Sized> {
     pub(super) id: VcpuId,
+    /// The CPU that runs it.
+    pub(super) here: CpuId,
     pub(super) context: &'r mut Context,
     pub(super) vm: &'r Vm<S>,
     pub(super) cpu: &'r mut K,
@@ -80,6 +93,8 @@ pub(super) struct Running<'r, S, C, K, V: ?Sized> {
     pub(super) exits: &'r ExitCounters,
     /// The reason to end the VM, once an exit has noted one. Kept out of [`Next`], which each exit would copy.
     pub(super) reason: Option<StopReason>,
+    /// When a WFIT gives up, by the counter.
+    pub(super) timeout: Option<u64>,
 }
 
 impl<S, C, K, V> Running<'_, S, C, K, V>
@@ -88,17 +103,18 @@ where
     K: Cpu,
     V: Service + ?Sized,
 {
-    /// Runs the guest until the vCPU waits or is turned off, or the VM is paused or ends. Returns whether the vCPU waits.
-    pub(super) fn run(&mut self) -> bool {
+    /// Runs the guest until the vCPU waits or is turned off, or the VM is paused or ends.
+    pub(super) fn run(&mut self) -> RunEnd {
         let vm = self.vm;
         let mut next = self.take_answer();
         if next == Next::Wait {
-            return true;
+            return RunEnd::Waits { wakes_at: None };
         }
         let controls = VcpuControls {
             stage2: vm.space.activate(self.memory),
             mpidr: self.id.mpidr(),
             counter_offset: vm.counter_offset(),
+            virtual_gic: vm.devices().is_some(),
         };
         self.cpu.load(&self.context.state, &controls);
         let mut writes = Writes {
@@ -108,13 +124,10 @@ where
             vcpu: self.id.0,
             last: None,
         };
-        // Where faults are timed, all of them come out.
-        let is_timed = vm.timed().is_some();
-        while next == Next::Enter && vm.runs() {
-            let server = if is_timed { None } else { Some(&mut writes) };
-            let exit = self.cpu.enter(&mut self.context.state.regs, server);
-            next = self.handle(&exit, &mut writes.last);
-        }
+        next = match controls.virtual_gic {
+            false => self.run_guest::<false>(next, &mut writes),
+            true => self.run_interrupted(next, &mut writes),
+        };
         let last_exit = self.cpu.syndrome();
         let late_error = self.cpu.put(&mut self.context.state);
         if last_exit != Syndrome::NONE {
@@ -131,7 +144,50 @@ where
         for reason in [self.reason.take(), reason].into_iter().flatten() {
             vm.stop(reason, |cpu| self.cpu.kick(cpu));
         }
-        matches!(next, Next::Wait | Next::TurnOff)
+        let wakes_at = match next {
+            Next::WaitForInterrupt => self.wakes_at(),
+            Next::Wait | Next::TurnOff => None,
+            Next::Enter | Next::Stop => return RunEnd::Leaves,
+        };
+        RunEnd::Waits { wakes_at }
+    }
+
+    /// As [`Self::run_guest`], with the vCPU's interrupts.
+    #[inline(never)]
+    fn run_interrupted(&mut self, mut next: Next, writes: &mut Writes<'_, S, C>) -> Next {
+        self.load_interrupts();
+        loop {
+            next = self.run_guest::<true>(next, writes);
+            if next != Next::WaitForInterrupt {
+                self.put_interrupts();
+                return next;
+            }
+            if self.block() {
+                return next;
+            }
+            next = Next::Enter;
+        }
+    }
+
+    /// Enters the guest and handles its exits while it continues at once. `GIC`: it has a virtual one.
+    #[inline(always)]
+    fn run_guest<const GIC: bool>(
+        &mut self,
+        mut next: Next,
+        writes: &mut Writes<'_, S, C>,
+    ) -> Next {
+        let vm = self.vm;
+        // Where faults are timed, all of them come out.
+        let is_timed = vm.timed().is_some();
+        while next == Next::Enter && vm.runs() {
+            if GIC {
+                self.look();
+            }
+            let server = if is_timed { None } else { Some(&mut *writes) };
+            let exit = self.cpu.enter(&mut self.context.state.regs, server);
+            next = self.handle(&exit, &mut writes.last);
+        }
+        next
     }
 
     /// Handles an exit. `last` is the result of the last write served without an exit, if the guest couldn't continue.
@@ -148,7 +204,7 @@ where
             }
             ExitReason::Interrupt => {
                 self.count(ExitKind::Interrupt);
-                self.cpu.acknowledge_interrupts();
+                self.interrupt();
                 Next::Enter
             }
             ExitReason::SystemError => self.system_error(exit.esr),
@@ -160,7 +216,7 @@ where
     }
 
     #[inline]
-    fn count(&self, kind: ExitKind) {
+    pub(super) fn count(&self, kind: ExitKind) {
         self.exits.count(kind);
     }
 
@@ -183,7 +239,8 @@ where
             FaultOutcome::Resolved | FaultOutcome::Retry => Next::Enter,
             FaultOutcome::RingLow => self.ring_low(),
             FaultOutcome::RingFull => self.wait_for_ring(),
-            FaultOutcome::NoSlot | FaultOutcome::NotPermitted => self.inject_external_abort(exit),
+            FaultOutcome::NoSlot => self.outside_memory(exit, ipa),
+            FaultOutcome::NotPermitted => self.inject_external_abort(exit),
             FaultOutcome::OutOfFrames => self.starve(ipa),
         }
     }
@@ -305,19 +362,19 @@ where
                 self.count(ExitKind::SystemRegister);
                 self.system_register(exit, access)
             }
-            Cause::Wait if pstate::is_aarch64(self.context.state.regs.pstate) => {
+            Cause::Wait(wait) if pstate::is_aarch64(self.context.state.regs.pstate) => {
                 self.count(ExitKind::WaitForInterrupt);
                 self.skip_instruction();
-                Next::Wait
+                self.wait(wait.timeout())
             }
-            Cause::Wait | Cause::DataAbort(_) | Cause::InstructionAbort(_) | Cause::Other => {
+            Cause::Wait(_) | Cause::DataAbort(_) | Cause::InstructionAbort(_) | Cause::Other => {
                 self.count(ExitKind::Other);
                 self.inject_undefined(exit)
             }
         }
     }
 
-    fn skip_instruction(&mut self) {
+    pub(super) fn skip_instruction(&mut self) {
         let regs = &mut self.context.state.regs;
         regs.pc = regs.pc.wrapping_add(INSTRUCTION);
         regs.pstate = pstate::after_instruction(regs.pstate);
@@ -330,6 +387,10 @@ where
     }
 
     fn system_register(&mut self, exit: &RawExit, access: SystemAccess) -> Next {
+        if self.gic_register(access) {
+            self.skip_instruction();
+            return Next::Enter;
+        }
         let value = match emulate(access.register, access.direction) {
             Emulation::Undefined => return self.inject_undefined(exit),
             Emulation::Fixed(value) => value,
@@ -346,7 +407,7 @@ where
     }
 
     #[cold]
-    fn inject_external_abort(&mut self, exit: &RawExit) -> Next {
+    pub(super) fn inject_external_abort(&mut self, exit: &RawExit) -> Next {
         self.count(ExitKind::InjectedAbort);
         let from = self.context.state.regs.pc;
         let esr = external_abort(exit.esr, pstate::is_el0(self.context.state.regs.pstate));

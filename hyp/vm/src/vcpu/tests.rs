@@ -2,6 +2,7 @@
 
 mod calls;
 mod fakes;
+mod interrupts;
 mod memory;
 mod pauses;
 mod slices;
@@ -153,7 +154,7 @@ fn run_slices<S: GuestMemory<C>, C>(
             SliceEnd::Paused => service.paused.lock().unwrap().push(id),
             SliceEnd::Ended => return,
         }
-        cpu.wait_for_interrupt();
+        cpu.wait_for_interrupt(vcpu.wakes_at());
         cpu.acknowledge_interrupts();
     }
 }

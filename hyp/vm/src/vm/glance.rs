@@ -53,7 +53,7 @@ impl fmt::Display for Seen {
         let level = if pstate::is_el0(self.pstate) { 0 } else { 1 };
         let does = if self.awaits_answer {
             "waits for an answer"
-        } else if Cause::decode(self.last_exit.esr) == Cause::Wait {
+        } else if matches!(Cause::decode(self.last_exit.esr), Cause::Wait(_)) {
             "waits for an interrupt"
         } else {
             "runs"
@@ -79,7 +79,7 @@ impl fmt::Display for Syndrome {
             Cause::Hypercall { .. } => f.write_str("HVC")?,
             Cause::SecureCall { .. } => f.write_str("SMC")?,
             Cause::SystemRegister(_) => f.write_str("system register")?,
-            Cause::Wait => f.write_str("WFI")?,
+            Cause::Wait(_) => f.write_str("WFI")?,
             Cause::Other => f.write_str("another exception")?,
         }
         write!(f, " (ESR_EL2 {esr:#x})")

@@ -26,6 +26,26 @@ pub struct Pause<'v, S, K: FnMut(CpuId)> {
     kick: K,
 }
 
+/// A VM can't be forked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ForkError {
+    /// There is not enough memory for the vCPUs.
+    OutOfMemory,
+    /// It has an interrupt controller and devices.
+    Devices,
+}
+
+impl fmt::Display for ForkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OutOfMemory => "not enough memory for the fork's vCPUs",
+            Self::Devices => "a VM with an interrupt controller and devices can't be forked",
+        })
+    }
+}
+
+impl core::error::Error for ForkError {}
+
 impl<S> Vm<S> {
     /// Pauses the VM. Calls `kick` for each CPU that one of its vCPUs is bound to, now and when the VM resumes. vCPUs leave the
     /// guest soon, but not at once: [`Pause::is_complete`]. The slice that follows the kick ends as
@@ -82,16 +102,19 @@ impl<S, K: FnMut(CpuId)> Pause<'_, S, K> {
     /// guest. Nobody may turn vCPUs on from outside meanwhile.
     ///
     /// # Errors
-    /// There is not enough memory for the vCPUs. Returns the space.
-    pub fn fork<T>(&self, space: T) -> Result<Vm<T>, T> {
+    /// There is not enough memory for the vCPUs, or the VM has devices, which can't be forked yet. Returns the space.
+    pub fn fork<T>(&self, space: T) -> Result<Vm<T>, (ForkError, T)> {
+        if self.vm.devices().is_some() {
+            return Err((ForkError::Devices, space));
+        }
         let mut vcpus = Vec::new();
         if vcpus.try_reserve_exact(self.vm.vcpus().count()).is_err() {
-            return Err(space);
+            return Err((ForkError::OutOfMemory, space));
         }
         let parents = self.vm.vcpus().map(|vcpu| self.vm.shared(vcpu));
         vcpus.extend(parents.map(VcpuShared::fork));
         let vcpus: Box<[VcpuShared]> = vcpus.into_boxed_slice();
-        Ok(Vm::with_vcpus(*self.vm.config(), vcpus, space))
+        Ok(Vm::with_vcpus(*self.vm.config(), None, vcpus, space))
     }
 }
 

@@ -67,7 +67,9 @@ pub fn needed_journal(options: &Options) -> u64 {
         GuestKind::Stress => {
             (pages * size_of::<u32>() as u64).next_multiple_of(WORD_BYTES) + WORD_BYTES
         }
-        GuestKind::DirtyLog | GuestKind::Backing | GuestKind::Program => journal_bytes(pages),
+        GuestKind::DirtyLog | GuestKind::Backing | GuestKind::Program | GuestKind::Linux => {
+            journal_bytes(pages)
+        }
     }
 }
 

@@ -75,9 +75,9 @@ impl<L: MmuLock> Fork<L> {
             }
         };
         // Its vCPUs go nowhere, but are there.
-        let vm = pause.fork(child).map_err(|child| {
+        let vm = pause.fork(child).map_err(|(error, child)| {
             child.destroy(own);
-            RunError::Heap
+            RunError::from(error)
         })?;
         Ok(Self {
             vm,

@@ -2,7 +2,8 @@
 
 use crate::guests::{Entry, Guest, GuestCpu};
 use control::{
-    CpuPool, Device, DeviceError, Facts, HOUSEKEEPING_NS, Host, Machine, Module, OwnCpu, Registers,
+    CpuPool, Device, DeviceError, Facts, HOUSEKEEPING_NS, Host, Machine, Module, Modules, OwnCpu,
+    Registers,
 };
 use memory::frames::{Counts, FramePool, arena, write_bytes};
 use memory::{CpuCounters, CpuMemory, MemorySystem, Object};
@@ -14,8 +15,8 @@ use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use vm::{
-    Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, GuestRegs, Protections, RawExit,
-    Syndrome, SystemRegister, VcpuControls, VcpuState, WriteServer,
+    Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, GuestRegs, Interrupt, NoInterface,
+    Protections, RawExit, Syndrome, SystemRegister, VcpuControls, VcpuState, WriteServer,
 };
 
 thread_local! {
@@ -84,6 +85,14 @@ impl Machine for Threads {
         self.lines.lock().unwrap().push(line.to_string());
     }
 
+    fn write_console(&self, bytes: &[u8]) -> usize {
+        bytes.len()
+    }
+
+    fn read_console(&self, _: &mut [u8]) -> usize {
+        0
+    }
+
     fn kick(&self, cpu: CpuId) {
         *self.kicks[cpu.0].pending.lock().unwrap() = true;
         self.kicks[cpu.0].changed.notify_all();
@@ -135,6 +144,8 @@ pub struct ThreadCpu {
 }
 
 impl Cpu for ThreadCpu {
+    type Interface = NoInterface;
+
     fn now_ns(&self) -> u64 {
         self.machine.now_ns()
     }
@@ -200,7 +211,19 @@ impl Cpu for ThreadCpu {
         self.machine.acknowledge(self.id);
     }
 
-    fn wait_for_interrupt(&mut self) {
+    fn interface(&mut self) -> NoInterface {
+        unreachable!("these guests have no GIC")
+    }
+
+    fn take_interrupt(&mut self) -> Option<Interrupt> {
+        unreachable!("these guests have no GIC")
+    }
+
+    fn physical_offset(&self, _: u64) -> u64 {
+        0
+    }
+
+    fn wait_for_interrupt(&mut self, _: Option<u64>) {
         self.machine.wait_for_kick(self.id, Duration::from_secs(60));
     }
 }
@@ -322,7 +345,11 @@ fn boot(options: &str, guest: Guest, module: Option<Module<'_>>, stage2: Feature
             counters,
             own: &own,
         };
-        let result = workloads::run(&host, options, module);
+        let modules = Modules {
+            kernel: module,
+            ramdisk: None,
+        };
+        let result = workloads::run(&host, options, modules);
         over.store(true, Ordering::Release);
         (1..CPUS).for_each(|cpu| machine.kick(CpuId(cpu)));
         result.err().map(|error| error.to_string())

@@ -1,5 +1,7 @@
 //! GICv3 and v4, by system registers.
 
+use super::list_registers::ListRegisters;
+use super::registers::Registers;
 use super::{GicError, KICK, LOWEST_PRIORITY};
 use crate::cpu::percpu::{CpuId, PerCpu};
 use crate::cpu::register::{read_register, write_register};
@@ -12,15 +14,24 @@ use arm_gic::gicv3::{
     GicCpuInterface, GicDistributor, GicRedistributor, GicRedistributorIterator,
     HIGHEST_NS_PRIORITY, SgiTarget, SgiTargetGroup,
 };
-use arm_gic::{IntId, InterruptGroup, UniqueMmioPointer};
+use arm_gic::{InterruptGroup, UniqueMmioPointer};
 use core::ptr::NonNull;
+use spin::Once;
+use vgic::VirtualInterface;
 
 /// ICC_SRE_EL2 (IHI 0069, 12.2.20): system registers instead of memory-mapped ones, and no bypass of the GIC. Enable (bit 3)
 /// stays clear, so EL1's ICC_SRE_EL1 traps.
 const ICC_SRE: u64 = 1;
 const ICC_SRE_NO_BYPASS: u64 = 0b11 << 1;
-/// ICH_HCR_EL2: no virtual interrupts; EL1's accesses to the CPU interface trap (IHI 0069, 12.4.7: TC, TALL0, TALL1, TDIR).
-const ICH_HCR_TRAPS: u64 = 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14;
+
+/// ICC_CTLR_EL1: the end of an interrupt doesn't deactivate it.
+const ICC_CTLR_EOI_MODE: u64 = 1 << 1;
+/// The size of a redistributor's frames. The second has what is private to its CPU.
+const FRAME: u64 = 1 << 16;
+const GICR_ISENABLER0: u64 = 0x100;
+const GICR_ICENABLER0: u64 = 0x180;
+const GICR_ISACTIVER0: u64 = 0x300;
+const GICR_ICACTIVER0: u64 = 0x380;
 
 /// The most targets of one write to ICC_SGI1R_EL1.
 const TARGETS: u8 = 16;
@@ -58,10 +69,12 @@ fn send(targets: Targets) {
 
 pub struct V3 {
     redistributors: Vec<PhysicalRange>,
+    /// Each CPU's registers for its private interrupts, once it has found them.
+    private: Vec<Once<Registers>>,
 }
 
 impl V3 {
-    pub fn new(distributor: PhysicalRange, redistributors: &[PhysicalRange]) -> Self {
+    pub fn new(distributor: PhysicalRange, redistributors: &[PhysicalRange], cpus: usize) -> Self {
         if let Some(registers) = NonNull::new(distributor.start() as *mut Gicd) {
             // SAFETY: the device tree says that this is a distributor; it is mapped as a device and only used here.
             let mut distributor = GicDistributor::new(unsafe { UniqueMmioPointer::new(registers) });
@@ -70,6 +83,7 @@ impl V3 {
         }
         Self {
             redistributors: redistributors.to_vec(),
+            private: (0..cpus).map(|_| Once::new()).collect(),
         }
     }
 
@@ -80,7 +94,7 @@ impl V3 {
         if mpidr.fields()[0] >= TARGETS {
             return Err(GicError::Affinity(cpu));
         }
-        let mut redistributor = self
+        let (mut redistributor, private) = self
             .redistributor(mpidr)?
             .ok_or(GicError::NoRedistributor(cpu))?;
         // SAFETY: nothing of a guest's GIC is active, and the CPU's ID register says that the register exists.
@@ -91,11 +105,9 @@ impl V3 {
         }
         GicCpuInterface::enable_system_register_el1();
         barrier::isb(barrier::SY);
-        // SAFETY: as above; these registers are accessible now that system registers are in use. They act on EL1 only.
-        unsafe {
-            write_register!("ich_hcr_el2", ICH_HCR_TRAPS);
-            write_register!("ich_vmcr_el2", 0);
-        }
+        let mut guest = ListRegisters::system();
+        guest.switch_off();
+        guest.write_vmcr(0);
         // An error says that it is awake already.
         let _ = redistributor.mark_core_awake();
         redistributor.configure_default_settings();
@@ -103,25 +115,51 @@ impl V3 {
         let _ = redistributor.set_interrupt_priority(KICK, HIGHEST_NS_PRIORITY);
         let _ = redistributor.enable_interrupt(KICK, true);
         redistributor.wait_for_pending_write();
-        // SAFETY: the end of an interrupt also deactivates it; nothing is active.
-        unsafe { write_register!("icc_ctlr_el1", 0) };
+        if let Some(known) = self.private.get(cpu.index()) {
+            known.call_once(|| private);
+        }
+        // SAFETY: how an interrupt is ended; nothing is active.
+        unsafe { write_register!("icc_ctlr_el1", ICC_CTLR_EOI_MODE) };
         GicCpuInterface::set_priority_mask(LOWEST_PRIORITY);
         GicCpuInterface::enable_group1(true);
         Ok(())
     }
 
-    pub fn enable_private(&self, interrupt: IntId) {
-        let Some(mpidr) = PerCpu::try_current().map(|data| data.mpidr) else {
-            return;
-        };
-        if let Ok(Some(mut redistributor)) = self.redistributor(mpidr) {
-            let _ = redistributor.set_interrupt_priority(interrupt, HIGHEST_NS_PRIORITY);
-            let _ = redistributor.enable_interrupt(interrupt, true);
+    pub fn set_enabled(&self, private: u32, enabled: bool) {
+        self.write_private(
+            if enabled {
+                GICR_ISENABLER0
+            } else {
+                GICR_ICENABLER0
+            },
+            private,
+        );
+    }
+
+    pub fn set_active(&self, private: u32, active: bool) {
+        self.write_private(
+            if active {
+                GICR_ISACTIVER0
+            } else {
+                GICR_ICACTIVER0
+            },
+            private,
+        );
+    }
+
+    fn write_private(&self, register: u64, private: u32) {
+        let registers = self.private.get(CpuId::current().index());
+        if let Some(registers) = registers.and_then(Once::get) {
+            registers.write(register, private);
         }
     }
 
-    /// This CPU's redistributor, found by its affinity: their order is nobody's promise.
-    fn redistributor(&self, mpidr: Mpidr) -> Result<Option<GicRedistributor<'static>>, GicError> {
+    /// This CPU's redistributor, found by its affinity: their order is nobody's promise. Also its registers for private
+    /// interrupts.
+    fn redistributor(
+        &self,
+        mpidr: Mpidr,
+    ) -> Result<Option<(GicRedistributor<'static>, Registers)>, GicError> {
         for region in &self.redistributors {
             let Some(base) = NonNull::new(region.start() as *mut GicrSgi) else {
                 continue;
@@ -134,11 +172,17 @@ impl V3 {
             // are looked at than the region holds. Each CPU keeps only its own.
             let redistributors = unsafe { GicRedistributorIterator::new(base) }
                 .map_err(|_| GicError::UnknownLayout(*region))?;
-            let found = redistributors
-                .take(frames as usize)
-                .find(|redistributor| redistributor.typer().core_mpidr() == mpidr.affinity());
-            if found.is_some() {
-                return Ok(found);
+            let mut start = region.start();
+            for redistributor in redistributors.take(frames as usize) {
+                let typer = redistributor.typer();
+                if typer.core_mpidr() == mpidr.affinity() {
+                    let private = PhysicalRange::sized(start + FRAME, FRAME);
+                    // SAFETY: as above.
+                    let private = private.map(|private| unsafe { Registers::new(private) });
+                    return Ok(private.map(|private| (redistributor, private)));
+                }
+                let frames = if typer.virtual_lpis_supported() { 4 } else { 2 };
+                start += frames * FRAME;
             }
         }
         Ok(None)
@@ -169,11 +213,14 @@ impl V3 {
         }
     }
 
-    pub fn acknowledge(&self) {
-        while let Some(interrupt) =
-            GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1)
-        {
-            GicCpuInterface::end_interrupt(interrupt, InterruptGroup::Group1);
-        }
+    pub fn take(&self) -> Option<u32> {
+        let taken = GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1)?;
+        GicCpuInterface::end_interrupt(taken, InterruptGroup::Group1);
+        Some(u32::from(taken))
+    }
+
+    pub fn deactivate(&self, taken: u32) {
+        // SAFETY: an interrupt that this CPU has taken.
+        unsafe { write_register!("s3_0_c12_c11_1", u64::from(taken)) }; // ICC_DIR_EL1
     }
 }

@@ -305,6 +305,7 @@ impl GuestCpu {
                 stage2: registers(stage2),
                 mpidr: 1 << 31,
                 counter_offset: 0,
+                virtual_gic: false,
             },
         }
     }

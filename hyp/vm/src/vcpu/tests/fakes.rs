@@ -7,13 +7,14 @@ use std::vec::Vec;
 
 use memory::{Access, Fault, FaultOutcome};
 use stage2::{Ipa, IpaRange, PAGE_SIZE};
+use vgic::{ActivePriorities, ListRegister, VirtualInterface, vmcr};
 
 use crate::calls::service::{Service, ServiceReply};
 use crate::ids::CpuId;
 use crate::ids::VcpuId;
 use crate::machine::cpu::{
-    Cpu, ExceptionControls, ExceptionRecord, ExitReason, RawExit, Stage2Registers, VcpuControls,
-    WriteServer, is_forbidden_write,
+    Cpu, ExceptionControls, ExceptionRecord, ExitReason, Interrupt, RawExit, Stage2Registers,
+    VcpuControls, WriteServer, is_forbidden_write,
 };
 use crate::machine::guest_memory::{GuestMemory, Refusal};
 use crate::machine::protection::Protections;
@@ -177,6 +178,13 @@ pub struct FakeCpu {
     pub last_exit: Syndrome,
     /// What its clock says, one after the other.
     pub times: Mutex<VecDeque<u64>>,
+    pub registers: FakeInterface,
+    /// The guest takes all interrupts of group 1: so it leaves ICH_VMCR_EL2.
+    pub unmasked: bool,
+    /// The interrupts that it takes for a guest with a GIC, before kicks.
+    pub taken: VecDeque<Interrupt>,
+    /// Until when it was to sleep, each time.
+    pub ticks: Vec<Option<u64>>,
 }
 
 impl FakeCpu {
@@ -197,6 +205,10 @@ impl FakeCpu {
             sleeps: 0,
             last_exit: Syndrome::NONE,
             times: Mutex::default(),
+            registers: FakeInterface::default(),
+            unmasked: false,
+            taken: VecDeque::new(),
+            ticks: Vec::new(),
         }
     }
 
@@ -223,7 +235,72 @@ impl FakeCpu {
     }
 }
 
+/// List registers of no CPU.
+#[derive(Clone, Debug, Default)]
+pub struct FakeInterface(Arc<Mutex<FakeRegisters>>);
+
+#[derive(Debug, Default)]
+struct FakeRegisters {
+    list: [ListRegister; 4],
+    hcr: u64,
+    vmcr: u64,
+    active: ActivePriorities,
+}
+
+impl FakeInterface {
+    /// The interrupts that wait there to be acknowledged.
+    pub fn pending(&self) -> Vec<u32> {
+        let list = self.0.lock().unwrap().list;
+        let pending = list.iter().filter(|register| register.pending());
+        pending.map(|register| register.intid()).collect()
+    }
+}
+
+impl VirtualInterface for FakeInterface {
+    fn list_registers(&self) -> usize {
+        self.0.lock().unwrap().list.len()
+    }
+
+    fn read_lr(&self, index: usize) -> ListRegister {
+        self.0.lock().unwrap().list[index]
+    }
+
+    fn write_lr(&mut self, index: usize, value: ListRegister) {
+        self.0.lock().unwrap().list[index] = value;
+    }
+
+    fn read_hcr(&self) -> u64 {
+        self.0.lock().unwrap().hcr
+    }
+
+    fn write_hcr(&mut self, value: u64) {
+        self.0.lock().unwrap().hcr = value;
+    }
+
+    fn read_vmcr(&self) -> u64 {
+        self.0.lock().unwrap().vmcr
+    }
+
+    fn write_vmcr(&mut self, value: u64) {
+        self.0.lock().unwrap().vmcr = value;
+    }
+
+    fn read_active_priorities(&self) -> ActivePriorities {
+        self.0.lock().unwrap().active
+    }
+
+    fn write_active_priorities(&mut self, value: ActivePriorities) {
+        self.0.lock().unwrap().active = value;
+    }
+
+    fn deactivate(&mut self, _: u32) {}
+
+    fn set_active(&mut self, _: u32, _: bool) {}
+}
+
 impl Cpu for FakeCpu {
+    type Interface = FakeInterface;
+
     fn now_ns(&self) -> u64 {
         let time = self.times.lock().unwrap().pop_front();
         time.expect("nobody asks for a time that isn't measured")
@@ -307,7 +384,32 @@ impl Cpu for FakeCpu {
         self.lines.pending.lock().unwrap()[self.id.0] = false;
     }
 
-    fn wait_for_interrupt(&mut self) {
+    fn interface(&mut self) -> FakeInterface {
+        assert!(self.loaded, "no guest is loaded");
+        if self.unmasked {
+            self.registers
+                .write_vmcr(vmcr::VENG1 | 0xf0 << vmcr::VPMR_SHIFT);
+        }
+        self.registers.clone()
+    }
+
+    fn take_interrupt(&mut self) -> Option<Interrupt> {
+        let taken = self.taken.pop_front();
+        if taken.is_none() {
+            self.acknowledge_interrupts();
+        }
+        taken
+    }
+
+    fn physical_offset(&self, _: u64) -> u64 {
+        0
+    }
+
+    fn wait_for_interrupt(&mut self, tick: Option<u64>) {
+        self.ticks.push(tick);
+        if tick.is_some() {
+            return;
+        }
         self.sleeps += 1;
         let mut pending = self.lines.pending.lock().unwrap();
         while !pending[self.id.0] {

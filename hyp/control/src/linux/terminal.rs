@@ -1,0 +1,150 @@
+//! Carries bytes between a guest's UART and the console, on CPU 0, and looks after the guest's real-time clock.
+//!
+//! CPU 0 is woken when the UART has output and when it has room for input. The console's own input is polled.
+
+use super::board::GuestBoard;
+use crate::guest::console::GuestConsole;
+use crate::machine::Machine;
+use alloc::sync::Arc;
+use core::ops::Range;
+use devices::{Pl011, Pl031};
+use records::words::ConsoleMode;
+
+/// How often the console is looked at for input.
+const INPUT_NS: u64 = 10_000_000;
+/// When a console that has no room is tried again: about as long as a FIFO of 16 takes at 115,200 baud.
+const ROOM_NS: u64 = 1_000_000;
+/// How long a console may take no byte of the rest of the output when a guest has ended.
+const PATIENCE_NS: u64 = 1_000_000_000;
+/// The pieces of output in one go: whoever floods the console doesn't keep CPU 0 from its other duties.
+const PIECES: usize = 16;
+const PIECE: usize = 256;
+
+/// The way between a guest's UART and the console.
+pub(super) struct Terminal<M: Machine> {
+    machine: &'static M,
+    uart: Arc<Pl011>,
+    rtc: Arc<Pl031>,
+    mode: ConsoleMode,
+    lines: GuestConsole,
+    output: Piece,
+    input: Piece,
+}
+
+/// Bytes on their way.
+struct Piece {
+    bytes: [u8; PIECE],
+    rest: Range<usize>,
+}
+
+impl Piece {
+    const EMPTY: Self = Self {
+        bytes: [0; PIECE],
+        rest: 0..0,
+    };
+
+    /// Takes bytes from `from` if it has none, and gives them to `to`, which returns how many it takes.
+    fn carry(
+        &mut self,
+        from: impl FnOnce(&mut [u8]) -> usize,
+        to: impl FnOnce(&[u8]) -> usize,
+    ) -> Carried {
+        if self.rest.is_empty() {
+            self.rest = 0..from(&mut self.bytes).min(PIECE);
+        }
+        if self.rest.is_empty() {
+            return Carried::Nothing;
+        }
+        self.rest.start += to(&self.bytes[self.rest.clone()]);
+        match self.rest.is_empty() {
+            true => Carried::All,
+            false => Carried::Part,
+        }
+    }
+}
+
+/// What became of a piece.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Carried {
+    /// There was none.
+    Nothing,
+    /// All of it was taken.
+    All,
+    /// There is no room for the rest.
+    Part,
+}
+
+impl<M: Machine> Terminal<M> {
+    pub fn new(machine: &'static M, board: &GuestBoard<'_>, mode: ConsoleMode) -> Self {
+        Self {
+            machine,
+            uart: board.uart.clone(),
+            rtc: board.rtc.clone(),
+            mode,
+            lines: GuestConsole::new(),
+            output: Piece::EMPTY,
+            input: Piece::EMPTY,
+        }
+    }
+
+    /// Carries what there is. Returns when this is to be called again, unless this CPU is woken before.
+    pub fn attend(&mut self) -> u64 {
+        self.rtc.attend();
+        let alarm_ns = self.rtc.deadline_ns().unwrap_or(u64::MAX);
+        let after = |ns: u64| self.machine.now_ns().saturating_add(ns);
+        let input_ns = match self.mode {
+            ConsoleMode::Lines => u64::MAX,
+            ConsoleMode::Raw => after(INPUT_NS),
+        };
+        if self.mode == ConsoleMode::Raw {
+            while self.carry_input() == Carried::All {}
+        }
+        let mut carried = (0..PIECES).map(|_| self.carry_output());
+        let output_ns = match carried.find(|carried| *carried != Carried::All) {
+            Some(Carried::Nothing) => u64::MAX,
+            Some(_) => after(ROOM_NS),
+            None => 0,
+        };
+        alarm_ns.min(input_ns).min(output_ns)
+    }
+
+    /// Carries the rest of the output of a guest that has ended.
+    pub fn finish(&mut self) {
+        let mut until_ns = self.machine.now_ns().saturating_add(PATIENCE_NS);
+        loop {
+            let before = self.output.rest.clone();
+            let carried = self.carry_output();
+            let now_ns = self.machine.now_ns();
+            if carried == Carried::All || self.output.rest != before {
+                until_ns = now_ns.saturating_add(PATIENCE_NS);
+            } else if carried == Carried::Nothing || now_ns >= until_ns {
+                break;
+            }
+            if carried == Carried::Part {
+                self.machine.wait(now_ns.saturating_add(ROOM_NS));
+            }
+        }
+        let machine = self.machine;
+        self.lines.flush(|line| machine.write_line(line));
+    }
+
+    fn carry_output(&mut self) -> Carried {
+        let (machine, lines, mode) = (self.machine, &self.lines, self.mode);
+        let to = |bytes: &[u8]| match mode {
+            ConsoleMode::Raw => machine.write_console(bytes),
+            ConsoleMode::Lines => {
+                for byte in bytes {
+                    lines.put(*byte, |line| machine.write_line(line));
+                }
+                bytes.len()
+            }
+        };
+        self.output.carry(|bytes| self.uart.take_output(bytes), to)
+    }
+
+    fn carry_input(&mut self) -> Carried {
+        let machine = self.machine;
+        let from = |bytes: &mut [u8]| machine.read_console(bytes);
+        self.input.carry(from, |bytes| self.uart.give_input(bytes))
+    }
+}

@@ -1,0 +1,272 @@
+//! The memory-mapped registers (IHI 0069 and, for GICv2, IHI 0048): which there are, and who serves an access.
+//!
+//! Each topic has a file, with one accessor for the guest and one for saving and restoring. All that comes from a guest is an
+//! allegation: what isn't in the tables reads as zero and ignores writes, and so do accesses of a size that a register hasn't.
+
+mod active;
+mod attributes;
+mod control;
+mod enable;
+mod pending;
+mod route;
+mod saved;
+
+use crate::config::{AccessSize, Again, Frame, Version};
+use crate::interface::VirtualInterface;
+use crate::local::Local;
+use crate::sync::Ordering;
+use crate::vgic::Vgic;
+use crate::word::{FIRST_SPI, Word};
+use core::ops::Range;
+
+/// What a register is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Topic {
+    /// GICD_CTLR.
+    Control,
+    /// GICD_TYPER.
+    Type,
+    /// GICD_IIDR, GICR_IIDR.
+    Implementer,
+    /// PIDR4 to CIDR3.
+    Identity,
+    /// IGROUPR.
+    Group,
+    /// ISENABLER, ICENABLER.
+    Enable(bool),
+    /// ISPENDR, ICPENDR.
+    Pending(bool),
+    /// ISACTIVER, ICACTIVER.
+    Active(bool),
+    /// IPRIORITYR.
+    Priority,
+    /// ITARGETSR.
+    Targets,
+    /// ICFGR.
+    Config,
+    /// IROUTER.
+    Route,
+    /// GICD_SGIR.
+    Sgi,
+    /// GICR_CTLR.
+    RedistributorControl,
+    /// GICR_TYPER.
+    RedistributorType,
+    /// GICR_WAKER.
+    Waker,
+}
+
+/// Registers of one topic.
+struct Entry {
+    offsets: Range<u64>,
+    topic: Topic,
+    /// The sizes of accesses, in bytes, as a sum.
+    sizes: u64,
+}
+
+const fn entry(offsets: Range<u64>, topic: Topic, sizes: u64) -> Entry {
+    Entry {
+        offsets,
+        topic,
+        sizes,
+    }
+}
+
+const BYTE: u64 = 1;
+const WORD: u64 = 4;
+const DOUBLE: u64 = 8;
+
+/// Both architectures', and a redistributor's SGI frame.
+const INTERRUPTS: &[Entry] = &[
+    entry(0x100..0x180, Topic::Enable(true), WORD),
+    entry(0x180..0x200, Topic::Enable(false), WORD),
+    entry(0x200..0x280, Topic::Pending(true), WORD),
+    entry(0x280..0x300, Topic::Pending(false), WORD),
+    entry(0x300..0x380, Topic::Active(true), WORD),
+    entry(0x380..0x400, Topic::Active(false), WORD),
+    entry(0x400..0x800, Topic::Priority, BYTE | WORD),
+    entry(0xc00..0xd00, Topic::Config, WORD),
+    entry(0x80..0x100, Topic::Group, WORD),
+];
+const DISTRIBUTOR: &[Entry] = &[
+    entry(0..4, Topic::Control, WORD),
+    entry(4..8, Topic::Type, WORD),
+    entry(8..0xc, Topic::Implementer, WORD),
+];
+const DISTRIBUTOR_V2: &[Entry] = &[
+    entry(0x800..0xc00, Topic::Targets, BYTE | WORD),
+    entry(0xf00..0xf04, Topic::Sgi, WORD),
+    entry(0xfd0..0x1000, Topic::Identity, WORD),
+];
+const DISTRIBUTOR_V3: &[Entry] = &[
+    entry(0x6000..0x8000, Topic::Route, WORD | DOUBLE),
+    entry(0xffd0..0x1_0000, Topic::Identity, WORD),
+];
+const REDISTRIBUTOR: &[Entry] = &[
+    entry(0..4, Topic::RedistributorControl, WORD),
+    entry(4..8, Topic::Implementer, WORD),
+    entry(8..0x10, Topic::RedistributorType, WORD | DOUBLE),
+    entry(0x14..0x18, Topic::Waker, WORD),
+    entry(0xffd0..0x1_0000, Topic::Identity, WORD),
+];
+/// Where a redistributor's SGI frame begins.
+const SGI_FRAME: u64 = 64 << 10;
+
+/// A register that there is, or the part of one.
+#[derive(Clone, Copy)]
+struct Register {
+    topic: Topic,
+    /// The offset from the topic's first register.
+    offset: u64,
+    size: AccessSize,
+    /// The vCPU whose private interrupts are meant.
+    vcpu: usize,
+    /// The private interrupts are in this frame, not only shared ones.
+    has_private: bool,
+    /// The shared interrupts are.
+    has_shared: bool,
+}
+
+impl Register {
+    /// The register at an offset of a frame, for an access by `vcpu`.
+    fn find(vgic: &Vgic, vcpu: usize, frame: Frame, offset: u64, size: AccessSize) -> Option<Self> {
+        let v2 = vgic.version == Version::V2;
+        let (offset, tables, vcpu, has_private, has_shared) = match frame {
+            Frame::Distributor if v2 => {
+                let tables = [INTERRUPTS, DISTRIBUTOR, DISTRIBUTOR_V2];
+                (offset, tables, vcpu, true, true)
+            }
+            Frame::Distributor => {
+                let tables = [INTERRUPTS, DISTRIBUTOR, DISTRIBUTOR_V3];
+                (offset, tables, vcpu, false, true)
+            }
+            Frame::Redistributor(vcpu) if offset < SGI_FRAME => {
+                (offset, [REDISTRIBUTOR, &[], &[]], vcpu, true, false)
+            }
+            Frame::Redistributor(vcpu) => {
+                let tables = [INTERRUPTS, &[], &[]];
+                (offset - SGI_FRAME, tables, vcpu, true, false)
+            }
+        };
+        let exists = matches!(frame, Frame::Distributor) || !v2 && vcpu < vgic.vcpus.len();
+        if !exists || !offset.is_multiple_of(size.bytes()) {
+            return None;
+        }
+        let mut entries = tables.into_iter().flatten();
+        let entry = entries.find(|entry| entry.offsets.contains(&offset))?;
+        (entry.sizes & size.bytes() != 0).then(|| Self {
+            topic: entry.topic,
+            offset: offset - entry.offsets.start,
+            size,
+            vcpu,
+            has_private,
+            has_shared,
+        })
+    }
+
+    /// The interrupts that the access is about, with so many bits each.
+    const fn interrupts(self, bits: u64) -> Range<u32> {
+        let first = (self.offset * 8 / bits) as u32;
+        let count = (self.size.bytes() * 8 / bits) as u32;
+        first..first + count
+    }
+
+    /// Those of them that are in the frame.
+    fn present(self, bits: u64) -> impl Iterator<Item = (u32, u32)> + Clone {
+        let all = self.interrupts(bits);
+        let first = all.start;
+        let present = all.filter(move |intid| {
+            if *intid < FIRST_SPI {
+                self.has_private
+            } else {
+                self.has_shared
+            }
+        });
+        present.map(move |intid| (intid, (intid - first) * bits as u32))
+    }
+
+    /// A value made of what `read` makes of each interrupt's word.
+    fn gather(self, vgic: &Vgic, bits: u64, mut read: impl FnMut(u32, Word) -> u64) -> u64 {
+        self.present(bits).fold(0, |value, (intid, shift)| {
+            let Some(word) = vgic.word(self.vcpu, intid) else {
+                return value;
+            };
+            // What was done before the change that is read is seen: whoever reads may rely on it.
+            let word = Word(word.load(Ordering::Acquire));
+            value | read(intid, word) << shift
+        })
+    }
+
+    /// The part of a 64-bit value that the access is about.
+    const fn part(self, value: u64) -> u64 {
+        let shifted = value >> (self.offset % 8 * 8);
+        match self.size {
+            AccessSize::Double => value,
+            _ => shifted & 0xffff_ffff,
+        }
+    }
+}
+
+impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
+    /// The guest reads.
+    pub(crate) fn read(
+        &mut self,
+        frame: Frame,
+        offset: u64,
+        size: AccessSize,
+    ) -> Result<u64, Again> {
+        let Some(register) = Register::find(self.vgic, self.own.vcpu, frame, offset, size) else {
+            return Ok(0);
+        };
+        let vgic = self.vgic;
+        Ok(match register.topic {
+            Topic::Control => vgic.read_control(),
+            Topic::Type => vgic.read_type(),
+            Topic::Implementer => control::IMPLEMENTER,
+            Topic::Identity => control::identity(vgic.version, register.offset),
+            Topic::Group | Topic::Priority | Topic::Config => vgic.read_attribute(register),
+            Topic::Enable(_) => vgic.read_enable(register),
+            Topic::Pending(_) => return self.read_pending(register),
+            Topic::Active(_) => return self.read_active(register),
+            Topic::Targets => vgic.read_targets(register),
+            Topic::Route => vgic.read_route(register),
+            Topic::Sgi => 0,
+            Topic::RedistributorControl => vgic.read_redistributor_control(),
+            Topic::RedistributorType => vgic.read_redistributor_type(register),
+            Topic::Waker => vgic.read_waker(register),
+        })
+    }
+
+    /// The guest writes.
+    pub(crate) fn write(
+        &mut self,
+        frame: Frame,
+        offset: u64,
+        size: AccessSize,
+        value: u64,
+    ) -> Result<(), Again> {
+        let Some(register) = Register::find(self.vgic, self.own.vcpu, frame, offset, size) else {
+            return Ok(());
+        };
+        match register.topic {
+            Topic::Control => self.write_control(value),
+            Topic::Group | Topic::Priority | Topic::Config => {
+                self.write_attribute(register, value);
+            }
+            Topic::Enable(enable) => self.write_enable(register, enable, value)?,
+            Topic::Pending(pending) => self.write_pending(register, pending, value),
+            Topic::Active(active) => self.write_active(register, active, value),
+            Topic::Targets => self.write_targets(register, value),
+            Topic::Route => self.write_route(register, value),
+            Topic::Waker => self.vgic.write_waker(register, value),
+            Topic::Sgi
+            | Topic::Type
+            | Topic::Implementer
+            | Topic::Identity
+            | Topic::RedistributorControl
+            | Topic::RedistributorType => {}
+        }
+        self.fill();
+        Ok(())
+    }
+}

@@ -1,0 +1,90 @@
+//! A guest's accesses outside its memory: to the registers of its interrupt controller and devices, and to nothing.
+
+use devices::Width;
+use stage2::Ipa;
+use vgic::AccessSize;
+
+use super::running::{Next, Running};
+use crate::calls::service::Service;
+use crate::counts::exits::ExitKind;
+use crate::machine::cpu::{Cpu, RawExit};
+use crate::machine::guest_memory::GuestMemory;
+use crate::registers::syndrome::{Cause, RegisterAccess};
+use crate::registers::sysreg::Direction;
+use crate::vm::devices::Place;
+
+impl<S, C, K, V> Running<'_, S, C, K, V>
+where
+    S: GuestMemory<C>,
+    K: Cpu,
+    V: Service + ?Sized,
+{
+    /// Serves an access to a device. All others are external aborts: to nothing, and such as the syndrome doesn't describe.
+    #[cold]
+    pub(super) fn outside_memory(&mut self, exit: &RawExit, ipa: Ipa) -> Next {
+        let access = match Cause::decode(exit.esr) {
+            Cause::DataAbort(abort) => abort.register_access(),
+            _ => None,
+        };
+        let place = self.vm.devices().and_then(|devices| devices.find(ipa));
+        match (place, access) {
+            (Some(place), Some(access)) => {
+                self.count(ExitKind::DeviceAccess);
+                self.access(&place, access);
+                Next::Enter
+            }
+            _ => self.inject_external_abort(exit),
+        }
+    }
+
+    /// Executes a load or store. If it can't be completed yet, the guest executes it again.
+    fn access(&mut self, place: &Place<'_>, access: RegisterAccess) {
+        let done = match access.direction {
+            Direction::Read => self.read(place, access.width).map(|value| {
+                let regs = &mut self.context.state.regs;
+                regs.set_operand(access.operand, access.loaded(value));
+            }),
+            Direction::Write => {
+                let value = self.context.state.regs.operand(access.operand);
+                self.write(place, access.width, access.width.of(value))
+            }
+        };
+        if done.is_some() {
+            self.skip_instruction();
+        }
+    }
+
+    fn read(&mut self, place: &Place<'_>, width: Width) -> Option<u64> {
+        match *place {
+            Place::Device(device, offset) => Some(device.read(offset, width)),
+            Place::Gic(frame, offset) => self.with_gic(|interrupts, gic, interface, kick| {
+                interrupts
+                    .read(gic, interface, frame, offset, size(width), kick)
+                    .ok()
+            })?,
+        }
+    }
+
+    fn write(&mut self, place: &Place<'_>, width: Width, value: u64) -> Option<()> {
+        match *place {
+            Place::Device(device, offset) => {
+                device.write(offset, width, value);
+                Some(())
+            }
+            Place::Gic(frame, offset) => self.with_gic(|interrupts, gic, interface, kick| {
+                interrupts
+                    .write(gic, interface, frame, offset, size(width), value, kick)
+                    .ok()
+            })?,
+        }
+    }
+}
+
+const fn size(width: Width) -> AccessSize {
+    match width {
+        Width::Byte => AccessSize::Byte,
+        Width::Half => AccessSize::Half,
+        Width::Word => AccessSize::Word,
+        Width::Double => AccessSize::Double,
+    }
+}

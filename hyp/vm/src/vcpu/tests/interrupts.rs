@@ -1,0 +1,287 @@
+//! Guests with a virtual GIC and devices.
+
+use std::vec::Vec;
+
+use super::*;
+use crate::machine::cpu::Interrupt;
+use crate::registers::state::{El1State, FpState, PacKeys};
+use crate::vm::devices::Devices;
+use crate::vm::pause::ForkError;
+use devices::{Bus, Device, RestoreError, Width};
+use std::collections::TryReserveError;
+use vgic::{Forwarded, Version, Vgic, VgicConfig};
+
+const GICD: u64 = 0x0800_0000;
+const GICR: u64 = 0x080a_0000;
+const GICR_SGI: u64 = GICR + 0x1_0000;
+const DEVICE: u64 = 0x0900_0000;
+/// The device's interrupt.
+const SPI: u32 = 33;
+const TIMER: u32 = 27;
+const WFIT: u64 = WFI | 7 << 5 | 0b110;
+
+/// A device that reads as what was written last, and what was done to it.
+#[derive(Default)]
+struct Latch(Mutex<(u64, Vec<(u64, Width, u64)>)>);
+
+impl Device for Latch {
+    fn read(&self, _: u64, _: Width) -> u64 {
+        self.0.lock().unwrap().0
+    }
+
+    fn write(&self, offset: u64, width: Width, value: u64) {
+        let mut state = self.0.lock().unwrap();
+        state.0 = value;
+        state.1.push((offset, width, value));
+    }
+
+    fn save(&self, _: &mut Vec<u8>) -> Result<(), TryReserveError> {
+        Ok(())
+    }
+
+    fn restore(&self, _: &[u8]) -> Result<(), RestoreError> {
+        Ok(())
+    }
+}
+
+struct Board {
+    vm: Vm<FakeSpace>,
+    gic: Arc<Vgic>,
+    device: Arc<Latch>,
+}
+
+/// A VM with a GICv3 and a device.
+fn board(vcpus: usize) -> Board {
+    let timer = Forwarded {
+        virtual_id: TIMER,
+        physical_id: TIMER,
+    };
+    let gic = Vgic::new(&VgicConfig {
+        version: Version::V3,
+        vcpus,
+        spis: 32,
+        affinity: &|vcpu| VcpuId(vcpu).affinity() as u32,
+        distributor: GICD,
+        redistributors: GICR,
+        priority_bits: 5,
+        forwarded: &[timer],
+    });
+    let (gic, device) = (Arc::new(gic.unwrap()), Arc::new(Latch::default()));
+    let bus = Bus::new(Vec::from([(DEVICE..DEVICE + 0x1000, device.clone() as _)])).unwrap();
+    let devices = Devices {
+        gic: gic.clone(),
+        bus,
+    };
+    let config = VmConfig {
+        vcpus,
+        ipa_bits: 40,
+        counter_offset: 1000,
+        times_faults: false,
+    };
+    let vm = Vm::with_devices(config, Some(devices), FakeSpace::default()).unwrap();
+    for vcpu in vm.vcpus() {
+        vm.turn_on(vcpu, Start::default()).unwrap();
+    }
+    Board { vm, gic, device }
+}
+
+/// A data abort at `ipa` with these bits of the syndrome, of an access that no slot has.
+fn abort(board: &Board, ipa: u64, iss: u64) -> RawExit {
+    let outcomes = &board.vm.space.outcomes;
+    outcomes.lock().unwrap().push_back(FaultOutcome::NoSlot);
+    RawExit {
+        far: ipa,
+        hpfar: (ipa & !0xfff) >> 8,
+        ..exit(DATA_ABORT | 0x07 | iss)
+    }
+}
+
+/// A valid syndrome of an access of 2 to the `size` bytes by register 5, with 64 bits.
+fn access(size: u64) -> u64 {
+    1 << 24 | size << 22 | 5 << 16 | 1 << 15
+}
+
+/// The guest writes 32 bits.
+fn store(board: &Board, ipa: u64, value: u32) -> Turn {
+    let raw = abort(board, ipa, access(2) | WRITE);
+    Box::new(move |regs| {
+        regs.x[5] = value.into();
+        raw
+    })
+}
+
+/// The guest switches its GIC on, with these private interrupts, and takes all of group 1.
+fn gic_on(board: &Board, cpu: &mut FakeCpu, private: u32) -> Vec<Turn> {
+    cpu.unmasked = true;
+    Vec::from([
+        store(board, GICD, 0b10010),
+        store(board, GICR_SGI + 0x80, u32::MAX),
+        store(board, GICR_SGI + 0x100, private),
+    ])
+}
+
+fn run_vcpu(vm: &Vm<FakeSpace>, cpu: &mut FakeCpu) {
+    let vcpu = VcpuId(cpu.id.0);
+    run_slices(vm, vcpu, cpu, &(), &FakeService::default());
+}
+
+#[test]
+fn a_device_is_read_and_written_by_general_registers() {
+    let board = board(1);
+    let script = [
+        Box::new({
+            let raw = abort(&board, DEVICE + 0x24, access(1) | WRITE);
+            move |regs: &mut GuestRegs| {
+                regs.x[5] = 0x1234_8765;
+                raw
+            }
+        }) as Turn,
+        out(abort(&board, DEVICE, access(1) | 1 << 21)),
+        check(|regs| assert_eq!((regs.x[5], regs.pc), (0xffff_ffff_ffff_8765, 8))),
+        out(abort(&board, DEVICE, access(1))),
+        check(|regs| assert_eq!((regs.x[5], regs.pc), (0x8765, 12))),
+    ];
+    let mut cpu = FakeCpu::new(0, &Lines::new(1), script);
+    run_vcpu(&board.vm, &mut cpu);
+    assert_eq!(
+        board.device.0.lock().unwrap().1,
+        [(0x24, Width::Half, 0x8765)]
+    );
+    assert_eq!(board.vm.exits().of(ExitKind::DeviceAccess), 3);
+    assert!(cpu.records.is_empty());
+}
+
+#[test]
+fn what_is_no_plain_access_to_a_device_is_an_external_abort() {
+    let board = board(1);
+    let script = [
+        out(abort(&board, DEVICE, 0)), // LDP, say
+        out(abort(&board, DEVICE + 0x1000, access(2))),
+        out(abort(&board, DEVICE, access(2) | TABLE_WALK)),
+        out(RawExit {
+            esr: FETCH_ABORT | 0x07,
+            ..abort(&board, DEVICE, 0)
+        }),
+    ];
+    let mut cpu = FakeCpu::new(0, &Lines::new(1), script);
+    run_vcpu(&board.vm, &mut cpu);
+    assert_eq!(cpu.records.len(), 4);
+    assert_eq!(board.vm.exits().of(ExitKind::DeviceAccess), 0);
+}
+
+#[test]
+fn the_gic_is_where_the_guest_was_told() {
+    let board = board(2);
+    let read = |ipa| out(abort(&board, ipa, access(2)));
+    let script = [
+        read(GICD + 0x4),
+        check(|regs| assert_eq!(regs.x[5] & 0x1f, 1, "64 interrupts")),
+        read(GICR + 0x2_0008),
+        check(|regs| assert_ne!(regs.x[5] & 1 << 4, 0, "the last redistributor")),
+    ];
+    let mut cpu = FakeCpu::new(0, &Lines::new(2), script);
+    run_vcpu(&board.vm, &mut cpu);
+    assert!(cpu.records.is_empty());
+}
+
+#[test]
+fn a_timer_that_fires_is_forwarded() {
+    let board = board(1);
+    let mut cpu = FakeCpu::new(0, &Lines::new(1), []);
+    let on = gic_on(&board, &mut cpu, 1 << TIMER);
+    cpu.script.extend(on);
+    let interface = cpu.registers.clone();
+    cpu.taken.push_back(Interrupt::VirtualTimer);
+    cpu.script.push_back(check(|_| {}));
+    cpu.script
+        .push_back(check(move |_| assert_eq!(interface.pending(), [TIMER])));
+    run_vcpu(&board.vm, &mut cpu);
+    assert_eq!(board.vm.stop_reason(), Some(StopReason::PoweredOff));
+    assert!(cpu.registers.pending().is_empty(), "the vCPU was put");
+}
+
+#[test]
+fn an_sgi_reaches_the_other_vcpu_and_kicks_its_cpu() {
+    let board = board(2);
+    let lines = Lines::new(2);
+    let mut other = FakeCpu::new(1, &lines, []);
+    // Its own redistributor.
+    let mut on = gic_on(&board, &mut other, 0);
+    on[2] = store(&board, GICR_SGI + 0x2_0100, 1 << 3);
+    on[1] = store(&board, GICR_SGI + 0x2_0080, u32::MAX);
+    other.script.extend(on);
+    other.script.push_back(out(exit(WFI)));
+    let interface = other.registers.clone();
+    other
+        .script
+        .push_back(check(move |_| assert_eq!(interface.pending(), [3])));
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            run_vcpu(&board.vm, &mut other);
+            other.sleeps
+        });
+        while board.vm.exits_of(VcpuId(1)).of(ExitKind::WaitForInterrupt) == 0 {
+            std::thread::yield_now();
+        }
+        let send = Box::new(|regs: &mut GuestRegs| {
+            // SGI 3 to affinity 1.
+            regs.x[5] = 3 << 24 | 1 << 1;
+            exit(SYSTEM | 3 << 20 | 5 << 17 | 12 << 10 | 5 << 5 | 11 << 1)
+        });
+        let mut cpu = FakeCpu::new(0, &lines, [send as Turn, call(CPU_OFF, [0; 3])]);
+        run_vcpu(&board.vm, &mut cpu);
+        waiter.join().unwrap();
+    });
+    assert_eq!(board.vm.stop_reason(), Some(StopReason::PoweredOff));
+}
+
+#[test]
+fn a_vcpu_that_waits_is_woken_by_its_timers_and_timeouts() {
+    let board = board(1);
+    let mut cpu = FakeCpu::new(0, &Lines::new(1), []);
+    let (mut el1, fp, pac) = (El1State::reset(), FpState::default(), PacKeys::default());
+    (el1.cntv_ctl_el0, el1.cntv_cval_el0) = (1, 500);
+    (el1.cntp_ctl_el0, el1.cntp_cval_el0) = (1, 1700);
+    cpu.changed = Some((el1, fp, pac));
+    cpu.script.extend([
+        out(exit(WFI)),
+        call(CPU_SUSPEND, [0; 3]),
+        returns(0),
+        Box::new(|regs: &mut GuestRegs| {
+            regs.x[7] = 400;
+            exit(WFIT)
+        }),
+    ]);
+    run_vcpu(&board.vm, &mut cpu);
+    assert_eq!(cpu.ticks, [Some(1500), Some(1500), Some(1400)]);
+}
+
+#[test]
+fn a_vcpu_with_an_interrupt_doesnt_wait() {
+    let board = board(1);
+    let mut cpu = FakeCpu::new(0, &Lines::new(1), []);
+    let on = gic_on(&board, &mut cpu, 0);
+    cpu.script.extend(on);
+    cpu.script.extend([
+        store(&board, GICD + 0x84, u32::MAX),
+        store(&board, GICD + 0x104, 1 << (SPI - 32)),
+        check(|_| {}),
+    ]);
+    let gic = board.gic.clone();
+    cpu.script.push_back(Box::new(move |_| {
+        gic.set_spi_level(SPI, true, |cpu| assert_eq!(cpu, 0));
+        exit(WFI)
+    }));
+    cpu.script.push_back(call(CPU_SUSPEND, [0; 3]));
+    cpu.script.push_back(returns(0));
+    run_vcpu(&board.vm, &mut cpu);
+    assert!(cpu.ticks.is_empty(), "it slept");
+}
+
+#[test]
+fn a_vm_with_devices_isnt_forked() {
+    let board = board(1);
+    let pause = board.vm.pause(|_| {});
+    let refused = pause.fork(FakeSpace::default());
+    assert!(matches!(refused, Err((ForkError::Devices, _))));
+}
