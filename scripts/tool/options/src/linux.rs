@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use records::image::GuestImage;
+use records::kernel::check_kernel;
 
 use super::series::Series;
 use super::usage;
@@ -152,8 +152,8 @@ impl LinuxOptions {
         };
         let image =
             fs::read(kernel).map_err(|error| refused("--kernel", kernel, error.to_string()))?;
-        let checked = GuestImage::check(&image, false)
-            .map_err(|error| refused("--kernel", kernel, format!("{error}{}", advice(&image))))?;
+        let checked =
+            check_kernel(&image).map_err(|error| refused("--kernel", kernel, error.to_string()))?;
         checked
             .check_fits(bytes.0, initrd.saturating_add(OTHERS))
             .map_err(|error| {
@@ -170,73 +170,4 @@ impl LinuxOptions {
 
 fn series(text: &str) -> Result<Series, String> {
     Series::parse(text).ok_or_else(|| "expected a series of Linux kernels, like 6.12".into())
-}
-
-/// What a file is that isn't an arm64 Image, and what to do about it.
-pub fn advice(file: &[u8]) -> &'static str {
-    let has = |place: usize, magic: &[u8]| {
-        file.get(place..place + magic.len())
-            .is_some_and(|found| found == magic)
-    };
-    let first = [
-        (
-            0,
-            &b"\x7fELF"[..],
-            "; it is an ELF file, of which objcopy -O binary makes an image",
-        ),
-        (
-            0,
-            b"\x1f\x8b",
-            "; it is compressed, and has to be unpacked by gunzip",
-        ),
-        (
-            0,
-            b"\x28\xb5\x2f\xfd",
-            "; it is compressed, and has to be unpacked by unzstd",
-        ),
-        (
-            0,
-            b"\xfd7zXZ",
-            "; it is compressed, and has to be unpacked by unxz",
-        ),
-        (
-            0,
-            b"BZh",
-            "; it is compressed, and has to be unpacked by bunzip2",
-        ),
-        (
-            0,
-            b"\x02\x21\x4c\x18",
-            "; it is compressed, and has to be unpacked by unlz4",
-        ),
-        (
-            4,
-            b"zimg",
-            "; it is compressed for EFI: it takes the file Image that the kernel's build leaves",
-        ),
-        (0x202, b"HdrS", "; it is a kernel for x86"),
-        (36, b"\x18\x28\x6f\x01", "; it is a kernel for 32-bit Arm"),
-    ];
-    let found = first.iter().find(|(place, magic, _)| has(*place, magic));
-    found.map_or("", |(_, _, advice)| advice)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn with_magic(place: usize, magic: &[u8]) -> Vec<u8> {
-        let mut file = vec![0; 4096];
-        file[place..place + magic.len()].copy_from_slice(magic);
-        file
-    }
-
-    #[test]
-    fn what_a_file_is_instead_is_told() {
-        assert!(advice(&with_magic(0, b"\x1f\x8b\x08")).contains("gunzip"));
-        assert!(advice(&with_magic(4, b"zimg")).contains("EFI"));
-        assert!(advice(&with_magic(0x202, b"HdrS")).contains("x86"));
-        assert_eq!(advice(&with_magic(9, b"\x1f\x8b")), "");
-        assert_eq!(advice(b"\x1f"), "");
-    }
 }

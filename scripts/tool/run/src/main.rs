@@ -26,7 +26,6 @@ use emulator::qemu::{self, LOAD_ADDRESS, Machine, Module, ModuleKind};
 use emulator::setup::system::{Package, System};
 use emulator::setup::{self, find_program};
 use emulator::simclock;
-use options::linux::advice;
 use options::refusal::Started;
 use options::{Plan, RunOptions, one_line, typed, usage};
 use records::image::GuestImage;
@@ -171,9 +170,18 @@ fn check_port(port: u16) -> Result<(), ToolError> {
 
 /// Checks a guest's image; else says why it isn't one.
 fn check_image(bytes: &[u8]) -> Result<(), String> {
-    let checked = GuestImage::check(bytes, false);
-    let checked = checked.map_err(|error| format!("{error}{}", advice(bytes)));
-    checked.map(drop)
+    let error = match GuestImage::check(bytes, false) {
+        Ok(_) => return Ok(()),
+        Err(error) => error,
+    };
+    let advice = match bytes {
+        [0x7f, b'E', b'L', b'F', ..] => {
+            "; it is an ELF file, of which objcopy -O binary makes an image"
+        }
+        [0x1f, 0x8b, ..] => "; it is compressed, and has to be unpacked by gunzip",
+        _ => "",
+    };
+    Err(format!("{error}{advice}"))
 }
 
 /// Says how to attach gdb; the emulator then waits for it.

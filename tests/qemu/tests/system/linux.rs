@@ -146,7 +146,10 @@ fn files_that_are_no_kernel_or_missing_are_named() {
     let cases: &[(&[&str], &[&str])] = &[
         (&["--kernel", none], &["--kernel /nowhere/at/all: "]),
         (&["--kernel", "/"], &["--kernel /: "]),
-        (&["--kernel", &gzip], &["vmlinuz.gz: ", "gunzip"]),
+        (
+            &["--kernel", &gzip],
+            &["vmlinuz.gz: ", "compressed with gzip"],
+        ),
         (&["--kernel", &text], &["text: ", "magic number"]),
         (&["--kernel", &nothing], &["nothing: ", "0 bytes"]),
         (

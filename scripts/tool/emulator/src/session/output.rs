@@ -238,7 +238,13 @@ impl Lines {
 }
 
 /// How the hypervisor's lines begin, beside those of its log.
-const BEGINNINGS: [&[u8]; 3] = [b"parvisor: ", b"frames: ", b"VM "];
+const BEGINNINGS: [&[u8]; 5] = [
+    b"parvisor: ",
+    b"VM ",
+    b"frames: ",
+    b"counters: ",
+    b"merging counters: ",
+];
 
 /// Whether a line that begins so can be the hypervisor's.
 fn is_begun(line: &[u8]) -> bool {
