@@ -51,9 +51,10 @@ const STRESS_BYTES: Size = mib(8);
 /// Boots Parvisor in an emulator and measures it: several vCPUs write to their memory while the hypervisor harvests,
 /// again and again, which pages they wrote.
 ///
-/// Installs what is missing, builds, runs every mode in one boot, and ends with a table that compares them. Exit
-/// status: 0 all runs verified; 1 a run failed or something is missing; 2 bad options; 3 the hypervisor itself failed;
-/// 4 the emulator ended without a word.
+/// Installs what is missing, builds, runs every mode in one boot, and ends with a table that compares them. With --linux or
+/// --kernel it boots Linux as a guest instead, on this terminal. Exit status: 0 all runs verified, or the guest powered off; 1
+/// a run failed or something is missing; 2 bad options; 3 the hypervisor itself failed; 4 the emulator ended without a word;
+/// with --exec the command's.
 #[derive(Clone, Debug, Parser)]
 #[command(
     bin_name = "scripts/run",
