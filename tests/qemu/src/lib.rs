@@ -3,6 +3,7 @@
 //!
 //! The images are built once per process. Tests may boot machines at the same time.
 
+pub mod pty;
 pub mod qmp;
 pub mod raw;
 pub mod tree;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use emulator::boot::{self, Outcome};
 use emulator::effort::Limit;
 use emulator::images::{self, Images};
-use emulator::qemu::{Gic, Machine, Module};
+use emulator::qemu::{Gic, Machine, Module, ModuleKind};
 use emulator::setup;
 use emulator::size::{Size, mib};
 use records::words::Profile;
@@ -139,6 +140,7 @@ impl Boot {
     /// Adds a guest image at an address that is free.
     pub fn guest(mut self, image: &Path, bootargs: Option<&str>) -> Self {
         self.machine.modules.push(Module {
+            kind: ModuleKind::Kernel,
             image: image.into(),
             address: Machine::module_address(self.machine.memory),
             bootargs: bootargs.map(String::from),

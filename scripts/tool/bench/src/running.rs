@@ -20,7 +20,7 @@ use emulator::boot::{self, Outcome};
 use emulator::console::Line;
 use emulator::error::{ToolError, USAGE};
 use emulator::process;
-use emulator::qemu::{Machine, Module};
+use emulator::qemu::{Machine, Module, ModuleKind};
 use emulator::simclock::Simulation;
 
 /// The boots to measure, and the means to do so.
@@ -169,6 +169,7 @@ impl Measurement<'_> {
             kernel: Some(self.hypervisor.clone()),
             append: plan.append.clone(),
             modules: vec![Module {
+                kind: ModuleKind::Kernel,
                 image: self.guest.clone(),
                 address: Machine::module_address(plan.memory),
                 bootargs: None,

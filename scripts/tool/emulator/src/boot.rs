@@ -124,7 +124,8 @@ pub fn run(
 }
 
 impl Outcome {
-    fn new() -> Self {
+    /// Of a machine that has said nothing.
+    pub(crate) fn new() -> Self {
         Self {
             end: End::EndedAfterStatus,
             status: None,
@@ -137,7 +138,7 @@ impl Outcome {
     }
 
     /// Files one line; true if it is the exit status.
-    fn take(&mut self, line: Line, text: String) -> bool {
+    pub(crate) fn take(&mut self, line: Line, text: String) -> bool {
         let mut is_status = false;
         match line {
             Line::Record(record) => self.records.push(*record),

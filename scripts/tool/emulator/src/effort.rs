@@ -113,6 +113,14 @@ impl Watchdog {
         self.line = Some(self.effort.spent());
     }
 
+    /// From now on it may print nothing for as long as it likes.
+    pub fn may_be_silent(&mut self) {
+        self.limit = Limit {
+            total: self.limit.total,
+            ..Limit::NONE
+        };
+    }
+
     /// It is about to end, and may take so long from now on, if it hadn't to be quicker anyway.
     pub fn ends_within(&mut self, rest: Duration) {
         let end = self.effort.spent() + rest;

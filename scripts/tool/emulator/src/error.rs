@@ -27,6 +27,8 @@ pub enum ToolError {
     Mutants(String),
     /// The emulator ended, or was ended, and the hypervisor had given no exit status.
     NoStatus(String),
+    /// A command that was started has failed with this exit status, and has said why.
+    Said(u8),
 }
 
 impl ToolError {
@@ -41,6 +43,7 @@ impl ToolError {
             Self::Usage(_) => USAGE,
             Self::Setup(_) | Self::Build(_) | Self::Io(_) | Self::Mutants(_) => FAILED,
             Self::NoStatus(_) => NO_STATUS,
+            Self::Said(status) => *status,
         }
     }
 }
@@ -54,6 +57,7 @@ impl fmt::Display for ToolError {
             | Self::Io(text)
             | Self::Mutants(text)
             | Self::NoStatus(text) => f.write_str(text),
+            Self::Said(status) => write!(f, "exit status {status}"),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! | `options` | the options of `scripts/run`, of which `scripts/bench` takes lists, and the boot that they come to |
 //! | `run` | `scripts/run` |
 //! | `bench`, with `linux` | `scripts/bench` |
+//! | `linux` | Linux's files for `scripts/run --linux`, and its own benchmark |
 //! | `verify` | `scripts/test` and `scripts/mutate` |
 //!
 //! Each script builds its own of them only: a first `scripts/run` needs no plots.
@@ -23,6 +24,7 @@ pub mod images;
 pub mod process;
 pub mod qemu;
 pub mod repository;
+pub mod session;
 pub mod setup;
 pub mod simclock;
 pub mod size;

@@ -20,6 +20,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use crate::session::terminal;
+
 /// The leader's program. Nobody writes to the pipe, so its read ends when the pipe is closed.
 const LEADER: &str = "read -r nothing; kill -KILL 0";
 
@@ -170,7 +172,7 @@ pub fn say_when_ended(words: String) {
     *LAST_WORDS.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
 }
 
-/// From now on Ctrl-C, SIGTERM and SIGHUP end every group and then this process.
+/// From now on Ctrl-C, SIGTERM and SIGHUP end every group and then this process; the terminal gets its usual mode back.
 ///
 /// # Errors
 ///
@@ -180,6 +182,7 @@ pub fn end_groups_on_signals() -> Result<(), ctrlc::Error> {
         // Held until the end, so that no further child is started.
         let groups = groups();
         groups.iter().copied().for_each(kill_group);
+        terminal::restore();
         let words = LAST_WORDS.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(words) = words.as_deref() {
             eprintln!("\n{words}");

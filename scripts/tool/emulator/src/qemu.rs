@@ -50,10 +50,21 @@ impl Gic {
     }
 }
 
-/// A guest image that is in memory when the hypervisor starts.
+/// What a file in memory is to the hypervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModuleKind {
+    /// A guest's image.
+    Kernel,
+    /// The file system that the guest before it starts with.
+    Ramdisk,
+}
+
+/// A file that is in memory when the hypervisor starts.
 #[derive(Clone, Debug)]
 pub struct Module {
-    /// The flat image.
+    /// What it is.
+    pub kind: ModuleKind,
+    /// The file; a guest's image is flat.
     pub image: PathBuf,
     /// The physical address it is put at.
     pub address: u64,
@@ -99,6 +110,16 @@ impl Machine {
         RAM_BASE + offset / MODULE_ALIGNMENT * MODULE_ALIGNMENT
     }
 
+    /// Where RAM of this size is.
+    pub fn ram(memory: Size) -> Range<u64> {
+        RAM_BASE..RAM_BASE + memory.0
+    }
+
+    /// The address for a file behind one that ends here.
+    pub fn address_behind(end: u64) -> u64 {
+        end.next_multiple_of(MODULE_ALIGNMENT)
+    }
+
     /// The command that starts it, with the console on standard output.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.emulator);
@@ -142,7 +163,11 @@ impl Machine {
 
 impl Module {
     fn device(&self) -> OsString {
-        let mut device = OsString::from(format!("guest-loader,addr={:#x},kernel=", self.address));
+        let kind = match self.kind {
+            ModuleKind::Kernel => "kernel",
+            ModuleKind::Ramdisk => "initrd",
+        };
+        let mut device = OsString::from(format!("guest-loader,addr={:#x},{kind}=", self.address));
         device.push(escape_commas(&self.image.to_string_lossy()));
         if let Some(bootargs) = &self.bootargs {
             device.push(format!(",bootargs={}", escape_commas(bootargs)));
@@ -239,6 +264,7 @@ mod tests {
     #[test]
     fn commas_in_paths_and_bootargs_reach_the_guest_loader() {
         let module = Module {
+            kind: ModuleKind::Kernel,
             image: "a,b.img".into(),
             address: 0x4a00_0000,
             bootargs: Some("x=1,2".into()),
@@ -246,6 +272,15 @@ mod tests {
         assert_eq!(
             module.device(),
             "guest-loader,addr=0x4a000000,kernel=a,,b.img,bootargs=x=1,,2"
+        );
+        let ramdisk = Module {
+            kind: ModuleKind::Ramdisk,
+            bootargs: None,
+            ..module
+        };
+        assert_eq!(
+            ramdisk.device(),
+            "guest-loader,addr=0x4a000000,initrd=a,,b.img"
         );
     }
 

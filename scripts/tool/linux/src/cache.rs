@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Kernel;
 use super::packages::remove;
-use super::releases::{Release, Series};
+use super::releases::Release;
 use super::selftest::CALLS;
 use emulator::error::ToolError;
 use emulator::repository::target_folder;
+use options::series::Series;
 
 /// The form of the folder; another one is built anew.
 const FORMAT: u32 = 1;
@@ -97,9 +98,9 @@ impl Cache {
         })
     }
 
-    /// Whether the kernels of `series`, and all else that a run needs, are there.
-    pub fn is_complete(&self, series: &[Series]) -> bool {
-        self.has_busybox() && self.has_test() && series.iter().all(|series| self.has_kernel(series))
+    /// Whether the kernels of `series` and busybox are there.
+    pub fn has_system(&self, series: &[Series]) -> bool {
+        self.has_busybox() && series.iter().all(|series| self.has_kernel(series))
     }
 
     /// Whether a kernel of `series` is there.
@@ -305,7 +306,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         drop(full(folder.path()));
         let cache = Cache::open_at(folder.path().into()).expect("it is there");
-        assert!(cache.is_complete(&[release().series]));
+        assert!(cache.has_test() && cache.has_system(&[release().series]));
         let kernel = cache
             .kernel(&release().series, Path::new("i"))
             .expect("it is there");
@@ -315,7 +316,7 @@ mod tests {
             "contents"
         );
         let other = Series::parse("6.1").expect("a series");
-        assert!(!cache.is_complete(&[release().series, other]));
+        assert!(!cache.has_system(&[release().series, other]));
         assert!(cache.kernel(&other, Path::new("i")).is_err());
     }
 

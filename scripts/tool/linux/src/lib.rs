@@ -1,11 +1,13 @@
-//! Runs the Linux kernel's own `dirty_log_perf_test` under KVM in the emulator that Parvisor is measured in.
+//! Linux for the emulator that Parvisor runs in: the kernel's own `dirty_log_perf_test` under KVM to measure beside
+//! ([`prepare`], [`run()`]), and Linux as a guest of Parvisor ([`prepare_guest`]).
 //!
 //! What is needed comes from the Debian registry that this machine installs from, through an apt root of its own, and
 //! the machine stays as it is: no rights are needed and nothing is installed. [`prepare`] fetches Debian's arm64 kernels,
 //! busybox, the kernel's source and a cross compiler, builds the test, and keeps under `target/linux` only what runs
-//! (some 70 MB for two kernels). Nothing of Linux is in this repository; ours are `init.sh`, the first program of the
-//! measured system, and `calls.c`, which is linked into the test so that one test runs on all kernels. To have newer
-//! kernels fetched, remove `target/linux`.
+//! (some 70 MB for two kernels); [`prepare_guest`] needs a kernel and busybox alone. Nothing of Linux is in this repository;
+//! ours are `init.sh`, the first program of the measured system, `guest-init.sh` and `guest-session.sh`, those of a guest, and
+//! `calls.c`, which is linked into the test so that one test runs on all kernels. To have newer kernels fetched, remove
+//! `target/linux`.
 //!
 //! | file | concept |
 //! |---|---|
@@ -13,6 +15,7 @@
 //! | `releases` | which kernel of a series is the newest |
 //! | `selftest` | the test, built from the kernel's source |
 //! | `initramfs` | the first programs of the measured kernel |
+//! | `guest` | those of a guest, and its shell or command |
 //! | `cache` | the files that are kept from one run to the next |
 //! | `test` | a run of the benchmark: its machine and command line |
 //! | `run` | one measurement and its record |
@@ -31,6 +34,7 @@
 
 mod cache;
 mod command;
+mod guest;
 mod initramfs;
 mod packages;
 mod releases;
@@ -40,13 +44,14 @@ mod test;
 
 use std::path::PathBuf;
 
+pub use self::guest::{Session, prepare_guest};
 pub use self::run::run;
 pub use self::test::{Backing, Test};
 
 use self::cache::Cache;
 use self::packages::Packages;
-pub use self::releases::Series;
 use emulator::error::ToolError;
+pub use options::series::Series;
 
 /// A kernel that can be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,15 +81,7 @@ pub fn prepare(wanted: &[Series], progress: impl Fn(&str)) -> Result<Vec<Kernel>
             series.push(*one);
         }
     }
-    let mut cache = Cache::open()?;
-    if !cache.is_complete(&series) {
-        progress("reading Debian's package lists");
-        let staging = cache.empty_staging()?;
-        let fetched = Packages::open(&staging)
-            .and_then(|packages| fetch(&mut cache, &packages, &series, &progress));
-        cache.remove_staging()?;
-        fetched?;
-    }
+    let cache = fetched(&series, true, &progress)?;
     let initramfs = initramfs::write(&cache)?;
     series
         .iter()
@@ -92,11 +89,30 @@ pub fn prepare(wanted: &[Series], progress: impl Fn(&str)) -> Result<Vec<Kernel>
         .collect()
 }
 
+/// The cache with the kernels of `series`, with busybox, and with the test if that is wanted.
+fn fetched(
+    series: &[Series],
+    with_test: bool,
+    progress: &impl Fn(&str),
+) -> Result<Cache, ToolError> {
+    let mut cache = Cache::open()?;
+    if !(cache.has_system(series) && (cache.has_test() || !with_test)) {
+        progress("reading Debian's package lists");
+        let staging = cache.empty_staging()?;
+        let fetched = Packages::open(&staging)
+            .and_then(|packages| fetch(&mut cache, &packages, series, with_test, progress));
+        cache.remove_staging()?;
+        fetched?;
+    }
+    Ok(cache)
+}
+
 /// Fetches the missing parts of the cache. If one fails, the earlier ones are kept.
 fn fetch(
     cache: &mut Cache,
     packages: &Packages,
     series: &[Series],
+    with_test: bool,
     progress: &impl Fn(&str),
 ) -> Result<(), ToolError> {
     let kernels = packages.kernels()?;
@@ -112,7 +128,7 @@ fn fetch(
         progress("fetching busybox");
         cache.keep_busybox(&packages.fetch("busybox-static:arm64", None)?)?;
     }
-    if !cache.has_test() {
+    if with_test && !cache.has_test() {
         let test = selftest::build(packages, progress)?;
         cache.keep_test(&test)?;
     }

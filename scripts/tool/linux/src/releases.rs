@@ -1,37 +1,7 @@
 //! Debian's kernels, and the newest of a series: pure functions of apt's output.
 
-use std::fmt;
-
 use emulator::error::ToolError;
-
-/// The first two numbers of a kernel's version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Series {
-    major: u32,
-    minor: u32,
-}
-
-impl Series {
-    /// Reads `6.12`.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (major, minor) = text.split_once('.')?;
-        Some(Self {
-            major: number(major)?,
-            minor: number(minor)?,
-        })
-    }
-}
-
-impl fmt::Display for Series {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
-
-fn number(text: &str) -> Option<u32> {
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    digits.then(|| text.parse().ok())?
-}
+use options::series::Series;
 
 /// A kernel that Debian has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +74,7 @@ pub fn choose<'a>(
                 all.dedup();
                 let all: Vec<String> = all.iter().map(Series::to_string).collect();
                 ToolError::Usage(format!(
-                    "--with-kvm {series}: this machine's Debian sources have no arm64 cloud kernel of the series {series}; they have {}",
+                    "Linux {series}: this machine's Debian sources have no arm64 cloud kernel of this series; they have {}",
                     all.join(", ")
                 ))
             })
@@ -156,25 +126,7 @@ nonsense
         let error = choose(&releases(), &[series("5.10")]).expect_err("there is none");
         assert_eq!(
             error.to_string(),
-            "--with-kvm 5.10: this machine's Debian sources have no arm64 cloud kernel of the series 5.10; they have 6.1, 6.12"
+            "Linux 5.10: this machine's Debian sources have no arm64 cloud kernel of this series; they have 6.1, 6.12"
         );
-    }
-
-    #[test]
-    fn a_series_is_two_numbers() {
-        assert_eq!(series("6.12").to_string(), "6.12");
-        assert!(series("6.2") < series("6.12"));
-        for text in [
-            "",
-            "6",
-            "6.",
-            ".1",
-            "6.1.2",
-            "v6.1",
-            "6.+1",
-            "99999999999.1",
-        ] {
-            assert_eq!(Series::parse(text), None, "{text}");
-        }
     }
 }

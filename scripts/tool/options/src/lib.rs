@@ -3,8 +3,10 @@
 
 pub mod backing;
 pub mod cpu;
+pub mod linux;
 pub mod merging;
 pub mod refusal;
+pub mod series;
 pub mod shared;
 pub mod typed;
 pub mod words;
@@ -19,6 +21,7 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, Parser};
 
 use self::backing::BackingOptions;
+use self::linux::{LinuxOptions, MEASURED, USUAL_BYTES, USUAL_VCPUS};
 use self::shared::{MachineOptions, WorkloadOptions, host_cpus, one, usual_vcpus};
 use self::workload::Workload;
 use emulator::effort::Limit;
@@ -27,6 +30,8 @@ use emulator::qemu::{Gic, MOST_CPUS};
 use emulator::size::{self, Size, mib};
 use records::words::Profile;
 
+/// How long a guest may go on without progress, unless the user says.
+const USUAL_TIMEOUT: u64 = 120;
 /// How long beyond the hypervisor's own limits the machine may be silent: while it boots, or verifies.
 const HOST_MARGIN_SECONDS: u64 = 60;
 /// How long a machine on simulated time may be silent: a second of it takes minutes of the host's, the more the more CPUs there
@@ -37,7 +42,7 @@ const FIRST_LINE_MILLIS: u64 = 15_000;
 const FIRST_LINE_MILLIS_PER_CPU: u64 = 250;
 /// The help of `--vcpus` where it is one number.
 const VCPUS: &str = "How many vCPUs access memory at the same time, each on a CPU of its own [default: as many as this host \
-                     has CPUs, but at most 4]";
+                     has CPUs, but at most 4; 4 with --linux or --kernel]";
 /// The port of a debugger, unless the user names another one.
 const GDB_PORT: &str = "1234";
 /// The memory of each vCPU under stress, unless the user chooses it. All of it is compared again and again.
@@ -46,18 +51,19 @@ const STRESS_BYTES: Size = mib(8);
 /// Boots Parvisor in an emulator and measures it: several vCPUs write to their memory while the hypervisor harvests,
 /// again and again, which pages they wrote.
 ///
-/// Installs what is missing, builds, runs every mode in one boot, and ends with a table that compares them. Exit
-/// status: 0 all runs verified; 1 a run failed or something is missing; 2 bad options; 3 the hypervisor itself failed;
-/// 4 the emulator ended without a word.
+/// Installs what is missing, builds, runs every mode in one boot, and ends with a table that compares them. With --linux or
+/// --kernel it boots Linux as a guest instead, on this terminal. Exit status: 0 all runs verified, or the guest powered off; 1
+/// a run failed or something is missing; 2 bad options; 3 the hypervisor itself failed; 4 the emulator ended without a word;
+/// with --exec the command's.
 #[derive(Clone, Debug, Parser)]
 #[command(
     bin_name = "scripts/run",
     disable_version_flag = true,
     allow_negative_numbers = true,
     max_term_width = 120,
-    mut_arg("vcpus", |option| one(usual_vcpus(host_cpus()))(option).hide_default_value(true).help(VCPUS)),
+    mut_arg("vcpus", |option| option.action(ArgAction::Set).value_delimiter(None).help(VCPUS)),
     mut_arg("bytes", |option| option.help(
-        "The memory of each vCPU: a multiple of 4K [default: 64M; 8M with --stress]"
+        "The memory of each vCPU: a multiple of 4K [default: 64M; 8M with --stress; 512M with --linux or --kernel]"
     )),
     mut_arg("backing", |option| usual_backing(option.action(ArgAction::Set).value_delimiter(None))),
     mut_arg("write_percent", one("100")),
@@ -95,11 +101,7 @@ pub struct RunOptions {
     #[arg(
         long,
         value_name = "IMAGE",
-        conflicts_with_all = [
-            "iterations", "write_percent", "random", "seed", "json", "split", "tracking", "granularity", "harvest",
-            "harvesters", "ring_entries", "enable", "clear", "restore", "split_chunk", "split_reserve", "slots", "exit_times",
-            "workload", "overcommits"
-        ]
+        conflicts_with_all = MEASURED
     )]
     pub guest: Option<PathBuf>,
 
@@ -124,6 +126,10 @@ pub struct RunOptions {
     /// The command line of that guest.
     #[arg(long, value_name = "STRING", requires = "guest")]
     pub guest_append: Option<String>,
+
+    /// A Linux guest.
+    #[command(flatten)]
+    pub linux: LinuxOptions,
 
     /// Stop before the first instruction, print how to attach gdb, and wait for it, on port 1234 unless another one is named.
     #[arg(
@@ -204,21 +210,36 @@ impl RunOptions {
     fn checked_workload(&self) -> Result<Workload, ToolError> {
         self.backing.check_one_overcommit()?;
         let program = self.guest.is_some();
+        let linux = self.linux.is_wanted();
         let merging = &self.backing.merging;
+        let mut options = self.workload.clone();
+        if options.vcpus.is_empty() {
+            options.vcpus.push(match linux {
+                true => USUAL_VCPUS,
+                false => usual_vcpus(host_cpus()),
+            });
+        }
         let mut workload = Workload {
-            program,
+            program: program || linux,
             stress: self.stress,
-            merging: merging.checked(self.backing.workload, program)?,
-            ..Workload::of(&self.workload, &self.backing, self.machine.simulated)?
+            merging: merging.checked(self.backing.workload, program || linux)?,
+            ..Workload::of(&options, &self.backing, self.machine.simulated)?
         };
+        if self.linux.is_wanted() {
+            workload.bytes = self.workload.bytes.unwrap_or(USUAL_BYTES);
+            let room = self.linux.check_files(workload.bytes)?;
+            workload.linux = Some(room);
+            workload.restarts = self.linux.exec.is_none();
+        }
+        self.linux.command_line(self.machine.verbose)?;
         if workload.modes.is_empty() {
             workload.modes = workload.usual_modes();
         }
         if self.stress.is_some() && self.workload.bytes.is_none() {
             workload.bytes = STRESS_BYTES;
         }
-        if program && workload.modes.len() > 1 {
-            return usage("--guest: a guest of your own runs in one mode only");
+        if workload.program && workload.modes.len() > 1 {
+            return usage("--mode: a guest of your own runs in one mode only");
         }
         match workload.contradiction() {
             Some(why) => usage(why),
@@ -262,9 +283,13 @@ impl MachineOptions {
         let cpus = checked_cpus(&workload, cpus, gic)?;
         let memory = workload.memory(memory)?;
         cpu::check(&self.cpu)?;
-        typed::check_appended(&workload.words(self.timeout, None), self.append.as_deref())?;
+        let timeout = match workload.linux {
+            None => Some(self.timeout.unwrap_or(USUAL_TIMEOUT)),
+            Some(_) => self.timeout,
+        };
+        typed::check_appended(&workload.words(timeout, None), self.append.as_deref())?;
         Ok(Plan {
-            append: workload.words(self.timeout, self.append.as_deref()),
+            append: workload.words(timeout, self.append.as_deref()),
             workload,
             gic,
             cpus,
@@ -289,7 +314,9 @@ impl MachineOptions {
         let first = FIRST_LINE_MILLIS + FIRST_LINE_MILLIS_PER_CPU * u64::from(cpus);
         Limit {
             first_line: Some(Duration::from_millis(first)),
-            ..Limit::silence(Duration::from_secs(self.timeout + HOST_MARGIN_SECONDS))
+            ..Limit::silence(Duration::from_secs(
+                self.timeout.unwrap_or(USUAL_TIMEOUT) + HOST_MARGIN_SECONDS,
+            ))
         }
     }
 }

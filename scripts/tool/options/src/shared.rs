@@ -31,13 +31,8 @@ pub fn host_cpus() -> u32 {
 
 /// How many vCPUs a run has unless the user says. With more of them than the host has CPUs, a vCPU that holds the lock of the
 /// compared modes is often preempted, and the others wait for the host's scheduler.
-pub const fn usual_vcpus(host_cpus: u32) -> &'static str {
-    match host_cpus {
-        0 | 1 => "1",
-        2 => "2",
-        3 => "3",
-        _ => "4",
-    }
+pub fn usual_vcpus(host_cpus: u32) -> u32 {
+    host_cpus.clamp(1, 4)
 }
 
 /// The measured workload.
@@ -199,9 +194,10 @@ pub struct MachineOptions {
     #[arg(long, value_name = "VERSION", default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=3))]
     pub gic: u8,
 
-    /// How long a guest may go on without progress before the hypervisor ends it, by the machine's own clock.
-    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    pub timeout: u64,
+    /// How long a guest may go on without progress before the hypervisor ends it, by the machine's own clock. [default: 120; a
+    /// Linux guest may be idle for as long as it likes]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub timeout: Option<u64>,
 
     /// How long the emulator may work for one boot before it is killed; that others keep the host busy doesn't count. [default: no
     /// limit, but a minute longer than --timeout without a word; half an hour if --simulated]

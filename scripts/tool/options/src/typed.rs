@@ -43,7 +43,8 @@ const NAMED: [&str; 32] = [
     "timeout",
 ];
 /// The words that an option stands for, beside one with its own value.
-const CHOSEN: [(&str, &str); 3] = [
+const CHOSEN: [(&str, &str); 4] = [
+    ("guest=linux", "--linux"),
     ("guest=program", "--guest"),
     ("guest=stress", "--stress"),
     ("guest=backing", "--workload"),

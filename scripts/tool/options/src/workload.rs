@@ -73,8 +73,12 @@ pub struct Workload {
     pub slots: u32,
     /// Whether exits are timed.
     pub exit_times: bool,
-    /// Whether the guest is a program of the user instead of the benchmark.
+    /// Whether the guest is a program of the user, or Linux, instead of the benchmark.
     pub program: bool,
+    /// The room that its kernel and initrd need before it starts, if it is Linux.
+    pub linux: Option<u64>,
+    /// Whether Linux starts again when it reboots; else that ends the run.
+    pub restarts: bool,
     /// For how many seconds the stress run goes on, if that is to run instead of the benchmark.
     pub stress: Option<u64>,
     /// The workload that changes backing memory, and its lists, if it runs instead of the benchmark.
@@ -172,6 +176,8 @@ impl Workload {
             slots: options.slots,
             exit_times: options.exit_times,
             program: false,
+            linux: None,
+            restarts: false,
             stress: None,
             compared,
             overcommit: backing.overcommits.first().copied().unwrap_or(100),
@@ -276,7 +282,11 @@ impl Workload {
         // For a fork, it wants as much room as the VM and the fork may write of both beside each other.
         let forked = self.stress.map_or(0, |_| 3);
         let written = bytes.checked_mul(sharers * (copies + forked));
-        let Some(usual) = written.and_then(|written| self.usual_memory(written)) else {
+        let modules = self.linux.unwrap_or(0);
+        let usual = written
+            .and_then(|written| written.checked_add(modules))
+            .and_then(|needed| self.usual_memory(needed));
+        let Some(usual) = usual else {
             return usage(format!(
                 "--bytes: {} are more than any machine has",
                 self.bytes
@@ -288,9 +298,10 @@ impl Workload {
         if !memory.0.is_multiple_of(mib(1).0) {
             return usage(format!("--mem: {memory} aren't a multiple of {}", mib(1)));
         }
-        if memory.0 < bytes * sharers * copies + LEAST_OVERHEAD.0 {
+        let overhead = Size(LEAST_OVERHEAD.0 + modules);
+        if memory.0 < bytes * sharers * copies + overhead.0 {
             return usage(format!(
-                "--mem: {sharers} times {} and {LEAST_OVERHEAD} for all else don't fit into {memory}",
+                "--mem: {sharers} times {} and {overhead} for all else don't fit into {memory}",
                 self.bytes
             ));
         }
@@ -317,13 +328,17 @@ impl Workload {
     }
 
     /// The hypervisor's options, followed by what the user wants to `append`.
-    pub fn words(&self, timeout: u64, append: Option<&str>) -> String {
+    pub fn words(&self, timeout: Option<u64>, append: Option<&str>) -> String {
         let mut words = vec![
             format!("mode={}", list(&self.modes)),
             format!("vcpus={} bytes={}K", self.vcpus, self.bytes.0 >> 10),
-            format!("backing={} timeout={timeout}", self.backing),
+            format!("backing={}", self.backing),
         ];
-        if self.program {
+        words.extend(timeout.map(|timeout| format!("timeout={timeout}")));
+        if self.linux.is_some() {
+            words.push("guest=linux console=raw".into());
+            words.extend((!self.restarts).then(|| "on_reset=stop".into()));
+        } else if self.program {
             words.push("guest=program".into());
         } else if let Some(seconds) = self.stress {
             words.push(format!("guest=stress seconds={seconds}"));

@@ -1,5 +1,6 @@
 //! `scripts/run`: set-up, build, one boot that runs every mode, then the comparison.
 
+mod guest;
 mod table;
 
 use std::ffi::OsString;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::guest::Files;
 use crate::table::comparison;
 use emulator::boot::{self, Outcome};
 use emulator::console::{Line, Runs};
@@ -20,7 +22,7 @@ use emulator::files;
 use emulator::front_end::{self, named};
 use emulator::images::{self, Images};
 use emulator::process;
-use emulator::qemu::{self, LOAD_ADDRESS, Machine, Module};
+use emulator::qemu::{self, LOAD_ADDRESS, Machine, Module, ModuleKind};
 use emulator::setup::system::{Package, System};
 use emulator::setup::{self, find_program};
 use emulator::simclock;
@@ -51,7 +53,9 @@ fn command(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         }
     };
     run(&options).unwrap_or_else(|error| {
-        eprintln!("error: {error}");
+        if !matches!(error, ToolError::Said(_)) {
+            eprintln!("error: {error}");
+        }
         error.exit_status()
     })
 }
@@ -62,6 +66,10 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
     options.gdb.map_or(Ok(()), check_port)?;
     setup::rust_target()?;
     let emulator = setup::emulator()?;
+    let linux = match options.linux.is_wanted() {
+        true => Some(Files::prepare(&options.linux)?),
+        false => None,
+    };
     let mut images = images::build(options.profile())?;
     if options.check {
         images = images::build_watched(images, options.profile())?;
@@ -73,6 +81,21 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
             qemu::hypervisor_text(&images.symbols)?,
         )),
     };
+    let modules = match &linux {
+        Some(files) => {
+            let command_line = options.linux.command_line(options.machine.verbose)?;
+            files.modules(plan.memory, &command_line)?
+        }
+        None => vec![Module {
+            kind: ModuleKind::Kernel,
+            image: options
+                .guest
+                .clone()
+                .unwrap_or_else(|| images.dirty_log.clone()),
+            address: Machine::module_address(plan.memory),
+            bootargs: options.guest_append.clone(),
+        }],
+    };
     let machine = Machine {
         emulator,
         cpu: options.machine.cpu.clone(),
@@ -82,20 +105,16 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
         el2: true,
         kernel: Some(images.hypervisor.clone()),
         append: plan.append.clone(),
-        modules: vec![Module {
-            image: options
-                .guest
-                .clone()
-                .unwrap_or_else(|| images.dirty_log.clone()),
-            address: Machine::module_address(plan.memory),
-            bootargs: options.guest_append.clone(),
-        }],
+        modules,
         debugger: options.gdb,
         simulation,
         extra: options.machine.qemu.clone(),
     };
     if let Some(port) = options.gdb {
         announce_debugger(&images, port);
+    }
+    if let Some(files) = linux {
+        return guest::run(&machine, files, options, &plan);
     }
     let clock = machine
         .simulation
@@ -366,8 +385,8 @@ fn complete(options: &RunOptions, plan: &Plan, outcome: &Outcome) -> Result<(), 
     }
 }
 
-/// The account of a machine that gave no exit status. Shows its last lines.
-fn no_status(outcome: &Outcome, started: &Started<'_>) -> ToolError {
+/// Shows the last lines of a machine.
+fn show_last_lines(outcome: &Outcome) {
     for line in outcome
         .last_lines(LAST_LINES)
         .filter(|line| !line.starts_with('@'))
@@ -375,6 +394,11 @@ fn no_status(outcome: &Outcome, started: &Started<'_>) -> ToolError {
     {
         eprintln!("  | {line}");
     }
+}
+
+/// The account of a machine that gave no exit status. Shows its last lines.
+fn no_status(outcome: &Outcome, started: &Started<'_>) -> ToolError {
+    show_last_lines(outcome);
     let extra = started.extra();
     let extra = extra.map_or_else(String::new, |extra| {
         format!("; the emulator's arguments may be the cause: {extra}")

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use emulator::qemu::{Gic, Module};
+use emulator::qemu::{Gic, Module, ModuleKind};
 use emulator::size::mib;
 use qemu_tests::raw::RawFiles;
 use qemu_tests::{Boot, SHORT, assert_verified, describe, emulates, images};
@@ -133,6 +133,7 @@ fn long_arguments_of_many_modules_are_no_matter() {
     let first = boot.machine.modules[0].clone();
     boot.machine.modules = (0..4)
         .map(|index| Module {
+            kind: ModuleKind::Kernel,
             address: first.address + index * MODULE,
             bootargs: Some(long.clone()),
             ..first.clone()

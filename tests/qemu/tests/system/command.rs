@@ -33,12 +33,12 @@ pub(crate) fn script(
 }
 
 /// Builds what the scripts would, so that they don't while other tests boot, and say nothing of it.
-fn build_beforehand() {
+pub(crate) fn build_beforehand() {
     static BUILT: OnceLock<bool> = OnceLock::new();
     let built = BUILT.get_or_init(|| {
         images();
         quick_images();
-        let packages = ["-p", "run", "-p", "bench", "-p", "verify"];
+        let packages = ["-p", "run", "-p", "linux", "-p", "bench", "-p", "verify"];
         let build = CargoCommand::new(["build", "--quiet"]);
         build.args(packages).run(|_| {})
     });
@@ -58,7 +58,7 @@ pub(crate) fn complaints(output: &Output) -> String {
     lines.map(|line| format!("{line}\n")).collect()
 }
 
-fn refused(arguments: &[&str]) -> String {
+pub(crate) fn refused(arguments: &[&str]) -> String {
     let folder = TempDir::new().expect("room for a folder");
     let output = run(arguments, folder.path(), None);
     let text = complaints(&output);

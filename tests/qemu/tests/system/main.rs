@@ -12,6 +12,7 @@ mod documented;
 mod fatal;
 mod guests;
 mod image;
+mod linux;
 mod matrix;
 mod policies;
 mod stage2;

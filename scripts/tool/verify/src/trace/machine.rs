@@ -16,7 +16,7 @@ use emulator::boot::{self, Outcome};
 use emulator::effort::Limit;
 use emulator::error::ToolError;
 use emulator::qemu::hypervisor_text;
-use emulator::qemu::{Gic, Machine, Module};
+use emulator::qemu::{Gic, Machine, Module, ModuleKind};
 use emulator::size::mib;
 
 /// No machine takes longer.
@@ -77,6 +77,7 @@ fn machine(setup: &Setup, boot: &Boot, cpu: &str) -> Machine {
         kernel: Some(setup.images.hypervisor.clone()),
         append: boot.options.clone(),
         modules: vec![Module {
+            kind: ModuleKind::Kernel,
             image: image.clone(),
             address: Machine::module_address(memory),
             bootargs,

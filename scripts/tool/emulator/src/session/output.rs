@@ -1,0 +1,425 @@
+//! Takes the console apart: what the guest prints for the user, byte by byte as it comes, and what is said to the tool.
+//!
+//! The hypervisor has the console before the guest starts and after it has ended. Lines in its forms are its own there; within
+//! the guest's output they are the guest's. So a line that looks like the hypervisor's is held back until more comes.
+
+use super::token::Token;
+
+/// What runs in the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Guest {
+    /// A guest of ours with a shell for the user.
+    Shell(Token),
+    /// A guest of ours that runs one command; only what this prints is shown.
+    Command(Token),
+    /// A kernel of the user's.
+    Own,
+}
+
+/// A part of the console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part<'b> {
+    /// What the user sees.
+    Shown(&'b [u8]),
+    /// What is said before and after that.
+    Log(&'b [u8]),
+    /// The guest takes input, or begins its command, from here on.
+    Begun,
+    /// The command has ended with this status.
+    Status(u8),
+}
+
+/// Takes the console apart.
+#[derive(Debug)]
+pub struct Output {
+    stage: Stage,
+    lines: Lines,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The user's kernel.
+    Own,
+    /// The user's shell. At the mark it takes input, once more after each restart.
+    Shell(Mark),
+    /// The guest boots, up to the first mark, where its command begins. The second one is that of its end.
+    Boots([Mark; 2]),
+    /// The command, up to that mark.
+    Runs(Mark),
+    /// The command has ended.
+    Over,
+}
+
+impl Output {
+    /// Of this guest.
+    pub fn new(guest: &Guest) -> Self {
+        let stage = match guest {
+            Guest::Own => Stage::Own,
+            Guest::Shell(token) => Stage::Shell(Mark::new(token, "ready")),
+            Guest::Command(token) => {
+                Stage::Boots(["begin", "end"].map(|what| Mark::new(token, what)))
+            }
+        };
+        Self {
+            stage,
+            lines: Lines::default(),
+        }
+    }
+
+    /// Takes what the console has printed, and gives its parts.
+    pub fn take(&mut self, bytes: &[u8], part: &mut impl FnMut(Part<'_>)) {
+        let rest = match &mut self.stage {
+            Stage::Own => return self.lines.take(bytes, part),
+            Stage::Over => return part(Part::Log(bytes)),
+            Stage::Shell(ready) => {
+                let (before, found) = ready.search(bytes);
+                self.lines.take(&before, part);
+                let Some((_, rest)) = found else { return };
+                part(Part::Begun);
+                rest
+            }
+            Stage::Boots([begin, end]) => {
+                let (before, found) = begin.search(bytes);
+                part(Part::Log(&before));
+                let Some((_, rest)) = found else { return };
+                part(Part::Begun);
+                self.lines.begun = true;
+                self.stage = Stage::Runs(end.clone());
+                rest
+            }
+            Stage::Runs(end) => {
+                let (before, found) = end.search(bytes);
+                self.lines.take(&before, part);
+                let Some((status, rest)) = found else { return };
+                self.lines.pause(part);
+                // The shell's statuses have eight bits.
+                part(Part::Status(status.trim().parse().unwrap_or(u8::MAX)));
+                self.stage = Stage::Over;
+                rest
+            }
+        };
+        self.take(&rest, part);
+    }
+
+    /// Nothing has come for a while: what is held back is the guest's.
+    pub fn pause(&mut self, part: &mut impl FnMut(Part<'_>)) {
+        if let Stage::Shell(mark) | Stage::Runs(mark) = &mut self.stage {
+            self.lines.take(&mark.pause(), part);
+        }
+        self.lines.pause(part);
+    }
+
+    /// Nothing comes any more.
+    pub fn end(&mut self, part: &mut impl FnMut(Part<'_>)) {
+        match &mut self.stage {
+            Stage::Boots([begin, _]) => part(Part::Log(&begin.held)),
+            Stage::Shell(mark) | Stage::Runs(mark) => {
+                self.lines.take(&std::mem::take(&mut mark.held), part);
+            }
+            Stage::Own | Stage::Over => {}
+        }
+        self.lines.end(part);
+    }
+}
+
+/// Looks for a line of the guest's for the tool: a mark, a value, the end of the line.
+#[derive(Clone, Debug)]
+struct Mark {
+    mark: Vec<u8>,
+    /// What may be the beginning of such a line.
+    held: Vec<u8>,
+}
+
+impl Mark {
+    fn new(token: &Token, what: &str) -> Self {
+        Self {
+            mark: token.mark(what),
+            held: Vec::new(),
+        }
+    }
+
+    /// Takes what comes next: gives what stands before the line, and its value and what stands behind it if it is there.
+    fn search(&mut self, bytes: &[u8]) -> (Vec<u8>, Option<(String, Vec<u8>)>) {
+        self.held.extend_from_slice(bytes);
+        let begin = self.begin();
+        let before = self.held.drain(..begin).collect();
+        if !self.held.starts_with(&self.mark) {
+            return (before, None);
+        }
+        let Some(length) = self.held.iter().position(|&byte| byte == b'\n') else {
+            return (before, None);
+        };
+        let rest = self.held.split_off(length + 1);
+        let line = std::mem::take(&mut self.held);
+        let value = String::from_utf8_lossy(&line[self.mark.len()..]).into_owned();
+        (before, Some((value, rest)))
+    }
+
+    /// Nothing has come for a while: gives the few bytes that are held back, unless they say whose they are.
+    fn pause(&mut self) -> Vec<u8> {
+        match self.held.len() < self.mark.len() / 2 {
+            true => std::mem::take(&mut self.held),
+            false => Vec::new(),
+        }
+    }
+
+    /// Where the mark, or what may be its beginning, begins.
+    fn begin(&self) -> usize {
+        let places = (0..self.held.len()).filter(|&place| self.held[place] == self.mark[0]);
+        let fits = |place: &usize| {
+            let rest = &self.held[*place..];
+            let common = rest.len().min(self.mark.len());
+            rest[..common] == self.mark[..common]
+        };
+        places.into_iter().find(fits).unwrap_or(self.held.len())
+    }
+}
+
+/// Tells the hypervisor's lines from the guest's.
+#[derive(Debug, Default)]
+struct Lines {
+    /// Whether the guest has printed something.
+    begun: bool,
+    /// Whether the line that comes is the guest's.
+    within: bool,
+    /// Whole lines in the hypervisor's forms, which are the last ones so far.
+    held: Vec<u8>,
+    /// The line that comes, which may be in one of the hypervisor's forms.
+    line: Vec<u8>,
+}
+
+impl Lines {
+    fn take(&mut self, bytes: &[u8], part: &mut impl FnMut(Part<'_>)) {
+        let mut shown = Vec::new();
+        for &byte in bytes {
+            if self.within {
+                shown.push(byte);
+                self.within = byte != b'\n';
+                continue;
+            }
+            self.line.push(byte);
+            if !is_begun(&self.line) {
+                self.show(&mut shown, part);
+                self.within = byte != b'\n';
+            } else if byte == b'\n' {
+                self.held.append(&mut self.line);
+            }
+        }
+        if !shown.is_empty() {
+            part(Part::Shown(&shown));
+        }
+    }
+
+    /// What was held back is the guest's; before its first line it was the hypervisor's.
+    fn show(&mut self, shown: &mut Vec<u8>, part: &mut impl FnMut(Part<'_>)) {
+        if self.begun {
+            shown.append(&mut self.held);
+        } else {
+            part(Part::Log(&std::mem::take(&mut self.held)));
+        }
+        self.begun = true;
+        shown.append(&mut self.line);
+    }
+
+    fn pause(&mut self, part: &mut impl FnMut(Part<'_>)) {
+        // Before the guest's first line the hypervisor may be silent for a while.
+        if self.begun && !(self.held.is_empty() && self.line.is_empty()) {
+            self.within = !self.line.is_empty();
+            let mut shown = Vec::new();
+            self.show(&mut shown, part);
+            part(Part::Shown(&shown));
+        }
+    }
+
+    fn end(&mut self, part: &mut impl FnMut(Part<'_>)) {
+        self.held.append(&mut self.line);
+        part(Part::Log(&std::mem::take(&mut self.held)));
+    }
+}
+
+/// How the hypervisor's lines begin, beside those of its log.
+const BEGINNINGS: [&[u8]; 5] = [
+    b"parvisor: ",
+    b"VM ",
+    b"frames: ",
+    b"counters: ",
+    b"merging counters: ",
+];
+
+/// Whether a line that begins so can be the hypervisor's.
+fn is_begun(line: &[u8]) -> bool {
+    let begins = |beginning: &&[u8]| {
+        let common = beginning.len().min(line.len());
+        beginning[..common] == line[..common]
+    };
+    BEGINNINGS.iter().any(begins) || is_log(line)
+}
+
+/// Whether a line that begins so can be one of the log: `[  0.123456 cpu0] INFO`.
+fn is_log(line: &[u8]) -> bool {
+    let Some(line) = line.strip_prefix(b"[") else {
+        return line.is_empty();
+    };
+    let is_time = |&byte: &u8| byte.is_ascii_digit() || matches!(byte, b' ' | b'.');
+    let name: Vec<u8> = line.iter().copied().skip_while(is_time).collect();
+    let common = name.len().min(3);
+    name[..common] == b"cpu"[..common]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The parts of a console that comes in pieces of this size, neighbours of one kind as one.
+    fn parts(guest: &Guest, console: &[u8], size: usize) -> Vec<String> {
+        let mut parts: Vec<(&str, Vec<u8>)> = Vec::new();
+        let mut output = Output::new(guest);
+        let mut add = |part: Part<'_>| {
+            let (kind, bytes) = match part {
+                Part::Shown([]) | Part::Log([]) => return,
+                Part::Shown(bytes) => ("shown", bytes.to_vec()),
+                Part::Log(bytes) => ("log", bytes.to_vec()),
+                Part::Begun => ("begun", Vec::new()),
+                Part::Status(status) => ("status", vec![b'0' + status]),
+            };
+            match parts.last_mut() {
+                Some((last, whole)) if *last == kind => whole.extend(bytes),
+                _ => parts.push((kind, bytes)),
+            }
+        };
+        for piece in console.chunks(size) {
+            output.take(piece, &mut add);
+        }
+        output.end(&mut add);
+        let text =
+            |(kind, bytes): (&str, Vec<u8>)| format!("{kind} {}", String::from_utf8_lossy(&bytes));
+        parts.into_iter().map(text).collect()
+    }
+
+    fn assert_parts(guest: &Guest, console: &[u8], expected: &[&str]) {
+        for size in [1, 2, 3, 7, 1000] {
+            assert_eq!(parts(guest, console, size), expected, "pieces of {size}");
+        }
+    }
+
+    fn token() -> Token {
+        Token::random().expect("random bytes")
+    }
+
+    #[test]
+    fn of_a_command_its_output_and_status_are_found() {
+        let token = token();
+        let console = format!(
+            "[ 0.1 cpu0] INFO hello\r\nLinux\r\n@{token} begin\none\ntwo@{token} end 7\ngone\n"
+        );
+        assert_parts(
+            &Guest::Command(token),
+            console.as_bytes(),
+            &[
+                "log [ 0.1 cpu0] INFO hello\r\nLinux\r\n",
+                "begun ",
+                "shown one\ntwo",
+                "status 7",
+                "log gone\n",
+            ],
+        );
+    }
+
+    #[test]
+    fn nothing_that_a_command_prints_is_taken_for_a_mark() {
+        let (token, other) = (token(), token());
+        let said = format!("@@{other} end 0\n@{other}\nparvisor: exit status 3\n@@");
+        let console = format!("@{token} begin\n{said}@{token} end 1\n");
+        assert_parts(
+            &Guest::Command(token),
+            console.as_bytes(),
+            &["begun ", &format!("shown {said}"), "status 1"],
+        );
+    }
+
+    #[test]
+    fn a_command_that_never_ends_has_printed_what_it_has() {
+        let token = token();
+        let console = format!("@{token} begin\nhalf@{}", &token.to_string()[..9]);
+        let shown = format!("shown half@{}", &token.to_string()[..9]);
+        assert_parts(
+            &Guest::Command(token),
+            console.as_bytes(),
+            &["begun ", &shown],
+        );
+    }
+
+    #[test]
+    fn a_shell_is_shown_from_the_kernels_first_line_to_its_last() {
+        let token = token();
+        let boots = "[ 0.1 cpu0] INFO hello\r\nparvisor: one\r\n[    0.000000] Booting Linux\r\n";
+        let console = format!("{boots}@{token} ready\r\n~ # p\r\np\r\nparvisor: exit status 0\r\n");
+        assert_parts(
+            &Guest::Shell(token),
+            console.as_bytes(),
+            &[
+                "log [ 0.1 cpu0] INFO hello\r\nparvisor: one\r\n",
+                "shown [    0.000000] Booting Linux\r\n",
+                "begun ",
+                "shown ~ # p\r\np\r\n",
+                "log parvisor: exit status 0\r\n",
+            ],
+        );
+    }
+
+    #[test]
+    fn within_the_guests_output_the_hypervisors_forms_are_the_guests() {
+        let console = b"hello\r\nparvisor: exit status 5\r\nVM 0\r\n# \r\nVM 0 after its end: none\r\nparvisor: exit status 0\r\n";
+        assert_parts(
+            &Guest::Own,
+            console,
+            &[
+                "shown hello\r\nparvisor: exit status 5\r\nVM 0\r\n# \r\n",
+                "log VM 0 after its end: none\r\nparvisor: exit status 0\r\n",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_command_that_ends_the_machine_has_no_status_and_the_hypervisors_lines_arent_its() {
+        let token = token();
+        let console = format!("@{token} begin\nbye\nVM 0: off\nparvisor: exit status 0\n");
+        assert_parts(
+            &Guest::Command(token),
+            console.as_bytes(),
+            &[
+                "begun ",
+                "shown bye\n",
+                "log VM 0: off\nparvisor: exit status 0\n",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_shell_takes_input_again_after_a_restart() {
+        let token = token();
+        let once = format!("Linux\r\n@{token} ready\r\n");
+        assert_parts(
+            &Guest::Shell(token),
+            once.repeat(2).as_bytes(),
+            &["shown Linux\r\n", "begun ", "shown Linux\r\n", "begun "],
+        );
+    }
+
+    #[test]
+    fn what_is_held_back_is_shown_when_nothing_more_comes() {
+        let mut output = Output::new(&Guest::Own);
+        let mut shown = Vec::new();
+        let mut show = |part: Part<'_>| {
+            if let Part::Shown(bytes) = part {
+                shown.extend_from_slice(bytes);
+            }
+        };
+        output.take(b"# \r\nparvi", &mut show);
+        output.pause(&mut show);
+        output.take(b"sor: \r\nparvisor: x\r\n", &mut show);
+        output.pause(&mut show);
+        output.pause(&mut show);
+        assert_eq!(shown, b"# \r\nparvisor: \r\nparvisor: x\r\n");
+    }
+}

@@ -1,0 +1,218 @@
+//! A Linux guest on the user's terminal, or one that runs a command.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use emulator::error::{FAILED, ToolError};
+use emulator::images::without_foreign_flags;
+use emulator::process::Group;
+use emulator::qemu::{Machine, Module, ModuleKind};
+use emulator::repository::{repository, target_folder};
+use emulator::session::output::Guest;
+use emulator::session::token::Token;
+use emulator::session::{self, Ended, terminal};
+use emulator::setup::cargo;
+use emulator::size::Size;
+use options::Plan;
+use options::linux::LinuxOptions;
+use options::refusal::Started;
+use options::{RunOptions, typed};
+
+/// The program that fetches Debian's kernel and makes the file system, and its package.
+const MAKER: &str = "linux-guest";
+const PACKAGE: &str = "linux";
+
+/// The files that a guest is started from.
+#[derive(Debug)]
+pub struct Files {
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    guest: Guest,
+    /// The one of them that was made for this run.
+    made: Made,
+}
+
+/// A file that is removed when nobody needs it any more.
+#[derive(Debug)]
+struct Made(Option<PathBuf>);
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(path) = self.0.take() {
+            // If it can't be removed, the next run with the same number replaces it.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+impl Files {
+    /// The user's files, or Debian's kernel with a file system of ours.
+    ///
+    /// # Errors
+    ///
+    /// What is missing and couldn't be fetched.
+    pub fn prepare(options: &LinuxOptions) -> Result<Self, ToolError> {
+        if let Some(kernel) = &options.kernel {
+            return Ok(Self {
+                kernel: kernel.clone(),
+                initrd: options.initrd.clone(),
+                guest: Guest::Own,
+                made: Made(None),
+            });
+        }
+        let token =
+            Token::random().map_err(|error| ToolError::Io(format!("/dev/urandom: {error}")))?;
+        let initrd = target_folder().join(format!("linux/guest-{}.cpio", std::process::id()));
+        let made = Made(Some(initrd.clone()));
+        let kernel = make(options, &token, &initrd)?;
+        let guest = match options.exec {
+            Some(_) => Guest::Command(token),
+            None => Guest::Shell(token),
+        };
+        Ok(Self {
+            kernel,
+            initrd: Some(initrd),
+            guest,
+            made,
+        })
+    }
+
+    /// The modules that the hypervisor finds them as, in a machine with so much RAM.
+    ///
+    /// # Errors
+    ///
+    /// [`ToolError::Usage`] if they have no room in it.
+    pub fn modules(&self, memory: Size, command_line: &str) -> Result<Vec<Module>, ToolError> {
+        let length = |path: &Path| {
+            let found = fs::metadata(path).map_err(|error| ToolError::unusable(path, &error));
+            found.map(|found| found.len())
+        };
+        let mut end = Machine::module_address(memory);
+        let mut modules = vec![Module {
+            kind: ModuleKind::Kernel,
+            image: self.kernel.clone(),
+            address: end,
+            bootargs: Some(command_line.into()),
+        }];
+        end += length(&self.kernel)?;
+        if let Some(initrd) = &self.initrd {
+            let address = Machine::address_behind(end);
+            modules.push(Module {
+                kind: ModuleKind::Ramdisk,
+                image: initrd.clone(),
+                address,
+                bootargs: None,
+            });
+            end = address + length(initrd)?;
+        }
+        match Machine::ram(memory).contains(&end) {
+            true => Ok(modules),
+            false => Err(ToolError::Usage(format!(
+                "--mem: kernel and initrd don't fit into {memory}"
+            ))),
+        }
+    }
+}
+
+/// Has Debian's kernel fetched and the file system made. Gives the kernel's path.
+fn make(options: &LinuxOptions, token: &Token, initrd: &Path) -> Result<PathBuf, ToolError> {
+    let failed = |why: &dyn std::fmt::Display| ToolError::Build(format!("{MAKER}: {why}"));
+    let mut command = Command::new(cargo());
+    command.current_dir(repository()).arg("run");
+    // Cargo is silent unless it builds the package for the first time, which takes a while.
+    if target_folder().join("debug").join(MAKER).is_file() {
+        command.arg("--quiet");
+    }
+    command.args(["-p", PACKAGE, "--bin", MAKER, "--"]);
+    let series = options.linux.map(|series| series.to_string());
+    command.arg(series.unwrap_or_default());
+    command.arg(initrd).arg(token.to_string());
+    match options.exec {
+        Some(_) => command.arg("command"),
+        None => command.arg("shell").arg(terminal::size()),
+    };
+    without_foreign_flags(&mut command);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut group = Group::spawn(&mut command).map_err(|error| failed(&error))?;
+    if let (Some(mut stdin), Some(exec)) = (group.child().stdin.take(), &options.exec) {
+        // If it ends before it has read it, it says why.
+        let _ = stdin.write_all(exec.as_bytes());
+    }
+    let stdout = group.child().stdout.take();
+    let mut lines = stdout
+        .map(|stdout| BufReader::new(stdout).lines())
+        .into_iter()
+        .flatten()
+        .map_while(Result::ok);
+    let kernel = lines.next();
+    let status = group.child().wait().map_err(|error| failed(&error))?;
+    match (kernel, status.code()) {
+        (Some(kernel), Some(0)) => Ok(kernel.into()),
+        // It has said why.
+        (_, Some(code @ 1..)) => Err(ToolError::Said(u8::try_from(code).unwrap_or(FAILED))),
+        _ => Err(failed(&status)),
+    }
+}
+
+/// Runs the guest to its end. Gives the exit status.
+///
+/// # Errors
+///
+/// Why the guest didn't run, or its command didn't come to an end.
+pub fn run(
+    machine: &Machine,
+    files: Files,
+    options: &RunOptions,
+    plan: &Plan,
+) -> Result<u8, ToolError> {
+    let Files { guest, made, .. } = files;
+    let verbose = options.machine.verbose;
+    let ended = session::run(&mut machine.command(), &guest, plan.limit, verbose);
+    drop(made);
+    let ended = ended?;
+    if ended.by_user {
+        return Ok(0);
+    }
+    finish(&ended, &guest, options, plan)
+}
+
+/// Tells how it ended, and decides on the exit status.
+fn finish(
+    ended: &Ended,
+    guest: &Guest,
+    options: &RunOptions,
+    plan: &Plan,
+) -> Result<u8, ToolError> {
+    let outcome = &ended.outcome;
+    let started = Started {
+        plan,
+        machine: &options.machine,
+        memory: options.mem,
+    };
+    if let Some(why) = started.why_nothing_ran(outcome) {
+        return Err(ToolError::Usage(why));
+    }
+    for line in &outcome.errors {
+        let append = options.machine.append.as_deref();
+        eprintln!("error: {}", typed::as_typed(line, append));
+    }
+    if !options.machine.verbose {
+        outcome.fatal.iter().for_each(|line| eprintln!("{line}"));
+    }
+    let has_command = matches!(guest, Guest::Command(_));
+    match (outcome.status, ended.command) {
+        (Some(0), Some(status)) => Ok(status),
+        (Some(0), None) if !has_command => Ok(0),
+        (Some(0), None) => {
+            crate::show_last_lines(outcome);
+            Err(ToolError::Io(
+                "--exec: the guest ended before the command had ended".into(),
+            ))
+        }
+        (Some(status), _) => Ok(u8::try_from(status).unwrap_or(FAILED)),
+        (None, _) => Err(crate::no_status(outcome, &started)),
+    }
+}
