@@ -146,12 +146,19 @@ impl Running {
         if self.is_own {
             self.let_input_through();
         }
+        let mut silent = Duration::ZERO;
         let end = loop {
             match events.recv_timeout(LOOK) {
-                Ok(event) => self.take(event, &mut output),
+                Ok(event) => {
+                    silent = Duration::ZERO;
+                    self.take(event, &mut output);
+                }
                 // It has closed its pipes, and is about to end.
                 Err(RecvTimeoutError::Disconnected) => thread::sleep(LOOK),
-                Err(RecvTimeoutError::Timeout) => output.pause(&mut |part| self.part(part)),
+                Err(RecvTimeoutError::Timeout) => {
+                    silent += LOOK;
+                    output.pause(silent, &mut |part| self.part(part));
+                }
             }
             if self.by_user || self.closed.is_some() {
                 break None;

@@ -3,6 +3,8 @@
 //! The hypervisor has the console before the guest starts and after it has ended. Lines in its forms are its own there; within
 //! the guest's output they are the guest's. So a line that looks like the hypervisor's is held back until more comes.
 
+use std::time::Duration;
+
 use super::token::Token;
 
 /// What runs in the machine.
@@ -91,7 +93,7 @@ impl Output {
                 let (before, found) = end.search(bytes);
                 self.lines.take(&before, part);
                 let Some((status, rest)) = found else { return };
-                self.lines.pause(part);
+                self.lines.show(part);
                 // The shell's statuses have eight bits.
                 part(Part::Status(status.trim().parse().unwrap_or(u8::MAX)));
                 self.stage = Stage::Over;
@@ -101,12 +103,14 @@ impl Output {
         self.take(&rest, part);
     }
 
-    /// Nothing has come for a while: what is held back is the guest's.
-    pub fn pause(&mut self, part: &mut impl FnMut(Part<'_>)) {
-        if let Stage::Shell(mark) | Stage::Runs(mark) = &mut self.stage {
+    /// Nothing has come for so long: what is held back of a user's session is shown. It may still become a line of another kind.
+    pub fn pause(&mut self, silent: Duration, part: &mut impl FnMut(Part<'_>)) {
+        if let Stage::Shell(mark) = &mut self.stage {
             self.lines.take(&mark.pause(), part);
         }
-        self.lines.pause(part);
+        if matches!(self.stage, Stage::Shell(_) | Stage::Own) {
+            self.lines.pause(silent, part);
+        }
     }
 
     /// Nothing comes any more.
@@ -114,7 +118,8 @@ impl Output {
         match &mut self.stage {
             Stage::Boots([begin, _]) => part(Part::Log(&begin.held)),
             Stage::Shell(mark) | Stage::Runs(mark) => {
-                self.lines.take(&std::mem::take(&mut mark.held), part);
+                let rest = mark.held.split_off(mark.shown);
+                self.lines.take(&rest, part);
             }
             Stage::Own | Stage::Over => {}
         }
@@ -128,6 +133,8 @@ struct Mark {
     mark: Vec<u8>,
     /// What may be the beginning of such a line.
     held: Vec<u8>,
+    /// How much of it has been given away all the same.
+    shown: usize,
 }
 
 impl Mark {
@@ -135,6 +142,7 @@ impl Mark {
         Self {
             mark: token.mark(what),
             held: Vec::new(),
+            shown: 0,
         }
     }
 
@@ -142,7 +150,9 @@ impl Mark {
     fn search(&mut self, bytes: &[u8]) -> (Vec<u8>, Option<(String, Vec<u8>)>) {
         self.held.extend_from_slice(bytes);
         let begin = self.begin();
-        let before = self.held.drain(..begin).collect();
+        let before = self.held[self.shown.min(begin)..begin].to_vec();
+        self.held.drain(..begin);
+        self.shown = self.shown.saturating_sub(begin);
         if !self.held.starts_with(&self.mark) {
             return (before, None);
         }
@@ -151,16 +161,19 @@ impl Mark {
         };
         let rest = self.held.split_off(length + 1);
         let line = std::mem::take(&mut self.held);
+        self.shown = 0;
         let value = String::from_utf8_lossy(&line[self.mark.len()..]).into_owned();
         (before, Some((value, rest)))
     }
 
-    /// Nothing has come for a while: gives the few bytes that are held back, unless they say whose they are.
+    /// Nothing has come for a while: gives the few bytes that are held back, which somebody may just have typed.
     fn pause(&mut self) -> Vec<u8> {
-        match self.held.len() < self.mark.len() / 2 {
-            true => std::mem::take(&mut self.held),
-            false => Vec::new(),
+        const TYPED: usize = 8;
+        if self.held.len() > TYPED {
+            return Vec::new();
         }
+        let shown = std::mem::replace(&mut self.shown, self.held.len());
+        self.held[shown..].to_vec()
     }
 
     /// Where the mark, or what may be its beginning, begins.
@@ -182,11 +195,16 @@ struct Lines {
     begun: bool,
     /// Whether the line that comes is the guest's.
     within: bool,
-    /// Whole lines in the hypervisor's forms, which are the last ones so far.
+    /// Lines in the hypervisor's forms, which are the last ones so far.
     held: Vec<u8>,
-    /// The line that comes, which may be in one of the hypervisor's forms.
-    line: Vec<u8>,
+    /// Where in it the line begins that comes.
+    line: usize,
+    /// How much of it has been shown all the same.
+    shown: usize,
 }
+
+/// How long whole lines are held back that may be the hypervisor's last ones.
+const HELD: Duration = Duration::from_secs(2);
 
 impl Lines {
     fn take(&mut self, bytes: &[u8], part: &mut impl FnMut(Part<'_>)) {
@@ -197,12 +215,19 @@ impl Lines {
                 self.within = byte != b'\n';
                 continue;
             }
-            self.line.push(byte);
-            if !is_begun(&self.line) {
-                self.show(&mut shown, part);
+            self.held.push(byte);
+            if !is_begun(&self.held[self.line..]) {
+                if !self.begun {
+                    // Before the guest's first line these were the hypervisor's.
+                    part(Part::Log(&self.held[..self.line]));
+                    self.shown = self.line;
+                    self.begun = true;
+                }
+                shown.extend_from_slice(&self.held[self.shown..]);
+                self.forget();
                 self.within = byte != b'\n';
             } else if byte == b'\n' {
-                self.held.append(&mut self.line);
+                self.line = self.held.len();
             }
         }
         if !shown.is_empty() {
@@ -210,30 +235,31 @@ impl Lines {
         }
     }
 
-    /// What was held back is the guest's; before its first line it was the hypervisor's.
-    fn show(&mut self, shown: &mut Vec<u8>, part: &mut impl FnMut(Part<'_>)) {
-        if self.begun {
-            shown.append(&mut self.held);
-        } else {
-            part(Part::Log(&std::mem::take(&mut self.held)));
-        }
-        self.begun = true;
-        shown.append(&mut self.line);
+    fn forget(&mut self) {
+        self.held.clear();
+        (self.line, self.shown) = (0, 0);
     }
 
-    fn pause(&mut self, part: &mut impl FnMut(Part<'_>)) {
+    /// What is held back is the guest's.
+    fn show(&mut self, part: &mut impl FnMut(Part<'_>)) {
+        part(Part::Shown(&self.held[self.shown..]));
+        self.within = self.line < self.held.len();
+        self.forget();
+    }
+
+    /// Nothing has come for so long.
+    fn pause(&mut self, silent: Duration, part: &mut impl FnMut(Part<'_>)) {
         // Before the guest's first line the hypervisor may be silent for a while.
-        if self.begun && !(self.held.is_empty() && self.line.is_empty()) {
-            self.within = !self.line.is_empty();
-            let mut shown = Vec::new();
-            self.show(&mut shown, part);
-            part(Part::Shown(&shown));
+        let is_typed = self.line == 0 && !is_certain(&self.held);
+        if self.begun && (is_typed || silent >= HELD) {
+            part(Part::Shown(&self.held[self.shown..]));
+            self.shown = self.held.len();
         }
     }
 
     fn end(&mut self, part: &mut impl FnMut(Part<'_>)) {
-        self.held.append(&mut self.line);
-        part(Part::Log(&std::mem::take(&mut self.held)));
+        part(Part::Log(&self.held));
+        self.forget();
     }
 }
 
@@ -253,6 +279,14 @@ fn is_begun(line: &[u8]) -> bool {
         beginning[..common] == line[..common]
     };
     BEGINNINGS.iter().any(begins) || is_log(line)
+}
+
+/// Whether a line that begins so has more of the hypervisor's forms than somebody may just have typed.
+fn is_certain(line: &[u8]) -> bool {
+    BEGINNINGS
+        .iter()
+        .any(|beginning| line.starts_with(beginning))
+        || (line.starts_with(b"[") && line.windows(3).any(|word| word == b"cpu"))
 }
 
 /// Whether a line that begins so can be one of the log: `[  0.123456 cpu0] INFO`.
@@ -415,11 +449,38 @@ mod tests {
                 shown.extend_from_slice(bytes);
             }
         };
+        let moment = Duration::from_millis(100);
         output.take(b"# \r\nparvi", &mut show);
-        output.pause(&mut show);
-        output.take(b"sor: \r\nparvisor: x\r\n", &mut show);
-        output.pause(&mut show);
-        output.pause(&mut show);
-        assert_eq!(shown, b"# \r\nparvisor: \r\nparvisor: x\r\n");
+        output.pause(moment, &mut show);
+        output.take(b"sor: x\r\n", &mut show);
+        output.pause(moment, &mut show);
+        output.take(b"# \r\nparvisor: y\r\n", &mut show);
+        output.pause(HELD, &mut show);
+        output.pause(HELD, &mut show);
+        assert_eq!(shown, b"# \r\nparvisor: x\r\n# \r\nparvisor: y\r\n");
+    }
+
+    /// As on a busy host, where the machine may stop within any line.
+    #[test]
+    fn no_line_is_lost_by_a_pause() {
+        let token = token();
+        let console =
+            format!("Linux\r\n@{token} ready\r\n# \r\nVM 0: off\r\nparvisor: exit status 0\r\n");
+        for silent in [Duration::from_millis(100), HELD] {
+            let mut output = Output::new(&Guest::Shell(token.clone()));
+            let (mut begun, mut log) = (0, Vec::new());
+            let mut take = |part: Part<'_>| match part {
+                Part::Begun => begun += 1,
+                Part::Log(bytes) => log.extend_from_slice(bytes),
+                Part::Shown(_) | Part::Status(_) => {}
+            };
+            for byte in console.bytes() {
+                output.take(&[byte], &mut take);
+                output.pause(silent, &mut take);
+            }
+            output.end(&mut take);
+            assert_eq!(begun, 1);
+            assert_eq!(log, b"VM 0: off\r\nparvisor: exit status 0\r\n");
+        }
     }
 }
