@@ -192,9 +192,11 @@ impl<L: MmuLock> AddressSpace<L> {
         (published, slot, log): (&SlotArray, &Arc<Slot>, Option<&DirtyLog>),
     ) -> Served {
         let counters = cpu.fault_counters();
-        let ticket = self.space().tracker().ticket(fault.ipa);
+        // Addresses first, which all faults read, then words that only faults nearby read.
         let page = slot.object_page(fault.ipa);
-        let look = slot.object().look(page);
+        let place = slot.object().place(page);
+        let ticket = self.space().tracker().ticket(fault.ipa);
+        let look = place.look();
         let Some(pa) = self.frame_for(look, slot, fault) else {
             return self.prepare(cpu, fault, guard, slot, look);
         };
@@ -202,7 +204,8 @@ impl<L: MmuLock> AddressSpace<L> {
         let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
         let worker = cpu.worker(&tables, &epoch);
         let lock = self.lock().shared();
-        let writable = match self.stage2().fault(&worker, &request) {
+        let vacant = fault.kind == FaultKind::Translation;
+        let writable = match self.stage2().fault_expecting(&worker, &request, vacant) {
             Resolution::Vacant(broken) => {
                 full_barrier();
                 let level = broken.level();

@@ -41,15 +41,16 @@ pub struct SlotConfig {
     pub write_faults: bool,
 }
 
-/// A piece of guest memory.
+/// A piece of guest memory. What faults read is in one cache line.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Slot {
-    config: SlotConfig,
-    first_page: u64,
-    /// The largest block that its position allows.
-    largest: Level,
     /// The dirty log, while there is one. Faults decide on it (rule 8).
     log: Published<DirtyLog>,
+    first_page: u64,
+    config: SlotConfig,
+    /// The largest block that its position allows.
+    largest: Level,
     /// Memory for the next log, so that enabling it takes no time. No fault takes the lock.
     spare: Mutex<Option<Words>>,
 }

@@ -189,7 +189,8 @@ impl<T> CpuMemory<T> {
     pub(crate) fn retirement<'g>(&self, vm: VmId, guard: &'g Guard) -> Retirement<'g> {
         Retirement {
             guard,
-            pool: self.system.pool,
+            // As the system's, whose cache lines other CPUs write.
+            pool: self.cache.pool(),
             vm,
         }
     }
