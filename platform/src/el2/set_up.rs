@@ -11,7 +11,6 @@ use crate::cpu::speculation::OnExit;
 use crate::cpu::tlb::CpuInstructions;
 use crate::el2::exceptions;
 use crate::el2::inherited::{self, CPTR_BOOT};
-use crate::el2::world::CNTHCTL_COUNTER;
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{HCR_EL2, MAIR_EL2, SCTLR_EL2, TCR_EL2};
 use stage2::RegimeRegisters;
@@ -22,6 +21,9 @@ pub(crate) const HCR_BOOT: u64 = HCR_EL2::RW::EL1IsAarch64.value
     | HCR_EL2::AMO::SET.value
     | HCR_EL2::IMO::EnableVirtualIRQ.value
     | HCR_EL2::FMO::EnableVirtualFIQ.value;
+
+/// CNTHCTL_EL2 without VHE: EL1 reads the physical counter (EL1PCTEN), and has no timer of its own.
+pub(crate) const CNTHCTL_COUNTER: u64 = 1;
 
 /// The bits of SCTLR_EL2 that are RES1 without VHE (Arm ARM D23.2.168).
 const SCTLR_RES1: u64 = 0x30c5_0830;

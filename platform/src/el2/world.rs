@@ -26,7 +26,7 @@ use crate::cpu::tlb::CpuInstructions;
 use crate::drivers::gic::{self, ListRegisters, Taken};
 use crate::el2::exceptions;
 use crate::el2::protect;
-use crate::el2::set_up::HCR_BOOT;
+use crate::el2::set_up::{CNTHCTL_COUNTER, HCR_BOOT};
 use crate::el2::walker::HCR_FWB;
 
 global_asm!(
@@ -90,9 +90,7 @@ const HCR_GUEST: u64 = HCR_BOOT
     | HCR_TACR
     | HCR_TSW;
 
-/// CNTHCTL_EL2 without VHE: EL1 reads the physical counter (EL1PCTEN); it has the physical timer (EL1PCEN); what it sees of both
-/// is less CNTPOFF_EL2 (ECV).
-pub(crate) const CNTHCTL_COUNTER: u64 = 1;
+/// CNTHCTL_EL2 without VHE: EL1 has the physical timer (EL1PCEN); what it sees of timer and counter is less CNTPOFF_EL2 (ECV).
 const CNTHCTL_TIMER: u64 = 1 << 1;
 const CNTHCTL_ECV: u64 = 1 << 12;
 
