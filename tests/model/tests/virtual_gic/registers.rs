@@ -286,6 +286,22 @@ fn pending_and_active_read_alike_on_every_cpu() {
     assert_eq!(world.take(1), None);
 }
 
+/// Two vCPUs that read each other's state at once.
+#[test]
+fn whoever_waits_for_an_answer_answers_others() {
+    let mut world = World::ready(2, 4);
+    for (vcpu, intid) in [(0, 33), (1, 65)] {
+        world.enable(0, intid);
+        world.set_route(0, intid, vcpu);
+        world.set_level(intid, true);
+        assert_eq!(world.acknowledge(vcpu), Some(intid));
+    }
+    let read = |world: &mut World, vcpu, offset| world.try_read(vcpu, D, offset, AccessSize::Word);
+    assert_eq!(read(&mut world, 1, 0x304), None);
+    assert_eq!(read(&mut world, 0, 0x308), None);
+    assert_eq!(read(&mut world, 1, 0x304), Some(2));
+}
+
 #[test]
 fn saved_registers_make_the_same_gic() {
     let mut world = World::ready(2, 4);
