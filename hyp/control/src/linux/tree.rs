@@ -17,6 +17,8 @@ use vm_fdt::{Error, FdtWriter};
 /// The phandles of the GIC and of the clock.
 const GIC: u32 = 1;
 const CLOCK: u32 = 2;
+/// The seed of the kernel's address space layout, among those that follow from the kernel's own.
+const LAYOUT_SEED: u64 = 0;
 /// The cells of an interrupt: kind, number, trigger.
 const KIND_SPI: u32 = 0;
 const KIND_PPI: u32 = 1;
@@ -95,6 +97,8 @@ impl BoardDescription<'_> {
         tree.property_string("stdout-path", &path("pl011", UART))?;
         if let Some(seed) = &self.seed {
             tree.property("rng-seed", seed.bytes())?;
+            let layout = seed.child(LAYOUT_SEED);
+            tree.property("kaslr-seed", &layout.bytes()[..size_of::<u64>()])?;
         }
         if let Some(ramdisk) = &self.ramdisk {
             tree.property_u64("linux,initrd-start", ramdisk.start.get())?;
@@ -236,6 +240,8 @@ mod tests {
         assert_eq!(value("/chosen", "bootargs"), b"console=ttyAMA0\0");
         assert_eq!(value("/chosen", "stdout-path"), b"/pl011@9000000\0");
         assert_eq!(value("/chosen", "rng-seed"), [0x5e; 32]);
+        let layout = value("/chosen", "kaslr-seed");
+        assert!(layout.len() == 8 && layout != [0x5e; 8]);
         assert_eq!(
             value("/chosen", "linux,initrd-start"),
             cells(&[0, 0x4440_0000])
