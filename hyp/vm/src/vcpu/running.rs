@@ -248,8 +248,8 @@ where
             FaultOutcome::Resolved | FaultOutcome::Retry => Next::Enter,
             FaultOutcome::RingLow => self.ring_low(),
             FaultOutcome::RingFull => self.wait_for_ring(),
-            FaultOutcome::NoSlot => self.outside_memory(exit, ipa),
-            FaultOutcome::NotPermitted => self.inject_external_abort(exit),
+            FaultOutcome::NoSlot if self.vm.devices().is_some() => self.outside_memory(exit, ipa),
+            FaultOutcome::NoSlot | FaultOutcome::NotPermitted => self.inject_external_abort(exit),
             FaultOutcome::OutOfFrames => self.starve(ipa),
         }
     }
