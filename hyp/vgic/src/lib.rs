@@ -59,6 +59,7 @@ mod config;
 mod door;
 mod interface;
 mod local;
+mod own;
 mod registers;
 mod set;
 mod settle;
@@ -75,5 +76,6 @@ pub use config::{
 pub use interface::{
     ActivePriorities, ListRegister, MAX_LIST_REGISTERS, VirtualInterface, hcr, vmcr,
 };
-pub use vcpu::{InterfaceState, VcpuInterrupts};
+pub use own::VcpuInterrupts;
+pub use vcpu::InterfaceState;
 pub use vgic::Vgic;

@@ -7,9 +7,9 @@ mod presence;
 
 use crate::door::Door;
 use crate::interface::{ListRegister, VirtualInterface};
+use crate::own::VcpuInterrupts;
 use crate::settle::{Held, Place, Settled, settle};
 use crate::sync::{AtomicU64, Ordering};
-use crate::vcpu::VcpuInterrupts;
 use crate::vgic::Vgic;
 use crate::word::{FIRST_SPI, Word};
 

@@ -14,6 +14,7 @@ mod saved;
 use crate::config::{AccessSize, Again, Frame, Version};
 use crate::interface::VirtualInterface;
 use crate::local::Local;
+use crate::own::Asked;
 use crate::sync::Ordering;
 use crate::vgic::Vgic;
 use crate::word::{FIRST_SPI, Word};
@@ -21,7 +22,7 @@ use core::ops::Range;
 
 /// What a register is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Topic {
+enum Topic {
     /// GICD_CTLR.
     Control,
     /// GICD_TYPER.
@@ -113,8 +114,8 @@ const REDISTRIBUTOR: &[Entry] = &[
 const SGI_FRAME: u64 = 64 << 10;
 
 /// A register that there is, or the part of one.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Register {
+#[derive(Clone, Copy)]
+struct Register {
     topic: Topic,
     /// The offset from the topic's first register.
     offset: u64,
@@ -162,6 +163,15 @@ impl Register {
             has_private,
             has_shared,
         })
+    }
+
+    /// The register, as a vCPU remembers that it has asked.
+    const fn asked(self) -> Asked {
+        (
+            self.vcpu,
+            self.offset,
+            matches!(self.topic, Topic::Pending(_)),
+        )
     }
 
     /// The interrupts that the access is about, with so many bits each.
@@ -219,7 +229,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             return Ok(0);
         };
         let vgic = self.vgic;
-        if self.own.asked != Some(register) {
+        if self.own.asked != Some(register.asked()) {
             self.own.asked = None;
         }
         Ok(match register.topic {

@@ -1,42 +1,15 @@
-//! What a vCPU alone has, on whichever CPU it is loaded.
+//! What one does with the interrupts of a vCPU.
 
 use crate::config::{AccessSize, Again, Frame, SgiRegister};
 use crate::door::{BLOCKED, LOOK, ON};
-use crate::interface::{ActivePriorities, MAX_LIST_REGISTERS, VirtualInterface, vmcr};
+use crate::interface::{ActivePriorities, VirtualInterface, vmcr};
 use crate::local::Local;
-use crate::registers::Register;
+use crate::own::VcpuInterrupts;
 use crate::set::IntidSet;
-use crate::settle::Held;
 use crate::sgi;
 use crate::sync::Ordering;
 use crate::vgic::Vgic;
 use crate::word::{FIRST_PPI, FIRST_SPI, Word};
-
-/// The interrupts of a vCPU: part of its context, cloned by a fork.
-///
-/// Methods that take a [`VirtualInterface`] are for the CPU that the vCPU is loaded on, with its guest outside. `kick` is called
-/// with a physical CPU that has to leave its guest, or wake; it may be called for the own CPU, and may ignore that: whoever enters
-/// asks [`needs_look`](Self::needs_look) first.
-#[derive(Clone, Debug)]
-pub struct VcpuInterrupts {
-    pub(crate) vcpu: usize,
-    /// What the list registers hold that are claimed.
-    pub(crate) held: [Held; MAX_LIST_REGISTERS],
-    /// Which are: their words have CLAIMED.
-    pub(crate) claimed: u32,
-    /// Seen, and not in a list register.
-    pub(crate) backlog: IntidSet,
-    /// Active without a list register, acknowledged by this vCPU.
-    pub(crate) outside: IntidSet,
-    /// The register whose read has asked others, and has to be executed again.
-    pub(crate) asked: Option<Register>,
-    /// ICH_HCR_EL2 as written last.
-    pub(crate) hcr: u64,
-    /// ICH_VMCR_EL2 while it isn't loaded.
-    pub(crate) vmcr: u64,
-    /// The active priorities while it isn't loaded.
-    pub(crate) active_priorities: ActivePriorities,
-}
 
 /// What a guest's CPU interface holds beside what is in words: to be saved and restored with them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,30 +21,6 @@ pub struct InterfaceState {
 }
 
 impl VcpuInterrupts {
-    /// Those of a vCPU in its reset state, which isn't loaded.
-    pub const fn new(vcpu: usize) -> Self {
-        Self {
-            vcpu,
-            held: [Held {
-                intid: 0,
-                latched: false,
-                by_hand: false,
-            }; MAX_LIST_REGISTERS],
-            claimed: 0,
-            backlog: IntidSet::EMPTY,
-            outside: IntidSet::EMPTY,
-            asked: None,
-            hcr: 0,
-            vmcr: 0,
-            active_priorities: ActivePriorities::NONE,
-        }
-    }
-
-    /// The number of the vCPU.
-    pub const fn vcpu(&self) -> usize {
-        self.vcpu
-    }
-
     /// Resets its CPU interface, for a vCPU that is switched on (PSCI CPU_ON). It isn't loaded. What is pending or active stays
     /// so, as the distributor and the redistributor aren't reset.
     pub fn reset(&mut self) {

@@ -33,7 +33,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
     /// other by turns would never end.
     pub(super) fn ask(&mut self, register: Register) -> Result<(), Again> {
         let own = self.own.vcpu;
-        let asked = self.own.asked.take() == Some(register);
+        let asked = self.own.asked.take() == Some(register.asked());
         for (intid, _) in register.present(1) {
             let Some(word) = self.vgic.word(register.vcpu, intid) else {
                 continue;
@@ -49,7 +49,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             }
         }
         let settled = self.wait_until_settled(register);
-        self.own.asked = settled.is_err().then_some(register);
+        self.own.asked = settled.is_err().then_some(register.asked());
         settled
     }
 
