@@ -161,7 +161,7 @@ impl CpuInterface {
         let mut registers = self.registers.iter_mut();
         let found = registers.find(|register| register.active() && register.intid() == intid);
         let Some(register) = found else {
-            let count = (self.hcr >> hcr::EOI_COUNT_SHIFT) + 1 & hcr::EOI_COUNT_MASK;
+            let count = ((self.hcr >> hcr::EOI_COUNT_SHIFT) + 1) & hcr::EOI_COUNT_MASK;
             let rest = self.hcr & !(hcr::EOI_COUNT_MASK << hcr::EOI_COUNT_SHIFT);
             self.hcr = rest | count << hcr::EOI_COUNT_SHIFT;
             return;
