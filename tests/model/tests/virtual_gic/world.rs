@@ -22,7 +22,7 @@ pub const SGI: u64 = 0x1_0000;
 pub const D: Frame = Frame::Distributor;
 
 pub fn affinity(vcpu: usize) -> u32 {
-    (vcpu as u32 / 16) << 8 | vcpu as u32 % 16
+    ((vcpu as u32 / 16) << 8) | (vcpu as u32 % 16)
 }
 
 pub fn config(vcpus: usize) -> VgicConfig<'static> {
