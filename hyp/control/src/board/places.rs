@@ -1,13 +1,14 @@
 //! Where a kernel's device tree and initial ramdisk lie: behind the kernel, the tree in a region of 2 MiB of its own, as arm64's
 //! boot protocol wants it.
 
-use crate::guest::RAM;
 use core::fmt;
 use records::image::GuestImage;
 use records::kernel::KERNEL_ALIGNMENT;
 use records::size::Size;
 use stage2::{Ipa, IpaRange};
 
+/// Where RAM begins.
+const RAM: Ipa = Ipa::new(records::options::RAM);
 /// The region of the tree, which is its largest size too.
 const TREE: u64 = KERNEL_ALIGNMENT;
 /// The largest page of a guest.
