@@ -1,7 +1,7 @@
 //! Errors that keep a guest from running, or from reaching its end. Each is one line that names the culprit.
 
+use crate::board::PlaceError;
 use crate::guest::TreeError;
-use crate::linux::places::PlaceError;
 use crate::machine::DeviceError;
 use crate::quote::Quoted;
 use alloc::string::String;

@@ -8,6 +8,7 @@
 extern crate alloc;
 
 pub mod background_merge;
+mod board;
 mod cpu_pool;
 mod error;
 pub mod guest;

@@ -2,16 +2,10 @@
 //!
 //! While it runs, CPU 0 carries the output of its UART to the console, and the console's input to its UART.
 
-mod board;
-pub(crate) mod places;
 mod terminal;
-mod tree;
-
-pub(crate) use board::{GuestBoard, STOLEN_TIMES};
-pub(crate) use places::Places;
-pub(crate) use tree::BoardDescription;
 
 use crate::background_merge::Scanner;
+use crate::board::GuestBoard;
 use crate::error::RunError;
 use crate::guest::{GuestPlan, Host};
 use crate::machine::Machine;

@@ -1,5 +1,6 @@
 //! Creates and starts guests: each gets its memory, and idle CPUs.
 
+use crate::board::{BoardDescription, GuestBoard, Places, STOLEN_TIMES};
 use crate::error::RunError;
 use crate::guest::device_tree::GuestDescription;
 use crate::guest::ending::{Ending, Helpers, Limit};
@@ -7,7 +8,6 @@ use crate::guest::host::Host;
 use crate::guest::plan::{GuestPlan, RAM, RAM_SLOT, STOLEN_TIME_SLOT, UNSEEN_SLOT, level, whole};
 use crate::guest::running::RunningGuest;
 use crate::guest::stage2_use::Stage2Use;
-use crate::linux::{BoardDescription, GuestBoard, Places, STOLEN_TIMES};
 use crate::machine::{Machine, OwnCpu};
 use crate::options::TEST_MEMORY;
 use crate::schedule;

@@ -1,7 +1,7 @@
 //! The plan of a guest: image, vCPUs, memory, and layout of its tables. Constant while it runs.
 
+use crate::board::GuestBoard;
 use crate::error::RunError;
-use crate::linux::GuestBoard;
 use crate::machine::Device;
 use crate::options::TEST_MEMORY;
 use crate::request::Request;

@@ -2,7 +2,7 @@
 //!
 //! CPU 0 is woken when the UART has output and when it has room for input. The console's own input is polled.
 
-use super::board::GuestBoard;
+use crate::board::GuestBoard;
 use crate::guest::console::GuestConsole;
 use crate::machine::Machine;
 use alloc::sync::Arc;

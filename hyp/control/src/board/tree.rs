@@ -1,6 +1,6 @@
 //! The device tree of a guest's board, as QEMU writes it for its virt machine.
 
-use super::board::{
+use super::guest_board::{
     CPU_INTERFACE, DISTRIBUTOR, RTC, RTC_SPI, TIMER_PPIS, UART, UART_SPI, redistributors,
 };
 use crate::guest::TreeError;

@@ -53,8 +53,8 @@ pub struct GuestBoard<'p> {
     gic: Arc<Vgic>,
     /// The CPU interface of a GICv2.
     pub(crate) cpu_interface: Option<Registers>,
-    pub(super) uart: Arc<Pl011>,
-    pub(super) rtc: Arc<Pl031>,
+    pub(crate) uart: Arc<Pl011>,
+    pub(crate) rtc: Arc<Pl031>,
 }
 
 /// The redistributors that a GICv3 has for so many vCPUs.

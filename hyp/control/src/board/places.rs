@@ -7,6 +7,7 @@ use records::kernel::KERNEL_ALIGNMENT;
 use records::size::Size;
 use stage2::{Ipa, IpaRange};
 
+/// Where RAM begins.
 const RAM: Ipa = Ipa::new(records::options::RAM);
 /// The region of the tree, which is its largest size too.
 const TREE: u64 = KERNEL_ALIGNMENT;
