@@ -19,14 +19,14 @@ const RESERVED: u32 = 0xfe_0000;
 
 /// How wide a call's arguments and results are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Width {
+pub enum CallWidth {
     /// SMC32 and HVC32: w0 to w7. The upper halves of arguments are nobody's, those of results are 0.
     Bits32,
     /// SMC64 and HVC64: x0 to x7. Negative results have their sign in all of x0.
     Bits64,
 }
 
-impl Width {
+impl CallWidth {
     /// That of a function.
     pub const fn of(function: u32) -> Self {
         if function & CALL_64 == 0 {
@@ -47,7 +47,7 @@ impl Width {
 
 /// Who answers for a function (table 2-1), of those that answer here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owner {
+pub enum CallOwner {
     /// The Arm architecture.
     Architecture,
     /// Arm's standard secure services: PSCI, TRNG.
@@ -73,7 +73,7 @@ impl Call {
     /// The call that is in x0 to x6.
     pub fn decode(x: &[u64; 31]) -> Self {
         let function = x[0] as u32 & !SVE_HINT;
-        let width = Width::of(function);
+        let width = CallWidth::of(function);
         Self {
             function,
             args: core::array::from_fn(|index| width.narrow(x[index + 1])),
@@ -81,16 +81,16 @@ impl Call {
     }
 
     /// Who answers for it.
-    pub const fn owner(&self) -> Owner {
+    pub const fn owner(&self) -> CallOwner {
         if self.function & FAST == 0 || self.function & RESERVED != 0 {
-            return Owner::Nobody;
+            return CallOwner::Nobody;
         }
         match self.function >> OWNER_SHIFT & OWNER {
-            0 => Owner::Architecture,
-            4 => Owner::StandardSecure,
-            5 => Owner::StandardHypervisor,
-            6 => Owner::VendorHypervisor,
-            _ => Owner::Nobody,
+            0 => CallOwner::Architecture,
+            4 => CallOwner::StandardSecure,
+            5 => CallOwner::StandardHypervisor,
+            6 => CallOwner::VendorHypervisor,
+            _ => CallOwner::Nobody,
         }
     }
 }
@@ -108,13 +108,17 @@ mod tests {
 
     #[test]
     fn a_call_has_an_owner_a_width_and_arguments() {
-        assert_eq!(call(0x8000_0000).owner(), Owner::Architecture);
-        assert_eq!(call(0x8400_0000).owner(), Owner::StandardSecure);
-        assert_eq!(call(0xc500_0020).owner(), Owner::StandardHypervisor);
-        assert_eq!(call(0xc600_0000).owner(), Owner::VendorHypervisor);
-        assert_eq!(call(0x8300_0000).owner(), Owner::Nobody, "OEM's");
-        assert_eq!(call(0x0400_0000).owner(), Owner::Nobody, "yielding");
-        assert_eq!(call(0x8402_0000).owner(), Owner::Nobody, "a reserved bit");
+        assert_eq!(call(0x8000_0000).owner(), CallOwner::Architecture);
+        assert_eq!(call(0x8400_0000).owner(), CallOwner::StandardSecure);
+        assert_eq!(call(0xc500_0020).owner(), CallOwner::StandardHypervisor);
+        assert_eq!(call(0xc600_0000).owner(), CallOwner::VendorHypervisor);
+        assert_eq!(call(0x8300_0000).owner(), CallOwner::Nobody, "OEM's");
+        assert_eq!(call(0x0400_0000).owner(), CallOwner::Nobody, "yielding");
+        assert_eq!(
+            call(0x8402_0000).owner(),
+            CallOwner::Nobody,
+            "a reserved bit"
+        );
         assert_eq!(call(0x8400_0000).args[1], 0xffff_fffd);
         assert_eq!(call(0xc400_0000).args[1], u64::MAX - 2);
     }
@@ -129,7 +133,7 @@ mod tests {
         fn only_fast_calls_without_reserved_bits_are_anybodys(function: u32) {
             let call = call(function.into());
             let is_sound = function >> 31 == 1 && function & 0xfe_0000 == 0;
-            prop_assert!(call.owner() == Owner::Nobody || is_sound);
+            prop_assert!(call.owner() == CallOwner::Nobody || is_sound);
             prop_assert!(call.args.iter().all(|&arg| function >> 30 & 1 == 1 || arg >> 32 == 0));
         }
     }

@@ -41,7 +41,7 @@ pub trait Source {
 
 /// What a call returns, in x0 and up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reply {
+pub enum TrngReply {
     /// A status alone.
     Status(u64),
     /// All four.
@@ -57,21 +57,21 @@ pub const fn is_function(function: u32) -> bool {
 }
 
 /// Handles a call of a function that [`is_function`] knows, with its first argument.
-pub fn call(function: u32, argument: u32, source: &mut impl Source) -> Reply {
+pub fn call(function: u32, argument: u32, source: &mut impl Source) -> TrngReply {
     if !source.exists() {
-        return Reply::Status(NOT_SUPPORTED);
+        return TrngReply::Status(NOT_SUPPORTED);
     }
     match function {
-        TRNG_VERSION => Reply::Status(VERSION),
-        TRNG_FEATURES if is_function(argument) => Reply::Status(SUCCESS),
-        TRNG_GET_UUID => Reply::Words(UUID),
+        TRNG_VERSION => TrngReply::Status(VERSION),
+        TRNG_FEATURES if is_function(argument) => TrngReply::Status(SUCCESS),
+        TRNG_GET_UUID => TrngReply::Words(UUID),
         TRNG_RND32 => random(argument, MOST_BITS_32, source, |[low, high, _]| {
             [high, low >> 32, low]
         }),
         TRNG_RND64 => random(argument, MOST_BITS_64, source, |[low, middle, high]| {
             [high, middle, low]
         }),
-        _ => Reply::Status(NOT_SUPPORTED),
+        _ => TrngReply::Status(NOT_SUPPORTED),
     }
 }
 
@@ -81,12 +81,12 @@ fn random(
     most: u32,
     source: &mut impl Source,
     arrange: impl FnOnce([u64; 3]) -> [u64; 3],
-) -> Reply {
+) -> TrngReply {
     if bits == 0 || bits > most {
-        return Reply::Words([INVALID_PARAMETERS, 0, 0, 0]);
+        return TrngReply::Words([INVALID_PARAMETERS, 0, 0, 0]);
     }
     let Some(all) = source.next(bits.div_ceil(u64::BITS) as usize) else {
-        return Reply::Words([NO_ENTROPY, 0, 0, 0]);
+        return TrngReply::Words([NO_ENTROPY, 0, 0, 0]);
     };
     let mut left = bits;
     let [high, middle, low] = arrange(all.map(|word| {
@@ -94,7 +94,7 @@ fn random(
         left -= here;
         word & u64::MAX.checked_shr(u64::BITS - here).unwrap_or(0)
     }));
-    Reply::Words([SUCCESS, high, middle, low])
+    TrngReply::Words([SUCCESS, high, middle, low])
 }
 
 #[cfg(all(test, not(loom)))]
@@ -118,13 +118,13 @@ mod tests {
         }
     }
 
-    fn ask(function: u32, argument: u32) -> Reply {
+    fn ask(function: u32, argument: u32) -> TrngReply {
         call(function, argument, &mut Ones(Some(1)))
     }
 
     #[test]
     fn the_interface_tells_its_version_and_functions() {
-        assert_eq!(ask(TRNG_VERSION, 0), Reply::Status(0x1_0000));
+        assert_eq!(ask(TRNG_VERSION, 0), TrngReply::Status(0x1_0000));
         for function in [
             TRNG_VERSION,
             TRNG_FEATURES,
@@ -132,12 +132,15 @@ mod tests {
             TRNG_RND32,
             TRNG_RND64,
         ] {
-            assert_eq!(ask(TRNG_FEATURES, function), Reply::Status(0));
+            assert_eq!(ask(TRNG_FEATURES, function), TrngReply::Status(0));
         }
         for function in [0x8400_0054, 0xc400_0050, 0x8400_0000, 0, u32::MAX] {
-            assert_eq!(ask(TRNG_FEATURES, function), Reply::Status(NOT_SUPPORTED));
+            assert_eq!(
+                ask(TRNG_FEATURES, function),
+                TrngReply::Status(NOT_SUPPORTED)
+            );
         }
-        let Reply::Words(uuid) = ask(TRNG_GET_UUID, 0) else {
+        let TrngReply::Words(uuid) = ask(TRNG_GET_UUID, 0) else {
             panic!("no UUID")
         };
         assert!(uuid.iter().all(|word| word >> 32 == 0));
@@ -148,14 +151,17 @@ mod tests {
     fn as_many_bits_as_were_asked_for_are_in_the_lowest_places() {
         let words = |function, bits| ask(function, bits);
         let ones = u64::MAX;
-        assert_eq!(words(TRNG_RND64, 1), Reply::Words([0, 0, 0, 1]));
-        assert_eq!(words(TRNG_RND64, 64), Reply::Words([0, 0, 0, ones]));
-        assert_eq!(words(TRNG_RND64, 65), Reply::Words([0, 0, 1, ones]));
-        assert_eq!(words(TRNG_RND64, 192), Reply::Words([0, ones, ones, ones]));
+        assert_eq!(words(TRNG_RND64, 1), TrngReply::Words([0, 0, 0, 1]));
+        assert_eq!(words(TRNG_RND64, 64), TrngReply::Words([0, 0, 0, ones]));
+        assert_eq!(words(TRNG_RND64, 65), TrngReply::Words([0, 0, 1, ones]));
+        assert_eq!(
+            words(TRNG_RND64, 192),
+            TrngReply::Words([0, ones, ones, ones])
+        );
         // 32-bit registers: what is above them the call's width takes away.
         let narrow = |bits| match words(TRNG_RND32, bits) {
-            Reply::Words(words) => words.map(|word| word as u32),
-            Reply::Status(_) => panic!("a status"),
+            TrngReply::Words(words) => words.map(|word| word as u32),
+            TrngReply::Status(_) => panic!("a status"),
         };
         let ones = u32::MAX;
         assert_eq!(narrow(31), [0, 0, 0, ones >> 1]);
@@ -167,11 +173,11 @@ mod tests {
     #[test]
     fn no_bits_too_many_bits_and_an_exhausted_source_are_errors_without_bits() {
         for (function, bits) in [(TRNG_RND32, 97), (TRNG_RND64, 193), (TRNG_RND64, u32::MAX)] {
-            let wrong = Reply::Words([INVALID_PARAMETERS, 0, 0, 0]);
+            let wrong = TrngReply::Words([INVALID_PARAMETERS, 0, 0, 0]);
             assert_eq!(ask(function, bits), wrong);
             assert_eq!(ask(function, 0), wrong);
             let empty = call(function, 32, &mut Ones(Some(0)));
-            assert_eq!(empty, Reply::Words([NO_ENTROPY, 0, 0, 0]));
+            assert_eq!(empty, TrngReply::Words([NO_ENTROPY, 0, 0, 0]));
         }
     }
 
@@ -185,7 +191,7 @@ mod tests {
             TRNG_RND64,
         ] {
             let answer = call(function, TRNG_VERSION, &mut Ones(None));
-            assert_eq!(answer, Reply::Status(NOT_SUPPORTED));
+            assert_eq!(answer, TrngReply::Status(NOT_SUPPORTED));
         }
     }
 
@@ -194,7 +200,7 @@ mod tests {
         fn a_call_gives_exactly_the_bits_that_were_asked_for(wide: bool, bits: u32, few in 0u32..200, is_few: bool) {
             let bits = if is_few { few } else { bits };
             let (function, most, width) = if wide { (TRNG_RND64, 192, 64) } else { (TRNG_RND32, 96, 32) };
-            let Reply::Words([status, words @ ..]) = ask(function, bits) else {
+            let TrngReply::Words([status, words @ ..]) = ask(function, bits) else {
                 panic!("a status")
             };
             let mask = u64::MAX >> (64 - width);

@@ -9,11 +9,11 @@ use smccc::arch::{
 use stage2::{Ipa, IpaRange, PAGE_SIZE};
 
 use super::running::{Next, Running};
-use crate::calls::convention::{self, Call, Owner, Width};
+use crate::calls::convention::{self, Call, CallOwner, CallWidth};
 use crate::calls::psci;
 use crate::calls::pv_time::{self, PV_TIME_FEATURES};
 use crate::calls::service::{Service, ServiceReply};
-use crate::calls::trng;
+use crate::calls::trng::{self, TrngReply};
 use crate::machine::cpu::Cpu;
 use crate::machine::guest_memory::{GuestMemory, Refusal};
 use crate::random::Generator;
@@ -58,18 +58,18 @@ where
             return self.answer([abi::NOT_SUPPORTED]);
         }
         match call.owner() {
-            Owner::Architecture => self.architecture_call(function, args[0] as u32),
-            Owner::StandardSecure if trng::is_function(function) => {
+            CallOwner::Architecture => self.architecture_call(function, args[0] as u32),
+            CallOwner::StandardSecure if trng::is_function(function) => {
                 self.trng(function, args[0] as u32)
             }
-            Owner::StandardSecure => self.psci(function, [args[0], args[1], args[2]]),
-            Owner::StandardHypervisor => {
+            CallOwner::StandardSecure => self.psci(function, [args[0], args[1], args[2]]),
+            CallOwner::StandardHypervisor => {
                 let structure = self.vm.stolen_times();
                 let structure = structure.map(|times| times.structure(self.id.0));
                 self.answer([pv_time::call(function, args[0] as u32, structure)])
             }
-            Owner::VendorHypervisor => self.vendor_call(function, args),
-            Owner::Nobody => self.answer([abi::NOT_SUPPORTED]),
+            CallOwner::VendorHypervisor => self.vendor_call(function, args),
+            CallOwner::Nobody => self.answer([abi::NOT_SUPPORTED]),
         }
     }
 
@@ -79,8 +79,8 @@ where
             generator: &mut self.context.generator,
         };
         match trng::call(function, argument, &mut source) {
-            trng::Reply::Status(status) => self.answer([status]),
-            trng::Reply::Words(words) => self.answer(words),
+            TrngReply::Status(status) => self.answer([status]),
+            TrngReply::Words(words) => self.answer(words),
         }
     }
 
@@ -115,7 +115,7 @@ where
     /// section 2.6).
     fn answer<const N: usize>(&mut self, values: [u64; N]) -> Next {
         let x = &mut self.context.state.regs.x;
-        let width = Width::of(x[0] as u32);
+        let width = CallWidth::of(x[0] as u32);
         x[..N].copy_from_slice(&values.map(|value| width.narrow(value)));
         Next::Enter
     }
