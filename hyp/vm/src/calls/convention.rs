@@ -47,7 +47,7 @@ impl CallWidth {
 
 /// Who answers for a function (table 2-1), of those that answer here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ServiceOwner {
+pub enum CallOwner {
     /// The Arm architecture.
     Architecture,
     /// Arm's standard secure services: PSCI, TRNG.
@@ -81,16 +81,16 @@ impl Call {
     }
 
     /// Who answers for it.
-    pub const fn owner(&self) -> ServiceOwner {
+    pub const fn owner(&self) -> CallOwner {
         if self.function & FAST == 0 || self.function & RESERVED != 0 {
-            return ServiceOwner::Nobody;
+            return CallOwner::Nobody;
         }
         match self.function >> OWNER_SHIFT & OWNER {
-            0 => ServiceOwner::Architecture,
-            4 => ServiceOwner::StandardSecure,
-            5 => ServiceOwner::StandardHypervisor,
-            6 => ServiceOwner::VendorHypervisor,
-            _ => ServiceOwner::Nobody,
+            0 => CallOwner::Architecture,
+            4 => CallOwner::StandardSecure,
+            5 => CallOwner::StandardHypervisor,
+            6 => CallOwner::VendorHypervisor,
+            _ => CallOwner::Nobody,
         }
     }
 }
@@ -108,15 +108,15 @@ mod tests {
 
     #[test]
     fn a_call_has_an_owner_a_width_and_arguments() {
-        assert_eq!(call(0x8000_0000).owner(), ServiceOwner::Architecture);
-        assert_eq!(call(0x8400_0000).owner(), ServiceOwner::StandardSecure);
-        assert_eq!(call(0xc500_0020).owner(), ServiceOwner::StandardHypervisor);
-        assert_eq!(call(0xc600_0000).owner(), ServiceOwner::VendorHypervisor);
-        assert_eq!(call(0x8300_0000).owner(), ServiceOwner::Nobody, "OEM's");
-        assert_eq!(call(0x0400_0000).owner(), ServiceOwner::Nobody, "yielding");
+        assert_eq!(call(0x8000_0000).owner(), CallOwner::Architecture);
+        assert_eq!(call(0x8400_0000).owner(), CallOwner::StandardSecure);
+        assert_eq!(call(0xc500_0020).owner(), CallOwner::StandardHypervisor);
+        assert_eq!(call(0xc600_0000).owner(), CallOwner::VendorHypervisor);
+        assert_eq!(call(0x8300_0000).owner(), CallOwner::Nobody, "OEM's");
+        assert_eq!(call(0x0400_0000).owner(), CallOwner::Nobody, "yielding");
         assert_eq!(
             call(0x8402_0000).owner(),
-            ServiceOwner::Nobody,
+            CallOwner::Nobody,
             "a reserved bit"
         );
         assert_eq!(call(0x8400_0000).args[1], 0xffff_fffd);
@@ -133,7 +133,7 @@ mod tests {
         fn only_fast_calls_without_reserved_bits_are_anybodys(function: u32) {
             let call = call(function.into());
             let is_sound = function >> 31 == 1 && function & 0xfe_0000 == 0;
-            prop_assert!(call.owner() == ServiceOwner::Nobody || is_sound);
+            prop_assert!(call.owner() == CallOwner::Nobody || is_sound);
             prop_assert!(call.args.iter().all(|&arg| function >> 30 & 1 == 1 || arg >> 32 == 0));
         }
     }

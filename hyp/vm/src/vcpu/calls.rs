@@ -9,7 +9,7 @@ use smccc::arch::{
 use stage2::{Ipa, IpaRange, PAGE_SIZE};
 
 use super::running::{Next, Running};
-use crate::calls::convention::{self, Call, CallWidth, ServiceOwner};
+use crate::calls::convention::{self, Call, CallOwner, CallWidth};
 use crate::calls::psci;
 use crate::calls::pv_time::{self, PV_TIME_FEATURES};
 use crate::calls::service::{Service, ServiceReply};
@@ -58,18 +58,18 @@ where
             return self.answer([abi::NOT_SUPPORTED]);
         }
         match call.owner() {
-            ServiceOwner::Architecture => self.architecture_call(function, args[0] as u32),
-            ServiceOwner::StandardSecure if trng::is_function(function) => {
+            CallOwner::Architecture => self.architecture_call(function, args[0] as u32),
+            CallOwner::StandardSecure if trng::is_function(function) => {
                 self.trng(function, args[0] as u32)
             }
-            ServiceOwner::StandardSecure => self.psci(function, [args[0], args[1], args[2]]),
-            ServiceOwner::StandardHypervisor => {
+            CallOwner::StandardSecure => self.psci(function, [args[0], args[1], args[2]]),
+            CallOwner::StandardHypervisor => {
                 let structure = self.vm.stolen_times();
                 let structure = structure.map(|times| times.structure(self.id.0));
                 self.answer([pv_time::call(function, args[0] as u32, structure)])
             }
-            ServiceOwner::VendorHypervisor => self.vendor_call(function, args),
-            ServiceOwner::Nobody => self.answer([abi::NOT_SUPPORTED]),
+            CallOwner::VendorHypervisor => self.vendor_call(function, args),
+            CallOwner::Nobody => self.answer([abi::NOT_SUPPORTED]),
         }
     }
 
