@@ -2,6 +2,7 @@
 //! line. Values that are the hypervisor's defaults have no words.
 
 use std::fmt::{self, Display};
+use std::time::SystemTime;
 
 use records::record::Record;
 
@@ -338,6 +339,11 @@ impl Workload {
         if self.linux.is_some() {
             words.push("guest=linux console=raw".into());
             words.extend((!self.restarts).then(|| "on_reset=stop".into()));
+            let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            let seconds = since_1970.map_or(0, |since| since.as_secs().min(u32::MAX.into()));
+            let is_given =
+                append.is_some_and(|append| append.split(' ').any(|word| word.starts_with("rtc=")));
+            words.extend((!is_given).then(|| format!("rtc={seconds}")));
         } else if self.program {
             words.push("guest=program".into());
         } else if let Some(seconds) = self.stress {
