@@ -104,6 +104,15 @@ impl ListRegister {
         Self(self.0 & !(7 << 32) | (source as u64 & 7) << 32)
     }
 
+    /// The CPU that sent it, of an SGI of a GICv2.
+    pub const fn source(self) -> u8 {
+        if self.0 & Self::HW == 0 {
+            (self.0 >> 32 & 7) as u8
+        } else {
+            0
+        }
+    }
+
     /// The virtual INTID.
     pub const fn intid(self) -> u32 {
         self.0 as u32
@@ -319,5 +328,6 @@ mod tests {
         );
         assert!(all[1].eoi() && !all[2].eoi() && all[2].physical() == Some(99));
         assert_eq!(all[3].v2_bits() >> 10 & 7, 5);
+        assert_eq!(all.map(ListRegister::source), [0, 0, 0, 5, 0]);
     }
 }

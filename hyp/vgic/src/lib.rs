@@ -27,7 +27,7 @@
 //!   pending and active. A rise under a claim tells nobody; a fall tells OWNER.
 //! - **V7 Something left.** A latch that stays in the word of an active interrupt asks for a maintenance interrupt, too.
 //! - **V8 SGI.** The door's bit is the latch: one `fetch_or`. It is set in the word before it leaves the door. Readers look at the
-//!   door first.
+//!   door first. With GICv2, the sources are set first, then the door; a list register has one source at a time.
 //! - **V9 Disable.** Counted in `unsettled` first, then the word is changed, with SYNC if another vCPU owns it. GICD_CTLR.RWP reads 1
 //!   until all have looked. EL2 waits for nothing. Groups that are switched off are published, and all vCPUs are called.
 //! - **V10 By hand.** Active and pending state of an interrupt that another vCPU owns is changed by messages, and read after it has
@@ -64,6 +64,7 @@ mod registers;
 mod set;
 mod settle;
 mod sgi;
+mod sources;
 mod sync;
 mod vcpu;
 mod vgic;

@@ -4,6 +4,7 @@ mod drain;
 mod fill;
 mod overflow;
 mod presence;
+mod sourced;
 
 use crate::door::Door;
 use crate::interface::{ListRegister, VirtualInterface};
@@ -152,6 +153,10 @@ impl<'a, H: VirtualInterface, K: FnMut(usize)> Local<'a, H, K> {
             return;
         };
         let register = self.hw.read_lr(slot);
+        let is_written = register.bits() != 0;
+        let register = self.give_back_source(held.intid, register);
+        let sources = self.sources_of(held.intid);
+        let sources = sources.map(|sources| sources.of(held.intid));
         let (vgic, vcpu) = (self.vgic, self.own.vcpu);
         // Seen as the door or the hint that told of a change saw it.
         let groups = vgic.groups();
@@ -164,17 +169,19 @@ impl<'a, H: VirtualInterface, K: FnMut(usize)> Local<'a, H, K> {
                 }
                 Release::IfNeeded => Place::Elsewhere,
             };
+            let old = Self::with_sources(sources, old);
             let new = settle(old, register, held, place);
             settled = Some(new);
             Some(new.word)
         });
-        let (Ok((old, new)), Some(settled)) = (changed, settled) else {
+        let (Ok((old, new)), Some(mut settled)) = (changed, settled) else {
             return;
         };
         if settled.pending || settled.active {
+            settled.eoi |= settled.pending && self.take_source(held.intid);
             self.write_lr(slot, held.intid, &settled);
         } else {
-            self.free(slot, register.bits() != 0);
+            self.free(slot, is_written);
             if new.has(Word::ACT) && !settled.by_hand {
                 // The guest's deactivation of it is counted.
                 self.own.outside.insert(held.intid);
@@ -199,6 +206,8 @@ impl<'a, H: VirtualInterface, K: FnMut(usize)> Local<'a, H, K> {
         let register = ListRegister::new(intid, word.priority())
             .with_state(settled.pending, settled.active)
             .with_group1(word.has(Word::GROUP1));
+        let source = self.sources_of(intid).map(|_| self.source(intid));
+        let register = register.with_source(source.unwrap_or(0));
         let register = match self.vgic.physical(intid).filter(|_| settled.physical) {
             Some(physical) => register.with_physical(physical),
             None => register.with_eoi(settled.eoi),
@@ -209,6 +218,7 @@ impl<'a, H: VirtualInterface, K: FnMut(usize)> Local<'a, H, K> {
                 intid,
                 latched: settled.latched,
                 by_hand: settled.by_hand,
+                has_source: source.is_some(),
             };
         }
         self.own.claimed |= 1 << slot;

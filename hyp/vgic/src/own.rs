@@ -3,6 +3,7 @@
 use crate::interface::{ActivePriorities, MAX_LIST_REGISTERS};
 use crate::set::IntidSet;
 use crate::settle::Held;
+use crate::word::FIRST_PPI;
 
 /// A register of pending or active state: whose private interrupts it shows, its offset, and whether it is of pending state.
 pub(crate) type Asked = (usize, u64, bool);
@@ -23,6 +24,8 @@ pub struct VcpuInterrupts {
     pub(crate) backlog: IntidSet,
     /// Active without a list register, acknowledged by this vCPU.
     pub(crate) outside: IntidSet,
+    /// With GICv2: the source of each SGI that is in a list register or active.
+    pub(crate) sources: [u8; FIRST_PPI as usize],
     /// The register whose read has asked others, and has to be executed again.
     pub(crate) asked: Option<Asked>,
     /// ICH_HCR_EL2 as written last.
@@ -42,10 +45,12 @@ impl VcpuInterrupts {
                 intid: 0,
                 latched: false,
                 by_hand: false,
+                has_source: false,
             }; MAX_LIST_REGISTERS],
             claimed: 0,
             backlog: IntidSet::EMPTY,
             outside: IntidSet::EMPTY,
+            sources: [0; FIRST_PPI as usize],
             asked: None,
             hcr: 0,
             vmcr: 0,

@@ -10,6 +10,7 @@ mod enable;
 mod pending;
 mod route;
 mod saved;
+mod sources;
 
 use crate::config::{AccessSize, Again, Frame, Version};
 use crate::interface::VirtualInterface;
@@ -49,6 +50,8 @@ enum Topic {
     Route,
     /// GICD_SGIR.
     Sgi,
+    /// SPENDSGIR, CPENDSGIR.
+    Sources(bool),
     /// GICR_CTLR.
     RedistributorControl,
     /// GICR_TYPER.
@@ -97,6 +100,8 @@ const DISTRIBUTOR: &[Entry] = &[
 const DISTRIBUTOR_V2: &[Entry] = &[
     entry(0x800..0xc00, Topic::Targets, BYTE | WORD),
     entry(0xf00..0xf04, Topic::Sgi, WORD),
+    entry(0xf10..0xf20, Topic::Sources(false), BYTE | WORD),
+    entry(0xf20..0xf30, Topic::Sources(true), BYTE | WORD),
     entry(0xfd0..0x1000, Topic::Identity, WORD),
 ];
 const DISTRIBUTOR_V3: &[Entry] = &[
@@ -244,6 +249,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             Topic::Targets => vgic.read_targets(register),
             Topic::Route => vgic.read_route(register),
             Topic::Sgi => 0,
+            Topic::Sources(_) => self.read_sources(register),
             Topic::RedistributorControl => vgic.read_redistributor_control(),
             Topic::RedistributorType => vgic.read_redistributor_type(register),
             Topic::Waker => vgic.read_waker(register),
@@ -273,8 +279,9 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             Topic::Targets => self.write_targets(register, value),
             Topic::Route => self.write_route(register, value),
             Topic::Waker => self.vgic.write_waker(register, value),
-            Topic::Sgi
-            | Topic::Type
+            Topic::Sgi => self.write_sgi(value),
+            Topic::Sources(pending) => self.write_sources(register, pending, value),
+            Topic::Type
             | Topic::Implementer
             | Topic::Identity
             | Topic::RedistributorControl

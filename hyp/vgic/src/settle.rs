@@ -11,6 +11,8 @@ pub(crate) struct Held {
     pub(crate) latched: bool,
     /// Whether it was active when it was written, and not because the guest had acknowledged it.
     pub(crate) by_hand: bool,
+    /// Whether it is an SGI of a GICv2, of one source: what is pending is of another.
+    pub(crate) has_source: bool,
 }
 
 /// Where an interrupt that isn't active may go.
@@ -65,10 +67,10 @@ pub(crate) const fn settle(
     let was_physical = word.has(Word::HW) && (!ended || word.has(Word::DEBT));
 
     let may_pend = word.has(Word::ENABLED) && matches!(place, Place::Here);
-    // Pending and active at once: edges only, and none with a physical interrupt, whose state that is.
+    // Pending and active at once: edges only, and none with a physical interrupt, whose state that is, or with a source.
     let stays_active = active && !matches!(place, Place::Nowhere);
     let pends = if stays_active {
-        may_pend && edge && !was_physical && latch_left
+        may_pend && edge && !was_physical && !held.has_source && latch_left
     } else {
         may_pend && (latch_left || line && !active)
     };
@@ -115,6 +117,7 @@ mod tests {
             intid: 40,
             latched: word & Word::EDGE != 0,
             by_hand: false,
+            has_source: false,
         };
         settle(Word(word), register, held, place)
     }

@@ -1,4 +1,4 @@
-//! SGIs that a guest sends by system register (rule V8): the target's door latches them.
+//! SGIs that a guest sends by system register, or by GICD_SGIR (rule V8): the target's door latches them.
 
 use crate::config::SgiRegister;
 use crate::sync::Ordering;
@@ -53,4 +53,41 @@ pub(crate) fn send(
             ring(index, target);
         }
     }
+}
+
+/// Sends an SGI of a GICv2, from a vCPU (GICD_SGIR).
+pub(crate) fn send_v2(vgic: &Vgic, own: usize, value: u64, kick: &mut impl FnMut(usize)) {
+    let intid = (value & 15) as u32;
+    let all = (1_u64 << vgic.vcpus.len()) - 1;
+    let mut targets = match value >> 24 & 3 {
+        0 => value >> 16 & 0xff & all,
+        1 => all & !(1 << own),
+        2 => 1 << own,
+        _ => return,
+    };
+    while targets != 0 {
+        let target = targets.trailing_zeros() as usize;
+        targets &= targets - 1;
+        if target == own {
+            raise_v2(vgic, target, intid, 1 << own, &mut |_| {});
+        } else {
+            raise_v2(vgic, target, intid, 1 << own, kick);
+        }
+    }
+}
+
+/// Makes an SGI of a GICv2 pending at a vCPU, from these sources.
+pub(crate) fn raise_v2(
+    vgic: &Vgic,
+    target: usize,
+    intid: u32,
+    sources: u8,
+    kick: &mut impl FnMut(usize),
+) {
+    let Some(target) = vgic.vcpus.get(target) else {
+        return;
+    };
+    // Before the door, which is rung with Release: whoever takes the door's bit finds the sources.
+    target.sources.add(intid, sources);
+    target.door.ring(1 << intid, kick);
 }

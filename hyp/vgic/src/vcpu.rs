@@ -18,15 +18,18 @@ pub struct InterfaceState {
     pub control: u64,
     /// The active priorities.
     pub active_priorities: ActivePriorities,
+    /// With GICv2: the source of each SGI that is active.
+    pub sources: [u8; FIRST_PPI as usize],
 }
 
 impl VcpuInterrupts {
     /// Resets its CPU interface, for a vCPU that is switched on (PSCI CPU_ON). It isn't loaded. What is pending or active stays
     /// so, as the distributor and the redistributor aren't reset.
     pub fn reset(&mut self) {
-        let backlog = self.backlog;
+        let (backlog, sources) = (self.backlog, self.sources);
         *self = Self::new(self.vcpu);
         self.backlog = backlog;
+        self.sources = sources;
     }
 
     /// The state of its CPU interface. It isn't loaded.
@@ -34,6 +37,7 @@ impl VcpuInterrupts {
         InterfaceState {
             control: self.vmcr,
             active_priorities: self.active_priorities,
+            sources: self.sources,
         }
     }
 
@@ -41,6 +45,7 @@ impl VcpuInterrupts {
     pub fn restore_interface(&mut self, vgic: &Vgic, state: InterfaceState) {
         self.vmcr = state.control;
         self.active_priorities = state.active_priorities;
+        self.sources = state.sources.map(|source| source & 7);
         self.outside = IntidSet::EMPTY;
         for intid in 0..FIRST_SPI + vgic.spis.len() as u32 {
             let word = vgic.word(self.vcpu, intid);

@@ -2,6 +2,7 @@
 
 use crate::config::{Forwarded, Frame, MAX_SPIS, MAX_VCPUS, Version, VgicConfig, VgicError};
 use crate::door::{CALL, Door, ON, SERVING, SGIS};
+use crate::sources::Sources;
 use crate::sync::{AtomicU64, Ordering};
 use crate::word::{FIRST_PPI, FIRST_SPI, Word};
 use alloc::vec::Vec;
@@ -19,6 +20,8 @@ const MOST_WORDS: usize = if cfg!(loom) { 3 } else { MAX_SPIS };
 #[derive(Debug)]
 pub(crate) struct SharedVcpu {
     pub(crate) door: Door,
+    /// Who has sent the SGIs of a GICv2.
+    pub(crate) sources: Sources,
     private: [AtomicU64; PRIVATE_INTERRUPTS],
     pub(crate) affinity: u32,
     /// ProcessorSleep of GICR_WAKER.
@@ -81,6 +84,7 @@ impl Vgic {
             let private = |intid| AtomicU64::new(vgic.reset_word(intid as u32).0);
             let shared = SharedVcpu {
                 door: Door::new(0),
+                sources: Sources::new(),
                 private: array::from_fn(private),
                 affinity: (config.affinity)(vcpu),
                 asleep: AtomicU64::new(1),
@@ -110,6 +114,7 @@ impl Vgic {
         self.unsettled.store(0, Ordering::Relaxed);
         for vcpu in &self.vcpus {
             vcpu.door.word.store(0, Ordering::Relaxed);
+            vcpu.sources.reset();
             vcpu.asleep.store(1, Ordering::Relaxed);
             for (intid, word) in vcpu.private.iter().enumerate() {
                 word.store(self.reset_word(intid as u32).0, Ordering::Relaxed);
@@ -150,6 +155,7 @@ impl Vgic {
         copy.vcpus.extend(self.vcpus.iter().map(|vcpu| SharedVcpu {
             // Hints are made from the words.
             door: Door::new(vcpu.door.word.load(Ordering::Acquire) & SGIS | CALL),
+            sources: vcpu.sources.copied(),
             private: array::from_fn(|intid| own(&vcpu.private[intid])),
             affinity: vcpu.affinity,
             asleep: AtomicU64::new(vcpu.asleep.load(Ordering::Relaxed)),

@@ -46,6 +46,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         let Some(word) = self.word(intid) else {
             return false;
         };
+        self.look_at_sources(intid);
         // Acquires nothing that the door or the hint hasn't: what they told of is seen.
         let word = Word(word.load(Ordering::Acquire));
         if word.has(Word::HW) && !word.has(Word::CLAIMED) {
@@ -115,7 +116,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             return false;
         };
         let physical = new.has(Word::HW);
-        let settled = Settled {
+        let mut settled = Settled {
             word: new,
             pending: true,
             active: false,
@@ -125,6 +126,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             by_hand: false,
             ends_physical: false,
         };
+        settled.eoi |= self.take_source(intid);
         self.write_lr(slot, intid, &settled);
         true
     }

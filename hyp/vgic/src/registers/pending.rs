@@ -25,6 +25,9 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         let sgis = self.vgic.latched_sgis(register.vcpu);
         let own = register.vcpu == self.own.vcpu;
         Ok(register.gather(self.vgic, 1, |intid, word| {
+            if self.sources_of(intid).is_some() {
+                return u64::from(self.pending_sources(intid) != 0);
+            }
             let in_door = intid < FIRST_PPI && sgis >> intid & 1 != 0;
             let held = word.has(Word::CLAIMED) && word.has(Word::P);
             // The line of a timer that is forwarded, whether it is enabled or not.

@@ -2,7 +2,7 @@
 //! a guest can only set *or* clear, and tell nobody. No vCPU is loaded, and no device raises (rule V16).
 
 use super::{Register, Topic};
-use crate::config::{AccessSize, Frame};
+use crate::config::{AccessSize, Frame, Version};
 use crate::door::{CALL, SGIS};
 use crate::sync::Ordering;
 use crate::vgic::Vgic;
@@ -33,6 +33,7 @@ impl Vgic {
                 register.gather(self, 1, |_, word| u64::from(word.has(Word::ACT)))
             }
             Topic::Targets => self.read_targets(register),
+            Topic::Sources(true) => self.save_sources(register),
             Topic::Route => self.read_route(register),
             Topic::Waker => self.read_waker(register),
             _ => 0,
@@ -43,11 +44,6 @@ impl Vgic {
     pub fn restore(&self, vcpu: usize, frame: Frame, offset: u64, size: AccessSize, value: u64) {
         let Some(register) = Register::find(self, vcpu, frame, offset, size) else {
             return;
-        };
-        let set = |bits, name: u64| {
-            self.scatter(register, bits, value, |_, word, value| {
-                word.with_if(value & 1 != 0, name)
-            });
         };
         match register.topic {
             Topic::Control => {
@@ -61,8 +57,18 @@ impl Vgic {
                     |intid, word, value| self.with_attribute(register.topic, intid, word, value),
                 );
             }
-            Topic::Enable(true) => set(1, Word::ENABLED),
-            Topic::Pending(true) => set(1, Word::LATCH),
+            Topic::Enable(true) => self.scatter(register, 1, value, |_, word, value| {
+                word.with_if(value & 1 != 0, Word::ENABLED)
+            }),
+            Topic::Pending(true) => self.scatter(register, 1, value, |intid, word, value| {
+                if self.version == Version::V2 && intid < FIRST_PPI {
+                    // Its sources tell.
+                    word
+                } else {
+                    word.with_if(value & 1 != 0, Word::LATCH)
+                }
+            }),
+            Topic::Sources(true) => self.restore_sources(register, value),
             Topic::Active(true) => self.scatter(register, 1, value, |intid, word, value| {
                 // Whoever it is routed to has acknowledged it, as far as registers tell.
                 let owner = self.target(register.vcpu, intid, word).unwrap_or(0);
@@ -88,7 +94,7 @@ impl Vgic {
         }
     }
 
-    fn scatter(
+    pub(super) fn scatter(
         &self,
         register: Register,
         bits: u64,

@@ -9,5 +9,6 @@ mod by_hand;
 mod presence;
 mod raises;
 mod routes;
+mod sources;
 mod withdrawals;
 mod world;

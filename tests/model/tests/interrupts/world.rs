@@ -38,9 +38,9 @@ pub struct World {
 
 impl World {
     /// All vCPUs are loaded and ready, each with so many list registers.
-    pub fn new(vcpus: usize, registers: usize) -> Self {
+    pub fn new(version: Version, vcpus: usize, registers: usize) -> Self {
         let config = VgicConfig {
-            version: Version::V3,
+            version,
             vcpus,
             spis: 32,
             affinity: &|vcpu| vcpu as u32,
@@ -71,9 +71,11 @@ impl World {
             world.write(0, frame, offset, value);
         }
         for vcpu in 0..vcpus {
-            let frame = Frame::Redistributor(vcpu);
-            world.write(vcpu, frame, SGI + 0x80, 0xffff_ffff);
-            world.write(vcpu, frame, SGI + 0x100, 0xffff);
+            if version == Version::V3 {
+                let frame = Frame::Redistributor(vcpu);
+                world.write(vcpu, frame, SGI + 0x80, 0xffff_ffff);
+                world.write(vcpu, frame, SGI + 0x100, 0xffff);
+            }
             world.cpu(vcpu).hw.open(0xf8, true, true);
         }
         world.rest();
@@ -132,10 +134,12 @@ impl World {
         }
     }
 
-    /// The guest of a vCPU acknowledges what is signalled, and sees what was written.
+    /// The guest of a vCPU acknowledges what is signalled, and sees what was written. An SGI of a GICv2 is noted with its source,
+    /// as GICC_IAR has it.
     pub fn acknowledge(&self, vcpu: usize) -> Option<u32> {
         let intid = self.cpu(vcpu).hw.acknowledge()?;
-        self.cpu(vcpu).taken.push(intid);
+        let source = self.cpu(vcpu).hw.holds(intid).unwrap().source();
+        self.cpu(vcpu).taken.push(intid | u32::from(source) << 10);
         let written = self.written.load(Ordering::Relaxed);
         self.seen.fetch_max(written, Ordering::Relaxed);
         self.count.fetch_add(1, Ordering::Relaxed);
@@ -175,6 +179,12 @@ impl World {
             sgi << 24 | 1 << to,
             self.kick(),
         );
+    }
+
+    /// As [`send`](Self::send), with a GICv2.
+    pub fn send_v2(&self, from: usize, to: usize, sgi: u64) {
+        self.written.fetch_add(1, Ordering::Relaxed);
+        self.write(from, Frame::Distributor, 0xf00, 1 << (16 + to) | sgi);
     }
 
     pub fn write(&self, vcpu: usize, frame: Frame, offset: u64, value: u64) {
@@ -270,9 +280,20 @@ pub type Act = fn(&World);
 /// Tries every execution in which all of `race` run at once, on a VM that `prepare` has seen, with so many vCPUs and list
 /// registers of each; then `check`.
 pub fn explore<const N: usize>(size: (usize, usize), prepare: Act, race: [Act; N], check: Act) {
+    explore_on(Version::V3, size, prepare, race, check);
+}
+
+/// The same with a GIC of this version.
+pub fn explore_on<const N: usize>(
+    version: Version,
+    size: (usize, usize),
+    prepare: Act,
+    race: [Act; N],
+    check: Act,
+) {
     let race = race.map(|act| move |world: &World, _| act(world));
     every_execution(PREEMPTIONS, race, move |run| {
-        let world = Arc::new(World::new(size.0, size.1));
+        let world = Arc::new(World::new(version, size.0, size.1));
         prepare(&world);
         run(&world);
         check(&world);

@@ -7,4 +7,5 @@ mod hostile;
 mod overflow;
 mod physical;
 mod registers;
+mod sources;
 mod world;

@@ -64,8 +64,34 @@ impl World {
 
     /// No vCPU is loaded.
     pub fn asleep(vcpus: usize, registers: usize) -> Self {
+        Self::asleep_with(&config(vcpus), registers)
+    }
+
+    /// As [`ready`](Self::ready), with a GICv2, as Linux leaves it: all in group 0.
+    pub fn ready_v2(vcpus: usize, registers: usize) -> Self {
+        let mut world = Self::asleep_v2(vcpus, registers);
+        for vcpu in 0..vcpus {
+            world.load(vcpu);
+            world.cpus[vcpu].hw.open(0xf8, true, false);
+        }
+        world.write(0, D, 0, 1);
+        world.settle();
+        world
+    }
+
+    /// As [`asleep`](Self::asleep), with a GICv2.
+    pub fn asleep_v2(vcpus: usize, registers: usize) -> Self {
+        let config = VgicConfig {
+            version: Version::V2,
+            ..config(vcpus)
+        };
+        Self::asleep_with(&config, registers)
+    }
+
+    fn asleep_with(config: &VgicConfig<'_>, registers: usize) -> Self {
+        let vcpus = config.vcpus;
         Self {
-            vgic: Vgic::new(&config(vcpus)).unwrap(),
+            vgic: Vgic::new(config).unwrap(),
             cpus: (0..vcpus)
                 .map(|vcpu| Cpu {
                     own: VcpuInterrupts::new(vcpu),

@@ -116,12 +116,17 @@ fn an_image_that_cant_run_is_ended_at_once() {
 #[test]
 fn interrupts_of_timers_and_of_other_vcpus_reach_a_guest() {
     let append = "guest=linux vcpus=3 bytes=64M console=lines timeout=100";
-    for cpu in ["neoverse-n1", "cortex-a72", "max"] {
-        let boot = Boot::without_guest(append).cpus(4).cpu(cpu);
+    for (cpu, gic) in [
+        ("neoverse-n1", Gic::V3),
+        ("cortex-a72", Gic::V3),
+        ("max", Gic::V3),
+        ("cortex-a53", Gic::V2),
+    ] {
+        let boot = Boot::without_guest(append).cpus(4).cpu(cpu).gic(gic);
         let outcome = boot.guest(probe_guest(), Some("interrupts")).run_well();
         let passed = "interrupts: 3 vCPUs, all as it should be";
         let is_told = outcome.lines.iter().any(|line| line.contains(passed));
-        assert!(is_told, "{cpu}: {}", describe(&outcome));
+        assert!(is_told, "{cpu}, {gic:?}: {}", describe(&outcome));
     }
 }
 
