@@ -260,8 +260,8 @@ fn a_shell_on_the_terminal_powers_the_guest_off() {
     run.types(b"echo $((6 * 7))\r");
     run.wait_for("\r\n42\r\n");
     run.wait_for("~ # ");
-    // The shell has given the terminal its usual mode again when a command prints.
-    run.types(b"echo go; sleep 1000\r");
+    // A command that prints has the terminal, and Ctrl-C is its own.
+    run.types(b"sh -c 'echo go; exec sleep 1000'\r");
     run.wait_for("\r\ngo\r\n");
     run.types(b"\x03");
     run.wait_for("~ # ");
