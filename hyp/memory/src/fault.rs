@@ -192,11 +192,9 @@ impl<L: MmuLock> AddressSpace<L> {
         (published, slot, log): (&SlotArray, &Arc<Slot>, Option<&DirtyLog>),
     ) -> Served {
         let counters = cpu.fault_counters();
-        // Addresses first, which all faults read, then words that only faults nearby read.
-        let page = slot.object_page(fault.ipa);
-        let place = slot.object().place(page);
         let ticket = self.space().tracker().ticket(fault.ipa);
-        let look = place.look();
+        let page = slot.object_page(fault.ipa);
+        let look = slot.object().look(page);
         let Some(pa) = self.frame_for(look, slot, fault) else {
             return self.prepare(cpu, fault, guard, slot, look);
         };
@@ -204,8 +202,7 @@ impl<L: MmuLock> AddressSpace<L> {
         let (tables, epoch) = (cpu.tables(self.vm()), cpu.retirement(self.vm(), guard));
         let worker = cpu.worker(&tables, &epoch);
         let lock = self.lock().shared();
-        let vacant = fault.kind == FaultKind::Translation;
-        let writable = match self.stage2().fault_expecting(&worker, &request, vacant) {
+        let writable = match self.stage2().fault(&worker, &request) {
             Resolution::Vacant(broken) => {
                 full_barrier();
                 let level = broken.level();

@@ -28,15 +28,10 @@ std::thread_local! {
     static BAGS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Requests that come by way of an `Arc`, whose counts come first.
+/// Requests that come by way of an `Arc`, whose counts are two words.
 fn cannot_be_refused(layout: Layout) -> bool {
-    let counts = Layout::new::<[usize; 2]>();
-    let with_counts = |value| {
-        counts
-            .extend(value)
-            .is_ok_and(|(both, _)| both.pad_to_align() == layout)
-    };
-    with_counts(Layout::new::<Slot>()) || with_counts(Layout::new::<Object>())
+    const COUNTS: usize = 16;
+    [size_of::<Slot>(), size_of::<Object>()].contains(&layout.size().wrapping_sub(COUNTS))
 }
 
 /// Bytes of what isn't a bag: how many of those there are is the epoch's to say.

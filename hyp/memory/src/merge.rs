@@ -28,14 +28,15 @@ use crate::change::propagate::Changer;
 use crate::frames::Owner;
 use crate::object::{Backing, Object};
 use crate::space::AddressSpace;
-use crate::space::change_lock::ChangeLock;
 use crate::space::mmu_lock::MmuLock;
 use crate::system::cpu::{Caches, CpuMemory};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::mem;
+use spin::RwLock;
 use stage2::Tlb;
+use stage2::sync::relax;
 
 /// Pages that a scanner takes at once, and looks at during one stay in the epoch.
 const AT_ONCE: u64 = 16;
@@ -128,7 +129,7 @@ pub struct PageMerging {
     zeros: u32,
     /// Scanners share it; who registers or withdraws objects has it alone. Its holder may wait for entries, but never for a lock
     /// whose holder waits for it.
-    registered: ChangeLock<Registered>,
+    registered: RwLock<Registered>,
     progress: Progress,
     counted: Counted,
 }
@@ -147,7 +148,7 @@ impl PageMerging {
         Self {
             policy,
             zeros: checksum_of_zeros(),
-            registered: ChangeLock::default(),
+            registered: RwLock::default(),
             progress: Progress::new(policy.scanners),
             counted: Counted::new(),
         }
@@ -218,7 +219,19 @@ impl PageMerging {
 
     /// Changes what is registered. Waits for running steps, and keeps others from beginning.
     fn change<R>(&self, change: impl FnOnce(&mut Registered) -> R) -> R {
-        let mut registered = self.registered.lock();
+        let mut waiting = loop {
+            match self.registered.try_upgradeable_read() {
+                Some(waiting) => break waiting,
+                None => relax(),
+            }
+        };
+        let mut registered = loop {
+            match waiting.try_upgrade() {
+                Ok(registered) => break registered,
+                Err(still) => waiting = still,
+            }
+            relax();
+        };
         lock_passed();
         let changed = change(&mut registered);
         lock_passed();
@@ -253,7 +266,7 @@ impl PageMerging {
     ///
     /// The caller is in no epoch.
     pub fn scan<T: Tlb + Caches>(&self, cpu: &CpuMemory<T>, most: u64) -> u64 {
-        let Some(registered) = self.registered.try_share() else {
+        let Some(registered) = self.registered.try_read() else {
             return 0;
         };
         lock_passed();

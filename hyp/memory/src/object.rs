@@ -21,7 +21,7 @@ mod word;
 
 pub(crate) use self::claim::{Claim, Claims};
 pub(crate) use self::extent::region_of;
-pub(crate) use self::word::{Backing, Look, Place};
+pub(crate) use self::word::{Backing, Look};
 
 use self::extent::Extents;
 use self::word::{CLAIMED, LISTED, OWNED, STATE};
@@ -55,16 +55,13 @@ enum Kind {
 ///
 /// Its frames return to the pool with its last reference. That may be dropped only after an epoch in which no VM could reach
 /// it; removing slots and destroying address spaces do so.
-///
-/// What faults read is in one cache line.
-#[repr(C, align(64))]
 pub struct Object {
-    pages: NonNull<Pages>,
-    extents: Extents,
     id: ObjectId,
     kind: Kind,
     account: Owner,
     piece: Level,
+    pages: NonNull<Pages>,
+    extents: Extents,
     mappings: Mappings,
     system: &'static MemorySystem,
 }
@@ -321,15 +318,10 @@ impl Object {
     /// The current state of a page.
     #[inline]
     pub(crate) fn look(&self, page: u64) -> Look {
-        self.place(page).look()
-    }
-
-    /// Where the state of a page is.
-    #[inline]
-    pub(crate) fn place(&self, page: u64) -> Place<'_> {
-        Place {
-            word: &self.page(page).word,
-            region: self.extents.region(page),
+        Look {
+            // A page is the same on a list.
+            word: self.page(page).word.load(Ordering::Acquire) & !LISTED,
+            region: self.extents.region(page).load(Ordering::Acquire),
         }
     }
 

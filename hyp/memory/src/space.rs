@@ -4,7 +4,7 @@
 //! dirty logs exclude each other and the work that relies on them (harvests, splitting ahead, restoring blocks), by a lock that
 //! no fault takes. That work runs on any number of CPUs at once, each with a part of the pages.
 
-pub(crate) mod change_lock;
+pub(crate) mod control;
 pub(crate) mod mapping;
 pub(crate) mod mmu_lock;
 pub(crate) mod slot;
@@ -14,7 +14,7 @@ use crate::dirty::ring::{DirtyRings, RingError};
 use crate::epoch::published::Published;
 use crate::frames::VmId;
 use crate::frames::tables::prepare_tables;
-use crate::space::change_lock::ChangeLock;
+use crate::space::control::Control;
 use crate::space::mapping::Mapping;
 use crate::space::mmu_lock::MmuLock;
 use crate::space::slot::{Slot, SlotArray};
@@ -65,7 +65,7 @@ pub(crate) struct Space {
     tracker: Tracker,
     change: Change,
     /// Held while slots or logs are changed, shared while the pages of a log are worked on. No fault takes it.
-    control: ChangeLock,
+    control: Control,
     rings: Once<DirtyRings>,
 }
 
@@ -90,7 +90,7 @@ impl Space {
     }
 
     /// The lock for changes of slots and logs, and for work that relies on them.
-    pub(crate) fn control(&self) -> &ChangeLock {
+    pub(crate) fn control(&self) -> &Control {
         &self.control
     }
 
@@ -176,7 +176,7 @@ impl<L: MmuLock> AddressSpace<L> {
                 slots: Published::new(),
                 tracker,
                 change: backing.change,
-                control: ChangeLock::default(),
+                control: Control::default(),
                 rings: Once::new(),
             }),
             lock: Arc::default(),
@@ -245,7 +245,7 @@ impl<L: MmuLock> AddressSpace<L> {
     }
 
     /// The lock for changes of slots and logs, and for work that relies on them.
-    pub(crate) fn control(&self) -> &ChangeLock {
+    pub(crate) fn control(&self) -> &Control {
         self.space.control()
     }
 

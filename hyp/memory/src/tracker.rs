@@ -15,14 +15,15 @@
 //!   looks its own page up again: that answer is exact, whichever other ranges were counted there.
 //!
 //! The address space is cut into regions of 256 KiB, which are hashed into [buckets](bucket). So a fault reads only cache lines
-//! that are written by invalidations of its own bucket's regions; a fault on a block of 2 MiB also reads one that is written by
-//! invalidations within the block.
+//! that are written by invalidations of its own bucket's regions.
 
 mod bucket;
 mod wide;
 
-use self::bucket::{BUCKETS, Bucket, Buckets, HELD_IN_LINE, Half, Head};
+use self::bucket::{BUCKETS, Bucket, Half, Head};
 use self::wide::Wide;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::mem;
 use stage2::sync::{full_barrier, relax};
 use stage2::{Ipa, IpaRange, PAGE_SHIFT};
@@ -46,7 +47,7 @@ pub enum TrackerMode {
 pub struct Tracker {
     mode: TrackerMode,
     /// A power of two of them, at most [`BUCKETS`].
-    buckets: Buckets,
+    buckets: Box<[Bucket]>,
     wide: Wide,
 }
 
@@ -104,9 +105,12 @@ impl Tracker {
             TrackerMode::Ranges => BUCKETS,
             TrackerMode::Sequence => 1,
         };
+        let mut buckets = Vec::new();
+        buckets.try_reserve_exact(count).ok()?;
+        buckets.resize_with(count, Bucket::default);
         Some(Self {
             mode,
-            buckets: Buckets::new(count)?,
+            buckets: buckets.into_boxed_slice(),
             wide: Wide::default(),
         })
     }
@@ -114,7 +118,7 @@ impl Tracker {
     /// For a fault at `ipa`, before it looks up its backing. Acquire: pairs with the release of [`Invalidation::end`].
     #[inline]
     pub fn ticket(&self, ipa: Ipa) -> Ticket {
-        Ticket(self.look(region(ipa.get())))
+        Ticket(self.bucket(region(ipa.get())).look())
     }
 
     /// For a fault that is about to make a leaf which spans `range`, where its ticket's address lies. It has locked the entry,
@@ -122,12 +126,9 @@ impl Tracker {
     #[inline]
     pub fn check(&self, ticket: Ticket, range: &IpaRange) -> Verdict {
         let first = region(range.start.get());
-        // A block's ticket may be another region's, whose head is in another cache line.
-        if first == region(range.end.get().wrapping_sub(1)) {
-            let head = self.look(first);
-            if head == ticket.0 && head.is_quiet() {
-                return Verdict::Unchanged;
-            }
+        let head = self.bucket(first).look();
+        if head == ticket.0 && head.is_quiet() && first == region(range.end.get().wrapping_sub(1)) {
+            return Verdict::Unchanged;
         }
         self.check_closely(ticket, range)
     }
@@ -138,22 +139,21 @@ impl Tracker {
             return Verdict::Unchanged;
         };
         if self.mode == TrackerMode::Sequence {
-            let head = self.buckets.look(0);
+            let head = self.buckets[0].look();
             return if head == ticket.0 && head.is_quiet() {
                 Verdict::Unchanged
             } else {
                 Verdict::Invalidated
             };
         }
-        if !self.is_unrecorded(pages)
-            && self
-                .touched(pages)
-                .any(|bucket| bucket.is_invalidating(pages, &self.wide))
+        if self
+            .touched(pages)
+            .any(|bucket| bucket.is_invalidating(pages, &self.wide))
         {
             return Verdict::Invalidated;
         }
         // A range that was retired while the records were read isn't among them any more. It counts as an event by now.
-        if pages.are_in_one_region() && self.look(pages.first_region()) == ticket.0 {
+        if pages.are_in_one_region() && self.bucket(pages.first_region()).look() == ticket.0 {
             Verdict::Unchanged
         } else {
             Verdict::LookAgain
@@ -194,17 +194,6 @@ impl Tracker {
         }
     }
 
-    /// Whether the records of a block's regions are all free, as one cache line tells. False also where it takes more than one
-    /// line, or the pages lie in one region. A full barrier has come before.
-    fn is_unrecorded(&self, pages: Pages) -> bool {
-        let line = |region: u64| self.index(region) / HELD_IN_LINE;
-        let lie_in_one =
-            pages.first_region() / HELD_IN_LINE as u64 == pages.last_region() / HELD_IN_LINE as u64;
-        lie_in_one
-            && !pages.are_in_one_region()
-            && self.buckets.are_unheld(line(pages.first_region()))
-    }
-
     fn publish(&self, pages: Pages) -> Published {
         // Most are a page or a block.
         if let Some(bucket) = self.only_bucket(pages) {
@@ -223,7 +212,7 @@ impl Tracker {
         };
         let mut halves = 0;
         for index in ones(self.indices(pages)) {
-            let bucket = self.buckets.get(index);
+            let bucket = &self.buckets[index];
             bucket.refer_to(place);
             let Half(half) = bucket.publish();
             halves |= u128::from(half) << index;
@@ -241,7 +230,7 @@ impl Tracker {
             place,
             halves,
         } = published;
-        let let_go = |bucket: Bucket<'_>, half| {
+        let let_go = |bucket: &Bucket, half| {
             // The event comes first: a check that misses the record counts it.
             bucket.retire(Half(half));
             bucket.release(place);
@@ -250,7 +239,7 @@ impl Tracker {
             return let_go(bucket, halves != 0);
         }
         for index in ones(self.indices(pages)) {
-            let_go(self.buckets.get(index), halves >> index & 1 == 1);
+            let_go(&self.buckets[index], halves >> index & 1 == 1);
         }
         if let Place::Wide(record) = place {
             self.wide.release(record);
@@ -259,23 +248,17 @@ impl Tracker {
 
     /// The bucket of pages that lie in one region, if ranges are told apart.
     #[inline]
-    fn only_bucket(&self, pages: Pages) -> Option<Bucket<'_>> {
+    fn only_bucket(&self, pages: Pages) -> Option<&Bucket> {
         let is_alone = self.mode == TrackerMode::Ranges && pages.are_in_one_region();
         is_alone.then(|| self.bucket(pages.first_region()))
     }
 
-    fn bucket(&self, region: u64) -> Bucket<'_> {
-        self.buckets.get(self.index(region))
-    }
-
-    /// The current head of a region's bucket.
     #[inline]
-    fn look(&self, region: u64) -> Head {
-        self.buckets.look(self.index(region))
+    fn bucket(&self, region: u64) -> &Bucket {
+        &self.buckets[self.index(region)]
     }
 
-    /// Neighbours have different buckets, and so have regions at the same place in areas whose size is a power of two. Those of
-    /// 2 MiB have the buckets of an aligned group.
+    /// Neighbours have different buckets, and so have regions at the same place in areas whose size is a power of two.
     #[inline]
     fn index(&self, region: u64) -> usize {
         let bits = BUCKETS.trailing_zeros();
@@ -284,8 +267,8 @@ impl Tracker {
     }
 
     /// The buckets of pages, each once.
-    fn touched(&self, pages: Pages) -> impl Iterator<Item = Bucket<'_>> {
-        ones(self.indices(pages)).map(|index| self.buckets.get(index))
+    fn touched(&self, pages: Pages) -> impl Iterator<Item = &Bucket> {
+        ones(self.indices(pages)).map(|index| &self.buckets[index])
     }
 
     /// Their numbers, a bit for each.

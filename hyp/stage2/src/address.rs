@@ -106,11 +106,11 @@ impl Level {
     /// The level below, or `None` from the lowest one.
     #[inline]
     pub const fn below(self) -> Option<Self> {
-        match self {
-            Self::L0 => Some(Self::L1),
-            Self::L1 => Some(Self::L2),
-            Self::L2 => Some(Self::L3),
-            Self::L3 => None,
+        let next = self as usize + 1;
+        if next < Self::ALL.len() {
+            Some(Self::ALL[next])
+        } else {
+            None
         }
     }
 

@@ -35,16 +35,6 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// A vacant entry, for an exchange that finds out whether it is one.
-    #[inline]
-    pub(crate) const fn vacant(level: Level, format: Format) -> Self {
-        Self {
-            word: Descriptor::Invalid.encode(format),
-            level,
-            format,
-        }
-    }
-
     /// The decoded value.
     #[inline]
     pub const fn descriptor(self) -> Descriptor {

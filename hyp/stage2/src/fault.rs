@@ -5,7 +5,7 @@
 use crate::address::{Ipa, Level, Pa};
 use crate::contiguous::dissolve;
 use crate::descriptor::{Attributes, Descriptor, Execute, Leaf};
-use crate::entry::{Broken, Lost, Observed};
+use crate::entry::{Broken, Lost};
 use crate::memory::{Epoch, TableMemory, Worker};
 use crate::split::{Around, Cut};
 use crate::stage2::Stage2;
@@ -126,28 +126,13 @@ impl Stage2 {
         worker: &Worker<'w, M, T, E>,
         request: &Request,
     ) -> Resolution<'w> {
-        self.fault_expecting(worker, request, true)
-    }
-
-    /// As [`fault`](Self::fault), for a CPU that knows whether it found a vacant entry (a translation fault) or a valid one. Only a
-    /// hint: serves the fault either way.
-    #[inline(always)]
-    pub fn fault_expecting<'w, M: TableMemory, T: Tlb, E: Epoch>(
-        &'w self,
-        worker: &Worker<'w, M, T, E>,
-        request: &Request,
-        vacant: bool,
-    ) -> Resolution<'w> {
-        // What comes in numbers is tried first: a page or a block that nobody has touched. To look at the entry before the
-        // exchange would move its cache line twice.
-        let last = match request.largest {
-            Level::L3 => Level::L3,
-            largest => largest.max(self.layout().largest_leaf()),
-        };
-        if vacant && let Some((entry, level)) = self.root().seek_to(worker, request.ipa, last) {
-            let vacant = Observed::vacant(level, self.layout().format());
-            let start = request.ipa.align_down(self.layout().span(level));
-            if let Ok(broken) = entry.lock_vacant(vacant, start) {
+        // What comes in numbers is looked at first: a page that nobody has touched.
+        if let Some(place) = self.root().seek(worker, request.ipa)
+            && place.observed.level() == Level::L3
+            && place.observed.descriptor() == Descriptor::Invalid
+        {
+            let page = request.ipa.align_down(self.layout().page_size());
+            if let Ok(broken) = place.entry().lock_vacant(place.observed, page) {
                 return Resolution::Vacant(broken);
             }
         }

@@ -48,27 +48,24 @@ impl fmt::Display for BadLayout {
 impl core::error::Error for BadLayout {}
 
 /// The layout of one VM's tables.
-///
-/// In this order, so that a fault on a CPU that hasn't had one before waits for few cache lines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(C)]
 pub struct Layout {
+    features: Features,
     format: Format,
-    start: Level,
     stride: u32,
     shifts: [u32; 4],
-    /// Address bits below an entry of the root.
-    root_shift: u32,
     /// Of a table. Known not to be zero, an index that is masked with it needs no check.
     entries: NonZeroUsize,
+    start: Level,
+    tables: usize,
     root_entries: usize,
-    bits: LeafBits,
+    /// Address bits below an entry of the root.
+    root_shift: u32,
     /// As `stride`, if it is a plain tree; else 0.
     plain_stride: u32,
     /// What is beside the address in the operands of TLB maintenance for pages, where a hint may be given.
     page_hint: u64,
-    tables: usize,
-    features: Features,
+    bits: LeafBits,
 }
 
 impl Layout {

@@ -48,16 +48,11 @@ impl core::error::Error for TooFewVmids {}
 /// Allocates VMIDs to VMs.
 #[derive(Debug)]
 pub struct VmidAllocator {
-    generation: Line,
+    generation: AtomicU64,
     /// What each CPU runs, or 0 since the last rollover.
-    active: Vec<Line>,
+    active: Vec<AtomicU64>,
     state: Mutex<State>,
 }
-
-/// A word in a cache line of its own: each CPU that begins to run a VM reads the one and writes the other.
-#[derive(Debug)]
-#[repr(align(128))]
-struct Line(AtomicU64);
 
 #[derive(Debug)]
 struct State {
@@ -77,8 +72,8 @@ impl VmidAllocator {
             return Err(TooFewVmids { cpus, bits });
         }
         Ok(Self {
-            generation: Line(AtomicU64::new(1)),
-            active: (0..cpus).map(|_| Line(AtomicU64::new(0))).collect(),
+            generation: AtomicU64::new(1),
+            active: (0..cpus).map(|_| AtomicU64::new(0)).collect(),
             state: Mutex::new(State {
                 used: core::iter::repeat_n(0, (1usize << bits).div_ceil(64)).collect(),
                 next: 1,
@@ -94,13 +89,13 @@ impl VmidAllocator {
     /// # Panics
     /// The VM has a VMID of its own ([`VmidHolder::fixed`]).
     pub fn activate(&self, cpu: usize, holder: &VmidHolder, tlb: &impl Tlb) -> Vmid {
-        let Line(active) = &self.active[cpu];
+        let active = &self.active[cpu];
         let held = holder.value.load(Ordering::Acquire);
         let was = active.load(Ordering::Relaxed);
         // SeqCst with the rollover's increment and swap: either this exchange sees that the rollover took `was` away, or
         // the rollover sees `held` and reserves it.
         if was != 0
-            && generation(held) == self.generation.0.load(Ordering::SeqCst)
+            && generation(held) == self.generation.load(Ordering::SeqCst)
             && active
                 .compare_exchange(was, held, Ordering::SeqCst, Ordering::Relaxed)
                 .is_ok()
@@ -110,7 +105,7 @@ impl VmidAllocator {
         let mut state = self.state.lock();
         let mut held = holder.value.load(Ordering::Relaxed);
         assert!(generation(held) != FIXED, "this VM has its own VMID");
-        if generation(held) != self.generation.0.load(Ordering::Relaxed) {
+        if generation(held) != self.generation.load(Ordering::Relaxed) {
             held = self.renew(&mut state, held, tlb);
             holder.value.store(held, Ordering::Release);
             // Before any walk by it: pairs with the barrier between a change of the tables and the look at the VMID.
@@ -123,7 +118,7 @@ impl VmidAllocator {
     }
 
     fn renew(&self, state: &mut State, old: u64, tlb: &impl Tlb) -> u64 {
-        let current = self.generation.0.load(Ordering::Relaxed);
+        let current = self.generation.load(Ordering::Relaxed);
         if old != 0 {
             let renewed = current << NUMBER_BITS | u64::from(number(old));
             let mut kept = false;
@@ -143,7 +138,7 @@ impl VmidAllocator {
             return current << NUMBER_BITS | u64::from(fresh);
         }
         let next = current + 1;
-        self.generation.0.store(next, Ordering::SeqCst);
+        self.generation.store(next, Ordering::SeqCst);
         self.begin_generation(state);
         tlb.invalidate_all_vmids();
         let fresh = (state.take_any())
@@ -154,7 +149,7 @@ impl VmidAllocator {
     fn begin_generation(&self, state: &mut State) {
         state.used.fill(0);
         state.next = 1;
-        for (cpu, Line(active)) in self.active.iter().enumerate() {
+        for (cpu, active) in self.active.iter().enumerate() {
             let running = match active.swap(0, Ordering::SeqCst) {
                 0 => state.reserved[cpu],
                 vmid => vmid,

@@ -176,32 +176,6 @@ impl Root<'_> {
         }
     }
 
-    /// The entry of level `last`, or of the first level below that the tree has, if tables lead down to it; with its level. What
-    /// it holds the caller finds out.
-    #[inline(always)]
-    pub(crate) fn seek_to<'w, M: TableMemory, T: Tlb, E: Epoch>(
-        &self,
-        worker: &Worker<'w, M, T, E>,
-        ipa: Ipa,
-        last: Level,
-    ) -> Option<(&'w Entry, Level)> {
-        let mut level = self.layout.start();
-        let mut shift = self.layout.shift(level);
-        let mut table = self.entries(worker);
-        let mut index = (ipa.get() >> shift) as usize;
-        loop {
-            let entry = table.get(index)?;
-            if level >= last {
-                return Some((entry, level));
-            }
-            let pa = entry.observe(level, self.layout.format()).link()?;
-            level = level.below()?;
-            shift -= self.layout.stride();
-            table = worker.table(self.layout, pa);
-            index = self.layout.index(ipa, shift);
-        }
-    }
-
     /// The entry of the page at `ipa` in a plain tree whose tables have `N` entries ([`Layout::plain_stride`]), if tables lead
     /// down to it. As [`seek`](Self::seek), with all shifts known; what it holds the caller observes.
     #[inline(always)]

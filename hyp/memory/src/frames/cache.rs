@@ -111,12 +111,6 @@ impl FrameCache {
         }
     }
 
-    /// The pool that its frames come from.
-    #[inline]
-    pub fn pool(&self) -> &'static FramePool {
-        self.pool
-    }
-
     /// A zeroed frame for a table of `vm`, or `None` if the cache is empty.
     #[inline]
     pub fn take_table(&self, vm: VmId) -> Option<Pa> {

@@ -15,7 +15,7 @@ use crate::dirty::ring::DirtyPages;
 use crate::dirty::slot_id::SlotId;
 use crate::frames::GRANULE;
 use crate::logging::switch::{LogError, SplitAhead};
-use crate::space::change_lock::Held;
+use crate::space::control::Held;
 use crate::space::mmu_lock::MmuLock;
 use crate::space::slot::Slot;
 use crate::space::{AddressSpace, IN_SPACE};

@@ -103,12 +103,8 @@ impl Table {
         let mut words = self.entries(hash).map(|entry| (entry, self.live(entry)));
         let words = iter::from_fn(|| words.next().and_then(|(entry, word)| Some((entry, word?))));
         let mut same = words.filter(|(_, word)| is_same(*word));
-        same.next().is_some_and(|(entry, word)| {
-            let (from, to) = (generation | word, generation | to);
-            entry
-                .compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
-        })
+        same.next()
+            .is_some_and(|(entry, word)| exchange(entry, generation | word, generation | to))
     }
 
     /// Removes all entries. No scanner uses the table meanwhile.
@@ -122,6 +118,12 @@ impl Table {
         }
         self.generation.store(next, Ordering::Relaxed);
     }
+}
+
+fn exchange(entry: &AtomicU64, from: u64, to: u64) -> bool {
+    entry
+        .compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed)
+        .is_ok()
 }
 
 /// One page for each checksum.

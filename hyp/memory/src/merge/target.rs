@@ -159,7 +159,7 @@ mod tests {
             merging.remove(&objects[0]);
             objects.rotate_left(1);
             let numbers = || {
-                let registered = merging.registered.share();
+                let registered = merging.registered.read();
                 let ordinals = registered
                     .targets
                     .iter()

@@ -1,7 +1,6 @@
 //! The encoding of an object's words: a page's backing, and whether a block may map a 2 MiB region or a gigabyte.
 
 use crate::frames::compressed_store::Handle;
-use stage2::sync::{AtomicU64, Ordering};
 use stage2::{Level, PAGE_SIZE, Pa};
 
 /// The backing of a page.
@@ -85,25 +84,6 @@ impl Extent {
                 Level::L3
             },
             read_only: word & READ_ONLY != 0,
-        }
-    }
-}
-
-/// The words that hold the state of a page.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Place<'o> {
-    pub(super) word: &'o AtomicU64,
-    pub(super) region: &'o AtomicU64,
-}
-
-impl Place<'_> {
-    /// The current state.
-    #[inline]
-    pub(crate) fn look(self) -> Look {
-        Look {
-            // A page is the same on a list.
-            word: self.word.load(Ordering::Acquire) & !LISTED,
-            region: self.region.load(Ordering::Acquire),
         }
     }
 }

@@ -41,16 +41,15 @@ pub struct SlotConfig {
     pub write_faults: bool,
 }
 
-/// A piece of guest memory. What faults read is in one cache line.
+/// A piece of guest memory.
 #[derive(Debug)]
-#[repr(C, align(64))]
 pub struct Slot {
-    /// The dirty log, while there is one. Faults decide on it (rule 8).
-    log: Published<DirtyLog>,
-    first_page: u64,
     config: SlotConfig,
+    first_page: u64,
     /// The largest block that its position allows.
     largest: Level,
+    /// The dirty log, while there is one. Faults decide on it (rule 8).
+    log: Published<DirtyLog>,
     /// Memory for the next log, so that enabling it takes no time. No fault takes the lock.
     spare: Mutex<Option<Words>>,
 }

@@ -189,8 +189,7 @@ impl<T> CpuMemory<T> {
     pub(crate) fn retirement<'g>(&self, vm: VmId, guard: &'g Guard) -> Retirement<'g> {
         Retirement {
             guard,
-            // As the system's, whose cache lines other CPUs write.
-            pool: self.cache.pool(),
+            pool: self.system.pool,
             vm,
         }
     }

@@ -1,13 +1,10 @@
 //! A tracker's bucket: the invalidations of some regions of a VM's address space. It counts active and past ones, and records
 //! the range of each.
 //!
-//! A fault on a page reads the head, twice. Only if the head counts an active range does it read the others: the word of records
-//! in use, and those records. A fault on a block, which touches many buckets, reads the words of records in use instead of the
-//! heads: those of neighbouring buckets share a cache line. Every word is read and changed at any time by any CPU. Orderings:
+//! A fault reads the head, twice. Only if the head counts an active range does it read the others: the word of records in use,
+//! and those records. Every word is read and changed at any time by any CPU. Orderings:
 //!
-//! - begin: mark a record used, write it, count it in the head (release), full barrier. Whoever reads the head (acquire) finds the
-//!   record. A fault on a block needs no head for that: its full barrier comes before that of begin, whose caller then finds the
-//!   locked entry, or after it, and then the fault finds the record.
+//! - begin: write the record, mark it used, count it in the head (release). Whoever reads the head (acquire) finds the record.
 //! - end: count it as retired, empty it, mark it free (release). Whoever doesn't find the record any more (acquire) finds one
 //!   more event on reading the head again.
 //! - reuse: whoever marks a record used again acquires it from whoever freed it.
@@ -18,14 +15,10 @@
 
 use super::wide::{WIDE_RECORDS, Wide};
 use super::{Pages, Place, ones};
-use alloc::boxed::Box;
-use alloc::vec::Vec;
 use stage2::sync::{AtomicU64, Ordering};
 
 /// Buckets of a VM that tells ranges apart: a power of two, at most 128.
 pub(super) const BUCKETS: usize = if cfg!(loom) { 2 } else { 128 };
-/// Buckets whose words of records in use share a cache line: those of 2 MiB.
-pub(super) const HELD_IN_LINE: usize = if cfg!(loom) { 2 } else { 8 };
 /// Ranges within a region that a bucket can record, besides the wide ones.
 pub(super) const RECORDS: usize = if cfg!(loom) { 2 } else { 24 };
 
@@ -53,36 +46,17 @@ const COARSE: u64 = 1 << (RECORDS + WIDE_RECORDS);
 const FIRST_SHIFT: u32 = 10;
 const COUNT_BITS: u64 = (1 << FIRST_SHIFT) - 1;
 
-/// All buckets of a VM.
-#[derive(Debug)]
-pub(super) struct Buckets {
-    own: Box<[Own]>,
-    held: Box<[HeldLine]>,
-}
-
-/// One of them.
-#[derive(Clone, Copy)]
-pub(super) struct Bucket<'t> {
-    head: &'t AtomicU64,
-    held: &'t AtomicU64,
-    records: &'t [AtomicU64; RECORDS],
-}
-
-/// The words of records in use of as many buckets as a block has regions: a fault on it reads one line, whichever block it is.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct HeldLine([AtomicU64; HELD_IN_LINE]);
-
-/// What is a bucket's own, on lines of its own.
+/// On lines of its own.
 #[derive(Debug, Default)]
 #[repr(C, align(128))]
-struct Own {
+pub(super) struct Bucket {
     head: HeadLine,
+    held: AtomicU64,
     records: [AtomicU64; RECORDS],
 }
 
-/// The head, which every fault reads and an invalidation writes twice. Separate from words that hardly anybody but
-/// invalidations uses, and that they write four times.
+/// The head, which every fault reads and an invalidation writes twice. Separate from words that only invalidations use, and
+/// write four times.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct HeadLine(AtomicU64);
@@ -132,47 +106,11 @@ impl Half {
     }
 }
 
-impl Buckets {
-    /// `count` of them; `None` without heap.
-    pub(super) fn new(count: usize) -> Option<Self> {
-        Some(Self {
-            own: lines(count)?,
-            held: lines(count.div_ceil(HELD_IN_LINE))?,
-        })
-    }
-
-    /// How many: a power of two.
-    #[inline]
-    pub(super) fn len(&self) -> usize {
-        self.own.len()
-    }
-
-    /// The current head of a bucket. Acquire: as [`Bucket::look`].
-    #[inline]
-    pub(super) fn look(&self, index: usize) -> Head {
-        Head(self.own[index].head.0.load(Ordering::Acquire))
-    }
-
-    /// Whether no range is recorded in any bucket of a line. As for [`Bucket::is_invalidating`].
-    pub(super) fn are_unheld(&self, line: usize) -> bool {
-        let held = self.held[line].0.iter();
-        held.fold(0, |held, word| held | word.load(Ordering::Acquire)) == 0
-    }
-
-    pub(super) fn get(&self, index: usize) -> Bucket<'_> {
-        let own = &self.own[index];
-        Bucket {
-            head: &own.head.0,
-            held: &self.held[index / HELD_IN_LINE].0[index % HELD_IN_LINE],
-            records: &own.records,
-        }
-    }
-}
-
-impl Bucket<'_> {
+impl Bucket {
     /// The current head. Acquire: pairs with the releases of [`Self::publish`] and [`Self::retire`].
+    #[inline]
     pub(super) fn look(&self) -> Head {
-        Head(self.head.load(Ordering::Acquire))
+        Head(self.head.0.load(Ordering::Acquire))
     }
 
     /// Records a range that lies in one region, to be published next.
@@ -217,7 +155,7 @@ impl Bucket<'_> {
 
     /// Counts a recorded range as active, in the returned half. Release: its record is written before.
     pub(super) fn publish(&self) -> Half {
-        let mut head = Head(self.head.load(Ordering::Relaxed));
+        let mut head = Head(self.head.0.load(Ordering::Relaxed));
         loop {
             let counted = head.0.wrapping_add(EVENT + head.half().one());
             match self.exchange(head, Head(counted)) {
@@ -229,7 +167,7 @@ impl Bucket<'_> {
 
     /// Counts a range as retired. Release: its new backing is stored before.
     pub(super) fn retire(&self, half: Half) {
-        self.head.fetch_add(EVENT - half.one(), Ordering::AcqRel);
+        self.head.0.fetch_add(EVENT - half.one(), Ordering::AcqRel);
     }
 
     /// Whether all ranges have ended that were active when the head was `began`, judged by the turns; changes the turn if
@@ -245,6 +183,7 @@ impl Bucket<'_> {
 
     fn exchange(&self, head: Head, next: Head) -> Result<u64, u64> {
         self.head
+            .0
             .compare_exchange(head.0, next.0, Ordering::AcqRel, Ordering::Relaxed)
     }
 
@@ -266,9 +205,11 @@ impl Bucket<'_> {
     }
 
     /// Whether an active range covers any of these pages. A range that is retired meanwhile may be missed: the head counts it
-    /// then, and who looks at the backing after this finds what it left there. A full barrier has come before.
+    /// then.
     pub(super) fn is_invalidating(&self, pages: Pages, wide: &Wide) -> bool {
-        // Acquire: pairs with the release of whoever freed a record, or referred to a wide one.
+        if self.look().is_quiet() {
+            return false;
+        }
         let held = self.held.load(Ordering::Acquire);
         held >= COARSE
             || ones((held & RECORD_BITS).into()).any(|record| {
@@ -278,14 +219,6 @@ impl Bucket<'_> {
             || ones(((held & WIDE_BITS) >> WIDE_SHIFT).into())
                 .any(|record| wide.get(record).is_some_and(|range| range.overlap(pages)))
     }
-}
-
-/// `count` empty ones; `None` without heap.
-fn lines<L: Default>(count: usize) -> Option<Box<[L]>> {
-    let mut lines = Vec::new();
-    lines.try_reserve_exact(count).ok()?;
-    lines.resize_with(count, L::default);
-    Some(lines.into_boxed_slice())
 }
 
 /// Pages of one region as a word.

@@ -49,33 +49,6 @@ fn the_end_is_exclusive() {
     }
 }
 
-/// A fault on a block reads the records in use of all its regions in one cache line.
-#[test]
-fn a_block_has_the_buckets_of_one_line_and_no_region_of_it_is_overlooked() {
-    let tracker = tracker();
-    let block = 8 * REGION_PAGES;
-    for first in [0, 1, 15, 16, 999, 1 << 20].map(|number| number * block) {
-        let leaf = || pages(first, block);
-        assert!(tracker.is_unrecorded(Pages::of(&leaf()).unwrap()));
-        assert_eq!(tracker.fault(leaf()), LookAgain);
-        for changed in [0, 1, REGION_PAGES, 5 * REGION_PAGES + 7, block - 1] {
-            let invalidation = tracker.begin(page(first + changed));
-            assert_eq!(tracker.fault(leaf()), Invalidated, "{changed}");
-            invalidation.end();
-        }
-        for beside in [first.wrapping_sub(1), first + block] {
-            if beside < 1 << 36 {
-                let invalidation = tracker.begin(page(beside));
-                assert_eq!(tracker.fault(leaf()), LookAgain, "{beside}");
-                invalidation.end();
-            }
-        }
-        let invalidation = tracker.begin(pages(first + block - 1, block));
-        assert_eq!(tracker.fault(leaf()), Invalidated);
-        invalidation.end();
-    }
-}
-
 #[test]
 fn who_waits_for_a_range_waits_for_what_is_published_in_it_and_for_nothing_else() {
     for mode in [TrackerMode::Ranges, TrackerMode::Sequence] {

@@ -144,7 +144,6 @@ impl Permissions {
 
 /// The parts of leaf words, computed once for a layout: mapping is in the fault path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(C)]
 pub(crate) struct LeafBits {
     /// Of every leaf: valid, readable, accessed, shareability.
     pub(super) leaf: u64,

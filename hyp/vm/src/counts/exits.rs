@@ -46,10 +46,10 @@ impl ExitKind {
 exit_kinds! {
     /// A stage-2 fault: nothing mapped.
     TranslationFault = "translation_fault",
-    /// A stage-2 fault: the access flag is clear.
-    AccessFlagFault = "access_flag_fault",
     /// A stage-2 fault: the access isn't permitted.
     PermissionFault = "permission_fault",
+    /// A stage-2 fault: the access flag is clear.
+    AccessFlagFault = "access_flag_fault",
     /// An abort that isn't a stage-2 fault.
     OtherAbort = "other_abort",
     /// An HVC, or an SMC, which means the same here.

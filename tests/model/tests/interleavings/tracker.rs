@@ -234,7 +234,6 @@ fn rule_8_what_a_wide_invalidation_takes_away_no_fault_maps() {
     explore(6, [map_page, change_wide]);
     explore(6, [map_large_block, change_page]);
     explore(5, [map_large_block, change_wide]);
-    explore(2, [map_large_block, change_page, change_page]);
 }
 
 #[test]
@@ -247,7 +246,6 @@ fn rule_8_what_two_invalidations_take_away_no_fault_maps() {
 fn rule_8_a_record_that_is_used_again_hides_no_active_range() {
     explore(2, [map_page, change_page, touch_neighbour]);
     explore(2, [map_page, change_wide, touch_wide_neighbour]);
-    explore(2, [map_large_block, change_page, touch_neighbour]);
 }
 
 #[test]
