@@ -10,9 +10,9 @@ pub(crate) type Asked = (usize, u64, bool);
 
 /// The interrupts of a vCPU: part of its context, cloned by a fork.
 ///
-/// Methods that take a [`VirtualInterface`] are for the CPU that the vCPU is loaded on, with its guest outside. `kick` is called
-/// with a physical CPU that has to leave its guest, or wake; it may be called for the own CPU, and may ignore that: whoever enters
-/// asks [`needs_look`](Self::needs_look) first.
+/// Methods that take a [`VirtualInterface`](crate::VirtualInterface) are for the CPU that the vCPU is loaded on, with its guest
+/// outside. `kick` is called with a physical CPU that has to leave its guest, or wake; it may be called for the own CPU, and may
+/// ignore that: whoever enters asks [`needs_look`](Self::needs_look) first.
 #[derive(Clone, Debug)]
 pub struct VcpuInterrupts {
     pub(crate) vcpu: usize,
