@@ -118,9 +118,19 @@ fn what_was_cleared_is_taken_at_most_once() {
 }
 
 /// The physical interrupt of a device is taken on another CPU.
-fn forward(world: &World) {
+/// The physical interrupt behind DEVICE gets active, and is about to be forwarded. Before a race: it is CPU 0's own.
+fn take_physical(world: &World) {
     world.cpu(0).hw.physical.insert(99);
+}
+
+fn forward(world: &World) {
     world.vgic.forward_spi(DEVICE, world.kick());
+}
+
+fn forwarded(world: &World) {
+    take_physical(world);
+    forward(world);
+    world.rest();
 }
 
 fn nothing_physical(world: &World) {
@@ -139,15 +149,15 @@ fn nothing_physical(world: &World) {
 #[test]
 fn a_physical_interrupt_that_is_cleared_is_ended() {
     let clear: Act = |world| world.write_bit(1, 0x280, DEVICE);
-    explore((2, 2), nothing, [forward, run, clear], |world| {
+    explore((2, 2), take_physical, [forward, run, clear], |world| {
         nothing_physical(world);
         let Cpu { hw, .. } = &*world.cpu(1);
         assert!(hw.deactivated.len() <= 1);
     });
     let ended_lately = |world: &World| {
-        forward(world);
-        world.rest();
+        forwarded(world);
         assert_eq!(world.take(0), Some(DEVICE));
+        take_physical(world);
     };
     explore(
         (2, 2),
@@ -160,8 +170,7 @@ fn a_physical_interrupt_that_is_cleared_is_ended() {
 #[test]
 fn a_physical_interrupt_that_is_deactivated_by_hand_is_ended() {
     let active = |world: &World| {
-        forward(world);
-        world.rest();
+        forwarded(world);
         assert_eq!(world.acknowledge(0), Some(DEVICE));
     };
     let deactivate: Act = |world| world.write_bit(1, 0x380, DEVICE);
@@ -179,7 +188,7 @@ fn a_physical_interrupt_that_is_disabled_and_enabled_is_taken() {
         world.write_bit(1, 0x180, DEVICE);
         world.write_bit(1, 0x100, DEVICE);
     };
-    explore((2, 2), nothing, [forward, run, toggle], |world| {
+    explore((2, 2), take_physical, [forward, run, toggle], |world| {
         nothing_physical(world);
         assert_eq!(world.cpu(0).taken, [DEVICE]);
     });
