@@ -72,6 +72,11 @@ fn appended(append: Option<&str>) -> impl Iterator<Item = &str> {
         .map(key_of)
 }
 
+/// Whether the user has appended the hypervisor's option `key`.
+pub fn appends(append: Option<&str>, key: &str) -> bool {
+    appended(append).any(|theirs| theirs == key)
+}
+
 /// Whether nothing is measured, because the appended options ask for something else.
 pub fn measures_nothing(append: Option<&str>) -> bool {
     appended(append).any(|key| ["selftest", "help"].contains(&key))
@@ -101,7 +106,7 @@ pub fn as_typed(error: &str, append: Option<&str>) -> String {
     if error.starts_with(UNKNOWN) {
         return format!("--append: {error} (--append help lists them)");
     }
-    let is_theirs = |key: &str| appended(append).any(|theirs| theirs == key);
+    let is_theirs = |key: &str| appends(append, key);
     let mut text = error.to_string();
     let keys = NAMED.iter().chain(RENAMED.iter().map(|(own, _)| own));
     for key in keys.filter(|key| !is_theirs(key)) {

@@ -9,6 +9,7 @@ use records::record::Record;
 use super::backing::{BackingOptions, Case, Compared};
 use super::merging::Merging;
 use super::shared::{WorkloadOptions, host_cpus};
+use super::typed;
 use super::usage;
 use super::words::{
     Backing, Clear, Enable, Granularity, Harvest, Mode, Restore, Split, Tracking, list,
@@ -341,9 +342,7 @@ impl Workload {
             words.extend((!self.restarts).then(|| "on_reset=stop".into()));
             let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
             let seconds = since_1970.map_or(0, |since| since.as_secs().min(u32::MAX.into()));
-            let is_given =
-                append.is_some_and(|append| append.split(' ').any(|word| word.starts_with("rtc=")));
-            words.extend((!is_given).then(|| format!("rtc={seconds}")));
+            words.extend((!typed::appends(append, "rtc")).then(|| format!("rtc={seconds}")));
         } else if self.program {
             words.push("guest=program".into());
         } else if let Some(seconds) = self.stress {

@@ -17,9 +17,9 @@ use emulator::session::{self, Ended, terminal};
 use emulator::setup::cargo;
 use emulator::size::Size;
 use options::Plan;
+use options::RunOptions;
 use options::linux::LinuxOptions;
 use options::refusal::Started;
-use options::{RunOptions, typed};
 
 /// The program that fetches Debian's kernel and makes the file system, and its package.
 const MAKER: &str = "linux-guest";
@@ -192,16 +192,7 @@ fn finish(
         machine: &options.machine,
         memory: options.mem,
     };
-    if let Some(why) = started.why_nothing_ran(outcome) {
-        return Err(ToolError::Usage(why));
-    }
-    for line in &outcome.errors {
-        let append = options.machine.append.as_deref();
-        eprintln!("error: {}", typed::as_typed(line, append));
-    }
-    if !options.machine.verbose {
-        outcome.fatal.iter().for_each(|line| eprintln!("{line}"));
-    }
+    crate::show_errors(&started, outcome)?;
     let has_command = matches!(guest, Guest::Command(_));
     match (outcome.status, ended.command) {
         (Some(0), Some(status)) => Ok(status),

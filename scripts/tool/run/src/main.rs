@@ -322,6 +322,27 @@ fn measures_nothing(options: &RunOptions) -> bool {
     typed::measures_nothing(options.machine.append.as_deref())
 }
 
+/// Shows the hypervisor's errors, in the words of the scripts' options.
+///
+/// # Errors
+///
+/// [`ToolError::Usage`] if nothing has run because of the options.
+fn show_errors(started: &Started<'_>, outcome: &Outcome) -> Result<(), ToolError> {
+    if let Some(why) = started.why_nothing_ran(outcome) {
+        return Err(ToolError::Usage(why));
+    }
+    for line in &outcome.errors {
+        let append = started.machine.append.as_deref();
+        eprintln!("error: {}", typed::as_typed(line, append));
+    }
+    // All of the console has been shown if that is wanted.
+    let fatal = outcome.fatal.iter().filter(|_| !started.machine.verbose);
+    for line in fatal {
+        eprintln!("{line}");
+    }
+    Ok(())
+}
+
 /// Tells how it ended, and decides on the exit status.
 fn finish(plan: &Plan, results: &Kept<'_>, outcome: &Outcome) -> Result<u8, ToolError> {
     let options = results.options;
@@ -333,18 +354,7 @@ fn finish(plan: &Plan, results: &Kept<'_>, outcome: &Outcome) -> Result<u8, Tool
         machine: &options.machine,
         memory: options.mem,
     };
-    if let Some(why) = started.why_nothing_ran(outcome) {
-        return Err(ToolError::Usage(why));
-    }
-    for line in &outcome.errors {
-        let append = options.machine.append.as_deref();
-        eprintln!("error: {}", typed::as_typed(line, append));
-    }
-    // All of the console has been shown if that is wanted.
-    let fatal = outcome.fatal.iter().filter(|_| !options.machine.verbose);
-    for line in fatal {
-        eprintln!("{line}");
-    }
+    show_errors(&started, outcome)?;
     if let Some(error) = &results.failed {
         return Err(error.clone());
     }
