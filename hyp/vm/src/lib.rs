@@ -26,8 +26,9 @@ pub use calls::service::{Service, ServiceReply};
 pub use counts::exits::{ExitCounts, ExitKind};
 pub use ids::{CpuId, MAX_VCPUS, VcpuId};
 pub use machine::cpu::{
-    Cpu, ExceptionControls, ExceptionRecord, ExitReason, Interrupt, NoInterface, RawExit,
-    Stage2Registers, VcpuControls, WriteServer, forbidden_write, is_forbidden_write,
+    Cpu, ExceptionControls, ExceptionRecord, ExitReason, Interrupt, NoInterface, PHYSICAL_TIMER,
+    RawExit, Stage2Registers, VIRTUAL_TIMER, VcpuControls, WriteServer, forbidden_write,
+    is_forbidden_write,
 };
 pub use machine::guest_memory::{GuestMemory, Refusal};
 pub use machine::protection::{Protection, Protections};

@@ -28,7 +28,6 @@ use aarch64_cpu::asm::barrier;
 use arm_gic::IntId;
 use core::fmt;
 pub use list_registers::ListRegisters;
-use list_registers::{PHYSICAL_TIMER, VIRTUAL_TIMER};
 use spin::Once;
 use v2::V2;
 use v3::V3;
@@ -54,19 +53,6 @@ struct Gic {
 enum Version {
     V2(V2),
     V3(V3),
-}
-
-/// An interrupt that a CPU has taken.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Taken {
-    /// A kick, the end of a wait, or a stray. It has ended.
-    Own,
-    /// The list registers want to be looked after. It has ended, and comes again if they still do.
-    Maintenance,
-    /// EL1's virtual timer. It is active until the guest ends it.
-    VirtualTimer,
-    /// The same of EL1's physical timer.
-    PhysicalTimer,
 }
 
 /// Why the interrupt controller can't be used.
@@ -257,25 +243,25 @@ pub fn acknowledge() {
 }
 
 /// Takes one of the interrupts that are pending for this CPU, while a guest with a virtual GIC is loaded.
-pub fn take() -> Option<Taken> {
+pub fn take() -> Option<vm::Interrupt> {
     let gic = GIC.get()?;
     let taken = gic.take()?;
     let interrupt = gic.interrupt(taken);
     if let Some(timers) = &gic.timers {
         if timers.virtual_timer == interrupt {
-            return Some(Taken::VirtualTimer);
+            return Some(vm::Interrupt::VirtualTimer);
         }
         if timers.physical == interrupt {
-            return Some(Taken::PhysicalTimer);
+            return Some(vm::Interrupt::PhysicalTimer);
         }
     }
     gic.deactivate(taken);
     if gic.maintenance == Some(interrupt) {
-        return Some(Taken::Maintenance);
+        return Some(vm::Interrupt::Maintenance);
     }
     // As in `acknowledge`.
     barrier::dsb(barrier::SY);
-    Some(Taken::Own)
+    Some(vm::Interrupt::Kick)
 }
 
 /// Switches on or off that this CPU takes the interrupts that are forwarded to guests.
@@ -290,7 +276,9 @@ pub fn list_registers() -> Option<ListRegisters> {
     let gic = GIC.get()?;
     let timers = gic.timers?;
     let (virtual_timer, physical) = (timers.virtual_timer.0, timers.physical.0);
-    if (virtual_timer, physical) != (VIRTUAL_TIMER, PHYSICAL_TIMER) || gic.maintenance.is_none() {
+    if (virtual_timer, physical) != (vm::VIRTUAL_TIMER, vm::PHYSICAL_TIMER)
+        || gic.maintenance.is_none()
+    {
         return None;
     }
     match &gic.version {

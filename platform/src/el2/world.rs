@@ -23,7 +23,7 @@ use crate::cpu::random;
 use crate::cpu::recover;
 use crate::cpu::register::{read_register, write_register};
 use crate::cpu::tlb::CpuInstructions;
-use crate::drivers::gic::{self, ListRegisters, Taken};
+use crate::drivers::gic::{self, ListRegisters};
 use crate::el2::exceptions;
 use crate::el2::protect;
 use crate::el2::set_up::{CNTHCTL_COUNTER, HCR_BOOT};
@@ -108,10 +108,8 @@ pub struct HardwareCpu {
     offsets_physical_counter: bool,
     list_registers: Option<ListRegisters>,
     protections: Protections,
-    /// The loaded guest has a virtual GIC.
+    /// The loaded guest has a virtual GIC, and the CPU takes the interrupts of EL1's timers.
     has_virtual_gic: bool,
-    /// The CPU takes the interrupts of EL1's timers.
-    forwards: bool,
 }
 
 impl HardwareCpu {
@@ -141,7 +139,6 @@ impl HardwareCpu {
             list_registers: gic::list_registers(),
             protections: protect::protections(),
             has_virtual_gic: false,
-            forwards: false,
         }
     }
 }
@@ -272,9 +269,9 @@ extern "C" fn serve_none(_: *mut ()) -> u64 {
 impl HardwareCpu {
     /// Gives EL1 its physical timer and both timers' interrupts to the hypervisor, or takes them away.
     fn set_timers(&mut self, controls: &VcpuControls) {
-        if self.forwards != controls.virtual_gic {
-            self.forwards = controls.virtual_gic;
-            gic::set_forwarding(self.forwards);
+        if self.has_virtual_gic != controls.virtual_gic {
+            self.has_virtual_gic = controls.virtual_gic;
+            gic::set_forwarding(controls.virtual_gic);
         }
         let mut access = CNTHCTL_COUNTER;
         if controls.virtual_gic {
@@ -300,7 +297,6 @@ impl Cpu for HardwareCpu {
     fn load(&mut self, state: &VcpuState, controls: &VcpuControls) {
         exceptions::mask_errors();
         if self.has_virtual_gic || controls.virtual_gic {
-            self.has_virtual_gic = controls.virtual_gic;
             self.set_timers(controls);
         }
         el1_registers!(load_each, &state.el1);
@@ -439,12 +435,7 @@ impl Cpu for HardwareCpu {
     }
 
     fn take_interrupt(&mut self) -> Option<Interrupt> {
-        gic::take().map(|taken| match taken {
-            Taken::Own => Interrupt::Kick,
-            Taken::Maintenance => Interrupt::Maintenance,
-            Taken::VirtualTimer => Interrupt::VirtualTimer,
-            Taken::PhysicalTimer => Interrupt::PhysicalTimer,
-        })
+        gic::take()
     }
 
     fn acknowledge_interrupts(&mut self) {

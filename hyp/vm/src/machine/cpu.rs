@@ -105,6 +105,12 @@ pub struct VcpuControls {
     pub virtual_gic: bool,
 }
 
+/// The guest's interrupt of EL1's virtual timer, where Arm recommends it (DEN0094, 3.6). A machine that has its own elsewhere has
+/// no guests with a virtual GIC: the two have one number.
+pub const VIRTUAL_TIMER: u32 = 27;
+/// The same of EL1's physical timer.
+pub const PHYSICAL_TIMER: u32 = 30;
+
 /// An interrupt that a CPU has taken while a guest with a virtual GIC was loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interrupt {

@@ -7,13 +7,9 @@ use vgic::{SgiRegister, VcpuInterrupts, Vgic};
 use super::running::{Next, Running};
 use crate::calls::service::Service;
 use crate::ids::CpuId;
-use crate::machine::cpu::{Cpu, Interrupt};
+use crate::machine::cpu::{Cpu, Interrupt, PHYSICAL_TIMER, VIRTUAL_TIMER};
 use crate::machine::guest_memory::GuestMemory;
 use crate::registers::state::TimerOffsets;
-
-/// The guest's interrupts of EL1's timers: the PPIs that Arm recommends (DEN0029, B_PPI_00).
-const VIRTUAL_TIMER: u32 = 27;
-const PHYSICAL_TIMER: u32 = 30;
 
 impl<S, C, K, V> Running<'_, S, C, K, V>
 where

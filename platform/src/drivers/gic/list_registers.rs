@@ -4,15 +4,11 @@
 use super::registers::Registers;
 use crate::cpu::register::{read_register, write_register};
 use vgic::{ActivePriorities, ListRegister, VirtualInterface};
+use vm::{PHYSICAL_TIMER, VIRTUAL_TIMER};
 
 /// ICH_HCR_EL2 without a virtual GIC: no virtual interrupts; EL1's accesses to the CPU interface trap (IHI 0069, 12.4.7: TC,
 /// TALL0, TALL1, TDIR).
 const HCR_TRAPS: u64 = 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14;
-
-/// The interrupts of EL1's timers, the machine's own and the guest's, where Arm recommends them (DEN0094, 3.6). Machines that
-/// have them elsewhere have no virtual GIC.
-pub(super) const VIRTUAL_TIMER: u32 = 27;
-pub(super) const PHYSICAL_TIMER: u32 = 30;
 
 /// Registers of GICH (IHI 0048, 5.3).
 const GICH_HCR: u64 = 0;
