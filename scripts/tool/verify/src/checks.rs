@@ -51,7 +51,7 @@ const FUZZ: &str = "tests/fuzz";
 const MIRI: &str = "-Zmiri-strict-provenance";
 
 /// Checks everything that has to hold: formatting, lints, host tests, model checking, documentation, the bare-metal
-/// build, and system tests under QEMU; with --slow also Miri, fuzzing and mutants. Installs what is missing. The last line
+/// build, and system tests under QEMU; with --slow also Miri, fuzzing, more kernels and mutants. Installs what is missing. The last line
 /// counts: `N passed, N failed`.
 #[derive(Debug, Parser)]
 #[command(
@@ -60,7 +60,7 @@ const MIRI: &str = "-Zmiri-strict-provenance";
     max_term_width = 120
 )]
 struct TestOptions {
-    /// Run the slow steps too: miri, fuzz, mutants.
+    /// Run the slow steps too: miri, fuzz, kernels, mutants.
     #[arg(long)]
     slow: bool,
 
@@ -114,6 +114,8 @@ enum Step {
     Miri,
     /// Slow: each fuzz target for a minute.
     Fuzz,
+    /// Slow: Debian's kernels on each CPU, GIC and number of vCPUs.
+    Kernels,
     /// Slow: deliberate bugs, each of which a test has to catch (see scripts/mutate).
     Mutants,
 }
@@ -136,18 +138,24 @@ impl Step {
             Self::Simclock => "simulated clock",
             Self::Miri => "Miri",
             Self::Fuzz => "fuzzing",
+            Self::Kernels => "kernels",
             Self::Mutants => "mutants",
         }
     }
 
     fn is_slow(self) -> bool {
-        matches!(self, Self::Miri | Self::Fuzz | Self::Mutants)
+        matches!(
+            self,
+            Self::Miri | Self::Fuzz | Self::Kernels | Self::Mutants
+        )
     }
 
     /// Installs the additional programs that the step needs.
     fn set_up(self) -> Result<(), ToolError> {
         match self {
-            Self::Trace | Self::Qemu | Self::Simclock => setup::emulator().map(|_| ()),
+            Self::Trace | Self::Qemu | Self::Simclock | Self::Kernels => {
+                setup::emulator().map(|_| ())
+            }
             Self::Instructions => setup::valgrind(),
             Self::Miri => setup::nightly(),
             Self::Fuzz => setup::nightly().and_then(|()| setup::cargo_fuzz()),
@@ -193,16 +201,16 @@ impl Step {
                 Err(error) => failed(&error.to_string()),
             },
             Self::Package => packages(),
-            Self::Qemu => tests(
-                CargoCommand::new(["test", "--no-fail-fast", "-p", SYSTEM_TESTS])
-                    .args(["--lib", "--test", "system"])
-                    .env("RUST_TEST_THREADS", "2"),
-            ),
+            Self::Qemu => tests(system_tests().args(["--lib", "--test", "system"])),
             Self::Simclock => simulated_clock(),
             Self::Instructions => counted(),
             Self::Trace => traced(),
             Self::Miri => miri(),
             Self::Fuzz => fuzz(),
+            Self::Kernels => {
+                let ignored = ["--test", "system", "--", "--ignored", "kernels::"];
+                tests(system_tests().args(ignored))
+            }
             Self::Mutants => match mutants::run_all() {
                 Ok(tally) => Counts {
                     passed: tally.caught,
@@ -212,6 +220,11 @@ impl Step {
             },
         }
     }
+}
+
+/// The command of the system tests, two at a time.
+fn system_tests() -> CargoCommand {
+    CargoCommand::new(["test", "--no-fail-fast", "-p", SYSTEM_TESTS]).env("RUST_TEST_THREADS", "2")
 }
 
 /// Builds the programs that are looked at, and looks.

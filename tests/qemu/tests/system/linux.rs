@@ -202,10 +202,14 @@ fn files_that_are_no_kernel_or_missing_are_named() {
     }
 }
 
-/// Runs a command in a guest of Debian's, unless this machine can't have one.
 fn exec(arguments: &[&str], command: &str) -> Option<Output> {
+    exec_in("--linux", arguments, command)
+}
+
+/// Runs a command in the guest of Debian's that `linux` names, unless this machine can't have one.
+pub(crate) fn exec_in(linux: &str, arguments: &[&str], command: &str) -> Option<Output> {
     let folder = TempDir::new().expect("room for a folder");
-    let all = [&["--linux", "--exec", command], arguments].concat();
+    let all = [&[linux, "--exec", command], arguments].concat();
     let output = script("scripts/run", &all, folder.path(), None);
     if is_unavailable(&output) {
         eprintln!("skipped: {}", complaints(&output));
