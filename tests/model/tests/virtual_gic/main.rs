@@ -2,6 +2,7 @@
 #![cfg(not(loom))]
 
 mod against_a_reference;
+mod drivers;
 mod faults_of_others;
 mod hostile;
 mod overflow;
