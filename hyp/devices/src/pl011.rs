@@ -7,6 +7,8 @@
 //! Unlike hardware, a transmitter that isn't enabled sends too, as early consoles expect that know the UART from QEMU;
 //! switching the FIFOs off loses nothing; and the receive timeout comes with the end of the input, as no more of it is here.
 
+#[cfg(test)]
+mod driver_tests;
 mod registers;
 #[cfg(test)]
 mod tests;
