@@ -8,4 +8,5 @@ mod overflow;
 mod physical;
 mod registers;
 mod sources;
+mod wakes;
 mod world;
