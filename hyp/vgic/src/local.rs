@@ -113,6 +113,14 @@ impl<'a, H: VirtualInterface, K: FnMut(usize)> Local<'a, H, K> {
         }
     }
 
+    /// Tells another vCPU that the physical interrupt behind a private one of its may come to it now: it may sleep without
+    /// waiting for that ([`VcpuInterrupts::awaits`]).
+    pub(crate) fn tell_of_physical(&mut self, vcpu: usize, intid: u32) {
+        if intid < FIRST_SPI && vcpu != self.own.vcpu && self.vgic.physical(intid).is_some() {
+            self.tell(vcpu, intid);
+        }
+    }
+
     /// Has an interrupt looked at by the next [`fill`](Self::fill), and at once if a list register holds it.
     pub(crate) fn note(&mut self, intid: u32) {
         match self.slot_of(intid) {

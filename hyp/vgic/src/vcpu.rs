@@ -132,6 +132,32 @@ impl VcpuInterrupts {
         !local.is_signalled()
     }
 
+    /// Whether an interrupt waits that wakes the vCPU while it is powered down: one that is forwarded to its CPU interface,
+    /// whatever that lets through, as it is off too. Looks first.
+    pub fn is_requested<H: VirtualInterface>(
+        &mut self,
+        vgic: &Vgic,
+        hw: &mut H,
+        kick: impl FnMut(usize),
+    ) -> bool {
+        let mut local = Local::new(vgic, self, hw, kick);
+        local.drain();
+        local.is_requested()
+    }
+
+    /// Whether the physical interrupt behind a private one would come to the vCPU: if not, it needn't wake for that. It is told
+    /// when another vCPU changes this.
+    pub fn awaits(&self, vgic: &Vgic, virtual_id: u32) -> bool {
+        let word = vgic.word(self.vcpu, virtual_id);
+        // Nothing else is read because of it.
+        let word = word.map(|word| Word(word.load(Ordering::Relaxed)));
+        word.is_some_and(|word| {
+            let is_on = word.has(Word::ENABLED) && Vgic::is_group_on(vgic.groups(), word);
+            // One that was taken already comes no second time before its end.
+            is_on && !word.has(Word::HW)
+        })
+    }
+
     /// A physical interrupt was taken on this CPU that is forwarded as `virtual_id`: its priority was dropped, it is active. The
     /// guest's deactivation deactivates it.
     pub fn raise_physical<H: VirtualInterface>(

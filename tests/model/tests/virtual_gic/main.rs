@@ -9,4 +9,5 @@ mod overflow;
 mod physical;
 mod registers;
 mod sources;
+mod wakes;
 mod world;

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use emulator::repository::repository;
 use qemu_tests::pty::OnTerminal;
@@ -102,6 +104,28 @@ fn the_terminal_is_as_before_when_a_signal_ends_the_tool() {
         run.wait_until(signal, OnTerminal::is_as_before);
         let (status, complaints, as_before) = run.ends();
         assert!(!status.success() && as_before, "{signal}: {complaints}");
+    }
+}
+
+/// What a failed test does.
+#[test]
+fn a_program_on_a_terminal_that_is_given_up_leaves_no_emulator() {
+    let folder = TempDir::new().expect("room for a folder");
+    let number = folder.path().join("number");
+    let says = format!("echo $$ > {}; echo begin; sleep 1000", number.display());
+    let mut run = on_terminal(folder.path(), &says);
+    run.wait_for("begin");
+    drop(run);
+    let number = fs::read_to_string(number).expect("the emulator has written it");
+    let lives = || {
+        let mut ask = Command::new("kill");
+        ask.args(["-0", number.trim()]).stderr(Stdio::null());
+        ask.status().expect("kill is there").success()
+    };
+    let end = Instant::now() + Duration::from_secs(60);
+    while lives() {
+        assert!(Instant::now() < end, "it lives on");
+        thread::sleep(Duration::from_millis(20));
     }
 }
 

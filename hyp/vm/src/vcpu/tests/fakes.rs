@@ -191,6 +191,8 @@ pub struct FakeCpu {
     pub unmasked: bool,
     /// The interrupts that it takes for a guest with a GIC, before kicks.
     pub taken: VecDeque<Interrupt>,
+    /// What has fired when it is woken, each time.
+    pub fires: VecDeque<Option<Interrupt>>,
     /// Until when it was to sleep, each time.
     pub ticks: Vec<Option<u64>>,
 }
@@ -217,6 +219,7 @@ impl FakeCpu {
             registers: FakeInterface::default(),
             unmasked: false,
             taken: VecDeque::new(),
+            fires: VecDeque::new(),
             ticks: Vec::new(),
         }
     }
@@ -424,6 +427,7 @@ impl Cpu for FakeCpu {
 
     fn wait_for_interrupt(&mut self, tick: Option<u64>) {
         self.ticks.push(tick);
+        self.taken.extend(self.fires.pop_front().flatten());
         if tick.is_some() {
             return;
         }

@@ -18,6 +18,7 @@ const DEVICE: u64 = 0x0900_0000;
 /// The device's interrupt.
 const SPI: u32 = 33;
 const TIMER: u32 = 27;
+const PHYSICAL_TIMER: u32 = 30;
 const WFIT: u64 = WFI | 7 << 5 | 0b110;
 
 /// A device that reads as what was written last, and remembers each write.
@@ -50,10 +51,10 @@ struct Board {
 
 /// A VM with a GICv3 and a device.
 fn board(vcpus: usize) -> Board {
-    let timer = Forwarded {
-        virtual_id: TIMER,
-        physical_id: TIMER,
-    };
+    let timers = [TIMER, PHYSICAL_TIMER].map(|timer| Forwarded {
+        virtual_id: timer,
+        physical_id: timer,
+    });
     let gic = Vgic::new(&VgicConfig {
         version: Version::V3,
         vcpus,
@@ -62,7 +63,7 @@ fn board(vcpus: usize) -> Board {
         distributor: GICD,
         redistributors: GICR,
         priority_bits: 5,
-        forwarded: &[timer],
+        forwarded: &timers,
     });
     let (gic, device) = (Arc::new(gic.unwrap()), Arc::new(Latch::default()));
     let bus = Bus::new(Vec::from([(DEVICE..DEVICE + 0x1000, device.clone() as _)])).unwrap();
@@ -237,10 +238,9 @@ fn an_sgi_reaches_the_other_vcpu_and_kicks_its_cpu() {
 fn a_vcpu_that_waits_is_woken_by_its_timers_and_timeouts() {
     let board = board(1);
     let mut cpu = FakeCpu::new(0, &Lines::new(1), []);
-    let (mut el1, fp, pac) = (El1State::reset(), FpState::default(), PacKeys::default());
-    (el1.cntv_ctl_el0, el1.cntv_cval_el0) = (1, 500);
-    (el1.cntp_ctl_el0, el1.cntp_cval_el0) = (1, 1700);
-    cpu.changed = Some((el1, fp, pac));
+    cpu.changed = Some(timers((1, 500), (1, 1700)));
+    let on = gic_on(&board, &mut cpu, 1 << TIMER | 1 << PHYSICAL_TIMER);
+    cpu.script.extend(on);
     cpu.script.extend([
         out(exit(WFI)),
         call(CPU_SUSPEND, [0; 3]),
@@ -252,6 +252,81 @@ fn a_vcpu_that_waits_is_woken_by_its_timers_and_timeouts() {
     ]);
     run_vcpu(&board.vm, &mut cpu);
     assert_eq!(cpu.ticks, [Some(1500), Some(1500), Some(1400)]);
+}
+
+/// The registers of a guest with its virtual and its physical timer so: CTL, CVAL.
+fn timers(virtual_timer: (u64, u64), physical: (u64, u64)) -> (El1State, FpState, PacKeys) {
+    let mut el1 = El1State::reset();
+    (el1.cntv_ctl_el0, el1.cntv_cval_el0) = virtual_timer;
+    (el1.cntp_ctl_el0, el1.cntp_cval_el0) = physical;
+    (el1, FpState::default(), PacKeys::default())
+}
+
+/// A WFI with an expired timer that the GIC doesn't forward would end at once, again and again.
+#[test]
+fn a_vcpu_that_waits_is_not_woken_by_timers_whose_interrupts_dont_come() {
+    let board = board(1);
+    let lines = Lines::new(1);
+    let mut cpu = FakeCpu::new(0, &lines, []);
+    cpu.changed = Some(timers((1, 0), (1, 7)));
+    let on = gic_on(&board, &mut cpu, 1 << PHYSICAL_TIMER);
+    cpu.unmasked = false;
+    cpu.script.extend(on);
+    cpu.script.push_back(out(exit(WFI)));
+    // It has come, and isn't ended: no other comes.
+    cpu.fires.push_back(Some(Interrupt::PhysicalTimer));
+    cpu.script.push_back(check(|_| {}));
+    cpu.script.push_back(Box::new(move |_: &mut GuestRegs| {
+        // So that the wait has an end.
+        lines.kick(CpuId(0));
+        exit(WFI)
+    }));
+    run_vcpu(&board.vm, &mut cpu);
+    assert_eq!(cpu.ticks, [Some(7), None]);
+}
+
+/// PSCI: the wake request comes from the distributor; the CPU interface is off, too.
+#[test]
+fn a_vcpu_that_is_powered_down_is_woken_by_an_interrupt_that_its_interface_masks() {
+    for (function, args) in [
+        (CPU_SUSPEND, [1 << 16, ENTRY, 7]),
+        (SYSTEM_SUSPEND, [ENTRY, 7, 0]),
+    ] {
+        let board = board(1);
+        let mut cpu = FakeCpu::new(0, &Lines::new(1), []);
+        let on = gic_on(&board, &mut cpu, 1 << 3);
+        cpu.unmasked = false;
+        cpu.script.extend(on);
+        cpu.script.extend([
+            store(&board, GICR_SGI + 0x200, 1 << 3),
+            call(function, args),
+            check(|regs| assert_eq!((regs.pc, regs.x[0]), (ENTRY, 7))),
+        ]);
+        run_vcpu(&board.vm, &mut cpu);
+        assert_eq!(cpu.ticks, [Some(0)], "{function:#x}");
+    }
+}
+
+#[test]
+fn a_vcpu_that_is_powered_down_is_woken_by_no_kick_but_by_a_timer() {
+    for (function, args) in [
+        (CPU_SUSPEND, [1 << 16, ENTRY, 7]),
+        (SYSTEM_SUSPEND, [ENTRY, 7, 0]),
+    ] {
+        let board = board(1);
+        let mut cpu = FakeCpu::new(0, &Lines::new(1), []);
+        let on = gic_on(&board, &mut cpu, 1 << TIMER);
+        cpu.script.extend(on);
+        cpu.changed = Some(timers((1, 500), (0, 0)));
+        cpu.script.push_back(call(function, args));
+        // Kicks that are about something else come before.
+        cpu.fires = [None, Some(Interrupt::Kick), Some(Interrupt::VirtualTimer)].into();
+        cpu.script
+            .push_back(check(|regs| assert_eq!((regs.pc, regs.x[0]), (ENTRY, 7))));
+        run_vcpu(&board.vm, &mut cpu);
+        assert_eq!(cpu.ticks, [Some(1500); 3], "{function:#x}");
+        assert_eq!(board.vm.stop_reason(), Some(StopReason::PoweredOff));
+    }
 }
 
 #[test]
