@@ -6,6 +6,7 @@ use crate::machine::DeviceError;
 use crate::quote::Quoted;
 use alloc::string::String;
 use core::fmt;
+use devices::RestoreError;
 use memory::frames::{Unbalanced, VmCounts};
 use memory::{MergeError, NotBacked, RingError, SlotError};
 use records::image::ImageError;
@@ -38,6 +39,8 @@ pub enum RunError {
     },
     /// The guest's GIC can't be made.
     Vgic(VgicError),
+    /// A device of the parent's has saved what the fork's can't be restored from.
+    Restore(RestoreError),
     /// There are not enough CPUs.
     TooFewCpus {
         /// The requested vCPUs.
@@ -143,6 +146,7 @@ impl fmt::Display for RunError {
                 )
             }
             Self::Vgic(error) => error.fmt(f),
+            Self::Restore(error) => error.fmt(f),
             Self::TooFewCpus {
                 vcpus,
                 needed,

@@ -8,7 +8,7 @@ use core::fmt;
 use memory::{Caches, CpuMemory, Object, ObjectError};
 use stage2::{Features, Tlb};
 use vgic::Version;
-use vm::{Cpu, CpuId, Seed};
+use vm::{Cpu, CpuId, Moment, Seed};
 
 /// A machine with CPUs that run guests.
 pub trait Machine: Sync + 'static {
@@ -31,6 +31,14 @@ pub trait Machine: Sync + 'static {
 
     /// The counter that guests see, less their offset, in ticks.
     fn counter(&self) -> u64;
+
+    /// Now, by both clocks.
+    fn moment(&self) -> Moment {
+        Moment {
+            counter: self.counter(),
+            ns: self.now_ns(),
+        }
+    }
 
     /// Prints one line on the console.
     fn write_line(&self, line: fmt::Arguments<'_>);

@@ -54,6 +54,11 @@ impl Pl011 {
         self.change(|state| state.take_output(bytes))
     }
 
+    /// Drops the guest's output, which somebody else sends.
+    pub fn drop_output(&self) {
+        self.change(State::drop_output);
+    }
+
     /// Gives input to the guest. Returns how many of the bytes it takes; [`DeviceHost::wake`] is called when it has room for
     /// the others.
     pub fn give_input(&self, bytes: &[u8]) -> usize {

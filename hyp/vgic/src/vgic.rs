@@ -125,8 +125,8 @@ impl Vgic {
         }
     }
 
-    /// A copy of its state, for a fork. No vCPU is loaded, and no device raises (rule V16). The copy forwards no physical
-    /// interrupts: those that are active stay the original's.
+    /// A copy of its state, for a fork. No vCPU is loaded, and no device raises (rule V16). Physical SPIs that are active stay
+    /// the original's. Those private to a CPU are active on behalf of whoever is loaded there, so the copy has them too.
     ///
     /// # Errors
     /// No memory.
@@ -143,9 +143,9 @@ impl Vgic {
             distributor: self.distributor,
             redistributors: self.redistributors,
         };
-        let own = |word: &AtomicU64| {
+        let own = |word: &AtomicU64, without| {
             let word = Word(word.load(Ordering::Acquire));
-            AtomicU64::new(word.without(Word::HW | Word::DEBT).0)
+            AtomicU64::new(word.without(without).0)
         };
         reserve(&mut copy.by_affinity, self.by_affinity.len())?;
         copy.by_affinity.extend_from_slice(&self.by_affinity);
@@ -156,12 +156,14 @@ impl Vgic {
             // Hints are made from the words.
             door: Door::new(vcpu.door.word.load(Ordering::Acquire) & SGIS | CALL),
             sources: vcpu.sources.copied(),
-            private: array::from_fn(|intid| own(&vcpu.private[intid])),
+            private: array::from_fn(|intid| own(&vcpu.private[intid], 0)),
             affinity: vcpu.affinity,
             asleep: AtomicU64::new(vcpu.asleep.load(Ordering::Relaxed)),
         }));
         reserve(&mut copy.spis, self.spis.len())?;
-        copy.spis.extend(self.spis.iter().map(own));
+        let spis = self.spis.iter();
+        copy.spis
+            .extend(spis.map(|word| own(word, Word::HW | Word::DEBT)));
         Ok(copy)
     }
 

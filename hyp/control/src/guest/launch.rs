@@ -17,7 +17,7 @@ use core::ops::Range;
 use memory::{AddressSpace, MmuLock, Object, Owner, SlotError};
 use records::size::Size;
 use stage2::{Ipa, Layout, Level, PAGE_SIZE};
-use vm::{CpuId, Pause, Seed, Service, Start, VcpuId, Vm, VmConfig};
+use vm::{CpuId, ForkParts, Pause, Seed, Service, Start, VcpuId, Vm, VmConfig};
 
 /// The kernel's own among the seeds that follow from a VM's; those of its vCPUs have their numbers.
 const KERNEL_SEED: u64 = u64::MAX;
@@ -95,8 +95,8 @@ impl<'h, M: Machine> Host<'h, M> {
     }
 
     /// Starts a fork of a paused guest. The fork starts from the parent's vCPU state and shares its memory copy-on-write. Its
-    /// plan gives its own number, limit and timeout; the memory in the plan must equal the parent's. The pause ends when the
-    /// fork is made.
+    /// plan gives its own number, limit, timeout, and board, if the parent has one ([`GuestBoard::fork`]); the memory in the plan
+    /// must equal the parent's. The pause ends when the fork is made.
     ///
     /// # Errors
     /// As for [`Self::launch`].
@@ -189,10 +189,14 @@ impl<'h, M: Machine> Host<'h, M> {
             space.destroy(own);
             return Err(error.into());
         }
-        let vm = paused.fork(space).map_err(|(error, space)| {
+        let devices = plan.board.as_ref().map(GuestBoard::devices);
+        let now = self.machine.moment();
+        let vm = paused.fork(ForkParts { space, devices }, now);
+        let vm = vm.map_err(|(error, space)| {
             space.destroy(own);
             error
         })?;
+        paused.resume(now);
         let filled_ns = self.machine.now_ns() - before_ns;
         Ok(NewVm { vm, filled_ns })
     }

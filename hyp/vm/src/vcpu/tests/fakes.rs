@@ -257,9 +257,32 @@ struct FakeRegisters {
     hcr: u64,
     vmcr: u64,
     active: ActivePriorities,
+    /// The physical interrupts that are active.
+    physical: Vec<u32>,
 }
 
 impl FakeInterface {
+    /// The guest acknowledges an interrupt that waits.
+    pub fn acknowledge(&self, intid: u32) {
+        let mut registers = self.0.lock().unwrap();
+        let mut all = registers.list.iter_mut();
+        let found = all.find(|register| register.intid() == intid && register.pending());
+        let register = found.expect("it waits");
+        *register = register.with_state(false, true);
+    }
+
+    /// The interrupts that the guest has acknowledged.
+    pub fn active(&self) -> Vec<u32> {
+        let list = self.0.lock().unwrap().list;
+        let active = list.iter().filter(|register| register.active());
+        active.map(|register| register.intid()).collect()
+    }
+
+    /// The physical interrupts that were made active.
+    pub fn physically_active(&self) -> Vec<u32> {
+        self.0.lock().unwrap().physical.clone()
+    }
+
     /// The interrupts that wait there to be acknowledged.
     pub fn pending(&self) -> Vec<u32> {
         let list = self.0.lock().unwrap().list;
@@ -307,7 +330,11 @@ impl VirtualInterface for FakeInterface {
 
     fn deactivate(&mut self, _: u32) {}
 
-    fn set_active(&mut self, _: u32, _: bool) {}
+    fn set_active(&mut self, interrupt: u32, active: bool) {
+        let all = &mut self.0.lock().unwrap().physical;
+        all.retain(|other| *other != interrupt);
+        all.extend(active.then_some(interrupt));
+    }
 }
 
 impl Cpu for FakeCpu {

@@ -351,10 +351,96 @@ fn a_vcpu_with_an_interrupt_doesnt_wait() {
     assert!(cpu.ticks.is_empty(), "it slept");
 }
 
+/// The parts of a fork of this board.
+fn parts(gic: Vgic) -> ForkParts<FakeSpace> {
+    ForkParts {
+        space: FakeSpace::default(),
+        devices: Some(Devices {
+            gic: Arc::new(gic),
+            bus: Bus::default(),
+        }),
+    }
+}
+
+/// An SPI waits, the timer's interrupt is active, and the vCPU sleeps: so it is in the fork, and each goes on alone.
 #[test]
-fn a_vm_with_devices_isnt_forked() {
+fn a_fork_has_its_parents_interrupts() {
     let board = board(1);
-    let pause = board.vm.pause(|_| {});
-    let refused = pause.fork(FakeSpace::default());
-    assert!(matches!(refused, Err((ForkError::Devices, _))));
+    let mut cpu = FakeCpu::new(0, &Lines::new(1), []);
+    let on = gic_on(&board, &mut cpu, 1 << TIMER);
+    cpu.script.extend(on);
+    cpu.taken.push_back(Interrupt::VirtualTimer);
+    let acknowledging = cpu.registers.clone();
+    cpu.script.extend([
+        check(|_| {}),
+        check(move |_| acknowledging.acknowledge(TIMER)),
+        store(&board, GICD + 0x84, u32::MAX),
+        store(&board, GICD + 0x104, 1 << (SPI - 32)),
+        out(exit(WFI)),
+    ]);
+    let mut vcpu = Vcpu::bind(&board.vm, VcpuId(0), CpuId(0)).unwrap();
+    let service = FakeService::default();
+    let end = vcpu.run_slice(&mut cpu, &(), &service);
+    assert_eq!(end, SliceEnd::Waiting);
+    drop(vcpu);
+    board.gic.set_spi_level(SPI, true, |_| {});
+
+    let mut pause = board.vm.pause(|_| {});
+    pause.stop_time(Moment {
+        counter: 5000,
+        ns: 0,
+    });
+    let now = Moment {
+        counter: 5070,
+        ns: 70,
+    };
+    let fork = pause.fork(parts(board.gic.snapshot().unwrap()), now);
+    let fork = fork.unwrap_or_else(|(error, _)| panic!("{error}"));
+    pause.resume(Moment {
+        counter: 5100,
+        ns: 100,
+    });
+    assert_eq!(fork.counter_offset(), 1070);
+    assert_eq!(board.vm.counter_offset(), 1100);
+    // The parent's line falls, the fork's stays.
+    board.gic.set_spi_level(SPI, false, |_| {});
+    for (vm, pending) in [(&board.vm, &[][..]), (&fork, &[SPI])] {
+        let mut cpu = FakeCpu::new(1, &Lines::new(2), []);
+        cpu.unmasked = true;
+        let interface = cpu.registers.clone();
+        cpu.script.push_back(check(move |_| {
+            assert_eq!(interface.pending(), pending);
+            assert_eq!(interface.active(), [TIMER]);
+            let physical = interface.physically_active();
+            assert_eq!(physical, [TIMER], "its timer would fire again");
+        }));
+        run_slices(vm, VcpuId(0), &mut cpu, &(), &FakeService::default());
+        assert_eq!(cpu.loads[0].1.counter_offset, vm.counter_offset());
+        assert!(cpu.registers.physically_active().is_empty());
+    }
+}
+
+#[test]
+fn a_forks_interrupt_controller_is_its_parents() {
+    let (other, of_program) = (board(2), vm(1));
+    let board = board(1);
+    let refused = [
+        board.vm.pause(|_| {}).fork(
+            ForkParts {
+                space: FakeSpace::default(),
+                devices: None,
+            },
+            Moment::default(),
+        ),
+        board
+            .vm
+            .pause(|_| {})
+            .fork(parts(other.gic.snapshot().unwrap()), Moment::default()),
+        of_program
+            .pause(|_| {})
+            .fork(parts(other.gic.snapshot().unwrap()), Moment::default()),
+    ];
+    for refused in refused {
+        assert!(matches!(refused, Err((ForkError::Devices, _))));
+    }
 }
