@@ -8,8 +8,10 @@ use records::image::GuestImage;
 pub struct Request<'m> {
     /// The options.
     pub options: Options,
-    /// The guest's image.
+    /// The guest's image. With firmware that has no kernel to boot, it is empty.
     pub image: GuestImage<'m>,
+    /// The firmware that starts in the image's place, if there is some, and may boot it.
+    pub firmware: Option<&'m [u8]>,
     /// The guest's initial ramdisk, if it has one.
     pub ramdisk: Option<&'m [u8]>,
     /// The guest's command line.

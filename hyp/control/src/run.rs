@@ -91,6 +91,7 @@ impl<'m> Request<'m> {
         let kernel = (modules.kernel).ok_or(Error::Run(ImageError::Missing.into()))?;
         let image = check_image(options.guest, kernel.bytes).map_err(Error::Run)?;
         Ok(Some(Self {
+            firmware: None,
             options,
             image,
             ramdisk: modules.ramdisk,

@@ -46,6 +46,8 @@ const PRIORITY_BITS: u32 = 5;
 /// The board of a guest, new for each start.
 #[derive(Clone, Debug)]
 pub struct GuestBoard<'p> {
+    /// What starts in flash memory, if it isn't the kernel that starts.
+    pub(crate) firmware: Option<&'p [u8]>,
     /// The initial ramdisk, if there is one.
     pub(crate) ramdisk: Option<&'p [u8]>,
     /// The version of its GIC, which is that of the machine's.
@@ -109,6 +111,7 @@ impl<'p> GuestBoard<'p> {
         let seconds = (request.options.rtc).wrapping_add((now_ns / NS_PER_SECOND) as u32);
         let (uart, rtc) = emulated(machine, &gic, seconds)?;
         Ok(Self {
+            firmware: request.firmware,
             ramdisk: request.ramdisk,
             version,
             gic,

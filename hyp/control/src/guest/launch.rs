@@ -5,7 +5,9 @@ use crate::error::RunError;
 use crate::guest::device_tree::GuestDescription;
 use crate::guest::ending::{Ending, Helpers, Limit};
 use crate::guest::host::Host;
-use crate::guest::plan::{GuestPlan, RAM, RAM_SLOT, STOLEN_TIME_SLOT, UNSEEN_SLOT, level, whole};
+use crate::guest::plan::{
+    FLASH_SLOT, GuestPlan, RAM, RAM_SLOT, STOLEN_TIME_SLOT, UNSEEN_SLOT, level, whole,
+};
 use crate::guest::running::RunningGuest;
 use crate::guest::stage2_use::Stage2Use;
 use crate::machine::{Machine, OwnCpu};
@@ -15,10 +17,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 use memory::{AddressSpace, MmuLock, Object, Owner, SlotError};
+use records::kernel::FLASH_BYTES;
 use records::size::Size;
 use stage2::{Ipa, Layout, Level, PAGE_SIZE};
 use vm::{CpuId, ForkParts, Pause, Seed, Service, Start, VcpuId, Vm, VmConfig};
 
+/// Where flash memory begins.
+const FLASH: Ipa = Ipa::new(0);
 /// The kernel's own among the seeds that follow from a VM's; those of its vCPUs have their numbers.
 const KERNEL_SEED: u64 = u64::MAX;
 
@@ -37,7 +42,10 @@ impl<'p> Files<'p> {
             .collect();
         let memory = plan.memory();
         if let Some(board) = &plan.board {
-            let places = Places::of(&plan.image, board.ramdisk, plan.ram)?;
+            let places = match board.firmware {
+                None => Places::of(&plan.image, board.ramdisk, plan.ram)?,
+                Some(_) => Places::for_firmware(&plan.image, board.ramdisk, plan.ram)?,
+            };
             let tree = BoardDescription {
                 gic: board.version,
                 affinities: &affinities,
@@ -285,12 +293,20 @@ impl<'h, M: Machine> Host<'h, M> {
             let bytes = pages.end.get() - pages.start.get();
             space.add_slot(own, STOLEN_TIME_SLOT, pages.start, bytes, Level::L3, true)?;
         }
+        let firmware = plan.board.as_ref().and_then(|board| board.firmware);
+        if let Some(firmware) = firmware {
+            // Only what firmware touches of it takes memory.
+            let flash = Object::anonymous(own, Owner::Vm(plan.vm), FLASH_BYTES, Level::L3);
+            let flash = flash.map_err(SlotError::from)?;
+            space.map_object(own, whole(FLASH_SLOT, FLASH, flash))?;
+            space.write_guest(own, FLASH, firmware)?;
+        }
         if let Some((at, bytes)) = files.ramdisk {
             space.write_guest(own, at, bytes)?;
         }
         space.write_guest(own, files.tree_at, &files.tree)?;
         Ok(Start {
-            entry: entry.get(),
+            entry: firmware.map_or(entry, |_| FLASH).get(),
             context: files.tree_at.get(),
         })
     }

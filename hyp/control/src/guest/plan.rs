@@ -20,6 +20,8 @@ pub const RAM_SLOT: SlotId = SlotId(0);
 pub const UNSEEN_SLOT: SlotId = SlotId(u16::MAX as u32);
 /// The slot of the times stolen from vCPUs, which the guest reads only.
 pub const STOLEN_TIME_SLOT: SlotId = SlotId(u16::MAX as u32 - 1);
+/// The slot of the flash memory that firmware starts in.
+pub const FLASH_SLOT: SlotId = SlotId(u16::MAX as u32 - 2);
 /// The slot of a device's first registers; the others' follow.
 const DEVICE_SLOT: u32 = 1 << 16;
 /// The default address space of a guest in bits, as in Linux KVM; larger if needed.

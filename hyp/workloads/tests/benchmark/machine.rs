@@ -353,6 +353,7 @@ fn boot(options: &str, guest: Guest, module: Option<Module<'_>>, stage2: Feature
         let modules = Modules {
             kernel: module,
             ramdisk: None,
+            firmware: None,
         };
         let result = workloads::run(&host, options, modules);
         over.store(true, Ordering::Release);
