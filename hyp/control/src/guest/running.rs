@@ -221,7 +221,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
             };
             self.check()?;
             if !self.host.cpu_pool.relieve(self.own) {
-                self.machine.wait(self.patience.next_ns().min(deadline_ns));
+                self.host.wait(self.patience.next_ns().min(deadline_ns));
             }
         }
     }
@@ -236,7 +236,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         let mut pause = self.vm.pause(|cpu| self.machine.kick(cpu));
         while !pause.is_complete() {
             self.check()?;
-            self.machine.wait(self.patience.next_ns());
+            self.host.wait(self.patience.next_ns());
         }
         pause.stop_time(self.machine.moment());
         Ok(pause)
