@@ -19,4 +19,5 @@ pub use ending::FinalState;
 pub use host::Host;
 pub use plan::{GuestPlan, RAM, RAM_SLOT, TestSlot, UNSEEN_SLOT};
 pub use running::{Attended, BackgroundWork, RunningGuest};
+pub use shared_work::WorkBegun;
 pub use stage2_use::Stage2Use;

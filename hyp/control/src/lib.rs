@@ -11,6 +11,7 @@ pub mod background_merge;
 mod board;
 mod cpu_pool;
 mod error;
+mod foreign;
 pub mod guest;
 mod linux;
 mod machine;
@@ -24,7 +25,9 @@ mod schedule;
 
 pub use cpu_pool::{BOOT_CPU, CpuPool, HOUSEKEEPING_NS, Job};
 pub use error::RunError;
+pub use foreign::Foreign;
 pub use guest::{FinalState, GuestPlan, Host, RunningGuest};
+pub use linux::Terminal;
 pub use machine::{Device, DeviceError, Facts, Machine, OwnCpu, Registers};
 pub use request::Request;
 pub use run::{Error, Module, Modules, run, run_foreign};

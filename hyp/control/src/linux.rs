@@ -2,19 +2,21 @@
 //!
 //! While it runs, CPU 0 carries the output of its UART to the console, and the console's input to its UART.
 
+mod line_watch;
 mod terminal;
 
+pub use terminal::Terminal;
+
 use crate::background_merge::Scanner;
-use crate::board::GuestBoard;
 use crate::error::RunError;
-use crate::guest::{GuestPlan, Host};
+use crate::foreign::Foreign;
+use crate::guest::Host;
 use crate::machine::Machine;
 use crate::report;
 use crate::request::Request;
 use alloc::sync::Arc;
 use memory::{MmuLock, VmId};
 use records::words::OnReset;
-use terminal::Terminal;
 use vm::{Service, ServiceReply, StopReason, VcpuId};
 
 /// Such guests make no hypercalls of Parvisor's own.
@@ -63,20 +65,17 @@ fn run_once<M: Machine, L: MmuLock + 'static>(
     vm: VmId,
 ) -> Result<StopReason, RunError> {
     let (machine, options) = (host.machine, &request.options);
-    let board = GuestBoard::new(machine, &host.own.memory, request)?;
-    let mut terminal = Terminal::new(machine, &board, options.console);
-    let plan = GuestPlan {
-        ram_backing: options.backing,
-        board: Some(board),
-        ..GuestPlan::of(request, vm, options.program_bytes().unwrap_or(0))
-    };
+    let Foreign { plan, mut terminal } = Foreign::of(host, request, vm)?;
     let guest = host.launch::<L, _>(&plan, &Arc::new(NoCalls))?;
     let ended = Scanner::beside(&guest, options).and_then(|scanner| {
-        let reason = guest.attend_until_end(|| terminal.attend())?;
+        let reason =
+            guest.attend_until_end(|| terminal.as_mut().map_or(u64::MAX, Terminal::attend))?;
         Ok((reason, scanner.map(Scanner::end)))
     });
     let (ended, state) = guest.end_after(ended);
-    terminal.finish();
+    if let Some(terminal) = &mut terminal {
+        terminal.finish();
+    }
     if let Some(state) = state {
         report::final_state(machine, vm, &state);
     }

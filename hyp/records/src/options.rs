@@ -23,6 +23,8 @@ pub const RING_ENTRIES: RangeInclusive<usize> = 64..=65536;
 pub const SIZES: &str = SizeError::Malformed.expected();
 /// The values of a device.
 pub const PATHS: &str = "a path of the device tree, like /pl031@9010000";
+/// The values of a line's beginning.
+pub const LINES: &str = "1 to 64 characters without a space";
 /// The levels of log messages.
 pub const LEVELS: &str = "error, warn, info, debug or trace";
 /// The form of an option without a value.
@@ -76,7 +78,7 @@ const fn words<W: Word>(key: &'static str, meaning: &'static str) -> BootOption 
 }
 
 /// All options, in the order in which they are listed.
-pub const BOOT_OPTIONS: [BootOption; 40] = [
+pub const BOOT_OPTIONS: [BootOption; 43] = [
     words::<GuestKind>(
         "guest",
         "what runs: the benchmark, another use of its guest, or your own",
@@ -144,6 +146,21 @@ pub const BOOT_OPTIONS: [BootOption; 40] = [
         "iterations",
         "a number from 1 to 65535",
         "how often memory is dirtied and harvested",
+    ),
+    option(
+        "dirty_log",
+        ALONE,
+        "logs the writes of guest=linux or program while it runs, and copies what it writes, as a migration does",
+    ),
+    option(
+        "log_from",
+        LINES,
+        "with dirty_log: how the line of the guest's output begins with which it starts; else it starts at once",
+    ),
+    option(
+        "interval",
+        "milliseconds, from 0 to 4294967295",
+        "with dirty_log: how long the guest runs between two rounds",
     ),
     option(
         "write_percent",
