@@ -162,7 +162,7 @@ fn run_one<M: Machine, L: MmuLock + 'static>(
     vm: VmId,
 ) -> Result<(), RunError> {
     match request.options.guest {
-        GuestKind::Linux => linux::run::<M, L>(host, request, vm),
+        GuestKind::Linux => linux::run::<M, L>(host, request),
         _ => program::run::<M, L>(host, request, vm),
     }
 }

@@ -287,9 +287,13 @@ impl<'r, M: Machine, L: MmuLock + 'static> Rounds<'r, M, L> {
         if let Some(terminal) = terminal {
             terminal.type_return();
         }
-        match self.guest.attend_until_end(|| attend(terminal))? {
-            StopReason::PoweredOff | StopReason::Reported { code: 0, .. } => Ok(()),
-            reason => Err(RunError::Program(reason).into()),
+        let attended = || Attended::Again(attend(terminal));
+        match self.guest.attend_until(attended) {
+            Err(RunError::Ended(StopReason::PoweredOff | StopReason::Reported { code: 0, .. })) => {
+                Ok(())
+            }
+            Err(RunError::Ended(reason)) => Err(RunError::Program(reason).into()),
+            outcome => Ok(outcome?),
         }
     }
 

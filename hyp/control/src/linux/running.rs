@@ -1,0 +1,93 @@
+//! CPU 0's handle to a running operating system: the guest together with its terminal.
+
+use super::terminal::Terminal;
+use crate::board::GuestBoard;
+use crate::error::RunError;
+use crate::guest::{FinalState, GuestPlan, Host, RunningGuest};
+use crate::machine::Machine;
+use crate::request::Request;
+use alloc::sync::Arc;
+use memory::{MmuLock, VmId};
+use vm::{Service, ServiceReply, VcpuId};
+
+/// Such guests make no hypercalls of Parvisor's own.
+struct NoCalls;
+
+impl Service for NoCalls {
+    fn call(&self, _: VcpuId, _: u32, _: [u64; 6]) -> ServiceReply {
+        ServiceReply::NotSupported
+    }
+
+    fn ring_low(&self, _: VcpuId) {}
+
+    fn poll(&self, _: VcpuId) -> ServiceReply {
+        ServiceReply::NotSupported
+    }
+}
+
+/// The plan of an operating system, and its terminal.
+///
+/// # Errors
+/// The machine can't give it what it needs.
+pub(crate) fn planned<'p, M: Machine>(
+    host: &Host<'_, M>,
+    request: &Request<'p>,
+    vm: VmId,
+) -> Result<(GuestPlan<'p>, Terminal<M>), RunError> {
+    let (machine, options) = (host.machine, &request.options);
+    let board = GuestBoard::new(machine, &host.own.memory, request)?;
+    let terminal = Terminal::new(machine, &board, options);
+    let plan = GuestPlan {
+        ram_backing: options.backing,
+        board: Some(board),
+        ..GuestPlan::of(request, vm, options.program_bytes().unwrap_or(0))
+    };
+    Ok((plan.limited_to(options.overcommits[0]), terminal))
+}
+
+/// A running operating system. It is stopped when this is dropped, at the latest.
+pub(crate) struct RunningLinux<'h, M: Machine, L: MmuLock> {
+    guest: RunningGuest<'h, M, L>,
+    terminal: Terminal<M>,
+}
+
+impl<'h, M: Machine, L: MmuLock + 'static> RunningLinux<'h, M, L> {
+    /// Starts the guest of a request.
+    ///
+    /// # Errors
+    /// It can't be started. Nothing is left of it then.
+    pub fn start(host: &Host<'h, M>, request: &Request<'_>, vm: VmId) -> Result<Self, RunError> {
+        let (plan, terminal) = planned(host, request, vm)?;
+        let guest = host.launch::<L, _>(&plan, &Arc::new(NoCalls))?;
+        Ok(Self { guest, terminal })
+    }
+
+    /// The guest.
+    pub fn guest(&self) -> &RunningGuest<'h, M, L> {
+        &self.guest
+    }
+
+    /// Attends to the guest, without waiting. Returns when this is to be called again, unless this CPU is woken before.
+    ///
+    /// # Errors
+    /// The guest has ended, which is [`RunError::Ended`], or its time is up.
+    pub fn attend(&mut self) -> Result<u64, RunError> {
+        let due_ns = self.terminal.attend();
+        self.guest.check()?;
+        Ok(due_ns.min(self.guest.due_ns()))
+    }
+
+    /// Stops the guest if it hasn't ended by itself, frees its memory, and shows the rest of its output.
+    ///
+    /// # Errors
+    /// As for [`RunningGuest::end`].
+    pub fn end(self) -> Result<FinalState, RunError> {
+        let Self {
+            guest,
+            mut terminal,
+        } = self;
+        let state = guest.end();
+        terminal.finish();
+        state
+    }
+}
