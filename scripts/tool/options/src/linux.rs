@@ -36,6 +36,27 @@ pub const MEASURED: [&str; 20] = [
     "workload",
     "overcommits",
 ];
+/// Those of them that mean something if its memory is logged.
+pub const LOGGED: [&str; 14] = [
+    "iterations",
+    "json",
+    "split",
+    "tracking",
+    "granularity",
+    "harvest",
+    "harvesters",
+    "ring_entries",
+    "enable",
+    "clear",
+    "restore",
+    "split_chunk",
+    "split_reserve",
+    "exit_times",
+];
+/// Those that mean nothing to Linux in any case.
+const UNLOGGED: [&str; 5] = ["write_percent", "random", "seed", "slots", "workload"];
+/// How long a guest runs between two rounds in which its memory is logged and copied, unless the user chooses, in milliseconds.
+pub const USUAL_INTERVAL: u32 = 100;
 /// The memory of a guest, unless the user chooses it.
 pub const USUAL_BYTES: Size = mib(512);
 /// Its vCPUs, unless the user chooses them.
@@ -62,7 +83,7 @@ pub struct LinuxOptions {
         num_args = 0..=1,
         default_missing_value = USUAL_SERIES,
         value_parser = series,
-        conflicts_with_all = MEASURED,
+        conflicts_with_all = UNLOGGED,
         conflicts_with_all = ["guest", "stress"]
     )]
     pub linux: Option<Series>,
@@ -73,7 +94,7 @@ pub struct LinuxOptions {
     pub exec: Option<OsString>,
 
     /// Boot this kernel, an uncompressed arm64 Image, as a guest on this terminal.
-    #[arg(long, value_name = "FILE", conflicts_with_all = MEASURED, conflicts_with_all = ["guest", "stress", "linux"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = UNLOGGED, conflicts_with_all = ["guest", "stress", "linux"])]
     pub kernel: Option<PathBuf>,
 
     /// The file system that the kernel of --kernel starts with.
@@ -83,6 +104,16 @@ pub struct LinuxOptions {
     /// The command line of the guest's kernel; with --linux, what is added to it. [default: console=ttyAMA0]
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
+
+    /// Log what the guest of --linux writes while it runs, and copy it round by round, as a migration does: --iterations rounds,
+    /// for the last of which it is stopped. Then its whole memory must equal the copy. It runs a load meanwhile, or the command
+    /// of --exec. The options of the benchmark's log go with it, and so do --json and lists that are compared.
+    #[arg(long, requires = "linux", conflicts_with_all = ["kernel", "initrd"])]
+    pub dirty_log: bool,
+
+    /// With --dirty-log, how long the guest runs between two rounds, in milliseconds. [default: 100]
+    #[arg(long, value_name = "MS", requires = "dirty_log")]
+    pub interval: Option<u32>,
 }
 
 impl LinuxOptions {
@@ -101,10 +132,10 @@ impl LinuxOptions {
         if given.is_some() && !self.is_wanted() {
             return usage("--cmdline: needs --linux or --kernel");
         }
-        let quiet = match self.exec {
-            Some(_) if verbose => " panic=-1",
-            Some(_) => " panic=-1 quiet",
-            None => "",
+        let quiet = match self.exec.is_some() || self.dirty_log {
+            true if verbose => " panic=-1",
+            true => " panic=-1 quiet",
+            false => "",
         };
         let line = match (given, self.linux) {
             (Some(given), None) => given.to_string(),

@@ -6,6 +6,7 @@
 //! Nothing is given to a guest of ours before it says that it takes input: what comes earlier would be lost.
 
 pub mod keys;
+pub mod marks;
 pub mod output;
 pub mod terminal;
 pub mod token;
