@@ -15,6 +15,8 @@ use stage2::{Ipa, Level, PAGE_SIZE, Tlb};
 
 const PAGE: usize = PAGE_SIZE as usize;
 const WORD: usize = size_of::<u64>();
+/// Words that are looked at together.
+const LINE: usize = 8;
 
 /// The copy of a guest's RAM. Several CPUs write to it at once, each for pages of its own.
 pub(super) struct Copy<L> {
@@ -105,11 +107,15 @@ impl<L: MmuLock> Copy<L> {
         bytes: &mut [u8],
     ) -> Result<bool, WorkloadError> {
         let at = address(page);
-        guest.read_guest(cpu, at, bytes).map_err(RunError::from)?;
         // One CPU at a time has the page, whose bit the steps between two rounds carry to the next one.
         let (word, bit) = (&self.written[page as usize / 64], 1 << (page % 64));
-        if word.load(Ordering::Relaxed) & bit == 0 {
-            if words(bytes).all(|(_, word)| word == 0) {
+        let is_first = word.load(Ordering::Relaxed) & bit == 0;
+        if is_first && !guest.has_contents(cpu, at).map_err(RunError::from)? {
+            return Ok(false);
+        }
+        guest.read_guest(cpu, at, bytes).map_err(RunError::from)?;
+        if is_first {
+            if is_zeros(bytes) {
                 return Ok(false);
             }
             word.fetch_or(bit, Ordering::Relaxed);
@@ -129,14 +135,18 @@ impl<L: MmuLock> Copy<L> {
         let (mut theirs, mut ours) = (page_buffer()?, page_buffer()?);
         for page in part.pages.clone() {
             let at = address(page);
+            let is_empty = |space: &AddressSpace<L>| Ok(!space.has_contents(cpu, at)?);
+            let are_empty = is_empty(guest).and_then(|is| Ok(is && is_empty(&self.space)?));
+            if are_empty.map_err(RunError::NotBacked)? {
+                continue;
+            }
             guest
                 .read_guest(cpu, at, &mut theirs)
                 .map_err(RunError::from)?;
             self.space
                 .read_guest(cpu, at, &mut ours)
                 .map_err(RunError::from)?;
-            let mut pairs = words(&theirs).zip(words(&ours));
-            if let Some(((offset, guest), (_, copy))) = pairs.find(|(one, other)| one != other) {
+            if let Some((offset, guest, copy)) = difference(&theirs, &ours) {
                 let ipa = at.offset(offset as u64);
                 return Err(WorkloadError::CopyDiffers { ipa, guest, copy });
             }
@@ -149,11 +159,30 @@ fn address(page: u64) -> Ipa {
     RAM.offset(page * PAGE_SIZE)
 }
 
-/// The words of a page, with their places in it.
-fn words(bytes: &[u8]) -> impl Iterator<Item = (usize, u64)> + '_ {
-    let (words, _) = bytes.as_chunks::<WORD>();
-    let words = words.iter().map(|word| u64::from_le_bytes(*word));
-    words.enumerate().map(|(index, word)| (index * WORD, word))
+/// Some words that are looked at together.
+fn lines(bytes: &[u8]) -> impl Iterator<Item = [u64; LINE]> + '_ {
+    let (lines, _) = bytes.as_chunks::<{ LINE * WORD }>();
+    lines.iter().map(|line| {
+        let (words, _) = line.as_chunks::<WORD>();
+        core::array::from_fn(|index| u64::from_le_bytes(words[index]))
+    })
+}
+
+fn is_zeros(bytes: &[u8]) -> bool {
+    lines(bytes).all(|line| line.iter().fold(0, |all, word| all | word) == 0)
+}
+
+/// The first word that differs: its place, and what it is in each.
+fn difference(one: &[u8], other: &[u8]) -> Option<(usize, u64, u64)> {
+    let lines = lines(one).zip(lines(other)).enumerate();
+    for (number, (one, other)) in lines {
+        let mut words = one.iter().zip(&other);
+        if words.clone().fold(0, |all, (one, other)| all | one ^ other) != 0 {
+            let index = words.position(|(one, other)| one != other)?;
+            return Some(((number * LINE + index) * WORD, one[index], other[index]));
+        }
+    }
+    None
 }
 
 fn page_buffer() -> Result<Vec<u8>, RunError> {
@@ -161,4 +190,23 @@ fn page_buffer() -> Result<Vec<u8>, RunError> {
     bytes.try_reserve_exact(PAGE).map_err(|_| RunError::Heap)?;
     bytes.resize(PAGE, 0);
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_word_counts_in_a_comparison_and_for_zeros() {
+        let zeros = page_buffer().unwrap();
+        assert!(is_zeros(&zeros) && difference(&zeros, &zeros).is_none());
+        for word in 0..PAGE / WORD {
+            let mut other = zeros.clone();
+            other[word * WORD + word % WORD] = 1;
+            let value = 1 << (word % WORD * 8);
+            assert!(!is_zeros(&other));
+            assert_eq!(difference(&zeros, &other), Some((word * WORD, 0, value)));
+            assert_eq!(difference(&other, &zeros), Some((word * WORD, value, 0)));
+        }
+    }
 }

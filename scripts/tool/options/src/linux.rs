@@ -137,6 +137,11 @@ impl LinuxOptions {
             true => " panic=-1 quiet",
             false => "",
         };
+        // A guest that is stopped for the last round has no reason to bark.
+        let quiet = match self.dirty_log {
+            true => format!("{quiet} nowatchdog"),
+            false => quiet.into(),
+        };
         let line = match (given, self.linux) {
             (Some(given), None) => given.to_string(),
             (Some(given), Some(_)) => format!("console=ttyAMA0{quiet} {given}"),
