@@ -68,6 +68,8 @@ const LONGEST_COMMAND_LINE: usize = 2047;
 /// Room in the machine's RAM for the files of Debian's kernel and busybox.
 const KERNEL_ROOM: u64 = 64 << 20;
 const INITRD_ROOM: u64 = 16 << 20;
+/// Room for both.
+pub const DEBIAN_ROOM: u64 = KERNEL_ROOM + INITRD_ROOM;
 /// What the hypervisor puts into the guest's memory beside kernel and initrd, at most.
 const OTHERS: u64 = 4 << 20;
 
@@ -168,7 +170,7 @@ impl LinuxOptions {
             return usage("--exec: the command is empty");
         }
         let Some(kernel) = &self.kernel else {
-            return Ok(KERNEL_ROOM + INITRD_ROOM);
+            return Ok(DEBIAN_ROOM);
         };
         let refused = |option: &str, path: &Path, why: String| {
             ToolError::Usage(format!("{option} {}: {why}", path.display()))
