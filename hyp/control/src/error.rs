@@ -13,7 +13,7 @@ use devices::RestoreError;
 use memory::frames::{Unbalanced, VmCounts};
 use memory::{MergeError, NotBacked, RingError, SlotError};
 use records::image::ImageError;
-use records::kernel::KernelError;
+use records::kernel::{FirmwareError, KernelError};
 use records::size::Size;
 use records::words::GuestKind;
 use stage2::{BadLayout, OutOfFrames};
@@ -27,6 +27,8 @@ pub enum RunError {
     Image(ImageError),
     /// The guest's kernel can't be used.
     Kernel(KernelError),
+    /// The guest's firmware can't be used.
+    Firmware(FirmwareError),
     /// The guest's kernel, device tree and initial ramdisk don't fit into its memory.
     Unplaced(PlaceError),
     /// The machine's CPUs can give no guest a virtual GIC.
@@ -173,6 +175,7 @@ impl RunError {
             self,
             Self::Image(_)
                 | Self::Kernel(_)
+                | Self::Firmware(_)
                 | Self::Unplaced(_)
                 | Self::NoGuestGic
                 | Self::GicVcpus { .. }
@@ -195,6 +198,7 @@ impl fmt::Display for RunError {
         match self {
             Self::Image(error) => error.fmt(f),
             Self::Kernel(error) => error.fmt(f),
+            Self::Firmware(error) => error.fmt(f),
             Self::Unplaced(error) => error.fmt(f),
             Self::NoGuestGic => f.write_str(
                 "guest=linux needs a virtual interrupt controller, for which the machine's lacks something: list registers, or \
@@ -311,6 +315,7 @@ macro_rules! from {
 from! {
     ImageError => Image,
     KernelError => Kernel,
+    FirmwareError => Firmware,
     PlaceError => Unplaced,
     VgicError => Vgic,
     VmError => Vm,

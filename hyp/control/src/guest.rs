@@ -20,4 +20,5 @@ pub(crate) use ending::ReservedCpus;
 pub use host::Host;
 pub use plan::{GuestPlan, RAM, RAM_SLOT, TestSlot, UNSEEN_SLOT};
 pub use running::{Attended, BackgroundWork, RunningGuest};
+pub use shared_work::WorkBegun;
 pub use stage2_use::Stage2Use;

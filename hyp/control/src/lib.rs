@@ -11,6 +11,7 @@ pub mod background_merge;
 mod board;
 mod cpu_pool;
 mod error;
+mod foreign;
 pub mod guest;
 mod linux;
 mod machine;
@@ -25,8 +26,9 @@ mod schedule;
 
 pub use cpu_pool::{BOOT_CPU, CpuPool, HOUSEKEEPING_NS, Job};
 pub use error::RunError;
+pub use foreign::Foreign;
 pub use guest::{FinalState, GuestPlan, Host, RunningGuest};
-pub use linux::MAIN_VMS;
+pub use linux::{MAIN_VMS, Terminal};
 pub use machine::{Device, DeviceError, Facts, Machine, OwnCpu, Registers, Speaker};
 pub use modules::{Domain, DomainFault, FileKind, Module, Modules};
 pub use request::{Request, Requests};

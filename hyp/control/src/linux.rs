@@ -3,11 +3,15 @@
 //! While they run, CPU 0 carries the output of their UARTs to the console, and the console's input to a UART.
 
 mod keys;
+mod line_watch;
 mod restarts;
 mod running;
 mod shared_console;
 mod terminal;
 mod vms;
+
+pub(crate) use running::planned;
+pub use terminal::Terminal;
 
 use crate::error::RunError;
 use crate::guest::Host;

@@ -1,5 +1,6 @@
 //! What the boot loader has left for guests: files, and the VMs that the device tree describes.
 
+use crate::error::RunError;
 use crate::options::VmOptions;
 use alloc::vec::Vec;
 use core::fmt;
@@ -51,6 +52,18 @@ pub struct Modules<'m> {
     pub files: Vec<Module<'m>>,
     /// The VMs of the tree.
     pub domains: Vec<Domain<'m>>,
+}
+
+impl<'m> Modules<'m> {
+    /// The file at this address that belongs to no VM of the tree.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn file(&self, address: u64) -> Result<&Module<'m>, RunError> {
+        let mut files = self.files.iter();
+        let file = files.find(|file| file.address == address);
+        file.ok_or(RunError::NoFile { address })
+    }
 }
 
 /// Why no VM can be made of a node.
@@ -117,7 +130,8 @@ impl<'m> Domain<'m> {
             name: self.name,
             vcpus: vcpus.ok_or(DomainFault::Property("cpus"))?,
             bytes: Some(Size(bytes.ok_or(DomainFault::Property("memory"))?)),
-            kernel: kernel.address,
+            kernel: Some(kernel.address),
+            firmware: None,
             ramdisk: self.ramdisk().map(|file| file.address),
             on_reset: None,
             on_crash: None,

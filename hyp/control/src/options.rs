@@ -88,6 +88,12 @@ pub struct Options {
     pub backing: Backing,
     /// The number of iterations of dirtying and harvesting.
     pub iterations: u64,
+    /// Whether the writes of a guest of the user's are logged, and copied round by round.
+    pub dirty_log: bool,
+    /// How the line of such a guest's output begins with which that starts; none: at once.
+    pub log_from: Option<String>,
+    /// How long such a guest runs between two rounds, in milliseconds.
+    pub interval: u64,
     /// The percentage of accesses that write.
     pub write_percent: u64,
     /// Whether the guest accesses pages in random order instead of sequentially.
@@ -117,6 +123,8 @@ pub struct Options {
     pub timeout: u64,
     /// What becomes of the output of a guest's UART.
     pub console: ConsoleMode,
+    /// The address of the module with the firmware that starts in place of a kernel, if there is one.
+    pub firmware: Option<u64>,
     /// What becomes of an operating system that asks for a reset.
     pub on_reset: OnReset,
     /// What becomes of an operating system that has crashed.
@@ -150,6 +158,9 @@ impl Default for Options {
             bytes: Size(64 << 20),
             backing: Backing::Block2M,
             iterations: 3,
+            dirty_log: false,
+            log_from: None,
+            interval: 100,
             write_percent: 100,
             random: false,
             seed: 1,
@@ -164,6 +175,7 @@ impl Default for Options {
             seconds: 10,
             timeout: 120,
             console: ConsoleMode::Lines,
+            firmware: None,
             on_reset: OnReset::Restart,
             on_crash: OnCrash::Stop,
             rtc: 0,
@@ -194,7 +206,13 @@ const BACKING_ONLY: [&str; 5] = ["workload", "tracker", "change", "workers", "ov
 const BACKING_TOO: [&str; 2] = ["iterations", "exit_times"];
 /// Options of the stress run that those workloads don't have.
 const NOT_BACKING: [&str; 4] = ["slots", "ring_entries", "split_chunk", "seconds"];
-/// Further options that a program doesn't have.
+/// Options of the benchmark that other guests don't have when their writes are logged.
+const ACCESSES_ONLY: [&str; 2] = ["write_percent", "random"];
+/// Options that they don't have either.
+const NOT_LOGGED: [&str; 3] = ["seed", "slots", "seconds"];
+/// Options of such logging only.
+const LIVE_ONLY: [&str; 2] = ["log_from", "interval"];
+/// Further options that a program doesn't have, unless its writes are logged.
 const LOGGED_ONLY: [&str; 5] = ["seed", "slots", "ring_entries", "split_chunk", "seconds"];
 
 /// The words of `bootargs`: key, and value if there is one.
@@ -301,6 +319,10 @@ impl Options {
                 self.merging = merging::scanners(key, text)?;
                 return Ok(());
             }
+            "dirty_log" => {
+                self.dirty_log = value::alone(key, text)?;
+                return Ok(());
+            }
             _ => {}
         }
         let text = value::present(key, text)?;
@@ -315,6 +337,12 @@ impl Options {
             "iterations" => {
                 self.iterations =
                     value::number(key, text, 1, MOST_ITERATIONS, "a number from 1 to 65535")?
+            }
+            "log_from" => self.log_from = Some(value::line(key, text)?),
+            "interval" => {
+                let most = u32::MAX.into();
+                let expected = "milliseconds, from 0 to 4294967295";
+                self.interval = value::number(key, text, 0, most, expected)?
             }
             "write_percent" => {
                 self.write_percent = value::number(key, text, 0, 100, "a number from 0 to 100")?
@@ -336,6 +364,7 @@ impl Options {
                 let expected = "seconds since 1970, up to 4294967295";
                 self.rtc = value::number(key, text, 0, most, expected)? as u32
             }
+            "firmware" => self.firmware = Some(vms::module(key, text)?),
             "on_reset" => self.on_reset = value::word(key, text)?,
             "on_crash" => self.on_crash = value::word(key, text)?,
             "log" => self.log = value::level(key, text)?,
@@ -424,28 +453,40 @@ impl Options {
         };
         let of_program = given(&["device"]).filter(|_| self.guest != GuestKind::Program);
         let has_linux = has_vms || self.guest == GuestKind::Linux;
-        let of_linux = given(&["console", "on_reset", "on_crash", "rtc"]).filter(|_| !has_linux);
-        let foreign = of_program.or(of_linux).or(match self.guest {
+        let of_linux = given(&[
+            "console", "firmware", "on_reset", "on_crash", "rtc", "log_from",
+        ])
+        .filter(|_| !has_linux);
+        let of_logged = given(&["dirty_log"])
+            .filter(|_| !self.guest.is_foreign())
+            .or(given(&LIVE_ONLY).filter(|_| !self.logs_foreign()));
+        let foreign = of_program.or(of_linux).or(of_logged).or(match self.guest {
             GuestKind::DirtyLog => given(&["seconds"]).or(given(&BACKING_ONLY[..4])),
             GuestKind::Stress => given(&BENCHMARK_ONLY)
                 .or(given(&BACKING_ONLY))
                 .or(given(&["merging"]))
                 .or(given(&merging::KEYS)),
             GuestKind::Backing => of_logging(),
-            GuestKind::Program | GuestKind::Linux => given(&BENCHMARK_ONLY)
-                .or(given(&LOGGED_ONLY))
-                .or(given(&BACKING_ONLY)),
+            GuestKind::Program | GuestKind::Linux => {
+                let logged = match self.dirty_log {
+                    true => given(&ACCESSES_ONLY).or(given(&NOT_LOGGED)),
+                    false => given(&BENCHMARK_ONLY).or(given(&LOGGED_ONLY)),
+                };
+                // A program has all of its memory from the start.
+                let last = usize::from(self.guest == GuestKind::Program);
+                logged.or(given(&BACKING_ONLY[..4 + last]))
+            }
         });
-        let of_each =
-            given(&["vcpus", "bytes"]).filter(|_| has_vms && self.guest == GuestKind::Linux);
+        let of_each = given(&["vcpus", "bytes", "firmware"])
+            .filter(|_| has_vms && self.guest == GuestKind::Linux);
         match foreign {
             Some(key) => Err(OptionError::NotForGuest { key, guest }),
             None if let Some(key) = of_each => Err(OptionError::OfEachVm(key)),
-            None if self.guest.is_foreign() && self.modes.len() > 1 => {
+            None if self.guest.is_foreign() && self.modes.len() > 1 && !self.dirty_log => {
                 Err(OptionError::OneMode(guest))
             }
-            None if self.guest == GuestKind::DirtyLog && self.overcommits.len() > 1 => {
-                Err(OptionError::OneOvercommit)
+            None if self.guest != GuestKind::Backing && self.overcommits.len() > 1 => {
+                Err(OptionError::OneOvercommit(guest))
             }
             None => Ok(()),
         }
@@ -516,6 +557,19 @@ impl Options {
         }
     }
 
+    /// Whether the writes of a guest of the user's are logged.
+    pub fn logs_foreign(&self) -> bool {
+        self.guest.is_foreign() && self.dirty_log
+    }
+
+    /// The CPUs without a vCPU that harvest the log: all of them, where CPU 0 looks after a guest of the user's meanwhile.
+    pub fn harvesting_cpus(&self) -> usize {
+        match self.logs_foreign() {
+            true => self.harvesters,
+            false => self.harvesters - 1,
+        }
+    }
+
     /// Whether the guest uses more memory than its limit.
     pub fn is_overcommitted(&self) -> bool {
         self.overcommits.iter().any(|percent| *percent > 100)
@@ -565,8 +619,7 @@ impl Options {
             GuestKind::Backing => self.workers.iter().max().copied().unwrap_or(0) as usize,
             _ => 0,
         };
-        let helpers = self.harvesters - 1;
-        self.vcpus * self.vms() + workers + self.merging + helpers
+        self.vcpus * self.vms() + workers + self.merging + self.harvesting_cpus()
     }
 
     /// The size of the benchmark's test memory: all vCPUs' shares, rounded up to the backing. `None` beyond 64 bits, which

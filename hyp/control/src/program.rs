@@ -45,15 +45,7 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     vm: VmId,
 ) -> Result<(), RunError> {
     let options = &request.options;
-    let device = match &options.device {
-        None => None,
-        Some(path) => Some(device(host, path)?),
-    };
-    let plan = GuestPlan {
-        ram_backing: options.backing,
-        device,
-        ..GuestPlan::of(request, vm, options.program_bytes().unwrap_or(0))
-    };
+    let plan = plan(host, request, vm)?;
     let machine = host.machine;
     let service = Arc::new(ProgramService {
         machine,
@@ -75,6 +67,27 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
         }
         reason => Err(RunError::Program(reason)),
     }
+}
+
+/// The plan of a program.
+///
+/// # Errors
+/// It can't be given its device.
+pub(crate) fn plan<'p, M: Machine>(
+    host: &Host<'_, M>,
+    request: &Request<'p>,
+    vm: VmId,
+) -> Result<GuestPlan<'p>, RunError> {
+    let options = &request.options;
+    let device = match &options.device {
+        None => None,
+        Some(path) => Some(device(host, path)?),
+    };
+    Ok(GuestPlan {
+        ram_backing: options.backing,
+        device,
+        ..GuestPlan::of(request, vm, options.program_bytes().unwrap_or(0))
+    })
 }
 
 /// Waits for the program's end, and merges its memory meanwhile if the options say so. Returns the reason of the end, and

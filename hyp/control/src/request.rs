@@ -12,7 +12,7 @@ use crate::run::{Error, print_options};
 use alloc::vec::Vec;
 use memory::{Mutexed, Parallel, RwLocked};
 use records::image::{GuestImage, ImageError};
-use records::kernel::check_kernel;
+use records::kernel::{FIRMWARE_KERNEL, check_firmware, check_kernel};
 use records::words::{GuestKind, Mode};
 
 /// A request to run a guest.
@@ -79,10 +79,11 @@ impl<'m> Requests<'m> {
             true => {
                 let is_free = |file: &Module<'_>| {
                     let of_vms = VmOptions::each(bootargs).filter_map(Result::ok);
-                    let mut addresses = of_vms.flat_map(|vm| [Some(vm.kernel), vm.ramdisk]);
+                    let of_vms = of_vms.flat_map(|vm| [vm.kernel, vm.firmware, vm.ramdisk]);
+                    let mut addresses = of_vms.chain([options.firmware]);
                     addresses.all(|address| address != Some(file.address))
                 };
-                Some(Request::of_options(options, modules, is_free).map_err(Error::Run)?)
+                Some(Request::of_options(&options, modules, is_free).map_err(Error::Run)?)
             }
             false => None,
         };
@@ -118,7 +119,7 @@ impl<'m> Requests<'m> {
 impl<'m> Request<'m> {
     /// The guest of the options: its kernel and its ramdisk are the first ones that are free.
     fn of_options(
-        options: Options,
+        options: &Options,
         modules: &Modules<'m>,
         is_free: impl Fn(&Module<'m>) -> bool,
     ) -> Result<Self, RunError> {
@@ -126,17 +127,22 @@ impl<'m> Request<'m> {
             let mut files = modules.files.iter();
             files.find(|file| file.kind == kind && is_free(file))
         };
-        let kernel = first(FileKind::Kernel).ok_or(ImageError::Missing)?;
-        let ramdisk = first(FileKind::Ramdisk);
+        let (kernel, ramdisk) = (first(FileKind::Kernel), first(FileKind::Ramdisk));
+        let firmware = options.firmware.map(|address| modules.file(address));
+        let firmware = firmware.transpose()?;
         Ok(Self {
             name: None,
             image: match options.guest {
-                GuestKind::Linux => check_kernel(kernel.bytes)?,
-                guest => GuestImage::check(kernel.bytes, guest != GuestKind::Program)?,
+                GuestKind::Linux => started(kernel, firmware)?,
+                guest => {
+                    let kernel = kernel.ok_or(ImageError::Missing)?;
+                    GuestImage::check(kernel.bytes, guest != GuestKind::Program)?
+                }
             },
-            options,
+            options: options.clone(),
+            firmware: firmware.map(|file| file.bytes),
             ramdisk: ramdisk.map(|file| file.bytes),
-            bootargs: kernel.bootargs,
+            bootargs: kernel.map_or("", |file| file.bootargs),
         })
     }
 
@@ -147,56 +153,85 @@ impl<'m> Request<'m> {
         modules: &Modules<'m>,
     ) -> Result<Self, RunError> {
         let in_vm = |error| RunError::in_vm(vm.name, error);
-        let file = |address| {
-            let mut files = modules.files.iter();
-            let file = files.find(|file: &&Module<'m>| file.address == address);
-            file.ok_or(in_vm(RunError::NoFile { address }))
+        let file = |address: Option<u64>| {
+            let file = address.map(|address| modules.file(address));
+            file.transpose().map_err(in_vm)
         };
         let kernel = file(vm.kernel)?;
-        let ramdisk = vm.ramdisk.map(file).transpose()?;
-        Self::new(
-            vm.name,
-            options.of_vm(vm),
+        let of_kernel = kernel.map_or("", |kernel| kernel.bootargs);
+        let files = Files {
             kernel,
-            ramdisk.map(|file| file.bytes),
-            vm.bootargs.unwrap_or(kernel.bootargs),
-        )
-        .map_err(in_vm)
+            firmware: file(vm.firmware)?,
+            ramdisk: file(vm.ramdisk)?,
+        };
+        let bootargs = vm.bootargs.unwrap_or(of_kernel);
+        Self::new(vm.name, options.of_vm(vm), &files, bootargs).map_err(in_vm)
     }
 
     /// A VM of the device tree.
     fn of_domain(options: &Options, domain: &Domain<'m>) -> Result<Self, RunError> {
         let in_vm = |error| RunError::in_vm(domain.name, error);
         let (vm, kernel) = domain.check().map_err(RunError::Domain).map_err(in_vm)?;
-        let ramdisk = domain.ramdisk().map(|file| file.bytes);
-        Self::new(
-            domain.name,
-            options.of_vm(&vm),
-            kernel,
-            ramdisk,
-            kernel.bootargs,
-        )
-        .map_err(in_vm)
+        let files = Files {
+            kernel: Some(kernel),
+            firmware: None,
+            ramdisk: domain.ramdisk(),
+        };
+        Self::new(domain.name, options.of_vm(&vm), &files, kernel.bootargs).map_err(in_vm)
     }
 
     fn new(
         name: &'m str,
         options: Options,
-        kernel: &Module<'m>,
-        ramdisk: Option<&'m [u8]>,
+        files: &Files<'_, 'm>,
         bootargs: &'m str,
     ) -> Result<Self, RunError> {
-        let image = check_kernel(kernel.bytes)?;
+        let image = started(files.kernel, files.firmware)?;
+        let bytes = |file: Option<&Module<'m>>| file.map(|file| file.bytes);
+        let (firmware, ramdisk) = (bytes(files.firmware), bytes(files.ramdisk));
         // That it fits is seen before any VM starts.
-        Places::of(&image, ramdisk, options.program_bytes().unwrap_or(0))?;
+        let ram = options.program_bytes().unwrap_or(0);
+        Places::of(&image, firmware, ramdisk, ram)?;
         Ok(Self {
             name: Some(name),
             options,
             image,
+            firmware,
             ramdisk,
             bootargs,
         })
     }
+}
+
+/// The files of a VM.
+struct Files<'f, 'm> {
+    kernel: Option<&'f Module<'m>>,
+    firmware: Option<&'f Module<'m>>,
+    ramdisk: Option<&'f Module<'m>>,
+}
+
+/// The kernel that starts, or that lies where the firmware looks for one. Firmware may have none.
+fn started<'m>(
+    kernel: Option<&Module<'m>>,
+    firmware: Option<&Module<'m>>,
+) -> Result<GuestImage<'m>, RunError> {
+    let Some(firmware) = firmware else {
+        let kernel = kernel.ok_or(ImageError::Missing)?;
+        return Ok(check_kernel(kernel.bytes)?);
+    };
+    check_firmware(firmware.bytes)?;
+    let image = match kernel {
+        Some(kernel) => check_kernel(kernel.bytes)?,
+        None => GuestImage {
+            bytes: &[],
+            offset: 0,
+            size: 0,
+        },
+    };
+    Ok(GuestImage {
+        offset: FIRMWARE_KERNEL,
+        ..image
+    })
 }
 
 /// Checks that there are CPUs for all.

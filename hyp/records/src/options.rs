@@ -24,6 +24,8 @@ pub const RING_ENTRIES: RangeInclusive<usize> = 64..=65536;
 pub const SIZES: &str = SizeError::Malformed.expected();
 /// The values of a device.
 pub const PATHS: &str = "a path of the device tree, like /pl031@9010000";
+/// The values of a line's beginning.
+pub const LINES: &str = "1 to 64 characters without a space";
 /// The levels of log messages.
 pub const LEVELS: &str = "error, warn, info, debug or trace";
 /// The form of an option without a value.
@@ -33,9 +35,11 @@ pub const SCANNERS: &str = "the word alone for one, or a number from 1 on";
 /// The sizes of a ring.
 pub const RING_SIZES: &str = "a power of two from 64 to 65536";
 
+/// The form of an address.
+pub const ADDRESSES: &str = "an address like 0x50000000";
 /// The form of a VM.
-pub const VMS: &str = "name=NAME,kernel=ADDRESS, and if wanted vcpus=N, bytes=SIZE, initrd=ADDRESS, on_reset=WORD, on_crash=WORD, \
-                       at the end cmdline='WORDS'";
+pub const VMS: &str = "name=NAME,kernel=ADDRESS, and if wanted vcpus=N, bytes=SIZE, initrd=ADDRESS, firmware=ADDRESS, on_reset=WORD, \
+                       on_crash=WORD, at the end cmdline='WORDS'";
 /// The longest name of a VM.
 pub const LONGEST_NAME: usize = 31;
 
@@ -121,7 +125,7 @@ const fn words<W: Word>(key: &'static str, meaning: &'static str) -> BootOption 
 }
 
 /// All options, in the order in which they are listed.
-pub const BOOT_OPTIONS: [BootOption; 42] = [
+pub const BOOT_OPTIONS: [BootOption; 46] = [
     words::<GuestKind>(
         "guest",
         "what runs: the benchmark, another use of its guest, or your own",
@@ -191,6 +195,21 @@ pub const BOOT_OPTIONS: [BootOption; 42] = [
         "how often memory is dirtied and harvested",
     ),
     option(
+        "dirty_log",
+        ALONE,
+        "logs the writes of guest=linux or program while it runs, and copies what it writes, as a migration does",
+    ),
+    option(
+        "log_from",
+        LINES,
+        "with dirty_log: how the line of the guest's output begins with which it starts; else it starts at once",
+    ),
+    option(
+        "interval",
+        "milliseconds, from 0 to 4294967295",
+        "with dirty_log: how long the guest runs between two rounds",
+    ),
+    option(
         "write_percent",
         "a number from 0 to 100",
         "how many of 100 accesses write",
@@ -255,6 +274,11 @@ pub const BOOT_OPTIONS: [BootOption; 42] = [
     words::<ConsoleMode>(
         "console",
         "how guest=linux shows its output; raw: byte by byte, and it gets your input",
+    ),
+    option(
+        "firmware",
+        ADDRESSES,
+        "the module that starts in flash memory, in place of guest=linux's kernel, as U-Boot does",
     ),
     words::<OnReset>(
         "on_reset",

@@ -68,6 +68,12 @@ pub struct Record {
     /// How many slots the memory was cut into.
     #[serde(default)]
     pub slots: u64,
+    /// The guest, if it wasn't the benchmark's but one of the user's, in the words of the option `guest`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub guest: String,
+    /// How long that guest ran between two rounds, in milliseconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub interval: u64,
     /// The workload, in the words of the option `workload`. Empty for the benchmark.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub workload: String,
@@ -100,7 +106,7 @@ pub struct Record {
     pub max_page_sharing: u64,
     /// vCPUs.
     pub vcpus: u64,
-    /// The memory that each of them accessed, in bytes.
+    /// The memory that each of them accessed, in bytes; of a guest of the user's its whole RAM.
     pub bytes_per_vcpu: u64,
     /// The size of its backing pages and blocks: `4K`, `2M` or `1G`.
     pub backing: String,
@@ -170,6 +176,12 @@ pub enum PhaseName {
     Get,
     /// The log is taken, and the pages are write-protected.
     Clear,
+    /// Written pages are copied; outside the iterations, all there are.
+    Copy,
+    /// The guest is stopped, from the request until all that it has written is copied.
+    Stop,
+    /// Guest memory is compared with its copy.
+    Compare,
     /// Logging is switched off.
     Disable,
     /// Blocks are split ahead of the faults. Its time is part of that of the phase that splits.
@@ -202,6 +214,10 @@ impl fmt::Display for Phase {
             PhaseName::Dirty => write!(f, "Iteration {iteration} dirty memory")?,
             PhaseName::Get => write!(f, "Iteration {iteration} get dirty log")?,
             PhaseName::Clear => write!(f, "Iteration {iteration} clear dirty log")?,
+            PhaseName::Copy if iteration == 0 => f.write_str("Copying memory")?,
+            PhaseName::Copy => write!(f, "Iteration {iteration} copy memory")?,
+            PhaseName::Stop => f.write_str("Stopping the guest")?,
+            PhaseName::Compare => f.write_str("Comparing memory")?,
             PhaseName::Disable => f.write_str("Disabling dirty logging")?,
             PhaseName::Split if iteration == 0 => f.write_str("Splitting memory")?,
             PhaseName::Split => write!(f, "Iteration {iteration} split memory")?,
@@ -233,12 +249,16 @@ impl Phase {
             "Forking the VM" => (PhaseName::Fork, 0),
             "Populating memory ahead" => (PhaseName::Prefault, 0),
             "Merging memory" => (PhaseName::Merge, 0),
+            "Copying memory" => (PhaseName::Copy, 0),
+            "Stopping the guest" => (PhaseName::Stop, 0),
+            "Comparing memory" => (PhaseName::Compare, 0),
             _ => {
                 let (iteration, what) = what.strip_prefix("Iteration ")?.split_once(' ')?;
                 let name = match what {
                     "dirty memory" => PhaseName::Dirty,
                     "get dirty log" => PhaseName::Get,
                     "clear dirty log" => PhaseName::Clear,
+                    "copy memory" => PhaseName::Copy,
                     "split memory" => PhaseName::Split,
                     "write memory" => PhaseName::Write,
                     "read memory" => PhaseName::Read,
@@ -363,11 +383,15 @@ mod tests {
             PhaseName::Fork,
             PhaseName::Prefault,
             PhaseName::Merge,
+            PhaseName::Copy,
+            PhaseName::Stop,
+            PhaseName::Compare,
         ];
         let within = [
             PhaseName::Dirty,
             PhaseName::Get,
             PhaseName::Clear,
+            PhaseName::Copy,
             PhaseName::Split,
             PhaseName::Write,
             PhaseName::Read,
@@ -417,6 +441,8 @@ mod tests {
             harvesters: 2,
             restore: "at_once".into(),
             slots: 1,
+            guest: "linux".into(),
+            interval: 100,
             workload: "cow".into(),
             tracker: "ranges".into(),
             change: "direct".into(),

@@ -6,9 +6,9 @@
 //! must match the guest's writes, and so must guest memory.
 
 mod check;
-mod harvest;
+pub(crate) mod harvest;
 mod measure;
-mod parts;
+pub(crate) mod parts;
 mod restore;
 
 use crate::harness::error::WorkloadError;

@@ -8,6 +8,7 @@ extern crate alloc;
 mod backing;
 mod dirty_log;
 mod harness;
+mod precopy;
 mod report;
 mod run;
 mod stress;

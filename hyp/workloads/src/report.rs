@@ -18,6 +18,17 @@ pub(crate) fn heading<M: Machine>(machine: &M, options: &Options, choice: Choice
     ));
 }
 
+/// Announces a run with a guest of the user's whose writes are logged.
+pub(crate) fn live_heading<M: Machine>(machine: &M, options: &Options, choice: Choice) {
+    let (guest, mode) = (options.guest.name(), choice.mode.name());
+    let (vcpus, bytes, iterations) = (options.vcpus, options.bytes, options.iterations);
+    let (interval, backing) = (options.interval, options.backing.name());
+    let unusual = Unusual { options, choice };
+    machine.write_line(format_args!(
+        "== {guest}, mode {mode}: {vcpus} vCPUs, {bytes}, backing {backing}, {iterations} rounds after {interval} ms each{unusual} =="
+    ));
+}
+
 /// Announces a stress run.
 pub(crate) fn stress_heading<M: Machine>(machine: &M, options: &Options, choice: Choice) {
     let (mode, vcpus, bytes) = (choice.mode.name(), options.vcpus, options.bytes);

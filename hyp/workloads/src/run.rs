@@ -2,7 +2,7 @@
 
 use crate::harness::error::WorkloadError;
 use crate::harness::policy::{Choice, choices};
-use crate::{backing, dirty_log, stress};
+use crate::{backing, dirty_log, precopy, stress};
 use control::{Host, MAIN_VMS, Machine, Modules, Request, Requests};
 use core::fmt;
 use memory::{MmuLock, Mutexed, Parallel, RwLocked, VmId};
@@ -56,7 +56,7 @@ pub fn run<'t, M: Machine>(
 }
 
 fn run_all<M: Machine>(host: &Host<'_, M>, request: &Request<'_>) -> Result<(), WorkloadError> {
-    if request.options.guest.is_foreign() {
+    if request.options.guest.is_foreign() && !request.options.dirty_log {
         return Ok(control::run_foreign(host, request)?);
     }
     check_tracking(host, request)?;
@@ -98,7 +98,6 @@ fn run_one<M: Machine, L: MmuLock + 'static>(
         GuestKind::DirtyLog => dirty_log::run::<M, L>(host, request, choice, vm),
         GuestKind::Stress => stress::run::<M, L>(host, request, choice, vm),
         GuestKind::Backing => backing::run::<M, L>(host, request, choice.mode),
-        // One run in each mode: it has no policy.
-        GuestKind::Program | GuestKind::Linux => Ok(()),
+        GuestKind::Program | GuestKind::Linux => precopy::run::<M, L>(host, request, choice, vm),
     }
 }

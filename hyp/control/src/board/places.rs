@@ -26,11 +26,24 @@ pub struct Places {
 }
 
 impl Places {
-    /// The places in `ram` bytes of RAM.
+    /// The places in `ram` bytes of RAM for a kernel, which starts itself or may be booted by firmware.
     ///
     /// # Errors
     /// Something doesn't fit.
     pub fn of(
+        image: &GuestImage<'_>,
+        firmware: Option<&[u8]>,
+        ramdisk: Option<&[u8]>,
+        ram: u64,
+    ) -> Result<Self, PlaceError> {
+        match firmware {
+            None => Self::behind(image, ramdisk, ram),
+            Some(_) => Self::for_firmware(image, ramdisk, ram),
+        }
+    }
+
+    /// The places behind a kernel.
+    fn behind(
         image: &GuestImage<'_>,
         ramdisk: Option<&[u8]>,
         ram: u64,
@@ -67,11 +80,8 @@ impl Places {
         })
     }
 
-    /// The places in `ram` bytes of RAM for firmware that may boot the kernel `image`.
-    ///
-    /// # Errors
-    /// Something doesn't fit.
-    pub fn for_firmware(
+    /// The places where firmware looks.
+    fn for_firmware(
         image: &GuestImage<'_>,
         ramdisk: Option<&[u8]>,
         ram: u64,
@@ -194,12 +204,12 @@ mod tests {
     #[test]
     fn all_lies_behind_the_kernel() {
         let ramdisk = [0; 70_000];
-        let places = Places::of(&image(0, 35 * MIB + 5), Some(&ramdisk), 128 * MIB).unwrap();
+        let places = Places::behind(&image(0, 35 * MIB + 5), Some(&ramdisk), 128 * MIB).unwrap();
         assert_eq!(places.tree, RAM.offset(36 * MIB));
         let start = RAM.offset(38 * MIB);
         assert_eq!(places.ramdisk, Some(start..start.offset(70_000)));
         assert_eq!(
-            Places::of(&image(0, 36 * MIB), None, 38 * MIB)
+            Places::behind(&image(0, 36 * MIB), None, 38 * MIB)
                 .unwrap()
                 .tree,
             RAM.offset(36 * MIB)
@@ -210,7 +220,7 @@ mod tests {
     #[test]
     fn what_doesnt_fit_is_named() {
         let says = |offset, size, ramdisk: Option<&[u8]>, ram| {
-            let error = Places::of(&image(offset, size), ramdisk, ram).unwrap_err();
+            let error = Places::behind(&image(offset, size), ramdisk, ram).unwrap_err();
             alloc::format!("{error}")
         };
         assert_eq!(
@@ -227,7 +237,7 @@ mod tests {
             says(0, MIB, Some(&[]), 38 * MIB),
             "the guest's initial ramdisk is empty"
         );
-        let places = Places::of(&image(0, MIB), None, 38 * MIB).unwrap();
+        let places = Places::behind(&image(0, MIB), None, 38 * MIB).unwrap();
         let tree = alloc::vec![0; (2 << 20) + 1];
         let error = places.check_tree(&tree).unwrap_err();
         assert!(alloc::format!("{error}").starts_with("the guest's device tree is too large"));
@@ -263,7 +273,7 @@ mod tests {
         fn whatever_fits_lies_apart_and_within_ram(offset in 0..2 * MIB, size: u64, small in 0..64 * MIB, is_small: bool, length in 1usize..200_000, ram in 0..128 * MIB) {
             let size = if is_small { small } else { size };
             let ramdisk = alloc::vec![0; length];
-            if let Ok(places) = Places::of(&image(offset, size), Some(&ramdisk), ram) {
+            if let Ok(places) = Places::behind(&image(offset, size), Some(&ramdisk), ram) {
                 let range = places.ramdisk.unwrap();
                 let tree = places.tree.get();
                 prop_assert!(RAM.get() + offset + size <= tree);

@@ -42,10 +42,7 @@ impl<'p> Files<'p> {
             .collect();
         let memory = plan.memory();
         if let Some(board) = &plan.board {
-            let places = match board.firmware {
-                None => Places::of(&plan.image, board.ramdisk, plan.ram)?,
-                Some(_) => Places::for_firmware(&plan.image, board.ramdisk, plan.ram)?,
-            };
+            let places = Places::of(&plan.image, board.firmware, board.ramdisk, plan.ram)?;
             let tree = BoardDescription {
                 gic: board.version,
                 affinities: &affinities,

@@ -144,10 +144,14 @@ impl<'p> GuestPlan<'p> {
         }
     }
 
-    /// The same guest, limited so that its memory use is `percent` of the limit; unlimited at 100.
+    /// The same guest, limited so that its memory use is `percent` of the limit; unlimited at 100. Where there is test memory,
+    /// the RAM doesn't count.
     pub fn limited_to(self, percent: u64) -> Self {
         let test: u64 = self.test.iter().map(|slot| slot.pages * PAGE_SIZE).sum();
-        let limit = (percent > 100).then(|| self.ram + test / percent * 100);
+        let limit = (percent > 100).then(|| match test {
+            0 => self.ram / percent * 100,
+            _ => self.ram + test / percent * 100,
+        });
         Self { limit, ..self }
     }
 

@@ -3,10 +3,11 @@
 //!
 //! The work is cut into parts, and each CPU begins with a run of neighbouring parts of its own: neighbours share cache lines of
 //! tables and logs. It takes part after part by one atomic addition, first of its own run, then of the others', so a slow part
-//! holds up nobody else. CPU 0 takes parts too, and returns when all are done; meanwhile it serves nobody else.
+//! holds up nobody else. CPU 0 takes parts too, and returns when all are done; meanwhile it serves nobody else. Or it leaves all
+//! parts to the helpers ([`RunningGuest::begin_work`]), and serves others.
 //! Parts run on different CPUs at the same time and in any order: they must be of a kind that [`AddressSpace`] allows so.
 
-use crate::guest::running::RunningGuest;
+use crate::guest::running::{BackgroundWork, RunningGuest};
 use crate::machine::{Machine, OwnCpu};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -41,6 +42,13 @@ impl<E> Parts<E> {
         }
     }
 
+    /// Lets nobody begin another one.
+    fn call_off(&self) {
+        for run in &self.runs {
+            run.next.store(run.end, Ordering::Relaxed);
+        }
+    }
+
     /// Does parts until none is left, as the CPU `cpu` of them. Relaxed: a part's result reaches CPU 0 with the end of the job.
     fn work_off(&self, cpu: usize, mut work: impl FnMut(usize) -> Result<(), E>) {
         let (before, own) = self.runs.split_at(cpu);
@@ -52,11 +60,7 @@ impl<E> Parts<E> {
                 }
                 if let Err(error) = work(part) {
                     self.error.call_once(|| error);
-                    // Nobody begins another one.
-                    for run in &self.runs {
-                        run.next.store(run.end, Ordering::Relaxed);
-                    }
-                    return;
+                    return self.call_off();
                 }
             }
         }
@@ -93,6 +97,65 @@ impl<M: Machine, L: MmuLock> RunningGuest<'_, M, L> {
         // Each helper has dropped its reference before it was done.
         let error = Arc::into_inner(parts).and_then(|parts| parts.error.try_into_inner());
         error.map_or(Ok(()), Err)
+    }
+}
+
+impl<M: Machine, L: MmuLock> RunningGuest<'_, M, L> {
+    /// As [`Self::share_work`], by the guest's helpers alone, of whom there are some: this CPU goes on, and is kicked when they
+    /// have finished.
+    pub fn begin_work<E: Send + Sync + 'static>(
+        &self,
+        parts: usize,
+        work: impl Fn(&AddressSpace<L>, &CpuMemory<M::Hardware>, usize) -> Result<(), E>
+        + Send
+        + Sync
+        + 'static,
+    ) -> WorkBegun<'_, M, E>
+    where
+        L: 'static,
+    {
+        let first = self.helpers().start;
+        let parts = Arc::new(Parts::new(parts, self.helpers().len()));
+        let shared = parts.clone();
+        let helpers = move |vm: &Vm<AddressSpace<L>>, own: &OwnCpu<M>| {
+            shared.work_off(own.id.0 - first, |part| work(&vm.space, &own.memory, part));
+        };
+        WorkBegun {
+            beside: self.call_helpers(helpers),
+            parts,
+        }
+    }
+}
+
+/// Work that a guest's helpers do. When this is dropped, they finish the parts that they are at, and begin no other.
+pub struct WorkBegun<'g, M: Machine, E> {
+    beside: BackgroundWork<'g, M>,
+    parts: Arc<Parts<E>>,
+}
+
+impl<M: Machine, E> WorkBegun<'_, M, E> {
+    /// Whether all parts are done, or one has failed. What the helpers did is visible then.
+    pub fn is_over(&self) -> bool {
+        self.beside.are_done()
+    }
+
+    /// Waits for the end, if it hasn't come.
+    ///
+    /// # Errors
+    /// The first error of a part.
+    pub fn end(self) -> Result<(), E> {
+        self.beside.wait();
+        let parts = self.parts.clone();
+        drop(self);
+        // Each helper has dropped its reference before it was done.
+        let error = Arc::into_inner(parts).and_then(|parts| parts.error.try_into_inner());
+        error.map_or(Ok(()), Err)
+    }
+}
+
+impl<M: Machine, E> Drop for WorkBegun<'_, M, E> {
+    fn drop(&mut self) {
+        self.parts.call_off();
     }
 }
 

@@ -27,6 +27,26 @@ impl Service for NoCalls {
     }
 }
 
+/// The plan of an operating system, and its terminal.
+///
+/// # Errors
+/// The machine can't give it what it needs.
+pub(crate) fn planned<'p, M: Machine>(
+    host: &Host<'_, M>,
+    request: &Request<'p>,
+    vm: VmId,
+) -> Result<(GuestPlan<'p>, Terminal<M>), RunError> {
+    let (machine, options) = (host.machine, &request.options);
+    let board = GuestBoard::new(machine, &host.own.memory, request)?;
+    let terminal = Terminal::new(machine, &board, options);
+    let plan = GuestPlan {
+        ram_backing: options.backing,
+        board: Some(board),
+        ..GuestPlan::of(request, vm, options.program_bytes().unwrap_or(0))
+    };
+    Ok((plan.limited_to(options.overcommits[0]), terminal))
+}
+
 /// A running operating system. It is stopped when this is dropped, at the latest.
 pub(crate) struct RunningLinux<'h, M: Machine, L: MmuLock> {
     guest: RunningGuest<'h, M, L>,
@@ -44,14 +64,10 @@ impl<'h, M: Machine, L: MmuLock + 'static> RunningLinux<'h, M, L> {
         vm: VmId,
         cpus: Range<usize>,
     ) -> Result<Self, RunError> {
-        let (machine, options) = (host.machine, &request.options);
-        let board = GuestBoard::new(machine, &host.own.memory, request)?;
-        let terminal = Terminal::new(machine, &board, options.console);
+        let (plan, terminal) = planned(host, request, vm)?;
         let plan = GuestPlan {
-            ram_backing: options.backing,
-            board: Some(board),
             cpus: Some(cpus),
-            ..GuestPlan::of(request, vm, options.program_bytes().unwrap_or(0))
+            ..plan
         };
         let guest = host.launch::<L, _>(&plan, &Arc::new(NoCalls))?;
         Ok(Self { guest, terminal })

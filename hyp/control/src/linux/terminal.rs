@@ -3,9 +3,11 @@
 //! CPU 0 is woken when the UART has output and when it has room for input, and for the console's own input, if that can wake it;
 //! else it is polled.
 
+use super::line_watch::LineWatch;
 use crate::board::GuestBoard;
 use crate::guest::console::GuestConsole;
 use crate::machine::Machine;
+use crate::options::Options;
 use alloc::sync::Arc;
 use core::ops::Range;
 use devices::{Pl011, Pl031};
@@ -22,7 +24,7 @@ const PIECES: usize = 16;
 const PIECE: usize = 256;
 
 /// The way between a guest's UART and the console.
-pub(super) struct Terminal<M: Machine> {
+pub struct Terminal<M: Machine> {
     machine: &'static M,
     uart: Arc<Pl011>,
     rtc: Arc<Pl031>,
@@ -30,6 +32,7 @@ pub(super) struct Terminal<M: Machine> {
     lines: GuestConsole,
     output: Piece,
     input: Piece,
+    watch: LineWatch,
 }
 
 /// Bytes on their way.
@@ -76,15 +79,17 @@ enum Carried {
 }
 
 impl<M: Machine> Terminal<M> {
-    pub fn new(machine: &'static M, board: &GuestBoard<'_>, mode: ConsoleMode) -> Self {
+    /// For the guest with this board.
+    pub(crate) fn new(machine: &'static M, board: &GuestBoard<'_>, options: &Options) -> Self {
         Self {
             machine,
             uart: board.uart.clone(),
             rtc: board.rtc.clone(),
-            mode,
+            mode: options.console,
             lines: GuestConsole::new(),
             output: Piece::EMPTY,
             input: Piece::EMPTY,
+            watch: LineWatch::new(options.log_from.clone()),
         }
     }
 
@@ -97,6 +102,16 @@ impl<M: Machine> Terminal<M> {
     pub fn attend_clock(&self) -> u64 {
         self.rtc.attend();
         self.rtc.deadline_ns().unwrap_or(u64::MAX)
+    }
+
+    /// Whether the guest has printed the line that the options name, if they do.
+    pub fn has_printed_line(&self) -> bool {
+        self.watch.has_come()
+    }
+
+    /// Types a return to the guest. It is lost if the UART has no room.
+    pub fn type_return(&self) {
+        let _ = self.uart.give_input(b"\n");
     }
 
     /// Carries what there is. Returns when this is to be called again, unless this CPU is woken before.
@@ -151,7 +166,12 @@ impl<M: Machine> Terminal<M> {
                 bytes.len()
             }
         };
-        self.output.carry(|bytes| self.uart.take_output(bytes), to)
+        let from = |bytes: &mut [u8]| {
+            let count = self.uart.take_output(bytes);
+            self.watch.look(&bytes[..count.min(PIECE)]);
+            count
+        };
+        self.output.carry(from, to)
     }
 
     fn carry_input(&mut self) -> Carried {

@@ -62,8 +62,8 @@ pub enum OptionError<'t> {
     },
     /// A guest of the user's was to run in several modes.
     OneMode(&'static str),
-    /// The benchmark was to run with several limits.
-    OneOvercommit,
+    /// A guest was to run with several limits that has one for all of its runs.
+    OneOvercommit(&'static str),
     /// An option of merging, but nothing is merged.
     NotMerging(&'static str),
     /// A background scanner together with a workload that has its own.
@@ -144,10 +144,14 @@ impl fmt::Display for OptionError<'_> {
                 "slots={slots} contradicts the memory, which is {pieces} pieces of {piece}"
             ),
             Self::OneMode(guest) => {
-                write!(f, "several modes contradict guest={guest}, which runs once")
+                write!(
+                    f,
+                    "several modes contradict guest={guest}, which runs once without dirty_log"
+                )
             }
-            Self::OneOvercommit => f.write_str(
-                "several values of overcommit contradict guest=dirty_log, which has one for all of its runs",
+            Self::OneOvercommit(guest) => write!(
+                f,
+                "several values of overcommit contradict guest={guest}, which has one for all of its runs"
             ),
             Self::NotMerging(key) => {
                 write!(f, "option '{key}' needs merging: nothing is merged without")

@@ -338,7 +338,7 @@ fn contradictions_are_named() {
     );
     assert_eq!(
         refused("guest=program mode=mutex,rwlock"),
-        "several modes contradict guest=program, which runs once"
+        "several modes contradict guest=program, which runs once without dirty_log"
     );
     assert_eq!(
         refused("ipa_bits=32 vcpus=4 bytes=1G"),
@@ -492,7 +492,7 @@ fn what_isnt_for_linux_or_for_linux_only_is_named() {
     }
     assert_eq!(
         refused("guest=linux mode=mutex,parallel"),
-        "several modes contradict guest=linux, which runs once"
+        "several modes contradict guest=linux, which runs once without dirty_log"
     );
     assert_eq!(
         refused("guest=linux console=both"),

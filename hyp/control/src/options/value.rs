@@ -4,7 +4,7 @@ use super::OptionError;
 use alloc::string::String;
 use alloc::vec::Vec;
 use log::LevelFilter;
-use records::options::{ALONE, LEVELS, MOST_SLOTS, PATHS, RING_ENTRIES, RING_SIZES};
+use records::options::{ALONE, LEVELS, LINES, MOST_SLOTS, PATHS, RING_ENTRIES, RING_SIZES};
 use records::size::{Size, decimal};
 use records::words::Word;
 
@@ -59,6 +59,23 @@ pub(super) fn path<'t>(key: &'static str, text: &'t str) -> Result<String, Optio
             expected: PATHS,
         }),
     }
+}
+
+/// The beginning of a line of a guest's.
+pub(super) fn line<'t>(key: &'static str, text: &'t str) -> Result<String, OptionError<'t>> {
+    const MOST: usize = 64;
+    if text.is_empty() || text.len() > MOST {
+        return Err(OptionError::Malformed {
+            key,
+            text,
+            expected: LINES,
+        });
+    }
+    let mut line = String::new();
+    line.try_reserve_exact(text.len())
+        .map_err(|_| OptionError::NoRoom(key))?;
+    line.push_str(text);
+    Ok(line)
 }
 
 pub(super) fn number<'t>(

@@ -3,7 +3,7 @@
 use super::{OptionError, each_word, value};
 use crate::quote::Quoted;
 use core::fmt;
-use records::options::{VM, VMS, is_name, unquoted};
+use records::options::{ADDRESSES, VM, VMS, is_name, unquoted};
 use records::size::{Size, SizeError, decimal};
 use records::words::{OnCrash, OnReset, Word};
 
@@ -16,8 +16,10 @@ pub struct VmOptions<'t> {
     pub vcpus: usize,
     /// Its memory, if that isn't the usual.
     pub bytes: Option<Size>,
-    /// The address of the module with its kernel.
-    pub kernel: u64,
+    /// The address of the module with its kernel, which only firmware can do without.
+    pub kernel: Option<u64>,
+    /// The address of the module with the firmware that starts in the kernel's place, if there is some.
+    pub firmware: Option<u64>,
     /// The address of the module with its initial ramdisk.
     pub ramdisk: Option<u64>,
     /// What becomes of it when it asks for a reset, unless that is said for all.
@@ -71,7 +73,6 @@ impl fmt::Display for VmFault<'_> {
     }
 }
 
-const ADDRESSES: &str = "an address like 0x50000000";
 const NAMES: &str = "up to 31 letters, digits, '-', '_', '.' or '@', a letter first";
 const VCPUS: &str = "a number from 1 on";
 
@@ -89,8 +90,9 @@ impl<'t> VmOptions<'t> {
     }
 
     fn parse(text: &'t str) -> Result<Self, VmFault<'t>> {
-        const KEYS: [&str; 8] = [
-            "name", "kernel", "vcpus", "bytes", "initrd", "on_reset", "on_crash", "cmdline",
+        const KEYS: [&str; 9] = [
+            "name", "kernel", "firmware", "vcpus", "bytes", "initrd", "on_reset", "on_crash",
+            "cmdline",
         ];
         let mut values = [None; KEYS.len()];
         let mut rest = Some(text);
@@ -117,6 +119,7 @@ impl<'t> VmOptions<'t> {
         let [
             name,
             kernel,
+            firmware,
             vcpus,
             bytes,
             ramdisk,
@@ -124,11 +127,14 @@ impl<'t> VmOptions<'t> {
             on_crash,
             bootargs,
         ] = values;
+        if kernel.or(firmware).is_none() {
+            return Err(VmFault::Missing("kernel"));
+        }
         Ok(Self {
             name: part("name", name, NAMES, |text| is_name(text).then_some(text))?
                 .ok_or(VmFault::Missing("name"))?,
-            kernel: part("kernel", kernel, ADDRESSES, address)?
-                .ok_or(VmFault::Missing("kernel"))?,
+            kernel: part("kernel", kernel, ADDRESSES, address)?,
+            firmware: part("firmware", firmware, ADDRESSES, address)?,
             vcpus: part("vcpus", vcpus, VCPUS, vcpus_of)?.unwrap_or(1),
             bytes: part("bytes", bytes, SizeError::Malformed.expected(), bytes_of)?,
             ramdisk: part("initrd", ramdisk, ADDRESSES, address)?,
@@ -153,6 +159,15 @@ fn part<'t, T>(
     };
     text.map(|text| read(text).ok_or(malformed(text)))
         .transpose()
+}
+
+/// The address of a module, as the value of an option.
+pub(super) fn module<'t>(key: &'static str, text: &'t str) -> Result<u64, OptionError<'t>> {
+    address(text).ok_or(OptionError::Malformed {
+        key,
+        text,
+        expected: ADDRESSES,
+    })
 }
 
 fn address(text: &str) -> Option<u64> {
@@ -205,7 +220,8 @@ mod tests {
             name: "a",
             vcpus: 1,
             bytes: None,
-            kernel: 0x5000_0000,
+            kernel: Some(0x5000_0000),
+            firmware: None,
             ramdisk: None,
             on_reset: None,
             on_crash: None,
@@ -215,7 +231,8 @@ mod tests {
             name: "b-2",
             vcpus: 3,
             bytes: Some(Size(96 << 20)),
-            kernel: 0x5000_0000,
+            kernel: Some(0x5000_0000),
+            firmware: None,
             ramdisk: Some(0x5800_0000),
             on_reset: Some(OnReset::Stop),
             on_crash: Some(OnCrash::Restart),
@@ -226,6 +243,11 @@ mod tests {
             cmdline='console=ttyAMA0,115200 x=\"1, 2\"'";
         assert_eq!(vms(bootargs), [few, all]);
         assert_eq!(vms("vm='name=a,kernel=0x50000000'"), [few]);
+        let firmware = vms("vm=name=a,firmware=0x4f000000")[0];
+        assert_eq!(
+            (firmware.kernel, firmware.firmware),
+            (None, Some(0x4f00_0000))
+        );
         assert_eq!(vms("guest=linux"), []);
     }
 
@@ -253,6 +275,7 @@ mod tests {
                 "VM 'a': malformed value '50' for 'kernel': expected an address",
             ),
             ("name=a,kernel=0x+1", "for 'kernel'"),
+            ("name=a,firmware=1", "for 'firmware': expected an address"),
             ("name=a,kernel=0x10000000000000000", "for 'kernel'"),
             (
                 "name=a,kernel=0x1,vcpus=0",

@@ -154,6 +154,19 @@ impl<L: MmuLock> AddressSpace<L> {
         })
     }
 
+    /// Whether a page may hold anything but zeros. If not, it has no frame of its own, and reads as zeros at this moment.
+    ///
+    /// # Errors
+    /// There is no slot.
+    pub fn has_contents<T: Caches>(&self, cpu: &CpuMemory<T>, ipa: Ipa) -> Result<bool, NotBacked> {
+        let guard = self.pin(cpu);
+        let slot = self.slots(&guard).find(ipa);
+        let slot = slot.ok_or(NotBacked::NoSlot { ipa })?;
+        let look = slot.object().look(slot.object_page(ipa));
+        let is_empty = matches!(look.backing(), Backing::Vacant | Backing::Zero);
+        Ok(look.is_claimed() || !is_empty)
+    }
+
     /// Calls `each` with the slot, the address and the part of the buffer, for every page that a range touches.
     fn for_each_page(
         &self,

@@ -15,11 +15,11 @@ use records::words::{Clear, Harvest};
 use vm::VcpuId;
 
 /// Ring entries that are taken at once.
-pub(super) const TAKEN_AT_ONCE: usize = 1024;
+pub(crate) const TAKEN_AT_ONCE: usize = 1024;
 /// Parts that a CPU copies at once: less would take longer to get than to copy.
 const GOT_AT_ONCE: usize = 4;
 /// The initial contents of a buffer for them.
-pub(super) const NO_PAGES: DirtyPages = DirtyPages {
+pub(crate) const NO_PAGES: DirtyPages = DirtyPages {
     slot: SlotId(0),
     first: 0,
     count: 0,

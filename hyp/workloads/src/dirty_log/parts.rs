@@ -18,7 +18,7 @@ use crate::harness::test_memory::bitmap;
 const PARTS_PER_CPU: u64 = 32;
 
 /// A part of a slot.
-pub(super) struct Part {
+pub(crate) struct Part {
     /// The slot.
     pub slot: SlotId,
     /// Its pages, by their numbers in the slot.
@@ -30,7 +30,7 @@ pub(super) struct Part {
 }
 
 /// Cuts the slots into parts for so many CPUs; for one, each slot is a part. `None` without heap.
-pub(super) fn cut(slots: &[TestSlot], backing: Backing, cpus: usize) -> Option<Arc<[Part]>> {
+pub(crate) fn cut(slots: &[TestSlot], backing: Backing, cpus: usize) -> Option<Arc<[Part]>> {
     let pages: u64 = slots.iter().map(|slot| slot.pages).sum();
     let unit = backing.bytes().max(Backing::Block2M.bytes()) / PAGE_SIZE;
     let most = match cpus {

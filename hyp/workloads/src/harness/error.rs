@@ -4,9 +4,10 @@ use crate::harness::verify::{BeyondShare, Mismatch, WrongContent};
 use crate::harness::violation::GuestViolation;
 use alloc::string::String;
 use control::RunError;
+use control::guest::RAM;
 use core::fmt;
 use memory::{LogError, MergeError, NotBacked, PrefaultError, SlotError, SlotId, VmId};
-use stage2::{Ipa, OutOfFrames};
+use stage2::{Ipa, OutOfFrames, PAGE_SIZE};
 use vm::VcpuId;
 
 /// Why a workload failed.
@@ -74,6 +75,17 @@ pub enum WorkloadError {
     NoHardwareDirty {
         /// Their model.
         cpu: &'static str,
+    },
+    /// No memory is left for the copy of a guest's memory.
+    NoCopy(NotBacked),
+    /// Guest memory differs from its copy, with the guest stopped and all copied that it has written.
+    CopyDiffers {
+        /// The address of the first word that differs.
+        ipa: Ipa,
+        /// The guest's word.
+        guest: u64,
+        /// The copy's.
+        copy: u64,
     },
     /// Blocks that logging has split weren't restored.
     NotRestored {
@@ -153,6 +165,7 @@ impl WorkloadError {
                 | Self::Journal { .. }
                 | Self::Harvest { .. }
                 | Self::Content { .. }
+                | Self::CopyDiffers { .. }
                 | Self::NotRestored { .. }
                 | Self::TablesRemain { .. }
         )
@@ -211,6 +224,15 @@ impl fmt::Display for WorkloadError {
             Self::NoHardwareDirty { cpu } => write!(
                 f,
                 "tracking=hardware needs CPUs that note writes themselves (FEAT_HAFDBS with dirty state), which {cpu} doesn't"
+            ),
+            Self::NoCopy(error) => {
+                write!(f, "the copy of the guest's memory can't go on: {error}")
+            }
+            Self::CopyDiffers { ipa, guest, copy } => write!(
+                f,
+                "page {} of the guest's memory differs from its copy after the last round: {ipa} holds {guest:#x}, and the \
+                 copy {copy:#x}",
+                (ipa.get() - RAM.get()) / PAGE_SIZE
             ),
             Self::NotRestored { left } => write!(
                 f,

@@ -37,6 +37,13 @@ pub enum Guest {
         /// What it should be.
         expected: u64,
     },
+    /// Writes at random to its RAM until nobody wants its log any more, then reports success.
+    Writer {
+        /// How many vCPUs it has, one or two.
+        vcpus: u64,
+        /// Whether one of its writes isn't noticed.
+        stealthy: bool,
+    },
     /// Calls with garbage, then reports.
     Program {
         /// Its verdict.
@@ -193,7 +200,42 @@ impl Vcpu {
                 self.call(REPORT, [u64::from(found != expected), found, 0]);
             }
             Guest::Program { code } => self.program(code),
+            Guest::Writer { vcpus, stealthy } => self.write_at_random(vcpus, stealthy),
         }
+    }
+
+    fn write_at_random(&mut self, vcpus: u64, stealthy: bool) {
+        /// Pages from there on, of which some are never written.
+        const FIRST: u64 = 0x4010_0000;
+        const PAGES: u64 = 600;
+        const HIDDEN: u64 = FIRST + 4096 * PAGES + 16;
+        if self.vcpu == 0 {
+            self.word(HIDDEN, true).store(1, Ordering::SeqCst);
+            if vcpus > 1 {
+                self.call(CPU_ON, [1, 0x4000_0000, 1]);
+            }
+        }
+        let mut random = fastrand::Rng::with_seed(self.vcpu as u64);
+        while self.vcpu != 0 || !self.entry.machine.is_over() {
+            let (page, value) = (random.u64(..PAGES), random.u64(..4));
+            let at = FIRST + page * 4096 + random.u64(..512) * 8;
+            self.word(at, true).store(value, Ordering::SeqCst);
+            // There is no TLB whose invalidation waits for a store: it is noticed if the entry is still writable after it, or
+            // else now.
+            self.word(at, true);
+            if stealthy && self.entry.machine.has_said("Iteration 1 copy memory") {
+                self.word(HIDDEN, false).store(0x5ec, Ordering::SeqCst);
+            }
+            if self.entry.machine.is_kicked(self.entry.cpu) {
+                self.exit(RawExit {
+                    reason: ExitReason::Interrupt,
+                    esr: 0,
+                    far: 0,
+                    hpfar: 0,
+                });
+            }
+        }
+        self.call(REPORT, [0, 0, 0]);
     }
 
     fn hang(&mut self) {

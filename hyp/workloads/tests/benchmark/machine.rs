@@ -7,6 +7,7 @@ use control::{
 };
 use memory::frames::{Counts, FramePool, arena, write_bytes};
 use memory::{CpuCounters, CpuMemory, MemorySystem, Object};
+use records::record::Progress;
 use stage2::{Features, Ipa, NoTlb, PAGE_SIZE};
 use std::cell::Cell;
 use std::fmt;
@@ -49,6 +50,24 @@ struct Kick {
 impl Threads {
     pub fn is_kicked(&self, cpu: CpuId) -> bool {
         *self.kicks[cpu.0].pending.lock().unwrap()
+    }
+
+    /// Whether a line begins so that was printed.
+    pub fn has_said(&self, start: &str) -> bool {
+        let lines = self.lines.lock().unwrap();
+        lines.iter().any(|line| line.starts_with(start))
+    }
+
+    /// Whether the run that began last has done all of its steps.
+    pub fn is_over(&self) -> bool {
+        let lines = self.lines.lock().unwrap();
+        let mut lines = lines.iter().rev();
+        let last = lines.find(|line| line.starts_with("== ") || line.starts_with("@progress "));
+        last.and_then(|line| line.strip_prefix("@progress "))
+            .is_some_and(|json| {
+                let progress: Progress = serde_json::from_str(json).unwrap();
+                progress.step == progress.steps
+            })
     }
 
     fn wait_for_kick(&self, cpu: CpuId, most: Duration) {
@@ -261,14 +280,14 @@ pub fn run(options: &str, guest: Guest) -> Outcome {
     run_with(options, guest, Features::armv8_0(44, 48))
 }
 
-/// The same, with an honest guest on CPUs that keep dirty state.
-pub fn run_with_dirty_state(options: &str) -> Outcome {
+/// The same, on CPUs that keep dirty state.
+pub fn run_with_dirty_state(options: &str, guest: Guest) -> Outcome {
     let features = Features {
         hardware_access: true,
         hardware_dirty: true,
         ..Features::armv8_0(44, 48)
     };
-    run_with(options, Guest::Honest, features)
+    run_with(options, guest, features)
 }
 
 fn run_with(options: &str, guest: Guest, features: Features) -> Outcome {

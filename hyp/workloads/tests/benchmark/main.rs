@@ -3,6 +3,7 @@
 
 mod guests;
 mod machine;
+mod precopy;
 
 use control::CpuPool;
 use guests::{Guest, Sin};
@@ -233,7 +234,10 @@ fn hardware_notes_writes_without_a_fault() {
         "clear=with_get slots=5",
         "backing=4K slots=7",
     ] {
-        let records = verified(&run_with_dirty_state(&format!("{options} {policies}")), 2);
+        let records = verified(
+            &run_with_dirty_state(&format!("{options} {policies}"), Guest::Honest),
+            2,
+        );
         for iteration in 2..=3 {
             let faults = |record| {
                 counted(

@@ -174,7 +174,7 @@ mod tests {
         let all = std::iter::once("scripts/bench").chain(arguments.iter().copied());
         let options =
             BenchOptions::parse_arguments(all.map(OsString::from)).expect("sound options");
-        let matrix = Matrix::new(&options.workload, &options.backing, &options.machine)
+        let matrix = Matrix::new(&options.workload, &options.backing, &options.machine, None)
             .expect("sound options");
         let kernel = |series: &str| Kernel {
             series: series.into(),

@@ -104,7 +104,7 @@ mod tests {
         let arguments = ["scripts/bench", "--vcpus=1,4", "--iterations=3"];
         let options = BenchOptions::parse_arguments(arguments.map(OsString::from));
         let options = options.expect("sound options");
-        let matrix = Matrix::new(&options.workload, &options.backing, &options.machine)
+        let matrix = Matrix::new(&options.workload, &options.backing, &options.machine, None)
             .expect("sound options");
         let works = matrix.boots.iter().map(|boot| work(&boot.workload));
         assert_eq!(works.collect::<Vec<_>>(), [2048.0 * 4.0, 2048.0 * 16.0]);

@@ -158,6 +158,15 @@ pub fn workload(record: &Record) -> String {
             record.backing
         );
     }
+    if !record.guest.is_empty() {
+        return format!(
+            "guest {} with {}, backing {}, rounds after {} ms each",
+            record.guest,
+            Size(record.bytes_per_vcpu),
+            record.backing,
+            record.interval
+        );
+    }
     let order = if record.random { ", random order" } else { "" };
     format!(
         "{} per vCPU, backing {}, {} % writes{order}",

@@ -5,6 +5,7 @@
 //! | `options` | the user's options |
 //! | `matrix`, `beside` | the boots that it takes, of Parvisor and of Linux |
 //! | `running`, `estimate`, `progress` | making them, and how long that takes |
+//! | `guest` | Linux as the guest that is measured |
 //! | `results` | the results in files |
 //! | `parse`, `capture` | earlier results, and logs of boards |
 //! | `metric`, `statistics`, `label`, `section` | their evaluation |
@@ -13,6 +14,7 @@
 mod beside;
 mod capture;
 mod estimate;
+mod guest;
 mod label;
 mod matrix;
 mod metric;
@@ -35,6 +37,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 
+use self::guest::LinuxGuest;
 use self::matrix::Matrix;
 use self::options::BenchOptions;
 use self::results::{Clock, FORMAT, Host, Results};
@@ -113,7 +116,12 @@ fn measure(options: &BenchOptions, arguments: &[OsString]) -> Result<u8, ToolErr
     if typed::measures_nothing(options.machine.append.as_deref()) {
         return usage("--append: that is nothing to measure; scripts/run takes it");
     }
-    let matrix = Matrix::new(&options.workload, &options.backing, &options.machine)?;
+    let matrix = Matrix::new(
+        &options.workload,
+        &options.backing,
+        &options.machine,
+        options.logged(),
+    )?;
     check_file(options.json.as_deref())?;
     let folder = match &options.out {
         Some(folder) => folder.clone(),
@@ -122,6 +130,10 @@ fn measure(options: &BenchOptions, arguments: &[OsString]) -> Result<u8, ToolErr
     prepare_folder(&folder, options.force)?;
     setup::rust_target()?;
     let emulator = setup::emulator()?;
+    let linux = match options.linux {
+        None => None,
+        Some(series) => Some(LinuxGuest::prepare(series, PROFILE)?),
+    };
     let images = images::build(PROFILE)?;
     let simulation = match options.machine.costs() {
         None => None,
@@ -160,6 +172,7 @@ fn measure(options: &BenchOptions, arguments: &[OsString]) -> Result<u8, ToolErr
         emulator: &emulator,
         hypervisor: images.hypervisor,
         guest: images.dirty_log,
+        linux,
         simulation,
         options: &options.machine,
         boots: &matrix.boots,

@@ -3,6 +3,7 @@
 //! none is left.
 
 use ::options::backing::BackingOptions;
+use ::options::linux::DEBIAN_ROOM;
 use ::options::shared::{MachineOptions, WorkloadOptions};
 use ::options::words::{Enable, Harvest, Tracking};
 use ::options::workload::Workload;
@@ -19,7 +20,7 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// The matrix that the options span.
+    /// The matrix that the options span. With an interval in milliseconds, Linux is measured, and logged after each of them.
     ///
     /// # Errors
     ///
@@ -28,12 +29,18 @@ impl Matrix {
         options: &WorkloadOptions,
         backing: &BackingOptions,
         machine: &MachineOptions,
+        logged: Option<u32>,
     ) -> Result<Self, ToolError> {
         let mut matrix = Self {
             boots: Vec::new(),
             notices: Vec::new(),
         };
-        for workload in workloads(options, backing, machine.simulated)? {
+        for mut workload in workloads(options, backing, machine.simulated)? {
+            if logged.is_some() {
+                workload.program = true;
+                workload.linux = Some(DEBIAN_ROOM);
+                workload.logged = logged;
+            }
             matrix.add(workload, machine)?;
         }
         match (matrix.boots.is_empty(), matrix.notices.first()) {
@@ -144,8 +151,13 @@ mod tests {
         let all = std::iter::once("scripts/bench").chain(arguments.iter().copied());
         let options = BenchOptions::parse_arguments(all.map(OsString::from));
         let options = options.map_err(|error| one_line(&error))?;
-        Matrix::new(&options.workload, &options.backing, &options.machine)
-            .map_err(|error| error.to_string())
+        Matrix::new(
+            &options.workload,
+            &options.backing,
+            &options.machine,
+            options.logged(),
+        )
+        .map_err(|error| error.to_string())
     }
 
     fn sound(arguments: &[&str]) -> Matrix {
@@ -181,6 +193,32 @@ mod tests {
             "{words}"
         );
         assert_eq!(matrix.boots[1].cpus, 9);
+    }
+
+    #[test]
+    fn linux_is_measured_in_every_mode_with_two_ways_to_split_and_to_track() {
+        let matrix = sound(&["--linux", "--interval=50"]);
+        assert_eq!((matrix.boots.len(), runs(&matrix)), (1, 12));
+        assert_eq!(
+            matrix.boots[0].append,
+            "mode=mutex,rwlock,parallel vcpus=2 bytes=262144K backing=2M guest=linux dirty_log iterations=4 interval=50 \
+             on_reset=stop rtc=0 split=none,eager tracking=writeprotect,hardware"
+                .replace("rtc=0", matrix.boots[0].append.split(' ').find(|word| word.starts_with("rtc=")).expect("a time"))
+        );
+        // Two vCPUs, one that harvests, and the hypervisor's own.
+        assert_eq!(matrix.boots[0].cpus, 4);
+        let chosen = sound(&[
+            "--linux=6.1",
+            "--vcpus=1,4",
+            "--bytes=512M",
+            "--split=fault",
+            "--harvesters=2",
+        ]);
+        assert_eq!((chosen.boots.len(), runs(&chosen)), (2, 12));
+        assert_eq!(chosen.boots[1].cpus, 7);
+        assert!(refused(&["--linux", "--write-percent=20"]).contains("--write-percent"));
+        assert!(refused(&["--linux", "--with-kvm=6.1"]).contains("--with-kvm"));
+        assert!(refused(&["--interval=5"]).contains("--linux"));
     }
 
     #[test]

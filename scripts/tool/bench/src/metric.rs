@@ -2,6 +2,7 @@
 //! changes are `backing`'s.
 
 mod backing;
+mod live;
 
 use std::ops::RangeInclusive;
 
@@ -92,6 +93,18 @@ pub enum Metric {
     Sharing,
     /// How often that CPU has looked at all pages.
     FullScans,
+    /// All memory is copied, the guest running.
+    CopyAll,
+    /// The pages of a round are copied.
+    CopyRound,
+    /// The guest is stopped for the last round.
+    Stop,
+    /// Memory is compared with its copy.
+    Compare,
+    /// Pages that were written in a round.
+    DirtyPages,
+    /// Getting and clearing the log for each page that was written in a round.
+    HarvestPerPage,
 }
 
 /// The unit of a metric.
@@ -105,7 +118,7 @@ pub enum Quantity {
 
 impl Metric {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 42] = [
         Self::Populate,
         Self::Enable,
         Self::FreeDirty,
@@ -121,6 +134,12 @@ impl Metric {
         Self::FirstExits,
         Self::LaterExits,
         Self::LongestExit,
+        Self::CopyAll,
+        Self::CopyRound,
+        Self::Stop,
+        Self::Compare,
+        Self::DirtyPages,
+        Self::HarvestPerPage,
         Self::Fill,
         Self::Fork,
         Self::Ahead,
@@ -183,6 +202,12 @@ impl Metric {
             Self::BroughtBack => "Pages brought back per second of checking",
             Self::Sharing => "Pages that share others' frames",
             Self::FullScans => "Full scans",
+            Self::CopyAll => "Copy all",
+            Self::CopyRound => "Copy, per round",
+            Self::Stop => "Guest stopped for the last round",
+            Self::Compare => "Compare",
+            Self::DirtyPages => "Pages written, per round",
+            Self::HarvestPerPage => "Get and clear, per page written",
         }
     }
 
@@ -225,6 +250,12 @@ impl Metric {
             Self::BroughtBack => "brought-back",
             Self::Sharing => "sharing",
             Self::FullScans => "full-scans",
+            Self::CopyAll => "copy-all",
+            Self::CopyRound => "copy-round",
+            Self::Stop => "stop",
+            Self::Compare => "compare",
+            Self::DirtyPages => "pages-round",
+            Self::HarvestPerPage => "harvest-per-page",
         }
     }
 
@@ -242,7 +273,8 @@ impl Metric {
             | Self::Compressed
             | Self::BroughtBack
             | Self::Sharing
-            | Self::FullScans => Quantity::Number,
+            | Self::FullScans
+            | Self::DirtyPages => Quantity::Number,
             _ => Quantity::Time,
         }
     }
@@ -251,7 +283,16 @@ impl Metric {
     pub fn samples(self, record: &Record) -> Vec<f64> {
         let first = first_noticed(record);
         let times = |name, from, to| phases(record, name, from..=to).map(time).collect();
+        if live::excludes(self, record) {
+            return Vec::new();
+        }
         match self {
+            Self::CopyAll
+            | Self::CopyRound
+            | Self::Stop
+            | Self::Compare
+            | Self::DirtyPages
+            | Self::HarvestPerPage => live::samples(self, record),
             Self::Populate => times(PhaseName::Populate, 0, LAST),
             Self::Enable => times(PhaseName::Enable, 0, LAST),
             Self::FreeDirty => times(PhaseName::Dirty, 1, first - 1),

@@ -9,10 +9,12 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 
 use super::capture::Known;
 use ::options::backing::BackingOptions;
+use ::options::linux::USUAL_INTERVAL;
 use ::options::shared::{MachineOptions, WorkloadOptions};
-use ::options::words::Backing;
+use ::options::words::{Backing, Enable, Split, Tracking};
 use ::options::{usage, usual_backing};
 use emulator::error::ToolError;
+use emulator::size::mib;
 use linux::Series;
 
 /// The options for files that are read, and for the folder of the results.
@@ -73,6 +75,23 @@ pub struct BenchOptions {
     )]
     pub with_kvm: Vec<Series>,
 
+    /// Instead of the benchmark's guest, measure Debian's Linux while it runs a load: its memory is logged and copied round by
+    /// round, and compared after a stop. It has --vcpus and --bytes of memory in all. [default series: 6.12; with it --vcpus 2,
+    /// --bytes 256M, --split none,eager, --tracking writeprotect,hardware, --enable protect]
+    #[arg(
+        long,
+        value_name = "SERIES",
+        num_args = 0..=1,
+        default_missing_value = "6.12",
+        value_parser = series,
+        conflicts_with_all = ["workload", "with_kvm", "write_percent", "random", "seed", "slots"]
+    )]
+    pub linux: Option<Series>,
+
+    /// With --linux, how long the guest runs between two rounds, in milliseconds. [default: 100]
+    #[arg(long, value_name = "MS", requires = "linux")]
+    pub interval: Option<u32>,
+
     /// Where page, plots and results go. [default: a new folder in target/bench; nowhere with --parse]
     #[arg(long, value_name = "FOLDER")]
     pub out: Option<PathBuf>,
@@ -106,7 +125,36 @@ impl BenchOptions {
         let given = matches.ids().map(clap::Id::as_str);
         let given = given.filter(|id| matches.value_source(id) == Some(ValueSource::CommandLine));
         options.given = given.map(String::from).collect();
+        if options.linux.is_some() {
+            options.choose_for_linux();
+        }
         Ok(options)
+    }
+
+    /// Chooses for Linux what the user hasn't.
+    fn choose_for_linux(&mut self) {
+        let is_given = |id: &str| self.given.contains(id);
+        let workload = &mut self.workload;
+        if !is_given("vcpus") {
+            workload.vcpus = vec![2];
+        }
+        if !is_given("bytes") {
+            workload.bytes = Some(mib(256));
+        }
+        if !is_given("split") {
+            workload.splits = vec![Split::None, Split::Eager];
+        }
+        if !is_given("tracking") {
+            workload.trackings = vec![Tracking::WriteProtect, Tracking::Hardware];
+        }
+        if !is_given("enable") {
+            workload.enables = vec![Enable::Protect];
+        }
+    }
+
+    /// How long Linux runs between two rounds, if it is measured, in milliseconds.
+    pub fn logged(&self) -> Option<u32> {
+        self.linux.map(|_| self.interval.unwrap_or(USUAL_INTERVAL))
     }
 
     /// Checks that --parse comes only with options for values that results may lack.

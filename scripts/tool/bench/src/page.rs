@@ -100,6 +100,7 @@ fn samples(section: &Section) -> String {
         Metric::FirstDirty,
         Metric::Write,
         Metric::Check,
+        Metric::DirtyPages,
     ];
     match typical.into_iter().find_map(count).unwrap_or(0) {
         0 | 1 => "one measurement each".into(),

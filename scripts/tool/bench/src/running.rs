@@ -8,6 +8,7 @@ use records::record::Record;
 use super::PROFILE;
 use super::beside::Beside;
 use super::estimate::{Job, work};
+use super::guest::LinuxGuest;
 use super::progress::MatrixProgress;
 use super::results::{Results, Run};
 use super::table::counted;
@@ -21,6 +22,7 @@ use emulator::console::Line;
 use emulator::error::{ToolError, USAGE};
 use emulator::process;
 use emulator::qemu::{Machine, Module, ModuleKind};
+use emulator::session::marks::Marks;
 use emulator::simclock::Simulation;
 
 /// The boots to measure, and the means to do so.
@@ -32,6 +34,8 @@ pub struct Measurement<'m> {
     pub hypervisor: PathBuf,
     /// The benchmark's guest.
     pub guest: PathBuf,
+    /// Linux, if that is measured instead.
+    pub linux: Option<LinuxGuest>,
     /// The simulation of time, with the hypervisor's text, if it is wanted.
     pub simulation: Option<(Simulation, std::ops::Range<u64>)>,
     /// The machine and how it is watched.
@@ -119,11 +123,15 @@ impl Measurement<'_> {
         results: &mut Results,
         progress: &MatrixProgress,
     ) -> Result<(), ToolError> {
-        let machine = self.machine(plan);
+        let machine = self.machine(plan)?;
+        let mut marks = self.linux.as_ref().map(LinuxGuest::marks);
         let verbose = self.options.verbose;
         let observe = |line: &Line, text: &str| {
             if let Line::Progress(step) = line {
                 progress.run(step);
+            }
+            if let (Line::Guest(printed), Some(marks)) = (line, &mut marks) {
+                marks.take(printed);
             }
             if verbose {
                 println!("{text}");
@@ -155,11 +163,29 @@ impl Measurement<'_> {
             return Err(ToolError::Usage(as_typed(reason, append)));
         }
         self.file(plan, repeat, outcome, results);
+        let statuses = marks.as_ref().map_or(&[][..], Marks::statuses);
+        if let Some(status) = statuses.iter().find(|status| **status != 0) {
+            let workload = workload_in_words(&plan.workload);
+            let why = format!("{workload}: the guest's load failed with status {status}");
+            results.failures.push(why);
+        }
         Ok(())
     }
 
-    fn machine(&self, plan: &Plan) -> Machine {
-        Machine {
+    fn machine(&self, plan: &Plan) -> Result<Machine, ToolError> {
+        let (append, modules) = match &self.linux {
+            Some(linux) => (linux.words(&plan.append), linux.modules(plan.memory)?),
+            None => (
+                plan.append.clone(),
+                vec![Module {
+                    kind: ModuleKind::Kernel,
+                    image: self.guest.clone(),
+                    address: Machine::module_address(plan.memory),
+                    bootargs: None,
+                }],
+            ),
+        };
+        Ok(Machine {
             emulator: self.emulator.into(),
             cpu: self.options.cpu.clone(),
             gic: plan.gic,
@@ -167,17 +193,12 @@ impl Measurement<'_> {
             memory: plan.memory,
             el2: true,
             kernel: Some(self.hypervisor.clone()),
-            append: plan.append.clone(),
-            modules: vec![Module {
-                kind: ModuleKind::Kernel,
-                image: self.guest.clone(),
-                address: Machine::module_address(plan.memory),
-                bootargs: None,
-            }],
+            append,
+            modules,
             debugger: None,
             simulation: self.simulation.clone(),
             extra: self.options.qemu.clone(),
-        }
+        })
     }
 
     /// Files the results of a boot, and its missing runs.
@@ -269,12 +290,17 @@ fn workload_in_words(workload: &Workload) -> String {
         harvesters,
         compared,
         overcommit,
+        logged,
         ..
     } = workload;
     let count = counted(u64::from(*vcpus));
     if let Some(compared) = compared {
         return format!("{count}, workload {}, backing {backing}", compared.workload);
     }
+    let what = match logged {
+        Some(_) => "Linux".to_string(),
+        None => format!("{write_percent} % writes"),
+    };
     let overcommit = match overcommit {
         100 => String::new(),
         percent => format!(", overcommit {percent} %"),
@@ -284,7 +310,7 @@ fn workload_in_words(workload: &Workload) -> String {
         several => format!(", {several} harvesters"),
     };
     format!(
-        "{count}, backing {backing}, {write_percent} % writes, logs {granularity}, {harvest}{harvesters}, \
+        "{count}, backing {backing}, {what}, logs {granularity}, {harvest}{harvesters}, \
          {enable}{overcommit}"
     )
 }

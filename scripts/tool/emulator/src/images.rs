@@ -89,6 +89,15 @@ pub fn build_scaling() -> Result<(PathBuf, PathBuf), ToolError> {
     build_image("scaling-guest", "scaling", Profile::Best)
 }
 
+/// Builds the load of a Linux guest whose memory is logged: a program for Linux.
+///
+/// # Errors
+///
+/// [`ToolError::Build`] after cargo has said why.
+pub fn build_load(profile: Profile) -> Result<PathBuf, ToolError> {
+    run_cargo("load", "load", profile, &[])
+}
+
 /// Builds the hypervisor with the break-before-make checker; gives the images with that in its place. It has a target folder
 /// of its own, as cargo would replace the other executable.
 ///

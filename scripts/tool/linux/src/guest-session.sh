@@ -12,8 +12,13 @@ if [ -e /run/command ]; then
     # Nothing of the kernel's is to come between, and nothing is to be changed on the way.
     echo 1 >/proc/sys/kernel/printk
     stty -opost -echo
-    echo "@$token begin"
-    sh /run/command </dev/null
+    if [ -e /bin/load ]; then
+        # It says itself when it has begun.
+        sh /run/command "@$token begin" </dev/null
+    else
+        echo "@$token begin"
+        sh /run/command </dev/null
+    fi
     echo "@$token end $?"
 else
     stty $(cat /run/terminal)

@@ -15,6 +15,8 @@ use emulator::files::replace;
 const INIT: &str = include_str!("guest-init.sh");
 /// The second: the user's command or shell.
 const SESSION: &str = include_str!("guest-session.sh");
+/// The command of a guest whose memory is logged.
+const LOAD: &str = include_str!("guest-load.sh");
 /// The actions of busybox's init: the session is the only one.
 const ACTIONS: &str = "::once:/session\n";
 /// The user, for the programs that tell names.
@@ -34,6 +36,8 @@ pub enum Session {
     Shell(String),
     /// A command of the shell's, of whatever bytes.
     Command(Vec<u8>),
+    /// The load of a guest whose memory is logged; its writers are this program.
+    Load(Vec<u8>),
 }
 
 /// Fetches what is missing of the newest kernel of `series`, and writes the file system for one run to `initrd`. `token` is
@@ -62,6 +66,11 @@ fn archive(busybox: Vec<u8>, session: &Session, token: &str) -> std::io::Result<
     let (name, purpose) = match session {
         Session::Shell(settings) => ("run/terminal", settings.as_bytes()),
         Session::Command(command) => ("run/command", command.as_slice()),
+        Session::Load(_) => ("run/command", LOAD.as_bytes()),
+    };
+    let load = match session {
+        Session::Load(program) => Some(("bin/load", PROGRAM, program.clone())),
+        Session::Shell(_) | Session::Command(_) => None,
     };
     let entries = [
         ("bin", FOLDER, Vec::new()),
@@ -80,6 +89,7 @@ fn archive(busybox: Vec<u8>, session: &Session, token: &str) -> std::io::Result<
     ];
     let entries = entries
         .into_iter()
+        .chain(load)
         .map(|(name, mode, contents)| (NewcBuilder::new(name).mode(mode), Cursor::new(contents)));
     write_cpio(entries, Vec::new())
 }
@@ -116,6 +126,14 @@ mod tests {
         assert_eq!(files["init"].0, PROGRAM);
         assert_eq!(files["run"], (FOLDER, Vec::new()));
         assert!(!files.contains_key("run/terminal"));
+    }
+
+    #[test]
+    fn a_load_has_its_program() {
+        let made = archive(Vec::new(), &Session::Load(b"elf".into()), "t0");
+        let files = unpacked(&made.expect("nothing to fail"));
+        assert_eq!(files["bin/load"], (PROGRAM, b"elf".to_vec()));
+        assert!(files["run/command"].1.starts_with(b"# The load of a guest"));
     }
 
     #[test]

@@ -2,11 +2,13 @@
 //! program of its own, so that who runs no Linux needn't build it.
 //!
 //! Arguments: the series, the path of the file system to write, the guest's token, and `shell` with the settings of its
-//! terminal, or `command` with the command on standard input. Prints the path of the kernel. Or `firmware` alone: fetches U-Boot
-//! and prints its path.
+//! terminal, `command` with the command on standard input, or `load` with the path of the writing program. Prints the path of
+//! the kernel. Or `firmware` alone: fetches U-Boot and prints its path.
 
 use std::env;
+use std::fs;
 use std::io::{Read, stdin};
+use std::path::Path;
 use std::process::ExitCode;
 
 use emulator::error::ToolError;
@@ -44,6 +46,11 @@ fn prepare(arguments: &[String]) -> Result<(), ToolError> {
                 .read_to_end(&mut command)
                 .map_err(|error| ToolError::Io(format!("the command can't be read: {error}")))?;
             (series, initrd, token, Session::Command(command))
+        }
+        [series, initrd, token, kind, path] if kind == "load" => {
+            let program =
+                fs::read(path).map_err(|error| ToolError::unusable(Path::new(path), &error))?;
+            (series, initrd, token, Session::Load(program))
         }
         _ => return Err(wrong()),
     };

@@ -19,10 +19,10 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Arg, ArgAction, Parser};
+use clap::{Arg, ArgAction, CommandFactory, Parser};
 
 use self::backing::BackingOptions;
-use self::linux::{LinuxOptions, MEASURED, USUAL_BYTES, USUAL_VCPUS};
+use self::linux::{LOGGED, LinuxOptions, MEASURED, USUAL_BYTES, USUAL_INTERVAL, USUAL_VCPUS};
 use self::shared::{MachineOptions, WorkloadOptions, host_cpus, one, usual_vcpus};
 use self::workload::Workload;
 use emulator::effort::Limit;
@@ -183,7 +183,15 @@ impl RunOptions {
     pub fn parse_arguments(
         arguments: impl IntoIterator<Item = OsString>,
     ) -> Result<Self, clap::Error> {
-        Self::try_parse_from(arguments)
+        let arguments: Vec<OsString> = arguments.into_iter().collect();
+        let options = Self::try_parse_from(&arguments)?;
+        if options.linux.is_wanted() && !options.linux.dirty_log {
+            let strict = |option: Arg| option.conflicts_with_all(LOGGED);
+            let command = Self::command();
+            let command = command.mut_arg("linux", strict).mut_arg("kernel", strict);
+            command.try_get_matches_from(arguments)?;
+        }
+        Ok(options)
     }
 
     /// How the hypervisor is built.
@@ -234,7 +242,9 @@ impl RunOptions {
                 false => vms::check_files(&workload.vms)?,
             };
             workload.linux = Some(room);
-            workload.restarts = self.linux.exec.is_none();
+            workload.restarts = self.linux.exec.is_none() && !self.linux.dirty_log;
+            workload.logged =
+                (self.linux.dirty_log).then(|| self.linux.interval.unwrap_or(USUAL_INTERVAL));
         }
         self.linux.command_line(self.machine.verbose)?;
         if workload.modes.is_empty() {
@@ -243,7 +253,7 @@ impl RunOptions {
         if self.stress.is_some() && self.workload.bytes.is_none() {
             workload.bytes = STRESS_BYTES;
         }
-        if workload.program && workload.modes.len() > 1 {
+        if workload.program && workload.logged.is_none() && workload.modes.len() > 1 {
             return usage("--mode: a guest of your own runs in one mode only");
         }
         match workload.contradiction() {

@@ -38,6 +38,27 @@ pub const MEASURED: [&str; 20] = [
     "workload",
     "overcommits",
 ];
+/// Those of them that mean something if its memory is logged.
+pub const LOGGED: [&str; 14] = [
+    "iterations",
+    "json",
+    "split",
+    "tracking",
+    "granularity",
+    "harvest",
+    "harvesters",
+    "ring_entries",
+    "enable",
+    "clear",
+    "restore",
+    "split_chunk",
+    "split_reserve",
+    "exit_times",
+];
+/// Those that mean nothing to Linux in any case.
+const UNLOGGED: [&str; 5] = ["write_percent", "random", "seed", "slots", "workload"];
+/// How long a guest runs between two rounds in which its memory is logged and copied, unless the user chooses, in milliseconds.
+pub const USUAL_INTERVAL: u32 = 100;
 /// The memory of a guest, unless the user chooses it.
 pub const USUAL_BYTES: Size = mib(512);
 /// Its vCPUs, unless the user chooses them.
@@ -49,6 +70,8 @@ const LONGEST_COMMAND_LINE: usize = 2047;
 /// Room in the machine's RAM for the files of Debian's kernel and busybox.
 pub(super) const KERNEL_ROOM: u64 = 64 << 20;
 pub(super) const INITRD_ROOM: u64 = 16 << 20;
+/// Room for both.
+pub const DEBIAN_ROOM: u64 = KERNEL_ROOM + INITRD_ROOM;
 /// What the hypervisor puts into the guest's memory beside kernel and initrd, at most.
 const OTHERS: u64 = 4 << 20;
 
@@ -64,7 +87,7 @@ pub struct LinuxOptions {
         num_args = 0..=1,
         default_missing_value = USUAL_SERIES,
         value_parser = series,
-        conflicts_with_all = MEASURED,
+        conflicts_with_all = UNLOGGED,
         conflicts_with_all = ["guest", "stress"]
     )]
     pub linux: Option<Series>,
@@ -75,7 +98,7 @@ pub struct LinuxOptions {
     pub exec: Option<OsString>,
 
     /// Boot this kernel, an uncompressed arm64 Image, as a guest on this terminal.
-    #[arg(long, value_name = "FILE", conflicts_with_all = MEASURED, conflicts_with_all = ["guest", "stress", "linux"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = UNLOGGED, conflicts_with_all = ["guest", "stress", "linux"])]
     pub kernel: Option<PathBuf>,
 
     /// The file system that the kernel of --kernel starts with.
@@ -102,6 +125,16 @@ pub struct LinuxOptions {
     /// Write what each guest prints to DIR/NAME.log too, byte for byte; without --vm, to DIR/guest.log.
     #[arg(long, value_name = "DIR")]
     pub console_log: Option<PathBuf>,
+
+    /// Log what the guest of --linux writes while it runs, and copy it round by round, as a migration does: --iterations rounds,
+    /// for the last of which it is stopped. Then its whole memory must equal the copy. It runs a load meanwhile, or the command
+    /// of --exec. The options of the benchmark's log go with it, and so do --json and lists that are compared.
+    #[arg(long, requires = "linux", conflicts_with_all = ["kernel", "initrd"])]
+    pub dirty_log: bool,
+
+    /// With --dirty-log, how long the guest runs between two rounds, in milliseconds. [default: 100]
+    #[arg(long, value_name = "MS", requires = "dirty_log")]
+    pub interval: Option<u32>,
 }
 
 impl LinuxOptions {
@@ -123,10 +156,15 @@ impl LinuxOptions {
         if self.console_log.is_some() && !self.is_wanted() {
             return usage("--console-log: needs --linux, --kernel or --vm");
         }
-        let quiet = match self.exec {
-            Some(_) if verbose => " panic=-1",
-            Some(_) => " panic=-1 quiet",
-            None => "",
+        let quiet = match self.exec.is_some() || self.dirty_log {
+            true if verbose => " panic=-1",
+            true => " panic=-1 quiet",
+            false => "",
+        };
+        // A guest that is stopped for the last round has no reason to bark.
+        let quiet = match self.dirty_log {
+            true => format!("{quiet} nowatchdog"),
+            false => quiet.into(),
         };
         let line = match (given, self.linux) {
             (Some(given), None) => given.to_string(),
@@ -149,7 +187,7 @@ impl LinuxOptions {
             return usage("--exec: the command is empty");
         }
         let Some(kernel) = &self.kernel else {
-            return Ok(KERNEL_ROOM + INITRD_ROOM);
+            return Ok(DEBIAN_ROOM);
         };
         let initrd = match &self.initrd {
             None => 0,

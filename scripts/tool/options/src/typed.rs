@@ -9,7 +9,7 @@ use records::options::each_word;
 /// The hypervisor's options for which the scripts' options have another name.
 const RENAMED: [(&str, &str); 1] = [("seconds", "--stress")];
 /// The others: theirs is the same, with dashes.
-const NAMED: [&str; 32] = [
+const NAMED: [&str; 34] = [
     "mode",
     "split",
     "tracking",
@@ -28,6 +28,8 @@ const NAMED: [&str; 32] = [
     "bytes",
     "backing",
     "iterations",
+    "dirty_log",
+    "interval",
     "write_percent",
     "random",
     "seed",

@@ -84,6 +84,8 @@ pub struct Workload {
     pub vms: Vec<Vm>,
     /// Whether Linux starts again when it reboots; else that ends the run.
     pub restarts: bool,
+    /// How many milliseconds Linux runs between two rounds, if its memory is logged and copied while it runs.
+    pub logged: Option<u32>,
     /// For how many seconds the stress run goes on, if that is to run instead of the benchmark.
     pub stress: Option<u64>,
     /// The workload that changes backing memory, and its lists, if it runs instead of the benchmark.
@@ -184,6 +186,7 @@ impl Workload {
             linux: None,
             vms: Vec::new(),
             restarts: false,
+            logged: None,
             stress: None,
             compared,
             overcommit: backing.overcommits.first().copied().unwrap_or(100),
@@ -237,7 +240,12 @@ impl Workload {
         let busy = compared.map_or(self.vcpus, |compared| {
             self.vcpus * compared.vms() + compared.most_workers()
         });
-        busy + self.merging.beside + self.harvesters - 1
+        // While Linux runs, the hypervisor's own CPU has its console to look after, and others harvest.
+        let harvesting = match self.logged {
+            Some(_) => self.harvesters,
+            None => self.harvesters - 1,
+        };
+        busy + self.merging.beside + harvesting
     }
 
     /// The CPUs that it can make use of, beside the hypervisor's own: the stress run has a fork run beside its VM, if it can.
@@ -285,9 +293,9 @@ impl Workload {
         } else {
             u64::from(self.vcpus)
         };
-        // The stress run keeps a copy. Of two VMs, each has its own memory.
+        // The stress run keeps a copy, and so does who logs Linux. Of two VMs, each has its own memory.
         let vms = self.compared.as_ref().map_or(1, Compared::vms);
-        let copies = if self.stress.is_some() {
+        let copies = if self.stress.is_some() || self.logged.is_some() {
             2
         } else {
             u64::from(vms)
@@ -378,7 +386,16 @@ impl Workload {
         words.push(format!("backing={}", self.backing));
         words.extend(timeout.map(|timeout| format!("timeout={timeout}")));
         if self.linux.is_some() {
-            words.push("guest=linux console=raw".into());
+            words.push("guest=linux".into());
+            words.push(match self.logged {
+                None => "console=raw".into(),
+                Some(interval) => {
+                    format!(
+                        "dirty_log iterations={} interval={interval}",
+                        self.iterations
+                    )
+                }
+            });
             words.extend((!self.restarts).then(|| "on_reset=stop".into()));
             let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
             let seconds = since_1970.map_or(0, |since| since.as_secs().min(u32::MAX.into()));
@@ -398,6 +415,8 @@ impl Workload {
                 "iterations={} write_percent={}",
                 self.iterations, self.write_percent
             ));
+        }
+        if self.compared.is_none() {
             words.extend(
                 (self.overcommit != 100).then(|| format!("overcommit={}", self.overcommit)),
             );

@@ -33,6 +33,7 @@ pub struct Files {
     kernel: PathBuf,
     initrd: Option<PathBuf>,
     guest: Guest,
+    token: Option<Token>,
     /// The one of them that was made for this run.
     made: Made,
 }
@@ -51,12 +52,12 @@ impl Drop for Made {
 }
 
 impl Files {
-    /// The user's files, or Debian's kernel with a file system of ours.
+    /// The user's files, or Debian's kernel with a file system of ours, which has the program of a `load` if there is one.
     ///
     /// # Errors
     ///
     /// What is missing and couldn't be fetched.
-    pub fn prepare(options: &LinuxOptions) -> Result<Self, ToolError> {
+    pub fn prepare(options: &LinuxOptions, load: Option<&Path>) -> Result<Self, ToolError> {
         let has_own = |vm: &Vm| vm.kernel.is_some();
         if !options.vms.is_empty() && options.vms.iter().all(has_own) {
             return Ok(Self {
@@ -71,6 +72,7 @@ impl Files {
                 kernel: kernel.clone(),
                 initrd: options.initrd.clone(),
                 guest: Guest::Own,
+                token: None,
                 made: Made(None),
             });
         }
@@ -78,18 +80,24 @@ impl Files {
             Token::random().map_err(|error| ToolError::Io(format!("/dev/urandom: {error}")))?;
         let initrd = target_folder().join(format!("linux/guest-{}.cpio", std::process::id()));
         let made = Made(Some(initrd.clone()));
-        let kernel = make(options, &token, &initrd)?;
+        let kernel = make(options, &token, &initrd, load)?;
         let guest = match options.exec {
-            Some(_) => Guest::Command(token),
-            None if !options.vms.is_empty() => Guest::Several(Some(token)),
-            None => Guest::Shell(token),
+            Some(_) => Guest::Command(token.clone()),
+            None if !options.vms.is_empty() => Guest::Several(Some(token.clone())),
+            None => Guest::Shell(token.clone()),
         };
         Ok(Self {
             kernel,
             initrd: Some(initrd),
             guest,
+            token: Some(token),
             made,
         })
+    }
+
+    /// How the guest marks its lines for the tool, if it is one of ours.
+    pub fn token(&self) -> Option<&Token> {
+        self.token.as_ref()
     }
 
     /// The modules that the hypervisor finds them as, in a machine with so much RAM.
@@ -179,7 +187,12 @@ impl Placed {
 }
 
 /// Has Debian's kernel fetched and the file system made. Gives the kernel's path.
-fn make(options: &LinuxOptions, token: &Token, initrd: &Path) -> Result<PathBuf, ToolError> {
+fn make(
+    options: &LinuxOptions,
+    token: &Token,
+    initrd: &Path,
+    load: Option<&Path>,
+) -> Result<PathBuf, ToolError> {
     let failed = |why: &dyn std::fmt::Display| ToolError::Build(format!("{MAKER}: {why}"));
     let mut command = Command::new(cargo());
     command.current_dir(repository()).arg("run");
@@ -191,9 +204,10 @@ fn make(options: &LinuxOptions, token: &Token, initrd: &Path) -> Result<PathBuf,
     let series = options.linux.map(|series| series.to_string());
     command.arg(series.unwrap_or_default());
     command.arg(initrd).arg(token.to_string());
-    match options.exec {
-        Some(_) => command.arg("command"),
-        None => command.arg("shell").arg(terminal::size()),
+    match (&options.exec, load) {
+        (Some(_), _) => command.arg("command"),
+        (None, Some(program)) => command.arg("load").arg(program),
+        (None, None) => command.arg("shell").arg(terminal::size()),
     };
     without_foreign_flags(&mut command);
     command.stdin(Stdio::piped()).stdout(Stdio::piped());

@@ -23,6 +23,7 @@ use emulator::front_end::{self, named};
 use emulator::images::{self, Images};
 use emulator::process;
 use emulator::qemu::{self, LOAD_ADDRESS, Machine, Module, ModuleKind};
+use emulator::session::marks::Marks;
 use emulator::setup::system::{Package, System};
 use emulator::setup::{self, find_program};
 use emulator::simclock;
@@ -66,10 +67,15 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
     options.gdb.map_or(Ok(()), check_port)?;
     setup::rust_target()?;
     let emulator = setup::emulator()?;
+    let has_load = options.linux.dirty_log && options.linux.exec.is_none();
+    let load = has_load
+        .then(|| images::build_load(options.profile()))
+        .transpose()?;
     let linux = match options.linux.is_wanted() {
-        true => Some(Files::prepare(&options.linux)?),
+        true => Some(Files::prepare(&options.linux, load.as_deref())?),
         false => None,
     };
+    let mut marks = linux.as_ref().and_then(Files::token).map(Marks::new);
     let mut images = images::build(options.profile())?;
     if options.check {
         images = images::build_watched(images, options.profile())?;
@@ -102,6 +108,11 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
             bootargs: options.guest_append.clone(),
         }],
     };
+    if let Some(token) = linux.as_ref().and_then(Files::token)
+        && options.linux.dirty_log
+    {
+        append = format!("{append} log_from=@{token}");
+    }
     let machine = Machine {
         emulator,
         cpu: options.machine.cpu.clone(),
@@ -119,9 +130,13 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
     if let Some(port) = options.gdb {
         announce_debugger(&images, port);
     }
-    if let Some(files) = linux {
-        return guest::run(&machine, files, options, &plan);
-    }
+    let logged = match linux {
+        Some(files) if !options.linux.dirty_log => {
+            return guest::run(&machine, files, options, &plan);
+        }
+        // The machine reads them.
+        logged => logged,
+    };
     let clock = machine
         .simulation
         .as_ref()
@@ -133,8 +148,27 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
         records: Vec::new(),
         failed: None,
     };
-    let outcome = follow(&machine, &plan, &mut results)?;
-    finish(&plan, &results, &outcome)
+    let outcome = follow(&machine, &plan, &mut results, &mut marks)?;
+    drop(logged);
+    let status = finish(&plan, &results, &outcome)?;
+    match marks {
+        Some(marks) if status == 0 => ended_well(options, &plan, &marks),
+        _ => Ok(status),
+    }
+}
+
+/// The exit status of runs that have verified what the guests wrote: that of their commands, or of a load that has failed.
+fn ended_well(options: &RunOptions, plan: &Plan, marks: &Marks) -> Result<u8, ToolError> {
+    let failed = |text: String| Err(ToolError::Io(text));
+    let bad = marks.statuses().iter().find(|status| **status != 0);
+    match (bad, &options.linux.exec) {
+        (Some(status), Some(_)) => Ok(*status),
+        (Some(status), None) => failed(format!("the guest's load failed with status {status}")),
+        (None, _) if marks.statuses().len() < plan.workload.runs() => {
+            failed("a guest ended before its command had ended".into())
+        }
+        (None, _) => Ok(0),
+    }
 }
 
 /// Checks the files that the user named before anything is built.
@@ -250,7 +284,12 @@ impl Kept<'_> {
 }
 
 /// Starts the machine and shows the user how it comes on.
-fn follow(machine: &Machine, plan: &Plan, results: &mut Kept<'_>) -> Result<Outcome, ToolError> {
+fn follow(
+    machine: &Machine,
+    plan: &Plan,
+    results: &mut Kept<'_>,
+    marks: &mut Option<Marks>,
+) -> Result<Outcome, ToolError> {
     let options = results.options;
     let bar = progress_bar(options, plan);
     let mut runs = Runs::default();
@@ -266,8 +305,14 @@ fn follow(machine: &Machine, plan: &Plan, results: &mut Kept<'_>) -> Result<Outc
         if let Line::Record(record) = line {
             results.take(record);
         }
+        let printed = match (line, &mut *marks) {
+            (Line::Guest(printed), Some(marks)) => marks.take(printed),
+            _ => None,
+        };
         if let Some(shown) = shown(line, text, options, is_reporting) {
             bar.suspend(|| print_line(shown));
+        } else if let Some(printed) = printed {
+            bar.suspend(|| print_line(&format!("guest: {printed}")));
         }
     };
     let complain = |text: &str| {

@@ -2,6 +2,7 @@
 //! counters, then whether the run was verified. A pure function of the records.
 
 mod backing;
+mod live;
 
 use comfy_table::{CellAlignment, Table, presets};
 
@@ -48,6 +49,7 @@ pub fn comparison(records: &[Record]) -> String {
     let is_measured = records.iter().any(|record| !record.phases.is_empty());
     let phases = match is_measured {
         true if is_of_backing(records) => backing::rows(records),
+        true if is_of_guest(records) => live::rows(records),
         true => phase_rows(records),
         false => Vec::new(),
     };
@@ -71,6 +73,13 @@ fn is_of_backing(records: &[Record]) -> bool {
     records
         .first()
         .is_some_and(|record| !record.workload.is_empty())
+}
+
+/// Whether these are runs with a guest of the user's, whose memory was logged while it ran.
+fn is_of_guest(records: &[Record]) -> bool {
+    records
+        .first()
+        .is_some_and(|record| !record.guest.is_empty())
 }
 
 /// The mode of each record, with the policies that aren't the same for all.
@@ -123,6 +132,21 @@ fn heading(records: &[Record]) -> String {
         0 | 1 => String::new(),
         several => format!(", {several} harvesters"),
     };
+    if is_of_guest(records) {
+        return format!(
+            "{}: {} vCPUs, {}, {} rounds after {} ms each, backing {}{harvesters}{merging}; {}, GICv{}; times in ms, measured with {}{}",
+            record.guest,
+            record.vcpus,
+            Size(record.bytes_per_vcpu),
+            record.iterations,
+            record.interval,
+            record.backing,
+            record.cpu,
+            record.gic,
+            record.clock,
+            built(record)
+        );
+    }
     format!(
         "{} vCPUs x {}, {} iterations, backing {}, {} % writes{harvesters}{merging}; {}, GICv{}; times in ms, measured with {}{}",
         record.vcpus,
@@ -353,6 +377,28 @@ mod tests {
         assert_eq!(cells(&table, "dirty 1"), ["1.000"]);
         assert_eq!(cells(&table, "dirty 2 to 10, median"), ["6.000"]);
         assert_eq!(cells(&table, "populate"), ["-"]);
+    }
+
+    #[test]
+    fn a_guest_of_the_users_has_rows_of_its_rounds() {
+        let mut run = record("parallel");
+        (run.guest, run.interval, run.iterations) = ("linux".into(), 50, 2);
+        let copy = |iteration: u64| Phase {
+            name: PhaseName::Copy,
+            iteration,
+            ns: (iteration + 1) * 1_000_000,
+            counters: [("pages_dirty".to_string(), 100 - iteration)].into(),
+        };
+        run.phases = (0..=2).map(copy).collect();
+        let table = comparison(&[run]);
+        assert!(
+            table.starts_with("linux: 4 vCPUs, 64 MiB, 2 rounds after 50 ms each, backing 2M; "),
+            "{table}"
+        );
+        assert_eq!(cells(&table, "copy all"), ["1.000"]);
+        assert_eq!(cells(&table, "copy, median"), ["2.500"]);
+        assert_eq!(cells(&table, "pages in round 2"), ["98"]);
+        assert!(!table.contains("dirty 1"), "{table}");
     }
 
     #[test]

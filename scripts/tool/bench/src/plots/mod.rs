@@ -21,13 +21,15 @@ const FAMILY: &str = "sans-serif";
 /// How many pixels of the PNG one unit of the SVG becomes.
 const SCALE: f32 = 2.0;
 /// The metrics that are shown as lines over several numbers of vCPUs.
-const AS_LINES: [Metric; 11] = [
+const AS_LINES: [Metric; 13] = [
     Metric::LaterDirty,
     Metric::FirstDirty,
     Metric::Populate,
     Metric::FirstClear,
     Metric::LaterClear,
     Metric::LongestExit,
+    Metric::HarvestPerPage,
+    Metric::Stop,
     Metric::Fill,
     Metric::Read,
     Metric::Write,

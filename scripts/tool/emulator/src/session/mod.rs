@@ -7,6 +7,7 @@
 
 pub mod keys;
 pub mod logs;
+pub mod marks;
 pub mod output;
 mod tagged;
 pub mod terminal;

@@ -26,6 +26,7 @@ const TARGET_PACKAGES: [&[&str]; 2] = [
         "dirty-log-guest",
         "probe-guest",
         "scaling-guest",
+        "load",
     ],
 ];
 /// The package of the system tests, which have a step of their own.

@@ -1,0 +1,97 @@
+//! Linux as the guest that is measured: its files, and what it tells of its load.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use emulator::error::ToolError;
+use emulator::images;
+use emulator::qemu::{Machine, Module, ModuleKind};
+use emulator::repository::target_folder;
+use emulator::session::marks::Marks;
+use emulator::session::token::Token;
+use emulator::size::Size;
+use linux::{Series, Session, prepare_guest};
+use records::words::Profile;
+
+/// The kernel's command line: it says little, ends when it panics, and doesn't mind being stopped for a while.
+const COMMAND_LINE: &str = "console=ttyAMA0 panic=-1 quiet nowatchdog";
+
+/// A Linux guest with a load. The file system is removed when this is dropped.
+#[derive(Debug)]
+pub struct LinuxGuest {
+    kernel: PathBuf,
+    initrd: PathBuf,
+    token: Token,
+}
+
+impl LinuxGuest {
+    /// Fetches the newest kernel of the series, if it isn't there, and makes the file system.
+    ///
+    /// # Errors
+    ///
+    /// What is missing and can't be fetched or built.
+    pub fn prepare(series: Series, profile: Profile) -> Result<Self, ToolError> {
+        let load = images::build_load(profile)?;
+        let program = fs::read(&load).map_err(|error| ToolError::unusable(&load, &error))?;
+        let token =
+            Token::random().map_err(|error| ToolError::Io(format!("/dev/urandom: {error}")))?;
+        let initrd = target_folder().join(format!("linux/bench-{}.cpio", std::process::id()));
+        let session = Session::Load(program);
+        let progress = |what: &str| eprintln!("setup: {what}");
+        let kernel = prepare_guest(series, &session, &token.to_string(), &initrd, progress)?;
+        Ok(Self {
+            kernel: kernel.image,
+            initrd,
+            token,
+        })
+    }
+
+    /// The modules that the hypervisor finds it as, in a machine with so much RAM.
+    ///
+    /// # Errors
+    ///
+    /// A file has gone, or they have no room.
+    pub fn modules(&self, memory: Size) -> Result<Vec<Module>, ToolError> {
+        let length = |path: &Path| {
+            let found = fs::metadata(path).map_err(|error| ToolError::unusable(path, &error));
+            found.map(|found| found.len())
+        };
+        let kernel = Module {
+            kind: ModuleKind::Kernel,
+            image: self.kernel.clone(),
+            address: Machine::module_address(memory),
+            bootargs: Some(COMMAND_LINE.into()),
+        };
+        let end = kernel.address + length(&self.kernel)?;
+        let initrd = Module {
+            kind: ModuleKind::Ramdisk,
+            image: self.initrd.clone(),
+            address: Machine::address_behind(end),
+            bootargs: None,
+        };
+        let end = initrd.address + length(&self.initrd)?;
+        match Machine::ram(memory).contains(&end) {
+            true => Ok(vec![kernel, initrd]),
+            false => Err(ToolError::Usage(format!(
+                "--bytes: kernel and initrd don't fit into {memory}"
+            ))),
+        }
+    }
+
+    /// The hypervisor's options, with the line that begins the measurement.
+    pub fn words(&self, append: &str) -> String {
+        format!("{append} log_from=@{}", self.token)
+    }
+
+    /// What is to be heard of the loads of one boot.
+    pub fn marks(&self) -> Marks {
+        Marks::new(&self.token)
+    }
+}
+
+impl Drop for LinuxGuest {
+    fn drop(&mut self) {
+        // If it can't be removed, the next run with the same number replaces it.
+        let _ = fs::remove_file(&self.initrd);
+    }
+}
