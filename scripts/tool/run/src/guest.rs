@@ -64,6 +64,7 @@ impl Files {
                 kernel: PathBuf::new(),
                 initrd: None,
                 guest: Guest::Several(None),
+                token: None,
                 made: Made(None),
             });
         }
