@@ -58,13 +58,13 @@ extern crate alloc;
 mod config;
 mod door;
 mod interface;
+mod its;
 mod local;
 mod own;
 mod registers;
 mod set;
 mod settle;
 mod sgi;
-mod sources;
 mod sync;
 mod vcpu;
 mod vgic;
@@ -77,6 +77,7 @@ pub use config::{
 pub use interface::{
     ActivePriorities, ListRegister, MAX_LIST_REGISTERS, VirtualInterface, hcr, vmcr,
 };
+pub use its::GuestTables;
 pub use own::VcpuInterrupts;
 pub use vcpu::InterfaceState;
 pub use vgic::Vgic;

@@ -46,6 +46,7 @@ impl World {
             affinity: &|vcpu| vcpu as u32,
             distributor: 0,
             redistributors: 0x10_0000,
+            its: None,
             priority_bits: 5,
             forwarded: &[Forwarded {
                 virtual_id: DEVICE,
@@ -191,15 +192,32 @@ impl World {
     pub fn write(&self, vcpu: usize, frame: Frame, offset: u64, value: u64) {
         let Cpu { own, hw, .. } = &mut *self.cpu(vcpu);
         let kick = self.kick();
-        let written = own.write(&self.vgic, hw, frame, offset, AccessSize::Word, value, kick);
+        let written = own.write(
+            &self.vgic,
+            hw,
+            &(),
+            frame,
+            offset,
+            AccessSize::Word,
+            value,
+            kick,
+        );
         assert!(written.is_ok());
     }
 
     /// Reads; `None` if it has to be executed again.
     pub fn read(&self, vcpu: usize, frame: Frame, offset: u64) -> Option<u64> {
         let Cpu { own, hw, .. } = &mut *self.cpu(vcpu);
-        own.read(&self.vgic, hw, frame, offset, AccessSize::Word, self.kick())
-            .ok()
+        own.read(
+            &self.vgic,
+            hw,
+            &(),
+            frame,
+            offset,
+            AccessSize::Word,
+            self.kick(),
+        )
+        .ok()
     }
 
     /// A guest writes an interrupt's bit in a set or clear register, and its CPU enters it again.
