@@ -5,6 +5,7 @@ mod against_a_reference;
 mod drivers;
 mod faults_of_others;
 mod hostile;
+mod its;
 mod overflow;
 mod physical;
 mod registers;
