@@ -25,6 +25,6 @@ mod schedule;
 pub use cpu_pool::{BOOT_CPU, CpuPool, HOUSEKEEPING_NS, Job};
 pub use error::RunError;
 pub use guest::{FinalState, GuestPlan, Host, RunningGuest};
-pub use machine::{Device, DeviceError, Facts, Machine, OwnCpu, Registers};
+pub use machine::{Device, DeviceError, DeviceInterrupt, Facts, Machine, OwnCpu, Registers};
 pub use request::Request;
 pub use run::{Error, Module, Modules, run, run_foreign};

@@ -45,13 +45,11 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     vm: VmId,
 ) -> Result<(), RunError> {
     let options = &request.options;
-    let device = match &options.device {
-        None => None,
-        Some(path) => Some(device(host, path)?),
-    };
+    let devices = options.devices.iter().map(|path| device(host, path));
+    let devices = devices.collect::<Result<_, _>>()?;
     let plan = GuestPlan {
         ram_backing: options.backing,
-        device,
+        devices,
         ..GuestPlan::of(request, vm, options.program_bytes().unwrap_or(0))
     };
     let machine = host.machine;

@@ -72,10 +72,13 @@ where
     /// Takes the interrupt for which the guest has come out.
     pub(super) fn interrupt(&mut self) {
         if self.context.interrupts.is_none() {
-            return self.cpu.acknowledge_interrupts();
+            // None of a device is forwarded to this VM.
+            while self.cpu.acknowledge_interrupts().is_some() {}
+            return;
         }
         let timer = match self.cpu.take_interrupt() {
             None | Some(Interrupt::Kick) => return,
+            Some(Interrupt::Device(interrupt)) => return self.take_of_device(interrupt),
             Some(Interrupt::Maintenance) => None,
             Some(Interrupt::VirtualTimer) => Some(VIRTUAL_TIMER),
             Some(Interrupt::PhysicalTimer) => Some(PHYSICAL_TIMER),
@@ -84,6 +87,11 @@ where
             None => interrupts.maintenance(gic, interface, kick),
             Some(timer) => interrupts.raise_physical(gic, interface, timer, kick),
         });
+    }
+
+    #[cold]
+    fn take_of_device(&mut self, interrupt: u32) {
+        self.with_gic(|_, gic, _, kick| gic.forward_physical(interrupt, kick));
     }
 
     /// What follows a WFI, or a WFIT whose timeout is in this register.

@@ -21,6 +21,12 @@ impl Registers {
         unsafe { ((self.0 + offset) as *const u32).read_volatile() }
     }
 
+    /// Gives `bits` of the register at `offset`, from `shift` on, this value.
+    pub fn change(self, offset: u64, shift: u32, bits: u32, value: u32) {
+        let others = self.read(offset) & !(bits << shift);
+        self.write(offset, others | value << shift);
+    }
+
     /// Writes the register at `offset`.
     pub fn write(self, offset: u64, value: u32) {
         // SAFETY: as above; a GIC's registers touch no memory.

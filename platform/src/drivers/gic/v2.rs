@@ -122,6 +122,17 @@ impl V2 {
         self.distributor.write(register, private);
     }
 
+    /// The distributor's registers.
+    pub fn distributor(&self) -> Registers {
+        self.distributor
+    }
+
+    /// A CPU's bit in target lists.
+    pub fn target(&self, cpu: CpuId) -> u8 {
+        let target = self.targets.get(cpu.index());
+        target.map_or(0, |target| target.load(Ordering::Relaxed))
+    }
+
     /// This CPU's bit in target lists: the targets of its private interrupts read as itself.
     fn own_target(&self) -> u8 {
         self.distributor.read(GICD_ITARGETSR0) as u8
@@ -131,10 +142,7 @@ impl V2 {
         const TARGETS: u32 = 16;
         // As a secure GIC needs it: of the group that EL2 sees.
         const NON_SECURE: u32 = 1 << 15;
-        let Some(target) = self.targets.get(cpu.index()) else {
-            return;
-        };
-        let target = u32::from(target.load(Ordering::Relaxed));
+        let target = u32::from(self.target(cpu));
         self.distributor
             .write(GICD_SGIR, target << TARGETS | NON_SECURE | u32::from(KICK));
     }

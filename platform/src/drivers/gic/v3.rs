@@ -68,6 +68,7 @@ fn send(targets: Targets) {
 }
 
 pub struct V3 {
+    distributor: Option<Registers>,
     redistributors: Vec<PhysicalRange>,
     /// Each CPU's registers for its private interrupts, once it has found them.
     private: Vec<Once<Registers>>,
@@ -75,13 +76,20 @@ pub struct V3 {
 
 impl V3 {
     pub fn new(distributor: PhysicalRange, redistributors: &[PhysicalRange], cpus: usize) -> Self {
-        if let Some(registers) = NonNull::new(distributor.start() as *mut Gicd) {
-            // SAFETY: the device tree says that this is a distributor; it is mapped as a device and only used here.
-            let mut distributor = GicDistributor::new(unsafe { UniqueMmioPointer::new(registers) });
-            distributor.configure_default_settings();
-            distributor.enable_all_interrupts(false);
-        }
+        let registers = NonNull::new(distributor.start() as *mut Gicd).map(|start| {
+            // SAFETY: the device tree says that this is a distributor; it is mapped as a device, and only used here. The driver
+            // goes before the registers are used.
+            let (driver, registers) = unsafe {
+                let registers = Registers::new(distributor);
+                (UniqueMmioPointer::new(start), registers)
+            };
+            let mut driver = GicDistributor::new(driver);
+            driver.configure_default_settings();
+            driver.enable_all_interrupts(false);
+            registers
+        });
         Self {
+            distributor: registers,
             redistributors: redistributors.to_vec(),
             private: (0..cpus).map(|_| Once::new()).collect(),
         }
@@ -123,6 +131,11 @@ impl V3 {
         GicCpuInterface::set_priority_mask(LOWEST_PRIORITY);
         GicCpuInterface::enable_group1(true);
         Ok(())
+    }
+
+    /// The distributor's registers.
+    pub fn distributor(&self) -> Option<Registers> {
+        self.distributor
     }
 
     pub fn set_enabled(&self, private: u32, enabled: bool) {
