@@ -17,7 +17,7 @@ pub use cpus::{Cpu, Mpidr};
 pub use devices::{Conduit, Gic, Interrupt, TimerInterrupts, Uart};
 pub use guests::{Domain, GuestModule, ModuleKind};
 pub use memory::Reservation;
-pub use passing::{Device, GuardedRegisters, NoRoom, device};
+pub use passing::{Device, GuardedRegisters, NoRoom, SharedInterrupt, device};
 
 use crate::range::{PhysicalRange, RangeSet};
 use alloc::string::String;

@@ -63,6 +63,8 @@ pub enum RunError {
     Vm(VmError),
     /// The VM can't be forked.
     Fork(ForkError),
+    /// The VM has a device of the machine's, so it can't be forked.
+    ForkWithDevice,
     /// The guest's address space can't have this size.
     Layout(BadLayout),
     /// There is no frame for the root table.
@@ -241,6 +243,9 @@ impl fmt::Display for RunError {
             }
             Self::Vm(error) => error.fmt(f),
             Self::Fork(error) => error.fmt(f),
+            Self::ForkWithDevice => {
+                f.write_str("a guest with device= can't be forked: there is one of its device")
+            }
             Self::Layout(error) => error.fmt(f),
             Self::Frames(error) => error.fmt(f),
             Self::Slot(error) => write!(f, "the guest's memory can't be had: {error}"),

@@ -29,7 +29,9 @@ pub use error::RunError;
 pub use foreign::Foreign;
 pub use guest::{FinalState, GuestPlan, Host, RunningGuest};
 pub use linux::{MAIN_VMS, Terminal};
-pub use machine::{Device, DeviceError, Facts, Machine, OwnCpu, Registers, Speaker};
+pub use machine::{
+    Device, DeviceError, DeviceInterrupt, Facts, Machine, OwnCpu, Registers, Speaker,
+};
 pub use modules::{Domain, DomainFault, FileKind, Module, Modules};
 pub use request::{Request, Requests};
 pub use run::{Error, run, run_foreign};

@@ -64,9 +64,18 @@ pub trait Machine: Sync + 'static {
     /// The device at a path of the machine's device tree, for a guest that gets sole use of it.
     ///
     /// # Errors
-    /// There is none, or no guest may have it.
+    /// There is none, another guest has it, or no guest may have it.
     fn device(&self, memory: &CpuMemory<Self::Hardware>, path: &str)
     -> Result<Device, DeviceError>;
+
+    /// Has `cpu` take a device's interrupt, once it is [unmasked](Self::unmask).
+    fn forward(&self, interrupt: &DeviceInterrupt, cpu: CpuId);
+
+    /// Unmasks a device's interrupt. From now on the CPU that takes it runs a vCPU of the VM that has the device.
+    fn unmask(&self, interrupt: &DeviceInterrupt);
+
+    /// Masks a device's interrupt, and then ends it if it is active. No vCPU of the VM that it was forwarded to runs.
+    fn mask(&self, interrupt: &DeviceInterrupt);
 
     /// The registers of the virtual CPU interface, which guests with a GICv2 access themselves.
     ///
@@ -127,6 +136,21 @@ pub struct Device {
     pub compatible: &'static [u8],
     /// Its registers, in whole pages.
     pub registers: Vec<Registers>,
+    /// Its interrupts, or `None` if one of them can't be forwarded.
+    pub interrupts: Option<Vec<DeviceInterrupt>>,
+    /// The names of its clocks, as in a device tree: each with a NUL.
+    pub clock_names: &'static [u8],
+    /// While somebody has it, nobody else gets the device.
+    pub lease: Arc<()>,
+}
+
+/// An interrupt of a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeviceInterrupt {
+    /// Its number among all interrupts of the machine (INTID).
+    pub intid: u32,
+    /// Whether it is an edge.
+    pub is_edge: bool,
 }
 
 /// Some registers of a device.
@@ -159,6 +183,19 @@ pub enum DeviceError {
         /// The other user.
         by: &'static str,
     },
+    /// Another guest has it.
+    Given,
+    /// One of its interrupts can't be forwarded.
+    Interrupts,
+    /// The guest's own board has something at these addresses.
+    OnBoard {
+        /// The start of the registers.
+        start: u64,
+        /// What that is.
+        by: &'static str,
+    },
+    /// The guest's interrupt controller has no number left for an interrupt of the device.
+    TooManyInterrupts,
     /// There is no memory for their description.
     Object(ObjectError),
 }
@@ -178,6 +215,17 @@ impl fmt::Display for DeviceError {
                 f,
                 "its registers at {start:#x} overlap {by}, which the hypervisor keeps"
             ),
+            Self::Given => f.write_str("another guest has it"),
+            Self::Interrupts => f.write_str(
+                "it has an interrupt that isn't one of the GIC's, shared by all CPUs, an edge or a level",
+            ),
+            Self::OnBoard { start, by } => write!(
+                f,
+                "its registers at {start:#x} are where the guest has {by}"
+            ),
+            Self::TooManyInterrupts => {
+                f.write_str("the guest's interrupt controller has no room for its interrupts")
+            }
             Self::Object(error) => error.fmt(f),
         }
     }

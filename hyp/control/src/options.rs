@@ -79,9 +79,9 @@ pub struct Options {
     pub exit_times: bool,
     /// vCPUs.
     pub vcpus: usize,
-    /// The path of a device for the guest, in the machine's device tree. The hypervisor doesn't check the guest's use of it: a
+    /// The paths of devices for the guest, in the machine's device tree. The hypervisor doesn't check the guest's use of them: a
     /// device with DMA reaches all memory.
-    pub device: Option<String>,
+    pub devices: Vec<String>,
     /// Memory: the benchmark's per vCPU, or a guest program's.
     pub bytes: Size,
     /// The backing of guest memory.
@@ -154,7 +154,7 @@ impl Default for Options {
             slots: 1,
             exit_times: false,
             vcpus: 4,
-            device: None,
+            devices: Vec::new(),
             bytes: Size(64 << 20),
             backing: Backing::Block2M,
             iterations: 3,
@@ -331,7 +331,7 @@ impl Options {
             "vcpus" => {
                 self.vcpus = value::number(key, text, 1, MOST_VCPUS, "a number from 1 on")? as usize
             }
-            "device" => self.device = Some(value::path(key, text)?),
+            "device" => self.devices = value::paths(key, text)?,
             "bytes" => self.bytes = value::size(key, text)?,
             "backing" => self.backing = value::word(key, text)?,
             "iterations" => {
@@ -451,7 +451,7 @@ impl Options {
             let mut keys = BENCHMARK_ONLY.iter().chain(&NOT_BACKING).copied();
             keys.find(|key| !BACKING_TOO.contains(key) && is_given(key))
         };
-        let of_program = given(&["device"]).filter(|_| self.guest != GuestKind::Program);
+        let of_foreign = given(&["device"]).filter(|_| !self.guest.is_foreign());
         let has_linux = has_vms || self.guest == GuestKind::Linux;
         let of_linux = given(&[
             "console", "firmware", "on_reset", "on_crash", "rtc", "log_from",
@@ -460,7 +460,7 @@ impl Options {
         let of_logged = given(&["dirty_log"])
             .filter(|_| !self.guest.is_foreign())
             .or(given(&LIVE_ONLY).filter(|_| !self.logs_foreign()));
-        let foreign = of_program.or(of_linux).or(of_logged).or(match self.guest {
+        let foreign = of_foreign.or(of_linux).or(of_logged).or(match self.guest {
             GuestKind::DirtyLog => given(&["seconds"]).or(given(&BACKING_ONLY[..4])),
             GuestKind::Stress => given(&BENCHMARK_ONLY)
                 .or(given(&BACKING_ONLY))

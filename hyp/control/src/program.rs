@@ -79,13 +79,11 @@ pub(crate) fn plan<'p, M: Machine>(
     vm: VmId,
 ) -> Result<GuestPlan<'p>, RunError> {
     let options = &request.options;
-    let device = match &options.device {
-        None => None,
-        Some(path) => Some(device(host, path)?),
-    };
+    let devices = options.devices.iter().map(|path| device(host, path));
+    let devices = devices.collect::<Result<_, _>>()?;
     Ok(GuestPlan {
         ram_backing: options.backing,
-        device,
+        devices,
         ..GuestPlan::of(request, vm, options.program_bytes().unwrap_or(0))
     })
 }

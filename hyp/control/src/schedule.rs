@@ -4,17 +4,18 @@
 //! first. Interrupts are acknowledged after the sleep and before the next slice, so that no kick is lost ([`Vcpu`]).
 
 use crate::cpu_pool::BOOT_CPU;
-use crate::machine::{Machine, OwnCpu};
+use crate::machine::{DeviceInterrupt, Machine, OwnCpu};
 use memory::{AddressSpace, MmuLock};
 use vm::{Cpu, Service, SliceEnd, Vcpu, VcpuId, Vm};
 
-/// Runs vCPU `id`; returns at once if another CPU has it.
+/// Runs vCPU `id`, on the CPU that takes these interrupts of the VM's devices; returns at once if another CPU has it.
 pub(crate) fn run_vcpu<M, L, S>(
     machine: &M,
     own: &mut OwnCpu<M>,
     vm: &Vm<AddressSpace<L>>,
     id: VcpuId,
     service: &S,
+    interrupts: &[DeviceInterrupt],
 ) where
     M: Machine,
     L: MmuLock,
@@ -23,6 +24,7 @@ pub(crate) fn run_vcpu<M, L, S>(
     let Some(mut vcpu) = Vcpu::bind(vm, id, own.id) else {
         return;
     };
+    interrupts.iter().for_each(|one| machine.unmask(one));
     loop {
         match vcpu.run_slice(&mut own.cpu, &own.memory, service) {
             SliceEnd::Waiting => {}
@@ -32,6 +34,6 @@ pub(crate) fn run_vcpu<M, L, S>(
         }
         own.memory.idle();
         own.cpu.wait_for_interrupt(vcpu.wakes_at());
-        own.cpu.acknowledge_interrupts();
+        vcpu.acknowledge(&mut own.cpu);
     }
 }

@@ -1,10 +1,11 @@
 //! The machine that the control plane works with: the platform behind its trait.
 
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use control::{Device, DeviceError, Facts, Machine, Registers, Speaker};
+use control::{Device, DeviceError, DeviceInterrupt, Facts, Machine, Registers, Speaker};
 use memory::{CpuMemory, Object, ObjectError};
 use platform::CpuId;
 use platform::boot::System;
@@ -14,6 +15,7 @@ use platform::discovery::Gic;
 use platform::drivers::gic;
 use platform::drivers::timer;
 use platform::range::PhysicalRange;
+use spin::Mutex;
 use stage2::{Features, PAGE_SIZE, Pa};
 use vgic::Version;
 use vm::Seed;
@@ -26,6 +28,8 @@ pub struct Board {
     system: &'static System,
     /// VMs that have got a seed.
     seeded: AtomicU64,
+    /// The devices that guests have, by their first registers: for as long as somebody holds the lease.
+    given: Mutex<Vec<(u64, Weak<()>)>>,
 }
 
 impl Board {
@@ -51,7 +55,23 @@ impl Board {
             facts,
             system,
             seeded: AtomicU64::new(0),
+            given: Mutex::new(Vec::new()),
         }
+    }
+
+    /// The lease of the device whose registers begin at `start`.
+    fn lease(&self, start: u64) -> Result<Arc<()>, DeviceError> {
+        let mut given = self.given.lock();
+        given.retain(|(_, lease)| lease.strong_count() != 0);
+        if given.iter().any(|(other, _)| *other == start) {
+            return Err(DeviceError::Given);
+        }
+        let bytes = size_of::<(u64, Weak<()>)>() as u64;
+        (given.try_reserve(1))
+            .map_err(|_| DeviceError::Object(ObjectError::OutOfMemory { bytes }))?;
+        let lease = Arc::new(());
+        given.push((start, Arc::downgrade(&lease)));
+        Ok(lease)
     }
 
     /// The object of some registers that a guest gets.
@@ -149,11 +169,40 @@ impl Machine for Board {
         for range in &found.registers {
             registers.push(self.registers(memory, *range)?);
         }
+        let interrupts = match &found.interrupts {
+            None => None,
+            Some(found) => {
+                let mut all = Vec::new();
+                (all.try_reserve_exact(found.len())).map_err(|_| no_room(found.len()))?;
+                all.extend(found.iter().map(|shared| DeviceInterrupt {
+                    intid: shared.interrupt.0,
+                    is_edge: shared.is_edge,
+                }));
+                Some(all)
+            }
+        };
+        let first = registers.first().map_or(0, |first| first.start);
         Ok(Device {
+            lease: self.lease(first)?,
             registers,
+            interrupts,
             name: found.name,
             compatible: found.compatible,
+            clock_names: found.clock_names,
         })
+    }
+
+    fn forward(&self, interrupt: &DeviceInterrupt, cpu: vm::CpuId) {
+        let DeviceInterrupt { intid, is_edge } = *interrupt;
+        gic::route(intid, is_edge, CpuId::new(cpu.0));
+    }
+
+    fn unmask(&self, interrupt: &DeviceInterrupt) {
+        gic::unmask(interrupt.intid);
+    }
+
+    fn mask(&self, interrupt: &DeviceInterrupt) {
+        gic::mask(interrupt.intid);
     }
 
     fn virtual_cpu_interface(

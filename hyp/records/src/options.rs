@@ -23,7 +23,7 @@ pub const RING_ENTRIES: RangeInclusive<usize> = 64..=65536;
 /// The values of a size.
 pub const SIZES: &str = SizeError::Malformed.expected();
 /// The values of a device.
-pub const PATHS: &str = "a path of the device tree, like /pl031@9010000";
+pub const PATHS: &str = "paths of the device tree, like /pl031@9010000";
 /// The values of a line's beginning.
 pub const LINES: &str = "1 to 64 characters without a space";
 /// The levels of log messages.
@@ -178,7 +178,7 @@ pub const BOOT_OPTIONS: [BootOption; 46] = [
     option(
         "device",
         PATHS,
-        "a device that a program is given, by its path in the device tree",
+        "devices of the machine that your guest is given, by their paths",
     ),
     option(
         "bytes",

@@ -245,6 +245,14 @@ impl Vgic {
         }
     }
 
+    /// As [`forward_spi`](Self::forward_spi), by the number of the physical interrupt. One that isn't forwarded stays active.
+    pub fn forward_physical(&self, physical_id: u32, kick: impl FnMut(usize)) {
+        let mut forwarded = self.forwarded.iter();
+        if let Some(forwarded) = forwarded.find(|one| one.physical_id == physical_id) {
+            self.forward_spi(forwarded.virtual_id, kick);
+        }
+    }
+
     fn raise_spi(&self, intid: u32, bits: u64, kick: &mut impl FnMut(usize)) {
         let Some(word) = self.spi(intid) else { return };
         // Pairs with the exchange of whoever claims it: a guest sees what the device wrote before it raised.

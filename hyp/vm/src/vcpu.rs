@@ -75,6 +75,21 @@ impl<'v, S> Vcpu<'v, S> {
         self.wakes_at
     }
 
+    /// Takes the interrupts that are pending for the CPU, before a slice. Those of the VM's devices are forwarded to it.
+    pub fn acknowledge<K: Cpu>(&self, cpu: &mut K) {
+        while let Some(interrupt) = cpu.acknowledge_interrupts() {
+            if let Some(devices) = self.vm.devices() {
+                let kick = |target| {
+                    // This CPU looks before it enters.
+                    if target != self.here.0 {
+                        cpu.kick(CpuId(target));
+                    }
+                };
+                devices.gic.forward_physical(interrupt, kick);
+            }
+        }
+    }
+
     /// Runs the vCPU for a slice, on the CPU that it is bound to.
     pub fn run_slice<C, K, V>(&mut self, cpu: &mut K, memory: &C, service: &V) -> SliceEnd
     where

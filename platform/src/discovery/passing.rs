@@ -7,13 +7,21 @@
 
 use super::devices::{GICV2, GICV3};
 use super::tree::{Place, is_enabled};
-use super::{DiscoveryError, Gic, Machine, value_of};
+use super::{DiscoveryError, Gic, Interrupt, Machine, value_of};
 use crate::range::PhysicalRange;
 use alloc::vec::Vec;
 use core::ops::ControlFlow;
 use dtoolkit::Node;
-use dtoolkit::fdt::Fdt;
+use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::standard::NodeStandard;
+
+/// The cells of an interrupt of a GIC (kind, number, flags): an SPI, of which there are so many; its trigger.
+const KIND_SPI: u32 = 0;
+const FIRST_SPI: u32 = 32;
+const SPIS: u32 = 988;
+const TRIGGER: u32 = 0xf;
+const EDGE_RISING: u32 = 1;
+const LEVEL_HIGH: u32 = 4;
 
 /// The most registers in the list: far more than machines have.
 const MOST_GUARDED: usize = 256;
@@ -36,6 +44,19 @@ pub struct Device<'t> {
     pub compatible: &'t [u8],
     /// Its registers, as CPU addresses; none if the node has none, or has impossible ones.
     pub registers: Vec<PhysicalRange>,
+    /// Its interrupts, or `None` if one isn't shared by all CPUs, or isn't the GIC's.
+    pub interrupts: Option<Vec<SharedInterrupt>>,
+    /// The names of its clocks, as in the property: each with a NUL.
+    pub clock_names: &'t [u8],
+}
+
+/// A device's interrupt that any CPU can take (SPI).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SharedInterrupt {
+    /// Its number (INTID).
+    pub interrupt: Interrupt,
+    /// Whether it is an edge.
+    pub is_edge: bool,
 }
 
 /// There is no memory for a list of a device's registers.
@@ -71,12 +92,79 @@ fn describe<'t>(place: &Place<'t, '_>) -> Result<Device<'t>, NoRoom> {
             }
         }
     }
-    let compatible = place.node.property("compatible");
+    let value = |name| {
+        let property = place.node.property(name);
+        property.map_or(&[][..], |property| value_of(&property))
+    };
     Ok(Device {
         name: place.node.name(),
-        compatible: compatible.map_or(&[], |property| value_of(&property)),
+        compatible: value("compatible"),
         registers,
+        interrupts: interrupts(place)?,
+        clock_names: value("clock-names"),
     })
+}
+
+/// The interrupts of a device, as its binding to the GIC has them: cells (kind, number, flags), or (kind, number, flags, CPUs).
+fn interrupts(place: &Place<'_, '_>) -> Result<Option<Vec<SharedInterrupt>>, NoRoom> {
+    let mut all = Vec::new();
+    if place.node.property("interrupts-extended").is_some() {
+        return Ok(None);
+    }
+    let Some(property) = place.node.property("interrupts") else {
+        return Ok(Some(all));
+    };
+    let parent = place.inherited("interrupt-parent");
+    let Some(cells) = parent.and_then(|parent| gic_cells(place.tree_root(), parent)) else {
+        return Ok(None);
+    };
+    let (words, rest) = value_of(&property).as_chunks::<4>();
+    if !rest.is_empty() || !words.len().is_multiple_of(cells) {
+        return Ok(None);
+    }
+    let count = words.len() / cells;
+    all.try_reserve_exact(count)
+        .map_err(|_| NoRoom { ranges: count })?;
+    for interrupt in words.chunks_exact(cells) {
+        let cell = |index: usize| {
+            interrupt
+                .get(index)
+                .map_or(0, |cell| u32::from_be_bytes(*cell))
+        };
+        let is_edge = match cell(2) & TRIGGER {
+            EDGE_RISING => true,
+            LEVEL_HIGH => false,
+            _ => return Ok(None),
+        };
+        if cell(0) != KIND_SPI || cell(1) >= SPIS {
+            return Ok(None);
+        }
+        all.push(SharedInterrupt {
+            interrupt: Interrupt(FIRST_SPI + cell(1)),
+            is_edge,
+        });
+    }
+    Ok(Some(all))
+}
+
+/// How many cells the GIC with this phandle, if that is one, has for an interrupt.
+fn gic_cells(root: FdtNode<'_>, phandle: u32) -> Option<usize> {
+    let root = Place::of_root(root);
+    let found = root.walk(&mut |place| {
+        let is = |property, value| place.word(property) == Some(value);
+        let is_gic = GICV2
+            .iter()
+            .chain(&GICV3)
+            .any(|name| place.node.is_compatible(name));
+        match is_gic && is("phandle", phandle) {
+            true => ControlFlow::Break(place.word("#interrupt-cells")),
+            false => ControlFlow::Continue(()),
+        }
+    });
+    match found {
+        ControlFlow::Break(Some(cells @ 3..=4)) => Some(cells as usize),
+        _ => None,
+    }
 }
 
 /// The registers of all interrupt controllers that CPUs or messages are connected to, and of all IOMMUs.

@@ -23,9 +23,30 @@ pub struct Place<'t, 'p> {
 impl<'t, 'p> Place<'t, 'p> {
     /// The root of a tree.
     pub fn root(tree: Fdt<'t>) -> Self {
-        Self {
-            node: tree.root(),
-            parent: None,
+        Self::of_root(tree.root())
+    }
+
+    /// As [`Self::root`], of the root's node.
+    pub fn of_root(node: FdtNode<'t>) -> Self {
+        Self { node, parent: None }
+    }
+
+    /// The root of this node's tree.
+    pub fn tree_root(&self) -> FdtNode<'t> {
+        self.parent.map_or(self.node, |parent| parent.tree_root())
+    }
+
+    /// The value of a property of one cell.
+    pub fn word(&self, property: &str) -> Option<u32> {
+        let property = self.node.property(property)?;
+        property.value_as::<u32>().ok()
+    }
+
+    /// As [`Self::word`], of the nearest node from this one up that has the property.
+    pub fn inherited(&self, property: &str) -> Option<u32> {
+        match self.node.property(property) {
+            Some(_) => self.word(property),
+            None => self.parent?.inherited(property),
         }
     }
 

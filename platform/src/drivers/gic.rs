@@ -1,8 +1,10 @@
 //! The interrupt controller: what the hypervisor itself needs of it, and the physical side of guests' interrupts.
 //!
 //! The hypervisor has one software-generated interrupt, which kicks a CPU out of a guest or a wait, and the interrupt of EL2's
-//! timer, which ends a wait. The boot CPU also takes that of the console's UART, when it wants to know of input. A CPU that has loaded a guest with a virtual GIC also takes the interrupts of EL1's timers, which
-//! are forwarded to the guest, and the maintenance interrupt of the CPU's list registers. All other interrupts are off.
+//! timer, which ends a wait. The boot CPU also takes that of the console's UART, when it wants to know of input. A CPU that has
+//! loaded a guest with a virtual GIC also takes the interrupts of EL1's timers, which are forwarded to the guest, and the
+//! maintenance interrupt of the CPU's list registers. A CPU that runs a vCPU of a VM with devices of the machine takes their
+//! interrupts ([`shared`]). All other interrupts are off.
 //!
 //! The end of an interrupt is in two steps (EOImode 1): the priority is dropped as soon as an interrupt is taken, and it stays
 //! active until it is deactivated. What concerns EL2 is deactivated at once, what is forwarded by the guest.
@@ -17,6 +19,7 @@
 
 mod list_registers;
 mod registers;
+mod shared;
 mod v2;
 mod v3;
 
@@ -28,6 +31,7 @@ use aarch64_cpu::asm::barrier;
 use arm_gic::IntId;
 use core::fmt;
 pub use list_registers::ListRegisters;
+use registers::Registers;
 use spin::Once;
 use v2::V2;
 use v3::V3;
@@ -124,13 +128,8 @@ pub(crate) fn init(machine: &Machine, has_system_registers: bool) -> Result<(), 
         console: machine.console.and_then(|uart| uart.interrupt),
     });
     init_cpu()?;
-    if let Some(gic) = GIC.get()
-        && let Some(console) = gic.console
-    {
-        match &gic.version {
-            Version::V2(gic) => gic.route_here(console.0),
-            Version::V3(gic) => gic.route_here(console.0),
-        }
+    if let Some(Interrupt(console)) = GIC.get().and_then(|gic| gic.console) {
+        route(console, false, CpuId::BOOT);
     }
     Ok(())
 }
@@ -182,15 +181,6 @@ impl Gic {
         }
     }
 
-    /// Switches an interrupt that all CPUs share on or off.
-    fn set_shared_enabled(&self, interrupt: Interrupt, enabled: bool) {
-        let distributor = match &self.version {
-            Version::V2(gic) => gic.distributor(),
-            Version::V3(gic) => gic.distributor(),
-        };
-        registers::set_shared_enabled(distributor, interrupt.0, enabled);
-    }
-
     /// Takes the pending interrupt of the highest priority, and drops the priority again. Returns it as the GIC names it.
     fn take(&self) -> Option<u32> {
         match &self.version {
@@ -204,6 +194,20 @@ impl Gic {
         match &self.version {
             Version::V2(_) => Interrupt(taken & v2::INTID),
             Version::V3(_) => Interrupt(taken),
+        }
+    }
+
+    /// The device's interrupt that [`Self::take`] has returned, if it is one.
+    fn of_device(&self, taken: u32) -> Option<u32> {
+        let interrupt = self.interrupt(taken);
+        (interrupt.0 >= PRIVATE && self.console != Some(interrupt)).then_some(interrupt.0)
+    }
+
+    /// The distributor's registers.
+    fn distributor(&self) -> Option<Registers> {
+        match &self.version {
+            Version::V2(gic) => Some(gic.distributor()),
+            Version::V3(gic) => gic.distributor(),
         }
     }
 
@@ -251,29 +255,38 @@ pub fn kick_each(cpus: impl Iterator<Item = CpuId>) {
     }
 }
 
-/// Takes and ends the interrupts that are pending for this CPU, so that it can wait, or run a guest, again.
-pub fn acknowledge() {
+/// Takes and ends the interrupts that are pending for this CPU, so that it can wait, or run a guest, again. Returns when it has
+/// taken a device's, which is active then; there may be more.
+pub fn acknowledge() -> Option<u32> {
+    let mut device = None;
     if let Some(gic) = GIC.get() {
-        while let Some(taken) = gic.take() {
-            let interrupt = gic.interrupt(taken);
-            if gic.console == Some(interrupt) {
+        while device.is_none()
+            && let Some(taken) = gic.take()
+        {
+            device = gic.of_device(taken);
+            if gic.console == Some(gic.interrupt(taken)) {
                 // The UART asks for it until its input has been read.
-                gic.set_shared_enabled(interrupt, false);
+                mask(taken);
+            } else if device.is_none() {
+                gic.deactivate(taken);
             }
-            gic.deactivate(taken);
         }
     }
     // What the kicks announce is read after they have been acknowledged: reads of ICC_IAR1_EL1 order no later loads by
     // themselves (IHI 0069 4.2.1).
     barrier::dsb(barrier::SY);
+    device
+}
+
+/// As [`acknowledge`], for a CPU that runs no vCPU: a device's interrupt stays active, until its VM has ended.
+fn acknowledge_all() {
+    while acknowledge().is_some() {}
 }
 
 /// Wakes the boot CPU, once, when the console's UART asks for its interrupt.
 pub(crate) fn await_console() {
-    if let Some(gic) = GIC.get()
-        && let Some(console) = gic.console
-    {
-        gic.set_shared_enabled(console, true);
+    if let Some(Interrupt(console)) = GIC.get().and_then(|gic| gic.console) {
+        unmask(console);
     }
 }
 
@@ -289,6 +302,9 @@ pub fn take() -> Option<vm::Interrupt> {
         if timers.physical == interrupt {
             return Some(vm::Interrupt::PhysicalTimer);
         }
+    }
+    if let Some(interrupt) = gic.of_device(taken) {
+        return Some(vm::Interrupt::Device(interrupt));
     }
     gic.deactivate(taken);
     if gic.maintenance == Some(interrupt) {
@@ -322,17 +338,55 @@ pub fn list_registers() -> Option<ListRegisters> {
     }
 }
 
-/// Makes a forwarded interrupt of this CPU active, in which state it isn't taken, or ends that.
+/// Makes a forwarded interrupt active, in which state it isn't taken, or ends that: of this CPU, or a device's.
 pub(crate) fn set_active(interrupt: u32, active: bool) {
-    if let Some(gic) = GIC.get() {
+    let Some(gic) = GIC.get() else { return };
+    if interrupt < PRIVATE {
         gic.set_active(add(0, Interrupt(interrupt)), active);
+    } else if let Some(distributor) = gic.distributor() {
+        shared::set_active(distributor, interrupt, active);
+    }
+}
+
+/// Has `cpu` take a device's interrupt, which is an edge or a level, once it is [unmasked](unmask). What was pending is forgotten.
+/// Called by the boot CPU.
+pub fn route(interrupt: u32, is_edge: bool, cpu: CpuId) {
+    let (Some(gic), Some(target)) = (GIC.get(), percpu::get(cpu)) else {
+        return;
+    };
+    match &gic.version {
+        Version::V2(gic) => {
+            let target = shared::Target::List(gic.target(cpu));
+            shared::route(gic.distributor(), interrupt, is_edge, target);
+        }
+        Version::V3(gic) => {
+            if let Some(distributor) = gic.distributor() {
+                let target = shared::Target::Affinity(target.mpidr.affinity());
+                shared::route(distributor, interrupt, is_edge, target);
+            }
+        }
+    }
+}
+
+/// Unmasks a device's interrupt that was [routed](route).
+pub fn unmask(interrupt: u32) {
+    if let Some(distributor) = GIC.get().and_then(Gic::distributor) {
+        shared::unmask(distributor, interrupt);
+    }
+}
+
+/// Masks a device's interrupt, and then ends it if it is active. Nobody takes it any more when this returns. Called by the boot
+/// CPU, when no guest that it is forwarded to runs.
+pub fn mask(interrupt: u32) {
+    if let Some(distributor) = GIC.get().and_then(Gic::distributor) {
+        shared::mask(distributor, interrupt);
     }
 }
 
 /// As [`wait`], but only until [`timer::now_ns`] reaches `deadline_ns`, if the timer's interrupt is known.
 pub fn wait_until(deadline_ns: u64) {
     wait_until_tick(timer::ticks(deadline_ns));
-    acknowledge();
+    acknowledge_all();
 }
 
 /// Waits until this CPU is kicked (or was, since it last acknowledged), or the counter reaches `tick`, if the timer's interrupt
@@ -349,5 +403,5 @@ pub fn wait_until_tick(tick: u64) {
 pub fn wait() {
     barrier::dsb(barrier::SY);
     aarch64_cpu::asm::wfi();
-    acknowledge();
+    acknowledge_all();
 }

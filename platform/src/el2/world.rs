@@ -438,8 +438,8 @@ impl Cpu for HardwareCpu {
         gic::take()
     }
 
-    fn acknowledge_interrupts(&mut self) {
-        gic::acknowledge();
+    fn acknowledge_interrupts(&mut self) -> Option<u32> {
+        gic::acknowledge()
     }
 
     fn wait_for_interrupt(&mut self, tick: Option<u64>) {

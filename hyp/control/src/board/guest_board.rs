@@ -1,44 +1,22 @@
 //! The board of a guest: what QEMU's virt machine has at the same addresses. Zephyr compiles them in, U-Boot expects them, and
 //! all others find them in the device tree.
 
+use super::assigned::{self, AssignedDevice};
+use super::map::{
+    CPU_INTERFACE, DISTRIBUTOR, ITS, PPI, REDISTRIBUTOR, REDISTRIBUTORS, RTC_REGISTERS, RTC_SPI,
+    SPI, SPIS, TIMER_PPIS, UART_REGISTERS, UART_SPI,
+};
 use crate::cpu_pool::BOOT_CPU;
 use crate::error::RunError;
-use crate::machine::{Machine, Registers};
+use crate::machine::{Device, DeviceInterrupt, Machine, Registers};
 use crate::request::Request;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::ops::Range;
-use devices::{Bus, Device, DeviceHost, IrqLine, Pl011, Pl031};
+use devices::{Bus, Device as Emulated, DeviceHost, IrqLine, Pl011, Pl031};
 use memory::CpuMemory;
-use stage2::Ipa;
 use vgic::{Forwarded, Version, Vgic, VgicConfig};
-use vm::{CpuId, Devices, StolenTimes, VcpuId};
+use vm::{CpuId, Devices, VcpuId};
 
-/// The GIC's distributor.
-pub(super) const DISTRIBUTOR: Range<u64> = 0x0800_0000..0x0801_0000;
-/// The CPU interface of a GICv2.
-pub(super) const CPU_INTERFACE: Range<u64> = 0x0801_0000..0x0802_0000;
-/// The ITS of a GICv3.
-pub(super) const ITS: Range<u64> = 0x0808_0000..0x080a_0000;
-/// The redistributors of a GICv3.
-const REDISTRIBUTORS: Range<u64> = 0x080a_0000..0x0900_0000;
-/// The size of a redistributor.
-const REDISTRIBUTOR: u64 = 0x2_0000;
-/// The UART, and its interrupt among the SPIs.
-pub(super) const UART: u64 = 0x0900_0000;
-pub(super) const UART_SPI: u32 = 1;
-/// The real-time clock, and its interrupt among the SPIs.
-pub(super) const RTC: u64 = 0x0901_0000;
-pub(super) const RTC_SPI: u32 = 2;
-/// The structures of the times stolen from vCPUs, which QEMU has there too.
-pub(crate) const STOLEN_TIMES: StolenTimes = StolenTimes::new(Ipa::new(0x090a_0000));
-/// The interrupts of the timers among the PPIs: EL3's, EL1's physical and virtual one, EL2's.
-pub(super) const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];
-
-/// The INTIDs of the first PPI and of the first SPI.
-const PPI: u32 = 16;
-const SPI: u32 = 32;
-const SPIS: usize = 64;
 /// The vCPUs that a GICv2 serves.
 const GICV2_VCPUS: usize = 8;
 const NS_PER_SECOND: u64 = 1_000_000_000;
@@ -60,12 +38,10 @@ pub struct GuestBoard<'p> {
     pub(crate) cpu_interface: Option<Registers>,
     pub(crate) uart: Arc<Pl011>,
     pub(crate) rtc: Arc<Pl031>,
-}
-
-/// The redistributors that a GICv3 has for so many vCPUs.
-pub(super) fn redistributors(vcpus: usize) -> Range<u64> {
-    let start = REDISTRIBUTORS.start;
-    start..start + vcpus as u64 * REDISTRIBUTOR
+    /// Whether the guest has the real-time clock: not if it has a device of the machine's there.
+    pub(crate) has_clock: bool,
+    /// The machine's devices that it has.
+    pub(crate) devices: Vec<AssignedDevice>,
 }
 
 impl<'p> GuestBoard<'p> {
@@ -95,10 +71,13 @@ impl<'p> GuestBoard<'p> {
             }),
             Version::V3 => None,
         };
-        let forwarded = [TIMER_PPIS[1], TIMER_PPIS[2]].map(|timer| Forwarded {
+        let devices = assigned::all(machine, memory, request)?;
+        let has_clock = !devices.iter().any(|device| device.overlaps(&RTC_REGISTERS));
+        let mut forwarded = Vec::from([TIMER_PPIS[1], TIMER_PPIS[2]].map(|timer| Forwarded {
             virtual_id: PPI + timer,
             physical_id: PPI + timer,
-        });
+        }));
+        forwarded.extend(devices.iter().flat_map(AssignedDevice::forwarded));
         let gic = Arc::new(Vgic::new(&VgicConfig {
             version,
             vcpus,
@@ -121,18 +100,35 @@ impl<'p> GuestBoard<'p> {
             cpu_interface,
             uart,
             rtc,
+            has_clock,
+            devices,
         })
+    }
+
+    /// The machine's devices that it has.
+    pub(crate) fn assigned(&self) -> impl Iterator<Item = &Device> {
+        self.devices.iter().map(|assigned| &assigned.device)
+    }
+
+    /// The interrupts of these devices.
+    pub(crate) fn interrupts(&self) -> impl Iterator<Item = DeviceInterrupt> {
+        let interrupts = self.assigned().flat_map(|device| &device.interrupts);
+        interrupts.flatten().copied()
     }
 
     /// The board of a fork of its guest, which is paused: its devices are as this one's. What the UART has sent, but nobody has
     /// taken yet, only this one sends.
     ///
     /// # Errors
-    /// There is no memory for it.
+    /// There is no memory for it, or the guest has a device of the machine's, of which there is one.
     pub fn fork<M: Machine>(&self, machine: &'static M) -> Result<Self, RunError> {
+        if !self.devices.is_empty() {
+            return Err(RunError::ForkWithDevice);
+        }
         let gic = Arc::new(self.gic.snapshot()?);
         let (uart, rtc) = emulated(machine, &gic, 0)?;
-        let pairs: [(&dyn Device, &dyn Device); 2] = [(&*self.uart, &*uart), (&*self.rtc, &*rtc)];
+        let pairs: [(&dyn Emulated, &dyn Emulated); 2] =
+            [(&*self.uart, &*uart), (&*self.rtc, &*rtc)];
         for (own, forks) in pairs {
             let mut saved = Vec::new();
             own.save(&mut saved).map_err(|_| RunError::Heap)?;
@@ -149,12 +145,12 @@ impl<'p> GuestBoard<'p> {
 
     /// What its VM has besides vCPUs and memory.
     pub(crate) fn devices(&self) -> Devices {
-        let uart = (UART..UART + Pl011::BYTES, self.uart.clone() as _);
-        let rtc = (RTC..RTC + Pl031::BYTES, self.rtc.clone() as _);
+        let mut all = Vec::from([(UART_REGISTERS, self.uart.clone() as _)]);
+        all.extend((self.has_clock).then(|| (RTC_REGISTERS, self.rtc.clone() as _)));
         Devices {
             gic: self.gic.clone(),
             // They don't overlap.
-            bus: Bus::new([uart, rtc].into()).unwrap_or_default(),
+            bus: Bus::new(all).unwrap_or_default(),
         }
     }
 }

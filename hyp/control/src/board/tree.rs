@@ -1,10 +1,11 @@
 //! The device tree of a guest's board, as QEMU writes it for its virt machine.
 
-use super::guest_board::{
+use super::assigned::AssignedDevice;
+use super::map::{
     CPU_INTERFACE, DISTRIBUTOR, ITS, RTC, RTC_SPI, TIMER_PPIS, UART, UART_SPI, redistributors,
 };
 use crate::guest::TreeError;
-use crate::guest::device_tree::{check_room, write_cpus, write_memory};
+use crate::guest::device_tree::{self, check_room, most_device_bytes, write_cpus, write_memory};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -23,6 +24,7 @@ const LAYOUT_SEED: u64 = 0;
 /// The cells of an interrupt: kind, number, trigger.
 const KIND_SPI: u32 = 0;
 const KIND_PPI: u32 = 1;
+const EDGE_RISING: u32 = 1;
 const LEVEL_HIGH: u32 = 4;
 /// The UART's clock. Nothing runs by it: drivers only compute divisors from it.
 const CLOCK_HZ: u32 = 24_000_000;
@@ -38,6 +40,10 @@ pub struct BoardDescription<'d> {
     pub memory: &'d [IpaRange],
     /// The initial ramdisk, if there is one.
     pub ramdisk: Option<IpaRange>,
+    /// The machine's devices that it has.
+    pub devices: &'d [AssignedDevice],
+    /// Whether it has the real-time clock.
+    pub has_clock: bool,
     /// The kernel's command line.
     pub bootargs: &'d str,
     /// The secret that the kernel makes random numbers of, if there is one.
@@ -54,7 +60,8 @@ impl BoardDescription<'_> {
         const NODE: usize = 256;
         const REST: usize = 8192;
         let nodes = (self.affinities.len() + self.memory.len()).saturating_mul(NODE);
-        let bytes = (self.bootargs.len()).saturating_add(nodes + REST);
+        let devices = most_device_bytes(self.devices.iter().map(|assigned| &assigned.device));
+        let bytes = (self.bootargs.len()).saturating_add(nodes + REST + devices);
         // Its buffer is copied into one twice as large when it grows.
         check_room(self.bootargs, bytes.saturating_mul(4))?;
         self.write().map_err(TreeError::Value)
@@ -86,8 +93,15 @@ impl BoardDescription<'_> {
             uart,
             &["uartclk", "apb_pclk"],
         )?;
-        let rtc = ["arm,pl031", "arm,primecell"];
-        write_device(&mut tree, "pl031", RTC, RTC_SPI, rtc, &["apb_pclk"])?;
+        if self.has_clock {
+            let rtc = ["arm,pl031", "arm,primecell"];
+            write_device(&mut tree, "pl031", RTC, RTC_SPI, rtc, &["apb_pclk"])?;
+        }
+        for assigned in self.devices {
+            device_tree::write_device(&mut tree, &assigned.device, |tree| {
+                write_interrupts(tree, assigned)
+            })?;
+        }
         tree.end_node(root)?;
         tree.finish()
     }
@@ -169,6 +183,30 @@ fn write_clock(tree: &mut FdtWriter) -> Result<(), Error> {
     tree.end_node(clock)
 }
 
+/// The interrupts of a device of the machine's. Its clocks become the board's: the machine's run as they do.
+fn write_interrupts(tree: &mut FdtWriter, assigned: &AssignedDevice) -> Result<(), Error> {
+    let device = &assigned.device;
+    let interrupts = device.interrupts.iter().flatten().zip(&assigned.spis);
+    let cells = interrupts.map(|(interrupt, spi)| {
+        let trigger = match interrupt.is_edge {
+            true => EDGE_RISING,
+            false => LEVEL_HIGH,
+        };
+        [KIND_SPI, *spi, trigger]
+    });
+    let cells: Vec<[u32; 3]> = cells.collect();
+    if !cells.is_empty() {
+        tree.property_array_u32("interrupts", cells.as_flattened())?;
+    }
+    let clocks = device.clock_names.iter().filter(|byte| **byte == 0);
+    let clocks: Vec<u32> = clocks.map(|_| CLOCK).collect();
+    if !clocks.is_empty() {
+        tree.property_array_u32("clocks", &clocks)?;
+        tree.property("clock-names", device.clock_names)?;
+    }
+    Ok(())
+}
+
 /// The node of a PrimeCell, whose clocks have these names.
 fn write_device(
     tree: &mut FdtWriter,
@@ -219,6 +257,8 @@ mod tests {
             affinities: &affinities,
             memory: &[Ipa::new(0x4000_0000)..Ipa::new(0x2_4000_0000)],
             ramdisk: Some(ramdisk),
+            devices: &[],
+            has_clock: true,
             bootargs,
             seed: Some(Seed::new([0x5e; Seed::BYTES])),
         }
@@ -320,6 +360,8 @@ mod tests {
             affinities: &[0],
             memory: &[],
             ramdisk: None,
+            devices: &[],
+            has_clock: true,
             bootargs: "a\0b",
             seed: None,
         };

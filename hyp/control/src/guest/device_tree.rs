@@ -1,4 +1,4 @@
-//! The device tree for a guest without a board: memory, vCPUs, PSCI, an assigned device if there is one, and arguments.
+//! The device tree for a guest without a board: memory, vCPUs, PSCI, assigned devices, and arguments.
 
 use crate::machine::Device;
 use alloc::format;
@@ -14,8 +14,8 @@ pub struct GuestDescription<'d> {
     pub memory: &'d [IpaRange],
     /// The affinity of each vCPU.
     pub affinities: &'d [u64],
-    /// Its device, if it has one.
-    pub device: Option<&'d Device>,
+    /// Its devices.
+    pub devices: &'d [Device],
     /// Its command line.
     pub bootargs: &'d str,
 }
@@ -36,10 +36,7 @@ impl GuestDescription<'_> {
         /// For a vCPU's node, for a range of memory, for all else.
         const NODE: usize = 256;
         const REST: usize = 4096;
-        let device = self.device.map_or(0, |device| {
-            let registers = device.registers.len().saturating_mul(2 * size_of::<u64>());
-            registers.saturating_add(device.compatible.len() + device.name.len())
-        });
+        let device = most_device_bytes(self.devices.iter());
         let nodes = (self.affinities.len() + self.memory.len()).saturating_mul(NODE);
         let all = self.bootargs.len().saturating_add(device);
         // Its buffer is copied into one twice as large when it grows.
@@ -63,8 +60,8 @@ impl GuestDescription<'_> {
         for range in self.memory {
             write_memory(&mut tree, range)?;
         }
-        if let Some(device) = self.device {
-            write_device(&mut tree, device)?;
+        for device in self.devices {
+            write_device(&mut tree, device, |_| Ok(()))?;
         }
         tree.end_node(root)?;
         tree.finish()
@@ -109,7 +106,24 @@ pub(crate) fn write_memory(tree: &mut FdtWriter, range: &IpaRange) -> Result<(),
     tree.end_node(memory)
 }
 
-fn write_device(tree: &mut FdtWriter, device: &Device) -> Result<(), Error> {
+/// The most heap for the nodes of these devices.
+pub(crate) fn most_device_bytes<'d>(devices: impl Iterator<Item = &'d Device>) -> usize {
+    const NODE: usize = 256;
+    let bytes = |device: &Device| {
+        let interrupts = device.interrupts.as_ref().map_or(0, Vec::len);
+        let ranges = device.registers.len().saturating_add(interrupts);
+        let strings = device.compatible.len() + device.name.len() + 5 * device.clock_names.len();
+        NODE + strings.saturating_add(ranges.saturating_mul(2 * size_of::<u64>()))
+    };
+    devices.map(bytes).fold(0, usize::saturating_add)
+}
+
+/// Writes the node of a device of the machine's, with further properties.
+pub(crate) fn write_device(
+    tree: &mut FdtWriter,
+    device: &Device,
+    more: impl FnOnce(&mut FdtWriter) -> Result<(), Error>,
+) -> Result<(), Error> {
     let registers = device.registers.iter();
     let registers = registers.flat_map(|part| [part.start, part.object.bytes()]);
     let node = tree.begin_node(device.name)?;
@@ -117,6 +131,7 @@ fn write_device(tree: &mut FdtWriter, device: &Device) -> Result<(), Error> {
         tree.property("compatible", device.compatible)?;
     }
     tree.property_array_u64("reg", &registers.collect::<Vec<_>>())?;
+    more(tree)?;
     tree.end_node(node)
 }
 
@@ -170,7 +185,7 @@ mod tests {
         let blob = GuestDescription {
             memory: &[range(0x4000_0000, 4 << 20), range(0x8000_0000, 5 << 30)],
             affinities: &[0, 1, 0x100],
-            device: None,
+            devices: &[],
             bootargs: "console=hvc",
         }
         .to_tree()
@@ -211,7 +226,7 @@ mod tests {
             let description = GuestDescription {
                 memory: &memory,
                 affinities: &affinities[..vcpus],
-                device: None,
+                devices: &[],
                 bootargs: &bootargs,
             };
             let tree = description.to_tree().unwrap();

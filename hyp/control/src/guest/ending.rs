@@ -6,8 +6,9 @@ use crate::guest::counters::Snapshot;
 use crate::guest::host::Host;
 use crate::guest::patience::Patience;
 use crate::guest::plan::GuestPlan;
-use crate::machine::Machine;
+use crate::machine::{Device, Machine};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::ops::Range;
 use memory::frames::{Counts, MAX_VMS, VmCounts};
 use memory::{AddressSpace, CpuMemory, MmuLock, VmId, Watermarks};
@@ -97,6 +98,8 @@ pub(super) struct Ending<'h, M: Machine, L: MmuLock> {
     /// The CPUs that run its vCPUs.
     cpus: Range<usize>,
     helpers: ReservedCpus<M>,
+    /// The machine's devices that it has.
+    devices: Vec<Device>,
     before: Snapshot,
     /// Goes after the guest.
     _limit: Option<Limit<'h, M>>,
@@ -106,7 +109,7 @@ impl<'h, M: Machine, L: MmuLock> Ending<'h, M, L> {
     /// For a guest that is about to start.
     pub(super) fn new(
         host: Host<'h, M>,
-        id: VmId,
+        plan: &GuestPlan<'_>,
         vm: Arc<Vm<AddressSpace<L>>>,
         cpus: Range<usize>,
         helpers: ReservedCpus<M>,
@@ -115,10 +118,11 @@ impl<'h, M: Machine, L: MmuLock> Ending<'h, M, L> {
         let before = Snapshot::of_guest(&host, &vm, [&cpus, &helpers.cpus]);
         Self {
             host,
-            id,
+            id: plan.vm,
             vm: Some(vm),
             cpus,
             helpers,
+            devices: plan.assigned().cloned().collect(),
             before,
             _limit: limit,
         }
@@ -136,6 +140,12 @@ impl<'h, M: Machine, L: MmuLock> Ending<'h, M, L> {
     pub(super) fn end(&mut self) -> Result<FinalState, RunError> {
         let vm = self.vm.take().ok_or(RunError::Stuck)?;
         self.stop(&vm)?;
+        self.devices.iter().for_each(|device| {
+            for interrupt in device.interrupts.iter().flatten() {
+                self.host.machine.mask(interrupt);
+            }
+        });
+        self.devices.clear();
         let cpus = [&self.cpus, &self.helpers.cpus];
         let counters = Snapshot::of_guest(&self.host, &vm, cpus).since(&self.before);
         self.destroy(vm, counters)

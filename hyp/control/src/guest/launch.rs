@@ -10,7 +10,7 @@ use crate::guest::plan::{
 };
 use crate::guest::running::RunningGuest;
 use crate::guest::stage2_use::Stage2Use;
-use crate::machine::{Machine, OwnCpu};
+use crate::machine::{DeviceInterrupt, Machine, OwnCpu};
 use crate::options::TEST_MEMORY;
 use crate::schedule;
 use alloc::sync::Arc;
@@ -48,6 +48,8 @@ impl<'p> Files<'p> {
                 affinities: &affinities,
                 memory: &memory,
                 ramdisk: places.ramdisk.clone(),
+                devices: &board.devices,
+                has_clock: board.has_clock,
                 bootargs: plan.bootargs,
                 seed: seed.map(|seed| seed.child(KERNEL_SEED)),
             }
@@ -62,7 +64,7 @@ impl<'p> Files<'p> {
         let tree = GuestDescription {
             memory: &memory,
             affinities: &affinities,
-            device: plan.device.as_ref(),
+            devices: &plan.devices,
             bootargs: plan.bootargs,
         }
         .to_tree()?;
@@ -142,9 +144,14 @@ impl<'h, M: Machine> Host<'h, M> {
         let NewVm { vm, filled_ns } = make()?;
         let vm = Arc::new(vm);
         let helpers = ReservedCpus::reserve(self, cpus.end..all.end);
-        let ending = Ending::new(*self, plan.vm, vm.clone(), cpus.clone(), helpers, limit);
+        let ending = Ending::new(*self, plan, vm.clone(), cpus.clone(), helpers, limit);
         let guest = RunningGuest::new(*self, plan, vm, cpus.clone(), filled_ns, ending);
-        self.start(&guest.vm, service, cpus);
+        let interrupts = plan.board.iter().flat_map(GuestBoard::interrupts);
+        let interrupts: Vec<DeviceInterrupt> = interrupts.collect();
+        for interrupt in &interrupts {
+            self.machine.forward(interrupt, CpuId(cpus.start));
+        }
+        self.start(&guest.vm, service, cpus, interrupts);
         Ok(guest)
     }
 
@@ -313,8 +320,14 @@ impl<'h, M: Machine> Host<'h, M> {
         })
     }
 
-    fn start<L, S>(&self, vm: &Arc<Vm<AddressSpace<L>>>, service: &Arc<S>, cpus: Range<usize>)
-    where
+    /// Starts the vCPUs. The first one's CPU takes the interrupts of devices.
+    fn start<L, S>(
+        &self,
+        vm: &Arc<Vm<AddressSpace<L>>>,
+        service: &Arc<S>,
+        cpus: Range<usize>,
+        interrupts: Vec<DeviceInterrupt>,
+    ) where
         L: MmuLock + 'static,
         S: Service + Send + Sync + 'static,
     {
@@ -322,7 +335,8 @@ impl<'h, M: Machine> Host<'h, M> {
         let machine = self.machine;
         let job = move |own: &mut OwnCpu<M>| {
             let vcpu = VcpuId(own.id.0 - first);
-            schedule::run_vcpu(machine, own, &vm, vcpu, &*service);
+            let interrupts = if vcpu.0 == 0 { &interrupts[..] } else { &[] };
+            schedule::run_vcpu(machine, own, &vm, vcpu, &*service, interrupts);
         };
         self.cpu_pool.post(self.machine, cpus, Arc::new(job));
     }

@@ -98,8 +98,8 @@ pub struct GuestPlan<'p> {
     pub limit: Option<u64>,
     /// How its tables follow changes of backing.
     pub policy: BackingPolicy,
-    /// The device assigned to it, if any.
-    pub device: Option<Device>,
+    /// The devices assigned to it, unless its [board](Self::board) has them.
+    pub devices: Vec<Device>,
     /// The size of memory that the guest isn't told of, a multiple of the RAM's backing, at [`Self::unseen_start`].
     pub unseen: u64,
     /// Whether its tables have hardware dirty state.
@@ -134,7 +134,7 @@ impl<'p> GuestPlan<'p> {
             lazy: false,
             limit: None,
             policy: BackingPolicy::default(),
-            device: None,
+            devices: Vec::new(),
             unseen: 0,
             hardware_dirty: false,
             ring_entries: None,
@@ -163,9 +163,15 @@ impl<'p> GuestPlan<'p> {
         memory
     }
 
-    /// The slots of the device, and of the registers of the interrupt controller that the guest accesses itself.
+    /// The machine's devices that it has.
+    pub(super) fn assigned(&self) -> impl Iterator<Item = &Device> {
+        let board = self.board.iter().flat_map(GuestBoard::assigned);
+        self.devices.iter().chain(board)
+    }
+
+    /// The slots of the devices, and of the registers of the interrupt controller that the guest accesses itself.
     pub(super) fn device_slots(&self) -> impl Iterator<Item = SlotConfig> + '_ {
-        let registers = self.device.iter().flat_map(|device| &device.registers);
+        let registers = self.assigned().flat_map(|device| &device.registers);
         let board = self.board.iter();
         let registers = registers.chain(board.flat_map(|board| &board.cpu_interface));
         (DEVICE_SLOT..).zip(registers).map(|(number, registers)| {

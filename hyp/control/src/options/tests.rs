@@ -63,14 +63,20 @@ fn every_option_is_read() {
 }
 
 #[test]
-fn a_program_is_given_a_device_by_its_path() {
-    let path = |bootargs| Options::parse(bootargs).unwrap().device;
-    assert_eq!(path("guest=program"), None);
-    let given = path("guest=program device=/soc/rtc@9010000");
-    assert_eq!(given.as_deref(), Some("/soc/rtc@9010000"));
+fn a_guest_is_given_devices_by_their_paths() {
+    let paths = |bootargs| Options::parse(bootargs).unwrap().devices;
+    assert!(paths("guest=program").is_empty());
+    let given = paths("guest=program device=/soc/rtc@9010000");
+    assert_eq!(given, ["/soc/rtc@9010000"]);
+    let given = paths("guest=linux device=/maker,rtc@1,/soc/b,/c");
+    assert_eq!(given, ["/maker,rtc@1", "/soc/b", "/c"]);
     assert_eq!(
         refused("guest=program device=rtc"),
-        "malformed value 'rtc' for option 'device': expected a path of the device tree, like /pl031@9010000"
+        "malformed value 'rtc' for option 'device': expected paths of the device tree, like /pl031@9010000"
+    );
+    assert_eq!(
+        refused("guest=linux device=/rtc,/uart,/rtc"),
+        "option 'device' names '/rtc' twice"
     );
     for guest in ["dirty_log", "stress", "backing"] {
         let says = refused(&["guest=", guest, " device=/rtc"].concat());
@@ -479,7 +485,6 @@ fn linux_has_memory_of_its_own_and_may_be_idle() {
 fn what_isnt_for_linux_or_for_linux_only_is_named() {
     for (options, key, guest) in [
         ("guest=linux iterations=3", "iterations", "linux"),
-        ("guest=linux device=/rtc", "device", "linux"),
         ("guest=linux seed=3", "seed", "linux"),
         ("guest=program console=raw", "console", "program"),
         ("on_reset=stop", "on_reset", "dirty_log"),

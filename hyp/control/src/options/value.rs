@@ -43,8 +43,32 @@ pub(super) fn size<'t>(key: &'static str, text: &'t str) -> Result<Size, OptionE
     })
 }
 
+/// Different nodes' paths in a device tree. Each begins with a slash, so a comma before one separates them, while a node's name may
+/// have commas too.
+pub(super) fn paths<'t>(key: &'static str, text: &'t str) -> Result<Vec<String>, OptionError<'t>> {
+    let mut paths: Vec<String> = Vec::new();
+    let mut rest = text;
+    loop {
+        let next = rest.find(",/");
+        let (one, others) = match next {
+            Some(at) => (&rest[..at], Some(&rest[at + 1..])),
+            None => (rest, None),
+        };
+        let path = path(key, one)?;
+        if paths.contains(&path) {
+            return Err(OptionError::Repeated { key, text: one });
+        }
+        (paths.try_reserve(1)).map_err(|_| OptionError::NoRoom(key))?;
+        paths.push(path);
+        match others {
+            Some(others) => rest = others,
+            None => return Ok(paths),
+        }
+    }
+}
+
 /// A node's path in a device tree.
-pub(super) fn path<'t>(key: &'static str, text: &'t str) -> Result<String, OptionError<'t>> {
+fn path<'t>(key: &'static str, text: &'t str) -> Result<String, OptionError<'t>> {
     match text.strip_prefix('/') {
         Some(_) => {
             let mut path = String::new();

@@ -168,8 +168,8 @@ impl Cpu for GuestCpu {
         self.0.kick(target);
     }
 
-    fn acknowledge_interrupts(&mut self) {
-        self.0.acknowledge_interrupts();
+    fn acknowledge_interrupts(&mut self) -> Option<u32> {
+        self.0.acknowledge_interrupts()
     }
 
     fn wait_for_interrupt(&mut self, tick: Option<u64>) {

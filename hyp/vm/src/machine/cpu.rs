@@ -122,6 +122,8 @@ pub enum Interrupt {
     VirtualTimer,
     /// The same of EL1's physical timer.
     PhysicalTimer,
+    /// That of a device, by its number. It is active until the guest ends it.
+    Device(u32),
 }
 
 /// The registers of the loaded guest that decide how it takes an exception.
@@ -208,8 +210,9 @@ pub trait Cpu {
     /// Takes one of the interrupts that are pending for this CPU, while a guest with a virtual GIC is loaded.
     fn take_interrupt(&mut self) -> Option<Interrupt>;
 
-    /// Takes and ends the interrupts that are pending for this CPU: kicks, and any strays.
-    fn acknowledge_interrupts(&mut self);
+    /// Takes and ends the interrupts that are pending for this CPU: kicks, and any strays. If it takes one of a device, it returns
+    /// the number of that, which stays active, and is to be called again.
+    fn acknowledge_interrupts(&mut self) -> Option<u32>;
 
     /// Sleeps until an interrupt is pending, or until the counter reaches `tick`, if that is given. Returns at once if one is
     /// already, and may return for no reason. No guest is loaded.

@@ -72,7 +72,9 @@ where
     /// Takes the interrupt for which the guest has come out.
     pub(super) fn interrupt(&mut self) {
         if self.context.interrupts.is_none() {
-            return self.cpu.acknowledge_interrupts();
+            // None of a device is forwarded to this VM.
+            while self.cpu.acknowledge_interrupts().is_some() {}
+            return;
         }
         self.take_interrupt();
     }
@@ -82,6 +84,10 @@ where
         let timer = match self.cpu.take_interrupt() {
             None => return false,
             Some(Interrupt::Kick) => return true,
+            Some(Interrupt::Device(interrupt)) => {
+                self.take_of_device(interrupt);
+                return true;
+            }
             Some(Interrupt::Maintenance) => None,
             Some(Interrupt::VirtualTimer) => Some(VIRTUAL_TIMER),
             Some(Interrupt::PhysicalTimer) => Some(PHYSICAL_TIMER),
@@ -91,6 +97,11 @@ where
             Some(timer) => interrupts.raise_physical(gic, interface, timer, kick),
         });
         true
+    }
+
+    #[cold]
+    fn take_of_device(&mut self, interrupt: u32) {
+        self.with_gic(|_, gic, _, kick| gic.forward_physical(interrupt, kick));
     }
 
     /// What follows a WFI, or a WFIT whose timeout is in this register.

@@ -244,8 +244,9 @@ impl Cpu for ModelCpu<'_> {
         self.world.kick(target);
     }
 
-    fn acknowledge_interrupts(&mut self) {
+    fn acknowledge_interrupts(&mut self) -> Option<u32> {
         self.world.acknowledge();
+        None
     }
 
     fn wait_for_interrupt(&mut self, _: Option<u64>) {

@@ -174,7 +174,7 @@ fn run_slices<S: GuestMemory<C>, C>(
             SliceEnd::Ended => return,
         }
         cpu.wait_for_interrupt(vcpu.wakes_at());
-        cpu.acknowledge_interrupts();
+        vcpu.acknowledge(cpu);
     }
 }
 

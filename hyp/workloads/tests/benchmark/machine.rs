@@ -2,8 +2,8 @@
 
 use crate::guests::{Entry, Guest, GuestCpu};
 use control::{
-    CpuPool, Device, DeviceError, Facts, FileKind, HOUSEKEEPING_NS, Host, Machine, Module, Modules,
-    OwnCpu, Registers, Speaker,
+    CpuPool, Device, DeviceError, DeviceInterrupt, Facts, FileKind, HOUSEKEEPING_NS, Host, Machine,
+    Module, Modules, OwnCpu, Registers, Speaker,
 };
 use memory::frames::{Counts, FramePool, arena, write_bytes};
 use memory::{CpuCounters, CpuMemory, MemorySystem, Object};
@@ -12,7 +12,7 @@ use stage2::{Features, Ipa, NoTlb, PAGE_SIZE};
 use std::cell::Cell;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use vm::{
@@ -146,7 +146,22 @@ impl Machine for Threads {
                 start: DEVICE,
                 object: object.map_err(DeviceError::Object)?,
             }],
+            interrupts: Some(vec![]),
+            clock_names: b"",
+            lease: Arc::new(()),
         })
+    }
+
+    fn forward(&self, _: &DeviceInterrupt, _: CpuId) {
+        unreachable!("these guests have no GIC")
+    }
+
+    fn unmask(&self, _: &DeviceInterrupt) {
+        unreachable!("these guests have no GIC")
+    }
+
+    fn mask(&self, _: &DeviceInterrupt) {
+        unreachable!("these guests have no GIC")
     }
 
     fn virtual_cpu_interface(&self, _: &CpuMemory<NoTlb>) -> Result<Registers, DeviceError> {
@@ -234,8 +249,9 @@ impl Cpu for ThreadCpu {
         self.machine.kick(target);
     }
 
-    fn acknowledge_interrupts(&mut self) {
+    fn acknowledge_interrupts(&mut self) -> Option<u32> {
         self.machine.acknowledge(self.id);
+        None
     }
 
     fn interface(&mut self) -> NoInterface {

@@ -25,6 +25,8 @@ fn a_device_is_found_by_its_path_with_its_registers() {
             name: "both@1000",
             compatible: b"maker,both\0generic\0",
             registers: vec![range(0xa00_1000, 0xa00_2000), range(0xa00_8000, 0xa00_a000)],
+            interrupts: Some(vec![]),
+            clock_names: b"",
         })
     );
     for (path, registers) in [
@@ -38,6 +40,61 @@ fn a_device_is_found_by_its_path_with_its_registers() {
     for path in ["", "pl011@9000000", "/pl011@9", "/bus@a000000/off@2000"] {
         assert_eq!(find(path), None, "{path}");
     }
+}
+
+#[test]
+fn a_devices_interrupts_are_those_of_the_gic() {
+    let mut tree = virt();
+    let gic = tree.find_node_mut("/intc@8000000").unwrap();
+    set(gic, "phandle", 0x8005u32);
+    set(gic, "#interrupt-cells", 3u32);
+    set(&mut tree.root, "interrupt-parent", 0x8005u32);
+    let other = child(&mut tree.root, "gpio@9030000", "arm,pl061");
+    set(other, "phandle", 7u32);
+    set(other, "#interrupt-cells", 2u32);
+    let cases: [(&str, &[u32], Option<u32>, _); 9] = [
+        (
+            "both",
+            &[0, 2, 4, 0, 3, 1],
+            None,
+            Some(vec![(34, false), (35, true)]),
+        ),
+        ("none", &[], None, Some(vec![])),
+        (
+            "own",
+            &[0, 987, 0x104],
+            Some(0x8005),
+            Some(vec![(1019, false)]),
+        ),
+        ("private", &[1, 2, 4], None, None),
+        ("falling", &[0, 2, 2], None, None),
+        ("beyond", &[0, 988, 4], None, None),
+        ("half", &[0, 2, 4, 0], None, None),
+        ("of-another", &[3, 0], Some(7), None),
+        ("of-nobody", &[0, 2, 4], Some(99), None),
+    ];
+    for (name, words, parent, _) in &cases {
+        let bus = child(&mut tree.root, &format!("bus-{name}"), "simple-bus");
+        let node = child(bus, "device", "");
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
+        set(node, "interrupts", &bytes[..]);
+        if let Some(parent) = parent {
+            set(node, "interrupt-parent", *parent);
+        }
+    }
+    let node = child(&mut tree.root, "extended", "");
+    set(node, "interrupts-extended", [0x8005u32, 0, 2, 4]);
+    let blob = tree.to_dtb();
+    let find = |path: &str| {
+        let found = device(parse(&blob).unwrap(), path).transpose().unwrap();
+        let interrupts = found.unwrap().interrupts?.into_iter();
+        let told = interrupts.map(|shared| (shared.interrupt.0, shared.is_edge));
+        Some(told.collect::<Vec<_>>())
+    };
+    for (name, _, _, expected) in cases {
+        assert_eq!(find(&format!("/bus-{name}/device")), expected, "{name}");
+    }
+    assert_eq!(find("/extended"), None);
 }
 
 /// Whoever has an ITS or an IOMMU tells it physical addresses; models that nobody here knows are found too, and those that

@@ -1,7 +1,7 @@
 //! GICv2, for up to 8 CPUs.
 
 use super::list_registers::ListRegisters;
-use super::registers::{Registers, set_field, set_up_shared};
+use super::registers::Registers;
 use super::{GicError, KICK, LOWEST_PRIORITY};
 use crate::cpu::percpu::CpuId;
 use crate::range::PhysicalRange;
@@ -122,15 +122,15 @@ impl V2 {
         self.distributor.write(register, private);
     }
 
+    /// The distributor's registers.
     pub fn distributor(&self) -> Registers {
         self.distributor
     }
 
-    /// Sets up an interrupt that all CPUs share, for this CPU alone. It stays off.
-    pub fn route_here(&self, interrupt: u32) {
-        set_up_shared(self.distributor, interrupt);
-        let target = self.own_target().into();
-        set_field(self.distributor, GICD_ITARGETSR0, 8, interrupt, target);
+    /// A CPU's bit in target lists.
+    pub fn target(&self, cpu: CpuId) -> u8 {
+        let target = self.targets.get(cpu.index());
+        target.map_or(0, |target| target.load(Ordering::Relaxed))
     }
 
     /// This CPU's bit in target lists: the targets of its private interrupts read as itself.
@@ -142,10 +142,7 @@ impl V2 {
         const TARGETS: u32 = 16;
         // As a secure GIC needs it: of the group that EL2 sees.
         const NON_SECURE: u32 = 1 << 15;
-        let Some(target) = self.targets.get(cpu.index()) else {
-            return;
-        };
-        let target = u32::from(target.load(Ordering::Relaxed));
+        let target = u32::from(self.target(cpu));
         self.distributor
             .write(GICD_SGIR, target << TARGETS | NON_SECURE | u32::from(KICK));
     }

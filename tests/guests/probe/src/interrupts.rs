@@ -19,6 +19,9 @@ const NONE: u32 = 1023;
 const GROUP0: u64 = 0x80;
 const SET_ENABLED0: u64 = 0x100;
 const PRIORITY0: u64 = 0x400;
+/// GICD_ITARGETSR and GICD_IROUTER.
+const TARGETS0: u64 = 0x800;
+const ROUTER0: u64 = 0x6000;
 
 static WANTED: AtomicBool = AtomicBool::new(false);
 /// The frames: the distributor, and the redistributors or the CPU interface.
@@ -43,25 +46,7 @@ pub fn are_wanted() -> bool {
 }
 
 pub fn probe(tree: Tree) {
-    if let Some(uart) = tree.registers("arm,pl011") {
-        // SAFETY: the device tree says that it is there.
-        unsafe { console::use_uart(uart) };
-    }
-    let vcpus = tree.vcpus();
-    let v3 = tree.registers("arm,gic-v3");
-    let Some(gic) = v3.or(tree.registers("arm,cortex-a15-gic")) else {
-        wrong(format_args!("there is no GIC"));
-    };
-    DISTRIBUTOR.store(gic, Ordering::Relaxed);
-    match v3 {
-        Some(_) => REDISTRIBUTORS.store(gic + 0xa_0000, Ordering::Relaxed),
-        None => CPU_INTERFACE.store(gic + 0x1_0000, Ordering::Relaxed),
-    }
-    WANTED.store(true, Ordering::Release);
-    look_around(vcpus);
-    // Both groups, and affinity routing where there is some.
-    write(gic, 0, if v3.is_some() { 0b1_0010 } else { 0b1 });
-    set_up(0);
+    let vcpus = begin(tree);
     tick();
     for vcpu in 1..vcpus {
         if start_vcpu(vcpu).is_err() {
@@ -93,6 +78,30 @@ pub fn probe(tree: Tree) {
     );
     println!("interrupts: {vcpus} vCPUs, all as it should be");
     guest_runtime::power_off()
+}
+
+/// Finds the GIC, and switches it on for the first vCPU. Returns how many there are.
+pub fn begin(tree: Tree) -> usize {
+    if let Some(uart) = tree.registers("arm,pl011") {
+        // SAFETY: the device tree says that it is there.
+        unsafe { console::use_uart(uart) };
+    }
+    let vcpus = tree.vcpus();
+    let v3 = tree.registers("arm,gic-v3");
+    let Some(gic) = v3.or(tree.registers("arm,cortex-a15-gic")) else {
+        wrong(format_args!("there is no GIC"));
+    };
+    DISTRIBUTOR.store(gic, Ordering::Relaxed);
+    match v3 {
+        Some(_) => REDISTRIBUTORS.store(gic + 0xa_0000, Ordering::Relaxed),
+        None => CPU_INTERFACE.store(gic + 0x1_0000, Ordering::Relaxed),
+    }
+    WANTED.store(true, Ordering::Release);
+    look_around(vcpus);
+    // Both groups, and affinity routing where there is some.
+    write(gic, 0, if v3.is_some() { 0b1_0010 } else { 0b1 });
+    set_up(0);
+    vcpus
 }
 
 /// What every vCPU but the first does.
@@ -215,8 +224,26 @@ fn wait() -> u32 {
     taken & 0x3ff
 }
 
+/// Has the first vCPU take a device's interrupt, a level. Returns its number.
+pub fn enable_shared(spi: u32) -> u32 {
+    let gic = DISTRIBUTOR.load(Ordering::Relaxed);
+    let interrupt = 32 + spi;
+    let (word, bit) = (u64::from(interrupt / 32) * 4, 1 << (interrupt % 32));
+    let byte = u64::from(interrupt & !3);
+    write(gic, PRIORITY0 + byte, 0xa0a0_a0a0);
+    match REDISTRIBUTORS.load(Ordering::Relaxed) {
+        0 => write(gic, TARGETS0 + byte, 0x0101_0101),
+        _ => {
+            write(gic, GROUP0 + word, bit);
+            write(gic, ROUTER0 + 8 * u64::from(interrupt), 0);
+        }
+    }
+    write(gic, SET_ENABLED0 + word, bit);
+    interrupt
+}
+
 /// Waits for this interrupt.
-fn wait_for(interrupt: u32) -> u32 {
+pub fn wait_for(interrupt: u32) -> u32 {
     let taken = wait_taken();
     if taken & 0x3ff != interrupt {
         wrong(format_args!("interrupt {taken} instead of {interrupt}"));
@@ -235,7 +262,7 @@ fn wait_taken() -> u32 {
     }
 }
 
-fn take() -> u32 {
+pub fn take() -> u32 {
     let taken = match CPU_INTERFACE.load(Ordering::Relaxed) {
         0 => read_register!("s3_0_c12_c12_0") as u32, // ICC_IAR1_EL1
         interface => read(interface, 0xc),
@@ -245,7 +272,7 @@ fn take() -> u32 {
     taken
 }
 
-fn end(taken: u32) {
+pub fn end(taken: u32) {
     match CPU_INTERFACE.load(Ordering::Relaxed) {
         0 => write_register!("s3_0_c12_c12_1", u64::from(taken)), // ICC_EOIR1_EL1
         interface => write(interface, 0x10, taken),
@@ -269,12 +296,12 @@ fn send(interrupt: u32, vcpu: usize) {
     }
 }
 
-fn read(frame: u64, offset: u64) -> u32 {
+pub fn read(frame: u64, offset: u64) -> u32 {
     // SAFETY: a register of the GIC.
     unsafe { ((frame + offset) as *const u32).read_volatile() }
 }
 
-fn write(frame: u64, offset: u64, value: u32) {
+pub fn write(frame: u64, offset: u64, value: u32) {
     // SAFETY: as above; the GIC does nothing to memory.
     unsafe { ((frame + offset) as *mut u32).write_volatile(value) }
 }

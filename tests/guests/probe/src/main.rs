@@ -17,6 +17,7 @@
 //! | `walks` | lets the hypervisor walk tables that change into a device's registers | passes |
 //! | `clock` | reads the clock that it is given as a device | passes |
 //! | `interrupts` | takes interrupts of its timers, and sends some between all vCPUs, on QEMU's virt machine | by the call |
+//! | `alarm` | takes the interrupt of a clock that it is given, and resets with it active, on such a machine | by the call |
 //! | `off`, `reset` | what they say | by the call |
 //! | `fail` | reports a failure | fails |
 //! | `spin`, `storm`, `wfi`, `flood` | compute, fault, wait or print for ever | never |
@@ -25,6 +26,7 @@
 #![no_main]
 
 mod access;
+mod alarm;
 mod calls;
 mod clock;
 mod features;
@@ -68,6 +70,7 @@ fn main(tree: Tree) -> ! {
         "walks" => walks::probe(tree),
         "clock" => clock::probe(tree),
         "interrupts" => interrupts::probe(tree),
+        "alarm" => alarm::probe(tree),
         "off" => guest_runtime::power_off(),
         "reset" => {
             let _ = smccc::psci::system_reset::<Hvc>();

@@ -1,6 +1,6 @@
 //! What a guest's device tree says.
 
-use dtoolkit::fdt::Fdt;
+use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property, ToCellInt};
 
@@ -58,9 +58,20 @@ impl Tree {
 
     /// Where the registers of the first device begin that is compatible with `name`.
     pub fn registers(self, name: &str) -> Option<u64> {
-        let devices = self.0?.root().children();
-        let mut compatible = devices.filter(|node| node.is_compatible(name));
-        let registers = compatible.next()?.reg().ok()??.next()?;
+        let registers = self.compatible(name)?.reg().ok()??.next()?;
         registers.address.to_int().ok()
+    }
+
+    /// The first interrupt of that device, as its number among the SPIs.
+    pub fn shared_interrupt(self, name: &str) -> Option<u32> {
+        let interrupts = self.compatible(name)?.property("interrupts")?;
+        let (cells, _) = interrupts.value().as_chunks::<4>();
+        let cell = |index: usize| cells.get(index).map(|cell| u32::from_be_bytes(*cell));
+        cell(1).filter(|_| cell(0) == Some(0))
+    }
+
+    fn compatible(self, name: &str) -> Option<FdtNode<'static>> {
+        let mut devices = self.0?.root().children();
+        devices.find(|node| node.is_compatible(name))
     }
 }

@@ -214,6 +214,40 @@ fn a_clock_that_a_guest_is_given_is_read_without_an_exit() {
     ends_with("clock", PATIENCE, "fail");
 }
 
+/// Also after a start that has left it active.
+#[test]
+fn the_interrupt_of_a_device_reaches_the_guest_that_has_it() {
+    let append = "guest=linux vcpus=2 bytes=64M console=lines timeout=100 device=/pl061@9030000,/pl031@9010000";
+    for (cpu, gic) in [("neoverse-n1", Gic::V3), ("cortex-a53", Gic::V2)] {
+        let boot = Boot::without_guest(append).cpu(cpu).gic(gic);
+        let outcome = boot.guest(probe_guest(), Some("alarm")).run_well();
+        // The guest's numbers aren't the machine's: its board has a clock's there.
+        let passed = outcome.line_with("alarm: interrupt 95, all as it should be");
+        let again = outcome.line_with("starts again");
+        assert!(
+            passed.is_some() && again.is_some(),
+            "{cpu}, {gic:?}: {}",
+            describe(&outcome)
+        );
+    }
+}
+
+#[test]
+fn devices_that_an_operating_system_cant_have_are_refused() {
+    for (path, why) in [
+        ("/nothing@9010000", "no such node"),
+        (
+            "/pl031@9010000,/pl031@9010000",
+            "names '/pl031@9010000' twice",
+        ),
+        ("/timer", "no registers"),
+    ] {
+        let append = "guest=linux vcpus=1 bytes=64M console=lines";
+        let boot = Boot::without_guest(append).guest(probe_guest(), Some("alarm"));
+        boot.append(&format!("device={path}")).run_refused(&[why]);
+    }
+}
+
 /// Where no device answers: what reads there gets an external abort.
 const NOTHING: u64 = 0x0b00_0000;
 

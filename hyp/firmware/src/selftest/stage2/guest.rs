@@ -318,7 +318,7 @@ impl GuestCpu {
             if exit.reason != ExitReason::Interrupt {
                 break exit;
             }
-            self.cpu.acknowledge_interrupts();
+            while self.cpu.acknowledge_interrupts().is_some() {}
         };
         let error = self.cpu.put(state);
         assert_eq!(error, None, "an SError came of the guest's accesses");

@@ -438,8 +438,12 @@ impl Cpu for FakeCpu {
         self.lines.kick(target);
     }
 
-    fn acknowledge_interrupts(&mut self) {
+    fn acknowledge_interrupts(&mut self) -> Option<u32> {
         self.lines.pending.lock().unwrap()[self.id.0] = false;
+        match self.taken.pop_front()? {
+            Interrupt::Device(interrupt) => Some(interrupt),
+            other => panic!("{other:?} while no guest is loaded"),
+        }
     }
 
     fn interface(&mut self) -> FakeInterface {
@@ -454,7 +458,7 @@ impl Cpu for FakeCpu {
     fn take_interrupt(&mut self) -> Option<Interrupt> {
         let taken = self.taken.pop_front();
         if taken.is_none() {
-            self.acknowledge_interrupts();
+            self.lines.pending.lock().unwrap()[self.id.0] = false;
         }
         taken
     }
