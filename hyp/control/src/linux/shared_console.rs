@@ -71,6 +71,8 @@ pub(super) struct SharedConsole {
     focus: usize,
     /// The VM whose turn it is.
     turn: usize,
+    /// What is left of its turn, if the console had no room for all of it.
+    left: usize,
     keys: Keys,
 }
 
@@ -112,6 +114,7 @@ impl SharedConsole {
             voices,
             focus: 0,
             turn: 0,
+            left: 0,
             keys: Keys::default(),
         })
     }
@@ -181,7 +184,10 @@ impl SharedConsole {
             let now_ns = wire.now_ns();
             let voice = &mut self.voices[number];
             voice.fill(uart(number), now_ns);
-            let ready = voice.ready(has_input, now_ns);
+            let ready = match self.left {
+                0 => voice.ready(has_input, now_ns),
+                left => left,
+            };
             if ready == 0 {
                 if voice.length != 0 && has_input {
                     due_ns = due_ns.min(voice.since_ns.saturating_add(REST_NS));
@@ -192,8 +198,8 @@ impl SharedConsole {
                     ConsoleMode::Lines => voice.print(wire, ready),
                     ConsoleMode::Raw => voice.send(wire, number, ready),
                 };
-                if sent < ready {
-                    // It goes on with its turn.
+                self.left = ready - sent;
+                if self.left != 0 {
                     return now_ns.saturating_add(ROOM_NS);
                 }
                 (silent, turns) = (0, turns + 1);
@@ -366,3 +372,6 @@ impl Voice {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -143,6 +143,12 @@ impl LinuxOptions {
         self.linux.is_some() || self.kernel.is_some() || !self.vms.is_empty()
     }
 
+    /// The series of Debian's kernel.
+    pub fn series(&self) -> String {
+        self.linux
+            .map_or_else(|| USUAL_SERIES.into(), |series| series.to_string())
+    }
+
     /// The kernel's command line. A kernel of Debian's with a command ends at once when it panics, and says little.
     ///
     /// # Errors

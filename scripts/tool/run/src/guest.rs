@@ -202,8 +202,7 @@ fn make(
         command.arg("--quiet");
     }
     command.args(["-p", PACKAGE, "--bin", MAKER, "--"]);
-    let series = options.linux.map(|series| series.to_string());
-    command.arg(series.unwrap_or_default());
+    command.arg(options.series());
     command.arg(initrd).arg(token.to_string());
     match (&options.exec, load) {
         (Some(_), _) => command.arg("command"),

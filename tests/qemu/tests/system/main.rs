@@ -16,5 +16,6 @@ mod kernels;
 mod linux;
 mod matrix;
 mod policies;
+mod several;
 mod stage2;
 mod typed;
