@@ -1,17 +1,261 @@
-//! What the user wants run.
+//! What the user wants run: the guest of the options, or several VMs, by the options or by the machine's device tree, or both
+//! side by side.
 
-use crate::options::Options;
-use records::image::GuestImage;
+use crate::board::Places;
+use crate::error::RunError;
+use crate::guest::Host;
+use crate::linux;
+use crate::machine::Machine;
+use crate::modules::{Domain, FileKind, Module, Modules};
+use crate::options::{EarlyOptions, Options, VmOptions};
+use crate::run::{Error, print_options};
+use alloc::vec::Vec;
+use memory::{Mutexed, Parallel, RwLocked};
+use records::image::{GuestImage, ImageError};
+use records::kernel::{FIRMWARE_KERNEL, check_firmware, check_kernel};
+use records::words::{GuestKind, Mode};
 
 /// A request to run a guest.
 #[derive(Debug)]
 pub struct Request<'m> {
+    /// The VM's name, if it is one of several.
+    pub name: Option<&'m str>,
     /// The options.
     pub options: Options,
-    /// The guest's image.
+    /// The guest's image. With firmware that has no kernel to boot, it is empty.
     pub image: GuestImage<'m>,
+    /// The firmware that starts in the image's place, if there is some, and may boot it.
+    pub firmware: Option<&'m [u8]>,
     /// The guest's initial ramdisk, if it has one.
     pub ramdisk: Option<&'m [u8]>,
     /// The guest's command line.
     pub bootargs: &'m str,
+}
+
+/// All that the user wants run at the same time.
+#[derive(Debug)]
+pub struct Requests<'m> {
+    /// The guest of the options. There is none if all guests are VMs with names.
+    pub main: Option<Request<'m>>,
+    /// The VMs with names.
+    vms: Vec<Request<'m>>,
+}
+
+impl<'m> Requests<'m> {
+    /// The requests in `bootargs` and in the device tree. `None` if the word `help` is among them, which is answered at once.
+    ///
+    /// # Errors
+    /// Bad options, too few CPUs for them, or files that can't be used.
+    pub fn take<'t: 'm, M: Machine>(
+        host: &Host<'_, M>,
+        bootargs: &'t str,
+        modules: &Modules<'m>,
+    ) -> Result<Option<Self>, Error<'t>> {
+        let has_domains = !modules.domains.is_empty();
+        let early = EarlyOptions::parse(bootargs, has_domains).map_err(Error::Options)?;
+        if early.help {
+            print_options(host.machine);
+            return Ok(None);
+        }
+        let options = Options::parse_with(bootargs, has_domains).map_err(Error::Options)?;
+        log::set_max_level(options.log);
+        let mut vms = Vec::new();
+        for vm in VmOptions::each(bootargs) {
+            let vm = vm.map_err(Error::Options)?;
+            vms.push(Request::of_vm(&options, &vm, modules).map_err(Error::Run)?);
+        }
+        for domain in &modules.domains {
+            vms.push(Request::of_domain(&options, domain).map_err(Error::Run)?);
+        }
+        let names = vms.iter().filter_map(|vm: &Request<'_>| vm.name);
+        for (index, name) in names.clone().enumerate() {
+            if names.clone().take(index).any(|other| other == name) {
+                return Err(Error::Run(RunError::NameTwice { name: name.into() }));
+            }
+        }
+        let has_main = vms.is_empty() || options.guest != GuestKind::Linux;
+        check_cpus(host, has_main.then_some(&options), &vms).map_err(Error::Run)?;
+        let main = match has_main {
+            true => {
+                let is_free = |file: &Module<'_>| {
+                    let of_vms = VmOptions::each(bootargs).filter_map(Result::ok);
+                    let of_vms = of_vms.flat_map(|vm| [vm.kernel, vm.firmware, vm.ramdisk]);
+                    let mut addresses = of_vms.chain([options.firmware]);
+                    addresses.all(|address| address != Some(file.address))
+                };
+                Some(Request::of_options(&options, modules, is_free).map_err(Error::Run)?)
+            }
+            false => None,
+        };
+        Ok(Some(Self { main, vms }))
+    }
+
+    /// Runs the VMs with names, and meanwhile the guest of the options as `main` does it. Returns when all have ended.
+    ///
+    /// # Errors
+    /// That of `main`, or one of the VMs failed.
+    pub fn run<M: Machine, E: From<RunError>>(
+        &self,
+        host: &Host<'_, M>,
+        main: impl FnOnce(&Host<'_, M>, &Request<'m>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let main = self
+            .main
+            .as_ref()
+            .map(|request| |host: &Host<'_, M>| main(host, request));
+        let Some(first) = self.vms.first() else {
+            return main.map_or(Ok(()), |main| main(host));
+        };
+        match first.options.modes.first() {
+            Some(Mode::Mutex) => linux::run_beside::<M, Mutexed, E>(host, &self.vms, main),
+            Some(Mode::RwLock) => linux::run_beside::<M, RwLocked, E>(host, &self.vms, main),
+            Some(Mode::Parallel) | None => {
+                linux::run_beside::<M, Parallel, E>(host, &self.vms, main)
+            }
+        }
+    }
+}
+
+impl<'m> Request<'m> {
+    /// The guest of the options: its kernel and its ramdisk are the first ones that are free.
+    fn of_options(
+        options: &Options,
+        modules: &Modules<'m>,
+        is_free: impl Fn(&Module<'m>) -> bool,
+    ) -> Result<Self, RunError> {
+        let first = |kind| {
+            let mut files = modules.files.iter();
+            files.find(|file| file.kind == kind && is_free(file))
+        };
+        let (kernel, ramdisk) = (first(FileKind::Kernel), first(FileKind::Ramdisk));
+        let firmware = options.firmware.map(|address| modules.file(address));
+        let firmware = firmware.transpose()?;
+        Ok(Self {
+            name: None,
+            image: match options.guest {
+                GuestKind::Linux => started(kernel, firmware)?,
+                guest => {
+                    let kernel = kernel.ok_or(ImageError::Missing)?;
+                    GuestImage::check(kernel.bytes, guest != GuestKind::Program)?
+                }
+            },
+            options: options.clone(),
+            firmware: firmware.map(|file| file.bytes),
+            ramdisk: ramdisk.map(|file| file.bytes),
+            bootargs: kernel.map_or("", |file| file.bootargs),
+        })
+    }
+
+    /// A VM of the options.
+    fn of_vm<'t: 'm>(
+        options: &Options,
+        vm: &VmOptions<'t>,
+        modules: &Modules<'m>,
+    ) -> Result<Self, RunError> {
+        let in_vm = |error| RunError::in_vm(vm.name, error);
+        let file = |address: Option<u64>| {
+            let file = address.map(|address| modules.file(address));
+            file.transpose().map_err(in_vm)
+        };
+        let kernel = file(vm.kernel)?;
+        let of_kernel = kernel.map_or("", |kernel| kernel.bootargs);
+        let files = Files {
+            kernel,
+            firmware: file(vm.firmware)?,
+            ramdisk: file(vm.ramdisk)?,
+        };
+        let bootargs = vm.bootargs.unwrap_or(of_kernel);
+        Self::new(vm.name, options.of_vm(vm), &files, bootargs).map_err(in_vm)
+    }
+
+    /// A VM of the device tree.
+    fn of_domain(options: &Options, domain: &Domain<'m>) -> Result<Self, RunError> {
+        let in_vm = |error| RunError::in_vm(domain.name, error);
+        let (vm, kernel) = domain.check().map_err(RunError::Domain).map_err(in_vm)?;
+        let files = Files {
+            kernel: Some(kernel),
+            firmware: None,
+            ramdisk: domain.ramdisk(),
+        };
+        Self::new(domain.name, options.of_vm(&vm), &files, kernel.bootargs).map_err(in_vm)
+    }
+
+    fn new(
+        name: &'m str,
+        options: Options,
+        files: &Files<'_, 'm>,
+        bootargs: &'m str,
+    ) -> Result<Self, RunError> {
+        let image = started(files.kernel, files.firmware)?;
+        let bytes = |file: Option<&Module<'m>>| file.map(|file| file.bytes);
+        let (firmware, ramdisk) = (bytes(files.firmware), bytes(files.ramdisk));
+        // That it fits is seen before any VM starts.
+        let ram = options.program_bytes().unwrap_or(0);
+        Places::of(&image, firmware, ramdisk, ram)?;
+        Ok(Self {
+            name: Some(name),
+            options,
+            image,
+            firmware,
+            ramdisk,
+            bootargs,
+        })
+    }
+}
+
+/// The files of a VM.
+struct Files<'f, 'm> {
+    kernel: Option<&'f Module<'m>>,
+    firmware: Option<&'f Module<'m>>,
+    ramdisk: Option<&'f Module<'m>>,
+}
+
+/// The kernel that starts, or that lies where the firmware looks for one. Firmware may have none.
+fn started<'m>(
+    kernel: Option<&Module<'m>>,
+    firmware: Option<&Module<'m>>,
+) -> Result<GuestImage<'m>, RunError> {
+    let Some(firmware) = firmware else {
+        let kernel = kernel.ok_or(ImageError::Missing)?;
+        return Ok(check_kernel(kernel.bytes)?);
+    };
+    check_firmware(firmware.bytes)?;
+    let image = match kernel {
+        Some(kernel) => check_kernel(kernel.bytes)?,
+        None => GuestImage {
+            bytes: &[],
+            offset: 0,
+            size: 0,
+        },
+    };
+    Ok(GuestImage {
+        offset: FIRMWARE_KERNEL,
+        ..image
+    })
+}
+
+/// Checks that there are CPUs for all.
+fn check_cpus<M: Machine>(
+    host: &Host<'_, M>,
+    main: Option<&Options>,
+    vms: &[Request<'_>],
+) -> Result<(), RunError> {
+    if let Some(options) = main {
+        host.check_cpus(options)?;
+    }
+    let scanners = vms.first().map_or(0, |vm| vm.options.merging);
+    let cpus = host.machine.facts().cpus;
+    // The control plane has one.
+    let mut used = 1 + scanners + main.map_or(0, Options::busy_cpus);
+    for vm in vms {
+        let vcpus = vm.options.vcpus;
+        let left = cpus.saturating_sub(used);
+        if vcpus > left {
+            let name = vm.name.unwrap_or_default();
+            let error = RunError::NoCpusLeft { vcpus, cpus, left };
+            return Err(RunError::in_vm(name, error));
+        }
+        used += vcpus;
+    }
+    Ok(())
 }

@@ -7,6 +7,8 @@
 //! Unlike hardware, a transmitter that isn't enabled sends too, as early consoles expect that know the UART from QEMU;
 //! switching the FIFOs off loses nothing; and the receive timeout comes with the end of the input, as no more of it is here.
 
+#[cfg(test)]
+mod driver_tests;
 mod registers;
 #[cfg(test)]
 mod tests;
@@ -50,6 +52,11 @@ impl Pl011 {
     /// this has returned 0.
     pub fn take_output(&self, bytes: &mut [u8]) -> usize {
         self.change(|state| state.take_output(bytes))
+    }
+
+    /// Drops the guest's output, which somebody else sends.
+    pub fn drop_output(&self) {
+        self.change(State::drop_output);
     }
 
     /// Gives input to the guest. Returns how many of the bytes it takes; [`DeviceHost::wake`] is called when it has room for

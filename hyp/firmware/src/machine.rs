@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use control::{Device, DeviceError, Facts, Machine, Registers};
+use control::{Device, DeviceError, Facts, Machine, Registers, Speaker};
 use memory::{CpuMemory, Object, ObjectError};
 use platform::CpuId;
 use platform::boot::System;
@@ -45,6 +45,7 @@ impl Board {
                 Gic::V3 { .. } => Version::V3,
             }),
             clock: "cntpct",
+            wakes_for_input: (system.machine.console).is_some_and(|uart| uart.interrupt.is_some()),
         };
         Self {
             facts,
@@ -112,6 +113,10 @@ impl Machine for Board {
 
     fn write_console(&self, bytes: &[u8]) -> usize {
         console::write(bytes)
+    }
+
+    fn write_console_as(&self, speaker: &Speaker<'_>, bytes: &[u8]) -> usize {
+        console::write_as(speaker.number, speaker.name, speaker.is_within, bytes)
     }
 
     fn read_console(&self, bytes: &mut [u8]) -> usize {

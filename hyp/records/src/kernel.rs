@@ -4,6 +4,7 @@
 //! All of the file is an allegation. Files that aren't an Image get an error that says what they are.
 
 use crate::image::{GuestImage, ImageError};
+use crate::size::Size;
 use core::fmt;
 
 /// Where RAM begins, an Image's base has to be a multiple of this; so has the tree's own region.
@@ -44,6 +45,30 @@ pub fn check_kernel(file: &[u8]) -> Result<GuestImage<'_>, KernelError> {
         return Err(KernelError::TextOffset(offset));
     }
     Ok(GuestImage { offset, ..image })
+}
+
+/// Where firmware finds a kernel that it may boot, from the start of RAM: U-Boot's `kernel_addr_r` for QEMU's virt machine.
+pub const FIRMWARE_KERNEL: u64 = 0x40_0000;
+/// Where it finds an initial ramdisk, likewise: U-Boot's `ramdisk_addr_r`.
+pub const FIRMWARE_RAMDISK: u64 = 0x400_0000;
+/// The flash memory of QEMU's virt machine, at address 0, which firmware starts in.
+pub const FLASH_BYTES: u64 = 128 << 20;
+/// The part of it that holds the firmware. Behind it are the firmware's settings.
+const FIRMWARE_BYTES: u64 = FLASH_BYTES / 2;
+
+/// Checks a file that is started in flash memory, like U-Boot. It has no header.
+///
+/// # Errors
+/// It is too large, empty, or something else.
+pub fn check_firmware(file: &[u8]) -> Result<(), FirmwareError> {
+    let length = file.len() as u64;
+    match FileKind::of(file) {
+        _ if check_kernel(file).is_ok() => Err(FirmwareError::Kernel),
+        Some(kind) => Err(FirmwareError::Foreign(kind)),
+        None if length == 0 => Err(FirmwareError::Empty),
+        None if length > FIRMWARE_BYTES => Err(FirmwareError::TooLarge { length }),
+        None => Ok(()),
+    }
 }
 
 /// The end of the last section in the file, by its PE header for UEFI. Nothing else tells how long the file has to be: the
@@ -190,6 +215,44 @@ impl fmt::Display for KernelError {
 
 impl core::error::Error for KernelError {}
 
+/// Why a file can't be started as firmware.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FirmwareError {
+    /// It has no bytes.
+    Empty,
+    /// It is a kernel.
+    Kernel,
+    /// It is another kind of file.
+    Foreign(FileKind),
+    /// It is larger than the flash memory for it.
+    TooLarge {
+        /// Its length in bytes.
+        length: u64,
+    },
+}
+
+impl fmt::Display for FirmwareError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("the guest's firmware is empty"),
+            Self::Kernel => {
+                f.write_str("the guest's firmware is an arm64 Image, which starts as a kernel")
+            }
+            Self::Foreign(FileKind::Elf) => f.write_str(
+                "the guest's firmware is an ELF file: take the flat file, like u-boot.bin",
+            ),
+            Self::Foreign(kind) => write!(f, "the guest's firmware is {kind}"),
+            Self::TooLarge { length } => write!(
+                f,
+                "the guest's firmware is too large: {length} bytes, of at most {}",
+                Size(FIRMWARE_BYTES)
+            ),
+        }
+    }
+}
+
+impl core::error::Error for FirmwareError {}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,6 +338,34 @@ mod tests {
             says,
             "the guest's kernel isn't an arm64 Image: the magic number is missing"
         );
+    }
+
+    #[test]
+    fn firmware_has_no_header_but_isnt_anything() {
+        let mut firmware = vec![0x14; 4096];
+        assert_eq!(check_firmware(&firmware), Ok(()));
+        firmware.resize(FIRMWARE_BYTES as usize, 0);
+        assert_eq!(check_firmware(&firmware), Ok(()));
+        firmware.push(0);
+        for (file, says) in [
+            (
+                &firmware[..],
+                "the guest's firmware is too large: 67108865 bytes, of at most 64 MiB",
+            ),
+            (&[], "the guest's firmware is empty"),
+            (
+                b"\x7fELF\x02",
+                "the guest's firmware is an ELF file: take the flat file, like u-boot.bin",
+            ),
+            (
+                &image(4096, 0, 4096),
+                "the guest's firmware is an arm64 Image, which starts as a kernel",
+            ),
+        ] {
+            assert_eq!(check_firmware(file).unwrap_err().to_string(), says);
+        }
+        let says = check_firmware(b"\x1f\x8b\x08").unwrap_err().to_string();
+        assert!(says.starts_with("the guest's firmware is compressed with gzip: "));
     }
 
     proptest! {

@@ -26,6 +26,8 @@ pub struct VgicConfig<'a> {
     pub distributor: u64,
     /// Where the redistributors are: GICR, 128 KiB for each vCPU. With GICv2 there are none.
     pub redistributors: u64,
+    /// Where the ITS is, with GICv3 if there is one: GITS, 128 KiB. Then there are LPIs.
+    pub its: Option<u64>,
     /// How many bits priorities have, 4 to 8 (ICH_VTR_EL2.PREbits is no more than the CPUs' PRIbits, usually 5).
     pub priority_bits: u32,
     /// Virtual interrupts that physical ones stand behind: timers and the devices that a VM owns.
@@ -90,6 +92,8 @@ pub enum Frame {
     Distributor,
     /// GICR of a vCPU: RD_base, and from 64 KiB on SGI_base.
     Redistributor(usize),
+    /// GITS, and from 64 KiB on GITS_TRANSLATER.
+    Its,
 }
 
 /// The size of an access.

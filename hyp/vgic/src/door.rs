@@ -17,6 +17,8 @@ pub(crate) const PRIVATE: u64 = 0xffff_ffff;
 const SUMMARY_SHIFT: u32 = 32;
 /// A bit for each word of hints; beyond the eighth word, bits are shared.
 const SUMMARY: u64 = 0xff << SUMMARY_SHIFT;
+/// LPIs have hints.
+pub(crate) const LPIS: u64 = 1 << 40;
 /// Everything has to be looked at again.
 pub(crate) const CALL: u64 = 1 << 41;
 /// A CALL was taken and isn't served yet.

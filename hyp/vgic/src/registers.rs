@@ -12,8 +12,10 @@ mod route;
 mod saved;
 mod sources;
 
+pub(crate) use self::control::{IMPLEMENTER, identity};
 use crate::config::{AccessSize, Again, Frame, Version};
 use crate::interface::VirtualInterface;
+use crate::its::GuestTables;
 use crate::local::Local;
 use crate::own::Asked;
 use crate::sync::Ordering;
@@ -58,6 +60,10 @@ enum Topic {
     RedistributorType,
     /// GICR_WAKER.
     Waker,
+    /// GICR_PROPBASER.
+    Properties,
+    /// GICR_PENDBASER.
+    PendingTable,
 }
 
 /// Registers of one topic.
@@ -113,6 +119,8 @@ const REDISTRIBUTOR: &[Entry] = &[
     entry(4..8, Topic::Implementer, WORD),
     entry(8..0x10, Topic::RedistributorType, WORD | DOUBLE),
     entry(0x14..0x18, Topic::Waker, WORD),
+    entry(0x70..0x78, Topic::Properties, WORD | DOUBLE),
+    entry(0x78..0x80, Topic::PendingTable, WORD | DOUBLE),
     entry(0xffd0..0x1_0000, Topic::Identity, WORD),
 ];
 /// Where a redistributor's SGI frame begins.
@@ -153,6 +161,8 @@ impl Register {
                 let tables = [INTERRUPTS, &[], &[]];
                 (offset - SGI_FRAME, tables, vcpu, true, false)
             }
+            // Its registers are its own (`its::registers`).
+            Frame::Its => return None,
         };
         let exists = matches!(frame, Frame::Distributor) || !v2 && vcpu < vgic.vcpus.len();
         if !exists || !offset.is_multiple_of(size.bytes()) {
@@ -220,6 +230,17 @@ impl Register {
             _ => shifted & 0xffff_ffff,
         }
     }
+
+    /// A 64-bit value with the part that the access writes.
+    const fn with_part(self, old: u64, value: u64) -> u64 {
+        match self.size {
+            AccessSize::Double => value,
+            _ => {
+                let shift = self.offset % 8 * 8;
+                old & !(0xffff_ffff << shift) | (value & 0xffff_ffff) << shift
+            }
+        }
+    }
 }
 
 impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
@@ -229,7 +250,11 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         frame: Frame,
         offset: u64,
         size: AccessSize,
+        memory: &dyn GuestTables,
     ) -> Result<u64, Again> {
+        if frame == Frame::Its {
+            return Ok(self.read_its(offset, size, memory));
+        }
         let Some(register) = Register::find(self.vgic, self.own.vcpu, frame, offset, size) else {
             return Ok(0);
         };
@@ -250,9 +275,11 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             Topic::Route => vgic.read_route(register),
             Topic::Sgi => 0,
             Topic::Sources(_) => self.read_sources(register),
-            Topic::RedistributorControl => vgic.read_redistributor_control(),
+            Topic::RedistributorControl => vgic.read_redistributor_control(register.vcpu),
             Topic::RedistributorType => vgic.read_redistributor_type(register),
             Topic::Waker => vgic.read_waker(register),
+            Topic::Properties => register.part(vgic.properties()),
+            Topic::PendingTable => register.part(vgic.pending_table(register.vcpu)),
         })
     }
 
@@ -263,7 +290,11 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         offset: u64,
         size: AccessSize,
         value: u64,
+        memory: &dyn GuestTables,
     ) -> Result<(), Again> {
+        if frame == Frame::Its {
+            return self.write_its(offset, size, value, memory);
+        }
         let Some(register) = Register::find(self.vgic, self.own.vcpu, frame, offset, size) else {
             return Ok(());
         };
@@ -281,11 +312,14 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             Topic::Waker => self.vgic.write_waker(register, value),
             Topic::Sgi => self.write_sgi(value),
             Topic::Sources(pending) => self.write_sources(register, pending, value),
-            Topic::Type
-            | Topic::Implementer
-            | Topic::Identity
-            | Topic::RedistributorControl
-            | Topic::RedistributorType => {}
+            Topic::RedistributorControl => {
+                self.write_redistributor_control(register.vcpu, value, memory);
+            }
+            Topic::Properties => self.write_properties(|old| register.with_part(old, value)),
+            Topic::PendingTable => {
+                self.write_pending_table(register.vcpu, |old| register.with_part(old, value));
+            }
+            Topic::Type | Topic::Implementer | Topic::Identity | Topic::RedistributorType => {}
         }
         self.fill();
         Ok(())

@@ -3,6 +3,7 @@
 use crate::config::{AccessSize, Again, Frame, SgiRegister};
 use crate::door::{BLOCKED, LOOK, ON};
 use crate::interface::{ActivePriorities, VirtualInterface, vmcr};
+use crate::its::GuestTables;
 use crate::local::Local;
 use crate::own::VcpuInterrupts;
 use crate::set::IntidSet;
@@ -132,6 +133,32 @@ impl VcpuInterrupts {
         !local.is_signalled()
     }
 
+    /// Whether an interrupt waits that wakes the vCPU while it is powered down: one that is forwarded to its CPU interface,
+    /// whatever that lets through, as it is off too. Looks first.
+    pub fn is_requested<H: VirtualInterface>(
+        &mut self,
+        vgic: &Vgic,
+        hw: &mut H,
+        kick: impl FnMut(usize),
+    ) -> bool {
+        let mut local = Local::new(vgic, self, hw, kick);
+        local.drain();
+        local.is_requested()
+    }
+
+    /// Whether the physical interrupt behind a private one would come to the vCPU: if not, it needn't wake for that. It is told
+    /// when another vCPU changes this.
+    pub fn awaits(&self, vgic: &Vgic, virtual_id: u32) -> bool {
+        let word = vgic.word(self.vcpu, virtual_id);
+        // Nothing else is read because of it.
+        let word = word.map(|word| Word(word.load(Ordering::Relaxed)));
+        word.is_some_and(|word| {
+            let is_on = word.has(Word::ENABLED) && Vgic::is_group_on(vgic.groups(), word);
+            // One that was taken already comes no second time before its end.
+            is_on && !word.has(Word::HW)
+        })
+    }
+
     /// A physical interrupt was taken on this CPU that is forwarded as `virtual_id`: its priority was dropped, it is active. The
     /// guest's deactivation deactivates it.
     pub fn raise_physical<H: VirtualInterface>(
@@ -168,23 +195,25 @@ impl VcpuInterrupts {
         }
     }
 
-    /// The guest reads a register. What isn't there reads as zero.
+    /// The guest reads a register. What isn't there reads as zero. `memory` is the guest's, for the ITS.
     ///
     /// # Errors
     /// The access has to be executed again.
+    #[expect(clippy::too_many_arguments, reason = "an access, and what it needs")]
     pub fn read<H: VirtualInterface>(
         &mut self,
         vgic: &Vgic,
         hw: &mut H,
+        memory: &dyn GuestTables,
         frame: Frame,
         offset: u64,
         size: AccessSize,
         kick: impl FnMut(usize),
     ) -> Result<u64, Again> {
-        Local::new(vgic, self, hw, kick).read(frame, offset, size)
+        Local::new(vgic, self, hw, kick).read(frame, offset, size, memory)
     }
 
-    /// The guest writes a register. What isn't there ignores it.
+    /// The guest writes a register. What isn't there ignores it. `memory` is the guest's, for the ITS.
     ///
     /// # Errors
     /// The access has to be executed again.
@@ -193,13 +222,14 @@ impl VcpuInterrupts {
         &mut self,
         vgic: &Vgic,
         hw: &mut H,
+        memory: &dyn GuestTables,
         frame: Frame,
         offset: u64,
         size: AccessSize,
         value: u64,
         kick: impl FnMut(usize),
     ) -> Result<(), Again> {
-        Local::new(vgic, self, hw, kick).write(frame, offset, size, value)
+        Local::new(vgic, self, hw, kick).write(frame, offset, size, value, memory)
     }
 
     /// The guest writes a register that sends SGIs. An SGI to itself is there for [`needs_look`](Self::needs_look).

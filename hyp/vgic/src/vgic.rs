@@ -2,9 +2,10 @@
 
 use crate::config::{Forwarded, Frame, MAX_SPIS, MAX_VCPUS, Version, VgicConfig, VgicError};
 use crate::door::{CALL, Door, ON, SERVING, SGIS};
-use crate::sources::Sources;
+use crate::its::Its;
+use crate::sgi::sources::Sources;
 use crate::sync::{AtomicU64, Ordering};
-use crate::word::{FIRST_PPI, FIRST_SPI, Word};
+use crate::word::{FIRST_LPI, FIRST_PPI, FIRST_SPI, Word};
 use alloc::vec::Vec;
 use core::array;
 
@@ -34,6 +35,7 @@ pub struct Vgic {
     pub(crate) version: Version,
     pub(crate) vcpus: Vec<SharedVcpu>,
     pub(crate) spis: Vec<AtomicU64>,
+    pub(crate) its: Option<Its>,
     /// GICD_CTLR.EnableGrp0 and EnableGrp1.
     groups: AtomicU64,
     /// How many words have SYNC (rule V9).
@@ -71,6 +73,7 @@ impl Vgic {
             version: config.version,
             vcpus: Vec::new(),
             spis: Vec::new(),
+            its: None,
             groups: AtomicU64::new(0),
             unsettled: AtomicU64::new(0),
             by_affinity,
@@ -95,6 +98,9 @@ impl Vgic {
         let spi = vgic.reset_word(FIRST_SPI).0;
         vgic.spis
             .extend((0..config.spis.min(MOST_WORDS)).map(|_| AtomicU64::new(spi)));
+        if let Some(address) = config.its {
+            vgic.its = Some(Its::new(address, config.vcpus)?);
+        }
         Ok(vgic)
     }
 
@@ -123,10 +129,13 @@ impl Vgic {
         for word in &self.spis {
             word.store(self.reset_word(FIRST_SPI).0, Ordering::Relaxed);
         }
+        if let Some(its) = &self.its {
+            its.reset();
+        }
     }
 
-    /// A copy of its state, for a fork. No vCPU is loaded, and no device raises (rule V16). The copy forwards no physical
-    /// interrupts: those that are active stay the original's.
+    /// A copy of its state, for a fork. No vCPU is loaded, and no device raises (rule V16). Physical SPIs that are active stay
+    /// the original's. Those private to a CPU are active on behalf of whoever is loaded there, so the copy has them too.
     ///
     /// # Errors
     /// No memory.
@@ -135,6 +144,7 @@ impl Vgic {
             version: self.version,
             vcpus: Vec::new(),
             spis: Vec::new(),
+            its: self.its.as_ref().map(Its::snapshot).transpose()?,
             groups: AtomicU64::new(self.groups()),
             unsettled: AtomicU64::new(0),
             by_affinity: Vec::new(),
@@ -143,9 +153,9 @@ impl Vgic {
             distributor: self.distributor,
             redistributors: self.redistributors,
         };
-        let own = |word: &AtomicU64| {
+        let own = |word: &AtomicU64, without| {
             let word = Word(word.load(Ordering::Acquire));
-            AtomicU64::new(word.without(Word::HW | Word::DEBT).0)
+            AtomicU64::new(word.without(without).0)
         };
         reserve(&mut copy.by_affinity, self.by_affinity.len())?;
         copy.by_affinity.extend_from_slice(&self.by_affinity);
@@ -156,12 +166,14 @@ impl Vgic {
             // Hints are made from the words.
             door: Door::new(vcpu.door.word.load(Ordering::Acquire) & SGIS | CALL),
             sources: vcpu.sources.copied(),
-            private: array::from_fn(|intid| own(&vcpu.private[intid])),
+            private: array::from_fn(|intid| own(&vcpu.private[intid], 0)),
             affinity: vcpu.affinity,
             asleep: AtomicU64::new(vcpu.asleep.load(Ordering::Relaxed)),
         }));
         reserve(&mut copy.spis, self.spis.len())?;
-        copy.spis.extend(self.spis.iter().map(own));
+        let spis = self.spis.iter();
+        copy.spis
+            .extend(spis.map(|word| own(word, Word::HW | Word::DEBT)));
         Ok(copy)
     }
 
@@ -184,6 +196,12 @@ impl Vgic {
         };
         if offset < bytes {
             return Some((Frame::Distributor, offset));
+        }
+        if let Some(its) = &self.its {
+            let offset = ipa.wrapping_sub(its.address);
+            if offset < 2 * FRAME_BYTES {
+                return Some((Frame::Its, offset));
+            }
         }
         let offset = ipa.wrapping_sub(self.redistributors);
         let vcpu = offset / (2 * FRAME_BYTES);
@@ -261,14 +279,20 @@ impl Vgic {
 
     /// Tells a vCPU to look at an interrupt again.
     pub(crate) fn tell(&self, vcpu: usize, intid: u32, kick: &mut impl FnMut(usize)) {
-        let Some(vcpu) = self.vcpus.get(vcpu) else {
+        let Some(door) = self.vcpus.get(vcpu).map(|vcpu| &vcpu.door) else {
             return;
         };
         match intid {
             // Its own bit would raise it.
-            0..FIRST_PPI => vcpu.door.ring(CALL, kick),
-            FIRST_PPI..FIRST_SPI => vcpu.door.ring(1 << intid, kick),
-            _ => vcpu.door.ring_spi(intid, kick),
+            0..FIRST_PPI => door.ring(CALL, kick),
+            FIRST_PPI..FIRST_SPI => door.ring(1 << intid, kick),
+            FIRST_SPI..FIRST_LPI => door.ring_spi(intid, kick),
+            FIRST_LPI.. => {
+                let hints = self.its.as_ref().and_then(|its| its.hints(vcpu));
+                if let Some(hints) = hints {
+                    hints.ring(intid, door, kick);
+                }
+            }
         }
     }
 
@@ -288,6 +312,9 @@ impl Vgic {
     pub(crate) fn target(&self, vcpu: usize, intid: u32, word: Word) -> Option<usize> {
         if intid < FIRST_SPI {
             return Some(vcpu);
+        }
+        if intid >= FIRST_LPI {
+            return word.lpi_vcpu();
         }
         match self.version {
             Version::V3 => self.vcpu_of(word.route()),
@@ -316,12 +343,14 @@ impl Vgic {
         found.ok().map(|at| usize::from(self.by_affinity[at].1))
     }
 
-    /// The word of a vCPU's private interrupt or of an SPI.
+    /// The word of a vCPU's private interrupt, of an SPI, or of an LPI.
     pub(crate) fn word(&self, vcpu: usize, intid: u32) -> Option<&AtomicU64> {
         if intid < FIRST_SPI {
             self.vcpus.get(vcpu)?.private.get(intid as usize)
-        } else {
+        } else if intid < FIRST_LPI {
             self.spi(intid)
+        } else {
+            self.its.as_ref()?.lpi(intid)
         }
     }
 
@@ -389,7 +418,7 @@ impl Vgic {
     }
 }
 
-fn reserve<T>(vec: &mut Vec<T>, count: usize) -> Result<(), VgicError> {
+pub(crate) fn reserve<T>(vec: &mut Vec<T>, count: usize) -> Result<(), VgicError> {
     vec.try_reserve_exact(count)
         .map_err(|_| VgicError::OutOfMemory)
 }
@@ -419,29 +448,25 @@ impl VgicConfig<'_> {
                 return Err(VgicError::Forwarded(intid));
             }
         }
-        let redistributors = match self.version {
-            Version::V2 => return aligned(self.distributor, align),
-            Version::V3 => self.vcpus as u64 * 2 * FRAME_BYTES,
+        let frames = match self.version {
+            Version::V2 if self.its.is_some() => return Err(VgicError::Frames),
+            Version::V2 => [Some((self.distributor, bytes)), None, None],
+            Version::V3 => [
+                Some((self.distributor, bytes)),
+                Some((self.redistributors, self.vcpus as u64 * 2 * FRAME_BYTES)),
+                self.its.map(|its| (its, 2 * FRAME_BYTES)),
+            ],
         };
-        aligned(self.distributor, align)?;
-        aligned(self.redistributors, align)?;
-        let end = |start: u64, bytes: u64| start.checked_add(bytes).ok_or(VgicError::Frames);
-        let distributor_end = end(self.distributor, bytes)?;
-        let redistributors_end = end(self.redistributors, redistributors)?;
-        let apart =
-            distributor_end <= self.redistributors || redistributors_end <= self.distributor;
-        if apart {
-            Ok(())
-        } else {
-            Err(VgicError::Frames)
+        let mut frames = frames.into_iter().flatten();
+        while let Some((start, bytes)) = frames.next() {
+            let end = start.checked_add(bytes).ok_or(VgicError::Frames)?;
+            let mut others = frames.clone();
+            let overlaps =
+                others.any(|(other, bytes)| start < other.saturating_add(bytes) && other < end);
+            if overlaps || !start.is_multiple_of(align) {
+                return Err(VgicError::Frames);
+            }
         }
-    }
-}
-
-fn aligned(address: u64, align: u64) -> Result<(), VgicError> {
-    if address.is_multiple_of(align) {
         Ok(())
-    } else {
-        Err(VgicError::Frames)
     }
 }

@@ -40,7 +40,7 @@ pub use stolen_time::StolenTimes;
 pub use vcpu::{SliceEnd, Vcpu};
 pub use vm::devices::Devices;
 pub use vm::glance::{Glance, Seen};
-pub use vm::pause::{ForkError, Pause};
+pub use vm::pause::{ForkError, ForkParts, Moment, Pause};
 pub use vm::power::PowerState;
 pub use vm::stop_reason::{Starvation, StopReason};
 pub use vm::{Vm, VmConfig, VmError};

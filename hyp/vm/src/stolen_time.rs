@@ -52,6 +52,13 @@ impl StolenTime {
         self.since_ns.get_or_insert(now_ns);
     }
 
+    /// Time has stood still for the guest, so none was stolen meanwhile.
+    pub(crate) fn skip(&mut self, ns: u64) {
+        if let Some(since_ns) = &mut self.since_ns {
+            *since_ns = since_ns.saturating_add(ns);
+        }
+    }
+
     /// It runs. Returns the time stolen in all, if more has been since the last call.
     pub(crate) fn end(&mut self, now_ns: impl FnOnce() -> u64) -> Option<u64> {
         let since_ns = self.since_ns.take()?;

@@ -48,7 +48,7 @@ pub struct VmConfig {
     pub vcpus: usize,
     /// Size of the guest's physical address space.
     pub ipa_bits: u32,
-    /// The physical counter's value at which the guest's virtual counter is 0.
+    /// The physical counter's value at which the guest's virtual counter is 0, as long as its time hasn't stood still.
     pub counter_offset: u64,
     /// Whether vCPUs measure fault latency ([`Vm::longest_hold_ns`]).
     pub times_faults: bool,
@@ -99,10 +99,12 @@ impl VcpuShared {
         }
     }
 
-    /// The state of a fork's vCPU, which starts from this paused one. Waits while a slice of this one holds its registers.
-    pub(crate) fn fork(&self) -> Self {
-        let mut context = self.context.lock();
-        Self::new(context.fork(), self.power.fork())
+    /// The state of a fork's vCPU, which starts from this paused one, for which time has stood still for so many nanoseconds.
+    /// Waits while a slice of this one holds its registers.
+    pub(crate) fn fork(&self, still_ns: u64) -> Self {
+        let mut context = self.context.lock().fork();
+        context.stolen.skip(still_ns);
+        Self::new(context, self.power.fork())
     }
 }
 
@@ -121,6 +123,8 @@ pub struct Vm<S> {
     vcpus: Box<[VcpuShared]>,
     hold_period: HoldPeriod,
     config: VmConfig,
+    /// The physical counter's value at which the guest's virtual counter is 0. Changes while all vCPUs are out of the guest.
+    counter_offset: AtomicU64,
     devices: Option<Devices>,
     stolen_times: Option<StolenTimes>,
     /// The guest's memory.
@@ -178,6 +182,7 @@ impl<S> Vm<S> {
             },
             vcpus,
             hold_period: HoldPeriod::default(),
+            counter_offset: AtomicU64::new(config.counter_offset),
             config,
             devices,
             stolen_times: None,
@@ -237,9 +242,15 @@ impl<S> Vm<S> {
         }
     }
 
-    /// See [`VmConfig::counter_offset`].
+    /// The physical counter's value at which the guest's virtual counter is 0.
     pub fn counter_offset(&self) -> u64 {
-        self.config.counter_offset
+        // Ordered by the run state, which whoever changes it releases afterwards.
+        self.counter_offset.load(Ordering::Relaxed)
+    }
+
+    /// Lets the guest's virtual counter go on where it was `ticks` ago. All vCPUs are out of the guest.
+    pub(crate) fn skip_time(&self, ticks: u64) {
+        self.counter_offset.fetch_add(ticks, Ordering::Relaxed);
     }
 
     /// The vCPU with this affinity, as PSCI names it.

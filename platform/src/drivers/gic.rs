@@ -1,7 +1,7 @@
 //! The interrupt controller: what the hypervisor itself needs of it, and the physical side of guests' interrupts.
 //!
 //! The hypervisor has one software-generated interrupt, which kicks a CPU out of a guest or a wait, and the interrupt of EL2's
-//! timer, which ends a wait. A CPU that has loaded a guest with a virtual GIC also takes the interrupts of EL1's timers, which
+//! timer, which ends a wait. The boot CPU also takes that of the console's UART, when it wants to know of input. A CPU that has loaded a guest with a virtual GIC also takes the interrupts of EL1's timers, which
 //! are forwarded to the guest, and the maintenance interrupt of the CPU's list registers. All other interrupts are off.
 //!
 //! The end of an interrupt is in two steps (EOImode 1): the priority is dropped as soon as an interrupt is taken, and it stays
@@ -41,13 +41,15 @@ const PRIVATE: u32 = 32;
 
 static GIC: Once<Gic> = Once::new();
 
-/// A GIC, and the interrupts private to each CPU that are in use.
+/// A GIC, and the interrupts that are in use.
 struct Gic {
     version: Version,
     /// Those of the timers, if they are known.
     timers: Option<TimerInterrupts>,
     /// That of the list registers, if it is known.
     maintenance: Option<Interrupt>,
+    /// That of the console's UART, if it is known.
+    console: Option<Interrupt>,
 }
 
 enum Version {
@@ -119,8 +121,18 @@ pub(crate) fn init(machine: &Machine, has_system_registers: bool) -> Result<(), 
         version,
         timers: machine.timer,
         maintenance: machine.maintenance,
+        console: machine.console.and_then(|uart| uart.interrupt),
     });
-    init_cpu()
+    init_cpu()?;
+    if let Some(gic) = GIC.get()
+        && let Some(console) = gic.console
+    {
+        match &gic.version {
+            Version::V2(gic) => gic.route_here(console.0),
+            Version::V3(gic) => gic.route_here(console.0),
+        }
+    }
+    Ok(())
 }
 
 /// Starts this CPU's part.
@@ -168,6 +180,15 @@ impl Gic {
             Version::V2(gic) => gic.set_active(interrupts, active),
             Version::V3(gic) => gic.set_active(interrupts, active),
         }
+    }
+
+    /// Switches an interrupt that all CPUs share on or off.
+    fn set_shared_enabled(&self, interrupt: Interrupt, enabled: bool) {
+        let distributor = match &self.version {
+            Version::V2(gic) => gic.distributor(),
+            Version::V3(gic) => gic.distributor(),
+        };
+        registers::set_shared_enabled(distributor, interrupt.0, enabled);
     }
 
     /// Takes the pending interrupt of the highest priority, and drops the priority again. Returns it as the GIC names it.
@@ -234,12 +255,26 @@ pub fn kick_each(cpus: impl Iterator<Item = CpuId>) {
 pub fn acknowledge() {
     if let Some(gic) = GIC.get() {
         while let Some(taken) = gic.take() {
+            let interrupt = gic.interrupt(taken);
+            if gic.console == Some(interrupt) {
+                // The UART asks for it until its input has been read.
+                gic.set_shared_enabled(interrupt, false);
+            }
             gic.deactivate(taken);
         }
     }
     // What the kicks announce is read after they have been acknowledged: reads of ICC_IAR1_EL1 order no later loads by
     // themselves (IHI 0069 4.2.1).
     barrier::dsb(barrier::SY);
+}
+
+/// Wakes the boot CPU, once, when the console's UART asks for its interrupt.
+pub(crate) fn await_console() {
+    if let Some(gic) = GIC.get()
+        && let Some(console) = gic.console
+    {
+        gic.set_shared_enabled(console, true);
+    }
 }
 
 /// Takes one of the interrupts that are pending for this CPU, while a guest with a virtual GIC is loaded.

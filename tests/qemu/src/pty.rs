@@ -151,3 +151,12 @@ impl OnTerminal {
         (status, complaints, self.is_as_before())
     }
 }
+
+/// A test that fails leaves nothing behind: the program is killed, and what it has started ends with it.
+impl Drop for OnTerminal {
+    fn drop(&mut self) {
+        // It has ended, or does so now.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

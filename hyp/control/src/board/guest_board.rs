@@ -6,8 +6,9 @@ use crate::error::RunError;
 use crate::machine::{Machine, Registers};
 use crate::request::Request;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::ops::Range;
-use devices::{Bus, DeviceHost, IrqLine, Pl011, Pl031};
+use devices::{Bus, Device, DeviceHost, IrqLine, Pl011, Pl031};
 use memory::CpuMemory;
 use stage2::Ipa;
 use vgic::{Forwarded, Version, Vgic, VgicConfig};
@@ -17,6 +18,8 @@ use vm::{CpuId, Devices, StolenTimes, VcpuId};
 pub(super) const DISTRIBUTOR: Range<u64> = 0x0800_0000..0x0801_0000;
 /// The CPU interface of a GICv2.
 pub(super) const CPU_INTERFACE: Range<u64> = 0x0801_0000..0x0802_0000;
+/// The ITS of a GICv3.
+pub(super) const ITS: Range<u64> = 0x0808_0000..0x080a_0000;
 /// The redistributors of a GICv3.
 const REDISTRIBUTORS: Range<u64> = 0x080a_0000..0x0900_0000;
 /// The size of a redistributor.
@@ -45,6 +48,8 @@ const PRIORITY_BITS: u32 = 5;
 /// The board of a guest, new for each start.
 #[derive(Clone, Debug)]
 pub struct GuestBoard<'p> {
+    /// What starts in flash memory, if it isn't the kernel that starts.
+    pub(crate) firmware: Option<&'p [u8]>,
     /// The initial ramdisk, if there is one.
     pub(crate) ramdisk: Option<&'p [u8]>,
     /// The version of its GIC, which is that of the machine's.
@@ -101,31 +106,44 @@ impl<'p> GuestBoard<'p> {
             affinity: &|vcpu| VcpuId(vcpu).affinity() as u32,
             distributor: DISTRIBUTOR.start,
             redistributors: REDISTRIBUTORS.start,
+            its: (version == Version::V3).then_some(ITS.start),
             priority_bits: PRIORITY_BITS,
             forwarded: &forwarded,
         })?);
-        let line = |spi| {
-            Arc::new(SpiLine {
-                machine,
-                gic: gic.clone(),
-                intid: SPI + spi,
-            })
-        };
-        let control = Arc::new(ControlCpu { machine });
-        let uart = Pl011::new(control.clone(), line(UART_SPI)).map_err(|_| RunError::Heap)?;
-        let rtc = Pl031::new(
-            // It has run on since the options were given.
-            (request.options.rtc).wrapping_add((now_ns / NS_PER_SECOND) as u32),
-            control,
-            line(RTC_SPI),
-        );
+        // It has run on since the options were given.
+        let seconds = (request.options.rtc).wrapping_add((now_ns / NS_PER_SECOND) as u32);
+        let (uart, rtc) = emulated(machine, &gic, seconds)?;
         Ok(Self {
+            firmware: request.firmware,
             ramdisk: request.ramdisk,
             version,
             gic,
             cpu_interface,
-            uart: Arc::new(uart),
-            rtc: Arc::new(rtc),
+            uart,
+            rtc,
+        })
+    }
+
+    /// The board of a fork of its guest, which is paused: its devices are as this one's. What the UART has sent, but nobody has
+    /// taken yet, only this one sends.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub fn fork<M: Machine>(&self, machine: &'static M) -> Result<Self, RunError> {
+        let gic = Arc::new(self.gic.snapshot()?);
+        let (uart, rtc) = emulated(machine, &gic, 0)?;
+        let pairs: [(&dyn Device, &dyn Device); 2] = [(&*self.uart, &*uart), (&*self.rtc, &*rtc)];
+        for (own, forks) in pairs {
+            let mut saved = Vec::new();
+            own.save(&mut saved).map_err(|_| RunError::Heap)?;
+            forks.restore(&saved).map_err(RunError::Restore)?;
+        }
+        uart.drop_output();
+        Ok(Self {
+            gic,
+            uart,
+            rtc,
+            ..self.clone()
         })
     }
 
@@ -139,6 +157,25 @@ impl<'p> GuestBoard<'p> {
             bus: Bus::new([uart, rtc].into()).unwrap_or_default(),
         }
     }
+}
+
+/// The devices of a board with this GIC, the clock at so many seconds.
+fn emulated<M: Machine>(
+    machine: &'static M,
+    gic: &Arc<Vgic>,
+    seconds: u32,
+) -> Result<(Arc<Pl011>, Arc<Pl031>), RunError> {
+    let line = |spi| {
+        Arc::new(SpiLine {
+            machine,
+            gic: gic.clone(),
+            intid: SPI + spi,
+        })
+    };
+    let control = Arc::new(ControlCpu { machine });
+    let uart = Pl011::new(control.clone(), line(UART_SPI)).map_err(|_| RunError::Heap)?;
+    let rtc = Pl031::new(seconds, control, line(RTC_SPI));
+    Ok((Arc::new(uart), Arc::new(rtc)))
 }
 
 /// The line of an SPI.

@@ -1,9 +1,9 @@
 //! Where a kernel's device tree and initial ramdisk lie: behind the kernel, the tree in a region of 2 MiB of its own, as arm64's
-//! boot protocol wants it.
+//! boot protocol wants it; or where firmware for QEMU's virt machine looks for them, the tree at the start of RAM.
 
 use core::fmt;
 use records::image::GuestImage;
-use records::kernel::KERNEL_ALIGNMENT;
+use records::kernel::{FIRMWARE_RAMDISK, KERNEL_ALIGNMENT};
 use records::size::Size;
 use stage2::{Ipa, IpaRange};
 
@@ -26,11 +26,24 @@ pub struct Places {
 }
 
 impl Places {
-    /// The places in `ram` bytes of RAM.
+    /// The places in `ram` bytes of RAM for a kernel, which starts itself or may be booted by firmware.
     ///
     /// # Errors
     /// Something doesn't fit.
     pub fn of(
+        image: &GuestImage<'_>,
+        firmware: Option<&[u8]>,
+        ramdisk: Option<&[u8]>,
+        ram: u64,
+    ) -> Result<Self, PlaceError> {
+        match firmware {
+            None => Self::behind(image, ramdisk, ram),
+            Some(_) => Self::for_firmware(image, ramdisk, ram),
+        }
+    }
+
+    /// The places behind a kernel.
+    fn behind(
         image: &GuestImage<'_>,
         ramdisk: Option<&[u8]>,
         ram: u64,
@@ -67,6 +80,32 @@ impl Places {
         })
     }
 
+    /// The places where firmware looks.
+    fn for_firmware(
+        image: &GuestImage<'_>,
+        ramdisk: Option<&[u8]>,
+        ram: u64,
+    ) -> Result<Self, PlaceError> {
+        let end = ramdisk.map_or(ram, |_| FIRMWARE_RAMDISK.min(ram));
+        let size = image.size;
+        if image.end().is_none_or(|kernel| kernel > end) {
+            return Err(PlaceError::Payload { size, end });
+        }
+        let ramdisk = match ramdisk.map(|bytes| bytes.len() as u64) {
+            None => None,
+            Some(0) => return Err(PlaceError::EmptyRamdisk),
+            Some(size) => {
+                let free = ram.saturating_sub(FIRMWARE_RAMDISK);
+                if size > free {
+                    return Err(PlaceError::Ramdisk { size, free, ram });
+                }
+                let start = RAM.offset(FIRMWARE_RAMDISK);
+                Some(start..start.offset(size))
+            }
+        };
+        Ok(Self { tree: RAM, ramdisk })
+    }
+
     /// Checks that a tree fits into its region.
     ///
     /// # Errors
@@ -89,6 +128,13 @@ pub enum PlaceError {
         size: u64,
         /// The guest's RAM.
         ram: u64,
+    },
+    /// The kernel that firmware may boot.
+    Payload {
+        /// The memory that the kernel uses.
+        size: u64,
+        /// Where it has to end, from the start of RAM.
+        end: u64,
     },
     /// The device tree.
     Tree {
@@ -117,6 +163,11 @@ impl fmt::Display for PlaceError {
                 Size(ram),
                 Size(TREE)
             ),
+            Self::Payload { size, end } => write!(
+                f,
+                "the guest's kernel is too large for its place beside firmware: it takes {size} bytes, and has to end within {}",
+                Size(end)
+            ),
             Self::Tree { size } => write!(
                 f,
                 "the guest's device tree is too large: {size} bytes, of at most {}; its arguments may be too long",
@@ -138,6 +189,7 @@ impl core::error::Error for PlaceError {}
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use records::kernel::FIRMWARE_KERNEL;
 
     const MIB: u64 = 1 << 20;
 
@@ -152,12 +204,12 @@ mod tests {
     #[test]
     fn all_lies_behind_the_kernel() {
         let ramdisk = [0; 70_000];
-        let places = Places::of(&image(0, 35 * MIB + 5), Some(&ramdisk), 128 * MIB).unwrap();
+        let places = Places::behind(&image(0, 35 * MIB + 5), Some(&ramdisk), 128 * MIB).unwrap();
         assert_eq!(places.tree, RAM.offset(36 * MIB));
         let start = RAM.offset(38 * MIB);
         assert_eq!(places.ramdisk, Some(start..start.offset(70_000)));
         assert_eq!(
-            Places::of(&image(0, 36 * MIB), None, 38 * MIB)
+            Places::behind(&image(0, 36 * MIB), None, 38 * MIB)
                 .unwrap()
                 .tree,
             RAM.offset(36 * MIB)
@@ -168,7 +220,7 @@ mod tests {
     #[test]
     fn what_doesnt_fit_is_named() {
         let says = |offset, size, ramdisk: Option<&[u8]>, ram| {
-            let error = Places::of(&image(offset, size), ramdisk, ram).unwrap_err();
+            let error = Places::behind(&image(offset, size), ramdisk, ram).unwrap_err();
             alloc::format!("{error}")
         };
         assert_eq!(
@@ -185,10 +237,35 @@ mod tests {
             says(0, MIB, Some(&[]), 38 * MIB),
             "the guest's initial ramdisk is empty"
         );
-        let places = Places::of(&image(0, MIB), None, 38 * MIB).unwrap();
+        let places = Places::behind(&image(0, MIB), None, 38 * MIB).unwrap();
         let tree = alloc::vec![0; (2 << 20) + 1];
         let error = places.check_tree(&tree).unwrap_err();
         assert!(alloc::format!("{error}").starts_with("the guest's device tree is too large"));
+    }
+
+    #[test]
+    fn firmware_finds_the_tree_at_the_start_and_the_others_at_places_of_their_own() {
+        let image = |size| image(FIRMWARE_KERNEL, size);
+        let places =
+            |size, ramdisk: Option<&[u8]>, ram| Places::for_firmware(&image(size), ramdisk, ram);
+        let found = places(36 * MIB, Some(&[0; 70_000]), 128 * MIB).unwrap();
+        let start = RAM.offset(64 * MIB);
+        assert_eq!(found.tree, RAM);
+        assert_eq!(found.ramdisk, Some(start..start.offset(70_000)));
+        assert!(places(0, None, 4 * MIB).is_ok());
+        assert!(places(60 * MIB, None, 64 * MIB).is_ok());
+        let refused = |size, ramdisk: Option<&[u8]>, ram| {
+            alloc::format!("{}", places(size, ramdisk, ram).unwrap_err())
+        };
+        let large = "the guest's kernel is too large for its place beside firmware: it takes 62914561 bytes, and has to end within 64 MiB";
+        assert_eq!(refused(60 * MIB + 1, Some(&[0]), 128 * MIB), large);
+        assert_eq!(refused(60 * MIB + 1, None, 64 * MIB), large);
+        assert!(refused(u64::MAX, None, 64 * MIB).starts_with("the guest's kernel"));
+        assert_eq!(
+            refused(0, Some(&[0; 2]), 64 * MIB + 1),
+            "the guest's initial ramdisk is too large for its 67108865 bytes of memory: it has 2 bytes, and the kernel leaves 1"
+        );
+        assert!(refused(0, Some(&[]), 128 * MIB).ends_with("is empty"));
     }
 
     proptest! {
@@ -196,7 +273,7 @@ mod tests {
         fn whatever_fits_lies_apart_and_within_ram(offset in 0..2 * MIB, size: u64, small in 0..64 * MIB, is_small: bool, length in 1usize..200_000, ram in 0..128 * MIB) {
             let size = if is_small { small } else { size };
             let ramdisk = alloc::vec![0; length];
-            if let Ok(places) = Places::of(&image(offset, size), Some(&ramdisk), ram) {
+            if let Ok(places) = Places::behind(&image(offset, size), Some(&ramdisk), ram) {
                 let range = places.ramdisk.unwrap();
                 let tree = places.tree.get();
                 prop_assert!(RAM.get() + offset + size <= tree);

@@ -3,9 +3,11 @@
 use crate::board::{BoardDescription, GuestBoard, Places, STOLEN_TIMES};
 use crate::error::RunError;
 use crate::guest::device_tree::GuestDescription;
-use crate::guest::ending::{Ending, Helpers, Limit};
+use crate::guest::ending::{Ending, Limit, ReservedCpus};
 use crate::guest::host::Host;
-use crate::guest::plan::{GuestPlan, RAM, RAM_SLOT, STOLEN_TIME_SLOT, UNSEEN_SLOT, level, whole};
+use crate::guest::plan::{
+    FLASH_SLOT, GuestPlan, RAM, RAM_SLOT, STOLEN_TIME_SLOT, UNSEEN_SLOT, level, whole,
+};
 use crate::guest::running::RunningGuest;
 use crate::guest::stage2_use::Stage2Use;
 use crate::machine::{Machine, OwnCpu};
@@ -15,10 +17,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 use memory::{AddressSpace, MmuLock, Object, Owner, SlotError};
+use records::kernel::FLASH_BYTES;
 use records::size::Size;
 use stage2::{Ipa, Layout, Level, PAGE_SIZE};
-use vm::{CpuId, Pause, Seed, Service, Start, VcpuId, Vm, VmConfig};
+use vm::{CpuId, ForkParts, Pause, Seed, Service, Start, VcpuId, Vm, VmConfig};
 
+/// Where flash memory begins.
+const FLASH: Ipa = Ipa::new(0);
 /// The kernel's own among the seeds that follow from a VM's; those of its vCPUs have their numbers.
 const KERNEL_SEED: u64 = u64::MAX;
 
@@ -37,7 +42,7 @@ impl<'p> Files<'p> {
             .collect();
         let memory = plan.memory();
         if let Some(board) = &plan.board {
-            let places = Places::of(&plan.image, board.ramdisk, plan.ram)?;
+            let places = Places::of(&plan.image, board.firmware, board.ramdisk, plan.ram)?;
             let tree = BoardDescription {
                 gic: board.version,
                 affinities: &affinities,
@@ -95,8 +100,8 @@ impl<'h, M: Machine> Host<'h, M> {
     }
 
     /// Starts a fork of a paused guest. The fork starts from the parent's vCPU state and shares its memory copy-on-write. Its
-    /// plan gives its own number, limit and timeout; the memory in the plan must equal the parent's. The pause ends when the
-    /// fork is made.
+    /// plan gives its own number, limit, timeout, and board, if the parent has one ([`GuestBoard::fork`]); the memory in the plan
+    /// must equal the parent's. The pause ends when the fork is made.
     ///
     /// # Errors
     /// As for [`Self::launch`].
@@ -125,13 +130,18 @@ impl<'h, M: Machine> Host<'h, M> {
         L: MmuLock + 'static,
         S: Service + Send + Sync + 'static,
     {
-        let all = (self.cpu_pool).find_idle(plan.vcpus + plan.helpers);
-        let all = all.ok_or(RunError::Stuck)?;
+        let all = match &plan.cpus {
+            Some(cpus) => cpus.clone(),
+            None => {
+                let found = (self.cpu_pool).find_idle(plan.vcpus + plan.helpers);
+                found.ok_or(RunError::Stuck)?
+            }
+        };
         let cpus = all.start..all.start + plan.vcpus;
         let limit = Limit::set(self, plan);
         let NewVm { vm, filled_ns } = make()?;
         let vm = Arc::new(vm);
-        let helpers = Helpers::reserve(self, cpus.end..all.end);
+        let helpers = ReservedCpus::reserve(self, cpus.end..all.end);
         let ending = Ending::new(*self, plan.vm, vm.clone(), cpus.clone(), helpers, limit);
         let guest = RunningGuest::new(*self, plan, vm, cpus.clone(), filled_ns, ending);
         self.start(&guest.vm, service, cpus);
@@ -189,10 +199,14 @@ impl<'h, M: Machine> Host<'h, M> {
             space.destroy(own);
             return Err(error.into());
         }
-        let vm = paused.fork(space).map_err(|(error, space)| {
+        let devices = plan.board.as_ref().map(GuestBoard::devices);
+        let now = self.machine.moment();
+        let vm = paused.fork(ForkParts { space, devices }, now);
+        let vm = vm.map_err(|(error, space)| {
             space.destroy(own);
             error
         })?;
+        paused.resume(now);
         let filled_ns = self.machine.now_ns() - before_ns;
         Ok(NewVm { vm, filled_ns })
     }
@@ -281,12 +295,20 @@ impl<'h, M: Machine> Host<'h, M> {
             let bytes = pages.end.get() - pages.start.get();
             space.add_slot(own, STOLEN_TIME_SLOT, pages.start, bytes, Level::L3, true)?;
         }
+        let firmware = plan.board.as_ref().and_then(|board| board.firmware);
+        if let Some(firmware) = firmware {
+            // Only what firmware touches of it takes memory.
+            let flash = Object::anonymous(own, Owner::Vm(plan.vm), FLASH_BYTES, Level::L3);
+            let flash = flash.map_err(SlotError::from)?;
+            space.map_object(own, whole(FLASH_SLOT, FLASH, flash))?;
+            space.write_guest(own, FLASH, firmware)?;
+        }
         if let Some((at, bytes)) = files.ramdisk {
             space.write_guest(own, at, bytes)?;
         }
         space.write_guest(own, files.tree_at, &files.tree)?;
         Ok(Start {
-            entry: entry.get(),
+            entry: firmware.map_or(entry, |_| FLASH).get(),
             context: files.tree_at.get(),
         })
     }

@@ -7,6 +7,7 @@ use crate::options::TEST_MEMORY;
 use crate::request::Request;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Range;
 use memory::{BackingPolicy, Object, SlotConfig, SlotId, VmId};
 use records::image::GuestImage;
 use records::words::Backing;
@@ -20,6 +21,8 @@ pub const RAM_SLOT: SlotId = SlotId(0);
 pub const UNSEEN_SLOT: SlotId = SlotId(u16::MAX as u32);
 /// The slot of the times stolen from vCPUs, which the guest reads only.
 pub const STOLEN_TIME_SLOT: SlotId = SlotId(u16::MAX as u32 - 1);
+/// The slot of the flash memory that firmware starts in.
+pub const FLASH_SLOT: SlotId = SlotId(u16::MAX as u32 - 2);
 /// The slot of a device's first registers; the others' follow.
 const DEVICE_SLOT: u32 = 1 << 16;
 /// The default address space of a guest in bits, as in Linux KVM; larger if needed.
@@ -76,6 +79,8 @@ pub struct GuestPlan<'p> {
     pub bootargs: &'p str,
     /// Its vCPUs.
     pub vcpus: usize,
+    /// The CPUs that run them, if it has some of its own.
+    pub cpus: Option<Range<usize>>,
     /// CPUs without a vCPU that share CPU 0's work on its memory
     /// ([`RunningGuest::share_work`](crate::RunningGuest::share_work)). Nobody else gets them while it runs.
     pub helpers: usize,
@@ -120,6 +125,7 @@ impl<'p> GuestPlan<'p> {
             board: None,
             bootargs: request.bootargs,
             vcpus: options.vcpus,
+            cpus: None,
             helpers: 0,
             ram,
             ram_backing: Backing::Block2M,

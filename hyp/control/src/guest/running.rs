@@ -221,24 +221,30 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
             };
             self.check()?;
             if !self.host.cpu_pool.relieve(self.own) {
-                self.machine.wait(self.patience.next_ns().min(deadline_ns));
+                self.host.wait(self.patience.next_ns().min(deadline_ns));
             }
         }
     }
 
-    /// Pauses the guest, and returns when all its vCPUs have left it.
+    /// Pauses the guest, and returns when all its vCPUs have left it. Its time stands still then until [`Self::resume`].
     ///
     /// # Errors
     /// As for [`Self::check`].
     pub fn pause(
         &self,
     ) -> Result<Pause<'_, AddressSpace<L>, impl FnMut(CpuId) + use<'_, 'h, M, L>>, RunError> {
-        let pause = self.vm.pause(|cpu| self.machine.kick(cpu));
+        let mut pause = self.vm.pause(|cpu| self.machine.kick(cpu));
         while !pause.is_complete() {
             self.check()?;
-            self.machine.wait(self.patience.next_ns());
+            self.host.wait(self.patience.next_ns());
         }
+        pause.stop_time(self.machine.moment());
         Ok(pause)
+    }
+
+    /// Ends the guest's pause.
+    pub fn resume<K: FnMut(CpuId)>(&self, pause: Pause<'_, AddressSpace<L>, K>) {
+        pause.resume(self.machine.moment());
     }
 
     /// Checks that the guest runs on.

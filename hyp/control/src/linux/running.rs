@@ -7,6 +7,8 @@ use crate::guest::{FinalState, GuestPlan, Host, RunningGuest};
 use crate::machine::Machine;
 use crate::request::Request;
 use alloc::sync::Arc;
+use core::ops::Range;
+use devices::Pl011;
 use memory::{MmuLock, VmId};
 use vm::{Service, ServiceReply, VcpuId};
 
@@ -52,12 +54,21 @@ pub(crate) struct RunningLinux<'h, M: Machine, L: MmuLock> {
 }
 
 impl<'h, M: Machine, L: MmuLock + 'static> RunningLinux<'h, M, L> {
-    /// Starts the guest of a request.
+    /// Starts the guest of a request on these CPUs, which are idle.
     ///
     /// # Errors
     /// It can't be started. Nothing is left of it then.
-    pub fn start(host: &Host<'h, M>, request: &Request<'_>, vm: VmId) -> Result<Self, RunError> {
+    pub fn start(
+        host: &Host<'h, M>,
+        request: &Request<'_>,
+        vm: VmId,
+        cpus: Range<usize>,
+    ) -> Result<Self, RunError> {
         let (plan, terminal) = planned(host, request, vm)?;
+        let plan = GuestPlan {
+            cpus: Some(cpus),
+            ..plan
+        };
         let guest = host.launch::<L, _>(&plan, &Arc::new(NoCalls))?;
         Ok(Self { guest, terminal })
     }
@@ -67,7 +78,13 @@ impl<'h, M: Machine, L: MmuLock + 'static> RunningLinux<'h, M, L> {
         &self.guest
     }
 
-    /// Attends to the guest, without waiting. Returns when this is to be called again, unless this CPU is woken before.
+    /// Its UART.
+    pub fn uart(&self) -> &Pl011 {
+        self.terminal.uart()
+    }
+
+    /// Attends to the guest and its terminal, without waiting. Returns when this is to be called again, unless this CPU is woken
+    /// before.
     ///
     /// # Errors
     /// The guest has ended, which is [`RunError::Ended`], or its time is up.
@@ -77,17 +94,22 @@ impl<'h, M: Machine, L: MmuLock + 'static> RunningLinux<'h, M, L> {
         Ok(due_ns.min(self.guest.due_ns()))
     }
 
-    /// Stops the guest if it hasn't ended by itself, frees its memory, and shows the rest of its output.
+    /// As [`Self::attend`], where somebody else attends to its UART.
+    ///
+    /// # Errors
+    /// As for [`Self::attend`].
+    pub fn look(&self) -> Result<u64, RunError> {
+        let due_ns = self.terminal.attend_clock();
+        self.guest.check()?;
+        Ok(due_ns.min(self.guest.due_ns()))
+    }
+
+    /// Stops the guest if it hasn't ended by itself, and frees its memory. Returns its terminal, which may hold output.
     ///
     /// # Errors
     /// As for [`RunningGuest::end`].
-    pub fn end(self) -> Result<FinalState, RunError> {
-        let Self {
-            guest,
-            mut terminal,
-        } = self;
-        let state = guest.end();
-        terminal.finish();
-        state
+    pub fn end(self) -> (Result<FinalState, RunError>, Terminal<M>) {
+        let Self { guest, terminal } = self;
+        (guest.end(), terminal)
     }
 }

@@ -1,76 +1,131 @@
 //! The operating systems of a boot, each from its first start over its restarts to its end. CPU 0 attends to all of them in one
 //! loop; what becomes of one concerns no other.
 
+use super::restarts::{MOST_CRASHES, Restarts};
 use super::running::RunningLinux;
+use super::shared_console::SharedConsole;
 use crate::background_merge::Scanner;
 use crate::error::RunError;
-use crate::guest::Host;
+use crate::guest::{Host, ReservedCpus};
 use crate::machine::Machine;
 use crate::report;
 use crate::request::Request;
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
+use core::mem;
+use devices::Pl011;
+use memory::frames::MAX_VMS;
 use memory::{MmuLock, VmId};
-use records::words::OnReset;
+use records::size::Size;
+use records::words::{ConsoleMode, OnCrash, OnReset};
+use stage2::PAGE_SIZE;
 use vm::StopReason;
 
 /// The operating systems of a boot.
-pub(crate) struct LinuxVms<'r, 'h, M: Machine, L: MmuLock> {
+pub(super) struct LinuxVms<'r, 'h, M: Machine, L: MmuLock> {
     host: Host<'h, M>,
     /// Merges the pages of all of them, if the options say so. Ends before they do.
     scanner: Option<Scanner<'static, M>>,
     vms: Vec<LinuxVm<'r, 'h, M, L>>,
+    /// The console that they share, if they have names. Else there is one VM, with a terminal of its own.
+    console: Option<SharedConsole>,
 }
 
 /// One of them.
 struct LinuxVm<'r, 'h, M: Machine, L: MmuLock> {
     request: &'r Request<'r>,
     vm: VmId,
+    cpus: ReservedCpus<M>,
+    restarts: Restarts,
     state: State<'h, M, L>,
 }
 
+/// What one of them does.
 enum State<'h, M: Machine, L: MmuLock> {
-    /// Not started yet.
-    New,
+    /// It starts at this time.
+    Waits(u64),
     Runs(Box<RunningLinux<'h, M, L>>),
+    /// It has ended, and the rest of its output is being shown, until this time at the latest.
+    Shows(Arc<Pl011>, u64, Next),
     Over(Result<(), RunError>),
 }
 
+/// What becomes of one that has ended.
+enum Next {
+    /// It starts again at this time.
+    Start(u64),
+    Over(Result<(), RunError>),
+}
+
+/// How long the rest of the output may take.
+const SHOW_NS: u64 = 30_000_000_000;
+
 impl<'r, 'h, M: Machine, L: MmuLock + 'static> LinuxVms<'r, 'h, M, L> {
-    /// Starts the guest of each request.
+    /// Starts the guest of each request. Their VMs are numbered from `first_vm` on.
     ///
     /// # Errors
     /// One of them can't be started. The others are stopped then.
-    pub fn start(host: &Host<'h, M>, requests: &'r [Request<'r>]) -> Result<Self, RunError> {
-        let options = requests.first().map(|request| &request.options);
-        let scanner = match options {
-            Some(options) => Scanner::of_machine(host, options)?,
+    pub fn start(
+        host: &Host<'h, M>,
+        requests: &'r [Request<'r>],
+        first_vm: usize,
+    ) -> Result<Self, RunError> {
+        check_memory(host, requests)?;
+        let first = requests.first().map(|request| &request.options);
+        let scanner = first.map_or(Ok(None), |options| Scanner::of_machine(host, options))?;
+        let mode = first.map_or(ConsoleMode::Lines, |options| options.console);
+        let names = || requests.iter().filter_map(|request| request.name);
+        let console = match names().next() {
             None => None,
+            Some(_) => Some(SharedConsole::new(names(), mode).map_err(|_| RunError::Heap)?),
         };
-        let mut vms = Self {
+        let mut all = Self {
             host: *host,
-            vms: Vec::new(),
             scanner,
+            vms: Vec::new(),
+            console,
         };
+        if let Some(console) = &all.console {
+            console.greet(host.machine);
+        }
         for (number, request) in requests.iter().enumerate() {
-            let vm = VmId::new(number).ok_or(RunError::Stuck)?;
+            let most = MAX_VMS.saturating_sub(first_vm);
+            let vm = VmId::new(first_vm + number).ok_or(RunError::TooManyVms { most })?;
+            let cpus = host.cpu_pool.find_idle(request.options.vcpus);
             let mut started = LinuxVm {
                 request,
                 vm,
-                state: State::New,
+                cpus: ReservedCpus::reserve(host, cpus.ok_or(RunError::Stuck)?),
+                restarts: Restarts::default(),
+                state: State::Waits(0),
             };
-            started.start(host, vms.scanner.as_ref())?;
-            vms.vms.push(started);
+            started.announce(host.machine);
+            let outcome = started.start(host, all.scanner.as_ref());
+            outcome.map_err(|error| started.named(error))?;
+            all.vms.push(started);
         }
-        Ok(vms)
+        Ok(all)
     }
 
     /// Attends to all of them, without waiting. Returns when this is to be called again, unless this CPU is woken before; `None`
     /// if all have ended.
     pub fn attend(&mut self) -> Option<u64> {
         let (host, scanner) = (&self.host, self.scanner.as_ref());
-        let due = self.vms.iter_mut().map(|vm| vm.attend(host, scanner));
-        due.fold(None, |all, one| all.into_iter().chain(one).min())
+        let mut due_ns = None;
+        for (number, vm) in self.vms.iter_mut().enumerate() {
+            let console = self.console.as_mut().map(|console| (console, number));
+            let one = vm.attend(host, scanner, console);
+            due_ns = due_ns.into_iter().chain(one).min();
+        }
+        if let Some(console) = &mut self.console {
+            let vms = &self.vms;
+            let uart = |number: usize| vms[number].uart();
+            let console_ns = console.attend(host.machine, uart);
+            due_ns = due_ns.map(|due_ns| due_ns.min(console_ns));
+        }
+        due_ns
     }
 
     /// Attends to all of them until they have ended.
@@ -91,73 +146,215 @@ impl<'r, 'h, M: Machine, L: MmuLock + 'static> LinuxVms<'r, 'h, M, L> {
         }
         let merged = self.scanner.map(Scanner::end);
         report::merged(machine, &merged.unwrap_or_default());
-        self.vms.into_iter().try_for_each(|vm| match vm.state {
-            State::Over(outcome) => outcome,
-            State::New | State::Runs(_) => Err(RunError::Stuck),
-        })
+        let mut errors = Vec::new();
+        for vm in self.vms {
+            if let State::Over(Err(error)) = vm.state {
+                errors.push(match vm.request.name {
+                    Some(name) => RunError::in_vm(name, error),
+                    None => error,
+                });
+            }
+        }
+        match errors.len() {
+            0 => Ok(()),
+            1 => errors.pop().map_or(Ok(()), Err),
+            _ => Err(RunError::InVms(errors)),
+        }
     }
 }
 
+/// Checks that the memory of all of them is there before any of it is used.
+fn check_memory<M: Machine>(host: &Host<'_, M>, requests: &[Request<'_>]) -> Result<(), RunError> {
+    let mut free = host.own.memory.pool().counts().free * PAGE_SIZE;
+    for request in requests {
+        let wanted = request.options.program_bytes().unwrap_or(u64::MAX);
+        free = free.checked_sub(wanted).ok_or_else(|| {
+            let error = RunError::TooLittleMemory {
+                wanted: Size(wanted),
+                free: Size(free),
+            };
+            match request.name {
+                Some(name) => RunError::in_vm(name, error),
+                None => error,
+            }
+        })?;
+    }
+    Ok(())
+}
+
 impl<'h, M: Machine, L: MmuLock + 'static> LinuxVm<'_, 'h, M, L> {
+    fn uart(&self) -> Option<&Pl011> {
+        match &self.state {
+            State::Runs(running) => Some(running.uart()),
+            State::Shows(uart, ..) => Some(uart),
+            State::Waits(_) | State::Over(_) => None,
+        }
+    }
+
+    /// The error with the VM's name, if it has one.
+    fn named(&self, error: RunError) -> RunError {
+        match self.request.name {
+            Some(name) => RunError::in_vm(name, error),
+            None => error,
+        }
+    }
+
+    /// Says which VM has this name.
+    fn announce(&self, machine: &M) {
+        if let Some(name) = self.request.name {
+            let (vm, vcpus) = (self.vm, self.request.options.vcpus);
+            let bytes = self.request.options.bytes;
+            machine.write_line(format_args!("{vm} is {name}: {vcpus} vCPUs, {bytes}"));
+        }
+    }
+
     fn start(
         &mut self,
         host: &Host<'h, M>,
         scanner: Option<&Scanner<'static, M>>,
     ) -> Result<(), RunError> {
-        let running = RunningLinux::start(host, self.request, self.vm)?;
+        self.restarts.start(host.machine.now_ns());
+        let running = RunningLinux::start(host, self.request, self.vm, self.cpus.cpus())?;
         scanner.map_or(Ok(()), |scanner| scanner.take_in(running.guest()))?;
         self.state = State::Runs(Box::new(running));
         Ok(())
     }
 
-    /// Attends to it. Returns when this is to be called again; `None` if it has ended.
-    fn attend(&mut self, host: &Host<'h, M>, scanner: Option<&Scanner<'static, M>>) -> Option<u64> {
-        let State::Runs(running) = &mut self.state else {
-            return None;
-        };
-        let ended = match running.attend() {
-            Ok(due_ns) => return Some(due_ns),
-            Err(error) => error,
-        };
-        let State::Runs(running) = core::mem::replace(&mut self.state, State::New) else {
-            return None;
+    /// Attends to it. Returns when this is to be called again; `None` if it has ended. It shares the console as the VM of this
+    /// number, if it does.
+    fn attend(
+        &mut self,
+        host: &Host<'h, M>,
+        scanner: Option<&Scanner<'static, M>>,
+        console: Option<(&mut SharedConsole, usize)>,
+    ) -> Option<u64> {
+        let machine = host.machine;
+        match &mut self.state {
+            State::Over(_) => return None,
+            State::Waits(at_ns) => {
+                if machine.now_ns() < *at_ns {
+                    return Some(*at_ns);
+                }
+                match (self.start(host, scanner), console) {
+                    (Ok(()), Some((console, number))) => console.begin(number),
+                    (Ok(()), None) => {}
+                    (Err(error), console) => {
+                        self.go_on(Next::Over(Err(error)), machine, console);
+                    }
+                }
+            }
+            State::Shows(_, until_ns, next) => {
+                let until_ns = *until_ns;
+                let has_shown_all = |(console, number): &(&mut SharedConsole, usize)| {
+                    console.has_shown_all(*number)
+                };
+                if !console.as_ref().is_none_or(has_shown_all) && machine.now_ns() < until_ns {
+                    return Some(until_ns);
+                }
+                let next = mem::replace(next, Next::Start(0));
+                self.go_on(next, machine, console);
+            }
+            State::Runs(running) => {
+                let looked = match &console {
+                    None => running.attend(),
+                    Some(_) => running.look(),
+                };
+                match looked {
+                    Ok(due_ns) => return Some(due_ns),
+                    Err(ended) => self.end(ended, host, scanner, console),
+                }
+            }
+        }
+        // Whoever else has something for this CPU may have kicked it meanwhile.
+        Some(0)
+    }
+
+    /// It has ended, in this way.
+    fn end(
+        &mut self,
+        ended: RunError,
+        host: &Host<'h, M>,
+        scanner: Option<&Scanner<'static, M>>,
+        console: Option<(&mut SharedConsole, usize)>,
+    ) {
+        let State::Runs(running) = mem::replace(&mut self.state, State::Waits(0)) else {
+            return;
         };
         if let Some(scanner) = scanner {
             scanner.let_go(running.guest());
         }
-        let state = running.end();
-        if let Ok(state) = &state {
-            report::final_state(host.machine, self.vm, state);
+        let machine = host.machine;
+        let (state, mut terminal) = running.end();
+        if console.is_none() {
+            terminal.finish();
         }
-        let outcome = match (ended, state) {
-            (RunError::Ended(reason), Ok(_)) => self.ended(host, reason),
-            (RunError::Ended(_), Err(error)) | (error, _) => Err(error),
+        let next = match state {
+            Ok(state) => {
+                report::final_state(machine, self.vm, &state);
+                self.after(ended, machine)
+            }
+            Err(error) => Next::Over(Err(error)),
         };
-        let outcome = match outcome {
-            Ok(true) => match self.start(host, scanner) {
-                Ok(()) => return Some(0),
-                Err(error) => Err(error),
-            },
-            Ok(false) => Ok(()),
-            Err(error) => Err(error),
-        };
-        self.state = State::Over(outcome);
-        None
+        match console {
+            None => self.go_on(next, machine, None),
+            Some((console, number)) => {
+                console.end(number);
+                let until_ns = machine.now_ns().saturating_add(SHOW_NS);
+                self.state = State::Shows(terminal.uart().clone(), until_ns, next);
+            }
+        }
     }
 
-    /// Says how it has ended, and whether it starts again.
-    fn ended(&self, host: &Host<'h, M>, reason: StopReason) -> Result<bool, RunError> {
-        let (machine, vm) = (host.machine, self.vm);
-        match reason {
-            StopReason::PoweredOff => {
-                machine.write_line(format_args!("{vm}: {reason}"));
-                Ok(false)
+    /// Decides what becomes of it, and says so.
+    fn after(&mut self, ended: RunError, machine: &M) -> Next {
+        let options = &self.request.options;
+        let (restarts, has_crashed) = match &ended {
+            RunError::Ended(StopReason::PoweredOff) => {
+                self.say(machine, &StopReason::PoweredOff, "");
+                return Next::Over(Ok(()));
             }
-            StopReason::Reset if self.request.options.on_reset == OnReset::Restart => {
-                machine.write_line(format_args!("{vm}: {reason}, and starts again"));
-                Ok(true)
+            RunError::Ended(StopReason::Reset) => (options.on_reset == OnReset::Restart, false),
+            _ => (options.on_crash == OnCrash::Restart, true),
+        };
+        let error = match ended {
+            RunError::Ended(reason) => RunError::Program(reason),
+            error => error,
+        };
+        if !restarts {
+            return Next::Over(Err(error));
+        }
+        match self.restarts.end(machine.now_ns(), has_crashed) {
+            Some(at_ns) => {
+                self.say(machine, &error, ", and starts again");
+                Next::Start(at_ns)
             }
-            reason => Err(RunError::Program(reason)),
+            None => Next::Over(Err(RunError::CrashedAgain {
+                times: MOST_CRASHES,
+                error: Box::new(error),
+            })),
+        }
+    }
+
+    fn go_on(&mut self, next: Next, machine: &M, console: Option<(&mut SharedConsole, usize)>) {
+        self.state = match next {
+            Next::Start(at_ns) => State::Waits(at_ns),
+            Next::Over(outcome) => {
+                if let (Err(error), Some(_)) = (&outcome, self.request.name) {
+                    self.say(machine, error, "");
+                }
+                if let Some((console, number)) = console {
+                    console.retire(number, machine);
+                }
+                State::Over(outcome)
+            }
+        };
+    }
+
+    fn say(&self, machine: &M, what: &dyn fmt::Display, more: &str) {
+        let vm = self.vm;
+        match self.request.name {
+            Some(name) => machine.write_line(format_args!("{vm}, {name}: {what}{more}")),
+            None => machine.write_line(format_args!("{vm}: {what}{more}")),
         }
     }
 }

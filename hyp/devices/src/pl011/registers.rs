@@ -134,14 +134,25 @@ impl State {
 
     pub fn take_output(&mut self, bytes: &mut [u8]) -> usize {
         let count = bytes.len().min(self.output.len());
+        let mut free = bytes.iter_mut();
+        self.output_leaves(count, |sent| {
+            if let Some(byte) = free.next() {
+                *byte = sent;
+            }
+        });
+        count
+    }
+
+    fn output_leaves(&mut self, count: usize, to: impl FnMut(u8)) {
         let before = self.waiting();
-        for (byte, sent) in bytes.iter_mut().zip(self.output.drain(..count)) {
-            *byte = sent;
-        }
+        self.output.drain(..count).for_each(to);
         if before > self.transmit_trigger() && self.waiting() <= self.transmit_trigger() {
             self.raised |= TRANSMIT;
         }
-        count
+    }
+
+    pub fn drop_output(&mut self) {
+        self.output_leaves(self.output.len(), |_| ());
     }
 
     pub fn give_input(&mut self, bytes: &[u8]) -> usize {

@@ -1,7 +1,7 @@
 //! Looking at what there is for a vCPU (rule V2).
 
 use super::{Local, Release};
-use crate::door::{CALL, Door, LOOK, PRIVATE, SERVING, SGIS};
+use crate::door::{CALL, Door, LOOK, LPIS, PRIVATE, SERVING, SGIS};
 use crate::interface::VirtualInterface;
 use crate::sync::Ordering;
 use crate::word::{FIRST_SPI, Word};
@@ -17,6 +17,12 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         self.own.backlog.insert_all(0, taken & PRIVATE);
         let backlog = &mut self.own.backlog;
         door.take_hints(taken, |first, hints| backlog.insert_all(first, hints));
+        if taken & LPIS != 0
+            && let Some(its) = &self.vgic.its
+            && let Some(lpis) = its.hints(self.own.vcpu)
+        {
+            lpis.take(|first, hints| backlog.insert_all(first, hints));
+        }
         if taken & CALL != 0 {
             self.note_all();
         }
@@ -72,6 +78,11 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         let count = self.vgic.spis.len() as u32;
         for first in (0..count).step_by(32) {
             self.own.backlog.insert_all(FIRST_SPI + first, PRIVATE);
+        }
+        if let Some(its) = &self.vgic.its {
+            for intid in its.deliverable(self.own.vcpu) {
+                self.own.backlog.insert(intid);
+            }
         }
         self.settle_all();
     }

@@ -104,6 +104,26 @@ impl<'a, H: VirtualInterface, K: FnMut(usize)> Local<'a, H, K> {
         }
     }
 
+    /// Whether an interrupt is pending for the vCPU and not active, in a list register or for want of one.
+    pub(crate) fn is_requested(&mut self) -> bool {
+        let is_held = self.slots().any(|slot| {
+            let register = self.hw.read_lr(slot);
+            register.pending() && !register.active()
+        });
+        if is_held {
+            return true;
+        }
+        let groups = self.vgic.groups();
+        let mut from = 0;
+        while let Some(intid) = self.own.backlog.next(from) {
+            if self.may_claim(intid, groups) {
+                return true;
+            }
+            from = intid + 1;
+        }
+        false
+    }
+
     /// Whether a pending list register is signalled to the guest: its group is enabled, and it passes the priority mask and what
     /// is running (IHI 0069, 4.8).
     pub(crate) fn is_signalled(&self) -> bool {

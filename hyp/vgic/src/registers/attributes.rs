@@ -49,6 +49,9 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
                 let new = vgic.with_attribute(register.topic, intid, word, value >> shift);
                 (new != word).then_some(new)
             });
+            if register.topic == Topic::Group {
+                self.tell_of_physical(register.vcpu, intid);
+            }
         }
     }
 }

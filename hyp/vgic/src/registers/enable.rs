@@ -31,6 +31,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
                 self.change(register.vcpu, intid, |word| {
                     (!word.has(Word::ENABLED)).then(|| word.with(Word::ENABLED))
                 });
+                self.tell_of_physical(register.vcpu, intid);
             } else {
                 self.disable(register.vcpu, intid);
             }

@@ -173,8 +173,8 @@ pub struct TimerOffsets {
 }
 
 impl El1State {
-    /// The counter's value at which the first of the timers raises its interrupt, if one does.
-    pub fn timers_due(&self, offsets: TimerOffsets) -> Option<u64> {
+    /// The counter's values at which the virtual and the physical timer raise their interrupts, if they do.
+    pub fn timers_due(&self, offsets: TimerOffsets) -> [Option<u64>; 2] {
         let due = |ctl: u64, cval: u64, offset: u64| {
             const ENABLE: u64 = 1;
             const IMASK: u64 = 1 << 1;
@@ -182,7 +182,7 @@ impl El1State {
         };
         let virtual_timer = due(self.cntv_ctl_el0, self.cntv_cval_el0, offsets.virtual_timer);
         let physical = due(self.cntp_ctl_el0, self.cntp_cval_el0, offsets.physical);
-        virtual_timer.into_iter().chain(physical).min()
+        [virtual_timer, physical]
     }
 }
 
@@ -230,6 +230,8 @@ pub(crate) struct Context {
     pub(crate) awaits_answer: bool,
     /// It has asked to be powered down, and starts here when it is woken. Only until it is put.
     pub(crate) powers_down: Option<Start>,
+    /// It is powered down until an interrupt wakes it.
+    pub(crate) is_down: bool,
     /// Its last synchronous exit, as of when it was put.
     pub(crate) last_exit: Syndrome,
     /// Its interrupts, if its VM has an interrupt controller.
@@ -247,6 +249,7 @@ impl Context {
             state: VcpuState::starting_at(0, 0),
             awaits_answer: false,
             powers_down: None,
+            is_down: false,
             last_exit: Syndrome::NONE,
             interrupts,
             generator: None,
@@ -274,6 +277,7 @@ impl Context {
             state: self.state.clone(),
             awaits_answer: self.awaits_answer,
             powers_down: self.powers_down,
+            is_down: self.is_down,
             last_exit: self.last_exit,
             interrupts: self.interrupts.clone(),
             generator: self.generator.as_mut().map(Generator::fork),
@@ -302,16 +306,16 @@ mod tests {
             }
             .timers_due(offsets)
         };
-        assert_eq!(due((0, 5), (0, 5)), None);
-        assert_eq!(due((3, 5), (2, 5)), None, "masked");
-        assert_eq!(due((1, 5), (0, 5)), Some(105));
-        assert_eq!(due((1, 5), (1, 50)), Some(50));
+        assert_eq!(due((0, 5), (0, 5)), [None, None]);
+        assert_eq!(due((3, 5), (2, 5)), [None, None], "masked");
+        assert_eq!(due((1, 5), (0, 5)), [Some(105), None]);
+        assert_eq!(due((1, 5), (1, 50)), [Some(105), Some(50)]);
         assert_eq!(
             due((5, 5), (3, 50)),
-            Some(105),
+            [Some(105), None],
             "its condition is met already"
         );
-        assert_eq!(due((1, u64::MAX), (0, 0)), Some(u64::MAX), "never");
+        assert_eq!(due((1, u64::MAX), (0, 0)), [Some(u64::MAX), None], "never");
     }
 
     #[test]

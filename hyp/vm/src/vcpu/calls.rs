@@ -135,14 +135,7 @@ where
                 self.answer([abi::SUCCESS]);
                 self.wait(None)
             }
-            psci::Reply::PowerDown(start) => {
-                self.context.powers_down = Some(start);
-                if self.wait(None) == Next::Enter {
-                    // It starts again at once.
-                    self.timeout = Some(0);
-                }
-                Next::WaitForInterrupt
-            }
+            psci::Reply::PowerDown(start) => self.power_down(start),
             psci::Reply::Off => Next::TurnOff,
             psci::Reply::Stop(reason) => self.end(reason),
         }

@@ -9,7 +9,7 @@ use crate::calls::service::Service;
 use crate::ids::CpuId;
 use crate::machine::cpu::{Cpu, Interrupt, PHYSICAL_TIMER, VIRTUAL_TIMER};
 use crate::machine::guest_memory::GuestMemory;
-use crate::registers::state::TimerOffsets;
+use crate::registers::state::{Start, TimerOffsets};
 
 impl<S, C, K, V> Running<'_, S, C, K, V>
 where
@@ -74,8 +74,14 @@ where
         if self.context.interrupts.is_none() {
             return self.cpu.acknowledge_interrupts();
         }
+        self.take_interrupt();
+    }
+
+    /// Takes one interrupt of this CPU. Returns whether there was one.
+    fn take_interrupt(&mut self) -> bool {
         let timer = match self.cpu.take_interrupt() {
-            None | Some(Interrupt::Kick) => return,
+            None => return false,
+            Some(Interrupt::Kick) => return true,
             Some(Interrupt::Maintenance) => None,
             Some(Interrupt::VirtualTimer) => Some(VIRTUAL_TIMER),
             Some(Interrupt::PhysicalTimer) => Some(PHYSICAL_TIMER),
@@ -84,6 +90,7 @@ where
             None => interrupts.maintenance(gic, interface, kick),
             Some(timer) => interrupts.raise_physical(gic, interface, timer, kick),
         });
+        true
     }
 
     /// What follows a WFI, or a WFIT whose timeout is in this register.
@@ -101,18 +108,55 @@ where
         }
     }
 
+    /// What follows when the vCPU asks to be powered down.
+    pub(super) fn power_down(&mut self, start: Start) -> Next {
+        self.context.powers_down = Some(start);
+        // Without a GIC there are no interrupts, and any kick wakes it.
+        self.context.is_down = self.context.interrupts.is_some();
+        if self.is_requested() {
+            // It starts again at once.
+            self.timeout = Some(0);
+        }
+        Next::WaitForInterrupt
+    }
+
+    fn is_requested(&mut self) -> bool {
+        let is_requested = self.with_gic(|interrupts, gic, interface, kick| {
+            interrupts.is_requested(gic, interface, kick)
+        });
+        is_requested.unwrap_or(false)
+    }
+
+    /// What a vCPU does that is loaded and was powered down: it goes on if an interrupt is there. A kick alone doesn't wake it.
+    pub(super) fn power_up(&mut self) -> Next {
+        // Timers that have expired meanwhile.
+        while self.take_interrupt() {}
+        self.context.is_down = !self.is_requested();
+        // What the kicks were about that were taken is seen from here on.
+        match self.context.is_down && self.vm.runs() {
+            true => Next::WaitForInterrupt,
+            false => Next::Enter,
+        }
+    }
+
     /// When a vCPU goes on that waits for an interrupt, and was put.
     pub(super) fn wakes_at(&self) -> Option<u64> {
-        let due = self.context.interrupts.as_ref().and_then(|_| {
+        let mut first = self.timeout;
+        if let (Some(devices), Some(interrupts)) = (self.vm.devices(), &self.context.interrupts) {
             let virtual_timer = self.vm.counter_offset();
             let physical = self.cpu.physical_offset(virtual_timer);
             let offsets = TimerOffsets {
                 virtual_timer,
                 physical,
             };
-            self.context.state.el1.timers_due(offsets)
-        });
-        due.into_iter().chain(self.timeout).min()
+            let due = self.context.state.el1.timers_due(offsets);
+            for (timer, due) in [VIRTUAL_TIMER, PHYSICAL_TIMER].into_iter().zip(due) {
+                // One whose interrupt doesn't come would end every wait at once.
+                let due = due.filter(|_| interrupts.awaits(&devices.gic, timer));
+                first = first.into_iter().chain(due).min();
+            }
+        }
+        first
     }
 
     /// Executes a write to a register that sends SGIs.

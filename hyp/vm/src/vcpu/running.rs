@@ -159,6 +159,9 @@ where
     #[inline(never)]
     fn run_interrupted(&mut self, mut next: Next, writes: &mut Writes<'_, S, C>) -> Next {
         self.load_interrupts();
+        if self.context.is_down && next == Next::Enter {
+            next = self.power_up();
+        }
         loop {
             next = self.run_guest::<true>(next, writes);
             if next != Next::WaitForInterrupt {
@@ -168,8 +171,8 @@ where
             if self.block() {
                 return next;
             }
-            if self.context.powers_down.is_some() {
-                // It starts again at once.
+            if self.context.is_down {
+                // The next slice looks whether it is woken.
                 self.timeout = Some(0);
                 self.put_interrupts();
                 return next;

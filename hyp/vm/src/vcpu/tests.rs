@@ -17,6 +17,7 @@ use crate::machine::protection::{Protection, Protections};
 use crate::registers::state::GuestRegs;
 use crate::registers::state::Start;
 use crate::vm::VmConfig;
+use crate::vm::pause::{ForkParts, Moment, Pause};
 use crate::vm::stop_reason::StopReason;
 use ::memory::{Access, Fault, FaultKind, FaultOutcome};
 use fakes::{ENTRY, FakeCpu, FakeService, FakeSpace, Lines, SPAN, Turn, VBAR};
@@ -40,6 +41,7 @@ const NOT_SUPPORTED: u64 = u64::MAX;
 const PSCI_VERSION: u64 = 0x8400_0000;
 const PSCI_FEATURES: u64 = 0x8400_000a;
 const CPU_SUSPEND: u64 = 0xc400_0001;
+const SYSTEM_SUSPEND: u64 = 0xc400_000e;
 const CPU_OFF: u64 = 0x8400_0002;
 const CPU_ON: u64 = 0xc400_0003;
 const AFFINITY_INFO: u64 = 0xc400_0004;
@@ -52,6 +54,16 @@ fn exit(esr: u64) -> RawExit {
         far: 0,
         hpfar: 0,
     }
+}
+
+/// A fork of a VM without devices, at once.
+fn forked<K: FnMut(CpuId)>(pause: &Pause<'_, FakeSpace, K>) -> Vm<FakeSpace> {
+    let parts = ForkParts {
+        space: FakeSpace::default(),
+        devices: None,
+    };
+    let fork = pause.fork(parts, Moment::default());
+    fork.unwrap_or_else(|(error, _)| panic!("{error}"))
 }
 
 /// The guest calls `function`.

@@ -8,15 +8,23 @@
 //! lock, then reads the word. If the slice was first, it still holds the lock, or is out. If it comes later, it sees
 //! everything done before the lock was released, and so the word. The word changes by single steps only (`run_state.rs`), in
 //! any order.
+//!
+//! The guest's time stands still in a pause, as in KVM and QEMU: from [`Pause::stop_time`], when all vCPUs are out, until
+//! [`Pause::resume`], which moves the offset of its virtual counter. So no timer of the guest is late after the pause, and a
+//! fork begins at the moment at which its parent was forked. What can't be moved is the physical counter of a CPU without
+//! FEAT_ECV, and the real-time clock, which shows the time of the world.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
+use vgic::Vgic;
+
 use crate::ids::CpuId;
 use crate::registers::state::VcpuState;
+use crate::vm::devices::Devices;
 use crate::vm::glance::{Glance, Seen};
-use crate::vm::{VcpuId, VcpuShared, Vm};
+use crate::vm::{VcpuId, VcpuShared, Vm, VmConfig};
 
 /// A pause of a VM: its vCPUs don't run. Dropping it resumes them, unless somebody else pauses the VM too, or it lacks memory,
 /// or has ended.
@@ -24,6 +32,37 @@ use crate::vm::{VcpuId, VcpuShared, Vm};
 pub struct Pause<'v, S, K: FnMut(CpuId)> {
     vm: &'v Vm<S>,
     kick: K,
+    /// Since when the guest's time stands still.
+    still_since: Option<Moment>,
+}
+
+/// A moment, by both of the machine's clocks.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Moment {
+    /// The physical counter.
+    pub counter: u64,
+    /// Nanoseconds since some fixed moment, as [`Cpu::now_ns`](crate::Cpu::now_ns) tells them.
+    pub ns: u64,
+}
+
+impl Moment {
+    /// The time since an earlier moment.
+    const fn since(self, earlier: Self) -> Self {
+        Self {
+            counter: self.counter.saturating_sub(earlier.counter),
+            ns: self.ns.saturating_sub(earlier.ns),
+        }
+    }
+}
+
+/// What a fork doesn't take from its parent.
+#[derive(Debug)]
+pub struct ForkParts<T> {
+    /// Its memory, which has what the parent's has.
+    pub space: T,
+    /// Its interrupt controller and devices, with the state of the parent's ([`Vgic::snapshot`], and what each device saves), if
+    /// that has any.
+    pub devices: Option<Devices>,
 }
 
 /// A VM can't be forked.
@@ -31,7 +70,7 @@ pub struct Pause<'v, S, K: FnMut(CpuId)> {
 pub enum ForkError {
     /// There is not enough memory for the vCPUs.
     OutOfMemory,
-    /// It has an interrupt controller and devices.
+    /// The fork's interrupt controller isn't like the parent's, or only one of them has one.
     Devices,
 }
 
@@ -39,7 +78,7 @@ impl fmt::Display for ForkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::OutOfMemory => "not enough memory for the fork's vCPUs",
-            Self::Devices => "a VM with an interrupt controller and devices can't be forked",
+            Self::Devices => "the fork's interrupt controller isn't like its parent's",
         })
     }
 }
@@ -51,11 +90,15 @@ impl<S> Vm<S> {
     /// guest soon, but not at once: [`Pause::is_complete`]. The slice that follows the kick ends as
     /// [`Paused`](crate::SliceEnd::Paused).
     ///
-    /// The guest's virtual counter continues during the pause, as it does whenever vCPUs wait.
+    /// The guest's virtual counter continues, as it does whenever vCPUs wait, until [`Pause::stop_time`].
     pub fn pause<K: FnMut(CpuId)>(&self, mut kick: K) -> Pause<'_, S, K> {
         self.life().hold();
         self.kick_all(&mut kick);
-        Pause { vm: self, kick }
+        Pause {
+            vm: self,
+            kick,
+            still_since: None,
+        }
     }
 }
 
@@ -69,6 +112,33 @@ impl<S, K: FnMut(CpuId)> Pause<'_, S, K> {
     pub fn is_complete(&self) -> bool {
         let mut vcpus = self.vm.vcpus();
         vcpus.all(|vcpu| self.vm.shared(vcpu).context.try_lock().is_some())
+    }
+
+    /// Has the guest's time stand still from `now` on, once the pause is complete. Its virtual counter goes on when the pause
+    /// ends by [`Self::resume`]. Only where nobody else pauses the VM too.
+    pub fn stop_time(&mut self, now: Moment) {
+        if self.vm.life().is_held_once() && self.is_complete() {
+            self.still_since = Some(now);
+        }
+    }
+
+    /// Ends the pause. The guest's time goes on where it was when it was [stopped](Self::stop_time); none of the pause counts as
+    /// stolen then.
+    pub fn resume(self, now: Moment) {
+        let skipped = self.still_for(now);
+        if skipped != Moment::default() {
+            for vcpu in self.vm.vcpus() {
+                let mut context = self.vm.shared(vcpu).context.lock();
+                context.stolen.skip(skipped.ns);
+            }
+            self.vm.skip_time(skipped.counter);
+        }
+    }
+
+    /// For how long time has stood still.
+    fn still_for(&self, now: Moment) -> Moment {
+        let since = self.still_since;
+        since.map_or_else(Moment::default, |since| now.since(since))
     }
 
     /// A vCPU's registers, for inspection during the pause. Waits until the vCPU has left the guest. Panics if there is no such
@@ -96,25 +166,33 @@ impl<S, K: FnMut(CpuId)> Pause<'_, S, K> {
         }
     }
 
-    /// A fork of this VM with the memory `space`: its vCPUs start from this VM's vCPU state in their first slices, with the
-    /// same registers, virtual counter and power states. A vCPU that waits for the answer to a service call asks its own VM's
-    /// service for it ([`Service::poll`](crate::Service::poll)). Counters begin at 0. Waits until all vCPUs have left the
-    /// guest. Nobody may turn vCPUs on from outside meanwhile.
+    /// A fork of this VM: its vCPUs start from this VM's vCPU state in their first slices, with the same registers, interrupts
+    /// and power states. A vCPU that waits for the answer to a service call asks its own VM's service for it
+    /// ([`Service::poll`](crate::Service::poll)). Counters begin at 0. Its virtual counter goes on `now`, where this VM's was
+    /// [stopped](Self::stop_time). Waits until all vCPUs have left the guest. Nobody may turn vCPUs on from outside meanwhile.
     ///
     /// # Errors
-    /// There is not enough memory for the vCPUs, or the VM has devices, which can't be forked yet. Returns the space.
-    pub fn fork<T>(&self, space: T) -> Result<Vm<T>, (ForkError, T)> {
-        if self.vm.devices().is_some() {
+    /// There is not enough memory for the vCPUs, or its interrupt controller doesn't fit. Returns the space.
+    pub fn fork<T>(&self, parts: ForkParts<T>, now: Moment) -> Result<Vm<T>, (ForkError, T)> {
+        let ForkParts { space, devices } = parts;
+        let kind = |gic: &Vgic| (gic.version(), gic.vcpus());
+        let kind = |devices: &Devices| kind(&devices.gic);
+        if devices.as_ref().map(kind) != self.vm.devices().map(kind) {
             return Err((ForkError::Devices, space));
         }
         let mut vcpus = Vec::new();
         if vcpus.try_reserve_exact(self.vm.vcpus().count()).is_err() {
             return Err((ForkError::OutOfMemory, space));
         }
+        let skipped = self.still_for(now);
         let parents = self.vm.vcpus().map(|vcpu| self.vm.shared(vcpu));
-        vcpus.extend(parents.map(VcpuShared::fork));
+        vcpus.extend(parents.map(|parent| parent.fork(skipped.ns)));
         let vcpus: Box<[VcpuShared]> = vcpus.into_boxed_slice();
-        let mut fork = Vm::with_vcpus(*self.vm.config(), None, vcpus, space);
+        let config = VmConfig {
+            counter_offset: self.vm.counter_offset().wrapping_add(skipped.counter),
+            ..*self.vm.config()
+        };
+        let mut fork = Vm::with_vcpus(config, devices, vcpus, space);
         if let Some(times) = self.vm.stolen_times() {
             fork.tell_stolen_time(times);
         }

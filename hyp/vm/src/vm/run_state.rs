@@ -54,6 +54,11 @@ impl Life {
         self.word.fetch_add(HOLD, Ordering::SeqCst);
     }
 
+    /// Whether it is paused exactly once, and lacks no memory.
+    pub(crate) fn is_held_once(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & !ENDED == HOLD
+    }
+
     /// Releases one [`Self::hold`]. Returns whether vCPUs may run now.
     pub(crate) fn release(&self) -> bool {
         self.word.fetch_sub(HOLD, Ordering::SeqCst) == HOLD

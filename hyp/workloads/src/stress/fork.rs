@@ -16,7 +16,7 @@ use control::options::TEST_MEMORY;
 use fastrand::Rng;
 use memory::{AddressSpace, MmuLock, VmId};
 use stage2::{Ipa, PAGE_SIZE};
-use vm::Vm;
+use vm::{ForkParts, Vm};
 
 /// How many pages are recorded.
 const REMEMBERED: usize = 64;
@@ -75,10 +75,16 @@ impl<L: MmuLock> Fork<L> {
             }
         };
         // Its vCPUs go nowhere, but are there.
-        let vm = pause.fork(child).map_err(|(error, child)| {
+        let parts = ForkParts {
+            space: child,
+            devices: None,
+        };
+        let vm = pause.fork(parts, guest.machine.moment());
+        let vm = vm.map_err(|(error, child)| {
             child.destroy(own);
             RunError::from(error)
         })?;
+        guest.resume(pause);
         Ok(Self {
             vm,
             remembered,
@@ -209,7 +215,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
                 });
             }
         }
-        drop(pause);
+        self.guest.resume(pause);
         self.count("pauses", 1);
         Ok(())
     }

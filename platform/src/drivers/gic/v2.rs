@@ -1,7 +1,7 @@
 //! GICv2, for up to 8 CPUs.
 
 use super::list_registers::ListRegisters;
-use super::registers::Registers;
+use super::registers::{Registers, set_field, set_up_shared};
 use super::{GicError, KICK, LOWEST_PRIORITY};
 use crate::cpu::percpu::CpuId;
 use crate::range::PhysicalRange;
@@ -120,6 +120,17 @@ impl V2 {
             GICD_ICACTIVER0
         };
         self.distributor.write(register, private);
+    }
+
+    pub fn distributor(&self) -> Registers {
+        self.distributor
+    }
+
+    /// Sets up an interrupt that all CPUs share, for this CPU alone. It stays off.
+    pub fn route_here(&self, interrupt: u32) {
+        set_up_shared(self.distributor, interrupt);
+        let target = self.own_target().into();
+        set_field(self.distributor, GICD_ITARGETSR0, 8, interrupt, target);
     }
 
     /// This CPU's bit in target lists: the targets of its private interrupts read as itself.

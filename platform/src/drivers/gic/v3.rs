@@ -1,7 +1,7 @@
 //! GICv3 and v4, by system registers.
 
 use super::list_registers::ListRegisters;
-use super::registers::Registers;
+use super::registers::{Registers, set_up_shared};
 use super::{GicError, KICK, LOWEST_PRIORITY};
 use crate::cpu::percpu::{CpuId, PerCpu};
 use crate::cpu::register::{read_register, write_register};
@@ -28,6 +28,8 @@ const ICC_SRE_NO_BYPASS: u64 = 0b11 << 1;
 const ICC_CTLR_EOI_MODE: u64 = 1 << 1;
 /// The size of a redistributor's frames. The second has what is private to its CPU.
 const FRAME: u64 = 1 << 16;
+/// The target of each interrupt that all CPUs share.
+const GICD_IROUTER: u64 = 0x6000;
 const GICR_ISENABLER0: u64 = 0x100;
 const GICR_ICENABLER0: u64 = 0x180;
 const GICR_ISACTIVER0: u64 = 0x300;
@@ -68,6 +70,7 @@ fn send(targets: Targets) {
 }
 
 pub struct V3 {
+    distributor: Registers,
     redistributors: Vec<PhysicalRange>,
     /// Each CPU's registers for its private interrupts, once it has found them.
     private: Vec<Once<Registers>>,
@@ -82,6 +85,8 @@ impl V3 {
             distributor.enable_all_interrupts(false);
         }
         Self {
+            // SAFETY: as above.
+            distributor: unsafe { Registers::new(distributor) },
             redistributors: redistributors.to_vec(),
             private: (0..cpus).map(|_| Once::new()).collect(),
         }
@@ -145,6 +150,19 @@ impl V3 {
             },
             private,
         );
+    }
+
+    pub fn distributor(&self) -> Registers {
+        self.distributor
+    }
+
+    /// Sets up an interrupt that all CPUs share, for this CPU alone. It stays off.
+    pub fn route_here(&self, interrupt: u32) {
+        set_up_shared(self.distributor, interrupt);
+        let here = PerCpu::try_current().map_or(0, |data| data.mpidr.affinity());
+        let register = GICD_IROUTER + u64::from(interrupt) * 8;
+        self.distributor.write(register, here as u32);
+        self.distributor.write(register + 4, (here >> 32) as u32);
     }
 
     fn write_private(&self, register: u64, private: u32) {

@@ -37,6 +37,8 @@ struct Versions {
     kernels: Vec<Kept>,
     busybox: Option<Part>,
     test: Option<Part>,
+    #[serde(default)]
+    firmware: Option<Part>,
     /// Our own part of the test at its build. If it has changed since, the test is built again.
     calls: String,
 }
@@ -64,6 +66,7 @@ impl Default for Versions {
             kernels: Vec::new(),
             busybox: None,
             test: None,
+            firmware: None,
             calls: String::new(),
         }
     }
@@ -114,6 +117,13 @@ impl Cache {
             .busybox
             .as_ref()
             .is_some_and(|part| self.has(part))
+    }
+
+    /// U-Boot, if it is there.
+    pub fn firmware(&self) -> Option<PathBuf> {
+        let kept = self.versions.firmware.as_ref();
+        kept.filter(|part| self.has(part))
+            .map(|part| self.path(&part.name))
     }
 
     /// Whether the test is there, with our part of it as it is now.
@@ -181,6 +191,17 @@ impl Cache {
         let busybox =
             busybox.ok_or_else(|| ToolError::Io("busybox-static: no busybox in it".into()))?;
         self.versions.busybox = Some(self.keep(busybox, "busybox")?);
+        self.save()
+    }
+
+    /// Keeps U-Boot from the files of its package.
+    ///
+    /// # Errors
+    ///
+    /// [`ToolError::Io`] if it isn't in them, or can't be kept.
+    pub fn keep_firmware(&mut self, files: &Path) -> Result<(), ToolError> {
+        let firmware = files.join("usr/lib/u-boot/qemu_arm64/u-boot.bin");
+        self.versions.firmware = Some(self.keep(&firmware, "u-boot.bin")?);
         self.save()
     }
 
@@ -318,6 +339,27 @@ mod tests {
         let other = Series::parse("6.1").expect("a series");
         assert!(!cache.has_system(&[release().series, other]));
         assert!(cache.kernel(&other, Path::new("i")).is_err());
+    }
+
+    #[test]
+    fn firmware_is_kept_beside_what_an_older_list_names() {
+        let folder = tempfile::tempdir().expect("a folder");
+        drop(full(folder.path()));
+        let versions = folder.path().join("versions.json");
+        let text = fs::read_to_string(&versions).expect("it is there");
+        let older = text.replace("\"firmware\": null,", "");
+        assert_ne!(text, older);
+        fs::write(&versions, older).expect("it can be written");
+        let mut cache = Cache::open_at(folder.path().into()).expect("it is there");
+        assert!(cache.has_busybox() && cache.firmware().is_none());
+        assert!(cache.keep_firmware(folder.path()).is_err());
+        let files = cache.empty_staging().expect("it can be made");
+        file(&files, "usr/lib/u-boot/qemu_arm64/u-boot.bin");
+        cache.keep_firmware(&files).expect("it is there");
+        drop(cache);
+        let cache = Cache::open_at(folder.path().into()).expect("it is there");
+        let kept = cache.firmware().expect("it is there");
+        assert_eq!(fs::read_to_string(kept).expect("a file"), "contents");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Linux for the emulator that Parvisor runs in: the kernel's own `dirty_log_perf_test` under KVM to measure beside
-//! ([`prepare`], [`run()`]), and Linux as a guest of Parvisor ([`prepare_guest`]).
+//! ([`prepare`], [`run()`]), and Linux as a guest of Parvisor ([`prepare_guest`]),
+//! or U-Boot ([`prepare_firmware`]).
 //!
 //! What is needed comes from the Debian registry that this machine installs from, through an apt root of its own, and
 //! the machine stays as it is: no rights are needed and nothing is installed. [`prepare`] fetches Debian's arm64 kernels,
@@ -89,6 +90,23 @@ pub fn prepare(wanted: &[Series], progress: impl Fn(&str)) -> Result<Vec<Kernel>
         .collect()
 }
 
+/// Fetches Debian's U-Boot for QEMU's virt machine if it isn't there; gives its path. `progress` is told what is being done.
+///
+/// # Errors
+///
+/// [`ToolError::Setup`] where this system isn't Debian, or the network fails.
+pub fn prepare_firmware(progress: impl Fn(&str)) -> Result<PathBuf, ToolError> {
+    let mut cache = Cache::open()?;
+    if cache.firmware().is_none() {
+        staged(&mut cache, &progress, |cache, packages| {
+            progress("fetching U-Boot");
+            cache.keep_firmware(&packages.fetch("u-boot-qemu", None)?)
+        })?;
+    }
+    let firmware = cache.firmware();
+    firmware.ok_or_else(|| ToolError::Io("u-boot.bin: it is gone again".into()))
+}
+
 /// The cache with the kernels of `series`, with busybox, and with the test if that is wanted.
 fn fetched(
     series: &[Series],
@@ -97,14 +115,24 @@ fn fetched(
 ) -> Result<Cache, ToolError> {
     let mut cache = Cache::open()?;
     if !(cache.has_system(series) && (cache.has_test() || !with_test)) {
-        progress("reading Debian's package lists");
-        let staging = cache.empty_staging()?;
-        let fetched = Packages::open(&staging)
-            .and_then(|packages| fetch(&mut cache, &packages, series, with_test, progress));
-        cache.remove_staging()?;
-        fetched?;
+        staged(&mut cache, progress, |cache, packages| {
+            fetch(cache, packages, series, with_test, progress)
+        })?;
     }
     Ok(cache)
+}
+
+/// Fetches by `fetch` what is missing of the cache, with packages in a folder that is there meanwhile.
+fn staged(
+    cache: &mut Cache,
+    progress: &impl Fn(&str),
+    fetch: impl FnOnce(&mut Cache, &Packages) -> Result<(), ToolError>,
+) -> Result<(), ToolError> {
+    progress("reading Debian's package lists");
+    let staging = cache.empty_staging()?;
+    let fetched = Packages::open(&staging).and_then(|packages| fetch(cache, &packages));
+    cache.remove_staging()?;
+    fetched
 }
 
 /// Fetches the missing parts of the cache. If one fails, the earlier ones are kept.

@@ -2,7 +2,8 @@
 //! program of its own, so that who runs no Linux needn't build it.
 //!
 //! Arguments: the series, the path of the file system to write, the guest's token, and `shell` with the settings of its
-//! terminal, `command` with the command on standard input, or `load` with the path of the writing program. Prints the path of the kernel.
+//! terminal, `command` with the command on standard input, or `load` with the path of the writing program. Prints the path of
+//! the kernel. Or `firmware` alone: fetches U-Boot and prints its path.
 
 use std::env;
 use std::fs;
@@ -12,7 +13,7 @@ use std::process::ExitCode;
 
 use emulator::error::ToolError;
 use emulator::process;
-use linux::{Session, prepare_guest};
+use linux::{Session, prepare_firmware, prepare_guest};
 use options::series::Series;
 
 fn main() -> ExitCode {
@@ -30,7 +31,12 @@ fn prepare(arguments: &[String]) -> Result<(), ToolError> {
     process::end_groups_on_signals()
         .map_err(|error| ToolError::Setup(format!("signals can't be handled: {error}")))?;
     let wrong = || ToolError::Usage("this is for scripts/run --linux".into());
+    let progress = |what: &str| eprintln!("setup: {what}");
     let (series, initrd, token, session) = match arguments {
+        [word] if word == "firmware" => {
+            println!("{}", prepare_firmware(progress)?.display());
+            return Ok(());
+        }
         [series, initrd, token, kind, settings] if kind == "shell" => {
             (series, initrd, token, Session::Shell(settings.clone()))
         }
@@ -49,7 +55,6 @@ fn prepare(arguments: &[String]) -> Result<(), ToolError> {
         _ => return Err(wrong()),
     };
     let series = Series::parse(series).ok_or_else(wrong)?;
-    let progress = |what: &str| eprintln!("setup: {what}");
     let kernel = prepare_guest(series, &session, token, initrd.as_ref(), progress)?;
     println!("{}", kernel.image.display());
     Ok(())

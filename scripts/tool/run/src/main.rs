@@ -87,7 +87,13 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
             qemu::hypervisor_text(&images.symbols)?,
         )),
     };
+    let mut append = plan.append.clone();
     let modules = match &linux {
+        Some(files) if !plan.workload.vms.is_empty() => {
+            let (modules, words) = files.modules_of(&plan.workload.vms, plan.memory)?;
+            append = format!("{append} {words}");
+            modules
+        }
         Some(files) => {
             let command_line = options.linux.command_line(options.machine.verbose)?;
             files.modules(plan.memory, &command_line)?
@@ -102,6 +108,11 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
             bootargs: options.guest_append.clone(),
         }],
     };
+    if let Some(token) = linux.as_ref().and_then(Files::token)
+        && options.linux.dirty_log
+    {
+        append = format!("{append} log_from=@{token}");
+    }
     let machine = Machine {
         emulator,
         cpu: options.machine.cpu.clone(),
@@ -110,10 +121,7 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
         memory: plan.memory,
         el2: true,
         kernel: Some(images.hypervisor.clone()),
-        append: match linux.as_ref().and_then(Files::token) {
-            Some(token) if options.linux.dirty_log => format!("{} log_from=@{token}", plan.append),
-            _ => plan.append.clone(),
-        },
+        append,
         modules,
         debugger: options.gdb,
         simulation,

@@ -2,10 +2,13 @@
 #![cfg(not(loom))]
 
 mod against_a_reference;
+mod drivers;
 mod faults_of_others;
 mod hostile;
+mod its;
 mod overflow;
 mod physical;
 mod registers;
 mod sources;
+mod wakes;
 mod world;

@@ -1,7 +1,10 @@
 //! A VM with its CPUs, one step after the other.
 
 use model::interrupts::CpuInterface;
-use vgic::{AccessSize, Forwarded, Frame, SgiRegister, VcpuInterrupts, Version, Vgic, VgicConfig};
+use vgic::{
+    AccessSize, Forwarded, Frame, GuestTables, SgiRegister, VcpuInterrupts, Version, Vgic,
+    VgicConfig,
+};
 
 pub const GICD: u64 = 0x0800_0000;
 pub const GICR: u64 = 0x080a_0000;
@@ -33,6 +36,7 @@ pub fn config(vcpus: usize) -> VgicConfig<'static> {
         affinity: &affinity,
         distributor: GICD,
         redistributors: GICR,
+        its: None,
         priority_bits: 5,
         forwarded: &FORWARDED,
     }
@@ -43,8 +47,32 @@ pub struct Cpu {
     pub hw: CpuInterface,
 }
 
+/// The guest's memory, in which are the ITS's tables.
+pub struct Tables(pub Vec<u8>);
+
+pub const RAM: u64 = 0x4000_0000;
+
+impl Tables {
+    pub fn write(&mut self, ipa: u64, bytes: &[u8]) {
+        let start = (ipa - RAM) as usize;
+        self.0[start..start + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+impl GuestTables for Tables {
+    fn read(&self, ipa: u64, bytes: &mut [u8]) -> bool {
+        let start = ipa.checked_sub(RAM).map(|start| start as usize);
+        let found = start.and_then(|start| self.0.get(start..start.checked_add(bytes.len())?));
+        found.is_some_and(|found| {
+            bytes.copy_from_slice(found);
+            true
+        })
+    }
+}
+
 pub struct World {
     pub vgic: Vgic,
+    pub tables: Tables,
     pub cpus: Vec<Cpu>,
     /// Kicks that are on their way.
     pub kicked: Vec<bool>,
@@ -88,10 +116,11 @@ impl World {
         Self::asleep_with(&config, registers)
     }
 
-    fn asleep_with(config: &VgicConfig<'_>, registers: usize) -> Self {
+    pub fn asleep_with(config: &VgicConfig<'_>, registers: usize) -> Self {
         let vcpus = config.vcpus;
         Self {
             vgic: Vgic::new(config).unwrap(),
+            tables: Tables(Vec::new()),
             cpus: (0..vcpus)
                 .map(|vcpu| Cpu {
                     own: VcpuInterrupts::new(vcpu),
@@ -126,10 +155,24 @@ impl World {
         vcpu: usize,
         call: impl FnOnce(&mut VcpuInterrupts, &Vgic, &mut CpuInterface, &mut dyn FnMut(usize)) -> R,
     ) -> R {
+        self.with_tables(vcpu, |own, vgic, hw, _, kick| call(own, vgic, hw, kick))
+    }
+
+    fn with_tables<R>(
+        &mut self,
+        vcpu: usize,
+        call: impl FnOnce(
+            &mut VcpuInterrupts,
+            &Vgic,
+            &mut CpuInterface,
+            &Tables,
+            &mut dyn FnMut(usize),
+        ) -> R,
+    ) -> R {
         self.exited[vcpu] = true;
         let Cpu { own, hw } = &mut self.cpus[vcpu];
         let (kicked, kicks) = (&mut self.kicked, &mut self.kicks);
-        call(own, &self.vgic, hw, &mut |cpu| {
+        call(own, &self.vgic, hw, &self.tables, &mut |cpu| {
             kicked[cpu] = true;
             *kicks += 1;
         })
@@ -188,8 +231,8 @@ impl World {
         offset: u64,
         size: AccessSize,
     ) -> Option<u64> {
-        self.with(vcpu, |own, vgic, hw, kick| {
-            own.read(vgic, hw, frame, offset, size, kick)
+        self.with_tables(vcpu, |own, vgic, hw, tables, kick| {
+            own.read(vgic, hw, tables, frame, offset, size, kick)
         })
         .ok()
     }
@@ -221,10 +264,23 @@ impl World {
         size: AccessSize,
         value: u64,
     ) {
-        let written = self.with(vcpu, |own, vgic, hw, kick| {
-            own.write(vgic, hw, frame, offset, size, value, kick)
-        });
-        written.expect("a GICv3 has no writes that wait");
+        let written = self.try_write(vcpu, frame, offset, size, value);
+        assert!(written, "a GICv3 has no writes that wait, but of the ITS");
+    }
+
+    /// Writes. Returns whether it is done, and need not be executed again.
+    pub fn try_write(
+        &mut self,
+        vcpu: usize,
+        frame: Frame,
+        offset: u64,
+        size: AccessSize,
+        value: u64,
+    ) -> bool {
+        self.with_tables(vcpu, |own, vgic, hw, tables, kick| {
+            own.write(vgic, hw, tables, frame, offset, size, value, kick)
+        })
+        .is_ok()
     }
 
     /// Sets or clears a bit of an interrupt by the set or clear register at `base`, on the frame that it is in.

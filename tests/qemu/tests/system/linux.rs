@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use emulator::repository::repository;
 use qemu_tests::pty::OnTerminal;
@@ -105,6 +107,28 @@ fn the_terminal_is_as_before_when_a_signal_ends_the_tool() {
     }
 }
 
+/// What a failed test does.
+#[test]
+fn a_program_on_a_terminal_that_is_given_up_leaves_no_emulator() {
+    let folder = TempDir::new().expect("room for a folder");
+    let number = folder.path().join("number");
+    let says = format!("echo $$ > {}; echo begin; sleep 1000", number.display());
+    let mut run = on_terminal(folder.path(), &says);
+    run.wait_for("begin");
+    drop(run);
+    let number = fs::read_to_string(number).expect("the emulator has written it");
+    let lives = || {
+        let mut ask = Command::new("kill");
+        ask.args(["-0", number.trim()]).stderr(Stdio::null());
+        ask.status().expect("kill is there").success()
+    };
+    let end = Instant::now() + Duration::from_secs(60);
+    while lives() {
+        assert!(Instant::now() < end, "it lives on");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 #[test]
 fn what_comes_from_elsewhere_is_typed_and_its_end_ends_nothing() {
     let folder = TempDir::new().expect("room for a folder");
@@ -202,10 +226,14 @@ fn files_that_are_no_kernel_or_missing_are_named() {
     }
 }
 
-/// Runs a command in a guest of Debian's, unless this machine can't have one.
 fn exec(arguments: &[&str], command: &str) -> Option<Output> {
+    exec_in("--linux", arguments, command)
+}
+
+/// Runs a command in the guest of Debian's that `linux` names, unless this machine can't have one.
+pub(crate) fn exec_in(linux: &str, arguments: &[&str], command: &str) -> Option<Output> {
     let folder = TempDir::new().expect("room for a folder");
-    let all = [&["--linux", "--exec", command], arguments].concat();
+    let all = [&[linux, "--exec", command], arguments].concat();
     let output = script("scripts/run", &all, folder.path(), None);
     if is_unavailable(&output) {
         eprintln!("skipped: {}", complaints(&output));

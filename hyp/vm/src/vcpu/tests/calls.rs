@@ -592,7 +592,7 @@ fn no_random_numbers_of_a_seeded_vm_are_given_twice() {
     for number in 0..2 {
         let mut vm = vm(1);
         vm.set_seed(machine.child(number));
-        let fork = vm.pause(|_| {}).fork(FakeSpace::default()).unwrap();
+        let fork = forked(&vm.pause(|_| {}));
         for vm in [vm, fork] {
             seen.extend(random_numbers(&vm, 4));
         }

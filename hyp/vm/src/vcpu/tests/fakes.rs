@@ -77,6 +77,17 @@ impl GuestMemory<()> for FakeSpace {
         ipa.align_down(PAGE_SIZE) == Ipa::new(ENTRY)
     }
 
+    fn read_bytes(&self, _: &(), ipa: Ipa, bytes: &mut [u8]) -> bool {
+        // The last write of it as a whole.
+        let written = self.written.lock().unwrap();
+        let mut last_first = written.iter().rev();
+        let found = last_first.find(|(at, written)| *at == ipa && written.len() == bytes.len());
+        found.is_some_and(|(_, written)| {
+            bytes.copy_from_slice(written);
+            true
+        })
+    }
+
     fn write_bytes(&self, _: &(), ipa: Ipa, bytes: &[u8]) {
         self.written.lock().unwrap().push((ipa, bytes.to_vec()));
     }
@@ -191,6 +202,8 @@ pub struct FakeCpu {
     pub unmasked: bool,
     /// The interrupts that it takes for a guest with a GIC, before kicks.
     pub taken: VecDeque<Interrupt>,
+    /// What has fired when it is woken, each time.
+    pub fires: VecDeque<Option<Interrupt>>,
     /// Until when it was to sleep, each time.
     pub ticks: Vec<Option<u64>>,
 }
@@ -217,6 +230,7 @@ impl FakeCpu {
             registers: FakeInterface::default(),
             unmasked: false,
             taken: VecDeque::new(),
+            fires: VecDeque::new(),
             ticks: Vec::new(),
         }
     }
@@ -254,9 +268,32 @@ struct FakeRegisters {
     hcr: u64,
     vmcr: u64,
     active: ActivePriorities,
+    /// The physical interrupts that are active.
+    physical: Vec<u32>,
 }
 
 impl FakeInterface {
+    /// The guest acknowledges an interrupt that waits.
+    pub fn acknowledge(&self, intid: u32) {
+        let mut registers = self.0.lock().unwrap();
+        let mut all = registers.list.iter_mut();
+        let found = all.find(|register| register.intid() == intid && register.pending());
+        let register = found.expect("it waits");
+        *register = register.with_state(false, true);
+    }
+
+    /// The interrupts that the guest has acknowledged.
+    pub fn active(&self) -> Vec<u32> {
+        let list = self.0.lock().unwrap().list;
+        let active = list.iter().filter(|register| register.active());
+        active.map(|register| register.intid()).collect()
+    }
+
+    /// The physical interrupts that were made active.
+    pub fn physically_active(&self) -> Vec<u32> {
+        self.0.lock().unwrap().physical.clone()
+    }
+
     /// The interrupts that wait there to be acknowledged.
     pub fn pending(&self) -> Vec<u32> {
         let list = self.0.lock().unwrap().list;
@@ -304,7 +341,11 @@ impl VirtualInterface for FakeInterface {
 
     fn deactivate(&mut self, _: u32) {}
 
-    fn set_active(&mut self, _: u32, _: bool) {}
+    fn set_active(&mut self, interrupt: u32, active: bool) {
+        let all = &mut self.0.lock().unwrap().physical;
+        all.retain(|other| *other != interrupt);
+        all.extend(active.then_some(interrupt));
+    }
 }
 
 impl Cpu for FakeCpu {
@@ -424,6 +465,7 @@ impl Cpu for FakeCpu {
 
     fn wait_for_interrupt(&mut self, tick: Option<u64>) {
         self.ticks.push(tick);
+        self.taken.extend(self.fires.pop_front().flatten());
         if tick.is_some() {
             return;
         }

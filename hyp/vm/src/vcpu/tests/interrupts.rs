@@ -13,11 +13,13 @@ use vgic::{Forwarded, Version, Vgic, VgicConfig};
 
 const GICD: u64 = 0x0800_0000;
 const GICR: u64 = 0x080a_0000;
+const GITS: u64 = 0x0808_0000;
 const GICR_SGI: u64 = GICR + 0x1_0000;
 const DEVICE: u64 = 0x0900_0000;
 /// The device's interrupt.
 const SPI: u32 = 33;
 const TIMER: u32 = 27;
+const PHYSICAL_TIMER: u32 = 30;
 const WFIT: u64 = WFI | 7 << 5 | 0b110;
 
 /// A device that reads as what was written last, and remembers each write.
@@ -50,10 +52,10 @@ struct Board {
 
 /// A VM with a GICv3 and a device.
 fn board(vcpus: usize) -> Board {
-    let timer = Forwarded {
-        virtual_id: TIMER,
-        physical_id: TIMER,
-    };
+    let timers = [TIMER, PHYSICAL_TIMER].map(|timer| Forwarded {
+        virtual_id: timer,
+        physical_id: timer,
+    });
     let gic = Vgic::new(&VgicConfig {
         version: Version::V3,
         vcpus,
@@ -61,8 +63,9 @@ fn board(vcpus: usize) -> Board {
         affinity: &|vcpu| VcpuId(vcpu).affinity() as u32,
         distributor: GICD,
         redistributors: GICR,
+        its: Some(GITS),
         priority_bits: 5,
-        forwarded: &[timer],
+        forwarded: &timers,
     });
     let (gic, device) = (Arc::new(gic.unwrap()), Arc::new(Latch::default()));
     let bus = Bus::new(Vec::from([(DEVICE..DEVICE + 0x1000, device.clone() as _)])).unwrap();
@@ -237,10 +240,9 @@ fn an_sgi_reaches_the_other_vcpu_and_kicks_its_cpu() {
 fn a_vcpu_that_waits_is_woken_by_its_timers_and_timeouts() {
     let board = board(1);
     let mut cpu = FakeCpu::new(0, &Lines::new(1), []);
-    let (mut el1, fp, pac) = (El1State::reset(), FpState::default(), PacKeys::default());
-    (el1.cntv_ctl_el0, el1.cntv_cval_el0) = (1, 500);
-    (el1.cntp_ctl_el0, el1.cntp_cval_el0) = (1, 1700);
-    cpu.changed = Some((el1, fp, pac));
+    cpu.changed = Some(timers((1, 500), (1, 1700)));
+    let on = gic_on(&board, &mut cpu, 1 << TIMER | 1 << PHYSICAL_TIMER);
+    cpu.script.extend(on);
     cpu.script.extend([
         out(exit(WFI)),
         call(CPU_SUSPEND, [0; 3]),
@@ -252,6 +254,81 @@ fn a_vcpu_that_waits_is_woken_by_its_timers_and_timeouts() {
     ]);
     run_vcpu(&board.vm, &mut cpu);
     assert_eq!(cpu.ticks, [Some(1500), Some(1500), Some(1400)]);
+}
+
+/// The registers of a guest with its virtual and its physical timer so: CTL, CVAL.
+fn timers(virtual_timer: (u64, u64), physical: (u64, u64)) -> (El1State, FpState, PacKeys) {
+    let mut el1 = El1State::reset();
+    (el1.cntv_ctl_el0, el1.cntv_cval_el0) = virtual_timer;
+    (el1.cntp_ctl_el0, el1.cntp_cval_el0) = physical;
+    (el1, FpState::default(), PacKeys::default())
+}
+
+/// A WFI with an expired timer that the GIC doesn't forward would end at once, again and again.
+#[test]
+fn a_vcpu_that_waits_is_not_woken_by_timers_whose_interrupts_dont_come() {
+    let board = board(1);
+    let lines = Lines::new(1);
+    let mut cpu = FakeCpu::new(0, &lines, []);
+    cpu.changed = Some(timers((1, 0), (1, 7)));
+    let on = gic_on(&board, &mut cpu, 1 << PHYSICAL_TIMER);
+    cpu.unmasked = false;
+    cpu.script.extend(on);
+    cpu.script.push_back(out(exit(WFI)));
+    // It has come, and isn't ended: no other comes.
+    cpu.fires.push_back(Some(Interrupt::PhysicalTimer));
+    cpu.script.push_back(check(|_| {}));
+    cpu.script.push_back(Box::new(move |_: &mut GuestRegs| {
+        // So that the wait has an end.
+        lines.kick(CpuId(0));
+        exit(WFI)
+    }));
+    run_vcpu(&board.vm, &mut cpu);
+    assert_eq!(cpu.ticks, [Some(7), None]);
+}
+
+/// PSCI: the wake request comes from the distributor; the CPU interface is off, too.
+#[test]
+fn a_vcpu_that_is_powered_down_is_woken_by_an_interrupt_that_its_interface_masks() {
+    for (function, args) in [
+        (CPU_SUSPEND, [1 << 16, ENTRY, 7]),
+        (SYSTEM_SUSPEND, [ENTRY, 7, 0]),
+    ] {
+        let board = board(1);
+        let mut cpu = FakeCpu::new(0, &Lines::new(1), []);
+        let on = gic_on(&board, &mut cpu, 1 << 3);
+        cpu.unmasked = false;
+        cpu.script.extend(on);
+        cpu.script.extend([
+            store(&board, GICR_SGI + 0x200, 1 << 3),
+            call(function, args),
+            check(|regs| assert_eq!((regs.pc, regs.x[0]), (ENTRY, 7))),
+        ]);
+        run_vcpu(&board.vm, &mut cpu);
+        assert_eq!(cpu.ticks, [Some(0)], "{function:#x}");
+    }
+}
+
+#[test]
+fn a_vcpu_that_is_powered_down_is_woken_by_no_kick_but_by_a_timer() {
+    for (function, args) in [
+        (CPU_SUSPEND, [1 << 16, ENTRY, 7]),
+        (SYSTEM_SUSPEND, [ENTRY, 7, 0]),
+    ] {
+        let board = board(1);
+        let mut cpu = FakeCpu::new(0, &Lines::new(1), []);
+        let on = gic_on(&board, &mut cpu, 1 << TIMER);
+        cpu.script.extend(on);
+        cpu.changed = Some(timers((1, 500), (0, 0)));
+        cpu.script.push_back(call(function, args));
+        // Kicks that are about something else come before.
+        cpu.fires = [None, Some(Interrupt::Kick), Some(Interrupt::VirtualTimer)].into();
+        cpu.script
+            .push_back(check(|regs| assert_eq!((regs.pc, regs.x[0]), (ENTRY, 7))));
+        run_vcpu(&board.vm, &mut cpu);
+        assert_eq!(cpu.ticks, [Some(1500); 3], "{function:#x}");
+        assert_eq!(board.vm.stop_reason(), Some(StopReason::PoweredOff));
+    }
 }
 
 #[test]
@@ -276,10 +353,96 @@ fn a_vcpu_with_an_interrupt_doesnt_wait() {
     assert!(cpu.ticks.is_empty(), "it slept");
 }
 
+/// The parts of a fork of this board.
+fn parts(gic: Vgic) -> ForkParts<FakeSpace> {
+    ForkParts {
+        space: FakeSpace::default(),
+        devices: Some(Devices {
+            gic: Arc::new(gic),
+            bus: Bus::default(),
+        }),
+    }
+}
+
+/// An SPI waits, the timer's interrupt is active, and the vCPU sleeps: so it is in the fork, and each goes on alone.
 #[test]
-fn a_vm_with_devices_isnt_forked() {
+fn a_fork_has_its_parents_interrupts() {
     let board = board(1);
-    let pause = board.vm.pause(|_| {});
-    let refused = pause.fork(FakeSpace::default());
-    assert!(matches!(refused, Err((ForkError::Devices, _))));
+    let mut cpu = FakeCpu::new(0, &Lines::new(1), []);
+    let on = gic_on(&board, &mut cpu, 1 << TIMER);
+    cpu.script.extend(on);
+    cpu.taken.push_back(Interrupt::VirtualTimer);
+    let acknowledging = cpu.registers.clone();
+    cpu.script.extend([
+        check(|_| {}),
+        check(move |_| acknowledging.acknowledge(TIMER)),
+        store(&board, GICD + 0x84, u32::MAX),
+        store(&board, GICD + 0x104, 1 << (SPI - 32)),
+        out(exit(WFI)),
+    ]);
+    let mut vcpu = Vcpu::bind(&board.vm, VcpuId(0), CpuId(0)).unwrap();
+    let service = FakeService::default();
+    let end = vcpu.run_slice(&mut cpu, &(), &service);
+    assert_eq!(end, SliceEnd::Waiting);
+    drop(vcpu);
+    board.gic.set_spi_level(SPI, true, |_| {});
+
+    let mut pause = board.vm.pause(|_| {});
+    pause.stop_time(Moment {
+        counter: 5000,
+        ns: 0,
+    });
+    let now = Moment {
+        counter: 5070,
+        ns: 70,
+    };
+    let fork = pause.fork(parts(board.gic.snapshot().unwrap()), now);
+    let fork = fork.unwrap_or_else(|(error, _)| panic!("{error}"));
+    pause.resume(Moment {
+        counter: 5100,
+        ns: 100,
+    });
+    assert_eq!(fork.counter_offset(), 1070);
+    assert_eq!(board.vm.counter_offset(), 1100);
+    // The parent's line falls, the fork's stays.
+    board.gic.set_spi_level(SPI, false, |_| {});
+    for (vm, pending) in [(&board.vm, &[][..]), (&fork, &[SPI])] {
+        let mut cpu = FakeCpu::new(1, &Lines::new(2), []);
+        cpu.unmasked = true;
+        let interface = cpu.registers.clone();
+        cpu.script.push_back(check(move |_| {
+            assert_eq!(interface.pending(), pending);
+            assert_eq!(interface.active(), [TIMER]);
+            let physical = interface.physically_active();
+            assert_eq!(physical, [TIMER], "its timer would fire again");
+        }));
+        run_slices(vm, VcpuId(0), &mut cpu, &(), &FakeService::default());
+        assert_eq!(cpu.loads[0].1.counter_offset, vm.counter_offset());
+        assert!(cpu.registers.physically_active().is_empty());
+    }
+}
+
+#[test]
+fn a_forks_interrupt_controller_is_its_parents() {
+    let (other, of_program) = (board(2), vm(1));
+    let board = board(1);
+    let refused = [
+        board.vm.pause(|_| {}).fork(
+            ForkParts {
+                space: FakeSpace::default(),
+                devices: None,
+            },
+            Moment::default(),
+        ),
+        board
+            .vm
+            .pause(|_| {})
+            .fork(parts(other.gic.snapshot().unwrap()), Moment::default()),
+        of_program
+            .pause(|_| {})
+            .fork(parts(other.gic.snapshot().unwrap()), Moment::default()),
+    ];
+    for refused in refused {
+        assert!(matches!(refused, Err((ForkError::Devices, _))));
+    }
 }

@@ -283,6 +283,30 @@ fn a_vm_that_lacks_memory_is_paused_and_tries_again_when_it_is_fed() {
     assert!(service.paused.lock().unwrap().contains(&VcpuId(1)));
 }
 
+#[test]
+fn time_stands_still_in_a_pause_from_when_all_vcpus_are_out() {
+    let parent = vm(2);
+    let before = parent.counter_offset();
+    let at = |counter| Moment { counter, ns: 0 };
+    let context = parent.shared(VcpuId(1)).context.lock();
+    let mut pause = parent.pause(|_| {});
+    pause.stop_time(at(10));
+    drop(context);
+    pause.resume(at(100));
+    assert_eq!(parent.counter_offset(), before, "a vCPU wasn't out yet");
+
+    let mut pause = parent.pause(|_| {});
+    pause.stop_time(at(110));
+    let mut other = parent.pause(|_| {});
+    other.stop_time(at(120));
+    other.resume(at(130));
+    assert_eq!(parent.counter_offset(), before, "it was paused already");
+    pause.resume(at(140));
+    assert_eq!(parent.counter_offset(), before + 30);
+    parent.pause(|_| {}).resume(at(1000));
+    assert_eq!(parent.counter_offset(), before + 30, "it wasn't stopped");
+}
+
 /// A parent of which vCPU 0 runs, 1 waits for a service, 2 is about to start, and 3 is off.
 #[test]
 fn a_forks_vcpus_go_on_where_the_parents_were_paused() {
@@ -300,7 +324,7 @@ fn a_forks_vcpus_go_on_where_the_parents_were_paused() {
         });
         let pause = parent.pause(|cpu| lines.kick(cpu));
         wait_for(&pause);
-        let child = pause.fork(FakeSpace::default()).expect("there is memory");
+        let child = forked(&pause);
         let state = pause.state(VcpuId(0));
         drop(pause);
         parent.stop(StopReason::Requested, |cpu| lines.kick(cpu));

@@ -119,6 +119,25 @@ fn nothing_is_stolen_from_a_vcpu_that_waits() {
 }
 
 #[test]
+fn what_of_a_pause_isnt_the_guests_time_isnt_stolen() {
+    let vm = telling(1);
+    let outcome = FaultOutcome::OutOfFrames;
+    vm.space.outcomes.lock().unwrap().push_back(outcome);
+    let mut cpu = cpu([write()], &[100, 175]);
+    let service = FakeService::default();
+    let mut vcpu = Vcpu::bind(&vm, VcpuId(0), CpuId(0)).unwrap();
+    let mut slice = || vcpu.run_slice(&mut cpu, &(), &service);
+    assert_eq!(slice(), SliceEnd::Paused);
+    vm.feed(|_| {});
+    let at = |ns| Moment { counter: ns, ns };
+    let mut pause = vm.pause(|_| {});
+    pause.stop_time(at(110));
+    pause.resume(at(160));
+    assert_eq!(slice(), SliceEnd::Ended);
+    assert_eq!(written(&vm), [25]);
+}
+
+#[test]
 fn a_fork_goes_on_with_its_parents_time() {
     let vm = telling(1);
     let outcome = FaultOutcome::OutOfFrames;
@@ -127,7 +146,7 @@ fn a_fork_goes_on_with_its_parents_time() {
     let service = FakeService::default();
     let mut vcpu = Vcpu::bind(&vm, VcpuId(0), CpuId(0)).unwrap();
     assert_eq!(vcpu.run_slice(&mut first, &(), &service), SliceEnd::Paused);
-    let fork = vm.pause(|_| {}).fork(FakeSpace::default()).unwrap();
+    let fork = forked(&vm.pause(|_| {}));
     run_on(&fork, &service, cpu([], &[130]));
     assert_eq!(written(&fork), [30]);
 }
