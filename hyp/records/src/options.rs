@@ -25,7 +25,7 @@ pub const SIZES: &str = SizeError::Malformed.expected();
 /// The values of a device.
 pub const PATHS: &str = "paths of the device tree, like /pl031@9010000";
 /// The values of a line's beginning.
-pub const LINES: &str = "1 to 64 characters without a space";
+pub const LINES: &str = "2 to 64 characters without a space";
 /// The levels of log messages.
 pub const LEVELS: &str = "error, warn, info, debug or trace";
 /// The form of an option without a value.
@@ -197,12 +197,12 @@ pub const BOOT_OPTIONS: [BootOption; 46] = [
     option(
         "dirty_log",
         ALONE,
-        "logs the writes of guest=linux or program while it runs, and copies what it writes, as a migration does",
+        "logs what guest=linux or program writes while it runs, and copies it as a migration does",
     ),
     option(
         "log_from",
         LINES,
-        "with dirty_log: how the line of the guest's output begins with which it starts; else it starts at once",
+        "with dirty_log: the beginning of the guest's line that starts it; else at once",
     ),
     option(
         "interval",

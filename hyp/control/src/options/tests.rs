@@ -482,6 +482,51 @@ fn linux_has_memory_of_its_own_and_may_be_idle() {
 }
 
 #[test]
+fn the_log_of_a_guest_of_the_users_has_the_benchmarks_options() {
+    let options = Options::parse(
+        "guest=linux dirty_log log_from=@1f mode=mutex,parallel split=none,eager tracking=hardware iterations=5 interval=0 \
+         harvesters=2 clear=with_get vcpus=3 overcommit=150 merging",
+    )
+    .unwrap();
+    assert!(options.logs_foreign());
+    assert_eq!(options.log_from.as_deref(), Some("@1f"));
+    assert_eq!((options.iterations, options.interval), (5, 0));
+    // Three vCPUs, two that harvest and one that merges: CPU 0 harvests nothing.
+    assert_eq!((options.harvesting_cpus(), options.busy_cpus()), (2, 6));
+    let usual = Options::parse("guest=program dirty_log harvest=ring").unwrap();
+    assert_eq!((usual.interval, usual.log_from), (100, None));
+    assert!(!Options::parse("harvesters=2").unwrap().logs_foreign());
+    for (options, key, guest) in [
+        ("guest=linux dirty_log seed=3", "seed", "linux"),
+        ("guest=linux dirty_log slots=2", "slots", "linux"),
+        (
+            "guest=linux dirty_log write_percent=3",
+            "write_percent",
+            "linux",
+        ),
+        ("guest=linux interval=3", "interval", "linux"),
+        ("guest=linux log_from=@1", "log_from", "linux"),
+        ("guest=program dirty_log log_from=@1", "log_from", "program"),
+        ("guest=program overcommit=150", "overcommit", "program"),
+        ("dirty_log", "dirty_log", "dirty_log"),
+        ("guest=stress dirty_log", "dirty_log", "stress"),
+    ] {
+        assert_eq!(
+            refused(options),
+            alloc::format!("option '{key}' contradicts guest={guest}, which has no use for it")
+        );
+    }
+    assert_eq!(
+        refused("guest=linux overcommit=100,150"),
+        "several values of overcommit contradict guest=linux, which has one for all of its runs"
+    );
+    assert_eq!(
+        refused("guest=linux dirty_log harvest=ring tracking=hardware"),
+        refused("harvest=ring tracking=hardware")
+    );
+}
+
+#[test]
 fn what_isnt_for_linux_or_for_linux_only_is_named() {
     for (options, key, guest) in [
         ("guest=linux iterations=3", "iterations", "linux"),

@@ -87,8 +87,7 @@ fn path<'t>(key: &'static str, text: &'t str) -> Result<String, OptionError<'t>>
 
 /// The beginning of a line of a guest's.
 pub(super) fn line<'t>(key: &'static str, text: &'t str) -> Result<String, OptionError<'t>> {
-    const MOST: usize = 64;
-    if text.is_empty() || text.len() > MOST {
+    if !(2..=64).contains(&text.len()) {
         return Err(OptionError::Malformed {
             key,
             text,

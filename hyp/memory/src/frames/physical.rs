@@ -4,7 +4,6 @@
 //! threads of this program. A concurrent access yields a mixture of old and new words, nothing else.
 
 use core::ptr::with_exposed_provenance_mut;
-use core::slice::ChunksExact;
 use stage2::{PAGE_SIZE, Pa};
 
 const WORD: usize = size_of::<u64>();
@@ -136,17 +135,15 @@ pub unsafe fn write_bytes(pa: Pa, bytes: &[u8]) {
         // SAFETY: within the caller's range.
         unsafe { start.add(index).write_volatile(*byte) }
     }
-    let chunks: ChunksExact<'_, u8> = bytes[head..head + words * WORD].chunks_exact(WORD);
-    for (index, chunk) in chunks.enumerate() {
-        let mut word = [0; WORD];
-        word.copy_from_slice(chunk);
+    let (chunks, _) = bytes[head..head + words * WORD].as_chunks::<WORD>();
+    for (index, word) in chunks.iter().enumerate() {
         // SAFETY: within the caller's range, and `head` bytes bring the address to a multiple of a word.
         unsafe {
             start
                 .add(head)
                 .cast::<u64>()
                 .add(index)
-                .write_volatile(u64::from_ne_bytes(word))
+                .write_volatile(u64::from_ne_bytes(*word))
         }
     }
     for (index, byte) in bytes.iter().enumerate().skip(bytes.len() - tail) {
@@ -167,13 +164,11 @@ pub unsafe fn read_bytes(pa: Pa, bytes: &mut [u8]) {
         // SAFETY: within the caller's range.
         *byte = unsafe { start.add(index).read_volatile() };
     }
-    for (index, chunk) in bytes[head..head + words * WORD]
-        .chunks_exact_mut(WORD)
-        .enumerate()
-    {
+    let (chunks, _) = bytes[head..head + words * WORD].as_chunks_mut::<WORD>();
+    for (index, chunk) in chunks.iter_mut().enumerate() {
         // SAFETY: within the caller's range, and `head` bytes bring the address to a multiple of a word.
         let word = unsafe { start.add(head).cast::<u64>().add(index).read_volatile() };
-        chunk.copy_from_slice(&word.to_ne_bytes());
+        *chunk = word.to_ne_bytes();
     }
     for (index, byte) in bytes.iter_mut().enumerate().skip(length - tail) {
         // SAFETY: within the caller's range.

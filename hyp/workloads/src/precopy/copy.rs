@@ -15,8 +15,8 @@ use stage2::{Ipa, Level, PAGE_SIZE, Tlb};
 
 const PAGE: usize = PAGE_SIZE as usize;
 const WORD: usize = size_of::<u64>();
-/// Words that are looked at together.
-const LINE: usize = 8;
+/// Bytes that are looked at together: few enough for the compiler to do it in registers.
+const LINE: usize = 16;
 
 /// The copy of a guest's RAM. Several CPUs write to it at once, each for pages of its own.
 pub(super) struct Copy<L> {
@@ -159,30 +159,23 @@ fn address(page: u64) -> Ipa {
     RAM.offset(page * PAGE_SIZE)
 }
 
-/// Some words that are looked at together.
-fn lines(bytes: &[u8]) -> impl Iterator<Item = [u64; LINE]> + '_ {
-    let (lines, _) = bytes.as_chunks::<{ LINE * WORD }>();
-    lines.iter().map(|line| {
-        let (words, _) = line.as_chunks::<WORD>();
-        core::array::from_fn(|index| u64::from_le_bytes(words[index]))
-    })
-}
-
 fn is_zeros(bytes: &[u8]) -> bool {
-    lines(bytes).all(|line| line.iter().fold(0, |all, word| all | word) == 0)
+    let (lines, _) = bytes.as_chunks::<LINE>();
+    lines.iter().all(|line| *line == [0; LINE])
 }
 
 /// The first word that differs: its place, and what it is in each.
 fn difference(one: &[u8], other: &[u8]) -> Option<(usize, u64, u64)> {
-    let lines = lines(one).zip(lines(other)).enumerate();
-    for (number, (one, other)) in lines {
-        let mut words = one.iter().zip(&other);
-        if words.clone().fold(0, |all, (one, other)| all | one ^ other) != 0 {
-            let index = words.position(|(one, other)| one != other)?;
-            return Some(((number * LINE + index) * WORD, one[index], other[index]));
-        }
-    }
-    None
+    let (lines, others) = (one.as_chunks::<LINE>().0, other.as_chunks::<LINE>().0);
+    let mut lines = lines.iter().zip(others);
+    let start = lines.position(|(one, other)| one != other)? * LINE;
+    let word = |bytes: &[u8], at: usize| {
+        let word = bytes.get(at..)?.first_chunk()?;
+        Some(u64::from_le_bytes(*word))
+    };
+    let words = (start..start + LINE).step_by(WORD);
+    let mut words = words.filter_map(|at| Some((at, word(one, at)?, word(other, at)?)));
+    words.find(|(_, one, other)| one != other)
 }
 
 fn page_buffer() -> Result<Vec<u8>, RunError> {

@@ -256,7 +256,7 @@ pub(crate) fn is_available() -> bool {
 }
 
 /// Whether Linux couldn't be fetched.
-fn is_unavailable(output: &Output) -> bool {
+pub fn is_unavailable(output: &Output) -> bool {
     let text = complaints(output);
     let reasons = ["Debian's registry", "package lists can't be fetched"];
     output.status.code() == Some(1) && reasons.iter().any(|reason| text.contains(reason))
