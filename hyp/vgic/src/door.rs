@@ -21,8 +21,6 @@ const SUMMARY: u64 = 0xff << SUMMARY_SHIFT;
 pub(crate) const LPIS: u64 = 1 << 40;
 /// Everything has to be looked at again.
 pub(crate) const CALL: u64 = 1 << 41;
-/// A CALL was taken and isn't served yet.
-pub(crate) const SERVING: u64 = 1 << 42;
 /// What there is to look at: all bits below, so that one instruction tests for them.
 pub(crate) const LOOK: u64 = (CALL << 1) - 1;
 /// The vCPU is loaded: it can be kicked on its CPU.

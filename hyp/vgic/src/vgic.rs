@@ -1,7 +1,7 @@
 //! What all vCPUs of a VM share: a word for each interrupt, a door for each vCPU.
 
 use crate::config::{Forwarded, Frame, MAX_SPIS, MAX_VCPUS, Version, VgicConfig, VgicError};
-use crate::door::{CALL, Door, ON, SERVING, SGIS};
+use crate::door::{CALL, Door, ON, SGIS};
 use crate::its::Its;
 use crate::sgi::sources::Sources;
 use crate::sync::{AtomicU64, Ordering};
@@ -412,9 +412,9 @@ impl Vgic {
         // Pairs with the `fetch_sub` of who has settled: what its guest did before is seen.
         self.unsettled.load(Ordering::Acquire) != 0
             || self.vcpus.iter().any(|vcpu| {
-                // Pairs with the end of a CALL, in the same way.
+                // Pairs with the exchange that takes a CALL, in the same way.
                 let door = vcpu.door.word.load(Ordering::Acquire);
-                door & ON != 0 && door & (CALL | SERVING) != 0
+                door & (ON | CALL) == ON | CALL
             })
     }
 

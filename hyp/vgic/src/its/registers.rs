@@ -287,19 +287,29 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         let (Some(its), Some(part)) = (&vgic.its, Part::find(offset, size)) else {
             return Ok(());
         };
-        let access = Some((offset, value));
         if part.register == Register::Translater {
             // A CPU's writes are those of device 0.
             vgic.raise_lpi(0, (value & part.bits()) as u32, &mut self.kick);
             return Ok(());
         }
-        // What is executed again was written already.
-        if self.own.commanding.take() != access {
+        // Executed again, it must not take back what a handler in between has written. All others may be written twice.
+        let is_again = part.register == Register::Writer && self.own.commanding == Some(value);
+        if !is_again {
             its.write(part, value);
         }
+        if part.register == Register::Control {
+            self.own.commanding = None;
+        }
         let done = self.execute_commands(its, memory);
-        self.own.commanding = access.filter(|_| done.is_err());
         self.fill();
+        if part.register == Register::Writer {
+            if is_again || self.own.commanding.is_none() {
+                self.own.commanding = done.is_err().then_some(value);
+            } else {
+                // In a handler: what it has interrupted goes on, or whoever polls.
+                return Ok(());
+            }
+        }
         done
     }
 

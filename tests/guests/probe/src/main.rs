@@ -16,7 +16,7 @@
 //! | `race` | does so while other vCPUs use the same memory | passes |
 //! | `walks` | lets the hypervisor walk tables that change into a device's registers | passes |
 //! | `clock` | reads the clock that it is given as a device | passes |
-//! | `interrupts` | takes interrupts of its timers, and sends some between all vCPUs, on QEMU's virt machine | by the call |
+//! | `interrupts` | takes interrupts of its timers, and sends some between all vCPUs, also LPIs where there is an ITS, on QEMU's virt machine | by the call |
 //! | `alarm` | takes the interrupt of a clock that it is given, and resets with it active, on such a machine | by the call |
 //! | `off`, `reset` | what they say | by the call |
 //! | `fail` | reports a failure | fails |
@@ -32,6 +32,7 @@ mod clock;
 mod features;
 mod fp;
 mod interrupts;
+mod lpis;
 mod memory;
 mod random;
 mod registers;

@@ -399,6 +399,44 @@ fn a_sync_waits_until_list_registers_have_been_looked_at() {
     assert!(its.world.cpus[1].hw.holds(8192).is_none());
 }
 
+#[test]
+fn a_handler_may_write_the_queue_while_the_write_that_it_has_interrupted_isnt_done() {
+    let mut its = Its::new(2, 4);
+    its.map_device(2, Some(3));
+    its.map(2, 1, 8192, 1);
+    its.raise(2, 1);
+    its.world.settle();
+    its.put([0xf | 2 << 32, 1, 0, 0]);
+    its.put([5, 0, 0, 0]);
+    let first = its.writer * 32;
+    let ring = |its: &mut Its, value| {
+        its.world
+            .try_write(0, ITS, CWRITER, AccessSize::Double, value)
+    };
+    assert!(!ring(&mut its, first));
+    its.put([5, 0, 0, 0]);
+    let second = its.writer * 32;
+    assert!(ring(&mut its, second), "the handler isn't held up");
+    its.world.enter(1);
+    assert!(ring(&mut its, first));
+    assert_eq!(its.read(CWRITER), second);
+    assert_eq!(its.read(CREADR), second);
+    // Nothing is left of that for a guest that starts anew.
+    its.map(2, 1, 8192, 1);
+    its.raise(2, 1);
+    its.world.settle();
+    its.put([0xf | 2 << 32, 1, 0, 0]);
+    its.put([5, 0, 0, 0]);
+    let value = its.writer * 32;
+    assert!(!ring(&mut its, value));
+    its.world.settle();
+    its.write(0, CTLR, 0);
+    its.write(0, CBASER, VALID | QUEUE);
+    its.write(0, CTLR, 1);
+    its.write(0, CWRITER, value);
+    assert_eq!(its.read(CREADR), value);
+}
+
 /// A guest that fills all there is: a million commands, and the table is as large as it was made.
 #[test]
 fn as_many_events_are_mapped_as_there_are_lpis() {

@@ -251,3 +251,52 @@ proptest! {
         prop_assert_eq!(sent, [[0; 4]; 3], "sent and not taken");
     }
 }
+
+/// Rule V18.
+#[test]
+fn an_spi_goes_to_the_lowest_of_its_targets() {
+    const TARGETS: u64 = 0x800 + 40;
+    let mut world = World::ready_v2(3, 4);
+    world.write(0, D, 0x104, 1 << 8);
+    let target = |world: &mut World, targets| {
+        world.write_sized(2, D, TARGETS, AccessSize::Byte, targets);
+    };
+    // By byte: the neighbours stay as they are.
+    world.write(0, D, TARGETS, 0x0101_0101);
+    target(&mut world, 0b1111_0110);
+    assert_eq!(
+        world.read(0, D, TARGETS),
+        0x0101_0106,
+        "CPUs that there aren't"
+    );
+    world.pulse(40);
+    let taken = [0, 1, 2].map(|vcpu| world.take(vcpu));
+    assert_eq!(taken, [None, Some(40), None], "and to no other");
+    target(&mut world, 0b100);
+    world.pulse(40);
+    assert_eq!(
+        [0, 1, 2].map(|vcpu| world.take(vcpu)),
+        [None, None, Some(40)]
+    );
+    // Without a target it is pending, and nobody is told.
+    target(&mut world, 0);
+    world.settle();
+    let kicks = world.kicks;
+    world.pulse(40);
+    assert_eq!(world.kicks, kicks);
+    assert_eq!([0, 1, 2].map(|vcpu| world.take(vcpu)), [None; 3]);
+    assert_eq!(world.read(0, D, 0x204) >> 8 & 1, 1);
+    target(&mut world, 0b110);
+    assert_eq!(
+        [0, 1, 2].map(|vcpu| world.take(vcpu)),
+        [None, Some(40), None]
+    );
+    // While it is in a list register of the lowest, a lower one is added.
+    world.pulse(40);
+    world.settle();
+    target(&mut world, 0b111);
+    assert_eq!(
+        [1, 2, 0].map(|vcpu| world.take(vcpu)),
+        [None, None, Some(40)]
+    );
+}
