@@ -20,8 +20,8 @@ use records::options::{
 use records::record::Record;
 use records::size::Size;
 use records::words::{
-    Backing, Change, Clear, ConsoleMode, Enable, Granularity, GuestKind, Harvest, MergeTarget,
-    Mode, OnReset, Restore, Split, Tracker, Tracking, Workload,
+    Backing, Change, Clear, ConsoleMode, CpuFeature, Enable, Granularity, GuestKind, Harvest,
+    MergeTarget, Mode, OnReset, Restore, Split, Tracker, Tracking, Workload,
 };
 use stage2::PAGE_SIZE;
 
@@ -115,6 +115,8 @@ pub struct Options {
     pub timeout: u64,
     /// What becomes of the output of a guest's UART.
     pub console: ConsoleMode,
+    /// The features of the CPU that a guest has besides the usual ones.
+    pub cpu_features: Vec<CpuFeature>,
     /// What becomes of an operating system that asks for a reset.
     pub on_reset: OnReset,
     /// When the machine was started, in seconds since 1970.
@@ -160,6 +162,7 @@ impl Default for Options {
             seconds: 10,
             timeout: 120,
             console: ConsoleMode::Lines,
+            cpu_features: Vec::new(),
             on_reset: OnReset::Restart,
             rtc: 0,
             log: LevelFilter::Info,
@@ -319,6 +322,7 @@ impl Options {
                 let expected = "seconds since 1970, up to 4294967295";
                 self.rtc = value::number(key, text, 0, most, expected)? as u32
             }
+            "cpu_features" => self.cpu_features = value::words(key, text)?,
             "on_reset" => self.on_reset = value::word(key, text)?,
             "log" => self.log = value::level(key, text)?,
             _ if BACKING_ONLY.contains(&key) => return self.set_backing(key, text),
@@ -396,7 +400,7 @@ impl Options {
             let mut keys = BENCHMARK_ONLY.iter().chain(&NOT_BACKING).copied();
             keys.find(|key| !BACKING_TOO.contains(key) && is_given(key))
         };
-        let of_foreign = given(&["device"]).filter(|_| !self.guest.is_foreign());
+        let of_foreign = given(&["device", "cpu_features"]).filter(|_| !self.guest.is_foreign());
         let of_linux =
             given(&["console", "on_reset", "rtc"]).filter(|_| self.guest != GuestKind::Linux);
         let foreign = of_foreign.or(of_linux).or(match self.guest {

@@ -2,8 +2,9 @@
 
 use crate::size::SizeError;
 use crate::words::{
-    Backing, Bug, Change, Clear, ConsoleMode, Enable, Granularity, GuestKind, Harvest, MergeTarget,
-    Mitigations, Mode, OnReset, Restore, SelfTest, Split, Tracker, Tracking, Word, Workload,
+    Backing, Bug, Change, Clear, ConsoleMode, CpuFeature, Enable, Granularity, GuestKind, Harvest,
+    MergeTarget, Mitigations, Mode, OnReset, Restore, SelfTest, Split, Tracker, Tracking, Word,
+    Workload,
 };
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -76,7 +77,7 @@ const fn words<W: Word>(key: &'static str, meaning: &'static str) -> BootOption 
 }
 
 /// All options, in the order in which they are listed.
-pub const BOOT_OPTIONS: [BootOption; 40] = [
+pub const BOOT_OPTIONS: [BootOption; 41] = [
     words::<GuestKind>(
         "guest",
         "what runs: the benchmark, another use of its guest, or your own",
@@ -210,6 +211,10 @@ pub const BOOT_OPTIONS: [BootOption; 40] = [
     words::<ConsoleMode>(
         "console",
         "how guest=linux shows its output; raw: byte by byte, and it gets your input",
+    ),
+    words::<CpuFeature>(
+        "cpu_features",
+        "what else of the CPU your guest sees and has; a list",
     ),
     words::<OnReset>(
         "on_reset",

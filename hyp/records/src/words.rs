@@ -129,6 +129,16 @@ words! {
 }
 
 words! {
+    /// A feature of the CPU with state of its own, which a guest has if it is asked for.
+    CpuFeature: "sve or debug" {
+        /// Vectors and predicates of SVE.
+        Sve = "sve",
+        /// Breakpoints, watchpoints and software step.
+        Debug = "debug",
+    }
+}
+
+words! {
     /// How the output of a guest's UART reaches the console.
     ConsoleMode: "lines or raw" {
         /// In whole lines that are marked as the guest's.
