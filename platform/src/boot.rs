@@ -222,6 +222,7 @@ impl Boot {
             plan.stacks,
         );
         gic::init(&machine, self.features.gic_registers).map_err(BootError::Gic)?;
+        console::announce_input();
         cpus::set_features(self.features);
         Ok(System {
             machine,

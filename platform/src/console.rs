@@ -1,13 +1,15 @@
 //! The console, a PL011, and the log that is printed on it.
 //!
+//! Each line of the hypervisor's begins at the beginning of a line, whoever was within one.
 //! A CPU takes the lock for a whole line, so lines don't mix. CPUs get the lock in the order in which they asked, so a guest
 //! that prints without end delays another CPU's line by one of its own at most. Fatal reports use `emergency_line`, which takes
 //! no lock and silences all other CPUs. Waiting for room in the FIFO is bounded: a stuck UART only loses output.
 
 use crate::cpu::percpu::CpuId;
 use crate::discovery;
+use crate::drivers::gic;
 use crate::drivers::timer;
-use arm_pl011_uart::{PL011Registers, UniqueMmioPointer};
+use arm_pl011_uart::{Interrupts, PL011Registers, UniqueMmioPointer};
 use core::fmt::{self, Write};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,6 +22,12 @@ static CONSOLE: TicketMutex<Option<Port>> = TicketMutex::new(None);
 /// The registers' address for fatal reports, 0 without a console.
 static REGISTERS: AtomicUsize = AtomicUsize::new(0);
 static SILENCED: AtomicBool = AtomicBool::new(false);
+/// Who is within a line: [`NOBODY`], somebody without a name, or one of several speakers, from [`SPEAKERS`] on. Changed by who
+/// has the console.
+static WITHIN: AtomicUsize = AtomicUsize::new(NOBODY);
+const NOBODY: usize = 0;
+const SOMEBODY: usize = 1;
+const SPEAKERS: usize = 2;
 
 /// A PL011 that bytes are written to.
 pub(crate) struct Port {
@@ -42,6 +50,13 @@ impl Port {
         let has_room = wait_while(|| self.uart.is_tx_fifo_full());
         if has_room {
             self.uart.write_word(byte);
+        }
+    }
+
+    /// Ends the line that somebody is within, if so.
+    fn end_line(&mut self) {
+        if WITHIN.swap(NOBODY, Ordering::Relaxed) != NOBODY {
+            let _ = self.write_str("\n");
         }
     }
 
@@ -90,6 +105,7 @@ pub fn write_line(line: fmt::Arguments<'_>) {
         while SILENCED.load(Ordering::Relaxed) {
             aarch64_cpu::asm::wfe();
         }
+        port.end_line();
         // The port itself never fails.
         let _ = writeln!(port, "{line}");
     }
@@ -109,10 +125,53 @@ pub fn write(bytes: &[u8]) -> usize {
         }
         has_room
     });
-    written.by_ref().count()
+    let count = written.by_ref().count();
+    if let Some(last) = count.checked_sub(1) {
+        let is_within = bytes[last] != b'\n';
+        WITHIN.store(if is_within { SOMEBODY } else { NOBODY }, Ordering::Relaxed);
+    }
+    count
 }
 
-/// Reads the bytes that have arrived. Returns their number. Bytes with errors are left out.
+/// Writes bytes of one of several speakers as they are, as many as the UART has room for now. Returns their number. Each line
+/// begins with the speaker's name in brackets and a space; the rest of a line that was interrupted, with a plus instead of the
+/// space.
+pub fn write_as(number: usize, name: &str, mut is_within: bool, bytes: &[u8]) -> usize {
+    let mut console = CONSOLE.lock();
+    let Some(port) = console.as_mut() else {
+        return bytes.len();
+    };
+    let mut count = 0;
+    for byte in bytes {
+        if port.uart.is_tx_fifo_full() || SILENCED.load(Ordering::Relaxed) {
+            break;
+        }
+        if WITHIN.load(Ordering::Relaxed) != SPEAKERS + number {
+            port.end_line();
+            let mark = if is_within { '+' } else { ' ' };
+            let _ = write!(port, "[{name}]{mark}");
+            WITHIN.store(SPEAKERS + number, Ordering::Relaxed);
+        }
+        port.write_byte(*byte);
+        is_within = *byte != b'\n';
+        if !is_within {
+            WITHIN.store(NOBODY, Ordering::Relaxed);
+        }
+        count += 1;
+    }
+    count
+}
+
+/// Lets input ask for the UART's interrupt.
+pub(crate) fn announce_input() {
+    if let Some(port) = CONSOLE.lock().as_mut() {
+        let input = Interrupts::RXI | Interrupts::RTI;
+        port.uart.set_interrupt_masks(input);
+    }
+}
+
+/// Reads the bytes that have arrived. Returns their number. Bytes with errors are left out. If those were all, the next one wakes
+/// the boot CPU.
 pub fn read(bytes: &mut [u8]) -> usize {
     let mut console = CONSOLE.lock();
     let Some(port) = console.as_mut() else {
@@ -129,12 +188,16 @@ pub fn read(bytes: &mut [u8]) -> usize {
             Err(_) => {}
         }
     }
+    if count < bytes.len() {
+        gic::await_console();
+    }
     count
 }
 
 /// Prints the last line: nobody prints afterwards. Waits until the UART has sent everything.
 pub(crate) fn write_last_line(line: fmt::Arguments<'_>) {
     if let Some(port) = CONSOLE.lock().as_mut() {
+        port.end_line();
         let _ = writeln!(port, "{line}");
         port.flush();
         SILENCED.store(true, Ordering::Relaxed);
@@ -153,6 +216,7 @@ pub(crate) fn emergency_line(line: fmt::Arguments<'_>) {
         // SAFETY: the address is the console's, which stays mapped; whoever else was printing is silenced, and at worst
         // mixes the rest of a line into this one.
         let mut port = unsafe { Port::new(registers) };
+        port.end_line();
         let _ = writeln!(port, "{line}");
         port.flush();
     }

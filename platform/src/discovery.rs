@@ -15,7 +15,7 @@ mod tree;
 
 pub use cpus::{Cpu, Mpidr};
 pub use devices::{Conduit, Gic, Interrupt, TimerInterrupts, Uart};
-pub use guests::{GuestModule, ModuleKind};
+pub use guests::{Domain, GuestModule, ModuleKind};
 pub use memory::Reservation;
 pub use passing::{Device, GuardedRegisters, NoRoom, SharedInterrupt, device};
 
@@ -53,6 +53,8 @@ pub struct Machine<'t> {
     pub bootargs: &'t str,
     /// Modules that were loaded to be run as a guest.
     pub modules: Vec<GuestModule<'t>>,
+    /// VMs that the tree describes.
+    pub domains: Vec<Domain<'t>>,
     /// The secret that firmware has left to make random numbers of, if it is long enough.
     pub seed: Option<vm::Seed>,
     /// Registers with effects on others: no guest may have any of these.
@@ -65,6 +67,7 @@ impl<'t> Machine<'t> {
     /// # Errors
     /// The tree lacks something that Parvisor needs, or contradicts itself.
     pub fn discover(tree: Fdt<'t>, boot_cpu: Mpidr) -> Result<Self, DiscoveryError> {
+        let (modules, domains) = guests::modules(tree)?;
         Ok(Self {
             memory: memory::banks(tree)?,
             reservations: memory::reservations(tree)?,
@@ -75,7 +78,8 @@ impl<'t> Machine<'t> {
             maintenance: devices::maintenance(tree),
             console: devices::console(tree),
             bootargs: bootargs(tree)?,
-            modules: guests::modules(tree)?,
+            modules,
+            domains,
             seed: seed(tree),
             guarded: passing::guarded(tree)?,
         })

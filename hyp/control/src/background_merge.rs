@@ -5,7 +5,7 @@
 //! must be withdrawn first, or its frames might be freed late.
 
 use crate::error::RunError;
-use crate::guest::{BackgroundWork, RAM_SLOT, RunningGuest};
+use crate::guest::{BackgroundWork, Host, RAM_SLOT, RunningGuest};
 use crate::machine::{Machine, OwnCpu};
 use crate::options::{Options, merge_policy};
 use alloc::sync::Arc;
@@ -61,19 +61,18 @@ impl<'g, M: Machine> Scanner<'g, M> {
         scans: u64,
     ) -> Result<Self, RunError> {
         let first = guests.first().ok_or(RunError::Stuck)?;
-        let scan = Arc::new(Scan {
-            options: options.clone(),
-            merging: PageMerging::new(merge_policy(options, scanners)),
-            scanners,
-            start_ns: first.machine.now_ns(),
-            spent_ns: AtomicU64::new(0),
-            last_ns: AtomicU64::new(0),
-        });
+        let scan = Scan::new(first.machine, options, scanners);
         for guest in guests {
             scan.add(guest)?;
         }
-        let (machine, shared) = (first.machine, scan.clone());
-        let beside = first.beside(scanners, move |_, own, _, stop| {
+        Self::run(first.host(), scan, scans)
+    }
+
+    /// Has CPUs do the scan.
+    fn run(host: &Host<'_, M>, scan: Scan, scans: u64) -> Result<Self, RunError> {
+        let scan = Arc::new(scan);
+        let (machine, shared) = (host.machine, scan.clone());
+        let beside = host.beside(scan.scanners, move |own, _, stop| {
             shared.run(machine, own, stop, scans);
         });
         Ok(Self {
@@ -113,6 +112,39 @@ impl<'g, M: Machine> Scanner<'g, M> {
     }
 }
 
+impl<M: Machine> Scanner<'static, M> {
+    /// Sets CPUs to merge the pages of guests that come and go, if the options say so. There are none yet.
+    ///
+    /// # Errors
+    /// There are too few idle CPUs.
+    pub(crate) fn of_machine(
+        host: &Host<'_, M>,
+        options: &Options,
+    ) -> Result<Option<Self>, RunError> {
+        let start = || {
+            let scan = Scan::new(host.machine, &options.merge, options.merging);
+            Self::run(host, scan, u64::MAX)
+        };
+        options.merges_beside().then(start).transpose()
+    }
+
+    /// Merges the pages of this guest from now on. Before it ends, [`Self::let_go`] is called for it.
+    ///
+    /// # Errors
+    /// There is no heap.
+    pub(crate) fn take_in<L: MmuLock>(
+        &self,
+        guest: &RunningGuest<'_, M, L>,
+    ) -> Result<(), RunError> {
+        self.scan.add(guest)
+    }
+
+    /// Merges the pages of this guest no more.
+    pub(crate) fn let_go<L: MmuLock>(&self, guest: &RunningGuest<'_, M, L>) {
+        self.scan.remove(guest);
+    }
+}
+
 /// Keeps a guest's pages merged until it is dropped.
 pub struct Added<'a, M: Machine, L: MmuLock> {
     scan: Arc<Scan>,
@@ -121,12 +153,27 @@ pub struct Added<'a, M: Machine, L: MmuLock> {
 
 impl<M: Machine, L: MmuLock> Drop for Added<'_, M, L> {
     fn drop(&mut self) {
-        let (own, vm) = (self.guest.own, &self.guest.vm);
-        self.scan.merging.remove_vm(&own.memory, &vm.space);
+        self.scan.remove(self.guest);
     }
 }
 
 impl Scan {
+    fn new<M: Machine>(machine: &M, options: &MergeOptions, scanners: usize) -> Self {
+        Self {
+            options: options.clone(),
+            merging: PageMerging::new(merge_policy(options, scanners)),
+            scanners,
+            start_ns: machine.now_ns(),
+            spent_ns: AtomicU64::new(0),
+            last_ns: AtomicU64::new(0),
+        }
+    }
+
+    fn remove<M: Machine, L: MmuLock>(&self, guest: &RunningGuest<'_, M, L>) {
+        let (own, vm) = (guest.own, &guest.vm);
+        self.merging.remove_vm(&own.memory, &vm.space);
+    }
+
     fn add<M: Machine, L: MmuLock>(&self, guest: &RunningGuest<'_, M, L>) -> Result<(), RunError> {
         let (own, space) = (&guest.own.memory, &guest.vm.space);
         let test = guest.test_slots.iter().map(|slot| slot.id);

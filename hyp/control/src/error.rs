@@ -3,8 +3,11 @@
 use crate::board::PlaceError;
 use crate::guest::TreeError;
 use crate::machine::DeviceError;
+use crate::modules::DomainFault;
 use crate::quote::Quoted;
+use alloc::boxed::Box;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 use devices::RestoreError;
 use memory::frames::{Unbalanced, VmCounts};
@@ -107,6 +110,48 @@ pub enum RunError {
     Leak(VmCounts),
     /// The machine's frames don't add up.
     Unbalanced(Unbalanced),
+    /// One of several VMs failed.
+    InVm {
+        /// Its name.
+        name: String,
+        /// Why.
+        error: Box<RunError>,
+    },
+    /// Several of several VMs failed.
+    InVms(Vec<RunError>),
+    /// Two VMs have the same name.
+    NameTwice {
+        /// The name.
+        name: String,
+    },
+    /// No file was loaded at an address.
+    NoFile {
+        /// The address.
+        address: u64,
+    },
+    /// No VM can be made of a node of the device tree.
+    Domain(DomainFault),
+    /// The other guests leave too few CPUs for a VM.
+    NoCpusLeft {
+        /// Its vCPUs.
+        vcpus: usize,
+        /// The machine's CPUs.
+        cpus: usize,
+        /// Those that are left.
+        left: usize,
+    },
+    /// There can't be so many VMs.
+    TooManyVms {
+        /// The most that there can be.
+        most: usize,
+    },
+    /// A guest did nothing but crash.
+    CrashedAgain {
+        /// How often in succession.
+        times: u32,
+        /// The last time.
+        error: Box<RunError>,
+    },
     /// The hypervisor was built without support for such guests.
     NotBuilt {
         /// The kind of guest.
@@ -115,8 +160,19 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// An error of the VM of this name.
+    pub(crate) fn in_vm(name: &str, error: Self) -> Self {
+        Self::InVm {
+            name: name.into(),
+            error: Box::new(error),
+        }
+    }
+
     /// Whether the options are at fault, on this machine or with this guest: nothing has run.
     pub fn is_bad_option(&self) -> bool {
+        if let Self::InVm { error, .. } = self {
+            return error.is_bad_option();
+        }
         matches!(
             self,
             Self::Image(_)
@@ -129,6 +185,11 @@ impl RunError {
                 | Self::Layout(_)
                 | Self::TooLittleMemory { .. }
                 | Self::Device { .. }
+                | Self::NameTwice { .. }
+                | Self::NoFile { .. }
+                | Self::Domain(_)
+                | Self::NoCpusLeft { .. }
+                | Self::TooManyVms { .. }
                 | Self::NotBuilt { .. }
         )
     }
@@ -217,6 +278,26 @@ impl fmt::Display for RunError {
             Self::Merge(error) => error.fmt(f),
             Self::Leak(counts) => write!(f, "the VM was destroyed but has frames: {counts}"),
             Self::Unbalanced(error) => error.fmt(f),
+            Self::InVm { name, error } => write!(f, "VM {name}: {error}"),
+            Self::InVms(errors) => errors.iter().enumerate().try_for_each(|(index, error)| {
+                let between = if index == 0 { "" } else { "; " };
+                write!(f, "{between}{error}")
+            }),
+            Self::NameTwice { name } => write!(f, "VM {name}: its name is given twice"),
+            Self::NoFile { address } => {
+                write!(f, "no module was loaded for it at {address:#x}")
+            }
+            Self::Domain(fault) => fault.fmt(f),
+            Self::NoCpusLeft { vcpus, cpus, left } => write!(
+                f,
+                "its {vcpus} vCPUs need as many CPUs, but of {cpus} there are {left} left"
+            ),
+            Self::TooManyVms { most } => {
+                write!(f, "there can't be more than {most} VMs")
+            }
+            Self::CrashedAgain { times, error } => {
+                write!(f, "{error}, {times} times soon after its start")
+            }
             Self::NotBuilt { guest } => write!(
                 f,
                 "guest={} isn't part of this build, which runs guest={} or {} only (feature workloads)",

@@ -16,6 +16,7 @@ mod stage2_use;
 
 pub use device_tree::TreeError;
 pub use ending::FinalState;
+pub(crate) use ending::ReservedCpus;
 pub use host::Host;
 pub use plan::{GuestPlan, RAM, RAM_SLOT, TestSlot, UNSEEN_SLOT};
 pub use running::{Attended, BackgroundWork, RunningGuest};

@@ -14,6 +14,7 @@ mod error;
 pub mod guest;
 mod linux;
 mod machine;
+mod modules;
 pub mod options;
 mod program;
 mod quote;
@@ -25,6 +26,10 @@ mod schedule;
 pub use cpu_pool::{BOOT_CPU, CpuPool, HOUSEKEEPING_NS, Job};
 pub use error::RunError;
 pub use guest::{FinalState, GuestPlan, Host, RunningGuest};
-pub use machine::{Device, DeviceError, DeviceInterrupt, Facts, Machine, OwnCpu, Registers};
-pub use request::Request;
-pub use run::{Error, Module, Modules, run, run_foreign};
+pub use linux::MAIN_VMS;
+pub use machine::{
+    Device, DeviceError, DeviceInterrupt, Facts, Machine, OwnCpu, Registers, Speaker,
+};
+pub use modules::{Domain, DomainFault, FileKind, Module, Modules};
+pub use request::{Request, Requests};
+pub use run::{Error, run, run_foreign};

@@ -1,36 +1,23 @@
-//! Runs an operating system that expects QEMU's virt machine, such as Linux, until it powers off.
+//! Runs operating systems that expect QEMU's virt machine, such as Linux, until they power off.
 //!
-//! While it runs, CPU 0 carries the output of its UART to the console, and the console's input to its UART.
+//! While they run, CPU 0 carries the output of their UARTs to the console, and the console's input to a UART.
 
+mod keys;
+mod restarts;
+mod running;
+mod shared_console;
 mod terminal;
+mod vms;
 
-use crate::background_merge::Scanner;
-use crate::board::GuestBoard;
 use crate::error::RunError;
-use crate::guest::{GuestPlan, Host};
+use crate::guest::Host;
 use crate::machine::Machine;
-use crate::report;
 use crate::request::Request;
-use alloc::sync::Arc;
-use memory::{MmuLock, VmId};
-use records::words::OnReset;
-use terminal::Terminal;
-use vm::{Service, ServiceReply, StopReason, VcpuId};
-
-/// Such guests make no hypercalls of Parvisor's own.
-struct NoCalls;
-
-impl Service for NoCalls {
-    fn call(&self, _: VcpuId, _: u32, _: [u64; 6]) -> ServiceReply {
-        ServiceReply::NotSupported
-    }
-
-    fn ring_low(&self, _: VcpuId) {}
-
-    fn poll(&self, _: VcpuId) -> ServiceReply {
-        ServiceReply::NotSupported
-    }
-}
+use core::cell::RefCell;
+use core::slice;
+use memory::MmuLock;
+use memory::frames::MAX_VMS;
+use vms::LinuxVms;
 
 /// Runs the guest to its end, again after each reset.
 ///
@@ -39,48 +26,33 @@ impl Service for NoCalls {
 pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     host: &Host<'_, M>,
     request: &Request<'_>,
-    vm: VmId,
 ) -> Result<(), RunError> {
-    loop {
-        match run_once::<M, L>(host, request, vm)? {
-            reason @ StopReason::PoweredOff => {
-                host.machine.write_line(format_args!("{vm}: {reason}"));
-                return Ok(());
-            }
-            reason @ StopReason::Reset if request.options.on_reset == OnReset::Restart => {
-                let machine = host.machine;
-                machine.write_line(format_args!("{vm}: {reason}, and starts again"));
-            }
-            reason => return Err(RunError::Program(reason)),
-        }
-    }
+    LinuxVms::<M, L>::start(host, slice::from_ref(request), 0)?.wait()
 }
 
-/// Runs the guest until it ends in whatever way.
-fn run_once<M: Machine, L: MmuLock + 'static>(
+/// The VMs of a main guest that others run beside have numbers below this.
+pub const MAIN_VMS: usize = MAX_VMS / 2;
+
+/// Runs several guests to their ends, each again after each of its resets, and meanwhile does `main`, if there is something to do,
+/// during whose waits they are attended to.
+///
+/// # Errors
+/// That of `main`; else that of the guests, one of which couldn't be started, or ended with a failure.
+pub(crate) fn run_beside<M: Machine, L: MmuLock + 'static, E: From<RunError>>(
     host: &Host<'_, M>,
-    request: &Request<'_>,
-    vm: VmId,
-) -> Result<StopReason, RunError> {
-    let (machine, options) = (host.machine, &request.options);
-    let board = GuestBoard::new(machine, &host.own.memory, request)?;
-    let mut terminal = Terminal::new(machine, &board, options.console);
-    let plan = GuestPlan {
-        ram_backing: options.backing,
-        board: Some(board),
-        ..GuestPlan::of(request, vm, options.program_bytes().unwrap_or(0))
-    };
-    let guest = host.launch::<L, _>(&plan, &Arc::new(NoCalls))?;
-    let ended = Scanner::beside(&guest, options).and_then(|scanner| {
-        let reason = guest.attend_until_end(|| terminal.attend())?;
-        Ok((reason, scanner.map(Scanner::end)))
+    requests: &[Request<'_>],
+    main: Option<impl FnOnce(&Host<'_, M>) -> Result<(), E>>,
+) -> Result<(), E> {
+    let first = main.as_ref().map_or(0, |_| MAIN_VMS);
+    let vms = RefCell::new(LinuxVms::<M, L>::start(host, requests, first)?);
+    let outcome = main.map_or(Ok(()), |main| {
+        let attend = || vms.borrow_mut().attend().unwrap_or(u64::MAX);
+        let beside = Host {
+            beside: Some(&attend),
+            ..*host
+        };
+        main(&beside)
     });
-    let (ended, state) = guest.end_after(ended);
-    terminal.finish();
-    if let Some(state) = state {
-        report::final_state(machine, vm, &state);
-    }
-    let (reason, merged) = ended?;
-    report::merged(machine, &merged.unwrap_or_default());
-    Ok(reason)
+    let others = vms.into_inner().wait();
+    outcome.and(others.map_err(E::from))
 }

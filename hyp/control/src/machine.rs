@@ -46,6 +46,10 @@ pub trait Machine: Sync + 'static {
     /// Writes bytes on the console as they are, as many as it has room for now. Returns their number.
     fn write_console(&self, bytes: &[u8]) -> usize;
 
+    /// Writes bytes of one of several speakers on the console, as many as it has room for now. Returns their number. Each of its
+    /// lines begins with its [mark](Speaker), and if it has been interrupted within a line, so does the rest of that.
+    fn write_console_as(&self, speaker: &Speaker<'_>, bytes: &[u8]) -> usize;
+
     /// Reads what has been typed on the console. Returns the number of bytes.
     fn read_console(&self, bytes: &mut [u8]) -> usize;
 
@@ -87,6 +91,21 @@ pub trait Machine: Sync + 'static {
     fn wait(&self, deadline_ns: u64);
 }
 
+/// One of several whose lines are on the console.
+///
+/// Its mark at the beginning of a line is `[name] `, or `[name]+` where the line goes on that another has interrupted; the line
+/// end before that isn't its own. So every byte is known to be its own or not, whatever the speakers say: no name has a bracket,
+/// and none begins like the time of a line of the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Speaker<'n> {
+    /// Its number.
+    pub number: usize,
+    /// Its name.
+    pub name: &'n str,
+    /// Whether it is within a line.
+    pub is_within: bool,
+}
+
 /// Facts about a machine.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -106,6 +125,8 @@ pub struct Facts {
     pub vector_bytes: usize,
     /// The clock that [`Machine::now_ns`] reads.
     pub clock: &'static str,
+    /// Whether CPU 0 is kicked when somebody types on the console; else it has to look.
+    pub wakes_for_input: bool,
 }
 
 /// A device of the machine for a guest.

@@ -6,22 +6,24 @@ mod early;
 mod error;
 mod merging;
 mod value;
+mod vms;
 
 pub use early::EarlyOptions;
 pub use error::OptionError;
 pub(crate) use merging::merge_policy;
+pub use vms::{VmFault, VmOptions};
 
 use alloc::string::String;
 use alloc::vec::Vec;
 use log::LevelFilter;
 use records::options::{
-    EARLY_KEYS, KEYS, MOST_ITERATIONS, MOST_SLOTS, MergeOptions, RAM, RING_ENTRIES,
+    self, EARLY_KEYS, KEYS, MOST_ITERATIONS, MOST_SLOTS, MergeOptions, RAM, RING_ENTRIES, VM,
 };
 use records::record::Record;
 use records::size::Size;
 use records::words::{
     Backing, Change, Clear, ConsoleMode, CpuFeature, Enable, Granularity, GuestKind, Harvest,
-    MergeTarget, Mode, OnReset, Restore, Split, Tracker, Tracking, Workload,
+    MergeTarget, Mode, OnCrash, OnReset, Restore, Split, Tracker, Tracking, Workload,
 };
 use stage2::PAGE_SIZE;
 
@@ -117,8 +119,12 @@ pub struct Options {
     pub console: ConsoleMode,
     /// The features of the CPU that a guest has besides the usual ones.
     pub cpu_features: Vec<CpuFeature>,
+    /// After how many seconds a guest is forked, if it is.
+    pub fork: Option<u64>,
     /// What becomes of an operating system that asks for a reset.
     pub on_reset: OnReset,
+    /// What becomes of an operating system that has crashed.
+    pub on_crash: OnCrash,
     /// When the machine was started, in seconds since 1970.
     pub rtc: u32,
     /// The level of log messages.
@@ -163,7 +169,9 @@ impl Default for Options {
             timeout: 120,
             console: ConsoleMode::Lines,
             cpu_features: Vec::new(),
+            fork: None,
             on_reset: OnReset::Restart,
+            on_crash: OnCrash::Stop,
             rtc: 0,
             log: LevelFilter::Info,
         }
@@ -197,16 +205,20 @@ const LOGGED_ONLY: [&str; 5] = ["seed", "slots", "ring_entries", "split_chunk", 
 
 /// The words of `bootargs`: key, and value if there is one.
 fn each_word(bootargs: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
-    let words = bootargs.split_ascii_whitespace();
-    words.map(|word| match word.split_once('=') {
+    options::each_word(bootargs).map(|word| match word.split_once('=') {
         Some((key, text)) => (key, Some(text)),
         None => (word, None),
     })
 }
 
 impl Options {
-    /// Parses the words of `bootargs`, except [`EarlyOptions`].
+    /// Parses the words of `bootargs`, except [`EarlyOptions`] and [`VmOptions`].
     pub fn parse(bootargs: &str) -> Result<Self, OptionError<'_>> {
+        Self::parse_with(bootargs, false)
+    }
+
+    /// As [`Self::parse`]. `has_vms` says whether there are VMs that `bootargs` don't name.
+    pub fn parse_with(bootargs: &str, has_vms: bool) -> Result<Self, OptionError<'_>> {
         let mut options = Self::default();
         let mut given = [false; KEYS.len()];
         for (key, text) in each_word(bootargs).filter(|(key, _)| !EARLY_KEYS.contains(key)) {
@@ -214,7 +226,11 @@ impl Options {
                 .iter()
                 .position(|known| *known == key)
                 .ok_or(OptionError::Unknown(key))?;
-            if core::mem::replace(&mut given[index], true) {
+            let is_again = core::mem::replace(&mut given[index], true);
+            if key == VM {
+                continue;
+            }
+            if is_again {
                 return Err(OptionError::Twice(KEYS[index]));
             }
             options.set(KEYS[index], text)?;
@@ -224,6 +240,10 @@ impl Options {
                 .zip(given)
                 .any(|(known, given)| given && *known == key)
         };
+        let has_vms = has_vms || is_given(VM);
+        if has_vms && !is_given("guest") {
+            options.guest = GuestKind::Linux;
+        }
         if options.guest == GuestKind::Backing {
             options.fill_in(is_given);
         }
@@ -236,7 +256,7 @@ impl Options {
         if !is_given("merge_targets") {
             options.merge.targets = options.usual_targets();
         }
-        options.check(is_given)?;
+        options.check(is_given, has_vms)?;
         Ok(options)
     }
 
@@ -323,7 +343,12 @@ impl Options {
                 self.rtc = value::number(key, text, 0, most, expected)? as u32
             }
             "cpu_features" => self.cpu_features = value::words(key, text)?,
+            "fork" => {
+                let expected = "seconds, from 1 to 1000000";
+                self.fork = Some(value::number(key, text, 1, 1_000_000, expected)?)
+            }
             "on_reset" => self.on_reset = value::word(key, text)?,
+            "on_crash" => self.on_crash = value::word(key, text)?,
             "log" => self.log = value::level(key, text)?,
             _ if BACKING_ONLY.contains(&key) => return self.set_backing(key, text),
             _ if merging::KEYS.contains(&key) => return merging::set(&mut self.merge, key, text),
@@ -374,8 +399,12 @@ impl Options {
         Ok(())
     }
 
-    fn check<'t>(&self, is_given: impl Fn(&str) -> bool) -> Result<(), OptionError<'t>> {
-        self.check_guest(&is_given)?;
+    fn check<'t>(
+        &self,
+        is_given: impl Fn(&str) -> bool,
+        has_vms: bool,
+    ) -> Result<(), OptionError<'t>> {
+        self.check_guest(&is_given, has_vms)?;
         self.check_merging(&is_given)?;
         self.check_policies()?;
         if !self.bytes.0.is_multiple_of(PAGE_SIZE) || self.bytes.0 == 0 {
@@ -393,17 +422,24 @@ impl Options {
         }
     }
 
-    fn check_guest<'t>(&self, is_given: impl Fn(&str) -> bool) -> Result<(), OptionError<'t>> {
+    fn check_guest<'t>(
+        &self,
+        is_given: impl Fn(&str) -> bool,
+        has_vms: bool,
+    ) -> Result<(), OptionError<'t>> {
         let guest = self.guest.name();
         let given = |keys: &[&'static str]| keys.iter().copied().find(|key| is_given(key));
         let of_logging = || {
             let mut keys = BENCHMARK_ONLY.iter().chain(&NOT_BACKING).copied();
             keys.find(|key| !BACKING_TOO.contains(key) && is_given(key))
         };
-        let of_foreign = given(&["device", "cpu_features"]).filter(|_| !self.guest.is_foreign());
-        let of_linux =
-            given(&["console", "on_reset", "rtc"]).filter(|_| self.guest != GuestKind::Linux);
-        let foreign = of_foreign.or(of_linux).or(match self.guest {
+        let has_linux = has_vms || self.guest == GuestKind::Linux;
+        let of_foreign = given(&["device", "cpu_features"])
+            .filter(|_| !has_linux && self.guest != GuestKind::Program);
+        let of_linux = given(&["console", "on_reset", "on_crash", "rtc"]).filter(|_| !has_linux);
+        let of_one = given(&["fork"])
+            .filter(|_| has_vms || self.guest != GuestKind::Linux || self.merging != 0);
+        let foreign = of_foreign.or(of_linux).or(of_one).or(match self.guest {
             GuestKind::DirtyLog => given(&["seconds"]).or(given(&BACKING_ONLY[..4])),
             GuestKind::Stress => given(&BENCHMARK_ONLY)
                 .or(given(&BACKING_ONLY))
@@ -414,8 +450,11 @@ impl Options {
                 .or(given(&LOGGED_ONLY))
                 .or(given(&BACKING_ONLY)),
         });
+        let of_each =
+            given(&["vcpus", "bytes"]).filter(|_| has_vms && self.guest == GuestKind::Linux);
         match foreign {
             Some(key) => Err(OptionError::NotForGuest { key, guest }),
+            None if let Some(key) = of_each => Err(OptionError::OfEachVm(key)),
             None if self.guest.is_foreign() && self.modes.len() > 1 => {
                 Err(OptionError::OneMode(guest))
             }
@@ -556,6 +595,22 @@ impl Options {
     /// The size of the RAM of a guest program or of Linux, rounded up to the backing. `None` beyond 64 bits, which [`Self::parse`] refuses.
     pub fn program_bytes(&self) -> Option<u64> {
         self.bytes.0.checked_next_multiple_of(self.backing.bytes())
+    }
+
+    /// The options of one VM among several.
+    pub fn of_vm(&self, vm: &VmOptions<'_>) -> Self {
+        let is_beside = self.guest != GuestKind::Linux;
+        Self {
+            guest: GuestKind::Linux,
+            modes: self.modes.iter().copied().take(1).collect(),
+            vcpus: vm.vcpus,
+            bytes: vm.bytes.unwrap_or(LINUX_BYTES),
+            on_reset: vm.on_reset.unwrap_or(self.on_reset),
+            on_crash: vm.on_crash.unwrap_or(self.on_crash),
+            timeout: if is_beside { NO_TIMEOUT } else { self.timeout },
+            merging: if is_beside { 0 } else { self.merging },
+            ..self.clone()
+        }
     }
 }
 

@@ -1,37 +1,18 @@
-//! Runs the guest that the user's options ask for, from the command line to the guest's end.
+//! Runs the guests that the user's options ask for, from the command line to their end.
 
 use crate::error::RunError;
 use crate::guest::Host;
 use crate::linux;
 use crate::machine::Machine;
-use crate::options::{EarlyOptions, OptionError, Options};
+use crate::modules::Modules;
+use crate::options::OptionError;
 use crate::program;
-use crate::request::Request;
+use crate::request::{Request, Requests};
 use core::fmt;
 use memory::frames::MAX_VMS;
 use memory::{MmuLock, Mutexed, Parallel, RwLocked, VmId};
-use records::image::{GuestImage, ImageError};
-use records::kernel::check_kernel;
 use records::options::{BOOT_OPTIONS, EARLY_OPTIONS};
 use records::words::{GuestKind, Mode};
-
-/// A guest module that the boot loader has loaded.
-#[derive(Clone, Copy, Debug)]
-pub struct Module<'m> {
-    /// The file.
-    pub bytes: &'m [u8],
-    /// Its command line.
-    pub bootargs: &'m str,
-}
-
-/// What the boot loader has loaded for a guest.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct Modules<'m> {
-    /// Its image.
-    pub kernel: Option<Module<'m>>,
-    /// Its initial ramdisk.
-    pub ramdisk: Option<&'m [u8]>,
-}
 
 /// Why nothing could be run to its end.
 #[derive(Debug)]
@@ -69,46 +50,8 @@ impl fmt::Display for Error<'_> {
 
 impl core::error::Error for Error<'_> {}
 
-impl<'m> Request<'m> {
-    /// The request in `bootargs`, with the guest in `modules`. `None` if the word `help` is among them, which is answered at
-    /// once.
-    ///
-    /// # Errors
-    /// Bad options, too few CPUs for them, or no guest.
-    pub fn take<'t, M: Machine>(
-        host: &Host<'_, M>,
-        bootargs: &'t str,
-        modules: Modules<'m>,
-    ) -> Result<Option<Self>, Error<'t>> {
-        let early = EarlyOptions::parse(bootargs).map_err(Error::Options)?;
-        if early.help {
-            print_options(host.machine);
-            return Ok(None);
-        }
-        let options = Options::parse(bootargs).map_err(Error::Options)?;
-        log::set_max_level(options.log);
-        host.check_cpus(&options).map_err(Error::Run)?;
-        let kernel = (modules.kernel).ok_or(Error::Run(ImageError::Missing.into()))?;
-        let image = check_image(options.guest, kernel.bytes).map_err(Error::Run)?;
-        Ok(Some(Self {
-            options,
-            image,
-            ramdisk: modules.ramdisk,
-            bootargs: kernel.bootargs,
-        }))
-    }
-}
-
-/// The image of such a guest.
-fn check_image(guest: GuestKind, file: &[u8]) -> Result<GuestImage<'_>, RunError> {
-    match guest {
-        GuestKind::Linux => Ok(check_kernel(file)?),
-        guest => Ok(GuestImage::check(file, guest != GuestKind::Program)?),
-    }
-}
-
 /// Prints the options, one line each.
-fn print_options<M: Machine>(machine: &M) {
+pub(crate) fn print_options<M: Machine>(machine: &M) {
     machine.write_line(format_args!(
         "Boot options, the words of the hypervisor's bootargs: KEY=VALUE, lists with commas, or the word alone"
     ));
@@ -117,7 +60,7 @@ fn print_options<M: Machine>(machine: &M) {
     }
 }
 
-/// Runs the guest of the user's that `bootargs` ask for, in each mode. Stops at the first failure. With the word `help` among them,
+/// Runs the guests of the user's that `bootargs` and the device tree ask for, in each mode. Stops at the first failure. With the word `help` among them,
 /// only prints the options.
 ///
 /// # Errors
@@ -126,15 +69,16 @@ fn print_options<M: Machine>(machine: &M) {
 pub fn run<'t, M: Machine>(
     host: &Host<'_, M>,
     bootargs: &'t str,
-    modules: Modules<'_>,
+    modules: &Modules<'_>,
 ) -> Result<(), Error<'t>> {
-    let Some(request) = Request::take(host, bootargs, modules)? else {
+    let Some(requests) = Requests::take(host, bootargs, modules)? else {
         return Ok(());
     };
-    match request.options.guest {
-        guest if guest.is_foreign() => run_foreign(host, &request).map_err(Error::Run),
-        guest => Err(Error::Run(RunError::NotBuilt { guest })),
+    let main = requests.main.as_ref().map(|main| main.options.guest);
+    if let Some(guest) = main.filter(|guest| !guest.is_foreign()) {
+        return Err(Error::Run(RunError::NotBuilt { guest }));
     }
+    requests.run(host, run_foreign).map_err(Error::Run)
 }
 
 /// Runs a guest of the user's, in the one mode that it has.
@@ -162,7 +106,7 @@ fn run_one<M: Machine, L: MmuLock + 'static>(
     vm: VmId,
 ) -> Result<(), RunError> {
     match request.options.guest {
-        GuestKind::Linux => linux::run::<M, L>(host, request, vm),
+        GuestKind::Linux => linux::run::<M, L>(host, request),
         _ => program::run::<M, L>(host, request, vm),
     }
 }

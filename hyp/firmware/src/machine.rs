@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use control::{Device, DeviceError, DeviceInterrupt, Facts, Machine, Registers};
+use control::{Device, DeviceError, DeviceInterrupt, Facts, Machine, Registers, Speaker};
 use memory::{CpuMemory, Object, ObjectError};
 use platform::CpuId;
 use platform::boot::System;
@@ -51,6 +51,7 @@ impl Board {
             }),
             vector_bytes: sve::vector_bytes(&system.features),
             clock: "cntpct",
+            wakes_for_input: (system.machine.console).is_some_and(|uart| uart.interrupt.is_some()),
         };
         Self {
             facts,
@@ -134,6 +135,10 @@ impl Machine for Board {
 
     fn write_console(&self, bytes: &[u8]) -> usize {
         console::write(bytes)
+    }
+
+    fn write_console_as(&self, speaker: &Speaker<'_>, bytes: &[u8]) -> usize {
+        console::write_as(speaker.number, speaker.name, speaker.is_within, bytes)
     }
 
     fn read_console(&self, bytes: &mut [u8]) -> usize {

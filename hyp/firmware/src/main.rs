@@ -12,12 +12,13 @@ mod tables;
 mod watch;
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::fmt;
 
 use control::options::{EarlyOptions, OptionError};
 #[cfg(not(feature = "workloads"))]
 use control::run as run_guests;
-use control::{CpuPool, HOUSEKEEPING_NS, Host, Machine, Module, Modules, OwnCpu};
+use control::{CpuPool, Domain, FileKind, HOUSEKEEPING_NS, Host, Machine, Module, Modules, OwnCpu};
 use machine::Board;
 use memory::frames::FramePool;
 use memory::{CpuCounters, CpuMemory, IdleCpus, MemorySystem};
@@ -67,7 +68,8 @@ fn run(boot: Boot) -> Result<(), Error> {
     let system: &'static System = Box::leak(Box::new(boot.take_over().map_err(Error::Boot)?));
     fill_pool(system);
     let bootargs = system.machine.bootargs;
-    let early = EarlyOptions::parse(bootargs).map_err(Error::Option)?;
+    let early =
+        EarlyOptions::parse(bootargs, !system.machine.domains.is_empty()).map_err(Error::Option)?;
     let vmid_bits = system.features.vmid_bits.into();
     let memory = MemorySystem::new(&POOL, cpus::count(), vmid_bits).map_err(Error::Vmids)?;
     cpus::start_secondaries(attend, early.mitigations).map_err(Error::Cpu)?;
@@ -96,25 +98,45 @@ fn run(boot: Boot) -> Result<(), Error> {
         cpu_pool: &shared.cpu_pool,
         counters: &shared.counters,
         own: &own,
+        beside: None,
     };
-    run_guests(&host, bootargs, modules(system)).map_err(|error| {
+    run_guests(&host, bootargs, &modules(system)).map_err(|error| {
         console::write_line(format_args!("parvisor: error: {error}"));
         Error::Run(error.status())
     })
 }
 
-/// What the boot loader has loaded for a guest.
-fn modules(system: &System) -> Modules<'_> {
-    let modules = &system.machine.modules;
-    let find = |kind| modules.iter().position(|module| module.kind == kind);
-    let kernel = find(ModuleKind::Kernel).and_then(|index| {
-        Some(Module {
-            bytes: system.module(index)?,
-            bootargs: modules[index].bootargs.unwrap_or_default(),
-        })
-    });
-    let ramdisk = find(ModuleKind::Ramdisk).and_then(|index| system.module(index));
-    Modules { kernel, ramdisk }
+/// What the boot loader has left for guests.
+fn modules(system: &'static System) -> Modules<'static> {
+    let mut modules = Modules::default();
+    for domain in &system.machine.domains {
+        modules.domains.push(Domain {
+            name: domain.name,
+            cpus: domain.cpus,
+            kib: domain.kib,
+            files: Vec::new(),
+        });
+    }
+    for (index, module) in system.machine.modules.iter().enumerate() {
+        let Some(bytes) = system.module(index) else {
+            continue;
+        };
+        let domain = module
+            .domain
+            .and_then(|index| modules.domains.get_mut(index));
+        let files = domain.map_or(&mut modules.files, |domain| &mut domain.files);
+        files.push(Module {
+            kind: match module.kind {
+                ModuleKind::Kernel => FileKind::Kernel,
+                ModuleKind::Ramdisk => FileKind::Ramdisk,
+                ModuleKind::Other => FileKind::Other,
+            },
+            address: module.range.start(),
+            bytes,
+            bootargs: module.bootargs.unwrap_or_default(),
+        });
+    }
+    modules
 }
 
 /// Gives all unused memory to the pool, and counts the heap's.

@@ -3,8 +3,8 @@
 use crate::size::SizeError;
 use crate::words::{
     Backing, Bug, Change, Clear, ConsoleMode, CpuFeature, Enable, Granularity, GuestKind, Harvest,
-    MergeTarget, Mitigations, Mode, OnReset, Restore, SelfTest, Split, Tracker, Tracking, Word,
-    Workload,
+    MergeTarget, Mitigations, Mode, OnCrash, OnReset, Restore, SelfTest, Split, Tracker, Tracking,
+    Word, Workload,
 };
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -33,6 +33,12 @@ pub const SCANNERS: &str = "the word alone for one, or a number from 1 on";
 /// The sizes of a ring.
 pub const RING_SIZES: &str = "a power of two from 64 to 65536";
 
+/// The form of a VM.
+pub const VMS: &str = "name=NAME,kernel=ADDRESS, and if wanted vcpus=N, bytes=SIZE, initrd=ADDRESS, on_reset=WORD, on_crash=WORD, \
+                       at the end cmdline='WORDS'";
+/// The longest name of a VM.
+pub const LONGEST_NAME: usize = 31;
+
 /// The mitigations of speculation at exits: an option that is read early.
 pub const MITIGATIONS: &str = "mitigations";
 /// A test instead of a guest: an option that is read early.
@@ -41,6 +47,44 @@ pub const SELF_TEST: &str = "selftest";
 pub const INJECT: &str = "inject";
 /// The list of the options: an option that is read early.
 pub const HELP: &str = "help";
+
+/// A VM among several: the only option that may be given more than once.
+pub const VM: &str = "vm";
+
+/// The words of a command line. White space within quotes, `'` or `"`, ends no word.
+pub fn each_word(line: &str) -> impl Iterator<Item = &str> {
+    let mut rest = line;
+    core::iter::from_fn(move || {
+        rest = rest.trim_ascii_start();
+        let mut quote = None;
+        let ends = |byte: u8| {
+            match (quote, byte) {
+                (None, b'\'' | b'"') => quote = Some(byte),
+                (Some(open), byte) if open == byte => quote = None,
+                _ => {}
+            }
+            quote.is_none() && byte.is_ascii_whitespace()
+        };
+        let end = rest.bytes().position(ends).unwrap_or(rest.len());
+        let (word, behind) = rest.split_at(end);
+        rest = behind;
+        (!word.is_empty()).then_some(word)
+    })
+}
+
+/// A value without the quotes around it.
+pub fn unquoted(value: &str) -> &str {
+    let within = |quote| value.strip_prefix(quote)?.strip_suffix(quote);
+    within('\'').or_else(|| within('"')).unwrap_or(value)
+}
+
+/// Whether a VM can have this name: a letter, then letters, digits, `-`, `_`, `.` or `@`.
+pub fn is_name(name: &str) -> bool {
+    let is_other = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte);
+    name.len() <= LONGEST_NAME
+        && name.starts_with(|first: char| first.is_ascii_alphabetic())
+        && name.bytes().all(is_other)
+}
 
 /// A boot option.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,7 +121,7 @@ const fn words<W: Word>(key: &'static str, meaning: &'static str) -> BootOption 
 }
 
 /// All options, in the order in which they are listed.
-pub const BOOT_OPTIONS: [BootOption; 41] = [
+pub const BOOT_OPTIONS: [BootOption; 44] = [
     words::<GuestKind>(
         "guest",
         "what runs: the benchmark, another use of its guest, or your own",
@@ -216,9 +260,23 @@ pub const BOOT_OPTIONS: [BootOption; 41] = [
         "cpu_features",
         "what else of the CPU your guest sees and has; a list",
     ),
+    option(
+        "fork",
+        "seconds, from 1 to 1000000",
+        "forks the one guest after so long; both go on",
+    ),
     words::<OnReset>(
         "on_reset",
         "what becomes of guest=linux when it asks for a reset, as after a panic",
+    ),
+    words::<OnCrash>(
+        "on_crash",
+        "what becomes of guest=linux when it can't go on",
+    ),
+    option(
+        VM,
+        VMS,
+        "one of several VMs with Linux, once for each; its files are the modules at these addresses",
     ),
     option(
         "rtc",
@@ -289,5 +347,40 @@ impl MergeOptions {
     pub fn target_names(&self) -> String {
         let names: Vec<&str> = self.targets.iter().map(|target| target.name()).collect();
         names.join(",")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<&str> {
+        each_word(line).collect()
+    }
+
+    #[test]
+    fn quotes_keep_a_word_together() {
+        assert_eq!(words(" a=1\tb  c=2\n"), ["a=1", "b", "c=2"]);
+        assert_eq!(
+            words("vm=name=a,cmdline='x y=\"1 2\"' b"),
+            ["vm=name=a,cmdline='x y=\"1 2\"'", "b"]
+        );
+        assert_eq!(words("a='b c"), ["a='b c"]);
+        assert_eq!(words("''"), ["''"]);
+        assert_eq!(words(" \n "), [""; 0]);
+        assert_eq!(unquoted("'a \"b\"'"), "a \"b\"");
+        assert_eq!(unquoted("\"a\""), "a");
+        assert_eq!(unquoted("'"), "'");
+        assert_eq!(unquoted("'a"), "'a");
+    }
+
+    #[test]
+    fn a_name_can_be_a_files_and_stands_out_in_a_line() {
+        assert!(is_name("a") && is_name("domU1") && is_name("vm-1_x.y@2"));
+        let longest = "x".repeat(LONGEST_NAME);
+        assert!(is_name(&longest) && !is_name(&(longest + "x")));
+        for name in ["", "1a", ".a", "a b", "a/b", "a]", "a,b", "ä"] {
+            assert!(!is_name(name), "{name}");
+        }
     }
 }

@@ -139,11 +139,22 @@ words! {
 }
 
 words! {
+    /// What becomes of a guest that has crashed: it can't go on.
+    OnCrash: "stop or restart" {
+        /// Its run has failed.
+        Stop = "stop",
+        /// It starts again, from the same files, unless it does nothing but crash.
+        Restart = "restart",
+    }
+}
+
+words! {
     /// How the output of a guest's UART reaches the console.
     ConsoleMode: "lines or raw" {
         /// In whole lines that are marked as the guest's.
         Lines = "lines",
-        /// Byte by byte, and the console's input goes to the guest.
+        /// Byte by byte, and the console's input goes to the guest. Of several guests one has the input, and each line is marked
+        /// by the name of its guest.
         Raw = "raw",
     }
 }

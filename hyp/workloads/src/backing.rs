@@ -20,6 +20,7 @@ use crate::report;
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use control::MAIN_VMS;
 use control::Machine;
 use control::Request;
 use control::RunningGuest;
@@ -27,7 +28,6 @@ use control::background_merge::Scanner;
 use control::guest::{FinalState, GuestPlan, Host};
 use control::options::{Options, TEST_MEMORY};
 use core::ops::Range;
-use memory::frames::MAX_VMS;
 use memory::{MmuLock, Object, SlotError, VmId};
 use records::record::{CounterMap, PARVISOR, Progress, Record};
 use records::words::{Mode, Workload};
@@ -65,7 +65,7 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     let options = &request.options;
     let vms = options.vms();
     for (number, case) in cases(options, mode).into_iter().enumerate() {
-        let vms = (0..vms).map(|vm| VmId::new((number * vms + vm) % MAX_VMS));
+        let vms = (0..vms).map(|vm| VmId::new((number * vms + vm) % MAIN_VMS));
         let run = Run {
             host,
             request,

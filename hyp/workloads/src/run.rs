@@ -3,9 +3,8 @@
 use crate::harness::error::WorkloadError;
 use crate::harness::policy::{Choice, choices};
 use crate::{backing, dirty_log, stress};
-use control::{Host, Machine, Modules, Request};
+use control::{Host, MAIN_VMS, Machine, Modules, Request, Requests};
 use core::fmt;
-use memory::frames::MAX_VMS;
 use memory::{MmuLock, Mutexed, Parallel, RwLocked, VmId};
 use records::words::{GuestKind, Mode, Tracking};
 
@@ -40,18 +39,18 @@ impl fmt::Display for Error<'_> {
 
 impl core::error::Error for Error<'_> {}
 
-/// Runs the workload or guest program that `bootargs` ask for: the guest in `modules`, in each mode with each policy. Stops at
-/// the first failure. With the word `help` among them, only prints the options.
+/// Runs the workload or guest program that `bootargs` ask for: the guest in `modules`, in each mode with each policy, beside the
+/// VMs that `bootargs` and `modules` name. Stops at the first failure. With the word `help` among them, only prints the options.
 ///
 /// # Errors
 /// Bad options, no guest, or a failed run. The caller prints the error and returns its status ([`Error::status`]).
 pub fn run<'t, M: Machine>(
     host: &Host<'_, M>,
     bootargs: &'t str,
-    modules: Modules<'_>,
+    modules: &Modules<'_>,
 ) -> Result<(), Error<'t>> {
-    match Request::take(host, bootargs, modules).map_err(Error::Control)? {
-        Some(request) => run_all(host, &request).map_err(Error::Workload),
+    match Requests::take(host, bootargs, modules).map_err(Error::Control)? {
+        Some(requests) => requests.run(host, run_all).map_err(Error::Workload),
         None => Ok(()),
     }
 }
@@ -62,7 +61,7 @@ fn run_all<M: Machine>(host: &Host<'_, M>, request: &Request<'_>) -> Result<(), 
     }
     check_tracking(host, request)?;
     for (number, choice) in choices(&request.options).enumerate() {
-        let Some(vm) = VmId::new(number % MAX_VMS) else {
+        let Some(vm) = VmId::new(number % MAIN_VMS) else {
             continue;
         };
         let run = match choice.mode {

@@ -32,6 +32,7 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use common::Common;
+use control::MAIN_VMS;
 use control::Machine;
 use control::Request;
 use control::RunError;
@@ -39,7 +40,6 @@ use control::guest::{GuestPlan, Host, RunningGuest};
 use control::options::Options;
 use fastrand::Rng;
 use fork::Fork;
-use memory::frames::MAX_VMS;
 use memory::{DirtyPages, MmuLock, PageMerging, SlotId, VmId};
 use records::record::{CounterMap, PARVISOR, Progress, Record};
 use records::words::Backing;
@@ -228,7 +228,7 @@ impl<'s, M: Machine, L: MmuLock + 'static> Stress<'s, M, L> {
             count: 0,
         };
         let unseen = Slots::behind(copies.offset(pages as u64 * PAGE_SIZE));
-        let other_vm = |after| VmId::new((plan.vm.number() + after) % MAX_VMS);
+        let other_vm = |after| VmId::new((plan.vm.number() + after) % MAIN_VMS);
         Ok(Self {
             host,
             plan,

@@ -36,6 +36,8 @@ pub enum Conduit {
 pub struct Uart {
     /// Its registers.
     pub registers: PhysicalRange,
+    /// Its interrupt, if it has one that all CPUs share.
+    pub interrupt: Option<Interrupt>,
 }
 
 /// The interrupt controller's registers.
@@ -205,6 +207,18 @@ fn private_interrupt(place: &Place<'_, '_>, index: usize, least: usize) -> Optio
     (kind == KIND_PPI && number < PPIS).then(|| Interrupt(FIRST_PPI + number))
 }
 
+/// A device's first interrupt, if all CPUs share it.
+fn shared_interrupt(place: &Place<'_, '_>) -> Option<Interrupt> {
+    const KIND_SPI: u32 = 0;
+    const FIRST_SPI: u32 = 32;
+    const SPIS: u32 = 988;
+    let property = place.node.property("interrupts")?;
+    let (words, _) = property.value().as_chunks::<4>();
+    let kind = u32::from_be_bytes(*words.first()?);
+    let number = u32::from_be_bytes(*words.get(1)?);
+    (kind == KIND_SPI && number < SPIS).then(|| Interrupt(FIRST_SPI + number))
+}
+
 /// The UART that /chosen names, if it is a PL011, or else the first PL011 there is.
 pub fn console(tree: Fdt<'_>) -> Option<Uart> {
     chosen_console(tree).or_else(|| find(tree, &mut pl011))
@@ -231,6 +245,7 @@ fn pl011(place: &Place<'_, '_>) -> Option<Uart> {
     }
     Some(Uart {
         registers: place.registers(0)?,
+        interrupt: shared_interrupt(place),
     })
 }
 

@@ -72,9 +72,13 @@ impl MemoryPlan {
         }
         for (index, module) in machine.modules.iter().enumerate() {
             check_module(module, &mapped, image, tree)?;
+            // Several VMs may have one file.
+            let is_shared = |other: &GuestModule<'_>| {
+                other.range == module.range && other.kind == module.kind && other.domain.is_some()
+            };
             if let Some(other) = machine.modules[..index]
                 .iter()
-                .find(|other| other.range.overlaps(module.range))
+                .find(|other| other.range.overlaps(module.range) && !is_shared(other))
             {
                 return Err(PlanError::module(
                     module,

@@ -99,6 +99,8 @@ fn virt() -> DeviceTree {
             "reg",
             [0, u32::from_str_radix(address, 16).unwrap(), 0, 0x1000],
         );
+        let spi = if address == "9000000" { 1u32 } else { 8 };
+        set(uart, "interrupts", [0u32, spi, 4]);
     }
     let chosen = child(root, "chosen", "");
     set(chosen, "stdout-path", "/pl011@9040000:115200n8");
@@ -154,7 +156,8 @@ fn a_virt_machine_is_described_in_full() {
     assert_eq!(
         machine.console,
         Some(Uart {
-            registers: range(0x904_0000, 0x904_1000)
+            registers: range(0x904_0000, 0x904_1000),
+            interrupt: Some(Interrupt(40)),
         })
     );
     assert_eq!(machine.bootargs, "mode=parallel vcpus=4");
@@ -291,7 +294,8 @@ fn registers_are_translated_through_every_bus() {
     assert_eq!(
         machine.console,
         Some(Uart {
-            registers: range(0xfe20_1000, 0xfe20_1200)
+            registers: range(0xfe20_1000, 0xfe20_1200),
+            interrupt: None,
         })
     );
 }
@@ -312,6 +316,22 @@ fn a_uart_behind_a_bus_without_ranges_is_no_console() {
 }
 
 #[test]
+fn a_uart_without_an_interrupt_that_cpus_share_is_looked_at() {
+    for interrupts in [&[][..], &[1u32, 4, 4], &[0], &[0, 988, 4]] {
+        let mut tree = virt();
+        let uart = tree.find_node_mut("/pl011@9040000").unwrap();
+        let bytes: Vec<u8> = interrupts
+            .iter()
+            .flat_map(|cell| cell.to_be_bytes())
+            .collect();
+        uart.remove_property("interrupts");
+        set(uart, "interrupts", bytes);
+        let console = discover(&tree).unwrap().console.unwrap();
+        assert_eq!(console.interrupt, None, "{interrupts:?}");
+    }
+}
+
+#[test]
 fn a_disabled_uart_gives_way_to_one_that_works() {
     let mut tree = virt();
     set(
@@ -322,7 +342,8 @@ fn a_disabled_uart_gives_way_to_one_that_works() {
     assert_eq!(
         discover(&tree).unwrap().console,
         Some(Uart {
-            registers: range(0x900_0000, 0x900_1000)
+            registers: range(0x900_0000, 0x900_1000),
+            interrupt: Some(Interrupt(33)),
         })
     );
 }
@@ -441,8 +462,73 @@ fn modules_are_found_as_guest_loader_writes_them() {
             kind: ModuleKind::Kernel,
             range: range(0x5000_0000, 0x5001_2345),
             bootargs: Some("quiet"),
+            domain: None,
         }]
     );
+}
+
+/// Adds a VM as Xen's dom0less has it, with a kernel and a ramdisk.
+fn add_domain(tree: &mut DeviceTree, name: &str, kernel: u32, ramdisk: u32) {
+    let chosen = tree.find_node_mut("/chosen").unwrap();
+    let domain = child(chosen, name, "xen,domain");
+    cells(domain, 2, 2);
+    set(domain, "cpus", 2u32);
+    set(domain, "memory", [0u32, 0x2_0000]);
+    for (kind, start) in [("multiboot,kernel", kernel), ("multiboot,ramdisk", ramdisk)] {
+        let module = child(domain, &format!("module@{start:x}"), "");
+        set(module, "compatible", &[kind, "multiboot,module"][..]);
+        set(module, "reg", [0u32, start, 0, 0x1000]);
+        set(module, "bootargs", "quiet");
+    }
+}
+
+#[test]
+fn vms_are_found_as_dom0less_describes_them() {
+    let mut tree = virt();
+    add_domain(&mut tree, "domU1", 0x5000_0000, 0x5100_0000);
+    add_module(&mut tree, 0x5200_0000, 0x1000);
+    add_domain(&mut tree, "domU2", 0x5000_0000, 0x5300_0000);
+    let chosen = tree.find_node_mut("/chosen").unwrap();
+    child(chosen, "domU3", "xen,domain");
+    let machine = discover(&tree).unwrap();
+    let vms = machine.domains.iter();
+    let vms: Vec<_> = vms.map(|vm| (vm.name, vm.cpus, vm.kib)).collect();
+    let described = (Some(2), Some(0x2_0000));
+    assert_eq!(
+        vms,
+        [
+            ("domU1", described.0, described.1),
+            ("domU2", described.0, described.1),
+            ("domU3", None, None)
+        ]
+    );
+    let modules = machine.modules.iter();
+    let modules: Vec<_> = modules
+        .map(|module| (module.range.start(), module.kind, module.domain))
+        .collect();
+    assert_eq!(
+        modules,
+        [
+            (0x5000_0000, ModuleKind::Kernel, Some(0)),
+            (0x5100_0000, ModuleKind::Ramdisk, Some(0)),
+            (0x5200_0000, ModuleKind::Kernel, None),
+            (0x5000_0000, ModuleKind::Kernel, Some(1)),
+            (0x5300_0000, ModuleKind::Ramdisk, Some(1)),
+        ]
+    );
+    // Both VMs have one kernel.
+    let plan = MemoryPlan::new(&machine, 40, IMAGE, TREE).unwrap();
+    assert!(!plan.free.overlaps(range(0x5000_0000, 0x5000_1000)));
+}
+
+#[test]
+fn files_of_vms_that_overlap_are_refused() {
+    let mut tree = virt();
+    add_domain(&mut tree, "domU1", 0x5000_0000, 0x5000_0800);
+    let machine = discover(&tree).unwrap();
+    let error = MemoryPlan::new(&machine, 40, IMAGE, TREE).unwrap_err();
+    let says = "overlaps guest module module@50000000";
+    assert!(error.to_string().ends_with(says), "{error}");
 }
 
 #[test]
@@ -485,6 +571,7 @@ proptest! {
     ) {
         let mut tree = virt();
         add_module(&mut tree, 0x5000_0000, 0x12345);
+        add_domain(&mut tree, "domU1", 0x5100_0000, 0x5200_0000);
         tree.memory_reservations.push(MemoryReservation::new(0x6000_0800, 0x10));
         let mut blob = tree.to_dtb();
         for (at, byte) in changes {
@@ -513,16 +600,17 @@ proptest! {
     fn no_property_value_makes_discovery_panic(
         path in prop::sample::select(vec![
             "/", "/memory@40000000", "/cpus", "/cpus/cpu@1", "/psci", "/timer", "/intc@8000000", "/pl011@9040000", "/chosen",
-            "/chosen/module@50000000",
+            "/chosen/module@50000000", "/chosen/domU1", "/chosen/domU1/module@51000000",
         ]),
         name in prop::sample::select(vec![
             "reg", "#address-cells", "#size-cells", "status", "compatible", "interrupts", "#redistributor-regions",
-            "stdout-path", "bootargs", "linux,initrd-start", "ranges", "method", "device_type",
+            "stdout-path", "bootargs", "linux,initrd-start", "ranges", "method", "device_type", "cpus", "memory",
         ]),
         value in prop::collection::vec(prop_oneof![Just(0u8), Just(0xff), any::<u8>()], 0..48),
     ) {
         let mut tree = virt();
         add_module(&mut tree, 0x5000_0000, 0x12345);
+        add_domain(&mut tree, "domU1", 0x5100_0000, 0x5200_0000);
         set(tree.find_node_mut(path).unwrap(), name, value.as_slice());
         examine(&tree.to_dtb());
     }

@@ -1,9 +1,10 @@
 //! The interrupt controller: what the hypervisor itself needs of it, and the physical side of guests' interrupts.
 //!
 //! The hypervisor has one software-generated interrupt, which kicks a CPU out of a guest or a wait, and the interrupt of EL2's
-//! timer, which ends a wait. A CPU that has loaded a guest with a virtual GIC also takes the interrupts of EL1's timers, which
-//! are forwarded to the guest, and the maintenance interrupt of the CPU's list registers. A CPU that runs a vCPU of a VM with
-//! devices of the machine takes their interrupts ([`shared`]). All other interrupts are off.
+//! timer, which ends a wait. The boot CPU also takes that of the console's UART, when it wants to know of input. A CPU that has
+//! loaded a guest with a virtual GIC also takes the interrupts of EL1's timers, which are forwarded to the guest, and the
+//! maintenance interrupt of the CPU's list registers. A CPU that runs a vCPU of a VM with devices of the machine takes their
+//! interrupts ([`shared`]). All other interrupts are off.
 //!
 //! The end of an interrupt is in two steps (EOImode 1): the priority is dropped as soon as an interrupt is taken, and it stays
 //! active until it is deactivated. What concerns EL2 is deactivated at once, what is forwarded by the guest.
@@ -44,13 +45,15 @@ const PRIVATE: u32 = 32;
 
 static GIC: Once<Gic> = Once::new();
 
-/// A GIC, and the interrupts private to each CPU that are in use.
+/// A GIC, and the interrupts that are in use.
 struct Gic {
     version: Version,
     /// Those of the timers, if they are known.
     timers: Option<TimerInterrupts>,
     /// That of the list registers, if it is known.
     maintenance: Option<Interrupt>,
+    /// That of the console's UART, if it is known.
+    console: Option<Interrupt>,
 }
 
 enum Version {
@@ -122,8 +125,15 @@ pub(crate) fn init(machine: &Machine, has_system_registers: bool) -> Result<(), 
         version,
         timers: machine.timer,
         maintenance: machine.maintenance,
+        console: machine.console.and_then(|uart| uart.interrupt),
     });
-    init_cpu()
+    init_cpu()?;
+    if let Some(gic) = GIC.get()
+        && let Some(console) = gic.console
+    {
+        route(console.0, false, CpuId::current());
+    }
+    Ok(())
 }
 
 /// Starts this CPU's part.
@@ -189,10 +199,10 @@ impl Gic {
         }
     }
 
-    /// The device's interrupt that [`Self::take`] has returned, if it is one.
-    fn of_device(&self, taken: u32) -> Option<u32> {
-        let Interrupt(interrupt) = self.interrupt(taken);
-        (interrupt >= PRIVATE).then_some(interrupt)
+    /// The number of an interrupt that is of a device which a guest has.
+    fn of_device(&self, interrupt: Interrupt) -> Option<u32> {
+        let is_ours = interrupt.0 < PRIVATE || self.console == Some(interrupt);
+        (!is_ours).then_some(interrupt.0)
     }
 
     /// The distributor's registers.
@@ -255,7 +265,14 @@ pub fn acknowledge() -> Option<u32> {
         while device.is_none()
             && let Some(taken) = gic.take()
         {
-            device = gic.of_device(taken);
+            let interrupt = gic.interrupt(taken);
+            device = gic.of_device(interrupt);
+            if gic.console == Some(interrupt)
+                && let Some(distributor) = gic.distributor()
+            {
+                // The UART asks for it until its input has been read.
+                shared::disable(distributor, interrupt.0);
+            }
             if device.is_none() {
                 gic.deactivate(taken);
             }
@@ -272,6 +289,15 @@ fn acknowledge_all() {
     while acknowledge().is_some() {}
 }
 
+/// Wakes the boot CPU, once, when the console's UART asks for its interrupt.
+pub(crate) fn await_console() {
+    if let Some(gic) = GIC.get()
+        && let Some(console) = gic.console
+    {
+        unmask(console.0);
+    }
+}
+
 /// Takes one of the interrupts that are pending for this CPU, while a guest with a virtual GIC is loaded.
 pub fn take() -> Option<vm::Interrupt> {
     let gic = GIC.get()?;
@@ -285,7 +311,7 @@ pub fn take() -> Option<vm::Interrupt> {
             return Some(vm::Interrupt::PhysicalTimer);
         }
     }
-    if let Some(interrupt) = gic.of_device(taken) {
+    if let Some(interrupt) = gic.of_device(interrupt) {
         return Some(vm::Interrupt::Device(interrupt));
     }
     gic.deactivate(taken);

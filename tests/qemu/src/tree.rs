@@ -83,6 +83,32 @@ pub fn add_module(tree: &mut DeviceTree, address: u64, size: u64) {
     );
 }
 
+/// Describes a VM as Xen's dom0less has it, with this memory and a kernel at an address, of a size.
+pub fn add_domain(
+    tree: &mut DeviceTree,
+    name: &str,
+    cpus: Option<u32>,
+    kib: u64,
+    (address, size): (u64, u64),
+) {
+    let mut domain = node(name)
+        .property(property("compatible", "xen,domain"))
+        .property(property("#address-cells", 2_u32))
+        .property(property("#size-cells", 2_u32))
+        .property(property("memory", cells(&[kib])));
+    if let Some(cpus) = cpus {
+        domain = domain.property(property("cpus", cpus));
+    }
+    let kernel = node(&format!("module@{address:x}"))
+        .property(property(
+            "compatible",
+            &["multiboot,kernel", "multiboot,module"][..],
+        ))
+        .property(property("reg", cells(&[address, size])))
+        .build();
+    chosen(tree).add_child(domain.child(kernel).build());
+}
+
 /// Says that the registers of a device, one page of them, are somewhere else.
 ///
 /// # Panics

@@ -1,7 +1,9 @@
-//! A guest's console output: printed in whole lines with a guest's prefix, so that it can't pass for the hypervisor's.
+//! A guest's console output: printed in whole lines with a guest's prefix, or that of its name, so that it can't pass for the
+//! hypervisor's.
 //!
 //! All vCPUs of a VM share one console. Each byte is added under a lock that only printing takes.
 
+use alloc::string::String;
 use core::fmt;
 use spin::Mutex;
 
@@ -11,6 +13,8 @@ const LONGEST: usize = 256;
 /// Collects a guest's bytes into lines.
 #[derive(Debug)]
 pub struct GuestConsole {
+    /// The guest's name, if it is one of several.
+    name: Option<String>,
     line: Mutex<Line>,
 }
 
@@ -23,7 +27,13 @@ struct Line {
 impl GuestConsole {
     /// An empty line.
     pub const fn new() -> Self {
+        Self::of(None)
+    }
+
+    /// As [`Self::new`], of the guest of this name, if it has one.
+    pub const fn of(name: Option<String>) -> Self {
         Self {
+            name,
             line: Mutex::new(Line {
                 bytes: [0; LONGEST],
                 length: 0,
@@ -42,14 +52,14 @@ impl GuestConsole {
                 return;
             }
         }
-        line.print(print);
+        line.print(self.name.as_deref(), print);
     }
 
     /// Prints an unfinished line.
     pub fn flush(&self, print: impl FnOnce(fmt::Arguments<'_>)) {
         let mut line = self.line.lock();
         if line.length > 0 {
-            line.print(print);
+            line.print(self.name.as_deref(), print);
         }
     }
 }
@@ -61,10 +71,13 @@ impl Default for GuestConsole {
 }
 
 impl Line {
-    fn print(&mut self, print: impl FnOnce(fmt::Arguments<'_>)) {
+    fn print(&mut self, name: Option<&str>, print: impl FnOnce(fmt::Arguments<'_>)) {
         let bytes = &self.bytes[..self.length];
         let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
-        print(format_args!("guest: {}", Escaped(bytes)));
+        match name {
+            None => print(format_args!("guest: {}", Escaped(bytes))),
+            Some(name) => print(format_args!("[{name}] {}", Escaped(bytes))),
+        }
         self.length = 0;
     }
 }
@@ -84,7 +97,7 @@ impl fmt::Display for Escaped<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::string::{String, ToString};
+    use alloc::string::ToString;
     use alloc::vec::Vec;
 
     fn lines(text: &[u8]) -> Vec<String> {
@@ -112,6 +125,16 @@ mod tests {
             lines(b"\rparvisor: exit status 0\x1b[A\0\xff\n"),
             ["guest: \\x0dparvisor: exit status 0\\x1b[A\\x00\\xff"]
         );
+    }
+
+    #[test]
+    fn of_several_guests_each_has_its_name() {
+        let mut lines = Vec::new();
+        let console = GuestConsole::of(Some("a".into()));
+        for byte in b"[b] x\n" {
+            console.put(*byte, |line| lines.push(line.to_string()));
+        }
+        assert_eq!(lines, ["[a] [b] x"]);
     }
 
     #[test]

@@ -63,22 +63,27 @@ impl<M: Machine> Drop for Limit<'_, M> {
     }
 }
 
-/// The CPUs that are reserved as a guest's helpers, until this is dropped.
-pub(super) struct Helpers<M: Machine> {
+/// CPUs that nobody else gets, until this is dropped: a guest's helpers, or those that run it from one start to the next.
+pub(crate) struct ReservedCpus<M: Machine> {
     cpu_pool: &'static CpuPool<M>,
     cpus: Range<usize>,
 }
 
-impl<M: Machine> Helpers<M> {
+impl<M: Machine> ReservedCpus<M> {
+    /// Which they are.
+    pub(crate) fn cpus(&self) -> Range<usize> {
+        self.cpus.clone()
+    }
+
     /// Reserves these idle CPUs.
-    pub(super) fn reserve(host: &Host<'_, M>, cpus: Range<usize>) -> Self {
+    pub(crate) fn reserve(host: &Host<'_, M>, cpus: Range<usize>) -> Self {
         let cpu_pool = host.cpu_pool;
         cpu_pool.reserve(cpus.clone(), true);
         Self { cpu_pool, cpus }
     }
 }
 
-impl<M: Machine> Drop for Helpers<M> {
+impl<M: Machine> Drop for ReservedCpus<M> {
     fn drop(&mut self) {
         self.cpu_pool.reserve(self.cpus.clone(), false);
     }
@@ -92,7 +97,7 @@ pub(super) struct Ending<'h, M: Machine, L: MmuLock> {
     vm: Option<Arc<Vm<AddressSpace<L>>>>,
     /// The CPUs that run its vCPUs.
     cpus: Range<usize>,
-    helpers: Helpers<M>,
+    helpers: ReservedCpus<M>,
     /// The machine's devices that it has.
     devices: Vec<Device>,
     before: Snapshot,
@@ -107,7 +112,7 @@ impl<'h, M: Machine, L: MmuLock> Ending<'h, M, L> {
         plan: &GuestPlan<'_>,
         vm: Arc<Vm<AddressSpace<L>>>,
         cpus: Range<usize>,
-        helpers: Helpers<M>,
+        helpers: ReservedCpus<M>,
         limit: Option<Limit<'h, M>>,
     ) -> Self {
         let before = Snapshot::of_guest(&host, &vm, [&cpus, &helpers.cpus]);
@@ -125,7 +130,7 @@ impl<'h, M: Machine, L: MmuLock> Ending<'h, M, L> {
 
     /// The CPUs that are reserved as its helpers.
     pub(super) fn helpers(&self) -> Range<usize> {
-        self.helpers.cpus.clone()
+        self.helpers.cpus()
     }
 
     /// Stops the guest if it hasn't ended by itself, and frees its memory. The caller holds no reference to its VM any more.

@@ -3,7 +3,7 @@
 use crate::board::{BoardDescription, GuestBoard, Places, STOLEN_TIMES};
 use crate::error::RunError;
 use crate::guest::device_tree::GuestDescription;
-use crate::guest::ending::{Ending, Helpers, Limit};
+use crate::guest::ending::{Ending, Limit, ReservedCpus};
 use crate::guest::host::Host;
 use crate::guest::plan::{GuestPlan, RAM, RAM_SLOT, STOLEN_TIME_SLOT, UNSEEN_SLOT, level, whole};
 use crate::guest::running::RunningGuest;
@@ -127,13 +127,18 @@ impl<'h, M: Machine> Host<'h, M> {
         L: MmuLock + 'static,
         S: Service + Send + Sync + 'static,
     {
-        let all = (self.cpu_pool).find_idle(plan.vcpus + plan.helpers);
-        let all = all.ok_or(RunError::Stuck)?;
+        let all = match &plan.cpus {
+            Some(cpus) => cpus.clone(),
+            None => {
+                let found = (self.cpu_pool).find_idle(plan.vcpus + plan.helpers);
+                found.ok_or(RunError::Stuck)?
+            }
+        };
         let cpus = all.start..all.start + plan.vcpus;
         let limit = Limit::set(self, plan);
         let NewVm { vm, filled_ns } = make()?;
         let vm = Arc::new(vm);
-        let helpers = Helpers::reserve(self, cpus.end..all.end);
+        let helpers = ReservedCpus::reserve(self, cpus.end..all.end);
         let ending = Ending::new(*self, plan, vm.clone(), cpus.clone(), helpers, limit);
         let guest = RunningGuest::new(*self, plan, vm, cpus.clone(), filled_ns, ending);
         let interrupts = plan.board.iter().flat_map(GuestBoard::interrupts);

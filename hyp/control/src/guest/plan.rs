@@ -7,6 +7,7 @@ use crate::options::TEST_MEMORY;
 use crate::request::Request;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Range;
 use memory::{BackingPolicy, Object, SlotConfig, SlotId, VmId};
 use records::image::GuestImage;
 use records::words::{Backing, CpuFeature};
@@ -77,6 +78,8 @@ pub struct GuestPlan<'p> {
     pub bootargs: &'p str,
     /// Its vCPUs.
     pub vcpus: usize,
+    /// The CPUs that run them, if it has some of its own.
+    pub cpus: Option<Range<usize>>,
     /// CPUs without a vCPU that share CPU 0's work on its memory
     /// ([`RunningGuest::share_work`](crate::RunningGuest::share_work)). Nobody else gets them while it runs.
     pub helpers: usize,
@@ -123,6 +126,7 @@ impl<'p> GuestPlan<'p> {
             board: None,
             bootargs: request.bootargs,
             vcpus: options.vcpus,
+            cpus: None,
             helpers: 0,
             ram,
             ram_backing: Backing::Block2M,

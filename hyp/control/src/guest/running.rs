@@ -149,11 +149,9 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
     where
         L: 'static,
     {
-        let cpus = self.host.cpu_pool.find_idle(count)?;
-        let (stop, first) = (Arc::new(AtomicBool::new(false)), cpus.start);
-        let seen = stop.clone();
-        let work = move |vm: &_, own: &OwnCpu<M>| work(vm, own, own.id.0 - first, &seen);
-        Some(self.post(cpus, stop, work))
+        let vm = self.vm.clone();
+        let work = move |own: &OwnCpu<M>, index, stop: &_| work(&vm, own, index, stop);
+        self.host.beside(count, work)
     }
 
     /// The CPUs that share this CPU's work on the guest's memory.
@@ -169,28 +167,19 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
     where
         L: 'static,
     {
-        self.post(self.helpers(), Arc::default(), work)
+        let vm = self.vm.clone();
+        let work = move |own: &OwnCpu<M>| work(&vm, own);
+        self.host.post(self.helpers(), Arc::default(), work)
     }
 
-    fn post(
-        &self,
-        cpus: Range<usize>,
-        stop: Arc<AtomicBool>,
-        work: impl Fn(&Vm<AddressSpace<L>>, &OwnCpu<M>) + Send + Sync + 'static,
-    ) -> BackgroundWork<'_, M>
-    where
-        L: 'static,
-    {
-        let vm = self.vm.clone();
-        let job = move |own: &mut OwnCpu<M>| work(&vm, own);
-        (self.host.cpu_pool).post(self.machine, cpus.clone(), Arc::new(job));
-        BackgroundWork {
-            machine: self.machine,
-            cpu_pool: self.host.cpu_pool,
-            cpus,
-            stop,
-            guest: PhantomData,
-        }
+    /// The machine as CPU 0 sees it.
+    pub(crate) fn host(&self) -> &Host<'h, M> {
+        &self.host
+    }
+
+    /// When a look at the guest is due.
+    pub(crate) fn due_ns(&self) -> u64 {
+        self.patience.next_ns()
     }
 
     /// Wakes all vCPUs, so that those that wait in a call check whether it can be answered.
@@ -232,7 +221,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
             };
             self.check()?;
             if !self.host.cpu_pool.relieve(self.own) {
-                self.machine.wait(self.patience.next_ns().min(deadline_ns));
+                self.host.wait(self.patience.next_ns().min(deadline_ns));
             }
         }
     }
@@ -247,7 +236,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         let mut pause = self.vm.pause(|cpu| self.machine.kick(cpu));
         while !pause.is_complete() {
             self.check()?;
-            self.machine.wait(self.patience.next_ns());
+            self.host.wait(self.patience.next_ns());
         }
         pause.stop_time(self.machine.moment());
         Ok(pause)
@@ -354,19 +343,7 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
     /// # Errors
     /// Its time is up.
     pub fn wait_for_end(&self) -> Result<StopReason, RunError> {
-        self.attend_until_end(|| u64::MAX)
-    }
-
-    /// As [`Self::wait_for_end`], while this CPU attends to something: `attend` returns when it wants to be called again at the
-    /// latest.
-    ///
-    /// # Errors
-    /// As for [`Self::wait_for_end`].
-    pub fn attend_until_end(
-        &self,
-        mut attend: impl FnMut() -> u64,
-    ) -> Result<StopReason, RunError> {
-        match self.attend_until(|| Attended::Again(attend())) {
+        match self.wait_until(|| false) {
             Err(RunError::Ended(reason)) => Ok(reason),
             Err(error) => Err(error),
             Ok(()) => Ok(StopReason::Requested),
@@ -381,6 +358,39 @@ impl<'h, M: Machine, L: MmuLock> RunningGuest<'h, M, L> {
         match self.wait_for_end()? {
             StopReason::PoweredOff | StopReason::AllVcpusOff => Ok(()),
             reason => Err(RunError::Ended(reason)),
+        }
+    }
+}
+
+impl<M: Machine> Host<'_, M> {
+    /// Sets `count` CPUs to work. Each calls `work` once, with its number among them and a flag that says when to stop. `None`
+    /// if there are too few idle CPUs.
+    pub(crate) fn beside<'g>(
+        &self,
+        count: usize,
+        work: impl Fn(&OwnCpu<M>, usize, &AtomicBool) + Send + Sync + 'static,
+    ) -> Option<BackgroundWork<'g, M>> {
+        let cpus = self.cpu_pool.find_idle(count)?;
+        let (stop, first) = (Arc::new(AtomicBool::new(false)), cpus.start);
+        let seen = stop.clone();
+        let work = move |own: &OwnCpu<M>| work(own, own.id.0 - first, &seen);
+        Some(self.post(cpus, stop, work))
+    }
+
+    fn post<'g>(
+        &self,
+        cpus: Range<usize>,
+        stop: Arc<AtomicBool>,
+        work: impl Fn(&OwnCpu<M>) + Send + Sync + 'static,
+    ) -> BackgroundWork<'g, M> {
+        let job = move |own: &mut OwnCpu<M>| work(own);
+        (self.cpu_pool).post(self.machine, cpus.clone(), Arc::new(job));
+        BackgroundWork {
+            machine: self.machine,
+            cpu_pool: self.cpu_pool,
+            cpus,
+            stop,
+            guest: PhantomData,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Carries bytes between a guest's UART and the console, on CPU 0, and looks after the guest's real-time clock.
 //!
-//! CPU 0 is woken when the UART has output and when it has room for input. The console's own input is polled.
+//! CPU 0 is woken when the UART has output and when it has room for input, and for the console's own input, if that can wake it;
+//! else it is polled.
 
 use crate::board::GuestBoard;
 use crate::guest::console::GuestConsole;
@@ -10,7 +11,7 @@ use core::ops::Range;
 use devices::{Pl011, Pl031};
 use records::words::ConsoleMode;
 
-/// How often the console is looked at for input.
+/// How often a console is looked at for input that says nothing by itself.
 const INPUT_NS: u64 = 10_000_000;
 /// When a console that has no room is tried again: about as long as a FIFO of 16 takes at 115,200 baud.
 const ROOM_NS: u64 = 1_000_000;
@@ -87,14 +88,25 @@ impl<M: Machine> Terminal<M> {
         }
     }
 
+    /// The guest's UART.
+    pub fn uart(&self) -> &Arc<Pl011> {
+        &self.uart
+    }
+
+    /// Looks after the clock alone. Returns when this is to be called again, unless this CPU is woken before.
+    pub fn attend_clock(&self) -> u64 {
+        self.rtc.attend();
+        self.rtc.deadline_ns().unwrap_or(u64::MAX)
+    }
+
     /// Carries what there is. Returns when this is to be called again, unless this CPU is woken before.
     pub fn attend(&mut self) -> u64 {
-        self.rtc.attend();
-        let alarm_ns = self.rtc.deadline_ns().unwrap_or(u64::MAX);
+        let alarm_ns = self.attend_clock();
         let after = |ns: u64| self.machine.now_ns().saturating_add(ns);
-        let input_ns = match self.mode {
-            ConsoleMode::Lines => u64::MAX,
-            ConsoleMode::Raw => after(INPUT_NS),
+        let is_polled = self.mode == ConsoleMode::Raw && !self.machine.facts().wakes_for_input;
+        let input_ns = match is_polled {
+            true => after(INPUT_NS),
+            false => u64::MAX,
         };
         if self.mode == ConsoleMode::Raw {
             while self.carry_input() == Carried::All {}

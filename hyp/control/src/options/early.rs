@@ -1,7 +1,7 @@
 //! Options that the boot code reads before the others. [`Options::parse`] skips them.
 
 use super::{OptionError, each_word, value};
-use records::options::{EARLY_KEYS, HELP, INJECT, MITIGATIONS, SELF_TEST};
+use records::options::{EARLY_KEYS, HELP, INJECT, MITIGATIONS, SELF_TEST, VM};
 use records::words::{Bug, GuestKind, Mitigations, SelfTest};
 
 /// Options that act before any guest runs.
@@ -19,20 +19,21 @@ pub struct EarlyOptions {
 
 impl EarlyOptions {
     /// Parses these options among the words of `bootargs`. The benchmark's own guest comes with the hypervisor and is trusted:
-    /// by default no speculation mitigations are applied for it.
+    /// by default no speculation mitigations are applied for it. `has_vms` says whether there are VMs that `bootargs` don't name.
     ///
     /// # Errors
     /// One of these is malformed, or given twice. Other options aren't checked.
-    pub fn parse(bootargs: &str) -> Result<Self, OptionError<'_>> {
+    pub fn parse(bootargs: &str, has_vms: bool) -> Result<Self, OptionError<'_>> {
         let mut options = Self::default();
         let mut mitigations = Mitigations::Auto;
-        let mut is_foreign = false;
+        let mut is_foreign = has_vms;
         let mut given = [false; EARLY_KEYS.len()];
         for (key, text) in each_word(bootargs) {
             if key == "guest" {
                 let guest = text.and_then(|text| value::word("guest", text).ok());
                 is_foreign |= guest.is_some_and(GuestKind::is_foreign);
             }
+            is_foreign |= key == VM;
             let Some(index) = EARLY_KEYS.iter().position(|known| *known == key) else {
                 continue;
             };

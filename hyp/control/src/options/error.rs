@@ -1,5 +1,6 @@
 //! Errors in the options. Each is one line that names the culprit.
 
+use super::vms::VmFault;
 use crate::quote::Quoted;
 use core::fmt;
 use records::options::MOST_SLOTS;
@@ -78,6 +79,15 @@ pub enum OptionError<'t> {
         /// Memory of each.
         bytes: Size,
     },
+    /// A VM can't be described so.
+    Vm {
+        /// Its name, or all that describes it if it has none.
+        vm: &'t str,
+        /// What is wrong.
+        fault: VmFault<'t>,
+    },
+    /// The option is a matter of each VM.
+    OfEachVm(&'static str),
     /// The memory of all vCPUs exceeds the given address space.
     BeyondIpaSpace {
         /// vCPUs.
@@ -163,6 +173,11 @@ impl fmt::Display for OptionError<'_> {
                     bytes.0
                 )
             }
+            Self::Vm { vm, fault } => write!(f, "VM {}: {fault}", Quoted(vm)),
+            Self::OfEachVm(key) => write!(
+                f,
+                "option '{key}' contradicts VMs with names, each of which has its own"
+            ),
             Self::BeyondIpaSpace { vcpus, bytes, bits } => {
                 write!(
                     f,

@@ -530,14 +530,14 @@ proptest! {
 
 #[test]
 fn help_says_of_each_option_what_errors_say_too() {
-    for option in &BOOT_OPTIONS {
+    for option in BOOT_OPTIONS.iter().filter(|option| option.key != VM) {
         let word = alloc::format!("{}=?", option.key);
         let error = Options::parse(&word).map(|_| ());
         is_listed_as_errors_say(option, error);
     }
     for option in &EARLY_OPTIONS {
         let word = alloc::format!("{}=?", option.key);
-        let error = EarlyOptions::parse(&word).map(|_| ());
+        let error = EarlyOptions::parse(&word, false).map(|_| ());
         is_listed_as_errors_say(option, error);
     }
 }
@@ -560,8 +560,47 @@ fn is_listed_as_errors_say(option: &BootOption, parsed: Result<(), OptionError<'
 }
 
 #[test]
+fn several_vms_are_linux_unless_a_benchmark_runs_beside_them() {
+    let vm = "vm=name=a,kernel=0x50000000,bytes=96M vm=name=b,kernel=0x50000000,on_crash=restart";
+    let options = Options::parse(vm).unwrap();
+    assert_eq!(
+        (options.guest, options.timeout),
+        (GuestKind::Linux, NO_TIMEOUT)
+    );
+    let vms: Vec<_> = VmOptions::each(vm).map(Result::unwrap).collect();
+    let of = |options: &Options, index: usize| options.of_vm(&vms[index]);
+    let (a, b) = (of(&options, 0), of(&options, 1));
+    assert_eq!(
+        (a.vcpus, a.bytes, a.on_crash),
+        (1, Size(96 << 20), OnCrash::Stop)
+    );
+    assert_eq!((b.bytes, b.on_crash), (LINUX_BYTES, OnCrash::Restart));
+    let options = Options::parse(&format!("{vm} on_reset=stop on_crash=restart merging")).unwrap();
+    let a = of(&options, 0);
+    assert_eq!((a.on_reset, a.on_crash), (OnReset::Stop, OnCrash::Restart));
+    assert_eq!(a.merging, 1);
+    let beside = format!("guest=dirty_log mode=mutex,parallel vcpus=2 merging timeout=9 {vm}");
+    let options = Options::parse(&beside).unwrap();
+    assert_eq!((options.guest, options.vcpus), (GuestKind::DirtyLog, 2));
+    let a = of(&options, 0);
+    assert_eq!((a.guest, a.vcpus, a.merging), (GuestKind::Linux, 1, 0));
+    assert_eq!((a.timeout, a.modes), (NO_TIMEOUT, [Mode::Mutex].into()));
+    assert_eq!(
+        Options::parse_with("", true).unwrap().guest,
+        GuestKind::Linux
+    );
+    let of_each = refused(&format!("vcpus=2 {vm}"));
+    assert_eq!(
+        of_each,
+        "option 'vcpus' contradicts VMs with names, each of which has its own"
+    );
+    assert!(refused(&format!("guest=linux bytes=1G {vm}")).starts_with("option 'bytes'"));
+    assert!(refused("guest=dirty_log on_crash=stop").contains("on_crash"));
+}
+
+#[test]
 fn help_is_a_word_among_others() {
-    let help = |bootargs| EarlyOptions::parse(bootargs).map(|options| options.help);
+    let help = |bootargs| EarlyOptions::parse(bootargs, false).map(|options| options.help);
     for bootargs in ["help", "vcpus=2 help", "\thelp mode=no"] {
         assert_eq!(help(bootargs), Ok(true), "{bootargs}");
     }
@@ -575,14 +614,14 @@ fn help_is_a_word_among_others() {
 }
 
 fn refused_early(bootargs: &str) -> String {
-    let error = EarlyOptions::parse(bootargs).expect_err(bootargs);
+    let error = EarlyOptions::parse(bootargs, false).expect_err(bootargs);
     error.to_string()
 }
 
 #[test]
 fn options_that_are_taken_early_are_passed_over_by_the_others() {
     let bootargs = "vcpus=2 mitigations=on selftest=wx help inject=local";
-    let early = EarlyOptions::parse(bootargs).unwrap();
+    let early = EarlyOptions::parse(bootargs, false).unwrap();
     let expected = EarlyOptions {
         help: true,
         mitigations: true,
@@ -591,7 +630,7 @@ fn options_that_are_taken_early_are_passed_over_by_the_others() {
     };
     assert_eq!(early, expected);
     assert_eq!(Options::parse(bootargs).unwrap().vcpus, 2);
-    let with_an_unknown = EarlyOptions::parse("colour=red vcpus=0");
+    let with_an_unknown = EarlyOptions::parse("colour=red vcpus=0", false);
     assert_eq!(with_an_unknown, Ok(EarlyOptions::default()));
 }
 
@@ -613,7 +652,7 @@ fn what_is_wrong_with_early_options_is_named() {
         refused_early("selftest"),
         "option 'selftest' needs a value: selftest=..."
     );
-    let bug = EarlyOptions::parse("inject=local").unwrap();
+    let bug = EarlyOptions::parse("inject=local", false).unwrap();
     let error = bug.check_no_bug().unwrap_err().to_string();
     assert!(
         error.contains("'inject'") && error.contains("--check"),
@@ -623,8 +662,16 @@ fn what_is_wrong_with_early_options_is_named() {
 }
 
 #[test]
+fn exits_do_something_against_speculation_where_there_are_vms() {
+    let vm = "guest=dirty_log vm=name=a,kernel=0x50000000";
+    assert!(EarlyOptions::parse(vm, false).unwrap().mitigations);
+    assert!(EarlyOptions::parse("", true).unwrap().mitigations);
+    assert!(!EarlyOptions::parse("", false).unwrap().mitigations);
+}
+
+#[test]
 fn exits_do_something_against_speculation_where_the_guest_is_a_program() {
-    let mitigations = |bootargs| EarlyOptions::parse(bootargs).unwrap().mitigations;
+    let mitigations = |bootargs| EarlyOptions::parse(bootargs, false).unwrap().mitigations;
     assert!(mitigations("guest=program vcpus=2"));
     assert!(mitigations("mitigations=auto guest=PROGRAM"));
     assert!(!mitigations("guest=program mitigations=off"));

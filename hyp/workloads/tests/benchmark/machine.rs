@@ -2,8 +2,8 @@
 
 use crate::guests::{Entry, Guest, GuestCpu};
 use control::{
-    CpuPool, Device, DeviceError, DeviceInterrupt, Facts, HOUSEKEEPING_NS, Host, Machine, Module,
-    Modules, OwnCpu, Registers,
+    CpuPool, Device, DeviceError, DeviceInterrupt, Facts, FileKind, HOUSEKEEPING_NS, Host, Machine,
+    Module, Modules, OwnCpu, Registers, Speaker,
 };
 use memory::frames::{Counts, FramePool, arena, write_bytes};
 use memory::{CpuCounters, CpuMemory, MemorySystem, Object};
@@ -87,6 +87,10 @@ impl Machine for Threads {
     }
 
     fn write_console(&self, bytes: &[u8]) -> usize {
+        bytes.len()
+    }
+
+    fn write_console_as(&self, _: &Speaker<'_>, bytes: &[u8]) -> usize {
         bytes.len()
     }
 
@@ -300,6 +304,8 @@ fn run_with(options: &str, guest: Guest, features: Features) -> Outcome {
         options,
         guest,
         Some(Module {
+            kind: FileKind::Kernel,
+            address: 0x4a00_0000,
             bytes: &image,
             bootargs: "",
         }),
@@ -322,6 +328,7 @@ pub fn threads(guest: Guest, stage2: Features) -> &'static Threads {
         guest_gic: None,
         vector_bytes: 0,
         clock: "host",
+        wakes_for_input: false,
     };
     Box::leak(Box::new(Threads {
         facts,
@@ -375,12 +382,13 @@ fn boot(options: &str, guest: Guest, module: Option<Module<'_>>, stage2: Feature
             cpu_pool,
             counters,
             own: &own,
+            beside: None,
         };
         let modules = Modules {
-            kernel: module,
-            ramdisk: None,
+            files: module.into_iter().collect(),
+            domains: Vec::new(),
         };
-        let result = workloads::run(&host, options, modules);
+        let result = workloads::run(&host, options, &modules);
         over.store(true, Ordering::Release);
         (1..CPUS).for_each(|cpu| machine.kick(CpuId(cpu)));
         result.err().map(|error| error.to_string())

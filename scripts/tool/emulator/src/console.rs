@@ -1,11 +1,12 @@
 //! Reads the hypervisor's console line by line. `control` and `workloads` write these forms: result lines for people, `@record`
 //! and `@progress` lines for this tool, errors, and the exit status as the last line.
 //!
-//! A guest can print whatever it likes, but only in lines that begin with `guest: `; none of the other forms can be
-//! forged by it.
+//! A guest can print whatever it likes, but only in lines that begin with `guest: `, or with its name in brackets if it is one
+//! of several; none of the other forms can be forged by it.
 
 use serde::Deserialize;
 
+use records::options::is_name;
 use records::record::Record;
 
 /// The longest line that is kept; of a longer one the rest counts as further lines. A record has some 700 bytes for each
@@ -95,7 +96,7 @@ impl Line {
         {
             return Self::ExitStatus(status);
         }
-        if let Some(printed) = text.strip_prefix("guest: ") {
+        if let Some(printed) = text.strip_prefix("guest: ").or_else(|| of_vm(text)) {
             return Self::Guest(printed.to_string());
         }
         let is_account = text.starts_with("frames: ") || text.contains(" after its end: ");
@@ -107,6 +108,13 @@ impl Line {
         }
         Self::Other(text.to_string())
     }
+}
+
+/// What one of several VMs has printed.
+fn of_vm(text: &str) -> Option<&str> {
+    let (name, printed) = text.strip_prefix('[')?.split_once(']')?;
+    let printed = printed.strip_prefix([' ', '+'])?;
+    is_name(name).then_some(printed)
 }
 
 /// Whether this is a result line of `dirty_log_perf_test`: `<what> time: <seconds>s`.
@@ -220,11 +228,16 @@ mod tests {
             "@record {}",
             "parvisor: exit status 0",
             "parvisor: error: x",
+            "VM 0 after its end: none",
         ] {
             assert_eq!(
                 Line::parse(&format!("guest: {forged}")),
                 Line::Guest(forged.into())
             );
+            for tag in ["[a] ", "[vm-2]+"] {
+                let line = Line::parse(&format!("{tag}{forged}"));
+                assert_eq!(line, Line::Guest(forged.into()));
+            }
         }
     }
 

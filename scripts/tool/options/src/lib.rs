@@ -9,6 +9,7 @@ pub mod refusal;
 pub mod series;
 pub mod shared;
 pub mod typed;
+pub mod vms;
 pub mod words;
 pub mod workload;
 
@@ -227,7 +228,11 @@ impl RunOptions {
         };
         if self.linux.is_wanted() {
             workload.bytes = self.workload.bytes.unwrap_or(USUAL_BYTES);
-            let room = self.linux.check_files(workload.bytes)?;
+            workload.vms = vms::named(&self.linux.vms)?;
+            let room = match workload.vms.is_empty() {
+                true => self.linux.check_files(workload.bytes)?,
+                false => vms::check_files(&workload.vms)?,
+            };
             workload.linux = Some(room);
             workload.restarts = self.linux.exec.is_none();
         }
@@ -347,6 +352,13 @@ fn checked_cpus(workload: &Workload, wanted: Option<u32>, gic: Gic) -> Result<u3
 
 /// The users of CPUs, as the beginning of a sentence.
 fn busy_with(workload: &Workload) -> String {
+    if !workload.vms.is_empty() {
+        let beside = match workload.merging.beside {
+            0 => "",
+            _ => " and --merging",
+        };
+        return format!("the VMs of --vm{beside} need");
+    }
     let compared = workload.compared.as_ref();
     let merging = match workload.merging.beside {
         1 => "--merging".to_string(),

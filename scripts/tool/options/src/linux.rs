@@ -1,6 +1,7 @@
 //! The options of a Linux guest, and the checks of its files.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use records::kernel::check_kernel;
 
 use super::series::Series;
 use super::usage;
+use super::vms::Vm;
 use emulator::error::ToolError;
 use emulator::size::{Size, mib};
 
@@ -45,8 +47,8 @@ const USUAL_SERIES: &str = "6.12";
 /// The longest command line of an arm64 kernel.
 const LONGEST_COMMAND_LINE: usize = 2047;
 /// Room in the machine's RAM for the files of Debian's kernel and busybox.
-const KERNEL_ROOM: u64 = 64 << 20;
-const INITRD_ROOM: u64 = 16 << 20;
+pub(super) const KERNEL_ROOM: u64 = 64 << 20;
+pub(super) const INITRD_ROOM: u64 = 16 << 20;
 /// What the hypervisor puts into the guest's memory beside kernel and initrd, at most.
 const OTHERS: u64 = 4 << 20;
 
@@ -83,12 +85,35 @@ pub struct LinuxOptions {
     /// The command line of the guest's kernel; with --linux, what is added to it. [default: console=ttyAMA0]
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
+
+    /// Boot several guests with Linux on this terminal, one for each --vm: name=NAME,vcpus=N,bytes=SIZE,kernel=FILE,initrd=FILE,
+    /// on_reset=restart or stop, on_crash=stop or restart, and at the end cmdline=STRING, all of which may be left out; without a
+    /// kernel it is Debian's with a shell. Each line of theirs begins with [NAME], and one has your input: Ctrl-] n gives it to
+    /// the next one. [default: vcpus=1,bytes=512M,on_reset=restart,on_crash=stop]
+    #[arg(
+        long = "vm",
+        value_name = "PARTS",
+        value_parser = Vm::parse,
+        conflicts_with_all = MEASURED,
+        conflicts_with_all = ["guest", "stress", "exec", "kernel", "initrd", "cmdline", "vcpus", "bytes"]
+    )]
+    pub vms: Vec<Vm>,
+
+    /// Write what each guest prints to DIR/NAME.log too, byte for byte; without --vm, to DIR/guest.log.
+    #[arg(long, value_name = "DIR")]
+    pub console_log: Option<PathBuf>,
 }
 
 impl LinuxOptions {
     /// Whether a Linux guest is wanted.
     pub fn is_wanted(&self) -> bool {
-        self.linux.is_some() || self.kernel.is_some()
+        self.linux.is_some() || self.kernel.is_some() || !self.vms.is_empty()
+    }
+
+    /// The series of Debian's kernel.
+    pub fn series(&self) -> String {
+        self.linux
+            .map_or_else(|| USUAL_SERIES.into(), |series| series.to_string())
     }
 
     /// The kernel's command line. A kernel of Debian's with a command ends at once when it panics, and says little.
@@ -101,6 +126,9 @@ impl LinuxOptions {
         if given.is_some() && !self.is_wanted() {
             return usage("--cmdline: needs --linux or --kernel");
         }
+        if self.console_log.is_some() && !self.is_wanted() {
+            return usage("--console-log: needs --linux, --kernel or --vm");
+        }
         let quiet = match self.exec {
             Some(_) if verbose => " panic=-1",
             Some(_) => " panic=-1 quiet",
@@ -111,12 +139,7 @@ impl LinuxOptions {
             (Some(given), Some(_)) => format!("console=ttyAMA0{quiet} {given}"),
             (None, _) => format!("console=ttyAMA0{quiet}"),
         };
-        match line.len() {
-            ..=LONGEST_COMMAND_LINE => Ok(line),
-            length => usage(format!(
-                "--cmdline: {length} bytes: a kernel's command line has at most {LONGEST_COMMAND_LINE}"
-            )),
-        }
+        check_length("--cmdline", &line).map(|()| line)
     }
 
     /// Checks the user's files for a guest with so much memory. Gives how much room kernel and initrd need in the machine's
@@ -134,38 +157,62 @@ impl LinuxOptions {
         let Some(kernel) = &self.kernel else {
             return Ok(KERNEL_ROOM + INITRD_ROOM);
         };
-        let refused = |option: &str, path: &Path, why: String| {
-            ToolError::Usage(format!("{option} {}: {why}", path.display()))
-        };
         let initrd = match &self.initrd {
             None => 0,
-            Some(path) => match fs::File::open(path).and_then(|file| file.metadata()) {
-                Err(error) => return Err(refused("--initrd", path, error.to_string())),
-                Ok(found) if !found.is_file() => {
-                    return Err(refused("--initrd", path, "it isn't a file".into()));
-                }
-                Ok(found) if found.len() == 0 => {
-                    return Err(refused("--initrd", path, "it is empty".into()));
-                }
-                Ok(found) => found.len(),
-            },
+            Some(path) => check_initrd("--initrd", path)?,
         };
-        let image =
-            fs::read(kernel).map_err(|error| refused("--kernel", kernel, error.to_string()))?;
-        let checked =
-            check_kernel(&image).map_err(|error| refused("--kernel", kernel, error.to_string()))?;
-        checked
-            .check_fits(bytes.0, initrd.saturating_add(OTHERS))
-            .map_err(|error| {
-                let with = self.initrd.as_ref().map_or("", |_| " beside the initrd");
-                refused(
-                    "--kernel",
-                    kernel,
-                    format!("{error}{with}; --bytes gives it more"),
-                )
-            })?;
-        Ok((image.len() as u64).saturating_add(initrd))
+        let kernel = check_kernel_file("--kernel", kernel, bytes, initrd, "--bytes")?;
+        Ok(kernel.saturating_add(initrd))
     }
+}
+
+fn refused(option: &str, path: &Path, why: impl Display) -> ToolError {
+    let space = if option.ends_with('=') { "" } else { " " };
+    ToolError::Usage(format!("{option}{space}{}: {why}", path.display()))
+}
+
+/// Checks that a kernel wouldn't cut its command line.
+pub(super) fn check_length(option: &str, line: &str) -> Result<(), ToolError> {
+    match line.len() {
+        ..=LONGEST_COMMAND_LINE => Ok(()),
+        length => usage(format!(
+            "{option}: {length} bytes: a kernel's command line has at most {LONGEST_COMMAND_LINE}"
+        )),
+    }
+}
+
+/// Checks the file that `option` names. Gives its size.
+pub(super) fn check_initrd(option: &str, path: &Path) -> Result<u64, ToolError> {
+    match fs::File::open(path).and_then(|file| file.metadata()) {
+        Err(error) => Err(refused(option, path, error)),
+        Ok(found) if !found.is_file() => Err(refused(option, path, "it isn't a file")),
+        Ok(found) if found.len() == 0 => Err(refused(option, path, "it is empty")),
+        Ok(found) => Ok(found.len()),
+    }
+}
+
+/// Checks the kernel that `option` names, for a guest with so much memory, which `more` can increase, and an initrd of this size.
+/// Gives its size.
+pub(super) fn check_kernel_file(
+    option: &str,
+    path: &Path,
+    bytes: Size,
+    initrd: u64,
+    more: &str,
+) -> Result<u64, ToolError> {
+    let image = fs::read(path).map_err(|error| refused(option, path, error))?;
+    let checked = check_kernel(&image).map_err(|error| refused(option, path, error))?;
+    checked
+        .check_fits(bytes.0, initrd.saturating_add(OTHERS))
+        .map_err(|error| {
+            let with = if initrd == 0 {
+                ""
+            } else {
+                " beside the initrd"
+            };
+            refused(option, path, format!("{error}{with}; {more} gives it more"))
+        })?;
+    Ok(image.len() as u64)
 }
 
 fn series(text: &str) -> Result<Series, String> {

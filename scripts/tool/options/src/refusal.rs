@@ -83,6 +83,9 @@ impl Started<'_> {
         let bytes = workload.bytes;
         match self.memory {
             Some(_) => format!("--mem: the machine is to have {ram} of RAM"),
+            None if !workload.vms.is_empty() => {
+                format!("--vm: the VMs and their files make {ram} of RAM")
+            }
             None if workload.program => {
                 format!("--bytes: a guest with {bytes} makes {ram} of RAM")
             }

@@ -4,6 +4,7 @@
 
 use crate::usage;
 use emulator::error::ToolError;
+use records::options::each_word;
 
 /// The hypervisor's options for which the scripts' options have another name.
 const RENAMED: [(&str, &str); 1] = [("seconds", "--stress")];
@@ -66,10 +67,7 @@ fn key_of(word: &str) -> &str {
 
 /// The keys of the options that the user has appended.
 fn appended(append: Option<&str>) -> impl Iterator<Item = &str> {
-    append
-        .into_iter()
-        .flat_map(str::split_whitespace)
-        .map(key_of)
+    append.into_iter().flat_map(each_word).map(key_of)
 }
 
 /// Whether the user has appended the hypervisor's option `key`.
@@ -88,8 +86,8 @@ pub fn measures_nothing(append: Option<&str>) -> bool {
 ///
 /// [`ToolError::Usage`] naming what is appended and the option to use instead.
 pub fn check_appended(words: &str, append: Option<&str>) -> Result<(), ToolError> {
-    let said = |key: &str| words.split_whitespace().any(|word| key_of(word) == key);
-    let words = append.into_iter().flat_map(str::split_whitespace);
+    let said = |key: &str| each_word(words).any(|word| key_of(word) == key);
+    let words = append.into_iter().flat_map(each_word);
     for word in words {
         if let Some(option) = option(key_of(word)).filter(|_| said(key_of(word))) {
             return usage(format!("--append {word}: say it by {option}"));

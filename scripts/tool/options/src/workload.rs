@@ -11,6 +11,7 @@ use super::merging::Merging;
 use super::shared::{WorkloadOptions, host_cpus};
 use super::typed;
 use super::usage;
+use super::vms::Vm;
 use super::words::{
     Backing, Clear, Enable, Granularity, Harvest, Mode, Restore, Split, Tracking, list,
 };
@@ -79,6 +80,8 @@ pub struct Workload {
     pub program: bool,
     /// The room that its kernel and initrd need before it starts, if it is Linux.
     pub linux: Option<u64>,
+    /// The VMs with Linux, if there are several.
+    pub vms: Vec<Vm>,
     /// Whether Linux starts again when it reboots; else that ends the run.
     pub restarts: bool,
     /// For how many seconds the stress run goes on, if that is to run instead of the benchmark.
@@ -179,6 +182,7 @@ impl Workload {
             exit_times: options.exit_times,
             program: false,
             linux: None,
+            vms: Vec::new(),
             restarts: false,
             stress: None,
             compared,
@@ -225,6 +229,10 @@ impl Workload {
 
     /// The CPUs that it keeps busy at most, beside the hypervisor's own.
     pub fn busy_cpus(&self) -> u32 {
+        if !self.vms.is_empty() {
+            let vcpus = self.vms.iter().map(|vm| vm.vcpus);
+            return vcpus.fold(self.merging.beside, u32::saturating_add);
+        }
         let compared = self.compared.as_ref();
         let busy = compared.map_or(self.vcpus, |compared| {
             self.vcpus * compared.vms() + compared.most_workers()
@@ -260,6 +268,9 @@ impl Workload {
     ///
     /// [`ToolError::Usage`] naming the option that can't be.
     pub fn memory(&self, wanted: Option<Size>) -> Result<Size, ToolError> {
+        if !self.vms.is_empty() {
+            return self.memory_of_vms(wanted);
+        }
         let Size(bytes) = self.bytes;
         if bytes == 0 {
             let who = if self.program { "a guest" } else { "each vCPU" };
@@ -310,6 +321,31 @@ impl Workload {
         Ok(memory)
     }
 
+    /// As [`Self::memory`], of several VMs.
+    fn memory_of_vms(&self, wanted: Option<Size>) -> Result<Size, ToolError> {
+        let block = self.backing.bytes();
+        let mut sizes = self.vms.iter().map(|vm| vm.bytes.0);
+        let sum = sizes.try_fold(0u64, |sum, bytes| {
+            sum.checked_add(bytes.checked_next_multiple_of(block)?)
+        });
+        let modules = self.linux.unwrap_or(0);
+        let needed = sum.and_then(|sum| sum.checked_add(modules));
+        let usual = needed.and_then(|needed| Some((needed, self.usual_memory(needed)?)));
+        let Some((needed, usual)) = usual else {
+            return usage("--vm: the VMs have more memory than any machine");
+        };
+        match wanted {
+            None => Ok(usual),
+            Some(memory) if !memory.0.is_multiple_of(mib(1).0) => {
+                usage(format!("--mem: {memory} aren't a multiple of {}", mib(1)))
+            }
+            Some(memory) if memory.0 < needed.saturating_add(LEAST_OVERHEAD.0) => usage(format!(
+                "--mem: the VMs of --vm, their files, and {LEAST_OVERHEAD} for all else don't fit into {memory}"
+            )),
+            Some(memory) => Ok(memory),
+        }
+    }
+
     /// RAM that is enough for `written` bytes of guest memory, page tables, and blocks that must be aligned.
     fn usual_memory(&self, written: u64) -> Option<Size> {
         let block = self.backing.bytes();
@@ -331,11 +367,15 @@ impl Workload {
 
     /// The hypervisor's options, followed by what the user wants to `append`.
     pub fn words(&self, timeout: Option<u64>, append: Option<&str>) -> String {
-        let mut words = vec![
-            format!("mode={}", list(&self.modes)),
-            format!("vcpus={} bytes={}K", self.vcpus, self.bytes.0 >> 10),
-            format!("backing={}", self.backing),
-        ];
+        let mut words = vec![format!("mode={}", list(&self.modes))];
+        if self.vms.is_empty() {
+            words.push(format!(
+                "vcpus={} bytes={}K",
+                self.vcpus,
+                self.bytes.0 >> 10
+            ));
+        }
+        words.push(format!("backing={}", self.backing));
         words.extend(timeout.map(|timeout| format!("timeout={timeout}")));
         if self.linux.is_some() {
             words.push("guest=linux console=raw".into());

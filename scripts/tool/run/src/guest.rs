@@ -11,15 +11,17 @@ use emulator::images::without_foreign_flags;
 use emulator::process::Group;
 use emulator::qemu::{Machine, Module, ModuleKind};
 use emulator::repository::{repository, target_folder};
+use emulator::session::logs::Logs;
 use emulator::session::output::Guest;
 use emulator::session::token::Token;
-use emulator::session::{self, Ended, terminal};
+use emulator::session::{self, Ended, ONLY_GUEST, terminal};
 use emulator::setup::cargo;
 use emulator::size::Size;
 use options::Plan;
 use options::RunOptions;
 use options::linux::LinuxOptions;
 use options::refusal::Started;
+use options::vms::Vm;
 
 /// The program that fetches Debian's kernel and makes the file system, and its package.
 const MAKER: &str = "linux-guest";
@@ -55,6 +57,15 @@ impl Files {
     ///
     /// What is missing and couldn't be fetched.
     pub fn prepare(options: &LinuxOptions) -> Result<Self, ToolError> {
+        let has_own = |vm: &Vm| vm.kernel.is_some();
+        if !options.vms.is_empty() && options.vms.iter().all(has_own) {
+            return Ok(Self {
+                kernel: PathBuf::new(),
+                initrd: None,
+                guest: Guest::Several(None),
+                made: Made(None),
+            });
+        }
         if let Some(kernel) = &options.kernel {
             return Ok(Self {
                 kernel: kernel.clone(),
@@ -70,6 +81,7 @@ impl Files {
         let kernel = make(options, &token, &initrd)?;
         let guest = match options.exec {
             Some(_) => Guest::Command(token),
+            None if !options.vms.is_empty() => Guest::Several(Some(token)),
             None => Guest::Shell(token),
         };
         Ok(Self {
@@ -86,32 +98,81 @@ impl Files {
     ///
     /// [`ToolError::Usage`] if they have no room in it.
     pub fn modules(&self, memory: Size, command_line: &str) -> Result<Vec<Module>, ToolError> {
-        let length = |path: &Path| {
-            let found = fs::metadata(path).map_err(|error| ToolError::unusable(path, &error));
-            found.map(|found| found.len())
-        };
-        let mut end = Machine::module_address(memory);
-        let mut modules = vec![Module {
-            kind: ModuleKind::Kernel,
-            image: self.kernel.clone(),
-            address: end,
-            bootargs: Some(command_line.into()),
-        }];
-        end += length(&self.kernel)?;
+        let mut placed = Placed::new(memory);
+        placed.place(ModuleKind::Kernel, &self.kernel, Some(command_line))?;
         if let Some(initrd) = &self.initrd {
-            let address = Machine::address_behind(end);
-            modules.push(Module {
-                kind: ModuleKind::Ramdisk,
-                image: initrd.clone(),
-                address,
-                bootargs: None,
-            });
-            end = address + length(initrd)?;
+            placed.place(ModuleKind::Ramdisk, initrd, None)?;
         }
-        match Machine::ram(memory).contains(&end) {
-            true => Ok(modules),
+        placed.modules()
+    }
+
+    /// The modules of several VMs, each file once, and the hypervisor's words for them.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::modules`].
+    pub fn modules_of(&self, vms: &[Vm], memory: Size) -> Result<(Vec<Module>, String), ToolError> {
+        let mut placed = Placed::new(memory);
+        let mut words = Vec::new();
+        for vm in vms {
+            let (kernel, initrd) = match &vm.kernel {
+                Some(kernel) => (kernel, &vm.initrd),
+                None => (&self.kernel, &self.initrd),
+            };
+            let kernel = placed.place(ModuleKind::Kernel, kernel, None)?;
+            let initrd = initrd.as_ref();
+            let initrd = initrd.map(|initrd| placed.place(ModuleKind::Ramdisk, initrd, None));
+            words.push(vm.word(kernel, initrd.transpose()?)?);
+        }
+        Ok((placed.modules()?, words.join(" ")))
+    }
+}
+
+/// Files in a machine's RAM.
+struct Placed {
+    memory: Size,
+    end: u64,
+    modules: Vec<Module>,
+}
+
+impl Placed {
+    fn new(memory: Size) -> Self {
+        Self {
+            memory,
+            end: Machine::module_address(memory),
+            modules: Vec::new(),
+        }
+    }
+
+    /// Gives the address of a file, which it gets if it has none.
+    fn place(
+        &mut self,
+        kind: ModuleKind,
+        image: &Path,
+        bootargs: Option<&str>,
+    ) -> Result<u64, ToolError> {
+        let is_there = |module: &&Module| module.kind == kind && module.image == image;
+        if let Some(module) = self.modules.iter().find(is_there) {
+            return Ok(module.address);
+        }
+        let found = fs::metadata(image).map_err(|error| ToolError::unusable(image, &error))?;
+        let address = Machine::address_behind(self.end);
+        self.end = address + found.len();
+        self.modules.push(Module {
+            kind,
+            image: image.into(),
+            address,
+            bootargs: bootargs.map(String::from),
+        });
+        Ok(address)
+    }
+
+    fn modules(self) -> Result<Vec<Module>, ToolError> {
+        match Machine::ram(self.memory).contains(&self.end) {
+            true => Ok(self.modules),
             false => Err(ToolError::Usage(format!(
-                "--mem: kernel and initrd don't fit into {memory}"
+                "--mem: kernel and initrd don't fit into {}",
+                self.memory
             ))),
         }
     }
@@ -127,8 +188,7 @@ fn make(options: &LinuxOptions, token: &Token, initrd: &Path) -> Result<PathBuf,
         command.arg("--quiet");
     }
     command.args(["-p", PACKAGE, "--bin", MAKER, "--"]);
-    let series = options.linux.map(|series| series.to_string());
-    command.arg(series.unwrap_or_default());
+    command.arg(options.series());
     command.arg(initrd).arg(token.to_string());
     match options.exec {
         Some(_) => command.arg("command"),
@@ -170,13 +230,26 @@ pub fn run(
 ) -> Result<u8, ToolError> {
     let Files { guest, made, .. } = files;
     let verbose = options.machine.verbose;
-    let ended = session::run(&mut machine.command(), &guest, plan.limit, verbose);
+    let logs = logs(options, plan)?;
+    let ended = session::run(&mut machine.command(), &guest, plan.limit, verbose, logs);
     drop(made);
     let ended = ended?;
     if ended.by_user {
         return Ok(0);
     }
     finish(&ended, &guest, options, plan)
+}
+
+/// The files that get what guests print, if the user wants them.
+fn logs(options: &RunOptions, plan: &Plan) -> Result<Option<Logs>, ToolError> {
+    let Some(folder) = &options.linux.console_log else {
+        return Ok(None);
+    };
+    let vms = &plan.workload.vms;
+    let only = vms.is_empty().then_some(ONLY_GUEST);
+    let logs = Logs::create(folder, vms.iter().map(Vm::name).chain(only));
+    let refused = |error| ToolError::Usage(format!("--console-log {}: {error}", folder.display()));
+    logs.map(Some).map_err(refused)
 }
 
 /// Tells how it ended, and decides on the exit status.

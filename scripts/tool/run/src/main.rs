@@ -81,7 +81,13 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
             qemu::hypervisor_text(&images.symbols)?,
         )),
     };
+    let mut append = plan.append.clone();
     let modules = match &linux {
+        Some(files) if !plan.workload.vms.is_empty() => {
+            let (modules, words) = files.modules_of(&plan.workload.vms, plan.memory)?;
+            append = format!("{append} {words}");
+            modules
+        }
         Some(files) => {
             let command_line = options.linux.command_line(options.machine.verbose)?;
             files.modules(plan.memory, &command_line)?
@@ -104,7 +110,7 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
         memory: plan.memory,
         el2: true,
         kernel: Some(images.hypervisor.clone()),
-        append: plan.append.clone(),
+        append,
         modules,
         debugger: options.gdb,
         simulation,

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::command::{build_beforehand, complaints, refused, script, wrapper};
 
 /// A file with the header of an arm64 kernel, as far as it is checked.
-fn kernel_like(folder: &Path) -> PathBuf {
+pub(crate) fn kernel_like(folder: &Path) -> PathBuf {
     let mut image = vec![0; 4096];
     image[16..24].copy_from_slice(&4096_u64.to_le_bytes());
     image[56..60].copy_from_slice(b"ARM\x64");
@@ -212,6 +212,19 @@ fn exec(arguments: &[&str], command: &str) -> Option<Output> {
         return None;
     }
     Some(output)
+}
+
+/// Whether this machine can have Debian's Linux. Nothing is booted.
+pub(crate) fn is_available() -> bool {
+    let folder = TempDir::new().expect("room for a folder");
+    let nothing = wrapper(folder.path(), "exit 1");
+    let arguments = ["--linux", "--exec", "true"];
+    let output = script("scripts/run", &arguments, folder.path(), Some(&nothing));
+    let is_missing = is_unavailable(&output);
+    if is_missing {
+        eprintln!("skipped: {}", complaints(&output));
+    }
+    !is_missing
 }
 
 /// Whether Linux couldn't be fetched.

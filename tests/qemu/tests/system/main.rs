@@ -15,5 +15,6 @@ mod image;
 mod linux;
 mod matrix;
 mod policies;
+mod several;
 mod stage2;
 mod typed;

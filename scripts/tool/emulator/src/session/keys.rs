@@ -7,7 +7,8 @@ const ESCAPE: u8 = 1;
 pub const HELP: &str = "\r\n\
     Ctrl-A h      print this\r\n\
     Ctrl-A x      end the machine\r\n\
-    Ctrl-A Ctrl-A send Ctrl-A to the guest\r\n";
+    Ctrl-A Ctrl-A send Ctrl-A to the guest\r\n\
+    Ctrl-] n      of several guests, give the next one the input\r\n";
 
 /// What the user asks the tool for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,9 @@
 //! Nothing is given to a guest of ours before it says that it takes input: what comes earlier would be lost.
 
 pub mod keys;
+pub mod logs;
 pub mod output;
+mod tagged;
 pub mod terminal;
 pub mod token;
 
@@ -17,6 +19,7 @@ use std::thread;
 use std::time::Duration;
 
 use self::keys::{HELP, Keys, Request};
+use self::logs::Logs;
 use self::output::{Guest, Output, Part};
 use self::terminal::RawMode;
 use crate::boot::{End, Outcome};
@@ -56,8 +59,11 @@ enum Event {
     Request(Request),
 }
 
+/// The name under which the only guest is logged.
+pub const ONLY_GUEST: &str = "guest";
+
 /// Runs `command`, a machine with `guest`, to its end. With `verbose` standard error has all that the machine says beside the
-/// guest's output.
+/// guest's output. `logs` get that, too.
 ///
 /// `limit` is that of the emulator's own time; what it says of silence holds until a guest of ours takes input or begins its
 /// command, or until the machine prints something if the guest is the user's.
@@ -70,10 +76,11 @@ pub fn run(
     guest: &Guest,
     limit: Limit,
     verbose: bool,
+    logs: Option<Logs>,
 ) -> Result<Ended, ToolError> {
     let input = match guest {
         Guest::Command(_) => Stdio::null(),
-        Guest::Shell(_) | Guest::Own => Stdio::piped(),
+        Guest::Shell(_) | Guest::Own | Guest::Several(_) => Stdio::piped(),
     };
     command
         .stdin(input)
@@ -86,7 +93,7 @@ pub fn run(
     follow(&mut group, &sender);
     let raw = match guest {
         Guest::Command(_) => None,
-        Guest::Shell(_) | Guest::Own => {
+        Guest::Shell(_) | Guest::Own | Guest::Several(_) => {
             let raw = RawMode::enter();
             raw.map_err(|error| ToolError::Io(format!("the terminal's mode: {error}")))?
         }
@@ -98,7 +105,9 @@ pub fn run(
         splitter: Splitter::default(),
         command: None,
         by_user: false,
-        is_own: *guest == Guest::Own,
+        is_own: matches!(guest, Guest::Own | Guest::Several(None)),
+        is_several: matches!(guest, Guest::Several(_)),
+        logs,
         taking,
         closed: None,
         watchdog: Watchdog::new(group.numbers(), limit),
@@ -107,6 +116,10 @@ pub fn run(
     let end = machine.follow(&mut group, &events, guest).map_err(failed)?;
     drop(raw);
     machine.outcome.end = end;
+    let incomplete = machine.logs.as_ref().and_then(Logs::failure);
+    if let Some(why) = incomplete {
+        return Err(ToolError::Io(why.into()));
+    }
     match machine.closed {
         Some(error) => Err(ToolError::Io(format!("standard output: {error}"))),
         None => Ok(Ended {
@@ -126,6 +139,10 @@ struct Running {
     by_user: bool,
     /// Whether the kernel is the user's, which never says that it takes input.
     is_own: bool,
+    /// Whether there are several VMs.
+    is_several: bool,
+    /// What they have printed.
+    logs: Option<Logs>,
     /// Lets input through to the guest.
     taking: Option<Sender<()>>,
     /// Why standard output takes no more.
@@ -206,7 +223,13 @@ impl Running {
 
     fn part(&mut self, part: Part<'_>) {
         match part {
-            Part::Shown(bytes) => self.show(bytes),
+            Part::Shown(bytes) => {
+                self.show(bytes);
+                if !self.is_several {
+                    self.log(ONLY_GUEST, bytes);
+                }
+            }
+            Part::Of(name, bytes) => self.log(name, bytes),
             Part::Log(bytes) => {
                 let mut lines = Vec::new();
                 self.splitter
@@ -241,6 +264,12 @@ impl Running {
         let mut output = io::stdout().lock();
         let shown = output.write_all(bytes).and_then(|()| output.flush());
         self.closed = self.closed.take().or(shown.err());
+    }
+
+    fn log(&mut self, name: &str, bytes: &[u8]) {
+        if let Some(logs) = &mut self.logs {
+            logs.add(name, bytes);
+        }
     }
 
     fn say(&self, text: &str) {

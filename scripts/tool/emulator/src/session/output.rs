@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::tagged::Tagged;
 use super::token::Token;
 
 /// What runs in the machine.
@@ -16,6 +17,8 @@ pub enum Guest {
     Command(Token),
     /// A kernel of the user's.
     Own,
+    /// Several VMs. Guests of ours among them have this token.
+    Several(Option<Token>),
 }
 
 /// A part of the console.
@@ -25,6 +28,8 @@ pub enum Part<'b> {
     Shown(&'b [u8]),
     /// What is said before and after that.
     Log(&'b [u8]),
+    /// What one of several VMs has printed.
+    Of(&'b str, &'b [u8]),
     /// The guest takes input, or begins its command, from here on.
     Begun,
     /// The command has ended with this status.
@@ -42,6 +47,8 @@ pub struct Output {
 enum Stage {
     /// The user's kernel.
     Own,
+    /// Several VMs.
+    Several(Tagged),
     /// The user's shell. At the mark it takes input, once more after each restart.
     Shell(Mark),
     /// The guest boots, up to the first mark, where its command begins. The second one is that of its end.
@@ -57,6 +64,7 @@ impl Output {
     pub fn new(guest: &Guest) -> Self {
         let stage = match guest {
             Guest::Own => Stage::Own,
+            Guest::Several(token) => Stage::Several(Tagged::new(token.as_ref())),
             Guest::Shell(token) => Stage::Shell(Mark::new(token, "ready")),
             Guest::Command(token) => {
                 Stage::Boots(["begin", "end"].map(|what| Mark::new(token, what)))
@@ -72,6 +80,7 @@ impl Output {
     pub fn take(&mut self, bytes: &[u8], part: &mut impl FnMut(Part<'_>)) {
         let rest = match &mut self.stage {
             Stage::Own => return self.lines.take(bytes, part),
+            Stage::Several(tagged) => return tagged.take(bytes, part),
             Stage::Over => return part(Part::Log(bytes)),
             Stage::Shell(ready) => {
                 let (before, found) = ready.search(bytes);
@@ -121,6 +130,7 @@ impl Output {
                 let rest = mark.held.split_off(mark.shown);
                 self.lines.take(&rest, part);
             }
+            Stage::Several(tagged) => tagged.end(part),
             Stage::Own | Stage::Over => {}
         }
         self.lines.end(part);
@@ -315,6 +325,7 @@ mod tests {
                 Part::Log(bytes) => ("log", bytes.to_vec()),
                 Part::Begun => ("begun", Vec::new()),
                 Part::Status(status) => ("status", vec![b'0' + status]),
+                Part::Of(..) => unreachable!("one guest"),
             };
             match parts.last_mut() {
                 Some((last, whole)) if *last == kind => whole.extend(bytes),
@@ -472,7 +483,7 @@ mod tests {
             let mut take = |part: Part<'_>| match part {
                 Part::Begun => begun += 1,
                 Part::Log(bytes) => log.extend_from_slice(bytes),
-                Part::Shown(_) | Part::Status(_) => {}
+                Part::Shown(_) | Part::Status(_) | Part::Of(..) => {}
             };
             for byte in console.bytes() {
                 output.take(&[byte], &mut take);
