@@ -15,7 +15,7 @@ use memory::{MergeError, NotBacked, RingError, SlotError};
 use records::image::ImageError;
 use records::kernel::{FirmwareError, KernelError};
 use records::size::Size;
-use records::words::GuestKind;
+use records::words::{CpuFeature, GuestKind};
 use stage2::{BadLayout, OutOfFrames};
 use vgic::VgicError;
 use vm::{ForkError, StopReason, VmError};
@@ -59,6 +59,8 @@ pub enum RunError {
         /// How many harvest, the control plane's CPU among them.
         harvesters: usize,
     },
+    /// The machine's CPUs lack a feature that the guest was to have.
+    NoCpuFeature(CpuFeature),
     /// The VM can't be made.
     Vm(VmError),
     /// The VM can't be forked.
@@ -181,6 +183,7 @@ impl RunError {
                 | Self::Unplaced(_)
                 | Self::NoGuestGic
                 | Self::GicVcpus { .. }
+                | Self::NoCpuFeature(_)
                 | Self::TooFewCpus { .. }
                 | Self::Layout(_)
                 | Self::TooLittleMemory { .. }
@@ -241,6 +244,11 @@ impl fmt::Display for RunError {
                 }
                 write!(f, ", but there are {cpus}")
             }
+            Self::NoCpuFeature(feature) => write!(
+                f,
+                "cpu_features={}: the CPUs don't have it",
+                feature.name()
+            ),
             Self::Vm(error) => error.fmt(f),
             Self::Fork(error) => error.fmt(f),
             Self::ForkWithDevice => {

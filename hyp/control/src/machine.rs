@@ -121,6 +121,8 @@ pub struct Facts {
     pub gic: u64,
     /// The version of the virtual GICs that its CPUs can give to guests, if they can.
     pub guest_gic: Option<Version>,
+    /// The bytes of a vector of SVE, 0 without it.
+    pub vector_bytes: usize,
     /// The clock that [`Machine::now_ns`] reads.
     pub clock: &'static str,
     /// Whether CPU 0 is kicked when somebody types on the console; else it has to look.

@@ -22,8 +22,8 @@ use records::options::{
 use records::record::Record;
 use records::size::Size;
 use records::words::{
-    Backing, Change, Clear, ConsoleMode, Enable, Granularity, GuestKind, Harvest, MergeTarget,
-    Mode, OnCrash, OnReset, Restore, Split, Tracker, Tracking, Workload,
+    Backing, Change, Clear, ConsoleMode, CpuFeature, Enable, Granularity, GuestKind, Harvest,
+    MergeTarget, Mode, OnCrash, OnReset, Restore, Split, Tracker, Tracking, Workload,
 };
 use stage2::PAGE_SIZE;
 
@@ -125,6 +125,10 @@ pub struct Options {
     pub console: ConsoleMode,
     /// The address of the module with the firmware that starts in place of a kernel, if there is one.
     pub firmware: Option<u64>,
+    /// The features of the CPU that a guest has besides the usual ones.
+    pub cpu_features: Vec<CpuFeature>,
+    /// After how many seconds a guest is forked, if it is.
+    pub fork: Option<u64>,
     /// What becomes of an operating system that asks for a reset.
     pub on_reset: OnReset,
     /// What becomes of an operating system that has crashed.
@@ -176,6 +180,8 @@ impl Default for Options {
             timeout: 120,
             console: ConsoleMode::Lines,
             firmware: None,
+            cpu_features: Vec::new(),
+            fork: None,
             on_reset: OnReset::Restart,
             on_crash: OnCrash::Stop,
             rtc: 0,
@@ -365,6 +371,11 @@ impl Options {
                 self.rtc = value::number(key, text, 0, most, expected)? as u32
             }
             "firmware" => self.firmware = Some(vms::module(key, text)?),
+            "cpu_features" => self.cpu_features = value::words(key, text)?,
+            "fork" => {
+                let expected = "seconds, from 1 to 1000000";
+                self.fork = Some(value::number(key, text, 1, 1_000_000, expected)?)
+            }
             "on_reset" => self.on_reset = value::word(key, text)?,
             "on_crash" => self.on_crash = value::word(key, text)?,
             "log" => self.log = value::level(key, text)?,
@@ -451,16 +462,20 @@ impl Options {
             let mut keys = BENCHMARK_ONLY.iter().chain(&NOT_BACKING).copied();
             keys.find(|key| !BACKING_TOO.contains(key) && is_given(key))
         };
-        let of_foreign = given(&["device"]).filter(|_| !self.guest.is_foreign());
         let has_linux = has_vms || self.guest == GuestKind::Linux;
+        let of_foreign = given(&["device", "cpu_features"])
+            .filter(|_| !has_linux && self.guest != GuestKind::Program);
         let of_linux = given(&[
             "console", "firmware", "on_reset", "on_crash", "rtc", "log_from",
         ])
         .filter(|_| !has_linux);
+        let of_one = given(&["fork"])
+            .filter(|_| has_vms || self.guest != GuestKind::Linux || self.merging != 0);
         let of_logged = given(&["dirty_log"])
             .filter(|_| !self.guest.is_foreign())
             .or(given(&LIVE_ONLY).filter(|_| !self.logs_foreign()));
-        let foreign = of_foreign.or(of_linux).or(of_logged).or(match self.guest {
+        let of_users = of_foreign.or(of_linux).or(of_one).or(of_logged);
+        let foreign = of_users.or(match self.guest {
             GuestKind::DirtyLog => given(&["seconds"]).or(given(&BACKING_ONLY[..4])),
             GuestKind::Stress => given(&BENCHMARK_ONLY)
                 .or(given(&BACKING_ONLY))

@@ -14,6 +14,7 @@ use platform::console;
 use platform::discovery::Gic;
 use platform::drivers::gic;
 use platform::drivers::timer;
+use platform::el2::sve;
 use platform::range::PhysicalRange;
 use spin::Mutex;
 use stage2::{Features, PAGE_SIZE, Pa};
@@ -48,6 +49,7 @@ impl Board {
                 Gic::V2 { .. } => Version::V2,
                 Gic::V3 { .. } => Version::V3,
             }),
+            vector_bytes: sve::vector_bytes(&system.features),
             clock: "cntpct",
             wakes_for_input: (system.machine.console).is_some_and(|uart| uart.interrupt.is_some()),
         };

@@ -2,9 +2,9 @@
 
 use crate::size::SizeError;
 use crate::words::{
-    Backing, Bug, Change, Clear, ConsoleMode, Enable, Granularity, GuestKind, Harvest, MergeTarget,
-    Mitigations, Mode, OnCrash, OnReset, Restore, SelfTest, Split, Tracker, Tracking, Word,
-    Workload,
+    Backing, Bug, Change, Clear, ConsoleMode, CpuFeature, Enable, Granularity, GuestKind, Harvest,
+    MergeTarget, Mitigations, Mode, OnCrash, OnReset, Restore, SelfTest, Split, Tracker, Tracking,
+    Word, Workload,
 };
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -125,7 +125,7 @@ const fn words<W: Word>(key: &'static str, meaning: &'static str) -> BootOption 
 }
 
 /// All options, in the order in which they are listed.
-pub const BOOT_OPTIONS: [BootOption; 46] = [
+pub const BOOT_OPTIONS: [BootOption; 48] = [
     words::<GuestKind>(
         "guest",
         "what runs: the benchmark, another use of its guest, or your own",
@@ -279,6 +279,15 @@ pub const BOOT_OPTIONS: [BootOption; 46] = [
         "firmware",
         ADDRESSES,
         "the module that starts in flash memory, in place of guest=linux's kernel, as U-Boot does",
+    ),
+    words::<CpuFeature>(
+        "cpu_features",
+        "what else of the CPU your guest sees and has; a list",
+    ),
+    option(
+        "fork",
+        "seconds, from 1 to 1000000",
+        "forks the one guest after so long; both go on",
     ),
     words::<OnReset>(
         "on_reset",

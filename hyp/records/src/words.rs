@@ -129,6 +129,16 @@ words! {
 }
 
 words! {
+    /// A feature of the CPU with state of its own, which a guest has if it is asked for.
+    CpuFeature: "sve or debug" {
+        /// Vectors and predicates of SVE.
+        Sve = "sve",
+        /// Breakpoints, watchpoints and software step.
+        Debug = "debug",
+    }
+}
+
+words! {
     /// What becomes of a guest that has crashed: it can't go on.
     OnCrash: "stop or restart" {
         /// Its run has failed.

@@ -33,7 +33,10 @@ pub use machine::cpu::{
 pub use machine::guest_memory::{GuestMemory, Refusal};
 pub use machine::protection::{Protection, Protections};
 pub use random::Seed;
+pub use registers::debug::{DebugPoint, DebugPoints, DebugState, MOST_DEBUG_POINTS};
+pub use registers::offer::OfferedFeatures;
 pub use registers::state::{El1State, FpState, GuestRegs, PacKeys, Start, VcpuState};
+pub use registers::sve::SveState;
 pub use registers::syndrome::Syndrome;
 pub use registers::sysreg::{Direction, SystemRegister};
 pub use stolen_time::StolenTimes;

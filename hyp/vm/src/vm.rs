@@ -25,9 +25,10 @@ use crate::counts::fault_latency::{HoldPeriod, LongestHold};
 use crate::ids::CpuId;
 use crate::random::{Generator, Seed};
 use crate::registers::nospec::within;
-use crate::registers::offer::Offer;
+use crate::registers::offer::{Offer, OfferedFeatures};
 use crate::registers::state::Context;
 use crate::registers::state::Start;
+use crate::registers::sve::SveState;
 use crate::stolen_time::StolenTimes;
 use crate::vm::context_lock::ContextLock;
 use crate::vm::devices::Devices;
@@ -127,6 +128,7 @@ pub struct Vm<S> {
     counter_offset: AtomicU64,
     devices: Option<Devices>,
     stolen_times: Option<StolenTimes>,
+    features: OfferedFeatures,
     /// The guest's memory.
     pub space: S,
 }
@@ -186,6 +188,7 @@ impl<S> Vm<S> {
             config,
             devices,
             stolen_times: None,
+            features: OfferedFeatures::default(),
             space,
         }
     }
@@ -202,6 +205,31 @@ impl<S> Vm<S> {
     /// Has the VM tell its vCPUs the time that was stolen from them, in structures in its memory.
     pub fn tell_stolen_time(&mut self, times: StolenTimes) {
         self.stolen_times = Some(times);
+    }
+
+    /// Has the VM offer these features, which all CPUs have that run it. None of its vCPUs has been on.
+    ///
+    /// # Errors
+    /// There is no memory for their registers.
+    pub fn offer_features(&mut self, features: OfferedFeatures) -> Result<(), VmError> {
+        if features.vector_bytes != 0 {
+            for shared in &self.vcpus {
+                let sve = SveState::new(features.vector_bytes);
+                let sve = sve.ok_or(VmError::OutOfMemory(self.vcpus.len()))?;
+                shared.context.lock().state.sve = Some(sve);
+            }
+        }
+        self.features = features;
+        Ok(())
+    }
+
+    /// The features that a fork offers too: its vCPUs have their registers.
+    pub(crate) fn features(&self) -> OfferedFeatures {
+        self.features
+    }
+
+    pub(crate) fn inherit_features(&mut self, features: OfferedFeatures) {
+        self.features = features;
     }
 
     pub(crate) fn stolen_times(&self) -> Option<StolenTimes> {
@@ -239,6 +267,8 @@ impl<S> Vm<S> {
                 .devices
                 .as_ref()
                 .is_some_and(|devices| devices.gic.version() == Version::V3),
+            debug: self.features.debug,
+            sve: self.features.vector_bytes != 0,
         }
     }
 

@@ -241,6 +241,7 @@ impl CpuFeatures {
                 "pointer authentication",
                 self.pauth_address == other.pauth_address,
             ),
+            ("SVE", self.sve == other.sve),
             (
                 "GIC system registers",
                 self.gic_registers == other.gic_registers,

@@ -128,8 +128,10 @@ pub(crate) fn init(machine: &Machine, has_system_registers: bool) -> Result<(), 
         console: machine.console.and_then(|uart| uart.interrupt),
     });
     init_cpu()?;
-    if let Some(Interrupt(console)) = GIC.get().and_then(|gic| gic.console) {
-        route(console, false, CpuId::BOOT);
+    if let Some(gic) = GIC.get()
+        && let Some(console) = gic.console
+    {
+        route(console.0, false, CpuId::current());
     }
     Ok(())
 }
@@ -197,10 +199,10 @@ impl Gic {
         }
     }
 
-    /// The device's interrupt that [`Self::take`] has returned, if it is one.
-    fn of_device(&self, taken: u32) -> Option<u32> {
-        let interrupt = self.interrupt(taken);
-        (interrupt.0 >= PRIVATE && self.console != Some(interrupt)).then_some(interrupt.0)
+    /// The number of an interrupt that is of a device which a guest has.
+    fn of_device(&self, interrupt: Interrupt) -> Option<u32> {
+        let is_ours = interrupt.0 < PRIVATE || self.console == Some(interrupt);
+        (!is_ours).then_some(interrupt.0)
     }
 
     /// The distributor's registers.
@@ -263,11 +265,15 @@ pub fn acknowledge() -> Option<u32> {
         while device.is_none()
             && let Some(taken) = gic.take()
         {
-            device = gic.of_device(taken);
-            if gic.console == Some(gic.interrupt(taken)) {
+            let interrupt = gic.interrupt(taken);
+            device = gic.of_device(interrupt);
+            if gic.console == Some(interrupt)
+                && let Some(distributor) = gic.distributor()
+            {
                 // The UART asks for it until its input has been read.
-                mask(taken);
-            } else if device.is_none() {
+                shared::disable(distributor, interrupt.0);
+            }
+            if device.is_none() {
                 gic.deactivate(taken);
             }
         }
@@ -285,8 +291,10 @@ fn acknowledge_all() {
 
 /// Wakes the boot CPU, once, when the console's UART asks for its interrupt.
 pub(crate) fn await_console() {
-    if let Some(Interrupt(console)) = GIC.get().and_then(|gic| gic.console) {
-        unmask(console);
+    if let Some(gic) = GIC.get()
+        && let Some(console) = gic.console
+    {
+        unmask(console.0);
     }
 }
 
@@ -303,7 +311,7 @@ pub fn take() -> Option<vm::Interrupt> {
             return Some(vm::Interrupt::PhysicalTimer);
         }
     }
-    if let Some(interrupt) = gic.of_device(taken) {
+    if let Some(interrupt) = gic.of_device(interrupt) {
         return Some(vm::Interrupt::Device(interrupt));
     }
     gic.deactivate(taken);

@@ -11,8 +11,10 @@
 //! | CNTHCTL_EL2, CNTPOFF_EL2; ICC_*_EL1 of a guest with a virtual GIC (ICH_*_EL2, GICH_*) | written when a vCPU is loaded (`world`, `vgic`) |
 //! | ACTLR_EL1, ID registers, cache maintenance by set and way, implementation-defined registers | trap: HCR_EL2.TACR, TID3, TSW, TIDCP |
 //! | LOR*, ER* (RAS), GMID_EL1; RGSR_EL1, GCR_EL1, TFSR*; SCXTNUM_ELx | trap: HCR_EL2.TLOR, TERR, TID5; ATA clear; EnSCXT clear |
-//! | SVE's and SME's, trace unit's, activity monitors' | trap: CPTR_EL2.TZ, TSM, TTA, TAM |
-//! | debug registers, OS lock, PMU's; SPE's, TRBE's, TRFCR_EL1 | trap: MDCR_EL2.TDA, TDOSA, TPM; E2PB and E2TB clear, TPMS, TTRF |
+//! | SVE's | trap: CPTR_EL2.TZ; switched when a vCPU is loaded and put that has used them (`sve`) |
+//! | SME's, trace unit's, activity monitors' | trap: CPTR_EL2.TSM, TTA, TAM |
+//! | breakpoints, watchpoints, MDSCR_EL1 | trap: MDCR_EL2.TDA; written when a vCPU is loaded that has debug exceptions on, and MDSCR_EL1 when it is put (`debug`) |
+//! | other debug registers, OS lock, PMU's; SPE's, TRBE's, TRFCR_EL1 | trap: MDCR_EL2.TDA, TDOSA, TPM; E2PB and E2TB clear, TPMS, TTRF |
 //! | TPIDR2_EL0, SMPRI_EL1, PIR*, POR*, MAIR2_EL1, RCW*, GCS*, ACCDATA_EL1, BRB* | trap: positive bits of the fine-grained traps are clear |
 //! | TCR2_EL1, SCTLR2_EL1, FPMR, GCSCR*, 128-bit registers | trap, and act as 0: HCRX_EL2 has nothing but MSCEn |
 //! | CNTP_*_EL0, ICC_*_EL1 of guests without a virtual GIC; MPAM* | trap: CNTHCTL_EL2.EL1PCEN; ICC_SRE_EL2.Enable and ICH_HCR_EL2; MPAM2_EL2, MPAMHCR_EL2 |

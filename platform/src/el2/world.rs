@@ -12,9 +12,9 @@ use aarch64_cpu::asm::wfi;
 use aarch64_cpu::registers::HCR_EL2;
 use stage2::{Instructions, Ipa, PAGE_SIZE, RegimeRegisters};
 use vm::{
-    Cpu, El1State, ExceptionControls, ExceptionRecord, ExitReason, FpState, GuestRegs, Interrupt,
-    PacKeys, Protections, RawExit, Stage2Registers, Syndrome, SystemRegister, VcpuControls,
-    VcpuState, WriteServer, forbidden_write,
+    Cpu, DebugPoints, DebugState, El1State, ExceptionControls, ExceptionRecord, ExitReason,
+    FpState, GuestRegs, Interrupt, PacKeys, Protections, RawExit, Stage2Registers, Syndrome,
+    SystemRegister, VcpuControls, VcpuState, WriteServer, forbidden_write,
 };
 
 use crate::cpu::features::CpuFeatures;
@@ -24,9 +24,11 @@ use crate::cpu::recover;
 use crate::cpu::register::{read_register, write_register};
 use crate::cpu::tlb::CpuInstructions;
 use crate::drivers::gic::{self, ListRegisters};
+use crate::el2::debug;
 use crate::el2::exceptions;
 use crate::el2::protect;
 use crate::el2::set_up::{CNTHCTL_COUNTER, HCR_BOOT};
+use crate::el2::sve;
 use crate::el2::walker::HCR_FWB;
 
 global_asm!(
@@ -108,6 +110,12 @@ pub struct HardwareCpu {
     offsets_physical_counter: bool,
     list_registers: Option<ListRegisters>,
     protections: Protections,
+    /// The breakpoints and watchpoints that it has.
+    debug_points: DebugPoints,
+    /// A debug exception of the loaded guest is on.
+    debugs: bool,
+    /// The loaded guest has SVE's registers.
+    has_sve: bool,
     /// The loaded guest has a virtual GIC, and the CPU takes the interrupts of EL1's timers.
     has_virtual_gic: bool,
 }
@@ -138,6 +146,9 @@ impl HardwareCpu {
             offsets_physical_counter: features.ecv >= 2,
             list_registers: gic::list_registers(),
             protections: protect::protections(),
+            debug_points: DebugPoints::of(read_register!("id_aa64dfr0_el1")),
+            debugs: false,
+            has_sve: false,
             has_virtual_gic: false,
         }
     }
@@ -326,6 +337,15 @@ impl Cpu for HardwareCpu {
             RegimeRegisters { vttbr, vtcr }.load(&CpuInstructions::new());
             write_register!("hcr_el2", self.hcr | forced_write_back);
         }
+        if let Some(sve) = &state.sve
+            && sve.is_used
+        {
+            sve::load(sve);
+            self.has_sve = true;
+        }
+        if state.debug.is_on() {
+            self.set_debug(&state.debug);
+        }
         barrier::isb(SY);
     }
 
@@ -343,6 +363,14 @@ impl Cpu for HardwareCpu {
         }
         if self.has_virtual_gic {
             self.interface().switch_off();
+        }
+        if self.debugs {
+            debug::switch_off();
+            self.debugs = false;
+        }
+        if self.has_sve {
+            state.sve.iter_mut().for_each(sve::put);
+            self.has_sve = false;
         }
         // VTCR_EL2 stays, and means nothing until it is written together with a VTTBR_EL2 again.
         CpuInstructions::new().set_vttbr(0);
@@ -406,9 +434,26 @@ impl Cpu for HardwareCpu {
         }
     }
 
+    fn set_debug(&mut self, state: &DebugState) {
+        self.debugs = state.is_on();
+        match self.debugs {
+            true => debug::load(state, self.debug_points),
+            false => debug::switch_off(),
+        }
+    }
+
+    fn begin_sve(&mut self, state: &mut VcpuState) {
+        let Some(sve) = &mut state.sve else { return };
+        // SAFETY: the guest's own, which has used no others so far.
+        unsafe { world_save_fp(&raw mut state.fp) };
+        sve.begin(&state.fp.q);
+        sve::load(sve);
+        self.has_sve = true;
+    }
+
     fn id_register(&self, register: SystemRegister) -> u64 {
         id_registers!(register,
-            4 0 "id_aa64pfr0_el1", 4 1 "id_aa64pfr1_el1", 5 0 "id_aa64dfr0_el1", 6 0 "id_aa64isar0_el1",
+            4 0 "id_aa64pfr0_el1", 4 1 "id_aa64pfr1_el1", 4 4 "s3_0_c0_c4_4", 5 0 "id_aa64dfr0_el1", 6 0 "id_aa64isar0_el1",
             6 1 "id_aa64isar1_el1", 6 2 "s3_0_c0_c6_2", 7 0 "id_aa64mmfr0_el1", 7 1 "id_aa64mmfr1_el1",
             7 2 "s3_0_c0_c7_2")
     }

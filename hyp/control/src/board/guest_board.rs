@@ -116,12 +116,27 @@ impl<'p> GuestBoard<'p> {
         interrupts.flatten().copied()
     }
 
+    /// The same, without firmware and ramdisk, which its guest has in memory by now.
+    pub(crate) fn started(&self) -> GuestBoard<'static> {
+        GuestBoard {
+            firmware: None,
+            ramdisk: None,
+            version: self.version,
+            gic: self.gic.clone(),
+            cpu_interface: self.cpu_interface.clone(),
+            uart: self.uart.clone(),
+            rtc: self.rtc.clone(),
+            has_clock: self.has_clock,
+            devices: self.devices.clone(),
+        }
+    }
+
     /// The board of a fork of its guest, which is paused: its devices are as this one's. What the UART has sent, but nobody has
     /// taken yet, only this one sends.
     ///
     /// # Errors
     /// There is no memory for it, or the guest has a device of the machine's, of which there is one.
-    pub fn fork<M: Machine>(&self, machine: &'static M) -> Result<Self, RunError> {
+    pub fn fork<M: Machine>(&self, machine: &'static M) -> Result<GuestBoard<'static>, RunError> {
         if !self.devices.is_empty() {
             return Err(RunError::ForkWithDevice);
         }
@@ -135,11 +150,11 @@ impl<'p> GuestBoard<'p> {
             forks.restore(&saved).map_err(RunError::Restore)?;
         }
         uart.drop_output();
-        Ok(Self {
+        Ok(GuestBoard {
             gic,
             uart,
             rtc,
-            ..self.clone()
+            ..self.started()
         })
     }
 

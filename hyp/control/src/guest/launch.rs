@@ -157,6 +157,7 @@ impl<'h, M: Machine> Host<'h, M> {
 
     /// A VM with the planned memory, whose first vCPU is about to start.
     fn create<L: MmuLock>(&self, plan: &GuestPlan<'_>) -> Result<NewVm<L>, RunError> {
+        let offered = plan.offered(self.machine.facts())?;
         let layout = plan.layout(&self.machine.facts().stage2)?;
         let own = &self.own.memory;
         let space = self.space::<L>(plan, layout)?;
@@ -181,6 +182,10 @@ impl<'h, M: Machine> Host<'h, M> {
             space.destroy(own);
             error
         })?;
+        if let Err(error) = vm.offer_features(offered) {
+            vm.space.destroy(own);
+            return Err(error.into());
+        }
         if let Some(seed) = seed {
             vm.set_seed(seed);
         }

@@ -2,7 +2,7 @@
 
 use crate::board::GuestBoard;
 use crate::error::RunError;
-use crate::machine::Device;
+use crate::machine::{Device, Facts};
 use crate::options::TEST_MEMORY;
 use crate::request::Request;
 use alloc::sync::Arc;
@@ -10,8 +10,9 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use memory::{BackingPolicy, Object, SlotConfig, SlotId, VmId};
 use records::image::GuestImage;
-use records::words::Backing;
+use records::words::{Backing, CpuFeature};
 use stage2::{Features, Ipa, IpaRange, Layout, Level, PAGE_SIZE};
+use vm::OfferedFeatures;
 
 /// Where a guest's RAM begins.
 pub const RAM: Ipa = Ipa::new(records::options::RAM);
@@ -110,6 +111,8 @@ pub struct GuestPlan<'p> {
     pub exit_times: bool,
     /// The size of its address space, if it was requested.
     pub ipa_bits: Option<u32>,
+    /// The features of the CPU that it has besides the usual ones.
+    pub cpu_features: Vec<CpuFeature>,
     /// How long it may run without progress, in seconds.
     pub timeout: u64,
 }
@@ -140,6 +143,7 @@ impl<'p> GuestPlan<'p> {
             ring_entries: None,
             exit_times: false,
             ipa_bits: options.ipa_bits,
+            cpu_features: options.cpu_features.clone(),
             timeout: options.timeout,
         }
     }
@@ -153,6 +157,21 @@ impl<'p> GuestPlan<'p> {
             _ => self.ram + test / percent * 100,
         });
         Self { limit, ..self }
+    }
+
+    /// The features that its VM offers, of what such a machine has.
+    pub(super) fn offered(&self, facts: &Facts) -> Result<OfferedFeatures, RunError> {
+        let mut offered = OfferedFeatures::default();
+        for feature in &self.cpu_features {
+            match feature {
+                CpuFeature::Debug => offered.debug = true,
+                CpuFeature::Sve if facts.vector_bytes != 0 => {
+                    offered.vector_bytes = facts.vector_bytes;
+                }
+                CpuFeature::Sve => return Err(RunError::NoCpuFeature(*feature)),
+            }
+        }
+        Ok(offered)
     }
 
     /// The memory listed in its device tree.

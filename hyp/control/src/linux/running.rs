@@ -36,21 +36,27 @@ pub(crate) fn planned<'p, M: Machine>(
     request: &Request<'p>,
     vm: VmId,
 ) -> Result<(GuestPlan<'p>, Terminal<M>), RunError> {
-    let (machine, options) = (host.machine, &request.options);
-    let board = GuestBoard::new(machine, &host.own.memory, request)?;
-    let terminal = Terminal::new(machine, &board, options);
+    let board = GuestBoard::new(host.machine, &host.own.memory, request)?;
+    let terminal = Terminal::new(host.machine, &board, &request.options);
+    Ok((plan(request, vm, board), terminal))
+}
+
+/// The plan of a request's guest.
+fn plan<'p>(request: &Request<'p>, vm: VmId, board: GuestBoard<'p>) -> GuestPlan<'p> {
+    let options = &request.options;
     let plan = GuestPlan {
         ram_backing: options.backing,
         board: Some(board),
         ..GuestPlan::of(request, vm, options.program_bytes().unwrap_or(0))
     };
-    Ok((plan.limited_to(options.overcommits[0]), terminal))
+    plan.limited_to(options.overcommits[0])
 }
 
 /// A running operating system. It is stopped when this is dropped, at the latest.
 pub(crate) struct RunningLinux<'h, M: Machine, L: MmuLock> {
     guest: RunningGuest<'h, M, L>,
     terminal: Terminal<M>,
+    board: GuestBoard<'static>,
 }
 
 impl<'h, M: Machine, L: MmuLock + 'static> RunningLinux<'h, M, L> {
@@ -64,13 +70,45 @@ impl<'h, M: Machine, L: MmuLock + 'static> RunningLinux<'h, M, L> {
         vm: VmId,
         cpus: Range<usize>,
     ) -> Result<Self, RunError> {
-        let (plan, terminal) = planned(host, request, vm)?;
+        let board = GuestBoard::new(host.machine, &host.own.memory, request)?;
+        let terminal = Terminal::new(host.machine, &board, &request.options);
+        let started = board.started();
         let plan = GuestPlan {
             cpus: Some(cpus),
-            ..plan
+            ..plan(request, vm, board)
         };
         let guest = host.launch::<L, _>(&plan, &Arc::new(NoCalls))?;
-        Ok(Self { guest, terminal })
+        Ok(Self {
+            guest,
+            terminal,
+            board: started,
+        })
+    }
+
+    /// Starts a fork of the guest, which is of this request, on these CPUs, which are idle. Both go on where the guest was.
+    ///
+    /// # Errors
+    /// It can't be started. Nothing is left of it then, and the guest goes on.
+    pub fn fork(
+        &self,
+        host: &Host<'h, M>,
+        request: &Request<'_>,
+        vm: VmId,
+        cpus: Range<usize>,
+    ) -> Result<Self, RunError> {
+        let paused = self.guest.pause()?;
+        let board = self.board.fork(host.machine)?;
+        let terminal = Terminal::new(host.machine, &board, &request.options);
+        let plan = GuestPlan {
+            cpus: Some(cpus),
+            ..plan(request, vm, board.clone())
+        };
+        let guest = host.launch_fork(paused, &plan, &Arc::new(NoCalls))?;
+        Ok(Self {
+            guest,
+            terminal,
+            board,
+        })
     }
 
     /// The guest.
@@ -109,7 +147,9 @@ impl<'h, M: Machine, L: MmuLock + 'static> RunningLinux<'h, M, L> {
     /// # Errors
     /// As for [`RunningGuest::end`].
     pub fn end(self) -> (Result<FinalState, RunError>, Terminal<M>) {
-        let Self { guest, terminal } = self;
+        let Self {
+            guest, terminal, ..
+        } = self;
         (guest.end(), terminal)
     }
 }

@@ -29,8 +29,10 @@ pub(super) struct LinuxVms<'r, 'h, M: Machine, L: MmuLock> {
     /// Merges the pages of all of them, if the options say so. Ends before they do.
     scanner: Option<Scanner<'static, M>>,
     vms: Vec<LinuxVm<'r, 'h, M, L>>,
-    /// The console that they share, if they have names. Else there is one VM, with a terminal of its own.
+    /// The console that they share, if they have names. Else there is one VM, with a terminal of its own, and its fork.
     console: Option<SharedConsole>,
+    /// When the one VM is forked, if the options say so and it hasn't been.
+    fork_at_ns: Option<u64>,
 }
 
 /// One of them.
@@ -59,6 +61,7 @@ enum Next {
     Over(Result<(), RunError>),
 }
 
+const NS_PER_SECOND: u64 = 1_000_000_000;
 /// How long the rest of the output may take.
 const SHOW_NS: u64 = 30_000_000_000;
 
@@ -86,6 +89,7 @@ impl<'r, 'h, M: Machine, L: MmuLock + 'static> LinuxVms<'r, 'h, M, L> {
             scanner,
             vms: Vec::new(),
             console,
+            fork_at_ns: None,
         };
         if let Some(console) = &all.console {
             console.greet(host.machine);
@@ -106,14 +110,62 @@ impl<'r, 'h, M: Machine, L: MmuLock + 'static> LinuxVms<'r, 'h, M, L> {
             outcome.map_err(|error| started.named(error))?;
             all.vms.push(started);
         }
+        let fork_after = first.and_then(|options| options.fork);
+        let after_ns = fork_after.map(|seconds| seconds.saturating_mul(NS_PER_SECOND));
+        all.fork_at_ns = after_ns.map(|ns| host.machine.now_ns().saturating_add(ns));
         Ok(all)
+    }
+
+    /// Forks the one VM, if its time has come. Returns when it comes else.
+    fn fork_if_due(&mut self) -> Option<u64> {
+        let at_ns = self.fork_at_ns?;
+        if self.host.machine.now_ns() < at_ns {
+            return Some(at_ns);
+        }
+        self.fork_at_ns = None;
+        if let Some(Err(error)) = self.fork() {
+            let machine = self.host.machine;
+            machine.write_line(format_args!("parvisor: error: fork: {error}"));
+        }
+        None
+    }
+
+    /// Forks the one VM, if it runs.
+    fn fork(&mut self) -> Option<Result<(), RunError>> {
+        let parent = self.vms.first()?;
+        let State::Runs(running) = &parent.state else {
+            return None;
+        };
+        let (host, request) = (&self.host, parent.request);
+        let (vm, cpus) = (
+            VmId::new(parent.vm.number() + self.vms.len())?,
+            host.cpu_pool.find_idle(request.options.vcpus)?,
+        );
+        let cpus = ReservedCpus::reserve(host, cpus);
+        let fork = match running.fork(host, request, vm, cpus.cpus()) {
+            Ok(fork) => fork,
+            Err(error) => return Some(Err(error)),
+        };
+        let parent = parent.vm;
+        (host.machine).write_line(format_args!("{vm} is a fork of {parent}"));
+        let mut restarts = Restarts::default();
+        restarts.start(host.machine.now_ns());
+        self.vms.push(LinuxVm {
+            request,
+            vm,
+            cpus,
+            restarts,
+            state: State::Runs(Box::new(fork)),
+        });
+        Some(Ok(()))
     }
 
     /// Attends to all of them, without waiting. Returns when this is to be called again, unless this CPU is woken before; `None`
     /// if all have ended.
     pub fn attend(&mut self) -> Option<u64> {
-        let (host, scanner) = (&self.host, self.scanner.as_ref());
         let mut due_ns = None;
+        let fork_ns = self.fork_if_due();
+        let (host, scanner) = (&self.host, self.scanner.as_ref());
         for (number, vm) in self.vms.iter_mut().enumerate() {
             let console = self.console.as_mut().map(|console| (console, number));
             let one = vm.attend(host, scanner, console);
@@ -125,7 +177,7 @@ impl<'r, 'h, M: Machine, L: MmuLock + 'static> LinuxVms<'r, 'h, M, L> {
             let console_ns = console.attend(host.machine, uart);
             due_ns = due_ns.map(|due_ns| due_ns.min(console_ns));
         }
-        due_ns
+        due_ns.map(|due_ns| fork_ns.map_or(due_ns, |fork_ns| due_ns.min(fork_ns)))
     }
 
     /// Attends to all of them until they have ended.

@@ -7,8 +7,8 @@ use platform::cpu::tlb::{self, CpuInstructions};
 use platform::el2::world::HardwareCpu;
 use stage2::{Barrier, Features, Instructions, Ipa, Layout, Maintenance, Pa, Tlbi};
 use vm::{
-    Cpu, CpuId, ExceptionControls, ExceptionRecord, GuestRegs, Interrupt, Protections, RawExit,
-    Syndrome, SystemRegister, VcpuControls, VcpuState, WriteServer,
+    Cpu, CpuId, DebugState, ExceptionControls, ExceptionRecord, GuestRegs, Interrupt, Protections,
+    RawExit, Syndrome, SystemRegister, VcpuControls, VcpuState, WriteServer,
 };
 
 use super::inject;
@@ -146,6 +146,14 @@ impl Cpu for GuestCpu {
 
     fn set_exception(&mut self, record: &ExceptionRecord) {
         self.0.set_exception(record);
+    }
+
+    fn set_debug(&mut self, state: &DebugState) {
+        self.0.set_debug(state);
+    }
+
+    fn begin_sve(&mut self, state: &mut VcpuState) {
+        self.0.begin_sve(state);
     }
 
     fn id_register(&self, register: SystemRegister) -> u64 {

@@ -11,6 +11,7 @@ use stage2::Ipa;
 use vgic::{ActivePriorities, ListRegister, VirtualInterface};
 
 use crate::machine::protection::Protections;
+use crate::registers::debug::DebugState;
 use crate::registers::state::{GuestRegs, VcpuState};
 use crate::registers::sysreg::SystemRegister;
 
@@ -182,6 +183,12 @@ pub trait Cpu {
 
     /// Fills the loaded guest's exception registers.
     fn set_exception(&mut self, record: &ExceptionRecord);
+
+    /// Writes the loaded guest's debug registers, if any exception of theirs is on; else switches these off.
+    fn set_debug(&mut self, state: &DebugState);
+
+    /// The loaded guest, which has just used SVE, is given its registers (`state.sve`).
+    fn begin_sve(&mut self, state: &mut VcpuState);
 
     /// The CPU's own ID register; 0 if the CPU doesn't have it.
     fn id_register(&self, register: SystemRegister) -> u64;

@@ -41,6 +41,29 @@ const ID_AA64DFR0: &[Field] = &[
     Is(20, DEBUG_POINTS as u64 - 1),
 ];
 
+/// With the CPU's breakpoints and watchpoints.
+const ID_AA64DFR0_DEBUG: &[Field] = &[
+    Is(0, 6), // DebugVer: Armv8.0
+    As(12),   // BRPs
+    As(20),   // WRPs
+    As(28),   // CTX_CMPs
+];
+
+/// With SVE.
+const ID_AA64ZFR0: &[Field] = &[
+    As(0),  // SVEver
+    As(4),  // AES
+    As(12), // EltPerm
+    As(16), // BitPerm
+    As(20), // BF16
+    As(24), // B16B16
+    As(32), // SHA3
+    As(40), // SM4
+    As(44), // I8MM
+    As(52), // F32MM
+    As(56), // F64MM
+];
+
 const ID_AA64ISAR0: &[Field] = &[
     As(4),  // AES
     As(8),  // SHA1
@@ -122,10 +145,13 @@ const ID_AA64MMFR2: &[Field] = &[
 const TGRAN4: u32 = 28;
 /// Lowest bits of ID_AA64PFR0_EL1.GIC, ID_AA64ISAR2_EL1.MOPS and ID_AA64MMFR1_EL1.HCX.
 const GIC: u32 = 24;
+/// That of ID_AA64PFR0_EL1.SVE.
+const SVE: u32 = 32;
 const MOPS: u32 = 16;
 const HCX: u32 = 40;
 const FIELD: u64 = 0xf;
 
+pub(crate) const ID_AA64DFR0_EL1: SystemRegister = SystemRegister::new(3, 0, 0, 5, 0);
 const ID_AA64MMFR1_EL1: SystemRegister = SystemRegister::new(3, 0, 0, 7, 1);
 
 /// What the guest of a VM that offers this reads in ID register `register`. `own` gives the CPU's own registers.
@@ -140,8 +166,13 @@ pub fn guest_view(
 ) -> u64 {
     let view = |fields: &[Field]| select(fields, own(register));
     match register.fields() {
-        (3, 0, 0, 4, 0) => view(ID_AA64PFR0) | u64::from(offer.gic_registers) << GIC,
+        (3, 0, 0, 4, 0) => {
+            let sve = if offer.sve { UpTo(SVE, 1) } else { Is(SVE, 0) };
+            view(ID_AA64PFR0) | view(&[sve]) | u64::from(offer.gic_registers) << GIC
+        }
         (3, 0, 0, 4, 1) => view(ID_AA64PFR1),
+        (3, 0, 0, 4, 4) if offer.sve => view(ID_AA64ZFR0),
+        (3, 0, 0, 5, 0) if offer.debug => view(ID_AA64DFR0_DEBUG),
         (3, 0, 0, 5, 0) => view(ID_AA64DFR0),
         (3, 0, 0, 6, 0) => view(ID_AA64ISAR0),
         (3, 0, 0, 6, 1) => view(ID_AA64ISAR1),
@@ -152,7 +183,7 @@ pub fn guest_view(
         }
         (3, 0, 0, 7, 1) => view(ID_AA64MMFR1),
         (3, 0, 0, 7, 2) => view(ID_AA64MMFR2),
-        // AArch32's, which no guest has, SVE's, SME's and those not allocated yet.
+        // AArch32's, which no guest has, SME's and those not allocated yet.
         _ => 0,
     }
 }

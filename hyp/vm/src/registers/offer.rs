@@ -7,4 +7,17 @@ pub struct Offer {
     pub ipa_bits: u32,
     /// A GICv3, whose CPU interface is system registers.
     pub gic_registers: bool,
+    /// The CPU's breakpoints and watchpoints.
+    pub debug: bool,
+    /// SVE.
+    pub sve: bool,
+}
+
+/// Features of the CPU with state of their own, which a VM offers its guest if asked to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OfferedFeatures {
+    /// Breakpoints, watchpoints and software step.
+    pub debug: bool,
+    /// The bytes of a vector of SVE; 0: none is offered.
+    pub vector_bytes: usize,
 }

@@ -6,6 +6,8 @@
 use vgic::VcpuInterrupts;
 
 use crate::random::Generator;
+use crate::registers::debug::DebugState;
+use crate::registers::sve::SveState;
 use crate::registers::syndrome::Syndrome;
 use crate::stolen_time::StolenTime;
 
@@ -161,6 +163,10 @@ pub struct VcpuState {
     pub pac: PacKeys,
     /// DISR_EL1, which is VDISR_EL2 for a guest; unused on a CPU without FEAT_RAS.
     pub disr_el1: u64,
+    /// The debug registers; unused unless the VM offers them.
+    pub debug: DebugState,
+    /// The SVE registers, if the VM offers them.
+    pub sve: Option<SveState>,
 }
 
 /// What EL1's timers count from.
@@ -202,7 +208,18 @@ impl VcpuState {
             fp: FpState::default(),
             pac: PacKeys::default(),
             disr_el1: 0,
+            debug: DebugState::default(),
+            sve: None,
         }
+    }
+
+    /// Resets the vCPU, to start at `start`.
+    fn reset(&mut self, start: Start) {
+        let sve = self.sve.take().map(SveState::reset);
+        *self = Self {
+            sve,
+            ..Self::starting_at(start.entry, start.context)
+        };
     }
 
     /// Powers the vCPU down, to start again at `start`: as [`Self::starting_at`], but its timers run on and can wake it.
@@ -214,7 +231,7 @@ impl VcpuState {
             cntp_cval_el0,
             ..
         } = self.el1;
-        *self = Self::starting_at(start.entry, start.context);
+        self.reset(start);
         self.el1.cntv_ctl_el0 = cntv_ctl_el0;
         self.el1.cntv_cval_el0 = cntv_cval_el0;
         self.el1.cntp_ctl_el0 = cntp_ctl_el0;
@@ -259,16 +276,13 @@ impl Context {
 
     /// Starts the vCPU, which has just been turned on.
     pub(crate) fn start(&mut self, start: Start) {
-        let (mut interrupts, generator) = (self.interrupts.take(), self.generator.take());
-        if let Some(interrupts) = &mut interrupts {
+        if let Some(interrupts) = &mut self.interrupts {
             interrupts.reset();
         }
-        *self = Self {
-            state: VcpuState::starting_at(start.entry, start.context),
-            generator,
-            stolen: self.stolen,
-            ..Self::new(interrupts)
-        };
+        self.state.reset(start);
+        self.awaits_answer = false;
+        self.powers_down = None;
+        self.last_exit = Syndrome::NONE;
     }
 
     /// The same for a fork's vCPU, but for its random numbers.

@@ -32,6 +32,7 @@ const CLASS_WF: u64 = 0x01;
 const CLASS_HVC64: u64 = 0x16;
 const CLASS_SMC64: u64 = 0x17;
 const CLASS_SYSTEM: u64 = 0x18;
+const CLASS_SVE: u64 = 0x19;
 const CLASS_INSTRUCTION_ABORT: u64 = 0x20;
 const CLASS_INSTRUCTION_ABORT_SAME: u64 = 0x21;
 const CLASS_DATA_ABORT: u64 = 0x24;
@@ -72,6 +73,8 @@ pub enum Cause {
     SystemRegister(SystemAccess),
     /// WFI or WFE, with or without a timeout.
     Wait(Wait),
+    /// An instruction of SVE, or an access to its registers.
+    Sve,
     /// Anything else: of no meaning to Parvisor's guests, and so undefined.
     Other,
 }
@@ -92,6 +95,7 @@ impl Cause {
             },
             CLASS_SYSTEM => Self::SystemRegister(SystemAccess::decode(iss)),
             CLASS_WF => Self::Wait(Wait(iss)),
+            CLASS_SVE => Self::Sve,
             _ => Self::Other,
         }
     }

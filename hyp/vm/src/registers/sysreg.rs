@@ -1,7 +1,8 @@
 //! System registers that trap to EL2, and their emulation.
 //!
-//! There are four groups: the ID registers, filtered (`id`); the GIC's, where the VM has one; registers that may be accessed
-//! without effect (debug, ACTLR_EL1, set/way maintenance); and all others, which are undefined. Pure functions.
+//! There are five groups: the ID registers, filtered (`id`); the GIC's, where the VM has one; the debug registers, where it offers
+//! them (`debug`); registers that may be accessed without effect (debug registers elsewhere, ACTLR_EL1, set/way maintenance); and
+//! all others, which are undefined. Pure functions.
 
 use core::fmt;
 
@@ -71,6 +72,8 @@ pub enum Emulation {
     SendSgi(SgiRegister),
     /// A write deactivates an interrupt of the guest.
     Deactivate,
+    /// It is one of the vCPU's debug registers, if the CPU has so many.
+    Debug,
     /// The guest takes an undefined instruction.
     Undefined,
 }
@@ -95,6 +98,12 @@ pub const fn emulate(register: SystemRegister, direction: Direction, offer: &Off
         ((3, 0, 12, 11, 5), Direction::Write) if gic => Emulation::SendSgi(SgiRegister::Sgi1),
         ((3, 0, 12, 11, 6), Direction::Write) if gic => Emulation::SendSgi(SgiRegister::Asgi1),
         ((3, 0, 12, 11, 7), Direction::Write) if gic => Emulation::SendSgi(SgiRegister::Sgi0),
+        // MDSCR_EL1, DBGBVR, DBGBCR, DBGWVR, DBGWCR, OSLAR_EL1, OSLSR_EL1, DBGCLAIMSET_EL1, DBGCLAIMCLR_EL1.
+        ((2, 0, 0, 2, 2) | (2, 0, 0, _, 4..=7) | (2, 0, 1, 0 | 1, 4) | (2, 0, 7, 8 | 9, 6), _)
+            if offer.debug =>
+        {
+            Emulation::Debug
+        }
         // ACTLR_EL1.
         ((3, 0, 1, 0, 1), _) => ignored,
         // DC ISW, CSW, CISW. Guest memory is coherent; nobody may clean a machine's caches by set and way.
@@ -123,6 +132,8 @@ mod tests {
     const WITHOUT_GIC: Offer = Offer {
         ipa_bits: 40,
         gic_registers: false,
+        debug: false,
+        sve: false,
     };
     const WITH_GIC: Offer = Offer {
         gic_registers: true,
@@ -218,12 +229,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_encoding_is_decided(op0: u8, op1: u8, crn: u8, crm: u8, op2: u8, gic_registers: bool) {
+        fn any_encoding_is_decided(op0: u8, op1: u8, crn: u8, crm: u8, op2: u8, gic_registers: bool, debug: bool) {
             let register = SystemRegister::new(op0, op1, crn, crm, op2);
-            let offer = Offer { ipa_bits: 40, gic_registers };
+            let offer = Offer { gic_registers, debug, ..WITHOUT_GIC };
             let read = emulate(register, Direction::Read, &offer);
             prop_assert!(!matches!(read, Emulation::SendSgi(_)));
             prop_assert_ne!(emulate(register, Direction::Write, &offer), Emulation::Id);
+            let is_debug = read == Emulation::Debug;
+            prop_assert!(!is_debug || debug && register.fields().0 == 2);
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::machine::cpu::{
 };
 use crate::machine::guest_memory::Refusal;
 use crate::machine::protection::Protections;
+use crate::registers::debug::DebugState;
 use crate::registers::state::{GuestRegs, Start, VcpuState};
 use crate::registers::syndrome::Syndrome;
 use crate::registers::sysreg::SystemRegister;
@@ -230,6 +231,14 @@ impl Cpu for ModelCpu<'_> {
 
     fn set_exception(&mut self, record: &ExceptionRecord) {
         unreachable!("{record:?}")
+    }
+
+    fn set_debug(&mut self, _: &DebugState) {
+        unreachable!("these guests aren't offered any")
+    }
+
+    fn begin_sve(&mut self, _: &mut VcpuState) {
+        unreachable!("these guests aren't offered any")
     }
 
     fn id_register(&self, _: SystemRegister) -> u64 {

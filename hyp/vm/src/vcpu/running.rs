@@ -12,6 +12,7 @@ use crate::counts::fault_latency::HoldPeriod;
 use crate::ids::{CpuId, VcpuId};
 use crate::machine::cpu::{Cpu, ExceptionRecord, ExitReason, RawExit, VcpuControls, WriteServer};
 use crate::machine::guest_memory::GuestMemory;
+use crate::registers::debug::DebugPoints;
 use crate::registers::id;
 use crate::registers::pstate;
 use crate::registers::state::Context;
@@ -382,6 +383,7 @@ where
                 self.skip_instruction();
                 self.wait(wait.timeout())
             }
+            Cause::Sve => self.sve(exit),
             Cause::Wait(_) | Cause::DataAbort(_) | Cause::InstructionAbort(_) | Cause::Other => {
                 self.count(ExitKind::Other);
                 self.inject_undefined(exit)
@@ -413,6 +415,10 @@ where
                 self.deactivate(self.context.state.regs.operand(access.operand) as u32);
                 0
             }
+            Emulation::Debug => match self.debug_register(access) {
+                Some(value) => value,
+                None => return self.inject_undefined(exit),
+            },
             Emulation::Fixed(value) => value,
             Emulation::Id => id::guest_view(access.register, &offer, |register| {
                 self.cpu.id_register(register)
@@ -422,6 +428,30 @@ where
             self.context.state.regs.set_operand(access.operand, value);
         }
         self.skip_instruction();
+        Next::Enter
+    }
+
+    /// Executes an access to a debug register, if there is such a one.
+    #[cold]
+    fn debug_register(&mut self, access: SystemAccess) -> Option<u64> {
+        let points = DebugPoints::of(self.cpu.id_register(id::ID_AA64DFR0_EL1));
+        let value = self.context.state.regs.operand(access.operand);
+        let debug = &mut self.context.state.debug;
+        let read = debug.access(access.register, access.direction, value, points)?;
+        if access.direction == Direction::Write {
+            self.cpu.set_debug(debug);
+        }
+        Some(read)
+    }
+
+    /// Gives the guest the CPU's SVE registers, if the VM offers them; then it tries again.
+    #[cold]
+    fn sve(&mut self, exit: &RawExit) -> Next {
+        self.count(ExitKind::Other);
+        if self.context.state.sve.is_none() {
+            return self.inject_undefined(exit);
+        }
+        self.cpu.begin_sve(&mut self.context.state);
         Next::Enter
     }
 

@@ -80,6 +80,7 @@ impl fmt::Display for Syndrome {
             Cause::SecureCall { .. } => f.write_str("SMC")?,
             Cause::SystemRegister(_) => f.write_str("system register")?,
             Cause::Wait(_) => f.write_str("WFI")?,
+            Cause::Sve => f.write_str("SVE")?,
             Cause::Other => f.write_str("another exception")?,
         }
         write!(f, " (ESR_EL2 {esr:#x})")

@@ -22,6 +22,7 @@ use vgic::Vgic;
 
 use crate::ids::CpuId;
 use crate::registers::state::VcpuState;
+use crate::registers::sve::SveState;
 use crate::vm::devices::Devices;
 use crate::vm::glance::{Glance, Seen};
 use crate::vm::{VcpuId, VcpuShared, Vm, VmConfig};
@@ -181,7 +182,13 @@ impl<S, K: FnMut(CpuId)> Pause<'_, S, K> {
             return Err((ForkError::Devices, space));
         }
         let mut vcpus = Vec::new();
-        if vcpus.try_reserve_exact(self.vm.vcpus().count()).is_err() {
+        let count = self.vm.vcpus().count();
+        // Copies of registers can't report that there is no memory for them, so it is first allocated and freed again.
+        let features = self.vm.features();
+        let registers = count * SveState::bytes(features.vector_bytes);
+        if Vec::<u8>::new().try_reserve_exact(registers).is_err()
+            || vcpus.try_reserve_exact(count).is_err()
+        {
             return Err((ForkError::OutOfMemory, space));
         }
         let skipped = self.still_for(now);
@@ -193,6 +200,7 @@ impl<S, K: FnMut(CpuId)> Pause<'_, S, K> {
             ..*self.vm.config()
         };
         let mut fork = Vm::with_vcpus(config, devices, vcpus, space);
+        fork.inherit_features(features);
         if let Some(times) = self.vm.stolen_times() {
             fork.tell_stolen_time(times);
         }

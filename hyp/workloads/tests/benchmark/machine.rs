@@ -16,8 +16,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use vm::{
-    Cpu, CpuId, ExceptionControls, ExceptionRecord, ExitReason, GuestRegs, Interrupt, NoInterface,
-    Protections, RawExit, Syndrome, SystemRegister, VcpuControls, VcpuState, WriteServer,
+    Cpu, CpuId, DebugState, ExceptionControls, ExceptionRecord, ExitReason, GuestRegs, Interrupt,
+    NoInterface, Protections, RawExit, Syndrome, SystemRegister, VcpuControls, VcpuState,
+    WriteServer,
 };
 
 thread_local! {
@@ -241,6 +242,14 @@ impl Cpu for ThreadCpu {
         panic!("these guests take no exceptions: {record:?}");
     }
 
+    fn set_debug(&mut self, _: &DebugState) {
+        unreachable!("these guests aren't offered any")
+    }
+
+    fn begin_sve(&mut self, _: &mut VcpuState) {
+        unreachable!("these guests aren't offered any")
+    }
+
     fn id_register(&self, _: SystemRegister) -> u64 {
         0
     }
@@ -336,6 +345,7 @@ pub fn threads(guest: Guest, stage2: Features) -> &'static Threads {
         cpu_model: "threads",
         gic: 3,
         guest_gic: None,
+        vector_bytes: 0,
         clock: "host",
         wakes_for_input: false,
     };

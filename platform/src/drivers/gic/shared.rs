@@ -1,4 +1,4 @@
-//! Interrupts of devices, which any CPU can take (SPIs): those of devices that guests have.
+//! Interrupts of devices, which any CPU can take (SPIs): the console's, and those of devices that guests have.
 //!
 //! Registers that several interrupts share are changed by the boot CPU only; those that take single bits by any.
 
@@ -77,13 +77,18 @@ pub fn route(distributor: Registers, interrupt: u32, is_edge: bool, target: Targ
     set(distributor, GICD_ICPENDR, interrupt);
 }
 
+/// Masks an interrupt, which may still be taken for a moment.
+pub fn disable(distributor: Registers, interrupt: u32) {
+    set(distributor, GICD_ICENABLER, interrupt);
+}
+
 pub fn unmask(distributor: Registers, interrupt: u32) {
     set(distributor, GICD_ISENABLER, interrupt);
 }
 
 /// An interrupt that a CPU has taken before is active by the end of this loop, so ending it afterwards ends it for good.
 pub fn mask(distributor: Registers, interrupt: u32) {
-    set(distributor, GICD_ICENABLER, interrupt);
+    disable(distributor, interrupt);
     while distributor.read(GICD_CTLR) & WRITE_PENDING != 0 {
         core::hint::spin_loop();
     }

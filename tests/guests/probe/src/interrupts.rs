@@ -49,26 +49,10 @@ pub fn are_wanted() -> bool {
 pub fn probe(tree: Tree) {
     let vcpus = begin(tree);
     tick();
-    for vcpu in 1..vcpus {
-        if start_vcpu(vcpu).is_err() {
-            wrong(format_args!("vCPU {vcpu} doesn't start"));
-        }
-    }
-    while READY.load(Ordering::Acquire) != vcpus {
-        core::hint::spin_loop();
-    }
+    start_others(vcpus);
     let before = now();
     for round in 1..=ROUNDS {
-        for (vcpu, called) in CALLED.iter().enumerate().take(vcpus).skip(1) {
-            send(CALL, vcpu);
-            expect_answer();
-            let called = called.load(Ordering::Acquire);
-            if called != round {
-                wrong(format_args!(
-                    "vCPU {vcpu} was called {called} times of {round}"
-                ));
-            }
-        }
+        call_each(round, vcpus);
     }
     println!(
         "{} ticks a call and answer",
@@ -150,7 +134,7 @@ fn look_around(vcpus: usize) {
 }
 
 /// Switches on what this vCPU takes.
-fn set_up(vcpu: usize) {
+pub fn set_up(vcpu: usize) {
     let private = match REDISTRIBUTORS.load(Ordering::Relaxed) {
         0 => DISTRIBUTOR.load(Ordering::Relaxed),
         redistributors => {
@@ -208,6 +192,64 @@ fn tick() {
         wrong(format_args!("interrupt {left} is left"));
     }
     println!("timers: done");
+}
+
+/// Sleeps for a tick of the virtual timer.
+pub fn sleep() {
+    let (before, period) = (now(), read_register!("cntfrq_el0") / 1000);
+    write_register!("cntv_tval_el0", period);
+    write_register!("cntv_ctl_el0", 1);
+    expect(VIRTUAL_TIMER, before, period, || {
+        write_register!("cntv_ctl_el0", 0);
+    });
+}
+
+/// As [`probe`], again and again for so long that the guest is forked meanwhile. No time is missing then.
+pub fn while_forked(tree: Tree) {
+    const SECONDS: u64 = 3;
+    let vcpus = begin(tree);
+    start_others(vcpus);
+    let frequency = read_register!("cntfrq_el0");
+    let end = now() + SECONDS * frequency;
+    let (mut rounds, mut most) = (0, 0);
+    while now() < end {
+        let before = now();
+        sleep();
+        rounds += 1;
+        call_each(rounds, vcpus);
+        most = most.max(now() - before);
+    }
+    println!("forked: {rounds} rounds, {vcpus} vCPUs, all as it should be");
+    println!("the longest took {} ms", most * 1000 / frequency);
+    guest_runtime::power_off()
+}
+
+fn start_others(vcpus: usize) {
+    for vcpu in 1..vcpus {
+        if start_vcpu(vcpu).is_err() {
+            wrong(format_args!("vCPU {vcpu} doesn't start"));
+        }
+    }
+    while READY.load(Ordering::Acquire) != vcpus {
+        core::hint::spin_loop();
+    }
+}
+
+/// Calls each vCPU, for the `round`th time.
+fn call_each(round: usize, vcpus: usize) {
+    for (vcpu, called) in CALLED.iter().enumerate().take(vcpus).skip(1) {
+        send(CALL, vcpu);
+        match wait() {
+            ANSWER => {}
+            other => wrong(format_args!("interrupt {other} instead of an answer")),
+        }
+        let called = called.load(Ordering::Acquire);
+        if called != round {
+            wrong(format_args!(
+                "vCPU {vcpu} was called {called} times of {round}"
+            ));
+        }
+    }
 }
 
 fn expect(timer: u32, before: u64, period: u64, off: impl FnOnce()) {

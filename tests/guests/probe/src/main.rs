@@ -18,6 +18,9 @@
 //! | `clock` | reads the clock that it is given as a device | passes |
 //! | `interrupts` | takes interrupts of its timers, and sends some between all vCPUs, also LPIs where there is an ITS, on QEMU's virt machine | by the call |
 //! | `alarm` | takes the interrupt of a clock that it is given, and resets with it active, on such a machine | by the call |
+//! | `forked` | takes such interrupts while it is forked | by the call |
+//! | `sve` | keeps values in SVE's registers, on a vCPU that starts twice too, on such a machine | by the call |
+//! | `debug` | sets watchpoints, likewise | by the call |
 //! | `off`, `reset` | what they say | by the call |
 //! | `fail` | reports a failure | fails |
 //! | `spin`, `storm`, `wfi`, `flood` | compute, fault, wait or print for ever | never |
@@ -29,6 +32,7 @@ mod access;
 mod alarm;
 mod calls;
 mod clock;
+mod debug;
 mod features;
 mod fp;
 mod interrupts;
@@ -37,6 +41,7 @@ mod memory;
 mod random;
 mod registers;
 mod smp;
+mod sve;
 mod walks;
 
 use core::fmt::Arguments;
@@ -72,6 +77,9 @@ fn main(tree: Tree) -> ! {
         "clock" => clock::probe(tree),
         "interrupts" => interrupts::probe(tree),
         "alarm" => alarm::probe(tree),
+        "forked" => interrupts::while_forked(tree),
+        "sve" => sve::probe(tree),
+        "debug" => debug::probe(tree),
         "off" => guest_runtime::power_off(),
         "reset" => {
             let _ = smccc::psci::system_reset::<Hvc>();

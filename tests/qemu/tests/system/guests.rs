@@ -219,6 +219,64 @@ fn a_clock_that_a_guest_is_given_is_read_without_an_exit() {
     ends_with("clock", PATIENCE, "fail");
 }
 
+/// A guest that takes ticks and calls its other vCPUs is forked in the middle of it: both find all as it was, and end well.
+#[test]
+fn a_guest_with_interrupts_and_its_fork_go_on() {
+    let append = "guest=linux vcpus=2 bytes=64M console=lines timeout=100 fork=1";
+    for (cpu, gic) in [("neoverse-n1", Gic::V3), ("cortex-a53", Gic::V2)] {
+        let boot = Boot::without_guest(append).cpus(5).cpu(cpu).gic(gic);
+        let outcome = boot.guest(probe_guest(), Some("forked")).run_well();
+        let count = |text: &str| {
+            let lines = outcome.lines.iter();
+            lines.filter(|line| line.contains(text)).count()
+        };
+        let counts = (
+            count("VM 1 is a fork of VM 0"),
+            count("all as it should be"),
+        );
+        assert_eq!(counts, (1, 2), "{cpu}, {gic:?}: {}", describe(&outcome));
+    }
+}
+
+#[test]
+fn features_with_state_are_switched_for_guests_that_are_offered_them_and_hidden_from_others() {
+    let append = "guest=linux vcpus=2 bytes=64M console=lines timeout=100";
+    for (cpu, probe, features, says) in [
+        (
+            "max",
+            "sve",
+            "cpu_features=sve",
+            "sve: 256 bytes, all as it should be",
+        ),
+        ("max", "sve", "cpu_features=debug", "sve: hidden"),
+        (
+            "max",
+            "debug",
+            "cpu_features=sve,debug",
+            "debug: 4 watchpoints, all as it should be",
+        ),
+        (
+            "cortex-a53",
+            "debug",
+            "cpu_features=debug",
+            "debug: 4 watchpoints, all as it should be",
+        ),
+        ("max", "debug", "", "debug: hidden"),
+    ] {
+        let boot = Boot::without_guest(append).append(features).cpu(cpu);
+        let outcome = boot.guest(probe_guest(), Some(probe)).run_well();
+        let found = outcome.line_with(says);
+        assert!(found.is_some(), "{cpu} {features}: {}", describe(&outcome));
+    }
+    let options = "guest=program vcpus=2 bytes=16M timeout=40 cpu_features=sve,debug";
+    let boot = Boot::without_guest(options).cpu("max");
+    boot.guest(probe_guest(), Some("dirty")).run_well();
+    let boot = Boot::probe("off", PATIENCE).append("cpu_features=sve");
+    boot.run_refused(&["cpu_features=sve", "the CPUs don't have it"]);
+    let boot = Boot::probe("off", PATIENCE).append("cpu_features=mte");
+    boot.run_refused(&["malformed value 'mte'", "sve or debug"]);
+}
+
 /// Also after a start that has left it active.
 #[test]
 fn the_interrupt_of_a_device_reaches_the_guest_that_has_it() {

@@ -9,16 +9,21 @@ use std::vec::Vec;
 const RICH: Offer = Offer {
     ipa_bits: 52,
     gic_registers: true,
+    debug: true,
+    sve: true,
 };
 const POOR: Offer = Offer {
     ipa_bits: 32,
     gic_registers: false,
+    debug: false,
+    sve: false,
 };
 
 /// CRm and op2 of a register, with its name.
 type Name = ((u8, u8), &'static str);
 const PFR0: Name = ((4, 0), "ID_AA64PFR0_EL1");
 const PFR1: Name = ((4, 1), "ID_AA64PFR1_EL1");
+const ZFR0: Name = ((4, 4), "ID_AA64ZFR0_EL1");
 const DFR0: Name = ((5, 0), "ID_AA64DFR0_EL1");
 const ISAR0: Name = ((6, 0), "ID_AA64ISAR0_EL1");
 const ISAR1: Name = ((6, 1), "ID_AA64ISAR1_EL1");
@@ -42,9 +47,11 @@ enum Why {
     Enabled,
     /// The VM says so, whatever the CPU has.
     Virtual,
+    /// Its registers are switched with the vCPU where the VM offers them, and trap elsewhere.
+    Offered,
 }
 
-use Why::{Description, Enabled, Instructions, Stage1, Switched, Virtual};
+use Why::{Description, Enabled, Instructions, Offered, Stage1, Switched, Virtual};
 
 /// Register, field, its lowest bit, the values seen at most, and why: all of them, by Arm ARM D23.2.
 const SHOWN: &[(Name, &str, u32, &[u64], Why)] = &[
@@ -54,16 +61,30 @@ const SHOWN: &[(Name, &str, u32, &[u64], Why)] = &[
     (PFR0, "FP", 16, ANY, Switched),
     (PFR0, "AdvSIMD", 20, ANY, Switched),
     (PFR0, "GIC", 24, &[0, 1], Virtual),
+    (PFR0, "SVE", 32, &[0, 1], Offered),
     (PFR0, "DIT", 48, ANY, Instructions),
     // 2 and 3 have SCXTNUM_ELx, which traps.
     (PFR0, "CSV2", 56, &[0, 1], Description),
     (PFR0, "CSV3", 60, ANY, Description),
     (PFR1, "BT", 0, ANY, Stage1),
     (PFR1, "SSBS", 4, ANY, Instructions),
-    // Armv8.0's; the registers read 0.
+    // SVE's are there where it is offered.
+    (ZFR0, "SVEver", 0, ANY, Offered),
+    (ZFR0, "AES", 4, ANY, Offered),
+    (ZFR0, "EltPerm", 12, ANY, Offered),
+    (ZFR0, "BitPerm", 16, ANY, Offered),
+    (ZFR0, "BF16", 20, ANY, Offered),
+    (ZFR0, "B16B16", 24, ANY, Offered),
+    (ZFR0, "SHA3", 32, ANY, Offered),
+    (ZFR0, "SM4", 40, ANY, Offered),
+    (ZFR0, "I8MM", 44, ANY, Offered),
+    (ZFR0, "F32MM", 52, ANY, Offered),
+    (ZFR0, "F64MM", 56, ANY, Offered),
+    // Armv8.0's; the registers read 0, unless they are offered.
     (DFR0, "DebugVer", 0, &[6], Virtual),
-    (DFR0, "BRPs", 12, &[1], Virtual),
-    (DFR0, "WRPs", 20, &[1], Virtual),
+    (DFR0, "BRPs", 12, ANY, Virtual),
+    (DFR0, "WRPs", 20, ANY, Virtual),
+    (DFR0, "CTX_CMPs", 28, ANY, Offered),
     (ISAR0, "AES", 4, ANY, Instructions),
     (ISAR0, "SHA1", 8, ANY, Instructions),
     (ISAR0, "SHA2", 12, ANY, Instructions),
@@ -171,17 +192,22 @@ fn a_guest_sees_the_fields_of_the_table_and_no_others() {
 /// Whoever reads of a field that it is switched or enabled finds it in this list, with what does it.
 #[test]
 fn each_feature_with_state_or_a_control_has_somebody_who_looks_after_it() {
-    let who = |name: &str| match name {
+    let who = |register: Name, name: &str| match name {
         "FP" | "AdvSIMD" => "FpState",
         "AFP" => "FpState (FPCR)",
         "APA" | "API" | "GPA" | "GPI" | "GPA3" | "APA3" => "PacKeys; HCR_EL2.APK and API",
         "ECV" => "El1State (CNTKCTL_EL1)",
         "MOPS" => "HCRX_EL2.MSCEn",
+        _ if register == ZFR0 => "SveState; CPTR_EL2.TZ",
+        "SVE" => "SveState; CPTR_EL2.TZ",
+        "CTX_CMPs" => "DebugState; MDCR_EL2.TDA",
         _ => "",
     };
     let without: Vec<_> = SHOWN
         .iter()
-        .filter(|(_, name, _, _, why)| matches!(why, Switched | Enabled) != !who(name).is_empty())
+        .filter(|(register, name, _, _, why)| {
+            matches!(why, Switched | Enabled | Offered) != !who(*register, name).is_empty()
+        })
         .collect();
     assert!(without.is_empty(), "{without:?}");
 }
@@ -189,8 +215,13 @@ fn each_feature_with_state_or_a_control_has_somebody_who_looks_after_it() {
 /// What Linux, Zephyr and others stumble over, on a CPU that has everything.
 #[test]
 fn features_without_traps_or_state_are_hidden() {
-    let all = |crm, op2| view(id(crm, op2), &RICH, u64::MAX);
-    let pfr0 = view(id(4, 0), &RICH, 0x1201_1120_2111_1112);
+    let offer = Offer {
+        debug: false,
+        sve: false,
+        ..RICH
+    };
+    let all = |crm, op2| view(id(crm, op2), &offer, u64::MAX);
+    let pfr0 = view(id(4, 0), &offer, 0x1201_1120_2111_1112);
     assert_eq!(pfr0 >> 32 & 0xf, 0, "SVE");
     assert_eq!(pfr0 >> 28 & 0xf, 0, "RAS");
     assert_eq!(pfr0 >> 40 & 0xff, 0, "MPAM and AMU");
@@ -270,7 +301,7 @@ proptest! {
     /// Fields that the VM doesn't make up say no more than the CPU does.
     #[test]
     fn no_view_shows_a_feature_that_the_cpu_lacks(own: u64, gic_registers: bool, ipa_bits in 32u32..=52) {
-        let offer = Offer { ipa_bits, gic_registers };
+        let offer = Offer { ipa_bits, gic_registers, ..RICH };
         for &(((crm, op2), register), field, bit, _, why) in SHOWN {
             let (view, own) = (view(id(crm, op2), &offer, own) >> bit & FIELD, own >> bit & FIELD);
             // TGran4's 52 bits are 1, none of it 15.

@@ -18,6 +18,7 @@ use crate::machine::cpu::{
 };
 use crate::machine::guest_memory::{GuestMemory, Refusal};
 use crate::machine::protection::Protections;
+use crate::registers::debug::DebugState;
 use crate::registers::state::{El1State, FpState, GuestRegs, PacKeys, VcpuState};
 use crate::registers::syndrome::Syndrome;
 use crate::registers::sysreg::SystemRegister;
@@ -194,6 +195,8 @@ pub struct FakeCpu {
     /// What its random number generator gives, if it has one; then nothing.
     pub random: Option<VecDeque<u64>>,
     pub sleeps: usize,
+    /// MDSCR_EL1, whenever the guest has written a debug register.
+    pub debug: Vec<u64>,
     pub last_exit: Syndrome,
     /// What its clock says, one after the other.
     pub times: Mutex<VecDeque<u64>>,
@@ -225,6 +228,7 @@ impl FakeCpu {
             protections: Protections::default(),
             random: None,
             sleeps: 0,
+            debug: Vec::new(),
             last_exit: Syndrome::NONE,
             times: Mutex::default(),
             registers: FakeInterface::default(),
@@ -416,6 +420,17 @@ impl Cpu for FakeCpu {
 
     fn set_exception(&mut self, record: &ExceptionRecord) {
         self.records.push(*record);
+    }
+
+    fn set_debug(&mut self, state: &DebugState) {
+        assert!(self.loaded);
+        self.debug.push(state.mdscr());
+    }
+
+    fn begin_sve(&mut self, state: &mut VcpuState) {
+        assert!(self.loaded);
+        let sve = state.sve.as_mut().expect("the VM offers it");
+        sve.begin(&state.fp.q);
     }
 
     fn id_register(&self, _: SystemRegister) -> u64 {

@@ -1,6 +1,8 @@
 //! Aborts, and instructions that trap.
 
 use super::*;
+use crate::registers::debug::DebugState;
+use crate::registers::offer::OfferedFeatures;
 
 #[test]
 fn a_translation_fault_is_told_with_its_address() {
@@ -282,6 +284,48 @@ fn id_registers_are_filtered_and_what_is_not_offered_is_undefined() {
         ),
         (3, 2)
     );
+}
+
+#[test]
+fn features_that_a_vm_offers_are_its_guests() {
+    let mut vm = vm(1);
+    let offered = OfferedFeatures {
+        debug: true,
+        vector_bytes: 32,
+    };
+    vm.offer_features(offered).unwrap();
+    let (mdscr, bcr3, bcr16) = ((2, 0, 0, 2, 2), (2, 0, 0, 3, 5), (2, 0, 0, 15, 7));
+    let write = |register, value: u64| -> Turn {
+        let mut turn = system(register, false);
+        Box::new(move |regs| {
+            regs.x[5] = value;
+            turn(regs)
+        })
+    };
+    let cpu = run(
+        &vm,
+        [
+            write(bcr3, 0x1e5),
+            write(mdscr, 1 << 15),
+            system(bcr3, true),
+            check(|regs| assert_eq!((regs.x[5], regs.pc), (0x1e5, ENTRY + 12))),
+            out(exit(SVE)),
+            check(|regs| assert_eq!(regs.pc, ENTRY + 12, "it tries again")),
+            // The CPU has as many as there can be.
+            write(bcr16, 1),
+        ],
+    );
+    assert_eq!(cpu.debug, [0, 1 << 15, 1 << 15]);
+    assert!(cpu.records.is_empty());
+    let state = vm.pause(|_| {}).state(VcpuId(0));
+    assert_eq!(state.debug.breakpoints[3].control, 0x1e5);
+    assert!(state.sve.is_some_and(|sve| sve.is_used));
+
+    // Turned on again, it has none of it.
+    let mut context = vm.shared(VcpuId(0)).context.lock();
+    context.start(Start::default());
+    assert_eq!(context.state.debug, DebugState::default());
+    assert!(context.state.sve.as_ref().is_some_and(|sve| !sve.is_used));
 }
 
 #[test]
