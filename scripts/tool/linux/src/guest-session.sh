@@ -23,7 +23,8 @@ if [ -e /run/command ]; then
 else
     stty $(cat /run/terminal)
     echo "Linux $(uname -r), $(nproc) CPUs. poweroff ends it, and so does leaving this shell."
-    echo "@$token ready"
+    # Where firmware came first, the tool doesn't wait for it.
+    [ -z "$token" ] || echo "@$token ready"
     setsid cttyhack sh -l
 fi
 # Setting it waits until the console has sent all.

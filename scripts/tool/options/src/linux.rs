@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use records::kernel::check_kernel;
+use records::kernel::{check_firmware, check_kernel};
 
 use super::series::Series;
 use super::usage;
@@ -72,8 +72,31 @@ pub(super) const KERNEL_ROOM: u64 = 64 << 20;
 pub(super) const INITRD_ROOM: u64 = 16 << 20;
 /// Room for both.
 pub const DEBIAN_ROOM: u64 = KERNEL_ROOM + INITRD_ROOM;
+/// Room for Debian's U-Boot.
+const U_BOOT_ROOM: u64 = 4 << 20;
 /// What the hypervisor puts into the guest's memory beside kernel and initrd, at most.
 const OTHERS: u64 = 4 << 20;
+
+/// What starts in flash memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Firmware {
+    /// Debian's U-Boot.
+    UBoot,
+    /// The user's.
+    File(PathBuf),
+}
+
+impl Firmware {
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            U_BOOT => Self::UBoot,
+            path => Self::File(path.into()),
+        })
+    }
+}
+
+/// Debian's U-Boot as a value of the option.
+const U_BOOT: &str = "u-boot";
 
 /// A Linux guest.
 #[derive(Args, Clone, Debug, Default)]
@@ -109,6 +132,20 @@ pub struct LinuxOptions {
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
 
+    /// Start firmware for QEMU's virt machine, a flat file, as a guest on this terminal: u-boot is Debian's U-Boot. The kernel and
+    /// the file system of --linux or --kernel lie where U-Boot looks for them: its command `booti 40400000 - ${fdtcontroladdr}`
+    /// boots them. [default value: u-boot]
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        default_missing_value = U_BOOT,
+        value_parser = Firmware::parse,
+        conflicts_with_all = MEASURED,
+        conflicts_with_all = ["guest", "stress", "exec", "vms", "dirty_log"]
+    )]
+    pub firmware: Option<Firmware>,
+
     /// Boot several guests with Linux on this terminal, one for each --vm: name=NAME,vcpus=N,bytes=SIZE,kernel=FILE,initrd=FILE,
     /// on_reset=restart or stop, on_crash=stop or restart, and at the end cmdline=STRING, all of which may be left out; without a
     /// kernel it is Debian's with a shell. Each line of theirs begins with [NAME], and one has your input: Ctrl-] n gives it to
@@ -140,7 +177,12 @@ pub struct LinuxOptions {
 impl LinuxOptions {
     /// Whether a Linux guest is wanted.
     pub fn is_wanted(&self) -> bool {
-        self.linux.is_some() || self.kernel.is_some() || !self.vms.is_empty()
+        self.has_kernel() || self.firmware.is_some() || !self.vms.is_empty()
+    }
+
+    /// Whether it is one guest with a kernel.
+    fn has_kernel(&self) -> bool {
+        self.linux.is_some() || self.kernel.is_some()
     }
 
     /// The series of Debian's kernel.
@@ -192,16 +234,29 @@ impl LinuxOptions {
         {
             return usage("--exec: the command is empty");
         }
+        let firmware = match &self.firmware {
+            None => 0,
+            Some(Firmware::UBoot) => U_BOOT_ROOM,
+            Some(Firmware::File(path)) => check_firmware_file(path)?,
+        };
         let Some(kernel) = &self.kernel else {
-            return Ok(DEBIAN_ROOM);
+            let debians = if self.has_kernel() { DEBIAN_ROOM } else { 0 };
+            return Ok(firmware + debians);
         };
         let initrd = match &self.initrd {
             None => 0,
             Some(path) => check_initrd("--initrd", path)?,
         };
         let kernel = check_kernel_file("--kernel", kernel, bytes, initrd, "--bytes")?;
-        Ok(kernel.saturating_add(initrd))
+        Ok(kernel.saturating_add(initrd).saturating_add(firmware))
     }
+}
+
+/// Checks the firmware. Gives its size.
+fn check_firmware_file(path: &Path) -> Result<u64, ToolError> {
+    let image = fs::read(path).map_err(|error| refused("--firmware", path, error))?;
+    check_firmware(&image).map_err(|error| refused("--firmware", path, error))?;
+    Ok(image.len() as u64)
 }
 
 fn refused(option: &str, path: &Path, why: impl Display) -> ToolError {

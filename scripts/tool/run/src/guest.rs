@@ -1,5 +1,6 @@
 //! A Linux guest on the user's terminal, or one that runs a command.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -19,7 +20,7 @@ use emulator::setup::cargo;
 use emulator::size::Size;
 use options::Plan;
 use options::RunOptions;
-use options::linux::LinuxOptions;
+use options::linux::{Firmware, LinuxOptions};
 use options::refusal::Started;
 use options::vms::Vm;
 
@@ -30,7 +31,9 @@ const PACKAGE: &str = "linux";
 /// The files that a guest is started from.
 #[derive(Debug)]
 pub struct Files {
-    kernel: PathBuf,
+    firmware: Option<PathBuf>,
+    /// There may be none beside firmware, and where each of several VMs has its own.
+    kernel: Option<PathBuf>,
     initrd: Option<PathBuf>,
     guest: Guest,
     token: Option<Token>,
@@ -58,40 +61,48 @@ impl Files {
     ///
     /// What is missing and couldn't be fetched.
     pub fn prepare(options: &LinuxOptions, load: Option<&Path>) -> Result<Self, ToolError> {
+        let firmware = options
+            .firmware
+            .as_ref()
+            .map(prepare_firmware)
+            .transpose()?;
         let has_own = |vm: &Vm| vm.kernel.is_some();
+        let is_own = |guest| Self {
+            firmware: firmware.clone(),
+            kernel: options.kernel.clone(),
+            initrd: options.initrd.clone(),
+            guest,
+            token: None,
+            made: Made(None),
+        };
         if !options.vms.is_empty() && options.vms.iter().all(has_own) {
-            return Ok(Self {
-                kernel: PathBuf::new(),
-                initrd: None,
-                guest: Guest::Several(None),
-                token: None,
-                made: Made(None),
-            });
+            return Ok(is_own(Guest::Several(None)));
         }
-        if let Some(kernel) = &options.kernel {
-            return Ok(Self {
-                kernel: kernel.clone(),
-                initrd: options.initrd.clone(),
-                guest: Guest::Own,
-                token: None,
-                made: Made(None),
-            });
+        if options.vms.is_empty() && options.linux.is_none() {
+            return Ok(is_own(Guest::Own));
         }
-        let token =
-            Token::random().map_err(|error| ToolError::Io(format!("/dev/urandom: {error}")))?;
+        // Firmware takes input before the guest of ours does, which marks nothing for the tool then.
+        let token = match firmware {
+            Some(_) => None,
+            None => Some(
+                Token::random().map_err(|error| ToolError::Io(format!("/dev/urandom: {error}")))?,
+            ),
+        };
         let initrd = target_folder().join(format!("linux/guest-{}.cpio", std::process::id()));
         let made = Made(Some(initrd.clone()));
-        let kernel = make(options, &token, &initrd, load)?;
-        let guest = match options.exec {
-            Some(_) => Guest::Command(token.clone()),
-            None if !options.vms.is_empty() => Guest::Several(Some(token.clone())),
-            None => Guest::Shell(token.clone()),
+        let kernel = make(options, token.as_ref(), &initrd, load)?;
+        let guest = match (&options.exec, token.clone()) {
+            (_, None) => Guest::Own,
+            (Some(_), Some(token)) => Guest::Command(token),
+            (None, token) if !options.vms.is_empty() => Guest::Several(token),
+            (None, Some(token)) => Guest::Shell(token),
         };
         Ok(Self {
-            kernel,
+            firmware,
+            kernel: Some(kernel),
             initrd: Some(initrd),
             guest,
-            token: Some(token),
+            token,
             made,
         })
     }
@@ -101,18 +112,30 @@ impl Files {
         self.token.as_ref()
     }
 
-    /// The modules that the hypervisor finds them as, in a machine with so much RAM.
+    /// The modules that the hypervisor finds them as, in a machine with so much RAM, and its words for them.
     ///
     /// # Errors
     ///
     /// [`ToolError::Usage`] if they have no room in it.
-    pub fn modules(&self, memory: Size, command_line: &str) -> Result<Vec<Module>, ToolError> {
+    pub fn modules(
+        &self,
+        memory: Size,
+        command_line: &str,
+    ) -> Result<(Vec<Module>, String), ToolError> {
         let mut placed = Placed::new(memory);
-        placed.place(ModuleKind::Kernel, &self.kernel, Some(command_line))?;
+        if let Some(kernel) = &self.kernel {
+            placed.place(ModuleKind::Kernel, kernel, Some(command_line))?;
+        }
         if let Some(initrd) = &self.initrd {
             placed.place(ModuleKind::Ramdisk, initrd, None)?;
         }
-        placed.modules()
+        let mut words = String::new();
+        if let Some(firmware) = &self.firmware {
+            // The loader has no kind for it. The hypervisor goes by the address.
+            let address = placed.place(ModuleKind::Kernel, firmware, None)?;
+            words = format!("firmware={address:#x}");
+        }
+        Ok((placed.modules()?, words))
     }
 
     /// The modules of several VMs, each file once, and the hypervisor's words for them.
@@ -125,9 +148,10 @@ impl Files {
         let mut words = Vec::new();
         for vm in vms {
             let (kernel, initrd) = match &vm.kernel {
-                Some(kernel) => (kernel, &vm.initrd),
-                None => (&self.kernel, &self.initrd),
+                Some(kernel) => (Some(kernel), &vm.initrd),
+                None => (self.kernel.as_ref(), &self.initrd),
             };
+            let kernel = kernel.ok_or_else(|| ToolError::Usage("--vm: no kernel".into()))?;
             let kernel = placed.place(ModuleKind::Kernel, kernel, None)?;
             let initrd = initrd.as_ref();
             let initrd = initrd.map(|initrd| placed.place(ModuleKind::Ramdisk, initrd, None));
@@ -187,14 +211,39 @@ impl Placed {
     }
 }
 
+/// The path of the firmware, which is fetched if it is Debian's.
+fn prepare_firmware(firmware: &Firmware) -> Result<PathBuf, ToolError> {
+    match firmware {
+        Firmware::File(path) => Ok(path.clone()),
+        Firmware::UBoot => {
+            let mut command = maker();
+            command.arg("firmware");
+            path_from(command, None)
+        }
+    }
+}
+
 /// Has Debian's kernel fetched and the file system made. Gives the kernel's path.
 fn make(
     options: &LinuxOptions,
-    token: &Token,
+    token: Option<&Token>,
     initrd: &Path,
     load: Option<&Path>,
 ) -> Result<PathBuf, ToolError> {
-    let failed = |why: &dyn std::fmt::Display| ToolError::Build(format!("{MAKER}: {why}"));
+    let mut command = maker();
+    let series = options.linux.map(|series| series.to_string());
+    command.arg(series.unwrap_or_default()).arg(initrd);
+    command.arg(token.map(ToString::to_string).unwrap_or_default());
+    match (&options.exec, load) {
+        (Some(_), _) => command.arg("command"),
+        (None, Some(program)) => command.arg("load").arg(program),
+        (None, None) => command.arg("shell").arg(terminal::size()),
+    };
+    path_from(command, options.exec.as_deref())
+}
+
+/// The command of the program that fetches and makes.
+fn maker() -> Command {
     let mut command = Command::new(cargo());
     command.current_dir(repository()).arg("run");
     // Cargo is silent unless it builds the package for the first time, which takes a while.
@@ -202,19 +251,18 @@ fn make(
         command.arg("--quiet");
     }
     command.args(["-p", PACKAGE, "--bin", MAKER, "--"]);
-    command.arg(options.series());
-    command.arg(initrd).arg(token.to_string());
-    match (&options.exec, load) {
-        (Some(_), _) => command.arg("command"),
-        (None, Some(program)) => command.arg("load").arg(program),
-        (None, None) => command.arg("shell").arg(terminal::size()),
-    };
     without_foreign_flags(&mut command);
+    command
+}
+
+/// The path that the command prints, with this as its input.
+fn path_from(mut command: Command, input: Option<&OsStr>) -> Result<PathBuf, ToolError> {
+    let failed = |why: &dyn std::fmt::Display| ToolError::Build(format!("{MAKER}: {why}"));
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut group = Group::spawn(&mut command).map_err(|error| failed(&error))?;
-    if let (Some(mut stdin), Some(exec)) = (group.child().stdin.take(), &options.exec) {
+    if let (Some(mut stdin), Some(input)) = (group.child().stdin.take(), input) {
         // If it ends before it has read it, it says why.
-        let _ = stdin.write_all(exec.as_bytes());
+        let _ = stdin.write_all(input.as_bytes());
     }
     let stdout = group.child().stdout.take();
     let mut lines = stdout
@@ -222,10 +270,10 @@ fn make(
         .into_iter()
         .flatten()
         .map_while(Result::ok);
-    let kernel = lines.next();
+    let path = lines.next();
     let status = group.child().wait().map_err(|error| failed(&error))?;
-    match (kernel, status.code()) {
-        (Some(kernel), Some(0)) => Ok(kernel.into()),
+    match (path, status.code()) {
+        (Some(path), Some(0)) => Ok(path.into()),
         // It has said why.
         (_, Some(code @ 1..)) => Err(ToolError::Said(u8::try_from(code).unwrap_or(FAILED))),
         _ => Err(failed(&status)),

@@ -96,7 +96,9 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
         }
         Some(files) => {
             let command_line = options.linux.command_line(options.machine.verbose)?;
-            files.modules(plan.memory, &command_line)?
+            let (modules, words) = files.modules(plan.memory, &command_line)?;
+            append = [append, words].join(" ").trim_end().into();
+            modules
         }
         None => vec![Module {
             kind: ModuleKind::Kernel,
