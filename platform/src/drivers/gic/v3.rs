@@ -78,15 +78,21 @@ pub struct V3 {
 
 impl V3 {
     pub fn new(distributor: PhysicalRange, redistributors: &[PhysicalRange], cpus: usize) -> Self {
-        if let Some(registers) = NonNull::new(distributor.start() as *mut Gicd) {
-            // SAFETY: the device tree says that this is a distributor; it is mapped as a device and only used here.
-            let mut distributor = GicDistributor::new(unsafe { UniqueMmioPointer::new(registers) });
-            distributor.configure_default_settings();
-            distributor.enable_all_interrupts(false);
+        let pointer = NonNull::new(distributor.start() as *mut Gicd);
+        // SAFETY: the device tree says that this is a distributor; it is mapped as a device and only used here.
+        let (driver, distributor) = unsafe {
+            let pointer = pointer.map(|pointer| UniqueMmioPointer::new(pointer));
+            (
+                pointer.map(GicDistributor::new),
+                Registers::new(distributor),
+            )
+        };
+        if let Some(mut driver) = driver {
+            driver.configure_default_settings();
+            driver.enable_all_interrupts(false);
         }
         Self {
-            // SAFETY: as above.
-            distributor: unsafe { Registers::new(distributor) },
+            distributor,
             redistributors: redistributors.to_vec(),
             private: (0..cpus).map(|_| Once::new()).collect(),
         }
