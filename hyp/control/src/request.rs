@@ -1,19 +1,12 @@
-//! What the user wants run: the guest of the options, or several VMs, by the options or by the machine's device tree, or both
-//! side by side.
+//! What the user wants run: the guest of the options, or a VM, of the options or of the machine's device tree.
 
 use crate::board::Places;
 use crate::error::RunError;
-use crate::guest::Host;
-use crate::linux;
-use crate::machine::Machine;
-use crate::modules::{Domain, FileKind, Module, Modules};
-use crate::options::{EarlyOptions, Options, VmOptions};
-use crate::run::{Error, print_options};
-use alloc::vec::Vec;
-use memory::{Mutexed, Parallel, RwLocked};
+use crate::modules::{Domain, FileUse, Module, Modules};
+use crate::options::{Options, VmOptions};
 use records::image::{GuestImage, ImageError};
 use records::kernel::{FIRMWARE_KERNEL, check_firmware, check_kernel};
-use records::words::{GuestKind, Mode};
+use records::words::GuestKind;
 
 /// A request to run a guest.
 #[derive(Debug)]
@@ -32,93 +25,9 @@ pub struct Request<'m> {
     pub bootargs: &'m str,
 }
 
-/// All that the user wants run at the same time.
-#[derive(Debug)]
-pub struct Requests<'m> {
-    /// The guest of the options. There is none if all guests are VMs with names.
-    pub main: Option<Request<'m>>,
-    /// The VMs with names.
-    vms: Vec<Request<'m>>,
-}
-
-impl<'m> Requests<'m> {
-    /// The requests in `bootargs` and in the device tree. `None` if the word `help` is among them, which is answered at once.
-    ///
-    /// # Errors
-    /// Bad options, too few CPUs for them, or files that can't be used.
-    pub fn take<'t: 'm, M: Machine>(
-        host: &Host<'_, M>,
-        bootargs: &'t str,
-        modules: &Modules<'m>,
-    ) -> Result<Option<Self>, Error<'t>> {
-        let has_domains = !modules.domains.is_empty();
-        let early = EarlyOptions::parse(bootargs, has_domains).map_err(Error::Options)?;
-        if early.help {
-            print_options(host.machine);
-            return Ok(None);
-        }
-        let options = Options::parse_with(bootargs, has_domains).map_err(Error::Options)?;
-        log::set_max_level(options.log);
-        let mut vms = Vec::new();
-        for vm in VmOptions::each(bootargs) {
-            let vm = vm.map_err(Error::Options)?;
-            vms.push(Request::of_vm(&options, &vm, modules).map_err(Error::Run)?);
-        }
-        for domain in &modules.domains {
-            vms.push(Request::of_domain(&options, domain).map_err(Error::Run)?);
-        }
-        let names = vms.iter().filter_map(|vm: &Request<'_>| vm.name);
-        for (index, name) in names.clone().enumerate() {
-            if names.clone().take(index).any(|other| other == name) {
-                return Err(Error::Run(RunError::NameTwice { name: name.into() }));
-            }
-        }
-        let has_main = vms.is_empty() || options.guest != GuestKind::Linux;
-        check_cpus(host, has_main.then_some(&options), &vms).map_err(Error::Run)?;
-        let main = match has_main {
-            true => {
-                let is_free = |file: &Module<'_>| {
-                    let of_vms = VmOptions::each(bootargs).filter_map(Result::ok);
-                    let of_vms = of_vms.flat_map(|vm| [vm.kernel, vm.firmware, vm.ramdisk]);
-                    let mut addresses = of_vms.chain([options.firmware]);
-                    addresses.all(|address| address != Some(file.address))
-                };
-                Some(Request::of_options(&options, modules, is_free).map_err(Error::Run)?)
-            }
-            false => None,
-        };
-        Ok(Some(Self { main, vms }))
-    }
-
-    /// Runs the VMs with names, and meanwhile the guest of the options as `main` does it. Returns when all have ended.
-    ///
-    /// # Errors
-    /// That of `main`, or one of the VMs failed.
-    pub fn run<M: Machine, E: From<RunError>>(
-        &self,
-        host: &Host<'_, M>,
-        main: impl FnOnce(&Host<'_, M>, &Request<'m>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let main = self
-            .main
-            .as_ref()
-            .map(|request| |host: &Host<'_, M>| main(host, request));
-        let Some(first) = self.vms.first() else {
-            return main.map_or(Ok(()), |main| main(host));
-        };
-        match first.options.modes.first() {
-            Some(Mode::Mutex) => linux::run_beside::<M, Mutexed, E>(host, &self.vms, main),
-            Some(Mode::RwLock) => linux::run_beside::<M, RwLocked, E>(host, &self.vms, main),
-            Some(Mode::Parallel) | None => {
-                linux::run_beside::<M, Parallel, E>(host, &self.vms, main)
-            }
-        }
-    }
-}
-
 impl<'m> Request<'m> {
     /// The guest of the options: its kernel and its ramdisk are the first ones that are free.
-    fn of_options(
+    pub(crate) fn of_options(
         options: &Options,
         modules: &Modules<'m>,
         is_free: impl Fn(&Module<'m>) -> bool,
@@ -127,7 +36,7 @@ impl<'m> Request<'m> {
             let mut files = modules.files.iter();
             files.find(|file| file.kind == kind && is_free(file))
         };
-        let (kernel, ramdisk) = (first(FileKind::Kernel), first(FileKind::Ramdisk));
+        let (kernel, ramdisk) = (first(FileUse::Kernel), first(FileUse::Ramdisk));
         let firmware = options.firmware.map(|address| modules.file(address));
         let firmware = firmware.transpose()?;
         Ok(Self {
@@ -147,7 +56,7 @@ impl<'m> Request<'m> {
     }
 
     /// A VM of the options.
-    fn of_vm<'t: 'm>(
+    pub(crate) fn of_vm<'t: 'm>(
         options: &Options,
         vm: &VmOptions<'t>,
         modules: &Modules<'m>,
@@ -169,7 +78,7 @@ impl<'m> Request<'m> {
     }
 
     /// A VM of the device tree.
-    fn of_domain(options: &Options, domain: &Domain<'m>) -> Result<Self, RunError> {
+    pub(crate) fn of_domain(options: &Options, domain: &Domain<'m>) -> Result<Self, RunError> {
         let in_vm = |error| RunError::in_vm(domain.name, error);
         let (vm, kernel) = domain.check().map_err(RunError::Domain).map_err(in_vm)?;
         let files = Files {
@@ -232,30 +141,4 @@ fn started<'m>(
         offset: FIRMWARE_KERNEL,
         ..image
     })
-}
-
-/// Checks that there are CPUs for all.
-fn check_cpus<M: Machine>(
-    host: &Host<'_, M>,
-    main: Option<&Options>,
-    vms: &[Request<'_>],
-) -> Result<(), RunError> {
-    if let Some(options) = main {
-        host.check_cpus(options)?;
-    }
-    let scanners = vms.first().map_or(0, |vm| vm.options.merging);
-    let cpus = host.machine.facts().cpus;
-    // The control plane has one.
-    let mut used = 1 + scanners + main.map_or(0, Options::busy_cpus);
-    for vm in vms {
-        let vcpus = vm.options.vcpus;
-        let left = cpus.saturating_sub(used);
-        if vcpus > left {
-            let name = vm.name.unwrap_or_default();
-            let error = RunError::NoCpusLeft { vcpus, cpus, left };
-            return Err(RunError::in_vm(name, error));
-        }
-        used += vcpus;
-    }
-    Ok(())
 }
