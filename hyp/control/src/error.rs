@@ -154,6 +154,8 @@ pub enum RunError {
         /// The last time.
         error: Box<RunError>,
     },
+    /// The hypervisor was built without what logs guests of the user's.
+    NoDirtyLog,
     /// The hypervisor was built without support for such guests.
     NotBuilt {
         /// The kind of guest.
@@ -193,6 +195,7 @@ impl RunError {
                 | Self::Domain(_)
                 | Self::NoCpusLeft { .. }
                 | Self::TooManyVms { .. }
+                | Self::NoDirtyLog
                 | Self::NotBuilt { .. }
         )
     }
@@ -301,6 +304,9 @@ impl fmt::Display for RunError {
             }
             Self::CrashedAgain { times, error } => {
                 write!(f, "{error}, {times} times soon after its start")
+            }
+            Self::NoDirtyLog => {
+                f.write_str("dirty_log isn't part of this build (feature workloads)")
             }
             Self::NotBuilt { guest } => write!(
                 f,

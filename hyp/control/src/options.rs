@@ -497,6 +497,9 @@ impl Options {
         match foreign {
             Some(key) => Err(OptionError::NotForGuest { key, guest }),
             None if let Some(key) = of_each => Err(OptionError::OfEachVm(key)),
+            None if has_vms && self.guest == GuestKind::Linux && self.dirty_log => {
+                Err(OptionError::LoggedVms)
+            }
             None if self.guest.is_foreign() && self.modes.len() > 1 && !self.dirty_log => {
                 Err(OptionError::OneMode(guest))
             }

@@ -19,8 +19,7 @@ use control::background_merge::Scanner;
 use control::guest::common_calls;
 use control::guest::console::GuestConsole;
 use control::guest::{GuestPlan, Host};
-use control::{BOOT_CPU, Foreign, Machine, Request, Terminal};
-use memory::frames::MAX_VMS;
+use control::{BOOT_CPU, Foreign, MAIN_VMS, Machine, Request, Terminal};
 use memory::{MmuLock, VmId};
 use records::record::{CounterMap, Record};
 use records::words::{GuestKind, Harvest, Tracking};
@@ -54,7 +53,7 @@ pub(crate) fn run<M: Machine, L: MmuLock + 'static>(
     let outcome = Scanner::beside(&guest, options)
         .map_err(WorkloadError::from)
         .and_then(|scanner| {
-            let copy = VmId::new((vm.number() + 1) % MAX_VMS).unwrap_or(vm);
+            let copy = VmId::new((vm.number() + 1) % MAIN_VMS).unwrap_or(vm);
             let rounds = Rounds::new(&guest, &calls.low_rings, options, choice, plan.ram);
             let outcome = rounds?.run(&mut terminal, copy, &mut results);
             merged = scanner.map(Scanner::end).unwrap_or_default();

@@ -86,6 +86,8 @@ pub enum OptionError<'t> {
         /// What is wrong.
         fault: VmFault<'t>,
     },
+    /// The memory of several VMs was to be logged.
+    LoggedVms,
     /// The option is a matter of each VM.
     OfEachVm(&'static str),
     /// The memory of all vCPUs exceeds the given address space.
@@ -178,6 +180,9 @@ impl fmt::Display for OptionError<'_> {
                 )
             }
             Self::Vm { vm, fault } => write!(f, "VM {}: {fault}", Quoted(vm)),
+            Self::LoggedVms => {
+                f.write_str("option 'dirty_log' contradicts VMs with names: it logs one guest")
+            }
             Self::OfEachVm(key) => write!(
                 f,
                 "option '{key}' contradicts VMs with names, each of which has its own"

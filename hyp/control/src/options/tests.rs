@@ -640,6 +640,7 @@ fn several_vms_are_linux_unless_a_benchmark_runs_beside_them() {
         "option 'vcpus' contradicts VMs with names, each of which has its own"
     );
     assert!(refused(&format!("guest=linux bytes=1G {vm}")).starts_with("option 'bytes'"));
+    assert!(refused(&format!("dirty_log {vm}")).starts_with("option 'dirty_log' contradicts VMs"));
     assert!(refused("guest=dirty_log on_crash=stop").contains("on_crash"));
 }
 
