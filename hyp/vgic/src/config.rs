@@ -96,31 +96,6 @@ pub enum Frame {
     Its,
 }
 
-/// The size of an access.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum AccessSize {
-    /// 8 bits.
-    Byte,
-    /// 16 bits.
-    Half,
-    /// 32 bits.
-    Word,
-    /// 64 bits.
-    Double,
-}
-
-impl AccessSize {
-    /// In bytes.
-    pub const fn bytes(self) -> u64 {
-        match self {
-            Self::Byte => 1,
-            Self::Half => 2,
-            Self::Word => 4,
-            Self::Double => 8,
-        }
-    }
-}
-
 /// An access isn't done: it has to be executed again. The guest's PC stays where it is, so that whatever came meanwhile is
 /// served first (rule V10).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,7 +5,7 @@ use super::tables::{BASER_ADDRESS, ENTRY_BYTES, INDIRECT, PENDING_ZERO, VALID};
 use super::{
     COLLECTION_BITS, COLLECTION_TABLE, DEVICE_BITS, DEVICE_TABLE, EVENT_BITS, GuestTables, Its,
 };
-use crate::config::{AccessSize, Again, Version};
+use crate::config::{Again, Version};
 use crate::door::CALL;
 use crate::interface::VirtualInterface;
 use crate::local::Local;
@@ -13,6 +13,7 @@ use crate::registers::{IMPLEMENTER, identity};
 use crate::sync::{AtomicU64, Ordering};
 use crate::vgic::Vgic;
 use crate::word::{FIRST_LPI, Word};
+use arm::Width;
 
 /// GITS_CTLR.
 const ENABLED: u64 = 1;
@@ -53,11 +54,11 @@ enum Register {
 struct Part {
     register: Register,
     shift: u32,
-    size: AccessSize,
+    size: Width,
 }
 
 impl Part {
-    fn find(offset: u64, size: AccessSize) -> Option<Self> {
+    fn find(offset: u64, size: Width) -> Option<Self> {
         if !offset.is_multiple_of(size.bytes()) {
             return None;
         }
@@ -81,10 +82,10 @@ impl Part {
                 | Register::Translater
         );
         let is_allowed = match size {
-            AccessSize::Byte => false,
-            AccessSize::Half => register == Register::Translater,
-            AccessSize::Word => true,
-            AccessSize::Double => is_wide,
+            Width::Byte => false,
+            Width::Half => register == Register::Translater,
+            Width::Word => true,
+            Width::Double => is_wide,
         };
         let shift = if is_wide { offset % 8 * 8 } else { 0 } as u32;
         is_allowed.then_some(Self {
@@ -257,12 +258,7 @@ impl Its {
 
 impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
     /// The guest reads a register of the ITS.
-    pub(crate) fn read_its(
-        &mut self,
-        offset: u64,
-        size: AccessSize,
-        memory: &dyn GuestTables,
-    ) -> u64 {
+    pub(crate) fn read_its(&mut self, offset: u64, size: Width, memory: &dyn GuestTables) -> u64 {
         let vgic: &Vgic = self.vgic;
         let (Some(its), Some(part)) = (&vgic.its, Part::find(offset, size)) else {
             return 0;
@@ -279,7 +275,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
     pub(crate) fn write_its(
         &mut self,
         offset: u64,
-        size: AccessSize,
+        size: Width,
         value: u64,
         memory: &dyn GuestTables,
     ) -> Result<(), Again> {
