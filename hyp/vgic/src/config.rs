@@ -1,5 +1,6 @@
 //! What a virtual GIC is made from, and where its registers are.
 
+use alloc::vec::Vec;
 use core::fmt;
 
 /// The architecture that the guest sees.
@@ -84,6 +85,11 @@ impl fmt::Display for VgicError {
 }
 
 impl core::error::Error for VgicError {}
+
+pub(crate) fn reserve<T>(vec: &mut Vec<T>, count: usize) -> Result<(), VgicError> {
+    vec.try_reserve_exact(count)
+        .map_err(|_| VgicError::OutOfMemory)
+}
 
 /// A group of memory-mapped registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -7,12 +7,12 @@ mod active;
 mod attributes;
 mod control;
 mod enable;
+mod its;
 mod pending;
 mod route;
 mod saved;
 mod sources;
 
-pub(crate) use self::control::{IMPLEMENTER, identity};
 use crate::config::{Again, Frame, Version};
 use crate::interface::VirtualInterface;
 use crate::its::GuestTables;
