@@ -199,9 +199,14 @@ impl World {
         own.put(&self.vgic, hw, self.kick());
     }
 
+    /// The kick is acknowledged.
+    pub fn take_kick(&self, vcpu: usize) {
+        self.kicks[vcpu].swap(0, Ordering::Acquire);
+    }
+
     /// A CPU's guest leaves and enters: the kick is acknowledged, then it looks.
     pub fn exit(&self, vcpu: usize) {
-        self.kicks[vcpu].swap(0, Ordering::Acquire);
+        self.take_kick(vcpu);
         self.enter(vcpu);
     }
 
