@@ -1,5 +1,6 @@
 //! What a virtual GIC is made from, and where its registers are.
 
+use alloc::vec::Vec;
 use core::fmt;
 
 /// The architecture that the guest sees.
@@ -85,6 +86,11 @@ impl fmt::Display for VgicError {
 
 impl core::error::Error for VgicError {}
 
+pub(crate) fn reserve<T>(vec: &mut Vec<T>, count: usize) -> Result<(), VgicError> {
+    vec.try_reserve_exact(count)
+        .map_err(|_| VgicError::OutOfMemory)
+}
+
 /// A group of memory-mapped registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Frame {
@@ -94,31 +100,6 @@ pub enum Frame {
     Redistributor(usize),
     /// GITS, and from 64 KiB on GITS_TRANSLATER.
     Its,
-}
-
-/// The size of an access.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum AccessSize {
-    /// 8 bits.
-    Byte,
-    /// 16 bits.
-    Half,
-    /// 32 bits.
-    Word,
-    /// 64 bits.
-    Double,
-}
-
-impl AccessSize {
-    /// In bytes.
-    pub const fn bytes(self) -> u64 {
-        match self {
-            Self::Byte => 1,
-            Self::Half => 2,
-            Self::Word => 4,
-            Self::Double => 8,
-        }
-    }
 }
 
 /// An access isn't done: it has to be executed again. The guest's PC stays where it is, so that whatever came meanwhile is

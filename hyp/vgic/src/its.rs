@@ -4,19 +4,16 @@
 //! reads one word of it and changes the LPI's, without a lock. What the guest's commands change is changed by one vCPU at a time,
 //! the one that has BUSY of the queue.
 
-mod commands;
-mod events;
-mod hints;
-mod queue;
-mod registers;
-mod tables;
+pub(crate) mod events;
+pub(crate) mod hints;
+pub(crate) mod queue;
+pub(crate) mod tables;
 
-use crate::config::VgicError;
+use crate::config::{VgicError, reserve};
 use crate::its::events::Events;
 use crate::its::hints::LpiHints;
 use crate::its::queue::Queue;
 use crate::sync::{AtomicU64, Ordering};
-use crate::vgic::{Vgic, reserve};
 use crate::word::{FIRST_LPI, Word};
 use alloc::vec::Vec;
 
@@ -56,16 +53,16 @@ pub(crate) struct Its {
     pub(crate) address: u64,
     pub(crate) queue: Queue,
     /// GITS_CBASER.
-    commands: AtomicU64,
+    pub(crate) commands: AtomicU64,
     /// What the guest can write of GITS_BASER0 and GITS_BASER1.
-    tables: [AtomicU64; 2],
+    pub(crate) tables: [AtomicU64; 2],
     /// GICR_PROPBASER, which all redistributors share.
     properties: AtomicU64,
     /// By collection: its vCPU + 1, or 0.
     collections: Vec<AtomicU64>,
     /// By device: the bits of its EventIDs, or 0.
     devices: Vec<AtomicU64>,
-    events: Events,
+    pub(crate) events: Events,
     lpis: Vec<AtomicU64>,
     /// By vCPU.
     hints: Vec<LpiHints>,
@@ -202,30 +199,5 @@ impl Its {
             let word = Word(word.load(Ordering::Relaxed));
             (word.is_deliverable() && word.lpi_vcpu() == Some(vcpu)).then_some(intid)
         })
-    }
-}
-
-impl Vgic {
-    /// Raises an event of a device, as a message-signalled interrupt does, from any CPU; `kick` as in
-    /// [`set_spi_level`](Self::set_spi_level). Events that aren't mapped are ignored.
-    pub fn raise_lpi(&self, device: u32, event: u32, mut kick: impl FnMut(usize)) {
-        let Some(its) = &self.its else { return };
-        if !its.queue.is_enabled() {
-            return;
-        }
-        let Some((_, event)) = its.events.find(device, event) else {
-            return;
-        };
-        let Some(word) = its.lpi(event.lpi()) else {
-            return;
-        };
-        // An event that is discarded meanwhile isn't the one that was found: its LPI may be another's by now.
-        let raised = Self::change(word, |old| {
-            let is_mapped = old.has(Word::MAPPED) && old.lpi_generation() == event.generation();
-            is_mapped.then(|| old.with(Word::LATCH))
-        });
-        if let Ok((old, new)) = raised {
-            self.tell_of(0, event.lpi(), old, new, &mut kick);
-        }
     }
 }

@@ -77,9 +77,9 @@ mod vcpu;
 mod vgic;
 mod word;
 
+pub use arm::Width;
 pub use config::{
-    AccessSize, Again, Forwarded, Frame, MAX_SPIS, MAX_VCPUS, SgiRegister, Version, VgicConfig,
-    VgicError,
+    Again, Forwarded, Frame, MAX_SPIS, MAX_VCPUS, SgiRegister, Version, VgicConfig, VgicError,
 };
 pub use interface::{
     ActivePriorities, ListRegister, MAX_LIST_REGISTERS, VirtualInterface, hcr, vmcr,

@@ -1,5 +1,6 @@
 //! A vCPU on the CPU that it is loaded on, with its guest outside: what it shares, what it has alone, and the hardware.
 
+mod commands;
 mod drain;
 mod fill;
 mod overflow;

@@ -7,13 +7,13 @@ mod active;
 mod attributes;
 mod control;
 mod enable;
+mod its;
 mod pending;
 mod route;
 mod saved;
 mod sources;
 
-pub(crate) use self::control::{IMPLEMENTER, identity};
-use crate::config::{AccessSize, Again, Frame, Version};
+use crate::config::{Again, Frame, Version};
 use crate::interface::VirtualInterface;
 use crate::its::GuestTables;
 use crate::local::Local;
@@ -21,6 +21,7 @@ use crate::own::Asked;
 use crate::sync::Ordering;
 use crate::vgic::Vgic;
 use crate::word::{FIRST_SPI, Word};
+use arm::Width;
 use core::ops::Range;
 
 /// What a register is about.
@@ -132,7 +133,7 @@ struct Register {
     topic: Topic,
     /// The offset from the topic's first register.
     offset: u64,
-    size: AccessSize,
+    size: Width,
     /// The vCPU whose private interrupts are meant.
     vcpu: usize,
     /// The private interrupts are in this frame, not only shared ones.
@@ -143,7 +144,7 @@ struct Register {
 
 impl Register {
     /// The register at an offset of a frame, for an access by `vcpu`.
-    fn find(vgic: &Vgic, vcpu: usize, frame: Frame, offset: u64, size: AccessSize) -> Option<Self> {
+    fn find(vgic: &Vgic, vcpu: usize, frame: Frame, offset: u64, size: Width) -> Option<Self> {
         let v2 = vgic.version == Version::V2;
         let (offset, tables, vcpu, has_private, has_shared) = match frame {
             Frame::Distributor if v2 => {
@@ -226,7 +227,7 @@ impl Register {
     const fn part(self, value: u64) -> u64 {
         let shifted = value >> (self.offset % 8 * 8);
         match self.size {
-            AccessSize::Double => value,
+            Width::Double => value,
             _ => shifted & 0xffff_ffff,
         }
     }
@@ -234,7 +235,7 @@ impl Register {
     /// A 64-bit value with the part that the access writes.
     const fn with_part(self, old: u64, value: u64) -> u64 {
         match self.size {
-            AccessSize::Double => value,
+            Width::Double => value,
             _ => {
                 let shift = self.offset % 8 * 8;
                 old & !(0xffff_ffff << shift) | (value & 0xffff_ffff) << shift
@@ -249,7 +250,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         &mut self,
         frame: Frame,
         offset: u64,
-        size: AccessSize,
+        size: Width,
         memory: &dyn GuestTables,
     ) -> Result<u64, Again> {
         if frame == Frame::Its {
@@ -288,7 +289,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         &mut self,
         frame: Frame,
         offset: u64,
-        size: AccessSize,
+        size: Width,
         value: u64,
         memory: &dyn GuestTables,
     ) -> Result<(), Again> {

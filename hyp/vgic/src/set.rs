@@ -159,7 +159,9 @@ mod tests {
         set.remove(u32::MAX);
         assert!(set.is_empty() && set.next(1024).is_none() && set.next(u32::MAX).is_none());
         let mut set = WithLpis::EMPTY;
-        [1024, 8191, 16384, u32::MAX].map(|intid| set.insert(intid));
+        for intid in [1024, 8191, 16384, u32::MAX] {
+            set.insert(intid);
+        }
         assert!(set.is_empty());
         set.insert(16383);
         assert_eq!(set.next(1024), Some(16383));

@@ -1,6 +1,6 @@
 //! What one does with the interrupts of a vCPU.
 
-use crate::config::{AccessSize, Again, Frame, SgiRegister};
+use crate::config::{Again, Frame, SgiRegister};
 use crate::door::{BLOCKED, LOOK, ON};
 use crate::interface::{ActivePriorities, VirtualInterface, vmcr};
 use crate::its::GuestTables;
@@ -11,6 +11,7 @@ use crate::sgi;
 use crate::sync::Ordering;
 use crate::vgic::Vgic;
 use crate::word::{FIRST_PPI, FIRST_SPI, Word};
+use arm::Width;
 
 /// What a guest's CPU interface holds beside what is in words: to be saved and restored with them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -207,7 +208,7 @@ impl VcpuInterrupts {
         memory: &dyn GuestTables,
         frame: Frame,
         offset: u64,
-        size: AccessSize,
+        size: Width,
         kick: impl FnMut(usize),
     ) -> Result<u64, Again> {
         Local::new(vgic, self, hw, kick).read(frame, offset, size, memory)
@@ -225,7 +226,7 @@ impl VcpuInterrupts {
         memory: &dyn GuestTables,
         frame: Frame,
         offset: u64,
-        size: AccessSize,
+        size: Width,
         value: u64,
         kick: impl FnMut(usize),
     ) -> Result<(), Again> {

@@ -1,6 +1,8 @@
 //! What all vCPUs of a VM share: a word for each interrupt, a door for each vCPU.
 
-use crate::config::{Forwarded, Frame, MAX_SPIS, MAX_VCPUS, Version, VgicConfig, VgicError};
+use crate::config::{
+    Forwarded, Frame, MAX_SPIS, MAX_VCPUS, Version, VgicConfig, VgicError, reserve,
+};
 use crate::door::{CALL, Door, ON, SGIS};
 use crate::its::Its;
 use crate::sgi::sources::Sources;
@@ -260,6 +262,29 @@ impl Vgic {
         self.tell_of(0, intid, old, old.with(bits), kick);
     }
 
+    /// Raises an event of a device, as a message-signalled interrupt does, from any CPU; `kick` as in
+    /// [`set_spi_level`](Self::set_spi_level). Events that aren't mapped are ignored.
+    pub fn raise_lpi(&self, device: u32, event: u32, mut kick: impl FnMut(usize)) {
+        let Some(its) = &self.its else { return };
+        if !its.queue.is_enabled() {
+            return;
+        }
+        let Some((_, event)) = its.events.find(device, event) else {
+            return;
+        };
+        let Some(word) = its.lpi(event.lpi()) else {
+            return;
+        };
+        // An event that is discarded meanwhile isn't the one that was found: its LPI may be another's by now.
+        let raised = Self::change(word, |old| {
+            let is_mapped = old.has(Word::MAPPED) && old.lpi_generation() == event.generation();
+            is_mapped.then(|| old.with(Word::LATCH))
+        });
+        if let Ok((old, new)) = raised {
+            self.tell_of(0, event.lpi(), old, new, &mut kick);
+        }
+    }
+
     /// Tells whoever has to know that a word was changed (rule V1).
     pub(crate) fn tell_of(
         &self,
@@ -424,11 +449,6 @@ impl Vgic {
         let found = forwarded.find(|forwarded| forwarded.virtual_id == virtual_id);
         found.map(|forwarded| forwarded.physical_id)
     }
-}
-
-pub(crate) fn reserve<T>(vec: &mut Vec<T>, count: usize) -> Result<(), VgicError> {
-    vec.try_reserve_exact(count)
-        .map_err(|_| VgicError::OutOfMemory)
 }
 
 impl VgicConfig<'_> {

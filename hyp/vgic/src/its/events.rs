@@ -19,7 +19,7 @@ const REACH: usize = if cfg!(loom) { 4 } else { 64 };
 
 /// A mapped event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Event(u64);
+pub(crate) struct Event(u64);
 
 impl Event {
     /// A place that nothing was ever in: whoever looks for an event looks no further.
@@ -34,7 +34,7 @@ impl Event {
     const GENERATION_SHIFT: u32 = Self::COLLECTION_SHIFT + COLLECTION_BITS;
 
     /// All of these are in range.
-    pub(super) const fn new(device: u32, event: u32, lpi: u32, collection: u32) -> Self {
+    pub(crate) const fn new(device: u32, event: u32, lpi: u32, collection: u32) -> Self {
         Self(
             Self::MAPPED
                 | (lpi - FIRST_LPI) as u64
@@ -44,14 +44,14 @@ impl Event {
         )
     }
 
-    pub(super) const fn with_generation(self, generation: u32) -> Self {
+    pub(crate) const fn with_generation(self, generation: u32) -> Self {
         Self(
             self.0 & !(0x3fff << Self::GENERATION_SHIFT)
                 | (generation as u64) << Self::GENERATION_SHIFT,
         )
     }
 
-    pub(super) const fn with_collection(self, collection: u32) -> Self {
+    pub(crate) const fn with_collection(self, collection: u32) -> Self {
         let mask = ((1 << COLLECTION_BITS) - 1) << Self::COLLECTION_SHIFT;
         Self(self.0 & !mask | (collection as u64) << Self::COLLECTION_SHIFT)
     }
@@ -61,20 +61,20 @@ impl Event {
     }
 
     /// The INTID.
-    pub(super) const fn lpi(self) -> u32 {
+    pub(crate) const fn lpi(self) -> u32 {
         FIRST_LPI + self.field(0, EVENT_BITS)
     }
 
-    pub(super) const fn device(self) -> u32 {
+    pub(crate) const fn device(self) -> u32 {
         self.field(Self::DEVICE_SHIFT, DEVICE_BITS)
     }
 
-    pub(super) const fn collection(self) -> u32 {
+    pub(crate) const fn collection(self) -> u32 {
         self.field(Self::COLLECTION_SHIFT, COLLECTION_BITS)
     }
 
     /// That of the LPI's word when it was mapped.
-    pub(super) const fn generation(self) -> u32 {
+    pub(crate) const fn generation(self) -> u32 {
         self.field(Self::GENERATION_SHIFT, 14)
     }
 
@@ -90,40 +90,40 @@ impl Event {
 
 /// The table.
 #[derive(Debug)]
-pub(super) struct Events {
+pub(crate) struct Events {
     places: Vec<AtomicU64>,
     /// How many are mapped.
     count: AtomicU64,
 }
 
 impl Events {
-    pub(super) fn new() -> Result<Self, VgicError> {
+    pub(crate) fn new() -> Result<Self, VgicError> {
         Ok(Self {
             places: words(1 << PLACE_BITS, Event::NEVER)?,
             count: AtomicU64::new(0),
         })
     }
 
-    pub(super) fn reset(&self) {
+    pub(crate) fn reset(&self) {
         self.count.store(0, Ordering::Relaxed);
         for place in &self.places {
             place.store(Event::NEVER, Ordering::Relaxed);
         }
     }
 
-    pub(super) fn copied(&self) -> Result<Self, VgicError> {
+    pub(crate) fn copied(&self) -> Result<Self, VgicError> {
         Ok(Self {
             places: super::copied(&self.places)?,
             count: super::copy_of(&self.count),
         })
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.count.load(Ordering::Relaxed) == 0
     }
 
     /// How many places there are.
-    pub(super) fn places(&self) -> usize {
+    pub(crate) fn places(&self) -> usize {
         self.places.len()
     }
 
@@ -135,7 +135,7 @@ impl Events {
     }
 
     /// An event, and its place.
-    pub(super) fn find(&self, device: u32, event: u32) -> Option<(usize, Event)> {
+    pub(crate) fn find(&self, device: u32, event: u32) -> Option<(usize, Event)> {
         if device >> DEVICE_BITS != 0 || event >> EVENT_BITS != 0 {
             return None;
         }
@@ -154,31 +154,31 @@ impl Events {
     }
 
     /// What is in a place. For whoever has BUSY.
-    pub(super) fn get(&self, place: usize) -> Option<Event> {
+    pub(crate) fn get(&self, place: usize) -> Option<Event> {
         let found = Event(self.places.get(place)?.load(Ordering::Relaxed));
         found.is_mapped().then_some(found)
     }
 
     /// The place for an event that there isn't. `None` where it would be too far away.
-    pub(super) fn free_place(&self, event: Event) -> Option<usize> {
+    pub(crate) fn free_place(&self, event: Event) -> Option<usize> {
         let mut reach = self.reach(event.key());
         reach.find(|index| self.get(*index).is_none())
     }
 
     /// Adds an event, whose LPI was mapped before.
-    pub(super) fn add(&self, place: usize, event: Event) {
+    pub(crate) fn add(&self, place: usize, event: Event) {
         self.count.fetch_add(1, Ordering::Relaxed);
         self.set(place, event);
     }
 
     /// Changes what is kept of an event.
-    pub(super) fn set(&self, place: usize, event: Event) {
+    pub(crate) fn set(&self, place: usize, event: Event) {
         if let Some(place) = self.places.get(place) {
             place.store(event.0, Ordering::Release);
         }
     }
 
-    pub(super) fn remove(&self, place: usize) {
+    pub(crate) fn remove(&self, place: usize) {
         self.set(place, Event(Event::GONE));
         self.count.fetch_sub(1, Ordering::Relaxed);
     }

@@ -21,14 +21,14 @@ pub(crate) struct LpiHints {
 }
 
 impl LpiHints {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             summary: array::from_fn(|_| AtomicU64::new(0)),
             words: array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 
-    pub(super) fn reset(&self) {
+    pub(crate) fn reset(&self) {
         for word in self.summary.iter().chain(&self.words) {
             word.store(0, Ordering::Relaxed);
         }

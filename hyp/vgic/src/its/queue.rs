@@ -9,73 +9,73 @@ const READER_SHIFT: u32 = INDEX_BITS;
 
 /// One value of the queue's word: the numbers of the next command to be written and read, and flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct State(pub(super) u64);
+pub(crate) struct State(pub(crate) u64);
 
 impl State {
     /// A vCPU executes commands.
-    pub(super) const BUSY: u64 = 1 << 30;
+    pub(crate) const BUSY: u64 = 1 << 30;
     /// A command couldn't be read; none is executed until CWRITER.Retry is written.
-    pub(super) const STALLED: u64 = 1 << 31;
+    pub(crate) const STALLED: u64 = 1 << 31;
     /// GITS_CTLR.Enabled.
-    pub(super) const ENABLED: u64 = 1 << 32;
+    pub(crate) const ENABLED: u64 = 1 << 32;
     /// All devices' events have to be discarded, as their table was replaced.
-    pub(super) const NO_DEVICES: u64 = 1 << 33;
+    pub(crate) const NO_DEVICES: u64 = 1 << 33;
     /// All collections have to be unmapped.
-    pub(super) const NO_COLLECTIONS: u64 = 1 << 34;
+    pub(crate) const NO_COLLECTIONS: u64 = 1 << 34;
     const JOBS: u64 = Self::NO_DEVICES | Self::NO_COLLECTIONS;
     const PROGRESS_SHIFT: u32 = 40;
 
-    pub(super) const fn has(self, bits: u64) -> bool {
+    pub(crate) const fn has(self, bits: u64) -> bool {
         self.0 & bits != 0
     }
 
-    pub(super) const fn with(self, bits: u64) -> Self {
+    pub(crate) const fn with(self, bits: u64) -> Self {
         Self(self.0 | bits)
     }
 
-    pub(super) const fn without(self, bits: u64) -> Self {
+    pub(crate) const fn without(self, bits: u64) -> Self {
         Self(self.0 & !bits)
     }
 
-    pub(super) const fn writer(self) -> u64 {
+    pub(crate) const fn writer(self) -> u64 {
         self.0 & INDEX
     }
 
-    pub(super) const fn with_writer(self, writer: u64) -> Self {
+    pub(crate) const fn with_writer(self, writer: u64) -> Self {
         Self(self.0 & !INDEX | writer & INDEX)
     }
 
-    pub(super) const fn reader(self) -> u64 {
+    pub(crate) const fn reader(self) -> u64 {
         self.0 >> READER_SHIFT & INDEX
     }
 
-    pub(super) const fn with_reader(self, reader: u64) -> Self {
+    pub(crate) const fn with_reader(self, reader: u64) -> Self {
         Self(self.0 & !(INDEX << READER_SHIFT) | (reader & INDEX) << READER_SHIFT)
     }
 
     /// How many places of the table of events the command or job that is executed has seen.
-    pub(super) const fn progress(self) -> usize {
+    pub(crate) const fn progress(self) -> usize {
         (self.0 >> Self::PROGRESS_SHIFT) as usize
     }
 
-    pub(super) const fn with_progress(self, places: usize) -> Self {
+    pub(crate) const fn with_progress(self, places: usize) -> Self {
         let low = self.0 & ((1 << Self::PROGRESS_SHIFT) - 1);
         Self(low | (places as u64) << Self::PROGRESS_SHIFT)
     }
 
     /// Whether a command or job has begun and isn't done, or a job waits.
-    pub(super) const fn is_amid(self) -> bool {
+    pub(crate) const fn is_amid(self) -> bool {
         self.has(Self::JOBS) || self.progress() != 0
     }
 
     /// Whether there is something to execute.
-    pub(super) const fn has_work(self) -> bool {
+    pub(crate) const fn has_work(self) -> bool {
         self.is_amid()
             || self.has(Self::ENABLED) && !self.has(Self::STALLED) && self.reader() != self.writer()
     }
 
     /// GITS_CTLR.Quiescent: the guest may change where tables and queue are.
-    pub(super) const fn is_quiescent(self) -> bool {
+    pub(crate) const fn is_quiescent(self) -> bool {
         !self.has(Self::ENABLED | Self::BUSY) && !self.is_amid()
     }
 }
@@ -85,30 +85,30 @@ impl State {
 pub(crate) struct Queue(AtomicU64);
 
 impl Queue {
-    pub(super) fn new(state: u64) -> Self {
+    pub(crate) fn new(state: u64) -> Self {
         Self(AtomicU64::new(state))
     }
 
-    pub(super) fn reset(&self) {
+    pub(crate) fn reset(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
 
     /// As it is, for a VM that is paused.
-    pub(super) fn copied(&self) -> Self {
+    pub(crate) fn copied(&self) -> Self {
         Self(super::copy_of(&self.0))
     }
 
-    pub(super) fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         State(self.0.load(Ordering::Acquire))
     }
 
     /// Whether events are translated.
-    pub(super) fn is_enabled(&self) -> bool {
+    pub(crate) fn is_enabled(&self) -> bool {
         self.state().has(State::ENABLED)
     }
 
     /// Changes the word by one exchange, unless `change` finds nothing to do. Returns the new value.
-    pub(super) fn change(&self, mut change: impl FnMut(State) -> Option<State>) -> Option<State> {
+    pub(crate) fn change(&self, mut change: impl FnMut(State) -> Option<State>) -> Option<State> {
         let mut seen = self.0.load(Ordering::Acquire);
         loop {
             let new = change(State(seen))?;
@@ -124,7 +124,7 @@ impl Queue {
     }
 
     /// Takes BUSY, if there is something to execute and nobody does.
-    pub(super) fn begin(&self) -> bool {
+    pub(crate) fn begin(&self) -> bool {
         let taken = self.change(|state| {
             let may = state.has_work() && !state.has(State::BUSY);
             may.then(|| state.with(State::BUSY))
@@ -133,13 +133,13 @@ impl Queue {
     }
 
     /// Lets go of BUSY, if there is nothing left. Whoever adds something later finds nobody busy.
-    pub(super) fn finish(&self) -> bool {
+    pub(crate) fn finish(&self) -> bool {
         let let_go = self.change(|state| (!state.has_work()).then(|| state.without(State::BUSY)));
         let_go.is_some()
     }
 
     /// Lets go of BUSY, though there is something left.
-    pub(super) fn let_go(&self) {
+    pub(crate) fn let_go(&self) {
         self.change(|state| Some(state.without(State::BUSY)));
     }
 }

@@ -29,10 +29,10 @@ const PROCESSOR_SLEEP: u64 = 1 << 1;
 const CHILDREN_ASLEEP: u64 = 1 << 2;
 
 /// IIDR: product 'P', of Arm as far as JEP106 goes.
-pub(crate) const IMPLEMENTER: u64 = 0x5000_043b;
+pub(super) const IMPLEMENTER: u64 = 0x5000_043b;
 
 /// PIDR4 to PIDR7, PIDR0 to PIDR3, CIDR0 to CIDR3, from the offset of PIDR4.
-pub(crate) const fn identity(version: Version, offset: u64) -> u64 {
+pub(super) const fn identity(version: Version, offset: u64) -> u64 {
     // PIDR2.ArchRev.
     let revision = match version {
         Version::V2 => 0x2b,

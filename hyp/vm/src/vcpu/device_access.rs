@@ -2,7 +2,7 @@
 
 use devices::Width;
 use stage2::Ipa;
-use vgic::{AccessSize, GuestTables};
+use vgic::GuestTables;
 
 use super::running::{Next, Running};
 use crate::calls::service::Service;
@@ -79,7 +79,7 @@ where
             Place::Device(device, offset) => Some(device.read(offset, width)),
             Place::Gic(frame, offset) => self.with_gic(|interrupts, gic, interface, kick| {
                 interrupts
-                    .read(gic, interface, &tables, frame, offset, size(width), kick)
+                    .read(gic, interface, &tables, frame, offset, width, kick)
                     .ok()
             })?,
         }
@@ -94,27 +94,9 @@ where
             }
             Place::Gic(frame, offset) => self.with_gic(|interrupts, gic, interface, kick| {
                 interrupts
-                    .write(
-                        gic,
-                        interface,
-                        &tables,
-                        frame,
-                        offset,
-                        size(width),
-                        value,
-                        kick,
-                    )
+                    .write(gic, interface, &tables, frame, offset, width, value, kick)
                     .ok()
             })?,
         }
-    }
-}
-
-const fn size(width: Width) -> AccessSize {
-    match width {
-        Width::Byte => AccessSize::Byte,
-        Width::Half => AccessSize::Half,
-        Width::Word => AccessSize::Word,
-        Width::Double => AccessSize::Double,
     }
 }

@@ -122,14 +122,14 @@ pub fn probe(address: u64, vcpus: usize) {
     }
     let before = crate::interrupts::now();
     for round in 1..=ROUNDS {
-        for vcpu in 0..vcpus {
+        for (vcpu, taken) in TAKEN.iter().enumerate().take(vcpus) {
             if round % 2 == 0 {
                 its.execute(&[[3, vcpu as u64, 0, 0]]);
             } else {
                 write(address, TRANSLATER, vcpu as u32);
             }
             take(vcpu);
-            let taken = TAKEN[vcpu].load(Ordering::Acquire);
+            let taken = taken.load(Ordering::Acquire);
             if taken != round {
                 wrong(format_args!("vCPU {vcpu}: {taken} LPIs of {round}"));
             }

@@ -74,6 +74,31 @@ fn a_raise_beside_a_sleep_wakes_it() {
     });
 }
 
+/// Whoever else runs on its CPU takes the kick.
+#[test]
+fn a_raise_beside_a_sleep_whose_kick_was_taken_isnt_lost() {
+    let sleep: Act = |world| {
+        let sleeps = {
+            let Cpu { own, hw, .. } = &mut *world.cpu(0);
+            own.may_sleep(&world.vgic, hw, world.kick()) && {
+                world.take_kick(0);
+                own.block(&world.vgic, hw, world.kick())
+            }
+        };
+        if !sleeps {
+            world.enter(0);
+            world.take(0);
+        }
+    };
+    explore((1, 2), nothing, [raise, sleep], |world| {
+        if world.cpu(0).own.is_asleep(&world.vgic) {
+            assert!(world.is_kicked(0), "it sleeps for ever");
+            world.load(0);
+        }
+        world.finish_with(EDGE, 1);
+    });
+}
+
 #[test]
 fn an_sgi_beside_a_sleep_wakes_it() {
     let sleep: Act = |world| {

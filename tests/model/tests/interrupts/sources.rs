@@ -39,6 +39,16 @@ fn the_same_sgi_of_two_sources_is_taken_once_of_each() {
     });
 }
 
+/// The source of the second may be taken before its sender has rung the door.
+#[test]
+fn the_handler_of_the_second_source_sees_what_was_written() {
+    let race: [Act; 3] = [send_from_1, send_from_2, run_twice];
+    explore_on(Version::V2, (3, 2), nothing, race, |world| {
+        assert_eq!(world.finish(), [OF_1, OF_2]);
+        sees_all(world);
+    });
+}
+
 #[test]
 fn one_that_is_sent_again_is_taken_afterwards() {
     let prepare = |world: &World| {

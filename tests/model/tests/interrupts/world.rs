@@ -6,8 +6,7 @@ use loom::sync::atomic::{AtomicU64, Ordering};
 use model::checked::every_execution;
 use model::interrupts::CpuInterface;
 use vgic::{
-    AccessSize, Forwarded, Frame, GuestTables, SgiRegister, VcpuInterrupts, Version, Vgic,
-    VgicConfig,
+    Forwarded, Frame, GuestTables, SgiRegister, VcpuInterrupts, Version, Vgic, VgicConfig, Width,
 };
 
 pub const PREEMPTIONS: usize = 3;
@@ -136,7 +135,7 @@ impl World {
         let count = self.commands.lock().unwrap().len() as u64;
         let done = {
             let Cpu { own, hw, .. } = &mut *self.cpu(vcpu);
-            let (size, value) = (AccessSize::Word, count * 32);
+            let (size, value) = (Width::Word, count * 32);
             own.write(
                 &self.vgic,
                 hw,
@@ -169,7 +168,7 @@ impl World {
 
     fn write_double(&self, vcpu: usize, frame: Frame, offset: u64, value: u64) {
         let Cpu { own, hw, .. } = &mut *self.cpu(vcpu);
-        let (size, kick) = (AccessSize::Double, self.kick());
+        let (size, kick) = (Width::Double, self.kick());
         let written = own.write(&self.vgic, hw, self, frame, offset, size, value, kick);
         assert!(written.is_ok());
     }
@@ -200,9 +199,14 @@ impl World {
         own.put(&self.vgic, hw, self.kick());
     }
 
+    /// The kick is acknowledged.
+    pub fn take_kick(&self, vcpu: usize) {
+        self.kicks[vcpu].swap(0, Ordering::Acquire);
+    }
+
     /// A CPU's guest leaves and enters: the kick is acknowledged, then it looks.
     pub fn exit(&self, vcpu: usize) {
-        self.kicks[vcpu].swap(0, Ordering::Acquire);
+        self.take_kick(vcpu);
         self.enter(vcpu);
     }
 
@@ -290,7 +294,7 @@ impl World {
             self,
             frame,
             offset,
-            AccessSize::Word,
+            Width::Word,
             value,
             kick,
         );
@@ -306,7 +310,7 @@ impl World {
             self,
             frame,
             offset,
-            AccessSize::Word,
+            Width::Word,
             self.kick(),
         )
         .ok()

@@ -3,7 +3,7 @@
 mod against_maps;
 
 use crate::world::{D, GICD, RAM, SGI, Tables, World, config};
-use vgic::{AccessSize, Frame, VgicConfig};
+use vgic::{Frame, VgicConfig, Width};
 
 const GITS: u64 = GICD + 0x8_0000;
 const QUEUE: u64 = RAM;
@@ -58,9 +58,9 @@ impl Its {
             world.cpus[vcpu].hw.open(0xf8, true, true);
             let frame = Frame::Redistributor(vcpu);
             world.write(vcpu, frame, SGI + 0x80, u64::from(u32::MAX));
-            world.write_sized(vcpu, frame, 0x70, AccessSize::Double, PROPERTIES | 13);
+            world.write_sized(vcpu, frame, 0x70, Width::Double, PROPERTIES | 13);
             let pending = PENDING + vcpu as u64 * 0x1_0000;
-            world.write_sized(vcpu, frame, 0x78, AccessSize::Double, pending | 1 << 62);
+            world.write_sized(vcpu, frame, 0x78, Width::Double, pending | 1 << 62);
         }
         world.write(0, D, 0, 3);
         let mut its = Self { world, writer: 0 };
@@ -74,8 +74,8 @@ impl Its {
     /// Writes a register, as often as it has to be executed again. Returns how often.
     fn write(&mut self, vcpu: usize, offset: u64, value: u64) -> usize {
         let size = match offset {
-            CTLR => AccessSize::Word,
-            _ => AccessSize::Double,
+            CTLR => Width::Word,
+            _ => Width::Double,
         };
         for times in 1..10_000 {
             if self.world.try_write(vcpu, ITS, offset, size, value) {
@@ -87,7 +87,7 @@ impl Its {
     }
 
     fn read(&mut self, offset: u64) -> u64 {
-        self.world.read_sized(0, ITS, offset, AccessSize::Double)
+        self.world.read_sized(0, ITS, offset, Width::Double)
     }
 
     /// Puts a command into the queue.
@@ -193,9 +193,9 @@ fn guests_find_an_its() {
     assert_eq!(its.world.read(0, frame, 0), 2, "EnableLPIs can be cleared");
     its.world.write(0, frame, 0, 1);
     assert_eq!(its.world.read(0, frame, 0) & 3, 3);
-    let properties = its.world.read_sized(0, frame, 0x70, AccessSize::Double);
+    let properties = its.world.read_sized(0, frame, 0x70, Width::Double);
     assert_eq!(properties, PROPERTIES | 13);
-    let pending = its.world.read_sized(0, frame, 0x78, AccessSize::Double);
+    let pending = its.world.read_sized(0, frame, 0x78, Width::Double);
     assert_eq!(pending, PENDING + 0x1_0000, "PTZ reads as 0");
 }
 
@@ -294,7 +294,7 @@ fn a_write_of_the_translater_is_an_event_of_device_0() {
     its.map(0, 5, 8200, 0);
     its.map(0, 6, 8201, 1);
     its.world.write(0, ITS, 0x1_0040, 5);
-    its.world.write_sized(0, ITS, 0x1_0040, AccessSize::Half, 6);
+    its.world.write_sized(0, ITS, 0x1_0040, Width::Half, 6);
     assert_eq!((its.take(0), its.take(1)), (Some(8200), Some(8201)));
     its.write(0, CTLR, 0);
     its.world.write(0, ITS, 0x1_0040, 5);
@@ -357,8 +357,7 @@ fn the_guest_says_which_lpis_are_pending_and_may_switch_them_off() {
     let table = PENDING + 0x10_0000 - 0x8_0000;
     let frame = Frame::Redistributor(0);
     its.world.tables.write(table + 1024, &[0b111]);
-    its.world
-        .write_sized(0, frame, 0x78, AccessSize::Double, table);
+    its.world.write_sized(0, frame, 0x78, Width::Double, table);
     its.world.write(0, frame, 0, 1);
     assert_eq!((its.take(0), its.take(0)), (Some(8192), None));
     its.map(2, 2, 8194, 0);
@@ -386,10 +385,7 @@ fn a_sync_waits_until_list_registers_have_been_looked_at() {
     its.put([0xf | 2 << 32, 1, 0, 0]);
     its.put([5, 0, 0, 0]);
     let value = its.writer * 32;
-    let ring = |its: &mut Its| {
-        its.world
-            .try_write(0, ITS, CWRITER, AccessSize::Double, value)
-    };
+    let ring = |its: &mut Its| its.world.try_write(0, ITS, CWRITER, Width::Double, value);
     assert!(!ring(&mut its), "vCPU 1 has it in a list register");
     assert!(!ring(&mut its));
     assert_eq!(its.read(CREADR), value - 32);
@@ -409,10 +405,7 @@ fn a_handler_may_write_the_queue_while_the_write_that_it_has_interrupted_isnt_do
     its.put([0xf | 2 << 32, 1, 0, 0]);
     its.put([5, 0, 0, 0]);
     let first = its.writer * 32;
-    let ring = |its: &mut Its, value| {
-        its.world
-            .try_write(0, ITS, CWRITER, AccessSize::Double, value)
-    };
+    let ring = |its: &mut Its, value| its.world.try_write(0, ITS, CWRITER, Width::Double, value);
     assert!(!ring(&mut its, first));
     its.put([5, 0, 0, 0]);
     let second = its.writer * 32;

@@ -3,7 +3,7 @@
 use crate::world::{D, World};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use vgic::{AccessSize, Frame};
+use vgic::{Frame, Width};
 
 const SGIR: u64 = 0xf00;
 const CLEAR_PENDING: u64 = 0xf10;
@@ -89,13 +89,13 @@ fn sources_are_set_and_cleared_by_hand() {
     world.settle();
     for base in [SET_PENDING, CLEAR_PENDING] {
         assert_eq!(world.read(0, D, base + 4), 0b110 << 16);
-        assert_eq!(world.read_sized(0, D, base + 6, AccessSize::Byte), 0b110);
+        assert_eq!(world.read_sized(0, D, base + 6, Width::Byte), 0b110);
         assert_eq!(world.read(1, D, base + 4), 0, "another's");
     }
     assert!(is_pending(&mut world, 6));
     // The one that a list register holds, then one that waits, then both.
     for (cleared, left) in [(0b010, 0b100), (0b100, 0b010), (0b111, 0)] {
-        world.write_sized(0, D, CLEAR_PENDING + 6, AccessSize::Byte, cleared);
+        world.write_sized(0, D, CLEAR_PENDING + 6, Width::Byte, cleared);
         assert_eq!(world.read(0, D, SET_PENDING + 4), left << 16);
         assert_eq!(is_pending(&mut world, 6), left != 0);
         world.write(0, D, SET_PENDING + 4, 0b110 << 16);
@@ -115,7 +115,7 @@ fn sources_are_set_and_cleared_by_hand() {
 fn one_that_gives_way_keeps_its_source() {
     let mut world = World::ready_v2(4, 1);
     for (sgi, priority) in [(1, 0x80), (2, 0x40)] {
-        world.write_sized(0, D, 0x400 + sgi, AccessSize::Byte, priority);
+        world.write_sized(0, D, 0x400 + sgi, Width::Byte, priority);
     }
     send(&mut world, 3, 0, 1);
     send(&mut world, 2, 0, 1);
@@ -150,9 +150,9 @@ fn sources_are_saved_forked_and_reset() {
     for vcpu in 0..3 {
         for offset in (0..0x1000).step_by(4) {
             if !(0x180..0x200).contains(&offset) {
-                let value = world.vgic.save(vcpu, D, offset, AccessSize::Word);
+                let value = world.vgic.save(vcpu, D, offset, Width::Word);
                 let vgic = &saved.vgic;
-                vgic.restore(vcpu, D, offset, AccessSize::Word, value);
+                vgic.restore(vcpu, D, offset, Width::Word, value);
             }
         }
         let interface = world.cpus[vcpu].own.save_interface();
@@ -259,7 +259,7 @@ fn an_spi_goes_to_the_lowest_of_its_targets() {
     let mut world = World::ready_v2(3, 4);
     world.write(0, D, 0x104, 1 << 8);
     let target = |world: &mut World, targets| {
-        world.write_sized(2, D, TARGETS, AccessSize::Byte, targets);
+        world.write_sized(2, D, TARGETS, Width::Byte, targets);
     };
     // By byte: the neighbours stay as they are.
     world.write(0, D, TARGETS, 0x0101_0101);

@@ -2,8 +2,7 @@
 
 use model::interrupts::CpuInterface;
 use vgic::{
-    AccessSize, Forwarded, Frame, GuestTables, SgiRegister, VcpuInterrupts, Version, Vgic,
-    VgicConfig,
+    Forwarded, Frame, GuestTables, SgiRegister, VcpuInterrupts, Version, Vgic, VgicConfig, Width,
 };
 
 pub const GICD: u64 = 0x0800_0000;
@@ -224,13 +223,7 @@ impl World {
         }
     }
 
-    pub fn try_read(
-        &mut self,
-        vcpu: usize,
-        frame: Frame,
-        offset: u64,
-        size: AccessSize,
-    ) -> Option<u64> {
+    pub fn try_read(&mut self, vcpu: usize, frame: Frame, offset: u64, size: Width) -> Option<u64> {
         self.with_tables(vcpu, |own, vgic, hw, tables, kick| {
             own.read(vgic, hw, tables, frame, offset, size, kick)
         })
@@ -238,11 +231,11 @@ impl World {
     }
 
     pub fn read(&mut self, vcpu: usize, frame: Frame, offset: u64) -> u64 {
-        self.read_sized(vcpu, frame, offset, AccessSize::Word)
+        self.read_sized(vcpu, frame, offset, Width::Word)
     }
 
     /// Reads as often as it has to be executed again.
-    pub fn read_sized(&mut self, vcpu: usize, frame: Frame, offset: u64, size: AccessSize) -> u64 {
+    pub fn read_sized(&mut self, vcpu: usize, frame: Frame, offset: u64, size: Width) -> u64 {
         for _ in 0..4 {
             if let Some(value) = self.try_read(vcpu, frame, offset, size) {
                 return value;
@@ -253,17 +246,10 @@ impl World {
     }
 
     pub fn write(&mut self, vcpu: usize, frame: Frame, offset: u64, value: u64) {
-        self.write_sized(vcpu, frame, offset, AccessSize::Word, value);
+        self.write_sized(vcpu, frame, offset, Width::Word, value);
     }
 
-    pub fn write_sized(
-        &mut self,
-        vcpu: usize,
-        frame: Frame,
-        offset: u64,
-        size: AccessSize,
-        value: u64,
-    ) {
+    pub fn write_sized(&mut self, vcpu: usize, frame: Frame, offset: u64, size: Width, value: u64) {
         let written = self.try_write(vcpu, frame, offset, size, value);
         assert!(written, "a GICv3 has no writes that wait, but of the ITS");
     }
@@ -274,7 +260,7 @@ impl World {
         vcpu: usize,
         frame: Frame,
         offset: u64,
-        size: AccessSize,
+        size: Width,
         value: u64,
     ) -> bool {
         self.with_tables(vcpu, |own, vgic, hw, tables, kick| {
@@ -346,7 +332,7 @@ impl World {
         };
         let base = if intid < 32 { SGI } else { 0 };
         let offset = base + 0x400 + u64::from(intid);
-        self.write_sized(vcpu, frame, offset, AccessSize::Byte, priority.into());
+        self.write_sized(vcpu, frame, offset, Width::Byte, priority.into());
     }
 
     /// Makes an SPI an edge.
@@ -359,7 +345,7 @@ impl World {
 
     pub fn set_route(&mut self, vcpu: usize, intid: u32, to: usize) {
         let offset = 0x6000 + u64::from(intid) * 8;
-        self.write_sized(vcpu, D, offset, AccessSize::Double, affinity(to).into());
+        self.write_sized(vcpu, D, offset, Width::Double, affinity(to).into());
     }
 
     pub fn set_level(&mut self, intid: u32, level: bool) {

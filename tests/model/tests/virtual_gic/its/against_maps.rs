@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{CTLR, ITS, Its};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use vgic::{AccessSize, Frame};
+use vgic::{Frame, Width};
 
 const VCPUS: usize = 3;
 const LPIS: [u32; 5] = [8192, 8193, 8255, 8256, 16383];
@@ -291,7 +291,7 @@ proptest! {
             its.command(words);
         }
         for (offset, size, value) in accesses {
-            let size = [AccessSize::Byte, AccessSize::Half, AccessSize::Word, AccessSize::Double][size];
+            let size = [Width::Byte, Width::Half, Width::Word, Width::Double][size];
             for _ in 0..10_000 {
                 if its.world.try_write(1, ITS, offset & !(size.bytes() - 1), size, value) {
                     break;

@@ -1,18 +1,19 @@
 //! The registers of the ITS, and those of redistributors about LPIs.
 
-use super::queue::State;
-use super::tables::{BASER_ADDRESS, ENTRY_BYTES, INDIRECT, PENDING_ZERO, VALID};
-use super::{
-    COLLECTION_BITS, COLLECTION_TABLE, DEVICE_BITS, DEVICE_TABLE, EVENT_BITS, GuestTables, Its,
-};
-use crate::config::{AccessSize, Again, Version};
+use super::control::{IMPLEMENTER, identity};
+use crate::config::{Again, Version};
 use crate::door::CALL;
 use crate::interface::VirtualInterface;
+use crate::its::queue::State;
+use crate::its::tables::{BASER_ADDRESS, ENTRY_BYTES, INDIRECT, PENDING_ZERO, VALID};
+use crate::its::{
+    COLLECTION_BITS, COLLECTION_TABLE, DEVICE_BITS, DEVICE_TABLE, EVENT_BITS, GuestTables, Its,
+};
 use crate::local::Local;
-use crate::registers::{IMPLEMENTER, identity};
 use crate::sync::{AtomicU64, Ordering};
 use crate::vgic::Vgic;
 use crate::word::{FIRST_LPI, Word};
+use arm::Width;
 
 /// GITS_CTLR.
 const ENABLED: u64 = 1;
@@ -30,10 +31,6 @@ const CBASER_MASK: u64 = VALID | 7 << 59 | 7 << 53 | ((1 << 52) - 1) & !0x3ff | 
 const RETRY: u64 = 1;
 const STALLED: u64 = 1;
 const INDEX_SHIFT: u32 = 5;
-/// GICR_PROPBASER and GICR_PENDBASER.
-const PROPERTIES_MASK: u64 = 7 << 56 | ((1 << 52) - 1) & !0xfff | 7 << 7 | 3 << 10 | 0x1f;
-const PENDING_MASK: u64 = PENDING_ZERO | 7 << 56 | ((1 << 52) - 1) & !0xffff | 7 << 7 | 3 << 10;
-
 /// A register, and how far its part that is accessed is shifted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Register {
@@ -53,11 +50,11 @@ enum Register {
 struct Part {
     register: Register,
     shift: u32,
-    size: AccessSize,
+    size: Width,
 }
 
 impl Part {
-    fn find(offset: u64, size: AccessSize) -> Option<Self> {
+    fn find(offset: u64, size: Width) -> Option<Self> {
         if !offset.is_multiple_of(size.bytes()) {
             return None;
         }
@@ -81,10 +78,10 @@ impl Part {
                 | Register::Translater
         );
         let is_allowed = match size {
-            AccessSize::Byte => false,
-            AccessSize::Half => register == Register::Translater,
-            AccessSize::Word => true,
-            AccessSize::Double => is_wide,
+            Width::Byte => false,
+            Width::Half => register == Register::Translater,
+            Width::Word => true,
+            Width::Double => is_wide,
         };
         let shift = if is_wide { offset % 8 * 8 } else { 0 } as u32;
         is_allowed.then_some(Self {
@@ -124,7 +121,7 @@ impl Part {
 }
 
 impl Its {
-    fn read(&self, register: Register) -> u64 {
+    fn read_register(&self, register: Register) -> u64 {
         let state = self.queue.state();
         match register {
             Register::Control => {
@@ -163,7 +160,7 @@ impl Its {
         }
     }
 
-    fn write(&self, part: Part, value: u64) {
+    fn write_register(&self, part: Part, value: u64) {
         match part.register {
             Register::Control => {
                 self.queue.change(|state| {
@@ -217,52 +214,11 @@ impl Its {
             | Register::Translater => {}
         }
     }
-
-    /// GICR_PROPBASER.
-    pub(crate) fn properties(&self) -> u64 {
-        self.properties.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn set_properties(&self, value: u64) {
-        self.properties
-            .store(value & PROPERTIES_MASK, Ordering::Release);
-    }
-
-    /// Whether any vCPU's redistributor forwards LPIs.
-    fn is_in_use(&self) -> bool {
-        (0..self.redistributors.len()).any(|vcpu| self.forwards_lpis(vcpu))
-    }
-
-    /// GICR_PENDBASER.
-    pub(crate) fn pending_table(&self, vcpu: usize) -> u64 {
-        let one = self.redistributors.get(vcpu);
-        one.map_or(0, |one| one.pending.load(Ordering::Relaxed))
-    }
-
-    pub(crate) fn set_pending_table(&self, vcpu: usize, value: u64) {
-        if let Some(one) = self.redistributors.get(vcpu) {
-            one.pending.store(value & PENDING_MASK, Ordering::Relaxed);
-        }
-    }
-
-    /// GICR_CTLR.EnableLPIs. Returns whether that changes anything.
-    pub(crate) fn set_forwards_lpis(&self, vcpu: usize, forwards: bool) -> bool {
-        let one = self.redistributors.get(vcpu);
-        // The vCPU is called afterwards, and acquires this by its door.
-        one.is_some_and(|one| {
-            one.enabled.swap(u64::from(forwards), Ordering::AcqRel) != u64::from(forwards)
-        })
-    }
 }
 
 impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
     /// The guest reads a register of the ITS.
-    pub(crate) fn read_its(
-        &mut self,
-        offset: u64,
-        size: AccessSize,
-        memory: &dyn GuestTables,
-    ) -> u64 {
+    pub(crate) fn read_its(&mut self, offset: u64, size: Width, memory: &dyn GuestTables) -> u64 {
         let vgic: &Vgic = self.vgic;
         let (Some(its), Some(part)) = (&vgic.its, Part::find(offset, size)) else {
             return 0;
@@ -272,14 +228,14 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             let _ = self.execute_commands(its, memory);
             self.fill();
         }
-        part.of(its.read(part.register))
+        part.of(its.read_register(part.register))
     }
 
     /// The guest writes a register of the ITS.
     pub(crate) fn write_its(
         &mut self,
         offset: u64,
-        size: AccessSize,
+        size: Width,
         value: u64,
         memory: &dyn GuestTables,
     ) -> Result<(), Again> {
@@ -295,7 +251,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         // Executed again, it must not take back what a handler in between has written. All others may be written twice.
         let is_again = part.register == Register::Writer && self.own.commanding == Some(value);
         if !is_again {
-            its.write(part, value);
+            its.write_register(part, value);
         }
         if part.register == Register::Control {
             self.own.commanding = None;

@@ -2,17 +2,15 @@
 //!
 //! A command that names what there isn't has no effect. One that can't be read stalls the queue.
 
-use super::events::Event;
-use super::queue::State;
-use super::{COLLECTION_BITS, DEVICE_BITS, EVENT_BITS, GuestTables, Its, LPIS};
+use super::Local;
 use crate::config::Again;
 use crate::interface::VirtualInterface;
-use crate::local::Local;
+use crate::its::events::Event;
+use crate::its::queue::State;
+use crate::its::{COLLECTION_BITS, DEVICE_BITS, EVENT_BITS, GuestTables, Its, LPIS};
 use crate::sync::Ordering;
 use crate::word::{FIRST_LPI, Word};
 
-/// The size of a command.
-const BYTES: u64 = 32;
 /// What is done at an access, in places of the table of events that are looked at.
 const BUDGET: u32 = if cfg!(loom) { 64 } else { 4096 };
 /// A command, or the change of an LPI, in the same unit.
@@ -129,49 +127,9 @@ enum Done {
     InPart,
 }
 
-impl Its {
-    /// The vCPU of a collection.
-    fn vcpu_of(&self, collection: u32) -> Option<usize> {
-        let vcpu = self.collections.get(collection as usize)?;
-        (vcpu.load(Ordering::Relaxed) as usize).checked_sub(1)
-    }
-
-    fn map_collection(&self, collection: u32, vcpu: Option<usize>) {
-        if let Some(word) = self.collections.get(collection as usize) {
-            let vcpu = vcpu.map_or(0, |vcpu| vcpu as u64 + 1);
-            word.store(vcpu, Ordering::Relaxed);
-        }
-    }
-
-    /// Whether a device is mapped, and has this event.
-    fn has_event(&self, device: u32, event: u32) -> bool {
-        let bits = self.devices.get(device as usize);
-        let bits = bits.map_or(0, |bits| bits.load(Ordering::Relaxed));
-        bits != 0 && u64::from(event) >> bits == 0
-    }
-
-    fn map_device(&self, device: u32, event_bits: u64) {
-        if let Some(word) = self.devices.get(device as usize) {
-            word.store(event_bits, Ordering::Relaxed);
-        }
-    }
-
-    /// The command at a place of the queue. `None` where there is no memory.
-    fn command(&self, index: u64, memory: &dyn GuestTables) -> Option<[u64; 4]> {
-        let mut bytes = [0; BYTES as usize];
-        let address = self.queue_address()?.checked_add(index * BYTES)?;
-        if !memory.read(address, &mut bytes) {
-            return None;
-        }
-        let (words, _) = bytes.as_chunks::<8>();
-        let mut words = words.iter().copied().map(u64::from_le_bytes);
-        Some([(); 4].map(|()| words.next().unwrap_or(0)))
-    }
-}
-
 impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
     /// Executes what there is in the queue, unless another vCPU does. The caller fills.
-    pub(super) fn execute_commands(
+    pub(crate) fn execute_commands(
         &mut self,
         its: &Its,
         memory: &dyn GuestTables,
@@ -367,16 +325,12 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
     /// As the guest has replaced a table.
     fn forget(&mut self, its: &Its, job: u64, budget: &mut u32) -> Done {
         if job == State::NO_DEVICES {
-            its.devices
-                .iter()
-                .for_each(|word| word.store(0, Ordering::Relaxed));
+            its.forget_devices();
             return self.walk(its, budget, |local, place, event| {
                 local.discard(its, place, event)
             });
         }
-        its.collections
-            .iter()
-            .for_each(|word| word.store(0, Ordering::Relaxed));
+        its.forget_collections();
         self.walk(its, budget, |local, _, event| {
             local.route_lpi(event.lpi(), None)
         })
