@@ -17,6 +17,10 @@
 //! | `walks` | lets the hypervisor walk tables that change into a device's registers | passes |
 //! | `clock` | reads the clock that it is given as a device | passes |
 //! | `interrupts` | takes interrupts of its timers, and sends some between all vCPUs, on QEMU's virt machine | by the call |
+//! | `count` | counts that no SGI, tick or interrupt of a device is lost or comes twice, there | by the call |
+//! | `devices` | accesses every register of the devices there in every way | by the call |
+//! | `hostile` | does at random whatever a guest can do to its GIC, timers, devices and vCPUs, there | by the call |
+//! | `stack`, `vectors` | has its stack or its vectors in a device | never |
 //! | `off`, `reset` | what they say | by the call |
 //! | `fail` | reports a failure | fails |
 //! | `spin`, `storm`, `wfi`, `flood` | compute, fault, wait or print for ever | never |
@@ -27,8 +31,10 @@
 mod access;
 mod calls;
 mod clock;
+mod count;
 mod features;
 mod fp;
+mod hostile;
 mod interrupts;
 mod memory;
 mod random;
@@ -50,7 +56,11 @@ const ASKED_FOR: u64 = 17;
 const UNKNOWN: u64 = 18;
 
 fn main(tree: Tree) -> ! {
-    match tree.bootargs() {
+    let (name, arguments) = match tree.bootargs().split_once(' ') {
+        Some((name, arguments)) => (name, arguments),
+        None => (tree.bootargs(), ""),
+    };
+    match name {
         "outside" => access::outside(tree),
         "jump" => access::jump(),
         "storm" => access::storm(),
@@ -68,6 +78,11 @@ fn main(tree: Tree) -> ! {
         "walks" => walks::probe(tree),
         "clock" => clock::probe(tree),
         "interrupts" => interrupts::probe(tree),
+        "count" => count::probe(tree, arguments),
+        "hostile" => hostile::probe(tree, arguments),
+        "devices" => hostile::access_devices(tree, arguments),
+        "stack" => hostile::stack_in_a_device(tree),
+        "vectors" => hostile::vectors_in_a_device(tree),
         "off" => guest_runtime::power_off(),
         "reset" => {
             let _ = smccc::psci::system_reset::<Hvc>();

@@ -12,6 +12,7 @@ mod documented;
 mod fatal;
 mod guests;
 mod image;
+mod interrupts;
 mod linux;
 mod matrix;
 mod policies;
