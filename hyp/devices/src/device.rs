@@ -3,39 +3,7 @@
 use crate::saved::RestoreError;
 use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
-
-/// The width of an access.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Width {
-    /// 8 bits.
-    Byte,
-    /// 16 bits.
-    Half,
-    /// 32 bits.
-    Word,
-    /// 64 bits.
-    Double,
-}
-
-impl Width {
-    /// All widths.
-    pub const ALL: [Self; 4] = [Self::Byte, Self::Half, Self::Word, Self::Double];
-
-    /// Its length in bytes.
-    pub const fn bytes(self) -> u64 {
-        match self {
-            Self::Byte => 1,
-            Self::Half => 2,
-            Self::Word => 4,
-            Self::Double => 8,
-        }
-    }
-
-    /// The bits of `value` that an access of this width transfers.
-    pub const fn of(self, value: u64) -> u64 {
-        value & (u64::MAX >> (64 - 8 * self.bytes()))
-    }
-}
+pub use arm::Width;
 
 /// A device with registers that guests access. All vCPUs call at any time.
 pub trait Device: Send + Sync {
@@ -101,13 +69,6 @@ pub(crate) fn write_words(offset: u64, width: Width, value: u64, mut write: impl
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_width_takes_its_bits() {
-        let value = 0x8877_6655_4433_2211;
-        let taken = Width::ALL.map(|width| width.of(value));
-        assert_eq!(taken, [0x11, 0x2211, 0x4433_2211, value]);
-    }
 
     #[test]
     fn accesses_of_all_widths_reach_their_registers() {

@@ -1,5 +1,6 @@
 //! What a virtual GIC is made from, and where its registers are.
 
+use alloc::vec::Vec;
 use core::fmt;
 
 /// The architecture that the guest sees.
@@ -26,6 +27,8 @@ pub struct VgicConfig<'a> {
     pub distributor: u64,
     /// Where the redistributors are: GICR, 128 KiB for each vCPU. With GICv2 there are none.
     pub redistributors: u64,
+    /// Where the ITS is, with GICv3 if there is one: GITS, 128 KiB. Then there are LPIs.
+    pub its: Option<u64>,
     /// How many bits priorities have, 4 to 8 (ICH_VTR_EL2.PREbits is no more than the CPUs' PRIbits, usually 5).
     pub priority_bits: u32,
     /// Virtual interrupts that physical ones stand behind: timers and the devices that a VM owns.
@@ -83,6 +86,11 @@ impl fmt::Display for VgicError {
 
 impl core::error::Error for VgicError {}
 
+pub(crate) fn reserve<T>(vec: &mut Vec<T>, count: usize) -> Result<(), VgicError> {
+    vec.try_reserve_exact(count)
+        .map_err(|_| VgicError::OutOfMemory)
+}
+
 /// A group of memory-mapped registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Frame {
@@ -90,31 +98,8 @@ pub enum Frame {
     Distributor,
     /// GICR of a vCPU: RD_base, and from 64 KiB on SGI_base.
     Redistributor(usize),
-}
-
-/// The size of an access.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum AccessSize {
-    /// 8 bits.
-    Byte,
-    /// 16 bits.
-    Half,
-    /// 32 bits.
-    Word,
-    /// 64 bits.
-    Double,
-}
-
-impl AccessSize {
-    /// In bytes.
-    pub const fn bytes(self) -> u64 {
-        match self {
-            Self::Byte => 1,
-            Self::Half => 2,
-            Self::Word => 4,
-            Self::Double => 8,
-        }
-    }
+    /// GITS, and from 64 KiB on GITS_TRANSLATER.
+    Its,
 }
 
 /// An access isn't done: it has to be executed again. The guest's PC stays where it is, so that whatever came meanwhile is

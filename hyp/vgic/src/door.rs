@@ -17,10 +17,10 @@ pub(crate) const PRIVATE: u64 = 0xffff_ffff;
 const SUMMARY_SHIFT: u32 = 32;
 /// A bit for each word of hints; beyond the eighth word, bits are shared.
 const SUMMARY: u64 = 0xff << SUMMARY_SHIFT;
+/// LPIs have hints.
+pub(crate) const LPIS: u64 = 1 << 40;
 /// Everything has to be looked at again.
 pub(crate) const CALL: u64 = 1 << 41;
-/// A CALL was taken and isn't served yet.
-pub(crate) const SERVING: u64 = 1 << 42;
 /// What there is to look at: all bits below, so that one instruction tests for them.
 pub(crate) const LOOK: u64 = (CALL << 1) - 1;
 /// The vCPU is loaded: it can be kicked on its CPU.

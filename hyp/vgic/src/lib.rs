@@ -1,6 +1,6 @@
 //! A virtual GIC **without a lock**.
 //!
-//! A guest sees a GICv3: distributor, redistributors, and the CPU interface that hardware virtualizes by list registers. Each
+//! A guest sees a GICv3: distributor, redistributors, ITS, and the CPU interface that hardware virtualizes by list registers. Each
 //! interrupt is one atomic word. Each vCPU has a door, one word by which others tell it that there is something to look at; its list
 //! registers are its own. Device interrupts, SGIs, routing, disabling and clearing of one VM all run at the same time, on any CPU;
 //! two of them are serialised only by the word of the interrupt that both want. No end of an interrupt writes shared memory.
@@ -42,10 +42,17 @@
 //!   the door on first, and looks then.
 //! - **V15 Sleep.** The door goes from on to asleep by an exchange that fails if there is anything to look at.
 //! - **V16 Snapshot.** With devices quiet and vCPUs put, the words are the state.
+//! - **V17 LPIs.** An event of a device is one word of the ITS's table: its LPI, and the *generation* of the mapping. Whoever
+//!   raises it finds that word, and sets LATCH in the LPI's word by an exchange, if that is mapped and of the same generation.
+//!   DISCARD counts the generation up and takes LATCH, a claim gets DROP and SYNC. MOVI changes a route. INV reads the property
+//!   byte first, then changes the word: one vCPU at a time executes commands, which has BUSY. BUSY, CWRITER and CREADR are one
+//!   word; BUSY is let go by an exchange from "nothing is left", so that what another vCPU adds has somebody who executes it. Some
+//!   commands are executed at an access; for the rest, and while SYNC waits until `unsettled` is 0, the guest executes it again.
+//!   An LPI has no active state: one that a CPU keeps active is over when it leaves its list register.
 //! - **V18 Routing** is to one vCPU: GICD_TYPER.No1N. With GICv2 the lowest target of ITARGETSR has it.
 //!
 //! # Use
-//! A VM has one [`Vgic`]; devices raise by [`Vgic::set_spi_level`] and [`Vgic::pulse_spi`]. Each vCPU has [`VcpuInterrupts`]: loaded
+//! A VM has one [`Vgic`]; devices raise by [`Vgic::set_spi_level`], [`Vgic::pulse_spi`] and [`Vgic::raise_lpi`]. Each vCPU has [`VcpuInterrupts`]: loaded
 //! on a CPU ([`load`](VcpuInterrupts::load)), asked before each entry ([`needs_look`](VcpuInterrupts::needs_look)), given the guest's
 //! accesses ([`read`](VcpuInterrupts::read), [`write`](VcpuInterrupts::write), [`send_sgi`](VcpuInterrupts::send_sgi)) and the
 //! maintenance interrupt. [`VirtualInterface`] is what the CPU provides. All that a guest passes is an allegation: no access panics,
@@ -58,25 +65,26 @@ extern crate alloc;
 mod config;
 mod door;
 mod interface;
+mod its;
 mod local;
 mod own;
 mod registers;
 mod set;
 mod settle;
 mod sgi;
-mod sources;
 mod sync;
 mod vcpu;
 mod vgic;
 mod word;
 
+pub use arm::Width;
 pub use config::{
-    AccessSize, Again, Forwarded, Frame, MAX_SPIS, MAX_VCPUS, SgiRegister, Version, VgicConfig,
-    VgicError,
+    Again, Forwarded, Frame, MAX_SPIS, MAX_VCPUS, SgiRegister, Version, VgicConfig, VgicError,
 };
 pub use interface::{
     ActivePriorities, ListRegister, MAX_LIST_REGISTERS, VirtualInterface, hcr, vmcr,
 };
+pub use its::GuestTables;
 pub use own::VcpuInterrupts;
 pub use vcpu::InterfaceState;
 pub use vgic::Vgic;

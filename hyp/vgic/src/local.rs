@@ -1,5 +1,6 @@
 //! A vCPU on the CPU that it is loaded on, with its guest outside: what it shares, what it has alone, and the hardware.
 
+mod commands;
 mod drain;
 mod fill;
 mod overflow;
@@ -12,7 +13,7 @@ use crate::own::VcpuInterrupts;
 use crate::settle::{Held, Place, Settled, settle};
 use crate::sync::{AtomicU64, Ordering};
 use crate::vgic::Vgic;
-use crate::word::{FIRST_SPI, Word};
+use crate::word::{FIRST_LPI, FIRST_SPI, Word};
 
 /// The vCPU.
 pub(crate) struct Local<'a, H, K> {
@@ -239,9 +240,12 @@ impl<'a, H: VirtualInterface, K: FnMut(usize)> Local<'a, H, K> {
         self.own.claimed &= !(1 << slot);
     }
 
-    /// Whether an interrupt may be taken here: its group is on, and it is routed to this vCPU.
+    /// Whether an interrupt may be taken here: its group is on, and it is routed to this vCPU, which takes LPIs if it is one.
     fn is_for(vgic: &Vgic, vcpu: usize, intid: u32, word: Word, groups: u64) -> bool {
-        Vgic::is_group_on(groups, word) && vgic.target(vcpu, intid, word) == Some(vcpu)
+        let forwards = || vgic.its.as_ref().is_some_and(|its| its.forwards_lpis(vcpu));
+        Vgic::is_group_on(groups, word)
+            && vgic.target(vcpu, intid, word) == Some(vcpu)
+            && (intid < FIRST_LPI || forwards())
     }
 
     /// The word of an interrupt of this vCPU, or of a shared one.

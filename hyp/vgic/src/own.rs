@@ -1,7 +1,7 @@
 //! What a vCPU alone has, on whichever CPU it is loaded.
 
 use crate::interface::{ActivePriorities, MAX_LIST_REGISTERS};
-use crate::set::IntidSet;
+use crate::set::{IntidSet, WithLpis};
 use crate::settle::Held;
 use crate::word::FIRST_PPI;
 
@@ -21,13 +21,15 @@ pub struct VcpuInterrupts {
     /// Which are: their words have CLAIMED.
     pub(crate) claimed: u32,
     /// Seen, and not in a list register.
-    pub(crate) backlog: IntidSet,
+    pub(crate) backlog: WithLpis,
     /// Active without a list register, acknowledged by this vCPU.
     pub(crate) outside: IntidSet,
     /// With GICv2: the source of each SGI that is in a list register or active.
     pub(crate) sources: [u8; FIRST_PPI as usize],
     /// The register whose read has asked others, and has to be executed again.
     pub(crate) asked: Option<Asked>,
+    /// The value that was written to GITS_CWRITER, by a write that has to be executed again until its commands are done.
+    pub(crate) commanding: Option<u64>,
     /// ICH_HCR_EL2 as written last.
     pub(crate) hcr: u64,
     /// ICH_VMCR_EL2 while it isn't loaded.
@@ -48,10 +50,11 @@ impl VcpuInterrupts {
                 has_source: false,
             }; MAX_LIST_REGISTERS],
             claimed: 0,
-            backlog: IntidSet::EMPTY,
+            backlog: WithLpis::EMPTY,
             outside: IntidSet::EMPTY,
             sources: [0; FIRST_PPI as usize],
             asked: None,
+            commanding: None,
             hcr: 0,
             vmcr: 0,
             active_priorities: ActivePriorities::NONE,

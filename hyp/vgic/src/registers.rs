@@ -7,18 +7,21 @@ mod active;
 mod attributes;
 mod control;
 mod enable;
+mod its;
 mod pending;
 mod route;
 mod saved;
 mod sources;
 
-use crate::config::{AccessSize, Again, Frame, Version};
+use crate::config::{Again, Frame, Version};
 use crate::interface::VirtualInterface;
+use crate::its::GuestTables;
 use crate::local::Local;
 use crate::own::Asked;
 use crate::sync::Ordering;
 use crate::vgic::Vgic;
 use crate::word::{FIRST_SPI, Word};
+use arm::Width;
 use core::ops::Range;
 
 /// What a register is about.
@@ -58,6 +61,10 @@ enum Topic {
     RedistributorType,
     /// GICR_WAKER.
     Waker,
+    /// GICR_PROPBASER.
+    Properties,
+    /// GICR_PENDBASER.
+    PendingTable,
 }
 
 /// Registers of one topic.
@@ -113,6 +120,8 @@ const REDISTRIBUTOR: &[Entry] = &[
     entry(4..8, Topic::Implementer, WORD),
     entry(8..0x10, Topic::RedistributorType, WORD | DOUBLE),
     entry(0x14..0x18, Topic::Waker, WORD),
+    entry(0x70..0x78, Topic::Properties, WORD | DOUBLE),
+    entry(0x78..0x80, Topic::PendingTable, WORD | DOUBLE),
     entry(0xffd0..0x1_0000, Topic::Identity, WORD),
 ];
 /// Where a redistributor's SGI frame begins.
@@ -124,7 +133,7 @@ struct Register {
     topic: Topic,
     /// The offset from the topic's first register.
     offset: u64,
-    size: AccessSize,
+    size: Width,
     /// The vCPU whose private interrupts are meant.
     vcpu: usize,
     /// The private interrupts are in this frame, not only shared ones.
@@ -135,7 +144,7 @@ struct Register {
 
 impl Register {
     /// The register at an offset of a frame, for an access by `vcpu`.
-    fn find(vgic: &Vgic, vcpu: usize, frame: Frame, offset: u64, size: AccessSize) -> Option<Self> {
+    fn find(vgic: &Vgic, vcpu: usize, frame: Frame, offset: u64, size: Width) -> Option<Self> {
         let v2 = vgic.version == Version::V2;
         let (offset, tables, vcpu, has_private, has_shared) = match frame {
             Frame::Distributor if v2 => {
@@ -153,6 +162,8 @@ impl Register {
                 let tables = [INTERRUPTS, &[], &[]];
                 (offset - SGI_FRAME, tables, vcpu, true, false)
             }
+            // Its registers are its own (`its::registers`).
+            Frame::Its => return None,
         };
         let exists = matches!(frame, Frame::Distributor) || !v2 && vcpu < vgic.vcpus.len();
         if !exists || !offset.is_multiple_of(size.bytes()) {
@@ -216,8 +227,19 @@ impl Register {
     const fn part(self, value: u64) -> u64 {
         let shifted = value >> (self.offset % 8 * 8);
         match self.size {
-            AccessSize::Double => value,
+            Width::Double => value,
             _ => shifted & 0xffff_ffff,
+        }
+    }
+
+    /// A 64-bit value with the part that the access writes.
+    const fn with_part(self, old: u64, value: u64) -> u64 {
+        match self.size {
+            Width::Double => value,
+            _ => {
+                let shift = self.offset % 8 * 8;
+                old & !(0xffff_ffff << shift) | (value & 0xffff_ffff) << shift
+            }
         }
     }
 }
@@ -228,8 +250,12 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         &mut self,
         frame: Frame,
         offset: u64,
-        size: AccessSize,
+        size: Width,
+        memory: &dyn GuestTables,
     ) -> Result<u64, Again> {
+        if frame == Frame::Its {
+            return Ok(self.read_its(offset, size, memory));
+        }
         let Some(register) = Register::find(self.vgic, self.own.vcpu, frame, offset, size) else {
             return Ok(0);
         };
@@ -250,9 +276,11 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             Topic::Route => vgic.read_route(register),
             Topic::Sgi => 0,
             Topic::Sources(_) => self.read_sources(register),
-            Topic::RedistributorControl => vgic.read_redistributor_control(),
+            Topic::RedistributorControl => vgic.read_redistributor_control(register.vcpu),
             Topic::RedistributorType => vgic.read_redistributor_type(register),
             Topic::Waker => vgic.read_waker(register),
+            Topic::Properties => register.part(vgic.properties()),
+            Topic::PendingTable => register.part(vgic.pending_table(register.vcpu)),
         })
     }
 
@@ -261,9 +289,13 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         &mut self,
         frame: Frame,
         offset: u64,
-        size: AccessSize,
+        size: Width,
         value: u64,
+        memory: &dyn GuestTables,
     ) -> Result<(), Again> {
+        if frame == Frame::Its {
+            return self.write_its(offset, size, value, memory);
+        }
         let Some(register) = Register::find(self.vgic, self.own.vcpu, frame, offset, size) else {
             return Ok(());
         };
@@ -281,11 +313,14 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             Topic::Waker => self.vgic.write_waker(register, value),
             Topic::Sgi => self.write_sgi(value),
             Topic::Sources(pending) => self.write_sources(register, pending, value),
-            Topic::Type
-            | Topic::Implementer
-            | Topic::Identity
-            | Topic::RedistributorControl
-            | Topic::RedistributorType => {}
+            Topic::RedistributorControl => {
+                self.write_redistributor_control(register.vcpu, value, memory);
+            }
+            Topic::Properties => self.write_properties(|old| register.with_part(old, value)),
+            Topic::PendingTable => {
+                self.write_pending_table(register.vcpu, |old| register.with_part(old, value));
+            }
+            Topic::Type | Topic::Implementer | Topic::Identity | Topic::RedistributorType => {}
         }
         self.fill();
         Ok(())

@@ -1,7 +1,7 @@
 //! What becomes of an interrupt in a list register when its owner looks at it (rule V3), as a function of the two.
 
 use crate::interface::ListRegister;
-use crate::word::Word;
+use crate::word::{FIRST_LPI, Word};
 
 /// What a claimed list register holds.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -76,7 +76,8 @@ pub(crate) const fn settle(
     };
     let stays = stays_active || pends;
     let new_latch = latch_left && !pends;
-    let leaves_active = active && !stays_active;
+    // An LPI that was taken is over, if the CPU doesn't have it so already.
+    let leaves_active = active && !stays_active && held.intid < FIRST_LPI;
     let has_trace = new_latch || stays || leaves_active;
 
     let mut new =

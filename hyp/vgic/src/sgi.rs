@@ -1,5 +1,7 @@
 //! SGIs that a guest sends by system register, or by GICD_SGIR (rule V8): the target's door latches them.
 
+pub(crate) mod sources;
+
 use crate::config::SgiRegister;
 use crate::sync::Ordering;
 use crate::vgic::{SharedVcpu, Vgic};

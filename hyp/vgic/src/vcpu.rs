@@ -1,8 +1,9 @@
 //! What one does with the interrupts of a vCPU.
 
-use crate::config::{AccessSize, Again, Frame, SgiRegister};
+use crate::config::{Again, Frame, SgiRegister};
 use crate::door::{BLOCKED, LOOK, ON};
 use crate::interface::{ActivePriorities, VirtualInterface, vmcr};
+use crate::its::GuestTables;
 use crate::local::Local;
 use crate::own::VcpuInterrupts;
 use crate::set::IntidSet;
@@ -10,6 +11,7 @@ use crate::sgi;
 use crate::sync::Ordering;
 use crate::vgic::Vgic;
 use crate::word::{FIRST_PPI, FIRST_SPI, Word};
+use arm::Width;
 
 /// What a guest's CPU interface holds beside what is in words: to be saved and restored with them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -194,23 +196,25 @@ impl VcpuInterrupts {
         }
     }
 
-    /// The guest reads a register. What isn't there reads as zero.
+    /// The guest reads a register. What isn't there reads as zero. `memory` is the guest's, for the ITS.
     ///
     /// # Errors
     /// The access has to be executed again.
+    #[expect(clippy::too_many_arguments, reason = "an access, and what it needs")]
     pub fn read<H: VirtualInterface>(
         &mut self,
         vgic: &Vgic,
         hw: &mut H,
+        memory: &dyn GuestTables,
         frame: Frame,
         offset: u64,
-        size: AccessSize,
+        size: Width,
         kick: impl FnMut(usize),
     ) -> Result<u64, Again> {
-        Local::new(vgic, self, hw, kick).read(frame, offset, size)
+        Local::new(vgic, self, hw, kick).read(frame, offset, size, memory)
     }
 
-    /// The guest writes a register. What isn't there ignores it.
+    /// The guest writes a register. What isn't there ignores it. `memory` is the guest's, for the ITS.
     ///
     /// # Errors
     /// The access has to be executed again.
@@ -219,13 +223,14 @@ impl VcpuInterrupts {
         &mut self,
         vgic: &Vgic,
         hw: &mut H,
+        memory: &dyn GuestTables,
         frame: Frame,
         offset: u64,
-        size: AccessSize,
+        size: Width,
         value: u64,
         kick: impl FnMut(usize),
     ) -> Result<(), Again> {
-        Local::new(vgic, self, hw, kick).write(frame, offset, size, value)
+        Local::new(vgic, self, hw, kick).write(frame, offset, size, value, memory)
     }
 
     /// The guest writes a register that sends SGIs. An SGI to itself is there for [`needs_look`](Self::needs_look).

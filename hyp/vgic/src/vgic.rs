@@ -1,10 +1,13 @@
 //! What all vCPUs of a VM share: a word for each interrupt, a door for each vCPU.
 
-use crate::config::{Forwarded, Frame, MAX_SPIS, MAX_VCPUS, Version, VgicConfig, VgicError};
-use crate::door::{CALL, Door, ON, SERVING, SGIS};
-use crate::sources::Sources;
+use crate::config::{
+    Forwarded, Frame, MAX_SPIS, MAX_VCPUS, Version, VgicConfig, VgicError, reserve,
+};
+use crate::door::{CALL, Door, ON, SGIS};
+use crate::its::Its;
+use crate::sgi::sources::Sources;
 use crate::sync::{AtomicU64, Ordering};
-use crate::word::{FIRST_PPI, FIRST_SPI, Word};
+use crate::word::{FIRST_LPI, FIRST_PPI, FIRST_SPI, Word};
 use alloc::vec::Vec;
 use core::array;
 
@@ -34,6 +37,7 @@ pub struct Vgic {
     pub(crate) version: Version,
     pub(crate) vcpus: Vec<SharedVcpu>,
     pub(crate) spis: Vec<AtomicU64>,
+    pub(crate) its: Option<Its>,
     /// GICD_CTLR.EnableGrp0 and EnableGrp1.
     groups: AtomicU64,
     /// How many words have SYNC (rule V9).
@@ -71,6 +75,7 @@ impl Vgic {
             version: config.version,
             vcpus: Vec::new(),
             spis: Vec::new(),
+            its: None,
             groups: AtomicU64::new(0),
             unsettled: AtomicU64::new(0),
             by_affinity,
@@ -95,6 +100,9 @@ impl Vgic {
         let spi = vgic.reset_word(FIRST_SPI).0;
         vgic.spis
             .extend((0..config.spis.min(MOST_WORDS)).map(|_| AtomicU64::new(spi)));
+        if let Some(address) = config.its {
+            vgic.its = Some(Its::new(address, config.vcpus)?);
+        }
         Ok(vgic)
     }
 
@@ -123,6 +131,9 @@ impl Vgic {
         for word in &self.spis {
             word.store(self.reset_word(FIRST_SPI).0, Ordering::Relaxed);
         }
+        if let Some(its) = &self.its {
+            its.reset();
+        }
     }
 
     /// A copy of its state, for a fork. No vCPU is loaded, and no device raises (rule V16). The copy forwards no physical
@@ -135,6 +146,7 @@ impl Vgic {
             version: self.version,
             vcpus: Vec::new(),
             spis: Vec::new(),
+            its: self.its.as_ref().map(Its::snapshot).transpose()?,
             groups: AtomicU64::new(self.groups()),
             unsettled: AtomicU64::new(0),
             by_affinity: Vec::new(),
@@ -185,6 +197,12 @@ impl Vgic {
         if offset < bytes {
             return Some((Frame::Distributor, offset));
         }
+        if let Some(its) = &self.its {
+            let offset = ipa.wrapping_sub(its.address);
+            if offset < 2 * FRAME_BYTES {
+                return Some((Frame::Its, offset));
+            }
+        }
         let offset = ipa.wrapping_sub(self.redistributors);
         let vcpu = offset / (2 * FRAME_BYTES);
         let frame = Frame::Redistributor(vcpu as usize);
@@ -234,6 +252,29 @@ impl Vgic {
         self.tell_of(0, intid, old, old.with(bits), kick);
     }
 
+    /// Raises an event of a device, as a message-signalled interrupt does, from any CPU; `kick` as in
+    /// [`set_spi_level`](Self::set_spi_level). Events that aren't mapped are ignored.
+    pub fn raise_lpi(&self, device: u32, event: u32, mut kick: impl FnMut(usize)) {
+        let Some(its) = &self.its else { return };
+        if !its.queue.is_enabled() {
+            return;
+        }
+        let Some((_, event)) = its.events.find(device, event) else {
+            return;
+        };
+        let Some(word) = its.lpi(event.lpi()) else {
+            return;
+        };
+        // An event that is discarded meanwhile isn't the one that was found: its LPI may be another's by now.
+        let raised = Self::change(word, |old| {
+            let is_mapped = old.has(Word::MAPPED) && old.lpi_generation() == event.generation();
+            is_mapped.then(|| old.with(Word::LATCH))
+        });
+        if let Ok((old, new)) = raised {
+            self.tell_of(0, event.lpi(), old, new, &mut kick);
+        }
+    }
+
     /// Tells whoever has to know that a word was changed (rule V1).
     pub(crate) fn tell_of(
         &self,
@@ -261,14 +302,20 @@ impl Vgic {
 
     /// Tells a vCPU to look at an interrupt again.
     pub(crate) fn tell(&self, vcpu: usize, intid: u32, kick: &mut impl FnMut(usize)) {
-        let Some(vcpu) = self.vcpus.get(vcpu) else {
+        let Some(door) = self.vcpus.get(vcpu).map(|vcpu| &vcpu.door) else {
             return;
         };
         match intid {
             // Its own bit would raise it.
-            0..FIRST_PPI => vcpu.door.ring(CALL, kick),
-            FIRST_PPI..FIRST_SPI => vcpu.door.ring(1 << intid, kick),
-            _ => vcpu.door.ring_spi(intid, kick),
+            0..FIRST_PPI => door.ring(CALL, kick),
+            FIRST_PPI..FIRST_SPI => door.ring(1 << intid, kick),
+            FIRST_SPI..FIRST_LPI => door.ring_spi(intid, kick),
+            FIRST_LPI.. => {
+                let hints = self.its.as_ref().and_then(|its| its.hints(vcpu));
+                if let Some(hints) = hints {
+                    hints.ring(intid, door, kick);
+                }
+            }
         }
     }
 
@@ -288,6 +335,9 @@ impl Vgic {
     pub(crate) fn target(&self, vcpu: usize, intid: u32, word: Word) -> Option<usize> {
         if intid < FIRST_SPI {
             return Some(vcpu);
+        }
+        if intid >= FIRST_LPI {
+            return word.lpi_vcpu();
         }
         match self.version {
             Version::V3 => self.vcpu_of(word.route()),
@@ -316,12 +366,14 @@ impl Vgic {
         found.ok().map(|at| usize::from(self.by_affinity[at].1))
     }
 
-    /// The word of a vCPU's private interrupt or of an SPI.
+    /// The word of a vCPU's private interrupt, of an SPI, or of an LPI.
     pub(crate) fn word(&self, vcpu: usize, intid: u32) -> Option<&AtomicU64> {
         if intid < FIRST_SPI {
             self.vcpus.get(vcpu)?.private.get(intid as usize)
-        } else {
+        } else if intid < FIRST_LPI {
             self.spi(intid)
+        } else {
+            self.its.as_ref()?.lpi(intid)
         }
     }
 
@@ -375,9 +427,9 @@ impl Vgic {
         // Pairs with the `fetch_sub` of who has settled: what its guest did before is seen.
         self.unsettled.load(Ordering::Acquire) != 0
             || self.vcpus.iter().any(|vcpu| {
-                // Pairs with the end of a CALL, in the same way.
+                // Pairs with the exchange that takes a CALL, in the same way.
                 let door = vcpu.door.word.load(Ordering::Acquire);
-                door & ON != 0 && door & (CALL | SERVING) != 0
+                door & (ON | CALL) == ON | CALL
             })
     }
 
@@ -387,11 +439,6 @@ impl Vgic {
         let found = forwarded.find(|forwarded| forwarded.virtual_id == virtual_id);
         found.map(|forwarded| forwarded.physical_id)
     }
-}
-
-fn reserve<T>(vec: &mut Vec<T>, count: usize) -> Result<(), VgicError> {
-    vec.try_reserve_exact(count)
-        .map_err(|_| VgicError::OutOfMemory)
 }
 
 impl VgicConfig<'_> {
@@ -419,29 +466,25 @@ impl VgicConfig<'_> {
                 return Err(VgicError::Forwarded(intid));
             }
         }
-        let redistributors = match self.version {
-            Version::V2 => return aligned(self.distributor, align),
-            Version::V3 => self.vcpus as u64 * 2 * FRAME_BYTES,
+        let frames = match self.version {
+            Version::V2 if self.its.is_some() => return Err(VgicError::Frames),
+            Version::V2 => [Some((self.distributor, bytes)), None, None],
+            Version::V3 => [
+                Some((self.distributor, bytes)),
+                Some((self.redistributors, self.vcpus as u64 * 2 * FRAME_BYTES)),
+                self.its.map(|its| (its, 2 * FRAME_BYTES)),
+            ],
         };
-        aligned(self.distributor, align)?;
-        aligned(self.redistributors, align)?;
-        let end = |start: u64, bytes: u64| start.checked_add(bytes).ok_or(VgicError::Frames);
-        let distributor_end = end(self.distributor, bytes)?;
-        let redistributors_end = end(self.redistributors, redistributors)?;
-        let apart =
-            distributor_end <= self.redistributors || redistributors_end <= self.distributor;
-        if apart {
-            Ok(())
-        } else {
-            Err(VgicError::Frames)
+        let mut frames = frames.into_iter().flatten();
+        while let Some((start, bytes)) = frames.next() {
+            let end = start.checked_add(bytes).ok_or(VgicError::Frames)?;
+            let mut others = frames.clone();
+            let overlaps =
+                others.any(|(other, bytes)| start < other.saturating_add(bytes) && other < end);
+            if overlaps || !start.is_multiple_of(align) {
+                return Err(VgicError::Frames);
+            }
         }
-    }
-}
-
-fn aligned(address: u64, align: u64) -> Result<(), VgicError> {
-    if address.is_multiple_of(align) {
         Ok(())
-    } else {
-        Err(VgicError::Frames)
     }
 }

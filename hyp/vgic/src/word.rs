@@ -4,6 +4,8 @@
 
 use core::fmt;
 
+/// The first LPI.
+pub(crate) const FIRST_LPI: u32 = 8192;
 /// The first SPI.
 pub(crate) const FIRST_SPI: u32 = 32;
 /// The first PPI; SGIs are below.
@@ -42,6 +44,8 @@ impl Word {
     pub(crate) const A: u64 = 1 << 12;
     /// The physical interrupt behind it is active.
     pub(crate) const HW: u64 = 1 << 13;
+    /// An LPI that an event is mapped to.
+    pub(crate) const MAPPED: u64 = 1 << 14;
     /// The physical interrupt has to be ended by whoever can: OWNER, or the vCPU of a PPI.
     pub(crate) const DEBT: u64 = 1 << 15;
     /// What OWNER answers.
@@ -52,6 +56,10 @@ impl Word {
     const OWNER_MASK: u64 = 0xfff;
     const ROUTE_SHIFT: u32 = 36;
     const ROUTE_MASK: u64 = 0xff_ffff;
+    /// Of an LPI's route: its vCPU; above, its generation.
+    const LPI_VCPU_BITS: u32 = 10;
+    /// An LPI whose collection is mapped to no vCPU.
+    const NO_VCPU: u32 = (1 << Self::LPI_VCPU_BITS) - 1;
     /// What makes a deliverable interrupt one that has to be looked at again.
     const PLACE: u64 =
         Self::ROUTE_MASK << Self::ROUTE_SHIFT | 0xff << Self::PRIORITY_SHIFT | Self::GROUP1;
@@ -104,6 +112,34 @@ impl Word {
     pub(crate) const fn with_route(self, route: u32) -> Self {
         let cleared = self.0 & !(Self::ROUTE_MASK << Self::ROUTE_SHIFT);
         Self(cleared | (route as u64 & Self::ROUTE_MASK) << Self::ROUTE_SHIFT)
+    }
+
+    /// The vCPU that a mapped LPI goes to.
+    pub(crate) const fn lpi_vcpu(self) -> Option<usize> {
+        let vcpu = self.route() & Self::NO_VCPU;
+        if self.has(Self::MAPPED) && vcpu != Self::NO_VCPU {
+            Some(vcpu as usize)
+        } else {
+            None
+        }
+    }
+
+    pub(crate) const fn with_lpi_vcpu(self, vcpu: Option<usize>) -> Self {
+        let vcpu = match vcpu {
+            Some(vcpu) => vcpu as u32 & Self::NO_VCPU,
+            None => Self::NO_VCPU,
+        };
+        self.with_route(self.route() & !Self::NO_VCPU | vcpu)
+    }
+
+    /// How often an LPI's mapping has ended, modulo 2^14.
+    pub(crate) const fn lpi_generation(self) -> u32 {
+        self.route() >> Self::LPI_VCPU_BITS
+    }
+
+    pub(crate) const fn with_next_lpi_generation(self) -> Self {
+        // What carries over is cut off.
+        self.with_route(self.route() + (1 << Self::LPI_VCPU_BITS))
     }
 
     /// Whether a list register of this vCPU holds it.

@@ -11,6 +11,8 @@ use vgic::{ActivePriorities, ListRegister, VirtualInterface, hcr, vmcr};
 /// Priorities have five bits, all of which tell levels of preemption apart.
 const PRIORITY_STEP_SHIFT: u32 = 3;
 
+const FIRST_LPI: u32 = 8192;
+
 /// The interface of one CPU.
 #[derive(Clone, Debug)]
 pub struct CpuInterface {
@@ -18,6 +20,8 @@ pub struct CpuInterface {
     hcr: u64,
     vmcr: u64,
     active: ActivePriorities,
+    /// Whether an LPI is active until it is ended, as QEMU has it: the architecture doesn't.
+    pub has_active_lpis: bool,
     /// Whether DIR can trap.
     pub can_trap: bool,
     /// Physical interrupts that are active.
@@ -38,6 +42,7 @@ impl CpuInterface {
             hcr: 3 << hcr::EOI_COUNT_SHIFT,
             vmcr: 0,
             active: ActivePriorities::NONE,
+            has_active_lpis: false,
             can_trap: true,
             physical: BTreeSet::new(),
             deactivated: Vec::new(),
@@ -119,7 +124,8 @@ impl CpuInterface {
     pub fn acknowledge(&mut self) -> Option<u32> {
         let index = self.signalled()?;
         let register = self.registers[index];
-        self.registers[index] = register.with_state(false, true);
+        let active = register.intid() < FIRST_LPI || self.has_active_lpis;
+        self.registers[index] = register.with_state(false, active);
         let level = 1 << (register.priority() >> PRIORITY_STEP_SHIFT);
         if register.group1() {
             self.active.group1[0] |= level;
@@ -141,7 +147,7 @@ impl CpuInterface {
         } else {
             self.active.group1[0] &= !highest;
         }
-        if self.vmcr & vmcr::VEOIM == 0 {
+        if self.vmcr & vmcr::VEOIM == 0 || intid >= FIRST_LPI {
             self.deactivate_virtual(intid);
         }
     }
@@ -161,6 +167,9 @@ impl CpuInterface {
         let mut registers = self.registers.iter_mut();
         let found = registers.find(|register| register.active() && register.intid() == intid);
         let Some(register) = found else {
+            if intid >= FIRST_LPI {
+                return;
+            }
             let count = ((self.hcr >> hcr::EOI_COUNT_SHIFT) + 1) & hcr::EOI_COUNT_MASK;
             let rest = self.hcr & !(hcr::EOI_COUNT_MASK << hcr::EOI_COUNT_SHIFT);
             self.hcr = rest | count << hcr::EOI_COUNT_SHIFT;

@@ -17,6 +17,8 @@ use vm::{CpuId, Devices, StolenTimes, VcpuId};
 pub(super) const DISTRIBUTOR: Range<u64> = 0x0800_0000..0x0801_0000;
 /// The CPU interface of a GICv2.
 pub(super) const CPU_INTERFACE: Range<u64> = 0x0801_0000..0x0802_0000;
+/// The ITS of a GICv3.
+pub(super) const ITS: Range<u64> = 0x0808_0000..0x080a_0000;
 /// The redistributors of a GICv3.
 const REDISTRIBUTORS: Range<u64> = 0x080a_0000..0x0900_0000;
 /// The size of a redistributor.
@@ -101,6 +103,7 @@ impl<'p> GuestBoard<'p> {
             affinity: &|vcpu| VcpuId(vcpu).affinity() as u32,
             distributor: DISTRIBUTOR.start,
             redistributors: REDISTRIBUTORS.start,
+            its: (version == Version::V3).then_some(ITS.start),
             priority_bits: PRIORITY_BITS,
             forwarded: &forwarded,
         })?);

@@ -1,7 +1,7 @@
 //! The device tree of a guest's board, as QEMU writes it for its virt machine.
 
 use super::guest_board::{
-    CPU_INTERFACE, DISTRIBUTOR, RTC, RTC_SPI, TIMER_PPIS, UART, UART_SPI, redistributors,
+    CPU_INTERFACE, DISTRIBUTOR, ITS, RTC, RTC_SPI, TIMER_PPIS, UART, UART_SPI, redistributors,
 };
 use crate::guest::TreeError;
 use crate::guest::device_tree::{check_room, write_cpus, write_memory};
@@ -14,9 +14,10 @@ use vgic::Version;
 use vm::Seed;
 use vm_fdt::{Error, FdtWriter};
 
-/// The phandles of the GIC and of the clock.
+/// The phandles of the GIC, the clock, and the ITS.
 const GIC: u32 = 1;
 const CLOCK: u32 = 2;
+const MSI: u32 = 3;
 /// The seed of the kernel's address space layout, among those that follow from the kernel's own.
 const LAYOUT_SEED: u64 = 0;
 /// The cells of an interrupt: kind, number, trigger.
@@ -123,6 +124,13 @@ impl BoardDescription<'_> {
         tree.property_array_u64("reg", &[sized(&DISTRIBUTOR), sized(&second)].concat())?;
         if self.gic == Version::V3 {
             tree.property_u32("#redistributor-regions", 1)?;
+            let its = tree.begin_node(&name("its", ITS.start))?;
+            tree.property_string("compatible", "arm,gic-v3-its")?;
+            tree.property_u32("phandle", MSI)?;
+            tree.property_null("msi-controller")?;
+            tree.property_u32("#msi-cells", 1)?;
+            tree.property_array_u64("reg", &sized(&ITS))?;
+            tree.end_node(its)?;
         }
         tree.end_node(gic)
     }
@@ -267,6 +275,10 @@ mod tests {
             cells(&[0, 0x0800_0000, 0, 0x1_0000, 0, 0x080a_0000, 0, 0x8_0000])
         );
         assert_eq!(value("/intc@8000000", "compatible"), b"arm,gic-v3\0");
+        let its = |property| value("/intc@8000000/its@8080000", property);
+        assert_eq!(its("compatible"), b"arm,gic-v3-its\0");
+        assert_eq!(its("reg"), cells(&[0, 0x0808_0000, 0, 0x2_0000]));
+        assert_eq!(its("#msi-cells"), cells(&[1]));
         for (node, address, spi, clocks, names) in [
             (
                 "/pl011@9000000",
@@ -293,6 +305,8 @@ mod tests {
             value(&blob, "/intc@8000000", "compatible"),
             b"arm,cortex-a15-gic\0"
         );
+        let tree = Fdt::new(&blob).unwrap();
+        assert!(tree.find_node("/intc@8000000/its@8080000").is_none());
         assert_eq!(
             value(&blob, "/intc@8000000", "reg"),
             cells(&[0, 0x0800_0000, 0, 0x1_0000, 0, 0x0801_0000, 0, 0x1_0000])

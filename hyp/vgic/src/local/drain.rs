@@ -1,7 +1,7 @@
 //! Looking at what there is for a vCPU (rule V2).
 
 use super::{Local, Release};
-use crate::door::{CALL, Door, LOOK, PRIVATE, SERVING, SGIS};
+use crate::door::{CALL, Door, LOOK, LPIS, PRIVATE, SGIS};
 use crate::interface::VirtualInterface;
 use crate::sync::Ordering;
 use crate::word::{FIRST_SPI, Word};
@@ -17,6 +17,12 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         self.own.backlog.insert_all(0, taken & PRIVATE);
         let backlog = &mut self.own.backlog;
         door.take_hints(taken, |first, hints| backlog.insert_all(first, hints));
+        if taken & LPIS != 0
+            && let Some(its) = &self.vgic.its
+            && let Some(lpis) = its.hints(self.own.vcpu)
+        {
+            lpis.take(|first, hints| backlog.insert_all(first, hints));
+        }
         if taken & CALL != 0 {
             self.note_all();
         }
@@ -31,10 +37,6 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             }
         }
         self.fill();
-        if taken & CALL != 0 {
-            // Pairs with the load in `is_write_pending`: whoever sees it knows that the list registers have been looked at.
-            door.word.fetch_and(!SERVING, Ordering::Release);
-        }
     }
 
     /// Takes what there is to look at off a door, all in one exchange: it is rung anew by whoever comes later. SGIs are in their
@@ -51,11 +53,11 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
                 }
                 sgis &= sgis - 1;
             }
-            let serving = if seen & CALL != 0 { SERVING } else { 0 };
-            // Acquires what `ring` has released; releases the latches.
+            // Acquires what `ring` has released; releases the latches, and to `is_write_pending` what the guest did, which is
+            // outside until all is looked at.
             match door.word.compare_exchange(
                 seen,
-                seen & !LOOK | serving,
+                seen & !LOOK,
                 Ordering::AcqRel,
                 Ordering::Relaxed,
             ) {
@@ -72,6 +74,11 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         let count = self.vgic.spis.len() as u32;
         for first in (0..count).step_by(32) {
             self.own.backlog.insert_all(FIRST_SPI + first, PRIVATE);
+        }
+        if let Some(its) = &self.vgic.its {
+            for intid in its.deliverable(self.own.vcpu) {
+                self.own.backlog.insert(intid);
+            }
         }
         self.settle_all();
     }

@@ -3,7 +3,7 @@
 use super::Local;
 use crate::config::Version;
 use crate::interface::{ListRegister, VirtualInterface};
-use crate::sources::Sources;
+use crate::sgi::sources::Sources;
 use crate::sync::Ordering;
 use crate::vgic::Vgic;
 use crate::word::{FIRST_PPI, Word};

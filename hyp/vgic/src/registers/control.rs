@@ -3,6 +3,7 @@
 use super::Register;
 use crate::config::Version;
 use crate::interface::VirtualInterface;
+use crate::its::INTID_BITS;
 use crate::local::Local;
 use crate::sync::Ordering;
 use crate::vgic::Vgic;
@@ -13,8 +14,15 @@ const ARE: u64 = 1 << 4;
 const DS: u64 = 1 << 6;
 const RWP: u64 = 1 << 31;
 const NO_1_OF_N: u64 = 1 << 25;
-/// INTIDs of 10 bits.
+/// INTIDs have so many bits, less one.
 const ID_BITS: u64 = 9 << 19;
+const ID_BITS_WITH_LPIS: u64 = (INTID_BITS as u64 - 1) << 19;
+const LPIS: u64 = 1 << 17;
+/// GICR_CTLR: EnableLPIs, which can be cleared.
+const ENABLE_LPIS: u64 = 1;
+const CLEAR_ENABLE_SUPPORTED: u64 = 1 << 1;
+/// GICR_TYPER.PLPIS.
+const PHYSICAL_LPIS: u64 = 1;
 const REDISTRIBUTOR_RWP: u64 = 1 << 3;
 const LAST: u64 = 1 << 4;
 const PROCESSOR_SLEEP: u64 = 1 << 1;
@@ -58,16 +66,26 @@ impl Vgic {
         let lines = self.spis.len() as u64 / 32;
         match self.version {
             Version::V2 => lines | (self.vcpus.len() as u64 - 1) << 5,
+            Version::V3 if self.its.is_some() => lines | ID_BITS_WITH_LPIS | LPIS | NO_1_OF_N,
             Version::V3 => lines | ID_BITS | NO_1_OF_N,
         }
     }
 
-    pub(super) fn read_redistributor_control(&self) -> u64 {
-        if self.is_write_pending() {
+    pub(super) fn read_redistributor_control(&self, vcpu: usize) -> u64 {
+        let pending = if self.is_write_pending() {
             REDISTRIBUTOR_RWP
         } else {
             0
-        }
+        };
+        let lpis = self.its.as_ref().map_or(0, |its| {
+            let enabled = if its.forwards_lpis(vcpu) {
+                ENABLE_LPIS
+            } else {
+                0
+            };
+            CLEAR_ENABLE_SUPPORTED | enabled
+        });
+        pending | lpis
     }
 
     pub(super) fn read_redistributor_type(&self, register: Register) -> u64 {
@@ -80,7 +98,8 @@ impl Vgic {
         } else {
             0
         };
-        register.part(u64::from(vcpu.affinity) << 32 | number << 8 | last)
+        let lpis = if self.its.is_some() { PHYSICAL_LPIS } else { 0 };
+        register.part(u64::from(vcpu.affinity) << 32 | number << 8 | last | lpis)
     }
 
     pub(super) fn read_waker(&self, register: Register) -> u64 {

@@ -1,11 +1,11 @@
 //! IROUTER, and ITARGETSR of a GICv2 (rules V1 and V18).
 
 use super::Register;
-use crate::config::AccessSize;
 use crate::interface::VirtualInterface;
 use crate::local::Local;
 use crate::vgic::Vgic;
 use crate::word::FIRST_SPI;
+use arm::Width;
 
 /// Aff2 to Aff0. There is no Aff3, and interrupts go to one vCPU (GICD_TYPER.No1N).
 const AFFINITY: u64 = 0xff_ffff;
@@ -37,7 +37,7 @@ impl Vgic {
 impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
     pub(super) fn write_route(&mut self, register: Register, value: u64) {
         // The upper half of a register is Aff3: the whole route changes at once, however it is written.
-        let upper = register.size == AccessSize::Word && !register.offset.is_multiple_of(8);
+        let upper = register.size == Width::Word && !register.offset.is_multiple_of(8);
         if !upper {
             self.set_route(register.routed(), (value & AFFINITY) as u32);
         }

@@ -2,16 +2,17 @@
 //! a guest can only set *or* clear, and tell nobody. No vCPU is loaded, and no device raises (rule V16).
 
 use super::{Register, Topic};
-use crate::config::{AccessSize, Frame, Version};
+use crate::config::{Frame, Version};
 use crate::door::{CALL, SGIS};
 use crate::sync::Ordering;
 use crate::vgic::Vgic;
 use crate::word::{FIRST_PPI, Word};
+use arm::Width;
 
 impl Vgic {
     /// The value of a register, for [`restore`](Self::restore); `vcpu` is the one whose private interrupts a GICv2's distributor
     /// shows. ISENABLER, ISPENDR and ISACTIVER hold the state; what clears it needn't be saved. Lines are the devices' own state.
-    pub fn save(&self, vcpu: usize, frame: Frame, offset: u64, size: AccessSize) -> u64 {
+    pub fn save(&self, vcpu: usize, frame: Frame, offset: u64, size: Width) -> u64 {
         let Some(register) = Register::find(self, vcpu, frame, offset, size) else {
             return 0;
         };
@@ -41,7 +42,7 @@ impl Vgic {
     }
 
     /// Gives a register the value that [`save`](Self::save) had. Each vCPU looks at everything when it is loaded.
-    pub fn restore(&self, vcpu: usize, frame: Frame, offset: u64, size: AccessSize, value: u64) {
+    pub fn restore(&self, vcpu: usize, frame: Frame, offset: u64, size: Width, value: u64) {
         let Some(register) = Register::find(self, vcpu, frame, offset, size) else {
             return;
         };
@@ -79,7 +80,7 @@ impl Vgic {
             }),
             Topic::Route => {
                 if let Some(word) = self.word(0, register.routed())
-                    && (register.size == AccessSize::Double || register.offset.is_multiple_of(8))
+                    && (register.size == Width::Double || register.offset.is_multiple_of(8))
                 {
                     let old = Word(word.load(Ordering::Relaxed));
                     word.store(old.with_route(value as u32).0, Ordering::Relaxed);

@@ -37,6 +37,9 @@ pub trait GuestMemory<C> {
     /// Whether memory currently backs an instruction at `ipa`.
     fn is_backed(&self, cpu: &C, ipa: Ipa) -> bool;
 
+    /// Copies bytes out of the VM's own memory, as a device reads it. Returns whether all of them are there.
+    fn read_bytes(&self, cpu: &C, ipa: Ipa, bytes: &mut [u8]) -> bool;
+
     /// Writes to the guest's memory as a device does, which the dirty log shows. Writes nothing where there is no memory.
     fn write_bytes(&self, cpu: &C, ipa: Ipa, bytes: &[u8]);
 
@@ -122,6 +125,10 @@ impl<L: MmuLock, T: Tlb + Caches> GuestMemory<CpuMemory<T>> for AddressSpace<L> 
 
     fn is_backed(&self, cpu: &CpuMemory<T>, ipa: Ipa) -> bool {
         self.read_guest(cpu, ipa, &mut [0; 4]).is_ok()
+    }
+
+    fn read_bytes(&self, cpu: &CpuMemory<T>, ipa: Ipa, bytes: &mut [u8]) -> bool {
+        self.read_guest(cpu, ipa, bytes).is_ok()
     }
 
     fn write_bytes(&self, cpu: &CpuMemory<T>, ipa: Ipa, bytes: &[u8]) {

@@ -2,7 +2,7 @@
 
 use devices::Width;
 use stage2::Ipa;
-use vgic::AccessSize;
+use vgic::GuestTables;
 
 use super::running::{Next, Running};
 use crate::calls::service::Service;
@@ -13,7 +13,19 @@ use crate::registers::syndrome::{Cause, RegisterAccess};
 use crate::registers::sysreg::Direction;
 use crate::vm::devices::Place;
 
-impl<S, C, K, V> Running<'_, S, C, K, V>
+/// The guest's memory, in which are tables of its interrupt controller.
+struct Tables<'m, S, C> {
+    space: &'m S,
+    memory: &'m C,
+}
+
+impl<S: GuestMemory<C>, C> GuestTables for Tables<'_, S, C> {
+    fn read(&self, ipa: u64, bytes: &mut [u8]) -> bool {
+        self.space.read_bytes(self.memory, Ipa::new(ipa), bytes)
+    }
+}
+
+impl<'r, S, C, K, V> Running<'r, S, C, K, V>
 where
     S: GuestMemory<C>,
     K: Cpu,
@@ -54,18 +66,27 @@ where
         }
     }
 
+    fn tables(&self) -> Tables<'r, S, C> {
+        Tables {
+            space: &self.vm.space,
+            memory: self.memory,
+        }
+    }
+
     fn read(&mut self, place: &Place<'_>, width: Width) -> Option<u64> {
+        let tables = self.tables();
         match *place {
             Place::Device(device, offset) => Some(device.read(offset, width)),
             Place::Gic(frame, offset) => self.with_gic(|interrupts, gic, interface, kick| {
                 interrupts
-                    .read(gic, interface, frame, offset, size(width), kick)
+                    .read(gic, interface, &tables, frame, offset, width, kick)
                     .ok()
             })?,
         }
     }
 
     fn write(&mut self, place: &Place<'_>, width: Width, value: u64) -> Option<()> {
+        let tables = self.tables();
         match *place {
             Place::Device(device, offset) => {
                 device.write(offset, width, value);
@@ -73,18 +94,9 @@ where
             }
             Place::Gic(frame, offset) => self.with_gic(|interrupts, gic, interface, kick| {
                 interrupts
-                    .write(gic, interface, frame, offset, size(width), value, kick)
+                    .write(gic, interface, &tables, frame, offset, width, value, kick)
                     .ok()
             })?,
         }
-    }
-}
-
-const fn size(width: Width) -> AccessSize {
-    match width {
-        Width::Byte => AccessSize::Byte,
-        Width::Half => AccessSize::Half,
-        Width::Word => AccessSize::Word,
-        Width::Double => AccessSize::Double,
     }
 }

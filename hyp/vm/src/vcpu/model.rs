@@ -170,6 +170,10 @@ impl GuestMemory<()> for Space {
         false
     }
 
+    fn read_bytes(&self, (): &(), _: Ipa, _: &mut [u8]) -> bool {
+        false
+    }
+
     fn write_bytes(&self, (): &(), _: Ipa, _: &[u8]) {}
 
     fn prefault(&self, (): &(), _: usize, _: IpaRange, _: u64, _: Access) -> Result<u64, Refusal> {

@@ -19,6 +19,14 @@ use smccc::psci::{AffinityState, LowestAffinityLevel, affinity_info};
 const UART: u64 = 0x0900_0000;
 const RTC: u64 = 0x0901_0000;
 const FRAME: u64 = 0x1_0000;
+/// From the distributor to the ITS, if there is one.
+const ITS: u64 = 0x8_0000;
+const GITS_CTLR: u64 = 0;
+const GITS_CBASER: u64 = 0x80;
+const GITS_CWRITER: u64 = 0x88;
+const GITS_BASER0: u64 = 0x100;
+const GITS_TRANSLATER: u64 = 0x1_0040;
+const VALID: u64 = 1 << 63;
 /// How long anything may take that is to happen.
 const PATIENCE_SECONDS: u64 = 20;
 
@@ -89,6 +97,7 @@ fn frame(bits: u64) -> u64 {
     let distributor = interrupts::distributor();
     let vcpus = vcpus() as u64;
     match bits % 8 {
+        0 if V3.load(Ordering::Relaxed) => distributor + ITS + (bits >> 8 & 1) * FRAME,
         0 | 1 => distributor,
         2 => distributor + FRAME,
         3 => UART,
@@ -122,10 +131,11 @@ pub fn access_devices(tree: Tree, arguments: &str) -> ! {
         0 => &[][..],
         _ => &ATOMICS[..],
     };
+    let its = interrupts::distributor() + ITS;
     let frames = 3 + if interrupts::redistributors() == 0 {
         1
     } else {
-        2 * vcpus() as u64 + 1
+        2 * vcpus() as u64 + 3
     };
     for number in 0..frames {
         let base = match number {
@@ -133,7 +143,8 @@ pub fn access_devices(tree: Tree, arguments: &str) -> ! {
             1 => UART,
             2 => RTC,
             3 if interrupts::redistributors() == 0 => interrupts::cpu_interface(),
-            number => interrupts::redistributors() + (number - 3) * FRAME,
+            3 | 4 => its + (number - 3) * FRAME,
+            number => interrupts::redistributors() + (number - 5) * FRAME,
         };
         // Of the rest, and of what isn't aligned, some.
         let all = (0..FRAME).filter(|at| at % 4 == 0 && at % 0x1000 < 0x40);
@@ -155,7 +166,7 @@ pub fn access_devices(tree: Tree, arguments: &str) -> ! {
     }
     execute_devices();
     walk_devices();
-    expect_exception(tidy);
+    tidy();
     println!("devices: {accesses} accesses, all as it should be");
     guest_runtime::power_off()
 }
@@ -254,7 +265,7 @@ pub fn probe(tree: Tree, arguments: &str) -> ! {
                 || state == Ok(AffinityState::On) && about.load(Ordering::Acquire) == WAITS
         });
     }
-    expect_exception(tidy);
+    tidy();
     check();
     println!(
         "hostile: {acts} acts by each of {} vCPUs, all as it should be",
@@ -330,6 +341,7 @@ fn act(random: &mut Random) {
         11 | 12 if V3.load(Ordering::Relaxed) => control(random),
         13 => time(random),
         14 => call(random),
+        15 if bits >> 8 & 1 == 0 && V3.load(Ordering::Relaxed) => command(random),
         _ => storm(random),
     }
 }
@@ -455,6 +467,57 @@ fn call(random: &mut Random) {
     smccc::hvc64(function, arguments);
 }
 
+/// What an ITS may take for its commands and tables. Nothing else is there.
+#[repr(C, align(65536))]
+struct Queue([AtomicU64; QUEUE_WORDS]);
+const QUEUE_WORDS: usize = 512;
+static QUEUE: Queue = Queue([const { AtomicU64::new(0) }; QUEUE_WORDS]);
+
+/// Has the ITS execute commands that mean something, and such that mean nothing, from memory that is there or isn't.
+fn command(random: &mut Random) {
+    let its = interrupts::distributor() + ITS;
+    let bits = random.next();
+    let own = QUEUE.0.as_ptr() as u64;
+    let base = match bits >> 8 & 7 {
+        0 => random.next() & 0xffff_ffff_f000,
+        1 => interrupts::distributor(),
+        _ => own,
+    };
+    let write = |register: u64, value: u64| {
+        expect_exception(|| {
+            // SAFETY: a register, or nothing.
+            unsafe { ((its + register) as *mut u64).write_volatile(value) };
+        });
+    };
+    match bits % 8 {
+        0 => write(GITS_CTLR, bits >> 16 & 1),
+        1 => write(GITS_CBASER, base | VALID | bits >> 16 & 0xff),
+        2 => write(
+            GITS_BASER0 + (bits >> 16 & 7) * 8,
+            base | VALID | bits >> 20 & 0xff,
+        ),
+        3 => write(GITS_TRANSLATER, bits >> 16 & 0xf),
+        4 | 5 => write(GITS_CWRITER, bits >> 16 & 0xfe0),
+        _ => {
+            // Any command with a small device, event, LPI and collection.
+            let at = (bits >> 16) as usize % (QUEUE_WORDS / 4) * 4;
+            let few = |mask: u64, random: &mut Random| match random.next() {
+                rare if rare.is_multiple_of(16) => rare,
+                other => other & mask,
+            };
+            let words = [
+                (bits >> 32 & 0xf) | few(3, random) << 32,
+                few(7, random) | (8192 + few(7, random)) << 32,
+                few(3, random) | few(3, random) << 16 | bits & VALID | (own * (bits >> 62 & 1)),
+                0,
+            ];
+            for (place, word) in QUEUE.0[at..at + 4].iter().zip(words) {
+                place.store(word, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
 /// Raises and lowers the lines of devices, and everything by hand.
 fn storm(random: &mut Random) {
     let bits = random.next();
@@ -546,6 +609,9 @@ fn tidy() {
     let distributor = interrupts::distributor();
     interrupts::write(distributor, 0, if v3 { 0b1_0000 } else { 0 });
     clear(distributor);
+    if v3 {
+        expect_exception(|| interrupts::write(distributor + ITS, GITS_CTLR, 0));
+    }
     if !v3 {
         interrupts::write(distributor, 0x80, 0); // IGROUPR0
         for sgis in 0..4 {
@@ -556,7 +622,9 @@ fn tidy() {
         return interrupts::write(interface, 8, 0); // BPR
     }
     for vcpu in 0..vcpus() as u64 {
-        clear(interrupts::redistributors() + vcpu * 2 * FRAME + FRAME);
+        let redistributor = interrupts::redistributors() + vcpu * 2 * FRAME;
+        interrupts::write(redistributor, 0, 0); // GICR_CTLR
+        clear(redistributor + FRAME);
     }
     write_register!("s3_0_c12_c12_4", 0); // ICC_CTLR_EL1
     write_register!("s3_0_c12_c8_3", 0); // ICC_BPR0_EL1

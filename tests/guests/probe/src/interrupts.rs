@@ -2,6 +2,7 @@
 //!
 //! They stay masked, so that they end a WFI and are taken where the probe wants them.
 
+use crate::lpis;
 use crate::wrong;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use guest_runtime::{MAX_VCPUS, Tree, console, println, read_register, start_vcpu};
@@ -87,10 +88,7 @@ pub fn probe(tree: Tree) {
     for round in 1..=ROUNDS {
         for (vcpu, called) in CALLED.iter().enumerate().take(vcpus).skip(1) {
             send(CALL, vcpu);
-            match wait() {
-                ANSWER => {}
-                other => wrong(format_args!("interrupt {other} instead of an answer")),
-            }
+            expect_answer();
             let called = called.load(Ordering::Acquire);
             if called != round {
                 wrong(format_args!(
@@ -103,6 +101,9 @@ pub fn probe(tree: Tree) {
         "{} ticks a call and answer",
         (now() - before) / ROUNDS as u64
     );
+    if has_lpis() {
+        lpis::probe(distributor() + 0x8_0000, vcpus);
+    }
     println!("interrupts: {vcpus} vCPUs, all as it should be");
     guest_runtime::power_off()
 }
@@ -114,6 +115,10 @@ pub fn secondary(own: usize) -> ! {
         match wait() {
             CALL => {
                 CALLED[own].fetch_add(1, Ordering::AcqRel);
+                send(ANSWER, 0);
+            }
+            lpi @ lpis::FIRST.. => {
+                lpis::note(own, lpi);
                 send(ANSWER, 0);
             }
             other => wrong(format_args!(
@@ -167,7 +172,11 @@ pub fn set_up(vcpu: usize) {
     let private = match REDISTRIBUTORS.load(Ordering::Relaxed) {
         0 => DISTRIBUTOR.load(Ordering::Relaxed),
         redistributors => {
-            let frame = redistributors + vcpu as u64 * 0x2_0000 + 0x1_0000;
+            let redistributor = redistributors + vcpu as u64 * 0x2_0000;
+            if has_lpis() {
+                lpis::set_up(redistributor, vcpu);
+            }
+            let frame = redistributor + 0x1_0000;
             write(frame, GROUP0, u32::MAX);
             frame
         }
@@ -232,6 +241,29 @@ fn expect(timer: u32, before: u64, period: u64, off: impl FnOnce()) {
     end(taken);
 }
 
+/// Whether there are LPIs (GICD_TYPER), and an ITS where QEMU's machine has it.
+fn has_lpis() -> bool {
+    let v3 = REDISTRIBUTORS.load(Ordering::Relaxed) != 0;
+    v3 && read(DISTRIBUTOR.load(Ordering::Relaxed), 4) >> 17 & 1 != 0
+}
+
+/// Waits until another vCPU has answered.
+pub fn expect_answer() {
+    match wait() {
+        ANSWER => {}
+        other => wrong(format_args!("interrupt {other} instead of an answer")),
+    }
+}
+
+/// What is signalled now, which is ended.
+pub fn take_and_end() -> u32 {
+    let taken = take();
+    if taken != NONE {
+        end(taken);
+    }
+    taken
+}
+
 pub fn now() -> u64 {
     read_register!("cntvct_el0")
 }
@@ -240,7 +272,10 @@ pub fn now() -> u64 {
 pub fn wait() -> u32 {
     let taken = wait_taken();
     end(taken);
-    taken & 0x3ff
+    match taken {
+        lpis::FIRST.. => taken,
+        _ => taken & 0x3ff,
+    }
 }
 
 /// Waits for this interrupt.

@@ -16,7 +16,7 @@
 //! | `race` | does so while other vCPUs use the same memory | passes |
 //! | `walks` | lets the hypervisor walk tables that change into a device's registers | passes |
 //! | `clock` | reads the clock that it is given as a device | passes |
-//! | `interrupts` | takes interrupts of its timers, and sends some between all vCPUs, on QEMU's virt machine | by the call |
+//! | `interrupts` | takes interrupts of its timers, and sends some between all vCPUs, also LPIs where there is an ITS, on QEMU's virt machine | by the call |
 //! | `count` | counts that no SGI, tick or interrupt of a device is lost or comes twice, there | by the call |
 //! | `devices` | accesses every register of the devices there in every way | by the call |
 //! | `hostile` | does at random whatever a guest can do to its GIC, timers, devices and vCPUs, there | by the call |
@@ -36,6 +36,7 @@ mod features;
 mod fp;
 mod hostile;
 mod interrupts;
+mod lpis;
 mod memory;
 mod random;
 mod registers;

@@ -6,6 +6,8 @@
 #![cfg(loom)]
 
 mod by_hand;
+mod commands;
+mod lpis;
 mod presence;
 mod raises;
 mod routes;

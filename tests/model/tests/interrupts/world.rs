@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use loom::sync::atomic::{AtomicU64, Ordering};
 use model::checked::every_execution;
 use model::interrupts::CpuInterface;
-use vgic::{AccessSize, Forwarded, Frame, SgiRegister, VcpuInterrupts, Version, Vgic, VgicConfig};
+use vgic::{
+    Forwarded, Frame, GuestTables, SgiRegister, VcpuInterrupts, Version, Vgic, VgicConfig, Width,
+};
 
 pub const PREEMPTIONS: usize = 3;
 /// An edge and a level, routed to vCPU 0, enabled.
@@ -13,6 +15,16 @@ pub const EDGE: u32 = 32;
 pub const LEVEL: u32 = 33;
 /// An edge with physical interrupt 99 behind it.
 pub const DEVICE: u32 = 34;
+/// The LPIs of events 0 and 1 of device 0, whose collection is on vCPU 0.
+pub const LPI: u32 = 8192;
+pub const OTHER_LPI: u32 = 8193;
+/// Where the guest has the ITS's tables.
+const QUEUE: u64 = 0x10_0000;
+const PROPERTIES: u64 = 0x20_0000;
+const VALID: u64 = 1 << 63;
+/// The property of an enabled LPI, and of a disabled one.
+pub const ENABLED: u8 = 0xa1;
+pub const DISABLED: u8 = 0xa0;
 /// The frame of the SGIs of a redistributor.
 const SGI: u64 = 0x1_0000;
 
@@ -26,6 +38,9 @@ pub struct Cpu {
 
 pub struct World {
     pub vgic: Vgic,
+    /// The commands of the guest's queue, and its LPIs' properties.
+    commands: Mutex<Vec<[u64; 4]>>,
+    properties: Mutex<[u8; 2]>,
     cpus: Vec<Mutex<Cpu>>,
     kicks: Vec<AtomicU64>,
     /// What devices write before they raise.
@@ -38,7 +53,7 @@ pub struct World {
 
 impl World {
     /// All vCPUs are loaded and ready, each with so many list registers.
-    pub fn new(version: Version, vcpus: usize, registers: usize) -> Self {
+    pub fn new(version: Version, vcpus: usize, registers: usize, its: bool) -> Self {
         let config = VgicConfig {
             version,
             vcpus,
@@ -46,6 +61,7 @@ impl World {
             affinity: &|vcpu| vcpu as u32,
             distributor: 0,
             redistributors: 0x10_0000,
+            its: its.then_some(0x8_0000),
             priority_bits: 5,
             forwarded: &[Forwarded {
                 virtual_id: DEVICE,
@@ -59,6 +75,8 @@ impl World {
         };
         let world = Self {
             vgic: Vgic::new(&config).unwrap(),
+            commands: Mutex::new(Vec::new()),
+            properties: Mutex::new([ENABLED; 2]),
             cpus: (0..vcpus).map(|vcpu| Mutex::new(cpu(vcpu))).collect(),
             kicks: (0..vcpus).map(|_| AtomicU64::new(0)).collect(),
             written: AtomicU64::new(0),
@@ -78,8 +96,81 @@ impl World {
             }
             world.cpu(vcpu).hw.open(0xf8, true, true);
         }
+        if its {
+            world.start_its(vcpus);
+        }
         world.rest();
         world
+    }
+
+    /// Maps collection n to vCPU n, and the LPIs.
+    fn start_its(&self, vcpus: usize) {
+        for vcpu in 0..vcpus {
+            let frame = Frame::Redistributor(vcpu);
+            self.write_double(vcpu, frame, 0x70, PROPERTIES | 13);
+            self.write_double(vcpu, frame, 0x78, 1 << 62);
+        }
+        for vcpu in 0..vcpus {
+            self.write(vcpu, Frame::Redistributor(vcpu), 0, 1);
+        }
+        for (offset, value) in [(0x100, VALID), (0x108, VALID), (0x80, VALID | QUEUE)] {
+            self.write_double(0, Frame::Its, offset, value);
+        }
+        self.write(0, Frame::Its, 0, 1);
+        for vcpu in 0..vcpus as u64 {
+            self.command(0, [9, 0, VALID | vcpu << 16 | vcpu, 0]);
+        }
+        self.command(0, [8, 12, VALID, 0]);
+        self.command(0, map(0, LPI));
+        self.command(0, map(1, OTHER_LPI));
+    }
+
+    /// A vCPU's guest puts a command into the queue.
+    pub fn put_command(&self, words: [u64; 4]) {
+        self.commands.lock().unwrap().push(words);
+    }
+
+    /// A vCPU's guest has commands executed. Returns whether that access is done.
+    pub fn ring(&self, vcpu: usize) -> bool {
+        let count = self.commands.lock().unwrap().len() as u64;
+        let done = {
+            let Cpu { own, hw, .. } = &mut *self.cpu(vcpu);
+            let (size, value) = (Width::Word, count * 32);
+            own.write(
+                &self.vgic,
+                hw,
+                self,
+                Frame::Its,
+                0x88,
+                size,
+                value,
+                self.kick(),
+            )
+        };
+        self.enter(vcpu);
+        done.is_ok()
+    }
+
+    pub fn command(&self, vcpu: usize, words: [u64; 4]) -> bool {
+        self.put_command(words);
+        self.ring(vcpu)
+    }
+
+    pub fn set_property(&self, lpi: u32, property: u8) {
+        self.properties.lock().unwrap()[(lpi - LPI) as usize] = property;
+    }
+
+    /// A device writes something, and raises an event.
+    pub fn raise_lpi(&self, event: u32) {
+        self.written.fetch_add(1, Ordering::Relaxed);
+        self.vgic.raise_lpi(0, event, self.kick());
+    }
+
+    fn write_double(&self, vcpu: usize, frame: Frame, offset: u64, value: u64) {
+        let Cpu { own, hw, .. } = &mut *self.cpu(vcpu);
+        let (size, kick) = (Width::Double, self.kick());
+        let written = own.write(&self.vgic, hw, self, frame, offset, size, value, kick);
+        assert!(written.is_ok());
     }
 
     pub fn cpu(&self, vcpu: usize) -> MutexGuard<'_, Cpu> {
@@ -139,7 +230,8 @@ impl World {
     /// as GICC_IAR has it.
     pub fn acknowledge(&self, vcpu: usize) -> Option<u32> {
         let intid = self.cpu(vcpu).hw.acknowledge()?;
-        let source = self.cpu(vcpu).hw.holds(intid).unwrap().source();
+        let source = self.cpu(vcpu).hw.holds(intid);
+        let source = source.map_or(0, |register| register.source());
         self.cpu(vcpu).taken.push(intid | u32::from(source) << 10);
         let written = self.written.load(Ordering::Relaxed);
         self.seen.fetch_max(written, Ordering::Relaxed);
@@ -191,15 +283,32 @@ impl World {
     pub fn write(&self, vcpu: usize, frame: Frame, offset: u64, value: u64) {
         let Cpu { own, hw, .. } = &mut *self.cpu(vcpu);
         let kick = self.kick();
-        let written = own.write(&self.vgic, hw, frame, offset, AccessSize::Word, value, kick);
+        let written = own.write(
+            &self.vgic,
+            hw,
+            self,
+            frame,
+            offset,
+            Width::Word,
+            value,
+            kick,
+        );
         assert!(written.is_ok());
     }
 
     /// Reads; `None` if it has to be executed again.
     pub fn read(&self, vcpu: usize, frame: Frame, offset: u64) -> Option<u64> {
         let Cpu { own, hw, .. } = &mut *self.cpu(vcpu);
-        own.read(&self.vgic, hw, frame, offset, AccessSize::Word, self.kick())
-            .ok()
+        own.read(
+            &self.vgic,
+            hw,
+            self,
+            frame,
+            offset,
+            Width::Word,
+            self.kick(),
+        )
+        .ok()
     }
 
     /// A guest writes an interrupt's bit in a set or clear register, and its CPU enters it again.
@@ -268,6 +377,46 @@ impl World {
     }
 }
 
+impl GuestTables for World {
+    fn read(&self, ipa: u64, bytes: &mut [u8]) -> bool {
+        if let Some(lpi) = ipa.checked_sub(PROPERTIES) {
+            bytes[0] = self.properties.lock().unwrap()[lpi as usize];
+            return true;
+        }
+        let commands = self.commands.lock().unwrap();
+        let words = commands.get(((ipa - QUEUE) / 32) as usize);
+        let words = words.copied().unwrap_or_default();
+        let (parts, _) = bytes.as_chunks_mut::<8>();
+        for (part, word) in parts.iter_mut().zip(words) {
+            *part = word.to_le_bytes();
+        }
+        true
+    }
+}
+
+/// Commands.
+pub fn map(event: u64, lpi: u32) -> [u64; 4] {
+    [0xa, u64::from(lpi) << 32 | event, 0, 0]
+}
+
+pub fn move_to(event: u64, vcpu: u64) -> [u64; 4] {
+    [1, event, vcpu, 0]
+}
+
+pub fn int(event: u64) -> [u64; 4] {
+    [3, event, 0, 0]
+}
+
+pub fn invalidate(event: u64) -> [u64; 4] {
+    [0xc, event, 0, 0]
+}
+
+pub fn discard(event: u64) -> [u64; 4] {
+    [0xf, event, 0, 0]
+}
+
+pub const SYNC: [u64; 4] = [5, 0, 0, 0];
+
 fn place(vcpu: usize, base: u64, intid: u32) -> (Frame, u64) {
     if intid < 32 {
         (Frame::Redistributor(vcpu), SGI + base)
@@ -284,6 +433,12 @@ pub fn explore<const N: usize>(size: (usize, usize), prepare: Act, race: [Act; N
     explore_on(Version::V3, size, prepare, race, check);
 }
 
+/// The same with an ITS.
+pub fn explore_its<const N: usize>(size: (usize, usize), prepare: Act, race: [Act; N], check: Act) {
+    let world = move || World::new(Version::V3, size.0, size.1, true);
+    explore_worlds(world, prepare, race, check);
+}
+
 /// The same with a GIC of this version.
 pub fn explore_on<const N: usize>(
     version: Version,
@@ -292,9 +447,19 @@ pub fn explore_on<const N: usize>(
     race: [Act; N],
     check: Act,
 ) {
+    let world = move || World::new(version, size.0, size.1, false);
+    explore_worlds(world, prepare, race, check);
+}
+
+fn explore_worlds<const N: usize>(
+    world: impl Fn() -> World + Send + Sync + 'static,
+    prepare: Act,
+    race: [Act; N],
+    check: Act,
+) {
     let race = race.map(|act| move |world: &World, _| act(world));
     every_execution(PREEMPTIONS, race, move |run| {
-        let world = Arc::new(World::new(version, size.0, size.1));
+        let world = Arc::new(world());
         prepare(&world);
         run(&world);
         check(&world);

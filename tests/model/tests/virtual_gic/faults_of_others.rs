@@ -1,7 +1,7 @@
 //! Faults that other virtual GICs had.
 
 use crate::world::{D, SGI, World, affinity};
-use vgic::{AccessSize, Frame};
+use vgic::{Frame, Width};
 
 /// bao#394: another vCPU's GICR write lands on vCPU 0.
 #[test]
@@ -41,7 +41,7 @@ fn a_route_written_in_halves_keeps_both() {
         }
         world.pulse(33);
         assert_eq!(world.take(17), Some(33));
-        world.write_sized(0, D, route, AccessSize::Double, 0);
+        world.write_sized(0, D, route, Width::Double, 0);
     }
 }
 

@@ -2,14 +2,9 @@
 
 use crate::world::{D, World};
 use proptest::prelude::*;
-use vgic::{AccessSize, Frame, SgiRegister};
+use vgic::{Frame, SgiRegister, Width};
 
-const SIZES: [AccessSize; 4] = [
-    AccessSize::Byte,
-    AccessSize::Half,
-    AccessSize::Word,
-    AccessSize::Double,
-];
+const SIZES: [Width; 4] = [Width::Byte, Width::Half, Width::Word, Width::Double];
 
 #[test]
 fn every_register_takes_every_access() {

@@ -4,6 +4,7 @@
 mod against_a_reference;
 mod faults_of_others;
 mod hostile;
+mod its;
 mod overflow;
 mod physical;
 mod registers;

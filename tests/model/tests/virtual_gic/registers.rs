@@ -1,7 +1,7 @@
 //! Registers as guests probe and program them.
 
 use crate::world::{D, GICD, GICR, SGI, World, affinity, config};
-use vgic::{AccessSize, Forwarded, Frame, SgiRegister, Version, Vgic, VgicConfig, VgicError};
+use vgic::{Forwarded, Frame, SgiRegister, Version, Vgic, VgicConfig, VgicError, Width};
 
 const R0: Frame = Frame::Redistributor(0);
 
@@ -110,7 +110,7 @@ fn guests_find_a_gicv3() {
     assert_ne!(world.read(0, D, 8), 0);
     for vcpu in 0..18 {
         let frame = Frame::Redistributor(vcpu);
-        let kind = world.read_sized(3, frame, 8, AccessSize::Double);
+        let kind = world.read_sized(3, frame, 8, Width::Double);
         assert_eq!(kind >> 32, u64::from(affinity(vcpu)));
         assert_eq!(kind >> 8 & 0xffff, vcpu as u64);
         assert_eq!(kind >> 4 & 1 != 0, vcpu == 17, "Last");
@@ -146,9 +146,9 @@ fn attributes_read_as_they_were_written() {
         world.write(0, frame, base + 0x400 + first, 0xa7a0_ff08);
         // Five bits.
         assert_eq!(world.read(0, frame, base + 0x400 + first), 0xa0a0_f808);
-        world.write_sized(0, frame, base + 0x401 + first, AccessSize::Byte, 0x1ff);
+        world.write_sized(0, frame, base + 0x401 + first, Width::Byte, 0x1ff);
         assert_eq!(
-            world.read_sized(0, frame, base + 0x401 + first, AccessSize::Byte),
+            world.read_sized(0, frame, base + 0x401 + first, Width::Byte),
             0xf8
         );
         assert_eq!(world.read(0, frame, base + 0x400 + first), 0xa0a0_f808);
@@ -169,20 +169,17 @@ fn attributes_read_as_they_were_written() {
 fn a_route_is_written_whole_or_in_halves() {
     let mut world = World::new(18, 4);
     let route = 0x6000 + 8 * 50;
-    world.write_sized(0, D, route, AccessSize::Double, 0x7_80ff_0101);
+    world.write_sized(0, D, route, Width::Double, 0x7_80ff_0101);
     // No 1-of-N, no Aff3.
-    assert_eq!(world.read_sized(0, D, route, AccessSize::Double), 0xff_0101);
+    assert_eq!(world.read_sized(0, D, route, Width::Double), 0xff_0101);
     world.write(0, D, route + 4, 0xff);
     assert_eq!(world.read(0, D, route + 4), 0);
     assert_eq!(world.read(0, D, route), 0xff_0101);
     world.write(0, D, route, 0x101);
-    assert_eq!(world.read_sized(0, D, route, AccessSize::Double), 0x101);
+    assert_eq!(world.read_sized(0, D, route, Width::Double), 0x101);
     // Private interrupts have none.
-    world.write_sized(0, D, 0x6000 + 8 * 20, AccessSize::Double, 1);
-    assert_eq!(
-        world.read_sized(0, D, 0x6000 + 8 * 20, AccessSize::Double),
-        0
-    );
+    world.write_sized(0, D, 0x6000 + 8 * 20, Width::Double, 1);
+    assert_eq!(world.read_sized(0, D, 0x6000 + 8 * 20, Width::Double), 0);
 }
 
 #[test]
@@ -296,7 +293,7 @@ fn whoever_waits_for_an_answer_answers_others() {
         world.set_level(intid, true);
         assert_eq!(world.acknowledge(vcpu), Some(intid));
     }
-    let read = |world: &mut World, vcpu, offset| world.try_read(vcpu, D, offset, AccessSize::Word);
+    let read = |world: &mut World, vcpu, offset| world.try_read(vcpu, D, offset, Width::Word);
     assert_eq!(read(&mut world, 1, 0x304), None);
     assert_eq!(read(&mut world, 0, 0x308), None);
     assert_eq!(read(&mut world, 1, 0x304), Some(2));
@@ -331,10 +328,10 @@ fn saved_registers_make_the_same_gic() {
         (Frame::Redistributor(1), SGI),
     ] {
         for offset in &words {
-            let value = world.vgic.save(0, frame, base + offset, AccessSize::Word);
+            let value = world.vgic.save(0, frame, base + offset, Width::Word);
             other
                 .vgic
-                .restore(0, frame, base + offset, AccessSize::Word, value);
+                .restore(0, frame, base + offset, Width::Word, value);
         }
     }
     for vcpu in 0..2 {

@@ -3,7 +3,7 @@
 use crate::world::{D, World};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use vgic::{AccessSize, Frame};
+use vgic::{Frame, Width};
 
 const SGIR: u64 = 0xf00;
 const CLEAR_PENDING: u64 = 0xf10;
@@ -89,13 +89,13 @@ fn sources_are_set_and_cleared_by_hand() {
     world.settle();
     for base in [SET_PENDING, CLEAR_PENDING] {
         assert_eq!(world.read(0, D, base + 4), 0b110 << 16);
-        assert_eq!(world.read_sized(0, D, base + 6, AccessSize::Byte), 0b110);
+        assert_eq!(world.read_sized(0, D, base + 6, Width::Byte), 0b110);
         assert_eq!(world.read(1, D, base + 4), 0, "another's");
     }
     assert!(is_pending(&mut world, 6));
     // The one that a list register holds, then one that waits, then both.
     for (cleared, left) in [(0b010, 0b100), (0b100, 0b010), (0b111, 0)] {
-        world.write_sized(0, D, CLEAR_PENDING + 6, AccessSize::Byte, cleared);
+        world.write_sized(0, D, CLEAR_PENDING + 6, Width::Byte, cleared);
         assert_eq!(world.read(0, D, SET_PENDING + 4), left << 16);
         assert_eq!(is_pending(&mut world, 6), left != 0);
         world.write(0, D, SET_PENDING + 4, 0b110 << 16);
@@ -115,7 +115,7 @@ fn sources_are_set_and_cleared_by_hand() {
 fn one_that_gives_way_keeps_its_source() {
     let mut world = World::ready_v2(4, 1);
     for (sgi, priority) in [(1, 0x80), (2, 0x40)] {
-        world.write_sized(0, D, 0x400 + sgi, AccessSize::Byte, priority);
+        world.write_sized(0, D, 0x400 + sgi, Width::Byte, priority);
     }
     send(&mut world, 3, 0, 1);
     send(&mut world, 2, 0, 1);
@@ -150,9 +150,9 @@ fn sources_are_saved_forked_and_reset() {
     for vcpu in 0..3 {
         for offset in (0..0x1000).step_by(4) {
             if !(0x180..0x200).contains(&offset) {
-                let value = world.vgic.save(vcpu, D, offset, AccessSize::Word);
+                let value = world.vgic.save(vcpu, D, offset, Width::Word);
                 let vgic = &saved.vgic;
-                vgic.restore(vcpu, D, offset, AccessSize::Word, value);
+                vgic.restore(vcpu, D, offset, Width::Word, value);
             }
         }
         let interface = world.cpus[vcpu].own.save_interface();
@@ -250,4 +250,53 @@ proptest! {
         }
         prop_assert_eq!(sent, [[0; 4]; 3], "sent and not taken");
     }
+}
+
+/// Rule V18.
+#[test]
+fn an_spi_goes_to_the_lowest_of_its_targets() {
+    const TARGETS: u64 = 0x800 + 40;
+    let mut world = World::ready_v2(3, 4);
+    world.write(0, D, 0x104, 1 << 8);
+    let target = |world: &mut World, targets| {
+        world.write_sized(2, D, TARGETS, Width::Byte, targets);
+    };
+    // By byte: the neighbours stay as they are.
+    world.write(0, D, TARGETS, 0x0101_0101);
+    target(&mut world, 0b1111_0110);
+    assert_eq!(
+        world.read(0, D, TARGETS),
+        0x0101_0106,
+        "CPUs that there aren't"
+    );
+    world.pulse(40);
+    let taken = [0, 1, 2].map(|vcpu| world.take(vcpu));
+    assert_eq!(taken, [None, Some(40), None], "and to no other");
+    target(&mut world, 0b100);
+    world.pulse(40);
+    assert_eq!(
+        [0, 1, 2].map(|vcpu| world.take(vcpu)),
+        [None, None, Some(40)]
+    );
+    // Without a target it is pending, and nobody is told.
+    target(&mut world, 0);
+    world.settle();
+    let kicks = world.kicks;
+    world.pulse(40);
+    assert_eq!(world.kicks, kicks);
+    assert_eq!([0, 1, 2].map(|vcpu| world.take(vcpu)), [None; 3]);
+    assert_eq!(world.read(0, D, 0x204) >> 8 & 1, 1);
+    target(&mut world, 0b110);
+    assert_eq!(
+        [0, 1, 2].map(|vcpu| world.take(vcpu)),
+        [None, Some(40), None]
+    );
+    // While it is in a list register of the lowest, a lower one is added.
+    world.pulse(40);
+    world.settle();
+    target(&mut world, 0b111);
+    assert_eq!(
+        [1, 2, 0].map(|vcpu| world.take(vcpu)),
+        [None, None, Some(40)]
+    );
 }

@@ -1,7 +1,9 @@
 //! A VM with its CPUs, one step after the other.
 
 use model::interrupts::CpuInterface;
-use vgic::{AccessSize, Forwarded, Frame, SgiRegister, VcpuInterrupts, Version, Vgic, VgicConfig};
+use vgic::{
+    Forwarded, Frame, GuestTables, SgiRegister, VcpuInterrupts, Version, Vgic, VgicConfig, Width,
+};
 
 pub const GICD: u64 = 0x0800_0000;
 pub const GICR: u64 = 0x080a_0000;
@@ -33,6 +35,7 @@ pub fn config(vcpus: usize) -> VgicConfig<'static> {
         affinity: &affinity,
         distributor: GICD,
         redistributors: GICR,
+        its: None,
         priority_bits: 5,
         forwarded: &FORWARDED,
     }
@@ -43,8 +46,32 @@ pub struct Cpu {
     pub hw: CpuInterface,
 }
 
+/// The guest's memory, in which are the ITS's tables.
+pub struct Tables(pub Vec<u8>);
+
+pub const RAM: u64 = 0x4000_0000;
+
+impl Tables {
+    pub fn write(&mut self, ipa: u64, bytes: &[u8]) {
+        let start = (ipa - RAM) as usize;
+        self.0[start..start + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+impl GuestTables for Tables {
+    fn read(&self, ipa: u64, bytes: &mut [u8]) -> bool {
+        let start = ipa.checked_sub(RAM).map(|start| start as usize);
+        let found = start.and_then(|start| self.0.get(start..start.checked_add(bytes.len())?));
+        found.is_some_and(|found| {
+            bytes.copy_from_slice(found);
+            true
+        })
+    }
+}
+
 pub struct World {
     pub vgic: Vgic,
+    pub tables: Tables,
     pub cpus: Vec<Cpu>,
     /// Kicks that are on their way.
     pub kicked: Vec<bool>,
@@ -88,10 +115,11 @@ impl World {
         Self::asleep_with(&config, registers)
     }
 
-    fn asleep_with(config: &VgicConfig<'_>, registers: usize) -> Self {
+    pub fn asleep_with(config: &VgicConfig<'_>, registers: usize) -> Self {
         let vcpus = config.vcpus;
         Self {
             vgic: Vgic::new(config).unwrap(),
+            tables: Tables(Vec::new()),
             cpus: (0..vcpus)
                 .map(|vcpu| Cpu {
                     own: VcpuInterrupts::new(vcpu),
@@ -126,10 +154,24 @@ impl World {
         vcpu: usize,
         call: impl FnOnce(&mut VcpuInterrupts, &Vgic, &mut CpuInterface, &mut dyn FnMut(usize)) -> R,
     ) -> R {
+        self.with_tables(vcpu, |own, vgic, hw, _, kick| call(own, vgic, hw, kick))
+    }
+
+    fn with_tables<R>(
+        &mut self,
+        vcpu: usize,
+        call: impl FnOnce(
+            &mut VcpuInterrupts,
+            &Vgic,
+            &mut CpuInterface,
+            &Tables,
+            &mut dyn FnMut(usize),
+        ) -> R,
+    ) -> R {
         self.exited[vcpu] = true;
         let Cpu { own, hw } = &mut self.cpus[vcpu];
         let (kicked, kicks) = (&mut self.kicked, &mut self.kicks);
-        call(own, &self.vgic, hw, &mut |cpu| {
+        call(own, &self.vgic, hw, &self.tables, &mut |cpu| {
             kicked[cpu] = true;
             *kicks += 1;
         })
@@ -181,25 +223,19 @@ impl World {
         }
     }
 
-    pub fn try_read(
-        &mut self,
-        vcpu: usize,
-        frame: Frame,
-        offset: u64,
-        size: AccessSize,
-    ) -> Option<u64> {
-        self.with(vcpu, |own, vgic, hw, kick| {
-            own.read(vgic, hw, frame, offset, size, kick)
+    pub fn try_read(&mut self, vcpu: usize, frame: Frame, offset: u64, size: Width) -> Option<u64> {
+        self.with_tables(vcpu, |own, vgic, hw, tables, kick| {
+            own.read(vgic, hw, tables, frame, offset, size, kick)
         })
         .ok()
     }
 
     pub fn read(&mut self, vcpu: usize, frame: Frame, offset: u64) -> u64 {
-        self.read_sized(vcpu, frame, offset, AccessSize::Word)
+        self.read_sized(vcpu, frame, offset, Width::Word)
     }
 
     /// Reads as often as it has to be executed again.
-    pub fn read_sized(&mut self, vcpu: usize, frame: Frame, offset: u64, size: AccessSize) -> u64 {
+    pub fn read_sized(&mut self, vcpu: usize, frame: Frame, offset: u64, size: Width) -> u64 {
         for _ in 0..4 {
             if let Some(value) = self.try_read(vcpu, frame, offset, size) {
                 return value;
@@ -210,21 +246,27 @@ impl World {
     }
 
     pub fn write(&mut self, vcpu: usize, frame: Frame, offset: u64, value: u64) {
-        self.write_sized(vcpu, frame, offset, AccessSize::Word, value);
+        self.write_sized(vcpu, frame, offset, Width::Word, value);
     }
 
-    pub fn write_sized(
+    pub fn write_sized(&mut self, vcpu: usize, frame: Frame, offset: u64, size: Width, value: u64) {
+        let written = self.try_write(vcpu, frame, offset, size, value);
+        assert!(written, "a GICv3 has no writes that wait, but of the ITS");
+    }
+
+    /// Writes. Returns whether it is done, and need not be executed again.
+    pub fn try_write(
         &mut self,
         vcpu: usize,
         frame: Frame,
         offset: u64,
-        size: AccessSize,
+        size: Width,
         value: u64,
-    ) {
-        let written = self.with(vcpu, |own, vgic, hw, kick| {
-            own.write(vgic, hw, frame, offset, size, value, kick)
-        });
-        written.expect("a GICv3 has no writes that wait");
+    ) -> bool {
+        self.with_tables(vcpu, |own, vgic, hw, tables, kick| {
+            own.write(vgic, hw, tables, frame, offset, size, value, kick)
+        })
+        .is_ok()
     }
 
     /// Sets or clears a bit of an interrupt by the set or clear register at `base`, on the frame that it is in.
@@ -290,7 +332,7 @@ impl World {
         };
         let base = if intid < 32 { SGI } else { 0 };
         let offset = base + 0x400 + u64::from(intid);
-        self.write_sized(vcpu, frame, offset, AccessSize::Byte, priority.into());
+        self.write_sized(vcpu, frame, offset, Width::Byte, priority.into());
     }
 
     /// Makes an SPI an edge.
@@ -303,7 +345,7 @@ impl World {
 
     pub fn set_route(&mut self, vcpu: usize, intid: u32, to: usize) {
         let offset = 0x6000 + u64::from(intid) * 8;
-        self.write_sized(vcpu, D, offset, AccessSize::Double, affinity(to).into());
+        self.write_sized(vcpu, D, offset, Width::Double, affinity(to).into());
     }
 
     pub fn set_level(&mut self, intid: u32, level: bool) {

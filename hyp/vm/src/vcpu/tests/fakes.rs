@@ -77,6 +77,17 @@ impl GuestMemory<()> for FakeSpace {
         ipa.align_down(PAGE_SIZE) == Ipa::new(ENTRY)
     }
 
+    fn read_bytes(&self, _: &(), ipa: Ipa, bytes: &mut [u8]) -> bool {
+        // The last write of it as a whole.
+        let written = self.written.lock().unwrap();
+        let mut last_first = written.iter().rev();
+        let found = last_first.find(|(at, written)| *at == ipa && written.len() == bytes.len());
+        found.is_some_and(|(_, written)| {
+            bytes.copy_from_slice(written);
+            true
+        })
+    }
+
     fn write_bytes(&self, _: &(), ipa: Ipa, bytes: &[u8]) {
         self.written.lock().unwrap().push((ipa, bytes.to_vec()));
     }

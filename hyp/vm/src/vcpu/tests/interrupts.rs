@@ -13,6 +13,7 @@ use vgic::{Forwarded, Version, Vgic, VgicConfig};
 
 const GICD: u64 = 0x0800_0000;
 const GICR: u64 = 0x080a_0000;
+const GITS: u64 = 0x0808_0000;
 const GICR_SGI: u64 = GICR + 0x1_0000;
 const DEVICE: u64 = 0x0900_0000;
 /// The device's interrupt.
@@ -62,6 +63,7 @@ fn board(vcpus: usize) -> Board {
         affinity: &|vcpu| VcpuId(vcpu).affinity() as u32,
         distributor: GICD,
         redistributors: GICR,
+        its: Some(GITS),
         priority_bits: 5,
         forwarded: &timers,
     });
