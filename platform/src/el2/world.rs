@@ -24,6 +24,7 @@ use crate::cpu::recover;
 use crate::cpu::register::{read_register, write_register};
 use crate::cpu::tlb::CpuInstructions;
 use crate::drivers::gic::{self, ListRegisters};
+use crate::drivers::timer;
 use crate::el2::debug;
 use crate::el2::exceptions;
 use crate::el2::protect;
@@ -106,7 +107,7 @@ pub struct HardwareCpu {
     pauth: bool,
     ras: bool,
     has_random: bool,
-    /// CNTPOFF_EL2 exists.
+    /// CNTPOFF_EL2 exists and acts.
     offsets_physical_counter: bool,
     list_registers: Option<ListRegisters>,
     protections: Protections,
@@ -143,7 +144,7 @@ impl HardwareCpu {
             pauth,
             ras,
             has_random: features.rng,
-            offsets_physical_counter: features.ecv >= 2,
+            offsets_physical_counter: features.ecv >= 2 && timer::can_offset_physical(),
             list_registers: gic::list_registers(),
             protections: protect::protections(),
             debug_points: DebugPoints::of(read_register!("id_aa64dfr0_el1")),

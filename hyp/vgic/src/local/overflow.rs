@@ -55,10 +55,11 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         }
         let is_on = |group1| enabled & if group1 { vmcr::VENG1 } else { vmcr::VENG0 } != 0;
         // When the guest switches its groups others are more urgent. What is asked for isn't so now: it would come at once again.
-        let groups_off = [(false, hcr::VGRP0DIE), (true, hcr::VGRP1DIE)]
-            .into_iter()
-            .filter(|(group1, _)| is_on(*group1))
-            .fold(0, |bits, (_, bit)| bits | bit);
+        // With one group on, nothing is more urgent once that is off. (QEMU 10 signals VGrp0D for as long as group 1 is off.)
+        let groups_off = match (is_on(false), is_on(true)) {
+            (true, true) => hcr::VGRP0DIE | hcr::VGRP1DIE,
+            _ => 0,
+        };
         let mut wanted = 0;
         self.each_loadable(groups, enabled, |rank, group1, _| {
             wanted |= groups_off;

@@ -15,11 +15,11 @@ const WRITE: u64 = 1 << 6;
 const REACH: u64 = 1 << 39;
 
 /// One instruction that accesses the address in x9.
-struct Kind {
-    text: &'static str,
-    is_write: bool,
+pub struct Kind {
+    pub text: &'static str,
+    pub is_write: bool,
     /// Executes it, and returns x9.
-    execute: fn(u64) -> u64,
+    pub execute: fn(u64) -> u64,
 }
 
 macro_rules! kind {
@@ -30,15 +30,16 @@ macro_rules! kind {
             execute: |mut address| {
                 // SAFETY: nothing of the program lies at the addresses that this is used with.
                 unsafe {
-                    asm!($text, inout("x9") address, inout("x10") 0u64 => _, inout("x11") 0u64 => _, options(nostack));
+                    core::arch::asm!($text, inout("x9") address, inout("x10") 0u64 => _, inout("x11") 0u64 => _, options(nostack));
                 }
                 address
             },
         }
     };
 }
+pub(crate) use kind;
 
-const KINDS: [Kind; 22] = [
+pub const KINDS: [Kind; 22] = [
     kind!("ldrb w10, [x9]", false),
     kind!("ldrh w10, [x9]", false),
     kind!("ldr w10, [x9]", false),

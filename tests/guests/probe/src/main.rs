@@ -21,6 +21,10 @@
 //! | `forked` | takes such interrupts while it is forked | by the call |
 //! | `sve` | keeps values in SVE's registers, on a vCPU that starts twice too, on such a machine | by the call |
 //! | `debug` | sets watchpoints, likewise | by the call |
+//! | `count` | counts that no SGI, tick or interrupt of a device is lost or comes twice, there | by the call |
+//! | `devices` | accesses every register of the devices there in every way | by the call |
+//! | `hostile` | does at random whatever a guest can do to its GIC, timers, devices and vCPUs, there | by the call |
+//! | `stack`, `vectors` | has its stack or its vectors in a device | never |
 //! | `off`, `reset` | what they say | by the call |
 //! | `fail` | reports a failure | fails |
 //! | `spin`, `storm`, `wfi`, `flood` | compute, fault, wait or print for ever | never |
@@ -32,9 +36,11 @@ mod access;
 mod alarm;
 mod calls;
 mod clock;
+mod count;
 mod debug;
 mod features;
 mod fp;
+mod hostile;
 mod interrupts;
 mod lpis;
 mod memory;
@@ -58,7 +64,11 @@ const ASKED_FOR: u64 = 17;
 const UNKNOWN: u64 = 18;
 
 fn main(tree: Tree) -> ! {
-    match tree.bootargs() {
+    let (name, arguments) = match tree.bootargs().split_once(' ') {
+        Some((name, arguments)) => (name, arguments),
+        None => (tree.bootargs(), ""),
+    };
+    match name {
         "outside" => access::outside(tree),
         "jump" => access::jump(),
         "storm" => access::storm(),
@@ -80,6 +90,11 @@ fn main(tree: Tree) -> ! {
         "forked" => interrupts::while_forked(tree),
         "sve" => sve::probe(tree),
         "debug" => debug::probe(tree),
+        "count" => count::probe(tree, arguments),
+        "hostile" => hostile::probe(tree, arguments),
+        "devices" => hostile::access_devices(tree, arguments),
+        "stack" => hostile::stack_in_a_device(tree),
+        "vectors" => hostile::vectors_in_a_device(tree),
         "off" => guest_runtime::power_off(),
         "reset" => {
             let _ = smccc::psci::system_reset::<Hvc>();

@@ -1,6 +1,6 @@
 //! Starting and stopping vCPUs by PSCI, rightly and wrongly.
 
-use crate::{calls, debug, fp, interrupts, memory, registers, sve, walks, wrong};
+use crate::{calls, count, debug, fp, hostile, interrupts, memory, registers, sve, walks, wrong};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use guest_runtime::{Tree, affinity, entry_point, index, println, start_vcpu};
 use smccc::Hvc;
@@ -36,6 +36,12 @@ pub fn secondary(own_index: usize) -> ! {
     }
     if debug::is_wanted() {
         debug::secondary(own_index);
+    }
+    if hostile::is_wanted() {
+        hostile::secondary(own_index);
+    }
+    if count::is_wanted() {
+        count::secondary(own_index);
     }
     if interrupts::are_wanted() {
         interrupts::secondary(own_index);

@@ -2,6 +2,7 @@
 
 use crate::world::{D, World};
 use proptest::prelude::*;
+use vgic::{VirtualInterface, hcr};
 
 fn ready(registers: usize, intids: std::ops::Range<u32>) -> World {
     let mut world = World::ready(1, registers);
@@ -109,6 +110,29 @@ fn a_group_that_the_guest_has_off_keeps_no_list_register_from_the_other() {
     assert_eq!(world.take(0), None);
     world.cpus[0].hw.open(0xf8, true, true);
     assert_eq!(std::iter::from_fn(|| world.take(0)).count(), 6);
+}
+
+/// QEMU 10 signals VGrp0D for as long as group 1 is off, whatever group 0 is: nobody asks for it then.
+#[test]
+fn the_end_of_a_group_is_asked_for_while_the_other_is_on() {
+    let mut world = ready(2, 32..40);
+    // Half of them are of group 0.
+    world.write(0, D, 0x84, 0xf0);
+    world.cpus[0].hw.open(0xf8, true, false);
+    (32..40).for_each(|intid| world.pulse(intid));
+    world.settle();
+    let asked = |world: &World| world.cpus[0].hw.read_hcr() & (hcr::VGRP0DIE | hcr::VGRP1DIE);
+    assert_eq!(asked(&world), 0);
+    world.cpus[0].hw.open(0xf8, true, true);
+    world.settle();
+    assert_eq!(asked(&world), hcr::VGRP0DIE | hcr::VGRP1DIE);
+    world.cpus[0].hw.open(0xf8, false, true);
+    world.settle();
+    assert_eq!(asked(&world), 0);
+    let group1: Vec<u32> = std::iter::from_fn(|| world.take(0)).collect();
+    assert_eq!(group1, [36, 37, 38, 39]);
+    world.cpus[0].hw.open(0xf8, true, false);
+    assert_eq!(std::iter::from_fn(|| world.take(0)).count(), 4);
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod documented;
 mod fatal;
 mod guests;
 mod image;
+mod interrupts;
 mod kernels;
 mod linux;
 mod matrix;

@@ -1,0 +1,73 @@
+//! Guests that drive their interrupt controller, timers and devices hard, or as nobody should.
+
+use std::env;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use emulator::boot::Outcome;
+use emulator::qemu::Gic;
+use qemu_tests::{Boot, describe, probe_guest};
+
+/// All that a machine can have of a GIC, on the oldest and on the newest CPU.
+const MACHINES: [(&str, Gic); 3] = [
+    ("cortex-a53", Gic::V2),
+    ("neoverse-n1", Gic::V3),
+    ("max", Gic::V3),
+];
+
+/// A VM on QEMU's virt with this probe.
+fn board(probe: &str, vcpus: u32, timeout: u64) -> Boot {
+    let append = format!("guest=linux vcpus={vcpus} bytes=64M console=lines timeout={timeout}");
+    let boot = Boot::without_guest(&append).cpus(vcpus + 1);
+    boot.guest(probe_guest(), Some(probe)).limit(timeout)
+}
+
+fn passes(probe: &str, (cpu, gic): (&str, Gic), vcpus: u32, timeout: u64) -> Outcome {
+    let boot = board(probe, vcpus, timeout).cpu(cpu).gic(gic);
+    let outcome = boot.run_well();
+    let passed = "as it should be";
+    let is_told = outcome.lines.iter().any(|line| line.contains(passed));
+    assert!(is_told, "{cpu}, {gic:?}: {}", describe(&outcome));
+    outcome
+}
+
+/// How much more of everything: `PARVISOR_SLOW`, which `scripts/test --slow` sets.
+fn factor() -> u64 {
+    match env::var_os("PARVISOR_SLOW") {
+        Some(_) => 100,
+        None => 1,
+    }
+}
+
+/// Another one each time; the guest prints it.
+fn seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(1, |since| since.as_nanos() as u64 >> 10)
+}
+
+#[test]
+fn every_register_of_every_device_takes_every_access() {
+    for machine in MACHINES {
+        let every = if factor() == 1 { 256 } else { 4 };
+        let probe = format!("devices every={every} seed={}", seed());
+        passes(&probe, machine, 2, 200 * factor());
+    }
+}
+
+/// All vCPUs do at random whatever they can; then everything works as on the first day.
+#[test]
+fn whatever_a_guest_does_to_its_interrupts_ends_well() {
+    for machine in MACHINES {
+        let probe = format!("hostile acts={} seed={}", 20_000 * factor(), seed());
+        passes(&probe, machine, 3, 100 * factor());
+    }
+}
+
+#[test]
+fn a_stack_and_vectors_in_a_device_end_their_own_vm() {
+    for probe in ["stack", "vectors"] {
+        let outcome = board(probe, 1, 2).limit(60).run();
+        let is_clean = outcome.status == Some(1) && outcome.fatal.is_empty();
+        let is_named = (outcome.errors.iter()).any(|error| error.contains("no progress for 2 s"));
+        assert!(is_clean && is_named, "{probe}: {}", describe(&outcome));
+    }
+}
