@@ -289,10 +289,10 @@ pub trait VirtualInterface {
     /// GICR_ICACTIVER0.
     fn set_active(&mut self, physical: u32, active: bool);
 
-    /// The level of the line of a forwarded interrupt, where this CPU knows it (a timer's condition): one that has fallen before
-    /// its interrupt is in a list register raises nothing.
-    fn line(&self, virtual_id: u32) -> Option<bool> {
-        let _ = virtual_id;
+    /// The level of a physical interrupt's line, where this CPU knows it (a timer's condition, and a device's while it is active):
+    /// one that has fallen before its interrupt is in a list register raises nothing.
+    fn line(&self, physical: u32) -> Option<bool> {
+        let _ = physical;
         None
     }
 }

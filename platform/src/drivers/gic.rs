@@ -356,6 +356,12 @@ pub(crate) fn set_active(interrupt: u32, active: bool) {
     }
 }
 
+/// The level of the line of a device's interrupt that is active; `None` for an edge.
+pub(crate) fn line(interrupt: u32) -> Option<bool> {
+    let distributor = GIC.get()?.distributor()?;
+    (interrupt >= PRIVATE).then(|| shared::line(distributor, interrupt))?
+}
+
 /// Has `cpu` take a device's interrupt, which is an edge or a level, once it is [unmasked](unmask). What was pending is forgotten.
 /// Called by the boot CPU.
 pub fn route(interrupt: u32, is_edge: bool, cpu: CpuId) {

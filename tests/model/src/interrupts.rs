@@ -270,7 +270,7 @@ impl VirtualInterface for CpuInterface {
         }
     }
 
-    fn line(&self, virtual_id: u32) -> Option<bool> {
-        self.lines.get(&virtual_id).copied()
+    fn line(&self, physical: u32) -> Option<bool> {
+        self.lines.get(&physical).copied()
     }
 }

@@ -58,7 +58,8 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
     /// Pays what another vCPU has left to this one (rule V13), and ends a physical interrupt whose line has fallen again before
     /// the guest got it.
     fn look_at_physical(&mut self, intid: u32, word: Word) {
-        let fell = !word.has(Word::EDGE) && self.hw.line(intid) == Some(false);
+        let line = self.vgic.physical(intid).and_then(|id| self.hw.line(id));
+        let fell = !word.has(Word::EDGE) && line == Some(false);
         if !word.has(Word::DEBT) && !fell {
             return;
         }

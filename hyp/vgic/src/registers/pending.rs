@@ -30,8 +30,9 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             }
             let in_door = intid < FIRST_PPI && sgis >> intid & 1 != 0;
             let held = word.has(Word::CLAIMED) && word.has(Word::P);
-            // The line of a timer that is forwarded, whether it is enabled or not.
-            let line = own && self.hw.line(intid) == Some(true);
+            // The line of a forwarded interrupt, whether it is enabled or not.
+            let line = || self.vgic.physical(intid).and_then(|id| self.hw.line(id));
+            let line = own && line() == Some(true);
             u64::from(in_door || word.is_pending() || held || line)
         }))
     }

@@ -185,14 +185,14 @@ impl VirtualInterface for ListRegisters {
         self.preemption_bits
     }
 
-    fn line(&self, virtual_id: u32) -> Option<bool> {
+    fn line(&self, physical: u32) -> Option<bool> {
         // ENABLE and ISTATUS of a timer's control register, but not IMASK.
         const FIELDS: u64 = 0b111;
         const RAISED: u64 = 0b101;
-        let control = match virtual_id {
+        let control = match physical {
             VIRTUAL_TIMER => read_register!("cntv_ctl_el0"),
             PHYSICAL_TIMER => read_register!("cntp_ctl_el0"),
-            _ => return None,
+            _ => return super::line(physical),
         };
         Some(control & FIELDS == RAISED)
     }

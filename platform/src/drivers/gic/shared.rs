@@ -8,6 +8,7 @@ use super::registers::Registers;
 const GICD_CTLR: u64 = 0;
 const GICD_ISENABLER: u64 = 0x100;
 const GICD_ICENABLER: u64 = 0x180;
+const GICD_ISPENDR: u64 = 0x200;
 const GICD_ICPENDR: u64 = 0x280;
 const GICD_ISACTIVER: u64 = 0x300;
 const GICD_ICACTIVER: u64 = 0x380;
@@ -54,14 +55,26 @@ pub fn set_active(distributor: Registers, interrupt: u32, active: bool) {
     set(distributor, register, interrupt);
 }
 
+/// The level of the line of an interrupt that is active: then it is pending again if it asks for that. `None` for an edge.
+pub fn line(distributor: Registers, interrupt: u32) -> Option<bool> {
+    let (register, shift) = trigger(interrupt);
+    if distributor.read(register) >> shift & EDGE != 0 {
+        return None;
+    }
+    let (register, bit) = bit(GICD_ISPENDR, interrupt);
+    Some(distributor.read(register) & bit != 0)
+}
+
+/// The register and the lowest bit of an interrupt's trigger.
+const fn trigger(interrupt: u32) -> (u64, u32) {
+    (GICD_ICFGR + interrupt as u64 / 16 * 4, interrupt % 16 * 2)
+}
+
 pub fn route(distributor: Registers, interrupt: u32, is_edge: bool, target: Target) {
     mask(distributor, interrupt);
     let (register, shift) = byte(GICD_IPRIORITYR, interrupt);
     distributor.change(register, shift, 0xff, PRIORITY);
-    let (register, shift) = (
-        GICD_ICFGR + u64::from(interrupt) / 16 * 4,
-        interrupt % 16 * 2,
-    );
+    let (register, shift) = trigger(interrupt);
     distributor.change(register, shift, EDGE, if is_edge { EDGE } else { 0 });
     match target {
         Target::List(list) => {

@@ -30,7 +30,7 @@ use emulator::effort::Limit;
 use emulator::error::ToolError;
 use emulator::qemu::{Gic, MOST_CPUS};
 use emulator::size::{self, Size, mib};
-use records::words::Profile;
+use records::words::{CpuFeature, Profile};
 
 /// How long a guest may go on without progress, unless the user says.
 const USUAL_TIMEOUT: u64 = 120;
@@ -128,6 +128,10 @@ pub struct RunOptions {
     /// The command line of that guest.
     #[arg(long, value_name = "STRING", requires = "guest")]
     pub guest_append: Option<String>,
+
+    /// What else of the CPU the guest sees and has, with --linux, --kernel or --guest.
+    #[arg(long, value_name = "FEATURE,...", value_enum, value_delimiter = ',')]
+    pub cpu_features: Vec<CpuFeature>,
 
     /// A Linux guest.
     #[command(flatten)]
@@ -247,6 +251,11 @@ impl RunOptions {
             workload.logged =
                 (self.linux.dirty_log).then(|| self.linux.interval.unwrap_or(USUAL_INTERVAL));
         }
+        distinct("--cpu-features", &self.cpu_features)?;
+        if !self.cpu_features.is_empty() && !workload.program {
+            return usage("--cpu-features: needs --linux, --kernel or --guest");
+        }
+        workload.cpu_features = self.cpu_features.clone();
         self.linux.command_line(self.machine.verbose)?;
         if workload.modes.is_empty() {
             workload.modes = workload.usual_modes();

@@ -9,7 +9,7 @@ use records::options::each_word;
 /// The hypervisor's options for which the scripts' options have another name.
 const RENAMED: [(&str, &str); 1] = [("seconds", "--stress")];
 /// The others: theirs is the same, with dashes.
-const NAMED: [&str; 34] = [
+const NAMED: [&str; 35] = [
     "mode",
     "split",
     "tracking",
@@ -44,6 +44,7 @@ const NAMED: [&str; 34] = [
     "sleep_millisecs",
     "max_page_sharing",
     "timeout",
+    "cpu_features",
 ];
 /// The words that an option stands for, beside one with its own value.
 const CHOSEN: [(&str, &str); 4] = [

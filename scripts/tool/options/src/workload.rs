@@ -5,6 +5,7 @@ use std::fmt::{self, Display};
 use std::time::SystemTime;
 
 use records::record::Record;
+use records::words::CpuFeature;
 
 use super::backing::{BackingOptions, Case, Compared};
 use super::merging::Merging;
@@ -86,6 +87,8 @@ pub struct Workload {
     pub restarts: bool,
     /// How many milliseconds Linux runs between two rounds, if its memory is logged and copied while it runs.
     pub logged: Option<u32>,
+    /// What else of the CPU the guest has.
+    pub cpu_features: Vec<CpuFeature>,
     /// For how many seconds the stress run goes on, if that is to run instead of the benchmark.
     pub stress: Option<u64>,
     /// The workload that changes backing memory, and its lists, if it runs instead of the benchmark.
@@ -187,6 +190,7 @@ impl Workload {
             vms: Vec::new(),
             restarts: false,
             logged: None,
+            cpu_features: Vec::new(),
             stress: None,
             compared,
             overcommit: backing.overcommits.first().copied().unwrap_or(100),
@@ -420,6 +424,9 @@ impl Workload {
             words.extend(
                 (self.overcommit != 100).then(|| format!("overcommit={}", self.overcommit)),
             );
+        }
+        if !self.cpu_features.is_empty() {
+            words.push(format!("cpu_features={}", list(&self.cpu_features)));
         }
         words.extend(match self.merging.beside {
             0 => None,

@@ -135,15 +135,32 @@ fn a_timer_moves_with_its_vcpu() {
 fn a_timer_that_was_set_anew_before_it_was_taken_raises_nothing() {
     let mut world = World::ready(1, 1);
     world.take_physical(0, TIMER);
-    world.cpus[0].hw.lines.insert(TIMER, false);
+    world.cpus[0].hw.lines.insert(28, false);
     world.enable(0, TIMER);
     assert_eq!(world.take(0), None);
     assert_eq!(world.cpus[0].hw.deactivated, [28]);
     // The line of a disabled one reads as it is.
     world.disable(0, TIMER);
     assert!(!world.pending(0, TIMER));
-    world.cpus[0].hw.lines.insert(TIMER, true);
+    world.cpus[0].hw.lines.insert(28, true);
     assert!(world.pending(0, TIMER));
+}
+
+#[test]
+fn a_device_whose_line_has_fallen_before_it_was_taken_raises_nothing() {
+    let mut world = World::ready(1, 1);
+    world.cpus[0].hw.lines.insert(99, false);
+    world.vgic.forward_physical(99, |_| {});
+    world.enable(0, DEVICE);
+    assert_eq!(world.take(0), None);
+    assert_eq!(world.cpus[0].hw.deactivated, [99]);
+    world.cpus[0].hw.lines.insert(99, true);
+    world.vgic.forward_physical(99, |_| {});
+    world.settle();
+    assert_eq!(world.take(0), Some(DEVICE));
+    // It isn't this VM's.
+    world.vgic.forward_physical(98, |_| {});
+    assert_eq!(world.take(0), None);
 }
 
 #[test]

@@ -199,6 +199,11 @@ fn vms_that_cant_be_are_refused_by_name() {
         &["VM b", "memory", "1 GiB"],
     );
     refuses(&format!("{a} vcpus=2"), &["'vcpus'"]);
+    refuses(
+        &format!("device=/pl031@9010000 {a} vm=name=b,bytes=16M,kernel=GOOD"),
+        &["VM b", "/pl031@9010000", "another guest has it"],
+    );
+    refuses(&format!("fork=1 {a}"), &["'fork'"]);
 }
 
 #[test]
