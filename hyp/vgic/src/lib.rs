@@ -78,5 +78,5 @@ pub use interface::{
     ActivePriorities, ListRegister, MAX_LIST_REGISTERS, VirtualInterface, hcr, vmcr,
 };
 pub use own::VcpuInterrupts;
-pub use vcpu::InterfaceState;
+pub use vcpu::{Doorbell, InterfaceState};
 pub use vgic::Vgic;

@@ -135,15 +135,16 @@ struct Register {
 
 impl Register {
     /// The register at an offset of a frame, for an access by `vcpu`.
+    #[inline(always)]
     fn find(vgic: &Vgic, vcpu: usize, frame: Frame, offset: u64, size: AccessSize) -> Option<Self> {
         let v2 = vgic.version == Version::V2;
         let (offset, tables, vcpu, has_private, has_shared) = match frame {
             Frame::Distributor if v2 => {
-                let tables = [INTERRUPTS, DISTRIBUTOR, DISTRIBUTOR_V2];
+                let tables = [DISTRIBUTOR, INTERRUPTS, DISTRIBUTOR_V2];
                 (offset, tables, vcpu, true, true)
             }
             Frame::Distributor => {
-                let tables = [INTERRUPTS, DISTRIBUTOR, DISTRIBUTOR_V3];
+                let tables = [DISTRIBUTOR, INTERRUPTS, DISTRIBUTOR_V3];
                 (offset, tables, vcpu, false, true)
             }
             Frame::Redistributor(vcpu) if offset < SGI_FRAME => {

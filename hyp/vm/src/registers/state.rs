@@ -166,19 +166,20 @@ pub struct VcpuState {
 /// What EL1's timers count from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimerOffsets {
-    /// The counter's value at which the virtual timer's is 0.
-    pub virtual_timer: u64,
+    /// The counter's value at which the virtual timer's is 0; nothing if the timer isn't waited for.
+    pub virtual_timer: Option<u64>,
     /// The same of the physical timer.
-    pub physical: u64,
+    pub physical: Option<u64>,
 }
 
 impl El1State {
     /// The counter's value at which the first of the timers raises its interrupt, if one does.
     pub fn timers_due(&self, offsets: TimerOffsets) -> Option<u64> {
-        let due = |ctl: u64, cval: u64, offset: u64| {
+        let due = |ctl: u64, cval: u64, offset: Option<u64>| {
             const ENABLE: u64 = 1;
             const IMASK: u64 = 1 << 1;
-            (ctl & (ENABLE | IMASK) == ENABLE).then(|| cval.saturating_add(offset))
+            let offset = offset.filter(|_| ctl & (ENABLE | IMASK) == ENABLE)?;
+            Some(cval.saturating_add(offset))
         };
         let virtual_timer = due(self.cntv_ctl_el0, self.cntv_cval_el0, offsets.virtual_timer);
         let physical = due(self.cntp_ctl_el0, self.cntp_cval_el0, offsets.physical);
@@ -289,8 +290,8 @@ mod tests {
     #[test]
     fn a_timer_is_due_where_it_is_on_and_not_masked() {
         let offsets = TimerOffsets {
-            virtual_timer: 100,
-            physical: 0,
+            virtual_timer: Some(100),
+            physical: Some(0),
         };
         let due = |cntv: (u64, u64), cntp: (u64, u64)| {
             El1State {
@@ -312,6 +313,17 @@ mod tests {
             "its condition is met already"
         );
         assert_eq!(due((1, u64::MAX), (0, 0)), Some(u64::MAX), "never");
+        let state = El1State {
+            cntv_ctl_el0: 1,
+            cntp_ctl_el0: 1,
+            cntp_cval_el0: 50,
+            ..El1State::reset()
+        };
+        let offsets = TimerOffsets {
+            virtual_timer: None,
+            ..offsets
+        };
+        assert_eq!(state.timers_due(offsets), Some(50), "not waited for");
     }
 
     #[test]

@@ -267,6 +267,15 @@ pub const fn is_survived(serror: u64) -> bool {
     is_told && matches!(severity, SERROR_AET_RESTARTABLE | SERROR_AET_CORRECTED)
 }
 
+/// Whether an exit is for a write to ICC_SGI1R_EL1, the commonest of those to registers.
+#[inline(always)]
+pub const fn is_sgi1r_write(esr: u64) -> bool {
+    /// All but the general register and the length of the instruction, which has one.
+    const MASK: u64 = CLASS_MASK << CLASS_SHIFT | 0x3f_fc1f;
+    const SGI1R_WRITE: u64 = CLASS_SYSTEM << CLASS_SHIFT | 3 << 20 | 5 << 17 | 12 << 10 | 11 << 1;
+    esr & MASK == SGI1R_WRITE
+}
+
 /// The page of HPFAR_EL2's IPA: FIPA, bits 47 to 4, holds IPA bits 55 to 12.
 #[inline]
 pub const fn fault_page(hpfar: u64) -> u64 {
@@ -313,6 +322,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_write_to_sgi1r_is_what_the_whole_decoding_says(
+            iss in 0u64..1 << 25,
+            operand in prop::option::of(0u64..32),
+            class in prop::sample::select(vec![CLASS_SYSTEM, CLASS_HVC64, CLASS_DATA_ABORT]),
+        ) {
+            let written = 3 << 20 | 5 << 17 | 12 << 10 | 11 << 1;
+            let iss = operand.map_or(iss, |operand| written | operand << 5);
+            let esr = class << CLASS_SHIFT | IL | iss;
+            let expected = matches!(Cause::decode(esr), Cause::SystemRegister(access)
+                if access.register == SystemRegister::new(3, 0, 12, 11, 5) && access.direction == Direction::Write);
+            prop_assert_eq!(is_sgi1r_write(esr), expected);
+        }
+
         #[test]
         fn a_forbidden_write_is_what_the_whole_decoding_says(
             iss in 0u64..1 << 25,

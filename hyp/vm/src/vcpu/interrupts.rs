@@ -2,16 +2,36 @@
 //!
 //! All paths of others pass this by: without a virtual GIC an interrupt is a kick, and WFI waits for one.
 
-use vgic::{SgiRegister, VcpuInterrupts, Vgic};
+use memory::FaultKind;
+use vgic::{Doorbell, SgiRegister, VcpuInterrupts, Vgic};
 
 use super::running::{Next, Running};
 use crate::calls::service::Service;
+use crate::counts::exits::ExitKind;
 use crate::ids::CpuId;
-use crate::machine::cpu::{Cpu, Interrupt, PHYSICAL_TIMER, VIRTUAL_TIMER};
+use crate::machine::cpu::{Cpu, Interrupt, PHYSICAL_TIMER, RawExit, VIRTUAL_TIMER};
 use crate::machine::guest_memory::GuestMemory;
 use crate::registers::state::TimerOffsets;
+use crate::registers::syndrome::{Abort, AbortKind, fault_page};
 
-impl<S, C, K, V> Running<'_, S, C, K, V>
+/// What there is besides memory for a vCPU: what tells of interrupts, and the addresses from the first to the last device.
+#[derive(Default)]
+pub(super) struct Attended<'r> {
+    doorbell: Option<Doorbell<'r>>,
+    start: u64,
+    bytes: u64,
+}
+
+impl Attended<'_> {
+    /// Whether a data abort may be an access to a device.
+    #[inline(always)]
+    pub(super) fn may_be_device(&self, exit: &RawExit, abort: Abort) -> bool {
+        fault_page(exit.hpfar).wrapping_sub(self.start) < self.bytes
+            && abort.kind() == AbortKind::Stage2(FaultKind::Translation)
+    }
+}
+
+impl<'r, S, C, K, V> Running<'r, S, C, K, V>
 where
     S: GuestMemory<C>,
     K: Cpu,
@@ -54,12 +74,25 @@ where
         slept.unwrap_or(true)
     }
 
+    /// What to look at before each entry and after each exit.
+    pub(super) fn attended(&self) -> Attended<'r> {
+        let interrupts = self.context.interrupts.as_ref();
+        let attended = self.vm.devices().zip(interrupts);
+        let attended = attended.map(|(devices, interrupts)| {
+            let reach = devices.reach();
+            Attended {
+                doorbell: interrupts.doorbell(&devices.gic),
+                start: reach.start,
+                bytes: reach.end - reach.start,
+            }
+        });
+        attended.unwrap_or_default()
+    }
+
     /// Looks for new interrupts, before the guest is entered.
     #[inline(always)]
-    pub(super) fn look(&mut self) {
-        if let (Some(devices), Some(interrupts)) = (self.vm.devices(), &self.context.interrupts)
-            && interrupts.needs_look(&devices.gic)
-        {
+    pub(super) fn look(&mut self, attended: &Attended<'_>) {
+        if attended.doorbell.is_some_and(Doorbell::rings) {
             self.take_new();
         }
     }
@@ -103,16 +136,31 @@ where
 
     /// When a vCPU goes on that waits for an interrupt, and was put.
     pub(super) fn wakes_at(&self) -> Option<u64> {
-        let due = self.context.interrupts.as_ref().and_then(|_| {
-            let virtual_timer = self.vm.counter_offset();
-            let physical = self.cpu.physical_offset(virtual_timer);
+        let attended = self.vm.devices().zip(self.context.interrupts.as_ref());
+        let due = attended.and_then(|(devices, interrupts)| {
+            // One that was raised and isn't taken by the guest won't be raised again.
+            let unless_raised = |timer, offset| {
+                let is_raised = interrupts.is_raised(&devices.gic, timer);
+                (!is_raised).then_some(offset)
+            };
+            let offset = self.vm.counter_offset();
             let offsets = TimerOffsets {
-                virtual_timer,
-                physical,
+                virtual_timer: unless_raised(VIRTUAL_TIMER, offset),
+                physical: unless_raised(PHYSICAL_TIMER, self.cpu.physical_offset(offset)),
             };
             self.context.state.el1.timers_due(offsets)
         });
         due.into_iter().chain(self.timeout).min()
+    }
+
+    /// Executes a write to ICC_SGI1R_EL1 that has this syndrome.
+    #[inline(never)]
+    pub(super) fn sgi(&mut self, esr: u64) -> Next {
+        self.count(ExitKind::SystemRegister);
+        let value = self.context.state.regs.operand((esr >> 5 & 0x1f) as u8);
+        self.send_sgi(SgiRegister::Sgi1, value);
+        self.skip_instruction();
+        Next::Enter
     }
 
     /// Executes a write to a register that sends SGIs.

@@ -5,6 +5,7 @@
 //! | `options` | the user's options |
 //! | `matrix`, `beside` | the boots that it takes, of Parvisor and of Linux |
 //! | `running`, `estimate`, `progress` | making them, and how long that takes |
+//! | `micro` | what single operations cost a guest |
 //! | `results` | the results in files |
 //! | `parse`, `capture` | earlier results, and logs of boards |
 //! | `metric`, `statistics`, `label`, `section` | their evaluation |
@@ -16,6 +17,7 @@ mod estimate;
 mod label;
 mod matrix;
 mod metric;
+mod micro;
 mod options;
 mod page;
 mod parse;
@@ -70,7 +72,9 @@ fn command(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             return USAGE;
         }
     };
-    let done = if options.parse.is_empty() {
+    let done = if options.micro {
+        micro::measure(&options)
+    } else if options.parse.is_empty() {
         measure(&options, &arguments)
     } else {
         render(&options)
