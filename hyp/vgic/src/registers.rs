@@ -243,6 +243,17 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             Topic::Type => vgic.read_type(),
             Topic::Implementer => control::IMPLEMENTER,
             Topic::Identity => control::identity(vgic.version, register.offset),
+            _ => return self.read_of_interrupts(register),
+        })
+    }
+
+    /// The guest reads a register that is about interrupts or a vCPU: apart, as that takes more room than the others do.
+    #[inline(never)]
+    fn read_of_interrupts(&mut self, register: Register) -> Result<u64, Again> {
+        let vgic = self.vgic;
+        Ok(match register.topic {
+            // Served already.
+            Topic::Control | Topic::Type | Topic::Implementer | Topic::Identity => 0,
             Topic::Group | Topic::Priority | Topic::Config => vgic.read_attribute(register),
             Topic::Enable(_) => vgic.read_enable(register),
             Topic::Pending(_) => return self.read_pending(register),

@@ -214,12 +214,14 @@ impl RegisterAccess {
     /// The register after a load of `value`.
     pub const fn loaded(self, value: u64) -> u64 {
         let value = self.width.of(value);
+        if !self.sign_extends {
+            return match self.is_64 {
+                true => value,
+                false => value as u32 as u64,
+            };
+        }
         let unused = u64::BITS - 8 * self.width.bytes() as u32;
-        let extended = if self.sign_extends {
-            (value << unused).cast_signed() >> unused
-        } else {
-            value.cast_signed()
-        };
+        let extended = (value << unused).cast_signed() >> unused;
         match self.is_64 {
             true => extended.cast_unsigned(),
             false => extended as u32 as u64,

@@ -1,11 +1,10 @@
 //! A guest's accesses to the registers of its interrupt controller and devices. They come before its memory is looked through.
 
 use devices::Width;
-use memory::Access;
 use stage2::{Ipa, PAGE_SIZE};
 use vgic::AccessSize;
 
-use super::running::{Next, Running};
+use super::running::Running;
 use crate::calls::service::Service;
 use crate::counts::exits::ExitKind;
 use crate::machine::cpu::{Cpu, RawExit};
@@ -20,22 +19,25 @@ where
     K: Cpu,
     V: Service + ?Sized,
 {
-    /// Serves an access to what is emulated: nothing if nothing is there. Such as the syndrome doesn't describe are external
+    /// Serves an access to what is emulated; tells whether something is there. Such as the syndrome doesn't describe are external
     /// aborts.
     #[inline(never)]
-    pub(super) fn device_access(&mut self, exit: &RawExit, abort: Abort) -> Option<Next> {
+    pub(super) fn device_access(&mut self, exit: &RawExit, abort: Abort) -> bool {
         let ipa = Ipa::new(fault_page(exit.hpfar) | (exit.far % PAGE_SIZE));
-        let place = self.vm.devices()?.find(ipa)?;
-        self.count(ExitKind::TranslationFault);
-        if abort.data_access() != Access::Write {
-            self.count(ExitKind::ReadFault);
-        }
-        let Some(access) = abort.register_access() else {
-            return Some(self.inject_external_abort(exit));
+        let Some(place) = self.vm.devices().and_then(|devices| devices.find(ipa)) else {
+            return false;
         };
-        self.count(ExitKind::DeviceAccess);
-        self.access(&place, access);
-        Some(Next::Enter)
+        match abort.register_access() {
+            Some(access) => {
+                self.count(ExitKind::DeviceAccess);
+                self.access(&place, access);
+            }
+            None => {
+                self.count(ExitKind::TranslationFault);
+                self.inject_external_abort(exit);
+            }
+        }
+        true
     }
 
     /// Executes a load or store. If it can't be completed yet, the guest executes it again.

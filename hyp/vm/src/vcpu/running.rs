@@ -217,19 +217,19 @@ where
                     Cause::DataAbort(abort) => {
                         if GIC
                             && attended.may_be_device(exit, abort)
-                            && let Some(next) = self.device_access(exit, abort)
+                            && self.device_access(exit, abort)
                         {
-                            return next;
+                            return Next::Enter;
                         }
                         (abort, abort.data_access())
                     }
                     Cause::InstructionAbort(abort) => (abort, abort.fetch_access()),
-                    other => {
-                        if GIC && is_sgi1r_write(exit.esr) && self.vm.offer().gic_registers {
-                            return self.sgi(exit.esr);
-                        }
-                        return self.instruction(exit, other);
+                    Cause::SystemRegister(_)
+                        if GIC && is_sgi1r_write(exit.esr) && self.vm.offer().gic_registers =>
+                    {
+                        return self.sgi(exit.esr);
                     }
+                    other => return self.instruction(exit, other),
                 };
                 self.abort(exit, abort, access)
             }

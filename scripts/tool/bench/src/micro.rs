@@ -1,6 +1,8 @@
 //! What single operations cost a guest, on simulated time: the same guest on Parvisor, under Linux's KVM, and on the machine
 //! itself, in one table.
 
+mod ran;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +11,7 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
+use self::ran::Ran;
 use super::options::BenchOptions;
 use emulator::boot;
 use emulator::effort::Limit;
@@ -321,53 +324,6 @@ impl Bench<'_> {
     }
 }
 
-/// What the console says of a run.
-#[derive(Debug, Default, PartialEq)]
-struct Ran {
-    values: BTreeMap<String, f64>,
-    /// Parvisor's counters of exits.
-    counters: BTreeMap<String, u64>,
-    /// KVM's, of one run after the other.
-    kvm_exits: Vec<u64>,
-    has_ended: bool,
-    wrong: Option<String>,
-}
-
-impl Ran {
-    fn read(lines: &[&str]) -> Self {
-        let mut ran = Self::default();
-        for line in lines {
-            if let Some(counters) = line.strip_prefix("counters: ") {
-                let words: Vec<&str> = counters.split_whitespace().collect();
-                let pairs = words.chunks_exact(2);
-                let pairs = pairs.filter_map(|pair| Some((pair[0], pair[1].parse().ok()?)));
-                let exits = pairs.filter_map(|(name, count)| {
-                    Some((name.strip_prefix("exits_")?.to_string(), count))
-                });
-                ran.counters.extend(exits);
-            } else if let Some(count) = line.strip_prefix("@kvm exits ") {
-                ran.kvm_exits.extend(count.trim().parse::<u64>());
-            } else if let Some((_, said)) = line.split_once("@micro ") {
-                match said.split_once(' ') {
-                    Some(("wrong:", why)) => ran.wrong = Some(why.into()),
-                    Some((name, value)) => {
-                        if let Ok(value) = value.trim().parse::<f64>() {
-                            ran.values.insert(name.into(), value);
-                        }
-                        ran.has_ended |= name == "init";
-                    }
-                    None => ran.has_ended |= said.trim() == "end",
-                }
-            }
-        }
-        ran
-    }
-
-    fn exits(&self) -> u64 {
-        self.counters.values().sum()
-    }
-}
-
 /// What the guest is told for a run.
 fn word(run: &str) -> String {
     match run {
@@ -423,23 +379,6 @@ fn table(columns: &[Column]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_the_console_says_is_read() {
-        let ran = Ran::read(&[
-            "guest: @micro start 9007888",
-            "guest: @micro hypercall 238",
-            "counters: device_access 5 exits_hypercall 7 exits_interrupt 2",
-            "@micro end",
-        ]);
-        assert_eq!(ran.values["hypercall"], 238.0);
-        assert_eq!(ran.exits(), 9);
-        assert!(ran.has_ended && ran.wrong.is_none());
-        let kvm = Ran::read(&["@kvm exits 5", "@kvm hypercall 3", "@kvm exits 8"]);
-        assert_eq!((kvm.kvm_exits, kvm.has_ended), (vec![5, 8], false));
-        let wrong = Ran::read(&["@micro wrong: an exception"]);
-        assert_eq!(wrong.wrong.as_deref(), Some("an exception"));
-    }
 
     #[test]
     fn rows_without_values_are_left_out() {
