@@ -2,34 +2,16 @@
 //!
 //! All paths of others pass this by: without a virtual GIC an interrupt is a kick, and WFI waits for one.
 
-use memory::FaultKind;
 use vgic::{Doorbell, SgiRegister, VcpuInterrupts, Vgic};
 
+use super::attended::Attended;
 use super::running::{Next, Running};
 use crate::calls::service::Service;
 use crate::counts::exits::ExitKind;
 use crate::ids::CpuId;
-use crate::machine::cpu::{Cpu, Interrupt, PHYSICAL_TIMER, RawExit, VIRTUAL_TIMER};
+use crate::machine::cpu::{Cpu, Interrupt, PHYSICAL_TIMER, VIRTUAL_TIMER};
 use crate::machine::guest_memory::GuestMemory;
 use crate::registers::state::TimerOffsets;
-use crate::registers::syndrome::{Abort, AbortKind, fault_page};
-
-/// What there is besides memory for a vCPU: what tells of interrupts, and the addresses from the first to the last device.
-#[derive(Default)]
-pub(super) struct Attended<'r> {
-    doorbell: Option<Doorbell<'r>>,
-    start: u64,
-    bytes: u64,
-}
-
-impl Attended<'_> {
-    /// Whether a data abort may be an access to a device.
-    #[inline(always)]
-    pub(super) fn may_be_device(&self, exit: &RawExit, abort: Abort) -> bool {
-        fault_page(exit.hpfar).wrapping_sub(self.start) < self.bytes
-            && abort.kind() == AbortKind::Stage2(FaultKind::Translation)
-    }
-}
 
 impl<'r, S, C, K, V> Running<'r, S, C, K, V>
 where

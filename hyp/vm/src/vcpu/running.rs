@@ -6,7 +6,7 @@
 use memory::{Access, Fault, FaultKind, FaultOutcome};
 use stage2::{Ipa, PAGE_SIZE};
 
-use super::interrupts::Attended;
+use super::attended::Attended;
 use crate::calls::service::Service;
 use crate::counts::exits::{ExitCounters, ExitKind};
 use crate::counts::fault_latency::HoldPeriod;

@@ -103,12 +103,13 @@ impl VirtualInterface for ListRegisters {
 
     fn write_lr(&mut self, index: usize, value: ListRegister) {
         match self.access {
-            // SAFETY: interrupts of the guest.
-            Access::System if index == 0 => unsafe {
-                write_register!("ich_lr0_el2", value.bits());
-            },
             // SAFETY: interrupts of the guest; the CPU has the register.
-            Access::System => unsafe { numbered!(write index, value.bits()) },
+            Access::System => unsafe {
+                match index {
+                    0 => write_register!("ich_lr0_el2", value.bits()),
+                    _ => numbered!(write index, value.bits()),
+                }
+            },
             Access::Mapped(gich) => gich.write(GICH_LR0 + 4 * index as u64, value.v2_bits()),
         }
     }
