@@ -86,5 +86,5 @@ pub use interface::{
 };
 pub use its::GuestTables;
 pub use own::VcpuInterrupts;
-pub use vcpu::InterfaceState;
+pub use vcpu::{Doorbell, InterfaceState};
 pub use vgic::Vgic;

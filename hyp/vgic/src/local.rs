@@ -34,17 +34,29 @@ enum Release {
 
 impl<'a, H: VirtualInterface, K: FnMut(usize)> Local<'a, H, K> {
     /// The vCPU. What the guest has deactivated since it was entered is served first (rule V11).
-    pub(crate) fn new(vgic: &'a Vgic, own: &'a mut VcpuInterrupts, hw: &'a mut H, kick: K) -> Self {
-        let mut local = Self {
+    pub(crate) fn new(
+        vgic: &'a Vgic,
+        own: &'a mut VcpuInterrupts,
+        hw: &'a mut H,
+        mut kick: K,
+    ) -> Self {
+        if !own.outside.is_empty() {
+            // One of its own: what is returned is never moved.
+            let (own, hw, kick) = (&mut *own, &mut *hw, &mut kick);
+            let mut local = Local {
+                vgic,
+                own,
+                hw,
+                kick,
+            };
+            local.serve_eoi_count();
+        }
+        Self {
             vgic,
             own,
             hw,
             kick,
-        };
-        if !local.own.outside.is_empty() {
-            local.serve_eoi_count();
         }
-        local
     }
 
     pub(crate) fn door(&self) -> Option<&'a Door> {

@@ -68,8 +68,10 @@ enum Topic {
 }
 
 /// Registers of one topic.
+#[derive(Clone, Copy)]
 struct Entry {
-    offsets: Range<u64>,
+    start: u64,
+    bytes: u64,
     topic: Topic,
     /// The sizes of accesses, in bytes, as a sum.
     sizes: u64,
@@ -77,7 +79,8 @@ struct Entry {
 
 const fn entry(offsets: Range<u64>, topic: Topic, sizes: u64) -> Entry {
     Entry {
-        offsets,
+        start: offsets.start,
+        bytes: offsets.end - offsets.start,
         topic,
         sizes,
     }
@@ -124,6 +127,28 @@ const REDISTRIBUTOR: &[Entry] = &[
     entry(0x78..0x80, Topic::PendingTable, WORD | DOUBLE),
     entry(0xffd0..0x1_0000, Topic::Identity, WORD),
 ];
+/// All of a distributor's, so that one table is looked through.
+static ALL_V2: [Entry; DISTRIBUTOR.len() + INTERRUPTS.len() + DISTRIBUTOR_V2.len()] =
+    joined([DISTRIBUTOR, INTERRUPTS, DISTRIBUTOR_V2]);
+static ALL_V3: [Entry; DISTRIBUTOR.len() + INTERRUPTS.len() + DISTRIBUTOR_V3.len()] =
+    joined([DISTRIBUTOR, INTERRUPTS, DISTRIBUTOR_V3]);
+
+/// Tables as one, with so many entries in all.
+const fn joined<const COUNT: usize>(tables: [&[Entry]; 3]) -> [Entry; COUNT] {
+    let mut all = [tables[0][0]; COUNT];
+    let (mut table, mut index, mut count) = (0, 0, 0);
+    while table < tables.len() {
+        if index == tables[table].len() {
+            (table, index) = (table + 1, 0);
+        } else {
+            all[count] = tables[table][index];
+            (index, count) = (index + 1, count + 1);
+        }
+    }
+    assert!(count == COUNT, "each place has an entry");
+    all
+}
+
 /// Where a redistributor's SGI frame begins.
 const SGI_FRAME: u64 = 64 << 10;
 
@@ -144,36 +169,28 @@ struct Register {
 
 impl Register {
     /// The register at an offset of a frame, for an access by `vcpu`.
+    #[inline(always)]
     fn find(vgic: &Vgic, vcpu: usize, frame: Frame, offset: u64, size: Width) -> Option<Self> {
         let v2 = vgic.version == Version::V2;
-        let (offset, tables, vcpu, has_private, has_shared) = match frame {
-            Frame::Distributor if v2 => {
-                let tables = [INTERRUPTS, DISTRIBUTOR, DISTRIBUTOR_V2];
-                (offset, tables, vcpu, true, true)
-            }
-            Frame::Distributor => {
-                let tables = [INTERRUPTS, DISTRIBUTOR, DISTRIBUTOR_V3];
-                (offset, tables, vcpu, false, true)
-            }
+        let (offset, table, vcpu, has_private, has_shared) = match frame {
+            Frame::Distributor if v2 => (offset, &ALL_V2[..], vcpu, true, true),
+            Frame::Distributor => (offset, &ALL_V3[..], vcpu, false, true),
             Frame::Redistributor(vcpu) if offset < SGI_FRAME => {
-                (offset, [REDISTRIBUTOR, &[], &[]], vcpu, true, false)
-            }
-            Frame::Redistributor(vcpu) => {
-                let tables = [INTERRUPTS, &[], &[]];
-                (offset - SGI_FRAME, tables, vcpu, true, false)
+                (offset, REDISTRIBUTOR, vcpu, true, false)
             }
             // Its registers are its own (`its::registers`).
             Frame::Its => return None,
+            Frame::Redistributor(vcpu) => (offset - SGI_FRAME, INTERRUPTS, vcpu, true, false),
         };
         let exists = matches!(frame, Frame::Distributor) || !v2 && vcpu < vgic.vcpus.len();
         if !exists || !offset.is_multiple_of(size.bytes()) {
             return None;
         }
-        let mut entries = tables.into_iter().flatten();
-        let entry = entries.find(|entry| entry.offsets.contains(&offset))?;
+        let mut entries = table.iter();
+        let entry = entries.find(|entry| offset.wrapping_sub(entry.start) < entry.bytes)?;
         (entry.sizes & size.bytes() != 0).then(|| Self {
             topic: entry.topic,
-            offset: offset - entry.offsets.start,
+            offset: offset - entry.start,
             size,
             vcpu,
             has_private,
@@ -268,6 +285,17 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             Topic::Type => vgic.read_type(),
             Topic::Implementer => control::IMPLEMENTER,
             Topic::Identity => control::identity(vgic.version, register.offset),
+            _ => return self.read_of_interrupts(register),
+        })
+    }
+
+    /// The guest reads a register that is about interrupts or a vCPU: apart, as that takes more room than the others do.
+    #[inline(never)]
+    fn read_of_interrupts(&mut self, register: Register) -> Result<u64, Again> {
+        let vgic = self.vgic;
+        Ok(match register.topic {
+            // Served already.
+            Topic::Control | Topic::Type | Topic::Implementer | Topic::Identity => 0,
             Topic::Group | Topic::Priority | Topic::Config => vgic.read_attribute(register),
             Topic::Enable(_) => vgic.read_enable(register),
             Topic::Pending(_) => return self.read_pending(register),

@@ -8,7 +8,7 @@ use crate::local::Local;
 use crate::own::VcpuInterrupts;
 use crate::set::IntidSet;
 use crate::sgi;
-use crate::sync::Ordering;
+use crate::sync::{AtomicU64, Ordering};
 use crate::vgic::Vgic;
 use crate::word::{FIRST_PPI, FIRST_SPI, Word};
 use arm::Width;
@@ -22,6 +22,19 @@ pub struct InterfaceState {
     pub active_priorities: ActivePriorities,
     /// With GICv2: the source of each SGI that is active.
     pub sources: [u8; FIRST_PPI as usize],
+}
+
+/// Tells whether there is something for a vCPU.
+#[derive(Clone, Copy, Debug)]
+pub struct Doorbell<'v>(&'v AtomicU64);
+
+impl Doorbell<'_> {
+    /// Whether there is: to be asked before each entry, once kicks were acknowledged.
+    #[inline(always)]
+    pub fn rings(self) -> bool {
+        // A bit that isn't seen yet comes with a kick, which ends the guest's run at once.
+        self.0.load(Ordering::Relaxed) & LOOK != 0
+    }
 }
 
 impl VcpuInterrupts {
@@ -94,13 +107,15 @@ impl VcpuInterrupts {
         Local::new(vgic, self, hw, kick).block()
     }
 
-    /// Whether somebody has something for this vCPU: to be asked before each entry, once kicks were acknowledged.
-    #[inline(always)]
+    /// By which this vCPU is told that somebody has something for it.
+    pub fn doorbell<'v>(&self, vgic: &'v Vgic) -> Option<Doorbell<'v>> {
+        let vcpu = vgic.vcpus.get(self.vcpu)?;
+        Some(Doorbell(&vcpu.door.word))
+    }
+
+    /// Whether somebody has something for this vCPU, as its [`doorbell`](Self::doorbell) tells.
     pub fn needs_look(&self, vgic: &Vgic) -> bool {
-        // A bit that isn't seen yet comes with a kick, which ends the guest's run at once.
-        vgic.vcpus
-            .get(self.vcpu)
-            .is_some_and(|vcpu| vcpu.door.word.load(Ordering::Relaxed) & LOOK != 0)
+        self.doorbell(vgic).is_some_and(Doorbell::rings)
     }
 
     /// Takes what there is for this vCPU into its list registers (rule V2). To be called when [`needs_look`](Self::needs_look)

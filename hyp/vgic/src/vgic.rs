@@ -10,6 +10,7 @@ use crate::sync::{AtomicU64, Ordering};
 use crate::word::{FIRST_LPI, FIRST_PPI, FIRST_SPI, Word};
 use alloc::vec::Vec;
 use core::array;
+use core::ops::Range;
 
 /// The length of the distributor and of half a redistributor.
 const FRAME_BYTES: u64 = 64 << 10;
@@ -187,6 +188,18 @@ impl Vgic {
     /// How many vCPUs there are.
     pub fn vcpus(&self) -> usize {
         self.vcpus.len()
+    }
+
+    /// From the first to the last of the frames' addresses; between them there may be others.
+    pub fn reach(&self) -> Range<u64> {
+        match self.version {
+            Version::V2 => self.distributor..self.distributor + V2_BYTES,
+            Version::V3 => {
+                let redistributors = 2 * FRAME_BYTES * self.vcpus.len() as u64;
+                let (one, other) = (self.distributor, self.redistributors);
+                one.min(other)..(one + FRAME_BYTES).max(other + redistributors)
+            }
+        }
     }
 
     /// The frame at an address of the guest, and the offset in it.

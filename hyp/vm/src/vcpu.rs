@@ -11,6 +11,7 @@
 //! missed comes with a kick that is still pending. For the same reason a caller with several vCPUs runs each of them between
 //! an acknowledgement and its sleep, as one slice's acknowledgement may be of another vCPU's kick.
 
+mod attended;
 mod calls;
 mod device_access;
 mod interrupts;

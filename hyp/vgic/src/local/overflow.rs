@@ -182,6 +182,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
 
     /// Deactivates as many of those outside as hardware has counted (rule V11): outside as they were at entry, the most urgent
     /// first. One that another vCPU has deactivated meanwhile was counted too.
+    #[inline(never)]
     pub(super) fn serve_eoi_count(&mut self) {
         let count = self.hw.read_hcr() >> hcr::EOI_COUNT_SHIFT & hcr::EOI_COUNT_MASK;
         if count == 0 {

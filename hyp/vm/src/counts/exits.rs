@@ -36,7 +36,6 @@ impl ExitKind {
             Self::LostTranslation
                 | Self::ReadFault
                 | Self::RingFull
-                | Self::DeviceAccess
                 | Self::InjectedAbort
                 | Self::InjectedUndefined
         )
@@ -56,7 +55,7 @@ exit_kinds! {
     Hypercall = "hypercall",
     /// A trapped system register access.
     SystemRegister = "system_register",
-    /// A translation fault that was an access to an emulated device.
+    /// An access to an emulated device.
     DeviceAccess = "device_access",
     /// A WFI.
     WaitForInterrupt = "wait_for_interrupt",

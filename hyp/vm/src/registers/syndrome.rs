@@ -218,12 +218,14 @@ impl RegisterAccess {
     /// The register after a load of `value`.
     pub const fn loaded(self, value: u64) -> u64 {
         let value = self.width.of(value);
+        if !self.sign_extends {
+            return match self.is_64 {
+                true => value,
+                false => value as u32 as u64,
+            };
+        }
         let unused = u64::BITS - 8 * self.width.bytes() as u32;
-        let extended = if self.sign_extends {
-            (value << unused).cast_signed() >> unused
-        } else {
-            value.cast_signed()
-        };
+        let extended = (value << unused).cast_signed() >> unused;
         match self.is_64 {
             true => extended.cast_unsigned(),
             false => extended as u32 as u64,
@@ -269,6 +271,15 @@ pub const fn is_survived(serror: u64) -> bool {
     let is_told = serror & SERROR_IDS == 0 && serror & FSC_MASK as u64 == SERROR_FSC_ASYNCHRONOUS;
     let severity = serror >> SERROR_AET_SHIFT & 0b111;
     is_told && matches!(severity, SERROR_AET_RESTARTABLE | SERROR_AET_CORRECTED)
+}
+
+/// Whether an exit is for a write to ICC_SGI1R_EL1, the commonest of those to registers.
+#[inline(always)]
+pub const fn is_sgi1r_write(esr: u64) -> bool {
+    /// All but the general register and the length of the instruction, which has one.
+    const MASK: u64 = CLASS_MASK << CLASS_SHIFT | 0x3f_fc1f;
+    const SGI1R_WRITE: u64 = CLASS_SYSTEM << CLASS_SHIFT | 3 << 20 | 5 << 17 | 12 << 10 | 11 << 1;
+    esr & MASK == SGI1R_WRITE
 }
 
 /// The page of HPFAR_EL2's IPA: FIPA, bits 47 to 4, holds IPA bits 55 to 12.
@@ -317,6 +328,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_write_to_sgi1r_is_what_the_whole_decoding_says(
+            iss in 0u64..1 << 25,
+            operand in prop::option::of(0u64..32),
+            class in prop::sample::select(vec![CLASS_SYSTEM, CLASS_HVC64, CLASS_DATA_ABORT]),
+        ) {
+            let written = 3 << 20 | 5 << 17 | 12 << 10 | 11 << 1;
+            let iss = operand.map_or(iss, |operand| written | operand << 5);
+            let esr = class << CLASS_SHIFT | IL | iss;
+            let expected = matches!(Cause::decode(esr), Cause::SystemRegister(access)
+                if access.register == SystemRegister::new(3, 0, 12, 11, 5) && access.direction == Direction::Write);
+            prop_assert_eq!(is_sgi1r_write(esr), expected);
+        }
+
         #[test]
         fn a_forbidden_write_is_what_the_whole_decoding_says(
             iss in 0u64..1 << 25,

@@ -1,15 +1,15 @@
-//! A guest's accesses outside its memory: to the registers of its interrupt controller and devices, and to nothing.
+//! A guest's accesses to the registers of its interrupt controller and devices. They come before its memory is looked through.
 
 use devices::Width;
-use stage2::Ipa;
+use stage2::{Ipa, PAGE_SIZE};
 use vgic::GuestTables;
 
-use super::running::{Next, Running};
+use super::running::Running;
 use crate::calls::service::Service;
 use crate::counts::exits::ExitKind;
 use crate::machine::cpu::{Cpu, RawExit};
 use crate::machine::guest_memory::GuestMemory;
-use crate::registers::syndrome::{Cause, RegisterAccess};
+use crate::registers::syndrome::{Abort, RegisterAccess, fault_page};
 use crate::registers::sysreg::Direction;
 use crate::vm::devices::Place;
 
@@ -31,22 +31,25 @@ where
     K: Cpu,
     V: Service + ?Sized,
 {
-    /// Serves an access to a device. All others are external aborts: to nothing, and such as the syndrome doesn't describe.
-    #[cold]
-    pub(super) fn outside_memory(&mut self, exit: &RawExit, ipa: Ipa) -> Next {
-        let access = match Cause::decode(exit.esr) {
-            Cause::DataAbort(abort) => abort.register_access(),
-            _ => None,
+    /// Serves an access to what is emulated; tells whether something is there. Such as the syndrome doesn't describe are external
+    /// aborts.
+    #[inline(never)]
+    pub(super) fn device_access(&mut self, exit: &RawExit, abort: Abort) -> bool {
+        let ipa = Ipa::new(fault_page(exit.hpfar) | (exit.far % PAGE_SIZE));
+        let Some(place) = self.vm.devices().and_then(|devices| devices.find(ipa)) else {
+            return false;
         };
-        let place = self.vm.devices().and_then(|devices| devices.find(ipa));
-        match (place, access) {
-            (Some(place), Some(access)) => {
+        match abort.register_access() {
+            Some(access) => {
                 self.count(ExitKind::DeviceAccess);
                 self.access(&place, access);
-                Next::Enter
             }
-            _ => self.inject_external_abort(exit),
+            None => {
+                self.count(ExitKind::TranslationFault);
+                self.inject_external_abort(exit);
+            }
         }
+        true
     }
 
     /// Executes a load or store. If it can't be completed yet, the guest executes it again.

@@ -2,16 +2,18 @@
 //!
 //! All paths of others pass this by: without a virtual GIC an interrupt is a kick, and WFI waits for one.
 
-use vgic::{SgiRegister, VcpuInterrupts, Vgic};
+use vgic::{Doorbell, SgiRegister, VcpuInterrupts, Vgic};
 
+use super::attended::Attended;
 use super::running::{Next, Running};
 use crate::calls::service::Service;
+use crate::counts::exits::ExitKind;
 use crate::ids::CpuId;
 use crate::machine::cpu::{Cpu, Interrupt, PHYSICAL_TIMER, VIRTUAL_TIMER};
 use crate::machine::guest_memory::GuestMemory;
 use crate::registers::state::{Start, TimerOffsets};
 
-impl<S, C, K, V> Running<'_, S, C, K, V>
+impl<'r, S, C, K, V> Running<'r, S, C, K, V>
 where
     S: GuestMemory<C>,
     K: Cpu,
@@ -54,12 +56,25 @@ where
         slept.unwrap_or(true)
     }
 
+    /// What to look at before each entry and after each exit.
+    pub(super) fn attended(&self) -> Attended<'r> {
+        let interrupts = self.context.interrupts.as_ref();
+        let attended = self.vm.devices().zip(interrupts);
+        let attended = attended.map(|(devices, interrupts)| {
+            let reach = devices.reach();
+            Attended {
+                doorbell: interrupts.doorbell(&devices.gic),
+                start: reach.start,
+                bytes: reach.end - reach.start,
+            }
+        });
+        attended.unwrap_or_default()
+    }
+
     /// Looks for new interrupts, before the guest is entered.
     #[inline(always)]
-    pub(super) fn look(&mut self) {
-        if let (Some(devices), Some(interrupts)) = (self.vm.devices(), &self.context.interrupts)
-            && interrupts.needs_look(&devices.gic)
-        {
+    pub(super) fn look(&mut self, attended: &Attended<'_>) {
+        if attended.doorbell.is_some_and(Doorbell::rings) {
             self.take_new();
         }
     }
@@ -168,6 +183,16 @@ where
             }
         }
         first
+    }
+
+    /// Executes a write to ICC_SGI1R_EL1 that has this syndrome.
+    #[inline(never)]
+    pub(super) fn sgi(&mut self, esr: u64) -> Next {
+        self.count(ExitKind::SystemRegister);
+        let value = self.context.state.regs.operand((esr >> 5 & 0x1f) as u8);
+        self.send_sgi(SgiRegister::Sgi1, value);
+        self.skip_instruction();
+        Next::Enter
     }
 
     /// Executes a write to a register that sends SGIs.

@@ -6,6 +6,7 @@
 use memory::{Access, Fault, FaultKind, FaultOutcome};
 use stage2::{Ipa, PAGE_SIZE};
 
+use super::attended::Attended;
 use crate::calls::service::Service;
 use crate::counts::exits::{ExitCounters, ExitKind};
 use crate::counts::fault_latency::HoldPeriod;
@@ -18,7 +19,8 @@ use crate::registers::pstate;
 use crate::registers::state::Context;
 use crate::registers::syndrome::Syndrome;
 use crate::registers::syndrome::{
-    Abort, AbortKind, Cause, SystemAccess, external_abort, fault_page, is_survived, undefined,
+    Abort, AbortKind, Cause, SystemAccess, external_abort, fault_page, is_sgi1r_write, is_survived,
+    undefined,
 };
 use crate::registers::sysreg::{Direction, Emulation, emulate};
 use crate::vm::Vm;
@@ -126,7 +128,7 @@ where
             last: None,
         };
         next = match controls.virtual_gic {
-            false => self.run_guest::<false>(next, &mut writes),
+            false => self.run_guest::<false>(next, &mut writes, &Attended::default()),
             true => self.run_interrupted(next, &mut writes),
         };
         let last_exit = self.cpu.syndrome();
@@ -159,12 +161,13 @@ where
     /// As [`Self::run_guest`], with the vCPU's interrupts.
     #[inline(never)]
     fn run_interrupted(&mut self, mut next: Next, writes: &mut Writes<'_, S, C>) -> Next {
+        let attended = self.attended();
         self.load_interrupts();
         if self.context.is_down && next == Next::Enter {
             next = self.power_up();
         }
         loop {
-            next = self.run_guest::<true>(next, writes);
+            next = self.run_guest::<true>(next, writes, &attended);
             if next != Next::WaitForInterrupt {
                 self.put_interrupts();
                 return next;
@@ -188,29 +191,48 @@ where
         &mut self,
         mut next: Next,
         writes: &mut Writes<'_, S, C>,
+        attended: &Attended<'_>,
     ) -> Next {
         let vm = self.vm;
         // Where faults are timed, all of them come out.
         let is_timed = vm.timed().is_some();
         while next == Next::Enter && vm.runs() {
             if GIC {
-                self.look();
+                self.look(attended);
             }
             let server = if is_timed { None } else { Some(&mut *writes) };
             let exit = self.cpu.enter(&mut self.context.state.regs, server);
-            next = self.handle(&exit, &mut writes.last);
+            next = self.handle::<GIC>(&exit, &mut writes.last, attended);
         }
         next
     }
 
     /// Handles an exit. `last` is the result of the last write served without an exit, if the guest couldn't continue.
     #[inline(always)]
-    fn handle(&mut self, exit: &RawExit, last: &mut Option<(FaultOutcome, Ipa)>) -> Next {
+    fn handle<const GIC: bool>(
+        &mut self,
+        exit: &RawExit,
+        last: &mut Option<(FaultOutcome, Ipa)>,
+        attended: &Attended<'_>,
+    ) -> Next {
         match exit.reason {
             ExitReason::Synchronous => {
                 let (abort, access) = match Cause::decode(exit.esr) {
-                    Cause::DataAbort(abort) => (abort, abort.data_access()),
+                    Cause::DataAbort(abort) => {
+                        if GIC
+                            && attended.may_be_device(exit, abort)
+                            && self.device_access(exit, abort)
+                        {
+                            return Next::Enter;
+                        }
+                        (abort, abort.data_access())
+                    }
                     Cause::InstructionAbort(abort) => (abort, abort.fetch_access()),
+                    Cause::SystemRegister(_)
+                        if GIC && is_sgi1r_write(exit.esr) && self.vm.offer().gic_registers =>
+                    {
+                        return self.sgi(exit.esr);
+                    }
                     other => return self.instruction(exit, other),
                 };
                 self.abort(exit, abort, access)
@@ -252,7 +274,6 @@ where
             FaultOutcome::Resolved | FaultOutcome::Retry => Next::Enter,
             FaultOutcome::RingLow => self.ring_low(),
             FaultOutcome::RingFull => self.wait_for_ring(),
-            FaultOutcome::NoSlot if self.vm.devices().is_some() => self.outside_memory(exit, ipa),
             FaultOutcome::NoSlot | FaultOutcome::NotPermitted => self.inject_external_abort(exit),
             FaultOutcome::OutOfFrames => self.starve(ipa),
         }
@@ -403,6 +424,7 @@ where
         regs.pc = regs.pc.wrapping_sub(INSTRUCTION);
     }
 
+    #[inline(never)]
     fn system_register(&mut self, exit: &RawExit, access: SystemAccess) -> Next {
         let offer = self.vm.offer();
         let value = match emulate(access.register, access.direction, &offer) {

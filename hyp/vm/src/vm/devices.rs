@@ -1,6 +1,7 @@
 //! What a VM has besides vCPUs and memory: an interrupt controller, and emulated devices.
 
 use alloc::sync::Arc;
+use core::ops::Range;
 
 use devices::{Bus, Device};
 use stage2::Ipa;
@@ -24,6 +25,14 @@ pub(crate) enum Place<'d> {
 }
 
 impl Devices {
+    /// From the first to the last of the addresses where there is something; between them there may be memory.
+    pub(crate) fn reach(&self) -> Range<u64> {
+        let devices = self.bus.devices().map(|(range, _)| range);
+        devices.fold(self.gic.reach(), |all, one| {
+            all.start.min(one.start)..all.end.max(one.end)
+        })
+    }
+
     pub(crate) fn find(&self, ipa: Ipa) -> Option<Place<'_>> {
         if let Some((frame, offset)) = self.gic.locate(ipa.get()) {
             return Some(Place::Gic(frame, offset));

@@ -22,10 +22,10 @@ const GICH_LR0: u64 = 0x100;
 pub struct ListRegisters {
     /// How they are accessed.
     access: Access,
-    count: usize,
+    count: u8,
     /// Of each group: registers for the active priorities.
-    active_priorities: usize,
-    preemption_bits: u32,
+    active_priorities: u8,
+    preemption_bits: u8,
     traps_deactivation: bool,
 }
 
@@ -55,10 +55,10 @@ impl ListRegisters {
     /// Those of a GICv3, which has system registers in use.
     pub fn system() -> Self {
         let vtr = read_register!("ich_vtr_el2");
-        let preemption_bits = 1 + (vtr >> 26 & 7) as u32;
+        let preemption_bits = 1 + (vtr >> 26 & 7) as u8;
         Self {
             access: Access::System,
-            count: 1 + (vtr & 0x1f) as usize,
+            count: 1 + (vtr & 0x1f) as u8,
             active_priorities: 1 << preemption_bits.saturating_sub(5).min(2),
             preemption_bits,
             traps_deactivation: vtr >> 19 & 1 != 0,
@@ -69,7 +69,7 @@ impl ListRegisters {
     pub fn mapped(registers: Registers) -> Self {
         Self {
             access: Access::Mapped(registers),
-            count: 1 + (registers.read(GICH_VTR) & 0x3f) as usize,
+            count: 1 + (registers.read(GICH_VTR) & 0x3f) as u8,
             active_priorities: 1,
             preemption_bits: 5,
             traps_deactivation: false,
@@ -87,11 +87,13 @@ impl ListRegisters {
 
 impl VirtualInterface for ListRegisters {
     fn list_registers(&self) -> usize {
-        self.count
+        self.count.into()
     }
 
     fn read_lr(&self, index: usize) -> ListRegister {
         match self.access {
+            // The one that is used most, without a table of all.
+            Access::System if index == 0 => ListRegister::from_bits(read_register!("ich_lr0_el2")),
             Access::System => ListRegister::from_bits(numbered!(read index)),
             Access::Mapped(gich) => {
                 ListRegister::from_v2_bits(gich.read(GICH_LR0 + 4 * index as u64))
@@ -102,7 +104,12 @@ impl VirtualInterface for ListRegisters {
     fn write_lr(&mut self, index: usize, value: ListRegister) {
         match self.access {
             // SAFETY: interrupts of the guest; the CPU has the register.
-            Access::System => unsafe { numbered!(write index, value.bits()) },
+            Access::System => unsafe {
+                match index {
+                    0 => write_register!("ich_lr0_el2", value.bits()),
+                    _ => numbered!(write index, value.bits()),
+                }
+            },
             Access::Mapped(gich) => gich.write(GICH_LR0 + 4 * index as u64, value.v2_bits()),
         }
     }
@@ -182,7 +189,7 @@ impl VirtualInterface for ListRegisters {
     }
 
     fn preemption_bits(&self) -> u32 {
-        self.preemption_bits
+        self.preemption_bits.into()
     }
 
     fn line(&self, physical: u32) -> Option<bool> {

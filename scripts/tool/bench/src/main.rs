@@ -6,6 +6,7 @@
 //! | `matrix`, `beside` | the boots that it takes, of Parvisor and of Linux |
 //! | `running`, `estimate`, `progress` | making them, and how long that takes |
 //! | `guest` | Linux as the guest that is measured |
+//! | `micro` | what single operations cost a guest |
 //! | `results` | the results in files |
 //! | `parse`, `capture` | earlier results, and logs of boards |
 //! | `metric`, `statistics`, `label`, `section` | their evaluation |
@@ -18,6 +19,7 @@ mod guest;
 mod label;
 mod matrix;
 mod metric;
+mod micro;
 mod options;
 mod page;
 mod parse;
@@ -73,7 +75,9 @@ fn command(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             return USAGE;
         }
     };
-    let done = if options.parse.is_empty() {
+    let done = if options.micro {
+        micro::measure(&options)
+    } else if options.parse.is_empty() {
         measure(&options, &arguments)
     } else {
         render(&options)

@@ -98,6 +98,24 @@ pub fn build_load(profile: Profile) -> Result<PathBuf, ToolError> {
     run_cargo("load", "load", profile, &[])
 }
 
+/// Builds the guest that measures what operations cost.
+///
+/// # Errors
+///
+/// [`ToolError::Build`] after cargo has said why.
+pub fn build_micro() -> Result<PathBuf, ToolError> {
+    build_image("micro-guest", "micro", Profile::Best).map(|(image, _)| image)
+}
+
+/// Builds the user of Linux's KVM that runs this guest; gives the program.
+///
+/// # Errors
+///
+/// [`ToolError::Build`] after cargo has said why.
+pub fn build_vmm() -> Result<PathBuf, ToolError> {
+    run_cargo("vmm", "vmm", Profile::Best, &[])
+}
+
 /// Builds the hypervisor with the break-before-make checker; gives the images with that in its place. It has a target folder
 /// of its own, as cargo would replace the other executable.
 ///

@@ -47,6 +47,7 @@ impl Default for Costs {
 pub struct Simulation {
     library: PathBuf,
     costs: Costs,
+    quantum_ns: u64,
 }
 
 /// Builds the plugin, and checks that `emulator` runs it.
@@ -60,6 +61,7 @@ pub fn prepare(emulator: &Path, costs: Costs) -> Result<Simulation, ToolError> {
     let simulation = Simulation {
         library: build()?,
         costs,
+        quantum_ns: QUANTUM_NS,
     };
     check(emulator, &simulation.library)?;
     Ok(simulation)
@@ -73,7 +75,13 @@ impl Simulation {
 
     /// How far a CPU may run ahead of the slowest one, in simulated nanoseconds.
     pub fn quantum_ns(&self) -> u64 {
-        QUANTUM_NS
+        self.quantum_ns
+    }
+
+    /// The same with another [quantum](Self::quantum_ns): a shorter one is slower, and shows what takes less than the usual one.
+    #[must_use]
+    pub fn with_quantum(self, quantum_ns: u64) -> Self {
+        Self { quantum_ns, ..self }
     }
 
     /// The name of the clock for [`Record::clock`](records::record::Record::clock).
@@ -92,8 +100,8 @@ impl Simulation {
         command.arg("-plugin").arg(plugin(
             &self.library,
             &format!(
-                "quantum={QUANTUM_NS},cost={},tlbi={},lo={:#x},hi={:#x}",
-                self.costs.line_ns, self.costs.tlbi_ns, text.start, text.end
+                "quantum={},cost={},tlbi={},lo={:#x},hi={:#x}",
+                self.quantum_ns, self.costs.line_ns, self.costs.tlbi_ns, text.start, text.end
             ),
         ));
     }
@@ -214,6 +222,7 @@ mod tests {
         Simulation {
             library: "/a,b/libsimclock.so".into(),
             costs: COSTS,
+            quantum_ns: QUANTUM_NS,
         }
     }
 

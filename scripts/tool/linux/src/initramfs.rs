@@ -28,7 +28,7 @@ pub fn write(cache: &Cache) -> Result<PathBuf, ToolError> {
         let path = cache.path(name);
         fs::read(&path).map_err(|error| ToolError::unusable(&path, &error))
     };
-    let files = [
+    let files = vec![
         ("init", INIT.as_bytes().to_vec()),
         ("busybox", read("busybox")?),
         ("dirty_log_perf_test", read("dirty_log_perf_test")?),
@@ -40,7 +40,8 @@ pub fn write(cache: &Cache) -> Result<PathBuf, ToolError> {
     Ok(path)
 }
 
-fn archive<const COUNT: usize>(files: [(&str, Vec<u8>); COUNT]) -> std::io::Result<Vec<u8>> {
+/// An archive of programs by name.
+pub fn archive(files: Vec<(&str, Vec<u8>)>) -> std::io::Result<Vec<u8>> {
     let entries = files
         .into_iter()
         .map(|(name, contents)| (NewcBuilder::new(name).mode(PROGRAM), Cursor::new(contents)));
@@ -54,7 +55,10 @@ mod tests {
 
     #[test]
     fn the_archive_holds_programs_by_name() {
-        let archive = archive([("init", b"one".to_vec()), ("busybox", b"other".to_vec())]);
+        let archive = archive(vec![
+            ("init", b"one".to_vec()),
+            ("busybox", b"other".to_vec()),
+        ]);
         let archive = archive.expect("nothing to fail");
         let mut reader = cpio::NewcReader::new(&archive[..]).expect("an entry");
         assert_eq!(

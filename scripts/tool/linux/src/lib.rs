@@ -18,6 +18,7 @@
 //! | `initramfs` | the first programs of the measured kernel |
 //! | `guest` | those of a guest, and its shell or command |
 //! | `cache` | the files that are kept from one run to the next |
+//! | `micro` | the guest that measures operations, under KVM |
 //! | `test` | a run of the benchmark: its machine and command line |
 //! | `run` | one measurement and its record |
 //! | `command` | a program that is run to its end, within a limit |
@@ -37,6 +38,7 @@ mod cache;
 mod command;
 mod guest;
 mod initramfs;
+mod micro;
 mod packages;
 mod releases;
 mod run;
@@ -46,6 +48,7 @@ mod test;
 use std::path::PathBuf;
 
 pub use self::guest::{Session, prepare_guest};
+pub use self::micro::{Guest, Micro, prepare_micro};
 pub use self::run::run;
 pub use self::test::{Backing, Test};
 

@@ -1,7 +1,7 @@
 //! The accesses of operating systems that no package of Debian's brings: FreeBSD's and Zephyr's drivers, register by register.
 
 use crate::world::{D, SGI, SPIS, World, affinity};
-use vgic::{AccessSize, Frame};
+use vgic::{Frame, Width};
 
 const CTLR: u64 = 0;
 const TYPER: u64 = 4;
@@ -38,7 +38,7 @@ impl<'w> Driver<'w> {
         for number in 0.. {
             let frame = Frame::Redistributor(number);
             assert_eq!(world.read(vcpu, frame, PIDR2) >> 4 & 15, 3, "a GICv3");
-            let kind = world.read_sized(vcpu, frame, 8, AccessSize::Double);
+            let kind = world.read_sized(vcpu, frame, 8, Width::Double);
             if kind >> 32 == u64::from(affinity(vcpu)) {
                 let own = frame;
                 return Self { world, vcpu, own };
@@ -117,8 +117,8 @@ mod freebsd {
         let to = affinity(0).into();
         for intid in 32..interrupts {
             let (vcpu, offset) = (driver.vcpu, IROUTER + intid * 8);
-            (driver.world).write_sized(vcpu, D, offset, AccessSize::Double, to);
-            let route = (driver.world).read_sized(vcpu, D, offset, AccessSize::Double);
+            (driver.world).write_sized(vcpu, D, offset, Width::Double, to);
+            let route = (driver.world).read_sized(vcpu, D, offset, Width::Double);
             assert_eq!(route, to);
         }
     }
@@ -199,7 +199,7 @@ mod zephyr {
         driver.write_bit(ICENABLER, intid);
         driver.wait_for_writes(frame);
         let (vcpu, offset) = (driver.vcpu, base + IPRIORITYR + u64::from(intid));
-        (driver.world).write_sized(vcpu, frame, offset, AccessSize::Byte, priority.into());
+        (driver.world).write_sized(vcpu, frame, offset, Width::Byte, priority.into());
         let word = driver.read(frame, offset & !3);
         assert_eq!((word >> (offset % 4 * 8)) as u8, priority);
         let trigger = base + ICFGR + u64::from(intid / 16 * 4);
@@ -208,7 +208,7 @@ mod zephyr {
         if intid >= 32 {
             let route = IROUTER + u64::from(intid) * 8;
             let to = affinity(vcpu).into();
-            (driver.world).write_sized(vcpu, D, route, AccessSize::Double, to);
+            (driver.world).write_sized(vcpu, D, route, Width::Double, to);
         }
         driver.write_bit(ISENABLER, intid);
         // Many a driver asks whether it is on.

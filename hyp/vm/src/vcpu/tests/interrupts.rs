@@ -86,10 +86,13 @@ fn board(vcpus: usize) -> Board {
     Board { vm, gic, device }
 }
 
-/// A data abort at `ipa` with these bits of the syndrome, of an access that no slot has.
+/// A data abort at `ipa` with these bits of the syndrome. No memory is there.
 fn abort(board: &Board, ipa: u64, iss: u64) -> RawExit {
-    let outcomes = &board.vm.space.outcomes;
-    outcomes.lock().unwrap().push_back(FaultOutcome::NoSlot);
+    let devices = board.vm.devices().expect("the board has them");
+    if devices.find(Ipa::new(ipa)).is_none() {
+        let outcomes = &board.vm.space.outcomes;
+        outcomes.lock().unwrap().push_back(FaultOutcome::NoSlot);
+    }
     RawExit {
         far: ipa,
         hpfar: (ipa & !0xfff) >> 8,
@@ -164,6 +167,8 @@ fn what_is_no_plain_access_to_a_device_is_an_external_abort() {
             ..abort(&board, DEVICE, 0)
         }),
     ];
+    let outcomes = &board.vm.space.outcomes;
+    outcomes.lock().unwrap().push_back(FaultOutcome::NoSlot);
     let mut cpu = FakeCpu::new(0, &Lines::new(1), script);
     run_vcpu(&board.vm, &mut cpu);
     assert_eq!(cpu.records.len(), 4);
@@ -329,6 +334,27 @@ fn a_vcpu_that_is_powered_down_is_woken_by_no_kick_but_by_a_timer() {
         assert_eq!(cpu.ticks, [Some(1500); 3], "{function:#x}");
         assert_eq!(board.vm.stop_reason(), Some(StopReason::PoweredOff));
     }
+}
+
+#[test]
+fn a_timer_whose_interrupt_the_guest_doesnt_take_wakes_it_no_more() {
+    let (board, lines) = (board(1), Lines::new(1));
+    let mut cpu = FakeCpu::new(0, &lines, []);
+    let (mut el1, fp, pac) = (El1State::reset(), FpState::default(), PacKeys::default());
+    (el1.cntv_ctl_el0, el1.cntv_cval_el0) = (1, 500);
+    cpu.changed = Some((el1, fp, pac));
+    let on = gic_on(&board, &mut cpu, 0);
+    cpu.script.extend(on);
+    cpu.script.push_back(out(exit(WFI)));
+    cpu.taken.push_back(Interrupt::VirtualTimer);
+    cpu.script.push_back(check(|_| {}));
+    cpu.script.push_back(Box::new(move |_| {
+        // Ends its sleep.
+        lines.kick(CpuId(0));
+        exit(WFI)
+    }));
+    run_vcpu(&board.vm, &mut cpu);
+    assert_eq!(cpu.ticks, [Some(1500), None]);
 }
 
 #[test]

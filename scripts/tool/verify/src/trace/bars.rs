@@ -54,6 +54,8 @@ pub enum Guest {
     Benchmark,
     /// The one that misbehaves as this word says.
     Probe(String),
+    /// The one that measures operations, as this word says.
+    Micro(String),
 }
 
 /// A part and what belongs to it.

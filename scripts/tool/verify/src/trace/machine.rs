@@ -66,6 +66,7 @@ fn machine(setup: &Setup, boot: &Boot, cpu: &str) -> Machine {
     let (image, bootargs) = match &boot.guest {
         Guest::Benchmark => (&setup.images.dirty_log, None),
         Guest::Probe(probe) => (&setup.probe, Some(probe.clone())),
+        Guest::Micro(word) => (&setup.micro, Some(word.clone())),
     };
     Machine {
         emulator: setup.emulator.clone(),

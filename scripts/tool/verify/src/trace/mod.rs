@@ -41,6 +41,7 @@ struct Setup {
     emulator: PathBuf,
     images: Images,
     probe: PathBuf,
+    micro: PathBuf,
     /// The address of the instruction that guests are entered by first.
     entry: u64,
 }
@@ -54,6 +55,7 @@ pub fn measure(mut each: impl FnMut(Finding)) -> Result<(), ToolError> {
     let setup = Setup {
         emulator: setup::emulator()?,
         probe: images::build_probe()?,
+        micro: images::build_micro()?,
         entry: parts.address("world_enter")?,
         images,
     };
