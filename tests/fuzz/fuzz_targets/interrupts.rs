@@ -111,7 +111,7 @@ fn act(world: &mut World, v2: bool, (what, who, which, value): Step) {
                 }
             }
             2 => world.with(vcpu, |own, vgic, hw, kick| {
-                own.may_sleep(vgic, hw, kick);
+                own.may_sleep(vgic, hw, &mut *kick);
                 own.is_requested(vgic, hw, kick);
             }),
             _ if v2 => {}
@@ -154,7 +154,8 @@ fn tidy(world: &mut World, v2: bool) {
                 }
             }
             for word in 0..4 {
-                // CPENDSGIR of a GICv2.
+                // ICFGR of SPIs; CPENDSGIR of a GICv2.
+                write(world, vcpu, D, 0xc08 + 4 * word, Width::Word, 0);
                 write(world, vcpu, D, 0xf10 + 4 * word, Width::Word, u64::MAX);
             }
         }
