@@ -30,6 +30,6 @@ pub use linux::MAIN_VMS;
 pub use machine::{
     Device, DeviceError, DeviceInterrupt, Facts, Machine, OwnCpu, Registers, Speaker,
 };
-pub use modules::{Domain, DomainFault, FileKind, Module, Modules};
-pub use request::{Request, Requests};
-pub use run::{Error, run, run_foreign};
+pub use modules::{Domain, DomainFault, FileUse, Module, Modules};
+pub use request::Request;
+pub use run::{Error, Requests, run, run_foreign};

@@ -7,9 +7,9 @@ use records::options::is_name;
 use records::size::Size;
 use stage2::PAGE_SIZE;
 
-/// The kind of a file.
+/// What a file is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FileKind {
+pub enum FileUse {
     /// A guest's kernel or program.
     Kernel,
     /// A guest's initial ramdisk.
@@ -22,7 +22,7 @@ pub enum FileKind {
 #[derive(Clone, Copy, Debug)]
 pub struct Module<'m> {
     /// Its kind.
-    pub kind: FileKind,
+    pub kind: FileUse,
     /// Its address.
     pub address: u64,
     /// The file.
@@ -102,15 +102,15 @@ impl<'m> Domain<'m> {
         let bytes = self.kib.and_then(|kib| kib.checked_mul(1 << 10));
         let bytes = bytes.filter(|bytes| *bytes != 0 && bytes.is_multiple_of(PAGE_SIZE));
         let of_kind = |kind| self.files.iter().filter(move |file| file.kind == kind);
-        let mut kernels = of_kind(FileKind::Kernel);
+        let mut kernels = of_kind(FileUse::Kernel);
         let kernel = kernels.next().ok_or(DomainFault::NoFile("kernel"))?;
         if kernels.next().is_some() {
             return Err(DomainFault::Files("kernel"));
         }
-        if of_kind(FileKind::Ramdisk).nth(1).is_some() {
+        if of_kind(FileUse::Ramdisk).nth(1).is_some() {
             return Err(DomainFault::Files("ramdisk"));
         }
-        if let Some(other) = of_kind(FileKind::Other).next() {
+        if let Some(other) = of_kind(FileUse::Other).next() {
             return Err(DomainFault::OtherFile(other.address));
         }
         let vm = VmOptions {
@@ -129,7 +129,7 @@ impl<'m> Domain<'m> {
     /// Its initial ramdisk, if it has one.
     pub(crate) fn ramdisk(&self) -> Option<&Module<'m>> {
         let mut files = self.files.iter();
-        files.find(|file| file.kind == FileKind::Ramdisk)
+        files.find(|file| file.kind == FileUse::Ramdisk)
     }
 }
 
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
     use alloc::string::ToString;
 
-    fn file(kind: FileKind, address: u64) -> Module<'static> {
+    fn file(kind: FileUse, address: u64) -> Module<'static> {
         Module {
             kind,
             address,
@@ -152,7 +152,7 @@ mod tests {
             name: "domU1",
             cpus: Some(2),
             kib: Some(0x2_0000),
-            files: [file(FileKind::Ramdisk, 1), file(FileKind::Kernel, 2)].into(),
+            files: [file(FileUse::Ramdisk, 1), file(FileUse::Kernel, 2)].into(),
         }
     }
 
@@ -182,11 +182,11 @@ mod tests {
         assert!(says(&|domain| domain.kib = Some(u64::MAX)).contains("'memory'"));
         let no_kernel = says(&|domain| domain.files.truncate(1));
         assert!(no_kernel.ends_with("it has no module that is a kernel"));
-        let kernels = says(&|domain| domain.files.push(file(FileKind::Kernel, 3)));
+        let kernels = says(&|domain| domain.files.push(file(FileUse::Kernel, 3)));
         assert!(kernels.ends_with("more than one module that is a kernel"));
-        let ramdisks = says(&|domain| domain.files.push(file(FileKind::Ramdisk, 3)));
+        let ramdisks = says(&|domain| domain.files.push(file(FileUse::Ramdisk, 3)));
         assert!(ramdisks.ends_with("more than one module that is a ramdisk"));
-        let other = says(&|domain| domain.files.push(file(FileKind::Other, 0x30)));
+        let other = says(&|domain| domain.files.push(file(FileUse::Other, 0x30)));
         assert!(other.contains("module at 0x30 is neither"), "{other}");
     }
 }

@@ -574,22 +574,6 @@ impl Options {
     pub fn program_bytes(&self) -> Option<u64> {
         self.bytes.0.checked_next_multiple_of(self.backing.bytes())
     }
-
-    /// The options of one VM among several.
-    pub fn of_vm(&self, vm: &VmOptions<'_>) -> Self {
-        let is_beside = self.guest != GuestKind::Linux;
-        Self {
-            guest: GuestKind::Linux,
-            modes: self.modes.iter().copied().take(1).collect(),
-            vcpus: vm.vcpus,
-            bytes: vm.bytes.unwrap_or(LINUX_BYTES),
-            on_reset: vm.on_reset.unwrap_or(self.on_reset),
-            on_crash: vm.on_crash.unwrap_or(self.on_crash),
-            timeout: if is_beside { NO_TIMEOUT } else { self.timeout },
-            merging: if is_beside { 0 } else { self.merging },
-            ..self.clone()
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,19 +1,12 @@
-//! What the user wants run: the guest of the options, or several VMs, by the options or by the machine's device tree, or both
-//! side by side.
+//! What the user wants run: the guest of the options, or a VM, of the options or of the machine's device tree.
 
 use crate::board::Places;
 use crate::error::RunError;
-use crate::guest::Host;
-use crate::linux;
-use crate::machine::Machine;
-use crate::modules::{Domain, FileKind, Module, Modules};
-use crate::options::{EarlyOptions, Options, VmOptions};
-use crate::run::{Error, print_options};
-use alloc::vec::Vec;
-use memory::{Mutexed, Parallel, RwLocked};
+use crate::modules::{Domain, FileUse, Module, Modules};
+use crate::options::{Options, VmOptions};
 use records::image::{GuestImage, ImageError};
 use records::kernel::check_kernel;
-use records::words::{GuestKind, Mode};
+use records::words::GuestKind;
 
 /// A request to run a guest.
 #[derive(Debug)]
@@ -30,92 +23,9 @@ pub struct Request<'m> {
     pub bootargs: &'m str,
 }
 
-/// All that the user wants run at the same time.
-#[derive(Debug)]
-pub struct Requests<'m> {
-    /// The guest of the options. There is none if all guests are VMs with names.
-    pub main: Option<Request<'m>>,
-    /// The VMs with names.
-    vms: Vec<Request<'m>>,
-}
-
-impl<'m> Requests<'m> {
-    /// The requests in `bootargs` and in the device tree. `None` if the word `help` is among them, which is answered at once.
-    ///
-    /// # Errors
-    /// Bad options, too few CPUs for them, or files that can't be used.
-    pub fn take<'t: 'm, M: Machine>(
-        host: &Host<'_, M>,
-        bootargs: &'t str,
-        modules: &Modules<'m>,
-    ) -> Result<Option<Self>, Error<'t>> {
-        let has_domains = !modules.domains.is_empty();
-        let early = EarlyOptions::parse(bootargs, has_domains).map_err(Error::Options)?;
-        if early.help {
-            print_options(host.machine);
-            return Ok(None);
-        }
-        let options = Options::parse_with(bootargs, has_domains).map_err(Error::Options)?;
-        log::set_max_level(options.log);
-        let mut vms = Vec::new();
-        for vm in VmOptions::each(bootargs) {
-            let vm = vm.map_err(Error::Options)?;
-            vms.push(Request::of_vm(&options, &vm, modules).map_err(Error::Run)?);
-        }
-        for domain in &modules.domains {
-            vms.push(Request::of_domain(&options, domain).map_err(Error::Run)?);
-        }
-        let names = vms.iter().filter_map(|vm: &Request<'_>| vm.name);
-        for (index, name) in names.clone().enumerate() {
-            if names.clone().take(index).any(|other| other == name) {
-                return Err(Error::Run(RunError::NameTwice { name: name.into() }));
-            }
-        }
-        let has_main = vms.is_empty() || options.guest != GuestKind::Linux;
-        check_cpus(host, has_main.then_some(&options), &vms).map_err(Error::Run)?;
-        let main = match has_main {
-            true => {
-                let is_free = |file: &Module<'_>| {
-                    let of_vms = VmOptions::each(bootargs).filter_map(Result::ok);
-                    let mut addresses = of_vms.flat_map(|vm| [Some(vm.kernel), vm.ramdisk]);
-                    addresses.all(|address| address != Some(file.address))
-                };
-                Some(Request::of_options(options, modules, is_free).map_err(Error::Run)?)
-            }
-            false => None,
-        };
-        Ok(Some(Self { main, vms }))
-    }
-
-    /// Runs the VMs with names, and meanwhile the guest of the options as `main` does it. Returns when all have ended.
-    ///
-    /// # Errors
-    /// That of `main`, or one of the VMs failed.
-    pub fn run<M: Machine, E: From<RunError>>(
-        &self,
-        host: &Host<'_, M>,
-        main: impl FnOnce(&Host<'_, M>, &Request<'m>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let main = self
-            .main
-            .as_ref()
-            .map(|request| |host: &Host<'_, M>| main(host, request));
-        let Some(first) = self.vms.first() else {
-            return main.map_or(Ok(()), |main| main(host));
-        };
-        match first.options.modes.first() {
-            Some(Mode::Mutex) => linux::run_beside::<M, Mutexed, E>(host, &self.vms, main),
-            Some(Mode::RwLock) => linux::run_beside::<M, RwLocked, E>(host, &self.vms, main),
-            Some(Mode::Parallel) | None => {
-                linux::run_beside::<M, Parallel, E>(host, &self.vms, main)
-            }
-        }
-    }
-}
-
 impl<'m> Request<'m> {
     /// The guest of the options: its kernel and its ramdisk are the first ones that are free.
-    fn of_options(
+    pub(crate) fn of_options(
         options: Options,
         modules: &Modules<'m>,
         is_free: impl Fn(&Module<'m>) -> bool,
@@ -124,8 +34,8 @@ impl<'m> Request<'m> {
             let mut files = modules.files.iter();
             files.find(|file| file.kind == kind && is_free(file))
         };
-        let kernel = first(FileKind::Kernel).ok_or(ImageError::Missing)?;
-        let ramdisk = first(FileKind::Ramdisk);
+        let kernel = first(FileUse::Kernel).ok_or(ImageError::Missing)?;
+        let ramdisk = first(FileUse::Ramdisk);
         Ok(Self {
             name: None,
             image: match options.guest {
@@ -139,7 +49,7 @@ impl<'m> Request<'m> {
     }
 
     /// A VM of the options.
-    fn of_vm<'t: 'm>(
+    pub(crate) fn of_vm<'t: 'm>(
         options: &Options,
         vm: &VmOptions<'t>,
         modules: &Modules<'m>,
@@ -163,7 +73,7 @@ impl<'m> Request<'m> {
     }
 
     /// A VM of the device tree.
-    fn of_domain(options: &Options, domain: &Domain<'m>) -> Result<Self, RunError> {
+    pub(crate) fn of_domain(options: &Options, domain: &Domain<'m>) -> Result<Self, RunError> {
         let in_vm = |error| RunError::in_vm(domain.name, error);
         let (vm, kernel) = domain.check().map_err(RunError::Domain).map_err(in_vm)?;
         let ramdisk = domain.ramdisk().map(|file| file.bytes);
@@ -195,30 +105,4 @@ impl<'m> Request<'m> {
             bootargs,
         })
     }
-}
-
-/// Checks that there are CPUs for all.
-fn check_cpus<M: Machine>(
-    host: &Host<'_, M>,
-    main: Option<&Options>,
-    vms: &[Request<'_>],
-) -> Result<(), RunError> {
-    if let Some(options) = main {
-        host.check_cpus(options)?;
-    }
-    let scanners = vms.first().map_or(0, |vm| vm.options.merging);
-    let cpus = host.machine.facts().cpus;
-    // The control plane has one.
-    let mut used = 1 + scanners + main.map_or(0, Options::busy_cpus);
-    for vm in vms {
-        let vcpus = vm.options.vcpus;
-        let left = cpus.saturating_sub(used);
-        if vcpus > left {
-            let name = vm.name.unwrap_or_default();
-            let error = RunError::NoCpusLeft { vcpus, cpus, left };
-            return Err(RunError::in_vm(name, error));
-        }
-        used += vcpus;
-    }
-    Ok(())
 }

@@ -18,7 +18,7 @@ use core::fmt;
 use control::options::{EarlyOptions, OptionError};
 #[cfg(not(feature = "workloads"))]
 use control::run as run_guests;
-use control::{CpuPool, Domain, FileKind, HOUSEKEEPING_NS, Host, Machine, Module, Modules, OwnCpu};
+use control::{CpuPool, Domain, FileUse, HOUSEKEEPING_NS, Host, Machine, Module, Modules, OwnCpu};
 use machine::Board;
 use memory::frames::FramePool;
 use memory::{CpuCounters, CpuMemory, IdleCpus, MemorySystem};
@@ -127,9 +127,9 @@ fn modules(system: &'static System) -> Modules<'static> {
         let files = domain.map_or(&mut modules.files, |domain| &mut domain.files);
         files.push(Module {
             kind: match module.kind {
-                ModuleKind::Kernel => FileKind::Kernel,
-                ModuleKind::Ramdisk => FileKind::Ramdisk,
-                ModuleKind::Other => FileKind::Other,
+                ModuleKind::Kernel => FileUse::Kernel,
+                ModuleKind::Ramdisk => FileUse::Ramdisk,
+                ModuleKind::Other => FileUse::Other,
             },
             address: module.range.start(),
             bytes,

@@ -1,11 +1,11 @@
 //! The VMs of a boot that runs several: each is a word of its own, `vm=name=a,kernel=0x50000000,cmdline='console=ttyAMA0'`.
 
-use super::{OptionError, each_word, value};
+use super::{LINUX_BYTES, NO_TIMEOUT, OptionError, Options, each_word, value};
 use crate::quote::Quoted;
 use core::fmt;
 use records::options::{VM, VMS, is_name, unquoted};
 use records::size::{Size, SizeError, decimal};
-use records::words::{OnCrash, OnReset, Word};
+use records::words::{GuestKind, OnCrash, OnReset, Word};
 
 /// What a VM is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -136,6 +136,24 @@ impl<'t> VmOptions<'t> {
             on_crash: part("on_crash", on_crash, OnCrash::EXPECTED, word)?,
             bootargs: bootargs.map(unquoted),
         })
+    }
+}
+
+impl Options {
+    /// The options of one VM among several.
+    pub fn of_vm(&self, vm: &VmOptions<'_>) -> Self {
+        let is_beside = self.guest != GuestKind::Linux;
+        Self {
+            guest: GuestKind::Linux,
+            modes: self.modes.iter().copied().take(1).collect(),
+            vcpus: vm.vcpus,
+            bytes: vm.bytes.unwrap_or(LINUX_BYTES),
+            on_reset: vm.on_reset.unwrap_or(self.on_reset),
+            on_crash: vm.on_crash.unwrap_or(self.on_crash),
+            timeout: if is_beside { NO_TIMEOUT } else { self.timeout },
+            merging: if is_beside { 0 } else { self.merging },
+            ..self.clone()
+        }
     }
 }
 

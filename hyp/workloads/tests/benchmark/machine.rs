@@ -2,7 +2,7 @@
 
 use crate::guests::{Entry, Guest, GuestCpu};
 use control::{
-    CpuPool, Device, DeviceError, DeviceInterrupt, Facts, FileKind, HOUSEKEEPING_NS, Host, Machine,
+    CpuPool, Device, DeviceError, DeviceInterrupt, Facts, FileUse, HOUSEKEEPING_NS, Host, Machine,
     Module, Modules, OwnCpu, Registers, Speaker,
 };
 use memory::frames::{Counts, FramePool, arena, write_bytes};
@@ -304,7 +304,7 @@ fn run_with(options: &str, guest: Guest, features: Features) -> Outcome {
         options,
         guest,
         Some(Module {
-            kind: FileKind::Kernel,
+            kind: FileUse::Kernel,
             address: 0x4a00_0000,
             bytes: &image,
             bootargs: "",

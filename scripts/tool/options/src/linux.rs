@@ -1,14 +1,14 @@
 //! The options of a Linux guest, and the checks of its files.
 
 use std::ffi::OsString;
-use std::fmt::Display;
-use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
-use records::kernel::check_kernel;
 
+use super::kernel_files::{
+    INITRD_ROOM, KERNEL_ROOM, check_initrd, check_kernel_file, check_length,
+};
 use super::series::Series;
 use super::usage;
 use super::vms::Vm;
@@ -44,14 +44,6 @@ pub const USUAL_BYTES: Size = mib(512);
 pub const USUAL_VCPUS: u32 = 4;
 /// The series of Debian's kernel, unless the user chooses it.
 const USUAL_SERIES: &str = "6.12";
-/// The longest command line of an arm64 kernel.
-const LONGEST_COMMAND_LINE: usize = 2047;
-/// Room in the machine's RAM for the files of Debian's kernel and busybox.
-pub(super) const KERNEL_ROOM: u64 = 64 << 20;
-pub(super) const INITRD_ROOM: u64 = 16 << 20;
-/// What the hypervisor puts into the guest's memory beside kernel and initrd, at most.
-const OTHERS: u64 = 4 << 20;
-
 /// A Linux guest.
 #[derive(Args, Clone, Debug, Default)]
 pub struct LinuxOptions {
@@ -164,55 +156,6 @@ impl LinuxOptions {
         let kernel = check_kernel_file("--kernel", kernel, bytes, initrd, "--bytes")?;
         Ok(kernel.saturating_add(initrd))
     }
-}
-
-fn refused(option: &str, path: &Path, why: impl Display) -> ToolError {
-    let space = if option.ends_with('=') { "" } else { " " };
-    ToolError::Usage(format!("{option}{space}{}: {why}", path.display()))
-}
-
-/// Checks that a kernel wouldn't cut its command line.
-pub(super) fn check_length(option: &str, line: &str) -> Result<(), ToolError> {
-    match line.len() {
-        ..=LONGEST_COMMAND_LINE => Ok(()),
-        length => usage(format!(
-            "{option}: {length} bytes: a kernel's command line has at most {LONGEST_COMMAND_LINE}"
-        )),
-    }
-}
-
-/// Checks the file that `option` names. Gives its size.
-pub(super) fn check_initrd(option: &str, path: &Path) -> Result<u64, ToolError> {
-    match fs::File::open(path).and_then(|file| file.metadata()) {
-        Err(error) => Err(refused(option, path, error)),
-        Ok(found) if !found.is_file() => Err(refused(option, path, "it isn't a file")),
-        Ok(found) if found.len() == 0 => Err(refused(option, path, "it is empty")),
-        Ok(found) => Ok(found.len()),
-    }
-}
-
-/// Checks the kernel that `option` names, for a guest with so much memory, which `more` can increase, and an initrd of this size.
-/// Gives its size.
-pub(super) fn check_kernel_file(
-    option: &str,
-    path: &Path,
-    bytes: Size,
-    initrd: u64,
-    more: &str,
-) -> Result<u64, ToolError> {
-    let image = fs::read(path).map_err(|error| refused(option, path, error))?;
-    let checked = check_kernel(&image).map_err(|error| refused(option, path, error))?;
-    checked
-        .check_fits(bytes.0, initrd.saturating_add(OTHERS))
-        .map_err(|error| {
-            let with = if initrd == 0 {
-                ""
-            } else {
-                " beside the initrd"
-            };
-            refused(option, path, format!("{error}{with}; {more} gives it more"))
-        })?;
-    Ok(image.len() as u64)
 }
 
 fn series(text: &str) -> Result<Series, String> {

@@ -7,16 +7,18 @@ use std::path::{Path, PathBuf};
 use records::options::is_name;
 use records::words::{OnCrash, OnReset, Word};
 
-use super::linux::{
-    INITRD_ROOM, KERNEL_ROOM, USUAL_BYTES, check_initrd, check_kernel_file, check_length,
+use super::kernel_files::{
+    INITRD_ROOM, KERNEL_ROOM, check_initrd, check_kernel_file, check_length,
 };
 use super::usage;
 use emulator::error::ToolError;
-use emulator::size::{self, Size};
+use emulator::size::{self, Size, mib};
 
 /// What an error about a VM's parts ends with.
 const PARTS: &str =
     "expected name=, vcpus=, bytes=, kernel=, initrd=, on_reset=, on_crash=, at the end cmdline=";
+/// A VM's memory, unless the user chooses it.
+const USUAL_BYTES: Size = mib(512);
 /// A VM's vCPUs, unless the user chooses them.
 const USUAL_VCPUS: u32 = 1;
 /// The command line of a kernel, unless the user chooses it.
@@ -220,7 +222,6 @@ pub fn check_files(vms: &[Vm]) -> Result<u64, ToolError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use emulator::size::mib;
 
     #[test]
     fn a_vm_is_what_its_parts_say() {

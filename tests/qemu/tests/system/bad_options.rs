@@ -53,6 +53,8 @@ fn malformed_values_are_refused() {
         "merging=0",
         "console=both",
         "on_reset=maybe",
+        "on_crash=maybe",
+        "vm=",
         "merge_targets=disk",
         "pages_to_scan=0",
         "sleep_millisecs=-1",

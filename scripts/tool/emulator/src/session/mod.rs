@@ -8,6 +8,7 @@
 pub mod keys;
 pub mod logs;
 pub mod output;
+mod part;
 mod tagged;
 pub mod terminal;
 pub mod token;
@@ -20,7 +21,8 @@ use std::time::Duration;
 
 use self::keys::{HELP, Keys, Request};
 use self::logs::Logs;
-use self::output::{Guest, Output, Part};
+use self::output::{Guest, Output};
+use self::part::Part;
 use self::terminal::RawMode;
 use crate::boot::{End, Outcome};
 use crate::console::{Line, Splitter};

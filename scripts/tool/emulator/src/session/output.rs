@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::part::Part;
 use super::tagged::Tagged;
 use super::token::Token;
 
@@ -19,21 +20,6 @@ pub enum Guest {
     Own,
     /// Several VMs. Guests of ours among them have this token.
     Several(Option<Token>),
-}
-
-/// A part of the console.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part<'b> {
-    /// What the user sees.
-    Shown(&'b [u8]),
-    /// What is said before and after that.
-    Log(&'b [u8]),
-    /// What one of several VMs has printed.
-    Of(&'b str, &'b [u8]),
-    /// The guest takes input, or begins its command, from here on.
-    Begun,
-    /// The command has ended with this status.
-    Status(u8),
 }
 
 /// Takes the console apart.

@@ -2,7 +2,7 @@
 //! the rest of a line within which another one came; or it is the hypervisor's. No VM can end a line without that, so nothing it
 //! prints can be taken for another's.
 
-use super::output::Part;
+use super::part::Part;
 use super::token::Token;
 use records::options::{LONGEST_NAME, is_name};
 
