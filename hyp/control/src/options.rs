@@ -5,6 +5,7 @@
 mod early;
 mod error;
 mod merging;
+mod only;
 mod value;
 mod vms;
 
@@ -16,6 +17,9 @@ pub use vms::{VmFault, VmOptions};
 use alloc::string::String;
 use alloc::vec::Vec;
 use log::LevelFilter;
+use only::{
+    ACCESSES_ONLY, BACKING_ONLY, BACKING_TOO, BENCHMARK_ONLY, LIVE_ONLY, LOGGED_ONLY, NOT_BACKING, NOT_LOGGED,
+};
 use records::options::{
     self, EARLY_KEYS, KEYS, MOST_ITERATIONS, MOST_SLOTS, MergeOptions, RAM, RING_ENTRIES, VM,
 };
@@ -189,37 +193,6 @@ impl Default for Options {
         }
     }
 }
-
-/// Options of the benchmark only: the stress run chooses at random.
-const BENCHMARK_ONLY: [&str; 13] = [
-    "iterations",
-    "write_percent",
-    "random",
-    "split",
-    "tracking",
-    "granularity",
-    "harvest",
-    "harvesters",
-    "enable",
-    "clear",
-    "restore",
-    "split_reserve",
-    "exit_times",
-];
-/// Options of workloads that change backing memory; the benchmark also has the last of them.
-const BACKING_ONLY: [&str; 5] = ["workload", "tracker", "change", "workers", "overcommit"];
-/// Options of the benchmark that those workloads have too.
-const BACKING_TOO: [&str; 2] = ["iterations", "exit_times"];
-/// Options of the stress run that those workloads don't have.
-const NOT_BACKING: [&str; 4] = ["slots", "ring_entries", "split_chunk", "seconds"];
-/// Options of the benchmark that other guests don't have when their writes are logged.
-const ACCESSES_ONLY: [&str; 2] = ["write_percent", "random"];
-/// Options that they don't have either.
-const NOT_LOGGED: [&str; 3] = ["seed", "slots", "seconds"];
-/// Options of such logging only.
-const LIVE_ONLY: [&str; 2] = ["log_from", "interval"];
-/// Further options that a program doesn't have, unless its writes are logged.
-const LOGGED_ONLY: [&str; 5] = ["seed", "slots", "ring_entries", "split_chunk", "seconds"];
 
 /// The words of `bootargs`: key, and value if there is one.
 fn each_word(bootargs: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
@@ -627,6 +600,7 @@ impl Options {
     pub fn vms(&self) -> usize {
         match (self.guest, self.workload) {
             (GuestKind::Backing, Workload::Cow | Workload::Merge) => 2,
+            (GuestKind::Linux, _) if self.fork.is_some() => 2,
             _ => 1,
         }
     }

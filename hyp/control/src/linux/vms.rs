@@ -137,10 +137,11 @@ impl<'r, 'h, M: Machine, L: MmuLock + 'static> LinuxVms<'r, 'h, M, L> {
             return None;
         };
         let (host, request) = (&self.host, parent.request);
-        let (vm, cpus) = (
-            VmId::new(parent.vm.number() + self.vms.len())?,
-            host.cpu_pool.find_idle(request.options.vcpus)?,
-        );
+        let vm = VmId::new(parent.vm.number() + self.vms.len());
+        let cpus = host.cpu_pool.find_idle(request.options.vcpus);
+        let Some((vm, cpus)) = vm.zip(cpus) else {
+            return Some(Err(RunError::Stuck));
+        };
         let cpus = ReservedCpus::reserve(host, cpus);
         let fork = match running.fork(host, request, vm, cpus.cpus()) {
             Ok(fork) => fork,

@@ -86,6 +86,22 @@ fn a_guest_is_given_devices_by_their_paths() {
 }
 
 #[test]
+fn a_fork_needs_cpus_of_its_own() {
+    let options = Options::parse("guest=linux vcpus=3 fork=5 cpu_features=sve,debug").unwrap();
+    assert_eq!((options.fork, options.busy_cpus()), (Some(5), 6));
+    assert_eq!(options.cpu_features, [CpuFeature::Sve, CpuFeature::Debug]);
+    for (bootargs, key) in [
+        ("guest=program fork=1", "fork"),
+        ("guest=linux merging fork=1", "fork"),
+        ("guest=dirty_log cpu_features=sve", "cpu_features"),
+    ] {
+        let says = refused(bootargs);
+        let expected = ["option '", key, "' contradicts guest="].concat();
+        assert!(says.starts_with(&expected), "{says}");
+    }
+}
+
+#[test]
 fn runs_that_change_backing_compare_what_they_are_there_for() {
     let of = |text: &str| Options::parse(&["guest=backing ", text].concat()).unwrap();
     let invalidate = of("");
