@@ -1,6 +1,5 @@
 //! What the boot loader has left for guests: files, and the VMs that the device tree describes.
 
-use crate::error::RunError;
 use crate::options::VmOptions;
 use alloc::vec::Vec;
 use core::fmt;
@@ -56,13 +55,8 @@ pub struct Modules<'m> {
 
 impl<'m> Modules<'m> {
     /// The file at this address that belongs to no VM of the tree.
-    ///
-    /// # Errors
-    /// There is none.
-    pub(crate) fn file(&self, address: u64) -> Result<&Module<'m>, RunError> {
-        let mut files = self.files.iter();
-        let file = files.find(|file| file.address == address);
-        file.ok_or(RunError::NoFile { address })
+    pub(crate) fn file(&self, address: u64) -> Option<&Module<'m>> {
+        self.files.iter().find(|file| file.address == address)
     }
 }
 

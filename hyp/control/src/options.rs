@@ -17,9 +17,7 @@ pub use vms::{VmFault, VmOptions};
 use alloc::string::String;
 use alloc::vec::Vec;
 use log::LevelFilter;
-use only::{
-    ACCESSES_ONLY, BACKING_ONLY, BACKING_TOO, BENCHMARK_ONLY, LIVE_ONLY, LOGGED_ONLY, NOT_BACKING, NOT_LOGGED,
-};
+use only::BACKING_ONLY;
 use records::options::{
     self, EARLY_KEYS, KEYS, MOST_ITERATIONS, MOST_SLOTS, MergeOptions, RAM, RING_ENTRIES, VM,
 };
@@ -421,65 +419,6 @@ impl Options {
                 Err(OptionError::BeyondIpaSpace { vcpus, bytes, bits })
             }
             _ => self.check_slots(),
-        }
-    }
-
-    fn check_guest<'t>(
-        &self,
-        is_given: impl Fn(&str) -> bool,
-        has_vms: bool,
-    ) -> Result<(), OptionError<'t>> {
-        let guest = self.guest.name();
-        let given = |keys: &[&'static str]| keys.iter().copied().find(|key| is_given(key));
-        let of_logging = || {
-            let mut keys = BENCHMARK_ONLY.iter().chain(&NOT_BACKING).copied();
-            keys.find(|key| !BACKING_TOO.contains(key) && is_given(key))
-        };
-        let has_linux = has_vms || self.guest == GuestKind::Linux;
-        let of_foreign = given(&["device", "cpu_features"])
-            .filter(|_| !has_linux && self.guest != GuestKind::Program);
-        let of_linux = given(&[
-            "console", "firmware", "on_reset", "on_crash", "rtc", "log_from",
-        ])
-        .filter(|_| !has_linux);
-        let of_one = given(&["fork"])
-            .filter(|_| has_vms || self.guest != GuestKind::Linux || self.merging != 0);
-        let of_logged = given(&["dirty_log"])
-            .filter(|_| !self.guest.is_foreign())
-            .or(given(&LIVE_ONLY).filter(|_| !self.logs_foreign()));
-        let of_users = of_foreign.or(of_linux).or(of_one).or(of_logged);
-        let foreign = of_users.or(match self.guest {
-            GuestKind::DirtyLog => given(&["seconds"]).or(given(&BACKING_ONLY[..4])),
-            GuestKind::Stress => given(&BENCHMARK_ONLY)
-                .or(given(&BACKING_ONLY))
-                .or(given(&["merging"]))
-                .or(given(&merging::KEYS)),
-            GuestKind::Backing => of_logging(),
-            GuestKind::Program | GuestKind::Linux => {
-                let logged = match self.dirty_log {
-                    true => given(&ACCESSES_ONLY).or(given(&NOT_LOGGED)),
-                    false => given(&BENCHMARK_ONLY).or(given(&LOGGED_ONLY)),
-                };
-                // A program has all of its memory from the start.
-                let last = usize::from(self.guest == GuestKind::Program);
-                logged.or(given(&BACKING_ONLY[..4 + last]))
-            }
-        });
-        let of_each = given(&["vcpus", "bytes", "firmware"])
-            .filter(|_| has_vms && self.guest == GuestKind::Linux);
-        match foreign {
-            Some(key) => Err(OptionError::NotForGuest { key, guest }),
-            None if let Some(key) = of_each => Err(OptionError::OfEachVm(key)),
-            None if has_vms && self.guest == GuestKind::Linux && self.dirty_log => {
-                Err(OptionError::LoggedVms)
-            }
-            None if self.guest.is_foreign() && self.modes.len() > 1 && !self.dirty_log => {
-                Err(OptionError::OneMode(guest))
-            }
-            None if self.guest != GuestKind::Backing && self.overcommits.len() > 1 => {
-                Err(OptionError::OneOvercommit(guest))
-            }
-            None => Ok(()),
         }
     }
 

@@ -37,8 +37,7 @@ impl<'m> Request<'m> {
             files.find(|file| file.kind == kind && is_free(file))
         };
         let (kernel, ramdisk) = (first(FileUse::Kernel), first(FileUse::Ramdisk));
-        let firmware = options.firmware.map(|address| modules.file(address));
-        let firmware = firmware.transpose()?;
+        let firmware = file(modules, options.firmware)?;
         Ok(Self {
             name: None,
             image: match options.guest {
@@ -62,10 +61,7 @@ impl<'m> Request<'m> {
         modules: &Modules<'m>,
     ) -> Result<Self, RunError> {
         let in_vm = |error| RunError::in_vm(vm.name, error);
-        let file = |address: Option<u64>| {
-            let file = address.map(|address| modules.file(address));
-            file.transpose().map_err(in_vm)
-        };
+        let file = |address| file(modules, address).map_err(in_vm);
         let kernel = file(vm.kernel)?;
         let of_kernel = kernel.map_or("", |kernel| kernel.bootargs);
         let files = Files {
@@ -110,6 +106,18 @@ impl<'m> Request<'m> {
             bootargs,
         })
     }
+}
+
+/// The file at an address, if one is given.
+fn file<'f, 'm>(
+    modules: &'f Modules<'m>,
+    address: Option<u64>,
+) -> Result<Option<&'f Module<'m>>, RunError> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    let file = modules.file(address);
+    file.map(Some).ok_or(RunError::NoFile { address })
 }
 
 /// The files of a VM.

@@ -76,6 +76,7 @@ pub(crate) fn can_offset_physical() -> bool {
     const ISTATUS: u64 = 1 << 2;
     const AHEAD: u64 = 1 << 40;
     let access = read_register!("cnthctl_el2");
+    let condition = || read_register!("cntp_ctl_el0") & ISTATUS != 0;
     // SAFETY: EL1's timer, whose interrupt stays masked, and the controls of what EL1 sees of it.
     unsafe {
         write_register!("cnthctl_el2", access | ECV);
@@ -84,7 +85,7 @@ pub(crate) fn can_offset_physical() -> bool {
         write_register!("cntp_cval_el0", counter().saturating_add(AHEAD));
         write_register!("cntp_ctl_el0", ENABLE | IMASK);
         aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
-        let is_met = read_register!("cntp_ctl_el0") & ISTATUS != 0;
+        let is_met = condition();
         write_register!("cntp_ctl_el0", 0);
         write_register!("s3_4_c14_c0_6", 0);
         write_register!("cnthctl_el2", access);

@@ -130,12 +130,14 @@ mod tests {
     #[test]
     fn a_device_is_where_the_guest_has_nothing_else() {
         let ram = 64 << 20;
-        let by =
-            |start: u64, bytes: u64| match check_places([start..start + bytes].into_iter(), ram) {
-                Ok(()) => None,
-                Err(DeviceError::OnBoard { by, .. }) => Some(by),
-                Err(error) => panic!("{error}"),
-            };
+        let by = |start: u64, bytes: u64| match check_places(
+            core::iter::once(start..start + bytes),
+            ram,
+        ) {
+            Ok(()) => None,
+            Err(DeviceError::OnBoard { by, .. }) => Some(by),
+            Err(error) => panic!("{error}"),
+        };
         assert_eq!(by(0x0901_0000, 0x1000), None, "the clock gives way");
         assert_eq!(by(0x0902_0000, 0x8_0000), None);
         assert_eq!(by(0x0902_0000, 0x9_0000), Some("its stolen time"));

@@ -1,7 +1,10 @@
 //! Options that not every guest has.
 
+use super::{OptionError, Options, merging};
+use records::words::GuestKind;
+
 /// Options of the benchmark only: the stress run chooses at random.
-pub(super) const BENCHMARK_ONLY: [&str; 13] = [
+const BENCHMARK_ONLY: [&str; 13] = [
     "iterations",
     "write_percent",
     "random",
@@ -20,15 +23,76 @@ pub(super) const BENCHMARK_ONLY: [&str; 13] = [
 pub(super) const BACKING_ONLY: [&str; 5] =
     ["workload", "tracker", "change", "workers", "overcommit"];
 /// Options of the benchmark that those workloads have too.
-pub(super) const BACKING_TOO: [&str; 2] = ["iterations", "exit_times"];
+const BACKING_TOO: [&str; 2] = ["iterations", "exit_times"];
 /// Options of the stress run that those workloads don't have.
-pub(super) const NOT_BACKING: [&str; 4] = ["slots", "ring_entries", "split_chunk", "seconds"];
+const NOT_BACKING: [&str; 4] = ["slots", "ring_entries", "split_chunk", "seconds"];
 /// Options of the benchmark that other guests don't have when their writes are logged.
-pub(super) const ACCESSES_ONLY: [&str; 2] = ["write_percent", "random"];
+const ACCESSES_ONLY: [&str; 2] = ["write_percent", "random"];
 /// Options that they don't have either.
-pub(super) const NOT_LOGGED: [&str; 3] = ["seed", "slots", "seconds"];
+const NOT_LOGGED: [&str; 3] = ["seed", "slots", "seconds"];
 /// Options of such logging only.
-pub(super) const LIVE_ONLY: [&str; 2] = ["log_from", "interval"];
+const LIVE_ONLY: [&str; 2] = ["log_from", "interval"];
 /// Further options that a program doesn't have, unless its writes are logged.
-pub(super) const LOGGED_ONLY: [&str; 5] =
-    ["seed", "slots", "ring_entries", "split_chunk", "seconds"];
+const LOGGED_ONLY: [&str; 5] = ["seed", "slots", "ring_entries", "split_chunk", "seconds"];
+
+impl Options {
+    /// Checks that the options given are those of the guest.
+    pub(super) fn check_guest<'t>(
+        &self,
+        is_given: impl Fn(&str) -> bool,
+        has_vms: bool,
+    ) -> Result<(), OptionError<'t>> {
+        let guest = self.guest.name();
+        let given = |keys: &[&'static str]| keys.iter().copied().find(|key| is_given(key));
+        let of_logging = || {
+            let mut keys = BENCHMARK_ONLY.iter().chain(&NOT_BACKING).copied();
+            keys.find(|key| !BACKING_TOO.contains(key) && is_given(key))
+        };
+        let has_linux = has_vms || self.guest == GuestKind::Linux;
+        let of_foreign = given(&["device", "cpu_features"])
+            .filter(|_| !has_linux && self.guest != GuestKind::Program);
+        let of_linux = given(&[
+            "console", "firmware", "on_reset", "on_crash", "rtc", "log_from",
+        ])
+        .filter(|_| !has_linux);
+        let of_one = given(&["fork"])
+            .filter(|_| has_vms || self.guest != GuestKind::Linux || self.merging != 0);
+        let of_logged = given(&["dirty_log"])
+            .filter(|_| !self.guest.is_foreign())
+            .or(given(&LIVE_ONLY).filter(|_| !self.logs_foreign()));
+        let of_users = of_foreign.or(of_linux).or(of_one).or(of_logged);
+        let foreign = of_users.or(match self.guest {
+            GuestKind::DirtyLog => given(&["seconds"]).or(given(&BACKING_ONLY[..4])),
+            GuestKind::Stress => given(&BENCHMARK_ONLY)
+                .or(given(&BACKING_ONLY))
+                .or(given(&["merging"]))
+                .or(given(&merging::KEYS)),
+            GuestKind::Backing => of_logging(),
+            GuestKind::Program | GuestKind::Linux => {
+                let logged = match self.dirty_log {
+                    true => given(&ACCESSES_ONLY).or(given(&NOT_LOGGED)),
+                    false => given(&BENCHMARK_ONLY).or(given(&LOGGED_ONLY)),
+                };
+                // A program has all of its memory from the start.
+                let last = usize::from(self.guest == GuestKind::Program);
+                logged.or(given(&BACKING_ONLY[..4 + last]))
+            }
+        });
+        let of_each = given(&["vcpus", "bytes", "firmware"])
+            .filter(|_| has_vms && self.guest == GuestKind::Linux);
+        match foreign {
+            Some(key) => Err(OptionError::NotForGuest { key, guest }),
+            None if let Some(key) = of_each => Err(OptionError::OfEachVm(key)),
+            None if has_vms && self.guest == GuestKind::Linux && self.dirty_log => {
+                Err(OptionError::LoggedVms)
+            }
+            None if self.guest.is_foreign() && self.modes.len() > 1 && !self.dirty_log => {
+                Err(OptionError::OneMode(guest))
+            }
+            None if self.guest != GuestKind::Backing && self.overcommits.len() > 1 => {
+                Err(OptionError::OneOvercommit(guest))
+            }
+            None => Ok(()),
+        }
+    }
+}

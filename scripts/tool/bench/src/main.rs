@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `options` | the user's options |
 //! | `matrix`, `beside` | the boots that it takes, of Parvisor and of Linux |
-//! | `running`, `estimate`, `progress` | making them, and how long that takes |
+//! | `running` | making them, and how long that takes |
 //! | `guest` | Linux as the guest that is measured |
 //! | `micro` | what single operations cost a guest |
 //! | `results` | the results in files |
@@ -14,7 +14,6 @@
 
 mod beside;
 mod capture;
-mod estimate;
 mod guest;
 mod label;
 mod matrix;
@@ -24,7 +23,6 @@ mod options;
 mod page;
 mod parse;
 mod plots;
-mod progress;
 mod results;
 mod running;
 mod section;

@@ -1,15 +1,16 @@
 //! Measures a matrix, one boot after the other, on an emulator. The results are written after each, so that neither a boot that
 //! fails nor Ctrl-C loses them.
 
+mod estimate;
+mod progress;
+
 use std::path::{Path, PathBuf};
 
 use records::record::Record;
 
 use super::PROFILE;
 use super::beside::Beside;
-use super::estimate::{Job, work};
 use super::guest::LinuxGuest;
-use super::progress::MatrixProgress;
 use super::results::{Results, Run};
 use super::table::counted;
 use ::options::Plan;
@@ -24,6 +25,8 @@ use emulator::process;
 use emulator::qemu::{Machine, Module, ModuleKind};
 use emulator::session::marks::Marks;
 use emulator::simclock::Simulation;
+use estimate::{Job, work};
+use progress::MatrixProgress;
 
 /// The boots to measure, and the means to do so.
 #[derive(Debug)]

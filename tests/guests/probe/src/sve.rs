@@ -116,7 +116,7 @@ fn hidden() {
         let exception = expect_exception(|| {
             core::hint::black_box(attempt());
         });
-        if !exception.is_some_and(|taken| taken.class() == UNKNOWN) {
+        if exception.is_none_or(|taken| taken.class() != UNKNOWN) {
             wrong(format_args!("SVE isn't shown, but: {exception:x?}"));
         }
     }
@@ -153,8 +153,8 @@ fn check(own: usize) {
     let filled = unsafe {
         let filled = &mut *filled;
         for (number, word) in filled.iter_mut().enumerate() {
-            *word =
-                ((own as u64 + 1) << 32 | number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            *word = (((own as u64 + 1) << 32) | (number as u64 + 1))
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15);
         }
         fill_vectors(filled.as_ptr());
         &*filled

@@ -94,8 +94,8 @@ impl Estimate {
 
 #[cfg(test)]
 mod tests {
-    use super::super::matrix::Matrix;
-    use super::super::options::BenchOptions;
+    use super::super::super::matrix::Matrix;
+    use super::super::super::options::BenchOptions;
     use super::*;
     use std::ffi::OsString;
 
