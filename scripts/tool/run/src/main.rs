@@ -180,6 +180,11 @@ fn check_files(options: &RunOptions) -> Result<(), ToolError> {
         let bytes = fs::read(guest).map_err(|error| refused(error.to_string()))?;
         check_image(&bytes).map_err(refused)?;
     }
+    if let Some(folder) = &options.linux.console_log {
+        fs::create_dir_all(folder).map_err(|error| {
+            ToolError::Usage(format!("--console-log {}: {error}", folder.display()))
+        })?;
+    }
     if let Some(json) = &options.json {
         files::check(json)
             .map_err(|error| ToolError::Usage(format!("--json {}: {error}", json.display())))?;
