@@ -78,7 +78,11 @@ pub fn run<'t, M: Machine>(
     if let Some(guest) = main.filter(|guest| !guest.is_foreign()) {
         return Err(Error::Run(RunError::NotBuilt { guest }));
     }
-    if requests.main.as_ref().is_some_and(|main| main.options.dirty_log) {
+    if requests
+        .main
+        .as_ref()
+        .is_some_and(|main| main.options.dirty_log)
+    {
         return Err(Error::Run(RunError::NoDirtyLog));
     }
     requests.run(host, run_foreign).map_err(Error::Run)

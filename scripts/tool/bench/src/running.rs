@@ -1,14 +1,16 @@
 //! Measures a matrix, one boot after the other, on an emulator. The results are written after each, so that neither a boot that
 //! fails nor Ctrl-C loses them.
 
+pub mod guest;
+
 use std::path::{Path, PathBuf};
 
 use records::record::Record;
 
+use self::guest::LinuxGuest;
 use super::PROFILE;
 use super::beside::Beside;
 use super::estimate::{Job, work};
-use super::guest::LinuxGuest;
 use super::progress::MatrixProgress;
 use super::results::{Results, Run};
 use super::table::counted;

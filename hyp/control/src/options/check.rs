@@ -1,0 +1,173 @@
+//! Checks the options against each other.
+
+use super::{OptionError, Options, merging};
+use records::words::{Clear, Enable, GuestKind, Harvest, MergeTarget, Tracking};
+use stage2::PAGE_SIZE;
+
+/// Options of the benchmark only: the stress run chooses at random.
+const BENCHMARK_ONLY: [&str; 13] = [
+    "iterations",
+    "write_percent",
+    "random",
+    "split",
+    "tracking",
+    "granularity",
+    "harvest",
+    "harvesters",
+    "enable",
+    "clear",
+    "restore",
+    "split_reserve",
+    "exit_times",
+];
+/// Options of workloads that change backing memory; the benchmark also has the last of them.
+pub(super) const BACKING_ONLY: [&str; 5] =
+    ["workload", "tracker", "change", "workers", "overcommit"];
+/// Options of the benchmark that those workloads have too.
+const BACKING_TOO: [&str; 2] = ["iterations", "exit_times"];
+/// Options of the stress run that those workloads don't have.
+const NOT_BACKING: [&str; 4] = ["slots", "ring_entries", "split_chunk", "seconds"];
+/// Options of the benchmark that other guests don't have when their writes are logged.
+const ACCESSES_ONLY: [&str; 2] = ["write_percent", "random"];
+/// Options that they don't have either.
+const NOT_LOGGED: [&str; 3] = ["seed", "slots", "seconds"];
+/// Options of such logging only.
+const LIVE_ONLY: [&str; 2] = ["log_from", "interval"];
+/// Further options that a program doesn't have, unless its writes are logged.
+const LOGGED_ONLY: [&str; 5] = ["seed", "slots", "ring_entries", "split_chunk", "seconds"];
+
+impl Options {
+    pub(super) fn check<'t>(
+        &self,
+        is_given: impl Fn(&str) -> bool,
+        has_vms: bool,
+    ) -> Result<(), OptionError<'t>> {
+        self.check_guest(&is_given, has_vms)?;
+        self.check_merging(&is_given)?;
+        self.check_policies()?;
+        if !self.bytes.0.is_multiple_of(PAGE_SIZE) || self.bytes.0 == 0 {
+            return Err(OptionError::NotWholePages(self.bytes));
+        }
+        let (vcpus, bytes) = (self.vcpus, self.bytes);
+        let end = self
+            .memory_end()
+            .ok_or(OptionError::TooMuchMemory { vcpus, bytes })?;
+        match self.ipa_bits {
+            Some(bits) if end > 1 << bits => {
+                Err(OptionError::BeyondIpaSpace { vcpus, bytes, bits })
+            }
+            _ => self.check_slots(),
+        }
+    }
+
+    fn check_guest<'t>(
+        &self,
+        is_given: impl Fn(&str) -> bool,
+        has_vms: bool,
+    ) -> Result<(), OptionError<'t>> {
+        let guest = self.guest.name();
+        let given = |keys: &[&'static str]| keys.iter().copied().find(|key| is_given(key));
+        let of_logging = || {
+            let mut keys = BENCHMARK_ONLY.iter().chain(&NOT_BACKING).copied();
+            keys.find(|key| !BACKING_TOO.contains(key) && is_given(key))
+        };
+        let of_program = given(&["device"]).filter(|_| self.guest != GuestKind::Program);
+        let has_linux = has_vms || self.guest == GuestKind::Linux;
+        let of_linux = given(&[
+            "console", "firmware", "on_reset", "on_crash", "rtc", "log_from",
+        ])
+        .filter(|_| !has_linux);
+        let of_logged = given(&["dirty_log"])
+            .filter(|_| !self.guest.is_foreign())
+            .or(given(&LIVE_ONLY).filter(|_| !self.logs_foreign()));
+        let foreign = of_program.or(of_linux).or(of_logged).or(match self.guest {
+            GuestKind::DirtyLog => given(&["seconds"]).or(given(&BACKING_ONLY[..4])),
+            GuestKind::Stress => given(&BENCHMARK_ONLY)
+                .or(given(&BACKING_ONLY))
+                .or(given(&["merging"]))
+                .or(given(&merging::KEYS)),
+            GuestKind::Backing => of_logging(),
+            GuestKind::Program | GuestKind::Linux => {
+                let logged = match self.dirty_log {
+                    true => given(&ACCESSES_ONLY).or(given(&NOT_LOGGED)),
+                    false => given(&BENCHMARK_ONLY).or(given(&LOGGED_ONLY)),
+                };
+                // A program has all of its memory from the start.
+                let last = usize::from(self.guest == GuestKind::Program);
+                logged.or(given(&BACKING_ONLY[..4 + last]))
+            }
+        });
+        let of_each = given(&["vcpus", "bytes", "firmware"])
+            .filter(|_| has_vms && self.guest == GuestKind::Linux);
+        match foreign {
+            Some(key) => Err(OptionError::NotForGuest { key, guest }),
+            None if let Some(key) = of_each => Err(OptionError::OfEachVm(key)),
+            None if has_vms && self.guest == GuestKind::Linux && self.dirty_log => {
+                Err(OptionError::LoggedVms)
+            }
+            None if self.guest.is_foreign() && self.modes.len() > 1 && !self.dirty_log => {
+                Err(OptionError::OneMode(guest))
+            }
+            None if self.guest != GuestKind::Backing && self.overcommits.len() > 1 => {
+                Err(OptionError::OneOvercommit(guest))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Merging options require that something is merged.
+    fn check_merging<'t>(&self, is_given: impl Fn(&str) -> bool) -> Result<(), OptionError<'t>> {
+        let foreign = merging::KEYS.into_iter().find(|key| is_given(key));
+        match foreign {
+            _ if self.merges_beside() && self.measures_merging() => Err(OptionError::MergingTwice),
+            Some(key) if !self.merges_beside() && !self.measures_merging() => {
+                Err(OptionError::NotMerging(key))
+            }
+            _ if self.guest.is_foreign() && self.merge.targets.contains(&MergeTarget::Test) => {
+                Err(OptionError::NoTestMemory(self.guest.name()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Rejects combinations with rings.
+    fn check_policies<'t>(&self) -> Result<(), OptionError<'t>> {
+        let ring = self.harvest == Harvest::Ring;
+        let contradictions = [
+            (
+                self.trackings.contains(&Tracking::Hardware),
+                "tracking=hardware",
+                "without a fault nothing enters a ring",
+            ),
+            (
+                self.enable == Enable::AllSet,
+                "enable=all_set",
+                "a ring doesn't hold all pages",
+            ),
+            (
+                self.clear == Clear::WithGet,
+                "clear=with_get",
+                "what is taken out of a ring is clear",
+            ),
+        ];
+        if let Some((_, with, why)) = contradictions
+            .into_iter()
+            .find(|(is_so, ..)| ring && *is_so)
+        {
+            return Err(OptionError::NotWithRing { with, why });
+        }
+        Ok(())
+    }
+
+    fn check_slots<'t>(&self) -> Result<(), OptionError<'t>> {
+        let pieces = self.test_bytes().unwrap_or(u64::MAX) / self.backing.bytes();
+        if self.slots as u64 > pieces {
+            return Err(OptionError::TooManySlots {
+                slots: self.slots,
+                pieces,
+                piece: self.backing.name(),
+            });
+        }
+        Ok(())
+    }
+}
