@@ -2,6 +2,7 @@
 //!
 //! They come from outside, so an unknown or malformed word is an error that names it. Read once at boot.
 
+mod check;
 mod early;
 mod error;
 mod merging;
@@ -27,7 +28,6 @@ use records::words::{
     Backing, Change, Clear, ConsoleMode, CpuFeature, Enable, Granularity, GuestKind, Harvest,
     MergeTarget, Mode, OnCrash, OnReset, Restore, Split, Tracker, Tracking, Workload,
 };
-use stage2::PAGE_SIZE;
 
 /// Where the guest's test memory begins: the start of the first slot that is logged.
 pub const TEST_MEMORY: u64 = 0x8000_0000;
@@ -350,7 +350,7 @@ impl Options {
             "on_reset" => self.on_reset = value::word(key, text)?,
             "on_crash" => self.on_crash = value::word(key, text)?,
             "log" => self.log = value::level(key, text)?,
-            _ if BACKING_ONLY.contains(&key) => return self.set_backing(key, text),
+            _ if check::BACKING_ONLY.contains(&key) => return self.set_backing(key, text),
             _ if merging::KEYS.contains(&key) => return merging::set(&mut self.merge, key, text),
             _ => return self.set_policy(key, text),
         }
@@ -395,85 +395,6 @@ impl Options {
                     value::numbers(key, text, 100, 1000, "percentages from 100 to 1000")?
             }
             _ => return Err(OptionError::Unknown(key)),
-        }
-        Ok(())
-    }
-
-    fn check<'t>(
-        &self,
-        is_given: impl Fn(&str) -> bool,
-        has_vms: bool,
-    ) -> Result<(), OptionError<'t>> {
-        self.check_guest(&is_given, has_vms)?;
-        self.check_merging(&is_given)?;
-        self.check_policies()?;
-        if !self.bytes.0.is_multiple_of(PAGE_SIZE) || self.bytes.0 == 0 {
-            return Err(OptionError::NotWholePages(self.bytes));
-        }
-        let (vcpus, bytes) = (self.vcpus, self.bytes);
-        let end = self
-            .memory_end()
-            .ok_or(OptionError::TooMuchMemory { vcpus, bytes })?;
-        match self.ipa_bits {
-            Some(bits) if end > 1 << bits => {
-                Err(OptionError::BeyondIpaSpace { vcpus, bytes, bits })
-            }
-            _ => self.check_slots(),
-        }
-    }
-
-    /// Merging options require that something is merged.
-    fn check_merging<'t>(&self, is_given: impl Fn(&str) -> bool) -> Result<(), OptionError<'t>> {
-        let foreign = merging::KEYS.into_iter().find(|key| is_given(key));
-        match foreign {
-            _ if self.merges_beside() && self.measures_merging() => Err(OptionError::MergingTwice),
-            Some(key) if !self.merges_beside() && !self.measures_merging() => {
-                Err(OptionError::NotMerging(key))
-            }
-            _ if self.guest.is_foreign() && self.merge.targets.contains(&MergeTarget::Test) => {
-                Err(OptionError::NoTestMemory(self.guest.name()))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Rejects combinations with rings.
-    fn check_policies<'t>(&self) -> Result<(), OptionError<'t>> {
-        let ring = self.harvest == Harvest::Ring;
-        let contradictions = [
-            (
-                self.trackings.contains(&Tracking::Hardware),
-                "tracking=hardware",
-                "without a fault nothing enters a ring",
-            ),
-            (
-                self.enable == Enable::AllSet,
-                "enable=all_set",
-                "a ring doesn't hold all pages",
-            ),
-            (
-                self.clear == Clear::WithGet,
-                "clear=with_get",
-                "what is taken out of a ring is clear",
-            ),
-        ];
-        if let Some((_, with, why)) = contradictions
-            .into_iter()
-            .find(|(is_so, ..)| ring && *is_so)
-        {
-            return Err(OptionError::NotWithRing { with, why });
-        }
-        Ok(())
-    }
-
-    fn check_slots<'t>(&self) -> Result<(), OptionError<'t>> {
-        let pieces = self.test_bytes().unwrap_or(u64::MAX) / self.backing.bytes();
-        if self.slots as u64 > pieces {
-            return Err(OptionError::TooManySlots {
-                slots: self.slots,
-                pieces,
-                piece: self.backing.name(),
-            });
         }
         Ok(())
     }

@@ -4,8 +4,7 @@
 //! |---|---|
 //! | `options` | the user's options |
 //! | `matrix`, `beside` | the boots that it takes, of Parvisor and of Linux |
-//! | `running` | making them, and how long that takes |
-//! | `guest` | Linux as the guest that is measured |
+//! | `running` | making them, and how long that takes; Linux as the guest that is measured |
 //! | `micro` | what single operations cost a guest |
 //! | `results` | the results in files |
 //! | `parse`, `capture` | earlier results, and logs of boards |
@@ -14,7 +13,6 @@
 
 mod beside;
 mod capture;
-mod guest;
 mod label;
 mod matrix;
 mod metric;
@@ -37,11 +35,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 
-use self::guest::LinuxGuest;
 use self::matrix::Matrix;
 use self::options::BenchOptions;
 use self::results::{Clock, FORMAT, Host, Results};
 use self::running::Measurement;
+use self::running::guest::LinuxGuest;
 use ::options::{one_line, typed, usage};
 use emulator::error::{FAILED, ToolError, USAGE};
 use emulator::files;

@@ -2,15 +2,16 @@
 //! fails nor Ctrl-C loses them.
 
 mod estimate;
+pub mod guest;
 mod progress;
 
 use std::path::{Path, PathBuf};
 
 use records::record::Record;
 
+use self::guest::LinuxGuest;
 use super::PROFILE;
 use super::beside::Beside;
-use super::guest::LinuxGuest;
 use super::results::{Results, Run};
 use super::table::counted;
 use ::options::Plan;
