@@ -51,7 +51,7 @@ const FUZZ: &str = "tests/fuzz";
 const MIRI: &str = "-Zmiri-strict-provenance";
 
 /// Checks everything that has to hold: formatting, lints, host tests, model checking, documentation, the bare-metal
-/// build, and system tests under QEMU; with --slow also Miri, fuzzing and mutants. Installs what is missing. The last line
+/// build, and system tests under QEMU; with --slow also Miri, fuzzing and mutants, and more of the hostile guests. Installs what is missing. The last line
 /// counts: `N passed, N failed`.
 #[derive(Debug, Parser)]
 #[command(
@@ -155,7 +155,7 @@ impl Step {
         }
     }
 
-    fn run(self, host_packages: &[String]) -> Counts {
+    fn run(self, host_packages: &[String], slow: bool) -> Counts {
         let host = || selected(host_packages);
         let deny = ["--", "-D", "warnings"];
         match self {
@@ -193,11 +193,16 @@ impl Step {
                 Err(error) => failed(&error.to_string()),
             },
             Self::Package => packages(),
-            Self::Qemu => tests(
-                CargoCommand::new(["test", "--no-fail-fast", "-p", SYSTEM_TESTS])
+            Self::Qemu => {
+                let command = CargoCommand::new(["test", "--no-fail-fast", "-p", SYSTEM_TESTS])
                     .args(["--lib", "--test", "system"])
-                    .env("RUST_TEST_THREADS", "2"),
-            ),
+                    .env("RUST_TEST_THREADS", "2");
+                // Hostile guests do more then, and interrupts are counted for longer.
+                tests(match slow {
+                    true => command.env("PARVISOR_SLOW", "1"),
+                    false => command,
+                })
+            }
             Self::Simclock => simulated_clock(),
             Self::Instructions => counted(),
             Self::Trace => traced(),
@@ -422,7 +427,7 @@ fn run(options: &TestOptions) -> Result<Counts, ToolError> {
         let (heading, number, count) = (step.heading(), index + 1, steps.len());
         say(&format!("\n== {heading} ({number} of {count}{left}) =="));
         let started = Instant::now();
-        let counts = step.run(&host_packages);
+        let counts = step.run(&host_packages, options.slow);
         let took = started.elapsed();
         say(&format!(
             "-- {heading}: {} passed, {} failed, {} s",
