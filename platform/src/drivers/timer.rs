@@ -75,22 +75,27 @@ pub(crate) fn can_offset_physical() -> bool {
     const IMASK: u64 = 1 << 1;
     const ISTATUS: u64 = 1 << 2;
     const AHEAD: u64 = 1 << 40;
-    let access = read_register!("cnthctl_el2");
-    let condition = || read_register!("cntp_ctl_el0") & ISTATUS != 0;
+    let (access, at) = (
+        read_register!("cnthctl_el2"),
+        counter().saturating_add(AHEAD),
+    );
     // SAFETY: EL1's timer, whose interrupt stays masked, and the controls of what EL1 sees of it.
     unsafe {
         write_register!("cnthctl_el2", access | ECV);
         // EL1 is twice as far ahead as the timer is set.
         write_register!("s3_4_c14_c0_6", (2 * AHEAD).wrapping_neg()); // CNTPOFF_EL2
-        write_register!("cntp_cval_el0", counter().saturating_add(AHEAD));
+        write_register!("cntp_cval_el0", at);
         write_register!("cntp_ctl_el0", ENABLE | IMASK);
-        aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
-        let is_met = condition();
+    }
+    aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
+    let is_met = read_register!("cntp_ctl_el0") & ISTATUS != 0;
+    // SAFETY: as they were.
+    unsafe {
         write_register!("cntp_ctl_el0", 0);
         write_register!("s3_4_c14_c0_6", 0);
         write_register!("cnthctl_el2", access);
-        is_met
     }
+    is_met
 }
 
 /// Raises this CPU's EL2 timer interrupt when the counter reaches `tick`, or at once if it has.

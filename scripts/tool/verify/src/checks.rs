@@ -26,8 +26,8 @@ use options::one_line;
 use step::{Step, host_packages};
 
 /// Checks everything that has to hold: formatting, lints, host tests, model checking, documentation, the bare-metal
-/// build, and system tests under QEMU; with --slow also Miri, fuzzing, more kernels and mutants. Installs what is missing.
-/// The last line counts: `N passed, N failed`.
+/// build, and system tests under QEMU; with --slow also Miri, fuzzing, mutants, and more of the kernels and of the hostile guests.
+/// Installs what is missing. The last line counts: `N passed, N failed`.
 #[derive(Debug, Parser)]
 #[command(
     bin_name = "scripts/test",
@@ -101,7 +101,7 @@ fn run(options: &TestOptions) -> Result<Counts, ToolError> {
         let (heading, number, count) = (step.heading(), index + 1, steps.len());
         say(&format!("\n== {heading} ({number} of {count}{left}) =="));
         let started = Instant::now();
-        let counts = step.run(&host_packages);
+        let counts = step.run(&host_packages, options.slow);
         let took = started.elapsed();
         say(&format!(
             "-- {heading}: {} passed, {} failed, {} s",

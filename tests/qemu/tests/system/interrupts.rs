@@ -33,7 +33,7 @@ fn passes(probe: &str, (cpu, gic): (&str, Gic), vcpus: u32, timeout: u64) -> Out
 /// How much more of everything: `PARVISOR_SLOW`, which `scripts/test --slow` sets.
 fn factor() -> u64 {
     match env::var_os("PARVISOR_SLOW") {
-        Some(_) => 100,
+        Some(_) => 50,
         None => 1,
     }
 }
@@ -47,7 +47,7 @@ fn seed() -> u64 {
 #[test]
 fn every_register_of_every_device_takes_every_access() {
     for machine in MACHINES {
-        let every = if factor() == 1 { 256 } else { 4 };
+        let every = if factor() == 1 { 1024 } else { 4 };
         let probe = format!("devices every={every} seed={}", seed());
         passes(&probe, machine, 2, 200 * factor());
     }
@@ -59,6 +59,22 @@ fn whatever_a_guest_does_to_its_interrupts_ends_well() {
     for machine in MACHINES {
         let probe = format!("hostile acts={} seed={}", 20_000 * factor(), seed());
         passes(&probe, machine, 3, 100 * factor());
+    }
+}
+
+/// Some on several vCPUs, which wait for each other, and many on one.
+#[test]
+fn no_interrupt_is_lost_and_none_comes_twice() {
+    for machine in MACHINES {
+        for (vcpus, each) in [(3, 60), (1, 400)] {
+            let probe = format!("count each={} seed={}", each * factor(), seed());
+            let outcome = board(&probe, vcpus, 200 * factor())
+                .cpu(machine.0)
+                .gic(machine.1);
+            let outcome = outcome.run_well();
+            let is_told = outcome.line_with("none lost and none twice").is_some();
+            assert!(is_told, "{machine:?}: {}", describe(&outcome));
+        }
     }
 }
 

@@ -122,7 +122,7 @@ impl Step {
         }
     }
 
-    pub fn run(self, host_packages: &[String]) -> Counts {
+    pub fn run(self, host_packages: &[String], slow: bool) -> Counts {
         let host = || selected(host_packages);
         let deny = ["--", "-D", "warnings"];
         match self {
@@ -160,7 +160,14 @@ impl Step {
                 Err(error) => failed(&error.to_string()),
             },
             Self::Package => packages(),
-            Self::Qemu => tests(system_tests().args(["--lib", "--test", "system"])),
+            Self::Qemu => {
+                let command = system_tests().args(["--lib", "--test", "system"]);
+                // Hostile guests do more then, and interrupts are counted for longer.
+                tests(match slow {
+                    true => command.env("PARVISOR_SLOW", "1"),
+                    false => command,
+                })
+            }
             Self::Simclock => simulated_clock(),
             Self::Instructions => counted(),
             Self::Trace => traced(),
