@@ -117,3 +117,5 @@ pub enum SgiRegister {
     /// ICC_SGI0R_EL1.
     Sgi0,
 }
+
+const _: () = assert!(AccessSize::Byte.bytes() == 1 && AccessSize::Double.bytes() == 8);
