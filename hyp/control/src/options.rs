@@ -350,7 +350,7 @@ impl Options {
             "on_reset" => self.on_reset = value::word(key, text)?,
             "on_crash" => self.on_crash = value::word(key, text)?,
             "log" => self.log = value::level(key, text)?,
-            _ if check::BACKING_ONLY.contains(&key) => return self.set_backing(key, text),
+            _ if BACKING_ONLY.contains(&key) => return self.set_backing(key, text),
             _ if merging::KEYS.contains(&key) => return merging::set(&mut self.merge, key, text),
             _ => return self.set_policy(key, text),
         }

@@ -117,5 +117,3 @@ pub enum SgiRegister {
     /// ICC_SGI0R_EL1.
     Sgi0,
 }
-
-const _: () = assert!(AccessSize::Byte.bytes() == 1 && AccessSize::Double.bytes() == 8);

@@ -27,6 +27,8 @@ const TARGET_PACKAGES: [&[&str]; 2] = [
         "probe-guest",
         "scaling-guest",
         "load",
+        "micro-guest",
+        "vmm",
     ],
 ];
 /// The package of the system tests, which have a step of their own.
