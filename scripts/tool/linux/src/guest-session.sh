@@ -21,7 +21,7 @@ if [ -e /run/command ]; then
     fi
     echo "@$token end $?"
 else
-    stty $(cat /run/terminal)
+    [ ! -s /run/terminal ] || stty $(cat /run/terminal)
     echo "Linux $(uname -r), $(nproc) CPUs. poweroff ends it, and so does leaving this shell."
     # Where firmware came first, the tool doesn't wait for it.
     [ -z "$token" ] || echo "@$token ready"

@@ -204,6 +204,23 @@ fn files_that_are_no_kernel_or_missing_are_named() {
             &["--kernel", &sound, "--cmdline", &"x".repeat(2048)],
             &["--cmdline: 2048 bytes"],
         ),
+        (&["--firmware", none], &["--firmware /nowhere/at/all: "]),
+        (
+            &["--firmware", &nothing],
+            &["--firmware ", "nothing: ", "is empty"],
+        ),
+        (
+            &["--firmware", &gzip],
+            &["vmlinuz.gz: ", "compressed with gzip"],
+        ),
+        (
+            &["--firmware", &sound],
+            &["Image: ", "which starts as a kernel"],
+        ),
+        (
+            &["--linux", "--firmware", "--exec=true"],
+            &["--firmware", "--exec"],
+        ),
         (&["--linux=6"], &["'6' for '--linux", "like 6.12"]),
         (&["--linux", "--kernel", &sound], &["--linux", "--kernel"]),
         (&["--linux", "--iterations=2"], &["--linux", "--iterations"]),
@@ -310,6 +327,28 @@ fn a_shell_on_the_terminal_powers_the_guest_off() {
     let (status, complaints, as_before) = run.ends();
     assert_eq!(status.code(), Some(0), "{complaints}");
     assert!(as_before);
+}
+
+#[test]
+fn u_boot_boots_the_kernel_that_lies_beside_it() {
+    if exec(&[], "true").is_none() {
+        return;
+    }
+    let folder = TempDir::new().expect("room for a folder");
+    let mut command = Command::new(repository().join("scripts/run"));
+    command
+        .args(["--linux", "--firmware"])
+        .current_dir(folder.path());
+    let mut run = OnTerminal::start(&mut command);
+    run.wait_for("Hit any key to stop autoboot");
+    run.types(b"\r");
+    run.wait_for("=> ");
+    run.types(b"booti 40400000 - ${fdtcontroladdr}\r");
+    run.wait_for("Booting Linux on physical CPU");
+    run.wait_for("~ # ");
+    run.types(b"poweroff\r");
+    let (status, complaints, as_before) = run.ends();
+    assert_eq!((status.code(), as_before), (Some(0), true), "{complaints}");
 }
 
 #[test]
