@@ -155,11 +155,12 @@ fn a_device_whose_line_has_fallen_before_it_was_taken_raises_nothing() {
     assert_eq!(world.take(0), None);
     assert_eq!(world.cpus[0].hw.deactivated, [99]);
     world.cpus[0].hw.lines.insert(99, true);
-    world.vgic.forward_physical(99, |_| {});
-    world.settle();
+    let kicked = &mut world.kicked;
+    (world.vgic).forward_physical(99, |cpu| kicked[cpu] = true);
     assert_eq!(world.take(0), Some(DEVICE));
     // It isn't this VM's.
-    world.vgic.forward_physical(98, |_| {});
+    let kicked = &mut world.kicked;
+    (world.vgic).forward_physical(98, |cpu| kicked[cpu] = true);
     assert_eq!(world.take(0), None);
 }
 

@@ -455,10 +455,18 @@ impl Cpu for FakeCpu {
 
     fn acknowledge_interrupts(&mut self) -> Option<u32> {
         self.lines.pending.lock().unwrap()[self.id.0] = false;
-        match self.taken.pop_front()? {
-            Interrupt::Device(interrupt) => Some(interrupt),
-            other => panic!("{other:?} while no guest is loaded"),
+        while let Some(taken) = self.taken.front() {
+            match *taken {
+                Interrupt::Device(interrupt) => {
+                    self.taken.pop_front();
+                    return Some(interrupt);
+                }
+                Interrupt::Kick => _ = self.taken.pop_front(),
+                // Those of a guest are off while none is loaded.
+                _ => break,
+            }
         }
+        None
     }
 
     fn interface(&mut self) -> FakeInterface {

@@ -337,27 +337,6 @@ fn a_vcpu_that_is_powered_down_is_woken_by_no_kick_but_by_a_timer() {
 }
 
 #[test]
-fn a_timer_whose_interrupt_the_guest_doesnt_take_wakes_it_no_more() {
-    let (board, lines) = (board(1), Lines::new(1));
-    let mut cpu = FakeCpu::new(0, &lines, []);
-    let (mut el1, fp, pac) = (El1State::reset(), FpState::default(), PacKeys::default());
-    (el1.cntv_ctl_el0, el1.cntv_cval_el0) = (1, 500);
-    cpu.changed = Some((el1, fp, pac));
-    let on = gic_on(&board, &mut cpu, 0);
-    cpu.script.extend(on);
-    cpu.script.push_back(out(exit(WFI)));
-    cpu.taken.push_back(Interrupt::VirtualTimer);
-    cpu.script.push_back(check(|_| {}));
-    cpu.script.push_back(Box::new(move |_| {
-        // Ends its sleep.
-        lines.kick(CpuId(0));
-        exit(WFI)
-    }));
-    run_vcpu(&board.vm, &mut cpu);
-    assert_eq!(cpu.ticks, [Some(1500), None]);
-}
-
-#[test]
 fn a_vcpu_with_an_interrupt_doesnt_wait() {
     let board = board(1);
     let mut cpu = FakeCpu::new(0, &Lines::new(1), []);
