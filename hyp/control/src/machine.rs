@@ -189,6 +189,11 @@ pub enum DeviceError {
     Given,
     /// One of its interrupts can't be forwarded.
     Interrupts,
+    /// One of its interrupts is another device's too.
+    SharedInterrupt {
+        /// Its number.
+        intid: u32,
+    },
     /// The guest's own board has something at these addresses.
     OnBoard {
         /// The start of the registers.
@@ -220,6 +225,10 @@ impl fmt::Display for DeviceError {
             Self::Given => f.write_str("another guest has it"),
             Self::Interrupts => f.write_str(
                 "it has an interrupt that isn't one of the GIC's, shared by all CPUs, an edge or a level",
+            ),
+            Self::SharedInterrupt { intid } => write!(
+                f,
+                "its interrupt {intid} is also that of a device which another guest or the hypervisor has"
             ),
             Self::OnBoard { start, by } => write!(
                 f,

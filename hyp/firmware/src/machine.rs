@@ -29,8 +29,17 @@ pub struct Board {
     system: &'static System,
     /// VMs that have got a seed.
     seeded: AtomicU64,
-    /// The devices that guests have, by their first registers: for as long as somebody holds the lease.
-    given: Mutex<Vec<(u64, Weak<()>)>>,
+    /// What of devices guests have: for as long as somebody holds the lease.
+    given: Mutex<Vec<(Given, Weak<()>)>>,
+}
+
+/// What a guest has of a device, and nobody else.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Given {
+    /// The registers from here on.
+    Registers(u64),
+    /// The interrupt of this number.
+    Interrupt(u32),
 }
 
 impl Board {
@@ -61,18 +70,32 @@ impl Board {
         }
     }
 
-    /// The lease of the device whose registers begin at `start`.
-    fn lease(&self, start: u64) -> Result<Arc<()>, DeviceError> {
+    /// The lease of a device with these registers and interrupts.
+    fn lease(
+        &self,
+        registers: &[Registers],
+        interrupts: &[DeviceInterrupt],
+    ) -> Result<Arc<()>, DeviceError> {
         let mut given = self.given.lock();
         given.retain(|(_, lease)| lease.strong_count() != 0);
-        if given.iter().any(|(other, _)| *other == start) {
-            return Err(DeviceError::Given);
-        }
-        let bytes = size_of::<(u64, Weak<()>)>() as u64;
-        (given.try_reserve(1))
-            .map_err(|_| DeviceError::Object(ObjectError::OutOfMemory { bytes }))?;
+        let console = self.system.machine.console.and_then(|uart| uart.interrupt);
+        let registers = registers.iter().map(|one| Given::Registers(one.start));
+        let interrupts = interrupts.iter().map(|one| Given::Interrupt(one.intid));
         let lease = Arc::new(());
-        given.push((start, Arc::downgrade(&lease)));
+        for one in registers.chain(interrupts) {
+            // One is taken for one guest, and forwarded by one number.
+            let is_console = console.is_some_and(|console| one == Given::Interrupt(console.0));
+            if is_console || given.iter().any(|(other, _)| *other == one) {
+                return Err(match one {
+                    Given::Registers(_) => DeviceError::Given,
+                    Given::Interrupt(intid) => DeviceError::SharedInterrupt { intid },
+                });
+            }
+            let bytes = size_of::<(Given, Weak<()>)>() as u64;
+            (given.try_reserve(1))
+                .map_err(|_| DeviceError::Object(ObjectError::OutOfMemory { bytes }))?;
+            given.push((one, Arc::downgrade(&lease)));
+        }
         Ok(lease)
     }
 
@@ -183,9 +206,8 @@ impl Machine for Board {
                 Some(all)
             }
         };
-        let first = registers.first().map_or(0, |first| first.start);
         Ok(Device {
-            lease: self.lease(first)?,
+            lease: self.lease(&registers, interrupts.as_deref().unwrap_or_default())?,
             registers,
             interrupts,
             name: found.name,

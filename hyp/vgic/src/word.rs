@@ -61,8 +61,10 @@ impl Word {
     /// An LPI whose collection is mapped to no vCPU.
     const NO_VCPU: u32 = (1 << Self::LPI_VCPU_BITS) - 1;
     /// What makes a deliverable interrupt one that has to be looked at again.
-    const PLACE: u64 =
-        Self::ROUTE_MASK << Self::ROUTE_SHIFT | 0xff << Self::PRIORITY_SHIFT | Self::GROUP1;
+    const PLACE: u64 = Self::ROUTE_MASK << Self::ROUTE_SHIFT
+        | 0xff << Self::PRIORITY_SHIFT
+        | Self::GROUP1
+        | Self::MAPPED;
 
     pub(crate) const fn has(self, bits: u64) -> bool {
         self.0 & bits != 0

@@ -1,8 +1,8 @@
 //! Devices of the machine that a guest with a board has: where they are, and their interrupts among the guest's.
 
 use super::map::{
-    CPU_INTERFACE, DISTRIBUTOR, REDISTRIBUTORS, RTC_SPI, SPI, SPIS, STOLEN_TIMES, UART_REGISTERS,
-    UART_SPI,
+    CPU_INTERFACE, DISTRIBUTOR, ITS, REDISTRIBUTORS, RTC_SPI, SPI, SPIS, STOLEN_TIMES,
+    UART_REGISTERS, UART_SPI,
 };
 use crate::error::RunError;
 use crate::machine::{Device, DeviceError, Machine};
@@ -60,6 +60,7 @@ fn check_places(ranges: impl Iterator<Item = Range<u64>>, ram: u64) -> Result<()
     let taken = [
         (DISTRIBUTOR, "its interrupt controller"),
         (CPU_INTERFACE, "its interrupt controller"),
+        (ITS, "its interrupt controller"),
         (REDISTRIBUTORS, "its interrupt controller"),
         (UART_REGISTERS, "its UART"),
         (stolen.start.get()..stolen.end.get(), "its stolen time"),

@@ -203,24 +203,32 @@ impl<'h, M: Machine> Host<'h, M> {
         paused: Pause<'_, AddressSpace<L>, K>,
         plan: &GuestPlan<'_>,
     ) -> Result<NewVm<L>, RunError> {
+        let before_ns = self.machine.now_ns();
+        let vm = self.fork_of(&paused, plan);
+        // Whether there is a fork or not, time goes on for the parent.
+        paused.resume(self.machine.moment());
+        let filled_ns = self.machine.now_ns() - before_ns;
+        Ok(NewVm { vm: vm?, filled_ns })
+    }
+
+    fn fork_of<L: MmuLock, K: FnMut(CpuId)>(
+        &self,
+        paused: &Pause<'_, AddressSpace<L>, K>,
+        plan: &GuestPlan<'_>,
+    ) -> Result<Vm<AddressSpace<L>>, RunError> {
         let parent = &paused.vm().space;
         let own = &self.own.memory;
         let space = self.space::<L>(plan, *parent.stage2().layout())?;
-        let before_ns = self.machine.now_ns();
         if let Err(error) = parent.fork(own, &space) {
             space.destroy(own);
             return Err(error.into());
         }
         let devices = plan.board.as_ref().map(GuestBoard::devices);
-        let now = self.machine.moment();
-        let vm = paused.fork(ForkParts { space, devices }, now);
-        let vm = vm.map_err(|(error, space)| {
+        let vm = paused.fork(ForkParts { space, devices }, self.machine.moment());
+        vm.map_err(|(error, space)| {
             space.destroy(own);
-            error
-        })?;
-        paused.resume(now);
-        let filled_ns = self.machine.now_ns() - before_ns;
-        Ok(NewVm { vm, filled_ns })
+            error.into()
+        })
     }
 
     /// An address space without memory.

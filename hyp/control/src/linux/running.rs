@@ -5,11 +5,13 @@ use crate::board::GuestBoard;
 use crate::error::RunError;
 use crate::guest::{FinalState, GuestPlan, Host, RunningGuest};
 use crate::machine::Machine;
+use crate::options::Options;
 use crate::request::Request;
 use alloc::sync::Arc;
 use core::ops::Range;
 use devices::Pl011;
 use memory::{MmuLock, VmId};
+use records::words::ConsoleMode;
 use vm::{Service, ServiceReply, VcpuId};
 
 /// Such guests make no hypercalls of Parvisor's own.
@@ -97,8 +99,19 @@ impl<'h, M: Machine, L: MmuLock + 'static> RunningLinux<'h, M, L> {
         cpus: Range<usize>,
     ) -> Result<Self, RunError> {
         let paused = self.guest.pause()?;
-        let board = self.board.fork(host.machine)?;
-        let terminal = Terminal::new(host.machine, &board, &request.options);
+        let board = match self.board.fork(host.machine) {
+            Ok(board) => board,
+            Err(error) => {
+                self.guest.resume(paused);
+                return Err(error);
+            }
+        };
+        // The console's input is the parent's, and whole lines of the fork's are told apart from what the parent prints.
+        let options = Options {
+            console: ConsoleMode::Lines,
+            ..request.options.clone()
+        };
+        let terminal = Terminal::new(host.machine, &board, &options);
         let plan = GuestPlan {
             cpus: Some(cpus),
             ..plan(request, vm, board.clone())

@@ -88,6 +88,8 @@ pub enum OptionError<'t> {
     },
     /// The memory of several VMs was to be logged.
     LoggedVms,
+    /// The flash memory of a guest with firmware isn't logged.
+    LoggedFirmware,
     /// The option is a matter of each VM.
     OfEachVm(&'static str),
     /// The memory of all vCPUs exceeds the given address space.
@@ -180,6 +182,9 @@ impl fmt::Display for OptionError<'_> {
                 )
             }
             Self::Vm { vm, fault } => write!(f, "VM {}: {fault}", Quoted(vm)),
+            Self::LoggedFirmware => f.write_str(
+                "option 'dirty_log' contradicts firmware=: flash memory, which that writes, isn't logged",
+            ),
             Self::LoggedVms => {
                 f.write_str("option 'dirty_log' contradicts VMs with names: it logs one guest")
             }

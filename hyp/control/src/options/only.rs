@@ -86,6 +86,7 @@ impl Options {
             None if has_vms && self.guest == GuestKind::Linux && self.dirty_log => {
                 Err(OptionError::LoggedVms)
             }
+            None if self.firmware.is_some() && self.dirty_log => Err(OptionError::LoggedFirmware),
             None if self.guest.is_foreign() && self.modes.len() > 1 && !self.dirty_log => {
                 Err(OptionError::OneMode(guest))
             }

@@ -147,7 +147,12 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
                 // Another vCPU has added something.
                 continue;
             }
-            if self.execute_next(its, state, &mut budget, memory) == Done::InPart || budget == 0 {
+            let done = self.execute_next(its, state, &mut budget, memory);
+            if done == Done::InPart || budget == 0 {
+                // What was done at last isn't asked for again: a write that is executed again would begin it anew.
+                if its.queue.finish() {
+                    return Ok(());
+                }
                 its.queue.let_go();
                 return Err(Again);
             }

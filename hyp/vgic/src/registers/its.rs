@@ -105,8 +105,8 @@ impl Part {
         old & !bits | value << self.shift & bits
     }
 
-    /// Writes part of a word.
-    fn write(self, word: &AtomicU64, value: u64, mask: u64) {
+    /// Writes part of a word. Returns whether it has changed.
+    fn write(self, word: &AtomicU64, value: u64, mask: u64) -> bool {
         // Two halves that are written at once are two writes.
         let mut old = word.load(Ordering::Relaxed);
         while let Err(other) = word.compare_exchange(
@@ -117,6 +117,7 @@ impl Part {
         ) {
             old = other;
         }
+        self.with(old, value) & mask != old
     }
 }
 
@@ -195,7 +196,10 @@ impl Its {
                 if let Some(table) = self.tables.get(index) {
                     let indirect = if index == DEVICE_TABLE { INDIRECT } else { 0 };
                     let mask = VALID | indirect | BASER_CACHES | BASER_ADDRESS | BASER_PAGES;
-                    part.write(table, value, mask);
+                    // Whoever writes what is there already, as after a suspend, has the same table with what is in it.
+                    if !part.write(table, value, mask) {
+                        return;
+                    }
                     // What was in the old table isn't in the new one.
                     let job = if index == COLLECTION_TABLE {
                         State::NO_COLLECTIONS

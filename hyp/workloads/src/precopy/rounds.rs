@@ -163,7 +163,7 @@ impl<'r, M: Machine, L: MmuLock + 'static> Rounds<'r, M, L> {
             .results
             .end(guest, (PhaseName::Stop, 0), end_ns, start);
         self.phase(means, PhaseName::Compare, 0, Self::compare)?;
-        drop(pause);
+        guest.resume(pause);
         Ok(())
     }
 

@@ -505,6 +505,24 @@ fn the_queue_wraps() {
 }
 
 #[test]
+fn an_lpi_that_became_pending_while_it_was_unmapped_is_taken_once_it_is_mapped_again() {
+    let mut its = Its::off(1, 4);
+    its.write(0, CTLR, 1);
+    its.map_collection(0, Some(0));
+    its.map_device(2, Some(6));
+    its.map(2, 0, 8192, 0);
+    its.with_event(0xf, 2, 0, 0);
+    let table = PENDING + 0x10_0000 - 0x8_0000;
+    let frame = Frame::Redistributor(0);
+    its.world.tables.write(table + 1024, &[1]);
+    its.world.write_sized(0, frame, 0x78, Width::Double, table);
+    its.world.write(0, frame, 0, 1);
+    assert_eq!(its.take(0), None);
+    its.map(2, 0, 8192, 0);
+    assert_eq!(its.take(0), Some(8192));
+}
+
+#[test]
 fn a_table_that_is_replaced_has_nothing_in_it() {
     let mut its = Its::new(1, 4);
     its.map_device(2, Some(3));
@@ -518,6 +536,12 @@ fn a_table_that_is_replaced_has_nothing_in_it() {
     its.write(0, BASER, VALID | DEVICES);
     its.write(0, CTLR, 1);
     its.raise(2, 1);
+    assert_eq!(its.take(0), Some(8192), "it is the same table");
+    const OTHER: u64 = 1 << 12;
+    its.write(0, CTLR, 0);
+    its.write(0, BASER, VALID | DEVICES | OTHER);
+    its.write(0, CTLR, 1);
+    its.raise(2, 1);
     assert_eq!(its.take(0), None);
     its.map(2, 1, 8192, 0);
     its.raise(2, 1);
@@ -525,7 +549,9 @@ fn a_table_that_is_replaced_has_nothing_in_it() {
     its.map_device(2, Some(3));
     its.map(2, 1, 8192, 0);
     its.write(0, CTLR, 0);
-    its.write(0, BASER + 8, VALID | COLLECTIONS);
+    // The second time there is nothing to forget, and the write ends all the same.
+    its.write(0, BASER + 8, VALID | COLLECTIONS | OTHER);
+    its.write(0, BASER + 8, VALID | COLLECTIONS | 2 * OTHER);
     its.write(0, CTLR, 1);
     its.raise(2, 1);
     assert_eq!(its.take(0), None, "its collection is nowhere");
