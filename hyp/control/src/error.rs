@@ -292,7 +292,7 @@ impl fmt::Display for RunError {
             }),
             Self::NameTwice { name } => write!(f, "VM {name}: its name is given twice"),
             Self::NoFile { address } => {
-                write!(f, "no module was loaded for it at {address:#x}")
+                write!(f, "no module was loaded at {address:#x}")
             }
             Self::Domain(fault) => fault.fmt(f),
             Self::NoCpusLeft { vcpus, cpus, left } => write!(

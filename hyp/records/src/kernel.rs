@@ -54,7 +54,7 @@ pub const FIRMWARE_RAMDISK: u64 = 0x400_0000;
 /// The flash memory of QEMU's virt machine, at address 0, which firmware starts in.
 pub const FLASH_BYTES: u64 = 128 << 20;
 /// The part of it that holds the firmware. Behind it are the firmware's settings.
-const FIRMWARE_BYTES: u64 = FLASH_BYTES / 2;
+pub const FIRMWARE_BYTES: u64 = FLASH_BYTES / 2;
 
 /// Checks a file that is started in flash memory, like U-Boot. It has no header.
 ///

@@ -91,10 +91,17 @@ pub struct BenchOptions {
     /// With --linux, how long the guest runs between two rounds, in milliseconds. [default: 100]
     #[arg(long, value_name = "MS", requires = "linux")]
     pub interval: Option<u32>,
+
     /// Measure what single operations cost a guest instead: calls, accesses to the interrupt controller, interrupts between vCPUs,
     /// and the way to a guest's first instruction, on simulated time, beside the machine without a hypervisor. With --with-kvm,
     /// KVM with the same guest, too, and the boot of that Linux as a guest. Takes --vcpus (usually 2), --cpu, --json and --append.
-    #[arg(long, conflicts_with_all = ["workload", "out", "parse", "repeat", "simulated"])]
+    #[arg(
+        long,
+        conflicts_with_all = [
+            "workload", "out", "parse", "repeat", "simulated", "linux", "mode", "bytes", "backing", "split", "tracking",
+            "granularity", "harvest", "enable", "write_percent", "iterations", "gic",
+        ]
+    )]
     pub micro: bool,
 
     /// Where page, plots and results go. [default: a new folder in target/bench; nowhere with --parse]

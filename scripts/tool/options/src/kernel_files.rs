@@ -2,12 +2,13 @@
 
 use std::fmt::Display;
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 
 use super::usage;
 use emulator::error::ToolError;
 use emulator::size::Size;
-use records::kernel::{check_firmware, check_kernel};
+use records::kernel::{FIRMWARE_BYTES, check_firmware, check_kernel};
 
 /// The longest command line of an arm64 kernel.
 const LONGEST_COMMAND_LINE: usize = 2047;
@@ -20,6 +21,25 @@ const OTHERS: u64 = 4 << 20;
 fn refused(option: &str, path: &Path, why: impl Display) -> ToolError {
     let space = if option.ends_with('=') { "" } else { " " };
     ToolError::Usage(format!("{option}{space}{}: {why}", path.display()))
+}
+
+/// Reads a file that can have so many bytes.
+fn read(option: &str, path: &Path, most: u64) -> Result<Vec<u8>, ToolError> {
+    let mut file = fs::File::open(path).map_err(|error| refused(option, path, error))?;
+    let found = (file.metadata()).map_err(|error| refused(option, path, error))?;
+    if !found.is_file() {
+        return Err(refused(option, path, "it isn't a file"));
+    }
+    if found.len() > most {
+        let length = found.len();
+        let why = format!("it has {length} bytes, and there is room for {most}");
+        return Err(refused(option, path, why));
+    }
+    let mut bytes = Vec::new();
+    match file.read_to_end(&mut bytes) {
+        Ok(_) => Ok(bytes),
+        Err(error) => Err(refused(option, path, error)),
+    }
 }
 
 /// Checks that a kernel wouldn't cut its command line.
@@ -51,7 +71,7 @@ pub fn check_kernel_file(
     initrd: u64,
     more: &str,
 ) -> Result<u64, ToolError> {
-    let image = fs::read(path).map_err(|error| refused(option, path, error))?;
+    let image = read(option, path, bytes.0)?;
     let checked = check_kernel(&image).map_err(|error| refused(option, path, error))?;
     checked
         .check_fits(bytes.0, initrd.saturating_add(OTHERS))
@@ -68,7 +88,7 @@ pub fn check_kernel_file(
 
 /// Checks the firmware that `option` names. Gives its size.
 pub fn check_firmware_file(option: &str, path: &Path) -> Result<u64, ToolError> {
-    let image = fs::read(path).map_err(|error| refused(option, path, error))?;
+    let image = read(option, path, FIRMWARE_BYTES)?;
     check_firmware(&image).map_err(|error| refused(option, path, error))?;
     Ok(image.len() as u64)
 }

@@ -118,7 +118,12 @@ pub struct LinuxOptions {
     pub kernel: Option<PathBuf>,
 
     /// The file system that the kernel of --kernel starts with.
-    #[arg(long, value_name = "FILE", requires = "kernel")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "kernel",
+        conflicts_with = "linux"
+    )]
     pub initrd: Option<PathBuf>,
 
     /// The command line of the guest's kernel; with --linux, what is added to it. [default: console=ttyAMA0]

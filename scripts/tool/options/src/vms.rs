@@ -123,8 +123,14 @@ impl Vm {
     pub fn command_line(&self) -> String {
         match (&self.kernel, &self.cmdline) {
             (Some(_), Some(own)) => own.clone(),
-            (None, Some(more)) => format!("{USUAL_COMMAND_LINE} {more}"),
-            (_, None) => USUAL_COMMAND_LINE.into(),
+            (None, more) => {
+                // It resets after a panic, and so starts again.
+                let restarts = self.on_crash == Some(OnCrash::Restart);
+                let panic = if restarts { " panic=-1" } else { "" };
+                let more = more.iter().map(|more| format!(" {more}"));
+                format!("{USUAL_COMMAND_LINE}{panic}{}", more.collect::<String>())
+            }
+            (Some(_), None) => USUAL_COMMAND_LINE.into(),
         }
     }
 

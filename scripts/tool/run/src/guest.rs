@@ -88,7 +88,9 @@ impl Files {
                 Token::random().map_err(|error| ToolError::Io(format!("/dev/urandom: {error}")))?,
             ),
         };
-        let initrd = target_folder().join(format!("linux/guest-{}.cpio", std::process::id()));
+        let folder = target_folder().join("linux");
+        remove_left(&folder);
+        let initrd = folder.join(format!("guest-{}.cpio", std::process::id()));
         let made = Made(Some(initrd.clone()));
         let kernel = make(options, token.as_ref(), &initrd, load)?;
         let guest = match (&options.exec, token.clone()) {
@@ -158,6 +160,23 @@ impl Files {
             words.push(vm.word(kernel, initrd.transpose()?)?);
         }
         Ok((placed.modules()?, words.join(" ")))
+    }
+}
+
+/// Removes the file systems of runs that a signal has ended. What can't be removed is left.
+fn remove_left(folder: &Path) {
+    let processes = Path::new("/proc");
+    let is_left = |name: &str| {
+        let name = name
+            .strip_prefix("guest-")
+            .and_then(|name| name.strip_suffix(".cpio"));
+        name.is_some_and(|process| !processes.join(process).exists())
+    };
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries.filter(|_| processes.join("self").exists()) {
+        if entry.file_name().to_str().is_some_and(is_left) {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -231,8 +250,7 @@ fn make(
     load: Option<&Path>,
 ) -> Result<PathBuf, ToolError> {
     let mut command = maker();
-    let series = options.linux.map(|series| series.to_string());
-    command.arg(series.unwrap_or_default()).arg(initrd);
+    command.arg(options.series()).arg(initrd);
     command.arg(token.map(ToString::to_string).unwrap_or_default());
     match (&options.exec, load) {
         (Some(_), _) => command.arg("command"),

@@ -197,6 +197,12 @@ fn files_that_are_no_kernel_or_missing_are_named() {
             &["--exec", "--kernel"],
         ),
         (&["--initrd", &initrd], &["--kernel"]),
+        (&["--linux", "--initrd", &initrd], &["--linux", "--initrd"]),
+        (&["--kernel", "/dev/zero"], &["/dev/zero: it isn't a file"]),
+        (
+            &["--firmware", "/dev/zero"],
+            &["/dev/zero: it isn't a file"],
+        ),
         (&["--exec", "true"], &["--linux"]),
         (&["--linux", "--exec", " "], &["--exec: ", "empty"]),
         (&["--cmdline", "quiet"], &["--cmdline: ", "--linux"]),
