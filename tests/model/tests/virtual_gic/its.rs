@@ -533,7 +533,8 @@ fn a_table_that_is_replaced_has_nothing_in_it() {
     its.raise(2, 1);
     assert_eq!(its.take(0), Some(8192), "ignored while it is on");
     its.write(0, CTLR, 0);
-    its.write(0, BASER, VALID | DEVICES);
+    let table = its.world.read_sized(0, ITS, BASER, Width::Double);
+    its.write(0, BASER, table);
     its.write(0, CTLR, 1);
     its.raise(2, 1);
     assert_eq!(its.take(0), Some(8192), "it is the same table");
@@ -551,7 +552,7 @@ fn a_table_that_is_replaced_has_nothing_in_it() {
     its.write(0, CTLR, 0);
     // The second time there is nothing to forget, and the write ends all the same.
     its.write(0, BASER + 8, VALID | COLLECTIONS | OTHER);
-    its.write(0, BASER + 8, VALID | COLLECTIONS | 2 * OTHER);
+    its.write(0, BASER + 8, VALID | COLLECTIONS | (2 * OTHER));
     its.write(0, CTLR, 1);
     its.raise(2, 1);
     assert_eq!(its.take(0), None, "its collection is nowhere");
