@@ -4,7 +4,7 @@
 //! timer, which ends a wait. The boot CPU also takes that of the console's UART, when it wants to know of input. A CPU that has
 //! loaded a guest with a virtual GIC also takes the interrupts of EL1's timers, which are forwarded to the guest, and the
 //! maintenance interrupt of the CPU's list registers. A CPU that runs a vCPU of a VM with devices of the machine takes their
-//! interrupts ([`shared`]). All other interrupts are off.
+//! interrupts (`shared`). All other interrupts are off.
 //!
 //! The end of an interrupt is in two steps (EOImode 1): the priority is dropped as soon as an interrupt is taken, and it stays
 //! active until it is deactivated. What concerns EL2 is deactivated at once, what is forwarded by the guest.
