@@ -102,7 +102,7 @@ impl<'h, M: Machine> Host<'h, M> {
     }
 
     /// Starts a fork of a paused guest. The fork starts from the parent's vCPU state and shares its memory copy-on-write. Its
-    /// plan gives its own number, limit, timeout, and board, if the parent has one ([`GuestBoard::fork`]); the memory in the plan
+    /// plan gives its own number, limit, timeout, and board, if the parent has one (`GuestBoard::fork`); the memory in the plan
     /// must equal the parent's. The pause ends when the fork is made.
     ///
     /// # Errors

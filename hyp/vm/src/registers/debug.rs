@@ -15,9 +15,9 @@ const MDSCR: u64 = MDSCR_SS | 1 << 12 | MDSCR_KDE | MDSCR_MDE;
 const MDSCR_SS: u64 = 1;
 const MDSCR_KDE: u64 = 1 << 13;
 const MDSCR_MDE: u64 = 1 << 15;
-/// DBGBCR<n>_EL1: E, PMC, BAS, HMC, SSC, LBN, BT.
+/// `DBGBCR<n>_EL1`: E, PMC, BAS, HMC, SSC, LBN, BT.
 const BREAKPOINT_CONTROL: u64 = 0x00ff_e1e7;
-/// DBGWCR<n>_EL1: E, PAC, LSC, BAS, HMC, SSC, LBN, WT, MASK.
+/// `DBGWCR<n>_EL1`: E, PAC, LSC, BAS, HMC, SSC, LBN, WT, MASK.
 const WATCHPOINT_CONTROL: u64 = 0x1f1f_ffff;
 const WATCHPOINT_VALUE: u64 = !0b11;
 /// The claim tags that there are.
@@ -48,9 +48,9 @@ impl DebugPoints {
 /// A breakpoint or a watchpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DebugPoint {
-    /// DBGBVR<n>_EL1 or DBGWVR<n>_EL1.
+    /// `DBGBVR<n>_EL1` or `DBGWVR<n>_EL1`.
     pub value: u64,
-    /// DBGBCR<n>_EL1 or DBGWCR<n>_EL1.
+    /// `DBGBCR<n>_EL1` or `DBGWCR<n>_EL1`.
     pub control: u64,
 }
 
