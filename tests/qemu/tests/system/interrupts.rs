@@ -38,8 +38,11 @@ fn factor() -> u64 {
     }
 }
 
-/// Another one each time; the guest prints it.
+/// With --slow another one each time; the guest prints it.
 fn seed() -> u64 {
+    if factor() == 1 {
+        return 1;
+    }
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(1, |since| since.as_nanos() as u64 >> 10)
 }
