@@ -71,7 +71,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
             Act::Slots => self.change_slots()?,
             Act::Populate => self.populate()?,
             Act::Merge => self.merge(),
-            Act::Compress => self.compress(),
+            Act::Compress => self.compress()?,
             Act::Gather => self.gather(),
             Act::Write => self.write()?,
             Act::Log => self.log()?,
@@ -136,7 +136,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
         }
     }
 
-    fn enable(&mut self, index: usize) -> Result<(), WorkloadError> {
+    pub(super) fn enable(&mut self, index: usize) -> Result<(), WorkloadError> {
         let policy = self.any_policy();
         let (own, space) = (&self.guest.own.memory, &self.guest.vm.space);
         let target = &mut self.targets[index];

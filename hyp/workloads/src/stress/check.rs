@@ -25,6 +25,7 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
         for vcpu in 0..self.options.vcpus {
             self.take_ring(vcpu)?;
         }
+        self.log_one_at_least()?;
         for index in 0..self.targets.len() {
             if self.targets[index].log.is_none() {
                 continue;
@@ -39,6 +40,17 @@ impl<M: Machine, L: MmuLock + 'static> Stress<'_, M, L> {
             }
         }
         Ok(())
+    }
+
+    /// Begins a migration if none has ended yet and none goes on. On a slow machine one round is all, and it may have disabled
+    /// every log that it enabled.
+    fn log_one_at_least(&mut self) -> Result<(), WorkloadError> {
+        let is_logged = self.targets.iter().any(|target| target.log.is_some());
+        if is_logged || self.done.contains_key("migrated") {
+            return Ok(());
+        }
+        let index = self.random.usize(..self.targets.len());
+        self.enable(index)
     }
 
     fn check_copy(&mut self, index: usize) -> Result<(), WorkloadError> {

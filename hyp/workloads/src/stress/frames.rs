@@ -4,15 +4,18 @@
 //! CPU 0 does all of it in steps, at random. A guest must notice nothing but the time it takes.
 
 use super::Stress;
+use super::act::populate;
 use super::target::Target;
 use crate::harness::error::WorkloadError;
 use control::Machine;
 use control::RunError;
 use control::guest::{RunningGuest, UNSEEN_SLOT};
-use memory::{MergeError, MergePolicy, MmuLock, PageMerging, Watermarks};
+use memory::{Access, MergeError, MergePolicy, MmuLock, PageMerging, Watermarks};
 
 /// The most steps of merging, or of reclaim, in one action.
 const MOST_STEPS: u32 = 16;
+/// How many pages are made the VM's own before some are compressed.
+const UNSHARED_PAGES: u64 = 64;
 /// More free frames than exist: reclaim begins whenever it is called.
 const ALWAYS: Watermarks = Watermarks {
     low: 1 << 40,
@@ -49,15 +52,29 @@ impl<M: Machine, L: MmuLock> Stress<'_, M, L> {
         }
     }
 
-    /// Compresses some pages. vCPUs that need them have them decompressed.
-    pub(super) fn compress(&mut self) {
+    /// Compresses some pages. vCPUs that need them have them decompressed. The run's first compression goes on until it has
+    /// found a page, or all have been looked at: on a slow machine there are few more.
+    pub(super) fn compress(&mut self) -> Result<(), WorkloadError> {
+        self.unshare()?;
         let own = &self.guest.own.memory;
+        let compressed = || own.system().reclaim_counters().compressed.get();
         own.system().set_watermarks(Some(ALWAYS));
         let mut steps = self.random.u32(1..=MOST_STEPS);
-        while steps != 0 && own.relieve() {
-            steps -= 1;
+        while (steps != 0 || compressed() == 0) && own.relieve() {
+            steps = steps.saturating_sub(1);
         }
         own.system().set_watermarks(None);
+        Ok(())
+    }
+
+    /// Makes some pages the VM's own: a fork shares all of them, and shared pages aren't compressed.
+    fn unshare(&mut self) -> Result<(), WorkloadError> {
+        let index = self.random.usize(..self.targets.len());
+        let target = &self.targets[index];
+        let first = self.random.u64(..target.slot.pages);
+        let end = target.slot.pages.min(first + UNSHARED_PAGES);
+        let range = target.page(first)..target.page(end);
+        populate(self.guest, range, Access::Write)
     }
 
     /// Compacts fragmented memory into blocks, as an idle CPU would.
