@@ -356,6 +356,8 @@ fn what_has_an_option_of_its_own_isnt_appended() {
     let says = "--append vcpus=2: say it by --vcpus";
     assert!(refused(&["--append", "log=debug vcpus=2"]).contains(says));
     assert!(refused(&["--append=seconds=2", "--stress=4"]).contains("say it by --stress"));
+    assert!(refused(&["--append=vm=garbage"]).contains("--append vm=garbage: say it by --vm"));
+    assert!(refused(&["--append=firmware=1"]).contains("say it by --firmware"));
     assert!(plan(&["--append", "slots=2 exit_times"]).is_ok());
 }
 

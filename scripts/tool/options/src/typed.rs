@@ -46,6 +46,8 @@ const NAMED: [&str; 35] = [
     "timeout",
     "cpu_features",
 ];
+/// The hypervisor's options that name addresses, with the script's option that loads files there. Nobody can type the address.
+const PLACED: [(&str, &str); 2] = [("vm", "--vm"), ("firmware", "--firmware")];
 /// The words that an option stands for, beside one with its own value.
 const CHOSEN: [(&str, &str); 4] = [
     ("guest=linux", "--linux"),
@@ -83,7 +85,8 @@ pub fn measures_nothing(append: Option<&str>) -> bool {
     appended(append).any(|key| ["selftest", "help"].contains(&key))
 }
 
-/// Checks that nothing is appended that `words`, which the script's own options come to, say already.
+/// Checks that nothing is appended that `words`, which the script's own options come to, say already, or that only the script
+/// can say.
 ///
 /// # Errors
 ///
@@ -92,7 +95,10 @@ pub fn check_appended(words: &str, append: Option<&str>) -> Result<(), ToolError
     let said = |key: &str| each_word(words).any(|word| key_of(word) == key);
     let words = append.into_iter().flat_map(each_word);
     for word in words {
-        if let Some(option) = option(key_of(word)).filter(|_| said(key_of(word))) {
+        let key = key_of(word);
+        let placed = PLACED.iter().find(|(own, _)| *own == key);
+        let placed = placed.map(|(_, option)| (*option).to_string());
+        if let Some(option) = placed.or_else(|| option(key).filter(|_| said(key))) {
             return usage(format!("--append {word}: say it by {option}"));
         }
     }

@@ -182,7 +182,11 @@ fn check_files(options: &RunOptions) -> Result<(), ToolError> {
     }
     if let Some(folder) = &options.linux.console_log {
         fs::create_dir_all(folder).map_err(|error| {
-            ToolError::Usage(format!("--console-log {}: {error}", folder.display()))
+            let why = match error.kind() {
+                ErrorKind::AlreadyExists => "this is a file, and a folder is needed".to_string(),
+                _ => error.to_string(),
+            };
+            ToolError::Usage(format!("--console-log {}: {why}", folder.display()))
         })?;
     }
     if let Some(json) = &options.json {

@@ -25,8 +25,11 @@ pub(crate) fn kernel_like(folder: &Path) -> PathBuf {
 /// `scripts/run` with a kernel of the user's, on a terminal, with this instead of the emulator.
 fn on_terminal(folder: &Path, emulator: &str) -> OnTerminal {
     build_beforehand();
-    let mut command = Command::new(repository().join("scripts/run"));
+    // A test that a shell has started in the background ignores these two, and so would the tool.
+    let mut command = Command::new("env");
     command
+        .arg("--default-signal=INT,QUIT")
+        .arg(repository().join("scripts/run"))
         .arg("--kernel")
         .arg(kernel_like(folder))
         .env("QEMU", wrapper(folder, emulator))

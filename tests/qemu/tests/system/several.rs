@@ -260,6 +260,10 @@ fn what_is_wrong_with_a_vm_is_said_before_anything_is_built() {
             ],
             &["--console-log /dev/null/x: "],
         ),
+        (
+            &["--vm", "name=a,kernel=KERNEL", "--console-log", "KERNEL"],
+            &["--console-log ", "this is a file"],
+        ),
     ];
     for (arguments, says) in cases {
         let arguments: Vec<String> = arguments.iter().map(|word| with(word)).collect();
