@@ -58,6 +58,8 @@ pub enum RunError {
         merging: usize,
         /// How many harvest, the control plane's CPU among them.
         harvesters: usize,
+        /// After how many seconds the guest is forked, if it is. The fork has as many vCPUs.
+        fork: Option<u64>,
     },
     /// The machine's CPUs lack a feature that the guest was to have.
     NoCpuFeature(CpuFeature),
@@ -226,8 +228,12 @@ impl fmt::Display for RunError {
                 cpus,
                 merging,
                 harvesters,
+                fork,
             } => {
                 write!(f, "vcpus={vcpus}")?;
+                if let Some(seconds) = fork {
+                    write!(f, " fork={seconds}")?;
+                }
                 match merging {
                     0 => {}
                     1 => f.write_str(" merging")?,
@@ -237,6 +243,9 @@ impl fmt::Display for RunError {
                     write!(f, " harvesters={harvesters}")?;
                 }
                 write!(f, " needs {needed} CPUs, one of them for the control plane")?;
+                if fork.is_some() {
+                    write!(f, ", {vcpus} for the fork")?;
+                }
                 match merging {
                     0 => {}
                     1 => f.write_str(", one to merge")?,

@@ -48,6 +48,7 @@ impl<M: Machine> Host<'_, M> {
                 cpus,
                 merging: options.merging,
                 harvesters: options.harvesters,
+                fork: options.fork,
             })
         }
     }

@@ -182,6 +182,18 @@ fn kernel(size: u64) -> Vec<u8> {
 }
 
 #[test]
+fn a_fork_without_cpus_of_its_own_is_refused() {
+    let files = RawFiles::new();
+    let boot = Boot::without_guest("guest=linux vcpus=2 bytes=64M fork=7").cpus(4);
+    boot.guest(&files.write("kernel", &kernel(1 << 20)), None)
+        .run_refused(&[
+            "vcpus=2 fork=7 needs 5 CPUs",
+            "2 for the fork",
+            "there are 4",
+        ]);
+}
+
+#[test]
 fn a_kernel_that_cant_be_started_is_named() {
     let all = |kernel: &[u8], words: &[&str]| refused_files("", kernel, None, words);
     all(&kernel(1 << 20)[..63], &["the guest's kernel is truncated"]);
