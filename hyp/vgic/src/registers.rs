@@ -70,83 +70,73 @@ enum Topic {
 /// Registers of one topic.
 #[derive(Clone, Copy)]
 struct Entry {
+    /// The offset of the first.
     start: u64,
-    bytes: u64,
     topic: Topic,
     /// The sizes of accesses, in bytes, as a sum.
     sizes: u64,
 }
 
-const fn entry(offsets: Range<u64>, topic: Topic, sizes: u64) -> Entry {
-    Entry {
-        start: offsets.start,
-        bytes: offsets.end - offsets.start,
+const fn entry(start: u64, topic: Topic, sizes: u64) -> Option<Entry> {
+    Some(Entry {
+        start,
         topic,
         sizes,
-    }
+    })
 }
 
 const BYTE: u64 = 1;
 const WORD: u64 = 4;
 const DOUBLE: u64 = 8;
 
-/// Both architectures', and a redistributor's SGI frame.
-const INTERRUPTS: &[Entry] = &[
-    entry(0x100..0x180, Topic::Enable(true), WORD),
-    entry(0x180..0x200, Topic::Enable(false), WORD),
-    entry(0x200..0x280, Topic::Pending(true), WORD),
-    entry(0x280..0x300, Topic::Pending(false), WORD),
-    entry(0x300..0x380, Topic::Active(true), WORD),
-    entry(0x380..0x400, Topic::Active(false), WORD),
-    entry(0x400..0x800, Topic::Priority, BYTE | WORD),
-    entry(0xc00..0xd00, Topic::Config, WORD),
-    entry(0x80..0x100, Topic::Group, WORD),
-];
-const DISTRIBUTOR: &[Entry] = &[
-    entry(0..4, Topic::Control, WORD),
-    entry(4..8, Topic::Type, WORD),
-    entry(8..0xc, Topic::Implementer, WORD),
-];
-const DISTRIBUTOR_V2: &[Entry] = &[
-    entry(0x800..0xc00, Topic::Targets, BYTE | WORD),
-    entry(0xf00..0xf04, Topic::Sgi, WORD),
-    entry(0xf10..0xf20, Topic::Sources(false), BYTE | WORD),
-    entry(0xf20..0xf30, Topic::Sources(true), BYTE | WORD),
-    entry(0xfd0..0x1000, Topic::Identity, WORD),
-];
-const DISTRIBUTOR_V3: &[Entry] = &[
-    entry(0x6000..0x8000, Topic::Route, WORD | DOUBLE),
-    entry(0xffd0..0x1_0000, Topic::Identity, WORD),
-];
-const REDISTRIBUTOR: &[Entry] = &[
-    entry(0..4, Topic::RedistributorControl, WORD),
-    entry(4..8, Topic::Implementer, WORD),
-    entry(8..0x10, Topic::RedistributorType, WORD | DOUBLE),
-    entry(0x14..0x18, Topic::Waker, WORD),
-    entry(0x70..0x78, Topic::Properties, WORD | DOUBLE),
-    entry(0x78..0x80, Topic::PendingTable, WORD | DOUBLE),
-    entry(0xffd0..0x1_0000, Topic::Identity, WORD),
-];
-/// All of a distributor's, so that one table is looked through.
-static ALL_V2: [Entry; DISTRIBUTOR.len() + INTERRUPTS.len() + DISTRIBUTOR_V2.len()] =
-    joined([DISTRIBUTOR, INTERRUPTS, DISTRIBUTOR_V2]);
-static ALL_V3: [Entry; DISTRIBUTOR.len() + INTERRUPTS.len() + DISTRIBUTOR_V3.len()] =
-    joined([DISTRIBUTOR, INTERRUPTS, DISTRIBUTOR_V3]);
-
-/// Tables as one, with so many entries in all.
-const fn joined<const COUNT: usize>(tables: [&[Entry]; 3]) -> [Entry; COUNT] {
-    let mut all = [tables[0][0]; COUNT];
-    let (mut table, mut index, mut count) = (0, 0, 0);
-    while table < tables.len() {
-        if index == tables[table].len() {
-            (table, index) = (table + 1, 0);
-        } else {
-            all[count] = tables[table][index];
-            (index, count) = (index + 1, count + 1);
-        }
+/// The registers at an offset of both architectures' distributors, or of a redistributor's SGI frame.
+#[inline(always)]
+const fn interrupts(offset: u64) -> Option<Entry> {
+    match offset {
+        0x80..0x100 => entry(0x80, Topic::Group, WORD),
+        0x100..0x180 => entry(0x100, Topic::Enable(true), WORD),
+        0x180..0x200 => entry(0x180, Topic::Enable(false), WORD),
+        0x200..0x280 => entry(0x200, Topic::Pending(true), WORD),
+        0x280..0x300 => entry(0x280, Topic::Pending(false), WORD),
+        0x300..0x380 => entry(0x300, Topic::Active(true), WORD),
+        0x380..0x400 => entry(0x380, Topic::Active(false), WORD),
+        0x400..0x800 => entry(0x400, Topic::Priority, BYTE | WORD),
+        0xc00..0xd00 => entry(0xc00, Topic::Config, WORD),
+        _ => None,
     }
-    assert!(count == COUNT, "each place has an entry");
-    all
+}
+
+/// Those at an offset of a distributor.
+#[inline(always)]
+const fn distributor(version: Version, offset: u64) -> Option<Entry> {
+    match (version, offset) {
+        (_, 0..4) => entry(0, Topic::Control, WORD),
+        (_, 4..8) => entry(4, Topic::Type, WORD),
+        (_, 8..0xc) => entry(8, Topic::Implementer, WORD),
+        (Version::V2, 0x800..0xc00) => entry(0x800, Topic::Targets, BYTE | WORD),
+        (Version::V2, 0xf00..0xf04) => entry(0xf00, Topic::Sgi, WORD),
+        (Version::V2, 0xf10..0xf20) => entry(0xf10, Topic::Sources(false), BYTE | WORD),
+        (Version::V2, 0xf20..0xf30) => entry(0xf20, Topic::Sources(true), BYTE | WORD),
+        (Version::V2, 0xfd0..0x1000) => entry(0xfd0, Topic::Identity, WORD),
+        (Version::V3, 0x6000..0x8000) => entry(0x6000, Topic::Route, WORD | DOUBLE),
+        (Version::V3, 0xffd0..0x1_0000) => entry(0xffd0, Topic::Identity, WORD),
+        _ => interrupts(offset),
+    }
+}
+
+/// Those at an offset of a redistributor's RD frame.
+#[inline(always)]
+const fn redistributor(offset: u64) -> Option<Entry> {
+    match offset {
+        0..4 => entry(0, Topic::RedistributorControl, WORD),
+        4..8 => entry(4, Topic::Implementer, WORD),
+        8..0x10 => entry(8, Topic::RedistributorType, WORD | DOUBLE),
+        0x14..0x18 => entry(0x14, Topic::Waker, WORD),
+        0x70..0x78 => entry(0x70, Topic::Properties, WORD | DOUBLE),
+        0x78..0x80 => entry(0x78, Topic::PendingTable, WORD | DOUBLE),
+        0xffd0..0x1_0000 => entry(0xffd0, Topic::Identity, WORD),
+        _ => None,
+    }
 }
 
 /// Where a redistributor's SGI frame begins.
@@ -172,23 +162,22 @@ impl Register {
     #[inline(always)]
     fn find(vgic: &Vgic, vcpu: usize, frame: Frame, offset: u64, size: Width) -> Option<Self> {
         let v2 = vgic.version == Version::V2;
-        let (offset, table, vcpu, has_private, has_shared) = match frame {
-            Frame::Distributor if v2 => (offset, &ALL_V2[..], vcpu, true, true),
-            Frame::Distributor => (offset, &ALL_V3[..], vcpu, false, true),
+        let (entry, offset, vcpu, has_private, has_shared) = match frame {
+            Frame::Distributor => (distributor(vgic.version, offset), offset, vcpu, v2, true),
+            Frame::Redistributor(vcpu) if v2 || vcpu >= vgic.vcpus.len() => return None,
             Frame::Redistributor(vcpu) if offset < SGI_FRAME => {
-                (offset, REDISTRIBUTOR, vcpu, true, false)
+                (redistributor(offset), offset, vcpu, true, false)
+            }
+            Frame::Redistributor(vcpu) => {
+                let offset = offset - SGI_FRAME;
+                (interrupts(offset), offset, vcpu, true, false)
             }
             // Its registers are its own (`its::registers`).
             Frame::Its => return None,
-            Frame::Redistributor(vcpu) => (offset - SGI_FRAME, INTERRUPTS, vcpu, true, false),
         };
-        let exists = matches!(frame, Frame::Distributor) || !v2 && vcpu < vgic.vcpus.len();
-        if !exists || !offset.is_multiple_of(size.bytes()) {
-            return None;
-        }
-        let mut entries = table.iter();
-        let entry = entries.find(|entry| offset.wrapping_sub(entry.start) < entry.bytes)?;
-        (entry.sizes & size.bytes() != 0).then(|| Self {
+        let entry = entry?;
+        let bytes = size.bytes();
+        (entry.sizes & bytes != 0 && offset & (bytes - 1) == 0).then(|| Self {
             topic: entry.topic,
             offset: offset - entry.start,
             size,
@@ -261,8 +250,57 @@ impl Register {
     }
 }
 
+impl Vgic {
+    /// The guest reads a register whose value no list register has a part in. `None`: one of the others, or of the ITS. `vcpu` is
+    /// the one that reads.
+    ///
+    /// Most reads are such, and they need nothing of the CPU that the vCPU is loaded on.
+    #[inline(always)]
+    pub(crate) fn read_shared(
+        &self,
+        vcpu: usize,
+        frame: Frame,
+        offset: u64,
+        size: Width,
+    ) -> Option<u64> {
+        if frame == Frame::Its {
+            return None;
+        }
+        let Some(register) = Register::find(self, vcpu, frame, offset, size) else {
+            return Some(0);
+        };
+        match register.topic {
+            Topic::Control => Some(self.read_control()),
+            Topic::Type => Some(self.read_type()),
+            Topic::Implementer => Some(control::IMPLEMENTER),
+            Topic::Identity => Some(control::identity(self.version, register.offset)),
+            Topic::Pending(_) | Topic::Active(_) | Topic::Sources(_) => None,
+            _ => Some(self.read_of_interrupts(register)),
+        }
+    }
+
+    /// The guest reads a register that is about interrupts or a vCPU: apart, as that takes more room than the others do.
+    #[inline(never)]
+    fn read_of_interrupts(&self, register: Register) -> u64 {
+        match register.topic {
+            // Served by others, or reads as zero.
+            Topic::Control | Topic::Type | Topic::Implementer | Topic::Identity => 0,
+            Topic::Pending(_) | Topic::Active(_) | Topic::Sources(_) | Topic::Sgi => 0,
+            Topic::Group | Topic::Priority | Topic::Config => self.read_attribute(register),
+            Topic::Enable(_) => self.read_enable(register),
+            Topic::Targets => self.read_targets(register),
+            Topic::Route => self.read_route(register),
+            Topic::RedistributorControl => self.read_redistributor_control(register.vcpu),
+            Topic::RedistributorType => self.read_redistributor_type(register),
+            Topic::Waker => self.read_waker(register),
+            Topic::Properties => register.part(self.properties()),
+            Topic::PendingTable => register.part(self.pending_table(register.vcpu)),
+        }
+    }
+}
+
 impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
-    /// The guest reads.
+    /// The guest reads a register that [`Vgic::read_shared`] doesn't serve.
     pub(crate) fn read(
         &mut self,
         frame: Frame,
@@ -276,40 +314,13 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         let Some(register) = Register::find(self.vgic, self.own.vcpu, frame, offset, size) else {
             return Ok(0);
         };
-        let vgic = self.vgic;
-        if self.own.asked != Some(register.asked()) {
-            self.own.asked = None;
-        }
-        Ok(match register.topic {
-            Topic::Control => vgic.read_control(),
-            Topic::Type => vgic.read_type(),
-            Topic::Implementer => control::IMPLEMENTER,
-            Topic::Identity => control::identity(vgic.version, register.offset),
-            _ => return self.read_of_interrupts(register),
-        })
-    }
-
-    /// The guest reads a register that is about interrupts or a vCPU: apart, as that takes more room than the others do.
-    #[inline(never)]
-    fn read_of_interrupts(&mut self, register: Register) -> Result<u64, Again> {
-        let vgic = self.vgic;
-        Ok(match register.topic {
+        match register.topic {
+            Topic::Pending(_) => self.read_pending(register),
+            Topic::Active(_) => self.read_active(register),
+            Topic::Sources(_) => Ok(self.read_sources(register)),
             // Served already.
-            Topic::Control | Topic::Type | Topic::Implementer | Topic::Identity => 0,
-            Topic::Group | Topic::Priority | Topic::Config => vgic.read_attribute(register),
-            Topic::Enable(_) => vgic.read_enable(register),
-            Topic::Pending(_) => return self.read_pending(register),
-            Topic::Active(_) => return self.read_active(register),
-            Topic::Targets => vgic.read_targets(register),
-            Topic::Route => vgic.read_route(register),
-            Topic::Sgi => 0,
-            Topic::Sources(_) => self.read_sources(register),
-            Topic::RedistributorControl => vgic.read_redistributor_control(register.vcpu),
-            Topic::RedistributorType => vgic.read_redistributor_type(register),
-            Topic::Waker => vgic.read_waker(register),
-            Topic::Properties => register.part(vgic.properties()),
-            Topic::PendingTable => register.part(vgic.pending_table(register.vcpu)),
-        })
+            _ => Ok(0),
+        }
     }
 
     /// The guest writes.

@@ -211,6 +211,22 @@ impl VcpuInterrupts {
         }
     }
 
+    /// As [`read`](Self::read), of a register that needs no more than this. `None` for the others: those of pending and active
+    /// state, which list registers have a part in, and those of the ITS.
+    #[inline(never)]
+    pub fn read_shared(
+        &mut self,
+        vgic: &Vgic,
+        frame: Frame,
+        offset: u64,
+        size: Width,
+    ) -> Option<u64> {
+        let value = vgic.read_shared(self.vcpu, frame, offset, size)?;
+        // The register that it has asked others about is another.
+        self.asked = None;
+        Some(value)
+    }
+
     /// The guest reads a register. What isn't there reads as zero. `memory` is the guest's, for the ITS.
     ///
     /// # Errors
@@ -226,6 +242,9 @@ impl VcpuInterrupts {
         size: Width,
         kick: impl FnMut(usize),
     ) -> Result<u64, Again> {
+        if let Some(value) = self.read_shared(vgic, frame, offset, size) {
+            return Ok(value);
+        }
         Local::new(vgic, self, hw, kick).read(frame, offset, size, memory)
     }
 

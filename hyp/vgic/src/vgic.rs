@@ -203,6 +203,7 @@ impl Vgic {
     }
 
     /// The frame at an address of the guest, and the offset in it.
+    #[inline(always)]
     pub fn locate(&self, ipa: u64) -> Option<(Frame, u64)> {
         let offset = ipa.wrapping_sub(self.distributor);
         let bytes = match self.version {

@@ -2,7 +2,7 @@
 
 use devices::Width;
 use stage2::{Ipa, PAGE_SIZE};
-use vgic::GuestTables;
+use vgic::{Frame, GuestTables};
 
 use super::running::Running;
 use crate::calls::service::Service;
@@ -53,6 +53,7 @@ where
     }
 
     /// Executes a load or store. If it can't be completed yet, the guest executes it again.
+    #[inline(always)]
     fn access(&mut self, place: &Place<'_>, access: RegisterAccess) {
         let done = match access.direction {
             Direction::Read => self.read(place, access.width).map(|value| {
@@ -76,16 +77,27 @@ where
         }
     }
 
+    #[inline(always)]
     fn read(&mut self, place: &Place<'_>, width: Width) -> Option<u64> {
+        let (frame, offset) = match *place {
+            Place::Device(device, offset) => return Some(device.read(offset, width)),
+            Place::Gic(frame, offset) => (frame, offset),
+        };
+        let gic = &self.vm.devices()?.gic;
+        let interrupts = self.context.interrupts.as_mut()?;
+        let shared = interrupts.read_shared(gic, frame, offset, width);
+        shared.or_else(|| self.read_local(frame, offset, width))
+    }
+
+    /// Reads a register of the interrupt controller that the CPU's list registers have a part in, or one of the ITS.
+    #[inline(never)]
+    fn read_local(&mut self, frame: Frame, offset: u64, width: Width) -> Option<u64> {
         let tables = self.tables();
-        match *place {
-            Place::Device(device, offset) => Some(device.read(offset, width)),
-            Place::Gic(frame, offset) => self.with_gic(|interrupts, gic, interface, kick| {
-                interrupts
-                    .read(gic, interface, &tables, frame, offset, width, kick)
-                    .ok()
-            })?,
-        }
+        self.with_gic(|interrupts, gic, interface, kick| {
+            interrupts
+                .read(gic, interface, &tables, frame, offset, width, kick)
+                .ok()
+        })?
     }
 
     fn write(&mut self, place: &Place<'_>, width: Width, value: u64) -> Option<()> {

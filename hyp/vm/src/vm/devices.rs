@@ -33,6 +33,7 @@ impl Devices {
         })
     }
 
+    #[inline(always)]
     pub(crate) fn find(&self, ipa: Ipa) -> Option<Place<'_>> {
         if let Some((frame, offset)) = self.gic.locate(ipa.get()) {
             return Some(Place::Gic(frame, offset));

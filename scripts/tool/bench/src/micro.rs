@@ -60,13 +60,14 @@ const fn row(name: &'static str, title: &'static str, most: Option<f64>, digits:
     }
 }
 
-const ROWS: [Row; 10] = [
+const ROWS: [Row; 11] = [
     row("hypercall", "hypercall, ns", Some(250.0), 0),
     row("vgic", "vGIC register read, ns", Some(400.0), 0),
     row("device", "device register read, ns", None, 0),
     row("eoi", "end of interrupt, ns", Some(21.0), 0),
     row("ipi", "IPI to the handler, ns", Some(1200.0), 0),
     row("ipi_pairs", "IPI, all pairs at once, ns", Some(1200.0), 0),
+    row("lpi", "LPI by INT to the handler, ns", Some(1500.0), 0),
     row("ipi_asleep", "IPI to a vCPU in WFI, ns", None, 0),
     row("tick", "exits for a timer tick", Some(1.0), 2),
     row("start", "power-on to guest, ms", Some(20.0), 2),

@@ -57,9 +57,14 @@ pub fn distributor() -> u64 {
     DISTRIBUTOR.load(Ordering::Relaxed)
 }
 
+/// The registers of a vCPU's redistributor.
+pub fn redistributor(vcpu: usize) -> u64 {
+    distributor() + REDISTRIBUTORS + vcpu as u64 * REDISTRIBUTOR
+}
+
 /// Switches on what this vCPU takes.
 pub fn set_up(vcpu: usize) {
-    let redistributor = distributor() + REDISTRIBUTORS + vcpu as u64 * REDISTRIBUTOR;
+    let redistributor = redistributor(vcpu);
     write(redistributor, WAKER, 0);
     while read(redistributor, WAKER) & IS_ASLEEP != 0 {}
     let private = redistributor + PRIVATE;
@@ -79,11 +84,17 @@ pub fn set_up(vcpu: usize) {
     isb();
 }
 
+/// What was written before is seen by whoever is told of it afterwards.
+#[inline(always)]
+pub fn barrier() {
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb ishst", options(nostack, preserves_flags)) };
+}
+
 /// Interrupts another vCPU. What was written before is seen by it.
 #[inline(always)]
 pub fn call(target: u64) {
-    // SAFETY: a barrier.
-    unsafe { asm!("dsb ishst", options(nostack, preserves_flags)) };
+    barrier();
     write_register!("s3_0_c12_c11_5", target); // ICC_SGI1R_EL1
     isb();
 }
@@ -106,10 +117,32 @@ pub fn read(frame: u64, offset: u64) -> u32 {
     value
 }
 
-fn write(frame: u64, offset: u64, value: u32) {
+/// The same, of a register of 64 bits.
+pub fn read_wide(frame: u64, offset: u64) -> u64 {
+    let value: u64;
+    // SAFETY: as above.
+    unsafe {
+        asm!("ldr {value}, [{address}]", value = out(reg) value, address = in(reg) frame + offset,
+            options(nostack, preserves_flags));
+    }
+    value
+}
+
+/// Writes a register of a device.
+pub fn write(frame: u64, offset: u64, value: u32) {
     // SAFETY: a register of the GIC, which does nothing to memory. As above.
     unsafe {
         asm!("str {value:w}, [{address}]", value = in(reg) value, address = in(reg) frame + offset,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// The same, of a register of 64 bits.
+#[inline(always)]
+pub fn write_wide(frame: u64, offset: u64, value: u64) {
+    // SAFETY: as above; the ITS is given memory of its own (`its`).
+    unsafe {
+        asm!("str {value}, [{address}]", value = in(reg) value, address = in(reg) frame + offset,
             options(nostack, preserves_flags));
     }
 }

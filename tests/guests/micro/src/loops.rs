@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use guest_runtime::{MAX_VCPUS, println, read_register, start_vcpu};
 
 use crate::gic::{self, DISTRIBUTOR_ID, isb};
+use crate::its;
 use crate::vectors::{self, mask, taken, unmask};
 use crate::{nanoseconds, write_register, wrong};
 
@@ -44,9 +45,8 @@ static PAIRS: [AtomicU64; MAX_VCPUS] = [const { AtomicU64::new(0) }; MAX_VCPUS];
 /// Measures all.
 pub fn costs(times: u64, vcpus: usize, uart: u64) {
     TIMES.store(times, Ordering::Relaxed);
-    let gic = gic::distributor();
     show("hypercall", measured(hypercall));
-    show("vgic", measured(|| _ = gic::read(gic, DISTRIBUTOR_ID)));
+    show("vgic", measured(read_gic));
     show("device", measured(|| _ = gic::read(uart, UART_ID)));
     show(
         "eoi",
@@ -56,22 +56,45 @@ pub fn costs(times: u64, vcpus: usize, uart: u64) {
     if vcpus < 2 {
         return;
     }
-    for vcpu in 1..vcpus {
-        if start_vcpu(vcpu).is_err() {
-            wrong(format_args!("vCPU {vcpu} doesn't start"));
-        }
-    }
-    all_are_ready(vcpus - 1);
+    start_all(vcpus);
     let target = vcpus - 1;
     show("ipi_asleep", measured_apart(|| call(target)));
     take_role(Role::Spin, vcpus);
     show("ipi", measured(|| call(target)));
+    if its::set_up(target) {
+        show("lpi", measured(|| raise_lpi(target)));
+    }
     take_role(Role::Pairs, vcpus);
     let own = pair(0);
     all_are_ready(vcpus / 2 - 1);
     let senders = (2..vcpus - 1).step_by(2);
     let longest = senders.map(|vcpu| PAIRS[vcpu].load(Ordering::Relaxed));
     show("ipi_pairs", longest.fold(own, u64::max));
+}
+
+/// What a trace is to have of the interrupt controller.
+pub fn gic(times: u64, vcpus: usize) {
+    TIMES.store(times, Ordering::Relaxed);
+    measured(read_gic);
+    unmask();
+    if vcpus < 2 {
+        return;
+    }
+    start_all(vcpus);
+    take_role(Role::Spin, vcpus);
+    let target = vcpus - 1;
+    if its::set_up(target) {
+        measured(|| raise_lpi(target));
+    }
+}
+
+fn start_all(vcpus: usize) {
+    for vcpu in 1..vcpus {
+        if start_vcpu(vcpu).is_err() {
+            wrong(format_args!("vCPU {vcpu} doesn't start"));
+        }
+    }
+    all_are_ready(vcpus - 1);
 }
 
 /// Takes interrupts of the timer.
@@ -147,6 +170,19 @@ fn call(vcpu: usize) {
     while taken(vcpu) == before {
         spin_loop();
     }
+}
+
+/// Has the ITS raise the LPI of a vCPU, and waits until its handler has run.
+fn raise_lpi(vcpu: usize) {
+    let before = taken(vcpu);
+    its::raise();
+    while taken(vcpu) == before {
+        spin_loop();
+    }
+}
+
+fn read_gic() {
+    gic::read(gic::distributor(), DISTRIBUTOR_ID);
 }
 
 fn hypercall() {

@@ -6,6 +6,7 @@
 //! | word | what |
 //! |---|---|
 //! | `costs=N` | every operation N times; a line `@micro NAME NANOSECONDS` for each |
+//! | `gic=N` | N reads of a register of the interrupt controller and N LPIs, without a line in between, for those who trace exits |
 //! | `ticks=N` | N interrupts of its timer, for those who count exits |
 //!
 //! Ends by `@micro end`, or by a line that says what is wrong, and turns itself off.
@@ -14,6 +15,7 @@
 #![no_main]
 
 mod gic;
+mod its;
 mod loops;
 mod vectors;
 
@@ -40,6 +42,8 @@ fn main(tree: Tree) -> ! {
     if let Some(times) = number("costs=") {
         println!("@micro start {}", nanoseconds(began, 1));
         loops::costs(times, tree.vcpus(), uart);
+    } else if let Some(times) = number("gic=") {
+        loops::gic(times, tree.vcpus());
     } else if let Some(count) = number("ticks=") {
         loops::ticks(count);
     } else {

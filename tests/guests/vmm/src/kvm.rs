@@ -1,4 +1,4 @@
-//! A VM under KVM like those of QEMU's `virt`: a GICv3, RAM, a UART that takes output.
+//! A VM under KVM like those of QEMU's `virt`: a GICv3 with an ITS, RAM, a UART that takes output.
 
 use core::ffi::CStr;
 
@@ -6,6 +6,7 @@ use crate::linux::{File, exit, exit_thread, fail, memory, pin, spawn, write};
 
 /// `virt`'s map.
 const DISTRIBUTOR: u64 = 0x0800_0000;
+const ITS: u64 = 0x0808_0000;
 const REDISTRIBUTORS: u64 = 0x080a_0000;
 const UART: u64 = 0x0900_0000;
 const RAM: u64 = 0x4000_0000;
@@ -27,11 +28,13 @@ const CREATE_DEVICE: u64 = 0xc00c_aee0;
 const SET_ATTRIBUTE: u64 = 0x4018_aee1;
 
 const GIC_V3: u32 = 7;
+const GIC_V3_ITS: u32 = 8;
 const GROUP_ADDRESS: u32 = 0;
 const GROUP_INTERRUPTS: u32 = 3;
 const GROUP_CONTROL: u32 = 4;
 const ADDRESS_DISTRIBUTOR: u64 = 2;
 const ADDRESS_REDISTRIBUTORS: u64 = 3;
+const ADDRESS_ITS: u64 = 4;
 const INIT: u64 = 0;
 
 const POWER_OFF: u32 = 1;
@@ -191,39 +194,43 @@ fn set_register(vcpu: File, id: u64, value: u64) {
 }
 
 fn create_gic(vm: File) {
+    let (interrupts, distributor, redistributors, its) =
+        (INTERRUPTS, DISTRIBUTOR, REDISTRIBUTORS, ITS);
+    let gic = create_device(vm, GIC_V3);
+    let count = &raw const interrupts as u64;
+    set_attribute(gic, GROUP_INTERRUPTS, 0, count);
+    let address = &raw const distributor as u64;
+    set_attribute(gic, GROUP_ADDRESS, ADDRESS_DISTRIBUTOR, address);
+    let address = &raw const redistributors as u64;
+    set_attribute(gic, GROUP_ADDRESS, ADDRESS_REDISTRIBUTORS, address);
+    set_attribute(gic, GROUP_CONTROL, INIT, 0);
+    let translator = create_device(vm, GIC_V3_ITS);
+    let address = &raw const its as u64;
+    set_attribute(translator, GROUP_ADDRESS, ADDRESS_ITS, address);
+    set_attribute(translator, GROUP_CONTROL, INIT, 0);
+}
+
+fn create_device(vm: File, kind: u32) -> File {
     let mut device = Device {
-        kind: GIC_V3,
+        kind,
         file: 0,
         flags: 0,
     };
     // SAFETY: as in `run`.
     unsafe { vm.ioctl("KVM_CREATE_DEVICE", CREATE_DEVICE, &raw mut device as u64) };
-    let gic = File::of(device.file.into());
-    let (interrupts, distributor, redistributors) = (INTERRUPTS, DISTRIBUTOR, REDISTRIBUTORS);
-    for (group, attribute, address) in [
-        (GROUP_INTERRUPTS, 0, &raw const interrupts as u64),
-        (
-            GROUP_ADDRESS,
-            ADDRESS_DISTRIBUTOR,
-            &raw const distributor as u64,
-        ),
-        (
-            GROUP_ADDRESS,
-            ADDRESS_REDISTRIBUTORS,
-            &raw const redistributors as u64,
-        ),
-        (GROUP_CONTROL, INIT, 0),
-    ] {
-        let attribute = Attribute {
-            flags: 0,
-            group,
-            attribute,
-            address,
-        };
-        let argument = &raw const attribute as u64;
-        // SAFETY: as in `run`.
-        unsafe { gic.ioctl("KVM_SET_DEVICE_ATTR", SET_ATTRIBUTE, argument) };
-    }
+    File::of(device.file.into())
+}
+
+fn set_attribute(device: File, group: u32, attribute: u64, address: u64) {
+    let attribute = Attribute {
+        flags: 0,
+        group,
+        attribute,
+        address,
+    };
+    let argument = &raw const attribute as u64;
+    // SAFETY: as in `run`; the attribute's value lives as long as the caller.
+    unsafe { device.ioctl("KVM_SET_DEVICE_ATTR", SET_ATTRIBUTE, argument) };
 }
 
 extern "C" fn thread(vcpu: u64) -> ! {

@@ -102,15 +102,20 @@ pub enum Kind {
     UnmappedRead,
     /// A hypercall.
     Call,
+    /// An interrupt of the machine.
+    Interrupt,
 }
 
 impl Kind {
-    /// Whether an exit with this ESR_EL2 is of the kind.
-    pub fn is(self, syndrome: u64) -> bool {
+    /// Whether an exit with this ESR_EL2 is of the kind; one for an interrupt has none.
+    pub fn is(self, syndrome: Option<u64>) -> bool {
         const CALL: u64 = 0x16;
         const DATA_ABORT: u64 = 0x24;
         const TRANSLATION: u64 = 0b0001;
         const PERMISSION: u64 = 0b0011;
+        let Some(syndrome) = syndrome else {
+            return self == Self::Interrupt;
+        };
         let class = syndrome >> 26 & 0x3f;
         let writes = syndrome & 1 << 6 != 0;
         let on_table_walk = syndrome & 1 << 7 != 0;
@@ -125,6 +130,7 @@ impl Kind {
             Self::UnmappedWrite => abort(TRANSLATION, true),
             Self::UnmappedRead => abort(TRANSLATION, false),
             Self::Call => class == CALL,
+            Self::Interrupt => false,
         }
     }
 }
@@ -211,7 +217,7 @@ mod tests {
                 Kind::Call,
             ]
             .into_iter()
-            .filter(|kind| kind.is(syndrome))
+            .filter(|kind| kind.is(Some(syndrome)))
             .collect::<Vec<_>>()
         };
         assert_eq!(kinds(0x93c8_804f), [Kind::ForbiddenWrite]);

@@ -19,8 +19,8 @@ const MOST_EXITS: usize = 1000;
 /// What a guest's exit was for, and what the hypervisor executed until it returned to the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// ESR_EL2.
-    pub syndrome: u64,
+    /// ESR_EL2, or nothing if it was for an interrupt.
+    pub syndrome: Option<u64>,
     /// The address of each instruction, from the vector to the exception return.
     pub instructions: Vec<u64>,
 }
@@ -30,7 +30,8 @@ pub struct Exit {
 struct Exception {
     cpu: u64,
     from_guest: bool,
-    syndrome: u64,
+    syndrome: Option<u64>,
+    is_interrupt: bool,
 }
 
 /// The first exits of a log, those of all CPUs. An exit that is cut off isn't one.
@@ -58,12 +59,15 @@ pub fn read(mut log: impl BufRead) -> io::Result<Vec<Exit>> {
         } else if text.starts_with("Taking exception") {
             exception = Exception {
                 cpu: number(text, " on CPU ", 10).unwrap_or(u64::MAX),
+                is_interrupt: text.contains("[IRQ]"),
                 ..Exception::default()
             };
         } else if let Some(levels) = text.strip_prefix("...from ") {
             exception.from_guest = matches!(levels, "EL0 to EL2" | "EL1 to EL2");
         } else if text.starts_with("...with ESR ") {
-            exception.syndrome = number(text, "/0x", 16).unwrap_or(0);
+            // With an interrupt QEMU shows that of the last exception.
+            let syndrome = number(text, "/0x", 16).unwrap_or(0);
+            exception.syndrome = (!exception.is_interrupt).then_some(syndrome);
         } else if text.starts_with("...to EL2 ") && exception.from_guest {
             let exit = Exit {
                 syndrome: exception.syndrome,
@@ -128,7 +132,7 @@ mod tests {
     #[test]
     fn an_exit_has_every_instruction_once() {
         let exit = Exit {
-            syndrome: 0x9200_004f,
+            syndrome: Some(0x9200_004f),
             instructions: vec![0x4020_0c00, 0x4020_0a00, 0x4020_0c04],
         };
         assert_eq!(
@@ -138,10 +142,27 @@ mod tests {
         );
         let end = ["Exception return from AArch64 EL2 to AArch64 EL1 PC 0x40000000"];
         let call = Exit {
-            syndrome: 0x5a00_0000,
+            syndrome: Some(0x5a00_0000),
             instructions: vec![0x4020_0c00],
         };
         assert_eq!(exits(&[&LOG[..], &end].concat()), [exit, call]);
+    }
+
+    #[test]
+    fn the_exit_of_an_interrupt_has_no_syndrome() {
+        let log = [
+            "Taking exception 5 [IRQ] on CPU 1",
+            "...from EL1 to EL2",
+            "...with ESR 0x24/0x9200004f",
+            "...to EL2 PC 0x40200c80 PSTATE 0x3c9",
+            "Trace 1: 0x7f00 [00000000/0000000040200c80/00000461/ff028201] ",
+            "Exception return from AArch64 EL2 to AArch64 EL1 PC 0x40000000",
+        ];
+        let exit = Exit {
+            syndrome: None,
+            instructions: vec![0x4020_0c80],
+        };
+        assert_eq!(exits(&log), [exit]);
     }
 
     #[test]
