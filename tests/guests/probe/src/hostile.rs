@@ -35,6 +35,8 @@ static ENOUGH: AtomicBool = AtomicBool::new(false);
 static VCPUS: AtomicU64 = AtomicU64::new(0);
 static V3: AtomicBool = AtomicBool::new(false);
 static SEED: AtomicU64 = AtomicU64::new(0);
+/// What alone is done ([`attack`]); 0: everything.
+static ONLY: AtomicU64 = AtomicU64::new(0);
 /// What each vCPU is about.
 static STATES: [AtomicU8; MAX_VCPUS] = [const { AtomicU8::new(0) }; MAX_VCPUS];
 const WAITS: u8 = 1;
@@ -241,10 +243,11 @@ pub fn vectors_in_a_device(tree: Tree) -> ! {
     unsafe { asm!("msr vbar_el1, {}", "isb", "2: svc #0", "b 2b", in(reg) RTC, options(noreturn)) };
 }
 
-/// Does so many things of all kinds on each vCPU.
+/// Does so many things of all kinds on each vCPU, or of one kind only. With `off=1` it powers off while the others go on.
 pub fn probe(tree: Tree, arguments: &str) -> ! {
     find(tree, arguments);
     let acts = argument(arguments, "acts", 5000);
+    ONLY.store(argument(arguments, "only", 0), Ordering::Relaxed);
     WANTED.store(true, Ordering::Release);
     let mut random = Random::new(SEED.load(Ordering::Relaxed));
     extremes_of_timers();
@@ -256,6 +259,12 @@ pub fn probe(tree: Tree, arguments: &str) -> ! {
             let _ = start_vcpu(other);
         }
         act(&mut random);
+    }
+    if argument(arguments, "off", 0) == 1 {
+        // The UART may loop back.
+        interrupts::write(UART, 0x30, 0x301);
+        println!("\nhostile: {acts} acts, and off");
+        guest_runtime::power_off();
     }
     ENOUGH.store(true, Ordering::Release);
     for (vcpu, about) in STATES.iter().enumerate().take(vcpus()).skip(1) {
@@ -325,6 +334,10 @@ fn suspend(own: usize, random: &mut Random) {
 }
 
 fn act(random: &mut Random) {
+    let only = ONLY.load(Ordering::Relaxed);
+    if only != 0 {
+        return attack(only, random);
+    }
     let bits = random.next();
     match bits % 16 {
         0..6 => access(random),
@@ -343,6 +356,93 @@ fn act(random: &mut Random) {
         14 => call(random),
         15 if bits >> 8 & 1 == 0 && V3.load(Ordering::Relaxed) => command(random),
         _ => storm(random),
+    }
+}
+
+/// Many things of one kind.
+fn attack(kind: u64, random: &mut Random) {
+    let v3 = V3.load(Ordering::Relaxed);
+    let distributor = interrupts::distributor();
+    let bits = random.next();
+    match kind {
+        // SGIs to everybody at once, and to oneself.
+        1 if v3 => {
+            let sgi = (bits & 0xf) << 24;
+            for targets in [1 << 40, 0xffff, 1 << index()] {
+                write_register!("s3_0_c12_c11_5", sgi | targets);
+            }
+        }
+        1 => {
+            for filter in [0, 1 << 24, 2 << 24] {
+                let value = filter | 0xff << 16 | bits as u32 & 0xf;
+                interrupts::write(distributor, 0xf00, value);
+            }
+        }
+        // Garbage for the ITS.
+        2 if v3 => command(random),
+        // Lines that stay up, whatever is ended.
+        3 => {
+            interrupts::write(UART, 0x38, 0x7ff);
+            interrupts::write(RTC, 0x10, 1);
+            interrupts::write(RTC, 4, interrupts::read(RTC, 0));
+            interrupts::write(distributor, 0x104, 0b110);
+            interrupts::write(distributor, 0xc08, 0); // ICFGR2: levels
+            for _ in 0..8 {
+                let taken = interrupts::take();
+                if taken & 0x3ff < 1020 {
+                    interrupts::end(taken);
+                }
+            }
+        }
+        // Interrupts of all kinds that are taken and never ended.
+        4 => {
+            interrupts::write(distributor, 0x104, u32::MAX); // ISENABLER1
+            interrupts::write(distributor, 0x204, bits as u32); // ISPENDR1
+            let priorities = 0x400 + (bits >> 32 & 0x1f) * 4; // IPRIORITYR
+            interrupts::write(distributor, priorities, (bits >> 40) as u32);
+            send(random);
+            let taken = interrupts::take();
+            let is_ended = bits >> 37 & 0x1f == 0;
+            if is_ended && taken & 0x3ff < 1020 {
+                interrupts::end(taken);
+            }
+        }
+        // The redistributors of others.
+        5 if v3 => {
+            let others = bits % (2 * vcpus() as u64) * FRAME;
+            let registers = [
+                0, 0x14, 0x80, 0x100, 0x180, 0x200, 0x280, 0x300, 0x380, 0x400,
+            ];
+            let register = registers[(bits >> 8) as usize % registers.len()];
+            interrupts::write(
+                interrupts::redistributors() + others,
+                register,
+                (bits >> 16) as u32,
+            );
+        }
+        // Half of a route, of an interrupt that comes meanwhile.
+        6 if v3 => {
+            let half = distributor + 0x6000 + 8 * (32 + (bits & 3));
+            interrupts::write(distributor, 0x204, 0xf);
+            let value = match bits >> 8 & 3 {
+                0 => u32::MAX,
+                _ => (bits >> 16 & 0x8000_0003) as u32,
+            };
+            interrupts::write(half, bits & 4, value);
+        }
+        6 => interrupts::write(distributor, 0x820 + (bits & 0xc), (bits >> 8) as u32), // ITARGETSR
+        // All that the UART takes, while its interrupt comes and goes.
+        7 => {
+            for place in 0..64 {
+                let letter = b'a' + (bits >> place & 0xf) as u8;
+                interrupts::write(UART, 0, letter.into());
+                interrupts::write(UART, 0x38, (bits >> place) as u32 & 0x7ff);
+            }
+            if bits.is_multiple_of(4) {
+                interrupts::write(UART, 0, b'\n'.into());
+            }
+        }
+        _ => access(random),
     }
 }
 

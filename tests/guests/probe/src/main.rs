@@ -23,7 +23,7 @@
 //! | `debug` | sets watchpoints, likewise | by the call |
 //! | `count` | counts that no SGI, tick or interrupt of a device is lost or comes twice, there | by the call |
 //! | `devices` | accesses every register of the devices there in every way | by the call |
-//! | `hostile` | does at random whatever a guest can do to its GIC, timers, devices and vCPUs, there | by the call |
+//! | `hostile` | does at random whatever a guest can do to its GIC, timers, devices and vCPUs, there, or much of one kind of it | by the call |
 //! | `stack`, `vectors` | has its stack or its vectors in a device | never |
 //! | `off`, `reset` | what they say | by the call |
 //! | `fail` | reports a failure | fails |

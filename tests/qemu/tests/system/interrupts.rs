@@ -81,6 +81,55 @@ fn no_interrupt_is_lost_and_none_comes_twice() {
     }
 }
 
+/// SGIs to all, garbage for the ITS, levels that stay up, interrupts that are never ended, the redistributors of others, routes
+/// in halves, and a flood of characters, each beside a VM that counts its interrupts; and everything at once. Those of even
+/// numbers power off while their other vCPUs go on.
+#[test]
+fn a_hostile_vm_costs_its_neighbour_no_interrupt() {
+    for kind in 0..=7 {
+        let machines = match factor() {
+            1 => &MACHINES[kind % 3..][..1],
+            _ => &MACHINES[..],
+        };
+        for machine in machines {
+            is_no_danger_to_its_neighbour(kind, *machine);
+        }
+    }
+}
+
+fn is_no_danger_to_its_neighbour(kind: usize, (cpu, gic): (&str, Gic)) {
+    let off = (kind + 1) % 2;
+    // What doesn't wait for the console or for a look at all list registers is soon done.
+    let acts = match kind {
+        7 => 300,
+        2 | 5 | 6 => 100_000,
+        _ => 30_000,
+    };
+    let (acts, each, seed) = (acts * factor(), 60 * factor(), seed());
+    let image = probe_guest();
+    let boot = Boot::without_guest("console=lines")
+        .cpus(6)
+        .guest(image, None);
+    let at = boot.machine.modules[0].address;
+    let vms = format!(
+        "vm=name=hostile,vcpus=3,bytes=64M,kernel={at:#x},cmdline='hostile acts={acts} only={kind} off={off} seed={seed}' \
+         vm=name=counts,vcpus=2,bytes=64M,kernel={at:#x},cmdline='count each={each} seed={seed}'"
+    );
+    let boot = boot.cpu(cpu).gic(gic).append(&vms).limit(300 * factor());
+    let outcome = boot.run_well();
+    let about = || format!("{kind}, {cpu}, {gic:?}: {}", describe(&outcome));
+    let says = |name: &str, what: &str| {
+        let mut lines = outcome.lines.iter();
+        lines.any(|line| line.starts_with(&format!("[{name}]")) && line.contains(what))
+    };
+    assert!(says("counts", "none lost and none twice"), "{}", about());
+    let end = ["all as it should be", "acts, and off"][off];
+    assert!(says("hostile", end), "{}", about());
+    let lines = outcome.lines.iter();
+    let left = lines.filter(|line| line.ends_with("after its end: table 0 guest 0 pending 0"));
+    assert_eq!(left.count(), 2, "{}", about());
+}
+
 #[test]
 fn a_stack_and_vectors_in_a_device_end_their_own_vm() {
     for probe in ["stack", "vectors"] {
