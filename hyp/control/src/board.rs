@@ -7,6 +7,7 @@ mod map;
 mod places;
 mod tree;
 
+pub(crate) use assigned::all as assigned;
 pub use guest_board::GuestBoard;
 pub(crate) use map::STOLEN_TIMES;
 pub use places::PlaceError;

@@ -127,6 +127,7 @@ impl<'m> Domain<'m> {
             kernel: Some(kernel.address),
             firmware: None,
             ramdisk: self.ramdisk().map(|file| file.address),
+            devices: None,
             on_reset: None,
             on_crash: None,
             bootargs: None,

@@ -70,7 +70,8 @@ impl<'m> Request<'m> {
             ramdisk: file(vm.ramdisk)?,
         };
         let bootargs = vm.bootargs.unwrap_or(of_kernel);
-        Self::new(vm.name, options.of_vm(vm), &files, bootargs).map_err(in_vm)
+        let options = options.of_vm(vm).map_err(|_| in_vm(RunError::Heap))?;
+        Self::new(vm.name, options, &files, bootargs).map_err(in_vm)
     }
 
     /// A VM of the device tree.
@@ -82,7 +83,16 @@ impl<'m> Request<'m> {
             firmware: None,
             ramdisk: domain.ramdisk(),
         };
-        Self::new(domain.name, options.of_vm(&vm), &files, kernel.bootargs).map_err(in_vm)
+        let options = options.of_vm(&vm).map_err(|_| in_vm(RunError::Heap))?;
+        Self::new(domain.name, options, &files, kernel.bootargs).map_err(in_vm)
+    }
+
+    /// An error of its guest, with its name if it has one.
+    pub(crate) fn named(&self, error: RunError) -> RunError {
+        match self.name {
+            Some(name) => RunError::in_vm(name, error),
+            None => error,
+        }
     }
 
     fn new(

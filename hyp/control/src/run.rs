@@ -152,9 +152,7 @@ fn check_cpus<M: Machine>(
         let vcpus = vm.options.vcpus;
         let left = cpus.saturating_sub(used);
         if vcpus > left {
-            let name = vm.name.unwrap_or_default();
-            let error = RunError::NoCpusLeft { vcpus, cpus, left };
-            return Err(RunError::in_vm(name, error));
+            return Err(vm.named(RunError::NoCpusLeft { vcpus, cpus, left }));
         }
         used += vcpus;
     }

@@ -38,8 +38,8 @@ pub const RING_SIZES: &str = "a power of two from 64 to 65536";
 /// The form of an address.
 pub const ADDRESSES: &str = "an address like 0x50000000";
 /// The form of a VM.
-pub const VMS: &str = "name=NAME,kernel=ADDRESS, and if wanted vcpus=N, bytes=SIZE, initrd=ADDRESS, firmware=ADDRESS, on_reset=WORD, \
-                       on_crash=WORD, at the end cmdline='WORDS'";
+pub const VMS: &str = "name=NAME,kernel=ADDRESS, and if wanted vcpus=N, bytes=SIZE, initrd=ADDRESS, firmware=ADDRESS, device=PATH,PATH, \
+                       on_reset=WORD, on_crash=WORD, at the end cmdline='WORDS'";
 /// The longest name of a VM.
 pub const LONGEST_NAME: usize = 31;
 
@@ -52,6 +52,8 @@ pub const INJECT: &str = "inject";
 /// The list of the options: an option that is read early.
 pub const HELP: &str = "help";
 
+/// Devices of the machine for a guest: also a part of [`VM`].
+pub const DEVICE: &str = "device";
 /// A VM among several: the only option that may be given more than once.
 pub const VM: &str = "vm";
 
@@ -80,6 +82,23 @@ pub fn each_word(line: &str) -> impl Iterator<Item = &str> {
 pub fn unquoted(value: &str) -> &str {
     let within = |quote| value.strip_prefix(quote)?.strip_suffix(quote);
     within('\'').or_else(|| within('"')).unwrap_or(value)
+}
+
+/// The first part of a [`VM`]'s word, and what is behind it, unless it is the last one. Parts have commas between, and only the value
+/// of `cmdline=`, which comes last, and those of `device=` may have commas too.
+pub fn first_part(text: &str) -> (&str, Option<&str>) {
+    let key = text.split('=').next();
+    let mut commas = text.match_indices(',').map(|(at, _)| at);
+    let end = match key {
+        Some("cmdline") => None,
+        // A path has no `=`, so the next part is where another key is.
+        Some(DEVICE) => commas.find(|at| {
+            let mut behind = text[at + 1..].split(',');
+            behind.next().is_some_and(|next| next.contains('='))
+        }),
+        _ => commas.next(),
+    };
+    end.map_or((text, None), |at| (&text[..at], Some(&text[at + 1..])))
 }
 
 /// Whether a VM can have this name: a letter, then letters, digits, `-`, `_`, `.` or `@`.
@@ -176,7 +195,7 @@ pub const BOOT_OPTIONS: [BootOption; 48] = [
         "vCPUs of the guest, each on a CPU of its own",
     ),
     option(
-        "device",
+        DEVICE,
         PATHS,
         "devices of the machine that your guest is given, by their paths",
     ),
@@ -380,6 +399,26 @@ mod tests {
 
     fn words(line: &str) -> Vec<&str> {
         each_word(line).collect()
+    }
+
+    #[test]
+    fn a_vm_has_parts_between_commas() {
+        let parts = |text: &'static str| {
+            let mut rest = Some(text);
+            let next = core::iter::from_fn(move || {
+                let (part, behind) = first_part(rest?);
+                rest = behind;
+                Some(part)
+            });
+            next.collect::<Vec<_>>()
+        };
+        assert_eq!(parts("a=1,b,c="), ["a=1", "b", "c="]);
+        assert_eq!(parts("a=1,cmdline=x,b=2"), ["a=1", "cmdline=x,b=2"]);
+        assert_eq!(parts("device=/m,r@1,/s,a=1"), ["device=/m,r@1,/s", "a=1"]);
+        assert_eq!(parts("device=/a,b"), ["device=/a,b"]);
+        assert_eq!(parts("devices=/a,b"), ["devices=/a", "b"]);
+        assert_eq!(parts("device"), ["device"]);
+        assert_eq!(parts(","), ["", ""]);
     }
 
     #[test]

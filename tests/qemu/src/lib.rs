@@ -106,6 +106,10 @@ pub struct Boot {
 impl Boot {
     /// The hypervisor with these options and no guest.
     pub fn without_guest(append: &str) -> Self {
+        Self::with(images(), append)
+    }
+
+    fn with(images: &Images, append: &str) -> Self {
         let machine = Machine {
             emulator: emulator().into(),
             cpu: "neoverse-n1".into(),
@@ -113,7 +117,7 @@ impl Boot {
             cpus: 3,
             memory: mib(512),
             el2: true,
-            kernel: Some(images().hypervisor.clone()),
+            kernel: Some(images.hypervisor.clone()),
             append: append.into(),
             modules: Vec::new(),
             debugger: None,
@@ -124,6 +128,11 @@ impl Boot {
             machine,
             limit: LIMIT,
         }
+    }
+
+    /// As [`Self::without_guest`], with the hypervisor that `scripts/run` boots unless it is told otherwise.
+    pub fn quick(append: &str) -> Self {
+        Self::with(quick_images(), append)
     }
 
     /// The hypervisor with these options and the guest of the benchmark.

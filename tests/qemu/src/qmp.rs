@@ -1,4 +1,5 @@
-//! Looks into a running machine by QEMU's machine protocol: the registers of a CPU that is parked and can say nothing.
+//! Looks into a running machine by QEMU's machine protocol, as at the registers of a CPU that is parked and can say nothing, and
+//! presses its power button.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Error, ErrorKind, Result, Write};
@@ -133,6 +134,15 @@ impl Connection {
             }
             thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Presses the power button, and lets it go.
+    ///
+    /// # Errors
+    ///
+    /// If the machine has none, or has ended.
+    pub fn press_power_button(&mut self) -> Result<()> {
+        self.execute("system_powerdown", json!({})).map(|_| ())
     }
 
     /// Ends the machine. It may go before its answer is out, which is well too.

@@ -121,6 +121,21 @@ pub fn move_device(tree: &mut DeviceTree, path: &str, address: u64) {
     device.add_property(property("reg", cells(&[address, PAGE])));
 }
 
+/// Says that the shared interrupt of a device is an edge.
+///
+/// # Panics
+///
+/// If there is no such device.
+pub fn make_edge(tree: &mut DeviceTree, path: &str, spi: u32) {
+    const SPI: u32 = 0;
+    const EDGE_RISING: u32 = 1;
+    let device = tree.find_node_mut(path).expect("there is such a device");
+    device.remove_property("interrupts");
+    let cells = [SPI, spi, EDGE_RISING];
+    let cells: Vec<u8> = cells.iter().flat_map(|cell| cell.to_be_bytes()).collect();
+    device.add_property(property("interrupts", cells));
+}
+
 fn chosen(tree: &mut DeviceTree) -> &mut DeviceTreeNode {
     tree.find_node_mut("/chosen")
         .expect("QEMU's tree has /chosen")

@@ -25,7 +25,7 @@ pub(crate) struct AssignedDevice {
 ///
 /// # Errors
 /// The guest can't be given one of them.
-pub(super) fn all<M: Machine>(
+pub(crate) fn all<M: Machine>(
     machine: &M,
     memory: &CpuMemory<M::Hardware>,
     request: &Request<'_>,
@@ -43,9 +43,6 @@ pub(super) fn all<M: Machine>(
         let interrupts = (device.interrupts.as_deref())
             .ok_or(DeviceError::Interrupts)
             .map_err(failed)?;
-        if interrupts.is_empty() {
-            log::info!("device={path} has no interrupts");
-        }
         let spis = interrupts.iter().map(|one| free.take(one.intid - SPI));
         let spis: Option<Vec<u32>> = spis.collect();
         let spis = spis.ok_or(DeviceError::TooManyInterrupts).map_err(failed)?;

@@ -72,6 +72,11 @@ impl<'p> GuestBoard<'p> {
             Version::V3 => None,
         };
         let devices = assigned::all(machine, memory, request)?;
+        for (path, assigned) in request.options.devices.iter().zip(&devices) {
+            if assigned.spis.is_empty() {
+                log::info!("device={path} has no interrupts");
+            }
+        }
         let has_clock = !devices.iter().any(|device| device.overlaps(&RTC_REGISTERS));
         let mut forwarded = Vec::from([TIMER_PPIS[1], TIMER_PPIS[2]].map(|timer| Forwarded {
             virtual_id: PPI + timer,

@@ -5,6 +5,7 @@ use super::restarts::{MOST_CRASHES, Restarts};
 use super::running::RunningLinux;
 use super::shared_console::SharedConsole;
 use crate::background_merge::Scanner;
+use crate::board;
 use crate::error::RunError;
 use crate::guest::{Host, ReservedCpus};
 use crate::machine::Machine;
@@ -76,6 +77,7 @@ impl<'r, 'h, M: Machine, L: MmuLock + 'static> LinuxVms<'r, 'h, M, L> {
         first_vm: usize,
     ) -> Result<Self, RunError> {
         check_memory(host, requests)?;
+        check_devices(host, requests)?;
         let first = requests.first().map(|request| &request.options);
         let scanner = first.map_or(Ok(None), |options| Scanner::of_machine(host, options))?;
         let mode = first.map_or(ConsoleMode::Lines, |options| options.console);
@@ -107,7 +109,7 @@ impl<'r, 'h, M: Machine, L: MmuLock + 'static> LinuxVms<'r, 'h, M, L> {
             };
             started.announce(host.machine);
             let outcome = started.start(host, all.scanner.as_ref());
-            outcome.map_err(|error| started.named(error))?;
+            outcome.map_err(|error| request.named(error))?;
             all.vms.push(started);
         }
         let fork_after = first.and_then(|options| options.fork);
@@ -202,10 +204,7 @@ impl<'r, 'h, M: Machine, L: MmuLock + 'static> LinuxVms<'r, 'h, M, L> {
         let mut errors = Vec::new();
         for vm in self.vms {
             if let State::Over(Err(error)) = vm.state {
-                errors.push(match vm.request.name {
-                    Some(name) => RunError::in_vm(name, error),
-                    None => error,
-                });
+                errors.push(vm.request.named(error));
             }
         }
         match errors.len() {
@@ -222,15 +221,24 @@ fn check_memory<M: Machine>(host: &Host<'_, M>, requests: &[Request<'_>]) -> Res
     for request in requests {
         let wanted = request.options.program_bytes().unwrap_or(u64::MAX);
         free = free.checked_sub(wanted).ok_or_else(|| {
-            let error = RunError::TooLittleMemory {
+            request.named(RunError::TooLittleMemory {
                 wanted: Size(wanted),
                 free: Size(free),
-            };
-            match request.name {
-                Some(name) => RunError::in_vm(name, error),
-                None => error,
-            }
+            })
         })?;
+    }
+    Ok(())
+}
+
+/// Checks that the machine's devices that they are given are there, each for one of them, before any of them starts.
+fn check_devices<M: Machine>(host: &Host<'_, M>, requests: &[Request<'_>]) -> Result<(), RunError> {
+    // Whoever holds a device keeps it from the next one.
+    let mut held = Vec::new();
+    held.try_reserve_exact(requests.len())
+        .map_err(|_| RunError::Heap)?;
+    for request in requests {
+        let devices = board::assigned(host.machine, &host.own.memory, request);
+        held.push(devices.map_err(|error| request.named(error))?);
     }
     Ok(())
 }
@@ -241,14 +249,6 @@ impl<'h, M: Machine, L: MmuLock + 'static> LinuxVm<'_, 'h, M, L> {
             State::Runs(running) => Some(running.uart()),
             State::Shows(uart, ..) => Some(uart),
             State::Waits(_) | State::Over(_) => None,
-        }
-    }
-
-    /// The error with the VM's name, if it has one.
-    fn named(&self, error: RunError) -> RunError {
-        match self.request.name {
-            Some(name) => RunError::in_vm(name, error),
-            None => error,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Options that not every guest has.
 
 use super::{OptionError, Options, merging};
+use records::options::DEVICE;
 use records::words::GuestKind;
 
 /// Options of the benchmark only: the stress run chooses at random.
@@ -49,8 +50,10 @@ impl Options {
             keys.find(|key| !BACKING_TOO.contains(key) && is_given(key))
         };
         let has_linux = has_vms || self.guest == GuestKind::Linux;
-        let of_foreign = given(&["device", "cpu_features"])
+        let of_foreign = given(&[DEVICE, "cpu_features"])
             .filter(|_| !has_linux && self.guest != GuestKind::Program);
+        // Where there are VMs with names, a benchmark beside them has no use for it either.
+        let of_foreign = of_foreign.or(given(&[DEVICE]).filter(|_| !self.guest.is_foreign()));
         let of_linux = given(&[
             "console", "firmware", "on_reset", "on_crash", "rtc", "log_from",
         ])
@@ -78,7 +81,7 @@ impl Options {
                 logged.or(given(&BACKING_ONLY[..4 + last]))
             }
         });
-        let of_each = given(&["vcpus", "bytes", "firmware"])
+        let of_each = given(&["vcpus", "bytes", "firmware", DEVICE])
             .filter(|_| has_vms && self.guest == GuestKind::Linux);
         match foreign {
             Some(key) => Err(OptionError::NotForGuest { key, guest }),

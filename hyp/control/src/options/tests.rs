@@ -629,7 +629,7 @@ fn several_vms_are_linux_unless_a_benchmark_runs_beside_them() {
         (GuestKind::Linux, NO_TIMEOUT)
     );
     let vms: Vec<_> = VmOptions::each(vm).map(Result::unwrap).collect();
-    let of = |options: &Options, index: usize| options.of_vm(&vms[index]);
+    let of = |options: &Options, index: usize| options.of_vm(&vms[index]).unwrap();
     let (a, b) = (of(&options, 0), of(&options, 1));
     assert_eq!(
         (a.vcpus, a.bytes, a.on_crash),
@@ -658,6 +658,18 @@ fn several_vms_are_linux_unless_a_benchmark_runs_beside_them() {
     assert!(refused(&format!("guest=linux bytes=1G {vm}")).starts_with("option 'bytes'"));
     assert!(refused(&format!("dirty_log {vm}")).starts_with("option 'dirty_log' contradicts VMs"));
     assert!(refused("guest=dirty_log on_crash=stop").contains("on_crash"));
+    assert!(refused(&format!("device=/a {vm}")).starts_with("option 'device' contradicts VMs"));
+    let beside = refused(&format!("guest=dirty_log device=/a {vm}"));
+    assert!(beside.starts_with("option 'device' contradicts guest="));
+}
+
+#[test]
+fn each_of_several_vms_has_devices_of_its_own() {
+    let words = "guest=program device=/main vm=name=a,device=/a,/b,kernel=0x50000000 vm=name=b,kernel=0x50000000";
+    let options = Options::parse(words).unwrap();
+    assert_eq!(options.devices, ["/main"]);
+    let devices = VmOptions::each(words).map(|vm| options.of_vm(&vm.unwrap()).unwrap().devices);
+    assert!(devices.eq([Vec::from(["/a".to_string(), "/b".to_string()]), Vec::new()]));
 }
 
 #[test]

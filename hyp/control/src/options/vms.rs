@@ -3,7 +3,7 @@
 use super::{LINUX_BYTES, NO_TIMEOUT, OptionError, Options, each_word, value};
 use crate::quote::Quoted;
 use core::fmt;
-use records::options::{ADDRESSES, VM, VMS, is_name, unquoted};
+use records::options::{ADDRESSES, DEVICE, PATHS, VM, VMS, first_part, is_name, unquoted};
 use records::size::{Size, SizeError, decimal};
 use records::words::{GuestKind, OnCrash, OnReset, Word};
 
@@ -22,6 +22,8 @@ pub struct VmOptions<'t> {
     pub firmware: Option<u64>,
     /// The address of the module with its initial ramdisk.
     pub ramdisk: Option<u64>,
+    /// The paths of the machine's devices that it is given, as [`Options::devices`] has them, with commas between.
+    pub devices: Option<&'t str>,
     /// What becomes of it when it asks for a reset, unless that is said for all.
     pub on_reset: Option<OnReset>,
     /// What becomes of it when it crashes, unless that is said for all.
@@ -41,6 +43,10 @@ pub enum VmFault<'t> {
     Twice(&'t str),
     /// A part that every VM needs.
     Missing(&'static str),
+    /// A device that is named twice.
+    Repeated(&'t str),
+    /// There is no memory for a part's value.
+    NoRoom(&'static str),
     /// A part with a wrong value.
     Malformed {
         /// The part.
@@ -59,6 +65,8 @@ impl fmt::Display for VmFault<'_> {
             Self::NoValue(key) => write!(f, "part {} has no value", Quoted(key)),
             Self::Twice(key) => write!(f, "part {} is there twice", Quoted(key)),
             Self::Missing(key) => write!(f, "{key}= is missing"),
+            Self::Repeated(path) => write!(f, "device= names {} twice", Quoted(path)),
+            Self::NoRoom(key) => write!(f, "there is no memory for the value of {key}="),
             Self::Malformed {
                 key,
                 text,
@@ -90,21 +98,14 @@ impl<'t> VmOptions<'t> {
     }
 
     fn parse(text: &'t str) -> Result<Self, VmFault<'t>> {
-        const KEYS: [&str; 9] = [
-            "name", "kernel", "firmware", "vcpus", "bytes", "initrd", "on_reset", "on_crash",
-            "cmdline",
+        const KEYS: [&str; 10] = [
+            "name", "kernel", "firmware", "vcpus", "bytes", "initrd", "device", "on_reset",
+            "on_crash", "cmdline",
         ];
         let mut values = [None; KEYS.len()];
         let mut rest = Some(text);
         while let Some(text) = rest {
-            let (part, behind) = match text.starts_with("cmdline=") {
-                // It may have commas.
-                true => (text, None),
-                false => match text.split_once(',') {
-                    Some((part, behind)) => (part, Some(behind)),
-                    None => (text, None),
-                },
-            };
+            let (part, behind) = first_part(text);
             rest = behind;
             let (key, given) = part.split_once('=').unwrap_or((part, ""));
             let index = KEYS.iter().position(|known| *known == key);
@@ -123,6 +124,7 @@ impl<'t> VmOptions<'t> {
             vcpus,
             bytes,
             ramdisk,
+            devices,
             on_reset,
             on_crash,
             bootargs,
@@ -138,6 +140,7 @@ impl<'t> VmOptions<'t> {
             vcpus: part("vcpus", vcpus, VCPUS, vcpus_of)?.unwrap_or(1),
             bytes: part("bytes", bytes, SizeError::Malformed.expected(), bytes_of)?,
             ramdisk: part("initrd", ramdisk, ADDRESSES, address)?,
+            devices: devices.map(check_devices).transpose()?,
             on_reset: part("on_reset", on_reset, OnReset::EXPECTED, word)?,
             on_crash: part("on_crash", on_crash, OnCrash::EXPECTED, word)?,
             bootargs: bootargs.map(unquoted),
@@ -147,9 +150,13 @@ impl<'t> VmOptions<'t> {
 
 impl Options {
     /// The options of one VM among several.
-    pub fn of_vm(&self, vm: &VmOptions<'_>) -> Self {
+    ///
+    /// # Errors
+    /// There is no memory for them.
+    pub fn of_vm<'t>(&self, vm: &VmOptions<'t>) -> Result<Self, OptionError<'t>> {
         let is_beside = self.guest != GuestKind::Linux;
-        Self {
+        let devices = vm.devices.map(|text| value::paths(DEVICE, text));
+        Ok(Self {
             guest: GuestKind::Linux,
             modes: self.modes.iter().copied().take(1).collect(),
             vcpus: vm.vcpus,
@@ -158,8 +165,23 @@ impl Options {
             on_crash: vm.on_crash.unwrap_or(self.on_crash),
             timeout: if is_beside { NO_TIMEOUT } else { self.timeout },
             merging: if is_beside { 0 } else { self.merging },
+            devices: devices.transpose()?.unwrap_or_default(),
             ..self.clone()
-        }
+        })
+    }
+}
+
+/// Checks the paths of a VM's devices.
+fn check_devices(text: &str) -> Result<&str, VmFault<'_>> {
+    match value::paths(DEVICE, text) {
+        Ok(_) => Ok(text),
+        Err(OptionError::Repeated { text, .. }) => Err(VmFault::Repeated(text)),
+        Err(OptionError::NoRoom(key)) => Err(VmFault::NoRoom(key)),
+        Err(_) => Err(VmFault::Malformed {
+            key: DEVICE,
+            text,
+            expected: PATHS,
+        }),
     }
 }
 
@@ -241,6 +263,7 @@ mod tests {
             kernel: Some(0x5000_0000),
             firmware: None,
             ramdisk: None,
+            devices: None,
             on_reset: None,
             on_crash: None,
             bootargs: None,
@@ -252,12 +275,13 @@ mod tests {
             kernel: Some(0x5000_0000),
             firmware: None,
             ramdisk: Some(0x5800_0000),
+            devices: Some("/maker,rtc@1,/soc/b"),
             on_reset: Some(OnReset::Stop),
             on_crash: Some(OnCrash::Restart),
             bootargs: Some("console=ttyAMA0,115200 x=\"1, 2\""),
         };
         let bootargs = "vm=name=a,kernel=0x50000000 log=info \
-            vm=bytes=96M,kernel=0x50000000,name=b-2,vcpus=3,initrd=0x58000000,on_reset=stop,on_crash=restart,\
+            vm=bytes=96M,kernel=0x50000000,name=b-2,vcpus=3,initrd=0x58000000,device=/maker,rtc@1,/soc/b,on_reset=stop,on_crash=restart,\
             cmdline='console=ttyAMA0,115200 x=\"1, 2\"'";
         assert_eq!(vms(bootargs), [few, all]);
         assert_eq!(vms("vm='name=a,kernel=0x50000000'"), [few]);
@@ -266,6 +290,9 @@ mod tests {
             (firmware.kernel, firmware.firmware),
             (None, Some(0x4f00_0000))
         );
+        let devices = |word: &str| vms(word)[0].devices.map(String::from);
+        let last = devices("vm=name=a,kernel=0x1,device=/a,/b");
+        assert_eq!(last.as_deref(), Some("/a,/b"));
         assert_eq!(vms("guest=linux"), []);
     }
 
@@ -310,6 +337,20 @@ mod tests {
                 "name=a,kernel=0x1,on_crash=no",
                 "for 'on_crash': expected stop or restart",
             ),
+            (
+                "name=a,kernel=0x1,device=rtc",
+                "VM 'a': malformed value 'rtc' for 'device': expected paths",
+            ),
+            (
+                "name=a,device=/a,/b,/a,kernel=0x1",
+                "VM 'a': device= names '/a' twice",
+            ),
+            (
+                "name=a,device=/a,kernel=0x1,device=/b",
+                "VM 'a': part 'device' is there twice",
+            ),
+            ("name=a,kernel=0x1,device=", "part 'device' has no value"),
+            ("name=a,device=/a,kernel", "VM 'a': kernel= is missing"),
             ("", "'vm' needs a value"),
         ] {
             let said = refused(word);

@@ -176,6 +176,63 @@ impl Module {
     }
 }
 
+/// Files in a machine's RAM, one behind the other.
+#[derive(Debug)]
+pub struct PlacedModules {
+    memory: Size,
+    end: u64,
+    modules: Vec<Module>,
+}
+
+impl PlacedModules {
+    /// None yet, in a machine with so much RAM.
+    pub fn new(memory: Size) -> Self {
+        Self {
+            memory,
+            end: Machine::module_address(memory),
+            modules: Vec::new(),
+        }
+    }
+
+    /// Gives the address of a file, which it gets if it has none. A file that is placed again keeps its first `bootargs`.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be looked at.
+    pub fn place(
+        &mut self,
+        kind: ModuleKind,
+        image: &Path,
+        bootargs: Option<&str>,
+    ) -> Result<u64, ToolError> {
+        let is_there = |module: &&Module| module.kind == kind && module.image == image;
+        if let Some(module) = self.modules.iter().find(is_there) {
+            return Ok(module.address);
+        }
+        let found = fs::metadata(image).map_err(|error| ToolError::unusable(image, &error))?;
+        let address = Machine::address_behind(self.end);
+        self.end = address + found.len();
+        self.modules.push(Module {
+            kind,
+            image: image.into(),
+            address,
+            bootargs: bootargs.map(String::from),
+        });
+        Ok(address)
+    }
+
+    /// The machine's RAM.
+    pub fn memory(&self) -> Size {
+        self.memory
+    }
+
+    /// The modules; `None` if the RAM has no room for them.
+    pub fn fitting(self) -> Option<Vec<Module>> {
+        let has_room = Machine::ram(self.memory).contains(&self.end);
+        has_room.then_some(self.modules)
+    }
+}
+
 /// Where the text of an image lies whose ELF file is `symbols`, when QEMU's `-kernel` has loaded it.
 ///
 /// # Errors
@@ -282,6 +339,30 @@ mod tests {
             ramdisk.device(),
             "guest-loader,addr=0x4a000000,initrd=a,,b.img"
         );
+    }
+
+    #[test]
+    fn a_file_has_one_place_and_files_lie_apart_within_ram() {
+        let folder = tempfile::TempDir::new().expect("room for a folder");
+        let file = |name: &str, bytes: usize| {
+            let path = folder.path().join(name);
+            fs::write(&path, vec![0; bytes]).expect("the folder is ours");
+            path
+        };
+        let (one, other) = (file("one", 5 << 20), file("other", 1));
+        let mut placed = PlacedModules::new(mib(256));
+        let mut place = |kind, path: &Path| placed.place(kind, path, None).expect("it is there");
+        let first = place(ModuleKind::Kernel, &one);
+        assert_eq!(first, Machine::module_address(mib(256)));
+        assert_eq!(place(ModuleKind::Kernel, &one), first);
+        let second = place(ModuleKind::Ramdisk, &other);
+        assert!(second >= first + (5 << 20) && second % MODULE_ALIGNMENT == 0);
+        let nowhere = placed.place(ModuleKind::Kernel, &folder.path().join("x"), None);
+        assert!(nowhere.is_err());
+        assert_eq!(placed.fitting().map(|modules| modules.len()), Some(2));
+        let mut narrow = PlacedModules::new(mib(16));
+        (narrow.place(ModuleKind::Kernel, &one, None)).expect("it is there");
+        assert!(narrow.fitting().is_none());
     }
 
     #[test]

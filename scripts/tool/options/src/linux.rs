@@ -145,7 +145,7 @@ pub struct LinuxOptions {
     pub firmware: Option<Firmware>,
 
     /// Boot several guests with Linux on this terminal, one for each --vm: name=NAME,vcpus=N,bytes=SIZE,kernel=FILE,initrd=FILE,
-    /// on_reset=restart or stop, on_crash=stop or restart, and at the end cmdline=STRING, all of which may be left out; without a
+    /// device=PATH,PATH (of the machine's device tree), on_reset=restart or stop, on_crash=stop or restart, and at the end cmdline=STRING, all of which may be left out; without a
     /// kernel it is Debian's with a shell. Each line of theirs begins with the name, and one has your input: Ctrl-] n gives it to
     /// the next one. [default: name=vm1, vm2 and so on, vcpus=1,bytes=512M,on_reset=restart,on_crash=stop]
     #[arg(

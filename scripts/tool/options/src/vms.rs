@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use records::options::is_name;
+use records::options::{DEVICE, PATHS, first_part, is_name};
 use records::words::{OnCrash, OnReset, Word};
 
 use super::kernel_files::{
@@ -15,8 +15,7 @@ use emulator::error::ToolError;
 use emulator::size::{self, Size, mib};
 
 /// What an error about a VM's parts ends with.
-const PARTS: &str =
-    "expected name=, vcpus=, bytes=, kernel=, initrd=, on_reset=, on_crash=, at the end cmdline=";
+const PARTS: &str = "expected name=, vcpus=, bytes=, kernel=, initrd=, device=, on_reset=, on_crash=, at the end cmdline=";
 /// A VM's memory, unless the user chooses it.
 const USUAL_BYTES: Size = mib(512);
 /// A VM's vCPUs, unless the user chooses them.
@@ -37,6 +36,8 @@ pub struct Vm {
     pub kernel: Option<PathBuf>,
     /// The file system that its kernel starts with.
     pub initrd: Option<PathBuf>,
+    /// The paths of the machine's devices that it is given, in the machine's device tree, with commas between.
+    pub devices: Option<String>,
     /// What becomes of it when it asks for a reset.
     pub on_reset: Option<OnReset>,
     /// What becomes of it when it crashes.
@@ -58,6 +59,7 @@ impl Vm {
             bytes: USUAL_BYTES,
             kernel: None,
             initrd: None,
+            devices: None,
             on_reset: None,
             on_crash: None,
             cmdline: None,
@@ -65,10 +67,7 @@ impl Vm {
         let mut given = BTreeSet::new();
         let mut rest = Some(text);
         while let Some(text) = rest {
-            let (part, behind) = match text.split_once(',') {
-                Some((part, behind)) if !text.starts_with("cmdline=") => (part, Some(behind)),
-                _ => (text, None),
-            };
+            let (part, behind) = first_part(text);
             rest = behind;
             let (key, value) = part
                 .split_once('=')
@@ -106,6 +105,14 @@ impl Vm {
             }
             "kernel" => self.kernel = Some(value.into()),
             "initrd" => self.initrd = Some(value.into()),
+            DEVICE => {
+                // What the machine has, the hypervisor knows. None of it is white space, which would end its word.
+                let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"'\"".contains(&byte);
+                if !value.starts_with('/') || !value.bytes().all(is_plain) {
+                    return Err(format!("expected {PATHS}"));
+                }
+                self.devices = Some(value.into());
+            }
             "on_reset" => self.on_reset = Some(word(value)?),
             "on_crash" => self.on_crash = Some(word(value)?),
             "cmdline" => self.cmdline = Some(value.into()),
@@ -148,6 +155,9 @@ impl Vm {
         );
         if let Some(initrd) = initrd {
             word.push_str(&format!(",initrd={initrd:#x}"));
+        }
+        if let Some(devices) = &self.devices {
+            word.push_str(&format!(",{DEVICE}={devices}"));
         }
         if let Some(on_reset) = self.on_reset {
             word.push_str(&format!(",on_reset={on_reset}"));
@@ -235,13 +245,13 @@ mod tests {
         assert_eq!((usual.name(), usual.vcpus), ("a", 1));
         assert_eq!((usual.bytes, usual.kernel.as_ref()), (mib(512), None));
         let vm = Vm::parse(
-            "name=b,vcpus=2,bytes=128M,kernel=/k,initrd=/i,on_reset=stop,on_crash=restart,cmdline=a=1,2 \"b\"",
+            "name=b,vcpus=2,bytes=128M,kernel=/k,initrd=/i,device=/r@1,/s/t,u,on_reset=stop,on_crash=restart,cmdline=a=1,2 \"b\"",
         );
         let vm = vm.expect("sound");
         let word = vm.word(0x5000_0000, Some(0x5800_0000)).expect("sound");
         assert_eq!(
             word,
-            "vm=name=b,vcpus=2,bytes=131072K,kernel=0x50000000,initrd=0x58000000,on_reset=stop,on_crash=restart,cmdline='a=1,2 \"b\"'"
+            "vm=name=b,vcpus=2,bytes=131072K,kernel=0x50000000,initrd=0x58000000,device=/r@1,/s/t,u,on_reset=stop,on_crash=restart,cmdline='a=1,2 \"b\"'"
         );
         let quotes = Vm::parse("name=c,cmdline=a'b").expect("sound");
         let word = quotes.word(0x1000, None).expect("sound");
@@ -264,6 +274,12 @@ mod tests {
             ("bytes=1", "bytes=1: expected a multiple of 4K"),
             ("on_crash=x", "on_crash=x: expected stop or restart"),
             ("initrd=/i", "initrd= needs kernel="),
+            (
+                "device=rtc",
+                "device=rtc: expected paths of the device tree",
+            ),
+            ("device=/a b", "device=/a b: expected paths"),
+            ("device=/a,/b,device=/c", "device= is there twice"),
         ] {
             let said = Vm::parse(text).expect_err(text);
             assert!(said.starts_with(says), "{text}: {said}");

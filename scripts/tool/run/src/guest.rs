@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use emulator::error::{FAILED, ToolError};
 use emulator::images::without_foreign_flags;
 use emulator::process::Group;
-use emulator::qemu::{Machine, Module, ModuleKind};
+use emulator::qemu::{Machine, Module, ModuleKind, PlacedModules};
 use emulator::repository::{repository, target_folder};
 use emulator::session::logs::Logs;
 use emulator::session::output::Guest;
@@ -124,7 +124,7 @@ impl Files {
         memory: Size,
         command_line: &str,
     ) -> Result<(Vec<Module>, String), ToolError> {
-        let mut placed = Placed::new(memory);
+        let mut placed = PlacedModules::new(memory);
         if let Some(kernel) = &self.kernel {
             placed.place(ModuleKind::Kernel, kernel, Some(command_line))?;
         }
@@ -137,7 +137,7 @@ impl Files {
             let address = placed.place(ModuleKind::Kernel, firmware, None)?;
             words = format!("firmware={address:#x}");
         }
-        Ok((placed.modules()?, words))
+        Ok((fitting(placed)?, words))
     }
 
     /// The modules of several VMs, each file once, and the hypervisor's words for them.
@@ -146,7 +146,7 @@ impl Files {
     ///
     /// As for [`Self::modules`].
     pub fn modules_of(&self, vms: &[Vm], memory: Size) -> Result<(Vec<Module>, String), ToolError> {
-        let mut placed = Placed::new(memory);
+        let mut placed = PlacedModules::new(memory);
         let mut words = Vec::new();
         for vm in vms {
             let (kernel, initrd) = match &vm.kernel {
@@ -159,8 +159,17 @@ impl Files {
             let initrd = initrd.map(|initrd| placed.place(ModuleKind::Ramdisk, initrd, None));
             words.push(vm.word(kernel, initrd.transpose()?)?);
         }
-        Ok((placed.modules()?, words.join(" ")))
+        Ok((fitting(placed)?, words.join(" ")))
     }
+}
+
+/// The modules, if they have room.
+fn fitting(placed: PlacedModules) -> Result<Vec<Module>, ToolError> {
+    let memory = placed.memory();
+    let modules = placed.fitting();
+    modules.ok_or_else(|| {
+        ToolError::Usage(format!("--mem: kernel and initrd don't fit into {memory}"))
+    })
 }
 
 /// Removes the file systems of runs that a signal has ended. What can't be removed is left.
@@ -176,56 +185,6 @@ fn remove_left(folder: &Path) {
     for entry in entries.filter(|_| processes.join("self").exists()) {
         if entry.file_name().to_str().is_some_and(is_left) {
             let _ = fs::remove_file(entry.path());
-        }
-    }
-}
-
-/// Files in a machine's RAM.
-struct Placed {
-    memory: Size,
-    end: u64,
-    modules: Vec<Module>,
-}
-
-impl Placed {
-    fn new(memory: Size) -> Self {
-        Self {
-            memory,
-            end: Machine::module_address(memory),
-            modules: Vec::new(),
-        }
-    }
-
-    /// Gives the address of a file, which it gets if it has none.
-    fn place(
-        &mut self,
-        kind: ModuleKind,
-        image: &Path,
-        bootargs: Option<&str>,
-    ) -> Result<u64, ToolError> {
-        let is_there = |module: &&Module| module.kind == kind && module.image == image;
-        if let Some(module) = self.modules.iter().find(is_there) {
-            return Ok(module.address);
-        }
-        let found = fs::metadata(image).map_err(|error| ToolError::unusable(image, &error))?;
-        let address = Machine::address_behind(self.end);
-        self.end = address + found.len();
-        self.modules.push(Module {
-            kind,
-            image: image.into(),
-            address,
-            bootargs: bootargs.map(String::from),
-        });
-        Ok(address)
-    }
-
-    fn modules(self) -> Result<Vec<Module>, ToolError> {
-        match Machine::ram(self.memory).contains(&self.end) {
-            true => Ok(self.modules),
-            false => Err(ToolError::Usage(format!(
-                "--mem: kernel and initrd don't fit into {}",
-                self.memory
-            ))),
         }
     }
 }

@@ -8,6 +8,7 @@ mod boots;
 mod checker;
 mod command;
 mod copies;
+mod debian;
 mod dirty_linux;
 mod documented;
 mod fatal;

@@ -11,10 +11,11 @@ use emulator::repository::repository;
 use emulator::size::mib;
 use qemu_tests::pty::OnTerminal;
 use qemu_tests::raw::{RawFiles, TREE, load};
-use qemu_tests::{Boot, SHORT, assert_verified, describe, tree};
+use qemu_tests::{Boot, SHORT, assert_verified, describe, probe_guest, quick_images, tree};
 use tempfile::TempDir;
 
 use crate::command::refused;
+use crate::debian::{BEGIN, Debian, END, LINUX_LIMIT, QUIET};
 use crate::linux::{is_available, kernel_like};
 
 /// What the smallest kernels do in the end.
@@ -74,6 +75,13 @@ fn lines_of(outcome: &Outcome, name: &str) -> Vec<String> {
     of.map(String::from).collect()
 }
 
+/// How many VMs have ended and left no frame.
+fn ends(outcome: &Outcome) -> usize {
+    let ends = outcome.lines.iter();
+    let ends = ends.filter(|line| line.ends_with("after its end: table 0 guest 0 pending 0"));
+    ends.count()
+}
+
 #[test]
 fn one_vms_end_reset_or_crash_is_no_others() {
     let well = kernel("[b] well\n[a] parvisor: exit status 0\nwell", End::PowerOff);
@@ -103,9 +111,7 @@ fn one_vms_end_reset_or_crash_is_no_others() {
     assert_eq!(lines_of(&outcome, "b"), ["crash"; 5]);
     assert_eq!(lines_of(&outcome, "c"), ["reset"]);
     assert_eq!(lines_of(&outcome, "d"), ["crash"]);
-    let ends = outcome.lines.iter();
-    let ends = ends.filter(|line| line.ends_with("after its end: table 0 guest 0 pending 0"));
-    assert_eq!(ends.count(), 8, "{}", describe(&outcome));
+    assert_eq!(ends(&outcome), 8, "{}", describe(&outcome));
 }
 
 #[test]
@@ -127,6 +133,77 @@ fn a_benchmark_runs_beside_vms() {
     for name in ["a", "b"] {
         assert_eq!(lines_of(&outcome, name), ["well"]);
     }
+}
+
+#[test]
+fn a_benchmark_runs_beside_two_debians() {
+    let command = "echo up $(nproc) $(cat /proc/cmdline); sleep 1; \
+        dd if=/dev/urandom of=/dev/shm/a bs=1M count=8 2>/dev/null; cp /dev/shm/a /dev/shm/b; cmp /dev/shm/a /dev/shm/b";
+    let Some(debian) = Debian::with(command) else {
+        return;
+    };
+    let options = "guest=dirty_log mode=mutex,rwlock,parallel vcpus=2 bytes=16M iterations=30";
+    let boot = Boot::quick(options).cpus(6).memory(mib(1024));
+    let boot = boot.limit(LINUX_LIMIT);
+    let (boot, [kernel, initrd]) = debian.load(boot, None, &[&quick_images().dirty_log]);
+    let vm = |name: &str, vcpus: u32| {
+        format!(
+            "vm=name={name},vcpus={vcpus},bytes=192M,kernel={kernel:#x},initrd={initrd:#x},cmdline='{QUIET} i_am={name}'"
+        )
+    };
+    let outcome = boot.append(&vm("a", 2)).append(&vm("b", 1)).run_well();
+    assert_verified(&outcome, &["mutex", "rwlock", "parallel"]);
+    for (name, cpus) in [("a", 2), ("b", 1)] {
+        let lines = lines_of(&outcome, name);
+        let begin = lines.iter().position(|line| line == BEGIN);
+        let printed = begin.map(|at| &lines[at + 1..]).unwrap_or_default();
+        let up = format!("up {cpus} {QUIET} i_am={name}");
+        assert!(
+            printed.iter().any(|line| *line == up) && printed.iter().any(|line| line == END),
+            "{name}: {lines:?} {}",
+            describe(&outcome)
+        );
+    }
+    // They ran at the same time.
+    let at = |is_it: &dyn Fn(&String) -> bool| outcome.lines.iter().position(is_it);
+    let first = at(&|line| line.starts_with("[a] ") || line.starts_with("[b] "));
+    let last = at(&|line| line.starts_with("== mode parallel"));
+    assert!(
+        first.zip(last).is_some_and(|(first, last)| first < last),
+        "{}",
+        describe(&outcome)
+    );
+    assert_eq!(ends(&outcome), 2 + 3, "{}", describe(&outcome));
+}
+
+/// It has it again after its reset.
+#[test]
+fn one_of_several_vms_has_a_device_and_its_interrupt() {
+    let well = kernel("well\n", End::PowerOff);
+    let (mut boot, _files, at) = machine("", &[&well]);
+    let probe = at[0] + (1 << 21);
+    boot.machine.modules.push(Module {
+        kind: ModuleKind::Kernel,
+        image: probe_guest().into(),
+        address: probe,
+        bootargs: None,
+    });
+    let boot = boot
+        .append(&format!(
+            "vm=name=a,bytes=16M,device=/pl061@9030000,kernel={:#x}",
+            at[0]
+        ))
+        .append(&format!(
+            "vm=name=b,vcpus=2,bytes=64M,kernel={probe:#x},device=/pl031@9010000,cmdline=alarm"
+        ));
+    let outcome = boot.run_well();
+    assert_eq!(lines_of(&outcome, "a"), ["well"]);
+    let says = "alarm: interrupt 95, all as it should be";
+    assert!(
+        lines_of(&outcome, "b").iter().any(|line| line == says),
+        "{}",
+        describe(&outcome)
+    );
 }
 
 /// A tree with these VMs of dom0less, each with the kernel at an address.
@@ -199,9 +276,22 @@ fn vms_that_cant_be_are_refused_by_name() {
         &["VM b", "memory", "1 GiB"],
     );
     refuses(&format!("{a} vcpus=2"), &["'vcpus'"]);
+    let b = "vm=name=b,bytes=16M,kernel=GOOD";
     refuses(
-        &format!("device=/pl031@9010000 {a} vm=name=b,bytes=16M,kernel=GOOD"),
+        &format!("device=/pl031@9010000 {a} {b}"),
+        &["'device'", "each of which has its own"],
+    );
+    refuses(
+        &format!("{a},device=/pl031@9010000 {b},device=/pl061@9030000,/pl031@9010000"),
         &["VM b", "/pl031@9010000", "another guest has it"],
+    );
+    refuses(
+        &format!("{a} {b},device=/pl031@9010000,/pl031@9010000"),
+        &["VM 'b'", "'/pl031@9010000' twice"],
+    );
+    refuses(
+        &format!("{a} {b},device=/nothing@9010000"),
+        &["VM b", "/nothing@9010000", "no such node"],
     );
     refuses(&format!("fork=1 {a}"), &["'fork'"]);
 }

@@ -1,11 +1,11 @@
 //! Linux as the guest that is measured: its files, and what it tells of its load.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use emulator::error::ToolError;
 use emulator::images;
-use emulator::qemu::{Machine, Module, ModuleKind};
+use emulator::qemu::{Module, ModuleKind, PlacedModules};
 use emulator::repository::target_folder;
 use emulator::session::marks::Marks;
 use emulator::session::token::Token;
@@ -52,30 +52,14 @@ impl LinuxGuest {
     ///
     /// A file has gone, or they have no room.
     pub fn modules(&self, memory: Size) -> Result<Vec<Module>, ToolError> {
-        let length = |path: &Path| {
-            let found = fs::metadata(path).map_err(|error| ToolError::unusable(path, &error));
-            found.map(|found| found.len())
-        };
-        let kernel = Module {
-            kind: ModuleKind::Kernel,
-            image: self.kernel.clone(),
-            address: Machine::module_address(memory),
-            bootargs: Some(COMMAND_LINE.into()),
-        };
-        let end = kernel.address + length(&self.kernel)?;
-        let initrd = Module {
-            kind: ModuleKind::Ramdisk,
-            image: self.initrd.clone(),
-            address: Machine::address_behind(end),
-            bootargs: None,
-        };
-        let end = initrd.address + length(&self.initrd)?;
-        match Machine::ram(memory).contains(&end) {
-            true => Ok(vec![kernel, initrd]),
-            false => Err(ToolError::Usage(format!(
+        let mut placed = PlacedModules::new(memory);
+        placed.place(ModuleKind::Kernel, &self.kernel, Some(COMMAND_LINE))?;
+        placed.place(ModuleKind::Ramdisk, &self.initrd, None)?;
+        placed.fitting().ok_or_else(|| {
+            ToolError::Usage(format!(
                 "--bytes: kernel and initrd don't fit into {memory}"
-            ))),
-        }
+            ))
+        })
     }
 
     /// The hypervisor's options, with the line that begins the measurement.
