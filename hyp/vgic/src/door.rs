@@ -46,6 +46,14 @@ impl Door {
         }
     }
 
+    /// As it was when it was made, with no bits. Nobody rings or looks.
+    pub(crate) fn reset(&self) {
+        self.word.store(0, Ordering::Relaxed);
+        for hint in &self.hints {
+            hint.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Sets bits of what there is to look at, and kicks the vCPU if nobody has since it looked last (rule V1). What the bits are
     /// about was written before.
     #[inline(always)]

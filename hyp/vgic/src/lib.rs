@@ -67,6 +67,7 @@ mod door;
 mod interface;
 mod its;
 mod local;
+mod outside;
 mod own;
 mod registers;
 mod set;

@@ -203,9 +203,10 @@ impl<'a, H: VirtualInterface, K: FnMut(usize)> Local<'a, H, K> {
             self.write_lr(slot, held.intid, &settled);
         } else {
             self.free(slot, is_written);
-            if new.has(Word::ACT) && !settled.by_hand {
-                // The guest's deactivation of it is counted.
-                self.own.outside.insert(held.intid);
+            if let Some(priority) = settled.active_at
+                && new.has(Word::ACT)
+            {
+                self.own.outside.insert(held.intid, priority);
             }
         }
         if settled.ends_physical {
@@ -238,7 +239,7 @@ impl<'a, H: VirtualInterface, K: FnMut(usize)> Local<'a, H, K> {
             *held = Held {
                 intid,
                 latched: settled.latched,
-                by_hand: settled.by_hand,
+                active_at: settled.active_at,
                 has_source: source.is_some(),
             };
         }

@@ -1,7 +1,8 @@
 //! What a vCPU alone has, on whichever CPU it is loaded.
 
 use crate::interface::{ActivePriorities, MAX_LIST_REGISTERS};
-use crate::set::{IntidSet, WithLpis};
+use crate::outside::Outside;
+use crate::set::WithLpis;
 use crate::settle::Held;
 use crate::word::FIRST_PPI;
 
@@ -23,7 +24,7 @@ pub struct VcpuInterrupts {
     /// Seen, and not in a list register.
     pub(crate) backlog: WithLpis,
     /// Active without a list register, acknowledged by this vCPU.
-    pub(crate) outside: IntidSet,
+    pub(crate) outside: Outside,
     /// With GICv2: the source of each SGI that is in a list register or active.
     pub(crate) sources: [u8; FIRST_PPI as usize],
     /// The register whose read has asked others, and has to be executed again.
@@ -46,12 +47,12 @@ impl VcpuInterrupts {
             held: [Held {
                 intid: 0,
                 latched: false,
-                by_hand: false,
+                active_at: None,
                 has_source: false,
             }; MAX_LIST_REGISTERS],
             claimed: 0,
             backlog: WithLpis::EMPTY,
-            outside: IntidSet::EMPTY,
+            outside: Outside::EMPTY,
             sources: [0; FIRST_PPI as usize],
             asked: None,
             commanding: None,

@@ -3,14 +3,17 @@
 use crate::interface::ListRegister;
 use crate::word::{FIRST_LPI, Word};
 
+/// The priority of what is active though the guest hasn't acknowledged it: no priority mask lets this one pass.
+pub(crate) const BY_HAND: u8 = 0xff;
+
 /// What a claimed list register holds.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Held {
     pub(crate) intid: u32,
     /// Whether it was pending by a latch when it was written.
     pub(crate) latched: bool,
-    /// Whether it was active when it was written, and not because the guest had acknowledged it.
-    pub(crate) by_hand: bool,
+    /// If it was active when it was written: the priority at which the guest had acknowledged it, or [`BY_HAND`].
+    pub(crate) active_at: Option<u8>,
     /// Whether it is an SGI of a GICv2, of one source: what is pending is of another.
     pub(crate) has_source: bool,
 }
@@ -35,8 +38,9 @@ pub(crate) struct Settled {
     pub(crate) active: bool,
     /// Whether it is pending by a latch, which isn't in the word any more.
     pub(crate) latched: bool,
-    /// Whether it is active, or left so in the word, without that the guest has acknowledged it.
-    pub(crate) by_hand: bool,
+    /// If it is active, in the list register or by the word: the priority at which the guest has acknowledged it, or [`BY_HAND`].
+    /// The guest ends the most urgent first, whatever their priorities are by now.
+    pub(crate) active_at: Option<u8>,
     /// Whether the guest's deactivation has to ask for a maintenance interrupt.
     pub(crate) eoi: bool,
     /// Whether the physical interrupt behind it ends with the guest's deactivation.
@@ -80,6 +84,15 @@ pub(crate) const fn settle(
     let leaves_active = active && !stays_active && held.intid < FIRST_LPI;
     let has_trace = new_latch || stays || leaves_active;
 
+    // What was pending beside it, and isn't any more, was acknowledged later.
+    let retaken = held.latched && !register.pending();
+    let active_at = match held.active_at {
+        _ if !active => None,
+        _ if !was_active => Some(BY_HAND),
+        Some(priority) if !retaken => Some(priority),
+        _ => Some(register.priority()),
+    };
+
     let mut new =
         word.without(Word::MESSAGES | Word::LATCH | Word::CLAIMED | Word::P | Word::A | Word::HW);
     new = new.with_if(new_latch, Word::LATCH);
@@ -94,7 +107,7 @@ pub(crate) const fn settle(
         pending: pends,
         active: stays_active,
         latched: pends && latch_left,
-        by_hand: active && (!was_active || held.by_hand),
+        active_at,
         // A level is sampled at its end, and what is left in the word comes back then (rule V7).
         eoi: stays && !physical && (!edge || new_latch),
         physical,
@@ -117,7 +130,7 @@ mod tests {
         let held = Held {
             intid: 40,
             latched: word & Word::EDGE != 0,
-            by_hand: false,
+            active_at: None,
             has_source: false,
         };
         settle(Word(word), register, held, place)

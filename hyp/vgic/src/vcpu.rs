@@ -5,8 +5,8 @@ use crate::door::{BLOCKED, LOOK, ON};
 use crate::interface::{ActivePriorities, VirtualInterface, vmcr};
 use crate::its::GuestTables;
 use crate::local::Local;
+use crate::outside::Outside;
 use crate::own::VcpuInterrupts;
-use crate::set::IntidSet;
 use crate::sgi;
 use crate::sync::{AtomicU64, Ordering};
 use crate::vgic::Vgic;
@@ -61,12 +61,15 @@ impl VcpuInterrupts {
         self.vmcr = state.control;
         self.active_priorities = state.active_priorities;
         self.sources = state.sources.map(|source| source & 7);
-        self.outside = IntidSet::EMPTY;
+        self.outside = Outside::EMPTY;
         for intid in 0..FIRST_SPI + vgic.spis.len() as u32 {
             let word = vgic.word(self.vcpu, intid);
             let word = word.map(|word| Word(word.load(Ordering::Acquire)));
-            if word.is_some_and(|word| word.has(Word::ACT) && word.owner() == self.vcpu) {
-                self.outside.insert(intid);
+            if let Some(word) = word
+                && word.has(Word::ACT)
+                && word.owner() == self.vcpu
+            {
+                self.outside.insert(intid, word.priority());
             }
         }
     }
@@ -131,9 +134,7 @@ impl VcpuInterrupts {
         hw: &mut H,
         kick: impl FnMut(usize),
     ) {
-        let mut local = Local::new(vgic, self, hw, kick);
-        local.settle_all();
-        local.fill();
+        Local::new(vgic, self, hw, kick).maintain();
     }
 
     /// Whether a WFI of the guest may sleep (rule V15): no interrupt would be signalled. Looks first. The caller sleeps with
@@ -146,6 +147,8 @@ impl VcpuInterrupts {
     ) -> bool {
         let mut local = Local::new(vgic, self, hw, kick);
         local.drain();
+        // The maintenance interrupt may come later than the exit for the guest's WFI.
+        local.maintain();
         !local.is_signalled()
     }
 
@@ -159,6 +162,8 @@ impl VcpuInterrupts {
     ) -> bool {
         let mut local = Local::new(vgic, self, hw, kick);
         local.drain();
+        // As in `may_sleep`.
+        local.maintain();
         local.is_requested()
     }
 
@@ -205,7 +210,10 @@ impl VcpuInterrupts {
         if (FIRST_PPI..FIRST_SPI).contains(&intid) {
             let mut local = Local::new(vgic, self, hw, kick);
             local.change(local.own.vcpu, intid, |word| {
-                (word.has(Word::LEVEL) != level).then(|| word.with_if(level, Word::LEVEL))
+                let latch = level && word.has(Word::EDGE);
+                let new = word.with_if(level, Word::LEVEL);
+                let new = new.with(if latch { Word::LATCH } else { 0 });
+                (word.has(Word::LEVEL) != level).then_some(new)
             });
             local.fill();
         }

@@ -122,7 +122,7 @@ impl Vgic {
         self.groups.store(0, Ordering::Relaxed);
         self.unsettled.store(0, Ordering::Relaxed);
         for vcpu in &self.vcpus {
-            vcpu.door.word.store(0, Ordering::Relaxed);
+            vcpu.door.reset();
             vcpu.sources.reset();
             vcpu.asleep.store(1, Ordering::Relaxed);
             for (intid, word) in vcpu.private.iter().enumerate() {
@@ -241,6 +241,10 @@ impl Vgic {
             let old = Word(word.fetch_and(!Word::LEVEL, Ordering::AcqRel));
             (old, old.without(Word::LEVEL))
         };
+        if level && old.has(Word::EDGE) && !old.has(Word::LEVEL) {
+            // What is configured as an edge is pending from its rise on.
+            return self.raise_spi(intid, Word::LATCH, &mut kick);
+        }
         // A rise under a claim tells nobody: the end of the interrupt comes back, and the line is sampled then.
         if level && new.has(Word::CLAIMED) {
             return;

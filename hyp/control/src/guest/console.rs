@@ -10,6 +10,25 @@ use spin::Mutex;
 /// The longest line; a longer one is broken.
 const LONGEST: usize = 256;
 
+/// What a piece of output comes to with what its lines are printed with, unless it is one line.
+const MOST_PRINTED: usize = 512;
+
+/// How much of a guest's output is printed in one piece: the bytes of `output`, or fewer whole lines, if each line is printed with
+/// `beside` bytes more. A guest that prints nothing but newlines gets no more of the console than another.
+pub fn piece_of(output: &[u8], beside: usize) -> usize {
+    let mut printed = 0;
+    for (index, byte) in output.iter().enumerate() {
+        printed += 1;
+        if *byte == b'\n' {
+            printed += beside;
+            if printed >= MOST_PRINTED {
+                return index + 1;
+            }
+        }
+    }
+    output.len()
+}
+
 /// Collects a guest's bytes into lines.
 #[derive(Debug)]
 pub struct GuestConsole {
@@ -39,6 +58,15 @@ impl GuestConsole {
                 length: 0,
             }),
         }
+    }
+
+    /// How many bytes are printed with each line beside its own: what it begins with, and a carriage return.
+    pub fn beside_a_line(&self) -> usize {
+        let mark = match &self.name {
+            None => "guest: ".len(),
+            Some(name) => "[] ".len() + name.len(),
+        };
+        mark + 1
     }
 
     /// Adds a byte. If it completes a line, passes the line to `print`, with everything unprintable escaped.
@@ -135,6 +163,16 @@ mod tests {
             console.put(*byte, |line| lines.push(line.to_string()));
         }
         assert_eq!(lines, ["[a] [b] x"]);
+    }
+
+    #[test]
+    fn a_piece_counts_what_its_lines_are_printed_with() {
+        assert_eq!(piece_of(&[b'x'; 600], 9), 600, "one line");
+        assert_eq!(piece_of(&[b'\n'; 256], 31), 512 / 32);
+        let lines = [[b'x'; 31].as_slice(), b"\n"].concat().repeat(8);
+        assert_eq!(piece_of(&lines, 8), lines.len());
+        assert_eq!(piece_of(&lines, 96), 4 * 32, "whole lines");
+        assert_eq!(piece_of(&[], 8), 0);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! after a while it is dropped: the keys are always read.
 
 use super::keys::{HELP, Key, Keys};
-use crate::guest::console::GuestConsole;
+use crate::guest::console::{GuestConsole, piece_of};
 use crate::machine::{Machine, Speaker};
 use alloc::collections::{TryReserveError, VecDeque};
 use alloc::string::String;
@@ -188,6 +188,7 @@ impl SharedConsole {
                 0 => voice.ready(has_input, now_ns),
                 left => left,
             };
+            let ready = piece_of(&voice.output[..ready], voice.lines.beside_a_line());
             if ready == 0 {
                 if voice.length != 0 && has_input {
                     due_ns = due_ns.min(voice.since_ns.saturating_add(REST_NS));

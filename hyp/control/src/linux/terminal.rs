@@ -5,7 +5,7 @@
 
 use super::line_watch::LineWatch;
 use crate::board::GuestBoard;
-use crate::guest::console::GuestConsole;
+use crate::guest::console::{GuestConsole, piece_of};
 use crate::machine::Machine;
 use crate::options::Options;
 use alloc::sync::Arc;
@@ -160,10 +160,11 @@ impl<M: Machine> Terminal<M> {
         let to = |bytes: &[u8]| match mode {
             ConsoleMode::Raw => machine.write_console(bytes),
             ConsoleMode::Lines => {
-                for byte in bytes {
+                let count = piece_of(bytes, lines.beside_a_line());
+                for byte in &bytes[..count] {
                     lines.put(*byte, |line| machine.write_line(line));
                 }
-                bytes.len()
+                count
             }
         };
         let from = |bytes: &mut [u8]| {

@@ -83,6 +83,12 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         self.settle_all();
     }
 
+    /// Does what a maintenance interrupt asks for, whether it has come yet or not.
+    pub(crate) fn maintain(&mut self) {
+        self.settle_all();
+        self.fill();
+    }
+
     /// Settles what the list registers hold.
     pub(crate) fn settle_all(&mut self) {
         for slot in self.slots() {

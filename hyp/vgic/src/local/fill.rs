@@ -124,7 +124,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             latched: old.has(Word::LATCH),
             eoi: !new.has(Word::EDGE),
             physical,
-            by_hand: false,
+            active_at: None,
             ends_physical: false,
         };
         settled.eoi |= self.take_source(intid);

@@ -3,7 +3,7 @@
 
 use super::{Local, Release};
 use crate::interface::{MAX_LIST_REGISTERS, VirtualInterface, hcr, vmcr};
-use crate::settle::Settled;
+use crate::settle::{BY_HAND, Settled};
 use crate::sync::Ordering;
 use crate::vgic::Vgic;
 use crate::word::Word;
@@ -114,14 +114,15 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
 
     /// Gives those active outside list registers of their own again, while there are free ones.
     pub(super) fn take_back_active(&mut self) {
-        while let Some(intid) = self.most_urgent_outside() {
+        self.forget_inactive();
+        while let Some((priority, intid)) = self.own.outside.most_urgent() {
             let Some(slot) = self.free_slot() else { return };
             self.own.outside.remove(intid);
-            self.take_back(slot, intid);
+            self.take_back(slot, intid, priority);
         }
     }
 
-    fn take_back(&mut self, slot: usize, intid: u32) {
+    fn take_back(&mut self, slot: usize, intid: u32, priority: u8) {
         let vcpu = self.own.vcpu;
         let Some(word) = self.word(intid) else { return };
         let claimed = Vgic::change(word, |old| {
@@ -139,7 +140,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             latched: false,
             eoi: !physical && (!new.has(Word::EDGE) || left),
             physical,
-            by_hand: false,
+            active_at: Some(priority),
             ends_physical: false,
         };
         self.write_lr(slot, intid, &settled);
@@ -148,27 +149,19 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         }
     }
 
-    /// The most urgent of those outside, which is the one that the guest deactivates next. Forgets those that aren't active any
-    /// more.
-    fn most_urgent_outside(&mut self) -> Option<u32> {
-        let mut best: Option<(u8, u32)> = None;
+    /// Takes those from outside that aren't active any more.
+    fn forget_inactive(&mut self) {
         let mut from = 0;
         while let Some(intid) = self.own.outside.next(from) {
             from = intid + 1;
             let word = self
                 .word(intid)
                 .map(|word| Word(word.load(Ordering::Acquire)));
-            match word {
-                Some(word) if word.has(Word::ACT) && word.owner() == self.own.vcpu => {
-                    let key = (word.priority(), intid);
-                    if best.is_none_or(|best| key.0 < best.0) {
-                        best = Some(key);
-                    }
-                }
-                _ => self.own.outside.remove(intid),
+            let is_active = |word: Word| word.has(Word::ACT) && word.owner() == self.own.vcpu;
+            if !word.is_some_and(is_active) {
+                self.own.outside.remove(intid);
             }
         }
-        best.map(|(_, intid)| intid)
     }
 
     /// The maintenance interrupts and traps that those outside need.
@@ -191,26 +184,15 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         // Which starts to count anew.
         self.hw.write_hcr(self.own.hcr);
         for _ in 0..count {
-            let Some(intid) = self.next_deactivated() else {
-                return;
-            };
-            self.own.outside.remove(intid);
-            self.end_outside(intid);
-        }
-    }
-
-    fn next_deactivated(&self) -> Option<u32> {
-        let mut best: Option<(u8, u32)> = None;
-        let mut from = 0;
-        while let Some(intid) = self.own.outside.next(from) {
-            from = intid + 1;
-            let word = self.word(intid)?;
-            let key = (Word(word.load(Ordering::Relaxed)).priority(), intid);
-            if best.is_none_or(|best| key.0 < best.0) {
-                best = Some(key);
+            match self.own.outside.most_urgent() {
+                Some((priority, intid)) if priority != BY_HAND => {
+                    self.own.outside.remove(intid);
+                    self.end_outside(intid);
+                }
+                // The guest ends what it hasn't acknowledged.
+                _ => return,
             }
         }
-        best.map(|(_, intid)| intid)
     }
 
     /// The guest has deactivated one that was active outside.

@@ -282,6 +282,7 @@ impl Context {
         self.state.reset(start);
         self.awaits_answer = false;
         self.powers_down = None;
+        self.is_down = false;
         self.last_exit = Syndrome::NONE;
     }
 

@@ -158,11 +158,15 @@ where
         // Timers that have expired meanwhile.
         while self.take_interrupt() {}
         self.context.is_down = !self.is_requested();
-        // What the kicks were about that were taken is seen from here on.
-        match self.context.is_down && self.vm.runs() {
-            true => Next::WaitForInterrupt,
-            false => Next::Enter,
+        if !self.context.is_down {
+            return Next::Enter;
         }
+        // What the kicks were about that were taken is seen from here on.
+        if !self.vm.runs() {
+            // The next slice looks again.
+            self.timeout = Some(0);
+        }
+        Next::WaitForInterrupt
     }
 
     /// When a vCPU goes on that waits for an interrupt, and was put.

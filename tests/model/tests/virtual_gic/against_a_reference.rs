@@ -267,7 +267,10 @@ impl Pair {
                 world.cpus[vcpu].hw.open(mask, group0, group1);
             }
             Step::Level(intid, level) => {
-                reference.of(0, intid).level = level;
+                let of = reference.of(0, intid);
+                // An edge is pending from the rise of its line on.
+                of.latch |= of.edge && level && !of.level;
+                of.level = level;
                 world.set_level(intid, level);
             }
             Step::Pulse(intid) => {

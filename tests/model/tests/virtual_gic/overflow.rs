@@ -1,6 +1,7 @@
 //! More interrupts than list registers (rules V11 and V12).
 
 use crate::world::{D, World};
+use model::interrupts::CpuInterface;
 use proptest::prelude::*;
 use vgic::{VirtualInterface, hcr};
 
@@ -224,4 +225,64 @@ proptest! {
         let expected: Vec<u32> = (0..10).filter(|which| pending[*which as usize]).map(|which| which + 32).collect();
         prop_assert_eq!(left, expected);
     }
+}
+
+/// The guest ends the one that it has acknowledged last, whatever priorities they have been given since.
+#[test]
+fn nested_handlers_end_in_order_though_their_priorities_change() {
+    for registers in [1, 2, 4] {
+        let mut world = ready(registers, 32..48);
+        for (index, intid) in (32..48).enumerate() {
+            world.set_priority(0, intid, 0xe8 - 8 * index as u8);
+            world.pulse(intid);
+            // One that is in a list register already is acknowledged at the priority that it had there.
+            let seen = world.cpus[0].hw.acknowledge();
+            assert_eq!(seen.or_else(|| world.acknowledge(0)), Some(intid));
+            world.set_priority(0, intid, 8 * index as u8);
+        }
+        for intid in (32..48).rev() {
+            let active: Vec<u32> = (32..48).filter(|intid| world.active(0, *intid)).collect();
+            assert_eq!(active, (32..=intid).collect::<Vec<_>>());
+            world.cpus[0].hw.end(intid);
+            world.settle();
+        }
+    }
+}
+
+/// What is active without having been acknowledged is ended by DIR also after a sleep, and by no end of another.
+#[test]
+fn what_is_active_by_hand_is_deactivated_after_a_sleep() {
+    let mut world = ready(4, 32..34);
+    world.pulse(33);
+    world.settle();
+    world.write_bit(0, 0x300, 33);
+    world.settle();
+    world.put(0);
+    world.load(0);
+    world.pulse(32);
+    world.put(0);
+    world.load(0);
+    assert_eq!(world.acknowledge(0), Some(32));
+    world.put(0);
+    world.load(0);
+    world.cpus[0].hw.end(32);
+    world.settle();
+    assert!(world.active(0, 33) && !world.active(0, 32));
+    // Nor by the end of one that isn't active, which is counted.
+    world.put(0);
+    world.pulse(32);
+    world.cpus[0].hw = CpuInterface::new(1);
+    world.load(0);
+    assert_eq!(world.acknowledge(0), Some(32));
+    world.cpus[0].hw.end(40);
+    world.settle();
+    assert!(world.active(0, 33));
+    world.write_bit(0, 0x380, 32);
+    world.settle();
+    world.cpus[0].hw.split_deactivation();
+    world.put(0);
+    world.load(0);
+    world.deactivate(0, 33);
+    world.settle();
+    assert!(!world.active(0, 33));
 }

@@ -394,10 +394,21 @@ fn a_reset_forgets_everything() {
     world.set_level(33, true);
     world.settle();
     (0..2).for_each(|vcpu| world.put(vcpu));
+    // Nobody has looked at this yet.
+    world.set_edge(34, true);
+    world.enable(1, 34);
+    world.pulse(34);
     world.vgic.reset();
     world.cpus.iter_mut().for_each(|cpu| cpu.own.reset());
     (0..2).for_each(|vcpu| world.load(vcpu));
     assert_eq!(world.read(0, D, 0), 1 << 6 | 1 << 4);
     assert!(!world.pending(0, 33) && world.read(0, D, 0x104) == 0);
     assert!(world.cpus[0].hw.held().next().is_none());
+    world.cpus[0].hw.open(0xf8, true, true);
+    world.set_edge(34, true);
+    world.enable(0, 34);
+    world.write_bit(0, 0x80, 34);
+    world.write(0, D, 0, 3);
+    world.pulse(34);
+    assert_eq!(world.acknowledge(0), Some(34));
 }

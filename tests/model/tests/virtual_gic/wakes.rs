@@ -100,3 +100,49 @@ fn a_sleeper_is_told_when_its_timer_begins_to_count() {
     world.load(1);
     assert!(awaits(&world));
 }
+
+/// The maintenance interrupt of what the guest has ended may come after the exit for its WFI, or for its power-down.
+fn nothing_sleeps_over_what_is_left(ready: impl Fn() -> World) {
+    let mut world = ready();
+    assert!(world.cpus[0].hw.wants_maintenance(), "it hasn't come yet");
+    let sleeps = world.with(0, |own, vgic, hw, kick| own.may_sleep(vgic, hw, kick));
+    assert!(!sleeps, "an interrupt would be signalled");
+    assert!(is_requested(&mut ready(), 0));
+}
+
+#[test]
+fn a_level_that_is_still_up_at_its_end_keeps_from_sleeping() {
+    nothing_sleeps_over_what_is_left(|| {
+        let mut world = World::ready(1, 4);
+        world.enable(0, 33);
+        world.set_level(33, true);
+        assert_eq!(world.take(0), Some(33));
+        world
+    });
+}
+
+#[test]
+fn another_source_of_an_sgi_keeps_from_sleeping() {
+    nothing_sleeps_over_what_is_left(|| {
+        let mut world = World::ready_v2(3, 4);
+        for vcpu in [1, 2] {
+            world.write(vcpu, D, 0xf00, 1 << 16 | 3);
+        }
+        assert_eq!(world.take(0), Some(3));
+        world
+    });
+}
+
+#[test]
+fn what_waits_for_a_list_register_keeps_from_sleeping() {
+    nothing_sleeps_over_what_is_left(|| {
+        let mut world = World::ready(1, 1);
+        for intid in [33, 34] {
+            world.set_edge(intid, true);
+            world.enable(0, intid);
+            world.pulse(intid);
+        }
+        assert!(world.take(0).is_some());
+        world
+    });
+}

@@ -216,6 +216,21 @@ fn a_flood_gets_no_more_than_its_turns() {
     assert!(of_a <= PIECE / 64 + 1 && !text.contains('+'), "{text}");
 }
 
+/// Each of its bytes is a line with its name.
+#[test]
+fn a_flood_of_empty_lines_gets_no_more_than_its_turns() {
+    for mode in [ConsoleMode::Raw, ConsoleMode::Lines] {
+        let mut vms = Vms::new(mode);
+        vms.says(0, &"\n".repeat(3000));
+        vms.says(1, "here\n");
+        vms.attend();
+        let text = vms.wire.taken();
+        let before = text.find("[b] here").expect("its turn has come");
+        assert!(before < 600, "{before} bytes of the flood");
+        assert!(text.len() < TURNS * 600, "{} bytes in one go", text.len());
+    }
+}
+
 #[test]
 fn input_goes_to_one_vm_by_name_or_number() {
     let mut vms = Vms::new(ConsoleMode::Raw);
