@@ -71,17 +71,34 @@ where
         attended.unwrap_or_default()
     }
 
-    /// Looks for new interrupts, before the guest is entered.
+    /// Looks for new interrupts, before the guest is entered. Returns whether it has to look again before that.
     #[inline(always)]
-    pub(super) fn look(&mut self, attended: &Attended<'_>) {
-        if attended.doorbell.is_some_and(Doorbell::rings) {
-            self.take_new();
-        }
+    pub(super) fn look(&mut self, attended: &Attended<'_>) -> bool {
+        attended.doorbell.is_some_and(Doorbell::rings) && self.take_new()
     }
 
     #[inline(never)]
-    fn take_new(&mut self) {
+    fn take_new(&mut self) -> bool {
         self.with_gic(|interrupts, gic, interface, kick| interrupts.look(gic, interface, kick));
+        self.has_commands() && self.execute_commands()
+    }
+
+    fn has_commands(&self) -> bool {
+        let interrupts = self.context.interrupts.as_ref();
+        let attended = self.vm.devices().zip(interrupts);
+        attended.is_some_and(|(devices, interrupts)| interrupts.has_commands(&devices.gic))
+    }
+
+    /// Goes on with the commands of the ITS that an access has left. Returns whether there are more; what this CPU is interrupted
+    /// for is served in between.
+    #[cold]
+    fn execute_commands(&mut self) -> bool {
+        let tables = self.tables();
+        self.with_gic(|interrupts, gic, interface, kick| {
+            interrupts.execute_commands(gic, interface, &tables, kick);
+        });
+        while self.take_interrupt() {}
+        self.has_commands()
     }
 
     /// Takes the interrupt for which the guest has come out.
@@ -157,6 +174,9 @@ where
     pub(super) fn power_up(&mut self) -> Next {
         // Timers that have expired meanwhile.
         while self.take_interrupt() {}
+        if self.has_commands() {
+            self.execute_commands();
+        }
         self.context.is_down = !self.is_requested();
         // What the kicks were about that were taken is seen from here on.
         match self.context.is_down && self.vm.runs() {
