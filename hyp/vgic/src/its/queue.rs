@@ -22,7 +22,7 @@ impl State {
     pub(crate) const NO_DEVICES: u64 = 1 << 33;
     /// All collections have to be unmapped.
     pub(crate) const NO_COLLECTIONS: u64 = 1 << 34;
-    const JOBS: u64 = Self::NO_DEVICES | Self::NO_COLLECTIONS;
+    pub(crate) const JOBS: u64 = Self::NO_DEVICES | Self::NO_COLLECTIONS;
     const PROGRESS_SHIFT: u32 = 40;
 
     pub(crate) const fn has(self, bits: u64) -> bool {

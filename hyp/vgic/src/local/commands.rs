@@ -164,14 +164,15 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         budget: &mut u32,
         memory: &dyn GuestTables,
     ) -> Option<State> {
-        for job in [State::NO_DEVICES, State::NO_COLLECTIONS] {
-            if state.has(job) {
-                let done = self.forget(its, job, budget) == Done::Whole;
-                return done.then(|| {
-                    its.queue
-                        .advance(|state| state.without(job).with_progress(0))
-                });
-            }
+        if state.has(State::JOBS) {
+            let job = if state.has(State::NO_DEVICES) {
+                State::NO_DEVICES
+            } else {
+                State::NO_COLLECTIONS
+            };
+            let done = self.forget(its, job, budget) == Done::Whole;
+            let without = |state: State| state.without(job).with_progress(0);
+            return done.then(|| its.queue.advance(without));
         }
         let index = state.reader();
         let Some(words) = its.command(index, memory) else {

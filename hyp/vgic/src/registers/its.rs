@@ -29,6 +29,7 @@ const BASER_PAGES: u64 = 0xff;
 const CBASER_MASK: u64 = VALID | 7 << 59 | 7 << 53 | ((1 << 52) - 1) & !0x3ff | 3 << 10 | 0xff;
 /// GITS_CWRITER.Retry, GITS_CREADR.Stalled.
 const RETRY: u64 = 1;
+const WRITER: u64 = 0x88;
 const STALLED: u64 = 1;
 const INDEX_SHIFT: u32 = 5;
 /// A register, and how far its part that is accessed is shifted.
@@ -63,7 +64,7 @@ impl Part {
             4..8 => Register::Implementer,
             8..0x10 => Register::Type,
             0x80..0x88 => Register::Commands,
-            0x88..0x90 => Register::Writer,
+            WRITER..0x90 => Register::Writer,
             0x90..0x98 => Register::Reader,
             0x100..0x110 => Register::Table((offset as usize - 0x100) / 8),
             0xffd0..0x1_0000 => Register::Identity(offset - 0xffd0),
@@ -300,7 +301,16 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         memory: &dyn GuestTables,
     ) {
         let vgic: &Vgic = self.vgic;
-        let (Some(its), Some(part)) = (&vgic.its, Part::find(offset, size)) else {
+        let part = match (offset, size) {
+            // What is written most.
+            (WRITER, Width::Double) => Some(Part {
+                register: Register::Writer,
+                shift: 0,
+                size,
+            }),
+            _ => Part::find(offset, size),
+        };
+        let (Some(its), Some(part)) = (&vgic.its, part) else {
             return;
         };
         let begun = match part.register {

@@ -71,34 +71,45 @@ where
         attended.unwrap_or_default()
     }
 
-    /// Looks for new interrupts, before the guest is entered. Returns whether it has to look again before that.
+    /// Looks for new interrupts, before the guest is entered.
     #[inline(always)]
-    pub(super) fn look(&mut self, attended: &Attended<'_>) -> bool {
-        attended.doorbell.is_some_and(Doorbell::rings) && self.take_new()
+    pub(super) fn look(&mut self, attended: &Attended<'_>) {
+        if attended.doorbell.is_some_and(Doorbell::rings) {
+            self.take_new();
+        }
     }
 
     #[inline(never)]
-    fn take_new(&mut self) -> bool {
-        self.with_gic(|interrupts, gic, interface, kick| interrupts.look(gic, interface, kick));
-        self.has_commands() && self.execute_commands()
+    fn take_new(&mut self) {
+        if self.look_once() {
+            self.execute_commands();
+        }
     }
 
-    fn has_commands(&self) -> bool {
-        let interrupts = self.context.interrupts.as_ref();
-        let attended = self.vm.devices().zip(interrupts);
-        attended.is_some_and(|(devices, interrupts)| interrupts.has_commands(&devices.gic))
-    }
-
-    /// Goes on with the commands of the ITS that an access has left. Returns whether there are more; what this CPU is interrupted
-    /// for is served in between.
-    #[cold]
-    fn execute_commands(&mut self) -> bool {
-        let tables = self.tables();
-        self.with_gic(|interrupts, gic, interface, kick| {
-            interrupts.execute_commands(gic, interface, &tables, kick);
+    /// Returns whether there are commands of the ITS to execute.
+    fn look_once(&mut self) -> bool {
+        let has_commands = self.with_gic(|interrupts, gic, interface, kick| {
+            interrupts.look(gic, interface, kick);
+            interrupts.has_commands(gic)
         });
-        while self.take_interrupt() {}
-        self.has_commands()
+        has_commands.unwrap_or(false)
+    }
+
+    /// Executes the commands of the ITS that an access has left. What this CPU is interrupted for is served in between.
+    #[cold]
+    fn execute_commands(&mut self) {
+        let tables = self.tables();
+        while self.vm.runs() {
+            self.with_gic(|interrupts, gic, interface, kick| {
+                interrupts.execute_commands(gic, interface, &tables, kick);
+            });
+            while self.take_interrupt() {}
+            if !self.look_once() {
+                return;
+            }
+        }
+        // The kick that has said so is taken: the guest comes out before its first instruction.
+        self.cpu.kick(self.here);
     }
 
     /// Takes the interrupt for which the guest has come out.
@@ -174,7 +185,7 @@ where
     pub(super) fn power_up(&mut self) -> Next {
         // Timers that have expired meanwhile.
         while self.take_interrupt() {}
-        if self.has_commands() {
+        if self.look_once() {
             self.execute_commands();
         }
         self.context.is_down = !self.is_requested();

@@ -197,8 +197,8 @@ where
         // Where faults are timed, all of them come out.
         let is_timed = vm.timed().is_some();
         while next == Next::Enter && vm.runs() {
-            if GIC && self.look(attended) {
-                continue;
+            if GIC {
+                self.look(attended);
             }
             let server = if is_timed { None } else { Some(&mut *writes) };
             let exit = self.cpu.enter(&mut self.context.state.regs, server);
