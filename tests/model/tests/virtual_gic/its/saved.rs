@@ -87,7 +87,7 @@ fn act(its: &mut Its, (what, device, event, lpi, small): (u8, u64, u64, u64, u64
         2 | 3 => its.map(device, event, u64::from(FIRST) + lpi, collection),
         4 => its.with_event(0xf, device, event, 0),
         5 => its.with_event(1, device, event, collection),
-        6 => _ = its.command([0xe, 0, small % 2 << 16, (small / 2 % 2) << 16]),
+        6 => _ = its.command([0xe, 0, (small % 2) << 16, (small / 2 % 2) << 16]),
         7 => its.int(device, event),
         8 => its.with_event(4, device, event, 0),
         _ => {
