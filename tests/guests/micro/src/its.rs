@@ -93,7 +93,7 @@ pub fn set_up(vcpu: usize) -> bool {
     gic::write_wide(
         frame,
         PROPERTIES,
-        address(&MEMORY.properties) | INTID_BITS - 1,
+        address(&MEMORY.properties) | (INTID_BITS - 1),
     );
     gic::write_wide(frame, PENDING, address(&MEMORY.pending) | NOTHING);
     barrier();
