@@ -308,7 +308,7 @@ fn read_device(address: u64) -> u8 {
     let id = address.wrapping_sub(UART_ID);
     match address {
         UART_FLAGS => UART_IDLE,
-        _ if id % 4 == 0 => UART_IDS.get(id as usize / 4).copied().unwrap_or(0),
+        _ if id.is_multiple_of(4) => UART_IDS.get(id as usize / 4).copied().unwrap_or(0),
         _ => 0,
     }
 }
