@@ -56,6 +56,9 @@ pub trait Machine: Sync + 'static {
     /// Makes CPU `cpu` leave its guest or its wait, now or at its next attempt.
     fn kick(&self, cpu: CpuId);
 
+    /// The calling CPU.
+    fn here(&self) -> CpuId;
+
     /// As [`Self::kick`], for several CPUs. A machine that can kick many at once does.
     fn kick_each(&self, cpus: impl Iterator<Item = CpuId>) {
         cpus.for_each(|cpu| self.kick(cpu));

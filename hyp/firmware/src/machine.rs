@@ -172,6 +172,10 @@ impl Machine for Board {
         gic::kick(CpuId::new(cpu.0));
     }
 
+    fn here(&self) -> vm::CpuId {
+        vm::CpuId(CpuId::current().index())
+    }
+
     fn kick_each(&self, cpus: impl Iterator<Item = vm::CpuId>) {
         gic::kick_each(cpus.map(|cpu| CpuId::new(cpu.0)));
     }

@@ -21,8 +21,10 @@ const SUMMARY: u64 = 0xff << SUMMARY_SHIFT;
 pub(crate) const LPIS: u64 = 1 << 40;
 /// Everything has to be looked at again.
 pub(crate) const CALL: u64 = 1 << 41;
+/// The vCPU has commands of the ITS to execute before it enters its guest. No other vCPU sets it.
+pub(crate) const COMMANDS: u64 = 1 << 42;
 /// What there is to look at: all bits below, so that one instruction tests for them.
-pub(crate) const LOOK: u64 = (CALL << 1) - 1;
+pub(crate) const LOOK: u64 = (COMMANDS << 1) - 1;
 /// The vCPU is loaded: it can be kicked on its CPU.
 pub(crate) const ON: u64 = 1 << 43;
 /// The vCPU sleeps and isn't loaded: its CPU wakes it.

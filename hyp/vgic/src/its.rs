@@ -7,6 +7,7 @@
 pub(crate) mod events;
 pub(crate) mod hints;
 pub(crate) mod queue;
+pub(crate) mod saved;
 pub(crate) mod tables;
 
 use crate::config::{VgicError, reserve};

@@ -47,7 +47,9 @@
 //!   DISCARD counts the generation up and takes LATCH, a claim gets DROP and SYNC. MOVI changes a route. INV reads the property
 //!   byte first, then changes the word: one vCPU at a time executes commands, which has BUSY. BUSY, CWRITER and CREADR are one
 //!   word; BUSY is let go by an exchange from "nothing is left", so that what another vCPU adds has somebody who executes it. Some
-//!   commands are executed at an access; for the rest, and while SYNC waits until `unsettled` is 0, the guest executes it again.
+//!   commands are executed at an access. The rest, and what comes behind a SYNC that waits until `unsettled` is 0, the vCPU has
+//!   noted at its own door, and executes before it enters its guest, serving its door in between
+//!   ([`has_commands`](VcpuInterrupts::has_commands)). A vCPU that is switched off leaves them to whoever reads CREADR.
 //!   An LPI has no active state: one that a CPU keeps active is over when it leaves its list register.
 //! - **V18 Routing** is to one vCPU: GICD_TYPER.No1N. With GICv2 the lowest target of ITARGETSR has it.
 //!
@@ -86,6 +88,7 @@ pub use interface::{
     ActivePriorities, ListRegister, MAX_LIST_REGISTERS, VirtualInterface, hcr, vmcr,
 };
 pub use its::GuestTables;
+pub use its::saved::ItsEntry;
 pub use own::VcpuInterrupts;
 pub use vcpu::{Doorbell, InterfaceState};
 pub use vgic::Vgic;

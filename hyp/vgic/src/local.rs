@@ -7,10 +7,11 @@ mod overflow;
 mod presence;
 mod sourced;
 
+use crate::config::Version;
 use crate::door::Door;
 use crate::interface::{ListRegister, VirtualInterface};
 use crate::own::VcpuInterrupts;
-use crate::settle::{Held, Place, Settled, settle};
+use crate::settle::{Held, Place, Settled, raised_again, settle};
 use crate::sync::{AtomicU64, Ordering};
 use crate::vgic::Vgic;
 use crate::word::{FIRST_LPI, FIRST_SPI, Word};
@@ -223,6 +224,46 @@ impl<'a, H: VirtualInterface, K: FnMut(usize)> Local<'a, H, K> {
         }
     }
 
+    /// Settles an edge that was raised again after the guest had ended it, as an interrupt mostly is. Returns whether it was one.
+    #[inline(always)]
+    fn settle_raised(&mut self, slot: usize) -> bool {
+        let Some(intid) = self.own.held.get(slot).map(|held| held.intid) else {
+            return false;
+        };
+        // SGIs of a GICv2 have sources.
+        if self.vgic.version == Version::V2 {
+            return false;
+        }
+        let Some(place) = self.word(intid) else {
+            return false;
+        };
+        let old = Word(place.load(Ordering::Acquire));
+        let Some(new) = raised_again(old, self.hw.read_lr(slot)) else {
+            return false;
+        };
+        if !Self::is_for(self.vgic, self.own.vcpu, intid, old, self.vgic.groups()) {
+            return false;
+        }
+        // As in `Vgic::change`. If another changes it meanwhile, there is more to settle.
+        let changed = place.compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Relaxed);
+        if changed.is_err() {
+            return false;
+        }
+        let register = ListRegister::new(intid, new.priority())
+            .with_state(true, false)
+            .with_group1(new.has(Word::GROUP1));
+        self.hw.write_lr(slot, register);
+        if let Some(held) = self.own.held.get_mut(slot) {
+            *held = Held {
+                intid,
+                latched: true,
+                by_hand: false,
+                has_source: false,
+            };
+        }
+        true
+    }
+
     fn write_lr(&mut self, slot: usize, intid: u32, settled: &Settled) {
         let word = settled.word;
         let register = ListRegister::new(intid, word.priority())
@@ -230,7 +271,12 @@ impl<'a, H: VirtualInterface, K: FnMut(usize)> Local<'a, H, K> {
             .with_group1(word.has(Word::GROUP1));
         let source = self.sources_of(intid).map(|_| self.source(intid));
         let register = register.with_source(source.unwrap_or(0));
-        let register = match self.vgic.physical(intid).filter(|_| settled.physical) {
+        let physical = if settled.physical {
+            self.vgic.physical(intid)
+        } else {
+            None
+        };
+        let register = match physical {
             Some(physical) => register.with_physical(physical),
             None => register.with_eoi(settled.eoi),
         };

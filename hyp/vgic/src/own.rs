@@ -29,8 +29,6 @@ pub struct VcpuInterrupts {
     pub(crate) sources: [u8; FIRST_PPI as usize],
     /// The register whose read has asked others, and has to be executed again.
     pub(crate) asked: Option<Asked>,
-    /// The value that was written to GITS_CWRITER, by a write that has to be executed again until its commands are done.
-    pub(crate) commanding: Option<u64>,
     /// ICH_HCR_EL2 as written last.
     pub(crate) hcr: u64,
     /// ICH_VMCR_EL2 while it isn't loaded.
@@ -55,7 +53,6 @@ impl VcpuInterrupts {
             outside: Outside::EMPTY,
             sources: [0; FIRST_PPI as usize],
             asked: None,
-            commanding: None,
             hcr: 0,
             vmcr: 0,
             active_priorities: ActivePriorities::NONE,

@@ -333,7 +333,8 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         memory: &dyn GuestTables,
     ) -> Result<(), Again> {
         if frame == Frame::Its {
-            return self.write_its(offset, size, value, memory);
+            self.write_its(offset, size, value, memory);
+            return Ok(());
         }
         let Some(register) = Register::find(self.vgic, self.own.vcpu, frame, offset, size) else {
             return Ok(());

@@ -2,19 +2,18 @@
 
 use crate::word::FIRST_LPI;
 
-const SUMMARY: usize = 3;
 /// The first words are those of the INTIDs below 1024; LPIs follow.
 const CLASSIC: usize = 16;
 const LPI_WORDS: usize = 128;
 
 /// A set of INTIDs below 1024.
-pub(crate) type IntidSet = Set<CLASSIC>;
+pub(crate) type IntidSet = Set<CLASSIC, 1>;
 /// The same, and of LPIs.
-pub(crate) type WithLpis = Set<{ CLASSIC + LPI_WORDS }>;
+pub(crate) type WithLpis = Set<{ CLASSIC + LPI_WORDS }, 3>;
 
-/// A set of INTIDs, with so many words.
+/// A set of INTIDs, with so many words, and a bit for each of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Set<const WORDS: usize> {
+pub(crate) struct Set<const WORDS: usize, const SUMMARY: usize> {
     words: [u64; WORDS],
     /// Which words aren't zero.
     summary: [u64; SUMMARY],
@@ -40,14 +39,15 @@ const fn first_of(word: usize) -> u32 {
     }
 }
 
-impl<const WORDS: usize> Set<WORDS> {
+impl<const WORDS: usize, const SUMMARY: usize> Set<WORDS, SUMMARY> {
     pub(crate) const EMPTY: Self = Self {
         words: [0; WORDS],
         summary: [0; SUMMARY],
     };
 
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.summary[0] | self.summary[1] | self.summary[2] == 0
+    #[inline(always)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.summary.iter().fold(0, |all, one| all | one) == 0
     }
 
     /// Adds 64 at once: `bits` from `first` on, which is a multiple of 32.

@@ -115,9 +115,56 @@ pub(crate) const fn settle(
     }
 }
 
+/// The new word of an edge that was raised again after the guest had ended it, if that is all that happened: it is pending in its
+/// list register again. [`settle`] says the same of all that may have happened.
+pub(crate) const fn raised_again(word: Word, register: ListRegister) -> Option<Word> {
+    const RAISED: u64 = Word::ENABLED | Word::EDGE | Word::CLAIMED | Word::LATCH;
+    const NOTHING_ELSE: u64 = RAISED | Word::ACT | Word::HW | Word::MESSAGES;
+    if word.0 & NOTHING_ELSE == RAISED && register.is_invalid() {
+        Some(word.without(Word::LATCH | Word::A).with(Word::P))
+    } else {
+        None
+    }
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Of a list register that holds nothing any more, of an interrupt that may be taken where it is.
+        #[test]
+        fn what_is_raised_again_is_settled_so(bits in 0_u64..1 << 36, eoi: bool, by_hand: bool, latched: bool) {
+            let word = Word(bits | Word::CLAIMED);
+            let register = ListRegister::new(40, 0xa0).with_eoi(eoi);
+            if let Some(new) = raised_again(word, register) {
+                let held = Held { intid: 40, latched, by_hand, has_source: false };
+                let expected = Settled {
+                    word: new,
+                    pending: true,
+                    active: false,
+                    latched: true,
+                    by_hand: false,
+                    eoi: false,
+                    physical: false,
+                    ends_physical: false,
+                };
+                prop_assert_eq!(settle(word, register, held, Place::Here), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn an_edge_is_raised_again() {
+        let (again, ended) = (Word(EDGE | Word::LATCH | Word::A), register(false, false));
+        assert_eq!(raised_again(again, ended), Some(Word(EDGE | Word::P)));
+        for bits in [Word::ACT, Word::HW, Word::DROP, Word::SYNC] {
+            assert_eq!(raised_again(again.with(bits), ended), None);
+        }
+        assert_eq!(raised_again(again.without(Word::LATCH), ended), None);
+        assert_eq!(raised_again(again, register(false, true)), None);
+    }
 
     const ON: u64 = Word::ENABLED | Word::CLAIMED;
     const EDGE: u64 = ON | Word::EDGE;

@@ -1,7 +1,7 @@
 //! What one does with the interrupts of a vCPU.
 
 use crate::config::{Again, Frame, SgiRegister};
-use crate::door::{BLOCKED, LOOK, ON};
+use crate::door::{BLOCKED, COMMANDS, LOOK, ON};
 use crate::interface::{ActivePriorities, VirtualInterface, vmcr};
 use crate::its::GuestTables;
 use crate::local::Local;
@@ -125,6 +125,32 @@ impl VcpuInterrupts {
     /// says so. A kick that was taken is acknowledged before.
     pub fn look<H: VirtualInterface>(&mut self, vgic: &Vgic, hw: &mut H, kick: impl FnMut(usize)) {
         Local::new(vgic, self, hw, kick).drain();
+    }
+
+    /// Whether the vCPU has commands of the ITS to execute before it enters its guest: those that an access of its guest has left,
+    /// as an access takes bounded time.
+    #[inline(always)]
+    pub fn has_commands(&self, vgic: &Vgic) -> bool {
+        let vcpu = vgic.vcpus.get(self.vcpu);
+        // It alone sets and clears this.
+        vcpu.is_some_and(|vcpu| vcpu.door.word.load(Ordering::Relaxed) & COMMANDS != 0)
+    }
+
+    /// Executes some of them, when [`has_commands`](Self::has_commands) says so. If it still says so then, this is called again before
+    /// the guest is entered, once what has come meanwhile was served. `memory` is the guest's.
+    pub fn execute_commands<H: VirtualInterface>(
+        &mut self,
+        vgic: &Vgic,
+        hw: &mut H,
+        memory: &dyn GuestTables,
+        kick: impl FnMut(usize),
+    ) {
+        let mut local = Local::new(vgic, self, hw, kick);
+        if let (Some(door), Some(its)) = (local.door(), &vgic.its) {
+            door.word.fetch_and(!COMMANDS, Ordering::Relaxed);
+            local.execute_commands(its, memory);
+            local.fill();
+        }
     }
 
     /// Serves the maintenance interrupt, after it was acknowledged.

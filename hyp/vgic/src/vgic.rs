@@ -3,7 +3,7 @@
 use crate::config::{
     Forwarded, Frame, MAX_SPIS, MAX_VCPUS, Version, VgicConfig, VgicError, reserve,
 };
-use crate::door::{CALL, Door, ON, SGIS};
+use crate::door::{CALL, COMMANDS, Door, ON, SGIS};
 use crate::its::Its;
 use crate::sgi::sources::Sources;
 use crate::sync::{AtomicU64, Ordering};
@@ -167,7 +167,7 @@ impl Vgic {
         reserve(&mut copy.vcpus, self.vcpus.len())?;
         copy.vcpus.extend(self.vcpus.iter().map(|vcpu| SharedVcpu {
             // Hints are made from the words.
-            door: Door::new(vcpu.door.word.load(Ordering::Acquire) & SGIS | CALL),
+            door: Door::new(vcpu.door.word.load(Ordering::Acquire) & (SGIS | COMMANDS) | CALL),
             sources: vcpu.sources.copied(),
             private: array::from_fn(|intid| own(&vcpu.private[intid], 0)),
             affinity: vcpu.affinity,
@@ -318,6 +318,7 @@ impl Vgic {
     }
 
     /// Who has to know of a change: who owns the list register that holds it, else who it is routed to if it became deliverable.
+    #[inline]
     pub(crate) fn told(&self, vcpu: usize, intid: u32, old: Word, new: Word) -> Option<usize> {
         if new.has(Word::CLAIMED) {
             (old != new).then(|| new.owner())
@@ -360,6 +361,7 @@ impl Vgic {
     }
 
     /// The vCPU that an interrupt goes to; `vcpu` is the one whose private interrupt it is.
+    #[inline]
     pub(crate) fn target(&self, vcpu: usize, intid: u32, word: Word) -> Option<usize> {
         if intid < FIRST_SPI {
             return Some(vcpu);

@@ -303,6 +303,13 @@ pub fn take() -> Option<vm::Interrupt> {
     let gic = GIC.get()?;
     let taken = gic.take()?;
     let interrupt = gic.interrupt(taken);
+    if interrupt.0 == u32::from(KICK) {
+        // What comes most, before all else.
+        gic.deactivate(taken);
+        // As in `acknowledge`.
+        barrier::dsb(barrier::SY);
+        return Some(vm::Interrupt::Kick);
+    }
     if let Some(timers) = &gic.timers {
         if timers.virtual_timer == interrupt {
             return Some(vm::Interrupt::VirtualTimer);

@@ -203,7 +203,13 @@ struct SpiLine<M: Machine> {
 
 impl<M: Machine> IrqLine for SpiLine<M> {
     fn set(&self, level: bool) {
-        let kick = |cpu| self.machine.kick(CpuId(cpu));
+        let here = self.machine.here();
+        let kick = |cpu| {
+            // A vCPU whose own access changes the line looks before it enters its guest.
+            if cpu != here.0 {
+                self.machine.kick(CpuId(cpu));
+            }
+        };
         self.gic.set_spi_level(self.intid, level, kick);
     }
 }

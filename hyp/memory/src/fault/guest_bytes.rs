@@ -129,28 +129,13 @@ impl<L: MmuLock> AddressSpace<L> {
     ) -> Result<(), NotBacked> {
         let guard = self.pin(cpu);
         let length = bytes.len();
+        if (1..=PAGE_SIZE - ipa.offset_in(PAGE_SIZE)).contains(&(length as u64)) {
+            // The commonest: a few words.
+            let slot = self.slots(&guard).find(ipa);
+            return read_page(cpu, slot.ok_or(NotBacked::NoSlot { ipa })?, ipa, bytes);
+        }
         self.for_each_page(&guard, ipa, length, |slot, at, part| {
-            let bytes = &mut bytes[part];
-            loop {
-                let backing = backing_to_read(slot, at, bytes);
-                match backing {
-                    Backing::Owned(page) | Backing::Shared(page) => {
-                        let pa = page.offset(at.offset_in(PAGE_SIZE));
-                        cpu.drop_stale_lines(pa, bytes.len() as u64);
-                        // SAFETY: the frame is memory. Whether it still backed the guest is seen below.
-                        unsafe { read_bytes(pa, bytes) }
-                    }
-                    Backing::Vacant | Backing::Zero => bytes.fill(0),
-                    // Read already.
-                    Backing::Compressed(_) => return Ok(()),
-                    Backing::Device(_) => return Err(NotBacked::NoSlot { ipa: at }),
-                }
-                // A frame that the last of several pages has let go of goes home at once; the page says so before that.
-                full_barrier();
-                if slot.object().look(slot.object_page(at)).backing() == backing {
-                    return Ok(());
-                }
-            }
+            read_page(cpu, slot, at, &mut bytes[part])
         })
     }
 
@@ -188,6 +173,35 @@ impl<L: MmuLock> AddressSpace<L> {
             each(slot, at, part)?;
         }
         Ok(())
+    }
+}
+
+/// Reads within one page.
+fn read_page<T: Caches>(
+    cpu: &CpuMemory<T>,
+    slot: &Slot,
+    at: Ipa,
+    bytes: &mut [u8],
+) -> Result<(), NotBacked> {
+    loop {
+        let backing = backing_to_read(slot, at, bytes);
+        match backing {
+            Backing::Owned(page) | Backing::Shared(page) => {
+                let pa = page.offset(at.offset_in(PAGE_SIZE));
+                cpu.drop_stale_lines(pa, bytes.len() as u64);
+                // SAFETY: the frame is memory. Whether it still backed the guest is seen below.
+                unsafe { read_bytes(pa, bytes) }
+            }
+            Backing::Vacant | Backing::Zero => bytes.fill(0),
+            // Read already.
+            Backing::Compressed(_) => return Ok(()),
+            Backing::Device(_) => return Err(NotBacked::NoSlot { ipa: at }),
+        }
+        // A frame that the last of several pages has let go of goes home at once; the page says so before that.
+        full_barrier();
+        if slot.object().look(slot.object_page(at)).backing() == backing {
+            return Ok(());
+        }
     }
 }
 

@@ -65,6 +65,10 @@ impl Event {
         FIRST_LPI + self.field(0, EVENT_BITS)
     }
 
+    pub(crate) const fn event(self) -> u32 {
+        self.field(Self::EVENT_SHIFT, EVENT_BITS)
+    }
+
     pub(crate) const fn device(self) -> u32 {
         self.field(Self::DEVICE_SHIFT, DEVICE_BITS)
     }

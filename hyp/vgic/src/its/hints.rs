@@ -35,6 +35,7 @@ impl LpiHints {
     }
 
     /// Notes an LPI, and rings unless another is about to (rule V1). Its word was changed before.
+    #[inline]
     pub(crate) fn ring(&self, intid: u32, door: &Door, kick: &mut impl FnMut(usize)) {
         let lpi = intid.wrapping_sub(FIRST_LPI) as usize;
         let (index, bit) = (lpi / 64, lpi % 64);
@@ -53,6 +54,10 @@ impl LpiHints {
     /// Takes all: the number of the first LPI of each word, and its hints. The door's bit was taken before.
     pub(crate) fn take(&self, mut each: impl FnMut(u32, u64)) {
         for (number, summary) in self.summary.iter().enumerate() {
+            // Whoever set a bit before it rang the door, whose bit was taken, is seen; whoever sets one later rings anew.
+            if summary.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
             // From here on whoever sets a bit rings anew.
             let mut taken = summary.swap(0, Ordering::Acquire);
             while taken != 0 {

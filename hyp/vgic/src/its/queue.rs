@@ -22,7 +22,7 @@ impl State {
     pub(crate) const NO_DEVICES: u64 = 1 << 33;
     /// All collections have to be unmapped.
     pub(crate) const NO_COLLECTIONS: u64 = 1 << 34;
-    const JOBS: u64 = Self::NO_DEVICES | Self::NO_COLLECTIONS;
+    pub(crate) const JOBS: u64 = Self::NO_DEVICES | Self::NO_COLLECTIONS;
     const PROGRESS_SHIFT: u32 = 40;
 
     pub(crate) const fn has(self, bits: u64) -> bool {
@@ -123,19 +123,39 @@ impl Queue {
         }
     }
 
-    /// Takes BUSY, if there is something to execute and nobody does.
-    pub(crate) fn begin(&self) -> bool {
-        let taken = self.change(|state| {
-            let may = state.has_work() && !state.has(State::BUSY);
-            may.then(|| state.with(State::BUSY))
-        });
-        taken.is_some()
+    /// Takes BUSY, if there is something to execute and nobody does. Returns the state then.
+    pub(crate) fn begin(&self) -> Option<State> {
+        self.begin_with(Some)
     }
 
-    /// Lets go of BUSY, if there is nothing left. Whoever adds something later finds nobody busy.
-    pub(crate) fn finish(&self) -> bool {
-        let let_go = self.change(|state| (!state.has_work()).then(|| state.without(State::BUSY)));
-        let_go.is_some()
+    /// As [`begin`](Self::begin), by the exchange that changes the word.
+    pub(crate) fn begin_with(
+        &self,
+        mut change: impl FnMut(State) -> Option<State>,
+    ) -> Option<State> {
+        let mut begins = false;
+        let state = self.change(|old| {
+            let new = change(old)?;
+            begins = new.has_work() && !new.has(State::BUSY);
+            let new = if begins { new.with(State::BUSY) } else { new };
+            (new != old).then_some(new)
+        });
+        state.filter(|_| begins)
+    }
+
+    /// A part of the work is done: whoever has BUSY changes the word, and lets go of BUSY if there is nothing left. Whoever adds
+    /// something later finds nobody busy.
+    pub(crate) fn advance(&self, mut change: impl FnMut(State) -> State) -> State {
+        let advanced = |state| {
+            let new = change(state);
+            let is_done = !new.has_work();
+            Some(if is_done {
+                new.without(State::BUSY)
+            } else {
+                new
+            })
+        };
+        self.change(advanced).unwrap_or(State(0))
     }
 
     /// Lets go of BUSY, though there is something left.

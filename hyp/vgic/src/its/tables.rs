@@ -18,6 +18,9 @@ const PAGES: u64 = 0xff;
 pub(crate) const BASER_ADDRESS: u64 = ((1 << 48) - 1) & !(PAGE - 1);
 /// The size of a command.
 const COMMAND_BYTES: u64 = 32;
+/// A command's bytes, which are copied by words.
+#[repr(align(8))]
+struct Aligned([u8; COMMAND_BYTES as usize]);
 
 /// GICR_PROPBASER.IDbits and GICR_PENDBASER's address.
 const PROPERTY_ID_BITS: u64 = 0x1f;
@@ -111,9 +114,10 @@ impl Its {
 
     /// The command at a place of the queue. `None` where there is no memory.
     pub(crate) fn command(&self, index: u64, memory: &dyn GuestTables) -> Option<[u64; 4]> {
-        let mut bytes = [0; COMMAND_BYTES as usize];
+        let mut command = Aligned([0; COMMAND_BYTES as usize]);
+        let bytes = &mut command.0;
         let address = self.queue_address()?.checked_add(index * COMMAND_BYTES)?;
-        if !memory.read(address, &mut bytes) {
+        if !memory.read(address, bytes) {
             return None;
         }
         let (words, _) = bytes.as_chunks::<8>();

@@ -1,9 +1,9 @@
-//! Executing commands (IHI 0069, 5.3), some at each access of the guest: the rest when it executes the access again.
+//! Executing commands (IHI 0069, 5.3), some at each access of the guest: the rest before the vCPU enters its guest again.
 //!
 //! A command that names what there isn't has no effect. One that can't be read stalls the queue.
 
 use super::Local;
-use crate::config::Again;
+use crate::door::COMMANDS;
 use crate::interface::VirtualInterface;
 use crate::its::events::Event;
 use crate::its::queue::State;
@@ -128,75 +128,70 @@ enum Done {
 }
 
 impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
-    /// Executes what there is in the queue, unless another vCPU does. The caller fills.
-    pub(crate) fn execute_commands(
-        &mut self,
-        its: &Its,
-        memory: &dyn GuestTables,
-    ) -> Result<(), Again> {
-        if !its.queue.begin() {
-            return Ok(());
-        }
-        let mut budget = BUDGET;
-        loop {
-            let state = its.queue.state();
-            if !state.has_work() {
-                if its.queue.finish() {
-                    return Ok(());
-                }
-                // Another vCPU has added something.
-                continue;
-            }
-            let done = self.execute_next(its, state, &mut budget, memory);
-            if done == Done::InPart || budget == 0 {
-                // What was done at last isn't asked for again: a write that is executed again would begin it anew.
-                if its.queue.finish() {
-                    return Ok(());
-                }
-                its.queue.let_go();
-                return Err(Again);
-            }
+    /// Executes what there is in the queue, unless another vCPU does, as far as a budget goes. The rest is noted at the own door.
+    /// The caller fills.
+    pub(crate) fn execute_commands(&mut self, its: &Its, memory: &dyn GuestTables) {
+        if let Some(state) = its.queue.begin() {
+            self.execute_begun(its, state, memory);
         }
     }
 
-    /// Executes what is next: whoever has BUSY.
+    /// The same, for whoever has BUSY.
+    pub(crate) fn execute_begun(&mut self, its: &Its, mut state: State, memory: &dyn GuestTables) {
+        let mut budget = BUDGET;
+        while budget != 0
+            && let Some(next) = self.execute_next(its, state, &mut budget, memory)
+        {
+            if !next.has(State::BUSY) {
+                return;
+            }
+            state = next;
+        }
+        its.queue.let_go();
+        if let Some(door) = self.door() {
+            // Of nothing that another has written.
+            door.word.fetch_or(COMMANDS, Ordering::Relaxed);
+        }
+    }
+
+    /// Executes what is next: whoever has BUSY. Returns the state, without BUSY if all is done; `None` if the rest of a command is
+    /// to be done later.
+    #[inline(always)]
     fn execute_next(
         &mut self,
         its: &Its,
         state: State,
         budget: &mut u32,
         memory: &dyn GuestTables,
-    ) -> Done {
-        for job in [State::NO_DEVICES, State::NO_COLLECTIONS] {
-            if state.has(job) {
-                let done = self.forget(its, job, budget);
-                if done == Done::Whole {
-                    its.queue
-                        .change(|state| Some(state.without(job).with_progress(0)));
-                }
-                return done;
-            }
+    ) -> Option<State> {
+        if state.has(State::JOBS) {
+            let job = if state.has(State::NO_DEVICES) {
+                State::NO_DEVICES
+            } else {
+                State::NO_COLLECTIONS
+            };
+            let done = self.forget(its, job, budget) == Done::Whole;
+            let without = |state: State| state.without(job).with_progress(0);
+            return done.then(|| its.queue.advance(without));
         }
         let index = state.reader();
         let Some(words) = its.command(index, memory) else {
-            its.queue
-                .change(|state| Some(state.with(State::STALLED).with_progress(0)));
-            return Done::Whole;
+            let stalled = |state: State| state.with(State::STALLED).with_progress(0);
+            return Some(its.queue.advance(stalled));
         };
         *budget = budget.saturating_sub(COMMAND);
         let command = Command::decode(words);
-        let done = command.map_or(Done::Whole, |command| {
-            self.execute(its, command, budget, memory)
-        });
-        if done == Done::Whole {
+        let done =
+            command.is_none_or(|command| self.execute(its, command, budget, memory) == Done::Whole);
+        done.then(|| {
             let count = its.queue_length();
             let next = (index + 1).checked_rem(count).unwrap_or(0);
             its.queue
-                .change(|state| Some(state.with_reader(next).with_progress(0)));
-        }
-        done
+                .advance(|state| state.with_reader(next).with_progress(0))
+        })
     }
 
+    #[inline(always)]
     fn execute(
         &mut self,
         its: &Its,
@@ -219,9 +214,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             }
             Command::Raise { device, event } => {
                 if let Some((_, event)) = its.events.find(device, event) {
-                    self.change(self.own.vcpu, event.lpi(), |word| {
-                        Some(word.with(Word::LATCH))
-                    });
+                    self.raise_mapped(its, event.lpi());
                 }
             }
             Command::Clear { device, event } => {
@@ -302,6 +295,24 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         Done::Whole
     }
 
+    /// Raises an LPI whose mapping only this vCPU could end, as it has BUSY.
+    #[inline(always)]
+    fn raise_mapped(&mut self, its: &Its, lpi: u32) {
+        let Some(word) = its.lpi(lpi) else { return };
+        // Pairs with the exchange of whoever claims it: a guest sees what was written before the command.
+        let old = Word(word.fetch_or(Word::LATCH, Ordering::AcqRel));
+        let told = self.vgic.told(0, lpi, old, old.with(Word::LATCH));
+        match told {
+            Some(told) if told == self.own.vcpu => self.note(lpi),
+            Some(told) => {
+                if let (Some(vcpu), Some(hints)) = (self.vgic.vcpus.get(told), its.hints(told)) {
+                    hints.ring(lpi, &vcpu.door, &mut self.kick);
+                }
+            }
+            None => {}
+        }
+    }
+
     /// Calls `each` with the mapped events, from where the last access left off. It returns whether it has done something.
     fn walk(
         &mut self,
@@ -328,6 +339,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
     }
 
     /// As the guest has replaced a table.
+    #[cold]
     fn forget(&mut self, its: &Its, job: u64, budget: &mut u32) -> Done {
         if job == State::NO_DEVICES {
             its.forget_devices();
@@ -353,6 +365,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         })
     }
 
+    #[inline(never)]
     fn map_event(
         &mut self,
         its: &Its,
@@ -382,6 +395,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
     }
 
     /// Ends a mapping: what was raised by it and isn't taken yet is gone.
+    #[inline(never)]
     fn discard(&mut self, its: &Its, place: usize, event: Event) -> bool {
         let own = self.own.vcpu;
         self.change_synced(own, event.lpi(), |word| {
@@ -398,6 +412,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         true
     }
 
+    #[inline(never)]
     fn route_lpi(&mut self, lpi: u32, vcpu: Option<usize>) -> bool {
         let own = self.own.vcpu;
         let changed = self.change_synced(own, lpi, |word| {
@@ -408,6 +423,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
     }
 
     /// Gives an LPI what its property byte says.
+    #[inline(never)]
     fn configure_lpi(&mut self, its: &Its, lpi: u32, memory: &dyn GuestTables) -> bool {
         let own = self.own.vcpu;
         let property = its.property(lpi, memory);

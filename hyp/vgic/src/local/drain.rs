@@ -1,10 +1,13 @@
 //! Looking at what there is for a vCPU (rule V2).
 
 use super::{Local, Release};
-use crate::door::{CALL, Door, LOOK, LPIS, PRIVATE, SGIS};
+use crate::door::{CALL, COMMANDS, Door, LOOK, LPIS, PRIVATE, SGIS};
 use crate::interface::VirtualInterface;
 use crate::sync::Ordering;
 use crate::word::{FIRST_SPI, Word};
+
+/// All that is taken off the door: commands of the ITS are executed apart.
+const TAKEN: u64 = LOOK & !COMMANDS;
 
 impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
     /// Takes what there is into the list registers. What comes meanwhile comes with a kick, which ends the guest's run at once.
@@ -14,29 +17,37 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         if taken == 0 {
             return;
         }
-        self.own.backlog.insert_all(0, taken & PRIVATE);
-        let backlog = &mut self.own.backlog;
-        door.take_hints(taken, |first, hints| backlog.insert_all(first, hints));
+        if taken & PRIVATE != 0 {
+            self.look_at(0, taken & PRIVATE);
+        }
+        door.take_hints(taken, |first, hints| self.look_at(first, hints));
         if taken & LPIS != 0
             && let Some(its) = &self.vgic.its
             && let Some(lpis) = its.hints(self.own.vcpu)
         {
-            lpis.take(|first, hints| backlog.insert_all(first, hints));
+            lpis.take(|first, hints| self.look_at(first, hints));
         }
         if taken & CALL != 0 {
             self.note_all();
         }
+        self.fill();
+    }
+
+    /// Looks at the 64 interrupts from `first` on that have a bit in `hints`: what a list register holds is settled at once, the
+    /// rest goes to the backlog.
+    #[inline(always)]
+    fn look_at(&mut self, first: u32, mut hints: u64) {
         for slot in self.slots() {
-            let Some(held) = self.own.held.get(slot) else {
-                continue;
-            };
-            let intid = held.intid;
-            if self.own.backlog.next(intid) == Some(intid) {
-                self.own.backlog.remove(intid);
-                self.settle(slot, Release::IfNeeded);
+            let held = self.own.held.get(slot);
+            let bit = held.map_or(u32::MAX, |held| held.intid.wrapping_sub(first));
+            if bit < u64::BITS && hints >> bit & 1 != 0 {
+                hints &= !(1 << bit);
+                if !self.settle_raised(slot) {
+                    self.settle(slot, Release::IfNeeded);
+                }
             }
         }
-        self.fill();
+        self.own.backlog.insert_all(first, hints);
     }
 
     /// Takes what there is to look at off a door, all in one exchange: it is rung anew by whoever comes later. SGIs are in their
@@ -44,7 +55,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
     fn take(&mut self, door: &Door) -> u64 {
         let mut seen = door.word.load(Ordering::Relaxed);
         // Others only add bits: it fails less often than there are bits.
-        while seen & LOOK != 0 {
+        while seen & TAKEN != 0 {
             let mut sgis = seen & SGIS;
             while sgis != 0 {
                 if let Some(word) = self.word(sgis.trailing_zeros()) {
@@ -57,11 +68,11 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             // outside until all is looked at.
             match door.word.compare_exchange(
                 seen,
-                seen & !LOOK,
+                seen & !TAKEN,
                 Ordering::AcqRel,
                 Ordering::Relaxed,
             ) {
-                Ok(_) => return seen & LOOK,
+                Ok(_) => return seen & TAKEN,
                 Err(now) => seen = now,
             }
         }

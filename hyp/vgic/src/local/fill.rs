@@ -9,7 +9,16 @@ use crate::word::Word;
 
 impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
     /// Fills the list registers with what there is in the backlog, and asks for the maintenance interrupts that are needed.
+    #[inline(always)]
     pub(crate) fn fill(&mut self) {
+        let waits = !self.own.backlog.is_empty() || !self.own.outside.is_empty();
+        if waits || self.own.hcr != hcr::EN {
+            self.fill_from_backlog();
+        }
+    }
+
+    #[inline(never)]
+    fn fill_from_backlog(&mut self) {
         let mut wanted = hcr::EN;
         if !self.own.backlog.is_empty() && !self.claim_all() {
             wanted |= self.claim_best();

@@ -1,7 +1,7 @@
 //! The registers of the ITS, and those of redistributors about LPIs.
 
 use super::control::{IMPLEMENTER, identity};
-use crate::config::{Again, Version};
+use crate::config::Version;
 use crate::door::CALL;
 use crate::interface::VirtualInterface;
 use crate::its::queue::State;
@@ -29,6 +29,7 @@ const BASER_PAGES: u64 = 0xff;
 const CBASER_MASK: u64 = VALID | 7 << 59 | 7 << 53 | ((1 << 52) - 1) & !0x3ff | 3 << 10 | 0xff;
 /// GITS_CWRITER.Retry, GITS_CREADR.Stalled.
 const RETRY: u64 = 1;
+const WRITER: u64 = 0x88;
 const STALLED: u64 = 1;
 const INDEX_SHIFT: u32 = 5;
 /// A register, and how far its part that is accessed is shifted.
@@ -63,7 +64,7 @@ impl Part {
             4..8 => Register::Implementer,
             8..0x10 => Register::Type,
             0x80..0x88 => Register::Commands,
-            0x88..0x90 => Register::Writer,
+            WRITER..0x90 => Register::Writer,
             0x90..0x98 => Register::Reader,
             0x100..0x110 => Register::Table((offset as usize - 0x100) / 8),
             0xffd0..0x1_0000 => Register::Identity(offset - 0xffd0),
@@ -121,6 +122,12 @@ impl Part {
     }
 }
 
+/// What can be written of GITS_BASER of this number.
+const fn table_mask(number: usize) -> u64 {
+    let indirect = if number == DEVICE_TABLE { INDIRECT } else { 0 };
+    VALID | indirect | BASER_CACHES | BASER_ADDRESS | BASER_PAGES
+}
+
 impl Its {
     fn read_register(&self, register: Register) -> u64 {
         let state = self.queue.state();
@@ -161,6 +168,70 @@ impl Its {
         }
     }
 
+    /// The guest writes CWRITER. Returns the queue's state, if the caller has BUSY from now on.
+    fn write_writer(&self, part: Part, value: u64) -> Option<State> {
+        let length = self.queue_length();
+        self.queue.begin_with(|state| {
+            let value = part.with(state.writer() << INDEX_SHIFT, value);
+            let writer = (value & 0xf_ffff) >> INDEX_SHIFT;
+            let written = state.with_writer(writer);
+            let written = if value & RETRY != 0 {
+                written.without(State::STALLED)
+            } else {
+                written
+            };
+            (writer < length).then_some(written)
+        })
+    }
+
+    /// The value of a register, for [`restore_register`](Self::restore_register).
+    pub(super) fn save_register(&self, offset: u64, size: Width) -> u64 {
+        Part::find(offset, size).map_or(0, |part| part.of(self.read_register(part.register)))
+    }
+
+    /// Gives a register the value that [`save_register`](Self::save_register) had, whatever the others are, and without that
+    /// anything is executed or forgotten: CREADR too, which a guest only reads. CBASER comes before CREADR and CWRITER.
+    pub(super) fn restore_register(&self, offset: u64, size: Width, value: u64) {
+        let Some(part) = Part::find(offset, size) else {
+            return;
+        };
+        let length = self.queue_length();
+        let index = |old: u64| {
+            let index = (part.with(old << INDEX_SHIFT, value) & 0xf_ffff) >> INDEX_SHIFT;
+            // Beyond the end of the queue nothing is.
+            if index < length { index } else { 0 }
+        };
+        match part.register {
+            Register::Control => self.write_register(part, value),
+            Register::Commands => {
+                part.write(&self.commands, value, CBASER_MASK);
+            }
+            Register::Writer => {
+                self.queue
+                    .change(|state| Some(state.with_writer(index(state.writer()))));
+            }
+            Register::Reader => {
+                self.queue.change(|state| {
+                    let state = state.with_reader(index(state.reader()));
+                    Some(match part.of(u64::MAX) & STALLED << part.shift {
+                        0 => state,
+                        _ if value & STALLED != 0 => state.with(State::STALLED),
+                        _ => state.without(State::STALLED),
+                    })
+                });
+            }
+            Register::Table(number) => {
+                if let Some(table) = self.tables.get(number) {
+                    part.write(table, value, table_mask(number));
+                }
+            }
+            Register::Implementer
+            | Register::Type
+            | Register::Identity(_)
+            | Register::Translater => {}
+        }
+    }
+
     fn write_register(&self, part: Part, value: u64) {
         match part.register {
             Register::Control => {
@@ -178,26 +249,10 @@ impl Its {
                     Some(state.with_reader(0).with_writer(0).without(State::STALLED))
                 });
             }
-            Register::Writer => {
-                let length = self.queue_length();
-                self.queue.change(|state| {
-                    let value = part.with(state.writer() << INDEX_SHIFT, value);
-                    let writer = (value & 0xf_ffff) >> INDEX_SHIFT;
-                    let written = state.with_writer(writer);
-                    let written = if value & RETRY != 0 {
-                        written.without(State::STALLED)
-                    } else {
-                        written
-                    };
-                    (writer < length).then_some(written)
-                });
-            }
             Register::Table(index) if self.queue.state().is_quiescent() => {
                 if let Some(table) = self.tables.get(index) {
-                    let indirect = if index == DEVICE_TABLE { INDIRECT } else { 0 };
-                    let mask = VALID | indirect | BASER_CACHES | BASER_ADDRESS | BASER_PAGES;
                     // Whoever writes what is there already, as after a suspend, has the same table with what is in it.
-                    if !part.write(table, value, mask) {
+                    if !part.write(table, value, table_mask(index)) {
                         return;
                     }
                     // What was in the old table isn't in the new one.
@@ -209,7 +264,9 @@ impl Its {
                     self.queue.change(|state| Some(state.with(job)));
                 }
             }
-            Register::Commands
+            // Written by `write_writer`.
+            Register::Writer
+            | Register::Commands
             | Register::Table(_)
             | Register::Implementer
             | Register::Type
@@ -228,8 +285,8 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             return 0;
         };
         if part.register == Register::Reader {
-            // Whoever polls executes what another vCPU has left behind. What is left then is for the next poll.
-            let _ = self.execute_commands(its, memory);
+            // Whoever polls executes what another vCPU has left behind.
+            self.execute_commands(its, memory);
             self.fill();
         }
         part.of(its.read_register(part.register))
@@ -242,35 +299,36 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         size: Width,
         value: u64,
         memory: &dyn GuestTables,
-    ) -> Result<(), Again> {
+    ) {
         let vgic: &Vgic = self.vgic;
-        let (Some(its), Some(part)) = (&vgic.its, Part::find(offset, size)) else {
-            return Ok(());
+        let part = match (offset, size) {
+            // What is written most.
+            (WRITER, Width::Double) => Some(Part {
+                register: Register::Writer,
+                shift: 0,
+                size,
+            }),
+            _ => Part::find(offset, size),
         };
-        if part.register == Register::Translater {
-            // A CPU's writes are those of device 0.
-            vgic.raise_lpi(0, (value & part.bits()) as u32, &mut self.kick);
-            return Ok(());
-        }
-        // Executed again, it must not take back what a handler in between has written. All others may be written twice.
-        let is_again = part.register == Register::Writer && self.own.commanding == Some(value);
-        if !is_again {
-            its.write_register(part, value);
-        }
-        if part.register == Register::Control {
-            self.own.commanding = None;
-        }
-        let done = self.execute_commands(its, memory);
-        self.fill();
-        if part.register == Register::Writer {
-            if is_again || self.own.commanding.is_none() {
-                self.own.commanding = done.is_err().then_some(value);
-            } else {
-                // In a handler: what it has interrupted goes on, or whoever polls.
-                return Ok(());
+        let (Some(its), Some(part)) = (&vgic.its, part) else {
+            return;
+        };
+        let begun = match part.register {
+            Register::Writer => its.write_writer(part, value),
+            Register::Translater => {
+                // A CPU's writes are those of device 0.
+                vgic.raise_lpi(0, (value & part.bits()) as u32, &mut self.kick);
+                return;
             }
+            _ => {
+                its.write_register(part, value);
+                its.queue.begin()
+            }
+        };
+        if let Some(state) = begun {
+            self.execute_begun(its, state, memory);
         }
-        done
+        self.fill();
     }
 
     /// The guest writes GICR_CTLR of a vCPU.

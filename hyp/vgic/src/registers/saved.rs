@@ -3,7 +3,8 @@
 
 use super::{Register, Topic};
 use crate::config::{Frame, Version};
-use crate::door::{CALL, SGIS};
+use crate::door::SGIS;
+use crate::its::Its;
 use crate::sync::Ordering;
 use crate::vgic::Vgic;
 use crate::word::{FIRST_PPI, Word};
@@ -13,6 +14,9 @@ impl Vgic {
     /// The value of a register, for [`restore`](Self::restore); `vcpu` is the one whose private interrupts a GICv2's distributor
     /// shows. ISENABLER, ISPENDR and ISACTIVER hold the state; what clears it needn't be saved. Lines are the devices' own state.
     pub fn save(&self, vcpu: usize, frame: Frame, offset: u64, size: Width) -> u64 {
+        if let (Frame::Its, Some(its)) = (frame, &self.its) {
+            return its.save_register(offset, size);
+        }
         let Some(register) = Register::find(self, vcpu, frame, offset, size) else {
             return 0;
         };
@@ -37,12 +41,25 @@ impl Vgic {
             Topic::Sources(true) => self.save_sources(register),
             Topic::Route => self.read_route(register),
             Topic::Waker => self.read_waker(register),
+            Topic::RedistributorControl => {
+                let forwards = |its: &Its| its.forwards_lpis(register.vcpu);
+                self.its.as_ref().is_some_and(forwards).into()
+            }
+            Topic::Properties => register.part(self.properties()),
+            Topic::PendingTable => {
+                let table = |its: &Its| its.pending_table(register.vcpu);
+                register.part(self.its.as_ref().map_or(0, table))
+            }
             _ => 0,
         }
     }
 
     /// Gives a register the value that [`save`](Self::save) had. Each vCPU looks at everything when it is loaded.
     pub fn restore(&self, vcpu: usize, frame: Frame, offset: u64, size: Width, value: u64) {
+        if let (Frame::Its, Some(its)) = (frame, &self.its) {
+            its.restore_register(offset, size, value);
+            return self.look_again();
+        }
         let Some(register) = Register::find(self, vcpu, frame, offset, size) else {
             return;
         };
@@ -87,12 +104,25 @@ impl Vgic {
                 }
             }
             Topic::Waker => self.write_waker(register, value),
-            _ => {}
+            topic => {
+                if let Some(its) = &self.its {
+                    match topic {
+                        Topic::RedistributorControl => {
+                            its.set_forwards_lpis(register.vcpu, value & 1 != 0);
+                        }
+                        Topic::Properties => {
+                            its.set_properties(register.with_part(its.properties(), value));
+                        }
+                        Topic::PendingTable => {
+                            let old = its.pending_table(register.vcpu);
+                            its.set_pending_table(register.vcpu, register.with_part(old, value));
+                        }
+                        _ => {}
+                    }
+                }
+            }
         }
-        for vcpu in &self.vcpus {
-            // Released to whoever loads the vCPU.
-            vcpu.door.word.fetch_or(CALL, Ordering::Release);
-        }
+        self.look_again();
     }
 
     pub(super) fn scatter(

@@ -14,7 +14,7 @@ use crate::registers::sysreg::Direction;
 use crate::vm::devices::Place;
 
 /// The guest's memory, in which are tables of its interrupt controller.
-struct Tables<'m, S, C> {
+pub(super) struct Tables<'m, S, C> {
     space: &'m S,
     memory: &'m C,
 }
@@ -70,7 +70,7 @@ where
         }
     }
 
-    fn tables(&self) -> Tables<'r, S, C> {
+    pub(super) fn tables(&self) -> Tables<'r, S, C> {
         Tables {
             space: &self.vm.space,
             memory: self.memory,

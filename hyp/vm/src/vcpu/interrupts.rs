@@ -81,7 +81,35 @@ where
 
     #[inline(never)]
     fn take_new(&mut self) {
-        self.with_gic(|interrupts, gic, interface, kick| interrupts.look(gic, interface, kick));
+        if self.look_once() {
+            self.execute_commands();
+        }
+    }
+
+    /// Returns whether there are commands of the ITS to execute.
+    fn look_once(&mut self) -> bool {
+        let has_commands = self.with_gic(|interrupts, gic, interface, kick| {
+            interrupts.look(gic, interface, kick);
+            interrupts.has_commands(gic)
+        });
+        has_commands.unwrap_or(false)
+    }
+
+    /// Executes the commands of the ITS that an access has left. What this CPU is interrupted for is served in between.
+    #[cold]
+    fn execute_commands(&mut self) {
+        let tables = self.tables();
+        while self.vm.runs() {
+            self.with_gic(|interrupts, gic, interface, kick| {
+                interrupts.execute_commands(gic, interface, &tables, kick);
+            });
+            while self.take_interrupt() {}
+            if !self.look_once() {
+                return;
+            }
+        }
+        // The kick that has said so is taken: the guest comes out before its first instruction.
+        self.cpu.kick(self.here);
     }
 
     /// Takes the interrupt for which the guest has come out.
@@ -157,6 +185,9 @@ where
     pub(super) fn power_up(&mut self) -> Next {
         // Timers that have expired meanwhile.
         while self.take_interrupt() {}
+        if self.look_once() {
+            self.execute_commands();
+        }
         self.context.is_down = !self.is_requested();
         if !self.context.is_down {
             return Next::Enter;

@@ -122,6 +122,10 @@ impl Machine for Threads {
         self.kicks[cpu.0].changed.notify_all();
     }
 
+    fn here(&self) -> CpuId {
+        CpuId(THIS_CPU.get())
+    }
+
     /// Two pages of registers, the second of which holds [`REGISTER`].
     fn device(&self, memory: &CpuMemory<NoTlb>, path: &str) -> Result<Device, DeviceError> {
         match path {

@@ -92,8 +92,9 @@ impl VirtualInterface for ListRegisters {
 
     fn read_lr(&self, index: usize) -> ListRegister {
         match self.access {
-            // The one that is used most, without a table of all.
+            // Those that are used most, without a table of all.
             Access::System if index == 0 => ListRegister::from_bits(read_register!("ich_lr0_el2")),
+            Access::System if index == 1 => ListRegister::from_bits(read_register!("ich_lr1_el2")),
             Access::System => ListRegister::from_bits(numbered!(read index)),
             Access::Mapped(gich) => {
                 ListRegister::from_v2_bits(gich.read(GICH_LR0 + 4 * index as u64))
@@ -107,6 +108,7 @@ impl VirtualInterface for ListRegisters {
             Access::System => unsafe {
                 match index {
                     0 => write_register!("ich_lr0_el2", value.bits()),
+                    1 => write_register!("ich_lr1_el2", value.bits()),
                     _ => numbered!(write index, value.bits()),
                 }
             },

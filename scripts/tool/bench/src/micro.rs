@@ -11,7 +11,7 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use self::ran::Ran;
+use self::ran::{Kind, Ran};
 use super::options::BenchOptions;
 use emulator::boot;
 use emulator::effort::Limit;
@@ -22,13 +22,16 @@ use emulator::qemu::{Gic, Machine, Module, ModuleKind};
 use emulator::setup;
 use emulator::simclock::{self, Costs, Simulation};
 use emulator::size::mib;
-use linux::{Guest, Micro};
+use linux::{Guest, Micro, Series};
 use records::words::Profile;
 
 /// CPUs are never farther apart than twice this, in nanoseconds.
 const QUANTUM_NS: u64 = 100;
 /// How often each operation is done.
 const TIMES: u64 = 1000;
+/// What the second column is.
+const AT_MOST: &str =
+    "at most: what the row may come to on Parvisor, on a neoverse-n1; more has to be explained\n";
 /// No machine works longer.
 const LIMIT: Limit = Limit::total(Duration::from_secs(1800));
 /// RAM of the guest and of the machine.
@@ -36,6 +39,10 @@ const GUEST_MIB: u64 = 64;
 const MACHINE_MIB: u64 = 512;
 const LINUX_MIB: u64 = 512;
 const LINUX_MACHINE_MIB: u64 = 1536;
+/// How long a booted Linux is left alone, in seconds.
+const IDLE_SECONDS: u64 = 10;
+/// The most exits of a second of it.
+const MOST_IDLE: f64 = 100.0;
 /// What the guest does, one after the other: the operations; nothing; ticks of its timer.
 const RUNS: [&str; 3] = ["costs", "no ticks", "ticks"];
 const NS_PER_MS: f64 = 1e6;
@@ -81,8 +88,10 @@ struct Column {
     vcpus: u32,
     /// By the names of [`ROWS`].
     values: BTreeMap<String, f64>,
-    /// Exits by kind, of the boot of Linux if there was one.
-    exits: BTreeMap<String, u64>,
+    /// Exits by kind, of the boot of Linux to its first program, if there was one.
+    boot_exits: BTreeMap<Kind, u64>,
+    /// The same of a second in which it does nothing.
+    idle_exits: BTreeMap<Kind, f64>,
 }
 
 /// What goes to the file of --json.
@@ -123,13 +132,8 @@ pub fn measure(options: &BenchOptions) -> Result<u8, ToolError> {
         bench.measure(*vcpus, &mut columns)?;
     }
     print!("{}", table(&columns));
-    for column in columns.iter().filter(|column| !column.exits.is_empty()) {
-        let exits = column
-            .exits
-            .iter()
-            .map(|(kind, count)| format!("{kind} {count}"));
-        let exits: Vec<String> = exits.collect();
-        println!("exits, {}: {}", column.system, exits.join(", "));
+    if let Some(exits) = table_of_exits(&columns) {
+        print!("\n{exits}");
     }
     if let Some(json) = &options.json {
         let results = Results {
@@ -163,7 +167,7 @@ impl Bench<'_> {
                 system: system.into(),
                 vcpus,
                 values,
-                exits: BTreeMap::new(),
+                ..Column::default()
             }
         };
         let mut bare = self.run(&self.bare(vcpus, &self.guest, &word(RUNS[0])))?;
@@ -200,21 +204,54 @@ impl Bench<'_> {
             let system = format!("KVM {}", micro.measuring.version);
             columns.push(column(&system, values));
             if vcpus == self.options.micro_vcpus()[0] {
-                columns.extend(self.boots(&micro)?);
+                columns.extend(self.boots(*series, &micro)?);
             }
         }
         Ok(())
     }
 
-    /// The boots of Linux to its first program, on the machine and on Parvisor.
-    fn boots(&self, micro: &Micro) -> Result<[Column; 2], ToolError> {
+    /// The boots of Linux to its first program, on the machine, on Parvisor and on KVM; on these two once more, with a while in
+    /// which it does nothing, whose exits are counted.
+    fn boots(&self, series: Series, micro: &Micro) -> Result<Vec<Column>, ToolError> {
+        let version = &micro.booting.version;
+        let bare = self.run(&self.bare_linux(micro, 0))?;
+        let mut columns = vec![linux_column(version, "no hypervisor", bare, None)];
+        let on_parvisor = |seconds| self.run(&self.parvisor_linux(micro, seconds)?);
+        let (boot, idle) = (on_parvisor(0)?, on_parvisor(IDLE_SECONDS)?);
+        columns.push(linux_column(version, "Parvisor", boot, Some(idle)));
+        if let Some(vmm) = &self.vmm {
+            let on_kvm = |seconds| {
+                let tree = self.tree(self.bare_linux(micro, seconds))?;
+                let like = self.parvisor(1, "");
+                let like = Machine {
+                    kernel: Some(micro.booting.image.clone()),
+                    modules: Vec::new(),
+                    ..like
+                };
+                self.run(&micro.boot_machine(series, vmm, &tree, LINUX_MIB, like)?)
+            };
+            let (mut boot, idle) = (on_kvm(0)?, on_kvm(IDLE_SECONDS)?);
+            // From the machine's power-on, with the boot of the host; and exits that are traced take longer.
+            boot.values.clear();
+            let system = format!("KVM {}", micro.measuring.version);
+            columns.push(linux_column(version, &system, boot, Some(idle)));
+        }
+        Ok(columns)
+    }
+
+    fn bare_linux(&self, micro: &Micro, idle_seconds: u64) -> Machine {
         let kernel = &micro.booting;
-        let arguments = "console=ttyAMA0 panic=-1";
-        let mut bare = self.bare(1, &kernel.image, arguments);
+        let mut bare = self.bare(1, &kernel.image, &linux_arguments(idle_seconds));
         bare.memory = mib(LINUX_MIB);
         bare.extra = vec!["-initrd".into(), kernel.initramfs.clone().into()];
+        bare
+    }
+
+    fn parvisor_linux(&self, micro: &Micro, idle_seconds: u64) -> Result<Machine, ToolError> {
+        let kernel = &micro.booting;
+        let arguments = linux_arguments(idle_seconds);
         let memory = mib(LINUX_MACHINE_MIB);
-        let mut parvisor = self.parvisor(1, arguments);
+        let mut parvisor = self.parvisor(1, &arguments);
         parvisor.memory = memory;
         parvisor.append = self.append(1, LINUX_MIB);
         let at = Machine::module_address(memory);
@@ -222,7 +259,7 @@ impl Bench<'_> {
             .map_err(|error| ToolError::unusable(&kernel.image, &error))?
             .len();
         parvisor.modules = vec![
-            module(ModuleKind::Kernel, &kernel.image, at, Some(arguments)),
+            module(ModuleKind::Kernel, &kernel.image, at, Some(&arguments)),
             module(
                 ModuleKind::Ramdisk,
                 &kernel.initramfs,
@@ -230,17 +267,7 @@ impl Bench<'_> {
                 None,
             ),
         ];
-        let column = |system: &str, mut ran: Ran| {
-            scale(&mut ran.values);
-            Column {
-                system: format!("Linux {} on {system}", kernel.version),
-                vcpus: 1,
-                values: ran.values,
-                exits: ran.counters,
-            }
-        };
-        let bare = column("no hypervisor", self.run(&bare)?);
-        Ok([bare, column("Parvisor", self.run(&parvisor)?)])
+        Ok(parvisor)
     }
 
     /// The machine without a hypervisor.
@@ -284,18 +311,22 @@ impl Bench<'_> {
 
     /// The device trees that QEMU makes for a machine like the guest's, one for each run.
     fn trees(&self, vcpus: u32) -> Result<Vec<(String, Vec<u8>)>, ToolError> {
-        let file = self.guest.with_file_name("micro.dtb");
         let trees = RUNS.iter().enumerate().map(|(number, run)| {
-            let mut machine = self.bare(vcpus, &self.guest, &word(run));
-            machine.simulation = None;
-            let mut dump = std::ffi::OsString::from("dumpdtb=");
-            dump.push(&file);
-            machine.extra = vec!["-M".into(), dump];
-            self.start(&machine)?;
-            let tree = fs::read(&file).map_err(|error| ToolError::unusable(&file, &error))?;
+            let tree = self.tree(self.bare(vcpus, &self.guest, &word(run)))?;
             Ok((format!("{number}.dtb"), tree))
         });
         trees.collect()
+    }
+
+    /// The device tree that QEMU makes for a machine.
+    fn tree(&self, mut machine: Machine) -> Result<Vec<u8>, ToolError> {
+        let file = self.guest.with_file_name("micro.dtb");
+        machine.simulation = None;
+        let mut dump = std::ffi::OsString::from("dumpdtb=");
+        dump.push(&file);
+        machine.extra.extend(["-M".into(), dump]);
+        self.start(&machine)?;
+        fs::read(&file).map_err(|error| ToolError::unusable(&file, &error))
     }
 
     fn start(&self, machine: &Machine) -> Result<boot::Outcome, ToolError> {
@@ -331,6 +362,32 @@ fn word(run: &str) -> String {
         "costs" => format!("costs={TIMES}"),
         "ticks" => format!("ticks={TIMES}"),
         _ => "ticks=0".into(),
+    }
+}
+
+/// What Linux is told; its first program sleeps for so many seconds.
+fn linux_arguments(idle_seconds: u64) -> String {
+    format!("console=ttyAMA0 panic=-1 IDLE={idle_seconds}")
+}
+
+/// What was measured of a boot of Linux, and of one with an idle while at its end.
+fn linux_column(version: &str, system: &str, mut boot: Ran, idle: Option<Ran>) -> Column {
+    scale(&mut boot.values);
+    let boot_exits = boot.kinds();
+    let idle = idle.map(|idle| idle.kinds()).unwrap_or_default();
+    let idle = idle.into_iter().map(|(kind, count)| {
+        let of_boot = boot_exits.get(&kind).copied().unwrap_or_default();
+        (
+            kind,
+            (count as f64 - of_boot as f64).max(0.0) / IDLE_SECONDS as f64,
+        )
+    });
+    Column {
+        system: format!("Linux {version} on {system}"),
+        vcpus: 1,
+        values: boot.values,
+        idle_exits: idle.collect(),
+        boot_exits,
     }
 }
 
@@ -374,7 +431,53 @@ fn table(columns: &[Column]) -> String {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    format!("{table}\n")
+    format!("{table}\n{AT_MOST}")
+}
+
+/// Exits of the boots of Linux by kind, and of a second in which it does nothing; nothing if there were no boots.
+fn table_of_exits(columns: &[Column]) -> Option<String> {
+    let booted = columns
+        .iter()
+        .filter(|column| !column.boot_exits.is_empty());
+    let booted: Vec<&Column> = booted.collect();
+    if booted.is_empty() {
+        return None;
+    }
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    let heads = booted.iter().flat_map(|column| {
+        let system = &column.system;
+        [
+            format!("{system}: boot"),
+            format!("{system}: an idle second"),
+        ]
+    });
+    let first = ["exits".to_string(), "idle, at most".to_string()];
+    table.set_header(first.into_iter().chain(heads));
+    for kind in Kind::ALL {
+        let cells = booted.iter().flat_map(|column| {
+            let boot = column.boot_exits.get(&kind).copied().unwrap_or_default();
+            let idle = column.idle_exits.get(&kind).copied().unwrap_or_default();
+            [boot.to_string(), format!("{idle:.1}")]
+        });
+        let cells: Vec<String> = cells.collect();
+        if cells.iter().all(|cell| cell == "0" || cell == "0.0") {
+            continue;
+        }
+        let first = [kind.title().to_string(), String::new()];
+        table.add_row(first.into_iter().chain(cells));
+    }
+    let sums = booted.iter().flat_map(|column| {
+        let boot: u64 = column.boot_exits.values().sum();
+        let idle: f64 = column.idle_exits.values().sum();
+        [boot.to_string(), format!("{idle:.1}")]
+    });
+    let first = ["all".to_string(), format!("{MOST_IDLE:.0}")];
+    table.add_row(first.into_iter().chain(sums));
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    Some(format!("{table}\n"))
 }
 
 #[cfg(test)]
@@ -387,7 +490,7 @@ mod tests {
             system: "Parvisor".into(),
             vcpus: 2,
             values: BTreeMap::from([("hypercall".into(), 238.4), ("tick".into(), 1.0)]),
-            exits: BTreeMap::new(),
+            ..Column::default()
         };
         let text = table(&[column]);
         assert!(
@@ -396,5 +499,29 @@ mod tests {
         );
         assert!(text.contains("1.00"), "{text}");
         assert!(!text.contains("IPI"), "{text}");
+        assert!(text.ends_with(AT_MOST), "{text}");
+    }
+
+    #[test]
+    fn an_idle_second_is_what_the_second_boot_has_more() {
+        let ran = |waits, faults| Ran {
+            counters: [
+                ("wait_for_interrupt".to_string(), waits),
+                ("translation_fault".to_string(), faults),
+            ]
+            .into(),
+            ..Ran::default()
+        };
+        let column = linux_column("6.12", "Parvisor", ran(100, 7), Some(ran(150, 7)));
+        assert_eq!(column.idle_exits[&Kind::Wait], 5.0);
+        let text = table_of_exits(&[Column::default(), column]).expect("there was a boot");
+        let rows: Vec<String> = text.lines().map(|line| line.replace(' ', "")).collect();
+        assert!(
+            rows.contains(&"|waitingforinterrupts||100|5.0|".into()),
+            "{text}"
+        );
+        assert!(rows.contains(&"|memoryfaults||7|0.0|".into()), "{text}");
+        assert!(rows.contains(&"|all|100|107|5.0|".into()), "{text}");
+        assert_eq!(table_of_exits(&[Column::default()]), None);
     }
 }

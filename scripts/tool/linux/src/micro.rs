@@ -16,6 +16,10 @@ use emulator::size::mib;
 const INIT: &str = include_str!("micro-init.sh");
 /// CPUs beside those of the vCPUs: for all else that Linux does.
 const FURTHER_CPUS: u32 = 1;
+/// Where QEMU puts an initial file system, whose tree is the guest's, in a machine with 256 MiB of RAM or more.
+const INITRD: u64 = 0x4800_0000;
+/// RAM of the machine in which KVM boots Linux.
+const BOOT_MACHINE_MIB: u64 = 1536;
 
 /// What is measured under KVM.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +85,41 @@ fn keep(
 }
 
 impl Micro {
+    /// The machine on which KVM boots [`booting`](Self::booting) as a guest with one vCPU, with this device tree and `mebibytes` of
+    /// RAM, and counts its exits.
+    ///
+    /// # Errors
+    ///
+    /// [`ToolError::Io`] if a file can't be read or written.
+    pub fn boot_machine(
+        &self,
+        series: Series,
+        vmm: &Path,
+        tree: &[u8],
+        mebibytes: u64,
+        like: Machine,
+    ) -> Result<Machine, ToolError> {
+        let cache = fetched(&[series], false, &|_: &str| {})?;
+        let read = |path: &Path| fs::read(path).map_err(|error| ToolError::unusable(path, &error));
+        let files = vec![
+            ("init", INIT.into()),
+            ("busybox", read(&cache.path("busybox"))?),
+            ("vmm", read(vmm)?),
+            ("linux", read(&self.booting.image)?),
+            ("boot.cpio", read(&self.booting.initramfs)?),
+            ("linux.dtb", tree.to_vec()),
+        ];
+        let kernel = keep(&cache, series, "micro-boot.cpio", files)?;
+        let words = format!("LINUX=/linux.dtb MIB={mebibytes} INITRD={INITRD}");
+        Ok(Machine {
+            cpus: 1 + FURTHER_CPUS,
+            memory: mib(BOOT_MACHINE_MIB),
+            append: format!("console=ttyAMA0 quiet panic=-1 isolcpus=1 {words}"),
+            extra: vec!["-initrd".into(), kernel.initramfs.into()],
+            ..like
+        })
+    }
+
     /// The machine on which KVM runs guests of so many vCPUs, each on a CPU of its own.
     pub fn machine(
         &self,

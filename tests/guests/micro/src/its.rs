@@ -2,7 +2,7 @@
 
 use core::cell::UnsafeCell;
 use core::hint::spin_loop;
-use core::sync::atomic::{AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU64, Ordering};
 use guest_runtime::read_register;
 
 use crate::gic::{self, barrier, distributor, isb, redistributor};
@@ -93,7 +93,7 @@ pub fn set_up(vcpu: usize) -> bool {
     gic::write_wide(
         frame,
         PROPERTIES,
-        address(&MEMORY.properties) | INTID_BITS - 1,
+        address(&MEMORY.properties) | (INTID_BITS - 1),
     );
     gic::write_wide(frame, PENDING, address(&MEMORY.pending) | NOTHING);
     barrier();
@@ -147,7 +147,6 @@ fn post(words: [u64; 4]) {
     let queue = MEMORY.queue.get().cast::<[u64; 4]>();
     // SAFETY: inside of the queue; what was there was executed.
     unsafe { queue.byte_add(offset as usize).write_volatile(words) };
-    fence(Ordering::Release);
     NEXT.store(next, Ordering::Relaxed);
     barrier();
     gic::write_wide(distributor() + ITS, WRITER, next);

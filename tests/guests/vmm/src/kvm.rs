@@ -10,10 +10,15 @@ const ITS: u64 = 0x0808_0000;
 const REDISTRIBUTORS: u64 = 0x080a_0000;
 const UART: u64 = 0x0900_0000;
 const RAM: u64 = 0x4000_0000;
-const RAM_BYTES: u64 = 64 << 20;
-/// Where QEMU puts a kernel that may lie anywhere, and where we put the device tree.
+/// Where QEMU puts a kernel that may lie anywhere.
 const KERNEL: u64 = 2 << 20;
-const TREE: u64 = 60 << 20;
+/// Where we put the device tree, from the end of RAM.
+const TREE_FROM_END: u64 = 4 << 20;
+/// What a PL011 says that it is, from this register on, and its flags: what is to be sent was sent, and nothing was received.
+const UART_ID: u64 = UART + 0xfe0;
+const UART_IDS: [u8; 8] = [0x11, 0x10, 0x34, 0, 0x0d, 0xf0, 0x05, 0xb1];
+const UART_FLAGS: u64 = UART + 0x18;
+const UART_IDLE: u8 = 0x90;
 const INTERRUPTS: u32 = 64;
 
 const CREATE_VM: u64 = 0xae01;
@@ -105,9 +110,25 @@ struct Vcpu {
     cpu: usize,
 }
 
+/// What a VM begins with.
+pub struct Machine<'m> {
+    pub image: &'m CStr,
+    pub tree: &'m CStr,
+    /// A file that lies in RAM, and its address.
+    pub initrd: Option<(&'m CStr, u64)>,
+    pub ram_bytes: u64,
+}
+
+impl Machine<'_> {
+    /// Where its tree is in its RAM.
+    const fn tree_offset(&self) -> u64 {
+        self.ram_bytes.saturating_sub(TREE_FROM_END)
+    }
+}
+
 /// Runs a guest with so many vCPUs until it turns itself off: vCPU 0 on the CPU `first`, the others on those behind it. Calls
 /// `before_end` then.
-pub fn run(image: &CStr, tree: &CStr, vcpus: usize, first: usize, before_end: fn()) -> ! {
+pub fn run(machine: &Machine<'_>, vcpus: usize, first: usize, before_end: fn()) -> ! {
     let Some(kvm) = File::open(c"/dev/kvm", true) else {
         fail(format_args!("this kernel has no KVM on this CPU"));
     };
@@ -116,11 +137,11 @@ pub fn run(image: &CStr, tree: &CStr, vcpus: usize, first: usize, before_end: fn
         let vm = File::of(kvm.ioctl("KVM_CREATE_VM", CREATE_VM, 0));
         (vm, kvm.ioctl("KVM_GET_VCPU_MMAP_SIZE", RUN_BYTES, 0))
     };
-    load(vm, image, tree);
+    load(vm, machine);
     let mut list = [const { None }; MOST];
     for (index, vcpu) in list.iter_mut().enumerate().take(vcpus) {
         *vcpu = Some(Vcpu {
-            file: create_vcpu(vm, index).number(),
+            file: create_vcpu(vm, index, RAM + machine.tree_offset()).number(),
             shared_bytes,
             cpu: first + index,
         });
@@ -137,9 +158,23 @@ pub fn run(image: &CStr, tree: &CStr, vcpus: usize, first: usize, before_end: fn
     exit(0)
 }
 
-fn load(vm: File, image: &CStr, tree: &CStr) {
-    let ram = memory(RAM_BYTES);
-    for (path, at, end) in [(image, KERNEL, TREE), (tree, TREE, RAM_BYTES)] {
+fn load(vm: File, machine: &Machine<'_>) {
+    let (ram, tree, end) = (
+        memory(machine.ram_bytes),
+        machine.tree_offset(),
+        machine.ram_bytes,
+    );
+    let files = [
+        Some((machine.image, KERNEL, tree)),
+        Some((machine.tree, tree, end)),
+        machine
+            .initrd
+            .map(|(file, address)| (file, address.saturating_sub(RAM), tree)),
+    ];
+    for (path, at, end) in files.into_iter().flatten() {
+        if at > end {
+            fail(format_args!("{path:?} has no room"));
+        }
         let Some(file) = File::open(path, false) else {
             fail(format_args!("{path:?} isn't there"));
         };
@@ -152,7 +187,7 @@ fn load(vm: File, image: &CStr, tree: &CStr) {
         slot: 0,
         flags: 0,
         guest: RAM,
-        bytes: RAM_BYTES,
+        bytes: machine.ram_bytes,
         host: ram as u64,
     };
     let argument = &raw const region as u64;
@@ -160,7 +195,7 @@ fn load(vm: File, image: &CStr, tree: &CStr) {
     unsafe { vm.ioctl("KVM_SET_USER_MEMORY_REGION", SET_MEMORY, argument) };
 }
 
-fn create_vcpu(vm: File, index: usize) -> File {
+fn create_vcpu(vm: File, index: usize, tree: u64) -> File {
     let mut init = Init {
         target: 0,
         features: [0; 7],
@@ -178,7 +213,7 @@ fn create_vcpu(vm: File, index: usize) -> File {
         vcpu.ioctl("KVM_ARM_VCPU_INIT", VCPU_INIT, argument as u64);
         if index == 0 {
             set_register(vcpu, PC, RAM + KERNEL);
-            set_register(vcpu, X0, RAM + TREE);
+            set_register(vcpu, X0, tree);
         }
         vcpu
     }
@@ -255,13 +290,25 @@ fn follow(vcpu: &Vcpu) {
         let exit = unsafe { shared.read() };
         match exit.reason {
             EXIT_MMIO if exit.writes == 0 => {
-                // SAFETY: as above. A UART that is always ready reads as zero.
-                unsafe { (&raw mut (*shared).data).write([0; 8]) };
+                let mut data = [0; 8];
+                data[0] = read_device(exit.address);
+                // SAFETY: as above.
+                unsafe { (&raw mut (*shared).data).write(data) };
             }
             EXIT_MMIO if exit.address == UART => write(&exit.data[..1]),
             EXIT_MMIO => {}
             EXIT_SYSTEM_EVENT => return,
             other => fail(format_args!("exit {other}")),
         }
+    }
+}
+
+/// What is read at an address that has no memory: a UART, and zeros elsewhere.
+fn read_device(address: u64) -> u8 {
+    let id = address.wrapping_sub(UART_ID);
+    match address {
+        UART_FLAGS => UART_IDLE,
+        _ if id.is_multiple_of(4) => UART_IDS.get(id as usize / 4).copied().unwrap_or(0),
+        _ => 0,
     }
 }

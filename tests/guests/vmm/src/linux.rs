@@ -11,6 +11,7 @@ const READ: u64 = 63;
 const WRITE: u64 = 64;
 const EXIT: u64 = 93;
 const EXIT_GROUP: u64 = 94;
+const NANOSLEEP: u64 = 101;
 const SET_AFFINITY: u64 = 122;
 const REBOOT: u64 = 142;
 const MMAP: u64 = 222;
@@ -84,6 +85,13 @@ pub fn exit_thread() -> ! {
         // SAFETY: it ends.
         unsafe { call(EXIT, [0; 6]) };
     }
+}
+
+/// Sleeps for so many seconds.
+pub fn sleep(seconds: u64) {
+    let time = [seconds, 0];
+    // SAFETY: the time is read.
+    unsafe { call(NANOSLEEP, [time.as_ptr() as u64, 0, 0, 0, 0, 0]) };
 }
 
 /// Switches the machine off.

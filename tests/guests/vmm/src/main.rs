@@ -5,8 +5,9 @@
 //!
 //! | called as | what it does |
 //! |---|---|
-//! | `vmm IMAGE TREE VCPUS CPU` | runs the image with this device tree, vCPU 0 on CPU `CPU`; then prints KVM's counters, a line `@kvm NAME COUNT` each |
-//! | the first program of a system | prints the counter's value in nanoseconds, as `@micro init NANOSECONDS`, and switches off |
+//! | `vmm IMAGE TREE VCPUS CPU MIB` | runs the image with this device tree and RAM, vCPU 0 on CPU `CPU`; then prints KVM's counters, a line `@kvm NAME COUNT` each |
+//! | the same, `INITRD ADDRESS` | with this file at this address, in decimal digits |
+//! | the first program of a system | prints the counter's value in nanoseconds, as `@micro init NANOSECONDS`, sleeps so many seconds as `IDLE` in its environment says, and switches off |
 
 #![no_std]
 #![no_main]
@@ -18,7 +19,7 @@ use core::arch::{asm, global_asm};
 use core::ffi::{CStr, c_char};
 use core::panic::PanicInfo;
 
-use linux::{File, fail, line, power_off};
+use linux::{File, fail, line, power_off, sleep};
 
 global_asm!(
     ".global _start",
@@ -53,12 +54,53 @@ extern "C" fn main(start: *const usize) -> ! {
             .map(|text| unsafe { CStr::from_ptr(*text) })
     };
     let number = |index| text(index)?.to_str().ok()?.parse().ok();
-    match (text(1), text(2), number(3), number(4)) {
-        (None, ..) => tell_time(),
-        (Some(image), Some(tree), Some(vcpus), Some(cpu)) => {
-            kvm::run(image, tree, vcpus, cpu, tell_counters)
+    match (text(1), text(2), number(3), number(4), number(5)) {
+        (None, ..) => {
+            // SAFETY: the environment is behind the arguments, both end with a null.
+            let environment = unsafe { start.add(2 + arguments.len()).cast::<*const c_char>() };
+            tell_time();
+            // SAFETY: as above.
+            sleep(unsafe { idle_seconds(environment) });
+            power_off()
         }
-        _ => fail(format_args!("expected IMAGE TREE VCPUS CPU")),
+        (Some(image), Some(tree), Some(vcpus), Some(cpu), Some(mebibytes)) => {
+            let initrd = text(6).zip(number(7));
+            let machine = kvm::Machine {
+                image,
+                tree,
+                initrd: initrd.map(|(file, address)| (file, address as u64)),
+                ram_bytes: (mebibytes as u64) << 20,
+            };
+            kvm::run(&machine, vcpus, cpu, tell_counters)
+        }
+        _ => fail(format_args!(
+            "expected IMAGE TREE VCPUS CPU MIB [INITRD ADDRESS]"
+        )),
+    }
+}
+
+/// The number that `IDLE` has.
+///
+/// # Safety
+/// These are pointers to strings, and a null.
+unsafe fn idle_seconds(mut environment: *const *const c_char) -> u64 {
+    loop {
+        // SAFETY: the caller's promise.
+        let text = unsafe { environment.read() };
+        if text.is_null() {
+            return 0;
+        }
+        // SAFETY: as above.
+        let text = unsafe { CStr::from_ptr(text) };
+        let value = text
+            .to_str()
+            .ok()
+            .and_then(|text| text.strip_prefix("IDLE="));
+        if let Some(seconds) = value.and_then(|value| value.parse().ok()) {
+            return seconds;
+        }
+        // SAFETY: a null is behind it at the latest.
+        environment = unsafe { environment.add(1) };
     }
 }
 
@@ -73,7 +115,7 @@ fn tell_counters() {
     }
 }
 
-fn tell_time() -> ! {
+fn tell_time() {
     let (now, frequency): (u64, u64);
     // SAFETY: the counter, which Linux lets programs read.
     unsafe {
@@ -82,7 +124,6 @@ fn tell_time() -> ! {
     }
     let nanoseconds = u128::from(now) * 1_000_000_000 / u128::from(frequency.max(1));
     line(format_args!("@micro init {nanoseconds}"));
-    power_off()
 }
 
 #[panic_handler]

@@ -130,10 +130,10 @@ impl World {
         self.commands.lock().unwrap().push(words);
     }
 
-    /// A vCPU's guest has commands executed. Returns whether that access is done.
+    /// A vCPU's guest has commands executed. Returns whether none is left for it to execute.
     pub fn ring(&self, vcpu: usize) -> bool {
         let count = self.commands.lock().unwrap().len() as u64;
-        let done = {
+        {
             let Cpu { own, hw, .. } = &mut *self.cpu(vcpu);
             let (size, value) = (Width::Word, count * 32);
             own.write(
@@ -146,9 +146,10 @@ impl World {
                 value,
                 self.kick(),
             )
-        };
+            .unwrap();
+        }
         self.enter(vcpu);
-        done.is_ok()
+        !self.cpu(vcpu).own.has_commands(&self.vgic)
     }
 
     pub fn command(&self, vcpu: usize, words: [u64; 4]) -> bool {
@@ -219,6 +220,13 @@ impl World {
         }
         if own.needs_look(&self.vgic) {
             own.look(&self.vgic, hw, self.kick());
+        }
+        if own.has_commands(&self.vgic) {
+            own.execute_commands(&self.vgic, hw, self, self.kick());
+            if own.has_commands(&self.vgic) {
+                // It goes on before its guest does, once others have been served.
+                self.kick()(vcpu);
+            }
         }
     }
 

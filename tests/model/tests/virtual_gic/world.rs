@@ -79,6 +79,8 @@ pub struct World {
     exited: Vec<bool>,
     /// How many there were.
     pub kicks: usize,
+    /// How often commands of the ITS were executed before an entry.
+    pub rounds: usize,
 }
 
 impl World {
@@ -129,6 +131,7 @@ impl World {
             kicked: vec![false; vcpus],
             exited: vec![false; vcpus],
             kicks: 0,
+            rounds: 0,
         }
     }
 
@@ -201,8 +204,21 @@ impl World {
         if needs_look {
             self.with(vcpu, |own, vgic, hw, kick| own.look(vgic, hw, kick));
         }
-        assert!(!self.cpus[vcpu].own.needs_look(&self.vgic));
+        if self.has_commands(vcpu) {
+            self.rounds += 1;
+            self.with_tables(vcpu, |own, vgic, hw, tables, kick| {
+                own.execute_commands(vgic, hw, tables, kick);
+            });
+            // The rest is next.
+            self.kicked[vcpu] = self.has_commands(vcpu);
+        }
+        let needs_look = self.cpus[vcpu].own.needs_look(&self.vgic);
+        assert_eq!(needs_look, self.has_commands(vcpu));
         self.exited[vcpu] = false;
+    }
+
+    pub fn has_commands(&self, vcpu: usize) -> bool {
+        self.cpus[vcpu].own.has_commands(&self.vgic)
     }
 
     /// All CPUs do so whose guests are outside, or that are kicked or interrupted by their interface, as long as there are such.
@@ -251,7 +267,7 @@ impl World {
 
     pub fn write_sized(&mut self, vcpu: usize, frame: Frame, offset: u64, size: Width, value: u64) {
         let written = self.try_write(vcpu, frame, offset, size, value);
-        assert!(written, "a GICv3 has no writes that wait, but of the ITS");
+        assert!(written, "a GICv3 has no writes that wait");
     }
 
     /// Writes. Returns whether it is done, and need not be executed again.

@@ -451,3 +451,43 @@ fn a_forks_interrupt_controller_is_its_parents() {
         assert!(matches!(refused, Err((ForkError::Devices, _))));
     }
 }
+
+/// More than an access executes.
+#[test]
+fn all_commands_of_the_its_are_executed_before_the_guest_goes_on() {
+    const QUEUE: u32 = 0x4010_0000;
+    const PROPERTIES: u32 = 0x4020_0000;
+    const VALID: u64 = 1 << 63;
+    let board = board(1);
+    // MAPC, MAPD, MAPTI; CLEAR of an event that isn't mapped; INT.
+    let mut commands = Vec::from([[9, 0, VALID, 0], [8, 1, VALID, 0], [0xa, 8192 << 32, 0, 0]]);
+    commands.extend([[4_u64, 1, 0, 0]; 100]);
+    commands.push([3, 0, 0, 0]);
+    let mut written = board.vm.space.written.lock().unwrap();
+    for (index, words) in commands.iter().enumerate() {
+        let bytes = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        written.push((Ipa::new(u64::from(QUEUE) + 32 * index as u64), bytes));
+    }
+    written.push((Ipa::new(PROPERTIES.into()), Vec::from([0xa1])));
+    drop(written);
+    let mut cpu = FakeCpu::new(0, &Lines::new(1), []);
+    let on = gic_on(&board, &mut cpu, 0);
+    cpu.script.extend(on);
+    for (register, value) in [
+        (GICR + 0x70, PROPERTIES | 13),
+        (GICR, 1),
+        (GITS + 0x104, 1 << 31),
+        (GITS + 0x10c, 1 << 31),
+        (GITS + 0x80, QUEUE),
+        (GITS + 0x84, 1 << 31),
+        (GITS, 1),
+        (GITS + 0x88, 32 * commands.len() as u32),
+    ] {
+        cpu.script.push_back(store(&board, register, value));
+    }
+    let interface = cpu.registers.clone();
+    cpu.script
+        .push_back(check(move |_| assert_eq!(interface.pending(), [8192])));
+    run_vcpu(&board.vm, &mut cpu);
+    assert_eq!(board.vm.stop_reason(), Some(StopReason::PoweredOff));
+}
