@@ -7,6 +7,7 @@ mod line_watch;
 mod restarts;
 mod running;
 mod shared_console;
+mod shared_files;
 mod terminal;
 mod vms;
 

@@ -20,7 +20,8 @@ use alloc::vec::Vec;
 use log::LevelFilter;
 use only::BACKING_ONLY;
 use records::options::{
-    self, EARLY_KEYS, KEYS, MOST_ITERATIONS, MOST_SLOTS, MergeOptions, RAM, RING_ENTRIES, VM,
+    self, EARLY_KEYS, KEYS, MOST_ITERATIONS, MOST_SLOTS, MergeOptions, PREFAULT, RAM, RING_ENTRIES,
+    VM,
 };
 use records::record::Record;
 use records::size::Size;
@@ -113,6 +114,8 @@ pub struct Options {
     pub workers: Vec<u64>,
     /// With each of these, the guest's memory use in percent of its limit, one after the other.
     pub overcommits: Vec<u64>,
+    /// Whether an operating system has all of its memory before it starts.
+    pub prefault: bool,
     /// How many CPUs merge equal pages while guests run, in other workloads than merging; 0: nothing is merged.
     pub merging: usize,
     /// The options of merging.
@@ -175,6 +178,7 @@ impl Default for Options {
             changes: [Change::Direct].into(),
             workers: [0].into(),
             overcommits: [100].into(),
+            prefault: false,
             merging: 0,
             merge: MergeOptions::default(),
             ipa_bits: None,
@@ -294,6 +298,10 @@ impl Options {
             }
             "merging" => {
                 self.merging = merging::scanners(key, text)?;
+                return Ok(());
+            }
+            PREFAULT => {
+                self.prefault = value::alone(key, text)?;
                 return Ok(());
             }
             "dirty_log" => {

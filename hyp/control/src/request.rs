@@ -95,6 +95,12 @@ impl<'m> Request<'m> {
         }
     }
 
+    /// The files of which its guest finds copies in its memory.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &'m [u8]> {
+        let files = [Some(self.image.bytes), self.ramdisk];
+        files.into_iter().flatten().filter(|file| !file.is_empty())
+    }
+
     fn new(
         name: &'m str,
         options: Options,

@@ -13,7 +13,7 @@
 //! |---|---|
 //! | a first touch | a frame, or a run of them; a read of small pages: the frame of zeros |
 //! | a write to a shared page (copy-on-write) | a copy, or the same frame for its last sharer |
-//! | [`AddressSpace::fork`]; [`Object::with_image`] | from its own to shared |
+//! | [`AddressSpace::fork`]; [`Object::with_images`] | from its own to shared |
 //! | merging ([`PageMerging`]) | from its own to one that equal pages share, or the frame of zeros |
 //! | compaction ([`Object::compact_region`], [`Object::migrate`], [`CpuMemory::clear_run`]), by idle CPUs ([`CpuMemory::gather`]) and [`AddressSpace::restore_blocks`] | a copy in another place |
 //! | removing or moving a slot ([`AddressSpace::remove_slot`], [`AddressSpace::move_slot`]) | unchanged, at another address |

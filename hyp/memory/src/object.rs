@@ -83,6 +83,8 @@ pub enum ObjectError {
     },
     /// An image doesn't lie within the memory that shall contain it.
     ImageBeyondEnd,
+    /// An image overlaps another one of the same memory.
+    ImagesOverlap,
     /// There are as many objects as there can be.
     TooMany,
     /// There are not enough frames for its memory, or not enough heap for its description.
@@ -103,6 +105,7 @@ impl fmt::Display for ObjectError {
                 )
             }
             Self::ImageBeyondEnd => f.write_str("the image doesn't lie within the memory"),
+            Self::ImagesOverlap => f.write_str("the image overlaps another one"),
             Self::TooMany => f.write_str("there are too many memory objects"),
             Self::OutOfMemory { bytes } => write!(
                 f,

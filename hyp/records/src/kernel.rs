@@ -115,11 +115,13 @@ pub enum FileKind {
     UImage,
     /// A flattened device tree, or a FIT image, which is one.
     Tree,
+    /// A cpio archive, which an initial ramdisk is.
+    Cpio,
 }
 
 impl FileKind {
     fn of(file: &[u8]) -> Option<Self> {
-        const BEGINNINGS: [(&[u8], FileKind); 11] = [
+        const BEGINNINGS: [(&[u8], FileKind); 13] = [
             (b"\x1f\x8b", FileKind::Compressed("gzip")),
             (b"\x28\xb5\x2f\xfd", FileKind::Compressed("zstd")),
             (b"\xfd7zXZ\0", FileKind::Compressed("xz")),
@@ -131,6 +133,8 @@ impl FileKind {
             (b"\x7fELF", FileKind::Elf),
             (b"\x27\x05\x19\x56", FileKind::UImage),
             (b"\xd0\x0d\xfe\xed", FileKind::Tree),
+            (b"070701", FileKind::Cpio),
+            (b"070702", FileKind::Cpio),
         ];
         let has = |at: usize, magic: &[u8]| file.get(at..at + magic.len()) == Some(magic);
         if has(0, b"MZ\0\0zimg") {
@@ -163,6 +167,7 @@ impl fmt::Display for FileKind {
             Self::X86 => "for x86, not for arm64",
             Self::UImage => "a uImage of U-Boot's: take the Image that it was made of",
             Self::Tree => "a device tree or a FIT image, not an arm64 Image",
+            Self::Cpio => "a cpio archive, as an initial ramdisk is, not an arm64 Image",
         })
     }
 }

@@ -54,6 +54,8 @@ pub const HELP: &str = "help";
 
 /// Devices of the machine for a guest: also a part of [`VM`].
 pub const DEVICE: &str = "device";
+/// All memory of a guest before its start.
+pub const PREFAULT: &str = "prefault";
 /// A VM among several: the only option that may be given more than once.
 pub const VM: &str = "vm";
 
@@ -144,7 +146,7 @@ const fn words<W: Word>(key: &'static str, meaning: &'static str) -> BootOption 
 }
 
 /// All options, in the order in which they are listed.
-pub const BOOT_OPTIONS: [BootOption; 48] = [
+pub const BOOT_OPTIONS: [BootOption; 49] = [
     words::<GuestKind>(
         "guest",
         "what runs: the benchmark, another use of its guest, or your own",
@@ -274,6 +276,11 @@ pub const BOOT_OPTIONS: [BootOption; 48] = [
         "max_page_sharing",
         "a number from 2 to 4294967295",
         "how many merged pages may share a frame",
+    ),
+    option(
+        PREFAULT,
+        ALONE,
+        "gives guest=linux all of its memory before it starts, not at first touch",
     ),
     option(
         "ipa_bits",

@@ -101,11 +101,11 @@ impl VcpuShared {
     }
 
     /// The state of a fork's vCPU, which starts from this paused one, for which time has stood still for so many nanoseconds.
-    /// Waits while a slice of this one holds its registers.
-    pub(crate) fn fork(&self, still_ns: u64) -> Self {
-        let mut context = self.context.lock().fork();
+    /// Waits while a slice of this one holds its registers. `None` if there is no memory for it.
+    pub(crate) fn fork(&self, still_ns: u64) -> Option<Self> {
+        let mut context = self.context.lock().fork()?;
         context.stolen.skip(still_ns);
-        Self::new(context, self.power.fork())
+        Some(Self::new(context, self.power.fork()))
     }
 }
 

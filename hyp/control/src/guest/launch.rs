@@ -16,10 +16,10 @@ use crate::schedule;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
-use memory::{AddressSpace, MmuLock, Object, Owner, SlotError};
+use memory::{Access, AddressSpace, MmuLock, NotPopulated, Object, Owner, SlotError};
 use records::kernel::FLASH_BYTES;
 use records::size::Size;
-use stage2::{Ipa, Layout, Level, PAGE_SIZE};
+use stage2::{Ipa, IpaRange, Layout, Level, PAGE_SIZE};
 use vm::{CpuId, ForkParts, Pause, Seed, Service, Start, VcpuId, Vm, VmConfig};
 
 /// Where flash memory begins.
@@ -75,6 +75,45 @@ impl<'p> Files<'p> {
             tree_at: RAM.offset(plan.ram - tree_bytes),
             ramdisk: None,
         })
+    }
+}
+
+/// The files that a guest with a board shares with others, with the offsets in its RAM at which they begin: only those that begin
+/// at pages.
+struct SharedImages<'p> {
+    kernel: Option<(&'p Object, u64)>,
+    ramdisk: Option<(&'p Object, u64)>,
+}
+
+impl<'p> SharedImages<'p> {
+    fn of(plan: &'p GuestPlan<'_>, files: &Files<'_>) -> Self {
+        let begins = |(_, at): &(&Object, u64)| at.is_multiple_of(PAGE_SIZE);
+        let kernel = plan.kernel.as_deref();
+        let ramdisk_at = files.ramdisk.map(|(at, _)| at.get() - RAM.get());
+        Self {
+            kernel: kernel.map(|one| (one, plan.image.offset)).filter(begins),
+            ramdisk: plan.ramdisk.as_deref().zip(ramdisk_at).filter(begins),
+        }
+    }
+}
+
+/// Maps a range of a VM's memory for writes, unless the VM is stopped meanwhile.
+fn populate<M: Machine, L: MmuLock>(own: &OwnCpu<M>, vm: &Vm<AddressSpace<L>>, range: IpaRange) {
+    /// Before it is looked whether the VM is stopped.
+    const AT_ONCE: u64 = 16 << 20;
+    let mut at = range.start;
+    while at < range.end && vm.stop_reason().is_none() {
+        let end = range.end.min(at.offset(AT_ONCE));
+        let populated = vm.space.prefault(&own.memory, 0, at..end, Access::Write);
+        at = match populated {
+            Ok(()) => end,
+            Err(error) if error.reason == NotPopulated::Busy => error.done_to,
+            Err(error) => {
+                // Its guest gets the rest at first touch, or waits for it.
+                log::warn!("prefault: {error}");
+                return;
+            }
+        };
     }
 }
 
@@ -151,7 +190,8 @@ impl<'h, M: Machine> Host<'h, M> {
         for interrupt in &interrupts {
             self.machine.forward(interrupt, CpuId(cpus.start));
         }
-        self.start(&guest.vm, service, cpus, interrupts);
+        let ahead = plan.prefault.then(|| RAM..RAM.offset(plan.ram));
+        self.start(&guest.vm, service, cpus, interrupts, ahead);
         Ok(guest)
     }
 
@@ -276,13 +316,25 @@ impl<'h, M: Machine> Host<'h, M> {
         }
         let entry = RAM.offset(plan.image.offset);
         let piece = level(plan.ram_backing);
+        let shared = SharedImages::of(plan, &files);
         match &plan.kernel {
-            None if plan.board.is_some() => {
+            _ if plan.board.is_some() => {
                 // It gets each piece when it first touches it, as it may never use them all.
-                let ram = Object::anonymous(own, Owner::Vm(plan.vm), plan.ram, piece);
+                let account = Owner::Vm(plan.vm);
+                let ram = match [shared.kernel, shared.ramdisk] {
+                    [Some(kernel), Some(ramdisk)] => {
+                        Object::with_images(own, account, plan.ram, piece, &[kernel, ramdisk])
+                    }
+                    [Some(one), None] | [None, Some(one)] => {
+                        Object::with_images(own, account, plan.ram, piece, &[one])
+                    }
+                    [None, None] => Object::anonymous(own, account, plan.ram, piece),
+                };
                 let ram = ram.map_err(SlotError::from)?;
                 space.map_object(own, whole(RAM_SLOT, RAM, ram))?;
-                space.write_guest(own, entry, plan.image.bytes)?;
+                if shared.kernel.is_none() {
+                    space.write_guest(own, entry, plan.image.bytes)?;
+                }
             }
             None => {
                 space.add_slot(own, RAM_SLOT, RAM, plan.ram, piece, false)?;
@@ -323,7 +375,7 @@ impl<'h, M: Machine> Host<'h, M> {
             space.map_object(own, whole(FLASH_SLOT, FLASH, flash))?;
             space.write_guest(own, FLASH, firmware)?;
         }
-        if let Some((at, bytes)) = files.ramdisk {
+        if let Some((at, bytes)) = files.ramdisk.filter(|_| shared.ramdisk.is_none()) {
             space.write_guest(own, at, bytes)?;
         }
         space.write_guest(own, files.tree_at, &files.tree)?;
@@ -333,13 +385,15 @@ impl<'h, M: Machine> Host<'h, M> {
         })
     }
 
-    /// Starts the vCPUs. The first one's CPU takes the interrupts of devices.
+    /// Starts the vCPUs. The first one's CPU takes the interrupts of devices, and before it starts the guest it maps what is to be
+    /// mapped `ahead`: so CPU 0 has time for others.
     fn start<L, S>(
         &self,
         vm: &Arc<Vm<AddressSpace<L>>>,
         service: &Arc<S>,
         cpus: Range<usize>,
         interrupts: Vec<DeviceInterrupt>,
+        ahead: Option<IpaRange>,
     ) where
         L: MmuLock + 'static,
         S: Service + Send + Sync + 'static,
@@ -349,6 +403,9 @@ impl<'h, M: Machine> Host<'h, M> {
         let job = move |own: &mut OwnCpu<M>| {
             let vcpu = VcpuId(own.id.0 - first);
             let interrupts = if vcpu.0 == 0 { &interrupts[..] } else { &[] };
+            if let Some(range) = ahead.clone().filter(|_| vcpu.0 == 0) {
+                populate(own, &vm, range);
+            }
             schedule::run_vcpu(machine, own, &vm, vcpu, &*service, interrupts);
         };
         self.cpu_pool.post(self.machine, cpus, Arc::new(job));

@@ -74,6 +74,8 @@ pub struct GuestPlan<'p> {
     /// The object with the image for all guests that start from it: their RAM shares its frames. Without it the guest gets a
     /// copy.
     pub kernel: Option<Arc<Object>>,
+    /// The same of its initial ramdisk, if its [board](Self::board) has one.
+    pub ramdisk: Option<Arc<Object>>,
     /// Its board, if it has interrupts and emulated devices.
     pub board: Option<GuestBoard<'p>>,
     /// Its command line.
@@ -95,6 +97,8 @@ pub struct GuestPlan<'p> {
     pub test_backing: Backing,
     /// Whether its test memory is allocated at first touch.
     pub lazy: bool,
+    /// Whether it has all of its RAM before it starts.
+    pub prefault: bool,
     /// The limit on its own memory, in bytes, if there is one.
     pub limit: Option<u64>,
     /// How its tables follow changes of backing.
@@ -125,6 +129,7 @@ impl<'p> GuestPlan<'p> {
             vm,
             image: request.image,
             kernel: None,
+            ramdisk: None,
             board: None,
             bootargs: request.bootargs,
             vcpus: options.vcpus,
@@ -135,6 +140,7 @@ impl<'p> GuestPlan<'p> {
             test: Vec::new(),
             test_backing: options.backing,
             lazy: false,
+            prefault: false,
             limit: None,
             policy: BackingPolicy::default(),
             devices: Vec::new(),

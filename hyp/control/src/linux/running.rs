@@ -1,5 +1,6 @@
 //! CPU 0's handle to a running operating system: the guest together with its terminal.
 
+use super::shared_files::SharedFiles;
 use super::terminal::Terminal;
 use crate::board::GuestBoard;
 use crate::error::RunError;
@@ -48,6 +49,7 @@ fn plan<'p>(request: &Request<'p>, vm: VmId, board: GuestBoard<'p>) -> GuestPlan
     let options = &request.options;
     let plan = GuestPlan {
         ram_backing: options.backing,
+        prefault: options.prefault,
         board: Some(board),
         ..GuestPlan::of(request, vm, options.program_bytes().unwrap_or(0))
     };
@@ -62,7 +64,7 @@ pub(crate) struct RunningLinux<'h, M: Machine, L: MmuLock> {
 }
 
 impl<'h, M: Machine, L: MmuLock + 'static> RunningLinux<'h, M, L> {
-    /// Starts the guest of a request on these CPUs, which are idle.
+    /// Starts the guest of a request on these CPUs, which are idle, with the files that it shares with others.
     ///
     /// # Errors
     /// It can't be started. Nothing is left of it then.
@@ -71,12 +73,15 @@ impl<'h, M: Machine, L: MmuLock + 'static> RunningLinux<'h, M, L> {
         request: &Request<'_>,
         vm: VmId,
         cpus: Range<usize>,
+        files: &SharedFiles<'_>,
     ) -> Result<Self, RunError> {
         let board = GuestBoard::new(host.machine, &host.own.memory, request)?;
         let terminal = Terminal::new(host.machine, &board, &request.options);
         let started = board.started();
         let plan = GuestPlan {
             cpus: Some(cpus),
+            kernel: files.object(request.image.bytes),
+            ramdisk: request.ramdisk.and_then(|ramdisk| files.object(ramdisk)),
             ..plan(request, vm, board)
         };
         let guest = host.launch::<L, _>(&plan, &Arc::new(NoCalls))?;
@@ -112,8 +117,10 @@ impl<'h, M: Machine, L: MmuLock + 'static> RunningLinux<'h, M, L> {
             ..request.options.clone()
         };
         let terminal = Terminal::new(host.machine, &board, &options);
+        // It has its parent's pages.
         let plan = GuestPlan {
             cpus: Some(cpus),
+            prefault: false,
             ..plan(request, vm, board.clone())
         };
         let guest = host.launch_fork(paused, &plan, &Arc::new(NoCalls))?;

@@ -4,6 +4,7 @@
 use super::restarts::{MOST_CRASHES, Restarts};
 use super::running::RunningLinux;
 use super::shared_console::SharedConsole;
+use super::shared_files::SharedFiles;
 use crate::background_merge::Scanner;
 use crate::board;
 use crate::error::RunError;
@@ -30,6 +31,8 @@ pub(super) struct LinuxVms<'r, 'h, M: Machine, L: MmuLock> {
     /// Merges the pages of all of them, if the options say so. Ends before they do.
     scanner: Option<Scanner<'static, M>>,
     vms: Vec<LinuxVm<'r, 'h, M, L>>,
+    /// The files that several of them start from.
+    files: SharedFiles<'r>,
     /// The console that they share, if they have names. Else there is one VM, with a terminal of its own, and its fork.
     console: Option<SharedConsole>,
     /// When the one VM is forked, if the options say so and it hasn't been.
@@ -76,7 +79,7 @@ impl<'r, 'h, M: Machine, L: MmuLock + 'static> LinuxVms<'r, 'h, M, L> {
         requests: &'r [Request<'r>],
         first_vm: usize,
     ) -> Result<Self, RunError> {
-        check_memory(host, requests)?;
+        let free = check_memory(host, requests)?;
         check_devices(host, requests)?;
         let first = requests.first().map(|request| &request.options);
         let scanner = first.map_or(Ok(None), |options| Scanner::of_machine(host, options))?;
@@ -90,6 +93,7 @@ impl<'r, 'h, M: Machine, L: MmuLock + 'static> LinuxVms<'r, 'h, M, L> {
             host: *host,
             scanner,
             vms: Vec::new(),
+            files: SharedFiles::of(host, requests, free),
             console,
             fork_at_ns: None,
         };
@@ -108,7 +112,7 @@ impl<'r, 'h, M: Machine, L: MmuLock + 'static> LinuxVms<'r, 'h, M, L> {
                 state: State::Waits(0),
             };
             started.announce(host.machine);
-            let outcome = started.start(host, all.scanner.as_ref());
+            let outcome = started.start(host, &all.files, all.scanner.as_ref());
             outcome.map_err(|error| request.named(error))?;
             all.vms.push(started);
         }
@@ -168,10 +172,10 @@ impl<'r, 'h, M: Machine, L: MmuLock + 'static> LinuxVms<'r, 'h, M, L> {
     pub fn attend(&mut self) -> Option<u64> {
         let mut due_ns = None;
         let fork_ns = self.fork_if_due();
-        let (host, scanner) = (&self.host, self.scanner.as_ref());
+        let (host, files, scanner) = (&self.host, &self.files, self.scanner.as_ref());
         for (number, vm) in self.vms.iter_mut().enumerate() {
             let console = self.console.as_mut().map(|console| (console, number));
-            let one = vm.attend(host, scanner, console);
+            let one = vm.attend(host, files, scanner, console);
             due_ns = due_ns.into_iter().chain(one).min();
         }
         if let Some(console) = &mut self.console {
@@ -215,8 +219,8 @@ impl<'r, 'h, M: Machine, L: MmuLock + 'static> LinuxVms<'r, 'h, M, L> {
     }
 }
 
-/// Checks that the memory of all of them is there before any of it is used.
-fn check_memory<M: Machine>(host: &Host<'_, M>, requests: &[Request<'_>]) -> Result<(), RunError> {
+/// Checks that the memory of all of them is there before any of it is used. Returns how much they leave.
+fn check_memory<M: Machine>(host: &Host<'_, M>, requests: &[Request<'_>]) -> Result<u64, RunError> {
     let mut free = host.own.memory.pool().counts().free * PAGE_SIZE;
     for request in requests {
         let wanted = request.options.program_bytes().unwrap_or(u64::MAX);
@@ -227,7 +231,7 @@ fn check_memory<M: Machine>(host: &Host<'_, M>, requests: &[Request<'_>]) -> Res
             })
         })?;
     }
-    Ok(())
+    Ok(free)
 }
 
 /// Checks that the machine's devices that they are given are there, each for one of them, before any of them starts.
@@ -264,10 +268,11 @@ impl<'h, M: Machine, L: MmuLock + 'static> LinuxVm<'_, 'h, M, L> {
     fn start(
         &mut self,
         host: &Host<'h, M>,
+        files: &SharedFiles<'_>,
         scanner: Option<&Scanner<'static, M>>,
     ) -> Result<(), RunError> {
         self.restarts.start(host.machine.now_ns());
-        let running = RunningLinux::start(host, self.request, self.vm, self.cpus.cpus())?;
+        let running = RunningLinux::start(host, self.request, self.vm, self.cpus.cpus(), files)?;
         scanner.map_or(Ok(()), |scanner| scanner.take_in(running.guest()))?;
         self.state = State::Runs(Box::new(running));
         Ok(())
@@ -278,6 +283,7 @@ impl<'h, M: Machine, L: MmuLock + 'static> LinuxVm<'_, 'h, M, L> {
     fn attend(
         &mut self,
         host: &Host<'h, M>,
+        files: &SharedFiles<'_>,
         scanner: Option<&Scanner<'static, M>>,
         console: Option<(&mut SharedConsole, usize)>,
     ) -> Option<u64> {
@@ -288,7 +294,7 @@ impl<'h, M: Machine, L: MmuLock + 'static> LinuxVm<'_, 'h, M, L> {
                 if machine.now_ns() < *at_ns {
                     return Some(*at_ns);
                 }
-                match (self.start(host, scanner), console) {
+                match (self.start(host, files, scanner), console) {
                     (Ok(()), Some((console, number))) => console.begin(number),
                     (Ok(()), None) => {}
                     (Err(error), console) => {

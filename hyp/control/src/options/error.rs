@@ -88,6 +88,8 @@ pub enum OptionError<'t> {
     },
     /// The memory of several VMs was to be logged.
     LoggedVms,
+    /// A guest was to have all of its memory from the start that may not have so much.
+    PrefaultLimited,
     /// The flash memory of a guest with firmware isn't logged.
     LoggedFirmware,
     /// The option is a matter of each VM.
@@ -188,6 +190,9 @@ impl fmt::Display for OptionError<'_> {
             Self::LoggedVms => {
                 f.write_str("option 'dirty_log' contradicts VMs with names: it logs one guest")
             }
+            Self::PrefaultLimited => f.write_str(
+                "option 'prefault' contradicts overcommit, with which a guest may not have all of its memory",
+            ),
             Self::OfEachVm(key) => write!(
                 f,
                 "option '{key}' contradicts VMs with names, each of which has its own"

@@ -1,7 +1,7 @@
 //! Options that not every guest has.
 
 use super::{OptionError, Options, merging};
-use records::options::DEVICE;
+use records::options::{DEVICE, PREFAULT};
 use records::words::GuestKind;
 
 /// Options of the benchmark only: the stress run chooses at random.
@@ -55,7 +55,7 @@ impl Options {
         // Where there are VMs with names, a benchmark beside them has no use for it either.
         let of_foreign = of_foreign.or(given(&[DEVICE]).filter(|_| !self.guest.is_foreign()));
         let of_linux = given(&[
-            "console", "firmware", "on_reset", "on_crash", "rtc", "log_from",
+            "console", "firmware", "on_reset", "on_crash", "rtc", "log_from", PREFAULT,
         ])
         .filter(|_| !has_linux);
         let of_one = given(&["fork"])
@@ -88,6 +88,9 @@ impl Options {
             None if let Some(key) = of_each => Err(OptionError::OfEachVm(key)),
             None if has_vms && self.guest == GuestKind::Linux && self.dirty_log => {
                 Err(OptionError::LoggedVms)
+            }
+            None if self.prefault && self.overcommits.iter().any(|percent| *percent > 100) => {
+                Err(OptionError::PrefaultLimited)
             }
             None if self.firmware.is_some() && self.dirty_log => Err(OptionError::LoggedFirmware),
             None if self.guest.is_foreign() && self.modes.len() > 1 && !self.dirty_log => {

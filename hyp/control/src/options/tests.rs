@@ -664,6 +664,19 @@ fn several_vms_are_linux_unless_a_benchmark_runs_beside_them() {
 }
 
 #[test]
+fn an_operating_system_may_have_all_memory_from_the_start() {
+    let is_ahead = |bootargs| Options::parse(bootargs).unwrap().prefault;
+    assert!(!is_ahead("guest=linux"));
+    assert!(is_ahead("guest=linux prefault"));
+    assert!(is_ahead("prefault guest=dirty_log vm=name=a,kernel=0x1"));
+    assert!(refused("guest=linux prefault=2").contains("the word alone"));
+    assert!(refused("guest=program prefault").starts_with("option 'prefault' contradicts guest="));
+    assert!(refused("guest=dirty_log prefault").contains("'prefault'"));
+    let limited = refused("guest=linux prefault overcommit=150");
+    assert!(limited.starts_with("option 'prefault' contradicts overcommit"));
+}
+
+#[test]
 fn each_of_several_vms_has_devices_of_its_own() {
     let words = "guest=program device=/main vm=name=a,device=/a,/b,kernel=0x50000000 vm=name=b,kernel=0x50000000";
     let options = Options::parse(words).unwrap();

@@ -20,16 +20,38 @@ impl Object {
         image: &Self,
         at: u64,
     ) -> Result<Arc<Self>, ObjectError> {
-        let object = Self::anonymous(cpu, account, bytes, piece)?;
-        if !at.is_multiple_of(PAGE_SIZE) {
-            return Err(ObjectError::Unaligned { piece: PAGE_SIZE });
-        }
-        let end = at.checked_add(image.bytes());
-        if end.is_none_or(|end| end > bytes) {
-            return Err(ObjectError::ImageBeyondEnd);
-        }
-        image.share_image(cpu, &object, at / PAGE_SIZE)?;
+        let object = Self::with_images(cpu, account, bytes, piece, &[(image, at)])?;
         object.preallocate(cpu)?;
+        Ok(object)
+    }
+
+    /// A VM's own memory, as [`Self::anonymous`], with copies of images, each from a byte on. The images' frames are shared
+    /// copy-on-write. Pieces that an image touches are made of pages.
+    ///
+    /// # Errors
+    /// As for [`Self::anonymous`]; or an image doesn't lie within the memory, doesn't begin at a page, or overlaps another one.
+    pub fn with_images<T: Tlb + Caches>(
+        cpu: &CpuMemory<T>,
+        account: Owner,
+        bytes: u64,
+        piece: Level,
+        images: &[(&Self, u64)],
+    ) -> Result<Arc<Self>, ObjectError> {
+        let object = Self::anonymous(cpu, account, bytes, piece)?;
+        for (index, (image, at)) in images.iter().enumerate() {
+            if !at.is_multiple_of(PAGE_SIZE) {
+                return Err(ObjectError::Unaligned { piece: PAGE_SIZE });
+            }
+            let end = at.checked_add(image.bytes()).filter(|end| *end <= bytes);
+            let end = end.ok_or(ObjectError::ImageBeyondEnd)?;
+            // Those before lie within the memory, so their ends are numbers.
+            let overlaps =
+                |(other, start): &(&Self, u64)| start + other.bytes() > *at && *start < end;
+            if images[..index].iter().any(overlaps) {
+                return Err(ObjectError::ImagesOverlap);
+            }
+            image.share_image(cpu, &object, at / PAGE_SIZE)?;
+        }
         Ok(object)
     }
 

@@ -150,7 +150,7 @@ pub struct PacKeys {
 }
 
 /// All of a vCPU's registers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct VcpuState {
     /// General registers, program counter and PSTATE.
@@ -211,6 +211,32 @@ impl VcpuState {
             debug: DebugState::default(),
             sve: None,
         }
+    }
+
+    /// A copy. `None` if there is no memory for its SVE registers.
+    pub fn try_clone(&self) -> Option<Self> {
+        let Self {
+            regs,
+            el1,
+            fp,
+            pac,
+            disr_el1,
+            debug,
+            sve,
+        } = self;
+        let sve = match sve {
+            Some(sve) => Some(sve.try_clone()?),
+            None => None,
+        };
+        Some(Self {
+            regs: regs.clone(),
+            el1: el1.clone(),
+            fp: fp.clone(),
+            pac: pac.clone(),
+            disr_el1: *disr_el1,
+            debug: debug.clone(),
+            sve,
+        })
     }
 
     /// Resets the vCPU, to start at `start`.
@@ -286,10 +312,10 @@ impl Context {
         self.last_exit = Syndrome::NONE;
     }
 
-    /// The same for a fork's vCPU, but for its random numbers.
-    pub(crate) fn fork(&mut self) -> Self {
-        Self {
-            state: self.state.clone(),
+    /// The same for a fork's vCPU, but for its random numbers. `None` if there is no memory for it.
+    pub(crate) fn fork(&mut self) -> Option<Self> {
+        Some(Self {
+            state: self.state.try_clone()?,
             awaits_answer: self.awaits_answer,
             powers_down: self.powers_down,
             is_down: self.is_down,
@@ -297,7 +323,7 @@ impl Context {
             interrupts: self.interrupts.clone(),
             generator: self.generator.as_mut().map(Generator::fork),
             stolen: self.stolen,
-        }
+        })
     }
 }
 

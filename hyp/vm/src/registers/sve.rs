@@ -12,7 +12,7 @@ const PREDICATES: usize = 17;
 const BYTES: usize = size_of::<u128>();
 
 /// The SVE registers of a vCPU.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct SveState {
     /// Whether the guest has used them.
     pub is_used: bool,
@@ -39,8 +39,17 @@ impl SveState {
         })
     }
 
+    /// A copy. `None` if there is no memory for it.
+    pub(crate) fn try_clone(&self) -> Option<Self> {
+        let mut copy = Self::new(self.vector_bytes)?;
+        copy.is_used = self.is_used;
+        copy.zcr_el1 = self.zcr_el1;
+        copy.registers.copy_from_slice(&self.registers);
+        Some(copy)
+    }
+
     /// The bytes of all registers.
-    pub(crate) const fn bytes(vector_bytes: usize) -> usize {
+    const fn bytes(vector_bytes: usize) -> usize {
         let predicates = PREDICATES * vector_bytes / 8;
         (VECTORS * vector_bytes + predicates).next_multiple_of(BYTES)
     }
@@ -102,6 +111,10 @@ mod tests {
             }
             let length = state.registers.len() * 16;
             assert!(length >= 34 * vector_bytes + vector_bytes / 8);
+            let mut copy = state.try_clone().unwrap();
+            assert_eq!(copy, state);
+            copy.registers[0] += 1;
+            assert_ne!(copy, state, "it has registers of its own");
             let fresh = SveState::new(vector_bytes).unwrap();
             assert_eq!(state.reset(), fresh);
         }

@@ -311,12 +311,16 @@ fn pause_and_answer(world: &World) {
     let pause = world.vm.pause(|cpu| world.kick(cpu));
     let vcpu = world.vm.vcpus().last().unwrap();
     // Waits until the vCPU is out.
-    let state = pause.state(vcpu);
+    let state = pause.state(vcpu).unwrap();
     let entries = world.entries.load(Ordering::Relaxed);
     world.answers.store(true, Ordering::Relaxed);
     let entered = world.entries.load(Ordering::Relaxed) != entries;
     assert!(!entered, "the guest ran during the pause");
-    assert_eq!(pause.state(vcpu), state, "it got its answer in the pause");
+    assert_eq!(
+        pause.state(vcpu).unwrap(),
+        state,
+        "it got its answer in the pause"
+    );
 }
 
 #[test]

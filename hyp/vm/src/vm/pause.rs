@@ -22,7 +22,6 @@ use vgic::Vgic;
 
 use crate::ids::CpuId;
 use crate::registers::state::VcpuState;
-use crate::registers::sve::SveState;
 use crate::vm::devices::Devices;
 use crate::vm::glance::{Glance, Seen};
 use crate::vm::{VcpuId, VcpuShared, Vm, VmConfig};
@@ -142,10 +141,10 @@ impl<S, K: FnMut(CpuId)> Pause<'_, S, K> {
         since.map_or_else(Moment::default, |since| now.since(since))
     }
 
-    /// A vCPU's registers, for inspection during the pause. Waits until the vCPU has left the guest. Panics if there is no such
-    /// vCPU.
-    pub fn state(&self, vcpu: VcpuId) -> VcpuState {
-        self.vm.shared(vcpu).context.lock().state.clone()
+    /// A vCPU's registers, for inspection during the pause; `None` if there is no memory for the copy. Waits until the vCPU has left
+    /// the guest. Panics if there is no such vCPU.
+    pub fn state(&self, vcpu: VcpuId) -> Option<VcpuState> {
+        self.vm.shared(vcpu).context.lock().state.try_clone()
     }
 
     /// A snapshot of a vCPU, as far as it is visible now. Panics if there is no such vCPU.
@@ -183,24 +182,23 @@ impl<S, K: FnMut(CpuId)> Pause<'_, S, K> {
         }
         let mut vcpus = Vec::new();
         let count = self.vm.vcpus().count();
-        // Copies of registers can't report that there is no memory for them, so it is first allocated and freed again.
-        let features = self.vm.features();
-        let registers = count * SveState::bytes(features.vector_bytes);
-        if Vec::<u8>::new().try_reserve_exact(registers).is_err()
-            || vcpus.try_reserve_exact(count).is_err()
-        {
+        if vcpus.try_reserve_exact(count).is_err() {
             return Err((ForkError::OutOfMemory, space));
         }
         let skipped = self.still_for(now);
-        let parents = self.vm.vcpus().map(|vcpu| self.vm.shared(vcpu));
-        vcpus.extend(parents.map(|parent| parent.fork(skipped.ns)));
+        for vcpu in self.vm.vcpus() {
+            let Some(fork) = self.vm.shared(vcpu).fork(skipped.ns) else {
+                return Err((ForkError::OutOfMemory, space));
+            };
+            vcpus.push(fork);
+        }
         let vcpus: Box<[VcpuShared]> = vcpus.into_boxed_slice();
         let config = VmConfig {
             counter_offset: self.vm.counter_offset().wrapping_add(skipped.counter),
             ..*self.vm.config()
         };
         let mut fork = Vm::with_vcpus(config, devices, vcpus, space);
-        fork.inherit_features(features);
+        fork.inherit_features(self.vm.features());
         if let Some(times) = self.vm.stolen_times() {
             fork.tell_stolen_time(times);
         }
@@ -223,3 +221,6 @@ impl<S, K: FnMut(CpuId)> fmt::Debug for Pause<'_, S, K> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod heap_tests;

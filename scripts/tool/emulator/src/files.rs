@@ -1,5 +1,5 @@
 //! Files that are written as a whole: a reader finds the old contents or the new ones, and a file that can't be
-//! written is as it was. Several processes may do so at once.
+//! written is as it was. Several processes may do so at once. And files that are there for one run of a tool ([`RunFile`]).
 
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
@@ -50,6 +50,47 @@ pub fn check(path: &Path) -> io::Result<()> {
     fs::remove_file(partial)
 }
 
+/// The path of a file for this run of a tool, whose name has the number of this process. Whatever is there is removed when this is
+/// dropped.
+#[derive(Debug)]
+pub struct RunFile(PathBuf);
+
+impl RunFile {
+    /// `NAME-NUMBER.EXTENSION` in a folder. Nothing is written. What is left of runs that a signal has ended, by this name, is
+    /// removed, if it can be.
+    pub fn new(folder: &Path, name: &str, extension: &str) -> Self {
+        let own = |process: u32| format!("{name}-{process}.{extension}");
+        let processes = Path::new("/proc");
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        for entry in entries.filter(|_| processes.join("self").exists()) {
+            let file = entry.file_name();
+            let process = (file.to_str())
+                .and_then(|file| file.strip_prefix(name)?.strip_prefix('-'))
+                .and_then(|file| file.strip_suffix(extension)?.strip_suffix('.'))
+                .and_then(|process| process.parse().ok());
+            let is_left = |process: u32| {
+                file == *own(process) && !processes.join(process.to_string()).exists()
+            };
+            if process.is_some_and(is_left) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        Self(folder.join(own(std::process::id())))
+    }
+
+    /// The path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for RunFile {
+    fn drop(&mut self) {
+        // If it can't be removed, the next run with the same number replaces it.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
 fn is_special(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| !metadata.is_file())
 }
@@ -68,6 +109,33 @@ fn beside(path: &Path) -> PathBuf {
 mod tests {
     use super::*;
     use tempfile::TempDir;
+
+    #[test]
+    fn a_file_of_a_run_goes_with_it_and_those_of_dead_processes_go_too() {
+        let folder = tempfile::TempDir::new().expect("room for a folder");
+        let at = |name: &str| folder.path().join(name);
+        // No process has this number.
+        let dead = u32::MAX;
+        let own = format!("guest-{}.cpio", std::process::id());
+        let others = [
+            format!("guest-{dead}.img"),
+            format!("bench-{dead}.cpio"),
+            "guest-1.cpio".into(),
+            "guest-.cpio".into(),
+            "guest-+7.cpio".into(),
+        ];
+        for name in others.iter().chain([&format!("guest-{dead}.cpio")]) {
+            fs::write(at(name), "").expect("the folder is ours");
+        }
+        let file = RunFile::new(folder.path(), "guest", "cpio");
+        assert_eq!(file.path(), at(&own));
+        assert!(!at(&format!("guest-{dead}.cpio")).exists());
+        fs::write(file.path(), "").expect("the folder is ours");
+        drop(file);
+        assert!(!at(&own).exists());
+        drop(RunFile::new(&at("none"), "guest", "cpio"));
+        assert!(others.iter().all(|name| at(name).exists()));
+    }
 
     #[test]
     fn a_file_is_replaced_and_nothing_is_left_beside_it() {

@@ -16,17 +16,20 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::session::terminal;
 
 /// The leader's program. Nobody writes to the pipe, so its read ends when the pipe is closed.
 const LEADER: &str = "read -r nothing; kill -KILL 0";
 
-/// The exit status after Ctrl-C, as shells have it.
-const INTERRUPTED: i32 = 130;
+/// The exit status after a signal is this and the signal's number, as shells have it: 130 after Ctrl-C.
+const SIGNALLED: i32 = 128;
 
 /// The message when a signal ends this process.
 static LAST_WORDS: Mutex<Option<String>> = Mutex::new(None);
@@ -172,13 +175,18 @@ pub fn say_when_ended(words: String) {
     *LAST_WORDS.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
 }
 
-/// From now on Ctrl-C, SIGTERM and SIGHUP end every group and then this process; the terminal gets its usual mode back.
+/// From now on Ctrl-C, SIGTERM and SIGHUP end every group and then this process, whose exit status tells the signal; the terminal
+/// gets its usual mode back.
 ///
 /// # Errors
 ///
-/// If there is such a handler already, or the system allows none.
-pub fn end_groups_on_signals() -> Result<(), ctrlc::Error> {
-    ctrlc::set_handler(|| {
+/// If the system allows no handler.
+pub fn end_groups_on_signals() -> io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let end = move || {
+        let Some(signal) = signals.forever().next() else {
+            return;
+        };
         // Held until the end, so that no further child is started.
         let groups = groups();
         groups.iter().copied().for_each(kill_group);
@@ -187,8 +195,10 @@ pub fn end_groups_on_signals() -> Result<(), ctrlc::Error> {
         if let Some(words) = words.as_deref() {
             eprintln!("\n{words}");
         }
-        std::process::exit(INTERRUPTED);
-    })
+        std::process::exit(SIGNALLED + signal);
+    };
+    thread::Builder::new().name("signals".into()).spawn(end)?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::usage;
 use emulator::error::ToolError;
 use emulator::size::Size;
-use records::kernel::{FIRMWARE_BYTES, check_firmware, check_kernel};
+use records::kernel::{FIRMWARE_BYTES, KernelError, check_firmware, check_kernel};
 
 /// The longest command line of an arm64 kernel.
 const LONGEST_COMMAND_LINE: usize = 2047;
@@ -23,22 +23,34 @@ fn refused(option: &str, path: &Path, why: impl Display) -> ToolError {
     ToolError::Usage(format!("{option}{space}{}: {why}", path.display()))
 }
 
-/// Reads a file that can have so many bytes.
-fn read(option: &str, path: &Path, most: u64) -> Result<Vec<u8>, ToolError> {
-    let mut file = fs::File::open(path).map_err(|error| refused(option, path, error))?;
+/// Opens the file that `option` names. Gives its size, too.
+fn open(option: &str, path: &Path) -> Result<(fs::File, u64), ToolError> {
+    let file = fs::File::open(path).map_err(|error| refused(option, path, error))?;
     let found = (file.metadata()).map_err(|error| refused(option, path, error))?;
-    if !found.is_file() {
-        return Err(refused(option, path, "it isn't a file"));
+    match found.is_file() {
+        true => Ok((file, found.len())),
+        false => Err(refused(option, path, "it isn't a file")),
     }
-    if found.len() > most {
-        let length = found.len();
-        let why = format!("it has {length} bytes, and there is room for {most}");
-        return Err(refused(option, path, why));
-    }
+}
+
+/// Reads a file as far as there is room for it. Gives its size, too.
+fn read(option: &str, path: &Path, room: u64) -> Result<(Vec<u8>, u64), ToolError> {
+    let (file, length) = open(option, path)?;
     let mut bytes = Vec::new();
-    match file.read_to_end(&mut bytes) {
-        Ok(_) => Ok(bytes),
+    match file.take(room).read_to_end(&mut bytes) {
+        Ok(_) => Ok((bytes, length)),
         Err(error) => Err(refused(option, path, error)),
+    }
+}
+
+/// Checks that a file of this size was read to its end. What was read of it is what it should be.
+fn check_room(option: &str, path: &Path, length: u64, room: u64) -> Result<(), ToolError> {
+    match length <= room {
+        true => Ok(()),
+        false => {
+            let why = format!("it has {length} bytes, and there is room for {room}");
+            Err(refused(option, path, why))
+        }
     }
 }
 
@@ -54,11 +66,9 @@ pub fn check_length(option: &str, line: &str) -> Result<(), ToolError> {
 
 /// Checks the file that `option` names. Gives its size.
 pub fn check_initrd(option: &str, path: &Path) -> Result<u64, ToolError> {
-    match fs::File::open(path).and_then(|file| file.metadata()) {
-        Err(error) => Err(refused(option, path, error)),
-        Ok(found) if !found.is_file() => Err(refused(option, path, "it isn't a file")),
-        Ok(found) if found.len() == 0 => Err(refused(option, path, "it is empty")),
-        Ok(found) => Ok(found.len()),
+    match open(option, path)? {
+        (_, 0) => Err(refused(option, path, "it is empty")),
+        (_, length) => Ok(length),
     }
 }
 
@@ -71,8 +81,13 @@ pub fn check_kernel_file(
     initrd: u64,
     more: &str,
 ) -> Result<u64, ToolError> {
-    let image = read(option, path, bytes.0)?;
-    let checked = check_kernel(&image).map_err(|error| refused(option, path, error))?;
+    let (image, length) = read(option, path, bytes.0)?;
+    let checked = check_kernel(&image);
+    // What was read of a kernel that has no room is a part of one.
+    if let Ok(_) | Err(KernelError::Truncated { .. }) = checked {
+        check_room(option, path, length, bytes.0)?;
+    }
+    let checked = checked.map_err(|error| refused(option, path, error))?;
     checked
         .check_fits(bytes.0, initrd.saturating_add(OTHERS))
         .map_err(|error| {
@@ -88,7 +103,8 @@ pub fn check_kernel_file(
 
 /// Checks the firmware that `option` names. Gives its size.
 pub fn check_firmware_file(option: &str, path: &Path) -> Result<u64, ToolError> {
-    let image = read(option, path, FIRMWARE_BYTES)?;
+    let (image, length) = read(option, path, FIRMWARE_BYTES)?;
     check_firmware(&image).map_err(|error| refused(option, path, error))?;
+    check_room(option, path, length, FIRMWARE_BYTES)?;
     Ok(image.len() as u64)
 }

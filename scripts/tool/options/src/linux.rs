@@ -16,28 +16,16 @@ use emulator::error::ToolError;
 use emulator::size::{Size, mib};
 
 /// The options that mean nothing to a guest that isn't measured.
-pub const MEASURED: [&str; 20] = [
-    "iterations",
-    "write_percent",
-    "random",
-    "seed",
-    "json",
-    "split",
-    "tracking",
-    "granularity",
-    "harvest",
-    "harvesters",
-    "ring_entries",
-    "enable",
-    "clear",
-    "restore",
-    "split_chunk",
-    "split_reserve",
-    "slots",
-    "exit_times",
-    "workload",
-    "overcommits",
-];
+pub const MEASURED: [&str; LOGGED.len() + UNLOGGED.len() + 1] = {
+    let mut all = ["overcommits"; LOGGED.len() + UNLOGGED.len() + 1];
+    let (logged, others) = all.split_at_mut(LOGGED.len());
+    logged.copy_from_slice(&LOGGED);
+    others
+        .split_at_mut(UNLOGGED.len())
+        .0
+        .copy_from_slice(&UNLOGGED);
+    all
+};
 /// Those of them that mean something if its memory is logged.
 pub const LOGGED: [&str; 14] = [
     "iterations",

@@ -1,13 +1,13 @@
 //! A Linux guest on the user's terminal, or one that runs a command.
 
 use std::ffi::OsStr;
-use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use emulator::error::{FAILED, ToolError};
+use emulator::files::RunFile;
 use emulator::images::without_foreign_flags;
 use emulator::process::Group;
 use emulator::qemu::{Machine, Module, ModuleKind, PlacedModules};
@@ -38,20 +38,7 @@ pub struct Files {
     guest: Guest,
     token: Option<Token>,
     /// The one of them that was made for this run.
-    made: Made,
-}
-
-/// A file that is removed when nobody needs it any more.
-#[derive(Debug)]
-struct Made(Option<PathBuf>);
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        if let Some(path) = self.0.take() {
-            // If it can't be removed, the next run with the same number replaces it.
-            let _ = fs::remove_file(path);
-        }
-    }
+    made: Option<RunFile>,
 }
 
 impl Files {
@@ -73,13 +60,13 @@ impl Files {
             initrd: options.initrd.clone(),
             guest,
             token: None,
-            made: Made(None),
+            made: None,
         };
         if !options.vms.is_empty() && options.vms.iter().all(has_own) {
             return Ok(is_own(Guest::Several(None)));
         }
         if options.vms.is_empty() && options.linux.is_none() {
-            return Ok(is_own(Guest::Own));
+            return Ok(is_own(Guest::Own { has_shell: false }));
         }
         // Firmware takes input before the guest of ours does, which marks nothing for the tool then.
         let token = match firmware {
@@ -88,13 +75,10 @@ impl Files {
                 Token::random().map_err(|error| ToolError::Io(format!("/dev/urandom: {error}")))?,
             ),
         };
-        let folder = target_folder().join("linux");
-        remove_left(&folder);
-        let initrd = folder.join(format!("guest-{}.cpio", std::process::id()));
-        let made = Made(Some(initrd.clone()));
-        let kernel = make(options, token.as_ref(), &initrd, load)?;
+        let made = RunFile::new(&target_folder().join("linux"), "guest", "cpio");
+        let kernel = make(options, token.as_ref(), made.path(), load)?;
         let guest = match (&options.exec, token.clone()) {
-            (_, None) => Guest::Own,
+            (_, None) => Guest::Own { has_shell: true },
             (Some(_), Some(token)) => Guest::Command(token),
             (None, token) if !options.vms.is_empty() => Guest::Several(token),
             (None, Some(token)) => Guest::Shell(token),
@@ -102,10 +86,10 @@ impl Files {
         Ok(Self {
             firmware,
             kernel: Some(kernel),
-            initrd: Some(initrd),
+            initrd: Some(made.path().into()),
             guest,
             token,
-            made,
+            made: Some(made),
         })
     }
 
@@ -170,23 +154,6 @@ fn fitting(placed: PlacedModules) -> Result<Vec<Module>, ToolError> {
     modules.ok_or_else(|| {
         ToolError::Usage(format!("--mem: kernel and initrd don't fit into {memory}"))
     })
-}
-
-/// Removes the file systems of runs that a signal has ended. What can't be removed is left.
-fn remove_left(folder: &Path) {
-    let processes = Path::new("/proc");
-    let is_left = |name: &str| {
-        let name = name
-            .strip_prefix("guest-")
-            .and_then(|name| name.strip_suffix(".cpio"));
-        name.is_some_and(|process| !processes.join(process).exists())
-    };
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    for entry in entries.filter(|_| processes.join("self").exists()) {
-        if entry.file_name().to_str().is_some_and(is_left) {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
 }
 
 /// The path of the firmware, which is fetched if it is Debian's.

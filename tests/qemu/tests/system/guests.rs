@@ -197,7 +197,7 @@ fn memory_is_given_up_and_populated_ahead_and_every_wrong_range_is_refused() {
 }
 
 /// Exits of a kind, by the counters that were printed at the end.
-fn exits(outcome: &Outcome, kind: &str) -> u64 {
+pub(crate) fn exits(outcome: &Outcome, kind: &str) -> u64 {
     let counters = outcome.line_with("counters: ").unwrap_or_default();
     let mut words = counters.split_whitespace();
     let count = words.find(|word| *word == kind).and_then(|_| words.next());

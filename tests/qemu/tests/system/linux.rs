@@ -94,7 +94,13 @@ fn the_terminal_is_as_before_when_the_machine_has_ended() {
 #[test]
 fn the_terminal_is_as_before_when_a_signal_ends_the_tool() {
     let folder = TempDir::new().expect("room for a folder");
-    for signal in ["-TERM", "-HUP", "-INT", "-QUIT", "-KILL"] {
+    for (signal, expected) in [
+        ("-TERM", Some(143)),
+        ("-HUP", Some(129)),
+        ("-INT", Some(130)),
+        ("-QUIT", None),
+        ("-KILL", None),
+    ] {
         let mut run = on_terminal(folder.path(), ECHO);
         run.wait_for("begin");
         run.wait_until("raw mode", OnTerminal::is_raw);
@@ -106,7 +112,8 @@ fn the_terminal_is_as_before_when_a_signal_ends_the_tool() {
         assert!(sent.expect("kill is there").success());
         run.wait_until(signal, OnTerminal::is_as_before);
         let (status, complaints, as_before) = run.ends();
-        assert!(!status.success() && as_before, "{signal}: {complaints}");
+        assert_eq!(status.code(), expected, "{signal}: {complaints}");
+        assert!(as_before, "{signal}");
     }
 }
 
@@ -169,6 +176,11 @@ fn files_that_are_no_kernel_or_missing_are_named() {
     let text = path("text", &b"no kernel\n".repeat(99));
     let nothing = path("nothing", b"");
     let initrd = path("initrd", &[1; 64 << 10]);
+    let archive = path("cpio", &b"070701".repeat(20 << 10));
+    let large = path(
+        "large",
+        &[fs::read(&sound).expect("ours"), vec![0; 128 << 10]].concat(),
+    );
     let none = "/nowhere/at/all";
     let cases: &[(&[&str], &[&str])] = &[
         (&["--kernel", none], &["--kernel /nowhere/at/all: "]),
@@ -179,6 +191,19 @@ fn files_that_are_no_kernel_or_missing_are_named() {
         ),
         (&["--kernel", &text], &["text: ", "magic number"]),
         (&["--kernel", &nothing], &["nothing: ", "0 bytes"]),
+        (
+            &["--kernel", &archive, "--bytes=64K"],
+            &["cpio: ", "a cpio archive, as an initial ramdisk is"],
+        ),
+        (
+            &["--kernel", &initrd, "--bytes=16K"],
+            &["initrd: ", "magic number"],
+        ),
+        (
+            &["--kernel", &large, "--bytes=64K"],
+            &["large: it has 135168 bytes, and there is room for 65536"],
+        ),
+        (&["--firmware", &archive], &["cpio: ", "a cpio archive"]),
         (
             &["--kernel", &sound, "--initrd", none],
             &["--initrd /nowhere/at/all: "],

@@ -364,7 +364,7 @@ impl Cpu for FakeCpu {
         assert!(!self.loaded);
         self.loaded = true;
         self.last_exit = Syndrome::NONE;
-        self.loads.push((state.clone(), *controls));
+        self.loads.push((state.try_clone().unwrap(), *controls));
     }
 
     fn put(&mut self, state: &mut VcpuState) -> Option<u64> {

@@ -81,7 +81,7 @@ fn a_paused_vms_vcpus_stand_still_and_go_on_where_they_were() {
         while last.contains(&0) || (0..3).any(|id| !paused().contains(&VcpuId(id))) {
             let pause = vm.pause(|cpu| lines.kick(cpu));
             wait_for(&pause);
-            let counts = || [0, 1].map(|id| pause.state(VcpuId(id)).regs.x[20]);
+            let counts = || [0, 1].map(|id| pause.state(VcpuId(id)).unwrap().regs.x[20]);
             let before = counts();
             thread::sleep(Duration::from_micros(100));
             assert!(pause.is_complete());
@@ -127,7 +127,7 @@ fn a_pause_and_a_stop_reach_a_vcpu_that_does_nothing_but_fault() {
             let pause = vm.pause(|cpu| lines.kick(cpu));
             wait_for(&pause);
             let faults = vm.exits().of(ExitKind::PermissionFault);
-            assert!(faults > last && pause.state(VcpuId(0)).regs.x[20] == faults);
+            assert!(faults > last && pause.state(VcpuId(0)).unwrap().regs.x[20] == faults);
             last = faults;
         }
         vm.stop(StopReason::Requested, |cpu| lines.kick(cpu));
@@ -175,7 +175,7 @@ fn a_pause_is_complete_only_when_handlers_are() {
         assert!(!pause.is_complete(), "a handler is in the middle of a call");
         drop(held);
         wait_for(&pause);
-        let x = pause.state(VcpuId(0)).regs.x;
+        let x = pause.state(VcpuId(0)).unwrap().regs.x;
         assert_eq!(x[..3], [NOT_SUPPORTED, 7, 8], "the call was finished");
     });
     assert_eq!(vm.stop_reason(), Some(StopReason::PoweredOff));
@@ -235,7 +235,11 @@ fn a_vcpu_that_waits_for_an_answer_gets_it_after_the_pause() {
         wait_until(|| service.left() < 3);
         let pause = vm.pause(|cpu| lines.kick(cpu));
         wait_for(&pause);
-        assert_eq!(pause.state(VcpuId(0)).regs.x[1..4], [7, 8, 9], "no answer");
+        assert_eq!(
+            pause.state(VcpuId(0)).unwrap().regs.x[1..4],
+            [7, 8, 9],
+            "no answer"
+        );
         *service.replies.lock().unwrap() = [ServiceReply::Return([1, 2, 3, 4])].into();
         drop(pause);
     });
@@ -269,7 +273,11 @@ fn a_vm_that_lacks_memory_is_paused_and_tries_again_when_it_is_fed() {
             {
                 let pause = vm.pause(|cpu| lines.kick(cpu));
                 wait_for(&pause);
-                assert_eq!(pause.state(VcpuId(0)).regs.pc, ENTRY, "it went past it");
+                assert_eq!(
+                    pause.state(VcpuId(0)).unwrap().regs.pc,
+                    ENTRY,
+                    "it went past it"
+                );
             }
             thread::sleep(Duration::from_millis(5));
             assert_eq!(vm.starvation(), lack, "another pause's end fed it");
@@ -325,7 +333,7 @@ fn a_forks_vcpus_go_on_where_the_parents_were_paused() {
         let pause = parent.pause(|cpu| lines.kick(cpu));
         wait_for(&pause);
         let child = forked(&pause);
-        let state = pause.state(VcpuId(0));
+        let state = pause.state(VcpuId(0)).unwrap();
         drop(pause);
         parent.stop(StopReason::Requested, |cpu| lines.kick(cpu));
         (child, state)

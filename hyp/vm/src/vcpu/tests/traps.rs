@@ -317,7 +317,7 @@ fn features_that_a_vm_offers_are_its_guests() {
     );
     assert_eq!(cpu.debug, [0, 1 << 15, 1 << 15]);
     assert!(cpu.records.is_empty());
-    let state = vm.pause(|_| {}).state(VcpuId(0));
+    let state = vm.pause(|_| {}).state(VcpuId(0)).unwrap();
     assert_eq!(state.debug.breakpoints[3].control, 0x1e5);
     assert!(state.sve.is_some_and(|sve| sve.is_used));
 

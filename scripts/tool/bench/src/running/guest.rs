@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use emulator::error::ToolError;
+use emulator::files::RunFile;
 use emulator::images;
 use emulator::qemu::{Module, ModuleKind, PlacedModules};
 use emulator::repository::target_folder;
@@ -20,7 +21,7 @@ const COMMAND_LINE: &str = "console=ttyAMA0 panic=-1 quiet nowatchdog";
 #[derive(Debug)]
 pub struct LinuxGuest {
     kernel: PathBuf,
-    initrd: PathBuf,
+    initrd: RunFile,
     token: Token,
 }
 
@@ -35,10 +36,16 @@ impl LinuxGuest {
         let program = fs::read(&load).map_err(|error| ToolError::unusable(&load, &error))?;
         let token =
             Token::random().map_err(|error| ToolError::Io(format!("/dev/urandom: {error}")))?;
-        let initrd = target_folder().join(format!("linux/bench-{}.cpio", std::process::id()));
+        let initrd = RunFile::new(&target_folder().join("linux"), "bench", "cpio");
         let session = Session::Load(program);
         let progress = |what: &str| eprintln!("setup: {what}");
-        let kernel = prepare_guest(series, &session, &token.to_string(), &initrd, progress)?;
+        let kernel = prepare_guest(
+            series,
+            &session,
+            &token.to_string(),
+            initrd.path(),
+            progress,
+        )?;
         Ok(Self {
             kernel: kernel.image,
             initrd,
@@ -54,7 +61,7 @@ impl LinuxGuest {
     pub fn modules(&self, memory: Size) -> Result<Vec<Module>, ToolError> {
         let mut placed = PlacedModules::new(memory);
         placed.place(ModuleKind::Kernel, &self.kernel, Some(COMMAND_LINE))?;
-        placed.place(ModuleKind::Ramdisk, &self.initrd, None)?;
+        placed.place(ModuleKind::Ramdisk, self.initrd.path(), None)?;
         placed.fitting().ok_or_else(|| {
             ToolError::Usage(format!(
                 "--bytes: kernel and initrd don't fit into {memory}"
@@ -70,12 +77,5 @@ impl LinuxGuest {
     /// What is to be heard of the loads of one boot.
     pub fn marks(&self) -> Marks {
         Marks::new(&self.token)
-    }
-}
-
-impl Drop for LinuxGuest {
-    fn drop(&mut self) {
-        // If it can't be removed, the next run with the same number replaces it.
-        let _ = fs::remove_file(&self.initrd);
     }
 }

@@ -2,7 +2,8 @@
 //! to the guest.
 //!
 //! From a terminal each key goes to the guest at once, but for Ctrl-A and the key behind it. What comes from elsewhere goes to
-//! the guest as if it were typed; when that ends, a guest with a shell of ours is told so until it has read it, and ends.
+//! the guest as if it were typed; when that ends, a guest with a shell of ours is told so until it has read it, and ends. Of
+//! several VMs the one is told that has the input; when it has ended, it is the next one's turn. A kernel of the user's goes on.
 //! Nothing is given to a guest of ours before it says that it takes input: what comes earlier would be lost.
 
 pub mod keys;
@@ -83,7 +84,7 @@ pub fn run(
 ) -> Result<Ended, ToolError> {
     let input = match guest {
         Guest::Command(_) => Stdio::null(),
-        Guest::Shell(_) | Guest::Own | Guest::Several(_) => Stdio::piped(),
+        Guest::Shell(_) | Guest::Own { .. } | Guest::Several(_) => Stdio::piped(),
     };
     command
         .stdin(input)
@@ -96,7 +97,7 @@ pub fn run(
     follow(&mut group, &sender);
     let raw = match guest {
         Guest::Command(_) => None,
-        Guest::Shell(_) | Guest::Own | Guest::Several(_) => {
+        Guest::Shell(_) | Guest::Own { .. } | Guest::Several(_) => {
             let raw = RawMode::enter();
             raw.map_err(|error| ToolError::Io(format!("the terminal's mode: {error}")))?
         }
@@ -108,7 +109,7 @@ pub fn run(
         splitter: Splitter::default(),
         command: None,
         by_user: false,
-        is_own: matches!(guest, Guest::Own | Guest::Several(None)),
+        is_own: matches!(guest, Guest::Own { .. } | Guest::Several(None)),
         is_several: matches!(guest, Guest::Several(_)),
         logs,
         taking,
@@ -318,7 +319,7 @@ fn take_input(group: &mut Group, guest: &Guest, sender: &Sender<Event>) -> Optio
     let mut pipe = group.child().stdin.take()?;
     let (typed, waiting) = mpsc::sync_channel(WAITING);
     let (taking, is_taken) = mpsc::channel();
-    let is_shell = matches!(guest, Guest::Shell(_));
+    let has_shell = guest.has_shell();
     let sender = sender.clone();
     thread::spawn(move || read_input(&typed, &sender));
     thread::spawn(move || {
@@ -334,10 +335,10 @@ fn take_input(group: &mut Group, guest: &Guest, sender: &Sender<Event>) -> Optio
                 return;
             }
         }
-        if is_shell && !at_begin {
+        if has_shell && !at_begin {
             let _ = pipe.write_all(b"\n");
         }
-        while !is_shell || pipe.write_all(&[END_OF_INPUT]).is_ok() {
+        while !has_shell || pipe.write_all(&[END_OF_INPUT]).is_ok() {
             thread::sleep(END_OF_INPUT_EVERY);
         }
     });

@@ -16,10 +16,24 @@ pub enum Guest {
     Shell(Token),
     /// A guest of ours that runs one command; only what this prints is shown.
     Command(Token),
-    /// A kernel of the user's.
-    Own,
+    /// A kernel of the user's, or firmware. Behind firmware there may be a shell of ours, which says nothing to the tool.
+    Own {
+        /// Whether there may be such a shell.
+        has_shell: bool,
+    },
     /// Several VMs. Guests of ours among them have this token.
     Several(Option<Token>),
+}
+
+impl Guest {
+    /// Whether there is a shell of ours, which ends with its input.
+    pub fn has_shell(&self) -> bool {
+        match self {
+            Self::Shell(_) | Self::Several(Some(_)) => true,
+            Self::Own { has_shell } => *has_shell,
+            Self::Command(_) | Self::Several(None) => false,
+        }
+    }
 }
 
 /// Takes the console apart.
@@ -49,7 +63,7 @@ impl Output {
     /// Of this guest.
     pub fn new(guest: &Guest) -> Self {
         let stage = match guest {
-            Guest::Own => Stage::Own,
+            Guest::Own { .. } => Stage::Own,
             Guest::Several(token) => Stage::Several(Tagged::new(token.as_ref())),
             Guest::Shell(token) => Stage::Shell(Mark::new(token, "ready")),
             Guest::Command(token) => {
@@ -402,7 +416,7 @@ mod tests {
     fn within_the_guests_output_the_hypervisors_forms_are_the_guests() {
         let console = b"hello\r\nparvisor: exit status 5\r\nVM 0\r\n# \r\nVM 0 after its end: none\r\nparvisor: exit status 0\r\n";
         assert_parts(
-            &Guest::Own,
+            &Guest::Own { has_shell: false },
             console,
             &[
                 "shown hello\r\nparvisor: exit status 5\r\nVM 0\r\n# \r\n",
@@ -439,7 +453,7 @@ mod tests {
 
     #[test]
     fn what_is_held_back_is_shown_when_nothing_more_comes() {
-        let mut output = Output::new(&Guest::Own);
+        let mut output = Output::new(&Guest::Own { has_shell: false });
         let mut shown = Vec::new();
         let mut show = |part: Part<'_>| {
             if let Part::Shown(bytes) = part {

@@ -215,6 +215,50 @@ fn vms_that_begin_with_an_image_share_its_frames_until_they_write() {
     }
 }
 
+/// As operating systems start: kernel and ramdisk are shared, and all else is allocated when it is touched.
+#[test]
+fn memory_that_is_allocated_at_first_touch_begins_with_several_images() {
+    let machine = Vms::new(4096);
+    let (kernel, ramdisk) = (image(&machine, 3), image(&machine, 2));
+    let bytes = 2 * BLOCK * PAGE_SIZE;
+    let with = |vm: u16, ramdisk_at: u64| {
+        let account = Owner::Vm(VmId::new(vm.into()).unwrap());
+        let images = [(&*kernel, PAGE_SIZE), (&*ramdisk, ramdisk_at * PAGE_SIZE)];
+        Object::with_images(&machine.cpu, account, bytes, Level::L2, &images)
+    };
+    let spaces = [0, 1].map(|vm| {
+        let space = space(&machine, vm, Change::Direct);
+        machine.map(&space, with(vm as u16, 4).unwrap());
+        space
+    });
+    let [one, other] = &spaces;
+    assert_eq!((machine.guest(), machine.pool.shared_frames()), (5, 5));
+    for space in &spaces {
+        let content = (0..7).map(|page| machine.read(space, page));
+        assert_eq!(content.collect::<Vec<_>>(), [0, 1, 2, 3, 1, 2, 0]);
+    }
+    assert_eq!(machine.guest(), 5, "only read");
+    machine.write(one, 4, 77);
+    machine.write(one, 0, 78);
+    assert_eq!((machine.read(other, 4), machine.read(other, 0)), (1, 0));
+    assert_eq!((machine.read(one, 4), machine.read(one, 0)), (77, 78));
+    assert_eq!(machine.guest(), 5 + 2);
+    let (_, level, _) = machine.access(one, BLOCK, Access::Write);
+    assert_eq!(level, Level::L2, "what no image touches is a block");
+    for at in [0, 1, 2, 3] {
+        let overlap = with(2, at).map(drop);
+        assert_eq!(overlap, Err(ObjectError::ImagesOverlap), "{at}");
+    }
+    let beyond = with(2, 2 * BLOCK - 1).map(drop);
+    assert_eq!(beyond, Err(ObjectError::ImageBeyondEnd));
+    spaces
+        .into_iter()
+        .for_each(|space| space.destroy(&machine.cpu));
+    assert_eq!(machine.guest(), 5);
+    drop((kernel, ramdisk));
+    machine.check_nothing_is_left();
+}
+
 #[test]
 fn an_image_that_doesnt_lie_in_the_memory_at_a_page_is_refused() {
     let machine = Vms::new(1024);
