@@ -6,6 +6,7 @@ mod drivers;
 mod faults_of_others;
 mod hostile;
 mod its;
+mod often_wrong;
 mod overflow;
 mod physical;
 mod registers;
