@@ -257,7 +257,7 @@ impl<'a, H: VirtualInterface, K: FnMut(usize)> Local<'a, H, K> {
             *held = Held {
                 intid,
                 latched: true,
-                by_hand: false,
+                active_at: None,
                 has_source: false,
             };
         }

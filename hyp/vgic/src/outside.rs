@@ -19,7 +19,7 @@ impl Outside {
         priorities: [0; INTIDS],
     };
 
-    pub(crate) const fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.intids.is_empty()
     }
 

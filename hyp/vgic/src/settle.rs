@@ -135,17 +135,17 @@ mod tests {
     proptest! {
         /// Of a list register that holds nothing any more, of an interrupt that may be taken where it is.
         #[test]
-        fn what_is_raised_again_is_settled_so(bits in 0_u64..1 << 36, eoi: bool, by_hand: bool, latched: bool) {
+        fn what_is_raised_again_is_settled_so(bits in 0_u64..1 << 36, eoi: bool, active_at: Option<u8>, latched: bool) {
             let word = Word(bits | Word::CLAIMED);
             let register = ListRegister::new(40, 0xa0).with_eoi(eoi);
             if let Some(new) = raised_again(word, register) {
-                let held = Held { intid: 40, latched, by_hand, has_source: false };
+                let held = Held { intid: 40, latched, active_at, has_source: false };
                 let expected = Settled {
                     word: new,
                     pending: true,
                     active: false,
                     latched: true,
-                    by_hand: false,
+                    active_at: None,
                     eoi: false,
                     physical: false,
                     ends_physical: false,

@@ -67,6 +67,11 @@ fn send(targets: Targets) {
     let _ = GicCpuInterface::send_sgi(KICK, target, SgiTargetGroup::CurrentGroup1);
 }
 
+/// What was sent is on its way. Without this a CPU that waits, or works at EL2 for long, may keep it to itself.
+fn complete() {
+    barrier::isb(barrier::SY);
+}
+
 pub struct V3 {
     distributor: Option<Registers>,
     redistributors: Vec<PhysicalRange>,
@@ -203,6 +208,7 @@ impl V3 {
 
     pub fn kick(&self, target: Mpidr) {
         send(Targets::of(target));
+        complete();
     }
 
     /// Sends one interrupt for each run of targets that one write can name.
@@ -224,6 +230,7 @@ impl V3 {
         if let Some(targets) = named {
             send(targets);
         }
+        complete();
     }
 
     pub fn take(&self) -> Option<u32> {
