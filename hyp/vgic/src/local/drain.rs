@@ -35,6 +35,7 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
 
     /// Looks at the 64 interrupts from `first` on that have a bit in `hints`: what a list register holds is settled at once, the
     /// rest goes to the backlog.
+    #[inline(always)]
     fn look_at(&mut self, first: u32, mut hints: u64) {
         for slot in self.slots() {
             let held = self.own.held.get(slot);
