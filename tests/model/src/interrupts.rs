@@ -149,6 +149,9 @@ impl CpuInterface {
         }
         if self.vmcr & vmcr::VEOIM == 0 || intid >= FIRST_LPI {
             self.deactivate_virtual(intid);
+        } else if self.can_trap && !self.holds(intid).is_some_and(|register| register.active()) {
+            // QEMU 10 does so; by the architecture only DIR counts then.
+            self.count_end();
         }
     }
 
@@ -170,9 +173,7 @@ impl CpuInterface {
             if intid >= FIRST_LPI {
                 return;
             }
-            let count = ((self.hcr >> hcr::EOI_COUNT_SHIFT) + 1) & hcr::EOI_COUNT_MASK;
-            let rest = self.hcr & !(hcr::EOI_COUNT_MASK << hcr::EOI_COUNT_SHIFT);
-            self.hcr = rest | count << hcr::EOI_COUNT_SHIFT;
+            self.count_end();
             return;
         };
         assert!(
@@ -183,6 +184,12 @@ impl CpuInterface {
         if let Some(physical) = register.physical() {
             self.physical.remove(&physical);
         }
+    }
+
+    fn count_end(&mut self) {
+        let count = ((self.hcr >> hcr::EOI_COUNT_SHIFT) + 1) & hcr::EOI_COUNT_MASK;
+        let rest = self.hcr & !(hcr::EOI_COUNT_MASK << hcr::EOI_COUNT_SHIFT);
+        self.hcr = rest | count << hcr::EOI_COUNT_SHIFT;
     }
 
     /// Whether the maintenance interrupt is asserted (ICH_MISR_EL2).

@@ -183,6 +183,10 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         }
         // Which starts to count anew.
         self.hw.write_hcr(self.own.hcr);
+        if self.hw.can_trap_deactivation() && self.hw.read_vmcr() & vmcr::VEOIM != 0 {
+            // DIR traps, and EOIR deactivates nothing. QEMU 10 counts it all the same.
+            return;
+        }
         for _ in 0..count {
             match self.own.outside.most_urgent() {
                 Some((priority, intid)) if priority != BY_HAND => {

@@ -21,6 +21,7 @@
 //! | `forked` | takes such interrupts while it is forked | by the call |
 //! | `sve` | keeps values in SVE's registers, on a vCPU that starts twice too, on such a machine | by the call |
 //! | `debug` | sets watchpoints, likewise | by the call |
+//! | `nested` | has more interrupts active than there are list registers, there | by the call |
 //! | `count` | counts that no SGI, tick or interrupt of a device is lost or comes twice, there | by the call |
 //! | `devices` | accesses every register of the devices there in every way | by the call |
 //! | `hostile` | does at random whatever a guest can do to its GIC, timers, devices and vCPUs, there, or much of one kind of it | by the call |
@@ -44,6 +45,7 @@ mod hostile;
 mod interrupts;
 mod lpis;
 mod memory;
+mod nested;
 mod random;
 mod registers;
 mod smp;
@@ -88,6 +90,7 @@ fn main(tree: Tree) -> ! {
         "interrupts" => interrupts::probe(tree),
         "alarm" => alarm::probe(tree),
         "forked" => interrupts::while_forked(tree),
+        "nested" => nested::probe(tree),
         "sve" => sve::probe(tree),
         "debug" => debug::probe(tree),
         "count" => count::probe(tree, arguments),

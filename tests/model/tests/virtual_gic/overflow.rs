@@ -162,6 +162,28 @@ fn deactivation_by_dir_finds_what_is_outside() {
     }
 }
 
+/// With EOImode 1 EOIR deactivates nothing, though QEMU 10 counts it.
+#[test]
+fn a_priority_that_drops_ends_nothing_outside() {
+    let mut world = ready(1, 32..40);
+    world.cpus[0].hw.split_deactivation();
+    for (intid, priority) in [(32, 0xe0), (33, 0xc0), (34, 0xa0)] {
+        world.set_priority(0, intid, priority);
+        world.pulse(intid);
+        assert_eq!(world.acknowledge(0), Some(intid));
+    }
+    for intid in [34, 33, 32] {
+        world.end(0, intid);
+        world.settle();
+        assert!((32..35).all(|intid| world.active(0, intid)), "{intid}");
+    }
+    for intid in [33, 32, 34] {
+        world.deactivate(0, intid);
+        assert!(!world.active(0, intid));
+    }
+    assert_eq!(world.take(0), None);
+}
+
 #[test]
 fn a_level_that_stays_up_comes_again_after_each_end() {
     let mut world = World::ready(1, 1);

@@ -81,6 +81,14 @@ fn no_interrupt_is_lost_and_none_comes_twice() {
     }
 }
 
+/// Counted ends, evictions, DIR, and a wait with a mask, on the GICs that QEMU has: with four list registers.
+#[test]
+fn more_interrupts_are_active_than_there_are_list_registers() {
+    for machine in MACHINES {
+        passes("nested", machine, 1, 100);
+    }
+}
+
 /// SGIs to all, garbage for the ITS, levels that stay up, interrupts that are never ended, the redistributors of others, routes
 /// in halves, and a flood of characters, each beside a VM that counts its interrupts; and everything at once. Those of even
 /// numbers power off while their other vCPUs go on.
