@@ -21,6 +21,7 @@
 //! | `forked` | takes such interrupts while it is forked | by the call |
 //! | `sve` | keeps values in SVE's registers, on a vCPU that starts twice too, on such a machine | by the call |
 //! | `debug` | sets watchpoints, likewise | by the call |
+//! | `pmu` | counts by hand and takes the interrupts of overflows, likewise; `pmu exactly` counts instructions and cycles | by the call |
 //! | `count` | counts that no SGI, tick or interrupt of a device is lost or comes twice, there | by the call |
 //! | `devices` | accesses every register of the devices there in every way | by the call |
 //! | `hostile` | does at random whatever a guest can do to its GIC, timers, devices and vCPUs, there | by the call |
@@ -38,12 +39,14 @@ mod calls;
 mod clock;
 mod count;
 mod debug;
+mod devices;
 mod features;
 mod fp;
 mod hostile;
 mod interrupts;
 mod lpis;
 mod memory;
+mod pmu;
 mod random;
 mod registers;
 mod smp;
@@ -90,11 +93,12 @@ fn main(tree: Tree) -> ! {
         "forked" => interrupts::while_forked(tree),
         "sve" => sve::probe(tree),
         "debug" => debug::probe(tree),
+        "pmu" => pmu::probe(tree, arguments),
         "count" => count::probe(tree, arguments),
         "hostile" => hostile::probe(tree, arguments),
-        "devices" => hostile::access_devices(tree, arguments),
-        "stack" => hostile::stack_in_a_device(tree),
-        "vectors" => hostile::vectors_in_a_device(tree),
+        "devices" => devices::probe(tree, arguments),
+        "stack" => devices::stack(tree),
+        "vectors" => devices::vectors(tree),
         "off" => guest_runtime::power_off(),
         "reset" => {
             let _ = smccc::psci::system_reset::<Hvc>();
