@@ -42,15 +42,6 @@ pub(crate) fn event_counters(features: &CpuFeatures) -> u8 {
     }
 }
 
-/// The level of the line of the PMU's interrupt.
-pub(crate) fn line() -> bool {
-    PmuState::raises(
-        read_register!("pmcr_el0"),
-        read_register!("pmovsset_el0"),
-        read_register!("pmintenset_el1"),
-    )
-}
-
 /// `$each` on the number and the names of each event counter's registers.
 macro_rules! event_registers {
     ($each:ident, $($argument:expr),*) => {
