@@ -1,6 +1,7 @@
 //! One CPU: its registers and optional features, its TLB and caches, its per-CPU data. Nothing here depends on how the
 //! hypervisor uses them.
 
+pub mod common;
 pub mod features;
 pub mod speculation;
 pub mod syndrome;

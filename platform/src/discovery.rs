@@ -47,6 +47,8 @@ pub struct Machine<'t> {
     pub timer: Option<TimerInterrupts>,
     /// The interrupt by which a GIC with list registers asks for maintenance.
     pub maintenance: Option<Interrupt>,
+    /// The interrupt of the CPUs' performance monitors, if it is private to each of them.
+    pub pmu: Option<Interrupt>,
     /// The console's UART.
     pub console: Option<Uart>,
     /// The hypervisor's own options.
@@ -76,6 +78,7 @@ impl<'t> Machine<'t> {
             gic: devices::gic(tree)?,
             timer: devices::timer(tree),
             maintenance: devices::maintenance(tree),
+            pmu: devices::pmu(tree),
             console: devices::console(tree),
             bootargs: bootargs(tree)?,
             modules,

@@ -8,11 +8,13 @@ pub(crate) mod exceptions;
 pub(crate) mod fatal;
 pub(crate) mod inherited;
 #[cfg(target_os = "none")]
+pub(crate) mod pmu;
+#[cfg(target_os = "none")]
 pub(crate) mod protect;
 #[cfg(target_os = "none")]
 pub(crate) mod set_up;
 #[cfg(target_os = "none")]
-pub mod sve;
+pub(crate) mod sve;
 #[cfg(target_os = "none")]
 pub mod walker;
 #[cfg(target_os = "none")]

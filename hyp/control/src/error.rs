@@ -61,8 +61,8 @@ pub enum RunError {
         /// After how many seconds the guest is forked, if it is. The fork has as many vCPUs.
         fork: Option<u64>,
     },
-    /// The machine's CPUs lack a feature that the guest was to have.
-    NoCpuFeature(CpuFeature),
+    /// The guest can't have a feature of the CPUs; why not.
+    NoCpuFeature(CpuFeature, &'static str),
     /// The VM can't be made.
     Vm(VmError),
     /// The VM can't be forked.
@@ -187,7 +187,7 @@ impl RunError {
                 | Self::Unplaced(_)
                 | Self::NoGuestGic
                 | Self::GicVcpus { .. }
-                | Self::NoCpuFeature(_)
+                | Self::NoCpuFeature(..)
                 | Self::TooFewCpus { .. }
                 | Self::Layout(_)
                 | Self::TooLittleMemory { .. }
@@ -256,11 +256,9 @@ impl fmt::Display for RunError {
                 }
                 write!(f, ", but there are {cpus}")
             }
-            Self::NoCpuFeature(feature) => write!(
-                f,
-                "cpu_features={}: the CPUs don't have it",
-                feature.name()
-            ),
+            Self::NoCpuFeature(feature, why) => {
+                write!(f, "cpu_features={}: {why}", feature.name())
+            }
             Self::Vm(error) => error.fmt(f),
             Self::Fork(error) => error.fmt(f),
             Self::ForkWithDevice => {

@@ -126,6 +126,8 @@ pub struct Facts {
     pub guest_gic: Option<Version>,
     /// The bytes of a vector of SVE, 0 without it.
     pub vector_bytes: usize,
+    /// Whether guests can have the CPUs' performance monitors; if not, why.
+    pub pmu: Result<(), &'static str>,
     /// The clock that [`Machine::now_ns`] reads.
     pub clock: &'static str,
     /// Whether CPU 0 is kicked when somebody types on the console; else it has to look.

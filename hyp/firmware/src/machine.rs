@@ -11,10 +11,10 @@ use platform::CpuId;
 use platform::boot::System;
 use platform::boot::cpus;
 use platform::console;
+use platform::cpu::common::Common;
 use platform::discovery::Gic;
 use platform::drivers::gic;
 use platform::drivers::timer;
-use platform::el2::sve;
 use platform::range::PhysicalRange;
 use spin::Mutex;
 use stage2::{Features, PAGE_SIZE, Pa};
@@ -45,6 +45,7 @@ enum Given {
 impl Board {
     /// For a machine whose CPUs are up, and have `stage2` with pages of 4 KiB.
     pub fn new(system: &'static System, stage2: Features, most_tlbi: u32) -> Self {
+        let common = cpus::common();
         let facts = Facts {
             cpus: cpus::count(),
             stage2,
@@ -58,7 +59,8 @@ impl Board {
                 Gic::V2 { .. } => Version::V2,
                 Gic::V3 { .. } => Version::V3,
             }),
-            vector_bytes: sve::vector_bytes(&system.features),
+            vector_bytes: common.vector_bytes(),
+            pmu: pmu(system, &common),
             clock: "cntpct",
             wakes_for_input: (system.machine.console).is_some_and(|uart| uart.interrupt.is_some()),
         };
@@ -120,6 +122,20 @@ impl Board {
         let object = unsafe { Object::device(memory, Pa::new(start)..Pa::new(range.end())) };
         let object = object.map_err(DeviceError::Object)?;
         Ok(Registers { start, object })
+    }
+}
+
+/// Whether guests can have the performance monitors, and those with a virtual GIC their interrupt.
+fn pmu(system: &System, common: &Common) -> Result<(), &'static str> {
+    common.pmu((system.machine.cpus.iter()).map(|cpu| cpu.mpidr.affinity()))?;
+    if gic::list_registers().is_none() {
+        // No guest has an interrupt controller.
+        return Ok(());
+    }
+    match system.machine.gic {
+        Gic::V2 { .. } => Err("its interrupt isn't forwarded by a GICv2"),
+        Gic::V3 { .. } if gic::can_forward_pmu() => Ok(()),
+        Gic::V3 { .. } => Err("the interrupt of the CPUs' PMU isn't PPI 7"),
     }
 }
 

@@ -130,11 +130,13 @@ words! {
 
 words! {
     /// A feature of the CPU with state of its own, which a guest has if it is asked for.
-    CpuFeature: "sve or debug" {
+    CpuFeature: "sve, debug or pmu" {
         /// Vectors and predicates of SVE.
         Sve = "sve",
         /// Breakpoints, watchpoints and software step.
         Debug = "debug",
+        /// The performance monitors: event and cycle counters.
+        Pmu = "pmu",
     }
 }
 

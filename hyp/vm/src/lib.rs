@@ -27,14 +27,15 @@ pub use counts::exits::{ExitCounts, ExitKind};
 pub use ids::{CpuId, MAX_VCPUS, VcpuId};
 pub use machine::cpu::{
     Cpu, ExceptionControls, ExceptionRecord, ExitReason, Interrupt, NoInterface, PHYSICAL_TIMER,
-    RawExit, Stage2Registers, VIRTUAL_TIMER, VcpuControls, WriteServer, forbidden_write,
-    is_forbidden_write,
+    PMU_INTERRUPT, RawExit, Stage2Registers, VIRTUAL_TIMER, VcpuControls, WriteServer,
+    forbidden_write, is_forbidden_write,
 };
 pub use machine::guest_memory::{GuestMemory, Refusal};
 pub use machine::protection::{Protection, Protections};
 pub use random::Seed;
 pub use registers::debug::{DebugPoint, DebugPoints, DebugState, MOST_DEBUG_POINTS};
 pub use registers::offer::OfferedFeatures;
+pub use registers::pmu::{EventCounter, MOST_EVENT_COUNTERS, PmuState, PmuVersion};
 pub use registers::state::{El1State, FpState, GuestRegs, PacKeys, Start, VcpuState};
 pub use registers::sve::SveState;
 pub use registers::syndrome::Syndrome;

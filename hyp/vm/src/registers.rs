@@ -4,6 +4,7 @@ pub(crate) mod debug;
 pub(crate) mod id;
 pub(crate) mod nospec;
 pub(crate) mod offer;
+pub(crate) mod pmu;
 pub(crate) mod pstate;
 pub(crate) mod state;
 pub(crate) mod sve;

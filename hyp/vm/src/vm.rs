@@ -269,6 +269,7 @@ impl<S> Vm<S> {
                 .is_some_and(|devices| devices.gic.version() == Version::V3),
             debug: self.features.debug,
             sve: self.features.vector_bytes != 0,
+            pmu: self.features.pmu,
         }
     }
 

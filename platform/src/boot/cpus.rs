@@ -3,6 +3,7 @@
 
 use crate::boot::context::BOOT_CONTEXT;
 use crate::cpu::caches;
+use crate::cpu::common::{Common, Own};
 use crate::cpu::features::{self, CpuFeatures};
 use crate::cpu::percpu::{self, CpuId, PerCpu};
 use crate::cpu::register::read_register;
@@ -10,8 +11,10 @@ use crate::discovery::Mpidr;
 use crate::drivers::gic::{self, GicError};
 use crate::drivers::timer;
 use crate::el2::exceptions;
+use crate::el2::pmu;
 use crate::el2::protect;
 use crate::el2::set_up;
+use crate::el2::sve;
 use crate::power::park::{ParkCode, park};
 use crate::power::psci;
 use core::fmt;
@@ -27,6 +30,8 @@ const FAILED: u8 = 2;
 const PATIENCE_NS: u64 = 10_000_000_000;
 
 static FEATURES: Once<CpuFeatures> = Once::new();
+/// What the CPUs that are up have in common.
+static COMMON: Mutex<Option<Common>> = Mutex::new(None);
 static ENTRY: Once<fn(CpuId) -> !> = Once::new();
 static FAULT: Mutex<Option<CpuStartError>> = Mutex::new(None);
 
@@ -42,6 +47,28 @@ pub fn features() -> &'static CpuFeatures {
 
 pub(crate) fn set_features(features: CpuFeatures) {
     FEATURES.call_once(|| features);
+    note_own(&features);
+}
+
+/// Notes what the calling CPU, which has no guest yet, has in common with the others.
+fn note_own(features: &CpuFeatures) {
+    const MPIDR_MT: u64 = 1 << 24;
+    let own = Common::of(&Own {
+        vector_lengths: sve::vector_lengths(features),
+        pmu: features.pmu,
+        event_counters: pmu::event_counters(features),
+        is_thread: read_register!("mpidr_el1") & MPIDR_MT != 0,
+    });
+    let mut common = COMMON.lock();
+    *common = Some(common.map_or(own, |common| common.and(own)));
+}
+
+/// What all CPUs have in common of the features in which they may differ. All are up.
+///
+/// # Panics
+/// Before [`Boot::take_over`](crate::boot::Boot::take_over).
+pub fn common() -> Common {
+    (*COMMON.lock()).expect("the boot CPU has noted its own")
 }
 
 /// Why a CPU can't be started.
@@ -162,6 +189,7 @@ pub(crate) extern "C" fn secondary_main(cpu: &'static PerCpu) -> ! {
     protect::this_cpu(cpu);
     match check(cpu, &features) {
         Ok(entry) => {
+            note_own(&features);
             cpu.state.store(ONLINE, Ordering::Release);
             entry(cpu.id)
         }

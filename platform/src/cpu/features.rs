@@ -5,6 +5,7 @@
 
 use core::fmt;
 use stage2::{Atomics, Features, Granule, GranuleSupport};
+use vm::PmuVersion;
 
 /// The ID registers that features are decoded from.
 #[derive(Clone, Copy, Default, Debug)]
@@ -125,8 +126,8 @@ pub struct CpuFeatures {
     pub sctlr2: bool,
     /// FEAT_S1PIE or FEAT_S2PIE: permission indirection.
     pub permission_indirection: bool,
-    /// The PMU's architecture version, 0 without one.
-    pub pmu: u8,
+    /// The PMU's architecture version.
+    pub pmu: PmuVersion,
     /// FEAT_SPE: statistical profiling.
     pub spe: bool,
     /// FEAT_TRF: trace filter controls.
@@ -190,7 +191,7 @@ impl CpuFeatures {
             tcr2: field(id.aa64mmfr3, 0) != 0,
             sctlr2: field(id.aa64mmfr3, 4) != 0,
             permission_indirection: field(id.aa64mmfr3, 8) != 0 || field(id.aa64mmfr3, 12) != 0,
-            pmu: if pmu == 0xf { 0 } else { pmu },
+            pmu: PmuVersion(if pmu == 0xf { 0 } else { pmu }),
             spe: field(id.aa64dfr0, 32) != 0,
             trace_filter: field(id.aa64dfr0, 40) != 0,
             trace_buffer: field(id.aa64dfr0, 44) != 0,
@@ -352,7 +353,7 @@ mod tests {
         );
         assert_eq!(
             (features.hafdbs, features.bbm, features.fgt, features.pmu),
-            (0, 0, 0, 1)
+            (0, 0, 0, PmuVersion(1))
         );
         assert!(features.gic_registers);
     }

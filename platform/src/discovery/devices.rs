@@ -22,6 +22,29 @@ pub const GICV2: [&str; 6] = [
 /// The compatible strings of GICv3 and v4.
 pub const GICV3: [&str; 1] = ["arm,gic-v3"];
 
+/// The compatible strings of PMUs, PMUv3 and later.
+const PMUV3: [&str; 19] = [
+    "arm,armv8-pmuv3",
+    "arm,cortex-a35-pmu",
+    "arm,cortex-a53-pmu",
+    "arm,cortex-a55-pmu",
+    "arm,cortex-a57-pmu",
+    "arm,cortex-a65-pmu",
+    "arm,cortex-a72-pmu",
+    "arm,cortex-a73-pmu",
+    "arm,cortex-a75-pmu",
+    "arm,cortex-a76-pmu",
+    "arm,cortex-a77-pmu",
+    "arm,cortex-a78-pmu",
+    "arm,cortex-a510-pmu",
+    "arm,cortex-a710-pmu",
+    "arm,cortex-x1-pmu",
+    "arm,cortex-x2-pmu",
+    "arm,neoverse-n1-pmu",
+    "arm,neoverse-n2-pmu",
+    "arm,neoverse-v1-pmu",
+];
+
 /// The instruction that calls PSCI.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Conduit {
@@ -185,6 +208,15 @@ pub fn maintenance(tree: Fdt<'_>) -> Option<Interrupt> {
         let is_gic =
             place.is_enabled_and_compatible(&GICV3) || place.is_enabled_and_compatible(&GICV2);
         is_gic.then(|| private_interrupt(place, 0, 1))
+    })
+    .flatten()
+}
+
+/// The interrupt of the CPUs' performance monitors.
+pub fn pmu(tree: Fdt<'_>) -> Option<Interrupt> {
+    find(tree, &mut |place| {
+        let is_pmu = place.is_enabled_and_compatible(&PMUV3);
+        is_pmu.then(|| private_interrupt(place, 0, 1))
     })
     .flatten()
 }

@@ -70,6 +70,8 @@ fn virt() -> DeviceTree {
         "interrupts",
         [1u32, 13, 4, 1, 14, 4, 1, 11, 4, 1, 10, 4],
     );
+    let pmu = child(root, "pmu", "arm,armv8-pmuv3");
+    set(pmu, "interrupts", [1u32, 7, 4]);
     let gic = child(root, "intc@8000000", "arm,gic-v3");
     set(gic, "#redistributor-regions", 2u32);
     set(gic, "interrupts", [1u32, 9, 4]);
@@ -171,6 +173,7 @@ fn a_virt_machine_is_described_in_full() {
         })
     );
     assert_eq!(machine.maintenance, Some(Interrupt(25)));
+    assert_eq!(machine.pmu, Some(Interrupt(23)));
     assert_eq!(
         machine.gic,
         Gic::V3 {

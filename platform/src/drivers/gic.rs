@@ -2,8 +2,8 @@
 //!
 //! The hypervisor has one software-generated interrupt, which kicks a CPU out of a guest or a wait, and the interrupt of EL2's
 //! timer, which ends a wait. The boot CPU also takes that of the console's UART, when it wants to know of input. A CPU that has
-//! loaded a guest with a virtual GIC also takes the interrupts of EL1's timers, which are forwarded to the guest, and the
-//! maintenance interrupt of the CPU's list registers. A CPU that runs a vCPU of a VM with devices of the machine takes their
+//! loaded a guest with a virtual GIC also takes the interrupts of EL1's timers, and of the performance monitors if the guest uses them,
+//! which are forwarded to the guest, and the maintenance interrupt of the CPU's list registers. A CPU that runs a vCPU of a VM with devices of the machine takes their
 //! interrupts (`shared`). All other interrupts are off.
 //!
 //! The end of an interrupt is in two steps (EOImode 1): the priority is dropped as soon as an interrupt is taken, and it stays
@@ -52,6 +52,8 @@ struct Gic {
     timers: Option<TimerInterrupts>,
     /// That of the list registers, if it is known.
     maintenance: Option<Interrupt>,
+    /// That of the performance monitors, if it is known.
+    pmu: Option<Interrupt>,
     /// That of the console's UART, if it is known.
     console: Option<Interrupt>,
 }
@@ -125,6 +127,7 @@ pub(crate) fn init(machine: &Machine, has_system_registers: bool) -> Result<(), 
         version,
         timers: machine.timer,
         maintenance: machine.maintenance,
+        pmu: machine.pmu,
         console: machine.console.and_then(|uart| uart.interrupt),
     });
     init_cpu()?;
@@ -318,6 +321,9 @@ pub fn take() -> Option<vm::Interrupt> {
             return Some(vm::Interrupt::PhysicalTimer);
         }
     }
+    if gic.pmu == Some(interrupt) {
+        return Some(vm::Interrupt::Pmu);
+    }
     if let Some(interrupt) = gic.of_device(interrupt) {
         return Some(vm::Interrupt::Device(interrupt));
     }
@@ -335,6 +341,21 @@ pub(crate) fn set_forwarding(enabled: bool) {
     if let Some(gic) = GIC.get() {
         gic.set_enabled(gic.forwarded().fold(0, add), enabled);
     }
+}
+
+/// The same of the interrupt of the performance monitors.
+pub(crate) fn set_pmu_forwarding(enabled: bool) {
+    if let Some(gic) = GIC.get()
+        && let Some(pmu) = gic.pmu
+    {
+        gic.set_enabled(add(0, pmu), enabled);
+    }
+}
+
+/// Whether the interrupt of the performance monitors can be forwarded: it has the number that a guest expects.
+pub fn can_forward_pmu() -> bool {
+    let pmu = GIC.get().and_then(|gic| gic.pmu);
+    pmu == Some(Interrupt(vm::PMU_INTERRUPT))
 }
 
 /// The calling CPU's list registers, if it has any, and can forward interrupts.

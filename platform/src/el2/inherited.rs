@@ -14,7 +14,8 @@
 //! | SVE's | trap: CPTR_EL2.TZ; switched when a vCPU is loaded and put that has used them (`sve`) |
 //! | SME's, trace unit's, activity monitors' | trap: CPTR_EL2.TSM, TTA, TAM |
 //! | breakpoints, watchpoints, MDSCR_EL1 | trap: MDCR_EL2.TDA; written when a vCPU is loaded that has debug exceptions on, and MDSCR_EL1 when it is put (`debug`) |
-//! | other debug registers, OS lock, PMU's; SPE's, TRBE's, TRFCR_EL1 | trap: MDCR_EL2.TDA, TDOSA, TPM; E2PB and E2TB clear, TPMS, TTRF |
+//! | PMU's | trap: MDCR_EL2.TPM; switched when a vCPU is loaded and put that has used them (`pmu`), and PMCR_EL0.E cleared when it is put |
+//! | other debug registers, OS lock; SPE's, TRBE's, TRFCR_EL1 | trap: MDCR_EL2.TDA, TDOSA; E2PB and E2TB clear, TPMS, TTRF |
 //! | TPIDR2_EL0, SMPRI_EL1, PIR*, POR*, MAIR2_EL1, RCW*, GCS*, ACCDATA_EL1, BRB* | trap: positive bits of the fine-grained traps are clear |
 //! | TCR2_EL1, SCTLR2_EL1, FPMR, GCSCR*, 128-bit registers | trap, and act as 0: HCRX_EL2 has nothing but MSCEn |
 //! | CNTP_*_EL0, ICC_*_EL1 of guests without a virtual GIC; MPAM* | trap: CNTHCTL_EL2.EL1PCEN; ICC_SRE_EL2.Enable and ICH_HCR_EL2; MPAM2_EL2, MPAMHCR_EL2 |
@@ -92,7 +93,9 @@ boot_values! {
     CNTV_CTL_EL0 "cntv_ctl_el0" = 0, if true;
     CNTHV_CTL_EL2 "s3_4_c14_c3_1" = 0, if features.vhe;
     // EL0's accesses are EL1's to trap first.
-    PMUSERENR_EL0 "pmuserenr_el0" = 0, if features.pmu != 0;
+    PMUSERENR_EL0 "pmuserenr_el0" = 0, if features.pmu.0 != 0;
+    // Nothing is counted, and no overflow raises an interrupt.
+    PMCR_EL0 "pmcr_el0" = 0, if features.pmu.0 != 0;
     LORC_EL1 "s3_0_c10_c4_3" = 0, if features.lor;
     // Streaming mode and ZA make what is left of FP undefined.
     SVCR "s3_3_c4_c2_2" = 0, if features.sme != 0;
@@ -183,7 +186,7 @@ mod tests {
         };
         let mpam: &[_] = &["MPAM0_EL1", "MPAM1_EL1", "MPAMHCR_EL2"];
         let cases: [(IdRegisters, &[&str]); 10] = [
-            (dfr0(1 << 8), &["PMUSERENR_EL0"]),
+            (dfr0(1 << 8), &["PMUSERENR_EL0", "PMCR_EL0"]),
             (dfr0(1 << 32), &["PMSCR_EL1", "PMSCR_EL2", "PMBLIMITR_EL1"]),
             (dfr0(1 << 40), &["TRFCR_EL1", "TRFCR_EL2"]),
             (dfr0(1 << 44), &["TRBLIMITR_EL1"]),

@@ -11,6 +11,7 @@ use crate::cpu::speculation::OnExit;
 use crate::cpu::tlb::CpuInstructions;
 use crate::el2::exceptions;
 use crate::el2::inherited::{self, CPTR_BOOT};
+use crate::el2::pmu;
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{HCR_EL2, MAIR_EL2, SCTLR_EL2, TCR_EL2};
 use stage2::RegimeRegisters;
@@ -83,18 +84,12 @@ pub(crate) fn set_registers(features: &CpuFeatures) {
     barrier::isb(barrier::SY);
 }
 
-/// MDCR_EL2: debug, OS lock, PMU, profiling and trace-filter accesses of guests trap; all counters belong to HPMN's range.
+/// MDCR_EL2: debug, OS lock, PMU, profiling and trace-filter accesses of guests trap; nothing is counted at EL2.
 fn debug_traps(features: &CpuFeatures) -> u64 {
-    const TPMCR_TPM: u64 = 0b11 << 5;
     const TDA_TDOSA_TDRA: u64 = 0b111 << 9;
-    let counters = if features.pmu == 0 {
-        0
-    } else {
-        read_register!("pmcr_el0") >> 11 & 0x1f
-    };
     let profiling = u64::from(features.spe) << 14; // TPMS
     let trace_filter = u64::from(features.trace_filter) << 19; // TTRF
-    TPMCR_TPM | TDA_TDOSA_TDRA | profiling | trace_filter | counters
+    TDA_TDOSA_TDRA | profiling | trace_filter | pmu::traps(features)
 }
 
 fn set_timer_registers(features: &CpuFeatures) {

@@ -46,8 +46,9 @@ unsafe extern "C" {
 
 /// CPTR_EL2.TZ: SVE's instructions and registers trap.
 const CPTR_TZ: u64 = 1 << 8;
-/// ZCR_EL2.LEN: the longest vectors.
-const LONGEST: u64 = 0xf;
+/// The values of ZCR_EL2.LEN.
+const LENGTHS: u64 = 16;
+const BYTES: usize = 16;
 
 fn set_traps(cptr: u64) {
     // SAFETY: EL2 uses no SVE but here.
@@ -61,17 +62,20 @@ fn set_length(zcr_el2: u64) {
     barrier::isb(barrier::SY);
 }
 
-/// The bytes of this CPU's longest vectors, 0 without SVE.
-pub fn vector_bytes(features: &CpuFeatures) -> usize {
+/// The lengths that this CPU's vectors can have: bit n for 16 · (n + 1) bytes. 0 without SVE. No guest is loaded.
+pub(crate) fn vector_lengths(features: &CpuFeatures) -> u16 {
     if !features.sve {
         return 0;
     }
     set_traps(CPTR_BOOT & !CPTR_TZ);
-    set_length(LONGEST);
-    // SAFETY: it reads their length.
-    let bytes = unsafe { world_vector_bytes() };
+    let lengths = (0..LENGTHS).fold(0, |lengths, length| {
+        set_length(length);
+        // SAFETY: it reads the length, which is the longest that isn't above the one wanted.
+        let bytes = unsafe { world_vector_bytes() };
+        lengths | 1 << (bytes / BYTES - 1)
+    });
     set_traps(CPTR_BOOT);
-    bytes
+    lengths
 }
 
 /// Gives the CPU to a guest that uses these registers.

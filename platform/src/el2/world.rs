@@ -13,8 +13,8 @@ use aarch64_cpu::registers::HCR_EL2;
 use stage2::{Instructions, Ipa, PAGE_SIZE, RegimeRegisters};
 use vm::{
     Cpu, DebugPoints, DebugState, El1State, ExceptionControls, ExceptionRecord, ExitReason,
-    FpState, GuestRegs, Interrupt, PacKeys, Protections, RawExit, Stage2Registers, Syndrome,
-    SystemRegister, VcpuControls, VcpuState, WriteServer, forbidden_write,
+    FpState, GuestRegs, Interrupt, PacKeys, PmuState, Protections, RawExit, Stage2Registers,
+    Syndrome, SystemRegister, VcpuControls, VcpuState, WriteServer, forbidden_write,
 };
 
 use crate::cpu::features::CpuFeatures;
@@ -27,6 +27,7 @@ use crate::drivers::gic::{self, ListRegisters};
 use crate::drivers::timer;
 use crate::el2::debug;
 use crate::el2::exceptions;
+use crate::el2::pmu::Pmu;
 use crate::el2::protect;
 use crate::el2::set_up::{CNTHCTL_COUNTER, HCR_BOOT};
 use crate::el2::sve;
@@ -117,6 +118,7 @@ pub struct HardwareCpu {
     debugs: bool,
     /// The loaded guest has SVE's registers.
     has_sve: bool,
+    pmu: Pmu,
     /// The loaded guest has a virtual GIC, and the CPU takes the interrupts of EL1's timers.
     has_virtual_gic: bool,
 }
@@ -150,6 +152,7 @@ impl HardwareCpu {
             debug_points: DebugPoints::of(read_register!("id_aa64dfr0_el1")),
             debugs: false,
             has_sve: false,
+            pmu: Pmu::new(features),
             has_virtual_gic: false,
         }
     }
@@ -344,6 +347,9 @@ impl Cpu for HardwareCpu {
             sve::load(sve);
             self.has_sve = true;
         }
+        if state.pmu.is_used {
+            self.pmu.load(&state.pmu, controls.virtual_gic);
+        }
         if state.debug.is_on() {
             self.set_debug(&state.debug);
         }
@@ -368,6 +374,9 @@ impl Cpu for HardwareCpu {
         if self.debugs {
             debug::switch_off();
             self.debugs = false;
+        }
+        if self.pmu.is_loaded {
+            self.pmu.put(&mut state.pmu, self.has_virtual_gic);
         }
         if self.has_sve {
             state.sve.iter_mut().for_each(sve::put);
@@ -450,6 +459,14 @@ impl Cpu for HardwareCpu {
         sve.begin(&state.fp.q);
         sve::load(sve);
         self.has_sve = true;
+    }
+
+    fn begin_pmu(&mut self, state: &PmuState) {
+        self.pmu.load(state, self.has_virtual_gic);
+    }
+
+    fn access_pmu(&mut self, register: SystemRegister, written: Option<u64>) -> Option<u64> {
+        self.pmu.access(register, written)
     }
 
     fn id_register(&self, register: SystemRegister) -> u64 {

@@ -3,8 +3,8 @@
 
 use super::assigned::{self, AssignedDevice};
 use super::map::{
-    CPU_INTERFACE, DISTRIBUTOR, ITS, PPI, REDISTRIBUTOR, REDISTRIBUTORS, RTC_REGISTERS, RTC_SPI,
-    SPI, SPIS, TIMER_PPIS, UART_REGISTERS, UART_SPI,
+    CPU_INTERFACE, DISTRIBUTOR, ITS, PMU_PPI, PPI, REDISTRIBUTOR, REDISTRIBUTORS, RTC_REGISTERS,
+    RTC_SPI, SPI, SPIS, TIMER_PPIS, UART_REGISTERS, UART_SPI,
 };
 use crate::cpu_pool::BOOT_CPU;
 use crate::error::RunError;
@@ -14,6 +14,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use devices::{Bus, Device as Emulated, DeviceHost, IrqLine, Pl011, Pl031};
 use memory::CpuMemory;
+use records::words::CpuFeature;
 use vgic::{Forwarded, Version, Vgic, VgicConfig};
 use vm::{CpuId, Devices, VcpuId};
 
@@ -40,6 +41,8 @@ pub struct GuestBoard<'p> {
     pub(crate) rtc: Arc<Pl031>,
     /// Whether the guest has the real-time clock: not if it has a device of the machine's there.
     pub(crate) has_clock: bool,
+    /// Whether the guest has the performance monitors.
+    pub(crate) has_pmu: bool,
     /// The machine's devices that it has.
     pub(crate) devices: Vec<AssignedDevice>,
 }
@@ -78,10 +81,14 @@ impl<'p> GuestBoard<'p> {
             }
         }
         let has_clock = !devices.iter().any(|device| device.overlaps(&RTC_REGISTERS));
-        let mut forwarded = Vec::from([TIMER_PPIS[1], TIMER_PPIS[2]].map(|timer| Forwarded {
-            virtual_id: PPI + timer,
-            physical_id: PPI + timer,
-        }));
+        let has_pmu = request.options.cpu_features.contains(&CpuFeature::Pmu);
+        let private = [TIMER_PPIS[1], TIMER_PPIS[2]].into_iter();
+        let private = private.chain(has_pmu.then_some(PMU_PPI));
+        let private = private.map(|ppi| Forwarded {
+            virtual_id: PPI + ppi,
+            physical_id: PPI + ppi,
+        });
+        let mut forwarded: Vec<_> = private.collect();
         forwarded.extend(devices.iter().flat_map(AssignedDevice::forwarded));
         let gic = Arc::new(Vgic::new(&VgicConfig {
             version,
@@ -106,6 +113,7 @@ impl<'p> GuestBoard<'p> {
             uart,
             rtc,
             has_clock,
+            has_pmu,
             devices,
         })
     }
@@ -132,6 +140,7 @@ impl<'p> GuestBoard<'p> {
             uart: self.uart.clone(),
             rtc: self.rtc.clone(),
             has_clock: self.has_clock,
+            has_pmu: self.has_pmu,
             devices: self.devices.clone(),
         }
     }

@@ -29,6 +29,9 @@ pub(crate) const STOLEN_TIMES: StolenTimes = StolenTimes::new(Ipa::new(0x090a_00
 /// The interrupts of the timers among the PPIs: EL3's, EL1's physical and virtual one, EL2's.
 pub(super) const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];
 
+/// That of the performance monitors.
+pub(super) const PMU_PPI: u32 = 7;
+
 /// The INTIDs of the first PPI and of the first SPI.
 pub(super) const PPI: u32 = 16;
 pub(super) const SPI: u32 = 32;

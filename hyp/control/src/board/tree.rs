@@ -2,7 +2,8 @@
 
 use super::assigned::AssignedDevice;
 use super::map::{
-    CPU_INTERFACE, DISTRIBUTOR, ITS, RTC, RTC_SPI, TIMER_PPIS, UART, UART_SPI, redistributors,
+    CPU_INTERFACE, DISTRIBUTOR, ITS, PMU_PPI, RTC, RTC_SPI, TIMER_PPIS, UART, UART_SPI,
+    redistributors,
 };
 use crate::guest::TreeError;
 use crate::guest::device_tree::{self, check_room, most_device_bytes, write_cpus, write_memory};
@@ -44,6 +45,8 @@ pub struct BoardDescription<'d> {
     pub devices: &'d [AssignedDevice],
     /// Whether it has the real-time clock.
     pub has_clock: bool,
+    /// Whether it has the performance monitors.
+    pub has_pmu: bool,
     /// The kernel's command line.
     pub bootargs: &'d str,
     /// The secret that the kernel makes random numbers of, if there is one.
@@ -82,6 +85,9 @@ impl BoardDescription<'_> {
         write_cpus(&mut tree, self.affinities)?;
         write_psci(&mut tree)?;
         write_timer(&mut tree)?;
+        if self.has_pmu {
+            write_pmu(&mut tree)?;
+        }
         self.write_gic(&mut tree)?;
         write_clock(&mut tree)?;
         let uart = ["arm,pl011", "arm,primecell"];
@@ -173,6 +179,13 @@ fn write_timer(tree: &mut FdtWriter) -> Result<(), Error> {
     tree.end_node(timer)
 }
 
+fn write_pmu(tree: &mut FdtWriter) -> Result<(), Error> {
+    let pmu = tree.begin_node("pmu")?;
+    tree.property_string("compatible", "arm,armv8-pmuv3")?;
+    tree.property_array_u32("interrupts", &[KIND_PPI, PMU_PPI, LEVEL_HIGH])?;
+    tree.end_node(pmu)
+}
+
 fn write_clock(tree: &mut FdtWriter) -> Result<(), Error> {
     let clock = tree.begin_node("apb-pclk")?;
     tree.property_string("compatible", "fixed-clock")?;
@@ -259,6 +272,7 @@ mod tests {
             ramdisk: Some(ramdisk),
             devices: &[],
             has_clock: true,
+            has_pmu: true,
             bootargs,
             seed: Some(Seed::new([0x5e; Seed::BYTES])),
         }
@@ -310,6 +324,8 @@ mod tests {
             value("/timer", "interrupts"),
             cells(&[1, 13, 4, 1, 14, 4, 1, 11, 4, 1, 10, 4])
         );
+        assert_eq!(value("/pmu", "compatible"), b"arm,armv8-pmuv3\0");
+        assert_eq!(value("/pmu", "interrupts"), cells(&[1, 7, 4]));
         assert_eq!(
             value("/intc@8000000", "reg"),
             cells(&[0, 0x0800_0000, 0, 0x1_0000, 0, 0x080a_0000, 0, 0x8_0000])
@@ -362,6 +378,7 @@ mod tests {
             ramdisk: None,
             devices: &[],
             has_clock: true,
+            has_pmu: true,
             bootargs: "a\0b",
             seed: None,
         };

@@ -50,6 +50,7 @@ impl<'p> Files<'p> {
                 ramdisk: places.ramdisk.clone(),
                 devices: &board.devices,
                 has_clock: board.has_clock,
+                has_pmu: board.has_pmu,
                 bootargs: plan.bootargs,
                 seed: seed.map(|seed| seed.child(KERNEL_SEED)),
             }

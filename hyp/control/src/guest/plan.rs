@@ -174,7 +174,15 @@ impl<'p> GuestPlan<'p> {
                 CpuFeature::Sve if facts.vector_bytes != 0 => {
                     offered.vector_bytes = facts.vector_bytes;
                 }
-                CpuFeature::Sve => return Err(RunError::NoCpuFeature(*feature)),
+                CpuFeature::Sve => {
+                    let why = "the CPUs don't have it";
+                    return Err(RunError::NoCpuFeature(*feature, why));
+                }
+                CpuFeature::Pmu => {
+                    let missing = |why| RunError::NoCpuFeature(*feature, why);
+                    facts.pmu.map_err(missing)?;
+                    offered.pmu = true;
+                }
             }
         }
         Ok(offered)

@@ -1,29 +1,18 @@
 //! The accesses of operating systems that no package of Debian's brings, register by register: what is written comes out in
 //! order, and what is typed comes in.
 
+use super::tests::{
+    CR, DR, FR, FR_RXFE, FR_TXFE, FR_TXFF, ICR, IFLS, IMSC, LCR_H, MIS, RECEIVE, RIS, TIMEOUT,
+    TRANSMIT,
+};
 use super::*;
 use crate::testing::TestMachine;
 use alloc::vec::Vec;
 
-const DR: u64 = 0x00;
-const FR: u64 = 0x18;
 const IBRD: u64 = 0x24;
 const FBRD: u64 = 0x28;
-const LCR_H: u64 = 0x2c;
-const CR: u64 = 0x30;
-const IFLS: u64 = 0x34;
-const IMSC: u64 = 0x38;
-const RIS: u64 = 0x3c;
-const MIS: u64 = 0x40;
-const ICR: u64 = 0x44;
 const DMACR: u64 = 0x48;
 
-const RXFE: u64 = 1 << 4;
-const TXFF: u64 = 1 << 5;
-const TXFE: u64 = 1 << 7;
-const RECEIVE: u64 = 1 << 4;
-const TRANSMIT: u64 = 1 << 5;
-const TIMEOUT: u64 = 1 << 6;
 /// Enabled, transmitting, receiving.
 const ON: u64 = 0x301;
 /// More than the UART takes at once.
@@ -123,7 +112,7 @@ fn freebsd_sends_by_interrupts() {
     assert_eq!(guest.uart.give_input(b"ls\r"), 3);
     assert!(guest.machine.level() && guest.read(MIS) & (RECEIVE | TIMEOUT) != 0);
     let mut typed = Vec::new();
-    while guest.read(FR) & RXFE == 0 {
+    while guest.read(FR) & FR_RXFE == 0 {
         typed.push(guest.read(DR) as u8);
     }
     assert_eq!(typed, b"ls\r");
@@ -150,15 +139,15 @@ fn zephyr_sends_by_polling() {
     assert_eq!(guest.read(CR) & ON, ON);
     let text = text();
     for byte in &text {
-        guest.wait_while(TXFF);
+        guest.wait_while(FR_TXFF);
         guest.write(DR, u64::from(*byte));
     }
     guest.flush();
     assert_eq!(guest.arrived, text);
-    assert_ne!(guest.read(FR) & RXFE, 0);
+    assert_ne!(guest.read(FR) & FR_RXFE, 0);
     for byte in *b"help\r" {
         assert_eq!(guest.uart.give_input(&[byte]), 1);
-        assert_eq!(guest.read(FR) & RXFE, 0);
+        assert_eq!(guest.read(FR) & FR_RXFE, 0);
         assert_eq!(guest.read(DR), u64::from(byte));
         assert_eq!(guest.read(RIS) & RECEIVE, 0);
     }
@@ -176,15 +165,15 @@ fn u_boot_sends_by_polling() {
     guest.write(CR, ON);
     let text = text();
     for byte in &text {
-        guest.wait_while(TXFF);
+        guest.wait_while(FR_TXFF);
         guest.write(DR, u64::from(*byte));
     }
     guest.flush();
-    assert_ne!(guest.read(FR) & TXFE, 0);
+    assert_ne!(guest.read(FR) & FR_TXFE, 0);
     assert_eq!(guest.arrived, text);
     assert_eq!(guest.uart.give_input(b"bdinfo\r"), 7);
     let mut typed = Vec::new();
-    while guest.read(FR) & RXFE == 0 {
+    while guest.read(FR) & FR_RXFE == 0 {
         typed.push(guest.read(DR) as u8);
     }
     assert_eq!(typed, b"bdinfo\r");

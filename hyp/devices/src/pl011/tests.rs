@@ -3,24 +3,24 @@ use super::*;
 use crate::testing::TestMachine;
 use proptest::prelude::*;
 
-const DR: u64 = 0x00;
-const FR: u64 = 0x18;
-const LCR_H: u64 = 0x2c;
-const CR: u64 = 0x30;
-const IFLS: u64 = 0x34;
-const IMSC: u64 = 0x38;
-const RIS: u64 = 0x3c;
-const MIS: u64 = 0x40;
-const ICR: u64 = 0x44;
+pub(super) const DR: u64 = 0x00;
+pub(super) const FR: u64 = 0x18;
+pub(super) const LCR_H: u64 = 0x2c;
+pub(super) const CR: u64 = 0x30;
+pub(super) const IFLS: u64 = 0x34;
+pub(super) const IMSC: u64 = 0x38;
+pub(super) const RIS: u64 = 0x3c;
+pub(super) const MIS: u64 = 0x40;
+pub(super) const ICR: u64 = 0x44;
 
 const FR_BUSY: u64 = 1 << 3;
-const FR_RXFE: u64 = 1 << 4;
-const FR_TXFF: u64 = 1 << 5;
+pub(super) const FR_RXFE: u64 = 1 << 4;
+pub(super) const FR_TXFF: u64 = 1 << 5;
 const FR_RXFF: u64 = 1 << 6;
-const FR_TXFE: u64 = 1 << 7;
-const RECEIVE: u64 = 1 << 4;
-const TRANSMIT: u64 = 1 << 5;
-const TIMEOUT: u64 = 1 << 6;
+pub(super) const FR_TXFE: u64 = 1 << 7;
+pub(super) const RECEIVE: u64 = 1 << 4;
+pub(super) const TRANSMIT: u64 = 1 << 5;
+pub(super) const TIMEOUT: u64 = 1 << 6;
 
 struct Uart {
     uart: Pl011,

@@ -7,8 +7,8 @@ use platform::cpu::tlb::{self, CpuInstructions};
 use platform::el2::world::HardwareCpu;
 use stage2::{Barrier, Features, Instructions, Ipa, Layout, Maintenance, Pa, Tlbi};
 use vm::{
-    Cpu, CpuId, DebugState, ExceptionControls, ExceptionRecord, GuestRegs, Interrupt, Protections,
-    RawExit, Syndrome, SystemRegister, VcpuControls, VcpuState, WriteServer,
+    Cpu, CpuId, DebugState, ExceptionControls, ExceptionRecord, GuestRegs, Interrupt, PmuState,
+    Protections, RawExit, Syndrome, SystemRegister, VcpuControls, VcpuState, WriteServer,
 };
 
 use super::inject;
@@ -154,6 +154,14 @@ impl Cpu for GuestCpu {
 
     fn begin_sve(&mut self, state: &mut VcpuState) {
         self.0.begin_sve(state);
+    }
+
+    fn begin_pmu(&mut self, state: &PmuState) {
+        self.0.begin_pmu(state);
+    }
+
+    fn access_pmu(&mut self, register: SystemRegister, written: Option<u64>) -> Option<u64> {
+        self.0.access_pmu(register, written)
     }
 
     fn id_register(&self, register: SystemRegister) -> u64 {

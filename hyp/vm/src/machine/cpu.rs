@@ -12,6 +12,7 @@ use vgic::{ActivePriorities, ListRegister, VirtualInterface};
 
 use crate::machine::protection::Protections;
 use crate::registers::debug::DebugState;
+use crate::registers::pmu::PmuState;
 use crate::registers::state::{GuestRegs, VcpuState};
 use crate::registers::sysreg::SystemRegister;
 
@@ -111,6 +112,8 @@ pub struct VcpuControls {
 pub const VIRTUAL_TIMER: u32 = 27;
 /// The same of EL1's physical timer.
 pub const PHYSICAL_TIMER: u32 = 30;
+/// The guest's interrupt of the performance monitors, where Arm recommends it (DEN0094, 3.6). It is the machine's too.
+pub const PMU_INTERRUPT: u32 = 23;
 
 /// An interrupt that a CPU has taken while a guest with a virtual GIC was loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +126,8 @@ pub enum Interrupt {
     VirtualTimer,
     /// The same of EL1's physical timer.
     PhysicalTimer,
+    /// An overflow of the guest's performance monitors. It is active until the guest ends it.
+    Pmu,
     /// That of a device, by its number. It is active until the guest ends it.
     Device(u32),
 }
@@ -189,6 +194,14 @@ pub trait Cpu {
 
     /// The loaded guest, which has just used SVE, is given its registers (`state.sve`).
     fn begin_sve(&mut self, state: &mut VcpuState);
+
+    /// The loaded guest, which has just used the performance monitors, is given these registers. What it does with them doesn't trap
+    /// any more, if the CPU can be told not to count at EL2.
+    fn begin_pmu(&mut self, state: &PmuState);
+
+    /// Executes the loaded guest's access to one of them after [`begin_pmu`](Self::begin_pmu), a write of `written` or a read.
+    /// Returns what a read gives; `None` if the CPU doesn't have the register, or such an access to it.
+    fn access_pmu(&mut self, register: SystemRegister, written: Option<u64>) -> Option<u64>;
 
     /// The CPU's own ID register; 0 if the CPU doesn't have it.
     fn id_register(&self, register: SystemRegister) -> u64;

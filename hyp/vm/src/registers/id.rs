@@ -143,6 +143,10 @@ const ID_AA64MMFR2: &[Field] = &[
 
 /// Lowest bit of the signed field TGran4 of ID_AA64MMFR0_EL1: 0 is 4 KiB granules, 0xf none, 1 with 52 bits.
 const TGRAN4: u32 = 28;
+/// That of ID_AA64DFR0_EL1.PMUVer.
+const PMUVER: u32 = 8;
+/// PMUv3p7: later ones have more registers, none of which a guest has.
+const MOST_PMUVER: u64 = 7;
 /// Lowest bits of ID_AA64PFR0_EL1.GIC, ID_AA64ISAR2_EL1.MOPS and ID_AA64MMFR1_EL1.HCX.
 const GIC: u32 = 24;
 /// That of ID_AA64PFR0_EL1.SVE.
@@ -172,8 +176,13 @@ pub fn guest_view(
         }
         (3, 0, 0, 4, 1) => view(ID_AA64PFR1),
         (3, 0, 0, 4, 4) if offer.sve => view(ID_AA64ZFR0),
-        (3, 0, 0, 5, 0) if offer.debug => view(ID_AA64DFR0_DEBUG),
-        (3, 0, 0, 5, 0) => view(ID_AA64DFR0),
+        (3, 0, 0, 5, 0) => {
+            let debug = match offer.debug {
+                true => ID_AA64DFR0_DEBUG,
+                false => ID_AA64DFR0,
+            };
+            view(debug) | if offer.pmu { pmu(own(register)) } else { 0 }
+        }
         (3, 0, 0, 6, 0) => view(ID_AA64ISAR0),
         (3, 0, 0, 6, 1) => view(ID_AA64ISAR1),
         (3, 0, 0, 6, 2) => view(ID_AA64ISAR2) | mops(own(register), own(ID_AA64MMFR1_EL1)),
@@ -185,6 +194,14 @@ pub fn guest_view(
         (3, 0, 0, 7, 2) => view(ID_AA64MMFR2),
         // AArch32's, which no guest has, SME's and those not allocated yet.
         _ => 0,
+    }
+}
+
+/// PMUVer: none of a PMU that isn't the architecture's.
+fn pmu(id_aa64dfr0: u64) -> u64 {
+    match id_aa64dfr0 >> PMUVER & FIELD {
+        FIELD => 0,
+        version => version.min(MOST_PMUVER) << PMUVER,
     }
 }
 

@@ -11,6 +11,8 @@ pub struct Offer {
     pub debug: bool,
     /// SVE.
     pub sve: bool,
+    /// The performance monitors.
+    pub pmu: bool,
 }
 
 /// Features of the CPU with state of their own, which a VM offers its guest if asked to.
@@ -20,4 +22,6 @@ pub struct OfferedFeatures {
     pub debug: bool,
     /// The bytes of a vector of SVE; 0: none is offered.
     pub vector_bytes: usize,
+    /// The performance monitors.
+    pub pmu: bool,
 }

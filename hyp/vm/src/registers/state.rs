@@ -7,6 +7,7 @@ use vgic::VcpuInterrupts;
 
 use crate::random::Generator;
 use crate::registers::debug::DebugState;
+use crate::registers::pmu::PmuState;
 use crate::registers::sve::SveState;
 use crate::registers::syndrome::Syndrome;
 use crate::stolen_time::StolenTime;
@@ -167,6 +168,8 @@ pub struct VcpuState {
     pub debug: DebugState,
     /// The SVE registers, if the VM offers them.
     pub sve: Option<SveState>,
+    /// The performance monitors; unused unless the VM offers them.
+    pub pmu: PmuState,
 }
 
 /// What EL1's timers count from.
@@ -210,6 +213,7 @@ impl VcpuState {
             disr_el1: 0,
             debug: DebugState::default(),
             sve: None,
+            pmu: PmuState::default(),
         }
     }
 
@@ -223,6 +227,7 @@ impl VcpuState {
             disr_el1,
             debug,
             sve,
+            pmu,
         } = self;
         let sve = match sve {
             Some(sve) => Some(sve.try_clone()?),
@@ -236,6 +241,7 @@ impl VcpuState {
             disr_el1: *disr_el1,
             debug: debug.clone(),
             sve,
+            pmu: pmu.clone(),
         })
     }
 

@@ -1,7 +1,7 @@
 //! System registers that trap to EL2, and their emulation.
 //!
-//! There are five groups: the ID registers, filtered (`id`); the GIC's, where the VM has one; the debug registers, where it offers
-//! them (`debug`); registers that may be accessed without effect (debug registers elsewhere, ACTLR_EL1, set/way maintenance); and
+//! There are six groups: the ID registers, filtered (`id`); the GIC's, where the VM has one; the debug registers and those of the
+//! performance monitors, where it offers them (`debug`, `pmu`); registers that may be accessed without effect (debug registers elsewhere, ACTLR_EL1, set/way maintenance); and
 //! all others, which are undefined. Pure functions.
 
 use core::fmt;
@@ -74,6 +74,8 @@ pub enum Emulation {
     Deactivate,
     /// It is one of the vCPU's debug registers, if the CPU has so many.
     Debug,
+    /// It is one of the vCPU's performance monitors', if the CPU has it.
+    Pmu,
     /// The guest takes an undefined instruction.
     Undefined,
 }
@@ -104,6 +106,7 @@ pub const fn emulate(register: SystemRegister, direction: Direction, offer: &Off
         {
             Emulation::Debug
         }
+        _ if offer.pmu && is_of_pmu(register) => Emulation::Pmu,
         // ACTLR_EL1.
         ((3, 0, 1, 0, 1), _) => ignored,
         // DC ISW, CSW, CISW. Guest memory is coherent; nobody may clean a machine's caches by set and way.
@@ -124,6 +127,19 @@ pub const fn emulate(register: SystemRegister, direction: Direction, offer: &Off
     }
 }
 
+/// The registers of PMUv3, as MDCR_EL2.TPM traps them: PMCR_EL0 to PMCEID1_EL0, PMCCNTR_EL0, PMXEVTYPER_EL0,
+/// PMXEVCNTR_EL0, PMUSERENR_EL0, PMOVSSET_EL0; PMEVCNTR, PMEVTYPER, PMCCFILTR_EL0; PMINTENSET_EL1, PMINTENCLR_EL1, PMMIR_EL1.
+const fn is_of_pmu(register: SystemRegister) -> bool {
+    matches!(
+        register.fields(),
+        (3, 3, 9, 12, _)
+            | (3, 3, 9, 13, 0..=2)
+            | (3, 3, 9, 14, 0 | 3)
+            | (3, 3, 14, 8..=15, _)
+            | (3, 0, 9, 14, 1 | 2 | 6)
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,6 +150,7 @@ mod tests {
         gic_registers: false,
         debug: false,
         sve: false,
+        pmu: false,
     };
     const WITH_GIC: Offer = Offer {
         gic_registers: true,
@@ -165,6 +182,31 @@ mod tests {
             assert_eq!(read, Emulation::Undefined);
             assert_eq!(emulated(sends, Direction::Write), Emulation::Undefined);
         }
+    }
+
+    /// Arm ARM D24.5: all that MDCR_EL2.TPM traps.
+    #[test]
+    fn the_performance_monitors_are_there_where_the_vm_offers_them() {
+        let offer = Offer {
+            pmu: true,
+            ..WITHOUT_GIC
+        };
+        let mut found = 0;
+        for bits in 0..=u16::MAX {
+            let register = SystemRegister(bits);
+            for direction in [Direction::Read, Direction::Write] {
+                let offered = emulate(register, direction, &offer);
+                match offered {
+                    Emulation::Pmu => {
+                        assert_eq!(emulated(register, direction), Emulation::Undefined);
+                        found += 1;
+                    }
+                    _ => assert_eq!(emulated(register, direction), offered, "{register:?}"),
+                }
+            }
+        }
+        // 31 event counters with their types, PMCCFILTR_EL0 and one that isn't there; and 16 others.
+        assert_eq!(found, 2 * (64 + 16));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::running::{Next, Running};
 use crate::calls::service::Service;
 use crate::counts::exits::ExitKind;
 use crate::ids::CpuId;
-use crate::machine::cpu::{Cpu, Interrupt, PHYSICAL_TIMER, VIRTUAL_TIMER};
+use crate::machine::cpu::{Cpu, Interrupt, PHYSICAL_TIMER, PMU_INTERRUPT, VIRTUAL_TIMER};
 use crate::machine::guest_memory::GuestMemory;
 use crate::registers::state::{Start, TimerOffsets};
 
@@ -124,7 +124,7 @@ where
 
     /// Takes one interrupt of this CPU. Returns whether there was one.
     fn take_interrupt(&mut self) -> bool {
-        let timer = match self.cpu.take_interrupt() {
+        let private = match self.cpu.take_interrupt() {
             None => return false,
             Some(Interrupt::Kick) => return true,
             Some(Interrupt::Device(interrupt)) => {
@@ -134,10 +134,11 @@ where
             Some(Interrupt::Maintenance) => None,
             Some(Interrupt::VirtualTimer) => Some(VIRTUAL_TIMER),
             Some(Interrupt::PhysicalTimer) => Some(PHYSICAL_TIMER),
+            Some(Interrupt::Pmu) => Some(PMU_INTERRUPT),
         };
-        self.with_gic(|interrupts, gic, interface, kick| match timer {
+        self.with_gic(|interrupts, gic, interface, kick| match private {
             None => interrupts.maintenance(gic, interface, kick),
-            Some(timer) => interrupts.raise_physical(gic, interface, timer, kick),
+            Some(private) => interrupts.raise_physical(gic, interface, private, kick),
         });
         true
     }
@@ -215,6 +216,11 @@ where
                 // One whose interrupt doesn't come would end every wait at once.
                 let due = due.filter(|_| interrupts.awaits(&devices.gic, timer));
                 first = first.into_iter().chain(due).min();
+            }
+            // It has come since the guest was entered last.
+            if self.context.state.pmu.is_raised() && interrupts.awaits(&devices.gic, PMU_INTERRUPT)
+            {
+                first = Some(0);
             }
         }
         first

@@ -19,6 +19,7 @@ use crate::machine::cpu::{
 use crate::machine::guest_memory::Refusal;
 use crate::machine::protection::Protections;
 use crate::registers::debug::DebugState;
+use crate::registers::pmu::PmuState;
 use crate::registers::state::{GuestRegs, Start, VcpuState};
 use crate::registers::syndrome::Syndrome;
 use crate::registers::sysreg::SystemRegister;
@@ -238,6 +239,14 @@ impl Cpu for ModelCpu<'_> {
     }
 
     fn begin_sve(&mut self, _: &mut VcpuState) {
+        unreachable!("these guests aren't offered any")
+    }
+
+    fn begin_pmu(&mut self, _: &PmuState) {
+        unreachable!("these guests aren't offered any")
+    }
+
+    fn access_pmu(&mut self, _: SystemRegister, _: Option<u64>) -> Option<u64> {
         unreachable!("these guests aren't offered any")
     }
 

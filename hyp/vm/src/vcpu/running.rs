@@ -441,6 +441,15 @@ where
                 Some(value) => value,
                 None => return self.inject_undefined(exit),
             },
+            Emulation::Pmu if !self.context.state.pmu.is_used => return self.begin_pmu(),
+            Emulation::Pmu => {
+                let value = self.context.state.regs.operand(access.operand);
+                let written = (access.direction == Direction::Write).then_some(value);
+                match self.cpu.access_pmu(access.register, written) {
+                    Some(value) => value,
+                    None => return self.inject_undefined(exit),
+                }
+            }
             Emulation::Fixed(value) => value,
             Emulation::Id => id::guest_view(access.register, &offer, |register| {
                 self.cpu.id_register(register)
@@ -464,6 +473,15 @@ where
             self.cpu.set_debug(debug);
         }
         Some(read)
+    }
+
+    /// Gives the guest the CPU's performance monitors; then it tries again.
+    #[cold]
+    fn begin_pmu(&mut self) -> Next {
+        let pmu = &mut self.context.state.pmu;
+        pmu.is_used = true;
+        self.cpu.begin_pmu(pmu);
+        Next::Enter
     }
 
     /// Gives the guest the CPU's SVE registers, if the VM offers them; then it tries again.

@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use vm::{
     Cpu, CpuId, DebugState, ExceptionControls, ExceptionRecord, ExitReason, GuestRegs, Interrupt,
-    NoInterface, Protections, RawExit, Syndrome, SystemRegister, VcpuControls, VcpuState,
+    NoInterface, PmuState, Protections, RawExit, Syndrome, SystemRegister, VcpuControls, VcpuState,
     WriteServer,
 };
 
@@ -254,6 +254,14 @@ impl Cpu for ThreadCpu {
         unreachable!("these guests aren't offered any")
     }
 
+    fn begin_pmu(&mut self, _: &PmuState) {
+        unreachable!("these guests aren't offered any")
+    }
+
+    fn access_pmu(&mut self, _: SystemRegister, _: Option<u64>) -> Option<u64> {
+        unreachable!("these guests aren't offered any")
+    }
+
     fn id_register(&self, _: SystemRegister) -> u64 {
         0
     }
@@ -350,6 +358,7 @@ pub fn threads(guest: Guest, stage2: Features) -> &'static Threads {
         gic: 3,
         guest_gic: None,
         vector_bytes: 0,
+        pmu: Err("there are none"),
         clock: "host",
         wakes_for_input: false,
     };

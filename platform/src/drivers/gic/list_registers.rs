@@ -4,7 +4,7 @@
 use super::registers::Registers;
 use crate::cpu::register::{read_register, write_register};
 use vgic::{ActivePriorities, ListRegister, VirtualInterface};
-use vm::{PHYSICAL_TIMER, VIRTUAL_TIMER};
+use vm::{PHYSICAL_TIMER, PMU_INTERRUPT, PmuState, VIRTUAL_TIMER};
 
 /// ICH_HCR_EL2 without a virtual GIC: no virtual interrupts; EL1's accesses to the CPU interface trap (IHI 0069, 12.4.7: TC,
 /// TALL0, TALL1, TDIR).
@@ -201,6 +201,14 @@ impl VirtualInterface for ListRegisters {
         let control = match physical {
             VIRTUAL_TIMER => read_register!("cntv_ctl_el0"),
             PHYSICAL_TIMER => read_register!("cntp_ctl_el0"),
+            // Forwarded only where the CPUs have a PMU.
+            PMU_INTERRUPT => {
+                return Some(PmuState::raises(
+                    read_register!("pmcr_el0"),
+                    read_register!("pmovsset_el0"),
+                    read_register!("pmintenset_el1"),
+                ));
+            }
             _ => return super::line(physical),
         };
         Some(control & FIELDS == RAISED)

@@ -230,10 +230,7 @@ fn tick(own: usize, random: &mut Random, each: u64) {
 
 fn set_up(own: usize) {
     interrupts::set_up(own);
-    let private = match interrupts::redistributors() {
-        0 => interrupts::distributor(),
-        redistributors => redistributors + own as u64 * 0x2_0000 + 0x1_0000,
-    };
+    let private = interrupts::private_frame(own);
     interrupts::write(private, 0x100, 0xffff | 1 << VIRTUAL_TIMER); // ISENABLER0
     let mut random = Random::new(own as u64);
     tick(own, &mut random, WANTED_EACH.load(Ordering::Relaxed));

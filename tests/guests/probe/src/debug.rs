@@ -1,12 +1,12 @@
 //! Watchpoints are taken by the vCPU that has set them, also after it has slept, and by no other; a vCPU that starts again has none.
 
-use crate::interrupts;
+use crate::interrupts::{self, write_register};
+use crate::smp::TwoLives;
 use crate::wrong;
 use core::arch::asm;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use guest_runtime::{Tree, affinity, expect_exception, println, read_register, start_vcpu};
+use core::sync::atomic::{AtomicU64, Ordering};
+use guest_runtime::{Tree, expect_exception, println, read_register};
 use smccc::Hvc;
-use smccc::psci::{AffinityState, LowestAffinityLevel, affinity_info};
 
 /// ESR_EL1.EC of a watchpoint at EL1.
 const WATCHPOINT: u64 = 0x35;
@@ -16,21 +16,8 @@ const ON: u64 = 1 << 15 | 1 << 13;
 const CONTROL: u64 = 0xff << 5 | 0b11 << 3 | 0b01 << 1 | 1;
 
 static WATCHED: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
-static IS_WANTED: AtomicBool = AtomicBool::new(false);
-static LIVES: AtomicUsize = AtomicUsize::new(0);
 
-macro_rules! write_register {
-    ($name:literal, $value:expr) => {{
-        let value: u64 = $value;
-        // SAFETY: a debug register; its exceptions are expected.
-        unsafe { asm!(concat!("msr ", $name, ", {}"), "isb", in(reg) value, options(nostack, preserves_flags)) };
-    }};
-}
-
-/// Whether this is what vCPUs are started for.
-pub fn is_wanted() -> bool {
-    IS_WANTED.load(Ordering::Acquire)
-}
+pub static LIVES: TwoLives = TwoLives::new(check);
 
 /// Checks it on two vCPUs, the second in two lives.
 pub fn probe(tree: Tree) {
@@ -42,32 +29,9 @@ pub fn probe(tree: Tree) {
         guest_runtime::power_off()
     }
     write_register!("dbgwcr0_el1", 0);
-    IS_WANTED.store(true, Ordering::Release);
-    for life in 1..=2 {
-        if start_vcpu(1).is_err() {
-            wrong(format_args!("vCPU 1 doesn't start"));
-        }
-        if life == 1 {
-            check(0);
-        }
-        while affinity_info::<Hvc>(affinity(1), LowestAffinityLevel::All) != Ok(AffinityState::Off)
-        {
-            core::hint::spin_loop();
-        }
-        if LIVES.load(Ordering::Acquire) != life {
-            wrong(format_args!("vCPU 1 has ended before its time"));
-        }
-    }
+    LIVES.run();
     println!("debug: {watchpoints} watchpoints, all as it should be");
     guest_runtime::power_off()
-}
-
-/// What the other vCPU does.
-pub fn secondary(own: usize) -> ! {
-    interrupts::set_up(own);
-    check(own);
-    LIVES.fetch_add(1, Ordering::AcqRel);
-    guest_runtime::turn_off()
 }
 
 fn check(own: usize) {

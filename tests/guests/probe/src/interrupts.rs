@@ -36,7 +36,7 @@ static CALLED: [AtomicUsize; MAX_VCPUS] = [const { AtomicUsize::new(0) }; MAX_VC
 macro_rules! write_register {
     ($name:literal, $value:expr) => {{
         let value: u64 = $value;
-        // SAFETY: a register of the GIC or of a timer, whose interrupts are masked, or one that nothing relies on.
+        // SAFETY: a register of the GIC, of a timer or the PMU, whose interrupts are masked, or one that nothing relies on.
         unsafe { core::arch::asm!(concat!("msr ", $name, ", {}"), "isb", in(reg) value, options(nostack, preserves_flags)) };
     }};
 }
@@ -162,18 +162,13 @@ fn look_around(vcpus: usize) {
 
 /// Switches on what this vCPU takes.
 pub fn set_up(vcpu: usize) {
-    let private = match REDISTRIBUTORS.load(Ordering::Relaxed) {
-        0 => DISTRIBUTOR.load(Ordering::Relaxed),
-        redistributors => {
-            let redistributor = redistributors + vcpu as u64 * 0x2_0000;
-            if has_lpis() {
-                lpis::set_up(redistributor, vcpu);
-            }
-            let frame = redistributor + 0x1_0000;
-            write(frame, GROUP0, u32::MAX);
-            frame
+    let private = private_frame(vcpu);
+    if redistributors() != 0 {
+        if has_lpis() {
+            lpis::set_up(redistributors() + vcpu as u64 * 0x2_0000, vcpu);
         }
-    };
+        write(private, GROUP0, u32::MAX);
+    }
     for word in 0..8 {
         write(private, PRIORITY0 + 4 * word, 0xa0a0_a0a0);
     }
@@ -195,6 +190,21 @@ pub fn set_up(vcpu: usize) {
         }
     }
     READY.fetch_add(1, Ordering::AcqRel);
+}
+
+/// The frame with the registers of a vCPU's SGIs and PPIs, which of a GICv2 is each vCPU's own.
+pub fn private_frame(vcpu: usize) -> u64 {
+    match redistributors() {
+        0 => distributor(),
+        redistributors => redistributors + vcpu as u64 * 0x2_0000 + 0x1_0000,
+    }
+}
+
+/// Has this vCPU take one of its own interrupts.
+pub fn enable_private(vcpu: usize, interrupt: u32) {
+    let frame = private_frame(vcpu);
+    write(frame, PRIORITY0 + u64::from(interrupt & !3), 0xa0a0_a0a0);
+    write(frame, SET_ENABLED0, 1 << interrupt);
 }
 
 /// Takes some ticks of either timer.

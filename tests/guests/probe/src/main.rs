@@ -22,6 +22,7 @@
 //! | `sve` | keeps values in SVE's registers, on a vCPU that starts twice too, on such a machine | by the call |
 //! | `debug` | sets watchpoints, likewise | by the call |
 //! | `nested` | has more interrupts active than there are list registers, there | by the call |
+//! | `pmu` | counts by hand and takes the interrupts of overflows, likewise; `pmu exactly` counts instructions and cycles | by the call |
 //! | `count` | counts that no SGI, tick or interrupt of a device is lost or comes twice, there | by the call |
 //! | `devices` | accesses every register of the devices there in every way | by the call |
 //! | `hostile` | does at random whatever a guest can do to its GIC, timers, devices and vCPUs, there, or much of one kind of it | by the call |
@@ -39,6 +40,7 @@ mod calls;
 mod clock;
 mod count;
 mod debug;
+mod devices;
 mod features;
 mod fp;
 mod hostile;
@@ -46,6 +48,7 @@ mod interrupts;
 mod lpis;
 mod memory;
 mod nested;
+mod pmu;
 mod random;
 mod registers;
 mod smp;
@@ -93,11 +96,12 @@ fn main(tree: Tree) -> ! {
         "nested" => nested::probe(tree),
         "sve" => sve::probe(tree),
         "debug" => debug::probe(tree),
+        "pmu" => pmu::probe(tree, arguments),
         "count" => count::probe(tree, arguments),
         "hostile" => hostile::probe(tree, arguments),
-        "devices" => hostile::access_devices(tree, arguments),
-        "stack" => hostile::stack_in_a_device(tree),
-        "vectors" => hostile::vectors_in_a_device(tree),
+        "devices" => devices::probe(tree, arguments),
+        "stack" => devices::stack(tree),
+        "vectors" => devices::vectors(tree),
         "off" => guest_runtime::power_off(),
         "reset" => {
             let _ = smccc::psci::system_reset::<Hvc>();

@@ -1,6 +1,8 @@
 //! Starting and stopping vCPUs by PSCI, rightly and wrongly.
 
-use crate::{calls, count, debug, fp, hostile, interrupts, memory, registers, sve, walks, wrong};
+use crate::{
+    calls, count, debug, fp, hostile, interrupts, memory, pmu, registers, sve, walks, wrong,
+};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use guest_runtime::{Tree, affinity, entry_point, index, println, start_vcpu};
 use smccc::Hvc;
@@ -13,6 +15,54 @@ const ROUNDS: usize = 3;
 static STARTED: AtomicUsize = AtomicUsize::new(0);
 /// They may go off again.
 static MAY_LEAVE: AtomicBool = AtomicBool::new(false);
+
+/// A check of registers that are a vCPU's own: on the first vCPU, and on the second in two lives, at interrupts set up.
+pub struct TwoLives {
+    check: fn(usize),
+    are_wanted: AtomicBool,
+    ended: AtomicUsize,
+}
+
+impl TwoLives {
+    /// Of these checks, each of which is given its vCPU.
+    pub const fn new(check: fn(usize)) -> Self {
+        Self {
+            check,
+            are_wanted: AtomicBool::new(false),
+            ended: AtomicUsize::new(0),
+        }
+    }
+
+    /// Executes all of them, on the first vCPU.
+    pub fn run(&self) {
+        self.are_wanted.store(true, Ordering::Release);
+        for life in 1..=2 {
+            expect("CPU_ON", start_vcpu(1), Ok(()));
+            if life == 1 {
+                (self.check)(0);
+            }
+            while state(1) != Ok(AffinityState::Off) {
+                core::hint::spin_loop();
+            }
+            if self.ended.load(Ordering::Acquire) != life {
+                wrong(format_args!("vCPU 1 has ended before its time"));
+            }
+        }
+    }
+
+    /// Whether vCPUs are started for this.
+    fn are_wanted(&self) -> bool {
+        self.are_wanted.load(Ordering::Acquire)
+    }
+
+    /// A life of the second vCPU.
+    fn live(&self, own: usize) -> ! {
+        interrupts::set_up(own);
+        (self.check)(own);
+        self.ended.fetch_add(1, Ordering::AcqRel);
+        guest_runtime::turn_off()
+    }
+}
 
 /// What every vCPU but the first does.
 pub fn secondary(own_index: usize) -> ! {
@@ -31,11 +81,10 @@ pub fn secondary(own_index: usize) -> ! {
     if memory::is_racing() {
         memory::racer(own_index);
     }
-    if sve::is_wanted() {
-        sve::secondary(own_index);
-    }
-    if debug::is_wanted() {
-        debug::secondary(own_index);
+    for lives in [&sve::LIVES, &debug::LIVES, &pmu::LIVES] {
+        if lives.are_wanted() {
+            lives.live(own_index);
+        }
     }
     if hostile::is_wanted() {
         hostile::secondary(own_index);

@@ -2,13 +2,12 @@
 //! next, on the same CPU. The program itself is compiled not to use them.
 
 use crate::interrupts;
+use crate::smp::TwoLives;
 use crate::wrong;
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use guest_runtime::{Tree, affinity, expect_exception, println, read_register, start_vcpu};
+use guest_runtime::{Tree, expect_exception, println, read_register};
 use smccc::Hvc;
-use smccc::psci::{AffinityState, LowestAffinityLevel, affinity_info};
 
 const CALLS: usize = 500;
 const SLEEPS: usize = 10;
@@ -53,17 +52,12 @@ unsafe impl Sync for Values {}
 
 static FILLED: [Values; 2] = [const { Values(UnsafeCell::new([0; WORDS])) }; 2];
 static FOUND: [Values; 2] = [const { Values(UnsafeCell::new([0; WORDS])) }; 2];
-static IS_WANTED: AtomicBool = AtomicBool::new(false);
-static LIVES: AtomicUsize = AtomicUsize::new(0);
+
+pub static LIVES: TwoLives = TwoLives::new(check);
 
 unsafe extern "C" {
     fn fill_vectors(values: *const u64);
     fn read_vectors(values: *mut u64);
-}
-
-/// Whether this is what vCPUs are started for.
-pub fn is_wanted() -> bool {
-    IS_WANTED.load(Ordering::Acquire)
 }
 
 /// Checks it on two vCPUs, the second in two lives.
@@ -74,32 +68,9 @@ pub fn probe(tree: Tree) {
         println!("sve: hidden");
         guest_runtime::power_off()
     }
-    IS_WANTED.store(true, Ordering::Release);
-    for life in 1..=2 {
-        if start_vcpu(1).is_err() {
-            wrong(format_args!("vCPU 1 doesn't start"));
-        }
-        if life == 1 {
-            check(0);
-        }
-        while affinity_info::<Hvc>(affinity(1), LowestAffinityLevel::All) != Ok(AffinityState::Off)
-        {
-            core::hint::spin_loop();
-        }
-        if LIVES.load(Ordering::Acquire) != life {
-            wrong(format_args!("vCPU 1 has ended before its time"));
-        }
-    }
+    LIVES.run();
     println!("sve: {} bytes, all as it should be", vector_bytes());
     guest_runtime::power_off()
-}
-
-/// What the other vCPU does.
-pub fn secondary(own: usize) -> ! {
-    interrupts::set_up(own);
-    check(own);
-    LIVES.fetch_add(1, Ordering::AcqRel);
-    guest_runtime::turn_off()
 }
 
 fn enable() {

@@ -268,13 +268,46 @@ fn features_with_state_are_switched_for_guests_that_are_offered_them_and_hidden_
         let found = outcome.line_with(says);
         assert!(found.is_some(), "{cpu} {features}: {}", describe(&outcome));
     }
-    let options = "guest=program vcpus=2 bytes=16M timeout=40 cpu_features=sve,debug";
+    let options = "guest=program vcpus=2 bytes=16M timeout=40 cpu_features=sve,debug,pmu";
     let boot = Boot::without_guest(options).cpu("max");
     boot.guest(probe_guest(), Some("dirty")).run_well();
     let boot = Boot::probe("off", PATIENCE).append("cpu_features=sve");
     boot.run_refused(&["cpu_features=sve", "the CPUs don't have it"]);
     let boot = Boot::probe("off", PATIENCE).append("cpu_features=mte");
-    boot.run_refused(&["malformed value 'mte'", "sve or debug"]);
+    boot.run_refused(&["malformed value 'mte'", "sve, debug or pmu"]);
+}
+
+/// An emulator that counts instructions counts them for guests too. PMUv3 and v3p1 keep EL2 out by
+/// filters and have counters of 32 bits, v3p5 does by itself and has 64.
+#[test]
+fn a_guest_has_performance_monitors_that_count_what_it_does_and_nothing_else() {
+    let append = "guest=linux vcpus=2 bytes=64M console=lines timeout=100";
+    const EXACTLY: &str = "pmu exactly";
+    let counts = ["-icount", "shift=0,sleep=off"];
+    for (cpu, gic, features, probe, says) in [
+        ("neoverse-n1", Gic::V3, "pmu", EXACTLY, "version 4, instr"),
+        ("max", Gic::V3, "sve,debug,pmu", EXACTLY, "version 6, instr"),
+        ("neoverse-n1", Gic::V3, "pmu", "pmu", "version 4, incr"),
+        ("max", Gic::V3, "sve,debug,pmu", "pmu", "version 6, incr"),
+        ("max", Gic::V3, "sve,debug", "pmu", "hidden"),
+    ] {
+        let boot = Boot::without_guest(append).cpu(cpu).gic(gic);
+        let boot = boot.append(&format!("cpu_features={features}"));
+        let boot = boot.guest(probe_guest(), Some(probe));
+        let outcome = match probe {
+            EXACTLY => boot.arguments(counts).run_well(),
+            _ => boot.run_well(),
+        };
+        let found = outcome.line_with(&format!("pmu: {says}"));
+        assert!(found.is_some(), "{cpu} {features}: {}", describe(&outcome));
+    }
+    for cpu in ["cortex-a53", "max"] {
+        let boot = Boot::probe("sysregs", PATIENCE).cpu(cpu);
+        boot.append("cpu_features=pmu").run_well();
+    }
+    let boot = Boot::probe("off", PATIENCE).cpu("max,pmu=off");
+    let boot = boot.append("cpu_features=pmu");
+    boot.run_refused(&["cpu_features=pmu: the CPUs don't have it"]);
 }
 
 /// Also after a start that has left it active.

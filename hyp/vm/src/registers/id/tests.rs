@@ -11,12 +11,14 @@ const RICH: Offer = Offer {
     gic_registers: true,
     debug: true,
     sve: true,
+    pmu: true,
 };
 const POOR: Offer = Offer {
     ipa_bits: 32,
     gic_registers: false,
     debug: false,
     sve: false,
+    pmu: false,
 };
 
 /// CRm and op2 of a register, with its name.
@@ -82,6 +84,8 @@ const SHOWN: &[(Name, &str, u32, &[u64], Why)] = &[
     (ZFR0, "F64MM", 56, ANY, Offered),
     // Armv8.0's; the registers read 0, unless they are offered.
     (DFR0, "DebugVer", 0, &[6], Virtual),
+    // 8 and later have registers that nobody switches; 15 is none of the architecture's.
+    (DFR0, "PMUVer", 8, &[0, 1, 2, 3, 4, 5, 6, 7], Offered),
     (DFR0, "BRPs", 12, ANY, Virtual),
     (DFR0, "WRPs", 20, ANY, Virtual),
     (DFR0, "CTX_CMPs", 28, ANY, Offered),
@@ -200,6 +204,7 @@ fn each_feature_with_state_or_a_control_has_somebody_who_looks_after_it() {
         "MOPS" => "HCRX_EL2.MSCEn",
         _ if register == ZFR0 => "SveState; CPTR_EL2.TZ",
         "SVE" => "SveState; CPTR_EL2.TZ",
+        "PMUVer" => "PmuState; MDCR_EL2.TPM",
         "CTX_CMPs" => "DebugState; MDCR_EL2.TDA",
         _ => "",
     };
@@ -218,6 +223,7 @@ fn features_without_traps_or_state_are_hidden() {
     let offer = Offer {
         debug: false,
         sve: false,
+        pmu: false,
         ..RICH
     };
     let all = |crm, op2| view(id(crm, op2), &offer, u64::MAX);
@@ -248,6 +254,20 @@ fn el1_is_not_the_highest_level_and_el2_is_nobodys() {
     for own in [0x11, 0x1111, u64::MAX] {
         let levels = view(id(4, 0), &POOR, own) & 0xffff;
         assert_eq!(levels, 0x1011);
+    }
+}
+
+#[test]
+fn the_performance_monitors_are_shown_where_they_are_the_architectures() {
+    let shown = |offer: &Offer, own: u64| view(id(5, 0), offer, own << 8) >> 8 & 0xf;
+    let without_debug = Offer {
+        debug: false,
+        ..RICH
+    };
+    for (own, seen) in [(0, 0), (4, 4), (6, 6), (7, 7), (8, 7), (9, 7), (15, 0)] {
+        assert_eq!(shown(&RICH, own), seen);
+        assert_eq!(shown(&without_debug, own), seen);
+        assert_eq!(shown(&POOR, own), 0);
     }
 }
 

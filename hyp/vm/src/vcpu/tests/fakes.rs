@@ -1,6 +1,7 @@
 //! The environment of a scripted vCPU: a fake CPU, fake memory and fake services.
 
 use std::boxed::Box;
+use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
 use std::vec::Vec;
@@ -19,6 +20,7 @@ use crate::machine::cpu::{
 use crate::machine::guest_memory::{GuestMemory, Refusal};
 use crate::machine::protection::Protections;
 use crate::registers::debug::DebugState;
+use crate::registers::pmu::PmuState;
 use crate::registers::state::{El1State, FpState, GuestRegs, PacKeys, VcpuState};
 use crate::registers::syndrome::Syndrome;
 use crate::registers::sysreg::SystemRegister;
@@ -197,6 +199,11 @@ pub struct FakeCpu {
     pub sleeps: usize,
     /// MDSCR_EL1, whenever the guest has written a debug register.
     pub debug: Vec<u64>,
+    /// How often a guest has begun to use the performance monitors, and the registers of these that it can't access itself.
+    pub pmus_begun: usize,
+    pub pmu_registers: BTreeMap<(u8, u8), u64>,
+    /// The performance monitors that the guest is put with, if it has used them.
+    pub pmu: Option<PmuState>,
     pub last_exit: Syndrome,
     /// What its clock says, one after the other.
     pub times: Mutex<VecDeque<u64>>,
@@ -229,6 +236,9 @@ impl FakeCpu {
             random: None,
             sleeps: 0,
             debug: Vec::new(),
+            pmus_begun: 0,
+            pmu_registers: BTreeMap::new(),
+            pmu: None,
             last_exit: Syndrome::NONE,
             times: Mutex::default(),
             registers: FakeInterface::default(),
@@ -373,6 +383,9 @@ impl Cpu for FakeCpu {
         if let Some(changed) = self.changed.clone() {
             (state.el1, state.fp, state.pac) = changed;
         }
+        if let Some(pmu) = &self.pmu {
+            state.pmu.clone_from(pmu);
+        }
         self.late_error.take()
     }
 
@@ -431,6 +444,21 @@ impl Cpu for FakeCpu {
         assert!(self.loaded);
         let sve = state.sve.as_mut().expect("the VM offers it");
         sve.begin(&state.fp.q);
+    }
+
+    fn begin_pmu(&mut self, state: &PmuState) {
+        assert!(self.loaded && state.is_used);
+        self.pmus_begun += 1;
+    }
+
+    fn access_pmu(&mut self, register: SystemRegister, written: Option<u64>) -> Option<u64> {
+        assert!(self.loaded && self.pmus_begun != 0);
+        let (_, _, _, crm, op2) = register.fields();
+        let place = self.pmu_registers.get_mut(&(crm, op2))?;
+        if let Some(written) = written {
+            *place = written;
+        }
+        Some(*place)
     }
 
     fn id_register(&self, _: SystemRegister) -> u64 {

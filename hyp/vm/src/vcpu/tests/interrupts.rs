@@ -4,6 +4,7 @@ use std::vec::Vec;
 
 use super::*;
 use crate::machine::cpu::Interrupt;
+use crate::registers::pmu::PmuState;
 use crate::registers::state::{El1State, FpState, PacKeys};
 use crate::vm::devices::Devices;
 use crate::vm::pause::ForkError;
@@ -20,6 +21,7 @@ const DEVICE: u64 = 0x0900_0000;
 const SPI: u32 = 33;
 const TIMER: u32 = 27;
 const PHYSICAL_TIMER: u32 = 30;
+const PMU: u32 = 23;
 const WFIT: u64 = WFI | 7 << 5 | 0b110;
 
 /// A device that reads as what was written last, and remembers each write.
@@ -52,9 +54,9 @@ struct Board {
 
 /// A VM with a GICv3 and a device.
 fn board(vcpus: usize) -> Board {
-    let timers = [TIMER, PHYSICAL_TIMER].map(|timer| Forwarded {
-        virtual_id: timer,
-        physical_id: timer,
+    let forwarded = [TIMER, PHYSICAL_TIMER, PMU].map(|intid| Forwarded {
+        virtual_id: intid,
+        physical_id: intid,
     });
     let gic = Vgic::new(&VgicConfig {
         version: Version::V3,
@@ -65,7 +67,7 @@ fn board(vcpus: usize) -> Board {
         redistributors: GICR,
         its: Some(GITS),
         priority_bits: 5,
-        forwarded: &timers,
+        forwarded: &forwarded,
     });
     let (gic, device) = (Arc::new(gic.unwrap()), Arc::new(Latch::default()));
     let bus = Bus::new(Vec::from([(DEVICE..DEVICE + 0x1000, device.clone() as _)])).unwrap();
@@ -290,6 +292,50 @@ fn a_vcpu_that_waits_is_not_woken_by_timers_whose_interrupts_dont_come() {
     }));
     run_vcpu(&board.vm, &mut cpu);
     assert_eq!(cpu.ticks, [Some(7), None]);
+}
+
+/// It may have come after the guest was entered last, and isn't taken any more once the vCPU is put.
+#[test]
+fn a_vcpu_that_waits_with_an_overflow_goes_on_at_once() {
+    let overflow = PmuState {
+        is_used: true,
+        pmcr: 1,
+        overflowed: 1 << 31,
+        interrupting: 1 << 31,
+        ..PmuState::default()
+    };
+    let off = PmuState {
+        pmcr: 0,
+        ..overflow.clone()
+    };
+    for (pmu, enabled, ticks) in [
+        (&overflow, 1 << PMU, [Some(0), None]),
+        (&overflow, 1 << TIMER, [None, None]),
+        (&off, 1 << PMU, [None, None]),
+    ] {
+        let board = board(1);
+        let lines = Lines::new(1);
+        let mut cpu = FakeCpu::new(0, &lines, []);
+        cpu.pmu = Some(pmu.clone());
+        let on = gic_on(&board, &mut cpu, enabled);
+        cpu.unmasked = false;
+        cpu.script.extend(on);
+        let kick = move || lines.kick(CpuId(0));
+        let once = kick.clone();
+        cpu.script.push_back(Box::new(move |_: &mut GuestRegs| {
+            once();
+            exit(WFI)
+        }));
+        // It has come, and isn't ended: no other comes.
+        cpu.fires.push_back(Some(Interrupt::Pmu));
+        cpu.script.push_back(check(|_| {}));
+        cpu.script.push_back(Box::new(move |_: &mut GuestRegs| {
+            kick();
+            exit(WFI)
+        }));
+        run_vcpu(&board.vm, &mut cpu);
+        assert_eq!(cpu.ticks, ticks, "{pmu:?}");
+    }
 }
 
 /// PSCI: the wake request comes from the distributor; the CPU interface is off, too.

@@ -3,6 +3,7 @@
 use super::*;
 use crate::registers::debug::DebugState;
 use crate::registers::offer::OfferedFeatures;
+use crate::registers::pmu::PmuState;
 
 #[test]
 fn a_translation_fault_is_told_with_its_address() {
@@ -292,6 +293,7 @@ fn features_that_a_vm_offers_are_its_guests() {
     let offered = OfferedFeatures {
         debug: true,
         vector_bytes: 32,
+        ..OfferedFeatures::default()
     };
     vm.offer_features(offered).unwrap();
     let (mdscr, bcr3, bcr16) = ((2, 0, 0, 2, 2), (2, 0, 0, 3, 5), (2, 0, 0, 15, 7));
@@ -326,6 +328,55 @@ fn features_that_a_vm_offers_are_its_guests() {
     context.start(Start::default());
     assert_eq!(context.state.debug, DebugState::default());
     assert!(context.state.sve.as_ref().is_some_and(|sve| !sve.is_used));
+}
+
+/// Each way: the guest's accesses trap on, or they don't.
+#[test]
+fn the_first_access_to_performance_monitors_gives_them_to_the_guest() {
+    let (pmcr, counter, overflow) = ((3, 3, 9, 12, 0), (3, 3, 14, 8, 2), (3, 0, 9, 14, 1));
+    for traps in [true, false] {
+        for first in [pmcr, counter, overflow] {
+            let mut vm = vm(1);
+            let pmu = true;
+            vm.offer_features(OfferedFeatures {
+                pmu,
+                ..OfferedFeatures::default()
+            })
+            .unwrap();
+            let lines = Lines::new(1);
+            let mut write = system(pmcr, false);
+            let mut cpu = FakeCpu::new(
+                0,
+                &lines,
+                [
+                    system(first, true),
+                    check(|regs| assert_eq!(regs.pc, ENTRY, "it tries again")),
+                    Box::new(move |regs: &mut GuestRegs| {
+                        regs.x[5] = 0x27;
+                        write(regs)
+                    }),
+                    system(pmcr, true),
+                    check(move |regs| match traps {
+                        true => assert_eq!((regs.x[5], regs.pc), (0x27, ENTRY + 8)),
+                        false => assert_eq!(regs.pc, VBAR + 0x200),
+                    }),
+                    // The CPU has no such counter.
+                    system(counter, true),
+                    check(|regs| assert_eq!(regs.pc, VBAR + 0x200)),
+                ],
+            );
+            cpu.pmu_registers.extend(traps.then_some(((12, 0), 0)));
+            let cpu = run_on(&vm, &FakeService::default(), cpu);
+            assert_eq!(cpu.pmus_begun, 1);
+            let state = vm.pause(|_| {}).state(VcpuId(0));
+            assert!(state.is_some_and(|state| state.pmu.is_used));
+
+            // Turned on again, it has none of it.
+            let mut context = vm.shared(VcpuId(0)).context.lock();
+            context.start(Start::default());
+            assert_eq!(context.state.pmu, PmuState::default());
+        }
+    }
 }
 
 #[test]
