@@ -30,7 +30,6 @@ mod table;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
@@ -46,6 +45,7 @@ use emulator::files;
 use emulator::front_end::{self, named};
 use emulator::images;
 use emulator::repository::{repository, target_folder};
+use emulator::standard_output::{self, print_line};
 use emulator::{qemu, setup, simclock};
 use records::words::Profile;
 
@@ -62,8 +62,8 @@ fn command(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let options = match BenchOptions::parse_arguments(arguments.clone()) {
         Ok(options) => options,
         Err(error) if !error.use_stderr() => {
-            // `--help`. If nobody reads it, nobody misses it.
-            let _ = error.print();
+            // `--help`.
+            standard_output::note(error.print());
             return 0;
         }
         Err(error) => {
@@ -189,16 +189,13 @@ fn measure(options: &BenchOptions, arguments: &[OsString]) -> Result<u8, ToolErr
 
 /// Prints the tables, and writes the page with its plots if there is a folder for it.
 fn show(results: &Results, folder: Option<&Path>) -> Result<(), ToolError> {
-    let mut output = std::io::stdout();
-    // Standard output may be closed.
-    let _ = write!(output, "{}", page::text(results));
+    print_line(page::text(results).trim_end_matches('\n'));
     if let Some(folder) = folder {
         page::write(results, folder)?;
-        let _ = writeln!(
-            output,
+        print_line(format_args!(
             "\nPage, plots and results: {}",
             folder.join(page::PAGE).display()
-        );
+        ));
     }
     Ok(())
 }

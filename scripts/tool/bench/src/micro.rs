@@ -22,6 +22,7 @@ use emulator::qemu::{Gic, Machine, Module, ModuleKind};
 use emulator::setup;
 use emulator::simclock::{self, Costs, Simulation};
 use emulator::size::mib;
+use emulator::standard_output::print_line;
 use linux::{Guest, Micro};
 use records::words::Profile;
 
@@ -121,14 +122,18 @@ pub fn measure(options: &BenchOptions) -> Result<u8, ToolError> {
     for vcpus in options.micro_vcpus() {
         bench.measure(*vcpus, &mut columns)?;
     }
-    print!("{}", table(&columns));
+    print_line(table(&columns).trim_end_matches('\n'));
     for column in columns.iter().filter(|column| !column.exits.is_empty()) {
         let exits = column
             .exits
             .iter()
             .map(|(kind, count)| format!("{kind} {count}"));
         let exits: Vec<String> = exits.collect();
-        println!("exits, {}: {}", column.system, exits.join(", "));
+        print_line(format_args!(
+            "exits, {}: {}",
+            column.system,
+            exits.join(", ")
+        ));
     }
     if let Some(json) = &options.json {
         let results = Results {

@@ -5,7 +5,7 @@ mod table;
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
@@ -27,6 +27,7 @@ use emulator::session::marks::Marks;
 use emulator::setup::system::{Package, System};
 use emulator::setup::{self, find_program};
 use emulator::simclock;
+use emulator::standard_output::{self, print_line};
 use options::refusal::Started;
 use options::{Plan, RunOptions, one_line, typed, usage};
 use records::image::GuestImage;
@@ -44,8 +45,8 @@ fn command(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let options = match RunOptions::parse_arguments(arguments) {
         Ok(options) => options,
         Err(error) if !error.use_stderr() => {
-            // `--help`. If nobody reads it, nobody misses it.
-            let _ = error.print();
+            // `--help`.
+            standard_output::note(error.print());
             return 0;
         }
         Err(error) => {
@@ -323,7 +324,7 @@ fn follow(
         if let Some(shown) = shown(line, text, options, is_reporting) {
             bar.suspend(|| print_line(shown));
         } else if let Some(printed) = printed {
-            bar.suspend(|| print_line(&format!("guest: {printed}")));
+            bar.suspend(|| print_line(format_args!("guest: {printed}")));
         }
     };
     let complain = |text: &str| {
@@ -374,11 +375,6 @@ fn shown<'a>(
     }
 }
 
-/// Prints a line on standard output, which may be closed.
-fn print_line(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
-}
-
 /// Whether the user asks the hypervisor for something else than a measurement.
 fn measures_nothing(options: &RunOptions) -> bool {
     typed::measures_nothing(options.machine.append.as_deref())
@@ -409,7 +405,7 @@ fn show_errors(started: &Started<'_>, outcome: &Outcome) -> Result<(), ToolError
 fn finish(plan: &Plan, results: &Kept<'_>, outcome: &Outcome) -> Result<u8, ToolError> {
     let options = results.options;
     if !results.records.is_empty() {
-        print_line(&format!("\n{}", comparison(&results.records)));
+        print_line(format_args!("\n{}", comparison(&results.records)));
     }
     let started = Started {
         plan,
