@@ -28,8 +28,16 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     if let Some(folder) = partial.parent() {
         fs::create_dir_all(folder)?;
     }
-    fs::write(&partial, contents)?;
-    fs::rename(&partial, real)
+    put(&partial, &real, contents)
+}
+
+/// Writes a file under the name `partial` first, of which nothing is left.
+fn put(partial: &Path, real: &Path, contents: &[u8]) -> io::Result<()> {
+    let written = fs::write(partial, contents).and_then(|()| fs::rename(partial, real));
+    if written.is_err() {
+        let _ = fs::remove_file(partial);
+    }
+    written
 }
 
 /// Checks that [`replace`] can write a file whose folder is there. It is left as it is, or isn't made.
@@ -153,6 +161,15 @@ mod tests {
             (count(folder.path()), count(&folder.path().join("made"))),
             (2, 1)
         );
+    }
+
+    #[test]
+    fn of_a_file_that_cant_be_written_no_part_is_left() {
+        let folder = TempDir::new().expect("room for a folder");
+        let (partial, real) = (folder.path().join(".file.1"), folder.path().join("file"));
+        fs::create_dir(&real).expect("the folder is ours");
+        assert!(put(&partial, &real, b"contents").is_err());
+        assert!(!partial.exists() && real.is_dir());
     }
 
     #[test]
