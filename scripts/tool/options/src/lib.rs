@@ -3,7 +3,7 @@
 
 pub mod backing;
 pub mod cpu;
-mod kernel_files;
+pub mod kernel_files;
 pub mod linux;
 pub mod merging;
 pub mod refusal;

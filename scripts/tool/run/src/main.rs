@@ -28,6 +28,7 @@ use emulator::setup::system::{Package, System};
 use emulator::setup::{self, find_program};
 use emulator::simclock;
 use emulator::standard_output::{self, print_line};
+use options::kernel_files::read_whole;
 use options::refusal::Started;
 use options::{Plan, RunOptions, one_line, typed, usage};
 use records::image::GuestImage;
@@ -178,7 +179,7 @@ fn ended_well(options: &RunOptions, plan: &Plan, marks: &Marks) -> Result<u8, To
 fn check_files(options: &RunOptions) -> Result<(), ToolError> {
     if let Some(guest) = &options.guest {
         let refused = |why: String| ToolError::Usage(format!("--guest {}: {why}", guest.display()));
-        let bytes = fs::read(guest).map_err(|error| refused(error.to_string()))?;
+        let bytes = read_whole("--guest", guest)?;
         check_image(&bytes).map_err(refused)?;
     }
     if let Some(folder) = &options.linux.console_log {
