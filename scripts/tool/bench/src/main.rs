@@ -240,10 +240,7 @@ fn check_file(path: Option<&Path>) -> Result<(), ToolError> {
     let Some(path) = path else {
         return Ok(());
     };
-    match files::check(path) {
-        Ok(()) => Ok(()),
-        Err(error) => usage(format!("--json {}: {error}", path.display())),
-    }
+    files::check_option("--json", path)
 }
 
 /// A new folder among those of earlier measurements.
@@ -274,7 +271,7 @@ fn prepare_folder(folder: &Path, force: bool) -> Result<(), ToolError> {
     }
     let refused =
         |error: std::io::Error| ToolError::Usage(format!("--out {}: {error}", folder.display()));
-    fs::create_dir_all(folder).map_err(refused)?;
+    files::make_folder("--out", folder)?;
     let probe = folder.join(format!(".writable.{}", std::process::id()));
     fs::write(&probe, []).map_err(refused)?;
     fs::remove_file(&probe).map_err(refused)

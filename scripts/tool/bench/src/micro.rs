@@ -97,8 +97,7 @@ struct Results<'r> {
 /// Measures and shows it.
 pub fn measure(options: &BenchOptions) -> Result<u8, ToolError> {
     if let Some(json) = &options.json {
-        files::check(json)
-            .map_err(|error| ToolError::Usage(format!("--json {}: {error}", json.display())))?;
+        files::check_option("--json", json)?;
     }
     setup::rust_target()?;
     let emulator = setup::emulator()?;

@@ -254,9 +254,7 @@ fn logs(options: &RunOptions, plan: &Plan) -> Result<Option<Logs>, ToolError> {
     };
     let vms = &plan.workload.vms;
     let only = vms.is_empty().then_some(ONLY_GUEST);
-    let logs = Logs::create(folder, vms.iter().map(Vm::name).chain(only));
-    let refused = |error| ToolError::Usage(format!("--console-log {}: {error}", folder.display()));
-    logs.map(Some).map_err(refused)
+    Logs::create(folder, vms.iter().map(Vm::name).chain(only)).map(Some)
 }
 
 /// Tells how it ended, and decides on the exit status.

@@ -4,7 +4,6 @@ mod guest;
 mod table;
 
 use std::ffi::OsString;
-use std::fs;
 use std::io::{ErrorKind, IsTerminal};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::path::Path;
@@ -183,17 +182,10 @@ fn check_files(options: &RunOptions) -> Result<(), ToolError> {
         check_image(&bytes).map_err(refused)?;
     }
     if let Some(folder) = &options.linux.console_log {
-        fs::create_dir_all(folder).map_err(|error| {
-            let why = match error.kind() {
-                ErrorKind::AlreadyExists => "this is a file, and a folder is needed".to_string(),
-                _ => error.to_string(),
-            };
-            ToolError::Usage(format!("--console-log {}: {why}", folder.display()))
-        })?;
+        files::make_folder("--console-log", folder)?;
     }
     if let Some(json) = &options.json {
-        files::check(json)
-            .map_err(|error| ToolError::Usage(format!("--json {}: {error}", json.display())))?;
+        files::check_option("--json", json)?;
     }
     Ok(())
 }
