@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::usage;
 use emulator::error::ToolError;
-use emulator::size::Size;
+use emulator::size::{Size, mib};
 use records::kernel::{FIRMWARE_BYTES, KernelError, check_firmware, check_kernel};
 
 /// The longest command line of an arm64 kernel.
@@ -138,6 +138,34 @@ pub fn check_kernel_file(
     Ok(image.len() as u64)
 }
 
+/// Checks that a guest whose memory `option` says has room for Debian's kernel with this file system.
+///
+/// # Errors
+///
+/// [`ToolError::Usage`] naming the option and that memory.
+pub fn check_room_for_debian(
+    option: &str,
+    bytes: Size,
+    kernel: &Path,
+    initrd: &Path,
+) -> Result<(), ToolError> {
+    let image = fs::read(kernel).map_err(|error| ToolError::unusable(kernel, &error))?;
+    let found = fs::metadata(initrd).map_err(|error| ToolError::unusable(initrd, &error))?;
+    let checked = check_kernel(&image)
+        .map_err(|error| ToolError::Io(format!("{}: {error}", kernel.display())))?;
+    let others = found.len().saturating_add(OTHERS);
+    match checked.check_fits(bytes.0, others) {
+        Ok(()) => Ok(()),
+        Err(_) => {
+            let end = checked.end().unwrap_or(u64::MAX).saturating_add(others);
+            let least = Size(end.checked_next_multiple_of(mib(1).0).unwrap_or(end));
+            usage(format!(
+                "{option}{bytes}: Debian's kernel and its file system take at least {least} of memory"
+            ))
+        }
+    }
+}
+
 /// Checks the firmware that `option` names. Gives its size.
 pub fn check_firmware_file(option: &str, path: &Path) -> Result<u64, ToolError> {
     let (image, length) = read(option, path, FIRMWARE_BYTES)?;
@@ -149,7 +177,6 @@ pub fn check_firmware_file(option: &str, path: &Path) -> Result<u64, ToolError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use emulator::size::mib;
     use std::path::PathBuf;
     use tempfile::TempDir;
 
@@ -203,5 +230,19 @@ mod tests {
             );
         }
         assert_eq!(check(mib(12), None), Ok(4096));
+    }
+
+    #[test]
+    fn memory_that_is_too_little_for_debian_is_said_as_the_user_chose_it() {
+        let folder = TempDir::new().expect("room for a folder");
+        let (kernel, initrd) = (kernel(&folder), folder.path().join("initrd"));
+        fs::write(&initrd, [0; 4096]).expect("the folder is ours");
+        let check = |bytes| check_room_for_debian("--bytes ", bytes, &kernel, &initrd);
+        let said = check(mib(1)).expect_err("too little").to_string();
+        let says =
+            "--bytes 1 MiB: Debian's kernel and its file system take at least 13 MiB of memory";
+        assert_eq!(said, says);
+        assert!(check(Size((12 << 20) + 4095)).is_err());
+        assert_eq!(check(Size((12 << 20) + 4096)), Ok(()));
     }
 }

@@ -76,6 +76,9 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
         true => Some(Files::prepare(&options.linux, load.as_deref())?),
         false => None,
     };
+    if let Some(files) = &linux {
+        files.check_room(&plan.workload)?;
+    }
     let mut marks = linux.as_ref().and_then(Files::token).map(Marks::new);
     let mut images = images::build(options.profile())?;
     if options.check {
@@ -383,8 +386,7 @@ fn show_errors(started: &Started<'_>, outcome: &Outcome) -> Result<(), ToolError
         return Err(ToolError::Usage(why));
     }
     for line in &outcome.errors {
-        let append = started.machine.append.as_deref();
-        eprintln!("error: {}", typed::as_typed(line, append));
+        eprintln!("error: {}", started.as_typed(line));
     }
     // All of the console has been shown if that is wanted.
     let fatal = outcome.fatal.iter().filter(|_| !started.machine.verbose);
