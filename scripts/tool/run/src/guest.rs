@@ -114,10 +114,8 @@ impl Files {
         if workload.vms.is_empty() {
             return check("--bytes ", workload.bytes);
         }
-        let debians = workload.vms.iter().filter(|vm| vm.kernel.is_none());
-        debians
-            .map(|vm| check(&format!("--vm {}: bytes=", vm.name()), vm.bytes))
-            .collect()
+        let mut debians = workload.vms.iter().filter(|vm| vm.kernel.is_none());
+        debians.try_for_each(|vm| check(&format!("--vm {}: bytes=", vm.name()), vm.bytes))
     }
 
     /// The modules that the hypervisor finds them as, in a machine with so much RAM, and its words for them.
