@@ -3,7 +3,7 @@
 use crate::board::PlaceError;
 use crate::guest::TreeError;
 use crate::machine::DeviceError;
-use crate::modules::DomainFault;
+use crate::modules::{DomainFault, FileUse};
 use crate::quote::Quoted;
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -133,6 +133,13 @@ pub enum RunError {
         /// The address.
         address: u64,
     },
+    /// Two files could be the guest's.
+    TwoFiles {
+        /// Their use.
+        kind: FileUse,
+        /// Their addresses.
+        addresses: [u64; 2],
+    },
     /// No VM can be made of a node of the device tree.
     Domain(DomainFault),
     /// The other guests leave too few CPUs for a VM.
@@ -194,6 +201,7 @@ impl RunError {
                 | Self::Device { .. }
                 | Self::NameTwice { .. }
                 | Self::NoFile { .. }
+                | Self::TwoFiles { .. }
                 | Self::Domain(_)
                 | Self::NoCpusLeft { .. }
                 | Self::TooManyVms { .. }
@@ -301,6 +309,13 @@ impl fmt::Display for RunError {
             Self::NoFile { address } => {
                 write!(f, "no module was loaded at {address:#x}")
             }
+            Self::TwoFiles {
+                kind,
+                addresses: [first, second],
+            } => write!(
+                f,
+                "the guest can have one module that is a {kind}, and there are those at {first:#x} and {second:#x}"
+            ),
             Self::Domain(fault) => fault.fmt(f),
             Self::NoCpusLeft { vcpus, cpus, left } => write!(
                 f,

@@ -18,6 +18,16 @@ pub enum FileUse {
     Other,
 }
 
+impl fmt::Display for FileUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::Ramdisk => "ramdisk",
+            Self::Other => "file",
+        })
+    }
+}
+
 /// A file that the boot loader has loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct Module<'m> {

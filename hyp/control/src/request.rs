@@ -26,17 +26,31 @@ pub struct Request<'m> {
 }
 
 impl<'m> Request<'m> {
-    /// The guest of the options: its kernel and its ramdisk are the first ones that are free.
+    /// The guest of the options: its kernel and its ramdisk are the ones that are free. A guest of the benchmark's has the first
+    /// kernel.
+    ///
+    /// # Errors
+    /// They can't be used, or the user's guest could have others.
     pub(crate) fn of_options(
         options: &Options,
         modules: &Modules<'m>,
         is_free: impl Fn(&Module<'m>) -> bool,
     ) -> Result<Self, RunError> {
-        let first = |kind| {
-            let mut files = modules.files.iter();
-            files.find(|file| file.kind == kind && is_free(file))
+        let only = |kind| {
+            let free = |file: &&Module<'m>| file.kind == kind && is_free(file);
+            let mut files = modules.files.iter().filter(free);
+            let first = files.next();
+            match (first, files.next()) {
+                (Some(first), Some(second)) if options.guest.is_foreign() => {
+                    Err(RunError::TwoFiles {
+                        kind,
+                        addresses: [first.address, second.address],
+                    })
+                }
+                _ => Ok(first),
+            }
         };
-        let (kernel, ramdisk) = (first(FileUse::Kernel), first(FileUse::Ramdisk));
+        let (kernel, ramdisk) = (only(FileUse::Kernel)?, only(FileUse::Ramdisk)?);
         let firmware = file(modules, options.firmware)?;
         Ok(Self {
             name: None,
@@ -165,4 +179,57 @@ fn started<'m>(
         offset: FIRMWARE_KERNEL,
         ..image
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    fn refused(
+        guest: &str,
+        kinds: &[FileUse],
+        is_free: fn(&Module<'_>) -> bool,
+    ) -> Option<RunError> {
+        let mut image: Vec<u8> = vec![0; 4096];
+        image[16..24].copy_from_slice(&4096u64.to_le_bytes());
+        image[56..60].copy_from_slice(b"ARM\x64");
+        let files = kinds.iter().zip(1..).map(|(kind, number)| Module {
+            kind: *kind,
+            address: number << 28,
+            bytes: &image,
+            bootargs: "",
+        });
+        let modules = Modules {
+            files: files.collect(),
+            domains: Vec::new(),
+        };
+        let options = Options::parse(guest).unwrap();
+        Request::of_options(&options, &modules, is_free).err()
+    }
+
+    #[test]
+    fn a_guest_of_the_users_has_no_choice_of_files() {
+        use FileUse::{Kernel, Other, Ramdisk};
+        let said = |kinds: &[FileUse]| {
+            let error = refused("guest=linux", kinds, |_| true).unwrap();
+            assert!(error.is_bad_option());
+            error.to_string()
+        };
+        assert_eq!(
+            said(&[Kernel, Ramdisk, Kernel]),
+            "the guest can have one module that is a kernel, and there are those at 0x10000000 and 0x30000000"
+        );
+        assert_eq!(
+            said(&[Kernel, Ramdisk, Ramdisk]),
+            "the guest can have one module that is a ramdisk, and there are those at 0x20000000 and 0x30000000"
+        );
+        let two = [Kernel, Kernel, Other, Other];
+        assert!(refused("guest=program", &two, |_| true).is_some());
+        assert!(refused("guest=dirty_log", &two, |_| true).is_none());
+        let of_a_vm = |file: &Module<'_>| file.address == 1 << 28;
+        assert!(refused("guest=linux", &two, of_a_vm).is_none());
+    }
 }

@@ -72,8 +72,10 @@ pub fn check_firmware(file: &[u8]) -> Result<(), FirmwareError> {
 }
 
 /// The end of the last section in the file, by its PE header for UEFI. Nothing else tells how long the file has to be: the
-/// header's size counts zeroed memory behind it. `None` without such a header.
+/// header's size counts zeroed memory behind it. The end of that header's first part, if the file ends within it. `None`
+/// without such a header.
 fn sections_end(file: &[u8]) -> Option<u64> {
+    const MAGIC: &[u8] = b"PE\0\0";
     const COFF_HEADER: usize = 24;
     const SECTION: usize = 40;
     let half = |at: usize| {
@@ -82,10 +84,13 @@ fn sections_end(file: &[u8]) -> Option<u64> {
     };
     let word = |at: usize| Some(half(at)? as u64 | (half(at.checked_add(2)?)? as u64) << 16);
     let header = word(PE_OFFSET)? as usize;
-    if !file.starts_with(b"MZ") || file.get(header..)?.get(..4)? != b"PE\0\0" {
+    let magic = file.get(header..).unwrap_or_default();
+    if !file.starts_with(b"MZ") || !magic.starts_with(&MAGIC[..magic.len().min(MAGIC.len())]) {
         return None;
     }
-    let (sections, optional) = (half(header + 6)?, half(header + 20)?);
+    let (Some(sections), Some(optional)) = (half(header + 6), half(header + 20)) else {
+        return Some((header + COFF_HEADER) as u64);
+    };
     let first = header + COFF_HEADER + optional;
     let ends = (0..sections).map(|number| {
         let section = first + number * SECTION;
@@ -308,7 +313,11 @@ mod tests {
         assert!(check_kernel(&whole).is_ok());
         let says = check_kernel(&whole[..4095]).unwrap_err().to_string();
         assert_eq!(says, "the guest's kernel is truncated: 4095 bytes of 4096");
-        assert!(check_kernel(&whole[..110]).is_err(), "cut in its header");
+        for length in 64..4096 {
+            let cut = check_kernel(&whole[..length]).unwrap_err();
+            let is_truncated = matches!(cut, KernelError::Truncated { length: of, announced } if of == length && announced > length as u64);
+            assert!(is_truncated, "{cut}");
+        }
         assert_eq!(
             check_kernel(&whole[..63]),
             Err(KernelError::NoHeader { length: 63 })

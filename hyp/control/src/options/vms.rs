@@ -43,6 +43,13 @@ pub enum VmFault<'t> {
     Twice(&'t str),
     /// A part that every VM needs.
     Missing(&'static str),
+    /// Two parts that name the same module.
+    SameModule {
+        /// The parts.
+        keys: [&'static str; 2],
+        /// Its address.
+        address: u64,
+    },
     /// A device that is named twice.
     Repeated(&'t str),
     /// There is no memory for a part's value.
@@ -65,6 +72,10 @@ impl fmt::Display for VmFault<'_> {
             Self::NoValue(key) => write!(f, "part {} has no value", Quoted(key)),
             Self::Twice(key) => write!(f, "part {} is there twice", Quoted(key)),
             Self::Missing(key) => write!(f, "{key}= is missing"),
+            Self::SameModule {
+                keys: [one, other],
+                address,
+            } => write!(f, "{one}= and {other}= name the same module, {address:#x}"),
             Self::Repeated(path) => write!(f, "device= names {} twice", Quoted(path)),
             Self::NoRoom(key) => write!(f, "there is no memory for the value of {key}="),
             Self::Malformed {
@@ -132,7 +143,7 @@ impl<'t> VmOptions<'t> {
         if kernel.or(firmware).is_none() {
             return Err(VmFault::Missing("kernel"));
         }
-        Ok(Self {
+        let vm = Self {
             name: part("name", name, NAMES, |text| is_name(text).then_some(text))?
                 .ok_or(VmFault::Missing("name"))?,
             kernel: part("kernel", kernel, ADDRESSES, address)?,
@@ -144,7 +155,26 @@ impl<'t> VmOptions<'t> {
             on_reset: part("on_reset", on_reset, OnReset::EXPECTED, word)?,
             on_crash: part("on_crash", on_crash, OnCrash::EXPECTED, word)?,
             bootargs: bootargs.map(unquoted),
-        })
+        };
+        vm.check_modules().map(|()| vm)
+    }
+
+    /// Checks that each of its modules has one use.
+    fn check_modules(&self) -> Result<(), VmFault<'t>> {
+        let uses = [
+            ("kernel", self.kernel, "initrd", self.ramdisk),
+            ("firmware", self.firmware, "kernel", self.kernel),
+            ("firmware", self.firmware, "initrd", self.ramdisk),
+        ];
+        for (key, module, other_key, other) in uses {
+            if let Some(address) = module
+                && module == other
+            {
+                let keys = [key, other_key];
+                return Err(VmFault::SameModule { keys, address });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -329,6 +359,18 @@ mod tests {
             ("name=a,kernel=0x1,bytes=4097", "for 'bytes'"),
             ("name=a,kernel=0x1,bytes=0", "for 'bytes'"),
             ("name=a,kernel=0x1,initrd=x", "for 'initrd'"),
+            (
+                "name=a,kernel=0x50000000,initrd=0x50000000",
+                "VM 'a': kernel= and initrd= name the same module, 0x50000000",
+            ),
+            (
+                "name=a,kernel=0x1,firmware=0x1",
+                "firmware= and kernel= name the same module, 0x1",
+            ),
+            (
+                "name=a,firmware=0x1,initrd=0x1",
+                "firmware= and initrd= name the same module, 0x1",
+            ),
             (
                 "name=a,kernel=0x1,on_reset=no",
                 "for 'on_reset': expected restart or stop",

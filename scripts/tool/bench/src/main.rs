@@ -30,7 +30,6 @@ mod table;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
@@ -46,6 +45,7 @@ use emulator::files;
 use emulator::front_end::{self, named};
 use emulator::images;
 use emulator::repository::{repository, target_folder};
+use emulator::standard_output::{self, print_line};
 use emulator::{qemu, setup, simclock};
 use records::words::Profile;
 
@@ -62,8 +62,8 @@ fn command(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let options = match BenchOptions::parse_arguments(arguments.clone()) {
         Ok(options) => options,
         Err(error) if !error.use_stderr() => {
-            // `--help`. If nobody reads it, nobody misses it.
-            let _ = error.print();
+            // `--help`.
+            standard_output::note(error.print());
             return 0;
         }
         Err(error) => {
@@ -189,16 +189,13 @@ fn measure(options: &BenchOptions, arguments: &[OsString]) -> Result<u8, ToolErr
 
 /// Prints the tables, and writes the page with its plots if there is a folder for it.
 fn show(results: &Results, folder: Option<&Path>) -> Result<(), ToolError> {
-    let mut output = std::io::stdout();
-    // Standard output may be closed.
-    let _ = write!(output, "{}", page::text(results));
+    print_line(page::text(results).trim_end_matches('\n'));
     if let Some(folder) = folder {
         page::write(results, folder)?;
-        let _ = writeln!(
-            output,
+        print_line(format_args!(
             "\nPage, plots and results: {}",
             folder.join(page::PAGE).display()
-        );
+        ));
     }
     Ok(())
 }
@@ -243,10 +240,7 @@ fn check_file(path: Option<&Path>) -> Result<(), ToolError> {
     let Some(path) = path else {
         return Ok(());
     };
-    match files::check(path) {
-        Ok(()) => Ok(()),
-        Err(error) => usage(format!("--json {}: {error}", path.display())),
-    }
+    files::check_option("--json", path)
 }
 
 /// A new folder among those of earlier measurements.
@@ -277,7 +271,7 @@ fn prepare_folder(folder: &Path, force: bool) -> Result<(), ToolError> {
     }
     let refused =
         |error: std::io::Error| ToolError::Usage(format!("--out {}: {error}", folder.display()));
-    fs::create_dir_all(folder).map_err(refused)?;
+    files::make_folder("--out", folder)?;
     let probe = folder.join(format!(".writable.{}", std::process::id()));
     fs::write(&probe, []).map_err(refused)?;
     fs::remove_file(&probe).map_err(refused)

@@ -22,6 +22,7 @@ use emulator::qemu::{Gic, Machine, Module, ModuleKind};
 use emulator::setup;
 use emulator::simclock::{self, Costs, Simulation};
 use emulator::size::mib;
+use emulator::standard_output::print_line;
 use linux::{Guest, Micro, Series};
 use records::words::Profile;
 
@@ -106,8 +107,7 @@ struct Results<'r> {
 /// Measures and shows it.
 pub fn measure(options: &BenchOptions) -> Result<u8, ToolError> {
     if let Some(json) = &options.json {
-        files::check(json)
-            .map_err(|error| ToolError::Usage(format!("--json {}: {error}", json.display())))?;
+        files::check_option("--json", json)?;
     }
     setup::rust_target()?;
     let emulator = setup::emulator()?;
@@ -131,9 +131,9 @@ pub fn measure(options: &BenchOptions) -> Result<u8, ToolError> {
     for vcpus in options.micro_vcpus() {
         bench.measure(*vcpus, &mut columns)?;
     }
-    print!("{}", table(&columns));
+    print_line(table(&columns).trim_end_matches('\n'));
     if let Some(exits) = table_of_exits(&columns) {
-        print!("\n{exits}");
+        print_line(format_args!("\n{}", exits.trim_end_matches('\n')));
     }
     if let Some(json) = &options.json {
         let results = Results {

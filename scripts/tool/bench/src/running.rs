@@ -26,6 +26,7 @@ use emulator::process;
 use emulator::qemu::{Machine, Module, ModuleKind};
 use emulator::session::marks::Marks;
 use emulator::simclock::Simulation;
+use emulator::standard_output::print_line;
 use estimate::{Job, work};
 use progress::MatrixProgress;
 
@@ -138,7 +139,7 @@ impl Measurement<'_> {
                 marks.take(printed);
             }
             if verbose {
-                println!("{text}");
+                print_line(text);
             }
         };
         let complain = |text: &str| {
@@ -253,7 +254,7 @@ impl Measurement<'_> {
         let verbose = self.options.verbose;
         let observe = |phase: &records::record::Phase| {
             if verbose {
-                progress.suspend(|| println!("{}: {phase}", beside.name));
+                progress.suspend(|| print_line(format_args!("{}: {phase}", beside.name)));
             }
         };
         match linux::run(&beside.kernel, self.emulator, &beside.test, observe) {

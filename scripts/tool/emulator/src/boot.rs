@@ -5,7 +5,9 @@
 //! ends no machine.
 
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::io::{self, Read};
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
@@ -39,6 +41,8 @@ pub enum End {
 /// The output of a machine until its end.
 #[derive(Clone, Debug)]
 pub struct Outcome {
+    /// The emulator, as it was started.
+    pub emulator: PathBuf,
     /// How it ended.
     pub end: End,
     /// The exit status that the hypervisor gave, if it came to that.
@@ -81,7 +85,7 @@ pub fn run(
     let mut group = Group::spawn(command)?;
     let mut watchdog = Watchdog::new(group.numbers(), limit);
     let events = follow(&mut group);
-    let mut outcome = Outcome::new();
+    let mut outcome = Outcome::new(command.get_program());
     let mut take = |event, watchdog: &mut Watchdog| match event {
         Event::Console(text) => {
             watchdog.line();
@@ -125,8 +129,9 @@ pub fn run(
 
 impl Outcome {
     /// Of a machine that has said nothing.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(emulator: &OsStr) -> Self {
         Self {
+            emulator: emulator.into(),
             end: End::EndedAfterStatus,
             status: None,
             records: Vec::new(),
@@ -187,14 +192,14 @@ impl Outcome {
 
     /// How a machine ended that gave no exit status.
     pub fn end_in_words(&self) -> String {
+        let ended = || {
+            let emulator = self.emulator.display();
+            format!("the emulator {emulator} ended without an exit status of the hypervisor")
+        };
         match self.end {
             End::TimedOut(reached) => format!("the machine was ended: {reached} of its own time"),
-            End::Ended(status) => {
-                format!("the emulator ended without an exit status of the hypervisor ({status})")
-            }
-            End::EndedAfterStatus => {
-                "the emulator ended without an exit status of the hypervisor".into()
-            }
+            End::Ended(status) => format!("{} ({status})", ended()),
+            End::EndedAfterStatus => ended(),
         }
     }
 
@@ -278,6 +283,10 @@ mod tests {
             LONG,
         );
         assert_eq!(outcome.status, None);
+        assert_eq!(
+            outcome.end_in_words(),
+            "the emulator sh ended without an exit status of the hypervisor (exit status: 1)"
+        );
         assert_eq!(outcome.errors, ["mode=x: unknown"]);
         assert_eq!(outcome.complaints, ["qemu: bad"]);
     }

@@ -5,7 +5,7 @@
 //! Each command is a process group of its own, which ends with the run, on Ctrl-C too.
 
 use std::ffi::OsStr;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
@@ -18,6 +18,7 @@ use crate::images::without_foreign_flags;
 use crate::process::Group;
 use crate::repository::repository;
 use crate::setup::{NIGHTLY, cargo};
+use crate::standard_output::print_line;
 
 /// The usual limit of a command without output. Each test that ends prints a line.
 const USUAL_LIMIT: Limit = Limit::silence(Duration::from_secs(15 * 60));
@@ -123,8 +124,7 @@ impl CargoCommand {
     pub fn run(mut self, mut line: impl FnMut(&str)) -> bool {
         self.command.stdout(Stdio::piped());
         let ended = follow(&mut self.command, self.limit, |text| {
-            // Standard output may be closed.
-            let _ = writeln!(io::stdout(), "{text}");
+            print_line(text);
             line(text);
             ControlFlow::Continue(())
         });

@@ -6,6 +6,8 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::error::ToolError;
+
 /// Replaces a file as a whole, unless it has these contents already; makes its folder if there is none. What isn't a plain
 /// file, a pipe or a terminal, is written to.
 ///
@@ -28,8 +30,16 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     if let Some(folder) = partial.parent() {
         fs::create_dir_all(folder)?;
     }
-    fs::write(&partial, contents)?;
-    fs::rename(&partial, real)
+    put(&partial, &real, contents)
+}
+
+/// Writes a file under the name `partial` first, of which nothing is left.
+fn put(partial: &Path, real: &Path, contents: &[u8]) -> io::Result<()> {
+    let written = fs::write(partial, contents).and_then(|()| fs::rename(partial, real));
+    if written.is_err() {
+        let _ = fs::remove_file(partial);
+    }
+    written
 }
 
 /// Checks that [`replace`] can write a file whose folder is there. It is left as it is, or isn't made.
@@ -37,7 +47,7 @@ pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
 /// # Errors
 ///
 /// The reason why it can't be written.
-pub fn check(path: &Path) -> io::Result<()> {
+fn check(path: &Path) -> io::Result<()> {
     let real = path.canonicalize().unwrap_or_else(|_| path.into());
     if real.exists() {
         OpenOptions::new().append(true).open(&real)?;
@@ -48,6 +58,33 @@ pub fn check(path: &Path) -> io::Result<()> {
     let partial = beside(&real);
     fs::write(&partial, [])?;
     fs::remove_file(partial)
+}
+
+/// Makes the folder that `option` names, if there is none.
+///
+/// # Errors
+///
+/// [`ToolError::Usage`] naming it.
+pub fn make_folder(option: &str, folder: &Path) -> Result<(), ToolError> {
+    fs::create_dir_all(folder).map_err(|error| {
+        let why = match error.kind() {
+            io::ErrorKind::AlreadyExists => "this is a file, and a folder is needed".to_string(),
+            _ => format!("the folder can't be made: {error}"),
+        };
+        ToolError::Usage(format!("{option} {}: {why}", folder.display()))
+    })
+}
+
+/// Checks that [`replace`] can write the file that `option` names.
+///
+/// # Errors
+///
+/// [`ToolError::Usage`] naming it.
+pub fn check_option(option: &str, file: &Path) -> Result<(), ToolError> {
+    check(file).map_err(|error| {
+        let file = file.display();
+        ToolError::Usage(format!("{option} {file}: it can't be written: {error}"))
+    })
 }
 
 /// The path of a file for this run of a tool, whose name has the number of this process. Whatever is there is removed when this is
@@ -153,6 +190,40 @@ mod tests {
             (count(folder.path()), count(&folder.path().join("made"))),
             (2, 1)
         );
+    }
+
+    #[test]
+    fn of_a_file_that_cant_be_written_no_part_is_left() {
+        let folder = TempDir::new().expect("room for a folder");
+        let (partial, real) = (folder.path().join(".file.1"), folder.path().join("file"));
+        fs::create_dir(&real).expect("the folder is ours");
+        assert!(put(&partial, &real, b"contents").is_err());
+        assert!(!partial.exists() && real.is_dir());
+    }
+
+    #[test]
+    fn what_an_option_names_and_cant_be_is_said_with_it() {
+        let folder = TempDir::new().expect("room for a folder");
+        let file = folder.path().join("file");
+        fs::write(&file, "").expect("the folder is ours");
+        let said = make_folder("--out", &file).expect_err("a file").to_string();
+        let says = format!(
+            "--out {}: this is a file, and a folder is needed",
+            file.display()
+        );
+        assert_eq!(said, says);
+        make_folder("--out", &folder.path().join("new/one")).expect("the folder is ours");
+        let below = file.join("x");
+        let said = make_folder("--out", &below)
+            .expect_err("below a file")
+            .to_string();
+        let says = format!("--out {}: the folder can't be made: ", below.display());
+        assert!(said.starts_with(&says), "{said}");
+        let said = check_option("--json", &below)
+            .expect_err("below a file")
+            .to_string();
+        let says = format!("--json {}: it can't be written: ", below.display());
+        assert!(said.starts_with(&says), "{said}");
     }
 
     #[test]

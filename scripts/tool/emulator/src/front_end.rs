@@ -5,10 +5,10 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use crate::error::{FAILED, USAGE};
-use crate::{process, repository};
+use crate::{process, repository, standard_output};
 
 /// Runs a command of this repository with the arguments of this process, the first of which is the executable. `command` gives
-/// the exit status.
+/// the exit status; if that is 0 and standard output was lost, it is [`FAILED`].
 pub fn run(command: impl FnOnce(&mut dyn Iterator<Item = OsString>) -> u8) -> ExitCode {
     if let Err(error) = process::end_groups_on_signals() {
         eprintln!("error: signals can't be handled: {error}");
@@ -20,7 +20,7 @@ pub fn run(command: impl FnOnce(&mut dyn Iterator<Item = OsString>) -> u8) -> Ex
         );
         return ExitCode::from(USAGE);
     }
-    ExitCode::from(command(&mut env::args_os().skip(1)))
+    ExitCode::from(standard_output::ended(command(&mut env::args_os().skip(1))))
 }
 
 /// The arguments of `script`, the first of which is its name.

@@ -28,3 +28,4 @@ pub mod session;
 pub mod setup;
 pub mod simclock;
 pub mod size;
+pub mod standard_output;

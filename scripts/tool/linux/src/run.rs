@@ -225,6 +225,7 @@ Clear dirty log over 2 iterations took 0.000236096s. (Avg 0.000118048s/iteration
 
     fn read(console: &str, options: &Test) -> Result<Record, ToolError> {
         let outcome = Outcome {
+            emulator: "qemu".into(),
             end: End::Ended(ExitStatus::from_raw(0)),
             status: None,
             records: Vec::new(),

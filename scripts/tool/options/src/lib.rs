@@ -3,7 +3,7 @@
 
 pub mod backing;
 pub mod cpu;
-mod kernel_files;
+pub mod kernel_files;
 pub mod linux;
 pub mod merging;
 pub mod refusal;
@@ -20,6 +20,8 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, CommandFactory, Parser};
 
 use self::backing::BackingOptions;
@@ -190,6 +192,9 @@ impl RunOptions {
     ) -> Result<Self, clap::Error> {
         let arguments: Vec<OsString> = arguments.into_iter().collect();
         let options = Self::try_parse_from(&arguments)?;
+        if options.linux.linux.is_some() && !options.linux.dirty_log {
+            check_unlogged(&arguments)?;
+        }
         if options.linux.is_wanted() && !options.linux.dirty_log {
             let strict = |option: Arg| option.conflicts_with_all(LOGGED);
             let command = Self::command();
@@ -271,6 +276,19 @@ impl RunOptions {
             None => Ok(workload),
         }
     }
+}
+
+/// Checks that these arguments, which are sound beside `--dirty-log`, have no option that means nothing without.
+fn check_unlogged(arguments: &[OsString]) -> Result<(), clap::Error> {
+    let mut command = RunOptions::command();
+    let matches = command.try_get_matches_from_mut(arguments)?;
+    let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let Some(id) = LOGGED.into_iter().find(|id| given(id)) else {
+        return Ok(());
+    };
+    let option = id.replace('_', "-");
+    let why = format!("--{option} with --linux needs --dirty-log");
+    Err(command.error(ErrorKind::MissingRequiredArgument, why))
 }
 
 impl WorkloadOptions {

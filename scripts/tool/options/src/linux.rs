@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::kernel_files::{
-    INITRD_ROOM, KERNEL_ROOM, check_firmware_file, check_initrd, check_kernel_file, check_length,
+    INITRD_ROOM, Initrd, KERNEL_ROOM, check_firmware_file, check_kernel_file, check_length,
 };
 use super::series::Series;
 use super::usage;
@@ -229,11 +229,11 @@ impl LinuxOptions {
             let debians = if self.has_kernel() { DEBIAN_ROOM } else { 0 };
             return Ok(firmware + debians);
         };
-        let initrd = match &self.initrd {
-            None => 0,
-            Some(path) => check_initrd("--initrd", path)?,
-        };
-        let kernel = check_kernel_file("--kernel", kernel, bytes, initrd, "--bytes")?;
+        let initrd = self.initrd.as_deref();
+        let initrd = initrd.map(|path| Initrd::check("--initrd", path));
+        let initrd = initrd.transpose()?;
+        let kernel = check_kernel_file("--kernel", kernel, bytes, initrd.as_ref(), "--bytes")?;
+        let initrd = initrd.map_or(0, |initrd| initrd.length);
         Ok(kernel.saturating_add(initrd).saturating_add(firmware))
     }
 }

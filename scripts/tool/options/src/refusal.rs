@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 
 use crate::Plan;
 use crate::shared::MachineOptions;
+use crate::typed::as_typed;
 use emulator::boot::Outcome;
 use emulator::size::Size;
 
@@ -12,6 +13,9 @@ use emulator::size::Size;
 const UNUSABLE: i32 = 1;
 /// The emulator's message if the host lacks the machine's RAM.
 const NO_MEMORY: &str = "cannot set up guest memory";
+
+/// The hypervisor's words for the end of a guest that asked for a reset.
+const RESET: &str = "the guest asked for a reset";
 
 /// The options of a machine that was started.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +47,18 @@ impl Started<'_> {
         Some(format!(
             "--cpu {cpu}: the machine doesn't boot: {silence}; it takes an arm64 CPU with EL2"
         ))
+    }
+
+    /// An error of the hypervisor's in the words of the options. Of a reset that ends a guest whose kernel was quiet, it says how the
+    /// user sees why.
+    pub fn as_typed(&self, error: &str) -> String {
+        let said = as_typed(error, self.machine.append.as_deref());
+        let workload = &self.plan.workload;
+        let is_quiet = workload.linux.is_some() && !workload.restarts && !self.machine.verbose;
+        match is_quiet && said.contains(RESET) {
+            true => format!("{said}; --verbose shows what its kernel said"),
+            false => said,
+        }
     }
 
     /// The user's options for the emulator, as typed.
@@ -150,6 +166,30 @@ mod tests {
             memory: options.mem,
         };
         started.why_nothing_ran(&outcome)
+    }
+
+    #[test]
+    fn a_reset_of_a_quiet_kernel_is_explained_by_another_option() {
+        let said = |error: &str, arguments: &[&str]| {
+            let all = ["scripts/run"].iter().chain(arguments);
+            let options = RunOptions::parse_arguments(all.map(OsString::from));
+            let options = options.expect("sound options");
+            let started = Started {
+                plan: &options.plan().expect("sound options"),
+                machine: &options.machine,
+                memory: options.mem,
+            };
+            started.as_typed(error)
+        };
+        let reset = "the guest ended too early: the guest asked for a reset";
+        let explained = format!("{reset}; --verbose shows what its kernel said");
+        assert_eq!(said(reset, &["--linux", "--exec=ls"]), explained);
+        assert_eq!(said(reset, &["--linux", "--dirty-log"]), explained);
+        assert_eq!(said(reset, &["--linux", "--exec=ls", "--verbose"]), reset);
+        assert_eq!(said(reset, &["--linux"]), reset);
+        assert_eq!(said(reset, &[]), reset);
+        let other = "the guest ended too early: the guest crashed";
+        assert_eq!(said(other, &["--linux", "--exec=ls"]), other);
     }
 
     const NO_RAM: &str =

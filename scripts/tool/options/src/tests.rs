@@ -248,6 +248,23 @@ fn a_guest_of_ones_own_replaces_the_benchmark() {
 }
 
 #[test]
+fn what_linux_has_when_its_writes_are_logged_says_that_they_arent() {
+    for (arguments, option) in [
+        (["--iterations", "4"], "--iterations"),
+        (["--split", "eager"], "--split"),
+        (["--json", "x"], "--json"),
+        (["--split-chunk", "2M"], "--split-chunk"),
+    ] {
+        let [first, second] = arguments;
+        let says = format!("{option} with --linux needs --dirty-log");
+        assert_eq!(refused(&["--linux", first, second]), says);
+        assert!(plan(&["--linux", "--dirty-log", first, second]).is_ok());
+    }
+    assert!(refused(&["--linux", "--write-percent=4"]).contains("cannot be used"));
+    assert!(refused(&["--kernel=x", "--iterations=4"]).contains("cannot be used"));
+}
+
+#[test]
 fn unknown_and_malformed_options_are_refused_in_one_line() {
     assert!(refused(&["--vcpu", "3"]).contains("--vcpu"));
     assert!(refused(&["stray"]).contains("stray"));

@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 use records::options::{DEVICE, PATHS, first_part, is_name};
 use records::words::{OnCrash, OnReset, Word};
 
-use super::kernel_files::{
-    INITRD_ROOM, KERNEL_ROOM, check_initrd, check_kernel_file, check_length,
-};
+use super::kernel_files::{INITRD_ROOM, Initrd, KERNEL_ROOM, check_kernel_file, check_length};
 use super::usage;
 use emulator::error::ToolError;
 use emulator::size::{self, Size, mib};
@@ -216,11 +214,15 @@ pub fn check_files(vms: &[Vm]) -> Result<u64, ToolError> {
             continue;
         };
         let option = |part: &str| format!("--vm {}: {part}=", vm.name());
-        let initrd = match &vm.initrd {
-            None => 0,
-            Some(path) => check_initrd(&option("initrd"), path)?,
-        };
-        check_kernel_file(&option("kernel"), kernel, vm.bytes, initrd, "bytes=")?;
+        let initrd = vm.initrd.as_deref();
+        let initrd = initrd.map(|path| Initrd::check(&option("initrd"), path));
+        check_kernel_file(
+            &option("kernel"),
+            kernel,
+            vm.bytes,
+            initrd.transpose()?.as_ref(),
+            "bytes=",
+        )?;
         for path in [Some(kernel), vm.initrd.as_ref()].into_iter().flatten() {
             if files.insert(path) {
                 let found =

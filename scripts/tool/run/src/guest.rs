@@ -20,9 +20,11 @@ use emulator::setup::cargo;
 use emulator::size::Size;
 use options::Plan;
 use options::RunOptions;
+use options::kernel_files::check_room_for_debian;
 use options::linux::{Firmware, LinuxOptions};
 use options::refusal::Started;
 use options::vms::Vm;
+use options::workload::Workload;
 
 /// The program that fetches Debian's kernel and makes the file system, and its package.
 const MAKER: &str = "linux-guest";
@@ -96,6 +98,24 @@ impl Files {
     /// How the guest marks its lines for the tool, if it is one of ours.
     pub fn token(&self) -> Option<&Token> {
         self.token.as_ref()
+    }
+
+    /// Checks that Debian's kernel has room in the guests that have it.
+    ///
+    /// # Errors
+    ///
+    /// [`ToolError::Usage`] naming the option of their memory.
+    pub fn check_room(&self, workload: &Workload) -> Result<(), ToolError> {
+        // Beside firmware the files have places of their own.
+        let (Some(made), Some(kernel), None) = (&self.made, &self.kernel, &self.firmware) else {
+            return Ok(());
+        };
+        let check = |option: &str, bytes| check_room_for_debian(option, bytes, kernel, made.path());
+        if workload.vms.is_empty() {
+            return check("--bytes ", workload.bytes);
+        }
+        let mut debians = workload.vms.iter().filter(|vm| vm.kernel.is_none());
+        debians.try_for_each(|vm| check(&format!("--vm {}: bytes=", vm.name()), vm.bytes))
     }
 
     /// The modules that the hypervisor finds them as, in a machine with so much RAM, and its words for them.
@@ -254,9 +274,7 @@ fn logs(options: &RunOptions, plan: &Plan) -> Result<Option<Logs>, ToolError> {
     };
     let vms = &plan.workload.vms;
     let only = vms.is_empty().then_some(ONLY_GUEST);
-    let logs = Logs::create(folder, vms.iter().map(Vm::name).chain(only));
-    let refused = |error| ToolError::Usage(format!("--console-log {}: {error}", folder.display()));
-    logs.map(Some).map_err(refused)
+    Logs::create(folder, vms.iter().map(Vm::name).chain(only)).map(Some)
 }
 
 /// Tells how it ended, and decides on the exit status.

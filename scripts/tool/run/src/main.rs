@@ -4,8 +4,7 @@ mod guest;
 mod table;
 
 use std::ffi::OsString;
-use std::fs;
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
@@ -27,6 +26,8 @@ use emulator::session::marks::Marks;
 use emulator::setup::system::{Package, System};
 use emulator::setup::{self, find_program};
 use emulator::simclock;
+use emulator::standard_output::{self, print_line};
+use options::kernel_files::read_whole;
 use options::refusal::Started;
 use options::{Plan, RunOptions, one_line, typed, usage};
 use records::image::GuestImage;
@@ -44,8 +45,8 @@ fn command(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let options = match RunOptions::parse_arguments(arguments) {
         Ok(options) => options,
         Err(error) if !error.use_stderr() => {
-            // `--help`. If nobody reads it, nobody misses it.
-            let _ = error.print();
+            // `--help`.
+            standard_output::note(error.print());
             return 0;
         }
         Err(error) => {
@@ -75,6 +76,9 @@ fn run(options: &RunOptions) -> Result<u8, ToolError> {
         true => Some(Files::prepare(&options.linux, load.as_deref())?),
         false => None,
     };
+    if let Some(files) = &linux {
+        files.check_room(&plan.workload)?;
+    }
     let mut marks = linux.as_ref().and_then(Files::token).map(Marks::new);
     let mut images = images::build(options.profile())?;
     if options.check {
@@ -177,21 +181,14 @@ fn ended_well(options: &RunOptions, plan: &Plan, marks: &Marks) -> Result<u8, To
 fn check_files(options: &RunOptions) -> Result<(), ToolError> {
     if let Some(guest) = &options.guest {
         let refused = |why: String| ToolError::Usage(format!("--guest {}: {why}", guest.display()));
-        let bytes = fs::read(guest).map_err(|error| refused(error.to_string()))?;
+        let bytes = read_whole("--guest", guest)?;
         check_image(&bytes).map_err(refused)?;
     }
     if let Some(folder) = &options.linux.console_log {
-        fs::create_dir_all(folder).map_err(|error| {
-            let why = match error.kind() {
-                ErrorKind::AlreadyExists => "this is a file, and a folder is needed".to_string(),
-                _ => error.to_string(),
-            };
-            ToolError::Usage(format!("--console-log {}: {why}", folder.display()))
-        })?;
+        files::make_folder("--console-log", folder)?;
     }
     if let Some(json) = &options.json {
-        files::check(json)
-            .map_err(|error| ToolError::Usage(format!("--json {}: {error}", json.display())))?;
+        files::check_option("--json", json)?;
     }
     Ok(())
 }
@@ -323,7 +320,7 @@ fn follow(
         if let Some(shown) = shown(line, text, options, is_reporting) {
             bar.suspend(|| print_line(shown));
         } else if let Some(printed) = printed {
-            bar.suspend(|| print_line(&format!("guest: {printed}")));
+            bar.suspend(|| print_line(format_args!("guest: {printed}")));
         }
     };
     let complain = |text: &str| {
@@ -374,11 +371,6 @@ fn shown<'a>(
     }
 }
 
-/// Prints a line on standard output, which may be closed.
-fn print_line(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
-}
-
 /// Whether the user asks the hypervisor for something else than a measurement.
 fn measures_nothing(options: &RunOptions) -> bool {
     typed::measures_nothing(options.machine.append.as_deref())
@@ -394,8 +386,7 @@ fn show_errors(started: &Started<'_>, outcome: &Outcome) -> Result<(), ToolError
         return Err(ToolError::Usage(why));
     }
     for line in &outcome.errors {
-        let append = started.machine.append.as_deref();
-        eprintln!("error: {}", typed::as_typed(line, append));
+        eprintln!("error: {}", started.as_typed(line));
     }
     // All of the console has been shown if that is wanted.
     let fatal = outcome.fatal.iter().filter(|_| !started.machine.verbose);
@@ -409,7 +400,7 @@ fn show_errors(started: &Started<'_>, outcome: &Outcome) -> Result<(), ToolError
 fn finish(plan: &Plan, results: &Kept<'_>, outcome: &Outcome) -> Result<u8, ToolError> {
     let options = results.options;
     if !results.records.is_empty() {
-        print_line(&format!("\n{}", comparison(&results.records)));
+        print_line(format_args!("\n{}", comparison(&results.records)));
     }
     let started = Started {
         plan,

@@ -10,7 +10,6 @@ mod step;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,7 @@ use emulator::error::{FAILED, ToolError, USAGE};
 use emulator::files;
 use emulator::repository::target_folder;
 use emulator::setup;
+use emulator::standard_output::{self, print_line};
 use options::one_line;
 use step::{Step, host_packages};
 
@@ -61,8 +61,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let options = match TestOptions::try_parse_from(arguments) {
         Ok(options) => options,
         Err(error) if !error.use_stderr() => {
-            // `--help`. If nobody reads it, nobody misses it.
-            let _ = error.print();
+            // `--help`.
+            standard_output::note(error.print());
             return 0;
         }
         Err(error) => {
@@ -72,7 +72,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     };
     match run(&options) {
         Ok(counts) => {
-            say(&format!(
+            print_line(format_args!(
                 "{} passed, {} failed",
                 counts.passed, counts.failed
             ));
@@ -99,11 +99,13 @@ fn run(options: &TestOptions) -> Result<Counts, ToolError> {
         let left = times.left(&steps[index..]);
         let left = left.map_or_else(String::new, |left| format!(", about {left} left"));
         let (heading, number, count) = (step.heading(), index + 1, steps.len());
-        say(&format!("\n== {heading} ({number} of {count}{left}) =="));
+        print_line(format_args!(
+            "\n== {heading} ({number} of {count}{left}) =="
+        ));
         let started = Instant::now();
         let counts = step.run(&host_packages, options.slow);
         let took = started.elapsed();
-        say(&format!(
+        print_line(format_args!(
             "-- {heading}: {} passed, {} failed, {} s",
             counts.passed,
             counts.failed,
@@ -112,7 +114,7 @@ fn run(options: &TestOptions) -> Result<Counts, ToolError> {
         times.took(*step, took);
         sum = sum.plus(counts);
     }
-    say("");
+    print_line("");
     Ok(sum)
 }
 
@@ -148,11 +150,6 @@ impl Times {
             let _ = files::replace(&self.path, &text);
         }
     }
-}
-
-/// Prints a line on standard output, which may be closed.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::error::ToolError;
+
 /// The files in a folder.
 #[derive(Debug)]
 pub struct Logs {
@@ -19,12 +21,18 @@ impl Logs {
     ///
     /// # Errors
     ///
-    /// If one of them can't be written.
-    pub fn create<'n>(folder: &Path, names: impl IntoIterator<Item = &'n str>) -> io::Result<Self> {
-        fs::create_dir_all(folder)?;
+    /// [`ToolError::Usage`] naming the one of them, or the folder, that can't be written.
+    pub fn create<'n>(
+        folder: &Path,
+        names: impl IntoIterator<Item = &'n str>,
+    ) -> Result<Self, ToolError> {
+        let refused = |path: &Path, error| ToolError::Usage(unwritable(path, &error));
+        fs::create_dir_all(folder).map_err(|error| refused(folder, error))?;
         let mut files = BTreeMap::new();
         for name in names {
-            files.insert(name.to_string(), File::create(file(folder, name))?);
+            let path = file(folder, name);
+            let made = File::create(&path).map_err(|error| refused(&path, error))?;
+            files.insert(name.to_string(), made);
         }
         Ok(Self {
             folder: folder.into(),
@@ -39,8 +47,7 @@ impl Logs {
             return;
         };
         if let Err(error) = log.write_all(bytes) {
-            let path = file(&self.folder, name);
-            self.failed = Some(format!("{}: {error}", path.display()));
+            self.failed = Some(unwritable(&file(&self.folder, name), &error));
         }
     }
 
@@ -48,6 +55,10 @@ impl Logs {
     pub fn failure(&self) -> Option<&str> {
         self.failed.as_deref()
     }
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> String {
+    format!("--console-log {}: {error}", path.display())
 }
 
 fn file(folder: &Path, name: &str) -> PathBuf {
@@ -79,7 +90,27 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cant_be_is_an_error() {
-        assert!(Logs::create(Path::new("/dev/null/logs"), ["a"]).is_err());
+    fn what_cant_be_written_is_named_with_its_option() {
+        let said = Logs::create(Path::new("/dev/null/logs"), ["a"]).expect_err("no folder");
+        let said = said.to_string();
+        assert!(said.starts_with("--console-log /dev/null/logs: "), "{said}");
+        let folder = TempDir::new().expect("room for a folder");
+        let taken = folder.path().join("a.log");
+        fs::create_dir(&taken).expect("the folder is ours");
+        let said = Logs::create(folder.path(), ["b", "a"]).expect_err("a folder");
+        let says = format!("--console-log {}: Is a directory", taken.display());
+        assert!(said.to_string().starts_with(&says), "{said}");
+    }
+
+    #[test]
+    fn a_full_disk_is_said_of_the_file_and_its_option() {
+        let folder = TempDir::new().expect("room for a folder");
+        let full = folder.path().join("a.log");
+        std::os::unix::fs::symlink("/dev/full", &full).expect("the folder is ours");
+        let mut logs = Logs::create(folder.path(), ["a"]).expect("it can be opened");
+        logs.add("a", b"lost");
+        let says = format!("--console-log {}: No space left", full.display());
+        let said = logs.failure().expect("it is full");
+        assert!(said.starts_with(&says), "{said}");
     }
 }

@@ -105,7 +105,7 @@ pub fn run(
     let taking = take_input(&mut group, guest, &sender);
     drop(sender);
     let mut machine = Running {
-        outcome: Outcome::new(),
+        outcome: Outcome::new(command.get_program()),
         splitter: Splitter::default(),
         command: None,
         by_user: false,

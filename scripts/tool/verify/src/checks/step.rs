@@ -5,7 +5,6 @@ use std::process::{Command, Stdio};
 use clap::ValueEnum;
 
 use super::counts::{Counts, check, failed, tests};
-use super::say;
 use crate::instructions;
 use crate::mutants;
 use crate::trace;
@@ -15,6 +14,7 @@ use emulator::images;
 use emulator::repository::repository;
 use emulator::setup::{self, TARGET, cargo};
 use emulator::simclock;
+use emulator::standard_output::print_line;
 use records::words::Profile;
 
 /// The packages for the bare-metal target, in groups that are built together. The groups are checked apart, or they would share
@@ -211,7 +211,7 @@ fn counted() -> Counts {
             true => ("ok", Counts::PASSED),
             false => ("TOO MUCH", Counts::FAILED),
         };
-        say(&format!("{} ... {verdict}", finding.text));
+        print_line(format_args!("{} ... {verdict}", finding.text));
         counts = counts.plus(count);
     });
     match measured {
@@ -229,7 +229,7 @@ fn traced() -> Counts {
             Some(true) => (" ... ok", Counts::PASSED),
             Some(false) => (" ... TOO MUCH", Counts::FAILED),
         };
-        say(&format!("{}{verdict}", finding.text));
+        print_line(format_args!("{}{verdict}", finding.text));
         counts = counts.plus(count);
     });
     match measured {
@@ -296,7 +296,7 @@ fn simulated_clock() -> Counts {
     let counts = on_linux(|| tests(built_in_simclock(["test", "--no-fail-fast"])));
     let supported = setup::emulator().and_then(|emulator| simclock::is_supported(&emulator));
     if let Err(reason) = supported {
-        say(&format!("skipped under QEMU: {reason}"));
+        print_line(format_args!("skipped under QEMU: {reason}"));
         return counts;
     }
     // One machine at a time: each keeps all cores of a small host busy.

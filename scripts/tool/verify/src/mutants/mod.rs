@@ -11,7 +11,7 @@ pub mod suites;
 pub mod tree;
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use self::suites::{SUITES, Verdict};
 use self::tree::Tree;
 use emulator::error::{FAILED, ToolError, USAGE};
 use emulator::repository::{Files, repository, snapshot, target_folder};
+use emulator::standard_output::{self, print_line};
 use options::one_line;
 
 /// Puts deliberate bugs into a copy of the sources, one at a time, and shows that a test catches each of them.
@@ -56,8 +57,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let options = match MutateOptions::try_parse_from(arguments) {
         Ok(options) => options,
         Err(error) if !error.use_stderr() => {
-            // `--help`. If nobody reads it, nobody misses it.
-            let _ = error.print();
+            // `--help`.
+            standard_output::note(error.print());
             return 0;
         }
         Err(error) => {
@@ -69,7 +70,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         list().map(|()| 0)
     } else {
         run(&options).map(|tally| {
-            say(&format!("\n{tally}"));
+            print_line(format_args!("\n{tally}"));
             if tally.is_clean() { 0 } else { FAILED }
         })
     };
@@ -93,7 +94,7 @@ fn list() -> Result<(), ToolError> {
     let files = sources()?;
     for mutant in &mutants {
         let stale = mutant.apply(&files).is_err();
-        say(&format!(
+        print_line(format_args!(
             "{:32} rule {:2}  {}{}",
             mutant.name,
             mutant.rule,
@@ -136,7 +137,7 @@ fn run(options: &MutateOptions) -> Result<Tally, ToolError> {
         judged.push(result);
     }
     workshop.bar.finish_and_clear();
-    say(&format!("\n{}", report::table(&judged)));
+    print_line(format_args!("\n{}", report::table(&judged)));
     if let Some(document) = document {
         document.write(&judged)?;
     }
@@ -180,7 +181,7 @@ impl Workshop {
         let baseline = Baseline::measure(&tree, &build, &folder.join("baseline.json"), |suite| {
             bar.set_message(format!("without a mutant: {suite}"));
         })?;
-        bar.suspend(|| say(&format!("without a mutant: {}", baseline.describe())));
+        bar.suspend(|| print_line(format_args!("without a mutant: {}", baseline.describe())));
         Ok(Self {
             tree,
             build,
@@ -230,7 +231,7 @@ impl Workshop {
         } = judged;
         self.bar.inc(1);
         self.bar.suspend(|| {
-            say(&format!(
+            print_line(format_args!(
                 "{:32} {}, {} s",
                 mutant.name,
                 outcome.describe(),
@@ -261,11 +262,6 @@ fn progress_bar(mutants: usize) -> ProgressBar {
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.enable_steady_tick(Duration::from_millis(250));
     bar
-}
-
-/// Prints a line on standard output, which may be closed.
-fn say(line: &str) {
-    let _ = writeln!(io::stdout(), "{line}");
 }
 
 #[cfg(test)]
