@@ -213,3 +213,34 @@ fn a_flood_of_sgis_leaves_room_for_others() {
     left.dedup();
     assert_eq!(left, (0..16).collect::<Vec<u32>>());
 }
+
+/// A list register whose interrupt the guest has ended holds nothing for it: raised again, it comes where it is routed by now,
+/// and nowhere while its group is off.
+#[test]
+fn an_edge_that_is_raised_again_goes_where_it_may() {
+    let mut world = World::ready(2, 4);
+    world.set_edge(33, true);
+    world.enable(0, 33);
+    let again = |world: &mut World| {
+        world.pulse(33);
+        assert_eq!(world.take(0), Some(33));
+        // Nobody has looked at the end.
+        assert!(!world.cpus[0].hw.wants_maintenance());
+    };
+    again(&mut world);
+    world.pulse(33);
+    assert_eq!(world.take(0), Some(33), "where it was");
+    again(&mut world);
+    world.write(1, D, 0x6000 + 8 * 33, 1);
+    world.pulse(33);
+    assert_eq!(world.acknowledge(0), None);
+    assert_eq!(world.take(1), Some(33));
+    world.write(1, D, 0x6000 + 8 * 33, 0);
+    world.settle();
+    again(&mut world);
+    world.write(1, D, 0, 1);
+    world.pulse(33);
+    assert_eq!(world.acknowledge(0), None);
+    world.write(1, D, 0, 3);
+    assert_eq!(world.take(0), Some(33));
+}
