@@ -33,7 +33,8 @@
 //! - **V10 By hand.** Active and pending state of an interrupt that another vCPU owns is changed by messages, and read after it has
 //!   answered (SYNC). The wait is bounded, and serves the own door meanwhile; then the guest executes the access again ([`Again`]).
 //! - **V11 End.** The end of an interrupt is no work: its claim is released when somebody looks. What was active without a list
-//!   register is counted by hardware (EOIcount), and is served first after an exit. With EOImode 1 DIR traps where it can, and
+//!   register is counted by hardware (EOIcount), and is served first after an exit: by the priority at which the guest has acknowledged
+//!   it, and only if EOImode is 0 by then, as QEMU counts ends that deactivate nothing, too. With EOImode 1 DIR traps where it can, and
 //!   nothing that is counted is an end.
 //! - **V12 Overflow.** The most urgent are in list registers, pending before active. Maintenance interrupts are asked for only while
 //!   something that could be loaded waits.

@@ -19,7 +19,7 @@ const HCCD: u64 = 1 << 23;
 /// PMCR_EL0.N.
 const PMCR_N_SHIFT: u32 = 11;
 /// All counters, for the registers that have a bit for each.
-const ALL: u64 = 0xffff_ffff;
+const ALL: u64 = u64::MAX;
 
 /// MDCR_EL2's bits about the PMU while no guest has it: all accesses trap, and all counters are EL1's.
 pub(crate) fn traps(features: &CpuFeatures) -> u64 {

@@ -174,8 +174,14 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
             let without = |state: State| state.without(job).with_progress(0);
             return done.then(|| its.queue.advance(without));
         }
-        let index = state.reader();
-        let Some(words) = its.command(index, memory) else {
+        let (index, count) = (state.reader(), its.queue_length());
+        // A queue that ends before what is written of it would never be empty.
+        let words = if state.writer() < count {
+            its.command(index, memory)
+        } else {
+            None
+        };
+        let Some(words) = words else {
             let stalled = |state: State| state.with(State::STALLED).with_progress(0);
             return Some(its.queue.advance(stalled));
         };
@@ -184,7 +190,6 @@ impl<H: VirtualInterface, K: FnMut(usize)> Local<'_, H, K> {
         let done =
             command.is_none_or(|command| self.execute(its, command, budget, memory) == Done::Whole);
         done.then(|| {
-            let count = its.queue_length();
             let next = (index + 1).checked_rem(count).unwrap_or(0);
             its.queue
                 .advance(|state| state.with_reader(next).with_progress(0))

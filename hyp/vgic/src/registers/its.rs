@@ -170,8 +170,9 @@ impl Its {
 
     /// The guest writes CWRITER. Returns the queue's state, if the caller has BUSY from now on.
     fn write_writer(&self, part: Part, value: u64) -> Option<State> {
-        let length = self.queue_length();
         self.queue.begin_with(|state| {
+            // Looked at again with each try: another vCPU may give the queue a new place and length meanwhile.
+            let length = self.queue_length();
             let value = part.with(state.writer() << INDEX_SHIFT, value);
             let writer = (value & 0xf_ffff) >> INDEX_SHIFT;
             let written = state.with_writer(writer);

@@ -114,6 +114,23 @@ proptest! {
         prop_assert_eq!(taken(&mut other), taken(&mut its));
     }
 
+    /// As when a stream of a migration has them in the wrong order.
+    #[test]
+    fn a_queue_that_ends_before_what_is_written_stalls(writer in 128_u64..0x8000, reader in 0_u64..128) {
+        let mut its = Its::new(VCPUS, 4);
+        let base = its.world.vgic.save(0, ITS, CBASER, Width::Double);
+        (0..VCPUS).for_each(|vcpu| its.world.put(vcpu));
+        for (offset, value) in [(CTLR, 0), (CBASER, base | 0xff), (CWRITER, writer << 5), (CREADR, reader << 5), (CBASER, base & !0xff), (CTLR, 1)] {
+            its.world.vgic.restore(0, ITS, offset, Width::Double, value);
+        }
+        its.world.load(0);
+        // Whoever polls executes.
+        let read = its.world.read_sized(0, ITS, CREADR, Width::Double);
+        prop_assert_eq!(read & 1, 1, "it has stalled: {:#x}", read);
+        its.world.settle();
+        prop_assert!(!its.world.cpus[0].own.needs_look(&its.world.vgic));
+    }
+
     /// A stream of a migration is an allegation, too.
     #[test]
     fn whatever_is_restored_does_no_harm(numbers in vec((0_u8..5, any::<[u32; 4]>(), 0_u8..2), 0..20), registers in vec((0_usize..6, any::<u64>()), 0..10)) {
